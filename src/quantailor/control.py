@@ -1,0 +1,29 @@
+"""How long work reports progress and learns that it should stop.
+
+Work calls `check` at points where stopping loses nothing, and `advance` when a unit is finished. Who runs
+the work decides what both do: a job writes them to the store, a test counts, a script ignores them.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Control(Protocol):
+    """What long work needs from whoever runs it."""
+
+    def check(self) -> None:
+        """Return, or raise `errors.Paused` or `errors.Cancelled` if somebody asked for that."""
+
+    def advance(self, done: float, total: float, message: str = "") -> None:
+        """Say that `done` of `total` units are finished; `message` names the current thing."""
+
+
+class NullControl:
+    """Never stops, reports to nobody."""
+
+    def check(self) -> None:
+        """Nothing asks this work to stop."""
+
+    def advance(self, done: float, total: float, message: str = "") -> None:
+        """Nobody is listening."""

@@ -1,0 +1,1 @@
+"""The native boundary: the only ctypes in the project."""

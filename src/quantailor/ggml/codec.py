@@ -1,0 +1,102 @@
+"""Quantize and dequantize rows with ggml's own code.
+
+The C calls release the GIL, so callers get parallelism from threads; each call here runs in one. Rows are
+independent in every ggml type, so any split into rows gives the same bytes.
+
+ggml ends the process on some inputs instead of reporting them. What could reach such an assertion is refused
+here first: wrong shapes, a missing importance vector where the type needs one, and weights or importances
+that are not finite or so large that their weighted squares overflow float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from quantailor.errors import ImatrixError, NonFiniteWeightError, TypeUnavailableError
+from quantailor.ggml import library
+from quantailor.qtypes import QType
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+MAX_ABS_WEIGHT = 1e6
+"""Largest weight we pass on; block scales are float16 and squares are summed in float32."""
+MAX_IMPORTANCE = 1e20
+
+
+def check_weights(values: Floats, name: str) -> None:
+    """Raise NonFiniteWeightError when `values` holds NaN, Inf or weights beyond `MAX_ABS_WEIGHT`."""
+    largest = float(np.max(np.abs(values), initial=0.0))
+    if largest <= MAX_ABS_WEIGHT:
+        return
+    n_bad = int(np.count_nonzero(~np.isfinite(values)))
+    if n_bad:
+        raise NonFiniteWeightError(f"{name} has {n_bad} weights that are NaN or Inf", remedy="Get an intact copy of the model")
+    raise NonFiniteWeightError(f"{name} has a weight of {largest:g}, too large for quantization", remedy="Get an intact copy of the model")
+
+
+def check_importance(importance: Floats, name: str) -> None:
+    """Raise ImatrixError when an importance is negative, not finite or beyond `MAX_IMPORTANCE`."""
+    bad = ~((importance >= 0) & (importance <= MAX_IMPORTANCE))
+    if bad.any():
+        value = float(importance[bad].flat[0])
+        raise ImatrixError(f"the importance matrix has the value {value:g} for {name}", remedy="Compute it again")
+
+
+def quantize(values: Floats, qtype: QType, importance: Floats | None = None) -> Bytes:
+    """Quantize rows as `llama-quantize` does.
+
+    Args:
+        values: weights, (n_rows, n_cols), C-contiguous, already checked with `check_weights`.
+        qtype: the type to write.
+        importance: E[x^2] per column, (n_cols,), already checked; None quantizes without weights.
+
+    Returns:
+        The rows' bytes, (n_rows, row_bytes).
+
+    Raises:
+        TypeUnavailableError: the block does not divide the row, or the type needs an importance vector.
+    """
+    n_rows, n_cols = values.shape
+    out = np.empty((n_rows, qtype.row_bytes(n_cols)), dtype=np.uint8)
+    source = np.ascontiguousarray(values, dtype=np.float32)
+    if qtype.aborts_without_imatrix and importance is None:
+        raise TypeUnavailableError(f"{qtype.name} cannot be written without an importance vector")
+    weights = None
+    if importance is not None:
+        if importance.shape != (n_cols,):
+            raise ImatrixError(f"importance of shape {importance.shape} for rows of {n_cols} weights")
+        weights = np.ascontiguousarray(importance, dtype=np.float32)
+    if n_rows:
+        library.load().ggml.ggml_quantize_chunk(
+            qtype.id, source.ctypes.data, out.ctypes.data, 0, n_rows, n_cols, None if weights is None else weights.ctypes.data
+        )
+    return out
+
+
+def dequantize(data: npt.NDArray[Any], qtype: QType, n_cols: int) -> Floats:
+    """Turn rows of `qtype` back into weights: (n_rows, row_bytes) bytes -> (n_rows, n_cols) float32.
+
+    Raises:
+        TypeUnavailableError: the bytes are no whole number of rows.
+    """
+    flat = np.ascontiguousarray(data).view(np.uint8).reshape(-1)
+    row_bytes = qtype.row_bytes(n_cols)
+    if flat.size % row_bytes:
+        raise TypeUnavailableError(f"{flat.size} bytes are no whole number of {qtype.name} rows of {row_bytes} bytes")
+    out = np.empty((flat.size // row_bytes, n_cols), dtype=np.float32)
+    if qtype.name == "F32":
+        out.view(np.uint8).reshape(-1)[:] = flat
+    elif out.size:
+        traits = library.load().ggml.ggml_get_type_traits(qtype.id).contents
+        traits.to_float(flat.ctypes.data, out.ctypes.data, out.size)
+    return out
+
+
+def is_valid(data: Bytes, qtype: QType) -> bool:
+    """Whether ggml accepts these bytes as rows of `qtype` (no NaN or Inf in the scales)."""
+    flat = np.ascontiguousarray(data).reshape(-1)
+    return bool(library.load().ggml.ggml_validate_row_data(qtype.id, flat.ctypes.data, flat.size))

@@ -1,0 +1,118 @@
+"""The protocol of a model source, its fingerprint, and a small in-memory source for tests and experiments.
+
+Every source shows a model as llama.cpp would hold it: GGUF tensor names, GGUF metadata, rows as ggml stores
+them. A Hugging Face directory is therefore converted on the way, row by row, and whoever reads rows need not
+know where they come from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from quantailor.errors import TensorNotFoundError
+from quantailor.ggml import codec, library
+from quantailor.records import MetadataValue, TensorInfo
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+
+@runtime_checkable
+class ModelSource(Protocol):
+    """A model whose tensors can be read row by row, from any thread."""
+
+    @property
+    def name(self) -> str:
+        """A short name for people: `general.name`, or the file or directory name."""
+
+    @property
+    def location(self) -> str:
+        """The path it was opened from."""
+
+    @property
+    def architecture(self) -> str:
+        """`general.architecture`, for example "llama"."""
+
+    @property
+    def metadata(self) -> Mapping[str, MetadataValue]:
+        """All GGUF metadata in file order, without `GGUF.*` header fields."""
+
+    @property
+    def tensors(self) -> Sequence[TensorInfo]:
+        """All tensors in file order."""
+
+    def tensor(self, name: str) -> TensorInfo:
+        """One tensor's description; raises TensorNotFoundError."""
+
+    def raw_rows(self, name: str, start: int, stop: int) -> Bytes:
+        """Rows [start, stop) (counted over all slices) as stored: (stop - start, row_bytes)."""
+
+    def rows(self, name: str, start: int, stop: int) -> Floats:
+        """The same rows as weights: (stop - start, n_cols) float32, a fresh array."""
+
+    def close(self) -> None:
+        """Release files and maps."""
+
+
+_SAMPLED_BYTES = 4096
+
+
+def fingerprint(source: ModelSource) -> str:
+    """SHA-256 over the architecture's metadata, the tensor list and three samples of every tensor's bytes.
+
+    Equal for a Hugging Face directory and the base converted from it, and independent of tensor order;
+    reads at most 12 KiB per tensor.
+    """
+    digest = hashlib.sha256()
+    prefix = f"{source.architecture}."
+    for key in sorted(key for key in source.metadata if key.startswith(prefix)):
+        digest.update(f"{key}={source.metadata[key].value!r}\n".encode())
+    for tensor in sorted(source.tensors, key=lambda info: info.name):
+        digest.update(f"{tensor.name} {tensor.shape} {tensor.type_name}\n".encode())
+        for row in sorted({0, tensor.n_rows // 2, max(0, tensor.n_rows - 1)}):
+            if row < tensor.n_rows:
+                digest.update(source.raw_rows(tensor.name, row, row + 1).reshape(-1)[:_SAMPLED_BYTES].tobytes())
+    return digest.hexdigest()
+
+
+@dataclass
+class MemorySource:
+    """A model held in memory: `MemorySource({"blk.0.attn_q.weight": array})`. Arrays are float32 or float16."""
+
+    arrays: Mapping[str, npt.NDArray[np.floating]]
+    architecture: str = "llama"
+    name: str = "in memory"
+    location: str = ":memory:"
+    metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> Sequence[TensorInfo]:
+        return [self.tensor(name) for name in self.arrays]
+
+    def tensor(self, name: str) -> TensorInfo:
+        array = self._array(name)
+        return TensorInfo(name, tuple(array.shape), "F16" if array.dtype == np.float16 else "F32", array.nbytes)
+
+    def raw_rows(self, name: str, start: int, stop: int) -> Bytes:
+        array = self._array(name)
+        rows = np.ascontiguousarray(array.reshape(-1, array.shape[-1])[start:stop])
+        return rows.view(np.uint8).reshape(len(rows), -1)
+
+    def rows(self, name: str, start: int, stop: int) -> Floats:
+        info = self.tensor(name)
+        return codec.dequantize(self.raw_rows(name, start, stop), library.types()[info.type_name], info.n_cols)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def _array(self, name: str) -> npt.NDArray[np.floating]:
+        try:
+            return self.arrays[name]
+        except KeyError:
+            raise TensorNotFoundError(f"{self.location} has no tensor {name}") from None

@@ -1,0 +1,301 @@
+"""The plain records that travel between rooms. All are frozen; none knows a file, a database or ggml.
+
+Shapes follow numpy: slowest dimension first, so a matrix is `(n_rows, n_cols)` and a layer's experts are
+`(n_experts, n_rows, n_cols)`. (ggml's `ne` is the reverse.) Sizes are bytes, errors are in weight units
+unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+_BLOCK_NAME = re.compile(r"^blk\.(\d+)\.(.+?)(?:\.(?:weight|bias))?$")
+
+Basis = Literal["ranking only", "probes"]
+"""What a damage figure rests on: weight error alone (it ranks mixes), or measured probes (nats)."""
+
+
+def layer_of(tensor_name: str) -> int | None:
+    """The block number in a GGUF tensor name, or None outside the blocks."""
+    match = _BLOCK_NAME.match(tensor_name)
+    return int(match.group(1)) if match else None
+
+
+def role_of(tensor_name: str) -> str:
+    """What a tensor does, without its block: `blk.3.attn_q.weight` -> `attn_q`, `output.weight` -> `output`."""
+    match = _BLOCK_NAME.match(tensor_name)
+    if match:
+        return match.group(2)
+    return re.sub(r"\.(weight|bias)$", "", tensor_name)
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataValue:
+    """One GGUF metadata value: its type name as gguf-py spells it in lower case ("uint32", "string", "array")."""
+
+    value_type: str
+    value: bool | int | float | str | tuple[bool | int | float | str, ...]
+    element_type: str | None = None
+    """The type of an array's elements; None for a scalar."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor of a model as its source holds it."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_name: str
+    size_bytes: int
+
+    @property
+    def n_cols(self) -> int:
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def n_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all slices together."""
+        return self.n_elements // self.n_cols if self.n_cols else 0
+
+    @property
+    def n_slices(self) -> int:
+        """Matrices stacked in this tensor: the number of experts, or 1."""
+        return math.prod(self.shape[:-2]) if len(self.shape) > 2 else 1
+
+    @property
+    def rows_per_slice(self) -> int:
+        return self.n_rows // self.n_slices if self.n_slices else 0
+
+    @property
+    def role(self) -> str:
+        return role_of(self.name)
+
+    @property
+    def layer(self) -> int | None:
+        return layer_of(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightError:
+    """What one type does to one tensor; see METHODS 1 and `analysis.weight_error` for the definitions.
+
+    A cell that cannot be measured has `unavailable` set and no figures. `n_rows_measured < n_rows_total`
+    means sampled: then the `*_se` fields hold standard errors and `max_abs_error` is a lower bound.
+    """
+
+    tensor: str
+    type_name: str
+    size_bytes: int
+    bits_per_weight: float
+    n_rows_measured: int = 0
+    n_rows_total: int = 0
+    rmse: float | None = None
+    max_abs_error: float | None = None
+    relative_mse: float | None = None
+    sqnr_db: float | None = None
+    weighted_mse: float | None = None
+    output_error: float | None = None
+    rmse_se: float = 0.0
+    relative_mse_se: float = 0.0
+    weighted_mse_se: float = 0.0
+    output_error_se: float = 0.0
+    error_quantiles: tuple[float, ...] = ()
+    """p50, p90, p95, p99, p99.9 of abs(dW)."""
+    error_quantiles_se: tuple[float, ...] = ()
+    histogram: tuple[float, ...] = ()
+    """64 bins of abs(dW), as shares of all weights; edges are `analysis.weight_error.HISTOGRAM_EDGES` x rms(W)."""
+    n_unseen_experts: int = 0
+    unavailable: str | None = None
+    definition_version: int = 1
+
+    @property
+    def sampled(self) -> bool:
+        return self.n_rows_measured < self.n_rows_total
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One type that a tensor may take, as the strategy room sees it."""
+
+    type_name: str
+    size_bytes: int
+    bits_per_weight: float
+    damage: float
+    """What the objective adds up; without probes `relative_mse x elements`."""
+    relative_mse: float = 0.0
+    weighted_mse: float = 0.0
+    rmse: float = 0.0
+    max_abs_error: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TensorCells:
+    """A tensor with every type it may take; `cells` are in no particular order and never empty."""
+
+    name: str
+    n_elements: int
+    cells: tuple[Cell, ...]
+    importance: float = 0.0
+    """Share of the model's damage that this tensor would do at one common type, 0 to 1; see METHODS 5."""
+
+    @property
+    def role(self) -> str:
+        return role_of(self.name)
+
+    @property
+    def layer(self) -> int | None:
+        return layer_of(self.name)
+
+    def cell(self, type_name: str) -> Cell:
+        """The cell of a type; KeyError where the tensor has none."""
+        for cell in self.cells:
+            if cell.type_name == type_name:
+                return cell
+        raise KeyError(f"{self.name} has no cell for {type_name}")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorChoice:
+    """The type one tensor gets, and why."""
+
+    name: str
+    type_name: str
+    reason: str
+    damage: float = 0.0
+    pinned: bool = False
+    knee: str | None = None
+    """This tensor's own knee, as a diagnostic."""
+    price_range: tuple[float, float] | None = None
+    """Prices (damage per byte) between which the optimum keeps this choice; the upper end may be infinite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a strategy will give, before it is built."""
+
+    file_size_bytes: int
+    tensor_bytes: int
+    bits_per_weight: float
+    """8 x tensor bytes / weights, over all tensors of the file."""
+    damage: float
+    basis: Basis = "ranking only"
+    kld_nats: float | None = None
+    kld_interval_nats: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """Which type each quantizable tensor gets, and everything needed to know where that came from."""
+
+    model_fingerprint: str
+    model_name: str
+    architecture: str
+    method: str
+    """"optimal", "knee", "greedy", "bins", "preset" or "manual"."""
+    tensors: tuple[TensorChoice, ...]
+    target: Mapping[str, str | int | float] = field(default_factory=dict)
+    """What was asked for, e.g. {"size_bytes": 4500000000} or {"bits_per_weight": 4.5} or {"like": "Q4_K_M"}."""
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    """The method's own options and the constraints, as plain data."""
+    inputs: Mapping[str, str | int | float | None] = field(default_factory=dict)
+    """Where the figures came from: imatrix fingerprint, measurement mode, program version."""
+    basis: Basis = "ranking only"
+    prediction: Prediction | None = None
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Tensor name -> type name."""
+        return {choice.name: choice.type_name for choice in self.tensors}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its standard error."""
+
+    value: float
+    se: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkScore:
+    """One chunk's sums over its scored tokens; verdicts are made of these, so they are what is stored.
+
+    `kld_*` and `top_agreement` compare with the base; for the base itself they are 0 and n_tokens.
+    """
+
+    index: int
+    n_tokens: int
+    nll_sum: float
+    """Sum of -ln p(token), nats."""
+    kld_sum: float
+    """Sum of KL(base || model), nats."""
+    top_agreement: int
+    """Tokens whose most likely successor is the same in both."""
+    dp_square_sum: float
+    """Sum of (p_model(token) - p_base(token))^2."""
+    klds: tuple[float, ...] = ()
+    """Every scored token's KLD, nats, for quantiles."""
+
+
+@dataclass(frozen=True, slots=True)
+class FidelityStatistics:
+    """Perplexity and KL divergence of one file against the base; standard errors are over chunks."""
+
+    n_chunks: int
+    n_tokens: int
+    perplexity: Estimate
+    ln_ppl_ratio: Estimate
+    """ln(PPL / PPL_base), paired by chunk."""
+    kld_mean: Estimate
+    kld_median: float
+    kld_p99: float
+    kld_p999: float
+    kld_max: float
+    top_agreement: Estimate
+    rms_dp: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Ours against one reference: ln(KLD_ours / KLD_reference) with a paired bootstrap interval over chunks."""
+
+    reference: str
+    ln_kld_ratio: float
+    interval: tuple[float, float]
+    size_ratio: float
+    """Our bytes / the reference's bytes."""
+    outcome: Literal["better", "no better", "worse"]
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictRow:
+    """One file in a verdict: the base, ours, or a reference."""
+
+    label: str
+    kind: Literal["base", "ours", "reference"]
+    size_bytes: int
+    bits_per_weight: float
+    statistics: FidelityStatistics
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What verification found."""
+
+    model_fingerprint: str
+    corpus_name: str
+    corpus_sha256: str
+    n_ctx: int
+    rows: tuple[VerdictRow, ...]
+    comparisons: tuple[Comparison, ...]
+    floor_kld_nats: float
+    """KLD of the unmodified base through the same pipeline."""
+    sentence: str
