@@ -142,9 +142,7 @@ def needs_imatrix(tensor_name: str, type_name: str) -> bool:
     return type_name in IMATRIX_REQUIRED and tensor_name not in IMATRIX_EXEMPT
 
 
-def unavailable(
-    tensor: TensorInfo, qtype: QType, *, architecture: str, has_imatrix: bool, qtypes: Mapping[str, QType]
-) -> str | None:
+def unavailable(tensor: TensorInfo, qtype: QType, *, architecture: str, has_imatrix: bool, qtypes: Mapping[str, QType]) -> str | None:
     """Why `tensor` cannot take `qtype`, in one phrase for a user; None where it can.
 
     `has_imatrix` says whether the importance matrix holds this tensor. A tensor that is never quantized

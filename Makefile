@@ -1,0 +1,74 @@
+# make demo | check | test | bench | oracle: each sets up what it needs first.
+
+PYTHON ?= python3
+VENV := .venv
+ORACLE_VENV := .oracle-venv
+ifeq ($(OS),Windows_NT)
+BIN := Scripts
+else
+BIN := bin
+endif
+RUN := $(VENV)/$(BIN)
+ORACLE := $(ORACLE_VENV)/$(BIN)
+WORKERS ?= 2
+
+.PHONY: help setup demo check test bench oracle lock clean
+
+help:
+	@echo "make demo    set up, then run the main job on the model that ships with the project"
+	@echo "make check   ruff, mypy, import-linter and the fast tests"
+	@echo "make test    make check and every test that needs no torch"
+	@echo "make oracle  the tests against llama.cpp's own converter (installs torch and transformers)"
+	@echo "make bench   speed and memory, as ratios measured in one run"
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml requirements/dev.txt
+	@echo "== Setting up $(VENV). The first build of llama-cpp-python takes some minutes; pip keeps the wheel."
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(ORACLE_VENV)/.ready: pyproject.toml requirements/dev.txt requirements/oracle.txt
+	@echo "== Setting up $(ORACLE_VENV) with torch and transformers."
+	$(PYTHON) -m venv $(ORACLE_VENV)
+	$(ORACLE)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	$(ORACLE)/python -m pip install --quiet --disable-pip-version-check -r requirements/oracle.txt
+	$(ORACLE)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+demo: setup
+	@echo "== The main job on demo/books-llama: as large as Q4_K_M, verified on held-out text."
+	$(RUN)/quantailor make demo/books-llama --like Q4_K_M -o demo/out --home demo/out/home \
+		--verify-text demo/heldout.txt --against Q8_0,Q6_K,Q4_K_M --chunks 100
+	@echo "== The verdict is in demo/out; the graph is demo/out/verdict.png."
+
+check: setup
+	@echo "== ruff"
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	@echo "== mypy --strict"
+	$(RUN)/mypy
+	@echo "== import-linter"
+	$(RUN)/lint-imports
+	@echo "== fast tests"
+	$(RUN)/pytest -q -n $(WORKERS) -m "not slow and not oracle"
+
+test: check
+	@echo "== slow tests: kills, fuzzing, every type against llama.cpp"
+	$(RUN)/pytest -q -n $(WORKERS) -m "slow and not oracle"
+
+oracle: $(ORACLE_VENV)/.ready
+	@echo "== against llama.cpp's own converter"
+	$(ORACLE)/pytest -q -m oracle
+
+bench: setup
+	$(RUN)/python -m benchmarks
+
+lock: setup
+	$(RUN)/python -m pip install --quiet --upgrade -e ".[dev]"
+	$(RUN)/python -m pip freeze --exclude-editable > requirements/dev.txt
+
+clean:
+	rm -rf $(VENV) $(ORACLE_VENV) demo/out benchmarks/out
