@@ -41,7 +41,7 @@ $(ORACLE_VENV)/.ready: pyproject.toml requirements/dev.txt requirements/oracle.t
 demo: setup
 	@echo "== The main job on demo/books-llama: as large as Q4_K_M, verified on held-out text."
 	$(RUN)/quantailor make demo/books-llama --like Q4_K_M -o demo/out --home demo/out/home \
-		--verify-text demo/heldout.txt --against Q8_0,Q6_K,Q4_K_M --chunks 100
+		--against Q8_0,Q6_K,Q4_K_M --chunks 100
 	@echo "== The verdict is in demo/out; the graph is demo/out/verdict.png."
 
 check: setup

@@ -31,7 +31,7 @@ def calibration_text() -> Path:
 @pytest.fixture(scope="session")
 def heldout_text() -> Path:
     """Prose that no importance matrix has seen."""
-    return ROOT / "demo" / "heldout.txt"
+    return ROOT / "src" / "quantailor" / "data" / "heldout.txt"
 
 
 def _base(directory: Path, folder: Path) -> Path:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
-import sys
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,7 +155,7 @@ def _version_tuple(version: str) -> tuple[int, ...]:
 
 def _open_ggml(llama: ModuleType) -> Any:
     path = Path(llama._lib._name)
-    if sys.platform != "win32":
+    if platform.system() != "Windows":
         return ctypes.CDLL(str(path))
     return ctypes.CDLL(str(path.with_name("ggml-base.dll")))
 
