@@ -1,0 +1,5 @@
+"""`python -m quantailor` is `quantailor`."""
+
+from quantailor.cli import main
+
+main()

@@ -1,0 +1,61 @@
+"""Sizes, lists and counts as users write and read them."""
+
+from __future__ import annotations
+
+import re
+
+import typer
+
+_UNITS = {"": 1, "B": 1}
+for _power, _letter in enumerate("KMGT", start=1):
+    _UNITS[f"{_letter}IB"] = 1024**_power
+    _UNITS[f"{_letter}B"] = 1000**_power
+_SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "4.2GiB", "700 MB" or "123456"; raises typer.BadParameter."""
+    match = _SIZE.fullmatch(text)
+    if not match or match.group(2).upper() not in _UNITS:
+        raise typer.BadParameter(f"{text!r} is no size; write for example 4.2GiB, 700MB or 123456")
+    size = int(float(match.group(1)) * _UNITS[match.group(2).upper()])
+    if size <= 0:
+        raise typer.BadParameter(f"{text!r}: a size must be more than zero")
+    return size
+
+
+def split_list(text: str | None) -> tuple[str, ...]:
+    """The items of "Q4_K, Q6_K"; empty for None."""
+    return tuple(item for item in (part.strip() for part in (text or "").split(",")) if item)
+
+
+def format_size(n_bytes: float) -> str:
+    """ "4.20 GiB", in the largest unit that keeps the number above one."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(n_bytes) < 1024:
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.2f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.2f} TiB"
+
+
+def format_seconds(seconds: float) -> str:
+    """ "42 s", "3:05" or "2:10:00"."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    hours, rest = divmod(whole, 3600)
+    minutes, left = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"
+
+
+def format_eta(eta: tuple[float, float] | None) -> str:
+    """ "3:05 to 4:10 left", or nothing while it is unknown."""
+    if eta is None:
+        return ""
+    low, high = (format_seconds(value) for value in eta)
+    return f"{low} left" if low == high else f"{low} to {high} left"
+
+
+def format_shape(shape: tuple[int, ...]) -> str:
+    """ "768 x 256", slowest dimension first."""
+    return " x ".join(str(size) for size in shape)

@@ -1,0 +1,169 @@
+"""What a user can ask for, as plain records that travel to a job and back through JSON.
+
+A job stores its task, so that resuming it in another process, or next week, does exactly the same work.
+Paths are absolute by then: the worker may stand in another directory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from quantailor.errors import JobError
+
+AUTO = "auto"
+NONE = "none"
+DEFAULT_N_CTX = 512
+DEFAULT_REFERENCES = ("Q8_0", "Q6_K", "Q4_K_M")
+Method = Literal["optimal", "knee", "greedy", "bins"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertTask:
+    """Write the 16-bit base of a Hugging Face directory."""
+
+    model: str
+    output: str
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImatrixTask:
+    """Compute an importance matrix; `text` None means the calibration text that ships with Quantailor."""
+
+    base: str
+    text: str | None = None
+    chunks: int | None = None
+    n_ctx: int = DEFAULT_N_CTX
+    process_output: bool = False
+    output: str | None = None
+    overwrite: bool = False
+    n_gpu_layers: int = 0
+    n_threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureTask:
+    """Measure what each type costs in each tensor. Empty `types` or `tensors` mean all."""
+
+    base: str
+    types: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ()
+    exhaustive: bool = False
+    imatrix: str = AUTO
+    """"auto" (the newest that the store has for this model, if any), "none", or a file."""
+    allow_requantize: bool = False
+    n_threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """How types are chosen. At most one target: size, bits per weight, or "as large as this preset"."""
+
+    method: Method = "optimal"
+    size_bytes: int | None = None
+    bits_per_weight: float | None = None
+    like: str | None = None
+    parameters: Mapping[str, float | str] = field(default_factory=dict)
+    """The method's own options, e.g. {"test": "relative", "threshold": 0.5} for knees."""
+    bins: tuple[str, ...] = ()
+    """"10=Q6_K": the top 10 % by importance get at least Q6_K."""
+    pins: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    minimum: tuple[str, ...] = ()
+    maximum: tuple[str, ...] = ()
+    ties: tuple[str, ...] = ()
+    budgets: tuple[str, ...] = ()
+    """"blk.*=2GiB": the bytes of the tensors that match must fit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildTask:
+    """Write the file that a strategy describes."""
+
+    base: str
+    strategy: str
+    output: str
+    imatrix: str = AUTO
+    """"auto" (the one the strategy was made with), "none", or a file."""
+    split_max_bytes: int | None = None
+    overwrite: bool = False
+    allow_requantize: bool = False
+    n_threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyTask:
+    """Measure a file against its base and against presets; `text` None means the held-out text we ship."""
+
+    file: str
+    base: str
+    against: tuple[str, ...] = DEFAULT_REFERENCES
+    text: str | None = None
+    chunks: int | None = None
+    n_ctx: int = DEFAULT_N_CTX
+    imatrix: str = AUTO
+    output: str | None = None
+    """Where the verdict's files go: this path plus .json, .csv, .png and .svg."""
+    n_gpu_layers: int = 0
+    n_threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeTask:
+    """The whole way from a model to a verdict, in one directory."""
+
+    model: str
+    output: str
+    plan: PlanOptions = PlanOptions()
+    types: tuple[str, ...] = ()
+    exhaustive: bool = False
+    text: str | None = None
+    imatrix_chunks: int | None = None
+    verify_text: str | None = None
+    chunks: int | None = None
+    against: tuple[str, ...] = DEFAULT_REFERENCES
+    allow_requantize: bool = False
+    n_gpu_layers: int = 0
+    n_threads: int | None = None
+
+
+Task = ConvertTask | ImatrixTask | MeasureTask | BuildTask | VerifyTask | MakeTask
+
+KINDS: Mapping[str, type[Task]] = {
+    "convert": ConvertTask,
+    "imatrix": ImatrixTask,
+    "measure": MeasureTask,
+    "build": BuildTask,
+    "verify": VerifyTask,
+    "make": MakeTask,
+}
+
+
+def kind_of(task: Task) -> str:
+    """The task's name in the job table."""
+    return next(kind for kind, cls in KINDS.items() if isinstance(task, cls))
+
+
+def to_json(task: Task) -> str:
+    """The same text for equal tasks."""
+    return json.dumps(dataclasses.asdict(task), sort_keys=True)
+
+
+def from_json(kind: str, text: str) -> Task:
+    """The task of a stored job. Raises JobError where a newer or damaged store holds something else."""
+    try:
+        return TypeAdapter[Task](KINDS[kind]).validate_json(text)
+    except (KeyError, ValidationError) as error:
+        raise JobError(f"this version cannot read the job's task ({kind})", remedy="Update Quantailor or remove the job") from error
+
+
+def absolute(path: str | Path) -> str:
+    """A path that means the same in every working directory."""
+    return str(Path(path).expanduser().absolute())
