@@ -1,0 +1,209 @@
+"""Builds reference files with llama.cpp's own `llama_model_quantize`: presets, one type for all, or any mix.
+
+Everything runs in a process of its own (`reference_worker`): whatever llama.cpp does there, this process goes on.
+The file is written beside its final name and moved there when it is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from quantailor.control import Control, NullControl
+from quantailor.errors import AlreadyQuantizedError, ImatrixError, InferenceError, OutputError, QuantailorError, TypeUnavailableError
+from quantailor.ggml import library
+from quantailor.ggml.reference_worker import Request
+
+Floats = npt.NDArray[np.float32]
+
+BUFFER_BYTES = 512 * 1024**2
+"""Rows of one tensor that the reference quantizer keeps in memory; the result does not depend on it."""
+
+WORKER = ("-m", "quantailor.ggml.reference_worker")
+"""Arguments that make Python run the worker."""
+
+_ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "IQ2": "IQ2_XXS"}
+_SPECIAL = frozenset(r".[]{}()*+?^$|\/")
+_POLL_SECONDS = 0.2
+_KINDS: tuple[tuple[str, type[QuantailorError]], ...] = (
+    ("imatrix", ImatrixError),
+    ("importance matrix", ImatrixError),
+    ("requantizing from type", AlreadyQuantizedError),
+    ("fallback is defined", TypeUnavailableError),
+    ("invalid output file type", TypeUnavailableError),
+    ("iostream error", OutputError),
+)
+
+
+def preset_name(text: str) -> str:
+    """The preset as llama.cpp spells it: "q4_k_m" and "Q4_K" give "Q4_K_M".
+
+    Raises:
+        TypeUnavailableError: llama.cpp has no such preset.
+    """
+    name = _ALIASES.get(text.upper(), text.upper())
+    if name not in library.presets():
+        raise TypeUnavailableError(f"llama.cpp has no preset {text}", remedy=f"Choose one of {', '.join(sorted(library.presets()))}")
+    return name
+
+
+def exact_pattern(tensor_name: str) -> str:
+    """The override pattern that matches this tensor and no other (llama.cpp searches unanchored)."""
+    return "^" + "".join(f"\\{letter}" if letter in _SPECIAL else letter for letter in tensor_name) + "$"
+
+
+def quantize_reference(
+    base: Path,
+    output: Path,
+    *,
+    preset: str | None = None,
+    type_name: str | None = None,
+    overrides: Sequence[tuple[str, str]] = (),
+    pure: bool = False,
+    imatrix: Mapping[str, Floats] | None = None,
+    metadata: Mapping[str, str | int] | None = None,
+    allow_requantize: bool = False,
+    n_threads: int | None = None,
+    check: Callable[[Path], None] | None = None,
+    control: Control | None = None,
+) -> Path:
+    """Quantize `base` to `output` with llama.cpp.
+
+    Args:
+        base: a GGUF file, or the first part of a split one.
+        output: where the file goes; an existing file is replaced.
+        preset: llama.cpp's mix of that name, for example "Q4_K_M".
+        type_name: instead of a preset, one type for every tensor that is quantized at all.
+        overrides: (pattern, type name) pairs; the first whose pattern is found in a tensor's name decides.
+        pure: the preset's default type for all tensors instead of its mix.
+        imatrix: importances as the quantizer takes them, flat: n_slices x n_cols per tensor.
+        metadata: further keys to write, for example `quantize.imatrix.*`.
+        allow_requantize: take sources that are quantized already.
+        n_threads: None takes all processors.
+        check: called with the complete file before it gets its final name; may raise.
+        control: asked whether to go on, told about every tensor.
+
+    Raises:
+        QuantailorError: of the class that fits what llama.cpp reported; nothing is left under `output`.
+    """
+    control = control or NullControl()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
+    part = output.with_name(f".{output.name}.{os.getpid()}.part")
+    vectors = {name: np.asarray(values, dtype=np.float32).reshape(-1) for name, values in (imatrix or {}).items()}
+    for name, vector in vectors.items():
+        if not np.isfinite(vector).all():
+            raise ImatrixError(f"the importance matrix has NaN or Inf for {name}", remedy="Compute it again")
+    request = Request(
+        base=str(base.resolve()),
+        output=str(part.resolve()),
+        ftype=library.presets()[preset_name(preset) if preset is not None else "Q8_0"],
+        n_threads=n_threads or os.cpu_count() or 1,
+        pure=pure,
+        allow_requantize=allow_requantize,
+        buffer_bytes=BUFFER_BYTES,
+        overrides=_override_ids([*overrides, *([(".*", type_name)] if type_name else [])]),
+        imatrix_names=tuple(vectors),
+        imatrix_sizes=tuple(vector.size for vector in vectors.values()),
+        metadata=dict(metadata or {}),
+    )
+    try:
+        _run(request, np.concatenate([np.empty(0, np.float32), *vectors.values()]), preset or type_name or "the given types", control)
+        if check is not None:
+            check(part)
+        part.replace(output)
+    except OSError as error:
+        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return output
+
+
+def _override_ids(overrides: Sequence[tuple[str, str]]) -> tuple[tuple[str, int], ...]:
+    qtypes = library.types()
+    for _, type_name in overrides:
+        if type_name not in qtypes:
+            raise TypeUnavailableError(f"ggml cannot write the type {type_name}", remedy=f"Choose one of {', '.join(qtypes)}")
+    return tuple((pattern, qtypes[type_name].id) for pattern, type_name in overrides)
+
+
+def _run(request: Request, importances: Floats, what: str, control: Control) -> None:
+    with tempfile.TemporaryDirectory(prefix="quantailor-") as name:
+        folder = Path(name)
+        (folder / "request.json").write_text(request.to_json(), encoding="utf-8")
+        np.save(folder / "importances.npy", importances, allow_pickle=False)
+        process = subprocess.Popen(
+            [sys.executable, *WORKER, name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            env=os.environ | {"PYTHONPATH": _python_path()},
+        )
+        lines: queue.Queue[str | None] = queue.Queue()
+        reader = threading.Thread(target=_read_lines, args=(process, lines), daemon=True)
+        with process:
+            reader.start()
+            try:
+                tail = _follow(lines, control)
+            except BaseException:
+                process.kill()
+                raise
+            finally:
+                reader.join()
+    if process.returncode != 0:
+        raise _failure(Path(request.base), what, process.returncode, tail)
+
+
+def _python_path() -> str:
+    """The worker must find this very package, installed or not."""
+    here = str(Path(__file__).resolve().parents[2])
+    return os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+
+
+def _follow(lines: queue.Queue[str | None], control: Control) -> list[str]:
+    """Pass the worker's progress on until it ends; returns its errors, or its last other lines."""
+    errors: list[str] = []
+    others: list[str] = []
+    while True:
+        control.check()
+        try:
+            line = lines.get(timeout=_POLL_SECONDS)
+        except queue.Empty:
+            continue
+        if line is None:
+            return errors or others[-3:]
+        if line.startswith("progress "):
+            done, total = (int(word) for word in line.split()[1:3])
+            control.advance(done, total, "quantizing with llama.cpp")
+        elif line.startswith("error "):
+            errors.append(line.removeprefix("error "))
+        elif line:
+            others.append(line)
+
+
+def _read_lines(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
+    for line in process.stdout or ():
+        lines.put(line.strip())
+    lines.put(None)
+
+
+def _failure(base: Path, what: str, status: int, tail: Sequence[str]) -> QuantailorError:
+    reason = next((line for line in reversed(tail) if "failed to quantize" in line), " ".join(tail))
+    reason = reason.rpartition("failed to quantize: ")[2] or f"its process ended with status {status}"
+    text = " ".join(tail)
+    kind = next((kind for words, kind in _KINDS if words in text), InferenceError)
+    return kind(f"llama.cpp cannot quantize {base.name} to {what}: {reason}")
