@@ -1,0 +1,33 @@
+"""The project's database: everything that was found out, and the jobs that find it out."""
+
+from quantailor.store.job_table import Job, JobRequest, JobState, LogLine, Progress, Worker
+from quantailor.store.keys import (
+    ImatrixKey,
+    ImatrixProgress,
+    ImatrixRecord,
+    MeasurementKey,
+    ModelRecord,
+    ScoreKey,
+    StrategyRecord,
+    VerdictRecord,
+)
+from quantailor.store.store import Store, first_difference
+
+__all__ = [
+    "ImatrixKey",
+    "ImatrixProgress",
+    "ImatrixRecord",
+    "Job",
+    "JobRequest",
+    "JobState",
+    "LogLine",
+    "MeasurementKey",
+    "ModelRecord",
+    "Progress",
+    "ScoreKey",
+    "Store",
+    "StrategyRecord",
+    "VerdictRecord",
+    "Worker",
+    "first_difference",
+]

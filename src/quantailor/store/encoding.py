@@ -1,0 +1,58 @@
+"""Between records and what sqlite holds: arrays as little-endian blobs, nested records as JSON text.
+
+JSON here is canonical (sorted keys, no spaces), so that equal records give equal text and one SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from quantailor.errors import StoreError
+from quantailor.records import Comparison, Estimate, FidelityStatistics, Verdict, VerdictRow
+
+
+def floats_to_blob(values: Sequence[float]) -> bytes:
+    """float64, little-endian: what was stored comes back bit for bit."""
+    return np.asarray(values, dtype="<f8").tobytes()
+
+
+def floats_from_blob(blob: bytes) -> tuple[float, ...]:
+    return tuple(np.frombuffer(blob, dtype="<f8").tolist())
+
+
+def canonical_json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def refuse_nan(figures: Mapping[str, object], what: str) -> None:
+    """Raise StoreError for a NaN, which sqlite would silently keep as "no value"."""
+    for name, figure in figures.items():
+        if isinstance(figure, float) and math.isnan(figure):
+            raise StoreError(f"{name} of {what} is NaN", remedy="Please report this as a bug")
+
+
+def verdict_to_json(verdict: Verdict) -> str:
+    return canonical_json(asdict(verdict))
+
+
+def verdict_from_json(text: str) -> Verdict:
+    document = json.loads(text)
+    rows = tuple(VerdictRow(**{**row, "statistics": _statistics(row["statistics"])}) for row in document.pop("rows"))
+    comparisons = tuple(Comparison(**{**one, "interval": tuple(one["interval"])}) for one in document.pop("comparisons"))
+    return Verdict(**document, rows=rows, comparisons=comparisons)
+
+
+def _statistics(document: dict[str, Any]) -> FidelityStatistics:
+    figures: dict[str, Any] = {name: Estimate(**value) if isinstance(value, dict) else value for name, value in document.items()}
+    return FidelityStatistics(**figures)

@@ -1,0 +1,222 @@
+"""The jobs and their logs, as the database holds them.
+
+A job is *queued* until a worker claims it. A claim counts up `attempt`; whatever a worker writes names its attempt,
+so that one that was declared dead and replaced can no longer touch the job. Which processes live is not known
+here: see `quantailor.jobs`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from quantailor.errors import JobError
+from quantailor.store.database import Database, Value
+
+JobState = Literal["queued", "running", "paused", "interrupted", "done", "failed", "cancelled"]
+JobRequest = Literal["", "pause", "cancel"]
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """The process that runs a job. Its start time tells it from a later process with the same number."""
+
+    pid: int
+    process_started: float
+    """Wall-clock seconds, as the operating system reports it."""
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job's present stage is. Rate in units per second; the time left is a range in seconds."""
+
+    stage: str = ""
+    done: float = 0.0
+    total: float = 0.0
+    message: str = ""
+    rate: float | None = None
+    eta_low_s: float | None = None
+    eta_high_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as it was when it was read. Times are wall-clock seconds since 1970."""
+
+    id: int
+    kind: str
+    arguments: Mapping[str, Any]
+    state: JobState
+    requested: JobRequest
+    attempt: int
+    """How many workers have claimed it so far."""
+    progress: Progress
+    created: float
+    started: float | None
+    """When the latest worker claimed it."""
+    heartbeat: float | None
+    finished: float | None
+    error: str | None
+    result: Any
+    """What the work returned, as plain data."""
+    worker: Worker | None
+    log_path: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line of a job's log."""
+
+    id: int
+    logged: float
+    level: str
+    message: str
+
+
+_PROGRESS = tuple(field.name for field in fields(Progress))
+_COLUMNS = (
+    *("id", "kind", "arguments", "state", "requested", "attempt", *_PROGRESS),
+    *("created", "started", "heartbeat", "finished", "error", "result", "pid", "process_started", "host", "log_path"),
+)
+
+
+class JobTable:
+    """Typed queries over jobs; `store.jobs`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(self, kind: str, arguments: Mapping[str, Any], *, log_path: str | None = None) -> Job:
+        """A new queued job. `arguments` are plain data, enough to run the job in another process."""
+        row = (kind, json.dumps(arguments), self._database.now(), log_path)
+        return self.get(
+            self._database.insert("INSERT INTO jobs (kind, arguments, created, log_path, state) VALUES (?, ?, ?, ?, 'queued')", row)
+        )
+
+    def get(self, job_id: int) -> Job:
+        """The job of that number; raises JobError."""
+        rows = self._database.query(_GET, (job_id,))
+        if not rows:
+            raise JobError(f"there is no job {job_id}", remedy="`quantailor jobs list` shows all jobs")
+        return _job(rows[0])
+
+    def all(self, *, states: Collection[JobState] = ()) -> list[Job]:
+        """Jobs, the latest first; `states` keeps those in one of them."""
+        jobs = [_job(row) for row in self._database.query(_ALL)]
+        return [job for job in jobs if not states or job.state in states]
+
+    def claim(self, job_id: int, worker: Worker) -> Job:
+        """Make a queued job this worker's; raises JobError when it is not queued (another was faster, or it was cancelled)."""
+        with self._database.transaction():
+            job = self.get(job_id)
+            if job.state != "queued":
+                raise JobError(f"job {job_id} is {job.state}, not queued", remedy=f"`quantailor jobs show {job_id}` says more")
+            values = {**asdict(worker), "id": job_id, "now": self._database.now()}
+            self._database.change(_CLAIM, values)
+            return self.get(job_id)
+
+    def assign(self, job_id: int, worker: Worker) -> None:
+        """Note which process was started for a queued job; nothing where that process has claimed it already."""
+        self._database.change(_ASSIGN, {**asdict(worker), "id": job_id})
+
+    def set_log_path(self, job_id: int, log_path: str) -> None:
+        """Say where the worker's output goes."""
+        self._database.change("UPDATE jobs SET log_path = ? WHERE id = ?", (log_path, job_id))
+
+    def report(self, job_id: int, attempt: int, progress: Progress) -> None:
+        """A worker's progress, which is a heartbeat too; ignored when the job is no longer that attempt's."""
+        values = {**asdict(progress), "id": job_id, "attempt": attempt, "now": self._database.now()}
+        self._database.change(_REPORT, values)
+
+    def beat(self, job_id: int, attempt: int) -> None:
+        """Say that the worker lives."""
+        sql = "UPDATE jobs SET heartbeat = ? WHERE id = ? AND attempt = ? AND state = 'running'"
+        self._database.change(sql, (self._database.now(), job_id, attempt))
+
+    def requested(self, job_id: int, attempt: int) -> JobRequest | None:
+        """What was asked of a worker; None when the job is no longer that attempt's."""
+        sql = "SELECT requested FROM jobs WHERE id = ? AND attempt = ? AND state = 'running'"
+        rows: list[Any] = self._database.query(sql, (job_id, attempt))
+        return rows[0][0] if rows else None
+
+    def request(self, job_id: int, requested: JobRequest) -> None:
+        """Ask the worker to pause or cancel, or take that back."""
+        self._database.change("UPDATE jobs SET requested = ? WHERE id = ?", (requested, job_id))
+
+    def finish(self, job_id: int, attempt: int, state: JobState, *, error: str | None = None, result: object = None) -> bool:
+        """End a worker's attempt in `state`; False when the job is no longer that attempt's."""
+        values = {
+            "state": state,
+            "error": error,
+            "result": json.dumps(result),
+            "now": self._database.now(),
+            "id": job_id,
+            "attempt": attempt,
+        }
+        return bool(self._database.change(_FINISH, values))
+
+    def set_state(self, job_id: int, state: JobState) -> Job:
+        """Put a job that nobody runs into another state, without request, error and worker."""
+        self._database.change(_SET_STATE, {"state": state, "id": job_id, "now": self._database.now()})
+        return self.get(job_id)
+
+    def remove(self, job_id: int) -> None:
+        """Delete a job and its log."""
+        self._database.change("DELETE FROM jobs WHERE id = ?", (job_id,))
+
+    def log(self, job_id: int, message: str, *, level: str = "info") -> None:
+        """Add a line to a job's log."""
+        sql = "INSERT INTO job_log (job, logged, level, message) VALUES (?, ?, ?, ?)"
+        self._database.change(sql, (job_id, self._database.now(), level, message))
+
+    def log_lines(self, job_id: int, *, after: int = 0) -> list[LogLine]:
+        """A job's log in order; `after` is the id of the last line already seen."""
+        sql = "SELECT id, logged, level, message FROM job_log WHERE job = ? AND id > ? ORDER BY id"
+        rows: list[Any] = self._database.query(sql, (job_id, after))
+        return [LogLine(*row) for row in rows]
+
+
+_GET = """
+    SELECT id, kind, arguments, state, requested, attempt, stage, done, total, message, rate, eta_low_s, eta_high_s,
+        created, started, heartbeat, finished, error, result, pid, process_started, host, log_path
+    FROM jobs WHERE id = ?"""
+_ALL = """
+    SELECT id, kind, arguments, state, requested, attempt, stage, done, total, message, rate, eta_low_s, eta_high_s,
+        created, started, heartbeat, finished, error, result, pid, process_started, host, log_path
+    FROM jobs ORDER BY id DESC"""
+_CLAIM = """
+    UPDATE jobs SET state = 'running', attempt = attempt + 1, requested = '', error = NULL, result = NULL, finished = NULL,
+        stage = '', done = 0, total = 0, message = '', rate = NULL, eta_low_s = NULL, eta_high_s = NULL,
+        started = :now, heartbeat = :now, pid = :pid, process_started = :process_started, host = :host
+    WHERE id = :id"""
+_ASSIGN = """
+    UPDATE jobs SET pid = :pid, process_started = :process_started, host = :host WHERE id = :id AND state = 'queued'"""
+_REPORT = """
+    UPDATE jobs SET stage = :stage, done = :done, total = :total, message = :message, rate = :rate,
+        eta_low_s = :eta_low_s, eta_high_s = :eta_high_s, heartbeat = :now
+    WHERE id = :id AND attempt = :attempt AND state = 'running'"""
+_FINISH = """
+    UPDATE jobs SET state = :state, error = :error, result = :result, requested = '', finished = :now, heartbeat = :now,
+        rate = NULL, eta_low_s = NULL, eta_high_s = NULL, pid = NULL, process_started = NULL, host = NULL
+    WHERE id = :id AND attempt = :attempt AND state = 'running'"""
+_SET_STATE = """
+    UPDATE jobs SET state = :state, requested = '', error = NULL, rate = NULL, eta_low_s = NULL, eta_high_s = NULL,
+        finished = CASE WHEN :state = 'queued' THEN NULL ELSE :now END, pid = NULL, process_started = NULL, host = NULL
+    WHERE id = :id"""
+
+
+def _job(row: tuple[Value, ...]) -> Job:
+    values: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
+    pid, process_started, host = (values.pop(name) for name in ("pid", "process_started", "host"))
+    progress = Progress(*(values.pop(name) for name in _PROGRESS))
+    arguments, result = json.loads(values.pop("arguments")), values.pop("result")
+    return Job(
+        **values,
+        arguments=arguments,
+        result=None if result is None else json.loads(result),
+        progress=progress,
+        worker=None if pid is None else Worker(pid, process_started, host),
+    )

@@ -1,0 +1,117 @@
+"""What results are filed under, and the small records that only the store holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from quantailor.records import TensorInfo, Verdict
+from quantailor.store.encoding import sha256
+
+LocationKind = Literal["model", "imatrix", "strategy", "build"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """A model that was opened at least once."""
+
+    fingerprint: str
+    name: str
+    architecture: str
+    n_tensors: int
+    n_elements: int
+    size_bytes: int
+    """Bytes of all tensors, not of the file."""
+
+    @classmethod
+    def of(cls, fingerprint: str, name: str, architecture: str, tensors: Sequence[TensorInfo]) -> ModelRecord:
+        """The record of a source with these tensors."""
+        return cls(
+            fingerprint,
+            name,
+            architecture,
+            n_tensors=len(tensors),
+            n_elements=sum(tensor.n_elements for tensor in tensors),
+            size_bytes=sum(tensor.size_bytes for tensor in tensors),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MeasurementKey:
+    """What cells are filed under, besides tensor and type. `imatrix` is "" where none was used."""
+
+    model: str
+    imatrix: str = ""
+    settings: str = ""
+    """`MeasureSettings.key`."""
+    definition_version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ImatrixKey:
+    """What makes two computations of an importance matrix the same."""
+
+    model: str
+    corpus: str
+    """SHA-256 of the text."""
+    n_ctx: int
+    options: str = ""
+    """Everything else that changes the result, as a short stable string."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImatrixRecord:
+    """An importance matrix that was computed or imported; the file itself is a location."""
+
+    model: str
+    fingerprint: str
+    datasets: tuple[str, ...]
+    chunk_count: int
+    chunk_size: int
+    origin: Literal["computed", "imported"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImatrixProgress:
+    """An unfinished computation: `ImatrixState.to_bytes()` after `n_chunks_done` chunks."""
+
+    n_chunks_done: int
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreKey:
+    """What chunk scores are filed under, besides the chunk's index."""
+
+    model: str
+    corpus: str
+    """SHA-256 of the text."""
+    n_ctx: int
+    candidate: str
+    """"base", "null control" or something that identifies the file's content."""
+
+
+@dataclass(frozen=True, slots=True)
+class StrategyRecord:
+    """A strategy as its file's text; `strategy.file.loads(document)` reads it."""
+
+    fingerprint: str
+    model: str
+    method: str
+    document: str
+
+    @classmethod
+    def of(cls, model: str, method: str, document: str) -> StrategyRecord:
+        """A record under the SHA-256 of its text."""
+        return cls(sha256(document), model, method, document)
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictRecord:
+    """A verdict under the SHA-256 of its content."""
+
+    fingerprint: str
+    verdict: Verdict
+    strategy: str | None
+    """Fingerprint of the strategy that was verified, where it is known."""

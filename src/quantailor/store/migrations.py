@@ -1,0 +1,42 @@
+"""How the database got its present form: named steps, each recorded in the transaction that makes it.
+
+A step is never changed once released; a new form is a new step at the end of `MIGRATIONS`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from importlib import resources
+
+APPLICATION_ID = 0x51544C52
+"""Marks the file as ours in its header: "QTLR"."""
+
+Migration = Callable[[sqlite3.Connection], None]
+
+
+def first_schema(connection: sqlite3.Connection) -> None:
+    """Models, tensors, cells, importance matrices, scores, strategies, verdicts and jobs."""
+    for statement in _statements("first_schema.sql"):
+        connection.execute(statement)
+
+
+MIGRATIONS: dict[str, Migration] = {
+    "0001 first schema": first_schema,
+}
+
+
+def prepare(connection: sqlite3.Connection) -> None:
+    """Create the table of migrations in an empty database and mark the file as ours."""
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute("CREATE TABLE IF NOT EXISTS migrations (name TEXT NOT NULL PRIMARY KEY, applied REAL NOT NULL) WITHOUT ROWID")
+
+
+def _statements(file_name: str) -> Iterator[str]:
+    # executescript would commit on its own, and a step must be all or nothing.
+    statement = ""
+    for line in resources.files(__package__).joinpath(file_name).read_text(encoding="utf-8").splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""

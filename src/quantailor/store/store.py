@@ -1,0 +1,287 @@
+"""Everything Quantailor has found out, in one sqlite file, through typed methods.
+
+Results have natural keys and carry no clock, so that an interrupted and resumed run leaves row for row what an
+uninterrupted one leaves (`result_rows` shows it). Recording the same thing twice keeps the later one. A method that
+records returns when its records are on disk; several calls inside `transaction()` are recorded together or not at all.
+Jobs are in `store.jobs`.
+
+A new kind of result (probes, for example) is a new migration with its table, a key in `keys.py` and methods here.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from quantailor.records import ChunkScore, TensorInfo, Verdict, WeightError
+from quantailor.store import encoding
+from quantailor.store.database import BUSY_TIMEOUT_S, Database, Value
+from quantailor.store.job_table import JobTable
+from quantailor.store.keys import (
+    ImatrixKey,
+    ImatrixProgress,
+    ImatrixRecord,
+    LocationKind,
+    MeasurementKey,
+    ModelRecord,
+    ScoreKey,
+    StrategyRecord,
+    VerdictRecord,
+)
+from quantailor.store.sql import RESULT_TABLES, SQL
+
+Found = TypeVar("Found")
+
+_CELL_BLOBS = ("error_quantiles", "error_quantiles_se", "histogram")
+
+
+class Store:
+    """The project's database; created where it does not exist. Any thread may use it, and so may other processes.
+
+    Raises StoreError when the file is damaged, of a newer version, locked, or cannot be written.
+    """
+
+    def __init__(self, path: Path, *, now: Callable[[], float] = time.time, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
+        self._database = Database(Path(path), now=now, busy_timeout_s=busy_timeout_s)
+        self.jobs = JobTable(self._database)
+
+    @property
+    def path(self) -> Path:
+        return self._database.path
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Record several things together or not at all."""
+        return self._database.transaction()
+
+    # Models
+
+    def record_model(self, model: ModelRecord, tensors: Sequence[TensorInfo]) -> None:
+        """Record a model and its tensors in file order. Everything else refers to it, so this comes first."""
+        rows = [(model.fingerprint, info.name, at, _shape_text(info), info.type_name, info.size_bytes) for at, info in enumerate(tensors)]
+        with self.transaction():
+            self._database.change(SQL.record_model, asdict(model))
+            self._database.change_many(SQL.record_tensor, rows)
+            self._note("model", model.fingerprint)
+
+    def model(self, fingerprint: str) -> ModelRecord | None:
+        """The model of that fingerprint."""
+        return _only(ModelRecord(*_any(row)) for row in self._database.query(SQL.model, (fingerprint,)))
+
+    def models(self) -> list[ModelRecord]:
+        """All models, the latest recorded first."""
+        return [ModelRecord(*_any(row)) for row in self._database.query(SQL.models)]
+
+    def tensors(self, model: str) -> list[TensorInfo]:
+        """A model's tensors in file order."""
+        return [
+            TensorInfo(name, tuple(int(part) for part in shape.split(",") if part), type_name, size_bytes)
+            for name, shape, type_name, size_bytes in map(_any, self._database.query(SQL.tensors, (model,)))
+        ]
+
+    def forget_model(self, fingerprint: str) -> None:
+        """Remove a model with everything that was found out about it."""
+        self._database.change(SQL.forget_model, (fingerprint,))
+
+    # Weight errors
+
+    def record_cells(self, key: MeasurementKey, cells: Iterable[WeightError]) -> None:
+        """Record measured (or unavailable) cells, all of them or none."""
+        self._database.change_many(SQL.record_cell, [_cell_row(key, cell) for cell in cells])
+
+    def cells(self, key: MeasurementKey, *, tensor: str | None = None) -> list[WeightError]:
+        """Cells in the file order of their tensors, then by type name; `tensor` keeps one tensor's."""
+        return [_cell(_any(row)) for row in self._database.query(SQL.cells, {**asdict(key), "tensor": tensor})]
+
+    def has_cell(self, key: MeasurementKey, tensor: str, type_name: str) -> bool:
+        """Whether that cell is recorded."""
+        return bool(self._database.query(SQL.has_cell, {**asdict(key), "tensor": tensor, "type_name": type_name}))
+
+    def recorded_cells(self, key: MeasurementKey) -> frozenset[tuple[str, str]]:
+        """(tensor, type) of every recorded cell: one query instead of many `has_cell`."""
+        return frozenset((str(tensor), str(type_name)) for tensor, type_name in self._database.query(SQL.recorded_cells, asdict(key)))
+
+    def measurements(self, model: str) -> dict[MeasurementKey, int]:
+        """Every measurement of a model with its number of cells."""
+        rows = [_any(row) for row in self._database.query(SQL.measurements, (model,))]
+        return {MeasurementKey(*row[:-1]): row[-1] for row in rows}
+
+    def forget_cells(self, key: MeasurementKey) -> int:
+        """Remove one measurement; the number of cells removed."""
+        return self._database.change(SQL.forget_cells, asdict(key))
+
+    # Importance matrices
+
+    def record_imatrix_progress(self, key: ImatrixKey, n_chunks_done: int, state: bytes) -> None:
+        """Keep the state of an unfinished computation in place of the earlier one."""
+        self._database.change(SQL.record_imatrix_progress, {**asdict(key), "n_chunks_done": n_chunks_done, "state": state})
+
+    def imatrix_progress(self, key: ImatrixKey) -> ImatrixProgress | None:
+        """Where that computation stopped, if it was begun and is not finished."""
+        return _only(ImatrixProgress(*_any(row)) for row in self._database.query(SQL.imatrix_progress, asdict(key)))
+
+    def record_imatrix(self, imatrix: ImatrixRecord, *, computed: ImatrixKey | None = None) -> None:
+        """Record an importance matrix; with `computed`, as that computation's result, whose progress is dropped."""
+        row = {**asdict(imatrix), "datasets": json.dumps(imatrix.datasets)}
+        with self.transaction():
+            self._database.change(SQL.record_imatrix, row)
+            self._note("imatrix", f"{imatrix.model} {imatrix.fingerprint}")
+            if computed is not None:
+                self._database.change(SQL.record_computation, {**asdict(computed), "fingerprint": imatrix.fingerprint})
+                self._database.change(SQL.forget_imatrix_progress, asdict(computed))
+
+    def imatrix(self, model: str, fingerprint: str) -> ImatrixRecord | None:
+        """The importance matrix of that fingerprint."""
+        return _only(_imatrix(_any(row)) for row in self._database.query(SQL.imatrix, (model, fingerprint)))
+
+    def imatrices(self, model: str) -> list[ImatrixRecord]:
+        """A model's importance matrices, the latest recorded first."""
+        return [_imatrix(_any(row)) for row in self._database.query(SQL.imatrices, (model,))]
+
+    def computed_imatrix(self, key: ImatrixKey) -> ImatrixRecord | None:
+        """What that computation gave, if it was finished."""
+        return _only(_imatrix(_any(row)) for row in self._database.query(SQL.computed_imatrix, asdict(key)))
+
+    # Fidelity
+
+    def record_chunk_scores(self, key: ScoreKey, scores: Iterable[ChunkScore]) -> None:
+        """Record scored chunks, all of them or none."""
+        self._database.change_many(SQL.record_chunk_score, [_score_row(key, score) for score in scores])
+
+    def chunk_scores(self, key: ScoreKey) -> list[ChunkScore]:
+        """Scores by chunk index."""
+        rows = (_any(row) for row in self._database.query(SQL.chunk_scores, asdict(key)))
+        return [_score(row) for row in rows]
+
+    def scored_chunks(self, key: ScoreKey) -> frozenset[int]:
+        """Indexes of the chunks that are recorded."""
+        return frozenset(_any(row)[0] for row in self._database.query(SQL.scored_chunks, asdict(key)))
+
+    # Strategies and verdicts
+
+    def record_strategy(self, strategy: StrategyRecord) -> None:
+        """Record a strategy under its fingerprint."""
+        with self.transaction():
+            self._database.change(SQL.record_strategy, asdict(strategy))
+            self._note("strategy", strategy.fingerprint)
+
+    def strategy(self, fingerprint: str) -> StrategyRecord | None:
+        """The strategy of that fingerprint."""
+        return _only(StrategyRecord(*_any(row)) for row in self._database.query(SQL.strategy, (fingerprint,)))
+
+    def strategies(self, model: str) -> list[StrategyRecord]:
+        """A model's strategies, the latest recorded first."""
+        return [StrategyRecord(*_any(row)) for row in self._database.query(SQL.strategies, (model,))]
+
+    def record_verdict(self, verdict: Verdict, *, strategy: str | None = None) -> str:
+        """Record a verdict; its fingerprint. `strategy` is the fingerprint of the strategy that was verified."""
+        document = encoding.verdict_to_json(verdict)
+        fingerprint = encoding.sha256(document)
+        with self.transaction():
+            self._database.change(SQL.record_verdict, (fingerprint, verdict.model_fingerprint, strategy, document))
+            self._note("verdict", fingerprint)
+        return fingerprint
+
+    def verdict(self, fingerprint: str) -> VerdictRecord | None:
+        """The verdict of that fingerprint."""
+        return _only(_verdict(_any(row)) for row in self._database.query(SQL.verdict, (fingerprint,)))
+
+    def verdicts(self, model: str) -> list[VerdictRecord]:
+        """A model's verdicts, the latest recorded first."""
+        return [_verdict(_any(row)) for row in self._database.query(SQL.verdicts, (model,))]
+
+    # Files
+
+    def record_location(self, kind: LocationKind, key: str, path: Path) -> None:
+        """Remember where the file of a model, imatrix, strategy or build (by strategy fingerprint) lies."""
+        self._database.change(SQL.record_location, (kind, key, str(Path(path).absolute()), self._database.now()))
+
+    def locations(self, kind: LocationKind, key: str) -> list[Path]:
+        """Where it was seen, the latest first; the files may be gone."""
+        return [Path(str(path)) for (path,) in self._database.query(SQL.locations, (kind, key))]
+
+    # All results
+
+    def result_rows(self) -> dict[str, list[tuple[Value, ...]]]:
+        """Every row of every result table in key order: equal for two stores that hold the same results.
+
+        Jobs, logs, locations and times are left out.
+        """
+        return {table: self._database.query(sql) for table, sql in RESULT_TABLES.items()}
+
+    def _note(self, kind: str, key: str) -> None:
+        self._database.change(SQL.note, (kind, key, self._database.now()))
+
+
+def first_difference(ours: Store, other: Store) -> str | None:
+    """Where the results of two stores first differ, in words; None when they are equal row for row."""
+    expected, found = ours.result_rows(), other.result_rows()
+    for table, rows in expected.items():
+        if len(rows) != len(found[table]):
+            return f"{table}: {len(rows)} rows against {len(found[table])}"
+        for row, candidate in zip(rows, found[table], strict=True):
+            if row != candidate:
+                return f"{table}: {row} against {candidate}"
+    return None
+
+
+def _any(row: tuple[Value, ...]) -> tuple[Any, ...]:
+    # The schema fixes the column types; sqlite3 cannot tell them to a type checker.
+    return row
+
+
+def _only(found: Iterable[Found]) -> Found | None:
+    return next(iter(found), None)
+
+
+def _shape_text(info: TensorInfo) -> str:
+    return ",".join(str(length) for length in info.shape)
+
+
+def _cell_row(key: MeasurementKey, cell: WeightError) -> dict[str, Value]:
+    figures: dict[str, Any] = {field.name: getattr(cell, field.name) for field in fields(WeightError)}
+    encoding.refuse_nan(figures, f"{cell.tensor} at {cell.type_name}")
+    figures.update({name: encoding.floats_to_blob(figures[name]) for name in _CELL_BLOBS})
+    return {**figures, **asdict(key)}
+
+
+def _cell(row: tuple[Any, ...]) -> WeightError:
+    figures = dict(zip((field.name for field in fields(WeightError)), row, strict=True))
+    figures.update({name: encoding.floats_from_blob(figures[name]) for name in _CELL_BLOBS})
+    return WeightError(**figures)
+
+
+def _score_row(key: ScoreKey, score: ChunkScore) -> dict[str, Value]:
+    figures: dict[str, Any] = {field.name: getattr(score, field.name) for field in fields(ChunkScore)}
+    encoding.refuse_nan(figures, f"chunk {score.index} of {key.candidate}")
+    return {**figures, **asdict(key), "klds": encoding.floats_to_blob(score.klds)}
+
+
+def _score(row: tuple[Any, ...]) -> ChunkScore:
+    index, n_tokens, nll_sum, kld_sum, top_agreement, dp_square_sum, klds = row
+    return ChunkScore(index, n_tokens, nll_sum, kld_sum, top_agreement, dp_square_sum, encoding.floats_from_blob(klds))
+
+
+def _imatrix(row: tuple[Any, ...]) -> ImatrixRecord:
+    model, fingerprint, datasets, chunk_count, chunk_size, origin = row
+    return ImatrixRecord(model, fingerprint, tuple(json.loads(datasets)), chunk_count, chunk_size, origin)
+
+
+def _verdict(row: tuple[Any, ...]) -> VerdictRecord:
+    fingerprint, strategy, document = row
+    return VerdictRecord(fingerprint, encoding.verdict_from_json(document), strategy)
