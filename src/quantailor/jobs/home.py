@@ -1,0 +1,60 @@
+"""Where Quantailor keeps its database, logs and reusable files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from quantailor.errors import StoreError
+
+VARIABLE = "QUANTAILOR_HOME"
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """One folder with everything that outlives a command."""
+
+    path: Path
+
+    @property
+    def database(self) -> Path:
+        return self.path / "quantailor.db"
+
+    @property
+    def logs(self) -> Path:
+        """What detached workers print."""
+        return self.path / "logs"
+
+    @property
+    def references(self) -> Path:
+        """Files that llama.cpp quantized, to compare with."""
+        return self.path / "references"
+
+    @property
+    def imatrices(self) -> Path:
+        return self.path / "imatrices"
+
+    def log_of(self, job_id: int) -> Path:
+        """The file that a detached job prints to."""
+        return self.logs / f"job-{job_id}.log"
+
+    def create(self) -> Home:
+        """Make the folders that are missing; raises StoreError where that is not allowed."""
+        for folder in (self.path, self.logs, self.references, self.imatrices):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise StoreError(
+                    f"cannot create the folder {folder}: {reason}", remedy=f"Choose another place with --home or {VARIABLE}"
+                ) from error
+        return self
+
+
+def resolve(home: Path | None = None) -> Home:
+    """The given folder, else the one QUANTAILOR_HOME names, else the platform's place for user data."""
+    chosen = home or os.environ.get(VARIABLE) or platformdirs.user_data_dir("quantailor", appauthor=False)
+    return Home(Path(chosen).expanduser().absolute())

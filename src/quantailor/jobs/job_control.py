@@ -1,0 +1,113 @@
+"""The `Control` of a running job: progress goes to the store, requests come from it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from quantailor.errors import Cancelled, Paused
+from quantailor.jobs.rate import RateMeter
+from quantailor.store import Job, Progress, Store
+
+CHECK_EVERY_S = 0.2
+"""How often `check` asks the store."""
+SHOW_EVERY_S = 0.1
+"""How often a listener hears of progress."""
+WRITE_EVERY_S = 0.5
+"""How often progress is written to the store."""
+
+Listener = Callable[[Progress], None]
+
+
+class JobControl:
+    """What the work of one job calls; any of its threads may. `clock` gives seconds that only grow."""
+
+    def __init__(self, store: Store, job: Job, *, listener: Listener | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.job = job
+        self._store = store
+        self._listener = listener
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._stopping = False
+        self._meter = RateMeter()
+        self._progress = Progress()
+        self._checked = self._shown = self._written = float("-inf")
+
+    @property
+    def progress(self) -> Progress:
+        """The latest progress."""
+        return self._progress
+
+    def request_stop(self) -> None:
+        """Pause at the next `check`; safe to call in a signal handler."""
+        self._stopping = True
+
+    def check(self) -> None:
+        """Return, or raise Paused or Cancelled when that was asked, or when the job is no longer ours."""
+        if self._stopping:
+            raise self._paused()
+        with self._lock:
+            now = self._clock()
+            if now - self._checked < CHECK_EVERY_S:
+                return
+            self._checked = now
+        requested = self._store.jobs.requested(self.job.id, self.job.attempt)
+        if requested is None:
+            raise Paused(f"job {self.job.id} was removed or taken over by another process")
+        if requested == "cancel":
+            raise Cancelled(f"job {self.job.id} is cancelled", remedy="What it measured so far is kept")
+        if requested == "pause":
+            raise self._paused()
+
+    def stage(self, name: str) -> None:
+        """Begin a part of the job that counts its own units."""
+        with self._lock:
+            self._meter = RateMeter()
+            self._progress = Progress(stage=name)
+            self._show()
+            self.flush()
+
+    def advance(self, done: float, total: float, message: str = "") -> None:
+        """Take note of progress; it reaches the listener and the store a few times per second."""
+        with self._lock:
+            now = self._clock()
+            if total != self._progress.total:
+                self._meter = RateMeter()
+            self._meter.add(now, done)
+            finished = done >= total
+            if not finished and now - self._shown < SHOW_EVERY_S and now - self._written < WRITE_EVERY_S:
+                self._progress = Progress(self._progress.stage, done, total, message, *self._rate())
+                return
+            self._progress = self._estimated(done, total, message)
+            if finished or now - self._shown >= SHOW_EVERY_S:
+                self._shown = now
+                self._show()
+            if finished or now - self._written >= WRITE_EVERY_S:
+                self.flush()
+
+    def log(self, message: str, *, level: str = "info") -> None:
+        """Add a line to the job's log."""
+        self._store.jobs.log(self.job.id, message, level=level)
+
+    def flush(self) -> None:
+        """Write the latest progress now."""
+        with self._lock:
+            self._written = self._clock()
+            self._store.jobs.report(self.job.id, self.job.attempt, self._progress)
+
+    def _estimated(self, done: float, total: float, message: str) -> Progress:
+        estimate = self._meter.estimate()
+        if estimate is None:
+            return Progress(self._progress.stage, done, total, message)
+        return Progress(self._progress.stage, done, total, message, estimate.mean, *estimate.seconds_for(total - done))
+
+    def _rate(self) -> tuple[float | None, float | None, float | None]:
+        return self._progress.rate, self._progress.eta_low_s, self._progress.eta_high_s
+
+    def _show(self) -> None:
+        if self._listener is not None:
+            self._listener(self._progress)
+
+    def _paused(self) -> Paused:
+        return Paused(f"job {self.job.id} is paused", remedy=f"`quantailor jobs resume {self.job.id}` goes on where it stopped")
