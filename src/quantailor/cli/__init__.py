@@ -1,0 +1,45 @@
+"""The command line. Exit codes: 0 done, 1 error told in one line, 2 usage, 130 interrupted and resumable."""
+
+from __future__ import annotations
+
+import sys
+
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code."""
+    import typer
+    from typer.exceptions import TyperException
+
+    from quantailor.cli.app import app
+    from quantailor.cli.output import print_error, print_json_error
+    from quantailor.errors import Interrupted, QuantailorError
+
+    try:
+        code = app(arguments, prog_name="quantailor", standalone_mode=False)
+    except Interrupted as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_INTERRUPTED
+    except QuantailorError as error:
+        if "--json" in arguments:
+            print_json_error(next((word for word in arguments if not word.startswith("-")), ""), error)
+        print_error(error)
+        return EXIT_ERROR
+    except typer.Abort:
+        return EXIT_INTERRUPTED
+    except TyperException as error:
+        error.show()
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return EXIT_ERROR
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,94 @@
+"""How a running job looks: a bar with rate and time left on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from quantailor.cli.output import console
+from quantailor.cli.values import format_eta
+
+_PLAIN_INTERVAL_SECONDS = 10.0
+
+
+class _Reported(Protocol):
+    """What the service reports; see `quantailor.store.Progress`."""
+
+    @property
+    def stage(self) -> str: ...
+    @property
+    def done(self) -> float: ...
+    @property
+    def total(self) -> float: ...
+    @property
+    def message(self) -> str: ...
+    @property
+    def rate(self) -> float | None: ...
+    @property
+    def eta_low_s(self) -> float | None: ...
+    @property
+    def eta_high_s(self) -> float | None: ...
+
+
+Listener = Callable[[_Reported], None]
+
+
+@contextmanager
+def listening(title: str, *, quiet: bool = False) -> Iterator[Listener]:
+    """A listener that shows progress on standard error until the block ends."""
+    if quiet:
+        yield lambda _: None
+    elif sys.stderr.isatty():
+        with _bars(title) as listener:
+            yield listener
+    else:
+        yield _PlainLines(title)
+
+
+@contextmanager
+def _bars(title: str) -> Iterator[Listener]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[tail]}"))
+    with Progress(*columns, console=console(stderr=True), transient=True) as progress:
+        bars: dict[str, int] = {}
+
+        def show(report: _Reported) -> None:
+            stage = report.stage or title
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage, total=None, tail="")
+            progress.update(progress.task_ids[bars[stage]], completed=report.done, total=report.total or None, tail=_tail(report))
+
+        yield show
+
+
+def _tail(report: _Reported) -> str:
+    eta = None if report.eta_low_s is None or report.eta_high_s is None else (report.eta_low_s, report.eta_high_s)
+    rate = "" if not report.rate else f"{report.rate:.3g}/s"
+    return "  ".join(part for part in (rate, format_eta(eta), report.message) if part)
+
+
+class _PlainLines:
+    """A line when a stage begins, every ten seconds, and when it ends."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._last: dict[str, float] = {}
+        self._finished: set[str] = set()
+
+    def __call__(self, report: _Reported) -> None:
+        stage = report.stage or self._title
+        now = time.monotonic()
+        finished = bool(report.total) and report.done >= report.total
+        due = now - self._last.get(stage, -_PLAIN_INTERVAL_SECONDS) >= _PLAIN_INTERVAL_SECONDS
+        if stage in self._finished or not (due or finished):
+            return
+        self._last[stage] = now
+        if finished:
+            self._finished.add(stage)
+        share = f"{100 * report.done / report.total:3.0f} %" if report.total else "  0 %"
+        sys.stderr.write(f"{stage}: {share}  {_tail(report)}".rstrip() + "\n")
+        sys.stderr.flush()

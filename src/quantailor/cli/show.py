@@ -1,0 +1,260 @@
+"""Results as tables and sentences."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console
+
+from quantailor.cli.output import console, table
+from quantailor.cli.values import format_eta, format_shape, format_size
+from quantailor.records import Verdict, VerdictRow
+from quantailor.service import results
+
+
+def model(report: results.ModelReport, *, all_types: bool = False) -> None:
+    """The structure of a model."""
+    out = console()
+    out.print(f"[bold]{report.name}[/bold]  {report.architecture}, {report.n_parameters / 1e6:,.1f} M parameters")
+    out.print(f"tensors   {len(report.tensors)}, {format_size(report.tensor_bytes)}, {report.bits_per_weight:.2f} bits per weight")
+    out.print(f"location  {report.location}")
+    out.print(f"identity  {report.fingerprint}")
+    if report.config_files:
+        out.print(f"files     {', '.join(report.config_files)}")
+    if report.is_quantized:
+        out.print("[yellow]This model is quantized already; quantizing it again loses quality twice.[/yellow]")
+    keys = [(key, _short(value.value)) for key, value in report.metadata.items() if not key.startswith("tokenizer.ggml")]
+    out.print()
+    out.print(table("Configuration", {"key": "left", "value": "left"}, keys))
+    out.print()
+    rows = [
+        (item.name, format_shape(item.shape), item.type_name, format_size(item.size_bytes), _type_summary(item)) for item in report.tensors
+    ]
+    columns = {"tensor": "left", "shape": "left", "type": "left", "size": "right", "can become": "left"}
+    out.print(table("Tensors", columns, rows))
+    _reasons(out, report, all_types)
+
+
+def _short(value: object) -> str:
+    text = f"[{len(value)} values]" if isinstance(value, tuple) else str(value).replace("\n", " ")
+    text = text if len(text) <= 100 else text[:97] + "..."
+    return text.replace("[", r"\[")
+
+
+def _type_summary(item: results.TensorReport) -> str:
+    total = len(item.available_types) + len(item.unavailable_types)
+    if item.available_types == (item.type_name,):
+        return f"stays {item.type_name}: {next(iter(item.unavailable_types.values()), '')}"
+    return f"{len(item.available_types)} of {total} types"
+
+
+def _reasons(out: Console, report: results.ModelReport, all_types: bool) -> None:
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for item in report.tensors:
+        if item.available_types == (item.type_name,):
+            continue
+        for type_name, reason in item.unavailable_types.items():
+            grouped.setdefault((type_name, reason), []).append(item.name)
+        if all_types:
+            out.print(f"{item.name}: {', '.join(item.available_types)}")
+    if grouped:
+        out.print()
+        rows = [(type_name, _names(names), reason) for (type_name, reason), names in grouped.items()]
+        out.print(table("Why not", {"type": "left", "tensors": "left", "reason": "wrap"}, rows))
+
+
+def _names(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def converted(result: results.ConvertResult) -> None:
+    console().print(f"{result.path}: {result.n_tensors} tensors, {format_size(result.size_bytes)}")
+
+
+def imatrix(report: results.ImatrixReport) -> None:
+    """An importance matrix with its statistics."""
+    out = console()
+    out.print(f"importance matrix {report.fingerprint[:12]}: {report.n_tensors} tensors, {report.chunk_count} chunks of {report.chunk_size}")
+    out.print(f"file      {report.path}")
+    out.print(f"text      {', '.join(report.datasets) or 'unknown'}")
+    if report.missing_tensors:
+        out.print(f"[yellow]It lacks {_names(list(report.missing_tensors))}: types that need it are unavailable there.[/yellow]")
+    rows = [
+        (
+            item.tensor,
+            f"{item.sum_of_squares:.4g}",
+            f"{item.minimum:.3g}",
+            f"{item.maximum:.3g}",
+            f"{item.mean:.3g}",
+            f"{item.standard_deviation:.3g}",
+            f"{100 * item.active_share:.1f} %",
+            f"{100 * item.normalized_entropy:.1f} %",
+            f"{item.n_unseen_experts} of {item.n_experts}" if item.n_experts > 1 else "",
+        )
+        for item in report.statistics
+    ]
+    if rows:
+        headings = ("sum E\\[x2]", "min", "max", "mean", "sd", "active", "entropy", "unseen")
+        out.print(table("Statistics of E\\[x2]", {"tensor": "left", **dict.fromkeys(headings, "right")}, rows))
+
+
+def measured(result: results.MeasureResult) -> None:
+    """A summary of a measurement, one line per type."""
+    out = console()
+    weighting = f"importance matrix {result.imatrix_fingerprint[:12]}" if result.imatrix_fingerprint else "no importance matrix"
+    out.print(f"{result.n_cells} cells: {result.n_tensors} tensors x {result.n_types} types, {weighting}, {result.settings}")
+    out.print(f"{result.n_already_measured} were there already, {result.n_unavailable} are unavailable")
+    if result.unseen_experts:
+        total = sum(result.unseen_experts.values())
+        out.print(f"[yellow]{total} experts in {len(result.unseen_experts)} tensors saw no calibration token.[/yellow]")
+    by_type: dict[str, list[results.CellReport]] = {}
+    for cell in result.cells:
+        if cell.unavailable is None:
+            by_type.setdefault(cell.type_name, []).append(cell)
+    rows = [_type_row(name, cells) for name, cells in by_type.items()]
+    rows.sort(key=lambda row: float(row[1]), reverse=True)
+    columns = {"type": "left", "bits": "right", "tensors": "right", "relative error": "right", "weighted error": "right", "largest": "right"}
+    out.print(table("Mean over tensors", columns, rows))
+
+
+def _type_row(name: str, cells: list[results.CellReport]) -> tuple[str, ...]:
+    def mean(values: list[float]) -> str:
+        return f"{sum(values) / len(values):.3e}" if values else ""
+
+    return (
+        name,
+        f"{cells[0].bits_per_weight:.4g}",
+        str(len(cells)),
+        mean([cell.relative_mse for cell in cells if cell.relative_mse is not None]),
+        mean([cell.weighted_mse for cell in cells if cell.weighted_mse is not None]),
+        ("≥ " if any(cell.sampled for cell in cells) else "") + f"{max(cell.max_abs_error or 0.0 for cell in cells):.3g}",
+    )
+
+
+def planned(result: results.PlanResult, *, all_tensors: bool = False) -> None:
+    """A strategy: size, mix of types, and the choice per tensor."""
+    out = console()
+    prediction = result.prediction
+    out.print(
+        f"[bold]{result.method}[/bold]: {format_size(prediction.file_size_bytes)} ({prediction.file_size_bytes:,} bytes), "
+        f"{prediction.bits_per_weight:.3f} bits per weight, damage {prediction.damage:.4g} ({result.basis})"
+    )
+    if result.preset_size_bytes is not None:
+        out.print(f"the preset's own file: {format_size(result.preset_size_bytes)} ({result.preset_size_bytes:,} bytes)")
+    out.print("types     " + ", ".join(f"{count} x {name}" for name, count in result.type_counts.items()))
+    shown = result.tensors if all_tensors else result.tensors[:0]
+    rows = [(choice.name, choice.type_name, choice.knee or "", f"{choice.damage:.4g}", choice.reason) for choice in shown]
+    if rows:
+        columns = {"tensor": "left", "type": "left", "knee": "left", "damage": "right", "reason": "wrap"}
+        out.print(table("Choices", columns, rows))
+    if result.path:
+        out.print(f"saved     {result.path}")
+
+
+def built(report: results.BuildReport) -> None:
+    """The file that was written."""
+    out = console()
+    out.print(f"{', '.join(report.paths)}: {format_size(report.size_bytes)} ({report.size_bytes:,} bytes), {report.bits_per_weight:.3f} bpw")
+    if report.size_bytes != report.predicted_size_bytes:
+        out.print(f"[red]predicted were {report.predicted_size_bytes:,} bytes[/red]")
+
+
+def verified(result: results.VerifyResult) -> None:
+    """The verdict table and its sentence."""
+    out = console()
+    out.print(_verdict_table(result.verdict))
+    out.print(f"floor (base through the same pipeline): {result.verdict.floor_kld_nats:.2e} nats")
+    out.print(f"[bold]{result.verdict.sentence}[/bold]")
+    for path in result.files:
+        out.print(f"wrote     {path}")
+
+
+def _verdict_table(verdict: Verdict) -> Any:
+    columns = {"file": "left", "size": "right", "bpw": "right", "PPL": "right", "ln PPL ratio": "right", "mean KLD": "right"}
+    columns |= {"median": "right", "p99": "right", "p99.9": "right", "same top-1": "right", "KLD ours / it": "right"}
+    ratios = {item.reference: item for item in verdict.comparisons}
+    rows = [_verdict_row(row, ratios) for row in verdict.rows]
+    return table(f"{verdict.corpus_name}, {verdict.rows[0].statistics.n_chunks} chunks of {verdict.n_ctx}", columns, rows)
+
+
+def _verdict_row(row: VerdictRow, ratios: Mapping[str, Any]) -> tuple[str, ...]:
+    s = row.statistics
+    head = (f"[bold]{row.label}[/bold]" if row.kind == "ours" else row.label, format_size(row.size_bytes), f"{row.bits_per_weight:.2f}")
+    ppl = f"{s.perplexity.value:.4f} ± {s.perplexity.se:.3f}"
+    if row.kind == "base":
+        return (*head, ppl, "", "", "", "", "", "", "")
+    return (
+        *head,
+        ppl,
+        f"{s.ln_ppl_ratio.value:+.5f} ± {s.ln_ppl_ratio.se:.5f}",
+        f"{s.kld_mean.value:.5f} ± {s.kld_mean.se:.5f}",
+        f"{s.kld_median:.5f}",
+        f"{s.kld_p99:.4f}",
+        f"{s.kld_p999:.4f}",
+        f"{100 * s.top_agreement.value:.2f} %",
+        _ratio(ratios.get(row.label)),
+    )
+
+
+def _ratio(comparison: Any) -> str:
+    if comparison is None:
+        return ""
+    from math import exp
+
+    low, high = (exp(value) for value in comparison.interval)
+    return f"{exp(comparison.ln_kld_ratio):.3f} [{low:.3f}, {high:.3f}] {comparison.outcome}".replace("[", r"\[")
+
+
+def made(result: results.MakeResult) -> None:
+    """The end of the whole way."""
+    planned(result.plan)
+    built(result.build)
+    verified(result.verify)
+
+
+def jobs(reports: list[results.JobReport]) -> None:
+    """The job table."""
+    if not reports:
+        console().print("No jobs. Long commands make one each; --detach sends them to the background.")
+        return
+    rows = [
+        (str(job.id), job.kind, job.state, f"{100 * job.progress:.0f} %", format_eta(job.eta_seconds), job.created, job.title)
+        for job in reports
+    ]
+    columns = {"id": "right", "kind": "left", "state": "left", "done": "right", "left": "left", "created": "left", "what": "left"}
+    console().print(table("Jobs", columns, rows))
+
+
+def job(report: results.JobReport) -> None:
+    """One job with its log."""
+    out = console()
+    out.print(f"job {report.id}: {report.kind}, {report.state}, {100 * report.progress:.0f} %  {format_eta(report.eta_seconds)}")
+    out.print(f"what      {report.title}")
+    if report.message:
+        out.print(f"now       {report.message}")
+    if report.error:
+        out.print(f"error     {report.error}")
+    for line in report.log:
+        out.print(line, markup=False)
+
+
+SHOW: Mapping[type, Callable[[Any], None]] = {
+    results.ConvertResult: converted,
+    results.ImatrixReport: imatrix,
+    results.MeasureResult: measured,
+    results.BuildReport: built,
+    results.VerifyResult: verified,
+    results.MakeResult: made,
+}
+
+
+def result(value: results.TaskResult) -> None:
+    """Whatever a task answered."""
+    SHOW[type(value)](value)
+
+
+def count_types(types: Mapping[str, str]) -> dict[str, int]:
+    """Type name -> number of tensors, the most frequent first."""
+    return dict(Counter(types.values()).most_common())

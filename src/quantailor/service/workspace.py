@@ -1,0 +1,134 @@
+"""The place where everything is kept, opened: the store, and the files beside it.
+
+Whatever a step needs from an earlier one (the model's record, its importance matrices, its measurements) is found here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from quantailor.analysis.imatrix import Imatrix
+from quantailor.analysis.imatrix_file import read_imatrix, write_imatrix
+from quantailor.errors import ImatrixError, UnsupportedModelError
+from quantailor.jobs import Home, resolve
+from quantailor.models.gguf_file import GGUFSource
+from quantailor.models.opening import open_model, require_unquantized
+from quantailor.models.source import ModelSource, fingerprint
+from quantailor.records import TensorInfo
+from quantailor.service.tasks import AUTO, NONE
+from quantailor.store import ImatrixKey, ImatrixRecord, ModelRecord, Store
+
+DATA = Path(__file__).parent.parent / "data"
+CALIBRATION_TEXT = DATA / "calibration.txt"
+HELDOUT_TEXT = DATA / "heldout.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A source that is open, with its fingerprint."""
+
+    source: ModelSource
+    fingerprint: str
+
+    @property
+    def path(self) -> Path:
+        return Path(self.source.location)
+
+
+class Workspace:
+    """An opened home. Use as a context manager."""
+
+    def __init__(self, home: Home, store: Store) -> None:
+        self.home = home
+        self.store = store
+
+    @classmethod
+    def open(cls, home: Path | None = None) -> Self:
+        """Open `home`, or the place that QUANTAILOR_HOME or the platform names. Raises StoreError."""
+        place = resolve(home).create()
+        return cls(place, Store(place.database))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.store.close()
+
+    @contextmanager
+    def model(self, path: str | Path, *, allow_requantize: bool = True) -> Iterator[OpenedModel]:
+        """Open a model and record it; a GGUF that is quantized already is refused unless allowed."""
+        source = open_model(path)
+        try:
+            require_unquantized(source, allow_requantize=allow_requantize)
+            key = fingerprint(source)
+            self.store.record_model(ModelRecord.of(key, source.name, source.architecture, source.tensors), source.tensors)
+            self.store.record_location("model", key, Path(source.location))
+            yield OpenedModel(source, key)
+        finally:
+            source.close()
+
+    def imatrix_path(self, model: str, imatrix: str) -> Path:
+        """Where the store keeps that importance matrix."""
+        return self.home.imatrices / f"{model[:16]}-{imatrix[:16]}.gguf"
+
+    def keep_imatrix(self, model: str, imatrix: Imatrix, *, imported: bool, computed: ImatrixKey | None = None) -> Path:
+        """Write an importance matrix to its place and record it as the model's newest."""
+        path = self.imatrix_path(model, imatrix.fingerprint)
+        if not path.exists():
+            write_imatrix(imatrix, path)
+        record = ImatrixRecord(
+            model=model,
+            fingerprint=imatrix.fingerprint,
+            datasets=imatrix.datasets,
+            chunk_count=imatrix.chunk_count,
+            chunk_size=imatrix.chunk_size,
+            origin="imported" if imported else "computed",
+        )
+        self.store.record_imatrix(record, computed=computed)
+        return path
+
+    def imatrix(self, model: str, imatrix: str) -> Imatrix:
+        """The importance matrix of that fingerprint. Raises ImatrixError where its file is gone."""
+        path = self.imatrix_path(model, imatrix)
+        if not path.exists():
+            raise ImatrixError(
+                f"importance matrix {imatrix[:12]} is not at {path}", remedy="Compute it again with `quantailor imatrix`, or give the file"
+            )
+        return read_imatrix(path)
+
+    def newest_imatrix(self, model: str) -> Imatrix | None:
+        """The latest importance matrix of a model whose file is there."""
+        for record in self.store.imatrices(model):
+            if self.imatrix_path(model, record.fingerprint).exists():
+                return self.imatrix(model, record.fingerprint)
+        return None
+
+    def choose_imatrix(self, model: str, wanted: str) -> Imatrix | None:
+        """What `--imatrix` means: "auto" the newest, "none" nothing, else a file (which is then kept)."""
+        if wanted == NONE:
+            return None
+        if wanted == AUTO:
+            return self.newest_imatrix(model)
+        found = read_imatrix(Path(wanted))
+        self.keep_imatrix(model, found, imported=True)
+        return found
+
+
+def gguf_path(model: OpenedModel) -> Path:
+    """The file for llama.cpp to load (the first of its shards). Raises UnsupportedModelError for a directory."""
+    source = model.source
+    if isinstance(source, GGUFSource):
+        return source.files[0]
+    raise UnsupportedModelError(
+        f"{source.location} is no GGUF file, which llama.cpp needs here", remedy="Run `quantailor convert` first and give its output"
+    )
+
+
+def tensors_by_name(source: ModelSource) -> dict[str, TensorInfo]:
+    """Tensor name -> info, in file order."""
+    return {tensor.name: tensor for tensor in source.tensors}
