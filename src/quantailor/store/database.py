@@ -24,6 +24,8 @@ Parameters = Sequence[Value] | Mapping[str, Value]
 BUSY_TIMEOUT_S = 30.0
 """How long to wait while another process writes."""
 
+_RETRY_S = 0.02
+
 _logger = logging.getLogger(__name__)
 
 
@@ -37,7 +39,7 @@ class Database:
         self._in_transaction = False
         self._connection = self._connect(busy_timeout_s)
         try:
-            self._open()
+            self._open_patiently(busy_timeout_s)
         except BaseException:
             self.close()
             raise
@@ -92,6 +94,19 @@ class Database:
             raise StoreError(f"cannot create the folder {self.path.parent}: {error.strerror}", remedy=_ELSEWHERE) from error
         with self._errors():
             return sqlite3.connect(self.path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False)
+
+    def _open_patiently(self, timeout_s: float) -> None:
+        # sqlite does not wait by itself while another process turns the write-ahead log on.
+        deadline = time.monotonic() + timeout_s
+        pause = threading.Event()
+        while True:
+            try:
+                return self._open()
+            except StoreError as error:
+                code = getattr(error.__cause__, "sqlite_errorcode", 0)
+                if code & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            pause.wait(_RETRY_S)
 
     def _open(self) -> None:
         # Whose file it is comes first: nothing may be changed in a database that is not ours.

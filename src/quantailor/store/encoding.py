@@ -38,7 +38,8 @@ def sha256(text: str) -> str:
 def refuse_nan(figures: Mapping[str, object], what: str) -> None:
     """Raise StoreError for a NaN, which sqlite would silently keep as "no value"."""
     for name, figure in figures.items():
-        if isinstance(figure, float) and math.isnan(figure):
+        values = figure if isinstance(figure, tuple) else (figure,)
+        if any(isinstance(value, float) and math.isnan(value) for value in values):
             raise StoreError(f"{name} of {what} is NaN", remedy="Please report this as a bug")
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from quantailor.errors import StoreError
 from quantailor.records import ChunkScore, TensorInfo, Verdict, WeightError
 from quantailor.store import encoding
 from quantailor.store.database import BUSY_TIMEOUT_S, Database, Value
@@ -224,6 +225,13 @@ class Store:
         """
         return {table: self._database.query(sql) for table, sql in RESULT_TABLES.items()}
 
+    def table_names(self) -> list[str]:
+        """Every table of the file."""
+        return [
+            str(name)
+            for (name,) in self._database.query("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+        ]
+
     def _note(self, kind: str, key: str) -> None:
         self._database.change(SQL.note, (kind, key, self._database.now()))
 
@@ -254,6 +262,9 @@ def _shape_text(info: TensorInfo) -> str:
 
 
 def _cell_row(key: MeasurementKey, cell: WeightError) -> dict[str, Value]:
+    if cell.definition_version != key.definition_version:
+        what = f"{cell.tensor} at {cell.type_name}"
+        raise StoreError(f"{what} was measured by definition {cell.definition_version}, not {key.definition_version}")
     figures: dict[str, Any] = {field.name: getattr(cell, field.name) for field in fields(WeightError)}
     encoding.refuse_nan(figures, f"{cell.tensor} at {cell.type_name}")
     figures.update({name: encoding.floats_to_blob(figures[name]) for name in _CELL_BLOBS})
