@@ -71,6 +71,14 @@ def test_metadata_is_written(books_llama_base: Path, tmp_path: Path) -> None:
     assert reader.fields["quantize.imatrix.chunks_count"].contents() == 7
 
 
+@pytest.mark.parametrize("preset", ["Q4_K_M", "Q3_K_M", "IQ2_XXS"])
+def test_a_presets_types_are_known_without_quantizing(books_llama_base: Path, tmp_path: Path, preset: str) -> None:
+    imatrix = {name: np.ones(256 if "down" not in name else 768, np.float32) for name in types_of(books_llama_base)}
+    written = types_of(quantize_reference(books_llama_base, tmp_path / "q.gguf", preset=preset, imatrix=imatrix))
+    quantized = {name: type_name for name, type_name in written.items() if type_name != "F32"}
+    assert reference.preset_types(books_llama_base, preset, imatrix=imatrix) == quantized
+
+
 @pytest.mark.parametrize(("text", "name"), [("q4_k_m", "Q4_K_M"), ("Q4_K", "Q4_K_M"), ("iq2_xxs", "IQ2_XXS")])
 def test_presets_are_known_by_their_aliases(text: str, name: str) -> None:
     assert preset_name(text) == name

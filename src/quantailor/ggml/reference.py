@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ WORKER = ("-m", "quantailor.ggml.reference_worker")
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "IQ2": "IQ2_XXS"}
 _SPECIAL = frozenset(r".[]{}()*+?^$|\/")
 _POLL_SECONDS = 0.2
+_QUIET = NullControl()
 _KINDS: tuple[tuple[str, type[QuantailorError]], ...] = (
     ("imatrix", ImatrixError),
     ("importance matrix", ImatrixError),
@@ -89,7 +91,7 @@ def quantize_reference(
     allow_requantize: bool = False,
     n_threads: int | None = None,
     check: Callable[[Path], None] | None = None,
-    control: Control | None = None,
+    control: Control = _QUIET,
 ) -> Path:
     """Quantize `base` to `output` with llama.cpp.
 
@@ -110,16 +112,12 @@ def quantize_reference(
     Raises:
         QuantailorError: of the class that fits what llama.cpp reported; nothing is left under `output`.
     """
-    control = control or NullControl()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
     part = output.with_name(f".{output.name}.{os.getpid()}.part")
-    vectors = {name: np.asarray(values, dtype=np.float32).reshape(-1) for name, values in (imatrix or {}).items()}
-    for name, vector in vectors.items():
-        if not np.isfinite(vector).all():
-            raise ImatrixError(f"the importance matrix has NaN or Inf for {name}", remedy="Compute it again")
+    vectors = _vectors(imatrix or {})
     request = Request(
         base=str(base.resolve()),
         output=str(part.resolve()),
@@ -129,12 +127,10 @@ def quantize_reference(
         allow_requantize=allow_requantize,
         buffer_bytes=BUFFER_BYTES,
         overrides=_override_ids([*overrides, *([(".*", type_name)] if type_name else [])]),
-        imatrix_names=tuple(vectors),
-        imatrix_sizes=tuple(vector.size for vector in vectors.values()),
         metadata=dict(metadata or {}),
     )
     try:
-        _run(request, np.concatenate([np.empty(0, np.float32), *vectors.values()]), preset or type_name or "the given types", control)
+        _run(request, vectors, preset or type_name or "the given types", control)
         if check is not None:
             check(part)
         part.replace(output)
@@ -145,6 +141,24 @@ def quantize_reference(
     return output
 
 
+def preset_types(base: Path, preset: str, *, imatrix: Mapping[str, Floats] | None = None) -> dict[str, str]:
+    """The type that llama.cpp's preset gives each tensor of `base` that changes its type; nothing is quantized.
+
+    The mix depends on whether there is an importance matrix. Raises as `quantize_reference` does.
+    """
+    ftype = library.presets()[preset_name(preset)]
+    request = Request(base=str(base.resolve()), output="", ftype=ftype, n_threads=1, allow_requantize=True, dry_run=True)
+    return _run(request, _vectors(imatrix or {}), preset, _QUIET)
+
+
+def _vectors(imatrix: Mapping[str, Floats]) -> dict[str, Floats]:
+    vectors = {name: np.asarray(values, dtype=np.float32).reshape(-1) for name, values in imatrix.items()}
+    for name, vector in vectors.items():
+        if not np.isfinite(vector).all():
+            raise ImatrixError(f"the importance matrix has NaN or Inf for {name}", remedy="Compute it again")
+    return vectors
+
+
 def _override_ids(overrides: Sequence[tuple[str, str]]) -> tuple[tuple[str, int], ...]:
     qtypes = library.types()
     for _, type_name in overrides:
@@ -153,11 +167,23 @@ def _override_ids(overrides: Sequence[tuple[str, str]]) -> tuple[tuple[str, int]
     return tuple((pattern, qtypes[type_name].id) for pattern, type_name in overrides)
 
 
-def _run(request: Request, importances: Floats, what: str, control: Control) -> None:
+@dataclass
+class _Report:
+    """What the worker said."""
+
+    types: dict[str, str] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+
+
+def _run(request: Request, vectors: Mapping[str, Floats], what: str, control: Control) -> dict[str, str]:
+    """Run the worker; returns the types it reports."""
+    sizes = tuple(vector.size for vector in vectors.values())
+    request = replace(request, imatrix_names=tuple(vectors), imatrix_sizes=sizes)
     with tempfile.TemporaryDirectory(prefix="quantailor-") as name:
         folder = Path(name)
         (folder / "request.json").write_text(request.to_json(), encoding="utf-8")
-        np.save(folder / "importances.npy", importances, allow_pickle=False)
+        np.save(folder / "importances.npy", np.concatenate([np.empty(0, np.float32), *vectors.values()]), allow_pickle=False)
         process = subprocess.Popen(
             [sys.executable, *WORKER, name],
             stdin=subprocess.PIPE,
@@ -173,14 +199,15 @@ def _run(request: Request, importances: Floats, what: str, control: Control) -> 
         with process:
             reader.start()
             try:
-                tail = _follow(lines, control)
+                report = _follow(lines, control)
             except BaseException:
                 process.kill()
                 raise
             finally:
                 reader.join()
     if process.returncode != 0:
-        raise _failure(Path(request.base), what, process.returncode, tail)
+        raise _failure(Path(request.base), what, process.returncode, report.errors or report.others[-3:])
+    return report.types
 
 
 def _python_path() -> str:
@@ -189,10 +216,9 @@ def _python_path() -> str:
     return os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
 
 
-def _follow(lines: queue.Queue[str | None], control: Control) -> list[str]:
-    """Pass the worker's progress on until it ends; returns its errors, or its last other lines."""
-    errors: list[str] = []
-    others: list[str] = []
+def _follow(lines: queue.Queue[str | None], control: Control) -> _Report:
+    """Pass the worker's progress on until it ends."""
+    report = _Report()
     while True:
         control.check()
         try:
@@ -200,14 +226,16 @@ def _follow(lines: queue.Queue[str | None], control: Control) -> list[str]:
         except queue.Empty:
             continue
         if line is None:
-            return errors or others[-3:]
-        if line.startswith("progress "):
-            done, total = (int(word) for word in line.split()[1:3])
+            return report
+        word, _, rest = line.partition(" ")
+        if word == "progress":
+            done, total = (int(number) for number in rest.split())
             control.advance(done, total, "quantizing with llama.cpp")
-        elif line.startswith("error "):
-            errors.append(line.removeprefix("error "))
-        elif line:
-            others.append(line)
+        elif word == "type":
+            name, type_name = rest.split()
+            report.types[name] = type_name
+        else:
+            (report.errors if word == "error" else report.others).append(rest if word == "error" else line)
 
 
 def _read_lines(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:

@@ -1,7 +1,8 @@
 """The process that runs `llama_model_quantize`; `quantailor.ggml.reference` starts it and reads its lines.
 
 llama.cpp may end a process on input it does not expect, so it gets one of its own. The protocol is plain text on
-standard output: `progress DONE TOTAL` for each tensor and `error MESSAGE` for each line llama.cpp logs as an error.
+standard output: `progress DONE TOTAL` for each tensor, `type TENSOR TYPE` for each one that changes its type, and
+`error MESSAGE` for each line llama.cpp logs as an error.
 Standard input carries nothing; when it closes, whoever asked is gone, and the worker stops and removes its output.
 """
 
@@ -30,7 +31,8 @@ _LEVEL_ERROR = 4
 _TAG_INT, _TAG_STR = 0, 3
 MAX_TEXT_BYTES = 127
 """llama.cpp keeps metadata overrides in fields of 128 bytes."""
-_TENSOR_LINE = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]")
+_TENSOR_LINE = re.compile(r"^\[\s*(\d+)/\s*(\d+)\] (\S+)")
+_NEW_TYPE = re.compile(r"-> .*\((\w+)\)$|converting to (\w+) \.\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class Request:
     n_threads: int
     pure: bool = False
     allow_requantize: bool = False
+    dry_run: bool = False
     buffer_bytes: int = 0
     """Rows of one tensor kept in memory; 0 is llama.cpp's own 8 GiB."""
     overrides: tuple[tuple[str, int], ...] = ()
@@ -89,6 +92,7 @@ def _parameters(llama: Any, request: Request, importances: Floats) -> tuple[Any,
     parameters.ftype = request.ftype
     parameters.pure = request.pure
     parameters.allow_requantize = request.allow_requantize
+    parameters.dry_run = request.dry_run
     parameters.max_buf_size = request.buffer_bytes or parameters.max_buf_size
     kept: list[Any] = [importances]
     if request.overrides:
@@ -140,11 +144,19 @@ class _LineLog:
             for line in filter(None, (part.strip(" =") for part in text.splitlines())):
                 _say(f"error {line}")
             return
-        self._line += text
-        if match := _TENSOR_LINE.match(self._line):
+        head, newline, rest = text.rpartition("\n")
+        if not newline:
+            self._line += text
+            return
+        for line in (self._line + head).splitlines():
+            self._tell(line.strip())
+        self._line = rest
+
+    def _tell(self, line: str) -> None:
+        if match := _TENSOR_LINE.match(line):
             _say(f"progress {match.group(1)} {match.group(2)}")
-        if "\n" in self._line or match:
-            self._line = ""
+            if new_type := _NEW_TYPE.search(line):
+                _say(f"type {match.group(3)} {(new_type.group(1) or new_type.group(2)).upper()}")
 
 
 def _say(line: str) -> None:
