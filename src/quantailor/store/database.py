@@ -146,8 +146,8 @@ class Database:
             return self._connection.execute(sql, parameters).fetchall()
 
     def _roll_back(self) -> None:
-        if self._connection.in_transaction:
-            with self._errors():
+        with self._errors():
+            if self._connection.in_transaction:
                 self._connection.rollback()
 
     @contextmanager

@@ -103,7 +103,7 @@ class JobTable:
             raise JobError(f"there is no job {job_id}", remedy="`quantailor jobs list` shows all jobs")
         return _job(rows[0])
 
-    def all(self, *, states: Collection[JobState] = ()) -> list[Job]:
+    def all(self, *, states: Collection[str] = ()) -> list[Job]:
         """Jobs, the latest first; `states` keeps those in one of them."""
         jobs = [_job(row) for row in self._database.query(_ALL)]
         return [job for job in jobs if not states or job.state in states]
