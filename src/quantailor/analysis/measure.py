@@ -1,0 +1,473 @@
+"""Measures tensors x types: exhaustively, or on sampled rows until the standard error is small enough.
+
+Work is cut into blocks of rows that do not depend on the number of threads; a block is read once and quantized
+to every wanted type while it is in the cache, and its sums are combined in block order. Results are therefore
+bit for bit the same for any number of threads, and memory is a few blocks per thread plus a few numbers per row.
+
+A sampled row's figures depend on nothing but the row, and every type stops on its own along the same sequence
+of rows (see `sampling`), so what is stored already never changes what is measured later. Plain float types
+quantize faster than rows can be chosen, and lose weight only in rare values; they are measured exhaustively.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from quantailor.analysis import sampling, weight_error
+from quantailor.analysis.error_weights import UNWEIGHTED, ErrorWeights
+from quantailor.analysis.sampling import RowPlan
+from quantailor.analysis.weight_error import (
+    DEFINITION_VERSION,
+    HISTOGRAM_EDGES,
+    N_FINE_BINS,
+    Counts,
+    Doubles,
+    Energy,
+    Estimate,
+    Floats,
+    RowSums,
+    Totals,
+    Weighting,
+)
+from quantailor.control import Control, NullControl
+from quantailor.errors import NonFiniteWeightError, QuantailorError, TypeUnavailableError
+from quantailor.ggml import codec, library
+from quantailor.models.source import ModelSource, fingerprint
+from quantailor.qtypes import QType, unavailable
+from quantailor.records import TensorInfo, WeightError
+
+__all__ = ["DEFAULT_RELATIVE_SE", "DEFINITION_VERSION", "HISTOGRAM_EDGES", "MeasureSettings", "measure_model", "measure_tensor"]
+
+DEFAULT_RELATIVE_SE = 0.01
+BLOCK_WEIGHTS = 1 << 15
+"""Weights of an exhaustive block: with its errors and squares it stays in a core's cache."""
+GROUP_WEIGHTS = 1 << 13
+"""Weights of a group of sampled rows; small, so that a pilot keeps all cores busy."""
+BATCH_WEIGHTS = 1 << 26
+"""Weights x types after which an exhaustive run hands over its cells, so that little is lost when it is killed."""
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureSettings:
+    """How carefully to measure."""
+
+    exhaustive: bool = False
+    relative_se: float = DEFAULT_RELATIVE_SE
+    """Sampling goes on until the relative standard error of weighted_mse is at most this."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.relative_se < 1:
+            raise QuantailorError(f"a relative standard error of {self.relative_se:g} is not between 0 and 1", remedy="Try 0.01")
+
+    @property
+    def key(self) -> str:
+        """A short text that is equal for settings whose results can stand in one table."""
+        return "exhaustive" if self.exhaustive else f"sampled-{self.relative_se:g}-{sampling.PILOT_DRAWS}"
+
+
+def measure_tensor(
+    source: ModelSource,
+    tensor: TensorInfo,
+    qtypes: Sequence[QType],
+    *,
+    seed: str,
+    weights: ErrorWeights = UNWEIGHTED,
+    settings: MeasureSettings | None = None,
+    n_threads: int | None = None,
+    control: Control | None = None,
+) -> tuple[WeightError, ...]:
+    """Measure what each type does to one tensor, in the order of `qtypes`.
+
+    Args:
+        seed: identifies the model, for example its fingerprint; with the tensor's name it fixes the sampled rows.
+        weights: how errors count, and what the quantizer is given.
+
+    Raises:
+        NonFiniteWeightError: the tensor holds NaN, Inf or huge weights; the message counts them.
+        TypeUnavailableError: a type's block does not divide the rows.
+        ImatrixError: weights that do not fit the tensor.
+        Paused, Cancelled: from `control`, between blocks.
+    """
+    control = control or NullControl()
+    with _Workers(n_threads, control) as workers:
+        return _Measurement(source, tensor, weights, settings or MeasureSettings(), seed, workers).cells(qtypes)
+
+
+def measure_model(
+    source: ModelSource,
+    names: Sequence[str],
+    type_names: Sequence[str],
+    *,
+    weights_of: Callable[[TensorInfo], ErrorWeights] | None = None,
+    done: Callable[[str, str], bool] | None = None,
+    settings: MeasureSettings | None = None,
+    seed: str | None = None,
+    n_threads: int | None = None,
+    control: Control | None = None,
+) -> Iterator[WeightError]:
+    """Yield the cells of `names` x `type_names` for which `done(tensor, type)` is not true, tensor by tensor.
+
+    Cells that a tensor cannot have come with the reason in `unavailable`. A tensor counts as held by the
+    importance matrix when `weights_of` gives weights for its quantizer. `seed` is the model's fingerprint,
+    computed here unless given. Interrupting between cells loses at most one batch of types of one tensor.
+
+    Raises:
+        TensorNotFoundError, TypeUnavailableError: an unknown name.
+        NonFiniteWeightError, ImatrixError: see `measure_tensor`.
+        Paused, Cancelled: from `control`.
+    """
+    settings, control = settings or MeasureSettings(), control or NullControl()
+    wanted = [_known_type(name) for name in type_names]
+    missing = [(tensor, [t for t in wanted if done is None or not done(tensor.name, t.name)]) for tensor in map(source.tensor, names)]
+    seed = seed or fingerprint(source)
+    progress = _Progress(control, sum(_cost(tensor, len(qtypes), settings) for tensor, qtypes in missing))
+    with _Workers(n_threads, control) as workers:
+        for tensor, qtypes in missing:
+            control.check()
+            weights = UNWEIGHTED if weights_of is None else weights_of(tensor)
+            measurable = []
+            for qtype in qtypes:
+                reason = _unavailable(source, tensor, qtype, weights)
+                if reason is None:
+                    measurable.append(qtype)
+                else:
+                    yield weight_error.unavailable_cell(tensor, qtype, reason)
+            progress.add(_cost(tensor, len(qtypes) - len(measurable), settings), tensor.name)
+            for batch in _batches(tensor, measurable, settings):
+                measurement = _Measurement(source, tensor, weights, settings, seed, workers)
+                yield from measurement.cells(batch)
+                progress.add(_cost(tensor, len(batch), settings), tensor.name)
+
+
+def _batches(tensor: TensorInfo, qtypes: Sequence[QType], settings: MeasureSettings) -> Iterator[Sequence[QType]]:
+    size = max(1, BATCH_WEIGHTS // tensor.n_elements) if settings.exhaustive else max(1, len(qtypes))
+    for start in range(0, len(qtypes), size):
+        yield qtypes[start : start + size]
+
+
+def _known_type(name: str) -> QType:
+    try:
+        return library.types()[name]
+    except KeyError:
+        known = ", ".join(library.types())
+        raise TypeUnavailableError(f"there is no type {name!r}", remedy=f"Known types: {known}") from None
+
+
+def _unavailable(source: ModelSource, tensor: TensorInfo, qtype: QType, weights: ErrorWeights) -> str | None:
+    return unavailable(tensor, qtype, architecture=source.architecture, has_imatrix=weights.quantizer is not None, qtypes=library.types())
+
+
+def _cost(tensor: TensorInfo, n_types: int, settings: MeasureSettings) -> float:
+    """Expected work in weights x types, for progress."""
+    if settings.exhaustive:
+        return float(tensor.n_elements * n_types)
+    return n_types * min(tensor.n_elements, 2 * sampling.PILOT_DRAWS * tensor.n_cols + tensor.n_elements / 1000)
+
+
+class _Progress:
+    """Adds up finished work and reports it."""
+
+    def __init__(self, control: Control, total: float) -> None:
+        self._control, self._total, self._done = control, total, 0.0
+
+    def add(self, amount: float, message: str) -> None:
+        self._done += amount
+        self._control.advance(self._done, self._total, message)
+
+
+class _Workers:
+    """Threads that run a function on items and give the results back in the items' order."""
+
+    def __init__(self, n_threads: int | None, control: Control) -> None:
+        self._n_threads = max(1, n_threads or os.cpu_count() or 1)
+        self._control = control
+        self._pool = ThreadPoolExecutor(self._n_threads, thread_name_prefix="measure")
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def map(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+        """Results in order; at most two items per thread are under way."""
+        under_way: deque[Future[_Result]] = deque()
+        try:
+            for item in items:
+                under_way.append(self._pool.submit(function, item))
+                if len(under_way) >= 2 * self._n_threads:
+                    yield under_way.popleft().result()
+                    self._control.check()
+            while under_way:
+                yield under_way.popleft().result()
+                self._control.check()
+        finally:
+            for future in under_way:
+                future.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class _BlockSums:
+    """One type's sums over a block of rows."""
+
+    plain: float
+    weighted: float
+    output: float
+    largest: float
+    fine: Counts
+
+
+@dataclass(slots=True)
+class _Sample:
+    """One type's figures for the rows measured so far; rows ascend."""
+
+    rows: Counts
+    sums: RowSums
+    pilot_rows: Counts
+    pilot_fine: Counts
+    """Counts in the fine bins of each pilot row, (n_pilot_rows, N_FINE_BINS)."""
+
+    def extend(self, rows: Counts, sums: RowSums) -> None:
+        order = np.argsort(np.concatenate([self.rows, rows]), kind="stable")
+        self.rows = np.concatenate([self.rows, rows])[order]
+        self.sums = _reordered(_joined([self.sums, sums]), order)
+
+
+def _joined(parts: Sequence[RowSums]) -> RowSums:
+    outputs = [part.output for part in parts if part.output is not None]
+    return RowSums(
+        np.concatenate([part.plain for part in parts]),
+        np.concatenate([part.weighted for part in parts]),
+        np.concatenate(outputs) if outputs else None,
+        np.concatenate([part.largest for part in parts]),
+    )
+
+
+def _reordered(sums: RowSums, order: Counts) -> RowSums:
+    output = None if sums.output is None else sums.output[order]
+    return RowSums(sums.plain[order], sums.weighted[order], output, sums.largest[order])
+
+
+def _added(one: _BlockSums, other: _BlockSums) -> _BlockSums:
+    return _BlockSums(
+        one.plain + other.plain,
+        one.weighted + other.weighted,
+        one.output + other.output,
+        max(one.largest, other.largest),
+        one.fine + other.fine,
+    )
+
+
+class _Measurement:
+    """The measurement of one tensor."""
+
+    def __init__(
+        self, source: ModelSource, tensor: TensorInfo, weights: ErrorWeights, settings: MeasureSettings, seed: str, workers: _Workers
+    ) -> None:
+        self._source, self._tensor, self._weights, self._workers = source, tensor, weights, workers
+        self._settings = settings
+        self._seed = f"{seed}/{tensor.name}"
+        self._scales: Weighting = weight_error.weighting(tensor, weights)
+
+    def cells(self, qtypes: Sequence[QType]) -> tuple[WeightError, ...]:
+        """Measure these types; cells in their order."""
+        lossless = [t for t in qtypes if t.name in (self._tensor.type_name, "F32")]
+        lossy = [t for t in qtypes if t not in lossless]
+        found = {t.name: weight_error.lossless_cell(self._tensor, t, self._weights) for t in lossless}
+        try:
+            if lossy and not self._settings.exhaustive:
+                found |= self._sampled([t for t in lossy if t.is_quantized])
+            if missing := [t for t in lossy if t.name not in found]:
+                found |= self._exhaustive(missing)
+        except NonFiniteWeightError:
+            self._refuse()
+            raise
+        return tuple(found[t.name] for t in qtypes)
+
+    def _refuse(self) -> None:
+        """Raise NonFiniteWeightError with the count of the whole tensor."""
+        n_bad = sum(self._workers.map(lambda rows: int(np.count_nonzero(~np.isfinite(self._read(rows)))), self._blocks()))
+        if n_bad:
+            raise NonFiniteWeightError(
+                f"{self._tensor.name} has {n_bad} weights that are NaN or Inf", remedy="Get an intact copy of the model"
+            )
+
+    # Rows
+
+    def _blocks(self) -> Iterator[Counts]:
+        """Row indexes of every block, none across slices."""
+        return self._groups(np.arange(self._tensor.n_rows), BLOCK_WEIGHTS)
+
+    def _groups(self, rows: Counts, n_weights: int) -> Iterator[Counts]:
+        """Cut ascending rows into groups of about `n_weights`, none across slices."""
+        size = max(1, n_weights // self._tensor.n_cols)
+        per_slice = self._tensor.rows_per_slice
+        for index in range(self._tensor.n_slices):
+            start, stop = np.searchsorted(rows, [index * per_slice, (index + 1) * per_slice])
+            for at in range(start, stop, size):
+                yield rows[at : min(at + size, stop)]
+
+    def _read(self, rows: Counts) -> Floats:
+        """Weights of ascending rows, (len(rows), n_cols)."""
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+        parts = [self._source.rows(self._tensor.name, int(run[0]), int(run[-1]) + 1) for run in runs]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _checked(self, rows: Counts) -> tuple[Floats, Floats]:
+        """Weights and their squares; NonFiniteWeightError where ggml must not see them."""
+        values = self._read(rows)
+        with np.errstate(all="ignore"):
+            squares = np.multiply(values, values)
+        if not squares.max() <= codec.MAX_ABS_WEIGHT**2:
+            codec.check_weights(values, self._tensor.name)
+        return values, squares
+
+    def _energies(self, rows: Counts) -> RowSums:
+        values, squares = self._checked(rows)
+        return weight_error.row_sums(values, squares, self._scales, rows)
+
+    def _errors(self, values: Floats, qtype: QType, rows: Counts) -> tuple[RowSums, Floats]:
+        """Sums of one type's errors in some rows, and the squares."""
+        slice_index = int(rows[0]) // self._tensor.rows_per_slice
+        importance = weight_error.quantizer_importance(self._weights, qtype, slice_index, self._tensor.n_cols)
+        error, squares = weight_error.quantization_error(values, qtype, importance)
+        with np.errstate(all="ignore"):
+            return weight_error.row_sums(error, squares, self._scales, rows), squares
+
+    # All rows
+
+    def _exhaustive(self, qtypes: Sequence[QType]) -> dict[str, WeightError]:
+        def block(rows: Counts) -> tuple[float, float, list[_BlockSums]]:
+            values, squares = self._checked(rows)
+            energy = weight_error.row_sums(values, squares, self._scales, rows)
+            return float(energy.plain.sum()), float(energy.weighted.sum()), [self._block_sums(values, t, rows) for t in qtypes]
+
+        plain = weighted = 0.0
+        sums = [_BlockSums(0.0, 0.0, 0.0, 0.0, np.zeros(N_FINE_BINS, dtype=np.int64)) for _ in qtypes]
+        for block_plain, block_weighted, parts in self._workers.map(block, self._blocks()):
+            plain, weighted = plain + block_plain, weighted + block_weighted
+            sums = [_added(one, part) for one, part in zip(sums, parts, strict=True)]
+        energy = Energy(plain, weighted)
+        return {t.name: self._record(t, self._totals(part), energy) for t, part in zip(qtypes, sums, strict=True)}
+
+    def _block_sums(self, values: Floats, qtype: QType, rows: Counts) -> _BlockSums:
+        sums, squares = self._errors(values, qtype, rows)
+        output = 0.0 if sums.output is None else float(sums.output.sum())
+        fine = np.bincount(weight_error.fine_bins(squares).reshape(-1), minlength=N_FINE_BINS)
+        return _BlockSums(float(sums.plain.sum()), float(sums.weighted.sum()), output, float(sums.largest.max()), fine)
+
+    def _totals(self, sums: _BlockSums) -> Totals:
+        return Totals(
+            Estimate(sums.plain),
+            Estimate(sums.weighted),
+            Estimate(sums.output) if self._scales.means is not None else None,
+            sums.largest,
+            sums.fine / self._tensor.n_elements,
+            (0.0,) * len(weight_error.QUANTILES),
+            self._tensor.n_rows,
+        )
+
+    def _record(self, qtype: QType, totals: Totals, energy: Energy) -> WeightError:
+        return weight_error.weight_error(self._tensor, qtype, totals, energy, n_unseen=self._weights.n_unseen_slices)
+
+    # Sampled rows
+
+    def _sampled(self, qtypes: Sequence[QType]) -> dict[str, WeightError]:
+        """Cells of the types for which sampling reaches its target with fewer draws than there are rows."""
+        if not qtypes or self._tensor.n_rows <= sampling.PILOT_DRAWS:
+            return {}
+        energies = _joined(list(self._workers.map(self._energies, self._blocks())))
+        plan = sampling.plan_rows(energies.plain, energies.weighted, self._tensor.rows_per_slice, self._seed)
+        todo = dict.fromkeys(qtypes, (sampling.PILOT_DRAWS, 0))
+        samples: dict[QType, _Sample] = {}
+        found: dict[str, WeightError] = {}
+        while todo := {t: step for t, step in todo.items() if step[0] <= plan.n_open}:
+            n, before = min(todo.values())
+            ready = [t for t, step in todo.items() if step == (n, before)]
+            self._draw(plan, n, before, ready, samples)
+            for qtype in ready:
+                del todo[qtype]
+                totals = self._estimated(plan, n, energies, samples[qtype])
+                if totals.weighted.relative_se <= self._settings.relative_se or not math.isfinite(totals.weighted.value):
+                    energy = Energy(float(energies.plain.sum()), float(energies.weighted.sum()))
+                    found[qtype.name] = self._record(qtype, totals, energy)
+                    del samples[qtype]
+                else:
+                    todo[qtype] = (sampling.next_stage(n, totals.weighted.relative_se, self._settings.relative_se), n)
+        return found
+
+    def _draw(self, plan: RowPlan, n: int, before: int, qtypes: Sequence[QType], samples: dict[QType, _Sample]) -> None:
+        """Measure the rows that `n` draws need beyond those of `before` draws."""
+        rows = plan.measured(n)
+        if before:
+            rows = np.setdiff1d(rows, plan.measured(before))
+        measured: list[list[tuple[RowSums, Counts]]] = [[] for _ in qtypes]
+
+        def group(rows: Counts) -> list[tuple[RowSums, Counts]]:
+            values, _ = self._checked(rows)
+            return [self._group_sums(values, t, rows, count=not before) for t in qtypes]
+
+        for parts in self._workers.map(group, self._groups(rows, GROUP_WEIGHTS)):
+            for gathered, part in zip(measured, parts, strict=True):
+                gathered.append(part)
+        for qtype, gathered in zip(qtypes, measured, strict=True):
+            if not before:
+                fine = np.concatenate([fine for _, fine in gathered])
+                samples[qtype] = _Sample(rows, _joined([sums for sums, _ in gathered]), rows, fine)
+            elif gathered:
+                samples[qtype].extend(rows, _joined([sums for sums, _ in gathered]))
+
+    def _group_sums(self, values: Floats, qtype: QType, rows: Counts, *, count: bool) -> tuple[RowSums, Counts]:
+        sums, squares = self._errors(values, qtype, rows)
+        if not count:
+            return sums, np.empty((0, N_FINE_BINS), dtype=np.int64)
+        bins = weight_error.fine_bins(squares) + N_FINE_BINS * np.arange(len(rows))[:, None]
+        counts = np.bincount(bins.reshape(-1), minlength=len(rows) * N_FINE_BINS)
+        return sums, counts.reshape(len(rows), N_FINE_BINS).astype(np.int32)
+
+    def _estimated(self, plan: RowPlan, n: int, energies: RowSums, sample: _Sample) -> Totals:
+        draws = plan.draws(n)
+        rows = np.concatenate([plan.certain, draws.rows])
+        at = np.searchsorted(sample.rows, rows)
+
+        def total(y: Doubles, x: Doubles) -> Estimate:
+            return sampling.estimate_total(plan, draws, y[at], x[rows], float(x.sum()))
+
+        sums = sample.sums
+        shares, quantiles_se = self._distribution(plan, sample)
+        return Totals(
+            total(sums.plain, energies.plain),
+            total(sums.weighted, energies.weighted),
+            None if sums.output is None else total(sums.output, energies.weighted),
+            float(sums.largest.max()),
+            shares,
+            quantiles_se,
+            len(sample.rows),
+        )
+
+    def _distribution(self, plan: RowPlan, sample: _Sample) -> tuple[Doubles, tuple[float, ...]]:
+        """Shares of the fine bins and standard errors of the quantiles, from the pilot's rows."""
+        draws = plan.draws(sampling.PILOT_DRAWS)
+        at = np.searchsorted(sample.pilot_rows, np.concatenate([plan.certain, draws.rows]))
+        fractions = sample.pilot_fine[at] / self._tensor.n_cols
+        shares = sampling.estimate_shares(plan, draws, fractions)
+        below = np.cumsum(fractions[len(plan.certain) :], axis=1)
+        edges, cumulative = weight_error.fine_edges(), np.cumsum(shares)
+        errors = []
+        for q in weight_error.QUANTILES:
+            k = int(np.searchsorted(cumulative, q * cumulative[-1]))
+            low, high = max(0, k - 2), min(k + 2, N_FINE_BINS - 1)
+            density = (cumulative[high] - cumulative[low]) / (edges[high + 1] - edges[low + 1])
+            errors.append(sampling.share_below_se(plan, draws, below[:, k]) / density if density > 0 else 0.0)
+        return shares, tuple(float(error) for error in errors)
