@@ -1,0 +1,347 @@
+"""What a strategy must respect, whatever the rule: pins, allowed types, bit limits, ties, separate budgets.
+
+Patterns select tensors. A pattern is a glob (`*`, `?`, `[...]`; case matters) that must match a tensor's whole
+name, its name without `.weight`, or its role:
+
+    output.weight, output          one tensor
+    attn_v                         that role in every layer
+    ffn_*                          every role that begins so
+    blk.[0-3].*                    layers 0 to 3
+    role:attn_v, name:blk.0.*      only roles, only names
+    layer:0-3                      those layers
+
+Where several rules could speak about a tensor, the first pattern that matches does; a rule with a pattern
+replaces the overall one. Pins beat allowed types and bit limits. Tied tensors get one type that all of them
+can take.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TypeVar
+
+from quantailor.errors import InfeasibleError, StrategyError
+from quantailor.records import Cell, TensorCells, layer_of, role_of
+
+ALIGNMENT = 32
+"""Bytes that a tensor's data is padded to in a GGUF file."""
+
+T = TypeVar("T")
+
+_QKV = ("attn_q", "attn_k", "attn_v")
+_GATE_UP = re.compile(r"^ffn_(?:gate|up)(_exps|_shexp|_chexps)?$")
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Bytes that all tensors matching a pattern may take together, for example those that a GPU holds."""
+
+    pattern: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Constraints:
+    """The user's limits; see the module docstring for patterns and precedence. Nothing is limited by default."""
+
+    pins: Mapping[str, str] = field(default_factory=dict)
+    """Pattern -> type."""
+    allowed: tuple[str, ...] = ()
+    """Types (globs such as "Q*_K" too) for tensors that no pattern below matches; empty allows all."""
+    allowed_by_pattern: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    min_bits: float | None = None
+    max_bits: float | None = None
+    min_bits_by_pattern: Mapping[str, float] = field(default_factory=dict)
+    max_bits_by_pattern: Mapping[str, float] = field(default_factory=dict)
+    ties: tuple[str, ...] = ()
+    """"qkv", "gate_up", "layer", "role", or "re:REGEX": tensors whose names match with equal groups."""
+    budgets: tuple[Budget, ...] = ()
+
+    def as_parameters(self) -> dict[str, object]:
+        """The limits that are set, as plain data for a strategy's record."""
+        plain: dict[str, object] = {
+            "pins": dict(self.pins),
+            "allowed": list(self.allowed),
+            "allowed_by_pattern": {pattern: list(types) for pattern, types in self.allowed_by_pattern.items()},
+            "min_bits": self.min_bits,
+            "max_bits": self.max_bits,
+            "min_bits_by_pattern": dict(self.min_bits_by_pattern),
+            "max_bits_by_pattern": dict(self.max_bits_by_pattern),
+            "ties": list(self.ties),
+            "budgets": {budget.pattern: budget.size_bytes for budget in self.budgets},
+        }
+        return {key: value for key, value in plain.items() if value not in (None, [], {})}
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Tensors that share one type, or a single tensor; `cells` hold sums over the tensors, padding included."""
+
+    tensors: tuple[TensorCells, ...]
+    cells: tuple[Cell, ...]
+    """Ascending by size; types that every tensor of the group may take."""
+    pins: tuple[str | None, ...] = ()
+    """Per tensor the pattern that pinned it, or None."""
+    tie: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.tensors[0].name if len(self.tensors) == 1 else f"{self.tensors[0].name} and {len(self.tensors) - 1} tied to it"
+
+    @property
+    def n_elements(self) -> int:
+        return sum(tensor.n_elements for tensor in self.tensors)
+
+    @property
+    def importance(self) -> float:
+        """The most important tensor's."""
+        return max(tensor.importance for tensor in self.tensors)
+
+    def bytes_in(self, pattern: str, cell: Cell, align: int) -> int:
+        """Bytes that the tensors matching `pattern` take at a cell's type."""
+        return sum(padded(tensor.cell(cell.type_name).size_bytes, align) for tensor in self.tensors if matches(pattern, tensor.name))
+
+
+def padded(size_bytes: int, align: int = ALIGNMENT) -> int:
+    """A size rounded up to a multiple of `align`."""
+    return -(-size_bytes // align) * align
+
+
+def matches(pattern: str, tensor_name: str) -> bool:
+    """Whether a pattern selects a tensor; the module docstring says how."""
+    kind, _, rest = pattern.partition(":")
+    role = role_of(tensor_name)
+    if kind == "role":
+        return fnmatchcase(role, rest)
+    if kind == "name":
+        return fnmatchcase(tensor_name, rest)
+    if kind == "layer":
+        return _in_layers(rest, layer_of(tensor_name), pattern)
+    return any(fnmatchcase(text, pattern) for text in (tensor_name, tensor_name.removesuffix(".weight"), role))
+
+
+def _in_layers(text: str, layer: int | None, pattern: str) -> bool:
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if not found:
+        raise StrategyError(f"{pattern} is no range of layers", remedy="Write layer:3 or layer:0-3")
+    low, high = int(found[1]), int(found[2] or found[1])
+    return layer is not None and low <= layer <= high
+
+
+# --- from the command line's strings
+
+
+def parse_pin(text: str) -> tuple[str, str]:
+    """`attn_v=Q6_K` -> ("attn_v", "Q6_K")."""
+    return _split(text, "PATTERN=TYPE, for example attn_v=Q6_K")
+
+
+def parse_allowed(text: str) -> tuple[str | None, tuple[str, ...]]:
+    """`Q4_K,Q5_K` -> (None, types); `role:ffn_down=Q4_K,Q5_K` -> ("role:ffn_down", types)."""
+    pattern, separator, types = text.rpartition("=")
+    names = tuple(name.strip() for name in types.split(",") if name.strip())
+    if not names or (separator and not pattern.strip()):
+        raise StrategyError(f"{text!r} allows no type", remedy="Write TYPE,TYPE or PATTERN=TYPE,TYPE")
+    return (pattern.strip() or None, names)
+
+
+def parse_bits(text: str) -> tuple[str | None, float]:
+    """`4.5` -> (None, 4.5); `output=6` -> ("output", 6.0)."""
+    pattern, separator, number = text.rpartition("=")
+    try:
+        bits = float(number)
+    except ValueError:
+        bits = math.nan
+    if not 0 < bits < math.inf or (separator and not pattern.strip()):
+        raise StrategyError(f"{text!r} is no number of bits per weight", remedy="Write 4.5 or PATTERN=4.5")
+    return (pattern.strip() or None, bits)
+
+
+def parse_tie(text: str) -> str:
+    """A predefined tie or `re:REGEX`, checked."""
+    tie = text.strip()
+    _tie_key(tie)
+    return tie
+
+
+def parse_budget(text: str, parse_size: Callable[[str], int] = int) -> Budget:
+    """`layer:0-15=4000000000` -> Budget; `parse_size` may know units."""
+    pattern, size = _split(text, "PATTERN=SIZE, for example layer:0-15=4GiB")
+    try:
+        size_bytes = parse_size(size)
+    except ValueError:
+        raise StrategyError(f"{size!r} is no size in bytes", remedy="Write PATTERN=SIZE") from None
+    return Budget(pattern, size_bytes)
+
+
+def _split(text: str, form: str) -> tuple[str, str]:
+    pattern, separator, value = text.rpartition("=")
+    if not separator or not pattern.strip() or not value.strip():
+        raise StrategyError(f"{text!r} is not of the form {form}", remedy="Correct it")
+    return pattern.strip(), value.strip()
+
+
+# --- applying them
+
+
+def apply(tables: Sequence[TensorCells], constraints: Constraints, *, align: int = ALIGNMENT) -> list[Group]:
+    """Narrow every tensor's types and tie tensors together.
+
+    Returns:
+        Groups in the order of their first tensor; together they hold every tensor once.
+
+    Raises:
+        InfeasibleError: a tensor is left without a type, or a pattern matches nothing; names both.
+        StrategyError: a pattern or tie that cannot be read.
+    """
+    _check_patterns(tables, constraints)
+    narrowed = [_narrow(tensor, constraints) for tensor in tables]
+    groups: list[Group] = []
+    for members, tie in _tied([tensor.name for tensor in tables], constraints.ties):
+        tensors = tuple(narrowed[index][0] for index in members)
+        pins = tuple(narrowed[index][1] for index in members)
+        groups.append(_group(tensors, pins, tie, align))
+    return groups
+
+
+def _check_patterns(tables: Sequence[TensorCells], constraints: Constraints) -> None:
+    uses = {
+        "pin": constraints.pins,
+        "allowed types": constraints.allowed_by_pattern,
+        "minimum bits": constraints.min_bits_by_pattern,
+        "maximum bits": constraints.max_bits_by_pattern,
+        "budget": [budget.pattern for budget in constraints.budgets],
+    }
+    for use, patterns in uses.items():
+        for pattern in patterns:
+            if not any(matches(pattern, tensor.name) for tensor in tables):
+                raise InfeasibleError(
+                    f"the {use} pattern {pattern} matches no tensor", remedy="`inspect` lists the names that can be quantized"
+                )
+
+
+def _narrow(tensor: TensorCells, constraints: Constraints) -> tuple[TensorCells, str | None]:
+    """The tensor with the cells it may take, and the pattern that pinned it."""
+    for pattern, type_name in constraints.pins.items():
+        if matches(pattern, tensor.name):
+            return dataclasses.replace(tensor, cells=(_pinned(tensor, pattern, type_name),)), pattern
+    scope_pattern, types = _first(tensor.name, constraints.allowed_by_pattern, constraints.allowed)
+    cells = [cell for cell in tensor.cells if not types or any(fnmatchcase(cell.type_name, each) for each in types)]
+    if not cells:
+        scope = f"the allowed types for {scope_pattern}" if scope_pattern else "the allowed types"
+        raise InfeasibleError(f"{tensor.name} can take none of {scope} ({', '.join(types)})", remedy=f"It can take {_names(tensor.cells)}")
+    low_pattern, low = _first(tensor.name, constraints.min_bits_by_pattern, constraints.min_bits)
+    high_pattern, high = _first(tensor.name, constraints.max_bits_by_pattern, constraints.max_bits)
+    fitting = [cell for cell in cells if (low is None or cell.bits_per_weight >= low) and (high is None or cell.bits_per_weight <= high)]
+    if not fitting:
+        limits = [f"at least {low:g} bits{_for(low_pattern)}"] if low is not None else []
+        limits += [f"at most {high:g} bits{_for(high_pattern)}"] if high is not None else []
+        offered = ", ".join(f"{cell.type_name} ({cell.bits_per_weight:g})" for cell in sorted(cells, key=lambda cell: cell.bits_per_weight))
+        raise InfeasibleError(f"{tensor.name} has no type with {' and '.join(limits)}", remedy=f"It may take {offered}")
+    return dataclasses.replace(tensor, cells=tuple(fitting)), None
+
+
+def _pinned(tensor: TensorCells, pattern: str, type_name: str) -> Cell:
+    try:
+        return tensor.cell(type_name)
+    except KeyError:
+        message = f"{tensor.name} cannot take {type_name}, to which {pattern} pins it"
+        raise InfeasibleError(message, remedy=f"It can take {_names(tensor.cells)}") from None
+
+
+def _first(name: str, by_pattern: Mapping[str, T], overall: T) -> tuple[str | None, T]:
+    for pattern, value in by_pattern.items():
+        if matches(pattern, name):
+            return pattern, value
+    return None, overall
+
+
+def _for(pattern: str | None) -> str:
+    return f" (for {pattern})" if pattern else ""
+
+
+def _names(cells: Sequence[Cell]) -> str:
+    return ", ".join(cell.type_name for cell in sorted(cells, key=lambda cell: cell.size_bytes))
+
+
+def _tie_key(tie: str) -> Callable[[str], object]:
+    """A function from a tensor's name to its tie group, None where it is in none."""
+    if tie == "qkv":
+        return lambda name: layer_of(name) if role_of(name) in _QKV else None
+    if tie == "gate_up":
+        return _gate_up
+    if tie == "layer":
+        return layer_of
+    if tie == "role":
+        return role_of
+    if tie.startswith("re:"):
+        try:
+            expression = re.compile(tie[3:])
+        except re.error as error:
+            raise StrategyError(f"the tie {tie} is no regular expression: {error}", remedy="Correct it") from None
+        return lambda name: match.groups() if (match := expression.search(name)) else None
+    raise StrategyError(f"there is no tie {tie!r}", remedy="Known: qkv, gate_up, layer, role, or re:REGEX")
+
+
+def _gate_up(name: str) -> object:
+    match = _GATE_UP.match(role_of(name))
+    return (layer_of(name), match[1]) if match else None
+
+
+def _tied(names: Sequence[str], ties: Sequence[str]) -> list[tuple[list[int], str | None]]:
+    """Indices per group, in order of first member; ties that overlap merge."""
+    leader = list(range(len(names)))
+
+    def find(index: int) -> int:
+        while leader[index] != index:
+            index = leader[index]
+        return index
+
+    label: dict[int, str] = {}
+    for tie in ties:
+        key, first = _tie_key(tie), dict[object, int]()
+        for index, name in enumerate(names):
+            if (value := key(name)) is not None:
+                low, high = sorted((find(first.setdefault(value, index)), find(index)))
+                leader[high] = low
+                label[low] = tie
+    members: dict[int, list[int]] = {}
+    for index in range(len(names)):
+        members.setdefault(find(index), []).append(index)
+    return [(group, label.get(root) if len(group) > 1 else None) for root, group in members.items()]
+
+
+def _group(tensors: tuple[TensorCells, ...], pins: tuple[str | None, ...], tie: str | None, align: int) -> Group:
+    common = [cell.type_name for cell in tensors[0].cells if all(_has(tensor, cell.type_name) for tensor in tensors[1:])]
+    if not common:
+        offers = "; ".join(f"{tensor.name}: {_names(tensor.cells)}" for tensor in tensors[:4])
+        raise InfeasibleError(
+            f"the tie {tie} leaves no common type for {len(tensors)} tensors ({offers})", remedy="Drop the tie or widen the types"
+        )
+    cells = [_merged([tensor.cell(name) for tensor in tensors], [tensor.n_elements for tensor in tensors], align) for name in common]
+    return Group(tensors, tuple(sorted(cells, key=lambda cell: (cell.size_bytes, cell.damage))), pins, tie)
+
+
+def _has(tensor: TensorCells, type_name: str) -> bool:
+    return any(cell.type_name == type_name for cell in tensor.cells)
+
+
+def _merged(cells: Sequence[Cell], elements: Sequence[int], align: int) -> Cell:
+    """One type over several tensors: sums of bytes and damage, means by elements, the largest maximum."""
+    total = max(1, sum(elements))
+    shares = [count / total for count in elements]
+    return Cell(
+        type_name=cells[0].type_name,
+        size_bytes=sum(padded(cell.size_bytes, align) for cell in cells),
+        bits_per_weight=sum(share * cell.bits_per_weight for share, cell in zip(shares, cells, strict=True)),
+        damage=math.fsum(cell.damage for cell in cells),
+        relative_mse=sum(share * cell.relative_mse for share, cell in zip(shares, cells, strict=True)),
+        weighted_mse=sum(share * cell.weighted_mse for share, cell in zip(shares, cells, strict=True)),
+        rmse=math.sqrt(sum(share * cell.rmse**2 for share, cell in zip(shares, cells, strict=True))),
+        max_abs_error=max(cell.max_abs_error for cell in cells),
+    )

@@ -1,0 +1,103 @@
+"""The same choice as a mixed-integer program for HiGHS, where several budgets make it more than one knapsack."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
+
+RELATIVE_GAP = 1e-6
+TIME_LIMIT_S = 30.0
+_SCALED_OBJECTIVE = 1e3
+"""HiGHS stops at an absolute gap of 1e-6 too; scaling keeps that far below the relative one."""
+
+_INFEASIBLE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Pick one option per group; minimise `costs`, keep each row of `uses` within its limit."""
+
+    group_sizes: tuple[int, ...]
+    """Options per group, in order."""
+    costs: npt.NDArray[np.float64]
+    """(n_options,)"""
+    uses: npt.NDArray[np.float64]
+    """(n_limits, n_options), none negative."""
+    limits: npt.NDArray[np.float64]
+    """(n_limits,)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Option numbers within each group, and a bound that no choice beats."""
+
+    picks: tuple[int, ...]
+    lower_bound: float
+
+
+def solve(program: Program, *, relative_gap: float = RELATIVE_GAP, time_limit_s: float = TIME_LIMIT_S) -> Result | None:
+    """The best choice; None where there is none, or none was found in time.
+
+    HiGHS meets limits only within its tolerance, so a result that oversteps is solved again below the limit.
+    """
+    limits = program.limits.copy()
+    relaxed = _run(program, limits, integral=False, scale=1.0, relative_gap=relative_gap, time_limit_s=time_limit_s)
+    if relaxed is None:
+        return None
+    scale = _SCALED_OBJECTIVE / relaxed[1] if relaxed[1] > 0 else 1.0
+    bound = -math.inf
+    for _ in range(5):
+        found = _run(program, limits, integral=True, scale=scale, relative_gap=relative_gap, time_limit_s=time_limit_s)
+        if found is None:
+            return None
+        bound = found[1] if bound == -math.inf else bound
+        picks = _picks(program, found[0])
+        excess = _uses(program, picks) - program.limits
+        if (excess <= 0).all():
+            return Result(picks, bound)
+        limits = limits - np.maximum(excess, 0) - (excess > 0)
+    return None
+
+
+def _run(
+    program: Program, limits: npt.NDArray[np.float64], *, integral: bool, scale: float, relative_gap: float, time_limit_s: float
+) -> tuple[npt.NDArray[np.float64], float] | None:
+    """Variables and lower bound, unscaled."""
+    n_options = len(program.costs)
+    owner = np.repeat(np.arange(len(program.group_sizes)), program.group_sizes)
+    one_each = csr_array((np.ones(n_options), (owner, np.arange(n_options))), shape=(len(program.group_sizes), n_options))
+    unit = np.maximum(1.0, [np.gcd.reduce(row.astype(np.int64)) if _whole(row) else 1.0 for row in program.uses])
+    rows = csr_array(program.uses / unit[:, None])
+    result = milp(
+        program.costs * scale,
+        integrality=np.full(n_options, int(integral)),
+        bounds=Bounds(0, 1),
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(rows, -np.inf, limits / unit)],
+        options={"mip_rel_gap": relative_gap, "time_limit": time_limit_s},
+    )
+    if result.status == _INFEASIBLE or result.x is None:
+        return None
+    bound = result.mip_dual_bound if integral and result.mip_dual_bound is not None else result.fun
+    return result.x, float(bound) / scale
+
+
+def _whole(row: npt.NDArray[np.float64]) -> bool:
+    return bool((row == np.floor(row)).all() and row.max(initial=0.0) < 2**53)
+
+
+def _picks(program: Program, values: npt.NDArray[np.float64]) -> tuple[int, ...]:
+    ends = np.cumsum(program.group_sizes)
+    parts: Sequence[npt.NDArray[np.float64]] = np.split(values, ends[:-1])
+    return tuple(int(np.argmax(part)) for part in parts)
+
+
+def _uses(program: Program, picks: Sequence[int]) -> npt.NDArray[np.float64]:
+    starts = np.cumsum((0, *program.group_sizes[:-1]))
+    used: npt.NDArray[np.float64] = program.uses[:, starts + np.array(picks)].sum(axis=1)
+    return used

@@ -1,0 +1,254 @@
+"""Each tensor by itself: go down the types and stop just before the error jumps.
+
+No target and no trade between tensors. The types walked are those on the lower convex hull of (bits, error):
+a type off it is never a good use of bits and would only make the steps uneven. A step from e0 at b0 bits to
+e1 at b1 bits is a jump when one of these exceeds the threshold:
+
+    relative           100 ((e1 / e0)^(1 / (b0 - b1)) - 1)     per cent per bit given up; not counted from e0 = 0
+    absolute           e1 - e0                                 in the error's own unit
+    statistical        z of ln(e1 / e0) / (b0 - b1)            standard deviations above this tensor's earlier steps
+
+and two rules look at the whole curve instead of one step:
+
+    second_difference  the type where the slope of error over bits changes most
+    fitted             a + b / bits^c is fitted; its knee is where its slope reaches the chord's, times the threshold
+
+Thresholds tighten with importance: `threshold = base / (normalized importance + epsilon)`, the importance
+being the tensor's over the largest. (The second difference has none.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from quantailor.errors import StrategyError
+from quantailor.records import Cell, TensorCells, TensorChoice
+from quantailor.strategy import picks as rule
+from quantailor.strategy.constraints import ALIGNMENT, Budget, Constraints, Group, apply
+from quantailor.strategy.importance import normalized
+from quantailor.strategy.picks import Pick
+
+Test = Literal["relative", "absolute", "statistical", "second_difference", "fitted"]
+ErrorName = Literal["relative_rmse", "rmse", "max_abs_error", "weighted_mse", "relative_mse", "damage"]
+
+BASES: dict[Test, float] = {"relative": 310.0, "absolute": 0.2, "statistical": 6.0, "second_difference": 0.0, "fitted": 3.0}
+"""Default bases; with the default epsilon a tensor of no importance has a third of it as threshold, the most important a quarter."""
+EPSILON = 3.0
+DEFAULT_TEST: Test = "statistical"
+"""Every tensor is its own measure here, so the default suits models of any error level."""
+MIN_EARLIER_STEPS = 2
+"""Steps that the statistical test needs before it can speak."""
+_POWERS = (0.25, 8.0)
+_MIN_SPREAD = 0.05
+"""Least standard deviation assumed of earlier steps, relative to their mean: few steps can look too even."""
+
+_ERRORS: dict[ErrorName, Callable[[Cell], float]] = {
+    "relative_rmse": lambda cell: math.sqrt(cell.relative_mse),
+    "rmse": lambda cell: cell.rmse,
+    "max_abs_error": lambda cell: cell.max_abs_error,
+    "weighted_mse": lambda cell: cell.weighted_mse,
+    "relative_mse": lambda cell: cell.relative_mse,
+    "damage": lambda cell: cell.damage,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Knee:
+    """The type just above the jump, and how that was seen."""
+
+    cell: Cell
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """Types from high to low bits; errors never fall."""
+
+    cells: tuple[Cell, ...]
+    bits: npt.NDArray[np.float64]
+    errors: npt.NDArray[np.float64]
+
+
+def choose(
+    tables: Sequence[TensorCells],
+    *,
+    test: Test = DEFAULT_TEST,
+    base: float | None = None,
+    epsilon: float = EPSILON,
+    error: ErrorName = "relative_rmse",
+    constraints: Constraints | None = None,
+    budget_bytes: int | None = None,
+    fixed_bytes: int = 0,
+    align: int = ALIGNMENT,
+) -> tuple[TensorChoice, ...]:
+    """Every tensor at its knee; see the module docstring for the tests.
+
+    Args:
+        tables: the tensors, with `importance` set.
+        test: how a jump is recognised.
+        base: the threshold's base in the test's unit; None takes `BASES`.
+        epsilon: how little importance matters; above 0.
+        error: what is walked along; `relative_rmse` is the root of `relative_mse`.
+        constraints: limits of the user.
+        budget_bytes: bytes of the whole file; where the knees exceed it, types are lowered, cheapest damage first.
+        fixed_bytes: everything in the file but these tensors.
+        align: bytes to which each tensor's data is padded.
+
+    Raises:
+        InfeasibleError: the constraints or budgets cannot be met.
+        StrategyError: an unknown test or error, or a number out of range.
+    """
+    limits = constraints or Constraints()
+    groups = apply(tables, limits, align=align)
+    picks = []
+    for group, importance in zip(groups, normalized(groups), strict=True):
+        knee = find(group.cells, importance=importance, test=test, base=base, epsilon=epsilon, error=error)
+        picks.append(Pick(group, knee.cell, knee.reason, rule.price_range(group, knee.cell)))
+    overall = () if budget_bytes is None else (Budget(rule.EVERYTHING, budget_bytes - fixed_bytes),)
+    fitted = rule.fit(picks, (*limits.budgets, *overall), align=align)
+    return rule.to_choices(fitted, [tensor.name for tensor in tables])
+
+
+def find(
+    cells: Sequence[Cell],
+    *,
+    importance: float = 0.0,
+    test: Test = "fitted",
+    base: float | None = None,
+    epsilon: float = EPSILON,
+    error: ErrorName = "relative_rmse",
+) -> Knee:
+    """The knee of one tensor's cells; `importance` is normalized, 0 to 1. Always returns a type."""
+    if test not in get_args(Test):
+        raise StrategyError(f"there is no knee test {test!r}", remedy=f"Known: {', '.join(get_args(Test))}")
+    if error not in _ERRORS:
+        raise StrategyError(f"there is no error {error!r} to walk along", remedy=f"Known: {', '.join(_ERRORS)}")
+    start = BASES[test] if base is None else base
+    if not epsilon > 0 or not math.isfinite(epsilon) or not math.isfinite(start) or start < 0:
+        raise StrategyError(f"a knee with base {start:g} and epsilon {epsilon:g}", remedy="Give base >= 0 and epsilon > 0")
+    walk = _walk(cells, _ERRORS[error])
+    if len(walk.cells) == 1:
+        return Knee(walk.cells[0], "the only type allowed here" if len(cells) == 1 else "smaller than every other type and no worse")
+    threshold = start / (importance + epsilon)
+    if test == "second_difference":
+        return _second_difference(walk)
+    if test == "fitted":
+        return _fitted(walk, threshold)
+    return _first_jump(walk, test, threshold)
+
+
+def _walk(cells: Sequence[Cell], error_of: Callable[[Cell], float]) -> _Walk:
+    """The lower convex hull of (bits, error), from high to low bits."""
+    points: list[tuple[float, float, Cell]] = []
+    for cell in sorted(cells, key=lambda cell: (-cell.bits_per_weight, error_of(cell)), reverse=True):
+        point = (cell.bits_per_weight, error_of(cell), cell)
+        if points and point[1] >= points[-1][1]:
+            continue
+        if points and point[0] == points[-1][0]:
+            points.pop()
+        while len(points) >= 2 and _slope(points[-2], points[-1]) <= _slope(points[-1], point):
+            points.pop()
+        points.append(point)
+    points.reverse()
+    return _Walk(
+        tuple(point[2] for point in points), np.array([point[0] for point in points]), np.array([max(0.0, point[1]) for point in points])
+    )
+
+
+def _slope(low: tuple[float, float, Cell], high: tuple[float, float, Cell]) -> float:
+    """Error given up per bit added."""
+    return (low[1] - high[1]) / (high[0] - low[0])
+
+
+def _first_jump(walk: _Walk, test: Test, threshold: float) -> Knee:
+    growth: list[float] = []
+    for index in range(len(walk.cells) - 1):
+        bits = float(walk.bits[index] - walk.bits[index + 1])
+        before, after = float(walk.errors[index]), float(walk.errors[index + 1])
+        if test == "absolute":
+            size, unit = after - before, ""
+        elif before <= 0:
+            continue
+        else:
+            rate = math.log(after / before) / bits
+            size, unit = (
+                (100 * math.expm1(rate), " % per bit") if test == "relative" else (_deviation(growth, rate), " standard deviations")
+            )
+            growth.append(rate)
+        if size > threshold:
+            below = walk.cells[index + 1].type_name
+            return Knee(
+                walk.cells[index],
+                f"the last type before the error jumps by {size:.3g}{unit} (to {below}; the threshold is {threshold:.3g})",
+            )
+    return Knee(walk.cells[-1], f"the error jumps nowhere by more than {threshold:.3g}, so the smallest type")
+
+
+def _deviation(earlier: Sequence[float], value: float) -> float:
+    """Standard deviations by which a value is above earlier ones; -inf where they are too few."""
+    if len(earlier) < MIN_EARLIER_STEPS:
+        return -math.inf
+    mean = float(np.mean(earlier))
+    spread = max(float(np.std(earlier, ddof=1)), _MIN_SPREAD * abs(mean))
+    return (value - mean) / spread if spread > 0 else 0.0
+
+
+def _second_difference(walk: _Walk) -> Knee:
+    if len(walk.cells) == 2:
+        return Knee(walk.cells[0], "of two types the larger; there is no second difference")
+    slopes = np.diff(walk.errors) / -np.diff(walk.bits)
+    index = int(np.argmax(np.diff(slopes))) + 1
+    return Knee(walk.cells[index], f"below it the error's slope changes most, from {slopes[index - 1]:.3g} to {slopes[index]:.3g} per bit")
+
+
+def _fitted(walk: _Walk, threshold: float) -> Knee:
+    """The smallest type at or above the fitted curve's knee."""
+    if len(walk.cells) == 2:
+        return Knee(walk.cells[0], "of two types the larger; there is no curve to fit")
+    _, scale, power = fit_curve(walk.bits, walk.errors)
+    chord = float((walk.errors[-1] - walk.errors[0]) / (walk.bits[0] - walk.bits[-1]))
+    # The slope b c / bits^(c + 1) falls with bits; the knee is where it equals threshold x chord.
+    bits = (scale * power / max(threshold * chord, 1e-300)) ** (1 / (power + 1)) if scale > 0 else float(walk.bits[-1])
+    above = [index for index in range(len(walk.cells)) if walk.bits[index] >= bits]
+    index = above[-1] if above else 0
+    return Knee(walk.cells[index], f"the type above the knee of the fitted curve at {bits:.2f} bits")
+
+
+def fit_curve(bits: npt.NDArray[np.float64], errors: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    """Least squares of errors = a + b / bits^c: (a, b, c) with c from 0.25 to 8, found to 1e-3.
+
+    For a given c the fit is linear; c is narrowed down on three grids.
+    """
+    low, high = _POWERS
+    best = (0.0, 0.0, low)
+    for _ in range(3):
+        powers = np.linspace(low, high, 33)
+        best = _best_fit(bits, errors, powers)
+        step = float(powers[1] - powers[0])
+        low, high = max(_POWERS[0], best[2] - step), min(_POWERS[1], best[2] + step)
+    return best
+
+
+def _best_fit(
+    bits: npt.NDArray[np.float64], errors: npt.NDArray[np.float64], powers: npt.NDArray[np.float64]
+) -> tuple[float, float, float]:
+    scaled = (bits / bits.min())[None, :] ** -powers[:, None]  # (n_powers, n_types)
+    spread = scaled - scaled.mean(axis=1, keepdims=True)
+    slopes = (spread @ (errors - errors.mean())) / (spread**2).sum(axis=1)
+    offsets = errors.mean() - slopes * scaled.mean(axis=1)
+    residuals = ((errors - offsets[:, None] - slopes[:, None] * scaled) ** 2).sum(axis=1)
+    best = int(np.argmin(residuals))
+    power = float(powers[best])
+    return float(offsets[best]), float(slopes[best]) * float(bits.min()) ** power, power
+
+
+def diagnostics(tables: Sequence[TensorCells], groups: Sequence[Group] = ()) -> dict[str, str]:
+    """Every tensor's own knee (fitted curve, importance left out), among the types that `groups` allow it."""
+    allowed = {tensor.name: tensor.cells for group in groups for tensor in group.tensors if not any(group.pins)}
+    return {tensor.name: find(allowed.get(tensor.name, tensor.cells)).cell.type_name for tensor in tables}

@@ -1,0 +1,229 @@
+"""The default rule: the least damage that fits the bytes, over all tensors at once.
+
+With one budget the problem is a multiple-choice knapsack, solved by `knapsack` to within 1e-6 of its bound or
+exactly. Its multiplier is a common *price*: the damage that one more byte saves, wherever it is spent. Each
+tensor's own range of prices tells how firmly its type stands.
+
+Separate budgets (say, tensors on the GPU and those on the CPU) that share no tensor are solved one by one;
+anything more tangled goes to HiGHS as a mixed-integer program.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from quantailor.errors import InfeasibleError, StrategyError
+from quantailor.records import Cell, TensorCells, TensorChoice
+from quantailor.strategy import picks as rule
+from quantailor.strategy.constraints import ALIGNMENT, Budget, Constraints, Group, apply, matches
+from quantailor.strategy.knapsack import Knapsack, Options
+from quantailor.strategy.picks import Pick
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """The optimum and how good it is known to be."""
+
+    choices: tuple[TensorChoice, ...]
+    objective: float
+    """The sum of damages."""
+    lower_bound: float
+    """No strategy within the budgets does less damage; for a damage target, at these bytes."""
+    size_bytes: int
+    """Tensor data with padding, and the fixed bytes."""
+    price: float | None
+    """Damage that one more byte would save; None with several budgets."""
+
+    @property
+    def gap(self) -> float:
+        """How far the objective may be above the true optimum, relative."""
+        return (self.objective - self.lower_bound) / self.objective if self.objective > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    cells: tuple[Cell, ...]
+    prices: tuple[float | None, ...]
+    lower_bound: float
+
+
+def solve(
+    tables: Sequence[TensorCells],
+    *,
+    budget_bytes: int | None = None,
+    max_damage: float | None = None,
+    constraints: Constraints | None = None,
+    fixed_bytes: int = 0,
+    align: int = ALIGNMENT,
+) -> Solution:
+    """Choose every tensor's type.
+
+    Args:
+        tables: the tensors and their cells.
+        budget_bytes: bytes of the whole file, `fixed_bytes` included; None leaves only `constraints.budgets`.
+        max_damage: instead of a budget: the fewest bytes with at most this damage.
+        constraints: limits of the user; their budgets count tensor data alone.
+        fixed_bytes: everything in the file but the tensors of `tables`.
+        align: bytes to which each tensor's data is padded.
+
+    Raises:
+        InfeasibleError: nothing meets the budgets, the damage and the constraints; says what would.
+        StrategyError: neither or both of a budget and a damage were given.
+    """
+    limits = constraints or Constraints()
+    if (budget_bytes is not None) and (max_damage is not None):
+        raise StrategyError("both a size and a damage were asked for", remedy="Give one of them")
+    if budget_bytes is None and max_damage is None and not limits.budgets:
+        raise StrategyError("the optimum needs a target", remedy="Give a size, bits per weight or a damage")
+    groups = apply(tables, limits, align=align)
+    chosen = _choose(groups, budget_bytes, max_damage, limits.budgets, fixed_bytes, align)
+    return _solution(tables, groups, chosen, fixed_bytes)
+
+
+def cells_of(groups: Sequence[Group], *, budget_bytes: int, budgets: Sequence[Budget], fixed_bytes: int, align: int) -> tuple[Cell, ...]:
+    """The optimum for groups that another rule has narrowed; arguments and errors as of `solve`."""
+    return _choose(groups, budget_bytes, None, budgets, fixed_bytes, align).cells
+
+
+def _choose(
+    groups: Sequence[Group], budget_bytes: int | None, max_damage: float | None, budgets: Sequence[Budget], fixed_bytes: int, align: int
+) -> _Chosen:
+    room = None if budget_bytes is None else budget_bytes - fixed_bytes
+    if budgets:
+        return _several(groups, room, max_damage, budgets, align)
+    return _one(groups, room, max_damage, fixed_bytes)
+
+
+def _options(groups: Sequence[Group]) -> list[Options]:
+    return [
+        Options(
+            np.array([cell.size_bytes for cell in group.cells], dtype=np.int64),
+            np.array([cell.damage for cell in group.cells], dtype=np.float64),
+        )
+        for group in groups
+    ]
+
+
+def _one(groups: Sequence[Group], room: int | None, max_damage: float | None, fixed_bytes: int) -> _Chosen:
+    knapsack = Knapsack(_options(groups))
+    if max_damage is not None:
+        answer = knapsack.down_to(max_damage)
+        if answer is None:
+            message = (
+                f"no strategy does as little damage as {max_damage:g}: the least that the constraints allow is {knapsack.least_damage:g}"
+            )
+            raise InfeasibleError(message, remedy="Accept more damage or allow larger types")
+    else:
+        size = knapsack.smallest if room is None else room
+        answer = knapsack.within(size)
+        if answer is None:
+            raise rule.too_small(size + fixed_bytes, knapsack.smallest + fixed_bytes)
+    cells = tuple(group.cells[pick] for group, pick in zip(groups, answer.picks, strict=True))
+    return _Chosen(cells, (answer.price,) * len(groups), answer.lower_bound)
+
+
+def _several(groups: Sequence[Group], room: int | None, max_damage: float | None, budgets: Sequence[Budget], align: int) -> _Chosen:
+    for budget in budgets:
+        rule.check_smallest(groups, budget, align)
+    if room is not None:
+        rule.check_smallest(groups, Budget(rule.EVERYTHING, room), align)
+    if max_damage is None and (chosen := _separately(groups, room, budgets)):
+        return chosen
+    return _together(groups, room, max_damage, budgets, align)
+
+
+def _separately(groups: Sequence[Group], room: int | None, budgets: Sequence[Budget]) -> _Chosen | None:
+    """Each budget by itself and the rest without a limit, where no group is in two and the sum fits; else None."""
+    owners = [_owner(group, budgets) for group in groups]
+    if None in owners:
+        return None
+    cells: list[Cell] = [group.cells[0] for group in groups]
+    prices: list[float | None] = [None] * len(groups)
+    bounds = []
+    for number in range(-1, len(budgets)):
+        members = [index for index, owner in enumerate(owners) if owner == number]
+        knapsack = Knapsack(_options([groups[index] for index in members]))
+        answer = knapsack.within(budgets[number].size_bytes if number >= 0 else 2**62)
+        if answer is None:
+            return None
+        bounds.append(answer.lower_bound)
+        for index, pick in zip(members, answer.picks, strict=True):
+            cells[index], prices[index] = groups[index].cells[pick], answer.price
+    if room is not None and sum(cell.size_bytes for cell in cells) > room:
+        return None
+    return _Chosen(tuple(cells), tuple(prices), math.fsum(bounds))
+
+
+def _owner(group: Group, budgets: Sequence[Budget]) -> int | None:
+    """The one budget that all of a group's tensors are in, -1 for none; None where they are in several."""
+    found = {
+        tuple(number for number, budget in enumerate(budgets) if matches(budget.pattern, tensor.name)) or (-1,) for tensor in group.tensors
+    }
+    first = next(iter(found))
+    return first[0] if len(found) == 1 and len(first) == 1 else None
+
+
+def _together(groups: Sequence[Group], room: int | None, max_damage: float | None, budgets: Sequence[Budget], align: int) -> _Chosen:
+    # scipy.optimize takes half a second to import and is seldom needed.
+    from quantailor.strategy import highs
+
+    cells = [list(group.cells) for group in groups]
+    damages = np.array([cell.damage for group in cells for cell in group])
+    sizes = np.array([float(cell.size_bytes) for group in cells for cell in group])
+    rows = [
+        np.array([float(group.bytes_in(budget.pattern, cell, align)) for group in groups for cell in group.cells]) for budget in budgets
+    ]
+    limits = [float(budget.size_bytes) for budget in budgets]
+    if room is not None:
+        rows, limits = [*rows, sizes], [*limits, float(room)]
+    if max_damage is not None:
+        rows, limits = [*rows, damages], [*limits, max_damage]
+    costs = damages if max_damage is None else sizes
+    result = highs.solve(highs.Program(tuple(len(group) for group in cells), costs, np.array(rows), np.array(limits)))
+    if result is None:
+        named = ", ".join(f"{budget.pattern}={budget.size_bytes:,}" for budget in budgets)
+        raise InfeasibleError(
+            f"no strategy was found that meets all budgets ({named}) and the target", remedy="Allow more bytes or smaller types"
+        )
+    picked = tuple(group[pick] for group, pick in zip(cells, result.picks, strict=True))
+    bound = result.lower_bound if max_damage is None else -math.inf
+    return _Chosen(picked, (None,) * len(groups), bound)
+
+
+def _solution(tables: Sequence[TensorCells], groups: Sequence[Group], chosen: _Chosen, fixed_bytes: int) -> Solution:
+    picks = [
+        Pick(group, cell, _reason(group, cell, price), rule.price_range(group, cell))
+        for group, cell, price in zip(groups, chosen.cells, chosen.prices, strict=True)
+    ]
+    objective = math.fsum(pick.cell.damage for pick in picks)
+    return Solution(
+        choices=rule.to_choices(picks, [tensor.name for tensor in tables]),
+        objective=objective,
+        lower_bound=min(objective, chosen.lower_bound),
+        size_bytes=rule.tensor_size(picks) + fixed_bytes,
+        price=chosen.prices[0] if chosen.prices and len(set(chosen.prices)) == 1 else None,
+    )
+
+
+def _reason(group: Group, cell: Cell, price: float | None) -> str:
+    useful = rule.undominated(group)
+    if len(useful) == 1:
+        return "the only type that is worth its bytes here" if len(group.cells) > 1 else "the only type allowed here"
+    if price is None:
+        return "the optimum under several budgets"
+    alone = min(useful, key=lambda each: (each.damage + price * each.size_bytes, each.size_bytes))
+    here = cell.damage + price * cell.size_bytes
+    if here > (alone.damage + price * alone.size_bytes) * (1 + 1e-12):
+        what = "takes bytes that are left over" if cell.size_bytes > alone.size_bytes else "gives up bytes that others use better"
+        return f"{what}; at the common price it would be {alone.type_name}"
+    position = next((index for index, each in enumerate(useful) if each.type_name == cell.type_name), 0)
+    parts = []
+    if position + 1 < len(useful):
+        parts.append(f"{useful[position + 1].type_name} would save too little damage for its bytes")
+    if position > 0:
+        parts.append(f"{useful[position - 1].type_name} would do more damage than its bytes are worth")
+    return ", ".join(parts)
