@@ -117,8 +117,19 @@ def test_a_killed_worker_leaves_an_interrupted_job(store: Store, job: Job, tmp_p
 
 def test_a_worker_that_dies_before_it_claims_its_job_is_noticed(store: Store, job: Job, tmp_path: Path) -> None:
     submit(store, job.id, [sys.executable, "-c", "print('no such option')"], tmp_path / "log")
-    wait_for(store, job.id, lambda now: bool(reconcile(store)) or now.state == "interrupted" or now.worker is None)
+
+    def interrupted(now: Job) -> bool:
+        reconcile(store)
+        return now.state == "interrupted"
+
+    wait_for(store, job.id, interrupted)
     assert (tmp_path / "log").read_text().strip() == "no such option"
+
+
+def test_a_worker_that_cannot_be_started_leaves_a_job_that_can_be_resumed(store: Store, job: Job, tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="cannot start no-such-program"):
+        submit(store, job.id, ["no-such-program"], tmp_path / "log")
+    assert store.jobs.get(job.id).state == "interrupted"
 
 
 def test_a_program_that_does_not_exist_is_told(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -140,6 +142,19 @@ def test_recording_again_keeps_the_later_cell(store: Store) -> None:
     store.record_cells(KEY, [CELL])
     store.record_cells(KEY, [replace(CELL, rmse=0.5)])
     assert [cell.rmse for cell in store.cells(KEY)] == [0.5]
+
+
+def test_numpy_scalars_are_taken_as_numbers(store: Store) -> None:
+    numpy_cell = replace(CELL, rmse=float(np.float32(0.1)), n_rows_measured=100)
+    leaked: dict[str, Any] = {"rmse": np.float32(0.1), "n_rows_measured": np.int64(100)}
+    store.record_cells(KEY, [replace(numpy_cell, **leaked)])
+    assert store.cells(KEY) == [numpy_cell]
+
+
+def test_a_name_that_is_not_unicode_is_refused_in_one_line(store: Store) -> None:
+    with pytest.raises(StoreError, match=r"cannot hold a value .*rename it"):
+        store.record_model(replace(MODEL, name="caf\udce9"), TENSORS)
+    assert store.model(MODEL.fingerprint) == MODEL
 
 
 def test_a_nan_is_refused_and_its_batch_with_it(store: Store) -> None:

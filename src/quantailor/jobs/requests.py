@@ -7,6 +7,7 @@ queued ──claim──> running ──> done | failed | paused | cancelled
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,13 +18,25 @@ from quantailor.store import Job, Store
 
 Clock = Callable[[], float]
 
+_logger = logging.getLogger(__name__)
+
 
 def submit(store: Store, job_id: int, argv: Sequence[str], log_path: Path) -> Job:
-    """Start a detached process (`argv`) that will claim this queued job."""
+    """Start a detached process (`argv`) that will claim this queued job; the job as it is now.
+
+    A process that cannot be started, or that ended without claiming the job, leaves it interrupted.
+    """
     store.jobs.set_log_path(job_id, str(log_path))
-    worker = worker_of(spawn_detached(argv, log_path))
+    try:
+        worker = worker_of(spawn_detached(argv, log_path))
+    except JobError:
+        _interrupt(store, store.jobs.get(job_id))
+        raise
     if worker is not None:
         store.jobs.assign(job_id, worker)
+    job = store.jobs.get(job_id)
+    if worker is None and job.state == "queued":
+        _interrupt(store, job)
     return store.jobs.get(job_id)
 
 
@@ -84,7 +97,14 @@ def remove(store: Store, job_id: int, *, now: Clock = time.time) -> None:
             raise JobError(f"job {job_id} is running", remedy=f"Stop it first: `quantailor jobs cancel {job_id}`")
         store.jobs.remove(job_id)
     if job.log_path is not None:
-        Path(job.log_path).unlink(missing_ok=True)
+        _delete_log(Path(job.log_path))
+
+
+def _delete_log(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _logger.warning("the log %s stays: %s", path, error)
 
 
 def _worker_is_gone(job: Job, now: float) -> bool:

@@ -156,9 +156,13 @@ class Database:
             yield
         except sqlite3.Error as error:
             raise _translated(error, self.path) from error
+        except (OverflowError, UnicodeError) as error:
+            raise StoreError(f"the database {self.path} cannot hold a value ({error})", remedy=_ODD_VALUE) from error
 
 
 _ELSEWHERE = "Choose another place with --home or QUANTAILOR_HOME"
+
+_ODD_VALUE = "If a file or folder has a name that is not Unicode, rename it"
 
 _MEANINGS = {
     "SQLITE_BUSY": ("is locked by another program", "Try again when that program has ended"),

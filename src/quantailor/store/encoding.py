@@ -28,7 +28,14 @@ def floats_from_blob(blob: bytes) -> tuple[float, ...]:
 
 
 def canonical_json(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=plain)
+
+
+def plain(value: Any) -> Any:
+    """A numpy scalar as Python's own number, anything else as it is; TypeError for an array."""
+    if isinstance(value, np.ndarray):
+        raise TypeError(f"an array of shape {value.shape} is not plain data")
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def sha256(text: str) -> str:

@@ -265,7 +265,7 @@ def _cell_row(key: MeasurementKey, cell: WeightError) -> dict[str, Value]:
     if cell.definition_version != key.definition_version:
         what = f"{cell.tensor} at {cell.type_name}"
         raise StoreError(f"{what} was measured by definition {cell.definition_version}, not {key.definition_version}")
-    figures: dict[str, Any] = {field.name: getattr(cell, field.name) for field in fields(WeightError)}
+    figures: dict[str, Any] = {field.name: encoding.plain(getattr(cell, field.name)) for field in fields(WeightError)}
     encoding.refuse_nan(figures, f"{cell.tensor} at {cell.type_name}")
     figures.update({name: encoding.floats_to_blob(figures[name]) for name in _CELL_BLOBS})
     return {**figures, **asdict(key)}
@@ -278,7 +278,7 @@ def _cell(row: tuple[Any, ...]) -> WeightError:
 
 
 def _score_row(key: ScoreKey, score: ChunkScore) -> dict[str, Value]:
-    figures: dict[str, Any] = {field.name: getattr(score, field.name) for field in fields(ChunkScore)}
+    figures: dict[str, Any] = {field.name: encoding.plain(getattr(score, field.name)) for field in fields(ChunkScore)}
     encoding.refuse_nan(figures, f"chunk {score.index} of {key.candidate}")
     return {**figures, **asdict(key), "klds": encoding.floats_to_blob(score.klds)}
 
