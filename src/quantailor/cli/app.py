@@ -186,11 +186,12 @@ def _constraints(
     maximum: list[str] | None,
     budget: list[str] | None,
 ) -> dict[str, object]:
-    given = {"pins": pin, "ties": tie, "allow": allow, "minimum": minimum, "maximum": maximum, "budgets": budget}
+    sizes = [f"{pattern}={parse_size(size)}" for pattern, _, size in (text.rpartition("=") for text in budget or ())]
+    given = {"pins": pin, "ties": tie, "allow": allow, "minimum": minimum, "maximum": maximum, "budgets": sizes}
     return {name: tuple(values or ()) for name, values in given.items()}
 
 
-@app.command(epilog="Examples: quantailor plan base.gguf --like Q4_K_M -o s.yaml | quantailor plan base.gguf --knee relative:0.8 -o s.yaml")
+@app.command(epilog="Examples: quantailor plan base.gguf --like Q4_K_M -o s.yaml | quantailor plan base.gguf --knee relative:300 -o s.yaml")
 def plan(
     base: Source,
     size: Size = None,
@@ -198,7 +199,7 @@ def plan(
     like: Like = None,
     knee: Annotated[
         str | None,
-        typer.Option("--knee", help="TEST[:THRESHOLD]; relative, absolute, statistical, second-difference or curve.", rich_help_panel="Rule"),
+        typer.Option("--knee", help="TEST[:THRESHOLD]; relative, absolute, statistical, second-difference or fitted.", rich_help_panel="Rule"),
     ] = None,
     greedy: Annotated[
         str | None,

@@ -136,8 +136,6 @@ class BuildReport:
     size_bytes: int
     bits_per_weight: float
     predicted_size_bytes: int
-    equivalent_command: str
-    """The llama-quantize command that gives the same tensors."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,128 @@
+"""The whole way in one directory, each step only if its result is not there yet."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from quantailor.errors import OutputError
+from quantailor.models.gguf_file import GGUFSource
+from quantailor.models.opening import open_model
+from quantailor.service import tasks
+from quantailor.service.planning import plan
+from quantailor.service.proving import build, embedded_strategy, verify
+from quantailor.service.results import BuildReport, MakeResult, PlanResult
+from quantailor.service.stages import Stages
+from quantailor.service.work import compute_imatrix, convert, fingerprint_of, measure
+from quantailor.service.workspace import Workspace
+from quantailor.strategy import file as strategy_file
+
+
+def make(workspace: Workspace, task: tasks.MakeTask, stages: Stages) -> MakeResult:
+    """Convert, importance matrix, measure, plan, build, verify. What an earlier run finished is taken as it is."""
+    folder = Path(task.output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot create {folder}: {error.strerror or error}", remedy="Choose another directory with -o") from error
+    base = _base(workspace, task, folder, stages)
+    imatrix = compute_imatrix(
+        workspace,
+        tasks.ImatrixTask(
+            base=base,
+            text=task.text,
+            chunks=task.imatrix_chunks,
+            output=str(folder / "imatrix.gguf"),
+            overwrite=True,
+            n_gpu_layers=task.n_gpu_layers,
+            n_threads=task.n_threads,
+        ),
+        stages,
+    )
+    measure(
+        workspace,
+        tasks.MeasureTask(
+            base=base,
+            types=task.types,
+            exhaustive=task.exhaustive,
+            imatrix=imatrix.path,
+            allow_requantize=task.allow_requantize,
+            n_threads=task.n_threads,
+        ),
+        stages,
+    )
+    strategy = folder / "strategy.yaml"
+    planned = plan(
+        workspace,
+        Path(base),
+        task.plan,
+        imatrix=imatrix.path,
+        exhaustive=task.exhaustive,
+        output=strategy,
+        overwrite=True,
+        control=stages.begin("plan"),
+    )
+    built = _build(workspace, task, base, strategy, planned, stages)
+    verified = verify(
+        workspace,
+        tasks.VerifyTask(
+            file=built.paths[0],
+            base=base,
+            against=task.against,
+            text=task.verify_text,
+            chunks=task.chunks,
+            imatrix=imatrix.path,
+            output=str(folder / "verdict"),
+            n_gpu_layers=task.n_gpu_layers,
+            n_threads=task.n_threads,
+        ),
+        stages,
+    )
+    return MakeResult(base, imatrix.path, str(strategy), built, planned, verified)
+
+
+def _base(workspace: Workspace, task: tasks.MakeTask, folder: Path, stages: Stages) -> str:
+    """The GGUF to start from: the model itself, or its conversion, made once."""
+    source = open_model(task.model)
+    try:
+        if isinstance(source, GGUFSource):
+            return task.model
+    finally:
+        source.close()
+    base = folder / "base.gguf"
+    if not (base.exists() and fingerprint_of(base) == fingerprint_of(Path(task.model))):
+        convert(workspace, tasks.ConvertTask(model=task.model, output=str(base), overwrite=True), stages)
+    return str(base)
+
+
+def _build(
+    workspace: Workspace, task: tasks.MakeTask, base: str, strategy: Path, planned: PlanResult, stages: Stages
+) -> BuildReport:
+    output = Path(task.output) / f"{_file_stem(task, planned)}.gguf"
+    wanted = strategy_file.dumps(strategy_file.read(strategy), format="json", include_prediction=False)
+    prediction = planned.prediction
+    if output.exists() and output.stat().st_size == prediction.file_size_bytes:
+        embedded = embedded_strategy(output)
+        if embedded is not None and strategy_file.dumps(embedded, format="json", include_prediction=False) == wanted:
+            stages.note(f"{output.name} was built before")
+            size = prediction.file_size_bytes
+            return BuildReport((str(output),), size, prediction.bits_per_weight, size)
+    return build(
+        workspace,
+        tasks.BuildTask(
+            base=base,
+            strategy=str(strategy),
+            output=str(output),
+            overwrite=True,
+            allow_requantize=task.allow_requantize,
+            n_threads=task.n_threads,
+        ),
+        stages,
+    )
+
+
+def _file_stem(task: tasks.MakeTask, planned: PlanResult) -> str:
+    """A name that says model and size: "books-llama-4.85bpw"."""
+    name = Path(task.model).stem if Path(task.model).is_file() else Path(task.model).name
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
+    return f"{plain}-{planned.prediction.bits_per_weight:.2f}bpw"

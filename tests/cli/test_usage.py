@@ -1,0 +1,72 @@
+"""Exit codes and one-line errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Command, Workbench
+
+COMMANDS = ("inspect", "convert", "imatrix", "measure", "plan", "build", "verify", "make")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(quantailor: Command, command: str) -> None:
+    shown = quantailor(command, "--help")
+    assert shown.code == 0
+    assert f"quantailor {command}" in shown.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_readme_shows_every_command(command: str) -> None:
+    readme = Path(__file__).parents[2] / "README.md"
+    assert f"quantailor {command}" in readme.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("unknown",),
+        ("inspect",),
+        ("plan", "base.gguf"),
+        ("plan", "base.gguf", "--size", "many"),
+        ("plan", "base.gguf", "--size", "1GiB", "--bpw", "4"),
+        ("plan", "base.gguf", "--bpw", "-3"),
+        ("plan", "base.gguf", "--knee", "relative", "--greedy", "damage"),
+        ("imatrix", "base.gguf", "--chunks", "0"),
+        ("jobs", "show", "one"),
+    ],
+)
+def test_wrong_usage_is_exit_2(quantailor: Command, arguments: Any) -> None:
+    assert quantailor(*arguments).code == 2
+
+
+def test_missing_things_are_named_in_one_line(quantailor: Command, tmp_path: Path, workbench: Workbench) -> None:
+    home = ("--home", workbench.home)
+    missing = tmp_path / "missing.gguf"
+    assert str(missing) in quantailor("inspect", missing).error_line
+    assert "no preset Q9" in quantailor("plan", workbench.base, "--like", "Q9", *home).error_line
+    assert "Q9_K" in quantailor("measure", workbench.base, "--types", "Q9_K", *home).error_line
+    assert "no job 999" in quantailor("jobs", "show", 999, *home).error_line
+
+
+def test_an_impossible_budget_says_what_is_possible(quantailor: Command, workbench: Workbench) -> None:
+    line = quantailor("plan", workbench.base, "--size", "1MB", "--home", workbench.home).error_line
+    assert "1,000,000" in line
+    assert "smallest" in line
+
+
+def test_errors_are_json_too(quantailor: Command, tmp_path: Path) -> None:
+    import json
+
+    outcome = quantailor("inspect", tmp_path / "missing.gguf", "--json")
+    document = json.loads(outcome.out)
+    assert document["command"] == "inspect"
+    assert document["error"]["type"] == "ModelError"
+    assert "missing.gguf" in document["error"]["message"]
+
+
+def test_plan_without_measurements_says_what_to_run(quantailor: Command, books_llama_base: Path, tmp_path: Path) -> None:
+    line = quantailor("plan", books_llama_base, "--bpw", "4", "--home", tmp_path).error_line
+    assert "quantailor measure" in line
