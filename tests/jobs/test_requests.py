@@ -139,9 +139,10 @@ def test_a_program_that_does_not_exist_is_told(tmp_path: Path) -> None:
 
 def test_a_detached_process_has_its_own_session(tmp_path: Path) -> None:
     code = "import os, sys; print(not hasattr(os, 'getsid') or os.getsid(0) == os.getpid())"
-    pid = spawn_detached([sys.executable, "-c", code], tmp_path / "log")
-    if psutil.pid_exists(pid):
-        psutil.wait_procs([process for process in psutil.process_iter() if process.pid == pid], timeout=30)
+    spawn_detached([sys.executable, "-c", code], tmp_path / "log")
+    pause = threading.Event()
+    while not (tmp_path / "log").read_text().endswith("\n"):
+        pause.wait(0.01)
     assert (tmp_path / "log").read_text().strip() == "True"
 
 

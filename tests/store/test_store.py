@@ -192,6 +192,12 @@ def test_imatrix_progress_is_replaced_and_dropped_when_it_is_finished(store: Sto
     assert store.computed_imatrix(replace(COMPUTATION, n_ctx=1024)) is None
 
 
+def test_an_imatrix_is_recorded_with_its_computation_or_not_at_all(store: Store) -> None:
+    with pytest.raises(StoreError):
+        store.record_imatrix(IMATRIX, computed=replace(COMPUTATION, model="unknown"))
+    assert store.imatrices(MODEL.fingerprint) == []
+
+
 def test_an_imported_imatrix_is_listed(store: Store) -> None:
     imported = replace(IMATRIX, fingerprint="j" * 64, origin="imported", datasets=("a.txt", "b.txt"))
     store.record_imatrix(IMATRIX)

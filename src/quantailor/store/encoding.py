@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -46,7 +45,7 @@ def refuse_nan(figures: Mapping[str, object], what: str) -> None:
     """Raise StoreError for a NaN, which sqlite would silently keep as "no value"."""
     for name, figure in figures.items():
         values = figure if isinstance(figure, tuple) else (figure,)
-        if any(isinstance(value, float) and math.isnan(value) for value in values):
+        if any(value != value for value in values):  # only NaN differs from itself
             raise StoreError(f"{name} of {what} is NaN", remedy="Please report this as a bug")
 
 

@@ -39,6 +39,7 @@ from quantailor.store.sql import RESULT_TABLES, SQL
 
 Found = TypeVar("Found")
 
+_CELL_FIELDS = tuple(field.name for field in fields(WeightError))
 _CELL_BLOBS = ("error_quantiles", "error_quantiles_se", "histogram")
 
 
@@ -265,14 +266,15 @@ def _cell_row(key: MeasurementKey, cell: WeightError) -> dict[str, Value]:
     if cell.definition_version != key.definition_version:
         what = f"{cell.tensor} at {cell.type_name}"
         raise StoreError(f"{what} was measured by definition {cell.definition_version}, not {key.definition_version}")
-    figures: dict[str, Any] = {field.name: encoding.plain(getattr(cell, field.name)) for field in fields(WeightError)}
+    figures: dict[str, Any] = {name: encoding.plain(getattr(cell, name)) for name in _CELL_FIELDS}
     encoding.refuse_nan(figures, f"{cell.tensor} at {cell.type_name}")
     figures.update({name: encoding.floats_to_blob(figures[name]) for name in _CELL_BLOBS})
-    return {**figures, **asdict(key)}
+    figures.update(model=key.model, imatrix=key.imatrix, settings=key.settings)
+    return figures
 
 
 def _cell(row: tuple[Any, ...]) -> WeightError:
-    figures = dict(zip((field.name for field in fields(WeightError)), row, strict=True))
+    figures = dict(zip(_CELL_FIELDS, row, strict=True))
     figures.update({name: encoding.floats_from_blob(figures[name]) for name in _CELL_BLOBS})
     return WeightError(**figures)
 
