@@ -199,7 +199,9 @@ def plan(
     like: Like = None,
     knee: Annotated[
         str | None,
-        typer.Option("--knee", help="TEST[:THRESHOLD]; relative, absolute, statistical, second-difference or fitted.", rich_help_panel="Rule"),
+        typer.Option(
+            "--knee", help="TEST[:THRESHOLD]; relative, absolute, statistical, second-difference or fitted.", rich_help_panel="Rule"
+        ),
     ] = None,
     greedy: Annotated[
         str | None,

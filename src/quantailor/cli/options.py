@@ -14,9 +14,7 @@ Home = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document (see docs/JSON.md).", rich_help_panel="Common")]
 Detach = Annotated[bool, typer.Option("--detach", help="Run as a background job and return at once.", rich_help_panel="Common")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads; all cores by default.", rich_help_panel="Common")]
-GpuLayers = Annotated[
-    int, typer.Option("--gpu-layers", "-ngl", min=0, help="Layers on the GPU, for inference.", rich_help_panel="Common")
-]
+GpuLayers = Annotated[int, typer.Option("--gpu-layers", "-ngl", min=0, help="Layers on the GPU, for inference.", rich_help_panel="Common")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.", rich_help_panel="Common")]
 Requantize = Annotated[bool, typer.Option("--allow-requantize", help="Accept a source that is quantized already.")]
 Imatrix = Annotated[str, typer.Option("--imatrix", help="auto, none, or an imatrix file (GGUF or .dat).")]

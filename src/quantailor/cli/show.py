@@ -76,7 +76,9 @@ def converted(result: results.ConvertResult) -> None:
 def imatrix(report: results.ImatrixReport) -> None:
     """An importance matrix with its statistics."""
     out = console()
-    out.print(f"importance matrix {report.fingerprint[:12]}: {report.n_tensors} tensors, {report.chunk_count} chunks of {report.chunk_size}")
+    out.print(
+        f"importance matrix {report.fingerprint[:12]}: {report.n_tensors} tensors, {report.chunk_count} chunks of {report.chunk_size}"
+    )
     out.print(f"file      {report.path}")
     out.print(f"text      {', '.join(report.datasets) or 'unknown'}")
     if report.missing_tensors:
@@ -115,7 +117,14 @@ def measured(result: results.MeasureResult) -> None:
             by_type.setdefault(cell.type_name, []).append(cell)
     rows = [_type_row(name, cells) for name, cells in by_type.items()]
     rows.sort(key=lambda row: float(row[1]), reverse=True)
-    columns = {"type": "left", "bits": "right", "tensors": "right", "relative error": "right", "weighted error": "right", "largest": "right"}
+    columns = {
+        "type": "left",
+        "bits": "right",
+        "tensors": "right",
+        "relative error": "right",
+        "weighted error": "right",
+        "largest": "right",
+    }
     out.print(table("Mean over tensors", columns, rows))
 
 
@@ -156,7 +165,9 @@ def planned(result: results.PlanResult, *, all_tensors: bool = False) -> None:
 def built(report: results.BuildReport) -> None:
     """The file that was written."""
     out = console()
-    out.print(f"{', '.join(report.paths)}: {format_size(report.size_bytes)} ({report.size_bytes:,} bytes), {report.bits_per_weight:.3f} bpw")
+    out.print(
+        f"{', '.join(report.paths)}: {format_size(report.size_bytes)} ({report.size_bytes:,} bytes), {report.bits_per_weight:.3f} bpw"
+    )
     if report.size_bytes != report.predicted_size_bytes:
         out.print(f"[red]predicted were {report.predicted_size_bytes:,} bytes[/red]")
 

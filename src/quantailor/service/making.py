@@ -95,9 +95,7 @@ def _base(workspace: Workspace, task: tasks.MakeTask, folder: Path, stages: Stag
     return str(base)
 
 
-def _build(
-    workspace: Workspace, task: tasks.MakeTask, base: str, strategy: Path, planned: PlanResult, stages: Stages
-) -> BuildReport:
+def _build(workspace: Workspace, task: tasks.MakeTask, base: str, strategy: Path, planned: PlanResult, stages: Stages) -> BuildReport:
     output = Path(task.output) / f"{_file_stem(task, planned)}.gguf"
     wanted = strategy_file.dumps(strategy_file.read(strategy), format="json", include_prediction=False)
     prediction = planned.prediction

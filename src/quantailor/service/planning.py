@@ -33,9 +33,7 @@ _TESTS = {"second-difference": "second_difference"}
 _PENALTIES = {"damage": "damage_per_byte", "max_error": "max_abs_error"}
 
 
-def plan_options(
-    *, method: Method, rule: str | None = None, options: Sequence[str] = (), **given: object
-) -> PlanOptions:
+def plan_options(*, method: Method, rule: str | None = None, options: Sequence[str] = (), **given: object) -> PlanOptions:
     """Plan options from what a user typed.
 
     Args:
@@ -157,7 +155,8 @@ def _measurement(workspace: Workspace, model: OpenedModel, imatrix: str, exhaust
     counts = {
         key: count
         for key, count in workspace.store.measurements(model.fingerprint).items()
-        if key.definition_version == DEFINITION_VERSION and (exhaustive is None or key.settings == MeasureSettings(exhaustive=exhaustive).key)
+        if key.definition_version == DEFINITION_VERSION
+        and (exhaustive is None or key.settings == MeasureSettings(exhaustive=exhaustive).key)
     }
     for wanted in _wanted_imatrices(workspace, model, imatrix):
         found = [key for key in counts if key.imatrix == wanted]
@@ -287,4 +286,3 @@ def _bits(text: str) -> tuple[str | None, float]:
     pattern, separator, value = text.rpartition("=")
     qtype = library.types().get(value.strip().upper())
     return parse_bits(text if qtype is None else f"{pattern}{separator}{qtype.bits_per_weight}")
-

@@ -58,9 +58,7 @@ def compute_imatrix(workspace: Workspace, task: tasks.ImatrixTask, stages: Stage
         return imatrix_report(workspace, model, found)
 
 
-def _compute(
-    workspace: Workspace, task: tasks.ImatrixTask, stages: Stages, model: OpenedModel, corpus: Corpus, key: ImatrixKey
-) -> Imatrix:
+def _compute(workspace: Workspace, task: tasks.ImatrixTask, stages: Stages, model: OpenedModel, corpus: Corpus, key: ImatrixKey) -> Imatrix:
     store = workspace.store
     progress = store.imatrix_progress(key)
     tokens = chunks(corpus, task.n_ctx, limit=task.chunks)
@@ -229,7 +227,9 @@ def _chosen(source: ModelSource, patterns: Collection[str]) -> list[TensorInfo]:
     tensors = quantizable_tensors(source)
     found = [tensor for tensor in tensors if not patterns or any(_matches(tensor, pattern) for pattern in patterns)]
     if not found:
-        raise TensorNotFoundError(f"no quantizable tensor of {source.name} matches {', '.join(patterns)}", remedy="See `quantailor inspect`")
+        raise TensorNotFoundError(
+            f"no quantizable tensor of {source.name} matches {', '.join(patterns)}", remedy="See `quantailor inspect`"
+        )
     return found
 
 

@@ -1,0 +1,282 @@
+"""GGUF headers: bytes to records and back, with every count, length and offset checked before it is used.
+
+Layout (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), little endian, versions 2 and 3:
+
+    magic "GGUF", version u32, n_tensors u64, n_metadata u64
+    metadata: key (u64 length, UTF-8), type u32, value; an array has element type u32, count u64, elements
+    tensors:  name, n_dims u32, dims u64 each (fastest first), type u32, offset u64 from the start of the data
+    padding to the alignment (`general.alignment`, 32 by default), data; every tensor starts aligned
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from quantailor.errors import ModelFormatError, UnsupportedModelError
+from quantailor.ggml import library
+from quantailor.qtypes import QType
+from quantailor.records import MetadataValue, TensorInfo
+
+MAGIC = b"GGUF"
+VERSION = 3
+READABLE_VERSIONS = (2, 3)
+DEFAULT_ALIGNMENT = 32
+MAX_DIMS = 4
+MAX_NAME_BYTES = 63
+MAX_ELEMENTS = 2**62
+ALIGNMENT_KEY = "general.alignment"
+INTACT = "Get an intact copy of the file"
+
+_SCALARS: Mapping[int, tuple[str, str]] = {
+    0: ("uint8", "B"),
+    1: ("int8", "b"),
+    2: ("uint16", "H"),
+    3: ("int16", "h"),
+    4: ("uint32", "I"),
+    5: ("int32", "i"),
+    6: ("float32", "f"),
+    7: ("bool", "?"),
+    10: ("uint64", "Q"),
+    11: ("int64", "q"),
+    12: ("float64", "d"),
+}
+_STRING, _ARRAY = 8, 9
+_FORMATS = {name: letter for name, letter in _SCALARS.values()}
+_TYPE_IDS = {name: number for number, (name, _) in _SCALARS.items()} | {"string": _STRING, "array": _ARRAY}
+
+Value = bool | int | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor with the place of its data in one file; `offset` counts from the start of the file."""
+
+    info: TensorInfo
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What one GGUF file says of itself."""
+
+    metadata: Mapping[str, MetadataValue]
+    tensors: tuple[StoredTensor, ...]
+    alignment: int
+    data_offset: int
+    """Where tensor data begin, in bytes from the start of the file."""
+
+
+def aligned(size: int, alignment: int) -> int:
+    """The size rounded up to a multiple of `alignment`."""
+    return -(-size // alignment) * alignment
+
+
+def alignment_of(metadata: Mapping[str, MetadataValue], name: str) -> int:
+    """The file's alignment. Raises ModelFormatError where `general.alignment` is no power of two."""
+    stored = metadata.get(ALIGNMENT_KEY)
+    if stored is None:
+        return DEFAULT_ALIGNMENT
+    value = stored.value
+    if stored.value_type != "uint32" or not isinstance(value, int) or value < 1 or value & (value - 1) or value > 2**20:
+        raise ModelFormatError(f"{name} has the alignment {value!r}, which is no power of two", remedy=INTACT)
+    return value
+
+
+# Reading
+
+
+class _Cursor:
+    """Reads little-endian values from a buffer and never past its end."""
+
+    def __init__(self, data: memoryview, name: str) -> None:
+        self.data, self.name, self.at = data, name, 0
+
+    def fail(self, what: str) -> ModelFormatError:
+        return ModelFormatError(f"{self.name} is corrupt at byte {self.at}: {what}", remedy=INTACT)
+
+    def take(self, n_bytes: int, what: str) -> memoryview:
+        if n_bytes > len(self.data) - self.at:
+            raise self.fail(f"the file ends within {what}")
+        part = self.data[self.at : self.at + n_bytes]
+        self.at += n_bytes
+        return part
+
+    def number(self, letter: str, what: str) -> Any:
+        return struct.unpack("<" + letter, self.take(struct.calcsize("<" + letter), what))[0]
+
+    def count(self, what: str, *, least_bytes: int) -> int:
+        """A count of things that take at least so many bytes each; more than the file can hold is an error."""
+        count = int(self.number("Q", what))
+        if count * least_bytes > len(self.data) - self.at:
+            raise self.fail(f"{what} is {count}, more than the file can hold")
+        return count
+
+    def text(self, what: str) -> str:
+        raw = self.take(self.count(f"the length of {what}", least_bytes=1), what)
+        # Some vocabularies hold bytes that are no UTF-8; they survive a round trip this way.
+        return str(raw, "utf-8", "surrogateescape")
+
+
+def parse_header(data: memoryview, file_size: int, name: str) -> Header:
+    """Read a header.
+
+    Args:
+        data: the file, or enough of its beginning.
+        file_size: bytes of the whole file; tensors must lie within.
+        name: how messages call the file.
+
+    Raises:
+        ModelFormatError: no GGUF file, truncated, or inconsistent.
+        UnsupportedModelError: a version, byte order or tensor type that we do not know.
+    """
+    cursor = _Cursor(data, name)
+    if len(data) < 4 or bytes(data[:4]) != MAGIC:
+        raise ModelFormatError(f"{name} is no GGUF file", remedy="Give a GGUF file or a Hugging Face directory")
+    cursor.at = 4
+    version = cursor.number("I", "the version")
+    if version not in READABLE_VERSIONS:
+        big_endian = version & 0xFFFF == 0
+        what = "is big-endian" if big_endian else f"has GGUF version {version}"
+        raise UnsupportedModelError(f"{name} {what}", remedy="Convert it to little-endian GGUF version 3")
+    n_tensors = cursor.count("the number of tensors", least_bytes=1)
+    n_metadata = cursor.count("the number of metadata entries", least_bytes=1)
+    metadata = _read_metadata(cursor, n_metadata)
+    alignment = alignment_of(metadata, name)
+    raw = [_read_tensor(cursor) for _ in range(n_tensors)]
+    data_offset = aligned(cursor.at, alignment)
+    return Header(metadata, _placed(raw, data_offset, alignment, file_size, name), alignment, data_offset)
+
+
+def _read_metadata(cursor: _Cursor, count: int) -> dict[str, MetadataValue]:
+    metadata: dict[str, MetadataValue] = {}
+    for _ in range(count):
+        key = cursor.text("a metadata key")
+        if key in metadata:
+            raise cursor.fail(f"the metadata key {key!r} is there twice")
+        metadata[key] = _read_value(cursor, key)
+    return metadata
+
+
+def _read_value(cursor: _Cursor, key: str) -> MetadataValue:
+    kind = cursor.number("I", f"the type of {key}")
+    if kind == _STRING:
+        return MetadataValue("string", cursor.text(key))
+    if kind in _SCALARS:
+        type_name, letter = _SCALARS[kind]
+        return MetadataValue(type_name, cursor.number(letter, key))
+    if kind != _ARRAY:
+        raise cursor.fail(f"{key} has the unknown metadata type {kind}")
+    element = cursor.number("I", f"the element type of {key}")
+    if element == _STRING:
+        count = cursor.count(f"the length of {key}", least_bytes=8)
+        return MetadataValue("array", tuple(cursor.text(key) for _ in range(count)), "string")
+    if element not in _SCALARS:
+        raise cursor.fail(f"{key} is an array of the unknown type {element}")
+    type_name, letter = _SCALARS[element]
+    size = struct.calcsize("<" + letter)
+    count = cursor.count(f"the length of {key}", least_bytes=size)
+    return MetadataValue("array", struct.unpack(f"<{count}{letter}", cursor.take(count * size, key)), type_name)
+
+
+@dataclass(frozen=True, slots=True)
+class _RawTensor:
+    name: str
+    shape: tuple[int, ...]
+    qtype: QType
+    offset: int
+
+
+def _read_tensor(cursor: _Cursor) -> _RawTensor:
+    name = cursor.text("a tensor's name")
+    if not name or len(name.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES:
+        raise cursor.fail(f"the tensor name {name[:80]!r} has no legal length")
+    n_dims = cursor.number("I", f"the dimensions of {name}")
+    if not 1 <= n_dims <= MAX_DIMS:
+        raise cursor.fail(f"{name} has {n_dims} dimensions")
+    shape = tuple(int(cursor.number("Q", f"the dimensions of {name}")) for _ in range(n_dims))[::-1]
+    type_id = cursor.number("I", f"the type of {name}")
+    offset = int(cursor.number("Q", f"the offset of {name}"))
+    qtype = next((found for found in library.types().values() if found.id == type_id), None)
+    if qtype is None:
+        raise UnsupportedModelError(f"{name} in {cursor.name} has the tensor type {type_id}, which this version does not read")
+    if any(size < 1 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
+        raise cursor.fail(f"{name} has the shape {shape}")
+    if not qtype.divides(shape[-1]):
+        raise cursor.fail(f"{name} has rows of {shape[-1]} weights, no multiple of {qtype.name}'s block of {qtype.block_size}")
+    return _RawTensor(name, shape, qtype, offset)
+
+
+def _placed(raw: Sequence[_RawTensor], data_offset: int, alignment: int, file_size: int, name: str) -> tuple[StoredTensor, ...]:
+    placed: list[StoredTensor] = []
+    names: set[str] = set()
+    for tensor in raw:
+        if tensor.name in names:
+            raise ModelFormatError(f"{name} holds the tensor {tensor.name} twice", remedy=INTACT)
+        names.add(tensor.name)
+        size = tensor.qtype.row_bytes(tensor.shape[-1]) * (math.prod(tensor.shape) // tensor.shape[-1])
+        start = data_offset + tensor.offset
+        if tensor.offset % alignment:
+            raise ModelFormatError(f"{name} is corrupt: {tensor.name} starts at {tensor.offset}, not aligned to {alignment}", remedy=INTACT)
+        if start + size > file_size:
+            raise ModelFormatError(
+                f"{name} is truncated: {tensor.name} ends at byte {start + size}, the file has {file_size}", remedy=INTACT
+            )
+        placed.append(StoredTensor(TensorInfo(tensor.name, tensor.shape, tensor.qtype.name, size), start))
+    end = 0
+    for stored in sorted(placed, key=lambda stored: stored.offset):
+        if stored.offset < end:
+            raise ModelFormatError(f"{name} is corrupt: {stored.info.name} overlaps the tensor before it", remedy=INTACT)
+        end = stored.offset + stored.info.size_bytes
+    return tuple(placed)
+
+
+# Writing
+
+
+def encode_header(metadata: Mapping[str, MetadataValue], tensors: Sequence[TensorInfo], *, n_tensors: int | None = None) -> bytes:
+    """The header of a version 3 file whose tensors lie in this order, padded to where data begin.
+
+    Raises ModelFormatError for values that their type cannot hold.
+    """
+    alignment = alignment_of(metadata, "the file to be written")
+    parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors) if n_tensors is None else n_tensors, len(metadata))]
+    for key, value in metadata.items():
+        parts += [_text(key), _encoded(key, value)]
+    qtypes = library.types()
+    offset = 0
+    for tensor in tensors:
+        dims = tensor.shape[::-1]
+        parts.append(_text(tensor.name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, qtypes[tensor.type_name].id, offset))
+        offset += aligned(tensor.size_bytes, alignment)
+    header = b"".join(parts)
+    return header + bytes(aligned(len(header), alignment) - len(header))
+
+
+def _text(text: str) -> bytes:
+    raw = text.encode("utf-8", "surrogateescape")
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _encoded(key: str, value: MetadataValue) -> bytes:
+    try:
+        if value.value_type != "array":
+            return struct.pack("<I", _TYPE_IDS[value.value_type]) + _plain(value.value_type)(value.value)
+        if not isinstance(value.value, tuple) or value.element_type is None:
+            raise TypeError("an array needs a tuple and an element type")
+        head = struct.pack("<IIQ", _ARRAY, _TYPE_IDS[value.element_type], len(value.value))
+        if value.element_type in _FORMATS:
+            return head + struct.pack(f"<{len(value.value)}{_FORMATS[value.element_type]}", *value.value)
+        return head + b"".join(map(_plain(value.element_type), value.value))
+    except (struct.error, TypeError, KeyError, AttributeError) as error:
+        raise ModelFormatError(f"the metadata value of {key} cannot be written as {value.value_type}: {error}") from error
+
+
+def _plain(type_name: str) -> Callable[[Any], bytes]:
+    if type_name == "string":
+        return _text
+    letter = _FORMATS[type_name]
+    return lambda value: struct.pack("<" + letter, value)

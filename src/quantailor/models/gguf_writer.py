@@ -1,0 +1,231 @@
+"""Writes GGUF files as a stream: the exact size is known first, and a file gets its name only when it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from quantailor.errors import OutputError
+from quantailor.models.gguf_format import aligned, alignment_of, encode_header
+from quantailor.records import MetadataValue, TensorInfo
+
+Bytes = npt.NDArray[np.uint8]
+
+SPARE_BYTES = 1 << 20
+"""Left free on the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartLayout:
+    """One file to be written."""
+
+    header: bytes
+    tensors: tuple[TensorInfo, ...]
+    alignment: int
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.header) + sum(aligned(tensor.size_bytes, self.alignment) for tensor in self.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class FileLayout:
+    """A model to be written: one part, or the shards of a split one."""
+
+    parts: tuple[PartLayout, ...]
+    split: bool = False
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files, exact."""
+        return sum(part.size_bytes for part in self.parts)
+
+    def paths(self, output: Path) -> tuple[Path, ...]:
+        """Where the parts go: `output`, or `stem-00001-of-0000N.gguf` beside it."""
+        if not self.split:
+            return (output,)
+        stem = output.name.removesuffix(".gguf")
+        return tuple(output.with_name(f"{stem}-{number:05d}-of-{len(self.parts):05d}.gguf") for number in range(1, len(self.parts) + 1))
+
+
+def layout(metadata: Mapping[str, MetadataValue], tensors: Sequence[TensorInfo], *, split_max_bytes: int | None = None) -> FileLayout:
+    """Lay a model out.
+
+    Args:
+        metadata: in the order of the file.
+        tensors: in the order of the file.
+        split_max_bytes: most tensor bytes of one part; a larger tensor gets a part of its own. None writes one file. The first
+            part carries all metadata, as llama.cpp's do.
+
+    Raises:
+        ModelFormatError: metadata that cannot be written.
+    """
+    alignment = alignment_of(metadata, "the file to be written")
+    if split_max_bytes is None:
+        return FileLayout((PartLayout(encode_header(metadata, tensors), tuple(tensors), alignment),))
+    groups = _groups(tensors, split_max_bytes, alignment)
+    parts = []
+    for number, group in enumerate(groups):
+        split = {
+            "split.no": MetadataValue("uint16", number),
+            "split.count": MetadataValue("uint16", len(groups)),
+            "split.tensors.count": MetadataValue("int32", len(tensors)),
+        }
+        parts.append(PartLayout(encode_header({**metadata, **split} if number == 0 else split, group), tuple(group), alignment))
+    return FileLayout(tuple(parts), split=True)
+
+
+def _groups(tensors: Sequence[TensorInfo], most: int, alignment: int) -> list[list[TensorInfo]]:
+    groups: list[list[TensorInfo]] = [[]]
+    size = 0
+    for tensor in tensors:
+        n_bytes = aligned(tensor.size_bytes, alignment)
+        if groups[-1] and size + n_bytes > most:
+            groups.append([])
+            size = 0
+        groups[-1].append(tensor)
+        size += n_bytes
+    return groups
+
+
+class GGUFWriter:
+    """Writes tensor data in the layout's order; a context manager.
+
+    Parts are written under temporary names, flushed to the disk and renamed together at the end; whatever fails before,
+    nothing is left under the final names. Raises OutputError.
+    """
+
+    def __init__(self, output: Path, planned: FileLayout, *, overwrite: bool = False) -> None:
+        self._layout = planned
+        self.paths = planned.paths(Path(output))
+        self._temporary = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in self.paths]
+        self._overwrite = overwrite
+        self._stream: BinaryIO | None = None
+        self._part = -1
+        self._tensor = 0
+        self._written = 0
+
+    def __enter__(self) -> Self:
+        folder = self.paths[0].parent
+        for path in self.paths:
+            if path.exists() and not self._overwrite:
+                raise OutputError(f"{path} exists", remedy="Choose another name, or ask for it to be replaced")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(folder).free
+        except OSError as error:
+            raise self._failed(folder, error) from error
+        if free < self._layout.size_bytes + SPARE_BYTES:
+            raise OutputError(
+                f"{folder} has {free:,} bytes free, {self.paths[0].name} needs {self._layout.size_bytes:,}", remedy="Free some disk space"
+            )
+        try:
+            self._next_part()
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._discard()
+
+    def write(self, chunk: Bytes) -> None:
+        """The next bytes of the tensors' data; chunks need not end where tensors do."""
+        flat = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
+        while len(flat):
+            tensor = self._current()
+            part = flat[: tensor.size_bytes - self._written]
+            self._put(part)
+            self._written += len(part)
+            flat = flat[len(part) :]
+            if self._written == tensor.size_bytes:
+                self._end_tensor(tensor)
+
+    def _current(self) -> TensorInfo:
+        part = self._layout.parts[self._part]
+        if self._tensor == len(part.tensors):
+            if self._part + 1 == len(self._layout.parts):
+                raise OutputError(f"{self.paths[-1]} got more data than its tensors hold")
+            self._next_part()
+            part = self._layout.parts[self._part]
+        return part.tensors[self._tensor]
+
+    def _end_tensor(self, tensor: TensorInfo) -> None:
+        alignment = self._layout.parts[self._part].alignment
+        self._put(bytes(aligned(tensor.size_bytes, alignment) - tensor.size_bytes))
+        self._tensor, self._written = self._tensor + 1, 0
+
+    def _put(self, data: memoryview | bytes) -> None:
+        if self._stream is None:
+            raise OutputError(f"{self.paths[0]} is not open for writing")
+        try:
+            self._stream.write(data)
+        except OSError as error:
+            raise self._failed(self.paths[self._part], error) from error
+
+    def _next_part(self) -> None:
+        self._close_part()
+        self._part, self._tensor = self._part + 1, 0
+        try:
+            self._stream = self._temporary[self._part].open("wb")
+        except OSError as error:
+            raise self._failed(self.paths[self._part], error) from error
+        self._put(self._layout.parts[self._part].header)
+
+    def _close_part(self) -> None:
+        if self._stream is None:
+            return
+        try:
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+            self._stream.close()
+        except OSError as error:
+            raise self._failed(self.paths[self._part], error) from error
+        self._stream = None
+
+    def _finish(self) -> None:
+        last = self._part + 1 == len(self._layout.parts) and self._tensor == len(self._layout.parts[-1].tensors)
+        if not last:
+            raise OutputError(f"{self.paths[self._part]} is incomplete: not all tensors were written")
+        self._close_part()
+        try:
+            for temporary, path in zip(self._temporary, self.paths, strict=True):
+                temporary.replace(path)
+        except OSError as error:
+            raise self._failed(self.paths[0], error) from error
+        _sync_folder(self.paths[0].parent)
+
+    def _discard(self) -> None:
+        if self._stream is not None:
+            with contextlib.suppress(OSError):
+                self._stream.close()
+            self._stream = None
+        for path in self._temporary:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def _failed(self, path: Path, error: OSError) -> OutputError:
+        return OutputError(f"cannot write {path}: {error.strerror or error}", remedy="Check the folder, its permissions and the free space")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new names durable, where the platform can open folders."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

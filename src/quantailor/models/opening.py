@@ -1,0 +1,38 @@
+"""From a path to a source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from quantailor.errors import AlreadyQuantizedError, ModelError
+from quantailor.ggml import library
+from quantailor.models.gguf_file import GGUFSource
+from quantailor.models.source import ModelSource
+
+
+def open_model(path: Path | str) -> ModelSource:
+    """Open a GGUF file (any shard of a split one) or a Hugging Face directory.
+
+    Raises:
+        ModelError: there is nothing, nothing that is a model, or a damaged one.
+        UnsupportedModelError: a model that this version cannot read.
+    """
+    place = Path(path).expanduser()
+    if place.is_dir():
+        from quantailor.models.huggingface import HuggingFaceSource
+
+        return HuggingFaceSource(place)
+    if not place.exists():
+        raise ModelError(f"there is no model at {place}", remedy="Give a GGUF file or a Hugging Face directory")
+    return GGUFSource(place)
+
+
+def require_unquantized(source: ModelSource, *, allow_requantize: bool = False) -> None:
+    """Raise AlreadyQuantizedError when weights are quantized already, unless that is allowed."""
+    qtypes = library.types()
+    quantized = sorted({tensor.type_name for tensor in source.tensors if qtypes[tensor.type_name].is_quantized})
+    if quantized and not allow_requantize:
+        raise AlreadyQuantizedError(
+            f"{source.location} is quantized already ({', '.join(quantized)}); quantizing it again loses quality twice",
+            remedy="Start from the 16-bit model, or give --allow-requantize",
+        )
