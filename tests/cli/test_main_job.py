@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Command, Workbench
+from commands import Command, Workbench
 
 
 def test_inspect_shows_structure_and_which_types_a_tensor_can_take(quantailor: Command, books_llama_base: Path) -> None:

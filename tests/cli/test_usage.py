@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Command, Workbench
+from commands import Command, Workbench
 
 COMMANDS = ("inspect", "convert", "imatrix", "measure", "plan", "build", "verify", "make")
 

@@ -45,7 +45,7 @@ _SCALARS: Mapping[int, tuple[str, str]] = {
     12: ("float64", "d"),
 }
 _STRING, _ARRAY = 8, 9
-_FORMATS = {name: letter for name, letter in _SCALARS.values()}
+_FORMATS = dict(_SCALARS.values())
 _TYPE_IDS = {name: number for number, (name, _) in _SCALARS.items()} | {"string": _STRING, "array": _ARRAY}
 
 Value = bool | int | float | str

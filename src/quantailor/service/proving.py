@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from quantailor import build as building
-from quantailor import plots, verify as proving
+from quantailor import plots
+from quantailor import verify as proving
 from quantailor.analysis import fidelity
 from quantailor.analysis.corpus import chunks, load_corpus
 from quantailor.analysis.imatrix import Imatrix

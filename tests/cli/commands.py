@@ -1,0 +1,43 @@
+"""What the command tests read: the outcome of a command, and a home in which something was done already."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def result(self) -> Any:
+        """The result in its JSON document."""
+        return json.loads(self.out)["result"]
+
+    @property
+    def error_line(self) -> str:
+        """The one line of a command that failed."""
+        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        assert self.code == 1, f"exit {self.code}: {self.out}{self.err}"
+        assert len(lines) == 1, self.err
+        assert "Traceback" not in self.err
+        return lines[0]
+
+
+Command = Callable[..., Outcome]
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """A home in which the dense model has an importance matrix and measurements."""
+
+    home: Path
+    base: Path
