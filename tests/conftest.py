@@ -10,6 +10,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Golden files change only when somebody asks for it."""
+    parser.addoption("--update-golden", action="store_true", help="write golden files anew")
+
+
 @pytest.fixture(scope="session")
 def books_llama_dir() -> Path:
     """A trained dense model as a Hugging Face directory."""

@@ -1,0 +1,55 @@
+"""The JSON Schema of what `--json` prints; `docs/output.schema.json` is this, and a test keeps it so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from quantailor.service import results
+
+VERSION = 1
+RESULTS: dict[str, Any] = {
+    "inspect": results.ModelReport,
+    "convert": results.ConvertResult,
+    "imatrix": results.ImatrixReport,
+    "measure": results.MeasureResult,
+    "plan": results.PlanResult,
+    "build": results.BuildReport,
+    "verify": results.VerifyResult,
+    "make": results.MakeResult,
+    "jobs": list[results.JobReport],
+    "job": results.JobReport,
+}
+"""Command -> what its `result` is."""
+
+_ERROR = {
+    "type": "object",
+    "properties": {"type": {"type": "string"}, "message": {"type": "string"}, "remedy": {"type": ["string", "null"]}},
+    "required": ["type", "message", "remedy"],
+}
+
+
+def output_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of the one document that a command prints with `--json`."""
+    definitions: dict[str, Any] = {}
+    documents = [_document({"type": "string"}, "error", _ERROR)]
+    for command, result in RESULTS.items():
+        schema = TypeAdapter(result).json_schema(mode="serialization", ref_template="#/$defs/{model}")
+        definitions |= schema.pop("$defs", {})
+        documents.append(_document({"const": command}, "result", schema))
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Quantailor output",
+        "oneOf": documents,
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
+def _document(command: dict[str, Any], key: str, value: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"version": {"const": VERSION}, "command": command, key: value},
+        "required": ["version", "command", key],
+        "additionalProperties": False,
+    }
