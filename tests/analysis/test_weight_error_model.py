@@ -1,0 +1,194 @@
+"""Measuring models: resumable, the same for any number of threads, with the reason for every missing cell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from quantailor.analysis.error_weights import UNWEIGHTED, ErrorWeights
+from quantailor.analysis.measure import MeasureSettings, measure_model
+from quantailor.errors import Paused, QuantailorError, TensorNotFoundError, TypeUnavailableError
+from quantailor.ggml import library
+from quantailor.models.source import MemorySource, ModelSource
+from quantailor.qtypes import never_quantized
+from quantailor.records import TensorInfo, WeightError
+
+EXHAUSTIVE = MeasureSettings(exhaustive=True)
+TYPES = ("Q8_0", "Q6_K", "Q4_K", "Q4_0", "IQ4_XS", "F16")
+
+
+def model() -> MemorySource:
+    rng = np.random.default_rng(0)
+
+    def matrix(*shape: int) -> npt.NDArray[np.float32]:
+        return (rng.standard_t(5, shape) * rng.lognormal(-4, 0.5, (*shape[:-1], 1))).astype(np.float32)
+
+    return MemorySource(
+        {
+            "token_embd.weight": matrix(600, 256),
+            "blk.0.attn_q.weight": matrix(400, 512),
+            "blk.0.attn_norm.weight": matrix(256),
+            "blk.0.ffn_up_exps.weight": matrix(4, 200, 256),
+            "blk.0.ffn_down.weight": matrix(40, 288),
+        }
+    )
+
+
+def lognormal_weights(tensor: TensorInfo) -> ErrorWeights:
+    rng = np.random.default_rng(sum(tensor.name.encode()))
+    columns = rng.lognormal(0, 1, (tensor.n_slices, tensor.n_cols)).astype(np.float32)
+    return ErrorWeights(columns=columns, means=np.sqrt(columns) / np.float32(4), quantizer=columns, n_unseen_slices=1)
+
+
+def measured(types: tuple[str, ...] = TYPES, *, settings: MeasureSettings | None = None, n_threads: int = 2) -> list[WeightError]:
+    source = model()
+    return list(measure_model(source, list(source.arrays), types, weights_of=lognormal_weights, settings=settings, n_threads=n_threads))
+
+
+class PausesAfter:
+    """A control that asks for a pause at its n-th check."""
+
+    def __init__(self, n: int) -> None:
+        self.left, self.reported = n, [(0.0, 1.0)]
+
+    def check(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Paused("asked to pause")
+
+    def advance(self, done: float, total: float, message: str = "") -> None:
+        self.reported.append((done, total))
+
+
+@pytest.mark.parametrize("settings", [None, EXHAUSTIVE], ids=["sampled", "exhaustive"])
+def test_threads_do_not_change_a_bit(settings: MeasureSettings | None) -> None:
+    assert measured(settings=settings, n_threads=1) == measured(settings=settings, n_threads=3)
+
+
+def test_some_cells_are_sampled_within_the_target() -> None:
+    cells = [cell for cell in measured() if cell.sampled and cell.unavailable is None]
+    assert cells
+    for cell in cells:
+        assert cell.weighted_mse is not None
+        assert 0 < cell.weighted_mse_se <= 0.01 * cell.weighted_mse
+
+
+def test_types_added_later_change_nothing_for_the_others() -> None:
+    together = {(cell.tensor, cell.type_name): cell for cell in measured()}
+    apart = measured(("Q4_K",)) + measured(("IQ4_XS", "Q8_0"))
+    assert all(together[cell.tensor, cell.type_name] == cell for cell in apart)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [None, EXHAUSTIVE], ids=["sampled", "exhaustive"])
+def test_interrupted_and_resumed_equals_uninterrupted(settings: MeasureSettings | None) -> None:
+    source, stored = model(), dict[tuple[str, str], WeightError]()
+    for patience in range(1, 400):
+        control = PausesAfter(patience)
+        missing = measure_model(
+            source,
+            list(source.arrays),
+            TYPES,
+            weights_of=lognormal_weights,
+            done=lambda tensor, type_name: (tensor, type_name) in stored,
+            settings=settings,
+            control=control,
+        )
+        try:
+            for cell in missing:
+                assert (cell.tensor, cell.type_name) not in stored
+                stored[cell.tensor, cell.type_name] = cell
+        except Paused:
+            continue
+        break
+    assert sorted(stored.values(), key=repr) == sorted(measured(settings=settings), key=repr)
+
+
+def test_progress_ends_at_its_total() -> None:
+    source, control = model(), PausesAfter(10**6)
+    list(measure_model(source, list(source.arrays), TYPES, settings=EXHAUSTIVE, control=control))
+    assert control.reported[-1][0] == pytest.approx(control.reported[-1][1])
+
+
+def test_every_cell_comes_with_figures_or_a_reason() -> None:
+    source = model()
+    cells = list(measure_model(source, list(source.arrays), ("Q4_K", "IQ2_XXS", "F16"), settings=EXHAUSTIVE))
+    reasons = {(cell.tensor, cell.type_name): cell.unavailable for cell in cells}
+    assert len(cells) == 15
+    assert reasons["blk.0.attn_norm.weight", "Q4_K"] == "it has one dimension"
+    assert "row width 288" in str(reasons["blk.0.ffn_down.weight", "Q4_K"])
+    assert "llama.cpp would write Q5_0" in str(reasons["blk.0.ffn_down.weight", "Q4_K"])
+    assert reasons["blk.0.attn_q.weight", "IQ2_XXS"] == "IQ2_XXS needs an importance matrix that holds this tensor"
+    assert reasons["token_embd.weight", "IQ2_XXS"] is None
+    assert all((cell.weighted_mse is None) == (cell.unavailable is not None) for cell in cells)
+
+
+def test_unseen_experts_are_counted_in_the_record() -> None:
+    source = model()
+    (cell,) = measure_model(source, ["blk.0.ffn_up_exps.weight"], ["Q4_K"], weights_of=lognormal_weights)
+    assert cell.n_unseen_experts == 1
+
+
+def test_unknown_names_are_told() -> None:
+    with pytest.raises(TensorNotFoundError, match=r"no tensor no\.such"):
+        list(measure_model(model(), ["no.such"], ["Q4_K"]))
+    with pytest.raises(TypeUnavailableError, match=r"there is no type 'Q9_X'\. Known types: F32, F16"):
+        list(measure_model(model(), ["token_embd.weight"], ["Q9_X"]))
+
+
+def test_settings_have_a_key_that_tells_them_apart() -> None:
+    keys = {MeasureSettings().key, EXHAUSTIVE.key, MeasureSettings(relative_se=0.02).key}
+    assert len(keys) == 3
+    with pytest.raises(QuantailorError, match="not between 0 and 1"):
+        MeasureSettings(relative_se=0.0)
+
+
+def _weights(tensor: TensorInfo, with_matrix: bool) -> ErrorWeights:
+    rng = np.random.default_rng(sum(tensor.name.encode()))
+    if not with_matrix:
+        return UNWEIGHTED
+    if tensor.name == "token_embd.weight":
+        return ErrorWeights(row_weights=(1 + rng.pareto(1, tensor.n_rows) * 5).astype(np.float32))
+    columns = rng.lognormal(0, 1.5, (tensor.n_slices, tensor.n_cols)).astype(np.float32)
+    shares = rng.dirichlet(np.full(tensor.n_slices, 5.0)).astype(np.float32)
+    return ErrorWeights(columns=columns, slice_shares=shares, quantizer=columns)
+
+
+def _z_scores(source: ModelSource, with_matrix: bool, seed: str) -> list[float]:
+    """(sampled - exhaustive) / standard error of weighted_mse for every cell that sampling did not exhaust."""
+    names = [tensor.name for tensor in source.tensors if never_quantized(tensor, source.architecture) is None]
+    runs = []
+    for settings in (EXHAUSTIVE, MeasureSettings()):
+        cells = measure_model(
+            source, names, list(library.types()), weights_of=lambda t: _weights(t, with_matrix), settings=settings, seed=seed
+        )
+        runs.append([cell for cell in cells if cell.unavailable is None])
+    scores = []
+    for full, sample in zip(*runs, strict=True):
+        assert full.weighted_mse is not None
+        assert sample.weighted_mse is not None
+        if not sample.sampled:
+            assert sample == full
+        elif sample.weighted_mse_se > 0:
+            assert sample.weighted_mse_se <= 0.01 * sample.weighted_mse
+            scores.append((sample.weighted_mse - full.weighted_mse) / sample.weighted_mse_se)
+    return scores
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_sampling_is_honest_on_both_models(books_llama_base: Path, books_moe_base: Path) -> None:
+    """Over all tensors and types of both models, with and without importance: 93-97 % within two standard errors."""
+    from quantailor.models.opening import open_model
+
+    scores: list[float] = []
+    for base in (books_llama_base, books_moe_base):
+        source = open_model(base)
+        for with_matrix in (False, True):
+            scores += _z_scores(source, with_matrix, "honest")
+        source.close()
+    assert len(scores) > 1000
+    assert 0.93 <= float(np.mean(np.abs(scores) <= 2)) <= 0.97

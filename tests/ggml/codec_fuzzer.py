@@ -1,0 +1,90 @@
+"""Hostile rows through the codec, in a process of its own: `codec_fuzzer.py SEED CASES`.
+
+Prints the number of cases that passed the checks and were quantized. A C assertion ends the process instead,
+after the case's number and recipe were written to standard error.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from quantailor.errors import QuantailorError
+from quantailor.ggml import codec, library
+
+Floats = npt.NDArray[np.float32]
+Maker = Callable[[np.random.Generator, int], Floats]
+WIDTHS = (1, 32, 64, 100, 128, 256, 256, 256, 512, 768)
+
+
+def _wide_range(rng: np.random.Generator, n: int) -> Floats:
+    return np.asarray(10.0 ** rng.uniform(-45, 6, n) * rng.choice([-1.0, 1.0], n), dtype=np.float32)
+
+
+def _single(rng: np.random.Generator, n: int) -> Floats:
+    values = np.zeros(n, dtype=np.float32)
+    values[rng.integers(n)] = rng.choice([1e6, -1e6, 65504, 7e4, 1e-38, 1e-45])
+    return values
+
+
+def _with_bad(rng: np.random.Generator, n: int) -> Floats:
+    values = rng.standard_normal(n).astype(np.float32)
+    values[rng.integers(n)] = rng.choice([np.nan, np.inf, -np.inf, 1e7, 3e38])
+    return values
+
+
+WEIGHTS: dict[str, Maker] = {
+    "normal": lambda rng, n: rng.standard_normal(n).astype(np.float32),
+    "scaled": lambda rng, n: (rng.standard_normal(n) * 10.0 ** rng.uniform(-45, 5)).astype(np.float32),
+    "zeros": lambda rng, n: np.zeros(n, dtype=np.float32),
+    "constant": lambda rng, n: np.full(n, 10.0 ** rng.uniform(-45, 6) * rng.choice([-1, 1]), dtype=np.float32),
+    "extremes": lambda rng, n: rng.choice([-1e6, 1e6], n).astype(np.float32),
+    "denormal": lambda rng, n: (rng.standard_normal(n) * 1e-40).astype(np.float32),
+    "wide range": _wide_range,
+    "single": _single,
+    "integers": lambda rng, n: rng.integers(-3, 4, n).astype(np.float32),
+    "any bits": lambda rng, n: rng.integers(0, 2**32, n, dtype=np.uint32).view(np.float32),
+    "bad": _with_bad,
+}
+IMPORTANCE: dict[str, Maker | None] = {
+    "none": None,
+    "ones": lambda rng, n: np.ones(n, dtype=np.float32),
+    "zeros": lambda rng, n: np.zeros(n, dtype=np.float32),
+    "lognormal": lambda rng, n: rng.lognormal(0, 3, n).astype(np.float32),
+    "wide range": lambda rng, n: (10.0 ** rng.uniform(-45, 20, n)).astype(np.float32),
+    "constant": lambda rng, n: np.full(n, 10.0 ** rng.uniform(-45, 20), dtype=np.float32),
+    "sparse": lambda rng, n: np.where(rng.random(n) < 0.95, 0, 1e20).astype(np.float32),
+    "bad": lambda rng, n: rng.choice([1.0, np.nan, np.inf, -1.0, 1e30], n).astype(np.float32),
+    "too long": lambda rng, n: np.ones(n + 1, dtype=np.float32),
+}
+
+
+def main(seed: int, n_cases: int) -> int:
+    """Run the cases; the number that reached the quantizer and came back."""
+    rng = np.random.default_rng(seed)
+    qtypes, passed = list(library.types().values()), 0
+    for case in range(n_cases):
+        qtype, n = qtypes[rng.integers(len(qtypes))], WIDTHS[rng.integers(len(WIDTHS))]
+        kind = list(WEIGHTS)[rng.integers(len(WEIGHTS))]
+        other = list(IMPORTANCE)[rng.integers(len(IMPORTANCE))]
+        sys.stderr.write(f"{case} {qtype.name} {n} {kind} / {other}\n")
+        maker = IMPORTANCE[other]
+        with np.errstate(all="ignore"):
+            values = WEIGHTS[kind](rng, n)[None]
+            importance = None if maker is None else maker(rng, n)
+            try:
+                codec.check_weights(values, "rows")
+                if importance is not None:
+                    codec.check_importance(importance, "rows")
+                codec.dequantize(codec.quantize(values, qtype, importance), qtype, n)
+            except QuantailorError:
+                continue
+            passed += 1
+    return passed
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{main(int(sys.argv[1]), int(sys.argv[2]))}\n")
