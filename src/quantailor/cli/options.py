@@ -19,4 +19,4 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the output if it e
 Requantize = Annotated[bool, typer.Option("--allow-requantize", help="Accept a source that is quantized already.")]
 Imatrix = Annotated[str, typer.Option("--imatrix", help="auto, none, or an imatrix file (GGUF or .dat).")]
 Types = Annotated[str | None, typer.Option("--types", help="Types, separated by commas; all that ggml can write by default.")]
-Context = Annotated[int, typer.Option("--n-ctx", min=16, help="Tokens in a chunk.")]
+Context = Annotated[int, typer.Option("--n-ctx", min=32, help="Tokens in a chunk.")]
