@@ -1,0 +1,350 @@
+"""A source and a strategy become a GGUF file: rows are read, quantized in threads and written in order.
+
+Memory stays at a few blocks of rows per thread whatever the size of the model. Tensor bytes equal what
+`llama_model_quantize` writes for the same type and importance matrix, and so do the order of the tensors and the
+metadata; the strategy itself is added under `quantailor.*`. The size of the file is known before a row is read.
+
+ggml's quantizers see every slice of a tensor (an expert) with its own importances, so no block crosses a slice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import itertools
+import logging
+import os
+import re
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from quantailor.analysis.imatrix import Imatrix, quantizer_importance
+from quantailor.control import Control, NullControl
+from quantailor.errors import NonFiniteWeightError, OutputError, StrategyMismatchError, TypeUnavailableError
+from quantailor.ggml import codec, library
+from quantailor.ggml.reference import imatrix_metadata
+from quantailor.models.gguf_writer import FileLayout, GGUFWriter, layout
+from quantailor.models.opening import open_model
+from quantailor.models.source import ModelSource, fingerprint
+from quantailor.qtypes import QType, never_quantized, unavailable
+from quantailor.records import MetadataValue, Prediction, Strategy, TensorChoice, TensorInfo
+from quantailor.strategy.file import dumps
+
+logger = logging.getLogger(__name__)
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+BLOCK_WEIGHTS = 1 << 20
+"""Weights that one thread takes at a time."""
+BLOCKS_AHEAD = 3
+"""Blocks per thread that may wait to be written."""
+QUANTIZATION_VERSION = 2
+_QUIET = NullControl()
+
+_FTYPE_NAMES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "MXFP4": "MXFP4_MOE"}
+_PART_NAME = re.compile(r"^\.(.+)\.(\d+)\.part$")
+_BLOCK_NUMBER = re.compile(r"^blk\.(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """A file, or the parts of one, that was written and checked."""
+
+    paths: tuple[Path, ...]
+    size_bytes: int
+    tensor_bytes: int
+    bits_per_weight: float
+    kept: tuple[str, ...]
+    """Tensors that could be quantized but that the strategy does not name: they keep their type."""
+
+
+def ordered_tensors(source: ModelSource) -> list[TensorInfo]:
+    """The tensors in the order of llama-quantize's output: what is outside the blocks, then block by block, by name."""
+
+    def position(tensor: TensorInfo) -> tuple[int, bytes]:
+        match = _BLOCK_NUMBER.match(tensor.name)
+        return int(match.group(1)) if match else -1, tensor.name.encode()
+
+    return sorted(source.tensors, key=position)
+
+
+def output_tensors(source: ModelSource, strategy: Strategy, *, imatrix: Imatrix | None = None) -> list[TensorInfo]:
+    """The tensors of the file to be built, in its order, with the types they will have.
+
+    Raises:
+        StrategyMismatchError: the strategy names a tensor that the model does not have.
+        TypeUnavailableError: a tensor cannot take the type chosen for it.
+    """
+    types = strategy.types
+    missing = types.keys() - {tensor.name for tensor in source.tensors}
+    if missing:
+        raise StrategyMismatchError(f"the strategy names {min(missing)}, which {source.name} does not have", remedy="Plan for this model")
+    return [_retyped(source, tensor, types.get(tensor.name, tensor.type_name), imatrix) for tensor in ordered_tensors(source)]
+
+
+def _retyped(source: ModelSource, tensor: TensorInfo, type_name: str, imatrix: Imatrix | None) -> TensorInfo:
+    if type_name == tensor.type_name:
+        return tensor
+    qtypes = library.types()
+    if type_name not in qtypes:
+        raise TypeUnavailableError(
+            f"{tensor.name} cannot be {type_name}: ggml has no such type", remedy=f"Choose one of {', '.join(qtypes)}"
+        )
+    has_imatrix = imatrix is not None and tensor.name in imatrix.entries
+    reason = unavailable(tensor, qtypes[type_name], architecture=source.architecture, has_imatrix=has_imatrix, qtypes=qtypes)
+    if reason:
+        raise TypeUnavailableError(f"{tensor.name} cannot be {type_name}: {reason}", remedy="Choose another type for it")
+    return replace(tensor, type_name=type_name, size_bytes=qtypes[type_name].tensor_bytes(tensor))
+
+
+def output_metadata(source: ModelSource, strategy: Strategy, *, imatrix: Imatrix | None = None) -> dict[str, MetadataValue]:
+    """The metadata of the file to be built: the source's, llama-quantize's and the strategy, in that order.
+
+    The strategy is written without its prediction: the prediction holds the file's size, which depends on this text.
+    """
+    metadata = {key: value for key, value in source.metadata.items() if not key.startswith("split.")}
+    added: dict[str, str | int] = {
+        "general.quantization_version": QUANTIZATION_VERSION,
+        "general.file_type": file_type(source, strategy),
+        **(_imatrix_metadata(imatrix) if imatrix else {}),
+        "quantailor.version": _version(),
+        "quantailor.strategy": dumps(strategy, format="json", include_prediction=False),
+    }
+    for key, value in added.items():
+        metadata.pop(key, None)
+        metadata[key] = MetadataValue("string" if isinstance(value, str) else "uint32", value)
+    return metadata
+
+
+def _imatrix_metadata(imatrix: Imatrix) -> dict[str, str | int]:
+    return imatrix_metadata(imatrix.fingerprint, imatrix.datasets, n_entries=len(imatrix.entries), n_chunks=imatrix.chunk_count)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("quantailor")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def file_type(source: ModelSource, strategy: Strategy) -> int:
+    """llama.cpp's number for a file whose most common type, by weights, is this strategy's."""
+    types = strategy.types
+    weights: Counter[str] = Counter()
+    for tensor in source.tensors:
+        if never_quantized(tensor, source.architecture) is None:
+            weights[types.get(tensor.name, tensor.type_name)] += tensor.n_elements
+    name = max(weights, key=lambda name: (weights[name], name), default="F32")
+    return library.presets().get(_FTYPE_NAMES.get(name, name), 0)
+
+
+def predict_layout(
+    source: ModelSource, strategy: Strategy, *, imatrix: Imatrix | None = None, split_max_bytes: int | None = None
+) -> FileLayout:
+    """The built file's parts, headers and offsets, exact to the byte; raises as `output_tensors` does."""
+    tensors = output_tensors(source, strategy, imatrix=imatrix)
+    return layout(output_metadata(source, strategy, imatrix=imatrix), tensors, split_max_bytes=split_max_bytes)
+
+
+def plain_layout(source: ModelSource, types: Mapping[str, str], *, imatrix: Imatrix | None = None) -> FileLayout:
+    """The layout of what llama-quantize itself would write for these types: the same without `quantailor.*` keys."""
+    choices = tuple(TensorChoice(name, type_name, "") for name, type_name in types.items())
+    strategy = Strategy("", source.name, source.architecture, "preset", choices)
+    metadata = output_metadata(source, strategy, imatrix=imatrix)
+    kept = {key: value for key, value in metadata.items() if not key.startswith("quantailor.")}
+    return layout(kept, output_tensors(source, strategy, imatrix=imatrix))
+
+
+def predict(source: ModelSource, strategy: Strategy, *, imatrix: Imatrix | None = None, split_max_bytes: int | None = None) -> Prediction:
+    """The strategy's exact size, and the damage that its choices add up to; raises as `output_tensors` does."""
+    tensors = output_tensors(source, strategy, imatrix=imatrix)
+    tensor_bytes, n_weights = _totals(tensors)
+    return Prediction(
+        file_size_bytes=predict_layout(source, strategy, imatrix=imatrix, split_max_bytes=split_max_bytes).size_bytes,
+        tensor_bytes=tensor_bytes,
+        bits_per_weight=8 * tensor_bytes / max(1, n_weights),
+        damage=sum(choice.damage for choice in strategy.tensors),
+        basis=strategy.basis,
+    )
+
+
+def _totals(tensors: Sequence[TensorInfo]) -> tuple[int, int]:
+    return sum(tensor.size_bytes for tensor in tensors), sum(tensor.n_elements for tensor in tensors)
+
+
+def build(
+    source: ModelSource,
+    strategy: Strategy,
+    output: Path,
+    *,
+    imatrix: Imatrix | None = None,
+    split_max_bytes: int | None = None,
+    n_threads: int | None = None,
+    control: Control = _QUIET,
+    overwrite: bool = False,
+) -> BuildResult:
+    """Write the file that `strategy` describes.
+
+    Args:
+        source: the 16-bit model the strategy was made for.
+        strategy: a type for each tensor; tensors it does not name keep theirs.
+        output: where the file goes; parts of a split one get llama.cpp's `-00001-of-0000N` names.
+        imatrix: importances for the quantizers.
+        split_max_bytes: tensor bytes per part; None writes one file.
+        n_threads: None takes all processors; the bytes do not depend on it.
+        control: asked between blocks whether to go on, told the bytes written.
+        overwrite: replace an existing file.
+
+    Raises:
+        StrategyMismatchError: the strategy was made for another model.
+        TypeUnavailableError, ImatrixError: a tensor cannot take its type.
+        NonFiniteWeightError: NaN or Inf among the weights.
+        OutputError: the file cannot be written. Whatever fails, nothing is left under the final name.
+    """
+    if strategy.model_fingerprint != fingerprint(source):
+        raise StrategyMismatchError(
+            f"the strategy was made for {strategy.model_name} ({strategy.model_fingerprint[:12]}), not for {source.name}",
+            remedy="Plan again for this model",
+        )
+    _spare_the_source(source, output)
+    tensors = output_tensors(source, strategy, imatrix=imatrix)
+    planned = predict_layout(source, strategy, imatrix=imatrix, split_max_bytes=split_max_bytes)
+    tensor_bytes, n_weights = _totals(tensors)
+    kept = _kept(source, strategy)
+    if kept:
+        logger.info("%d tensors keep their type because the strategy does not name them: %s ...", len(kept), kept[0])
+    _remove_leftovers(planned.paths(output))
+    with GGUFWriter(output, planned, overwrite=overwrite) as writer:
+        written = 0
+        with contextlib.closing(_quantized_blocks(source, tensors, imatrix, n_threads or os.cpu_count() or 1, control)) as blocks:
+            for tensor, chunk in blocks:
+                writer.write(chunk)
+                written += chunk.size
+                control.advance(written, tensor_bytes, tensor.name)
+    _check_written(writer.paths, tensors, planned)
+    return BuildResult(writer.paths, planned.size_bytes, tensor_bytes, 8 * tensor_bytes / max(1, n_weights), kept)
+
+
+def _spare_the_source(source: ModelSource, output: Path) -> None:
+    files: Sequence[Path] = getattr(source, "files", ())
+    if output.resolve() in {file.resolve() for file in files}:
+        raise OutputError(f"{output} is the source itself", remedy="Choose another name for the output")
+
+
+def _remove_leftovers(paths: Sequence[Path]) -> None:
+    """Delete the unfinished files of builds whose process was killed; their names end in that process' number."""
+    names = {path.name for path in paths}
+    for file in paths[0].parent.glob(".*.part"):
+        match = _PART_NAME.match(file.name)
+        if match and match.group(1) in names and not psutil.pid_exists(int(match.group(2))):
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
+def _kept(source: ModelSource, strategy: Strategy) -> tuple[str, ...]:
+    named = strategy.types
+    return tuple(
+        tensor.name for tensor in source.tensors if tensor.name not in named and never_quantized(tensor, source.architecture) is None
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Rows [start, stop) of one tensor, within one slice, and the importances of that slice."""
+
+    tensor: TensorInfo
+    start: int
+    stop: int
+    importance: Floats | None
+
+
+def _blocks(source: ModelSource, tensors: Sequence[TensorInfo], imatrix: Imatrix | None) -> Iterator[_Block]:
+    for tensor in tensors:
+        changes = tensor.type_name != source.tensor(tensor.name).type_name
+        importances = _importances(tensor, imatrix) if changes else None
+        n_rows_per_block = max(1, BLOCK_WEIGHTS // max(1, tensor.n_cols))
+        for index in range(tensor.n_slices):
+            first, last = index * tensor.rows_per_slice, (index + 1) * tensor.rows_per_slice
+            importance = None if importances is None else importances[index]
+            for start in range(first, last, n_rows_per_block):
+                yield _Block(tensor, start, min(start + n_rows_per_block, last), importance)
+
+
+def _importances(tensor: TensorInfo, imatrix: Imatrix | None) -> Floats | None:
+    """Importances per slice, (n_slices, n_cols), or None. Where llama.cpp asks for none but ggml cannot do without, ones."""
+    importances = None if imatrix is None else quantizer_importance(imatrix, tensor)
+    if importances is None and library.types()[tensor.type_name].aborts_without_imatrix:
+        return np.ones((tensor.n_slices, tensor.n_cols), dtype=np.float32)
+    return importances
+
+
+def _block_bytes(source: ModelSource, block: _Block) -> Bytes:
+    """The block as it goes into the file, flat; runs in a thread."""
+    tensor, stored = block.tensor, source.tensor(block.tensor.name)
+    qtype = library.types()[tensor.type_name]
+    if stored.type_name == tensor.type_name:
+        data = source.raw_rows(tensor.name, block.start, block.stop)
+        if not codec.is_valid(data, qtype):
+            raise NonFiniteWeightError(f"{tensor.name} has weights that are NaN or Inf", remedy="Get an intact copy of the model")
+        return data.reshape(-1)
+    weights = source.rows(tensor.name, block.start, block.stop)
+    codec.check_weights(weights, tensor.name)
+    data = codec.quantize(weights, qtype, block.importance)
+    if not codec.is_valid(data, qtype):
+        raise TypeUnavailableError(f"{tensor.name} cannot be {qtype.name}: its weights overflow", remedy="Choose another type for it")
+    return data.reshape(-1)
+
+
+def _quantized_blocks(
+    source: ModelSource, tensors: Sequence[TensorInfo], imatrix: Imatrix | None, n_threads: int, control: Control
+) -> Generator[tuple[TensorInfo, Bytes], None, None]:
+    """All blocks in the file's order; a few per thread are under way at any time."""
+    waiting: deque[tuple[TensorInfo, Future[Bytes]]] = deque()
+    blocks = _blocks(source, tensors, imatrix)
+    with ThreadPoolExecutor(n_threads, thread_name_prefix="build") as pool:
+        try:
+            while True:
+                for block in itertools.islice(blocks, n_threads * BLOCKS_AHEAD - len(waiting)):
+                    waiting.append((block.tensor, pool.submit(_block_bytes, source, block)))
+                if not waiting:
+                    return
+                control.check()
+                tensor, future = waiting.popleft()
+                yield tensor, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _check_written(paths: Sequence[Path], tensors: Sequence[TensorInfo], planned: FileLayout) -> None:
+    """Read the file back: its size, its tensors and the outer rows of each. Removes it and raises OutputError when it is not as planned."""
+    try:
+        size_bytes = sum(path.stat().st_size for path in paths)
+        if size_bytes != planned.size_bytes:
+            raise OutputError(f"{paths[0]} has {size_bytes} bytes instead of {planned.size_bytes}", remedy="Check the disk")
+        written = open_model(paths[0])
+        try:
+            if list(written.tensors) != list(tensors):
+                raise OutputError(f"{paths[0]} does not hold the tensors that were written", remedy="Check the disk")
+            _check_rows(written, library.types())
+        finally:
+            written.close()
+    except BaseException:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _check_rows(written: ModelSource, qtypes: Mapping[str, QType]) -> None:
+    for tensor in written.tensors:
+        for row in {0, tensor.n_rows - 1}:
+            if not codec.is_valid(written.raw_rows(tensor.name, row, row + 1), qtypes[tensor.type_name]):
+                raise OutputError(f"{written.location} holds broken rows of {tensor.name}", remedy="Check the disk")

@@ -1,0 +1,259 @@
+"""From chunk scores to a verdict: references built by llama.cpp itself, comparisons and a sentence that claims no more than it may.
+
+"Better" and "worse" speak of the mean KL divergence from the base and mean that the 95 % interval of the paired
+bootstrap over chunks leaves out equality (METHODS 3). "At equal size" means sizes within 0.1 %. With fewer than 200
+chunks the figures are shown, but nothing is claimed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from quantailor.analysis import fidelity
+from quantailor.analysis.imatrix import Imatrix, quantizer_importance
+from quantailor.control import Control, NullControl
+from quantailor.errors import ModelError, OutputError
+from quantailor.ggml.reference import imatrix_metadata, preset_name, quantize_reference
+from quantailor.models.opening import open_model
+from quantailor.models.source import fingerprint
+from quantailor.records import ChunkScore, Comparison, Estimate, Verdict, VerdictRow
+
+EQUAL_SIZE = 0.001
+"""Sizes that differ by no more than this share count as equal."""
+_QUIET = NullControl()
+
+MIN_CHUNKS = 200
+"""Fewer held-out chunks carry no claim."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A file and what its chunks scored. `kind` as in a verdict's rows."""
+
+    label: str
+    kind: Literal["base", "ours", "reference"]
+    size_bytes: int
+    bits_per_weight: float
+    scores: Sequence[ChunkScore]
+
+
+def file_size(path: Path) -> tuple[int, float]:
+    """A GGUF file's bytes, all parts together, and its bits per weight."""
+    source = open_model(path)
+    try:
+        tensor_bytes = sum(tensor.size_bytes for tensor in source.tensors)
+        n_weights = sum(tensor.n_elements for tensor in source.tensors)
+        files: Sequence[Path] = getattr(source, "files", (path,))
+        return sum(file.stat().st_size for file in files), 8 * tensor_bytes / max(1, n_weights)
+    finally:
+        source.close()
+
+
+def reference_path(base_fingerprint: str, preset: str, *, imatrix: Imatrix | None, folder: Path) -> Path:
+    """Where `ensure_reference` keeps a preset of a model; raises TypeUnavailableError for an unknown preset."""
+    matrix = imatrix.fingerprint[:12] if imatrix else "none"
+    return folder / f"{base_fingerprint[:12]}-{matrix}-{preset_name(preset)}.gguf"
+
+
+def ensure_reference(
+    base: Path,
+    preset: str,
+    *,
+    imatrix: Imatrix | None,
+    folder: Path,
+    n_threads: int | None = None,
+    control: Control = _QUIET,
+) -> Path:
+    """The preset of this base as llama.cpp builds it with this importance matrix, from the folder or made now.
+
+    Raises:
+        TypeUnavailableError: llama.cpp has no such preset.
+        ImatrixError: the preset needs an importance matrix, or this one does not fit.
+        OutputError: the file cannot be written.
+    """
+    source = open_model(base)
+    try:
+        path = reference_path(fingerprint(source), preset, imatrix=imatrix, folder=folder)
+        if _is_complete(path):
+            return path
+        importances = {
+            tensor.name: importance.reshape(-1)
+            for tensor in (source.tensors if imatrix else ())
+            if imatrix and (importance := quantizer_importance(imatrix, tensor)) is not None
+        }
+    finally:
+        source.close()
+    return quantize_reference(
+        base,
+        path,
+        preset=preset,
+        imatrix=importances or None,
+        metadata=_imatrix_metadata(imatrix) if imatrix else None,
+        n_threads=n_threads,
+        check=_check_complete,
+        control=control,
+    )
+
+
+def _imatrix_metadata(imatrix: Imatrix) -> dict[str, str | int]:
+    return imatrix_metadata(imatrix.fingerprint, imatrix.datasets, n_entries=len(imatrix.entries), n_chunks=imatrix.chunk_count)
+
+
+def _is_complete(path: Path) -> bool:
+    if not path.exists():
+        return False
+    try:
+        open_model(path).close()
+    except ModelError:
+        return False
+    return True
+
+
+def _check_complete(path: Path) -> None:
+    """llama.cpp does not notice a full disk; a reader of the file does."""
+    try:
+        open_model(path).close()
+    except ModelError as error:
+        raise OutputError(f"the reference {path.name} is incomplete", remedy="Free some disk space") from error
+
+
+def make_verdict(
+    files: Sequence[Scored],
+    null_control: Sequence[ChunkScore],
+    *,
+    model_fingerprint: str,
+    corpus_name: str,
+    corpus_sha256: str,
+    n_ctx: int,
+) -> Verdict:
+    """Statistics of every file, ours against every reference, and the sentence.
+
+    Args:
+        files: the base, exactly one of ours, and any references, each with scores of the same chunks.
+        null_control: the base against itself through the same pipeline.
+        model_fingerprint: the base's.
+        corpus_name: the held-out text, for people.
+        corpus_sha256: and its hash.
+        n_ctx: tokens per chunk.
+    """
+    base = next(file for file in files if file.kind == "base")
+    ours = next(file for file in files if file.kind == "ours")
+    rows = tuple(
+        VerdictRow(file.label, file.kind, file.size_bytes, file.bits_per_weight, fidelity.statistics_of(file.scores, base.scores))
+        for file in files
+    )
+    comparisons = tuple(_compare(ours, file) for file in files if file.kind == "reference")
+    floor = fidelity.statistics_of(null_control, base.scores).kld_mean.value
+    row = rows[files.index(ours)]
+    return Verdict(
+        model_fingerprint=model_fingerprint,
+        corpus_name=corpus_name,
+        corpus_sha256=corpus_sha256,
+        n_ctx=n_ctx,
+        rows=rows,
+        comparisons=comparisons,
+        floor_kld_nats=floor,
+        sentence=sentence(row, comparisons, floor_kld_nats=floor),
+    )
+
+
+def _compare(ours: Scored, reference: Scored) -> Comparison:
+    return fidelity.compare(ours.scores, reference.scores, reference=reference.label, size_ratio=ours.size_bytes / reference.size_bytes)
+
+
+def sentence(ours: VerdictRow, comparisons: Sequence[Comparison], *, floor_kld_nats: float) -> str:
+    """The verdict in words: the figure first, then one clause per reference, with its size."""
+    statistics = ours.statistics
+    file = f"{ours.label} ({_size(ours.size_bytes)}, {ours.bits_per_weight:.2f} bits per weight)"
+    kld = f"{_figure(statistics.kld_mean)} nats per token (mean KLD over {statistics.n_chunks} chunks; the floor is {floor_kld_nats:.1e})"
+    words = [f"{file} diverges from the base by {kld}."]
+    if not comparisons:
+        words.append("It was compared with no reference.")
+    elif statistics.n_chunks < MIN_CHUNKS:
+        seen = "; ".join(f"against {comparison.reference} {_sizes(comparison)} {_ratio(comparison)}" for comparison in comparisons)
+        words.append(f"That is too few to claim anything, {MIN_CHUNKS} chunks are needed. So far: {seen}.")
+    else:
+        words.append(f"It is {'; '.join(_clause(comparison) for comparison in comparisons)}.")
+    return " ".join(words)
+
+
+def _clause(comparison: Comparison) -> str:
+    return f"{comparison.outcome} than {comparison.reference} {_sizes(comparison)} ({_ratio(comparison)})"
+
+
+def _sizes(comparison: Comparison) -> str:
+    difference = comparison.size_ratio - 1
+    if abs(difference) <= EQUAL_SIZE:
+        return "at equal size"
+    percent = f"{abs(difference):.1%}".replace("%", " %")
+    return f"in a file {percent} {'larger' if difference > 0 else 'smaller'}"
+
+
+def _ratio(comparison: Comparison) -> str:
+    low, high = (math.exp(end) for end in comparison.interval)
+    return f"KLD ratio {math.exp(comparison.ln_kld_ratio):.3g}, 95 % interval {low:.3g} to {high:.3g}"
+
+
+def _figure(estimate: Estimate) -> str:
+    if estimate.value <= 0:
+        return f"{estimate.value:.2g}"
+    digits = max(0, 1 - math.floor(math.log10(estimate.se or estimate.value / 100)))
+    return f"{estimate.value:.{digits}f} ± {estimate.se:.{digits}f}"
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.2f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.2f} MiB"
+
+
+CSV_COLUMNS = (
+    *("label", "kind", "size_bytes", "bits_per_weight", "n_chunks", "n_tokens", "perplexity", "perplexity_se"),
+    *("ln_ppl_ratio", "ln_ppl_ratio_se", "kld_mean_nats", "kld_mean_nats_se", "kld_median_nats", "kld_p99_nats", "kld_p999_nats"),
+    *("kld_max_nats", "top_agreement", "top_agreement_se", "rms_dp", "rms_dp_se"),
+    *("size_ratio", "kld_ratio", "kld_ratio_low", "kld_ratio_high", "outcome"),
+)
+"""One row per file; the last five compare ours with that reference and are empty elsewhere."""
+
+
+def write_csv(verdict: Verdict, path: Path) -> Path:
+    """The verdict as a table, see `CSV_COLUMNS`. Raises OutputError where it cannot be written."""
+    compared = {comparison.reference: comparison for comparison in verdict.comparisons}
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(CSV_COLUMNS)
+    for row in verdict.rows:
+        table.writerow([*_csv_row(row), *_csv_comparison(compared.get(row.label) if row.kind == "reference" else None)])
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text.getvalue(), encoding="utf-8", newline="")
+        part.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+    return path
+
+
+def _csv_row(row: VerdictRow) -> list[str | int | float]:
+    figures = row.statistics
+    return [
+        *(row.label, row.kind, row.size_bytes, row.bits_per_weight, figures.n_chunks, figures.n_tokens),
+        *(figures.perplexity.value, figures.perplexity.se, figures.ln_ppl_ratio.value, figures.ln_ppl_ratio.se),
+        *(figures.kld_mean.value, figures.kld_mean.se, figures.kld_median, figures.kld_p99, figures.kld_p999, figures.kld_max),
+        *(figures.top_agreement.value, figures.top_agreement.se, figures.rms_dp.value, figures.rms_dp.se),
+    ]
+
+
+def _csv_comparison(comparison: Comparison | None) -> list[str | float]:
+    if comparison is None:
+        return [""] * 5
+    ratios = [math.exp(value) for value in (comparison.ln_kld_ratio, *comparison.interval)]
+    return [comparison.size_ratio, *ratios, comparison.outcome]

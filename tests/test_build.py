@@ -1,0 +1,325 @@
+"""From a strategy to a file: exact sizes, llama-quantize's layout, and nothing half done."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from gguf import GGUFReader
+
+from quantailor.analysis.imatrix import Imatrix, ImatrixEntry, quantizer_importance
+from quantailor.build import BuildResult, build, output_metadata, predict, predict_layout
+from quantailor.control import NullControl
+from quantailor.errors import Cancelled, ImatrixError, NonFiniteWeightError, OutputError, StrategyMismatchError, TypeUnavailableError
+from quantailor.ggml import library
+from quantailor.ggml.reference import exact_pattern, quantize_reference
+from quantailor.models.opening import open_model
+from quantailor.models.source import MemorySource, ModelSource, fingerprint
+from quantailor.qtypes import needs_imatrix, never_quantized, unavailable
+from quantailor.records import MetadataValue, Strategy, TensorChoice, TensorInfo
+from quantailor.strategy.file import loads
+
+
+@pytest.fixture(params=["books_llama_base", "books_moe_base"])
+def source(request: pytest.FixtureRequest) -> Iterator[ModelSource]:
+    opened = open_model(request.getfixturevalue(request.param))
+    yield opened
+    opened.close()
+
+
+def strategy_for(source: ModelSource, types: dict[str, str]) -> Strategy:
+    choices = tuple(TensorChoice(name, type_name, f"chosen for {name}", damage=0.5) for name, type_name in types.items())
+    return Strategy(fingerprint(source), source.name, source.architecture, "manual", choices)
+
+
+def quantizable(source: ModelSource) -> list[TensorInfo]:
+    return [tensor for tensor in source.tensors if never_quantized(tensor, source.architecture) is None]
+
+
+def all_of(source: ModelSource, type_name: str) -> Strategy:
+    return strategy_for(source, {tensor.name: type_name for tensor in quantizable(source)})
+
+
+QUICK = ("F32", "F16", "Q4_0", "Q5_1", "Q8_0", "Q4_K", "Q6_K", "MXFP4", "TQ2_0", "Q1_0", "Q2_0")
+"""Types that ggml writes fast."""
+
+
+def random_mix(source: ModelSource, seed: int, imatrix: Imatrix | None, among: Collection[str]) -> Strategy:
+    """Any of these types that each tensor can take."""
+    choose = random.Random(seed)
+    qtypes = library.types()
+    types = {}
+    for tensor in quantizable(source):
+        held = imatrix is not None and tensor.name in imatrix.entries
+        fitting = [
+            name
+            for name, qtype in qtypes.items()
+            if name in among and not unavailable(tensor, qtype, architecture=source.architecture, has_imatrix=held, qtypes=qtypes)
+        ]
+        types[tensor.name] = choose.choice(fitting)
+    return strategy_for(source, types)
+
+
+def synthetic_imatrix(source: ModelSource) -> Imatrix:
+    """Plausible activations for every matrix but the outer ones, as llama-imatrix leaves those out."""
+    generator = np.random.default_rng(0)
+    entries = {}
+    for tensor in quantizable(source):
+        if tensor.layer is not None:
+            sums = generator.lognormal(0, 2, (tensor.n_slices, tensor.n_cols)).astype(np.float32)
+            entries[tensor.name] = ImatrixEntry(sums * 100, np.full(tensor.n_slices, 100), None)
+    return Imatrix(entries, {}, None, ("calibration.txt",), 12, 512)
+
+
+def rows_of(path: Path) -> dict[str, tuple[str, bytes]]:
+    """Every tensor's type and bytes."""
+    written = open_model(path)
+    rows = {tensor.name: (tensor.type_name, written.raw_rows(tensor.name, 0, tensor.n_rows).tobytes()) for tensor in written.tensors}
+    written.close()
+    return rows
+
+
+def reference_rows(source: ModelSource, strategy: Strategy, path: Path, imatrix: Imatrix | None = None) -> Path:
+    """The same types from `llama_model_quantize`; ones where ggml cannot do without importances and llama.cpp asks for none."""
+    importances: dict[str, npt.NDArray[np.float32]] = {}
+    for name, type_name in strategy.types.items():
+        tensor = source.tensor(name)
+        importance = quantizer_importance(imatrix, tensor) if imatrix else None
+        if importance is not None:
+            importances[name] = importance.reshape(-1)
+        elif library.types()[type_name].aborts_without_imatrix:
+            importances[name] = np.ones(tensor.n_slices * tensor.n_cols, np.float32)
+    overrides = [(exact_pattern(name), type_name) for name, type_name in strategy.types.items()]
+    return quantize_reference(Path(source.location), path, preset="Q8_0", overrides=overrides, imatrix=importances or None)
+
+
+@pytest.mark.parametrize("split_max_bytes", [None, 3_000_000])
+@pytest.mark.parametrize("seed", range(2))
+def test_the_size_is_predicted_to_the_byte(source: ModelSource, tmp_path: Path, seed: int, split_max_bytes: int | None) -> None:
+    imatrix = synthetic_imatrix(source)
+    strategy = random_mix(source, seed, imatrix, QUICK)
+    prediction = predict(source, strategy, imatrix=imatrix, split_max_bytes=split_max_bytes)
+    result = build(source, strategy, tmp_path / "q.gguf", imatrix=imatrix, split_max_bytes=split_max_bytes)
+    assert (len(result.paths) > 1) == (split_max_bytes is not None)
+    assert sum(path.stat().st_size for path in result.paths) == result.size_bytes == prediction.file_size_bytes
+    assert (result.tensor_bytes, result.bits_per_weight) == (prediction.tensor_bytes, prediction.bits_per_weight)
+    assert prediction.damage == pytest.approx(0.5 * len(strategy.tensors))
+
+
+def test_a_prediction_in_the_strategy_changes_nothing(source: ModelSource) -> None:
+    strategy = all_of(source, "Q4_K")
+    with_prediction = replace(strategy, prediction=predict(source, strategy))
+    assert predict_layout(source, with_prediction).size_bytes == predict_layout(source, strategy).size_bytes
+
+
+@pytest.mark.parametrize(
+    ("with_imatrix", "among"),
+    [
+        pytest.param(True, QUICK, id="quick types, imatrix"),
+        pytest.param(False, [*library.types()], id="all types", marks=pytest.mark.slow),
+        pytest.param(True, [*library.types()], id="all types, imatrix", marks=pytest.mark.slow),
+    ],
+)
+def test_a_mix_has_the_bytes_that_llama_cpp_writes(source: ModelSource, tmp_path: Path, with_imatrix: bool, among: Collection[str]) -> None:
+    imatrix = synthetic_imatrix(source) if with_imatrix else None
+    strategy = random_mix(source, 7, imatrix, among)
+    build(source, strategy, tmp_path / "ours.gguf", imatrix=imatrix)
+    reference = reference_rows(source, strategy, tmp_path / "reference.gguf", imatrix)
+    assert rows_of(tmp_path / "ours.gguf") == rows_of(reference)
+
+
+def test_order_and_metadata_are_llama_quantizes(source: ModelSource, tmp_path: Path) -> None:
+    imatrix, strategy = synthetic_imatrix(source), all_of(source, "Q8_0")
+    build(source, strategy, tmp_path / "ours.gguf", imatrix=imatrix)
+    metadata: dict[str, str | int] = {
+        "quantize.imatrix.file": f"{imatrix.fingerprint[:12]}.imatrix.gguf",
+        "quantize.imatrix.dataset": "calibration.txt",
+        "quantize.imatrix.entries_count": len(imatrix.entries),
+        "quantize.imatrix.chunks_count": 12,
+    }
+    reference = quantize_reference(Path(source.location), tmp_path / "reference.gguf", preset="Q8_0", metadata=metadata)
+    ours, theirs = open_model(tmp_path / "ours.gguf"), open_model(reference)
+    own = {key: value for key, value in ours.metadata.items() if not key.startswith("quantailor.")}
+    assert list(own.items()) == list(theirs.metadata.items())
+    assert list(ours.metadata)[-2:] == ["quantailor.version", "quantailor.strategy"]
+    assert list(ours.tensors) == list(theirs.tensors)
+    ours.close()
+    theirs.close()
+
+
+def test_the_file_tells_which_strategy_made_it(source: ModelSource, tmp_path: Path) -> None:
+    strategy = all_of(source, "Q5_K")
+    build(source, strategy, tmp_path / "q.gguf")
+    text = GGUFReader(tmp_path / "q.gguf").fields["quantailor.strategy"].contents()
+    assert loads(text) == strategy
+    assert "prediction" not in json.loads(text) or json.loads(text)["prediction"] is None
+
+
+@pytest.mark.parametrize(("type_name", "number"), [("Q4_K", 15), ("Q8_0", 7), ("IQ4_XS", 30), ("MXFP4", 38), ("F16", 1)])
+def test_the_file_type_is_the_most_common_types(books_llama_base: Path, type_name: str, number: int) -> None:
+    source = open_model(books_llama_base)
+    metadata = output_metadata(source, all_of(source, type_name))
+    assert metadata["general.file_type"] == MetadataValue("uint32", number)
+    source.close()
+
+
+def test_the_number_of_threads_changes_no_byte(source: ModelSource, tmp_path: Path) -> None:
+    strategy = all_of(source, "Q4_K")
+    build(source, strategy, tmp_path / "one.gguf", n_threads=1)
+    build(source, strategy, tmp_path / "five.gguf", n_threads=5)
+    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "five.gguf").read_bytes()
+
+
+def test_parts_hold_what_one_file_holds(source: ModelSource, tmp_path: Path) -> None:
+    strategy = all_of(source, "Q6_K")
+    build(source, strategy, tmp_path / "whole.gguf")
+    result = build(source, strategy, tmp_path / "parts.gguf", split_max_bytes=2_000_000)
+    assert result.paths[0].name == f"parts-00001-of-{len(result.paths):05d}.gguf"
+    assert rows_of(result.paths[0]) == rows_of(tmp_path / "whole.gguf")
+
+
+def test_tensors_the_strategy_does_not_name_keep_their_type(source: ModelSource, tmp_path: Path) -> None:
+    result = build(source, strategy_for(source, {"output.weight": "Q6_K"}), tmp_path / "q.gguf")
+    types = {name: type_name for name, (type_name, _) in rows_of(tmp_path / "q.gguf").items()}
+    assert (types["output.weight"], types["token_embd.weight"]) == ("Q6_K", "BF16")
+    assert set(result.kept) == {tensor.name for tensor in quantizable(source)} - {"output.weight"}
+
+
+def test_a_strategy_for_another_model_is_refused(source: ModelSource, tmp_path: Path) -> None:
+    with pytest.raises(StrategyMismatchError, match="made for"):
+        build(source, replace(all_of(source, "Q8_0"), model_fingerprint="0" * 64), tmp_path / "q.gguf")
+    with pytest.raises(StrategyMismatchError, match=r"blk\.99"):
+        predict(source, strategy_for(source, {"blk.99.attn_q.weight": "Q8_0"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "type_name", "reason"),
+    [
+        ("blk.0.attn_norm.weight", "Q8_0", "one dimension"),
+        ("blk.0.attn_q.weight", "IQ2_XS", "importance matrix"),
+        ("blk.0.attn_q.weight", "Q9_K", "no such type"),
+    ],
+)
+def test_types_a_tensor_cannot_take_are_refused_by_name(
+    source: ModelSource, tmp_path: Path, name: str, type_name: str, reason: str
+) -> None:
+    with pytest.raises(TypeUnavailableError, match=rf"{name}.*{type_name}.*{reason}"):
+        build(source, strategy_for(source, {name: type_name}), tmp_path / "q.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+class CancelAfter(NullControl):
+    def __init__(self, n_blocks: int) -> None:
+        self.left = n_blocks
+
+    def check(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Cancelled("enough")
+
+
+def test_a_cancelled_build_leaves_nothing(source: ModelSource, tmp_path: Path) -> None:
+    with pytest.raises(Cancelled):
+        build(source, all_of(source, "Q4_K"), tmp_path / "q.gguf", control=CancelAfter(9))
+    assert list(tmp_path.iterdir()) == []
+
+
+def memory_model(weights: npt.NDArray[np.float32]) -> MemorySource:
+    metadata = {"general.architecture": MetadataValue("string", "llama")}
+    return MemorySource({"blk.0.attn_q.weight": weights, "output_norm.weight": np.ones(256, np.float32)}, metadata=metadata)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
+@pytest.mark.parametrize("type_name", ["Q4_K", "F16"])
+def test_weights_that_are_no_numbers_stop_the_build(tmp_path: Path, bad: float, type_name: str) -> None:
+    weights = np.ones((64, 256), np.float32)
+    weights[17, 3] = bad
+    source = memory_model(weights)
+    with pytest.raises(NonFiniteWeightError, match=r"blk\.0\.attn_q"):
+        build(source, strategy_for(source, {"blk.0.attn_q.weight": type_name}), tmp_path / "q.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_beyond_a_types_range_stop_the_build(tmp_path: Path) -> None:
+    source = memory_model(np.full((64, 256), 3e5, np.float32))
+    with pytest.raises(TypeUnavailableError, match="overflow"):
+        build(source, strategy_for(source, {"blk.0.attn_q.weight": "F16"}), tmp_path / "q.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_broken_weights_that_would_only_be_copied_are_found_too(tmp_path: Path) -> None:
+    weights = np.ones((64, 256), np.float32)
+    weights[17, 3] = np.nan
+    source = memory_model(weights)
+    with pytest.raises(NonFiniteWeightError, match=r"blk\.0\.attn_q"):
+        build(source, strategy_for(source, {"blk.0.attn_q.weight": "F32"}), tmp_path / "q.gguf")
+
+
+def test_an_imatrix_of_another_model_is_refused(books_llama_base: Path, tmp_path: Path) -> None:
+    source = open_model(books_llama_base)
+    entry = ImatrixEntry(np.ones((1, 100), np.float32), np.full(1, 10), None)
+    imatrix = Imatrix({"blk.0.attn_q.weight": entry}, {}, None, (), 1, 512)
+    with pytest.raises(ImatrixError, match=r"blk\.0\.attn_q"):
+        build(source, all_of(source, "Q4_K"), tmp_path / "q.gguf", imatrix=imatrix)
+    assert list(tmp_path.iterdir()) == []
+    source.close()
+
+
+def build_small(folder: Path, *, overwrite: bool = False) -> BuildResult:
+    source = memory_model(np.ones((64, 256), np.float32))
+    return build(source, strategy_for(source, {"blk.0.attn_q.weight": "Q4_K"}), folder / "q.gguf", overwrite=overwrite)
+
+
+def test_an_existing_file_is_replaced_only_on_request(tmp_path: Path) -> None:
+    (tmp_path / "q.gguf").write_text("precious")
+    with pytest.raises(OutputError, match="exists"):
+        build_small(tmp_path)
+    assert (tmp_path / "q.gguf").read_text() == "precious"
+    assert build_small(tmp_path, overwrite=True).size_bytes == (tmp_path / "q.gguf").stat().st_size
+
+
+def test_the_source_is_never_overwritten(books_llama_base: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base.gguf"
+    base.write_bytes(books_llama_base.read_bytes())
+    source = open_model(base)
+    with pytest.raises(OutputError, match="source"):
+        build(source, all_of(source, "Q4_K"), base, overwrite=True)
+    source.close()
+    assert base.stat().st_size == books_llama_base.stat().st_size
+
+
+def test_leftovers_of_a_killed_build_are_removed(tmp_path: Path) -> None:
+    killed, alive = tmp_path / ".q.gguf.999999999.part", tmp_path / f".q.gguf.{os.getppid()}.part"
+    other = tmp_path / ".other.gguf.999999999.part"
+    for file in (killed, alive, other):
+        file.write_text("half a file")
+    build_small(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([alive, other, tmp_path / "q.gguf"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_imatrix", [False, True], ids=["without imatrix", "with imatrix"])
+@pytest.mark.parametrize("type_name", [*library.types()])
+def test_every_type_has_the_bytes_that_llama_cpp_writes(source: ModelSource, tmp_path: Path, type_name: str, with_imatrix: bool) -> None:
+    """The outer tensors, the first layer and the last; the mixes above cover every tensor."""
+    imatrix = synthetic_imatrix(source) if with_imatrix else None
+    qtypes, qtype = library.types(), library.types()[type_name]
+    last = max(tensor.layer or 0 for tensor in source.tensors)
+    types = {tensor.name: "Q8_0" for tensor in quantizable(source)}
+    for tensor in quantizable(source):
+        held = with_imatrix and tensor.layer is not None
+        reason = unavailable(tensor, qtype, architecture=source.architecture, has_imatrix=held, qtypes=qtypes)
+        assert reason is None or (not held and needs_imatrix(tensor.name, type_name))
+        if reason is None and tensor.layer in (None, 0, last):
+            types[tensor.name] = type_name
+    strategy = strategy_for(source, types)
+    build(source, strategy, tmp_path / "ours.gguf", imatrix=imatrix)
+    reference = reference_rows(source, strategy, tmp_path / "reference.gguf", imatrix)
+    assert rows_of(tmp_path / "ours.gguf") == rows_of(reference)
