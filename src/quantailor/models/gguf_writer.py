@@ -14,6 +14,7 @@ from typing import BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
+from quantailor import files
 from quantailor.errors import OutputError
 from quantailor.models.gguf_format import aligned, alignment_of, encode_header
 from quantailor.records import MetadataValue, TensorInfo
@@ -107,7 +108,7 @@ class GGUFWriter:
     def __init__(self, output: Path, planned: FileLayout, *, overwrite: bool = False) -> None:
         self._layout = planned
         self.paths = planned.paths(Path(output))
-        self._temporary = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in self.paths]
+        self._temporary = [files.temporary_path(path) for path in self.paths]
         self._overwrite = overwrite
         self._stream: BinaryIO | None = None
         self._part = -1
@@ -117,13 +118,13 @@ class GGUFWriter:
     def __enter__(self) -> Self:
         folder = self.paths[0].parent
         for path in self.paths:
-            if path.exists() and not self._overwrite:
-                raise OutputError(f"{path} exists", remedy="Choose another name, or ask for it to be replaced")
+            files.refuse_existing(path, overwrite=self._overwrite)
+            files.remove_leftovers(path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(folder).free
         except OSError as error:
-            raise self._failed(folder, error) from error
+            raise files.cannot_write(folder, error) from error
         if free < self._layout.size_bytes + SPARE_BYTES:
             raise OutputError(
                 f"{folder} has {free:,} bytes free, {self.paths[0].name} needs {self._layout.size_bytes:,}", remedy="Free some disk space"
@@ -174,7 +175,7 @@ class GGUFWriter:
         try:
             self._stream.write(data)
         except OSError as error:
-            raise self._failed(self.paths[self._part], error) from error
+            raise files.cannot_write(self.paths[self._part], error) from error
 
     def _next_part(self) -> None:
         self._close_part()
@@ -182,7 +183,7 @@ class GGUFWriter:
         try:
             self._stream = self._temporary[self._part].open("wb")
         except OSError as error:
-            raise self._failed(self.paths[self._part], error) from error
+            raise files.cannot_write(self.paths[self._part], error) from error
         self._put(self._layout.parts[self._part].header)
 
     def _close_part(self) -> None:
@@ -193,7 +194,7 @@ class GGUFWriter:
             os.fsync(self._stream.fileno())
             self._stream.close()
         except OSError as error:
-            raise self._failed(self.paths[self._part], error) from error
+            raise files.cannot_write(self.paths[self._part], error) from error
         self._stream = None
 
     def _finish(self) -> None:
@@ -205,8 +206,8 @@ class GGUFWriter:
             for temporary, path in zip(self._temporary, self.paths, strict=True):
                 temporary.replace(path)
         except OSError as error:
-            raise self._failed(self.paths[0], error) from error
-        _sync_folder(self.paths[0].parent)
+            raise files.cannot_write(self.paths[0], error) from error
+        files.sync_folder(self.paths[0].parent)
 
     def _discard(self) -> None:
         if self._stream is not None:
@@ -216,16 +217,3 @@ class GGUFWriter:
         for path in self._temporary:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
-
-    def _failed(self, path: Path, error: OSError) -> OutputError:
-        return OutputError(f"cannot write {path}: {error.strerror or error}", remedy="Check the folder, its permissions and the free space")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new names durable, where the platform can open folders."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 from quantailor import build as building
-from quantailor import plots
+from quantailor import files, plots
 from quantailor import verify as proving
 from quantailor.analysis import fidelity
 from quantailor.analysis.corpus import chunks, load_corpus
 from quantailor.analysis.imatrix import Imatrix
 from quantailor.analysis.imatrix_file import read_imatrix
-from quantailor.errors import OutputError
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
 from quantailor.models.opening import open_model
@@ -156,10 +154,10 @@ def _judge(
     scores: dict[str, Sequence[ChunkScore]] = {
         name: [score for score in workspace.store.chunk_scores(key) if score.index < n_chunks] for name, key in keys.items()
     }
-    files = [_scored(BASE, "base", gguf_path(model), scores[BASE])]
-    files += [_scored(name, "ours" if name == label else "reference", path, scores[name]) for name, path in candidates.items()]
+    scored = [_scored(BASE, "base", gguf_path(model), scores[BASE])]
+    scored += [_scored(name, "ours" if name == label else "reference", path, scores[name]) for name, path in candidates.items()]
     return proving.make_verdict(
-        files,
+        scored,
         scores[NULL_CONTROL],
         model_fingerprint=model.fingerprint,
         corpus_name=corpus_name,
@@ -175,14 +173,8 @@ def _scored(label: str, kind: Literal["base", "ours", "reference"], path: Path, 
 
 def _write_files(verdict: Verdict, stem: Path) -> tuple[str, ...]:
     """The verdict beside the file: JSON, CSV and the graph as PNG and SVG."""
-    try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        as_json = stem.with_name(f"{stem.name}.json")
-        part = as_json.with_name(f".{as_json.name}.{os.getpid()}.part")
-        part.write_text(json.dumps(asdict(verdict), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        part.replace(as_json)
-    except OSError as error:
-        raise OutputError(f"cannot write {stem}.json: {error.strerror or error}", remedy="Check the folder and the free space") from error
+    document = json.dumps(asdict(verdict), indent=2, allow_nan=False) + "\n"
+    as_json = files.write_text(stem.with_name(f"{stem.name}.json"), document)
     table = proving.write_csv(verdict, stem.with_name(f"{stem.name}.csv"))
     figures = plots.size_against_kld(verdict, stem)
     return tuple(str(path) for path in (as_json, table, *figures))

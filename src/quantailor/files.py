@@ -1,0 +1,88 @@
+"""Files that appear whole or not at all.
+
+Data go to a temporary file beside the final name, are flushed to the disk, and the file is renamed. What a killed
+process left behind is removed by the next one that writes the same file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import psutil
+
+from quantailor.errors import OutputError
+
+_REMEDY = "Check the folder, its permissions and the free space"
+
+
+def temporary_path(path: Path) -> Path:
+    """Where this process writes `path` until it is whole."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete temporary files of `path` whose processes are gone."""
+    pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)\.part")
+    with contextlib.suppress(OSError):
+        for file in path.parent.iterdir():
+            match = pattern.fullmatch(file.name)
+            if match and not psutil.pid_exists(int(match[1])):
+                file.unlink(missing_ok=True)
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Raise OutputError where a file exists that must not be replaced."""
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists", remedy="Choose another name, or give --force to replace it")
+
+
+def cannot_write(path: Path, error: OSError) -> OutputError:
+    """The error for a file that the system does not let us write."""
+    return OutputError(f"cannot write {path}: {error.strerror or error}", remedy=_REMEDY)
+
+
+@contextmanager
+def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
+    """A stream whose content becomes `path` when the block ends well; nothing changes otherwise.
+
+    Raises OutputError where the file exists and must not be replaced, or cannot be written.
+    """
+    refuse_existing(path, overwrite=overwrite)
+    temporary = temporary_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, *, overwrite: bool = True) -> Path:
+    """Write UTF-8 text; raises as `whole_file` does."""
+    with whole_file(path, overwrite=overwrite) as stream:
+        stream.write(text.encode("utf-8"))
+    return path
+
+
+def sync_folder(folder: Path) -> None:
+    """Make new names in a folder durable, where the platform can open folders."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
