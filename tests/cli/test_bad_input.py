@@ -1,0 +1,141 @@
+"""Bad input: one clear line, exit 1, nothing under the final name, and no measurement lost."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import Command, Workbench
+
+from quantailor.jobs import resolve
+from quantailor.models.gguf_writer import GGUFWriter, layout
+from quantailor.models.opening import open_model
+from quantailor.store import Store
+
+
+def cells_in(home: Path) -> int:
+    with Store(resolve(home).database) as store:
+        return len(store.result_rows()["cells"])
+
+
+def with_weights(base: Path, output: Path, tensor: str, value: float) -> Path:
+    """A copy of a model with one weight of one tensor replaced."""
+    source = open_model(base)
+    planned = layout(source.metadata, source.tensors)
+    with GGUFWriter(output, planned) as writer:
+        for info in source.tensors:
+            rows = source.raw_rows(info.name, 0, info.n_rows).copy()
+            if info.name == tensor:
+                bits = np.float32(value).view(np.uint32) >> 16
+                rows.reshape(-1).view(np.uint16)[7] = bits
+            writer.write(rows)
+    source.close()
+    return output
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(quantailor: Command, workbench: Workbench, tmp_path: Path, value: float) -> None:
+    broken = with_weights(workbench.base, tmp_path / "broken.gguf", "blk.3.ffn_down.weight", value)
+    home = tmp_path / "home"
+    line = quantailor("measure", broken, "--types", "Q4_K", "--home", home).error_line
+    assert "blk.3.ffn_down.weight has 1 weights that are NaN or Inf" in line
+    kept = cells_in(home)
+    assert kept > 0
+    assert quantailor("measure", broken, "--types", "Q4_K", "--home", home).code == 1
+    assert cells_in(home) == kept
+
+
+def test_a_truncated_model_says_where_it_ends(quantailor: Command, workbench: Workbench, tmp_path: Path) -> None:
+    short = tmp_path / "short.gguf"
+    short.write_bytes(workbench.base.read_bytes()[:-1000])
+    assert "truncated" in quantailor("measure", short, "--home", tmp_path).error_line
+
+
+def test_a_quantized_source_is_refused_unless_allowed(quantailor: Command, workbench: Workbench, tmp_path: Path) -> None:
+    strategy, quantized = tmp_path / "s.yaml", tmp_path / "q.gguf"
+    home = ("--home", workbench.home)
+    quantailor("plan", workbench.base, "--bpw", "8", "-o", strategy, *home)
+    quantailor("build", workbench.base, strategy, "-o", quantized, *home)
+    line = quantailor("measure", quantized, "--types", "Q4_0", "--home", tmp_path).error_line
+    assert "loses quality twice" in line
+    assert "--allow-requantize" in line
+    arguments = ("--types", "Q4_0", "--tensors", "attn_k", "--allow-requantize")
+    assert quantailor("measure", quantized, *arguments, "--home", tmp_path).code == 0
+
+
+def test_a_strategy_for_another_model_is_refused(
+    quantailor: Command, workbench: Workbench, books_moe_base: Path, tmp_path: Path
+) -> None:
+    strategy, output = tmp_path / "s.yaml", tmp_path / "out.gguf"
+    quantailor("plan", workbench.base, "--bpw", "5", "--imatrix", "none", "-o", strategy, "--home", workbench.home)
+    if not strategy.exists():
+        quantailor("plan", workbench.base, "--bpw", "5", "-o", strategy, "--home", workbench.home)
+    line = quantailor("build", books_moe_base, strategy, "-o", output, "--imatrix", "none", "--home", workbench.home).error_line
+    assert "made for" in line or "does not have" in line
+    assert not output.exists()
+
+
+def test_an_edited_type_that_does_not_exist_is_named(quantailor: Command, workbench: Workbench, tmp_path: Path) -> None:
+    strategy, output = tmp_path / "s.yaml", tmp_path / "out.gguf"
+    quantailor("plan", workbench.base, "--bpw", "5", "-o", strategy, "--home", workbench.home)
+    text = strategy.read_text(encoding="utf-8")
+    start = text.index("blk.0.attn_k.weight: {type: ") + len("blk.0.attn_k.weight: {type: ")
+    strategy.write_text(text[:start] + "Q9_K" + text[text.index(",", start) :], encoding="utf-8")
+    line = quantailor("build", workbench.base, strategy, "-o", output, "--home", workbench.home).error_line
+    assert "blk.0.attn_k.weight has the unknown type Q9_K" in line
+    assert "line " in line
+    assert not output.exists()
+
+
+def test_an_imatrix_of_another_model_is_refused(
+    quantailor: Command, workbench: Workbench, books_moe_base: Path, tmp_path: Path
+) -> None:
+    export = tmp_path / "imatrix.gguf"
+    quantailor("imatrix", workbench.base, "--show", "--export", export, "--home", workbench.home)
+    line = quantailor("imatrix", books_moe_base, "--import", export, "--home", tmp_path).error_line
+    assert "importance matrix" in line
+    line = quantailor("measure", books_moe_base, "--imatrix", export, "--home", tmp_path).error_line
+    assert "importance matrix" in line
+
+
+@pytest.mark.parametrize(("content", "word"), [(b"", "empty"), (b"\xff\xfe\x00", "UTF-8"), (b"Too short.", "fills no chunk")])
+def test_a_text_that_is_no_text_is_refused(
+    quantailor: Command, workbench: Workbench, tmp_path: Path, content: bytes, word: str
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes(content)
+    assert word in quantailor("imatrix", workbench.base, "-f", text, "--home", tmp_path / "home").error_line
+
+
+def test_an_output_that_cannot_be_written_is_named(quantailor: Command, workbench: Workbench, tmp_path: Path) -> None:
+    strategy = tmp_path / "s.yaml"
+    quantailor("plan", workbench.base, "--bpw", "5", "-o", strategy, "--home", workbench.home)
+    blocked = tmp_path / "a file"
+    blocked.write_text("in the way")
+    line = quantailor("build", workbench.base, strategy, "-o", blocked / "out.gguf", "--home", workbench.home).error_line
+    assert "cannot write" in line
+    assert quantailor("plan", workbench.base, "--bpw", "5", "-o", strategy, "--home", workbench.home).error_line.startswith("error: ")
+
+
+def test_a_disk_that_fills_up_leaves_nothing_behind(workbench: Workbench, tmp_path: Path) -> None:
+    strategy, output = tmp_path / "s.yaml", tmp_path / "out" / "out.gguf"
+    command = [sys.executable, "-m", "quantailor"]
+    home = ["--home", str(tmp_path / "home")]
+    shutil.copytree(workbench.home, tmp_path / "home")
+    subprocess.run([*command, "plan", str(workbench.base), "--bpw", "5", "-o", str(strategy), *home], check=True, capture_output=True)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+
+    before = cells_in(tmp_path / "home")
+    build = [*command, "build", str(workbench.base), str(strategy), "-o", str(output), *home]
+    done = subprocess.run(build, capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")][0].startswith("error: cannot write")
+    assert list(output.parent.iterdir()) == []
+    assert cells_in(tmp_path / "home") == before
