@@ -1,0 +1,83 @@
+"""A text as chunks of tokens, cut exactly as llama-imatrix and llama-perplexity cut it.
+
+The whole text is tokenized at once, with BOS in front where the model adds one; one trailing newline is dropped
+first. Chunks of n_ctx tokens follow each other without overlap, an incomplete last one is left out, and the first
+token of every chunk is replaced by BOS where the model adds one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from quantailor.errors import CorpusError
+from quantailor.ggml import runtime
+
+Tokens = npt.NDArray[np.int32]
+
+MIN_N_CTX = 32
+"""Shorter chunks would leave next to nothing to score, and llama.cpp skips inputs of fewer than 16 tokens."""
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """A tokenized text."""
+
+    name: str
+    """The file's name, for people."""
+    sha256: str
+    """Of the file's bytes."""
+    tokens: Tokens
+    """(n_tokens,) int32."""
+    bos: int | None
+    """The token that begins every chunk, or None where the model adds none."""
+
+
+def load_corpus(model_path: Path, text_path: Path) -> Corpus:
+    """Read a text and tokenize it with a model's vocabulary.
+
+    Raises:
+        CorpusError: the text cannot be read, is empty or not UTF-8.
+        InferenceError: llama.cpp cannot read the model's vocabulary.
+    """
+    try:
+        data = text_path.read_bytes()
+    except OSError as error:
+        raise CorpusError(f"cannot read {text_path}: {error.strerror or error}") from error
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{text_path} is not UTF-8 (byte {error.start})", remedy="Save it as UTF-8 text") from error
+    if not text.strip():
+        raise CorpusError(f"{text_path} is empty", remedy="Give a text of some hundred kilobytes")
+    with runtime.tokenizer(model_path) as vocabulary:
+        tokens = vocabulary.tokenize(text.removesuffix("\n"))
+        bos = vocabulary.bos_token if vocabulary.adds_bos else None
+    return Corpus(text_path.name, hashlib.sha256(data).hexdigest(), tokens, bos)
+
+
+def chunks(corpus: Corpus, n_ctx: int, *, limit: int | None = None) -> Tokens:
+    """The chunks of a corpus, at most `limit` of them: (n_chunks, n_ctx) int32.
+
+    Raises:
+        CorpusError: chunks below `MIN_N_CTX` tokens, or a text that does not fill one.
+    """
+    if n_ctx < MIN_N_CTX:
+        raise CorpusError(f"chunks of {n_ctx} tokens are too short", remedy=f"Take at least {MIN_N_CTX}")
+    n_chunks = corpus.tokens.size // n_ctx
+    if not n_chunks:
+        raise CorpusError(
+            f"{corpus.name} has {corpus.tokens.size} tokens and fills no chunk of {n_ctx}", remedy="Give a longer text or a smaller context"
+        )
+    if limit is not None:
+        if limit < 1:
+            raise CorpusError(f"{limit} chunks were asked for", remedy="Ask for at least one")
+        n_chunks = min(n_chunks, limit)
+    found = corpus.tokens[: n_chunks * n_ctx].reshape(n_chunks, n_ctx).copy()
+    if corpus.bos is not None:
+        found[:, 0] = corpus.bos
+    return found

@@ -1,0 +1,403 @@
+"""A model loaded by llama.cpp: tokens in, logits out, and a look at what its matrices multiply.
+
+Each call of `decode` or `logits` runs one chunk with an empty cache and in one sequence, so its result does not
+depend on what ran before. A `Capture` sees the inputs of every weight matrix through ggml's graph callback, as
+llama-imatrix does; GPU tensors are copied to host memory for it.
+
+llama.cpp's log never reaches the terminal: its last lines are kept for error messages, all go to `logging`.
+Exceptions raised inside a callback (a capture that refuses a value, Ctrl-C) stop the graph and come out of
+`decode` unchanged.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from quantailor.errors import InferenceError
+from quantailor.ggml import library
+from quantailor.ggml.library import GgmlTensor, TensorPointer
+
+logger = logging.getLogger(__name__)
+
+Floats = npt.NDArray[np.float32]
+Tokens = npt.NDArray[np.int32]
+
+DEFAULT_N_CTX = 512
+MAX_UBATCH = 512
+"""Tokens per graph, llama.cpp's own default; longer chunks run in several graphs."""
+ALL_LAYERS = 999
+_F32_ID = 0
+_LOG_ERROR, _LOG_CONTINUES = 3, 5
+_N_LOG_LINES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """The input of one weight matrix for the tokens of one graph.
+
+    `x` may be a view of llama.cpp's memory: it is valid during the call only.
+    """
+
+    name: str
+    """The weight's tensor name."""
+    x: Floats
+    """(n_tokens, n_inputs, n_cols). `n_inputs` is 1 where all slices of a token share one input."""
+    slice_ids: Tokens | None
+    """Which slices each token goes through, (n_tokens, n_used), for stacked weights; None for a plain matrix."""
+    n_slices: int
+    source: tuple[int, int]
+    """Equal for consecutive activations of one graph that have the same `x` and `slice_ids`."""
+
+
+Capture = Callable[[Activation], None]
+
+
+class _Log:
+    """llama.cpp's messages: whole lines, the latest kept."""
+
+    def __init__(self) -> None:
+        self._lines: deque[tuple[int, str]] = deque(maxlen=_N_LOG_LINES)
+        self._level, self._text = 0, ""
+        self.callback: object = None
+        """The function llama.cpp calls; it must outlive every call into the library."""
+
+    def add(self, level: int, text: str) -> None:
+        """Take a piece of text; lines may come in parts."""
+        if level != _LOG_CONTINUES:
+            self._level = level
+        self._text += text
+        *lines, self._text = self._text.split("\n")
+        for line in lines:
+            if line.strip():
+                self._lines.append((self._level, line.strip()))
+                logger.debug("%s", line.strip())
+
+    def clear(self) -> None:
+        """Forget what was said."""
+        self._lines.clear()
+
+    def last_error(self) -> str:
+        """The errors since `clear`, the first and the last of them, without the names of C functions."""
+        errors = [line.split(": ", 1)[-1] for level, line in self._lines if level == _LOG_ERROR]
+        return "; ".join(dict.fromkeys([errors[0], errors[-1]])) if errors else "llama.cpp gives no reason"
+
+
+@functools.cache
+def _log() -> _Log:
+    """Take over llama.cpp's log and start its backends, once per process."""
+    llama = library.load().llama
+    log = _Log()
+    log.callback = llama.llama_log_callback(lambda level, text, _: log.add(level, (text or b"").decode(errors="replace")))
+    llama.llama_log_set(log.callback, None)
+    llama.llama_backend_init()
+    return log
+
+
+class Tokenizer:
+    """The vocabulary of a model file. Use as a context manager, or call `close`."""
+
+    def __init__(self, path: Path, *, vocab_only: bool, n_gpu_layers: int) -> None:
+        self.path = path
+        self._llama: Any = library.load().llama
+        self._log = _log()
+        self._log.clear()
+        self._model: Any = None
+        parameters = self._llama.llama_model_default_params()
+        parameters.vocab_only = vocab_only
+        parameters.n_gpu_layers = ALL_LAYERS if n_gpu_layers < 0 else n_gpu_layers
+        self._model = self._llama.llama_model_load_from_file(os.fsencode(path), parameters)
+        if not self._model:
+            raise InferenceError(f"llama.cpp cannot load {path}: {self._log.last_error()}")
+        self._vocab = self._llama.llama_model_get_vocab(self._model)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the model; further calls raise InferenceError."""
+        if self._model:
+            self._llama.llama_model_free(self._model)
+        self._model = self._vocab = None
+
+    @property
+    def n_vocab(self) -> int:
+        """Tokens in the vocabulary."""
+        return int(self._llama.llama_vocab_n_tokens(self._open_vocab()))
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the model wants a BOS token first."""
+        return bool(self._llama.llama_vocab_get_add_bos(self._open_vocab()))
+
+    @property
+    def bos_token(self) -> int | None:
+        """The BOS token, or None where the vocabulary has none."""
+        token = int(self._llama.llama_vocab_bos(self._open_vocab()))
+        return token if token >= 0 else None
+
+    def tokenize(self, text: str, *, add_special: bool = True) -> Tokens:
+        """Text to tokens; special tokens in the text are plain text.
+
+        Args:
+            text: any length.
+            add_special: put BOS (and what else the model wants) around it.
+
+        Returns:
+            (n_tokens,) int32.
+
+        Raises:
+            InferenceError: the file has no vocabulary, or the text cannot be tokenized.
+        """
+        vocab, data = self._open_vocab(), text.encode()
+        if not self._llama.llama_vocab_type(vocab):
+            raise InferenceError(f"{self.path} has no vocabulary", remedy="Convert the model again, with its tokenizer files")
+        room = len(data) + 16
+        for _ in range(2):
+            tokens = np.empty(room, dtype=np.int32)
+            pointer = tokens.ctypes.data_as(self._llama.llama_token_p)
+            count = int(self._llama.llama_tokenize(vocab, data, len(data), pointer, room, add_special, False))
+            if 0 <= count <= room:
+                return tokens[:count].copy()
+            room = abs(count)
+        raise InferenceError(f"{self.path} cannot tokenize a text of {len(data)} bytes")
+
+    def _open_vocab(self) -> Any:
+        if not self._model:
+            raise InferenceError(f"{self.path} is closed")
+        return self._vocab
+
+
+def tokenizer(path: Path) -> Tokenizer:
+    """Open only the vocabulary of a model file. Raises InferenceError where llama.cpp cannot read it."""
+    return Tokenizer(path, vocab_only=True, n_gpu_layers=0)
+
+
+class LoadedModel(Tokenizer):
+    """A model ready to run chunks of up to `n_ctx` tokens.
+
+    Args:
+        path: a GGUF file, or the first part of a split one.
+        n_ctx: the longest chunk, tokens.
+        n_threads: None takes all processors.
+        n_gpu_layers: layers to put on a GPU, -1 for all.
+        capture: called with the input of every weight matrix while a chunk runs.
+
+    Raises:
+        InferenceError: llama.cpp cannot load the model or has no memory for the context.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        n_ctx: int = DEFAULT_N_CTX,
+        n_threads: int | None = None,
+        n_gpu_layers: int = 0,
+        capture: Capture | None = None,
+    ) -> None:
+        self._context: Any = None
+        self._batch: Any = None
+        super().__init__(path, vocab_only=False, n_gpu_layers=n_gpu_layers)
+        self.n_ctx = n_ctx
+        self._observer = None if capture is None else _Observer(capture)
+        try:
+            self._open_context(n_threads or os.cpu_count() or 1, on_gpu=n_gpu_layers != 0)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        n_ctx: int = DEFAULT_N_CTX,
+        n_threads: int | None = None,
+        n_gpu_layers: int = 0,
+        capture: Capture | None = None,
+    ) -> Self:
+        """The same as the constructor."""
+        return cls(path, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers, capture=capture)
+
+    def _open_context(self, n_threads: int, *, on_gpu: bool) -> None:
+        if self._llama.llama_model_has_encoder(self._model) or not self._llama.llama_model_has_decoder(self._model):
+            raise InferenceError(f"{self.path} is not a plain decoder; only such models can be run")
+        parameters = self._llama.llama_context_default_params()
+        parameters.n_ctx = parameters.n_batch = self.n_ctx
+        parameters.n_ubatch = min(self.n_ctx, MAX_UBATCH)
+        parameters.n_seq_max = 1
+        parameters.n_threads = parameters.n_threads_batch = n_threads
+        parameters.offload_kqv = parameters.op_offload = on_gpu
+        if self._observer:
+            parameters.cb_eval = self._observer.callback
+        self._context = self._llama.llama_init_from_model(self._model, parameters)
+        if not self._context:
+            raise InferenceError(f"llama.cpp cannot run {self.path} with {self.n_ctx} tokens: {self._log.last_error()}")
+        self._batch = self._llama.llama_batch_init(self.n_ctx, 0, 1)
+        for index in range(self.n_ctx):
+            self._batch.n_seq_id[index] = 1
+            self._batch.seq_id[index][0] = 0
+
+    def close(self) -> None:
+        """Release model and context."""
+        if self._batch is not None:
+            self._llama.llama_batch_free(self._batch)
+        if self._context:
+            self._llama.llama_free(self._context)
+        self._batch = self._context = None
+        super().close()
+
+    def decode(self, tokens: Tokens, *, first: int = 0) -> None:
+        """Run one chunk with an empty cache; outputs are computed from position `first` on.
+
+        Raises:
+            InferenceError: llama.cpp failed, the chunk is longer than `n_ctx` or a token is not in the vocabulary.
+        """
+        self._fill(tokens, first)
+        self._log.clear()
+        self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
+        status = self._llama.llama_decode(self._context, self._batch)
+        if self._observer:
+            self._observer.reraise()
+        if status:
+            raise InferenceError(f"llama.cpp cannot run {self.path} (status {status}): {self._log.last_error()}")
+
+    def _fill(self, tokens: Tokens, first: int) -> None:
+        n_tokens = len(tokens)
+        if not self._context:
+            raise InferenceError(f"{self.path} is closed")
+        if not 0 < n_tokens <= self.n_ctx:
+            raise InferenceError(f"a chunk of {n_tokens} tokens does not fit a context of {self.n_ctx}")
+        if not (int(tokens.min()) >= 0 and int(tokens.max()) < self.n_vocab):
+            raise InferenceError(f"the chunk has tokens that {self.path} does not have", remedy="Tokenize with the same model")
+        self._batch.n_tokens = n_tokens
+        np.ctypeslib.as_array(self._batch.token, (n_tokens,))[:] = tokens
+        np.ctypeslib.as_array(self._batch.pos, (n_tokens,))[:] = np.arange(n_tokens)
+        np.ctypeslib.as_array(self._batch.logits, (n_tokens,))[:] = np.arange(n_tokens) >= first
+
+    def logits(self, tokens: Tokens, *, first: int = 0) -> Floats:
+        """Run one chunk and return the logits from position `first` on: (n_tokens - first, n_vocab) float32, a copy.
+
+        Raises InferenceError as `decode` does, and where a logit is NaN or Inf.
+        """
+        self.decode(tokens, first=first)
+        pointer = self._llama.llama_get_logits(self._context)
+        if not pointer:
+            raise InferenceError(f"{self.path} gives no logits")
+        found = np.ctypeslib.as_array(pointer, (len(tokens) - first, self.n_vocab)).copy()
+        if not np.isfinite(found).all():
+            raise InferenceError(f"{self.path} gives logits that are NaN or Inf", remedy="Check the file; its weights may be damaged")
+        return found
+
+
+class _Observer:
+    """Turns ggml's graph callback into calls of a `Capture`."""
+
+    def __init__(self, capture: Capture) -> None:
+        self._capture = capture
+        self._failure: BaseException | None = None
+        self._ops = _operations()
+        self._ggml: Any = library.load().ggml
+        self.callback = library.load().llama.ggml_backend_sched_eval_callback(self._on_node)
+
+    def reraise(self) -> None:
+        """Raise what the capture raised during the last graph, if anything."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _on_node(self, address: int, ask: bool, _: object) -> bool:
+        try:
+            return self._visit(ctypes.cast(address, TensorPointer).contents, ask)
+        except BaseException as error:  # ctypes would print and drop it; `reraise` hands it on
+            self._failure = error
+            return False
+
+    def _visit(self, node: GgmlTensor, ask: bool) -> bool:
+        if node.op not in self._ops:
+            return False
+        weight, source = node.src[0].contents, node.src[1].contents
+        if ask:
+            return source.type == _F32_ID and is_weight(weight_name(weight.name))
+        self._capture(self._activation(node, weight, source))
+        return self._failure is None
+
+    def _activation(self, node: GgmlTensor, weight: GgmlTensor, source: GgmlTensor) -> Activation:
+        name, n_slices = weight_name(weight.name), int(weight.ne[2] * weight.ne[3])
+        values = self._read(source, np.float32)  # (ne3, ne2, ne1, n_cols)
+        n_cols, ids_address = values.shape[-1], 0
+        ids: Tokens | None = None
+        if self._ops[node.op] == "MUL_MAT_ID":
+            x = values[0]  # (n_tokens, n_inputs, n_cols)
+            ids_address = ctypes.addressof(node.src[2].contents)
+            ids = self._read(node.src[2].contents, np.int32)[0, 0]  # (n_tokens, n_used)
+            ids = _checked(ids, n_slices, name)
+        else:
+            x = values.reshape(-1, 1, n_cols)
+            ids = None if n_slices == 1 else _broadcast_slices(weight, source).reshape(-1, 1)
+        return Activation(name, x, ids, n_slices, (ctypes.addressof(source), ids_address))
+
+    def _read(self, tensor: GgmlTensor, kind: type[np.float32] | type[np.int32]) -> npt.NDArray[Any]:
+        """A tensor of 4-byte elements as (ne3, ne2, ne1, ne0), whatever its strides; a view where it is in host memory."""
+        n_bytes = int(self._ggml.ggml_nbytes(ctypes.byref(tensor)))
+        if tensor.buffer and self._ggml.ggml_backend_buffer_is_host(tensor.buffer):
+            memory: Any = (ctypes.c_uint8 * n_bytes).from_address(tensor.data)
+        else:
+            memory = (ctypes.c_uint8 * n_bytes)()
+            self._ggml.ggml_backend_tensor_get(ctypes.byref(tensor), memory, 0, n_bytes)
+        shape, strides = tuple(reversed(tensor.ne)), tuple(reversed(tensor.nb))
+        return np.ndarray(shape, dtype=kind, buffer=memory, strides=strides)
+
+
+def _checked(ids: npt.NDArray[Any], n_slices: int, name: str) -> Tokens:
+    if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < n_slices):
+        raise InferenceError(f"the router of {name} chose an expert out of range")
+    return ids
+
+
+def _broadcast_slices(weight: GgmlTensor, source: GgmlTensor) -> Tokens:
+    """Which matrix of a stack each row of a plain product meets, as ggml broadcasts: (ne3 * ne2 * ne1,)."""
+    third = np.arange(source.ne[2], dtype=np.int32) % weight.ne[2]
+    fourth = np.arange(source.ne[3], dtype=np.int32) % weight.ne[3]
+    stacked = fourth[:, None] * weight.ne[2] + third[None, :]
+    return np.repeat(stacked.reshape(-1), source.ne[1]).astype(np.int32)
+
+
+@functools.cache
+def _operations() -> dict[int, str]:
+    """ggml's numbers of the two matrix products."""
+    ggml, found = library.load().ggml, {}
+    for index in range(256):
+        name = ggml.ggml_op_name(index).decode()
+        if name in ("MUL_MAT", "MUL_MAT_ID"):
+            found[index] = name
+        if len(found) == 2:
+            break
+    return found
+
+
+def weight_name(node_name: bytes) -> str:
+    """The weight behind a graph node's name: `CUDA0#blk.0.attn_k.weight#0` -> `blk.0.attn_k.weight`."""
+    name = node_name.decode(errors="replace")
+    _, mark, rest = name.partition("#")
+    return rest.partition("#")[0] if mark else name
+
+
+def is_weight(name: str) -> bool:
+    """Whether a product's first factor is a weight that we watch: a block's, or the output (its own or the tied embeddings')."""
+    return name.startswith("blk.") or name in ("output.weight", "token_embd.weight")
