@@ -61,7 +61,7 @@ def solve(program: Program, *, relative_gap: float = RELATIVE_GAP, time_limit_s:
         excess = _uses(program, picks) - program.limits
         if (excess <= 0).all():
             return Result(picks, bound)
-        limits = limits - np.maximum(excess, 0) - (excess > 0)
+        limits = limits - 2 * np.maximum(excess, 0)
     return None
 
 

@@ -33,10 +33,12 @@ Floats = npt.NDArray[np.float64]
 
 TOLERANCE = 1e-6
 """The search may stop when the staircase is this close to the bound, relative to the damage."""
-WORK_LIMIT = 24_000_000
+WORK_LIMIT = 28_000_000
 """States times options that one segment may look at; bounds time and memory."""
 MIN_STATES = 2_000
 MAX_STATES = 200_000
+STAIRS_PER_STATE = 2
+"""Steps kept of a staircase, for each state kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,23 +305,22 @@ class _Search:
             kept = self._thin(kept, sizes, costs, limit)
         self._stages.append(_Stage(group, parents[kept].astype(np.int32), choices[kept].astype(np.int16)))
         self._sizes, self._costs = sizes[kept], costs[kept]
-        self._climb(number)
+        self._climb(number, limit)
         return complete
 
     def _thin(self, kept: Ints, sizes: Ints, costs: Floats, limit: int) -> Ints:
-        """Of states in order of bytes, the cheapest in each of `limit` equal spans of bytes, and those on the staircase."""
-        low, high = int(sizes[kept[0]]), int(sizes[kept[-1]])
-        span = (sizes[kept] - low) * limit // (high - low + 1)
-        order = np.lexsort((costs[kept], span))
-        first = order[np.append(True, np.diff(span[order]) > 0)]
+        """Of states in order of bytes, the cheapest in each of `limit` equal spans of bytes; also the best new stairs."""
+        first = _best_in_spans(sizes[kept], costs[kept], limit)
         inside = np.flatnonzero((sizes[kept] >= 0) & (sizes[kept] <= self._length))
         damages = costs[kept] - self._price * sizes[kept]
         held = np.searchsorted(self._stairs[0], sizes[kept[inside]], side="right") - 1
         better = inside[damages[inside] < self._stairs[1][held]]
+        if len(better) > limit:
+            better = better[_best_in_spans(sizes[kept[better]], damages[better], limit)]
         chosen: Ints = kept[np.union1d(first, better)]
         return chosen
 
-    def _climb(self, number: int) -> None:
+    def _climb(self, number: int, limit: int) -> None:
         """Put the new states onto the staircase and measure its distance from the line."""
         inside = np.flatnonzero((self._sizes >= 0) & (self._sizes <= self._length))
         old = self._stairs
@@ -328,6 +329,8 @@ class _Search:
         stages = np.concatenate([old[2], np.full(len(inside), number)])
         states = np.concatenate([old[3], inside])
         kept = _frontier(sizes, damages)
+        if len(kept) > STAIRS_PER_STATE * limit:
+            kept = kept[np.union1d(0, _best_in_spans(sizes[kept], damages[kept], STAIRS_PER_STATE * limit))]
         self._stairs = (sizes[kept], damages[kept], stages[kept], states[kept])
         ends = np.append(self._stairs[0][1:], self._length)
         self._gap = float(np.max(self._stairs[1] + self._price * ends))
@@ -335,10 +338,20 @@ class _Search:
 
 def _frontier(sizes: Ints, damages: Floats) -> Ints:
     """Indices of the undominated points by rising size; of equal ones the first."""
-    order = np.lexsort((damages, sizes))
+    # The points come as a few ascending runs, which a stable sort only merges.
+    order = np.argsort(sizes, kind="stable")
     best = np.minimum.accumulate(damages[order])
-    kept: Ints = order[np.append(True, best[1:] < best[:-1])[: len(order)]]
+    better = order[np.append(True, best[1:] < best[:-1])[: len(order)]]
+    kept: Ints = better[np.append(np.diff(sizes[better]) > 0, True)[: len(better)]]
     return kept
+
+
+def _best_in_spans(sizes: Ints, values: Floats, limit: int) -> Ints:
+    """Indices of the least value in each of `limit` equal spans of (ascending) sizes."""
+    span = (sizes - sizes[0]) * limit // (sizes[-1] - sizes[0] + 1)
+    order = np.lexsort((values, span))
+    best: Ints = order[np.append(True, np.diff(span[order]) > 0)]
+    return best
 
 
 def _reach(groups: Sequence[_Deviations]) -> tuple[Ints, Ints]:
