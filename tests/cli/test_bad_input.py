@@ -68,9 +68,7 @@ def test_a_quantized_source_is_refused_unless_allowed(quantailor: Command, workb
     assert quantailor("measure", quantized, *arguments, "--home", tmp_path).code == 0
 
 
-def test_a_strategy_for_another_model_is_refused(
-    quantailor: Command, workbench: Workbench, books_moe_base: Path, tmp_path: Path
-) -> None:
+def test_a_strategy_for_another_model_is_refused(quantailor: Command, workbench: Workbench, books_moe_base: Path, tmp_path: Path) -> None:
     strategy, output = tmp_path / "s.yaml", tmp_path / "out.gguf"
     quantailor("plan", workbench.base, "--bpw", "5", "--imatrix", "none", "-o", strategy, "--home", workbench.home)
     if not strategy.exists():
@@ -92,9 +90,7 @@ def test_an_edited_type_that_does_not_exist_is_named(quantailor: Command, workbe
     assert not output.exists()
 
 
-def test_an_imatrix_of_another_model_is_refused(
-    quantailor: Command, workbench: Workbench, books_moe_base: Path, tmp_path: Path
-) -> None:
+def test_an_imatrix_of_another_model_is_refused(quantailor: Command, workbench: Workbench, books_moe_base: Path, tmp_path: Path) -> None:
     export = tmp_path / "imatrix.gguf"
     quantailor("imatrix", workbench.base, "--show", "--export", export, "--home", workbench.home)
     line = quantailor("imatrix", books_moe_base, "--import", export, "--home", tmp_path).error_line
@@ -104,9 +100,7 @@ def test_an_imatrix_of_another_model_is_refused(
 
 
 @pytest.mark.parametrize(("content", "word"), [(b"", "empty"), (b"\xff\xfe\x00", "UTF-8"), (b"Too short.", "fills no chunk")])
-def test_a_text_that_is_no_text_is_refused(
-    quantailor: Command, workbench: Workbench, tmp_path: Path, content: bytes, word: str
-) -> None:
+def test_a_text_that_is_no_text_is_refused(quantailor: Command, workbench: Workbench, tmp_path: Path, content: bytes, word: str) -> None:
     text = tmp_path / "text.txt"
     text.write_bytes(content)
     assert word in quantailor("imatrix", workbench.base, "-f", text, "--home", tmp_path / "home").error_line
@@ -136,6 +130,6 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(workbench: Workbench, tmp_pa
     build = [*command, "build", str(workbench.base), str(strategy), "-o", str(output), *home]
     done = subprocess.run(build, capture_output=True, text=True, preexec_fn=limit)
     assert done.returncode == 1
-    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")][0].startswith("error: cannot write")
+    assert next(line for line in done.stderr.splitlines() if line.startswith("error: ")).startswith("error: cannot write")
     assert list(output.parent.iterdir()) == []
     assert cells_in(tmp_path / "home") == before

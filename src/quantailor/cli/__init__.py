@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> int:
     except typer.Abort:
         return EXIT_INTERRUPTED
     except TyperException as error:
-        error.show()
+        getattr(error, "show", lambda: sys.stderr.write(f"{error}\n"))()
         return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

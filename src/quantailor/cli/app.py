@@ -167,7 +167,7 @@ Budget = Annotated[
 ]
 
 
-def _targets(size: str | None, bpw: float | None, like: str | None, *, needed: bool) -> dict[str, object]:
+def _targets(size: str | None, bpw: float | None, like: str | None, *, needed: bool) -> tasks.Target:
     given = [name for name, value in (("--size", size), ("--bpw", bpw), ("--like", like)) if value is not None]
     if len(given) > 1:
         raise typer.BadParameter(f"{' and '.join(given)} say the same thing twice; give one")
@@ -175,7 +175,7 @@ def _targets(size: str | None, bpw: float | None, like: str | None, *, needed: b
         raise typer.BadParameter("give a target: --size, --bpw or --like")
     if bpw is not None and not 0 < bpw <= 32:
         raise typer.BadParameter(f"--bpw {bpw}: bits per weight lie between 0 and 32")
-    return {"size_bytes": None if size is None else parse_size(size), "bits_per_weight": bpw, "like": like}
+    return tasks.Target(size_bytes=None if size is None else parse_size(size), bits_per_weight=bpw, like=like)
 
 
 def _constraints(
@@ -185,10 +185,16 @@ def _constraints(
     minimum: list[str] | None,
     maximum: list[str] | None,
     budget: list[str] | None,
-) -> dict[str, object]:
+) -> tasks.Limits:
     sizes = [f"{pattern}={parse_size(size)}" for pattern, _, size in (text.rpartition("=") for text in budget or ())]
-    given = {"pins": pin, "ties": tie, "allow": allow, "minimum": minimum, "maximum": maximum, "budgets": sizes}
-    return {name: tuple(values or ()) for name, values in given.items()}
+    return tasks.Limits(
+        pins=tuple(pin or ()),
+        allow=tuple(allow or ()),
+        minimum=tuple(minimum or ()),
+        maximum=tuple(maximum or ()),
+        ties=tuple(tie or ()),
+        budgets=tuple(sizes),
+    )
 
 
 @app.command(epilog="Examples: quantailor plan base.gguf --like Q4_K_M -o s.yaml | quantailor plan base.gguf --knee relative:300 -o s.yaml")
@@ -226,14 +232,19 @@ def plan(
     as_json: options.Json = False,
 ) -> None:
     """Choose a type for every tensor from the measurements; the default rule is the optimum for a size."""
-    rules = [name for name, value in (("knee", knee), ("greedy", greedy), ("bins", bins)) if value is not None]
+    rules: dict[tasks.Method, str] = {}
+    if knee is not None:
+        rules["knee"] = knee
+    if greedy is not None:
+        rules["greedy"] = greedy
+    if bins is not None:
+        rules["bins"] = bins
     if len(rules) > 1:
         raise typer.BadParameter(f"--{' and --'.join(rules)} are different rules; give one")
-    method = rules[0] if rules else "optimal"
-    plan_options = service.plan_options(
-        method=method,
-        rule=knee or greedy or bins,
-        options=tuple(option or ()),
+    optimal: tuple[tasks.Method, str | None] = ("optimal", None)
+    method, rule = next(iter(rules.items()), optimal)
+    plan_options = tasks.PlanOptions(
+        **service.plan_rule(method, rule, option or ()),
         **_targets(size, bpw, like, needed=method in ("optimal", "greedy")),
         **_constraints(pin, tie, allow, minimum, maximum, budget),
     )
@@ -333,9 +344,7 @@ def make(
     detach: options.Detach = False,
 ) -> None:
     """All of it in one go: convert, importance matrix, measure, plan, build, verify. Run it again to resume."""
-    plan_options = service.plan_options(
-        method="optimal", **_targets(size, bpw, like, needed=True), **_constraints(pin, tie, allow, minimum, maximum, budget)
-    )
+    plan_options = tasks.PlanOptions(**_targets(size, bpw, like, needed=True), **_constraints(pin, tie, allow, minimum, maximum, budget))
     task = tasks.MakeTask(
         model=tasks.absolute(model),
         output=tasks.absolute(output),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -26,7 +26,7 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, soft_wrap=not stream.isatty(), width=None if stream.isatty() else _PLAIN_WIDTH)
 
 
-def table(title: str, columns: Mapping[str, str], rows: list[tuple[str, ...]]) -> Table:
+def table(title: str, columns: Mapping[str, str], rows: Sequence[Sequence[str]]) -> Table:
     """A table; `columns` maps a heading to "left" or "right"."""
     result = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for heading, justify in columns.items():

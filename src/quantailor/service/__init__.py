@@ -17,7 +17,7 @@ from quantailor.service.jobs import (
     start_detached,
     submit,
 )
-from quantailor.service.planning import plan, plan_options
+from quantailor.service.planning import plan, plan_rule
 from quantailor.service.results import JobReport
 from quantailor.service.work import use_imatrix
 from quantailor.service.workspace import Workspace
@@ -31,7 +31,7 @@ __all__ = [
     "list_jobs",
     "pause_job",
     "plan",
-    "plan_options",
+    "plan_rule",
     "remove_job",
     "resume_job",
     "run_job",

@@ -33,14 +33,13 @@ _TESTS = {"second-difference": "second_difference"}
 _PENALTIES = {"damage": "damage_per_byte", "max_error": "max_abs_error"}
 
 
-def plan_options(*, method: Method, rule: str | None = None, options: Sequence[str] = (), **given: object) -> PlanOptions:
-    """Plan options from what a user typed.
+def plan_rule(method: Method, rule: str | None = None, options: Sequence[str] = ()) -> tasks.Rule:
+    """A rule from what a user typed.
 
     Args:
         method: the rule's name.
         rule: its short form: "TEST[:THRESHOLD]" for knees, "PENALTY[:START]" for greedy, "10=Q6_K,..." for bins.
         options: "NAME=VALUE" pairs, the rule's parameters.
-        given: the other fields of PlanOptions.
 
     Raises:
         StrategyError: a form that cannot be read.
@@ -65,7 +64,7 @@ def plan_options(*, method: Method, rule: str | None = None, options: Sequence[s
         if not separator:
             raise StrategyError(f"the option {option!r} is not of the form NAME=VALUE", remedy="Write for example epsilon=3")
         parameters[name.strip()] = _value(value.strip())
-    return PlanOptions(method=method, parameters=parameters, bins=bins, **given)  # type: ignore[arg-type]  # checked by the command line
+    return tasks.Rule(method=method, parameters=parameters, bins=bins)
 
 
 def _number(what: str, text: str) -> float:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -60,6 +60,33 @@ class MeasureTask:
     """"auto" (the newest that the store has for this model, if any), "none", or a file."""
     allow_requantize: bool = False
     n_threads: int | None = None
+
+
+class Target(TypedDict):
+    """The part of PlanOptions that says how large; at most one is not None."""
+
+    size_bytes: int | None
+    bits_per_weight: float | None
+    like: str | None
+
+
+class Rule(TypedDict):
+    """The part of PlanOptions that says how to choose."""
+
+    method: Method
+    parameters: Mapping[str, float | str]
+    bins: tuple[str, ...]
+
+
+class Limits(TypedDict):
+    """The part of PlanOptions that holds in every rule."""
+
+    pins: tuple[str, ...]
+    allow: tuple[str, ...]
+    minimum: tuple[str, ...]
+    maximum: tuple[str, ...]
+    ties: tuple[str, ...]
+    budgets: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
