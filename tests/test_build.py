@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Collection, Iterator
 from dataclasses import replace
@@ -293,15 +292,6 @@ def test_the_source_is_never_overwritten(books_llama_base: Path, tmp_path: Path)
         build(source, all_of(source, "Q4_K"), base, overwrite=True)
     source.close()
     assert base.stat().st_size == books_llama_base.stat().st_size
-
-
-def test_leftovers_of_a_killed_build_are_removed(tmp_path: Path) -> None:
-    killed, alive = tmp_path / ".q.gguf.999999999.part", tmp_path / f".q.gguf.{os.getppid()}.part"
-    other = tmp_path / ".other.gguf.999999999.part"
-    for file in (killed, alive, other):
-        file.write_text("half a file")
-    build_small(tmp_path)
-    assert sorted(tmp_path.iterdir()) == sorted([alive, other, tmp_path / "q.gguf"])
 
 
 @pytest.mark.slow

@@ -122,5 +122,6 @@ def test_odd_verdicts_are_drawn_too(tmp_path: Path, rows: list[VerdictRow]) -> N
 @pytest.mark.parametrize("write", [write_csv, plots.size_against_kld])
 def test_an_unwritable_place_is_one_clear_error(tmp_path: Path, write: object) -> None:
     assert callable(write)
+    (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="cannot write"):
-        write(VERDICT, tmp_path / "missing" / "verdict")
+        write(VERDICT, tmp_path / "file" / "verdict")

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from quantailor.analysis.imatrix import Imatrix, quantizer_importance
 from quantailor.control import Control, NullControl
@@ -50,7 +49,6 @@ QUANTIZATION_VERSION = 2
 _QUIET = NullControl()
 
 _FTYPE_NAMES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "MXFP4": "MXFP4_MOE"}
-_PART_NAME = re.compile(r"^\.(.+)\.(\d+)\.part$")
 _BLOCK_NUMBER = re.compile(r"^blk\.(\d+)")
 
 
@@ -221,7 +219,6 @@ def build(
     kept = _kept(source, strategy)
     if kept:
         logger.info("%d tensors keep their type because the strategy does not name them: %s ...", len(kept), kept[0])
-    _remove_leftovers(planned.paths(output))
     with GGUFWriter(output, planned, overwrite=overwrite) as writer:
         written = 0
         with contextlib.closing(_quantized_blocks(source, tensors, imatrix, n_threads or os.cpu_count() or 1, control)) as blocks:
@@ -237,16 +234,6 @@ def _spare_the_source(source: ModelSource, output: Path) -> None:
     files: Sequence[Path] = getattr(source, "files", ())
     if output.resolve() in {file.resolve() for file in files}:
         raise OutputError(f"{output} is the source itself", remedy="Choose another name for the output")
-
-
-def _remove_leftovers(paths: Sequence[Path]) -> None:
-    """Delete the unfinished files of builds whose process was killed; their names end in that process' number."""
-    names = {path.name for path in paths}
-    for file in paths[0].parent.glob(".*.part"):
-        match = _PART_NAME.match(file.name)
-        if match and match.group(1) in names and not psutil.pid_exists(int(match.group(2))):
-            with contextlib.suppress(OSError):
-                file.unlink()
 
 
 def _kept(source: ModelSource, strategy: Strategy) -> tuple[str, ...]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantailor.errors import OutputError
+from quantailor.files import whole_file
 from quantailor.records import Verdict, VerdictRow
 
 if TYPE_CHECKING:
@@ -232,13 +231,7 @@ def _shorten(label: str, limit: int = 34) -> str:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        # no dates inside: the same verdict gives the same files
-        figure.savefig(part, format=path.suffix[1:], metadata={"Date": None} if path.suffix == ".svg" else {"Software": "Quantailor"})
-        part.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+    # no dates inside: the same verdict gives the same files
+    metadata = {"Date": None} if path.suffix == ".svg" else {"Software": "Quantailor"}
+    with whole_file(path) as stream:
+        figure.savefig(stream, format=path.suffix[1:], metadata=metadata)

@@ -7,11 +7,9 @@ chunks the figures are shown, but nothing is claimed.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from quantailor.analysis import fidelity
 from quantailor.analysis.imatrix import Imatrix, quantizer_importance
 from quantailor.control import Control, NullControl
 from quantailor.errors import ModelError, OutputError
+from quantailor.files import write_text
 from quantailor.ggml.reference import imatrix_metadata, preset_name, quantize_reference
 from quantailor.models.opening import open_model
 from quantailor.models.source import fingerprint
@@ -230,16 +229,7 @@ def write_csv(verdict: Verdict, path: Path) -> Path:
     table.writerow(CSV_COLUMNS)
     for row in verdict.rows:
         table.writerow([*_csv_row(row), *_csv_comparison(compared.get(row.label) if row.kind == "reference" else None)])
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text.getvalue(), encoding="utf-8", newline="")
-        part.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-    return path
+    return write_text(path, text.getvalue())
 
 
 def _csv_row(row: VerdictRow) -> list[str | int | float]:

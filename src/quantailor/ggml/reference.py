@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from quantailor import files
 from quantailor.control import Control, NullControl
 from quantailor.errors import AlreadyQuantizedError, ImatrixError, InferenceError, OutputError, QuantailorError, TypeUnavailableError
 from quantailor.ggml import library
@@ -42,7 +43,6 @@ _KINDS: tuple[tuple[str, type[QuantailorError]], ...] = (
     ("requantizing from type", AlreadyQuantizedError),
     ("fallback is defined", TypeUnavailableError),
     ("invalid output file type", TypeUnavailableError),
-    ("iostream error", OutputError),
 )
 
 
@@ -112,11 +112,12 @@ def quantize_reference(
     Raises:
         QuantailorError: of the class that fits what llama.cpp reported; nothing is left under `output`.
     """
+    part = files.temporary_path(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
-    part = output.with_name(f".{output.name}.{os.getpid()}.part")
+        raise files.cannot_write(output, error) from error
+    files.remove_leftovers(output)
     vectors = _vectors(imatrix or {})
     request = Request(
         base=str(base.resolve()),
@@ -135,7 +136,7 @@ def quantize_reference(
             check(part)
         part.replace(output)
     except OSError as error:
-        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
+        raise files.cannot_write(output, error) from error
     finally:
         part.unlink(missing_ok=True)
     return output
@@ -248,5 +249,7 @@ def _failure(base: Path, what: str, status: int, tail: Sequence[str]) -> Quantai
     reason = next((line for line in reversed(tail) if "failed to quantize" in line), " ".join(tail))
     reason = reason.rpartition("failed to quantize: ")[2] or f"its process ended with status {status}"
     text = " ".join(tail)
+    if "iostream error" in text:
+        return OutputError(f"llama.cpp cannot write {base.name} as {what}", remedy="Check the folder, its permissions and the free space")
     kind = next((kind for words, kind in _KINDS if words in text), InferenceError)
     return kind(f"llama.cpp cannot quantize {base.name} to {what}: {reason}")
