@@ -284,7 +284,9 @@ class ImatrixState:
 
 
 def _entry(sums: _Sums) -> ImatrixEntry:
-    return ImatrixEntry(sums.sum2.astype(np.float32), sums.counts.copy(), sums.sum.astype(np.float32))
+    # Files hold counts as float32; rounding them here keeps a matrix equal to the one read back.
+    counts = sums.counts.astype(np.float32).astype(np.int64)
+    return ImatrixEntry(sums.sum2.astype(np.float32), counts, sums.sum.astype(np.float32))
 
 
 def _plain_totals(x: Floats) -> tuple[Doubles, Doubles, Counts]:
