@@ -40,7 +40,7 @@ def model() -> MemorySource:
 def lognormal_weights(tensor: TensorInfo) -> ErrorWeights:
     rng = np.random.default_rng(sum(tensor.name.encode()))
     columns = rng.lognormal(0, 1, (tensor.n_slices, tensor.n_cols)).astype(np.float32)
-    return ErrorWeights(columns=columns, means=np.sqrt(columns) / np.float32(4), quantizer=columns, n_unseen_slices=1)
+    return ErrorWeights(columns=columns, means=(np.sqrt(columns) / 4).astype(np.float32), quantizer=columns, n_unseen_slices=1)
 
 
 def measured(types: tuple[str, ...] = TYPES, *, settings: MeasureSettings | None = None, n_threads: int = 2) -> list[WeightError]:

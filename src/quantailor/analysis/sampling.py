@@ -18,10 +18,10 @@ and 9A), widened by 1 + 5 / (4 df), which makes an interval of two standard erro
 for the same coverage.
 
 *When to stop* is decided for each type alone, so adding types later changes nothing for the others. After a pilot
-of PILOT_DRAWS the number of draws that the target needs is computed, and drawn in one step (the next stage on
-a fixed ladder). Looking rarely, and never before the pilot, keeps the bias of stopping on an estimated error
-below what a test over many seeds can see. A type that would need more draws than the tensor has rows is
-measured on all rows.
+of PILOT_DRAWS the number of draws that the target seems to need is computed and drawn, at most twice as many as so
+far, until the target is met. Looking rarely, and never before the pilot, keeps the bias of stopping on an
+estimated error below what a test over many seeds can see. A type that would need more draws than the tensor has
+rows is measured on all rows.
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ Indexes = npt.NDArray[np.int64]
 
 PILOT_DRAWS = 64
 """Draws before anybody asks whether they are enough; also those whose errors are counted in bins."""
-LADDER_STEP = math.sqrt(2)
+LADDER_STEP = 2**0.25
 """Ratio of the numbers of draws of one stage and the next."""
+MAX_GROWTH = 2.0
+"""Most by which one step grows the draws: a pilot with an unusual row would ask for far too many."""
 EVEN_SHARE = 0.2
 """Part of the chance that is the same for all rows."""
-SAFETY = 1.1
-"""How many more draws than the pilot's standard error asks for."""
+SAFETY = 1.05
+"""How many more draws than the standard error so far asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +146,9 @@ def _certainty_rows(size: Doubles) -> Indexes:
 
 def next_stage(n_draws: int, relative_se: float, target: float) -> int:
     """How many draws to try after `n_draws` gave `relative_se`: the first rung of the ladder that should do."""
-    needed = n_draws * (relative_se / target) ** 2 * SAFETY
-    rung = max(1, math.ceil(math.log(max(needed, n_draws * 1.01) / PILOT_DRAWS, LADDER_STEP) - 1e-9))
-    while (n := math.ceil(PILOT_DRAWS * LADDER_STEP**rung)) <= n_draws:
+    needed = n_draws * min(MAX_GROWTH, SAFETY * (relative_se / target) ** 2)
+    rung = max(1, math.floor(math.log(max(n_draws, needed) / PILOT_DRAWS, LADDER_STEP)))
+    while (n := math.ceil(PILOT_DRAWS * LADDER_STEP**rung)) <= n_draws or n < needed:
         rung += 1
     return n
 
