@@ -1,15 +1,27 @@
-"""The same choice as a mixed-integer program for HiGHS, where several budgets make it more than one knapsack."""
+"""The same choice as a mixed-integer program for HiGHS, where several budgets make it more than one knapsack.
+
+HiGHS prints to the C standard output when it repairs a solution, whatever its options say. It therefore runs in
+a process of its own: `python -m quantailor.strategy.highs` reads a program from its standard input and answers
+with one line of JSON on its standard error.
+"""
 
 from __future__ import annotations
 
+import io
+import json
+import logging
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
+
+logger = logging.getLogger(__name__)
 
 RELATIVE_GAP = 1e-6
 TIME_LIMIT_S = 30.0
@@ -41,8 +53,29 @@ class Result:
     lower_bound: float
 
 
-def solve(program: Program, *, relative_gap: float = RELATIVE_GAP, time_limit_s: float = TIME_LIMIT_S) -> Result | None:
-    """The best choice; None where there is none, or none was found in time.
+def solve(program: Program) -> Result | None:
+    """The best choice; None where there is none, or none was found in time."""
+    stream = io.BytesIO()
+    np.savez(stream, group_sizes=np.array(program.group_sizes), costs=program.costs, uses=program.uses, limits=program.limits)
+    command = [sys.executable, "-m", "quantailor.strategy.highs"]
+    done = subprocess.run(command, input=stream.getvalue(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    if done.returncode != 0 or not lines:
+        logger.error("HiGHS ended with %d: %s", done.returncode, lines[-1] if lines else "")
+        return None
+    answer = json.loads(lines[-1])
+    return None if answer is None else Result(tuple(answer["picks"]), answer["lower_bound"])
+
+
+def main() -> None:
+    """The process's side of `solve`."""
+    data = np.load(io.BytesIO(sys.stdin.buffer.read()), allow_pickle=False)
+    found = solve_here(Program(tuple(data["group_sizes"].tolist()), data["costs"], data["uses"], data["limits"]))
+    sys.stderr.write(f"\n{json.dumps(None if found is None else asdict(found))}\n")
+
+
+def solve_here(program: Program, *, relative_gap: float = RELATIVE_GAP, time_limit_s: float = TIME_LIMIT_S) -> Result | None:
+    """As `solve`, in this process.
 
     HiGHS meets limits only within its tolerance, so a result that oversteps is solved again below the limit.
     """
@@ -101,3 +134,7 @@ def _uses(program: Program, picks: Sequence[int]) -> npt.NDArray[np.float64]:
     starts = np.cumsum((0, *program.group_sizes[:-1]))
     used: npt.NDArray[np.float64] = program.uses[:, starts + np.array(picks)].sum(axis=1)
     return used
+
+
+if __name__ == "__main__":
+    main()
