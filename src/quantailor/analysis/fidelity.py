@@ -1,0 +1,257 @@
+"""Fidelity of a model against its base: perplexity, KL divergence, agreement, with the protocol of llama-perplexity.
+
+Of every chunk of n_ctx tokens the second half is scored: the predictions at positions n_ctx // 2 to n_ctx - 2. KL
+divergence is of the whole distribution, KL(base || model) in nats. (llama-perplexity keeps the base's
+log-probabilities in 16 bits over a range of 16 nats and skips what is below; ours are exact to float32.)
+
+The base's log-probabilities are kept in memory for a block of chunks at a time and the candidates are loaded one after
+the other for every block, so memory is one model and one block whatever the number of candidates.
+
+Standard errors are over chunks, because the tokens of one chunk are not independent. The null control is the base
+loaded again and sent down the same way: its divergence is the floor of all figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from quantailor import numerics
+from quantailor.control import Control, NullControl
+from quantailor.errors import InferenceError
+from quantailor.ggml.runtime import LoadedModel
+from quantailor.records import ChunkScore, Comparison, Estimate, FidelityStatistics
+
+Floats = npt.NDArray[np.float32]
+Tokens = npt.NDArray[np.int32]
+
+BASE = "base"
+NULL_CONTROL = "null control"
+BLOCK_BYTES = 512 * 2**20
+MIN_KLD_NATS = 1e-12
+"""Divergences below this count as this in comparisons, so that a file equal to the base can be compared."""
+_QUIET = NullControl()
+_QUANTILES = (0.5, 0.99, 0.999)
+
+
+def first_scored(n_ctx: int) -> int:
+    """The first position whose prediction is scored, as llama-perplexity takes it."""
+    return n_ctx // 2
+
+
+def score_chunks(
+    base_path: Path,
+    candidates: Mapping[str, Path],
+    chunks: Tokens,
+    *,
+    done: Mapping[str, Collection[int]] | None = None,
+    control: Control = _QUIET,
+    n_threads: int | None = None,
+    n_gpu_layers: int = 0,
+    block_bytes: int = BLOCK_BYTES,
+) -> Iterator[tuple[str, ChunkScore]]:
+    """Score every candidate, the base and the null control on every chunk that is not done yet.
+
+    Args:
+        base_path: the unquantized model.
+        candidates: label -> file. The labels "base" and "null control" are the base's own.
+        chunks: (n_chunks, n_ctx) from `corpus.chunks`.
+        done: label -> indexes of chunks that are stored already.
+        control: asked before every chunk whether to go on; progress counts chunks of all files.
+        n_threads: None takes all processors.
+        n_gpu_layers: layers on a GPU, -1 for all.
+        block_bytes: memory for the base's log-probabilities; at least one chunk's are held.
+
+    Yields:
+        (label, score), each as soon as it is known. A chunk's score does not depend on what else is scored.
+
+    Raises:
+        InferenceError: llama.cpp cannot load or run a file, or a file has another vocabulary than the base.
+    """
+    for label in (BASE, NULL_CONTROL):
+        if label in candidates:
+            raise InferenceError(f"no file can be called {label!r} in a comparison", remedy="Rename it")
+    finished = {label: set((done or {}).get(label, ())) for label in (BASE, NULL_CONTROL, *candidates)}
+    missing = {label: [i for i in range(len(chunks)) if i not in finished[label]] for label in finished}
+    wanted = sorted(set().union(*missing.values()))
+    if not wanted:
+        return
+    control.check()
+    run = _Run(chunks, missing, control, n_threads, n_gpu_layers)
+    per_block = 0
+    while wanted:
+        with run.load(base_path) as base:
+            per_block = per_block or max(1, block_bytes // _bytes_per_chunk(base.n_vocab, chunks.shape[1]))
+            block, wanted = wanted[:per_block], wanted[per_block:]
+            run.begin(base.n_vocab)
+            yield from run.score_base(base, block)
+        for label, path in {NULL_CONTROL: base_path, **candidates}.items():
+            yield from run.score_candidate(label, path, block)
+
+
+def _bytes_per_chunk(n_vocab: int, n_ctx: int) -> int:
+    return 4 * n_vocab * (n_ctx - 1 - first_scored(n_ctx))
+
+
+@dataclass
+class _Run:
+    """What the blocks of one call share."""
+
+    chunks: Tokens
+    missing: Mapping[str, Sequence[int]]
+    control: Control
+    n_threads: int | None
+    n_gpu_layers: int
+    n_done: int = 0
+    n_vocab: int = 0
+    logp: dict[int, Floats] = field(default_factory=dict)
+    """The base's log-probabilities of the block's chunks, each (n_scored, n_vocab)."""
+
+    def load(self, path: Path) -> LoadedModel:
+        return LoadedModel.open(path, n_ctx=self.chunks.shape[1], n_threads=self.n_threads, n_gpu_layers=self.n_gpu_layers)
+
+    def begin(self, n_vocab: int) -> None:
+        self.n_vocab = n_vocab
+        self.logp.clear()
+
+    def score_base(self, model: LoadedModel, block: Sequence[int]) -> Iterator[tuple[str, ChunkScore]]:
+        others = set().union(*(indexes for label, indexes in self.missing.items() if label != BASE))
+        own = set(self.missing[BASE])
+        for index in block:
+            self.control.check()
+            logp = _log_probabilities(model, self.chunks[index])
+            if index in others:
+                self.logp[index] = logp
+            if index in own:
+                yield BASE, _base_score(index, logp, self._targets(index))
+                self._advance(f"base, chunk {index + 1}")
+
+    def score_candidate(self, label: str, path: Path, block: Sequence[int]) -> Iterator[tuple[str, ChunkScore]]:
+        own = set(self.missing[label])
+        indexes = [index for index in block if index in own]
+        if not indexes:
+            return
+        with self.load(path) as model:
+            if model.n_vocab != self.n_vocab:
+                raise InferenceError(
+                    f"{path} has {model.n_vocab} tokens, the base has {self.n_vocab}", remedy="Compare files of the same model"
+                )
+            for index in indexes:
+                self.control.check()
+                logp = _log_probabilities(model, self.chunks[index])
+                yield label, score(index, self.logp[index], logp, self._targets(index))
+                self._advance(f"{label}, chunk {index + 1}")
+
+    def _targets(self, index: int) -> Tokens:
+        return self.chunks[index, first_scored(self.chunks.shape[1]) + 1 :]
+
+    def _advance(self, message: str) -> None:
+        self.n_done += 1
+        self.control.advance(self.n_done, sum(map(len, self.missing.values())), message)
+
+
+def _log_probabilities(model: LoadedModel, chunk: Tokens) -> Floats:
+    """(n_scored, n_vocab): the last position has no target and is left out."""
+    return numerics.log_softmax(model.logits(chunk, first=first_scored(len(chunk)))[:-1])
+
+
+def _base_score(index: int, logp: Floats, targets: Tokens) -> ChunkScore:
+    observed = logp[np.arange(len(targets)), targets].astype(np.float64)
+    return ChunkScore(index, len(targets), float(-observed.sum()), kld_sum=0.0, top_agreement=len(targets), dp_square_sum=0.0)
+
+
+def score(index: int, base_logp: Floats, logp: Floats, targets: Tokens) -> ChunkScore:
+    """One chunk's sums.
+
+    Args:
+        index: the chunk's number.
+        base_logp: the base's log-probabilities, (n_tokens, n_vocab).
+        logp: the model's, the same shape.
+        targets: the tokens that followed, (n_tokens,).
+    """
+    rows = np.arange(len(targets))
+    observed, base_observed = logp[rows, targets].astype(np.float64), base_logp[rows, targets].astype(np.float64)
+    klds = numerics.kl_divergence(base_logp, logp)
+    return ChunkScore(
+        index=index,
+        n_tokens=len(targets),
+        nll_sum=float(-observed.sum()),
+        kld_sum=float(klds.sum()),
+        top_agreement=int(np.count_nonzero(base_logp.argmax(axis=1) == logp.argmax(axis=1))),
+        dp_square_sum=float(np.square(np.exp(observed) - np.exp(base_observed)).sum()),
+        klds=tuple(klds.tolist()),
+    )
+
+
+# Statistics
+
+
+def statistics_of(scores: Sequence[ChunkScore], base: Sequence[ChunkScore]) -> FidelityStatistics:
+    """Figures over the chunks that both a file and the base have; standard errors are over chunks.
+
+    Raises InferenceError where they have no chunk in common.
+    """
+    pairs = _paired(scores, base)
+    tokens = [ours.n_tokens for ours, _ in pairs]
+    nll = numerics.ratio_over_chunks([ours.nll_sum for ours, _ in pairs], tokens)
+    rms = _root(numerics.ratio_over_chunks([ours.dp_square_sum for ours, _ in pairs], tokens))
+    klds = np.concatenate([np.asarray(ours.klds or (0.0,) * ours.n_tokens) for ours, _ in pairs])
+    median, p99, p999 = (float(value) for value in np.quantile(klds, _QUANTILES))
+    perplexity = float(np.exp(nll.value))
+    return FidelityStatistics(
+        n_chunks=len(pairs),
+        n_tokens=sum(tokens),
+        perplexity=Estimate(perplexity, perplexity * nll.se),
+        ln_ppl_ratio=numerics.ratio_over_chunks([ours.nll_sum - theirs.nll_sum for ours, theirs in pairs], tokens),
+        kld_mean=numerics.ratio_over_chunks([ours.kld_sum for ours, _ in pairs], tokens),
+        kld_median=median,
+        kld_p99=p99,
+        kld_p999=p999,
+        kld_max=float(klds.max()),
+        top_agreement=numerics.ratio_over_chunks([ours.top_agreement for ours, _ in pairs], tokens),
+        rms_dp=rms,
+    )
+
+
+def _root(square: Estimate) -> Estimate:
+    """The square root of an estimate: se(sqrt(v)) = se(v) / (2 sqrt(v))."""
+    root = float(np.sqrt(square.value))
+    return Estimate(root, square.se / (2 * root) if root else 0.0)
+
+
+def _paired(scores: Sequence[ChunkScore], others: Sequence[ChunkScore]) -> list[tuple[ChunkScore, ChunkScore]]:
+    by_index = {chunk.index: chunk for chunk in others}
+    pairs = [(chunk, by_index[chunk.index]) for chunk in sorted(scores, key=lambda chunk: chunk.index) if chunk.index in by_index]
+    if not pairs:
+        raise InferenceError("there are no scored chunks to compare", remedy="Score both files on the same text")
+    return pairs
+
+
+def compare(
+    ours: Sequence[ChunkScore],
+    theirs: Sequence[ChunkScore],
+    *,
+    reference: str,
+    size_ratio: float,
+    draws: int = numerics.BOOTSTRAP_DRAWS,
+    seed: int = 0,
+) -> Comparison:
+    """ln(KLD_ours / KLD_theirs) over the chunks both have, with a paired bootstrap (METHODS 3).
+
+    Better or worse where the 95 % interval leaves out 0, else no better. How many chunks a claim needs is for
+    whoever states it.
+
+    Raises InferenceError where they have no chunk in common.
+    """
+    pairs = _paired(ours, theirs)
+    least = MIN_KLD_NATS * sum(chunk.n_tokens for chunk, _ in pairs)
+    ratio, (low, high) = numerics.bootstrap_ln_ratio(
+        [chunk.kld_sum for chunk, _ in pairs], [other.kld_sum for _, other in pairs], draws=draws, floor=least, seed=seed
+    )
+    outcome: Literal["better", "no better", "worse"] = "better" if high < 0 else "worse" if low > 0 else "no better"
+    return Comparison(reference, ratio, (low, high), size_ratio, outcome)
