@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -44,11 +45,11 @@ Outcome = Literal["better", "no better", "worse"]
 
 @pytest.mark.parametrize(("kld", "outcome"), [(0.010, "better"), (0.0125, "no better"), (0.020, "worse")])
 def test_the_outcome_follows_the_interval(kld: float, outcome: Outcome) -> None:
-    ours = [
-        ChunkScore(score.index, score.n_tokens, score.nll_sum, score.kld_sum * noise, 250, 0.01, score.klds)
-        for score, noise in zip(scores(kld), np.random.default_rng(1).lognormal(0, 0.2, 220), strict=True)
-    ]
-    verdict = verdict_on(ours, scores(0.0128 if outcome == "no better" else 0.0125))
+    plain = scores(kld)
+    noise = np.random.default_rng(1).lognormal(0, 0.2, len(plain))
+    noise /= np.average(noise, weights=[score.kld_sum for score in plain])
+    ours = [replace(score, kld_sum=score.kld_sum * factor) for score, factor in zip(plain, noise, strict=True)]
+    verdict = verdict_on(ours, scores(0.0125))
     assert verdict.comparisons[0].outcome == outcome
     assert f"It is {outcome} than Q4_K_M at equal size" in verdict.sentence
 
@@ -63,6 +64,11 @@ def test_the_verdict_holds_every_file_and_the_floor() -> None:
 
 def test_too_few_chunks_make_no_claim() -> None:
     assert "too few to claim anything" in verdict_on(scores(0.01, n_chunks=40), scores(0.0125, n_chunks=40)).sentence
+
+
+def test_only_chunks_that_every_file_has_count() -> None:
+    verdict = verdict_on(scores(0.01), scores(0.0125, n_chunks=210))
+    assert {row.statistics.n_chunks for row in verdict.rows} == {210}
 
 
 def test_a_larger_file_is_not_at_equal_size() -> None:

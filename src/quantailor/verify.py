@@ -11,7 +11,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -136,13 +136,14 @@ def make_verdict(
     """Statistics of every file, ours against every reference, and the sentence.
 
     Args:
-        files: the base, exactly one of ours, and any references, each with scores of the same chunks.
+        files: the base, exactly one of ours, and any references; only chunks that all of them have count.
         null_control: the base against itself through the same pipeline.
         model_fingerprint: the base's.
         corpus_name: the held-out text, for people.
         corpus_sha256: and its hash.
         n_ctx: tokens per chunk.
     """
+    files, null_control = _common_chunks(files, null_control)
     base = next(file for file in files if file.kind == "base")
     ours = next(file for file in files if file.kind == "ours")
     rows = tuple(
@@ -164,12 +165,22 @@ def make_verdict(
     )
 
 
+def _common_chunks(files: Sequence[Scored], null_control: Sequence[ChunkScore]) -> tuple[list[Scored], list[ChunkScore]]:
+    """Every figure of a verdict stands on the same chunks, so that the count it states holds for all of them."""
+    common = set.intersection(*({score.index for score in scores} for scores in (null_control, *(file.scores for file in files))))
+
+    def kept(scores: Sequence[ChunkScore]) -> list[ChunkScore]:
+        return [score for score in scores if score.index in common]
+
+    return [replace(file, scores=kept(file.scores)) for file in files], kept(null_control)
+
+
 def _compare(ours: Scored, reference: Scored) -> Comparison:
     return fidelity.compare(ours.scores, reference.scores, reference=reference.label, size_ratio=ours.size_bytes / reference.size_bytes)
 
 
 def sentence(ours: VerdictRow, comparisons: Sequence[Comparison], *, floor_kld_nats: float) -> str:
-    """The verdict in words: the figure first, then one clause per reference, with its size."""
+    """The verdict in words: our figure first, then a clause on every reference that names the difference in size."""
     statistics = ours.statistics
     file = f"{ours.label} ({_size(ours.size_bytes)}, {ours.bits_per_weight:.2f} bits per weight)"
     kld = f"{_figure(statistics.kld_mean)} nats per token (mean KLD over {statistics.n_chunks} chunks; the floor is {floor_kld_nats:.1e})"
