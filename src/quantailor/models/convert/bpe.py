@@ -1,0 +1,163 @@
+"""BPE vocabularies: tokenizer.json, read without the library that wrote it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantailor.errors import ModelFormatError, UnsupportedModelError
+from quantailor.models.convert.json_files import mapping, objects, read_json, read_json_if_there, read_text
+from quantailor.models.convert.pretokenizers import pretokenizer_name
+from quantailor.models.convert.special_tokens import ROLES, content
+from quantailor.models.convert.vocabulary import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, looks_special
+from quantailor.records import MetadataValue
+
+INTACT = "Download the model again"
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_UNSCORED = -1000.0
+_SPACE = chr(256 + ord(" "))
+"""How byte-level vocabularies write a space."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Added:
+    """A token beside the merges."""
+
+    text: str
+    special: bool
+    normalized: bool
+
+
+class BpeTokenizer:
+    """A checked tokenizer.json of BPE type.
+
+    Raises:
+        ModelFormatError: the file is damaged.
+        UnsupportedModelError: another kind of tokenizer.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "tokenizer.json"
+        self._folder = folder
+        stored = read_json(self.path)
+        self._model = mapping(stored.get("model"))
+        self._pre_tokenizer, self._normalizer = stored.get("pre_tokenizer"), stored.get("normalizer")
+        if self._model.get("type", "BPE") != "BPE" or not isinstance(self._model.get("vocab"), dict):
+            raise UnsupportedModelError(
+                f"{self.path} is a tokenizer of type {str(self._model.get('type'))[:40]!r}", remedy="Use a model with a BPE tokenizer"
+            )
+        self.base = {text: self._id(number) for text, number in self._model["vocab"].items()}
+        settings = read_json_if_there(folder / "tokenizer_config.json")
+        self.added = self._added(objects(stored.get("added_tokens")), settings)
+        self.byte_fallback = self._model.get("byte_fallback") is True
+
+    def _id(self, value: Any) -> int:
+        if type(value) is not int or not 0 <= value < 2**24:
+            raise ModelFormatError(f"{self.path} has the token id {str(value)[:40]!r}", remedy=INTACT)
+        return value
+
+    def _added(self, stored: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[int, _Added]:
+        """Added tokens by id; a token with a role in tokenizer_config.json is special whatever else is said."""
+        named = {content(settings.get(f"{role}_token")) for role in ROLES} - {None}
+        named |= {content(item) for key in ("additional_special_tokens", "extra_special_tokens") for item in _items(settings.get(key))}
+        added: dict[int, _Added] = {}
+        for token in stored:
+            text = token.get("content")
+            if not isinstance(text, str):
+                raise ModelFormatError(f"{self.path} has an added token without text", remedy=INTACT)
+            special = token.get("special") is True
+            added[self._id(token.get("id"))] = _Added(text, special or text in named, token.get("normalized") is True)
+        for text in named:
+            if text is not None and text in self.base:
+                added.setdefault(self.base[text], _Added(text, True, False))
+        return added
+
+    def vocabulary(self, vocab_size: int) -> Vocabulary:
+        """The vocabulary under the name that llama.cpp gives its kind."""
+        if self.byte_fallback:
+            return self._llama_vocabulary()
+        texts = {number: text for text, number in self.base.items()} | {number: token.text for number, token in self.added.items()}
+        if texts and max(texts) >= vocab_size:
+            raise ModelFormatError(
+                f"{self.path} has the token id {max(texts)}, config.json a vocabulary of {vocab_size}", remedy="Correct vocab_size"
+            )
+        pre = pretokenizer_name(self._pre_tokenizer, self._normalizer, str(self.path))
+        tokens, kinds = [], []
+        for number in range(vocab_size):
+            text, kind = self._token(number, texts.get(number))
+            tokens.append(text)
+            kinds.append(kind)
+        return Vocabulary("gpt2", pre, tuple(tokens), tuple(kinds))
+
+    def _token(self, number: int, text: str | None) -> tuple[str, int]:
+        if text is None:
+            return f"[PAD{number}]", UNUSED
+        token = self.added.get(number)
+        if token is None:
+            return text, NORMAL
+        shown = text if token.normalized else decoded(text)
+        if token.special or looks_special(shown):
+            return shown, CONTROL
+        return shown.replace("▁", " "), USER_DEFINED
+
+    def _llama_vocabulary(self) -> Vocabulary:
+        """A SentencePiece vocabulary in BPE clothing (Llama 2 without tokenizer.model)."""
+        texts = {number: text for text, number in self.base.items()}
+        if sorted(texts) != list(range(len(self.base))):
+            raise ModelFormatError(f"{self.path} has token ids with gaps", remedy=INTACT)
+        tokens, kinds = [], []
+        for number in range(len(texts)):
+            tokens.append(texts[number])
+            control = number in self.added and self.added[number].special
+            kinds.append(BYTE if _BYTE_TOKEN.fullmatch(texts[number]) else CONTROL if control else NORMAL)
+        for number, token in sorted(self.added.items()):
+            if number >= len(texts):
+                tokens.append(token.text)
+                kinds.append(CONTROL if token.special else USER_DEFINED)
+        return Vocabulary("llama", "default", tuple(tokens), tuple(kinds), (_UNSCORED,) * len(tokens))
+
+    def merges(self) -> dict[str, MetadataValue]:
+        """`tokenizer.ggml.merges`: "a b", whichever of its two formats tokenizer.json uses; merges.txt where it has none."""
+        stored = self._model.get("merges")
+        if not isinstance(stored, list) or not stored:
+            texts = self._merges_file()
+        else:
+            texts = [self._merge(merge, pairs=isinstance(stored[0], list)) for merge in stored]
+        return {"tokenizer.ggml.merges": MetadataValue("array", tuple(texts), "string")} if texts else {}
+
+    def _merge(self, merge: Any, *, pairs: bool) -> str:
+        if not pairs and isinstance(merge, str):
+            return merge
+        if pairs and isinstance(merge, list) and len(merge) == 2 and all(isinstance(part, str) for part in merge):
+            return " ".join(part.replace(" ", _SPACE) for part in merge)
+        raise ModelFormatError(f"{self.path} has the merge {str(merge)[:80]!r}", remedy=INTACT)
+
+    def _merges_file(self) -> list[str]:
+        path = self._folder / "merges.txt"
+        lines = read_text(path).splitlines() if path.is_file() else []
+        pairs = [line.split() for line in (lines[1:] if lines and lines[0].startswith("#") else lines)]
+        return [" ".join(pair) for pair in pairs if len(pair) == 2]
+
+
+def decoded(text: str) -> str:
+    """What a byte-level decoder makes of a token: bytes where every letter stands for one, else the text itself."""
+    letters = byte_letters()
+    if not all(letter in letters for letter in text):
+        return text
+    return bytes(letters[letter] for letter in text).decode("utf-8", "replace")
+
+
+def byte_letters() -> Mapping[str, int]:
+    """Byte-level BPE's alphabet: printable Latin-1 letters stand for themselves, the other bytes for U+0100 and up."""
+    plain = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+def _items(value: Any) -> Sequence[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else ()

@@ -1,0 +1,76 @@
+"""config.json with the defaults that its family implies, and typed access to its values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from quantailor.errors import ModelFormatError
+from quantailor.records import MetadataValue
+
+MAX_COUNT = 2**31 - 1
+
+
+def float32(value: float) -> MetadataValue:
+    """A float32 metadata value as a reader of the file sees it."""
+    return MetadataValue("float32", float(np.float32(value)))
+
+
+class Config:
+    """Values of one configuration; an absent key takes the family's default, a null one has no value."""
+
+    def __init__(self, values: Mapping[str, Any], defaults: Mapping[str, Any], place: str) -> None:
+        self.place = place
+        self._values = {**defaults, **values}
+
+    def get(self, key: str) -> Any:
+        """The raw value, None where there is none."""
+        return self._values.get(key)
+
+    def count(self, key: str) -> int:
+        """A positive integer. Raises ModelFormatError."""
+        value = self.get(key)
+        if type(value) is not int or not 1 <= value <= MAX_COUNT:
+            raise self.wrong(key, value)
+        return value
+
+    def optional_count(self, key: str) -> int | None:
+        return None if self.get(key) is None else self.count(key)
+
+    def number(self, key: str) -> float:
+        """A finite number. Raises ModelFormatError."""
+        return self.as_number(key, self.get(key))
+
+    def as_number(self, key: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e38 or not math.isfinite(value):
+            raise self.wrong(key, value)
+        return float(value)
+
+    def as_count(self, key: str, value: Any) -> int:
+        """Whole numbers may be written as floats (8192.0)."""
+        number = self.as_number(key, value)
+        if not 0 <= number <= MAX_COUNT:
+            raise self.wrong(key, value)
+        return int(number)
+
+    def wrong(self, key: str, value: Any) -> ModelFormatError:
+        return ModelFormatError(f"{self.place} has {key} = {str(value)[:80]!r}", remedy="Check the file or download the model again")
+
+    @property
+    def rope(self) -> dict[str, Any]:
+        """Rope parameters: `rope_parameters`, or the older `rope_scaling` with `rope_theta` beside it."""
+        stored = self.get("rope_scaling") or self.get("rope_parameters") or {}
+        if not isinstance(stored, dict):
+            raise self.wrong("rope_parameters", stored)
+        rope = {**stored}
+        rope.setdefault("rope_theta", self.get("rope_theta") if self.get("rope_theta") is not None else self.get("default_rope_theta"))
+        rope.setdefault("rope_type", rope.get("type", "default"))
+        if rope["rope_type"] in ("llama3", "yarn", "longrope"):
+            outer = self.get("original_max_position_embeddings")
+            rope.setdefault("original_max_position_embeddings", self.get("max_position_embeddings"))
+            if outer is not None:
+                rope["original_max_position_embeddings"] = outer
+        return rope

@@ -1,0 +1,62 @@
+"""JSON files of a model directory, read so that nothing in them can do more than raise a clear error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from quantailor.errors import ModelError, ModelFormatError
+
+INTACT = "Download the model again"
+MAX_FILE_BYTES = 256 << 20
+
+
+def parse_json(data: bytes, name: str) -> dict[str, Any]:
+    """A JSON object from UTF-8 text. Raises ModelFormatError naming `name`."""
+    try:
+        value = json.loads(str(data, "utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelFormatError(f"{name} is no valid JSON: {str(error)[:120]}", remedy=INTACT) from error
+    if not isinstance(value, dict):
+        raise ModelFormatError(f"{name} holds no JSON object", remedy=INTACT)
+    return value
+
+
+def read_bytes(path: Path) -> bytes:
+    """A whole small file. Raises ModelError, ModelFormatError when it is larger than any tokenizer."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ModelFormatError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB", remedy=INTACT)
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}", remedy=INTACT) from error
+
+
+def read_text(path: Path) -> str:
+    """A whole UTF-8 file."""
+    try:
+        return str(read_bytes(path), "utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelFormatError(f"{path} is no UTF-8 text", remedy=INTACT) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file."""
+    return parse_json(read_bytes(path), str(path))
+
+
+def read_json_if_there(path: Path) -> dict[str, Any]:
+    """The same, or an empty object where there is no such file."""
+    return read_json(path) if path.is_file() else {}
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """`value` where it is a JSON object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def objects(value: Any) -> list[dict[str, Any]]:
+    """The JSON objects in a list; empty for anything that is no list."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

@@ -1,0 +1,193 @@
+"""`general.*`: what a model directory says of its name, origin and licence, in the order that llama.cpp's converter writes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from quantailor.errors import ModelFormatError
+from quantailor.models.convert.config import float32
+from quantailor.models.convert.json_files import mapping, read_json_if_there, read_text
+from quantailor.models.convert.model_names import ModelName, parse_model_name, title
+from quantailor.records import MetadataValue, TensorInfo
+
+_SAMPLING: Sequence[tuple[str, str, tuple[str, ...]]] = (
+    ("sequence", "string", ("sequence",)),
+    ("top_k", "int32", ("top_k",)),
+    ("top_p", "float32", ("top_p",)),
+    ("min_p", "float32", ("min_p",)),
+    ("xtc_probability", "float32", ("xtc_probability",)),
+    ("xtc_threshold", "float32", ("xtc_threshold",)),
+    ("temp", "float32", ("temperature",)),
+    ("penalty_last_n", "int32", ("penalty_last_n",)),
+    ("penalty_repeat", "float32", ("penalty_repeat", "repetition_penalty")),
+    ("mirostat", "int32", ("mirostat",)),
+    ("mirostat_tau", "float32", ("mirostat_tau",)),
+    ("mirostat_eta", "float32", ("mirostat_eta",)),
+)
+_CARD_KEYS: Mapping[str, tuple[str, ...]] = {
+    "name": ("name", "model_name"),
+    "author": ("author", "model_author", "model_creator"),
+    "version": ("version", "model_version"),
+    "organization": ("organization", "model_organization"),
+    "finetune": ("finetune", "model_finetune"),
+    "basename": ("basename", "model_basename", "model_type"),
+    "description": ("description", "model_description"),
+    "size_label": ("size_label", "model_size_label"),
+    "license": ("license",),
+    "license.name": ("license_name",),
+    "license.link": ("license_link",),
+    "source.url": ("url", "model_url"),
+    "source.doi": ("doi", "model_doi"),
+    "source.uuid": ("uuid", "model_uuid"),
+    "source.repo_url": ("repo_url", "model_repo_url"),
+}
+_ORDER = (
+    *("name", "author", "version", "organization", "finetune", "basename", "description", "size_label"),
+    *("license", "license.name", "license.link", "source.url", "source.doi", "source.uuid", "source.repo_url"),
+)
+_ORIGIN_KEYS = ("name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url")
+
+
+def general(folder: Path, config: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> dict[str, MetadataValue]:
+    """Everything between `general.type` and the architecture's own keys."""
+    total = sum(tensor.n_elements for tensor in tensors)
+    card = model_card(folder)
+    values = _described(folder, config, card, total)
+    values.setdefault("size_label", size_label(tensors))
+    entries = _sampling(folder)
+    for key in _ORDER:
+        if values.get(key) is not None:
+            entries[f"general.{key}"] = MetadataValue("string", _text(folder, key, values[key]))
+    entries.update(_origins("base_model", _first(card, "base_model", "base_models", "base_model_sources"), total))
+    entries.update(_origins("dataset", _first(card, "datasets", "dataset", "dataset_sources"), total))
+    for key, sources in (("tags", ("tags", "pipeline_tag")), ("languages", ("languages", "language"))):
+        texts = tuple(text for source in sources for text in _texts(card.get(source)))
+        if texts:
+            entries[f"general.{key}"] = MetadataValue("array", texts, "string")
+    return entries
+
+
+def model_card(folder: Path) -> Mapping[str, Any]:
+    """The YAML between the `---` lines at the head of README.md; empty where there is none."""
+    path = folder / "README.md"
+    lines = read_text(path).splitlines() if path.is_file() else []
+    if not lines or lines[0] != "---":
+        return {}
+    head = lines[1 : lines.index("---", 1)] if "---" in lines[1:] else lines[1:]
+    # A bare "no" is Norwegian here, and tabs are no YAML.
+    text = ("\n".join(head) + "\n").replace("- no\n", '- "no"\n').replace("\t", "  ")
+    try:
+        return mapping(yaml.safe_load(text))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ModelFormatError(f"the head of {path} is no valid YAML", remedy="Correct or remove README.md") from error
+
+
+def size_label(tensors: Sequence[TensorInfo]) -> str:
+    """The number of parameters in short: "8.4M"; with experts "8x4.5M", where one expert is counted."""
+    experts = [tensor for tensor in tensors if "_exps." in tensor.name and len(tensor.shape) > 2]
+    per_expert = sum(tensor.n_elements // tensor.shape[-3] for tensor in experts)
+    shared = sum(tensor.n_elements for tensor in tensors) - sum(tensor.n_elements for tensor in experts)
+    label = _rounded(shared + per_expert)
+    return f"{sum(tensor.shape[-3] for tensor in experts) // len(experts)}x{label}" if experts else label
+
+
+def _rounded(count: int) -> str:
+    scale, suffix = next(((scale, suffix) for scale, suffix in ((1e-12, "T"), (1e-9, "B"), (1e-6, "M")) if count * scale > 1), (1e-3, "K"))
+    scaled = count * scale
+    decimals = max(2 - len(str(round(scaled)).lstrip("0")), 0)
+    return f"{scaled:.{decimals}f}{suffix}"
+
+
+def _sampling(folder: Path) -> dict[str, MetadataValue]:
+    path = folder / "generation_config.json"
+    stored = read_json_if_there(path)
+    entries: dict[str, MetadataValue] = {}
+    for key, value_type, sources in _SAMPLING:
+        value = next((stored[source] for source in sources if source in stored), None)
+        if value is None:
+            continue
+        fits = isinstance(value, str) if value_type == "string" else isinstance(value, int | float) and abs(value) < 2**31
+        if not fits:
+            raise ModelFormatError(f"{path} has {key} = {str(value)[:80]!r}", remedy="Correct the value or remove the file")
+        if value_type == "float32":
+            entries[f"general.sampling.{key}"] = float32(value)
+        else:
+            entries[f"general.sampling.{key}"] = MetadataValue(value_type, int(value) if value_type == "int32" else value)
+    return entries
+
+
+def _described(folder: Path, config: Mapping[str, Any], card: Mapping[str, Any], total: int) -> dict[str, Any]:
+    """The model card's values, then what the configuration's and the folder's name tell."""
+    values: dict[str, Any] = {key: _first(card, *sources) for key, sources in _CARD_KEYS.items()}
+    path_name = config.get("_name_or_path")
+    names = [path_name] if isinstance(path_name, str) and path_name and path_name.count("/") <= 1 else []
+    for text in (*names, folder.name):
+        found = parse_model_name(text, total)
+        for key, value in _named(found).items():
+            if values.get(key) is None:
+                values[key] = value
+    values["name"] = values["name"] or folder.name
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _named(found: ModelName) -> dict[str, str | None]:
+    return {
+        "name": title(found.full),
+        "organization": found.organization,
+        "basename": found.basename,
+        "finetune": found.finetune,
+        "version": found.version,
+        "size_label": found.size_label,
+    }
+
+
+def _origins(kind: str, stored: Any, total: int) -> dict[str, MetadataValue]:
+    """`general.base_model.*` or `general.dataset.*`."""
+    if stored is None:
+        return {}
+    items = [stored] if isinstance(stored, str) else stored if isinstance(stored, list) else []
+    records = [item if isinstance(item, dict) else _origin(item, total) for item in items if isinstance(item, str | dict)]
+    entries = {f"general.{kind}.count": MetadataValue("uint32", len(records))}
+    for number, record in enumerate(records):
+        for key in _ORIGIN_KEYS:
+            if isinstance(record.get(key), str):
+                entries[f"general.{kind}.{number}.{key}"] = MetadataValue("string", record[key])
+    return entries
+
+
+def _origin(text: str, total: int) -> dict[str, Any]:
+    """What a Hugging Face id or an address tells."""
+    is_address = text.startswith(("http://", "https://", "ssh://"))
+    match = re.match(r"https?://huggingface.co/([^/]+/[^/]+)$", text) if is_address else None
+    if is_address and match is None:
+        return {"repo_url": text}
+    found = parse_model_name(match[1] if match else text, total)
+    record: dict[str, Any] = {"name": title(found.full), "version": found.version}
+    if found.organization is not None:
+        record["organization"] = title(found.organization)
+        record["repo_url"] = f"https://huggingface.co/{found.organization}/{found.full}"
+    return {**record, "repo_url": text} if is_address else record
+
+
+def _first(values: Mapping[str, Any], *keys: str) -> Any:
+    return next((values[key] for key in keys if values.get(key) is not None), None)
+
+
+def _texts(value: Any) -> list[str]:
+    items = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    return [item for item in items if isinstance(item, str)]
+
+
+def _text(folder: Path, key: str, value: Any) -> str:
+    if key == "organization" and isinstance(value, str):
+        return value
+    if key == "license" and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ",".join(value)
+    if not isinstance(value, str):
+        raise ModelFormatError(f"README.md in {folder} has {key} = {str(value)[:80]!r}, no text", remedy="Put it in quotation marks")
+    return value

@@ -1,0 +1,171 @@
+"""Special token ids, whether they are added to a text, and chat templates."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from quantailor.errors import ModelFormatError
+from quantailor.models.convert.json_files import mapping, objects, read_json_if_there, read_text
+from quantailor.records import MetadataValue
+
+INTACT = "Download the model again"
+ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+_ID_KEYS: Mapping[str, str] = {
+    "bos": "bos_token_id",
+    "eos": "eos_token_id",
+    "unk": "unknown_token_id",
+    "sep": "seperator_token_id",
+    "pad": "padding_token_id",
+    "mask": "mask_token_id",
+    "eot": "eot_token_id",
+    "eom": "eom_token_id",
+    "prefix": "prefix_token_id",
+    "suffix": "suffix_token_id",
+    "middle": "middle_token_id",
+}
+_ADDED = ("bos", "eos", "sep")
+
+
+def special_metadata(folder: Path, config: Mapping[str, Any], vocab_size: int | None) -> dict[str, MetadataValue]:
+    """Ids, `add_*_token`, chat templates and normalizer flags, in file order.
+
+    Args:
+        folder: the model.
+        config: config.json.
+        vocab_size: ids from here on are left out; None keeps all.
+    """
+    tokenizer = read_json_if_there(folder / "tokenizer.json")
+    settings = dict(read_json_if_there(folder / "tokenizer_config.json"))
+    known = bool(settings)
+    roles, added = list(ROLES), dict[str, bool]()
+    if tokenizer:
+        _post_processing(mapping(tokenizer.get("post_processor")), settings, known, roles, added)
+    ids = _ids(settings, objects(tokenizer.get("added_tokens")), config, roles, added, folder)
+    entries: dict[str, MetadataValue] = {}
+    for role, number in ids.items():
+        if role in _ID_KEYS and (vocab_size is None or number < vocab_size):
+            entries[f"tokenizer.ggml.{_ID_KEYS[role]}"] = MetadataValue("uint32", number)
+    for role, value in added.items():
+        if role in _ADDED:
+            entries[f"tokenizer.ggml.add_{role}_token"] = MetadataValue("bool", value)
+    if known:
+        entries.update(_chat_templates(folder, settings))
+    entries.update(_normalizer(mapping(tokenizer.get("normalizer"))))
+    return entries
+
+
+def content(entry: Any) -> str | None:
+    """A token's text: itself, or the `content` of its object."""
+    text = entry.get("content") if isinstance(entry, dict) else entry
+    return text if isinstance(text, str) else None
+
+
+def _ids(
+    settings: Mapping[str, Any],
+    added_tokens: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any],
+    roles: Sequence[str],
+    added: dict[str, bool],
+    folder: Path,
+) -> dict[str, int]:
+    """Ids by role: those that tokenizer_config.json names come first, then config.json's own."""
+    candidates: list[tuple[str, Any]] = []
+    for role in roles:
+        flag, text = settings.get(f"add_{role}_token"), content(settings.get(f"{role}_token"))
+        if isinstance(flag, bool):
+            added.setdefault(role, flag)
+        if text is not None:
+            candidates.append((role, next((token.get("id") for token in added_tokens if token.get("content") == text), None)))
+    candidates += [(role, config.get(f"{role}_token_id")) for role in roles]
+    ids: dict[str, int] = {}
+    for role, number in candidates:
+        if type(number) is not int:
+            continue
+        if not 0 <= number < 2**32:
+            raise ModelFormatError(f"{folder} has the {role} token id {number}", remedy=INTACT)
+        ids.setdefault(role, number)
+    return ids
+
+
+def _post_processing(stored: Mapping[str, Any], settings: dict[str, Any], known: bool, roles: list[str], added: dict[str, bool]) -> None:
+    """What the post-processor adds around a text decides over `add_*_token`."""
+    if not settings.get("bos_token") and settings.get("cls_token"):
+        settings["bos_token"] = settings["cls_token"]
+    if not settings.get("eos_token") and settings.get("sep_token"):
+        settings["eos_token"] = settings["sep_token"]
+    for step in objects(stored.get("processors")) or ([dict(stored)] if stored else []):
+        kind = step.get("type")
+        if kind == "ByteLevel":
+            added.setdefault("bos", False)
+            added.setdefault("eos", False)
+        elif kind == "TemplateProcessing":
+            _template(objects(step.get("single")), settings, known, roles, added)
+
+
+def _template(single: Sequence[Mapping[str, Any]], settings: dict[str, Any], known: bool, roles: list[str], added: dict[str, bool]) -> None:
+    if len(single) < 2:
+        return
+    first, last = (mapping(part.get("SpecialToken")).get("id") for part in (single[0], single[-1]))
+    if isinstance(first, str) and first:
+        named = [content(settings.get(f"{role}_token")) for role in ("bos", "cls")]
+        if known and named[0] is None:
+            settings["bos_token"] = named[0] = first
+        added["bos"] = not known or first in named
+    if isinstance(last, str) and last:
+        eos = settings.get("eos_token")
+        if known and last != content(eos):
+            if "eot" not in roles:
+                roles.append("eot")
+                settings["eot_token"] = eos
+            settings["eos_token"] = last
+        added["eos"] = True
+
+
+def _chat_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, MetadataValue]:
+    """tokenizer_config.json's template or templates, else those of the files beside it."""
+    stored = settings.get("chat_template", _template_files(folder))
+    if isinstance(stored, str):
+        return {"tokenizer.chat_template": MetadataValue("string", stored)}
+    entries: dict[str, MetadataValue] = {}
+    default, names = None, list[str]()
+    for choice in objects(stored):
+        name, template = str(choice.get("name", "")), choice.get("template")
+        name = "".join(letter if letter in string.ascii_letters + string.digits else "_" for letter in name)
+        if not name or not isinstance(template, str):
+            continue
+        if name == "default":
+            default = template
+        else:
+            names.append(name)
+            entries[f"tokenizer.chat_template.{name}"] = MetadataValue("string", template)
+    if names:
+        entries["tokenizer.chat_templates"] = MetadataValue("array", tuple(sorted(set(names))), "string")
+    if default is not None:
+        entries["tokenizer.chat_template"] = MetadataValue("string", default)
+    return entries
+
+
+def _template_files(folder: Path) -> Any:
+    main = folder / "chat_template.jinja"
+    if not main.is_file():
+        return read_json_if_there(folder / "chat_template.json").get("chat_template")
+    others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    if not others:
+        return read_text(main)
+    return [{"name": "default", "template": read_text(main)}, *({"name": path.stem, "template": read_text(path)} for path in others)]
+
+
+def _normalizer(stored: Mapping[str, Any]) -> dict[str, MetadataValue]:
+    steps = objects(stored.get("normalizers")) if stored.get("type") == "Sequence" else [dict(stored)]
+    flags: dict[str, Any] = {}
+    for step in steps:
+        if step.get("type") == "Lowercase":
+            flags["lowercase"] = True
+        elif step.get("type") == "StripAccents":
+            flags["strip_accents"] = True
+        elif step.get("type") == "BertNormalizer":
+            flags.update({key: step[key] for key in ("lowercase", "strip_accents") if isinstance(step.get(key), bool)})
+    return {f"tokenizer.ggml.normalizer.{key}": MetadataValue("bool", flags[key]) for key in ("lowercase", "strip_accents") if key in flags}

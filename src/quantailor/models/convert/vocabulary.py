@@ -1,0 +1,40 @@
+"""A vocabulary as GGUF holds it, and the rule that tells control tokens by their look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quantailor.records import MetadataValue
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+
+_SPECIAL = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+_SPECIAL_FRAMES = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Tokens by id with their types, and scores where the model has them."""
+
+    model: str
+    pre: str
+    tokens: tuple[str, ...]
+    kinds: tuple[int, ...]
+    scores: tuple[float, ...] | None = None
+
+    def metadata(self) -> dict[str, MetadataValue]:
+        """`tokenizer.ggml.*` up to the token types, in file order."""
+        entries = {
+            "tokenizer.ggml.model": MetadataValue("string", self.model),
+            "tokenizer.ggml.pre": MetadataValue("string", self.pre),
+            "tokenizer.ggml.tokens": MetadataValue("array", self.tokens, "string"),
+        }
+        if self.scores is not None:
+            entries["tokenizer.ggml.scores"] = MetadataValue("array", self.scores, "float32")
+        entries["tokenizer.ggml.token_type"] = MetadataValue("array", self.kinds, "int32")
+        return entries
+
+
+def looks_special(text: str) -> bool:
+    """Whether a token is a control token by its look, for models that do not mark theirs."""
+    return text in _SPECIAL or any(text.startswith(start) and text.endswith(end) for start, end in _SPECIAL_FRAMES)

@@ -1,0 +1,117 @@
+"""One safetensors file: its header is checked in full, then ranges of it are read through a memory map.
+
+Layout (https://github.com/huggingface/safetensors#format): header length u64 little endian, header JSON
+{name: {"dtype", "shape", "data_offsets": [begin, end]}}, data. Offsets count from the end of the header.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from quantailor.errors import ModelError, ModelFormatError, UnsupportedModelError
+from quantailor.models.convert.json_files import parse_json
+
+Bytes = npt.NDArray[np.uint8]
+
+INTACT = "Download the model again"
+MAX_HEADER_BYTES = 100_000_000
+"""The format's own limit."""
+MAX_DIMS = 4
+_KNOWN_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+READABLE = ("BF16", "F16", "F32")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredArray:
+    """One array of a safetensors file."""
+
+    file: SafetensorsFile
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    """From the start of the file."""
+    size_bytes: int
+
+    def read(self, start: int, stop: int) -> Bytes:
+        """Bytes [start, stop) of this array."""
+        return self.file.read(self.offset + start, self.offset + stop)
+
+
+class SafetensorsFile:
+    """A memory-mapped safetensors file; `.arrays` in the order of their names.
+
+    Raises:
+        ModelFormatError: truncated, corrupt or inconsistent.
+        ModelError: the file cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as stream:
+                self.size_bytes = stream.seek(0, 2)
+                if self.size_bytes < 8:
+                    raise self._corrupt(f"it has {self.size_bytes} bytes")
+                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise ModelError(f"cannot read {path}: {error.strerror or error}", remedy=INTACT) from error
+        try:
+            self.arrays = self._read_header()
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, start: int, stop: int) -> Bytes:
+        """A copy of the file's bytes [start, stop)."""
+        return np.frombuffer(self._map[start:stop], dtype=np.uint8)
+
+    def close(self) -> None:
+        self._map.close()
+
+    def _corrupt(self, what: str) -> ModelFormatError:
+        return ModelFormatError(f"{self.path} is no intact safetensors file: {what}", remedy=INTACT)
+
+    def _read_header(self) -> dict[str, StoredArray]:
+        length = int.from_bytes(self._map[:8], "little")
+        if length > min(self.size_bytes - 8, MAX_HEADER_BYTES):
+            raise self._corrupt(f"its header says {length:,} bytes, the file has {self.size_bytes:,}")
+        header = parse_json(self._map[8 : 8 + length], f"the header of {self.path}")
+        arrays = {name: self._array(name, entry, 8 + length) for name, entry in sorted(header.items()) if name != "__metadata__"}
+        placed = sorted(arrays.values(), key=lambda array: (array.offset, array.size_bytes))
+        for before, after in itertools.pairwise(placed):
+            if before.offset + before.size_bytes > after.offset:
+                raise self._corrupt(f"{before.name} and {after.name} overlap")
+        return arrays
+
+    def _array(self, name: str, entry: Any, data_offset: int) -> StoredArray:
+        if not isinstance(entry, dict):
+            raise self._corrupt(f"the entry of {name} is no object")
+        dtype, shape, offsets = entry.get("dtype"), _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
+        if not isinstance(dtype, str):
+            raise self._corrupt(f"{name} has no dtype")
+        if dtype not in _KNOWN_SIZES:
+            raise UnsupportedModelError(f"{name} in {self.path} has the dtype {dtype[:40]}", remedy="Use a BF16, F16 or F32 checkpoint")
+        if shape is None or offsets is None or len(offsets) != 2:
+            stored = str(entry.get("shape"))[:80], str(entry.get("data_offsets"))[:80]
+            raise self._corrupt(f"{name} has the shape {stored[0]} and the offsets {stored[1]}")
+        begin, end = offsets
+        if not begin <= end <= self.size_bytes - data_offset:
+            raise self._corrupt(f"{name} lies at {begin}..{end}, outside the file")
+        if len(shape) > MAX_DIMS or math.prod(shape) * _KNOWN_SIZES[dtype] != end - begin:
+            raise self._corrupt(f"{name} has the shape {str(shape)[:80]} but {end - begin} bytes")
+        return StoredArray(self, name, dtype, shape, data_offset + begin, end - begin)
+
+
+def _counts(value: Any) -> tuple[int, ...] | None:
+    """A list of counts (JSON knows floats and booleans as well), or None."""
+    fits = isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+    return tuple(value) if fits else None
