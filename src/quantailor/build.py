@@ -33,7 +33,7 @@ from quantailor.models.gguf_writer import FileLayout, GGUFWriter, layout
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource, fingerprint
 from quantailor.qtypes import QType, never_quantized, unavailable
-from quantailor.records import MetadataValue, Prediction, Strategy, TensorChoice, TensorInfo
+from quantailor.records import MetadataValue, Prediction, Strategy, TensorInfo
 from quantailor.strategy.file import dumps
 
 logger = logging.getLogger(__name__)
@@ -74,14 +74,13 @@ def ordered_tensors(source: ModelSource) -> list[TensorInfo]:
     return sorted(source.tensors, key=position)
 
 
-def output_tensors(source: ModelSource, strategy: Strategy, *, imatrix: Imatrix | None = None) -> list[TensorInfo]:
-    """The tensors of the file to be built, in its order, with the types they will have.
+def output_tensors(source: ModelSource, types: Mapping[str, str], *, imatrix: Imatrix | None = None) -> list[TensorInfo]:
+    """The tensors of the file to be built, in its order, with the types they will have; those not in `types` keep theirs.
 
     Raises:
-        StrategyMismatchError: the strategy names a tensor that the model does not have.
+        StrategyMismatchError: `types` names a tensor that the model does not have.
         TypeUnavailableError: a tensor cannot take the type chosen for it.
     """
-    types = strategy.types
     missing = types.keys() - {tensor.name for tensor in source.tensors}
     if missing:
         raise StrategyMismatchError(f"the strategy names {min(missing)}, which {source.name} does not have", remedy="Plan for this model")
@@ -103,19 +102,29 @@ def _retyped(source: ModelSource, tensor: TensorInfo, type_name: str, imatrix: I
     return replace(tensor, type_name=type_name, size_bytes=qtypes[type_name].tensor_bytes(tensor))
 
 
-def output_metadata(source: ModelSource, strategy: Strategy, *, imatrix: Imatrix | None = None) -> dict[str, MetadataValue]:
-    """The metadata of the file to be built: the source's, llama-quantize's and the strategy, in that order.
-
-    The strategy is written without its prediction: the prediction holds the file's size, which depends on this text.
-    """
+def plain_metadata(source: ModelSource, types: Mapping[str, str], *, imatrix: Imatrix | None = None) -> dict[str, MetadataValue]:
+    """The metadata that llama-quantize writes: the source's, and what it knows of types and importance matrix."""
     metadata = {key: value for key, value in source.metadata.items() if not key.startswith("split.")}
     added: dict[str, str | int] = {
         "general.quantization_version": QUANTIZATION_VERSION,
-        "general.file_type": file_type(source, strategy),
+        "general.file_type": file_type(source, types),
         **(_imatrix_metadata(imatrix) if imatrix else {}),
-        "quantailor.version": _version(),
-        "quantailor.strategy": dumps(strategy, format="json", include_prediction=False),
     }
+    return _with_added(metadata, added)
+
+
+def output_metadata(source: ModelSource, strategy: Strategy, *, imatrix: Imatrix | None = None) -> dict[str, MetadataValue]:
+    """The metadata of the file to be built: llama-quantize's and the strategy.
+
+    The strategy is written without its prediction: the prediction holds the file's size, which depends on this text.
+    """
+    text = dumps(strategy, format="json", include_prediction=False)
+    added: dict[str, str | int] = {"quantailor.version": _version(), "quantailor.strategy": text}
+    return _with_added(plain_metadata(source, strategy.types, imatrix=imatrix), added)
+
+
+def _with_added(metadata: dict[str, MetadataValue], added: Mapping[str, str | int]) -> dict[str, MetadataValue]:
+    """With these keys at the end, replaced where they were there before."""
     for key, value in added.items():
         metadata.pop(key, None)
         metadata[key] = MetadataValue("string" if isinstance(value, str) else "uint32", value)
@@ -133,9 +142,8 @@ def _version() -> str:
         return "unknown"
 
 
-def file_type(source: ModelSource, strategy: Strategy) -> int:
-    """llama.cpp's number for a file whose most common type, by weights, is this strategy's."""
-    types = strategy.types
+def file_type(source: ModelSource, types: Mapping[str, str]) -> int:
+    """llama.cpp's number for the type that most weights have."""
     weights: Counter[str] = Counter()
     for tensor in source.tensors:
         if never_quantized(tensor, source.architecture) is None:
@@ -148,22 +156,18 @@ def predict_layout(
     source: ModelSource, strategy: Strategy, *, imatrix: Imatrix | None = None, split_max_bytes: int | None = None
 ) -> FileLayout:
     """The built file's parts, headers and offsets, exact to the byte; raises as `output_tensors` does."""
-    tensors = output_tensors(source, strategy, imatrix=imatrix)
+    tensors = output_tensors(source, strategy.types, imatrix=imatrix)
     return layout(output_metadata(source, strategy, imatrix=imatrix), tensors, split_max_bytes=split_max_bytes)
 
 
 def plain_layout(source: ModelSource, types: Mapping[str, str], *, imatrix: Imatrix | None = None) -> FileLayout:
-    """The layout of what llama-quantize itself would write for these types: the same without `quantailor.*` keys."""
-    choices = tuple(TensorChoice(name, type_name, "") for name, type_name in types.items())
-    strategy = Strategy("", source.name, source.architecture, "preset", choices)
-    metadata = output_metadata(source, strategy, imatrix=imatrix)
-    kept = {key: value for key, value in metadata.items() if not key.startswith("quantailor.")}
-    return layout(kept, output_tensors(source, strategy, imatrix=imatrix))
+    """The layout of what llama-quantize itself writes for these types: the same without `quantailor.*` keys."""
+    return layout(plain_metadata(source, types, imatrix=imatrix), output_tensors(source, types, imatrix=imatrix))
 
 
 def predict(source: ModelSource, strategy: Strategy, *, imatrix: Imatrix | None = None, split_max_bytes: int | None = None) -> Prediction:
     """The strategy's exact size, and the damage that its choices add up to; raises as `output_tensors` does."""
-    tensors = output_tensors(source, strategy, imatrix=imatrix)
+    tensors = output_tensors(source, strategy.types, imatrix=imatrix)
     tensor_bytes, n_weights = _totals(tensors)
     return Prediction(
         file_size_bytes=predict_layout(source, strategy, imatrix=imatrix, split_max_bytes=split_max_bytes).size_bytes,
@@ -213,7 +217,7 @@ def build(
             remedy="Plan again for this model",
         )
     _spare_the_source(source, output)
-    tensors = output_tensors(source, strategy, imatrix=imatrix)
+    tensors = output_tensors(source, strategy.types, imatrix=imatrix)
     planned = predict_layout(source, strategy, imatrix=imatrix, split_max_bytes=split_max_bytes)
     tensor_bytes, n_weights = _totals(tensors)
     kept = _kept(source, strategy)
