@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,10 @@ READABLE_VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 MAX_DIMS = 4
 MAX_NAME_BYTES = 63
+MAX_KEY_BYTES = 65535
 MAX_ELEMENTS = 2**62
+MAX_HEADER_BYTES = 2**28
+"""Longest header that we read; the largest vocabularies take some 20 MiB."""
 ALIGNMENT_KEY = "general.alignment"
 INTACT = "Get an intact copy of the file"
 
@@ -45,6 +48,7 @@ _SCALARS: Mapping[int, tuple[str, str]] = {
     12: ("float64", "d"),
 }
 _STRING, _ARRAY = 8, 9
+_U64 = struct.Struct("<Q")
 _FORMATS = dict(_SCALARS.values())
 _TYPE_IDS = {name: number for number, (name, _) in _SCALARS.items()} | {"string": _STRING, "array": _ARRAY}
 
@@ -82,7 +86,8 @@ def alignment_of(metadata: Mapping[str, MetadataValue], name: str) -> int:
         return DEFAULT_ALIGNMENT
     value = stored.value
     if stored.value_type != "uint32" or not isinstance(value, int) or value < 1 or value & (value - 1) or value > 2**20:
-        raise ModelFormatError(f"{name} has the alignment {value!r}, which is no power of two", remedy=INTACT)
+        shown = value if isinstance(value, int) else stored.value_type
+        raise ModelFormatError(f"{name} has the alignment {shown}, which is no power of two up to {2**20}", remedy=INTACT)
     return value
 
 
@@ -115,10 +120,33 @@ class _Cursor:
             raise self.fail(f"{what} is {count}, more than the file can hold")
         return count
 
-    def text(self, what: str) -> str:
+    def name_of(self, what: str, most_bytes: int) -> str:
+        """A key or a tensor's name: UTF-8 that can be shown to people."""
         raw = self.take(self.count(f"the length of {what}", least_bytes=1), what)
-        # Some vocabularies hold bytes that are no UTF-8; they survive a round trip this way.
-        return str(raw, "utf-8", "surrogateescape")
+        if not 0 < len(raw) <= most_bytes:
+            raise self.fail(f"{what} has {len(raw)} bytes; 1 to {most_bytes} are legal")
+        text = str(raw, "utf-8", "replace")
+        if "\ufffd" in text or not text.isprintable():
+            raise self.fail(f"{what} is no plain text: {_short(ascii(text))}")
+        return text
+
+    def texts(self, count: int, what: str) -> tuple[str, ...]:
+        """So many strings in a row."""
+        data, at, end = self.data, self.at, len(self.data)
+        found = []
+        for _ in range(count):
+            start = at + _U64.size
+            if start > end or (at := start + _U64.unpack_from(data, at)[0]) > end:
+                raise self.fail(f"the file ends within {what}")
+            # Some vocabularies hold bytes that are no UTF-8; they survive a round trip this way.
+            found.append(str(data[start:at], "utf-8", "surrogateescape"))
+        self.at = at
+        return tuple(found)
+
+
+def _short(text: str) -> str:
+    """Enough of a name to find it, for messages of one line."""
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def parse_header(data: memoryview, file_size: int, name: str) -> Header:
@@ -133,7 +161,7 @@ def parse_header(data: memoryview, file_size: int, name: str) -> Header:
         ModelFormatError: no GGUF file, truncated, or inconsistent.
         UnsupportedModelError: a version, byte order or tensor type that we do not know.
     """
-    cursor = _Cursor(data, name)
+    cursor = _Cursor(data[:MAX_HEADER_BYTES], name)
     if len(data) < 4 or bytes(data[:4]) != MAGIC:
         raise ModelFormatError(f"{name} is no GGUF file", remedy="Give a GGUF file or a Hugging Face directory")
     cursor.at = 4
@@ -146,7 +174,8 @@ def parse_header(data: memoryview, file_size: int, name: str) -> Header:
     n_metadata = cursor.count("the number of metadata entries", least_bytes=1)
     metadata = _read_metadata(cursor, n_metadata)
     alignment = alignment_of(metadata, name)
-    raw = [_read_tensor(cursor) for _ in range(n_tensors)]
+    qtypes = {qtype.id: qtype for qtype in library.types().values()}
+    raw = [_read_tensor(cursor, qtypes) for _ in range(n_tensors)]
     data_offset = aligned(cursor.at, alignment)
     return Header(metadata, _placed(raw, data_offset, alignment, file_size, name), alignment, data_offset)
 
@@ -154,17 +183,17 @@ def parse_header(data: memoryview, file_size: int, name: str) -> Header:
 def _read_metadata(cursor: _Cursor, count: int) -> dict[str, MetadataValue]:
     metadata: dict[str, MetadataValue] = {}
     for _ in range(count):
-        key = cursor.text("a metadata key")
+        key = cursor.name_of("a metadata key", MAX_KEY_BYTES)
         if key in metadata:
-            raise cursor.fail(f"the metadata key {key!r} is there twice")
-        metadata[key] = _read_value(cursor, key)
+            raise cursor.fail(f"the metadata key {_short(key)} is there twice")
+        metadata[key] = _read_value(cursor, _short(key))
     return metadata
 
 
 def _read_value(cursor: _Cursor, key: str) -> MetadataValue:
     kind = cursor.number("I", f"the type of {key}")
     if kind == _STRING:
-        return MetadataValue("string", cursor.text(key))
+        return MetadataValue("string", cursor.texts(1, key)[0])
     if kind in _SCALARS:
         type_name, letter = _SCALARS[kind]
         return MetadataValue(type_name, cursor.number(letter, key))
@@ -173,7 +202,7 @@ def _read_value(cursor: _Cursor, key: str) -> MetadataValue:
     element = cursor.number("I", f"the element type of {key}")
     if element == _STRING:
         count = cursor.count(f"the length of {key}", least_bytes=8)
-        return MetadataValue("array", tuple(cursor.text(key) for _ in range(count)), "string")
+        return MetadataValue("array", cursor.texts(count, key), "string")
     if element not in _SCALARS:
         raise cursor.fail(f"{key} is an array of the unknown type {element}")
     type_name, letter = _SCALARS[element]
@@ -190,17 +219,15 @@ class _RawTensor:
     offset: int
 
 
-def _read_tensor(cursor: _Cursor) -> _RawTensor:
-    name = cursor.text("a tensor's name")
-    if not name or len(name.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES:
-        raise cursor.fail(f"the tensor name {name[:80]!r} has no legal length")
+def _read_tensor(cursor: _Cursor, qtypes: Mapping[int, QType]) -> _RawTensor:
+    name = cursor.name_of("a tensor's name", MAX_NAME_BYTES)
     n_dims = cursor.number("I", f"the dimensions of {name}")
     if not 1 <= n_dims <= MAX_DIMS:
         raise cursor.fail(f"{name} has {n_dims} dimensions")
-    shape = tuple(int(cursor.number("Q", f"the dimensions of {name}")) for _ in range(n_dims))[::-1]
-    type_id = cursor.number("I", f"the type of {name}")
-    offset = int(cursor.number("Q", f"the offset of {name}"))
-    qtype = next((found for found in library.types().values() if found.id == type_id), None)
+    fields = struct.Struct(f"<{n_dims}QIQ")
+    *dims, type_id, offset = fields.unpack(cursor.take(fields.size, f"the description of {name}"))
+    shape = tuple(reversed(dims))
+    qtype = qtypes.get(type_id)
     if qtype is None:
         raise UnsupportedModelError(f"{name} in {cursor.name} has the tensor type {type_id}, which this version does not read")
     if any(size < 1 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
@@ -240,43 +267,64 @@ def _placed(raw: Sequence[_RawTensor], data_offset: int, alignment: int, file_si
 def encode_header(metadata: Mapping[str, MetadataValue], tensors: Sequence[TensorInfo], *, n_tensors: int | None = None) -> bytes:
     """The header of a version 3 file whose tensors lie in this order, padded to where data begin.
 
-    Raises ModelFormatError for values that their type cannot hold.
+    Raises ModelFormatError for values that their type cannot hold, and for tensors that no reader would take.
     """
     alignment = alignment_of(metadata, "the file to be written")
+    _check_tensors(tensors)
     parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors) if n_tensors is None else n_tensors, len(metadata))]
     for key, value in metadata.items():
-        parts += [_text(key), _encoded(key, value)]
+        if not 1 <= len(key.encode("utf-8", "replace")) <= MAX_KEY_BYTES or not key.isprintable():
+            raise ModelFormatError(f"{_short(ascii(key))} cannot be a metadata key; {MAX_KEY_BYTES} bytes of plain text can")
+        parts += [_texts((key,)), _encoded(key, value)]
     qtypes = library.types()
     offset = 0
     for tensor in tensors:
         dims = tensor.shape[::-1]
-        parts.append(_text(tensor.name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, qtypes[tensor.type_name].id, offset))
+        parts.append(_texts((tensor.name,)) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, qtypes[tensor.type_name].id, offset))
         offset += aligned(tensor.size_bytes, alignment)
     header = b"".join(parts)
     return header + bytes(aligned(len(header), alignment) - len(header))
 
 
-def _text(text: str) -> bytes:
-    raw = text.encode("utf-8", "surrogateescape")
-    return struct.pack("<Q", len(raw)) + raw
+def _check_tensors(tensors: Sequence[TensorInfo]) -> None:
+    qtypes = library.types()
+    names: set[str] = set()
+    for tensor in tensors:
+        qtype = qtypes.get(tensor.type_name)
+        if not 1 <= len(tensor.name.encode("utf-8", "replace")) <= MAX_NAME_BYTES or not tensor.name.isprintable():
+            raise ModelFormatError(f"{_short(ascii(tensor.name))} cannot be a tensor's name; {MAX_NAME_BYTES} bytes of plain text can")
+        if tensor.name in names:
+            raise ModelFormatError(f"the tensor {tensor.name} is to be written twice")
+        if qtype is None or not 1 <= len(tensor.shape) <= MAX_DIMS or not qtype.divides(tensor.n_cols):
+            raise ModelFormatError(f"{tensor.name} of shape {tensor.shape} cannot be written as {tensor.type_name}")
+        if tensor.n_elements < 1 or tensor.size_bytes != qtype.row_bytes(tensor.n_cols) * tensor.n_rows:
+            raise ModelFormatError(f"{tensor.name} of shape {tensor.shape} does not take {tensor.size_bytes} bytes as {tensor.type_name}")
+        names.add(tensor.name)
+
+
+def _texts(texts: Sequence[Any]) -> bytes:
+    parts = []
+    for text in texts:
+        raw = text.encode("utf-8", "surrogateescape")
+        parts += (_U64.pack(len(raw)), raw)
+    return b"".join(parts)
 
 
 def _encoded(key: str, value: MetadataValue) -> bytes:
     try:
         if value.value_type != "array":
-            return struct.pack("<I", _TYPE_IDS[value.value_type]) + _plain(value.value_type)(value.value)
+            return struct.pack("<I", _TYPE_IDS[value.value_type]) + _plain(value.value_type, (value.value,))
         if not isinstance(value.value, tuple) or value.element_type is None:
             raise TypeError("an array needs a tuple and an element type")
         head = struct.pack("<IIQ", _ARRAY, _TYPE_IDS[value.element_type], len(value.value))
-        if value.element_type in _FORMATS:
-            return head + struct.pack(f"<{len(value.value)}{_FORMATS[value.element_type]}", *value.value)
-        return head + b"".join(map(_plain(value.element_type), value.value))
-    except (struct.error, TypeError, KeyError, AttributeError) as error:
-        raise ModelFormatError(f"the metadata value of {key} cannot be written as {value.value_type}: {error}") from error
+        return head + _plain(value.element_type, value.value)
+    except (struct.error, TypeError, KeyError, AttributeError, OverflowError, UnicodeError) as error:
+        raise ModelFormatError(f"the metadata value of {_short(key)} cannot be written as {value.value_type}: {error}") from error
 
 
-def _plain(type_name: str) -> Callable[[Any], bytes]:
+def _plain(type_name: str, values: Sequence[Any]) -> bytes:
     if type_name == "string":
-        return _text
-    letter = _FORMATS[type_name]
-    return lambda value: struct.pack("<" + letter, value)
+        return _texts(values)
+    if type_name == "bool" and not all(isinstance(value, bool) for value in values):
+        raise TypeError("a bool is True or False")
+    return struct.pack(f"<{len(values)}{_FORMATS[type_name]}", *values)
