@@ -204,17 +204,19 @@ class Llama:
 def llama3_factors(dim: int, base: float, factor: float, low: float, high: float, length: float) -> list[float]:
     """What each frequency is divided by: 1 for short wavelengths, `factor` for long ones, a blend between."""
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    frequencies = np.float32(1) / np.power(np.float32(base), exponents)
+    # Float32 steps and reciprocals in torch's order, so that the last bit agrees; powers are rounded correctly.
+    one = np.float32(1)
+    frequencies = one / np.power(base, exponents.astype(np.float64)).astype(np.float32)
     factors = []
     for frequency in frequencies:
-        wavelength = np.float32(2 * math.pi) / frequency
+        wavelength = one / frequency * np.float32(2 * math.pi)
         if wavelength < length / high:
             factors.append(1.0)
         elif wavelength > length / low:
             factors.append(factor)
         else:
-            smooth = (np.float32(length) / wavelength - np.float32(low)) / np.float32(high - low)
-            factors.append(float(np.float32(1) / ((np.float32(1) - smooth) / np.float32(factor) + smooth)))
+            smooth = (one / wavelength * np.float32(length) - np.float32(low)) / np.float32(high - low)
+            factors.append(float(one / ((one - smooth) / np.float32(factor) + smooth)))
     return factors
 
 
