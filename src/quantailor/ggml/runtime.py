@@ -39,7 +39,7 @@ MAX_UBATCH = 512
 """Tokens per graph, llama.cpp's own default; longer chunks run in several graphs."""
 ALL_LAYERS = 999
 _F32_ID = 0
-_LOG_ERROR, _LOG_CONTINUES = 3, 5
+_LOG_ERROR, _LOG_CONTINUES = 4, 5
 _N_LOG_LINES = 50
 
 
@@ -89,9 +89,9 @@ class _Log:
         self._lines.clear()
 
     def last_error(self) -> str:
-        """The errors since `clear`, the first and the last of them, without the names of C functions."""
-        errors = [line.split(": ", 1)[-1] for level, line in self._lines if level == _LOG_ERROR]
-        return "; ".join(dict.fromkeys([errors[0], errors[-1]])) if errors else "llama.cpp gives no reason"
+        """The first error since `clear`, without the names of C functions; what follows it only repeats it."""
+        errors = (line.split(": ", 1)[-1] for level, line in self._lines if level == _LOG_ERROR)
+        return next(errors, "llama.cpp gives no reason").removeprefix("error loading model: ")
 
 
 @functools.cache

@@ -1,0 +1,152 @@
+"""A loaded model: tokens, logits, captured inputs, and what happens when something is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantailor.errors import ImatrixError, InferenceError
+from quantailor.ggml.runtime import Activation, LoadedModel, is_weight, tokenizer, weight_name
+
+TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 4
+
+
+def test_text_becomes_tokens_with_bos_in_front(books_llama_base: Path) -> None:
+    with tokenizer(books_llama_base) as vocabulary:
+        tokens = vocabulary.tokenize(TEXT)
+        assert vocabulary.adds_bos
+        assert tokens[0] == vocabulary.bos_token
+        assert tokens[1:].tolist() == vocabulary.tokenize(TEXT, add_special=False).tolist()
+        assert tokens.max() < vocabulary.n_vocab
+
+
+def test_special_tokens_in_a_text_are_plain_text(books_llama_base: Path) -> None:
+    with tokenizer(books_llama_base) as vocabulary:
+        assert len(vocabulary.tokenize("<s>", add_special=False)) > 1
+
+
+def test_any_characters_can_be_tokenized(books_llama_base: Path) -> None:
+    with tokenizer(books_llama_base) as vocabulary:
+        assert len(vocabulary.tokenize("naïve 中文 \U0001f600 \0 end")) > 10
+        assert len(vocabulary.tokenize("", add_special=False)) == 0
+
+
+def test_logits_do_not_depend_on_what_ran_before(books_llama_base: Path) -> None:
+    with LoadedModel.open(books_llama_base, n_ctx=64, n_threads=1) as model:
+        tokens = model.tokenize(TEXT)[:64]
+        before = model.logits(tokens)
+        model.logits(tokens[::-1].copy())
+        assert before.shape == (64, model.n_vocab)
+        assert np.array_equal(before, model.logits(tokens))
+
+
+def test_logits_from_a_position_on(books_llama_base: Path) -> None:
+    with LoadedModel.open(books_llama_base, n_ctx=64, n_threads=1) as model:
+        tokens = model.tokenize(TEXT)[:64]
+        whole, half = model.logits(tokens), model.logits(tokens, first=32)
+        assert half.shape == (32, model.n_vocab)
+        np.testing.assert_allclose(half, whole[32:], atol=1e-4)
+
+
+def test_capture_sees_every_matrix_of_a_dense_model(books_llama_base: Path) -> None:
+    seen: dict[str, tuple[int, ...]] = {}
+
+    def capture(activation: Activation) -> None:
+        assert activation.slice_ids is None
+        seen[activation.name] = activation.x.shape
+
+    with LoadedModel.open(books_llama_base, n_ctx=64, n_threads=1, capture=capture) as model:
+        model.decode(model.tokenize(TEXT)[:64])
+    roles = {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"}
+    assert {name.split(".")[2] for name in seen if name.startswith("blk.0.")} == roles
+    assert seen["blk.0.attn_q.weight"] == (64, 1, 256)
+    assert seen["blk.0.ffn_down.weight"] == (64, 1, 768)
+    assert "output.weight" in seen
+
+
+def test_capture_sees_which_experts_a_token_takes(books_moe_base: Path) -> None:
+    seen: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {}
+
+    def capture(activation: Activation) -> None:
+        if activation.slice_ids is not None:
+            seen[activation.name] = (activation.x.shape, activation.slice_ids.shape, activation.n_slices)
+            assert all(len(set(row)) == len(row) for row in activation.slice_ids.tolist())
+
+    with LoadedModel.open(books_moe_base, n_ctx=64, n_threads=1, capture=capture) as model:
+        model.decode(model.tokenize(TEXT)[:64])
+    assert seen["blk.0.ffn_up_exps.weight"] == ((64, 1, 256), (64, 2), 8)
+    assert seen["blk.0.ffn_down_exps.weight"] == ((64, 2, 256), (64, 2), 8)
+
+
+@pytest.mark.parametrize("failure", [ImatrixError("not finite"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
+def test_what_a_capture_raises_comes_out_of_decode(books_llama_base: Path, failure: BaseException) -> None:
+    calls = []
+
+    def capture(activation: Activation) -> None:
+        calls.append(activation.name)
+        if len(calls) == 3:
+            raise failure
+
+    with LoadedModel.open(books_llama_base, n_ctx=64, n_threads=1, capture=capture) as model:
+        tokens = model.tokenize(TEXT)[:64]
+        with pytest.raises(type(failure)):
+            model.decode(tokens)
+        assert len(calls) == 3
+        model.decode(tokens)
+    assert len(calls) > 10
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"not a model" * 100], ids=["empty", "magic only", "text"])
+def test_a_file_that_is_no_model(tmp_path: Path, capfd: pytest.CaptureFixture[str], content: bytes) -> None:
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(content)
+    with pytest.raises(InferenceError, match="cannot load"):
+        LoadedModel.open(path)
+    with pytest.raises(InferenceError, match="cannot load"):
+        tokenizer(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_reason_is_llama_cpps_own(books_llama_base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "truncated.gguf"
+    path.write_bytes(books_llama_base.read_bytes()[:1_000_000])
+    with pytest.raises(InferenceError, match="not within the file bounds"):
+        LoadedModel.open(path)
+
+
+def test_loading_says_nothing_on_the_terminal(books_llama_base: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with LoadedModel.open(books_llama_base, n_ctx=64, n_threads=1) as model:
+        model.logits(model.tokenize(TEXT)[:64])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_chunks_that_do_not_fit_are_refused(books_llama_base: Path) -> None:
+    with LoadedModel.open(books_llama_base, n_ctx=64, n_threads=1) as model:
+        with pytest.raises(InferenceError, match="does not fit a context of 64"):
+            model.logits(np.ones(65, dtype=np.int32))
+        with pytest.raises(InferenceError, match="does not fit"):
+            model.logits(np.ones(0, dtype=np.int32))
+        for foreign in (-1, model.n_vocab):
+            with pytest.raises(InferenceError, match="does not have"):
+                model.logits(np.full(8, foreign, dtype=np.int32))
+
+
+def test_a_closed_model_says_so(books_llama_base: Path) -> None:
+    model = LoadedModel.open(books_llama_base, n_ctx=64, n_threads=1)
+    model.close()
+    model.close()
+    with pytest.raises(InferenceError, match="is closed"):
+        model.logits(np.ones(8, dtype=np.int32))
+    with pytest.raises(InferenceError, match="is closed"):
+        model.tokenize("text")
+
+
+def test_names_of_graph_nodes() -> None:
+    assert weight_name(b"blk.0.attn_k.weight") == "blk.0.attn_k.weight"
+    assert weight_name(b"CUDA0#blk.0.attn_k.weight#0") == "blk.0.attn_k.weight"
+    assert [name for name in ("blk.1.ffn_up.weight", "output.weight", "cache_k_l0", "kq-0") if is_weight(name)] == [
+        "blk.1.ffn_up.weight",
+        "output.weight",
+    ]
