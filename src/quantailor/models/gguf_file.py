@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import mmap
+import os
 import re
+import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,42 +15,83 @@ import numpy.typing as npt
 
 from quantailor.errors import ModelError, ModelFormatError, TensorNotFoundError
 from quantailor.ggml import codec, library
-from quantailor.models.gguf_format import Header, parse_header
+from quantailor.models.gguf_format import INTACT, Header, parse_header
 from quantailor.records import MetadataValue, TensorInfo
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
+_MOST_AT_ONCE = 1 << 30
+"""Bytes of one read; some systems refuse 2 GiB."""
+
 SHARD_NAME = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 
 class _Part:
-    """One file, memory-mapped."""
+    """One file. Rows are read, not mapped: a file that shrinks meanwhile is then an error and not the end of the process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = threading.Lock()
         try:
-            with path.open("rb") as stream:
-                self.size_bytes = stream.seek(0, 2)
-                if self.size_bytes == 0:
-                    raise ModelFormatError(f"{path} is empty", remedy="Get an intact copy of the file")
-                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise ModelError(f"cannot read {path}: {error.strerror or error}", remedy="Check the path") from error
-        view = memoryview(self._map)
+            if not path.is_file():
+                raise ModelError(f"{path} is no file" if path.exists() else f"there is no file {path}", remedy="Check the path")
+            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from error
+        self._closing = weakref.finalize(self, os.close, self._descriptor)
         try:
-            self.header: Header = parse_header(view, self.size_bytes, str(path))
+            self.size_bytes = os.fstat(self._descriptor).st_size
+            self.header: Header = self._read_header()
+        except (OSError, ValueError) as error:
+            self.close()
+            raise _unreadable(path, error) from error
         except BaseException:
-            view.release()
-            self._map.close()
+            self.close()
             raise
-        view.release()
+
+    def _read_header(self) -> Header:
+        if self.size_bytes == 0:
+            raise ModelFormatError(f"{self.path} is empty", remedy=INTACT)
+        with mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+            return parse_header(view, self.size_bytes, str(self.path))
 
     def read(self, start: int, stop: int) -> Bytes:
-        return np.frombuffer(self._map[start:stop], dtype=np.uint8)
+        data = np.empty(stop - start, dtype=np.uint8)
+        try:
+            n_read = self._read_into(data.data, start)
+        except (OSError, ValueError) as error:
+            raise _unreadable(self.path, error) from error
+        if n_read < len(data):
+            raise ModelFormatError(f"{self.path} has become shorter: it ends at byte {start + n_read}", remedy=INTACT)
+        return data
+
+    def _read_into(self, target: memoryview, start: int) -> int:
+        done = 0
+        while done < len(target):
+            part = target[done : done + _MOST_AT_ONCE]
+            if hasattr(os, "preadv"):
+                count = os.preadv(self._descriptor, [part], start + done)
+            else:
+                with self._lock:
+                    os.lseek(self._descriptor, start + done, os.SEEK_SET)
+                    data = os.read(self._descriptor, len(part))
+                count = len(data)
+                part[:count] = data
+            if not count:
+                break
+            done += count
+        return done
 
     def close(self) -> None:
-        self._map.close()
+        # The system may give the number to another file.
+        self._descriptor = -1
+        self._closing()
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> ModelError:
+    why = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return ModelError(f"cannot read {path}: {why}", remedy="Check the path")
 
 
 class GGUFSource:
@@ -63,11 +107,11 @@ class GGUFSource:
             for file in _all_files(Path(path)):
                 self._parts.append(_Part(file))
             self._tensors, self._places = self._collect()
+            self._check_shards()
         except BaseException:
             self.close()
             raise
         self.metadata: Mapping[str, MetadataValue] = self._parts[0].header.metadata
-        self._check_shards()
 
     def _collect(self) -> tuple[dict[str, TensorInfo], dict[str, tuple[_Part, int]]]:
         tensors: dict[str, TensorInfo] = {}
@@ -83,18 +127,25 @@ class GGUFSource:
         return tensors, places
 
     def _check_shards(self) -> None:
-        expected = self.metadata.get("split.tensors.count")
+        for number, part in enumerate(self._parts):
+            stored = part.header.metadata
+            found = stored["split.no"].value if "split.no" in stored else number
+            count = stored["split.count"].value if "split.count" in stored else len(self._parts)
+            if (found, count) != (number, len(self._parts)):
+                raise ModelFormatError(
+                    f"{part.path} is shard {_shown(found)} of {_shown(count)}, not {number} of {len(self._parts)}",
+                    remedy="Keep the shards' original names, and all shards in one directory",
+                )
+        expected = self._parts[0].header.metadata.get("split.tensors.count")
         if len(self._parts) > 1 and expected is not None and expected.value != len(self._tensors):
-            self.close()
             raise ModelFormatError(
-                f"{self.location} and its shards hold {len(self._tensors)} tensors, not {expected.value}",
+                f"{self.location} and its shards hold {len(self._tensors)} tensors, not {_shown(expected.value)}",
                 remedy="Get an intact copy of the model",
             )
 
     @property
     def name(self) -> str:
-        stored = self.metadata.get("general.name")
-        return str(stored.value) if stored is not None and stored.value_type == "string" and stored.value else self.files[0].stem
+        return self._text("general.name") or self.files[0].stem
 
     @property
     def location(self) -> str:
@@ -102,8 +153,15 @@ class GGUFSource:
 
     @property
     def architecture(self) -> str:
-        stored = self.metadata.get("general.architecture")
-        return str(stored.value) if stored is not None else "unknown"
+        return self._text("general.architecture") or "unknown"
+
+    def _text(self, key: str) -> str | None:
+        """A text for people: bytes that are no UTF-8 become replacement characters, controls become spaces."""
+        stored = self.metadata.get(key)
+        if stored is None or not isinstance(stored.value, str):
+            return None
+        plain = stored.value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        return "".join(letter if letter.isprintable() else " " for letter in plain).strip()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -127,6 +185,8 @@ class GGUFSource:
 
     def raw_rows(self, name: str, start: int, stop: int) -> Bytes:
         info = self.tensor(name)
+        if not 0 <= start <= stop <= info.n_rows:
+            raise IndexError(f"{name} has {info.n_rows} rows, not [{start}, {stop})")
         part, offset = self._places[name]
         row_bytes = library.types()[info.type_name].row_bytes(info.n_cols)
         data = part.read(offset + start * row_bytes, offset + stop * row_bytes)
@@ -151,6 +211,10 @@ def _all_files(path: Path) -> list[Path]:
         raise ModelFormatError(f"{path} is no shard of {count}", remedy="Give the first shard")
     files = [path.with_name(f"{match['stem']}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
     for file in files:
-        if not file.exists():
+        if file != path and not os.path.lexists(file):
             raise ModelError(f"the shard {file} is missing", remedy="Put all shards into one directory")
     return files
+
+
+def _shown(value: object) -> str:
+    return str(value) if isinstance(value, int) else type(value).__name__

@@ -122,7 +122,7 @@ class _Cursor:
 
     def name_of(self, what: str, most_bytes: int) -> str:
         """A key or a tensor's name: UTF-8 that can be shown to people."""
-        raw = self.take(self.count(f"the length of {what}", least_bytes=1), what)
+        raw = bytes(self.take(self.count(f"the length of {what}", least_bytes=1), what))
         if not 0 < len(raw) <= most_bytes:
             raise self.fail(f"{what} has {len(raw)} bytes; 1 to {most_bytes} are legal")
         text = str(raw, "utf-8", "replace")
@@ -161,8 +161,14 @@ def parse_header(data: memoryview, file_size: int, name: str) -> Header:
         ModelFormatError: no GGUF file, truncated, or inconsistent.
         UnsupportedModelError: a version, byte order or tensor type that we do not know.
     """
-    cursor = _Cursor(data[:MAX_HEADER_BYTES], name)
-    if len(data) < 4 or bytes(data[:4]) != MAGIC:
+    # Released here: an error's traceback must not keep views that hinder the caller from closing a map.
+    with data[:MAX_HEADER_BYTES] as start:
+        return _parsed(_Cursor(start, name), file_size)
+
+
+def _parsed(cursor: _Cursor, file_size: int) -> Header:
+    name = cursor.name
+    if bytes(cursor.data[:4]) != MAGIC:
         raise ModelFormatError(f"{name} is no GGUF file", remedy="Give a GGUF file or a Hugging Face directory")
     cursor.at = 4
     version = cursor.number("I", "the version")
@@ -303,7 +309,7 @@ def _check_tensors(tensors: Sequence[TensorInfo]) -> None:
 
 
 def _texts(texts: Sequence[Any]) -> bytes:
-    parts = []
+    parts: list[bytes] = []
     for text in texts:
         raw = text.encode("utf-8", "surrogateescape")
         parts += (_U64.pack(len(raw)), raw)

@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from quantailor import files
 from quantailor.errors import OutputError
-from quantailor.models.gguf_format import aligned, alignment_of, encode_header
+from quantailor.models.gguf_format import ALIGNMENT_KEY, aligned, alignment_of, encode_header
 from quantailor.records import MetadataValue, TensorInfo
 
 Bytes = npt.NDArray[np.uint8]
 
+SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 SPARE_BYTES = 1 << 20
 """Left free on the disk."""
 
@@ -65,11 +66,12 @@ def layout(metadata: Mapping[str, MetadataValue], tensors: Sequence[TensorInfo],
         metadata: in the order of the file.
         tensors: in the order of the file.
         split_max_bytes: most tensor bytes of one part; a larger tensor gets a part of its own. None writes one file. The first
-            part carries all metadata, as llama.cpp's do.
+            part carries all metadata, as llama.cpp's do. What a split base says of its own shards is left out.
 
     Raises:
         ModelFormatError: metadata that cannot be written.
     """
+    metadata = {key: value for key, value in metadata.items() if key not in SPLIT_KEYS}
     alignment = alignment_of(metadata, "the file to be written")
     if split_max_bytes is None:
         return FileLayout((PartLayout(encode_header(metadata, tensors), tuple(tensors), alignment),))
@@ -77,10 +79,12 @@ def layout(metadata: Mapping[str, MetadataValue], tensors: Sequence[TensorInfo],
     parts = []
     for number, group in enumerate(groups):
         split = {
-            "split.no": MetadataValue("uint16", number),
-            "split.count": MetadataValue("uint16", len(groups)),
-            "split.tensors.count": MetadataValue("int32", len(tensors)),
+            SPLIT_KEYS[0]: MetadataValue("uint16", number),
+            SPLIT_KEYS[1]: MetadataValue("uint16", len(groups)),
+            SPLIT_KEYS[2]: MetadataValue("int32", len(tensors)),
         }
+        if number and ALIGNMENT_KEY in metadata:
+            split = {ALIGNMENT_KEY: metadata[ALIGNMENT_KEY], **split}
         parts.append(PartLayout(encode_header({**metadata, **split} if number == 0 else split, group), tuple(group), alignment))
     return FileLayout(tuple(parts), split=True)
 
@@ -117,10 +121,10 @@ class GGUFWriter:
 
     def __enter__(self) -> Self:
         folder = self.paths[0].parent
-        for path in self.paths:
-            files.refuse_existing(path, overwrite=self._overwrite)
-            files.remove_leftovers(path)
         try:
+            for path in self.paths:
+                files.refuse_existing(path, overwrite=self._overwrite)
+                files.remove_leftovers(path)
             folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(folder).free
         except OSError as error:
@@ -202,10 +206,18 @@ class GGUFWriter:
         if not last:
             raise OutputError(f"{self.paths[self._part]} is incomplete: not all tensors were written")
         self._close_part()
+        renamed: list[Path] = []
         try:
-            for temporary, path in zip(self._temporary, self.paths, strict=True):
+            if len(self.paths) > 1:
+                # Killed in between, old and new shards must not pass for one model: the first shard goes first and comes last.
+                self.paths[0].unlink(missing_ok=True)
+            for temporary, path in reversed(list(zip(self._temporary, self.paths, strict=True))):
                 temporary.replace(path)
+                renamed.append(path)
         except OSError as error:
+            for path in renamed:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
             raise files.cannot_write(self.paths[0], error) from error
         files.sync_folder(self.paths[0].parent)
 

@@ -17,12 +17,16 @@ def open_model(path: Path | str) -> ModelSource:
         ModelError: there is nothing, nothing that is a model, or a damaged one.
         UnsupportedModelError: a model that this version cannot read.
     """
-    place = Path(path).expanduser()
-    if place.is_dir():
+    try:
+        place = Path(path).expanduser()
+        is_folder, exists = place.is_dir(), place.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}", remedy="Check the path") from error
+    if is_folder:
         from quantailor.models.huggingface import HuggingFaceSource
 
         return HuggingFaceSource(place)
-    if not place.exists():
+    if not exists:
         raise ModelError(f"there is no model at {place}", remedy="Give a GGUF file or a Hugging Face directory")
     return GGUFSource(place)
 
