@@ -1,4 +1,4 @@
-"""One safetensors file: its header is checked in full, then ranges of it are read through a memory map.
+"""One safetensors file: its header is checked in full, then ranges of it are read when they are asked for.
 
 Layout (https://github.com/huggingface/safetensors#format): header length u64 little endian, header JSON
 {name: {"dtype", "shape", "data_offsets": [begin, end]}}, data. Offsets count from the end of the header.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from quantailor.errors import ModelError, ModelFormatError, UnsupportedModelError
+from quantailor.errors import ModelFormatError, UnsupportedModelError
 from quantailor.models.convert.json_files import parse_json
+from quantailor.models.random_access import RandomAccessFile
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -47,7 +47,7 @@ class StoredArray:
 
 
 class SafetensorsFile:
-    """A memory-mapped safetensors file; `.arrays` in the order of their names.
+    """A safetensors file; `.arrays` in the order of their names.
 
     Raises:
         ModelFormatError: truncated, corrupt or inconsistent.
@@ -56,35 +56,31 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._stored = RandomAccessFile(path)
+        self.size_bytes = self._stored.size_bytes
         try:
-            with path.open("rb") as stream:
-                self.size_bytes = stream.seek(0, 2)
-                if self.size_bytes < 8:
-                    raise self._corrupt(f"it has {self.size_bytes} bytes")
-                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise ModelError(f"cannot read {path}: {error.strerror or error}", remedy=INTACT) from error
-        try:
+            if self.size_bytes < 8:
+                raise self._corrupt(f"it has {self.size_bytes} bytes")
             self.arrays = self._read_header()
         except BaseException:
             self.close()
             raise
 
     def read(self, start: int, stop: int) -> Bytes:
-        """A copy of the file's bytes [start, stop)."""
-        return np.frombuffer(self._map[start:stop], dtype=np.uint8)
+        """The file's bytes [start, stop), a fresh array."""
+        return self._stored.read(start, stop)
 
     def close(self) -> None:
-        self._map.close()
+        self._stored.close()
 
     def _corrupt(self, what: str) -> ModelFormatError:
         return ModelFormatError(f"{self.path} is no intact safetensors file: {what}", remedy=INTACT)
 
     def _read_header(self) -> dict[str, StoredArray]:
-        length = int.from_bytes(self._map[:8], "little")
+        length = int.from_bytes(self.read(0, 8).tobytes(), "little")
         if length > min(self.size_bytes - 8, MAX_HEADER_BYTES):
             raise self._corrupt(f"its header says {length:,} bytes, the file has {self.size_bytes:,}")
-        header = parse_json(self._map[8 : 8 + length], f"the header of {self.path}")
+        header = parse_json(self.read(8, 8 + length).tobytes(), f"the header of {self.path}")
         arrays = {name: self._array(name, entry, 8 + length) for name, entry in sorted(header.items()) if name != "__metadata__"}
         placed = sorted(arrays.values(), key=lambda array: (array.offset, array.size_bytes))
         for before, after in itertools.pairwise(placed):

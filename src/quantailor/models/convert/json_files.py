@@ -16,7 +16,11 @@ MAX_FILE_BYTES = 256 << 20
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
     """A JSON object from UTF-8 text. Raises ModelFormatError naming `name`."""
     try:
-        value = json.loads(str(data, "utf-8"))
+        text = str(data, "utf-8")
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            # Half of a surrogate pair is no text and could not be written.
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ModelFormatError(f"{name} is no valid JSON: {str(error)[:120]}", remedy=INTACT) from error
     if not isinstance(value, dict):

@@ -15,6 +15,7 @@ from quantailor.models.convert.planned import ITEM_BYTES, PlannedTensor, check_h
 from quantailor.models.safetensors_file import READABLE, StoredArray
 from quantailor.records import MetadataValue, TensorInfo
 
+MAX_HEAD_DIM = 1 << 16
 FILE_TYPES = {"F16": 1, "BF16": 32}
 _IGNORED = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
 _OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -63,6 +64,8 @@ class Llama:
         stored = self.config.optional_count("head_dim")
         self.rope_dim = stored or self.config.count("hidden_size") // self.n_heads
         self.head_dim = stored or (self.rope_dim if self.implied_head_dim else None)
+        if not 1 <= self.rope_dim <= MAX_HEAD_DIM:
+            raise self.config.wrong("head_dim", self.rope_dim)
 
     # Tensors
 
@@ -79,6 +82,7 @@ class Llama:
             if not array.name.endswith(_IGNORED):
                 planned.extend(self._planned(array, target))
         self._check_whole()
+        self._check_sizes({tensor.info.name: tensor.info for tensor in planned})
         return planned
 
     def _planned(self, array: StoredArray, target: str) -> Iterable[PlannedTensor]:
@@ -86,6 +90,19 @@ class Llama:
 
     def _check_whole(self) -> None:
         """Every array has been used."""
+
+    def _check_sizes(self, tensors: Mapping[str, TensorInfo]) -> None:
+        """The embedding and the layers are there and as large as the configuration says."""
+        expected = (self.vocab_size, self.config.count("hidden_size"))
+        embedding = tensors.get("token_embd.weight")
+        if embedding is None or embedding.shape != expected:
+            found = "is missing" if embedding is None else f"has the shape {embedding.shape}, not {expected}"
+            raise ModelFormatError(f"the embedding that {self.config.place} describes {found}", remedy="Download the model again")
+        layers = {tensor.layer for tensor in tensors.values()} - {None}
+        if len(layers) != self.n_layers:
+            raise ModelFormatError(
+                f"{self.config.place} describes {self.n_layers} layers, the files hold {len(layers)}", remedy="Download the model again"
+            )
 
     def _single(self, array: StoredArray, name: str, target: str) -> PlannedTensor:
         heads = None

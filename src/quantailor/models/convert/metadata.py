@@ -189,5 +189,7 @@ def _text(folder: Path, key: str, value: Any) -> str:
     if key == "license" and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ",".join(value)
     if not isinstance(value, str):
-        raise ModelFormatError(f"README.md in {folder} has {key} = {str(value)[:80]!r}, no text", remedy="Put it in quotation marks")
+        raise ModelFormatError(
+            f"README.md in {folder} has {key} as {type(value).__name__}, not as text", remedy="Put it in quotation marks"
+        )
     return value

@@ -1,0 +1,66 @@
+"""Reads ranges of one file from any thread. Nothing is mapped: a file that shrinks meanwhile is then an error and no crash."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from quantailor.errors import ModelError, ModelFormatError
+
+Bytes = npt.NDArray[np.uint8]
+
+_MOST_AT_ONCE = 1 << 30
+"""Bytes of one read; some systems refuse 2 GiB."""
+
+
+class RandomAccessFile:
+    """A file open for reading. Raises ModelError where it cannot be opened or read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        try:
+            if not path.is_file():
+                raise ModelError(f"there is no file {path}", remedy="Check the path")
+            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except (OSError, ValueError) as error:
+            raise self._unreadable(error) from error
+        self._closing = weakref.finalize(self, os.close, self._descriptor)
+        self.size_bytes = os.fstat(self._descriptor).st_size
+
+    def read(self, start: int, stop: int) -> Bytes:
+        """Bytes [start, stop), a fresh array."""
+        data = np.empty(stop - start, dtype=np.uint8)
+        done = 0
+        try:
+            while done < len(data):
+                count = self._read_part(data[done : done + _MOST_AT_ONCE], start + done)
+                if not count:
+                    raise ModelFormatError(f"{self.path} has become shorter: it ends at byte {start + done}", remedy="Get an intact copy")
+                done += count
+        except (OSError, ValueError) as error:
+            raise self._unreadable(error) from error
+        return data
+
+    def _read_part(self, target: Bytes, at: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._descriptor, [target.data], at)
+        with self._lock:
+            os.lseek(self._descriptor, at, os.SEEK_SET)
+            part = os.read(self._descriptor, len(target))
+        target[: len(part)] = np.frombuffer(part, dtype=np.uint8)
+        return len(part)
+
+    def close(self) -> None:
+        # The system may give the number to another file.
+        self._descriptor = -1
+        self._closing()
+
+    def _unreadable(self, error: OSError | ValueError) -> ModelError:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        return ModelError(f"cannot read {self.path}: {why}", remedy="Check the path")
