@@ -30,6 +30,8 @@ from quantailor.analysis.imatrix import (
 from quantailor.analysis.imatrix_file import read_imatrix
 from quantailor.errors import ImatrixError, Paused
 from quantailor.ggml.runtime import Activation
+from quantailor.models.gguf_file import GGUFSource
+from quantailor.models.gguf_writer import GGUFWriter, layout
 from quantailor.records import TensorInfo
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -80,6 +82,21 @@ def test_token_counts_are_those_of_the_chunks(books_llama_base: Path, short_chun
     counts = compute(books_llama_base, short_chunks).token_counts
     assert counts is not None
     assert counts.tolist() == np.bincount(short_chunks.reshape(-1), minlength=counts.size).tolist()
+
+
+def test_a_tied_output_weighs_the_errors_of_the_embeddings(books_llama_base: Path, short_chunks: Tokens, tmp_path: Path) -> None:
+    found = compute(tied(books_llama_base, tmp_path / "tied.gguf"), short_chunks[:1])
+    assert list(found.error_only) == ["token_embd.weight"]
+    assert found.error_only["token_embd.weight"].counts.tolist() == [64]
+
+
+def test_long_chunks_run_in_several_graphs(books_llama_base: Path, calibration_text: Path) -> None:
+    long = chunks(load_corpus(books_llama_base, calibration_text), 1024, limit=1)
+    one, two = compute(books_llama_base, long), compute(books_llama_base, long.reshape(2, 512))
+    for name, entry in one.entries.items():
+        assert entry.counts.tolist() == two.entries[name].counts.tolist() == [1024]
+    first = "blk.0.attn_q.weight"  # its input depends on the token alone
+    np.testing.assert_allclose(one.entries[first].sum2, two.entries[first].sum2, rtol=1e-6)
 
 
 @pytest.mark.parametrize("stop_after", [1, 2])
@@ -145,6 +162,7 @@ def test_experts_sum_what_was_routed_to_them() -> None:
         entry = entry_of(Activation("blk.0.ffn_up_exps.weight", x, ids, 4, (1, 2)))
         assert entry.counts.tolist() == [3, 0, 4, 3]
         np.testing.assert_allclose(entry.sum2, expected, rtol=1e-6)
+        assert entry.sum is not None
         np.testing.assert_allclose(entry.sum, totals, rtol=1e-5, atol=1e-6)
 
 
@@ -306,6 +324,17 @@ def entry(sum2: list[list[float]], counts: list[int], *, sums: list[list[float]]
     return ImatrixEntry(
         np.array(sum2, dtype=np.float32), np.array(counts, dtype=np.int64), None if sums is None else np.array(sums, dtype=np.float32)
     )
+
+
+def tied(base: Path, path: Path) -> Path:
+    """The same model with its token embeddings as output matrix."""
+    source = GGUFSource(base)
+    tensors = [tensor for tensor in source.tensors if tensor.name != "output.weight"]
+    with GGUFWriter(path, layout(source.metadata, tensors)) as writer:
+        for tensor in tensors:
+            writer.write(source.raw_rows(tensor.name, 0, tensor.n_rows))
+    source.close()
+    return path
 
 
 def entry_of(activation: Activation) -> ImatrixEntry:
