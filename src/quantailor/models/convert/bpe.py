@@ -18,6 +18,8 @@ from quantailor.records import MetadataValue
 INTACT = "Download the model again"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _UNSCORED = -1000.0
+_LLAMA_NAMED = frozenset({"<unk>", "<s>", "</s>"})
+"""The tokens with a role where no tokenizer_config.json names any."""
 _SPACE = chr(256 + ord(" "))
 """How byte-level vocabularies write a space."""
 
@@ -51,7 +53,8 @@ class BpeTokenizer:
             )
         self.base = {text: self._id(number) for text, number in self._model["vocab"].items()}
         settings = read_json_if_there(folder / "tokenizer_config.json")
-        self.added = self._added(objects(stored.get("added_tokens")), settings)
+        self._named = _named_tokens(settings)
+        self.added = self._added(objects(stored.get("added_tokens")))
         self.byte_fallback = self._model.get("byte_fallback") is True
 
     def _id(self, value: Any) -> int:
@@ -59,19 +62,17 @@ class BpeTokenizer:
             raise ModelFormatError(f"{self.path} has the token id {str(value)[:40]!r}", remedy=INTACT)
         return value
 
-    def _added(self, stored: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[int, _Added]:
+    def _added(self, stored: Sequence[Mapping[str, Any]]) -> dict[int, _Added]:
         """Added tokens by id; a token with a role in tokenizer_config.json is special whatever else is said."""
-        named = {content(settings.get(f"{role}_token")) for role in ROLES} - {None}
-        named |= {content(item) for key in ("additional_special_tokens", "extra_special_tokens") for item in _items(settings.get(key))}
         added: dict[int, _Added] = {}
         for token in stored:
             text = token.get("content")
             if not isinstance(text, str):
                 raise ModelFormatError(f"{self.path} has an added token without text", remedy=INTACT)
             special = token.get("special") is True
-            added[self._id(token.get("id"))] = _Added(text, special or text in named, token.get("normalized") is True)
-        for text in named:
-            if text is not None and text in self.base:
+            added[self._id(token.get("id"))] = _Added(text, special or text in self._named, token.get("normalized") is True)
+        for text in self._named:
+            if text in self.base:
                 added.setdefault(self.base[text], _Added(text, True, False))
         return added
 
@@ -104,19 +105,19 @@ class BpeTokenizer:
         return shown.replace("▁", " "), USER_DEFINED
 
     def _llama_vocabulary(self) -> Vocabulary:
-        """A SentencePiece vocabulary in BPE clothing (Llama 2 without tokenizer.model)."""
+        """A SentencePiece vocabulary in BPE clothing (Llama 2 without tokenizer.model); only tokens with a role are control tokens."""
+        special = self._named or _LLAMA_NAMED
         texts = {number: text for text, number in self.base.items()}
         if sorted(texts) != list(range(len(self.base))):
             raise ModelFormatError(f"{self.path} has token ids with gaps", remedy=INTACT)
         tokens, kinds = [], []
         for number in range(len(texts)):
             tokens.append(texts[number])
-            control = number in self.added and self.added[number].special
-            kinds.append(BYTE if _BYTE_TOKEN.fullmatch(texts[number]) else CONTROL if control else NORMAL)
+            kinds.append(BYTE if _BYTE_TOKEN.fullmatch(texts[number]) else CONTROL if texts[number] in special else NORMAL)
         for number, token in sorted(self.added.items()):
             if number >= len(texts):
                 tokens.append(token.text)
-                kinds.append(CONTROL if token.special else USER_DEFINED)
+                kinds.append(CONTROL if token.text in special else USER_DEFINED)
         return Vocabulary("llama", "default", tuple(tokens), tuple(kinds), (_UNSCORED,) * len(tokens))
 
     def merges(self) -> dict[str, MetadataValue]:
@@ -155,6 +156,13 @@ def byte_letters() -> Mapping[str, int]:
     plain = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+def _named_tokens(settings: Mapping[str, Any]) -> frozenset[str]:
+    """Tokens that tokenizer_config.json gives a role."""
+    entries = [settings.get(f"{role}_token") for role in ROLES]
+    entries += [item for key in ("additional_special_tokens", "extra_special_tokens") for item in _items(settings.get(key))]
+    return frozenset(text for text in map(content, entries) if text is not None)
 
 
 def _items(value: Any) -> Sequence[Any]:

@@ -32,6 +32,8 @@ class PlannedTensor:
 
     def raw_rows(self, start: int, stop: int) -> Bytes:
         """Rows [start, stop) over all pieces in the type of `info`: (stop - start, row_bytes)."""
+        if not 0 <= start <= stop <= self.info.n_rows:
+            raise IndexError(f"{self.info.name} has {self.info.n_rows} rows, not [{start}, {stop})")
         if self.constant is not None:
             return self.constant.reshape(self.info.n_rows, -1)[start:stop].copy()
         per_piece = self.info.n_rows // len(self.pieces)

@@ -1,0 +1,46 @@
+"""Fetches llama.cpp's converter and runs it in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+RUNNER = Path(__file__).parent / "upstream_converter.py"
+_WANTED = ("conversion/", "gguf-py/", "convert_hf_to_gguf.py", "models/ggml-vocab-")
+
+
+def fetch(version: str, place: Path) -> None:
+    """Put what the tests need of llama-cpp-python's source distribution into `place`."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent) as folder:
+        command = (*("pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"), "--dest", folder, f"llama-cpp-python=={version}")
+        subprocess.run([sys.executable, "-m", *command], check=True)
+        archive = next(Path(folder).glob("*.tar.gz"))
+        with tarfile.open(archive) as stored:
+            root = f"{archive.name.removesuffix('.tar.gz')}/vendor/llama.cpp/"
+            members = [member for member in stored.getmembers() if member.name.startswith(tuple(root + name for name in _WANTED))]
+            stored.extractall(folder, members=members, filter="data")
+        (Path(folder) / root).replace(place)
+
+
+class Upstream:
+    """Converts directories in one process of their own; importing torch takes longer than the conversions."""
+
+    def __init__(self, llama_cpp: Path, folder: Path) -> None:
+        self.llama_cpp, self._folder = llama_cpp, folder
+
+    def convert(self, models: Mapping[str, Path], pre_tokenizers: Mapping[str, str]) -> dict[str, Path]:
+        """Files by the models' names; `pre_tokenizers` name vocabularies that are in no list of hashes."""
+        outputs = {name: self._folder / f"{name}.gguf" for name in models}
+        jobs = [{"model": str(models[name]), "output": str(outputs[name]), "pre": pre_tokenizers.get(name)} for name in models]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, str(RUNNER), str(self.llama_cpp), json.dumps(jobs)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return outputs
