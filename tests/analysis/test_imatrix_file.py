@@ -163,6 +163,13 @@ def test_a_legacy_file_without_its_tail(tmp_path: Path) -> None:
     assert importance.tolist() == [[1.0, 2.0]]
 
 
+def test_a_legacy_value_too_large_to_scale(tmp_path: Path) -> None:
+    path = tmp_path / "large.dat"
+    path.write_bytes(legacy_bytes({"blk.0.attn_q.weight": [1.0, 3e38]}))
+    with pytest.raises(ImatrixError, match="has the value inf"):
+        read_imatrix(path)
+
+
 def test_a_legacy_file_that_names_a_tensor_twice(tmp_path: Path) -> None:
     path = tmp_path / "twice.dat"
     once = legacy_bytes({"a": [1.0]})
@@ -194,7 +201,7 @@ def test_random_damage_never_crashes(tmp_path: Path, full: Imatrix) -> None:
         legacy_bytes({"blk.0.attn_q.weight": [1.0, 2.0], "blk.0.attn_k.weight": [3.0]}),
     ]
     path, outcomes = tmp_path / "damaged", set()
-    for _ in range(3000):
+    for _ in range(6000):
         data = np.frombuffer(samples[rng.integers(2)], dtype=np.uint8).copy()
         places = rng.integers(0, data.size, size=rng.integers(1, 6))
         data[places] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, *rng.integers(0, 256, 3)], size=places.size)

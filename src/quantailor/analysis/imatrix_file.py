@@ -187,14 +187,15 @@ def _read_legacy(data: bytes, path: Path) -> Imatrix:
     for _ in range(file.positive("the number of entries")):
         raw = file.take(file.positive("the length of a name"), "a name")
         name = raw.decode("utf-8", "replace")
-        if name in entries or "\0" in name:
+        if name in entries or not name.isprintable() or len(raw) > MAX_NAME_BYTES:
             raise ImatrixError(f"{path} is corrupt at the entry {name[:80]!r}", remedy=_INTACT)
         n_calls = file.number(f"the calls of {name}")
         values = np.frombuffer(file.take(4 * file.positive(f"the length of {name}"), name), dtype="<f4").astype(np.float32)
-        _check_squares(values, f"{name} in {path}")
         counts = np.array([max(1, n_calls) * LEGACY_CHUNK_SIZE], dtype=np.int64)
-        entries[name] = ImatrixEntry((values * np.float32(LEGACY_CHUNK_SIZE))[None], counts)
-        _check_squares(entries[name].sum2, f"{name} in {path}")
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = values * np.float32(LEGACY_CHUNK_SIZE)
+        _check_squares(sums, f"{name} in {path}")
+        entries[name] = ImatrixEntry(sums[None], counts)
         most_calls = max(most_calls, n_calls)
     chunk_count = most_calls if file.ended else max(0, file.number("the number of chunks"))
     datasets = () if file.ended else (file.take(file.number("the length of the text's name"), "the text's name"),)
