@@ -188,11 +188,14 @@ def test_a_file_without_permission_is_named(tmp_path: Path, monkeypatch: pytest.
         GGUFSource(path)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the platform has no named pipes")
-def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.gguf")
-    with pytest.raises(ModelError, match="is no file"):
-        GGUFSource(tmp_path / "pipe.gguf")
+def test_devices_and_pipes_do_not_hang(tmp_path: Path) -> None:
+    places = [Path(os.devnull)]
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.gguf")
+        places.append(tmp_path / "pipe.gguf")
+    for place in places:
+        with pytest.raises(ModelError, match="is no file"):
+            GGUFSource(place)
 
 
 def test_platforms_without_positioned_reads_get_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
