@@ -29,6 +29,7 @@ CONFIG_NAMES = (
     *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json", INDEX_NAME),
 )
 QUANTIZATION_VERSION = 2
+MAX_NAME = 200
 
 
 class HuggingFaceSource:
@@ -145,7 +146,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise ModelFormatError(f"{index} has no weight_map", remedy="Download the model again")
     for name in stored.values():
         plain = isinstance(name, str) and name == PurePosixPath(name).name == PureWindowsPath(name).name and name.isprintable()
-        if not plain or not name.endswith(".safetensors"):
+        if not plain or not name.endswith(".safetensors") or len(name) > MAX_NAME:
             raise ModelFormatError(f"{index} names the file {str(name)[:120]!r}", remedy="Download the model again")
     return stored
 

@@ -160,7 +160,11 @@ class Llama:
         )
         if base <= 0 or factor <= 0 or low <= 0 or high <= low:
             raise self.config.wrong("rope_parameters", rope)
-        yield _constant("rope_freqs.weight", llama3_factors(self.rope_dim, base, factor, low, high, length))
+        with np.errstate(all="ignore"):
+            factors = llama3_factors(self.rope_dim, base, factor, low, high, length)
+        if not np.isfinite(factors).all():
+            raise self.config.wrong("rope_parameters", rope)
+        yield _constant("rope_freqs.weight", factors)
 
     # Metadata
 
