@@ -12,6 +12,9 @@ RUN := $(VENV)/$(BIN)
 ORACLE := $(ORACLE_VENV)/$(BIN)
 WORKERS ?= 2
 
+# pip keeps the wheel: without the machine's own instructions it also runs on an older or newer one. Slower by little.
+export CMAKE_ARGS ?= -DGGML_NATIVE=OFF
+
 .PHONY: help setup demo check test bench oracle lock clean
 
 help:
@@ -40,7 +43,7 @@ $(ORACLE_VENV)/.ready: pyproject.toml requirements/dev.txt requirements/oracle.t
 
 demo: setup
 	@echo "== The main job on demo/books-llama: as large as Q4_K_M, verified on held-out text."
-	$(RUN)/quantailor make demo/books-llama --like Q4_K_M -o demo/out --home demo/out/home \
+	$(RUN)/quantailor make demo/books-llama --like Q4_K_M -o demo/out --home demo/out/home --imatrix-chunks 100 \
 		--against Q8_0,Q6_K,Q4_K_M --chunks 100
 	@echo "== The verdict is in demo/out; the graph is demo/out/verdict.png."
 

@@ -105,11 +105,15 @@ def use_imatrix(
 
 
 def check_fit(imatrix: Imatrix, source: ModelSource) -> None:
-    """Raise ImatrixError when an importance matrix has nothing, or vectors of a wrong length, for a model."""
-    quantizable = quantizable_tensors(source)
-    if not any(tensor.name in imatrix.entries for tensor in quantizable):
-        raise ImatrixError(f"the importance matrix holds none of {source.name}'s tensors", remedy="Use one of this model")
-    for tensor in quantizable:
+    """Raise ImatrixError when an importance matrix is another model's, or has a vector of a wrong length."""
+    names = {tensor.name for tensor in source.tensors}
+    n_known = sum(name in names for name in imatrix.entries)
+    if 2 * n_known < len(imatrix.entries) or not n_known:
+        raise ImatrixError(
+            f"the importance matrix is of another model: {source.name} has {n_known} of its {len(imatrix.entries)} tensors",
+            remedy="Use one of this model",
+        )
+    for tensor in quantizable_tensors(source):
         imatrices.quantizer_importance(imatrix, tensor)
 
 
