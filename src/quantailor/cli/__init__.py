@@ -36,10 +36,19 @@ def run(arguments: list[str]) -> int:
     except typer.Abort:
         return EXIT_INTERRUPTED
     except TyperException as error:
-        getattr(error, "show", lambda: sys.stderr.write(f"{error}\n"))()
+        _tell_usage(error)
         return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return EXIT_ERROR
     return code if isinstance(code, int) else 0
+
+
+def _tell_usage(error: Exception) -> None:
+    """Let the error show itself with the command's usage, as Typer's do."""
+    show = getattr(error, "show", None)
+    if show is None:
+        sys.stderr.write(f"{error}\n")
+    else:
+        show()

@@ -9,9 +9,9 @@ import typer
 
 from quantailor import service
 from quantailor.cli import options, show
+from quantailor.cli.execution import execute
 from quantailor.cli.jobs import jobs_app
 from quantailor.cli.output import print_json
-from quantailor.cli.execution import execute
 from quantailor.cli.values import parse_size, split_list
 from quantailor.service import tasks
 

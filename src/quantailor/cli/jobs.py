@@ -8,9 +8,9 @@ import typer
 
 from quantailor import service
 from quantailor.cli import options, show
+from quantailor.cli.execution import foreground, started
 from quantailor.cli.output import print_json
 from quantailor.cli.progress import listening
-from quantailor.cli.execution import foreground, started
 
 jobs_app = typer.Typer(help="List, show, pause, resume, cancel and remove jobs.", invoke_without_command=True)
 

@@ -15,11 +15,9 @@ Saving what was loaded gives the same bytes again.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +27,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, JsonValue, ValidationError, model_validator
 from pydantic_core import CoreSchema
 
-from quantailor.errors import OutputError, StrategyError, StrategyFormatError
+from quantailor import files
+from quantailor.errors import StrategyError, StrategyFormatError
 from quantailor.records import Basis, Prediction, Strategy, TensorChoice
 
 FORMAT_VERSION = 1
@@ -103,7 +102,7 @@ def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_Document.model_json_schema()}
 
 
-def dumps(strategy: Strategy, *, format: FileFormat = "yaml", include_prediction: bool = True) -> str:  # noqa: A002 - the SPEC's word
+def dumps(strategy: Strategy, *, format: FileFormat = "yaml", include_prediction: bool = True) -> str:
     """A strategy as text. Without its prediction where the text itself goes into the file whose size is predicted.
 
     Raises:
@@ -158,20 +157,7 @@ def write(strategy: Strategy, path: Path | str, *, overwrite: bool = False) -> P
     """
     file = Path(path)
     text = dumps(strategy, format="json" if file.suffix.lower() == ".json" else "yaml")
-    if file.exists() and not overwrite:
-        raise OutputError(f"{file} exists", remedy="Choose another name, or ask for it to be overwritten")
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as stream:
-            stream.write(text.encode("utf-8"))
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(file)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {file}: {error.strerror or error}", remedy="Check the folder and the free space") from error
-    return file
+    return files.write_text(file, text, overwrite=overwrite)
 
 
 # --- records to plain data and back
