@@ -5,8 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 import re
-import threading
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,36 +14,27 @@ import numpy.typing as npt
 from quantailor.errors import ModelError, ModelFormatError, TensorNotFoundError
 from quantailor.ggml import codec, library
 from quantailor.models.gguf_format import INTACT, Header, parse_header
+from quantailor.models.random_access import RandomAccessFile
 from quantailor.records import MetadataValue, TensorInfo
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
-_MOST_AT_ONCE = 1 << 30
-"""Bytes of one read; some systems refuse 2 GiB."""
-
 SHARD_NAME = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 
 class _Part:
-    """One file. Rows are read, not mapped: a file that shrinks meanwhile is then an error and not the end of the process."""
+    """One file: its header, read at once, and its rows."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()
+        self._file = RandomAccessFile(path)
+        self.size_bytes = self._file.size_bytes
         try:
-            if not path.is_file():
-                raise ModelError(f"{path} is no file" if path.exists() else f"there is no file {path}", remedy="Check the path")
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        except (OSError, ValueError) as error:
-            raise _unreadable(path, error) from error
-        self._closing = weakref.finalize(self, os.close, self._descriptor)
-        try:
-            self.size_bytes = os.fstat(self._descriptor).st_size
             self.header: Header = self._read_header()
-        except (OSError, ValueError) as error:
+        except OSError as error:
             self.close()
-            raise _unreadable(path, error) from error
+            raise ModelError(f"cannot read {path}: {error.strerror or error}", remedy="Check the path") from error
         except BaseException:
             self.close()
             raise
@@ -53,45 +42,18 @@ class _Part:
     def _read_header(self) -> Header:
         if self.size_bytes == 0:
             raise ModelFormatError(f"{self.path} is empty", remedy=INTACT)
-        with mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+        with (
+            self.path.open("rb") as stream,
+            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as view,
+        ):
             return parse_header(view, self.size_bytes, str(self.path))
 
     def read(self, start: int, stop: int) -> Bytes:
-        data = np.empty(stop - start, dtype=np.uint8)
-        try:
-            n_read = self._read_into(data.data, start)
-        except (OSError, ValueError) as error:
-            raise _unreadable(self.path, error) from error
-        if n_read < len(data):
-            raise ModelFormatError(f"{self.path} has become shorter: it ends at byte {start + n_read}", remedy=INTACT)
-        return data
-
-    def _read_into(self, target: memoryview, start: int) -> int:
-        done = 0
-        while done < len(target):
-            part = target[done : done + _MOST_AT_ONCE]
-            if hasattr(os, "preadv"):
-                count = os.preadv(self._descriptor, [part], start + done)
-            else:
-                with self._lock:
-                    os.lseek(self._descriptor, start + done, os.SEEK_SET)
-                    data = os.read(self._descriptor, len(part))
-                count = len(data)
-                part[:count] = data
-            if not count:
-                break
-            done += count
-        return done
+        return self._file.read(start, stop)
 
     def close(self) -> None:
-        # The system may give the number to another file.
-        self._descriptor = -1
-        self._closing()
-
-
-def _unreadable(path: Path, error: OSError | ValueError) -> ModelError:
-    why = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return ModelError(f"cannot read {path}: {why}", remedy="Check the path")
+        self._file.close()
 
 
 class GGUFSource:

@@ -53,8 +53,8 @@ class BpeTokenizer:
             )
         self.base = {text: self._id(number) for text, number in self._model["vocab"].items()}
         settings = read_json_if_there(folder / "tokenizer_config.json")
-        self._named = _named_tokens(settings)
-        self.added = self._added(objects(stored.get("added_tokens")))
+        self._roles, self._extra = _named_tokens(settings)
+        self.added = self._added([*objects(stored.get("added_tokens")), *_repeated(settings)])
         self.byte_fallback = self._model.get("byte_fallback") is True
 
     def _id(self, value: Any) -> int:
@@ -63,18 +63,28 @@ class BpeTokenizer:
         return value
 
     def _added(self, stored: Sequence[Mapping[str, Any]]) -> dict[int, _Added]:
-        """Added tokens by id; a token with a role in tokenizer_config.json is special whatever else is said."""
+        """Added tokens by id. A token with a role is special whatever else is said; named tokens that are nowhere get new ids."""
+        ids: dict[str, int] = {}
         added: dict[int, _Added] = {}
         for token in stored:
             text = token.get("content")
             if not isinstance(text, str):
                 raise ModelFormatError(f"{self.path} has an added token without text", remedy=INTACT)
             special = token.get("special") is True
-            added[self._id(token.get("id"))] = _Added(text, special or text in self._named, token.get("normalized") is True)
-        for text in self._named:
-            if text in self.base:
-                added.setdefault(self.base[text], _Added(text, True, False))
+            number = ids.get(text)
+            if number is None:
+                number = ids[text] = self._id(token["id"]) if "id" in token else self._new_id(text, added)
+            normalized = token.get("normalized", not special) is True
+            added[number] = _Added(text, special or text in self._roles, normalized)
+        for text in (*self._roles, *self._extra):
+            if text not in ids:
+                number = ids[text] = self._new_id(text, added)
+                added[number] = _Added(text, True, False)
         return added
+
+    def _new_id(self, text: str, added: Mapping[int, _Added]) -> int:
+        """The id of a token that is added without one."""
+        return self.base.get(text, max(len(self.base), max(added, default=-1) + 1))
 
     def vocabulary(self, vocab_size: int) -> Vocabulary:
         """The vocabulary under the name that llama.cpp gives its kind."""
@@ -106,7 +116,7 @@ class BpeTokenizer:
 
     def _llama_vocabulary(self) -> Vocabulary:
         """A SentencePiece vocabulary in BPE clothing (Llama 2 without tokenizer.model); only tokens with a role are control tokens."""
-        special = self._named or _LLAMA_NAMED
+        special = {*self._roles, *self._extra} or _LLAMA_NAMED
         texts = {number: text for text, number in self.base.items()}
         if sorted(texts) != list(range(len(self.base))):
             raise ModelFormatError(f"{self.path} has token ids with gaps", remedy=INTACT)
@@ -158,11 +168,19 @@ def byte_letters() -> Mapping[str, int]:
     return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
-def _named_tokens(settings: Mapping[str, Any]) -> frozenset[str]:
-    """Tokens that tokenizer_config.json gives a role."""
-    entries = [settings.get(f"{role}_token") for role in ROLES]
-    entries += [item for key in ("additional_special_tokens", "extra_special_tokens") for item in _items(settings.get(key))]
-    return frozenset(text for text in map(content, entries) if text is not None)
+def _named_tokens(settings: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Tokens that tokenizer_config.json gives a role, and its further special tokens."""
+    roles = [content(settings.get(f"{role}_token")) for role in ROLES]
+    extra = [content(item) for key in ("additional_special_tokens", "extra_special_tokens") for item in _items(settings.get(key))]
+    return tuple(text for text in roles if text is not None), tuple(text for text in extra if text is not None)
+
+
+def _repeated(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """tokenizer_config.json's `added_tokens_decoder`, which overrides tokenizer.json where both know a token."""
+    stored = mapping(settings.get("added_tokens_decoder"))
+    numbered = {int(key): mapping(entry) for key, entry in stored.items() if key.isascii() and key.isdecimal() and len(key) < 10}
+    keys = ("content", "special", "normalized")
+    return [{key: entry[key] for key in keys if key in entry} for _, entry in sorted(numbered.items(), key=lambda item: item[0])]
 
 
 def _items(value: Any) -> Sequence[Any]:

@@ -138,7 +138,7 @@ def _described(folder: Path, config: Mapping[str, Any], card: Mapping[str, Any],
 def _named(found: ModelName) -> dict[str, str | None]:
     return {
         "name": title(found.full),
-        "organization": found.organization,
+        "organization": None if found.organization is None else title(found.organization),
         "basename": found.basename,
         "finetune": found.finetune,
         "version": found.version,

@@ -11,7 +11,6 @@ from quantailor.errors import ModelFormatError
 from quantailor.models.convert.json_files import mapping, objects, read_json_if_there, read_text
 from quantailor.records import MetadataValue
 
-INTACT = "Download the model again"
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _ID_KEYS: Mapping[str, str] = {
     "bos": "bos_token_id",
@@ -85,7 +84,7 @@ def _ids(
         if type(number) is not int:
             continue
         if not 0 <= number < 2**32:
-            raise ModelFormatError(f"{folder} has the {role} token id {number}", remedy=INTACT)
+            raise ModelFormatError(f"{folder} has the {role} token id {number}", remedy="Correct or remove it in config.json")
         ids.setdefault(role, number)
     return ids
 
