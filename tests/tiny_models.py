@@ -481,4 +481,23 @@ TINY: Mapping[str, Tiny] = {
         ),
         pre="smollm",
     ),
+    "named-tokens": Tiny(
+        {"vocab_size": BPE_SIZE + 8, "_name_or_path": "workshop/Tailor-Base-13B", "num_key_value_heads": 4, **_LLAMA3_IDS},
+        tokenizer=bpe_tokenizer(
+            _BYTES,
+            added=_LLAMA3_ADDED,
+            settings={
+                **_LLAMA3_SETTINGS,
+                "pad_token": "<pad here>",
+                "unk_token": "the",
+                "additional_special_tokens": ["<tool call>", "<new>"],
+                "added_tokens_decoder": {
+                    str(BPE_FIRST_ADDED + 2): {"content": "<|eot_id|>", "special": False, "normalized": True},
+                    str(BPE_FIRST_ADDED + 4): {"content": "<|odd|>", "special": True},
+                    "9": {"content": "<fresh>", "special": False},
+                },
+            },
+        ),
+        pre="gpt-2",
+    ),
 }
