@@ -85,6 +85,7 @@ def test_a_reference_is_built_once_and_named_by_what_it_is_made_of(books_llama_b
     assert path.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_reference_with_an_imatrix_is_another_file(books_llama_base: Path, tmp_path: Path) -> None:
     source = open_model(books_llama_base)
     entries = {

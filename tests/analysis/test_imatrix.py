@@ -6,6 +6,9 @@ The golden files are llama-imatrix's own, from the same commit of llama.cpp as l
     llama-imatrix -m books-moe.gguf -f tests/data/calibration.txt -c 512 -o imatrix-books-moe.gguf
     llama-imatrix -m books-llama.gguf -f tests/data/calibration.txt -c 512 --chunks 2 -o imatrix-books-llama-2-chunks.gguf
     llama-imatrix -m books-llama.gguf --in-file imatrix-books-llama-2-chunks.gguf --output-format dat -o imatrix-books-llama-2-chunks.dat
+
+It ran with the libraries of a portable build (GGML_NATIVE=OFF), as `make` installs them. Kernels for other processors round
+differently, by up to 0.2 % in single elements of two chunks; that is no difference between the two programs.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ from quantailor.models.gguf_writer import GGUFWriter, layout
 from quantailor.records import TensorInfo
 
 GOLDEN = Path(__file__).parent.parent / "golden"
+ELEMENT_TOLERANCE = 5e-3
+"""Room for another processor's kernels; with the same build single elements agree to 1e-3."""
 MATRIX = TensorInfo("blk.0.ffn_up.weight", (6, 4), "F16", 48)
 EXPERTS = TensorInfo("blk.0.ffn_up_exps.weight", (3, 6, 4), "F16", 144)
 EMBEDDINGS = TensorInfo("token_embd.weight", (5, 4), "F16", 40)
@@ -50,7 +55,9 @@ def assert_same_as_llama_imatrix(ours: Imatrix, golden: Imatrix) -> None:
     assert (ours.chunk_count, ours.chunk_size) == (golden.chunk_count, golden.chunk_size)
     for name, entry in golden.entries.items():
         assert ours.entries[name].counts.tolist() == entry.counts.tolist(), name
-        np.testing.assert_allclose(ours.entries[name].sum2, entry.sum2, rtol=1e-3, err_msg=name)
+        ours_sum2 = ours.entries[name].sum2
+        assert np.linalg.norm(ours_sum2 - entry.sum2) < 1e-3 * np.linalg.norm(entry.sum2), name
+        np.testing.assert_allclose(ours_sum2, entry.sum2, rtol=ELEMENT_TOLERANCE, err_msg=name)
 
 
 def test_two_chunks_as_llama_imatrix(books_llama_base: Path, calibration_text: Path) -> None:

@@ -12,6 +12,9 @@ from commands import Command, Workbench
 
 from quantailor.service.schema import output_schema
 
+pytestmark = pytest.mark.xdist_group("workbench")
+
+
 SCHEMA_FILE = Path(__file__).parents[2] / "docs" / "output.schema.json"
 
 

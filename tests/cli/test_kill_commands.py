@@ -22,7 +22,7 @@ from quantailor.store import Store, first_difference
 N_KILLS = 30
 TYPES = "Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,Q8_0,Q4_0,Q5_0"
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kills")]
 
 
 @dataclass

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 from commands import Command, Workbench
 
+pytestmark = pytest.mark.xdist_group("workbench")
+
+
 COMMANDS = ("inspect", "convert", "imatrix", "measure", "plan", "build", "verify", "make")
 
 

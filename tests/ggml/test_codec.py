@@ -14,7 +14,12 @@ ROWS = (np.random.default_rng(0).standard_normal((6, 512)) * 0.02).astype(np.flo
 IMPORTANCE = np.random.default_rng(1).lognormal(0, 1, 512).astype(np.float32)
 
 
-@pytest.mark.parametrize("qtype", TYPES, ids=lambda qtype: qtype.name)
+def _slow_tables(qtype: QType) -> bool:
+    """ggml takes seconds to make the tables of these types, once per process."""
+    return qtype.name in ("IQ1_S", "IQ1_M", "IQ2_S", "IQ2_XS", "IQ2_XXS")
+
+
+@pytest.mark.parametrize("qtype", [pytest.param(t, id=t.name, marks=[pytest.mark.slow] if _slow_tables(t) else []) for t in TYPES])
 def test_a_split_into_rows_gives_the_same_bytes(qtype: QType) -> None:
     whole = codec.quantize(ROWS, qtype, IMPORTANCE)
     assert whole.shape == (6, qtype.row_bytes(512))

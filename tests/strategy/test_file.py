@@ -188,4 +188,4 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
     with pytest.raises(StrategyFormatError, match="no text in UTF-8"):
         file.read(tmp_path / "binary.yaml")
     with pytest.raises(OutputError, match="cannot write"):
-        file.write(EXAMPLE, tmp_path / "no such folder" / "s.yaml")
+        file.write(EXAMPLE, tmp_path / "binary.yaml" / "s.yaml")

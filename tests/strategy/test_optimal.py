@@ -74,6 +74,7 @@ def test_more_bytes_never_do_more_damage(n_tensors: int, seed: int, bits: list[f
         damage = solution.objective
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 1000), st.integers(30, 60))
 def test_monotone_even_where_the_search_is_cut_short(seed: int, n_tensors: int) -> None:
