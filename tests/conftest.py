@@ -87,7 +87,7 @@ def quantailor(capsys: pytest.CaptureFixture[str]) -> Command:
 def workbench(books_llama_base: Path, calibration_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
     home = tmp_path_factory.mktemp("home")
     steps = (
-        ("imatrix", books_llama_base, "-f", calibration_text, "--chunks", 8),
+        ("imatrix", books_llama_base, "-f", calibration_text, "--chunks", 8, "--threads", 1),
         ("measure", books_llama_base, "--types", TYPES),
     )
     for step in steps:

@@ -22,7 +22,7 @@ from quantailor.store import Store, first_difference
 N_KILLS = 30
 TYPES = "Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,Q8_0,Q4_0,Q5_0"
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kills")]
+pytestmark = pytest.mark.slow
 
 
 @dataclass
@@ -99,7 +99,7 @@ def test_measure_survives_kills_and_measures_no_cell_twice(books_llama_base: Pat
 
 
 def test_imatrix_survives_kills(books_moe_base: Path, calibration_text: Path, tmp_path: Path) -> None:
-    words = ["imatrix", str(books_moe_base), "-f", str(calibration_text), "--chunks", "24"]
+    words = ["imatrix", str(books_moe_base), "-f", str(calibration_text), "--chunks", "24", "--threads", "1"]
     rounds = kill_until_enough(lambda _: words, tmp_path, rows("imatrices"))
     assert {killed.last_result["chunk_count"] for killed in rounds} == {24}
     assert len({killed.last_result["fingerprint"] for killed in rounds}) == 1
@@ -138,7 +138,7 @@ def test_verify_survives_kills(workbench: Workbench, tmp_path: Path) -> None:
 
     def prepare(home: Path) -> list[str]:
         run_first(home, "imatrix", workbench.base, "--import", imatrix)
-        return ["verify", str(output), "--base", str(workbench.base), "--against", "Q4_K_M", "--chunks", "12"]
+        return ["verify", str(output), "--base", str(workbench.base), "--against", "Q4_K_M", "--chunks", "12", "--threads", "1"]
 
     rounds = kill_until_enough(prepare, tmp_path, rows("chunk_scores"))
     verdicts = {json.dumps(killed.last_result["verdict"], sort_keys=True) for killed in rounds}

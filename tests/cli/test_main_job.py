@@ -120,7 +120,7 @@ def test_verify_ends_with_a_verdict_and_its_files(quantailor: Command, workbench
     common = ("--home", workbench.home, "--json")
     assert quantailor("plan", workbench.base, "--like", "Q4_K_M", "-o", strategy, *common).code == 0
     assert quantailor("build", workbench.base, strategy, "-o", output, *common).code == 0
-    arguments = ("verify", output, "--base", workbench.base, "--against", "Q8_0,Q4_K_M", "--chunks", 4)
+    arguments = ("verify", output, "--base", workbench.base, "--against", "Q8_0,Q4_K_M", "--chunks", 4, "--threads", 1)
     verdict = quantailor(*arguments, *common).result["verdict"]
     rows = {row["label"]: row for row in verdict["rows"]}
     assert set(rows) == {"base", "ours", "Q8_0", "Q4_K_M"}
@@ -146,7 +146,20 @@ def test_a_split_build_loads_and_has_the_predicted_size(quantailor: Command, wor
 @pytest.mark.slow
 def test_make_goes_the_whole_way_and_a_second_run_takes_what_is_there(quantailor: Command, books_moe_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    options = ("--bpw", "4.5", "--types", "Q3_K,Q4_K,Q5_K,Q6_K,Q8_0", "--imatrix-chunks", "8", "--chunks", "4", "--against", "Q4_K_M")
+    options = (
+        "--bpw",
+        "4.5",
+        "--types",
+        "Q3_K,Q4_K,Q5_K,Q6_K,Q8_0",
+        "--imatrix-chunks",
+        "8",
+        "--chunks",
+        "4",
+        "--against",
+        "Q4_K_M",
+        "--threads",
+        "1",
+    )
     arguments = ("make", books_moe_dir, "-o", folder, *options, "--home", tmp_path / "home", "--json")
     first = quantailor(*arguments).result
     names = {path.name for path in folder.iterdir()}
@@ -160,7 +173,9 @@ def test_make_goes_the_whole_way_and_a_second_run_takes_what_is_there(quantailor
 @pytest.mark.slow
 def test_a_detached_job_is_followed_to_its_end(quantailor: Command, books_llama_base: Path, calibration_text: Path, tmp_path: Path) -> None:
     home = ("--home", tmp_path / "home")
-    started = quantailor("imatrix", books_llama_base, "-f", calibration_text, "--chunks", 6, "--detach", *home, "--json").result
+    started = quantailor(
+        "imatrix", books_llama_base, "-f", calibration_text, "--chunks", 6, "--threads", 1, "--detach", *home, "--json"
+    ).result
     followed = quantailor("jobs", "show", started["id"], "--follow", *home, "--json").result
     assert (followed["state"], followed["progress"]) == ("done", 1.0)
     assert quantailor("imatrix", books_llama_base, "--show", *home, "--json").result["chunk_count"] == 6
@@ -174,7 +189,7 @@ def test_a_job_is_paused_from_another_terminal_and_resumed(
     quantailor: Command, books_llama_base: Path, calibration_text: Path, tmp_path: Path
 ) -> None:
     home = ("--home", str(tmp_path / "home"))
-    command = [sys.executable, "-m", "quantailor", "imatrix", str(books_llama_base), "-f", str(calibration_text), *home]
+    command = [sys.executable, "-m", "quantailor", "imatrix", str(books_llama_base), "-f", str(calibration_text), "--threads", "1", *home]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     _wait_for_progress(quantailor, home)
     quantailor("jobs", "pause", 1, *home)
