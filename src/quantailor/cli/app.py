@@ -217,7 +217,14 @@ def plan(
         str | None,
         typer.Option("--bins", help="'10=Q6_K,30=Q5_K,100=Q4_K': the top 10 % by importance get at least Q6_K.", rich_help_panel="Rule"),
     ] = None,
-    option: Annotated[list[str] | None, typer.Option("--option", help="NAME=VALUE of the rule.", rich_help_panel="Rule")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            help="NAME=VALUE: epsilon, error (knee); max_rmse_growth, important_percentile, important_max_error (greedy).",
+            rich_help_panel="Rule",
+        ),
+    ] = None,
     pin: Pin = None,
     tie: Tie = None,
     allow: Allow = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from quantailor import service
@@ -24,7 +25,7 @@ def execute(task: Task, *, home: Path | None, as_json: bool, detach: bool) -> No
 def foreground(workspace: service.Workspace, job: int, kind: str, *, as_json: bool) -> None:
     """Run a job here and show its result."""
     with listening(kind, quiet=as_json) as listener:
-        result = service.run_job(workspace, job, listener)
+        result = service.run_job(workspace, job, listener, on_stopping=_say_stopping)
     if as_json:
         print_json(kind, result)
     else:
@@ -37,3 +38,7 @@ def started(report: service.JobReport, *, as_json: bool) -> None:
         print_json("job", report)
     else:
         console().print(f"job {report.id} runs in the background; follow it with: quantailor jobs show {report.id} --follow")
+
+
+def _say_stopping() -> None:
+    sys.stderr.write("pausing at the next safe point; Ctrl-C again stops at once\n")

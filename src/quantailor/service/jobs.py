@@ -22,9 +22,6 @@ from quantailor.service.work import compute_imatrix, convert, measure
 from quantailor.service.workspace import Workspace
 
 _FOLLOW_SECONDS = 0.5
-_UNFINISHED = ("queued", "paused", "interrupted", "failed")
-
-Work = Callable[[Workspace, Task, Stages], TaskResult]
 
 
 def submit(workspace: Workspace, task: Task) -> int:
@@ -44,8 +41,12 @@ def submit(workspace: Workspace, task: Task) -> int:
     return store.jobs.create(kind, arguments).id
 
 
-def run_job(workspace: Workspace, job_id: int, listener: Listener | None = None) -> TaskResult:
+def run_job(
+    workspace: Workspace, job_id: int, listener: Listener | None = None, *, on_stopping: Callable[[], None] | None = None
+) -> TaskResult:
     """Run a queued job in this process. Ctrl-C pauses it at its next safe point; a second one stops it on the spot.
+
+    `listener` hears of progress, `on_stopping` of the first Ctrl-C.
 
     Raises Paused or Cancelled when asked to stop, and what the work raises.
     """
@@ -56,7 +57,7 @@ def run_job(workspace: Workspace, job_id: int, listener: Listener | None = None)
     def work(control: JobControl) -> None:
         found.append(_run(workspace, task, Stages(control)))
 
-    jobs.run(workspace.store, job_id, work, listener=listener)
+    jobs.run(workspace.store, job_id, work, listener=listener, on_stopping=on_stopping)
     return found[0]
 
 
