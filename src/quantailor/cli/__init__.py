@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 EXIT_ERROR = 1
@@ -23,6 +24,8 @@ def run(arguments: list[str]) -> int:
     from quantailor.cli.output import print_error, print_json_error
     from quantailor.errors import Interrupted, QuantailorError
 
+    # Errors are told once, in one line; what a log would add is for people who configure one.
+    logging.getLogger("quantailor").addHandler(logging.NullHandler())
     try:
         code = app(arguments, prog_name="quantailor", standalone_mode=False)
     except Interrupted as error:
