@@ -193,6 +193,18 @@ def test_a_header_that_depends_on_the_strategy_still_fits() -> None:
     assert 0.999 * size < strategy.prediction.file_size_bytes <= size
 
 
+def test_a_budget_that_the_answer_does_not_use_up_still_shrinks_by_what_the_file_takes() -> None:
+    cells = (Cell("Q4_K", 1000 * 32, 4.5, 2.0), Cell("Q8_0", 2000 * 32, 8.5, 1.0))
+    tables = [TensorCells("blk.0.attn_q.weight", 60_000, cells)]
+    size = FACTS.fixed_bytes + 2500 * 32
+
+    def exact_size(strategy: Strategy) -> int:
+        return FACTS.fixed_bytes + strategy.tensors[0].type_name.count("8") * 2600 * 32 + 100
+
+    strategy = choose.select(tables, model=FACTS, target={"size_bytes": size}, exact_size=exact_size)
+    assert strategy.types == {"blk.0.attn_q.weight": "Q4_K"}
+
+
 def test_the_record_tells_what_was_asked() -> None:
     tables = synthetic.tables(20)
     strategy = choose.select(

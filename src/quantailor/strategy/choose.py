@@ -119,12 +119,13 @@ def select(
         strategy = replace(strategy, prediction=predict(strategy.types, known, model=model, basis=basis, align=align))
         if exact_size is None:
             return strategy
-        size = exact_size(strategy)
+        estimated, size = _estimated_size(strategy), exact_size(strategy)
         strategy = _with_size(strategy, size)
         limit = goal.get("size_bytes")
         if task.budget_bytes is None or limit is None or size <= int(limit):
             return strategy
-        task = replace(task, budget_bytes=task.budget_bytes - (size - int(limit)))
+        # From what this answer took, not from what it was allowed: else the same answer could come again.
+        task = replace(task, budget_bytes=min(task.budget_bytes, estimated) - (size - int(limit)))
     raise InfeasibleError(f"no strategy was found whose file has at most {limit} bytes", remedy="Allow a few kilobytes more")
 
 
@@ -238,6 +239,10 @@ def _with_knees(
 ) -> tuple[TensorChoice, ...]:
     knees = knee.diagnostics(tables, apply(tables, limits, align=align))
     return tuple(replace(choice, knee=knees[choice.name]) for choice in choices)
+
+
+def _estimated_size(strategy: Strategy) -> int:
+    return 0 if strategy.prediction is None else strategy.prediction.file_size_bytes
 
 
 def _with_size(strategy: Strategy, size: int) -> Strategy:
