@@ -115,7 +115,8 @@ class Workspace:
         if wanted == AUTO:
             return self.newest_imatrix(model)
         found = read_imatrix(Path(wanted))
-        self.keep_imatrix(model, found, imported=True)
+        if self.store.imatrix(model, found.fingerprint) is None or not self.imatrix_path(model, found.fingerprint).exists():
+            self.keep_imatrix(model, found, imported=True)
         return found
 
 
