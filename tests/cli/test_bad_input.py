@@ -99,6 +99,7 @@ def test_an_imatrix_of_another_model_is_refused(quantailor: Command, workbench: 
     assert "importance matrix" in line
     line = quantailor("measure", books_moe_base, "--imatrix", export, "--home", tmp_path).error_line
     assert "importance matrix" in line
+    assert "there is no importance matrix" in quantailor("imatrix", books_moe_base, "--show", "--home", tmp_path).error_line
 
 
 @pytest.mark.parametrize(("content", "word"), [(b"", "empty"), (b"\xff\xfe\x00", "UTF-8"), (b"Too short.", "fills no chunk")])

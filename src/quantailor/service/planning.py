@@ -18,8 +18,7 @@ from quantailor.records import Cell, Strategy, TensorCells, TensorInfo, WeightEr
 from quantailor.service import tasks
 from quantailor.service.results import PlanResult
 from quantailor.service.tasks import Method, PlanOptions
-from quantailor.service.work import quantizable_tensors
-from quantailor.service.workspace import OpenedModel, Workspace, gguf_path
+from quantailor.service.workspace import OpenedModel, Workspace, gguf_path, quantizable_tensors
 from quantailor.store import MeasurementKey, StrategyRecord
 from quantailor.strategy import file as strategy_file
 from quantailor.strategy.bins import parse_bins
@@ -167,7 +166,7 @@ def _measurement(workspace: Workspace, model: OpenedModel, imatrix: str, exhaust
 def _wanted_imatrices(workspace: Workspace, model: OpenedModel, imatrix: str) -> list[str]:
     if imatrix == tasks.AUTO:
         return [*(record.fingerprint for record in workspace.store.imatrices(model.fingerprint)), ""]
-    chosen = workspace.choose_imatrix(model.fingerprint, imatrix)
+    chosen = workspace.choose_imatrix(model, imatrix)
     return ["" if chosen is None else chosen.fingerprint]
 
 

@@ -14,7 +14,6 @@ from quantailor import verify as proving
 from quantailor.analysis import fidelity
 from quantailor.analysis.corpus import chunks, load_corpus
 from quantailor.analysis.imatrix import Imatrix
-from quantailor.analysis.imatrix_file import read_imatrix
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
 from quantailor.models.opening import open_model
@@ -64,7 +63,7 @@ def strategy_imatrix(workspace: Workspace, model: OpenedModel, strategy: Strateg
     recorded = strategy.inputs.get("imatrix")
     if wanted == tasks.AUTO:
         return workspace.imatrix(model.fingerprint, str(recorded)) if recorded else None
-    return None if wanted == tasks.NONE else read_imatrix(Path(wanted))
+    return workspace.choose_imatrix(model, wanted)
 
 
 # Verification
@@ -106,7 +105,7 @@ def verify(workspace: Workspace, task: tasks.VerifyTask, stages: Stages) -> Veri
 def _imatrix_of(workspace: Workspace, model: OpenedModel, task: tasks.VerifyTask) -> Imatrix | None:
     """The importance matrix for the references: by default the one that our file was made with."""
     if task.imatrix != tasks.AUTO:
-        return workspace.choose_imatrix(model.fingerprint, task.imatrix)
+        return workspace.choose_imatrix(model, task.imatrix)
     embedded = embedded_strategy(Path(task.file))
     if embedded is not None:
         recorded = embedded.inputs.get("imatrix")

@@ -17,12 +17,12 @@ from quantailor.ggml import library
 from quantailor.models.convert.base import write_base
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource, fingerprint
-from quantailor.qtypes import IMATRIX_EXEMPT, never_quantized
+from quantailor.qtypes import IMATRIX_EXEMPT
 from quantailor.records import TensorInfo, WeightError
 from quantailor.service import tasks
 from quantailor.service.results import CellReport, ConvertResult, ImatrixReport, ImatrixTensorReport, MeasureResult
 from quantailor.service.stages import Stages
-from quantailor.service.workspace import CALIBRATION_TEXT, OpenedModel, Workspace, gguf_path
+from quantailor.service.workspace import CALIBRATION_TEXT, OpenedModel, Workspace, check_fit, gguf_path, quantizable_tensors
 from quantailor.store import ImatrixKey, MeasurementKey
 
 CHECKPOINT_CHUNKS = 4
@@ -104,19 +104,6 @@ def use_imatrix(
         return imatrix_report(workspace, model, found)
 
 
-def check_fit(imatrix: Imatrix, source: ModelSource) -> None:
-    """Raise ImatrixError when an importance matrix is another model's, or has a vector of a wrong length."""
-    names = {tensor.name for tensor in source.tensors}
-    n_known = sum(name in names for name in imatrix.entries)
-    if 2 * n_known < len(imatrix.entries) or not n_known:
-        raise ImatrixError(
-            f"the importance matrix is of another model: {source.name} has {n_known} of its {len(imatrix.entries)} tensors",
-            remedy="Use one of this model",
-        )
-    for tensor in quantizable_tensors(source):
-        imatrices.quantizer_importance(imatrix, tensor)
-
-
 def imatrix_report(workspace: Workspace, model: OpenedModel, imatrix: Imatrix) -> ImatrixReport:
     """An importance matrix with its statistics and what it lacks."""
     needed = [tensor.name for tensor in quantizable_tensors(model.source) if tensor.name not in IMATRIX_EXEMPT]
@@ -156,9 +143,7 @@ def measure(workspace: Workspace, task: tasks.MeasureTask, stages: Stages) -> Me
     type_names = known_types(task.types)
     settings = MeasureSettings(exhaustive=task.exhaustive)
     with workspace.model(task.base, allow_requantize=task.allow_requantize) as model:
-        imatrix = workspace.choose_imatrix(model.fingerprint, task.imatrix)
-        if imatrix is not None:
-            check_fit(imatrix, model.source)
+        imatrix = workspace.choose_imatrix(model, task.imatrix)
         tensors = _chosen(model.source, task.tensors)
         key = MeasurementKey(model.fingerprint, imatrix.fingerprint if imatrix else "", settings.key, DEFINITION_VERSION)
         before = workspace.store.recorded_cells(key)
@@ -210,11 +195,6 @@ def _cell_report(cell: WeightError) -> CellReport:
         sampled=cell.sampled,
         unavailable=cell.unavailable,
     )
-
-
-def quantizable_tensors(source: ModelSource) -> list[TensorInfo]:
-    """The tensors whose type is a choice."""
-    return [tensor for tensor in source.tensors if never_quantized(tensor, source.architecture) is None]
 
 
 def known_types(names: Collection[str]) -> tuple[str, ...]:

@@ -12,13 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from quantailor.analysis.imatrix import Imatrix
+from quantailor.analysis.imatrix import Imatrix, quantizer_importance
 from quantailor.analysis.imatrix_file import read_imatrix, write_imatrix
 from quantailor.errors import ImatrixError, UnsupportedModelError
 from quantailor.jobs import Home, resolve
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.opening import open_model, require_unquantized
 from quantailor.models.source import ModelSource, fingerprint
+from quantailor.qtypes import never_quantized
 from quantailor.records import TensorInfo
 from quantailor.service.tasks import AUTO, NONE
 from quantailor.store import ImatrixKey, ImatrixRecord, ModelRecord, Store
@@ -108,15 +109,20 @@ class Workspace:
                 return self.imatrix(model, record.fingerprint)
         return None
 
-    def choose_imatrix(self, model: str, wanted: str) -> Imatrix | None:
-        """What `--imatrix` means: "auto" the newest, "none" nothing, else a file (which is then kept)."""
+    def choose_imatrix(self, model: OpenedModel, wanted: str) -> Imatrix | None:
+        """What `--imatrix` means: "auto" the newest, "none" nothing, else a file (which is then kept).
+
+        Raises ImatrixError where the file cannot be read or is another model's.
+        """
         if wanted == NONE:
             return None
         if wanted == AUTO:
-            return self.newest_imatrix(model)
+            return self.newest_imatrix(model.fingerprint)
         found = read_imatrix(Path(wanted))
-        if self.store.imatrix(model, found.fingerprint) is None or not self.imatrix_path(model, found.fingerprint).exists():
-            self.keep_imatrix(model, found, imported=True)
+        check_fit(found, model.source)
+        known = self.store.imatrix(model.fingerprint, found.fingerprint) is not None
+        if not known or not self.imatrix_path(model.fingerprint, found.fingerprint).exists():
+            self.keep_imatrix(model.fingerprint, found, imported=True)
         return found
 
 
@@ -130,6 +136,19 @@ def gguf_path(model: OpenedModel) -> Path:
     )
 
 
-def tensors_by_name(source: ModelSource) -> dict[str, TensorInfo]:
-    """Tensor name -> info, in file order."""
-    return {tensor.name: tensor for tensor in source.tensors}
+def quantizable_tensors(source: ModelSource) -> list[TensorInfo]:
+    """The tensors whose type is a choice."""
+    return [tensor for tensor in source.tensors if never_quantized(tensor, source.architecture) is None]
+
+
+def check_fit(imatrix: Imatrix, source: ModelSource) -> None:
+    """Raise ImatrixError when an importance matrix is another model's, or has a vector of a wrong length."""
+    names = {tensor.name for tensor in source.tensors}
+    n_known = sum(name in names for name in imatrix.entries)
+    if 2 * n_known < len(imatrix.entries) or not n_known:
+        raise ImatrixError(
+            f"the importance matrix is of another model: {source.name} has {n_known} of its {len(imatrix.entries)} tensors",
+            remedy="Use one of this model",
+        )
+    for tensor in quantizable_tensors(source):
+        quantizer_importance(imatrix, tensor)
