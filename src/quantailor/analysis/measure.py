@@ -47,10 +47,12 @@ from quantailor.records import TensorInfo, WeightError
 __all__ = ["DEFAULT_RELATIVE_SE", "DEFINITION_VERSION", "HISTOGRAM_EDGES", "MeasureSettings", "measure_model", "measure_tensor"]
 
 DEFAULT_RELATIVE_SE = 0.01
-BLOCK_WEIGHTS = 1 << 15
-"""Weights of an exhaustive block: with its errors and squares it stays in a core's cache."""
-GROUP_WEIGHTS = 1 << 13
-"""Weights of a group of sampled rows; small, so that a pilot keeps all cores busy."""
+BLOCK_WEIGHTS = 1 << 17
+"""Weights of an exhaustive block: it stays in a core's cache, and cheap types do not drown in calls."""
+ENERGY_WEIGHTS = 1 << 18
+"""Weights of a block whose energies alone are wanted: larger, as nothing is quantized."""
+GROUP_WEIGHTS = 1 << 15
+"""Weights of a group of sampled rows: in a core's cache, and few enough that a pilot keeps several cores busy."""
 BATCH_WEIGHTS = 1 << 26
 """Weights x types after which an exhaustive run hands over its cells, so that little is lost when it is killed."""
 
@@ -387,7 +389,7 @@ class _Measurement:
         """Cells of the types for which sampling reaches its target with fewer draws than there are rows."""
         if not qtypes or self._tensor.n_rows <= sampling.PILOT_DRAWS:
             return {}
-        energies = _joined(list(self._workers.map(self._energies, self._blocks())))
+        energies = _joined(list(self._workers.map(self._energies, self._groups(np.arange(self._tensor.n_rows), ENERGY_WEIGHTS))))
         plan = sampling.plan_rows(energies.plain, energies.weighted, self._tensor.rows_per_slice, self._seed)
         todo = dict.fromkeys(qtypes, (sampling.PILOT_DRAWS, 0))
         samples: dict[QType, _Sample] = {}
@@ -398,13 +400,13 @@ class _Measurement:
             self._draw(plan, n, before, ready, samples)
             for qtype in ready:
                 del todo[qtype]
-                totals = self._estimated(plan, n, energies, samples[qtype])
-                if totals.weighted.relative_se <= self._settings.relative_se or not math.isfinite(totals.weighted.value):
+                weighted = self._total(plan, n, samples[qtype], samples[qtype].sums.weighted, energies.weighted)
+                if weighted.relative_se <= self._settings.relative_se or not math.isfinite(weighted.value):
                     energy = Energy(float(energies.plain.sum()), float(energies.weighted.sum()))
-                    found[qtype.name] = self._record(qtype, totals, energy)
+                    found[qtype.name] = self._record(qtype, self._estimated(plan, n, energies, samples[qtype]), energy)
                     del samples[qtype]
                 else:
-                    todo[qtype] = (sampling.next_stage(n, totals.weighted.relative_se, self._settings.relative_se), n)
+                    todo[qtype] = (sampling.next_stage(n, weighted.relative_se, self._settings.relative_se), n)
         return found
 
     def _draw(self, plan: RowPlan, n: int, before: int, qtypes: Sequence[QType], samples: dict[QType, _Sample]) -> None:
@@ -436,20 +438,20 @@ class _Measurement:
         counts = np.bincount(bins.reshape(-1), minlength=len(rows) * N_FINE_BINS)
         return sums, counts.reshape(len(rows), N_FINE_BINS).astype(np.int32)
 
-    def _estimated(self, plan: RowPlan, n: int, energies: RowSums, sample: _Sample) -> Totals:
+    def _total(self, plan: RowPlan, n: int, sample: _Sample, y: Doubles, x: Doubles) -> Estimate:
+        """The total over all rows of `y`, known for the sample, from `x`, known for every row."""
         draws = plan.draws(n)
         rows = np.concatenate([plan.certain, draws.rows])
         at = np.searchsorted(sample.rows, rows)
+        return sampling.estimate_total(plan, draws, y[at], x[rows], float(x.sum()))
 
-        def total(y: Doubles, x: Doubles) -> Estimate:
-            return sampling.estimate_total(plan, draws, y[at], x[rows], float(x.sum()))
-
+    def _estimated(self, plan: RowPlan, n: int, energies: RowSums, sample: _Sample) -> Totals:
         sums = sample.sums
         shares, quantiles_se = self._distribution(plan, sample)
         return Totals(
-            total(sums.plain, energies.plain),
-            total(sums.weighted, energies.weighted),
-            None if sums.output is None else total(sums.output, energies.weighted),
+            self._total(plan, n, sample, sums.plain, energies.plain),
+            self._total(plan, n, sample, sums.weighted, energies.weighted),
+            None if sums.output is None else self._total(plan, n, sample, sums.output, energies.weighted),
             float(sums.largest.max()),
             shares,
             quantiles_se,
