@@ -47,7 +47,7 @@ from quantailor.records import TensorInfo, WeightError
 __all__ = ["DEFAULT_RELATIVE_SE", "DEFINITION_VERSION", "HISTOGRAM_EDGES", "MeasureSettings", "measure_model", "measure_tensor"]
 
 DEFAULT_RELATIVE_SE = 0.01
-BLOCK_WEIGHTS = 1 << 17
+BLOCK_WEIGHTS = 1 << 16
 """Weights of an exhaustive block: it stays in a core's cache, and cheap types do not drown in calls."""
 ENERGY_WEIGHTS = 1 << 18
 """Weights of a block whose energies alone are wanted: larger, as nothing is quantized."""
