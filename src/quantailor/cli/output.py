@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from quantailor.errors import QuantailorError
+from quantailor.service.schema import VERSION
 
-JSON_VERSION = 1
 _PLAIN_WIDTH = 200
 
 
@@ -38,14 +38,14 @@ def table(title: str, columns: Mapping[str, str], rows: Sequence[Sequence[str]])
 
 def print_json(command: str, result: object) -> None:
     """One JSON document on standard output."""
-    document = {"version": JSON_VERSION, "command": command, "result": _plain(result)}
+    document = {"version": VERSION, "command": command, "result": _plain(result)}
     sys.stdout.write(json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def print_json_error(command: str, error: QuantailorError) -> None:
     """The document of a command that failed."""
     told = {"type": type(error).__name__, "message": error.message, "remedy": error.remedy}
-    sys.stdout.write(json.dumps({"version": JSON_VERSION, "command": command, "error": told}, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps({"version": VERSION, "command": command, "error": told}, ensure_ascii=False) + "\n")
 
 
 def print_error(error: QuantailorError) -> None:

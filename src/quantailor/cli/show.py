@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
+from math import exp
 from typing import Any
 
 from rich.console import Console
@@ -212,8 +212,6 @@ def _verdict_row(row: VerdictRow, ratios: Mapping[str, Any]) -> tuple[str, ...]:
 def _ratio(comparison: Any) -> str:
     if comparison is None:
         return ""
-    from math import exp
-
     low, high = (exp(value) for value in comparison.interval)
     return f"{exp(comparison.ln_kld_ratio):.3f} [{low:.3f}, {high:.3f}] {comparison.outcome}".replace("[", r"\[")
 
@@ -264,8 +262,3 @@ SHOW: Mapping[type, Callable[[Any], None]] = {
 def result(value: results.TaskResult) -> None:
     """Whatever a task answered."""
     SHOW[type(value)](value)
-
-
-def count_types(types: Mapping[str, str]) -> dict[str, int]:
-    """Type name -> number of tensors, the most frequent first."""
-    return dict(Counter(types.values()).most_common())

@@ -13,8 +13,8 @@ from quantailor.service.planning import plan
 from quantailor.service.proving import build, embedded_strategy, verify
 from quantailor.service.results import BuildReport, MakeResult, PlanResult
 from quantailor.service.stages import Stages
-from quantailor.service.work import compute_imatrix, convert, fingerprint_of, measure
-from quantailor.service.workspace import Workspace
+from quantailor.service.work import compute_imatrix, convert, measure
+from quantailor.service.workspace import Workspace, fingerprint_of
 from quantailor.strategy import file as strategy_file
 
 

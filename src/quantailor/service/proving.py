@@ -17,12 +17,11 @@ from quantailor.analysis.imatrix import Imatrix
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
 from quantailor.models.opening import open_model
-from quantailor.models.source import fingerprint
 from quantailor.records import ChunkScore, Strategy, Verdict
 from quantailor.service import tasks
 from quantailor.service.results import BuildReport, VerifyResult
 from quantailor.service.stages import Stages
-from quantailor.service.workspace import HELDOUT_TEXT, OpenedModel, Workspace, gguf_path
+from quantailor.service.workspace import HELDOUT_TEXT, OpenedModel, Workspace, fingerprint_of, gguf_path
 from quantailor.store import ScoreKey, StrategyRecord
 from quantailor.strategy import file as strategy_file
 
@@ -126,17 +125,8 @@ def embedded_strategy(path: Path) -> Strategy | None:
 def _score_keys(model: OpenedModel, corpus: str, n_ctx: int, candidates: Mapping[str, Path]) -> dict[str, ScoreKey]:
     keys = {name: ScoreKey(model.fingerprint, corpus, n_ctx, name) for name in (BASE, NULL_CONTROL)}
     for label, path in candidates.items():
-        keys[label] = ScoreKey(model.fingerprint, corpus, n_ctx, _file_identity(path))
+        keys[label] = ScoreKey(model.fingerprint, corpus, n_ctx, fingerprint_of(path))
     return keys
-
-
-def _file_identity(path: Path) -> str:
-    """The fingerprint of a quantized file, which covers its types and samples of every tensor."""
-    source = open_model(path)
-    try:
-        return fingerprint(source)
-    finally:
-        source.close()
 
 
 def _judge(

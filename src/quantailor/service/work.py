@@ -15,8 +15,7 @@ from quantailor.analysis.measure import DEFINITION_VERSION, MeasureSettings, mea
 from quantailor.errors import ImatrixError, TensorNotFoundError, TypeUnavailableError
 from quantailor.ggml import library
 from quantailor.models.convert.base import write_base
-from quantailor.models.opening import open_model
-from quantailor.models.source import ModelSource, fingerprint
+from quantailor.models.source import ModelSource
 from quantailor.qtypes import IMATRIX_EXEMPT
 from quantailor.records import TensorInfo, WeightError
 from quantailor.service import tasks
@@ -219,12 +218,3 @@ def _chosen(source: ModelSource, patterns: Collection[str]) -> list[TensorInfo]:
 
 def _matches(tensor: TensorInfo, pattern: str) -> bool:
     return tensor.role == pattern or fnmatch.fnmatchcase(tensor.name, pattern)
-
-
-def fingerprint_of(path: Path) -> str:
-    """The fingerprint of a model file."""
-    source = open_model(path)
-    try:
-        return fingerprint(source)
-    finally:
-        source.close()

@@ -152,3 +152,12 @@ def check_fit(imatrix: Imatrix, source: ModelSource) -> None:
         )
     for tensor in quantizable_tensors(source):
         quantizer_importance(imatrix, tensor)
+
+
+def fingerprint_of(path: Path) -> str:
+    """The fingerprint of a model at a path, quantized or not."""
+    source = open_model(path)
+    try:
+        return fingerprint(source)
+    finally:
+        source.close()
