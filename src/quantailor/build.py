@@ -11,22 +11,20 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import itertools
 import logging
-import os
 import re
-from collections import Counter, deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from quantailor.analysis.imatrix import Imatrix, quantizer_importance
+from quantailor.analysis.imatrix import Imatrix
+from quantailor.analysis.quantize import quantized_blocks
 from quantailor.control import Control, NullControl
-from quantailor.errors import NonFiniteWeightError, OutputError, StrategyMismatchError, TypeUnavailableError
+from quantailor.errors import OutputError, StrategyMismatchError, TypeUnavailableError
 from quantailor.ggml import codec, library
 from quantailor.ggml.reference import imatrix_metadata
 from quantailor.models.gguf_writer import FileLayout, GGUFWriter, layout
@@ -41,10 +39,6 @@ logger = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
-BLOCK_WEIGHTS = 1 << 20
-"""Weights that one thread takes at a time."""
-BLOCKS_AHEAD = 3
-"""Blocks per thread that may wait to be written."""
 QUANTIZATION_VERSION = 2
 _QUIET = NullControl()
 
@@ -225,7 +219,7 @@ def build(
         logger.info("%d tensors keep their type because the strategy does not name them: %s ...", len(kept), kept[0])
     with GGUFWriter(output, planned, overwrite=overwrite) as writer:
         written = 0
-        with contextlib.closing(_quantized_blocks(source, tensors, imatrix, n_threads or os.cpu_count() or 1, control)) as blocks:
+        with contextlib.closing(quantized_blocks(source, tensors, imatrix, n_threads=n_threads, control=control)) as blocks:
             for tensor, chunk in blocks:
                 writer.write(chunk)
                 written += chunk.size
@@ -245,74 +239,6 @@ def _kept(source: ModelSource, strategy: Strategy) -> tuple[str, ...]:
     return tuple(
         tensor.name for tensor in source.tensors if tensor.name not in named and never_quantized(tensor, source.architecture) is None
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Rows [start, stop) of one tensor, within one slice, and the importances of that slice."""
-
-    tensor: TensorInfo
-    start: int
-    stop: int
-    importance: Floats | None
-
-
-def _blocks(source: ModelSource, tensors: Sequence[TensorInfo], imatrix: Imatrix | None) -> Iterator[_Block]:
-    for tensor in tensors:
-        changes = tensor.type_name != source.tensor(tensor.name).type_name
-        importances = _importances(tensor, imatrix) if changes else None
-        n_rows_per_block = max(1, BLOCK_WEIGHTS // max(1, tensor.n_cols))
-        for index in range(tensor.n_slices):
-            first, last = index * tensor.rows_per_slice, (index + 1) * tensor.rows_per_slice
-            importance = None if importances is None else importances[index]
-            for start in range(first, last, n_rows_per_block):
-                yield _Block(tensor, start, min(start + n_rows_per_block, last), importance)
-
-
-def _importances(tensor: TensorInfo, imatrix: Imatrix | None) -> Floats | None:
-    """Importances per slice, (n_slices, n_cols), or None. Where llama.cpp asks for none but ggml cannot do without, ones."""
-    importances = None if imatrix is None else quantizer_importance(imatrix, tensor)
-    if importances is None and library.types()[tensor.type_name].aborts_without_imatrix:
-        return np.ones((tensor.n_slices, tensor.n_cols), dtype=np.float32)
-    return importances
-
-
-def _block_bytes(source: ModelSource, block: _Block) -> Bytes:
-    """The block as it goes into the file, flat; runs in a thread."""
-    tensor, stored = block.tensor, source.tensor(block.tensor.name)
-    qtype = library.types()[tensor.type_name]
-    if stored.type_name == tensor.type_name:
-        data = source.raw_rows(tensor.name, block.start, block.stop)
-        if not codec.is_valid(data, qtype):
-            raise NonFiniteWeightError(f"{tensor.name} has weights that are NaN or Inf", remedy="Get an intact copy of the model")
-        return data.reshape(-1)
-    weights = source.rows(tensor.name, block.start, block.stop)
-    codec.check_weights(weights, tensor.name)
-    data = codec.quantize(weights, qtype, block.importance)
-    if not codec.is_valid(data, qtype):
-        raise TypeUnavailableError(f"{tensor.name} cannot be {qtype.name}: its weights overflow", remedy="Choose another type for it")
-    return data.reshape(-1)
-
-
-def _quantized_blocks(
-    source: ModelSource, tensors: Sequence[TensorInfo], imatrix: Imatrix | None, n_threads: int, control: Control
-) -> Generator[tuple[TensorInfo, Bytes], None, None]:
-    """All blocks in the file's order; a few per thread are under way at any time."""
-    waiting: deque[tuple[TensorInfo, Future[Bytes]]] = deque()
-    blocks = _blocks(source, tensors, imatrix)
-    with ThreadPoolExecutor(n_threads, thread_name_prefix="build") as pool:
-        try:
-            while True:
-                for block in itertools.islice(blocks, n_threads * BLOCKS_AHEAD - len(waiting)):
-                    waiting.append((block.tensor, pool.submit(_block_bytes, source, block)))
-                if not waiting:
-                    return
-                control.check()
-                tensor, future = waiting.popleft()
-                yield tensor, future.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
 
 
 def _check_written(paths: Sequence[Path], tensors: Sequence[TensorInfo], planned: FileLayout) -> None:

@@ -7,6 +7,7 @@ a block stays in the cache.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -17,6 +18,9 @@ from quantailor.records import Estimate
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.integer]
+Codes = npt.NDArray[np.uint16]
+
+MAX_CODE = 65535
 
 BLOCK_ELEMENTS = 1 << 18
 """Elements of a block of rows: 1 MiB of float32."""
@@ -49,6 +53,67 @@ def kl_divergence(base_logp: Floats, logp: Floats) -> Doubles:
         terms *= base_logp[rows] - logp[rows]
         result[rows] = terms.sum(axis=1, dtype=np.float64)
     return result
+
+
+# Log-probabilities in 16 bits
+
+
+def pack_probabilities(logp: Floats) -> tuple[Codes, Doubles]:
+    """Log-probabilities as 16-bit codes of the cube root of p: code = round(65535 p^(1/3)).
+
+    The step in ln p is 4.6e-5 at p = 1 and grows as p^(-1/3): fine where a divergence is made, coarse in the tail.
+    Against float64 a KL divergence taken from codes is off by less than 1e-6 nats (see `divergence_from_packed`).
+
+    Args:
+        logp: (n_rows, n_vocab) float32.
+
+    Returns:
+        Codes (n_rows, n_vocab) uint16, and the sum of the probabilities that each row's codes stand for, (n_rows,).
+    """
+    codes, mass = np.empty(logp.shape, dtype=np.uint16), np.empty(len(logp), dtype=np.float64)
+    probabilities, _ = _packed_tables()
+    for rows in _row_blocks(logp.shape):
+        codes[rows] = np.rint(np.exp(logp[rows] * np.float32(1 / 3)) * np.float32(MAX_CODE)).clip(max=MAX_CODE)
+        mass[rows] = probabilities[codes[rows]].sum(axis=1, dtype=np.float64)
+    return codes, mass
+
+
+def divergence_from_packed(codes: Codes, mass: Doubles, logits: Floats) -> tuple[Doubles, Doubles]:
+    """KL(base || model) of every row, nats, from the base's packed probabilities p and the model's logits.
+
+    sum_i p_i (ln p_i - ln q_i) + 1 - sum_i p_i: the last two terms take out what rounding p does to first order.
+
+    Args:
+        codes: the base's, (n_rows, n_vocab), from `pack_probabilities`.
+        mass: the sums of the probabilities they stand for, (n_rows,).
+        logits: the model's, (n_rows, n_vocab) float32.
+
+    Returns:
+        The divergences, and ln sum exp of the logits, both (n_rows,). NaN or Inf among the logits shows in the latter.
+    """
+    divergences, log_sums = np.empty(len(codes)), np.empty(len(codes))
+    probabilities, logarithms = _packed_tables()
+    for rows in _row_blocks(codes.shape):
+        block, part = codes[rows], logits[rows]
+        largest = part.max(axis=1, keepdims=True)
+        work = part - largest
+        log_sum = np.log(np.exp(work).sum(axis=1, dtype=np.float64))
+        rounded = log_sum.astype(np.float32)
+        work -= rounded[:, None]
+        np.subtract(np.take(logarithms, block, mode="clip"), work, out=work)  # ln p - ln q, small where p is large
+        sums = np.einsum("ij,ij->i", np.take(probabilities, block, mode="clip"), work, dtype=np.float64, casting="same_kind")
+        divergences[rows] = sums + (log_sum - rounded) * mass[rows] + (1 - mass[rows])
+        log_sums[rows] = largest[:, 0] + log_sum
+    return divergences, log_sums
+
+
+@functools.cache
+def _packed_tables() -> tuple[Floats, Floats]:
+    """What every code stands for: p, and ln p (that of a quarter step for the code 0, which weighs nothing)."""
+    roots = np.arange(MAX_CODE + 1) / MAX_CODE
+    with np.errstate(divide="ignore"):
+        logarithms = 3 * np.log(np.maximum(roots, 0.25 / MAX_CODE))
+    return (roots**3).astype(np.float32), logarithms.astype(np.float32)
 
 
 def _row_blocks(shape: tuple[int, ...]) -> list[slice]:

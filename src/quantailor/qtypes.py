@@ -82,6 +82,9 @@ class QType:
     is_quantized: bool
     aborts_without_imatrix: bool = False
     """ggml ends the process when asked for this type without importance weights."""
+    activation_block: int = 1
+    """How many inputs of a matrix product share a scale when its weights have this type: ggml's CPU kernels round
+    inputs to 8 bits, in blocks of 256 (`Q8_K`) or 32 (`Q8_0`, `Q8_1`); 1 where the inputs stay floats."""
 
     @property
     def bits_per_weight(self) -> float:

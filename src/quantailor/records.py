@@ -7,6 +7,7 @@ unless the name says otherwise.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -122,6 +123,24 @@ class WeightError:
 
 
 @dataclass(frozen=True, slots=True)
+class Mix:
+    """Some tensors with the types they are to have; all others stay as they are."""
+
+    id: str
+    """"" for none, "NAME=TYPE" for a single tensor, else a hash: equal mixes have equal ids."""
+    types: Mapping[str, str]
+
+    @classmethod
+    def of(cls, types: Mapping[str, str]) -> Mix:
+        """A mix with its id; the order of the tensors does not count."""
+        lines = sorted(f"{name}={type_name}" for name, type_name in types.items())
+        if len(lines) > 1:
+            digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+            return cls(f"mix:{digest[:32]}", dict(types))
+        return cls("".join(lines), dict(types))
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One type that a tensor may take, as the strategy room sees it."""
 
@@ -222,6 +241,63 @@ class Estimate:
 
     value: float
     se: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SwapCell:
+    """What one tensor at one type does to the model with all others as they are, over some chunks."""
+
+    tensor: str
+    type_name: str
+    n_chunks: int
+    kld: Estimate
+    """Mean KL(base || model), nats; the standard error is over chunks."""
+    perplexity: Estimate
+    ln_ppl_ratio: Estimate
+    """ln(PPL / PPL_base), paired by chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """How much the weight error of one tensor matters: KLD = alpha x weighted_mse + noise of its kernel (METHODS 4)."""
+
+    tensor: str
+    status: Literal["measured", "drowned", "not in the graph"]
+    """"drowned": its probes cannot be told from the floor, and `alpha` is an upper bound."""
+    alpha: Estimate
+    """Nats per unit of `weighted_mse`."""
+    noise: Mapping[int, float] = field(default_factory=dict)
+    """Nats that the kernel's rounding of inputs costs, by `QType.activation_block` (32 or 256)."""
+    group: str = ""
+    """The tensors that were probed together with it; "" for a probe of its own."""
+    probes: tuple[str, ...] = ()
+    """Types it was probed at."""
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """One whole mix that was measured: what was predicted for it, and what it is."""
+
+    mix: str
+    kind: Literal["memory", "file"]
+    bits_per_weight: float
+    damage_nats: float
+    """The sum S of its tensors' damages."""
+    measured: Estimate
+    """Mean KLD over the chunks, nats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """From the sum of damages S to the KLD of a file: gamma (S + kappa S^2) + c0, fitted on measured mixes (METHODS 4)."""
+
+    gamma: float
+    kappa: float
+    c0_nats: float
+    residual_sd: float
+    """Standard deviation of ln(measured / predicted) of a new mix, beyond what its own tensors' errors explain."""
+    degrees_of_freedom: int
+    points: tuple[CurvePoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

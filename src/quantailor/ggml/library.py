@@ -80,6 +80,17 @@ class GgmlTypeTraits(ctypes.Structure):
     )
 
 
+class GgmlTypeTraitsCpu(ctypes.Structure):
+    """`struct ggml_type_traits_cpu` of ggml-cpu.h."""
+
+    _fields_ = (
+        ("from_float", ctypes.c_void_p),
+        ("vec_dot", ctypes.c_void_p),
+        ("vec_dot_type", ctypes.c_int),
+        ("nrows", ctypes.c_int64),
+    )
+
+
 # name: (restype, argtypes), beside ggml.h / ggml-backend.h
 _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     # const struct ggml_type_traits * ggml_get_type_traits(enum ggml_type type)
@@ -217,8 +228,20 @@ def types() -> Mapping[str, QType]:
         name = traits.type_name.decode().upper() if traits.type_name else ""
         if traits.blck_size > 0 and (traits.to_float or name == "F32"):
             aborts = bool(ggml.ggml_quantize_requires_imatrix(index))
-            found[name] = QType(index, name, traits.blck_size, traits.type_size, bool(traits.is_quantized), aborts)
+            quantized = bool(traits.is_quantized)
+            block = _activation_block(ggml, index) if quantized else 1
+            found[name] = QType(index, name, traits.blck_size, traits.type_size, quantized, aborts, block)
     return MappingProxyType(found)
+
+
+def _activation_block(ggml: Any, index: int) -> int:
+    """Block size of the type that the CPU kernel rounds inputs to; 256 where this build does not say."""
+    try:
+        function = ggml.ggml_get_type_traits_cpu  # const struct ggml_type_traits_cpu * (enum ggml_type type)
+    except AttributeError:
+        return 256
+    function.restype, function.argtypes = ctypes.POINTER(GgmlTypeTraitsCpu), (ctypes.c_int,)
+    return int(ggml.ggml_get_type_traits(function(index).contents.vec_dot_type).contents.blck_size) or 256
 
 
 @functools.cache

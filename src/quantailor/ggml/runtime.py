@@ -108,7 +108,7 @@ def _log() -> _Log:
 class Tokenizer:
     """The vocabulary of a model file. Use as a context manager, or call `close`."""
 
-    def __init__(self, path: Path, *, vocab_only: bool, n_gpu_layers: int) -> None:
+    def __init__(self, path: Path, *, vocab_only: bool, n_gpu_layers: int, writable: bool = False) -> None:
         self.path = path
         self._llama: Any = library.load().llama
         self._log = _log()
@@ -117,6 +117,10 @@ class Tokenizer:
         parameters = self._llama.llama_model_default_params()
         parameters.vocab_only = vocab_only
         parameters.n_gpu_layers = ALL_LAYERS if n_gpu_layers < 0 else n_gpu_layers
+        if writable:
+            # Mapped pages are read-only, and repacked weights cannot be read back.
+            parameters.load_mode = self._llama.LLAMA_LOAD_MODE_NONE
+            parameters.use_extra_bufts = False
         self._model = self._llama.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self._model:
             raise InferenceError(f"llama.cpp cannot load {path}: {self._log.last_error()}")
@@ -196,6 +200,7 @@ class LoadedModel(Tokenizer):
         n_threads: None takes all processors.
         n_gpu_layers: layers to put on a GPU, -1 for all.
         capture: called with the input of every weight matrix while a chunk runs.
+        writable: keep the weights where and as they are in the file, so that `ggml.swapping` can write them.
 
     Raises:
         InferenceError: llama.cpp cannot load the model or has no memory for the context.
@@ -209,14 +214,18 @@ class LoadedModel(Tokenizer):
         n_threads: int | None = None,
         n_gpu_layers: int = 0,
         capture: Capture | None = None,
+        writable: bool = False,
     ) -> None:
         self._context: Any = None
         self._batch: Any = None
-        super().__init__(path, vocab_only=False, n_gpu_layers=n_gpu_layers)
+        super().__init__(path, vocab_only=False, n_gpu_layers=n_gpu_layers, writable=writable)
         self.n_ctx = n_ctx
         self._observer = None if capture is None else _Observer(capture)
+        self._n_threads = n_threads or os.cpu_count() or 1
+        # A writable model computes where its weights lie: what the graph shows must be a weight, not its copy on a GPU.
+        self._offload_kqv, self._offload_products = n_gpu_layers != 0, n_gpu_layers != 0 and not writable
         try:
-            self._open_context(n_threads or os.cpu_count() or 1, on_gpu=n_gpu_layers != 0)
+            self._open_context(self._observer.callback if self._observer else None)
         except BaseException:
             self.close()
             raise
@@ -234,17 +243,17 @@ class LoadedModel(Tokenizer):
         """The same as the constructor."""
         return cls(path, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers, capture=capture)
 
-    def _open_context(self, n_threads: int, *, on_gpu: bool) -> None:
+    def _open_context(self, callback: Any) -> None:
         if self._llama.llama_model_has_encoder(self._model) or not self._llama.llama_model_has_decoder(self._model):
             raise InferenceError(f"{self.path} is not a plain decoder; only such models can be run")
         parameters = self._llama.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = self.n_ctx
         parameters.n_ubatch = min(self.n_ctx, MAX_UBATCH)
         parameters.n_seq_max = 1
-        parameters.n_threads = parameters.n_threads_batch = n_threads
-        parameters.offload_kqv = parameters.op_offload = on_gpu
-        if self._observer:
-            parameters.cb_eval = self._observer.callback
+        parameters.n_threads = parameters.n_threads_batch = self._n_threads
+        parameters.offload_kqv, parameters.op_offload = self._offload_kqv, self._offload_products
+        if callback is not None:
+            parameters.cb_eval = callback
         self._context = self._llama.llama_init_from_model(self._model, parameters)
         if not self._context:
             raise InferenceError(f"llama.cpp cannot run {self.path} with {self.n_ctx} tokens: {self._log.last_error()}")
@@ -255,12 +264,15 @@ class LoadedModel(Tokenizer):
 
     def close(self) -> None:
         """Release model and context."""
+        self._close_context()
+        super().close()
+
+    def _close_context(self) -> None:
         if self._batch is not None:
             self._llama.llama_batch_free(self._batch)
         if self._context:
             self._llama.llama_free(self._context)
         self._batch = self._context = None
-        super().close()
 
     def decode(self, tokens: Tokens, *, first: int = 0) -> None:
         """Run one chunk with an empty cache; outputs are computed from position `first` on.

@@ -37,13 +37,18 @@ class Home:
     def imatrices(self) -> Path:
         return self.path / "imatrices"
 
+    @property
+    def base_logp(self) -> Path:
+        """Log-probabilities of bases on texts; may be deleted, they are computed again."""
+        return self.path / "base-logp"
+
     def log_of(self, job_id: int) -> Path:
         """The file that a detached job prints to."""
         return self.logs / f"job-{job_id}.log"
 
     def create(self) -> Home:
         """Make the folders that are missing; raises StoreError where that is not allowed."""
-        for folder in (self.path, self.logs, self.references, self.imatrices):
+        for folder in (self.path, self.logs, self.references, self.imatrices, self.base_logp):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:

@@ -9,6 +9,7 @@ from quantailor.store.keys import (
     ModelRecord,
     ScoreKey,
     StrategyRecord,
+    SwapKey,
     VerdictRecord,
 )
 from quantailor.store.store import Store, first_difference
@@ -27,6 +28,7 @@ __all__ = [
     "ScoreKey",
     "Store",
     "StrategyRecord",
+    "SwapKey",
     "VerdictRecord",
     "Worker",
     "first_difference",

@@ -93,6 +93,25 @@ class ScoreKey:
 
 
 @dataclass(frozen=True, slots=True)
+class SwapKey:
+    """What scores of mixes are filed under, besides the mix and the chunk."""
+
+    model: str
+    imatrix: str
+    """Fingerprint of the importance matrix the quantizers saw, or ""."""
+    corpus: str
+    """SHA-256 of the text."""
+    n_ctx: int
+    kernels: Literal["as built", "values", "file"]
+    """Set in memory with the types' own kernels, or with values alone; or a file that was built and loaded as usual."""
+
+    @property
+    def run(self) -> str:
+        """The key's short form."""
+        return sha256("\n".join((self.model, self.imatrix, self.corpus, str(self.n_ctx), self.kernels)))[:24]
+
+
+@dataclass(frozen=True, slots=True)
 class StrategyRecord:
     """A strategy as its file's text; `strategy.file.loads(document)` reads it."""
 

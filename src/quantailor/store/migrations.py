@@ -21,8 +21,15 @@ def first_schema(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
+def swap_schema(connection: sqlite3.Connection) -> None:
+    """Mixes of types and their scores: probes, sweeps, anchors."""
+    for statement in _statements("swap_schema.sql"):
+        connection.execute(statement)
+
+
 MIGRATIONS: dict[str, Migration] = {
     "0001 first schema": first_schema,
+    "0002 mixes and their scores": swap_schema,
 }
 
 

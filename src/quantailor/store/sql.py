@@ -12,6 +12,9 @@ RESULT_TABLES = {
     "chunk_scores": "SELECT * FROM chunk_scores ORDER BY model, corpus, n_ctx, candidate, chunk",
     "strategies": "SELECT * FROM strategies ORDER BY fingerprint",
     "verdicts": "SELECT * FROM verdicts ORDER BY fingerprint",
+    "swap_runs": "SELECT * FROM swap_runs ORDER BY run",
+    "mixes": "SELECT * FROM mixes ORDER BY model, mix, purpose",
+    "mix_scores": "SELECT * FROM mix_scores ORDER BY run, mix, chunk",
 }
 """Every row of every result table, by key."""
 
@@ -118,6 +121,25 @@ class SQL:
     scored_chunks = """
         SELECT chunk FROM chunk_scores
         WHERE model = :model AND corpus = :corpus AND n_ctx = :n_ctx AND candidate = :candidate"""
+
+    record_swap_run = """
+        INSERT INTO swap_runs (run, model, imatrix, corpus, n_ctx, kernels)
+        VALUES (:run, :model, :imatrix, :corpus, :n_ctx, :kernels) ON CONFLICT (run) DO NOTHING"""
+    swap_runs = """
+        SELECT model, imatrix, corpus, n_ctx, kernels FROM swap_runs LEFT JOIN history ON kind = 'swap run' AND key = run
+        WHERE model = ? ORDER BY recorded DESC, run"""
+    record_mix = """
+        INSERT INTO mixes (model, mix, purpose, document) VALUES (:model, :mix, :purpose, :document)
+        ON CONFLICT (model, mix, purpose) DO UPDATE SET document = excluded.document"""
+    mixes = "SELECT mix, document FROM mixes WHERE model = ? AND purpose = ? ORDER BY mix"
+    record_mix_score = """
+        INSERT INTO mix_scores (run, mix, chunk, n_tokens, nll_sum, kld_sum, top_agreement, dp_square_sum)
+        VALUES (:run, :mix, :index, :n_tokens, :nll_sum, :kld_sum, :top_agreement, :dp_square_sum)
+        ON CONFLICT (run, mix, chunk) DO UPDATE SET n_tokens = excluded.n_tokens, nll_sum = excluded.nll_sum,
+            kld_sum = excluded.kld_sum, top_agreement = excluded.top_agreement, dp_square_sum = excluded.dp_square_sum"""
+    mix_scores = """
+        SELECT mix, chunk, n_tokens, nll_sum, kld_sum, top_agreement, dp_square_sum FROM mix_scores
+        WHERE run = ? ORDER BY mix, chunk"""
 
     record_strategy = """
         INSERT INTO strategies (fingerprint, model, method, document) VALUES (:fingerprint, :model, :method, :document)

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from quantailor.errors import StoreError
-from quantailor.records import ChunkScore, TensorInfo, Verdict, WeightError
+from quantailor.records import ChunkScore, Mix, TensorInfo, Verdict, WeightError
 from quantailor.store import encoding
 from quantailor.store.database import BUSY_TIMEOUT_S, Database, Value
 from quantailor.store.job_table import JobTable
@@ -33,6 +33,7 @@ from quantailor.store.keys import (
     ModelRecord,
     ScoreKey,
     StrategyRecord,
+    SwapKey,
     VerdictRecord,
 )
 from quantailor.store.sql import RESULT_TABLES, SQL
@@ -40,6 +41,7 @@ from quantailor.store.sql import RESULT_TABLES, SQL
 Found = TypeVar("Found")
 
 _CELL_FIELDS = tuple(field.name for field in fields(WeightError))
+_MIX_SCORE_FIELDS = tuple(field.name for field in fields(ChunkScore) if field.name != "klds")
 _CELL_BLOBS = ("error_quantiles", "error_quantiles_se", "histogram")
 
 
@@ -174,6 +176,37 @@ class Store:
         """Indexes of the chunks that are recorded."""
         return frozenset(_any(row)[0] for row in self._database.query(SQL.scored_chunks, asdict(key)))
 
+    # Mixes
+
+    def record_mixes(self, model: str, purpose: str, mixes: Iterable[Mix]) -> None:
+        """Record what mixes are for, all of them or none; scores of single tensors do without."""
+        rows = [{"model": model, "mix": mix.id, "purpose": purpose, "document": encoding.canonical_json(mix.types)} for mix in mixes]
+        self._database.change_many(SQL.record_mix, rows)
+
+    def mixes(self, model: str, purpose: str) -> list[Mix]:
+        """A model's mixes for one purpose, by id."""
+        rows = [_any(row) for row in self._database.query(SQL.mixes, (model, purpose))]
+        return [Mix.of(json.loads(document)) for _, document in rows]
+
+    def record_mix_scores(self, key: SwapKey, scores: Iterable[tuple[str, ChunkScore]]) -> None:
+        """Record scored chunks of mixes, (mix id, score), all of them or none."""
+        rows = [_mix_score_row(key.run, mix, score) for mix, score in scores]
+        with self.transaction():
+            self._database.change(SQL.record_swap_run, {**asdict(key), "run": key.run})
+            self._database.change_many(SQL.record_mix_score, rows)
+            self._note("swap run", key.run)
+
+    def mix_scores(self, key: SwapKey) -> dict[str, list[ChunkScore]]:
+        """Every mix's scores by chunk index."""
+        found: dict[str, list[ChunkScore]] = {}
+        for mix, *figures in (_any(row) for row in self._database.query(SQL.mix_scores, (key.run,))):
+            found.setdefault(mix, []).append(ChunkScore(*figures))
+        return found
+
+    def swap_runs(self, model: str) -> list[SwapKey]:
+        """What mixes of a model were scored with, the latest first."""
+        return [SwapKey(*_any(row)) for row in self._database.query(SQL.swap_runs, (model,))]
+
     # Strategies and verdicts
 
     def record_strategy(self, strategy: StrategyRecord) -> None:
@@ -288,6 +321,12 @@ def _score_row(key: ScoreKey, score: ChunkScore) -> dict[str, Value]:
 def _score(row: tuple[Any, ...]) -> ChunkScore:
     index, n_tokens, nll_sum, kld_sum, top_agreement, dp_square_sum, klds = row
     return ChunkScore(index, n_tokens, nll_sum, kld_sum, top_agreement, dp_square_sum, encoding.floats_from_blob(klds))
+
+
+def _mix_score_row(run: str, mix: str, score: ChunkScore) -> dict[str, Value]:
+    figures: dict[str, Any] = {name: encoding.plain(getattr(score, name)) for name in _MIX_SCORE_FIELDS}
+    encoding.refuse_nan(figures, f"chunk {score.index} of {mix}")
+    return {**figures, "run": run, "mix": mix}
 
 
 def _imatrix(row: tuple[Any, ...]) -> ImatrixRecord:

@@ -1,0 +1,122 @@
+"""Tensors as they go into a file: rows are read, quantized in threads, and handed on in order.
+
+Memory stays at a few blocks of rows per thread whatever the size of the model. ggml's quantizers see every slice of a
+tensor (an expert) with its own importances, so no block crosses a slice; rows are independent, so the bytes depend
+neither on the blocks nor on the threads.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from quantailor.analysis.imatrix import Imatrix, quantizer_importance
+from quantailor.control import Control, NullControl
+from quantailor.errors import NonFiniteWeightError, TypeUnavailableError
+from quantailor.ggml import codec, library
+from quantailor.models.source import ModelSource
+from quantailor.records import TensorInfo
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+BLOCK_WEIGHTS = 1 << 20
+"""Weights that one thread takes at a time."""
+BLOCKS_AHEAD = 3
+"""Blocks per thread that may wait to be taken."""
+_QUIET = NullControl()
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows [start, stop) of one tensor, within one slice, and the importances of that slice."""
+
+    tensor: TensorInfo
+    start: int
+    stop: int
+    importance: Floats | None
+
+
+def quantized_blocks(
+    source: ModelSource,
+    tensors: Sequence[TensorInfo],
+    imatrix: Imatrix | None,
+    *,
+    n_threads: int | None = None,
+    control: Control = _QUIET,
+    block_weights: int = BLOCK_WEIGHTS,
+) -> Generator[tuple[TensorInfo, Bytes], None, None]:
+    """The bytes of some tensors, block by block in order; a few per thread are under way at any time.
+
+    Args:
+        source: where the weights come from.
+        tensors: with the types they are to have; a tensor that has its type already is copied.
+        imatrix: importances for the quantizers.
+        n_threads: None takes all processors.
+        control: asked between blocks whether to go on.
+        block_weights: weights that one thread takes at a time.
+
+    Raises:
+        NonFiniteWeightError: NaN or Inf among the weights.
+        TypeUnavailableError, ImatrixError: a tensor cannot take its type.
+    """
+    threads = n_threads or os.cpu_count() or 1
+    waiting: deque[tuple[TensorInfo, Future[Bytes]]] = deque()
+    blocks = _blocks(source, tensors, imatrix, block_weights)
+    with ThreadPoolExecutor(threads, thread_name_prefix="quantize") as pool:
+        try:
+            while True:
+                for block in itertools.islice(blocks, threads * BLOCKS_AHEAD - len(waiting)):
+                    waiting.append((block.tensor, pool.submit(_block_bytes, source, block)))
+                if not waiting:
+                    return
+                control.check()
+                tensor, future = waiting.popleft()
+                yield tensor, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _blocks(source: ModelSource, tensors: Sequence[TensorInfo], imatrix: Imatrix | None, block_weights: int) -> Iterator[Block]:
+    for tensor in tensors:
+        changes = tensor.type_name != source.tensor(tensor.name).type_name
+        importances = _importances(tensor, imatrix) if changes else None
+        n_rows_per_block = max(1, block_weights // max(1, tensor.n_cols))
+        for index in range(tensor.n_slices):
+            first, last = index * tensor.rows_per_slice, (index + 1) * tensor.rows_per_slice
+            importance = None if importances is None else importances[index]
+            for start in range(first, last, n_rows_per_block):
+                yield Block(tensor, start, min(start + n_rows_per_block, last), importance)
+
+
+def _importances(tensor: TensorInfo, imatrix: Imatrix | None) -> Floats | None:
+    """Importances per slice, (n_slices, n_cols), or None. Where llama.cpp asks for none but ggml cannot do without, ones."""
+    importances = None if imatrix is None else quantizer_importance(imatrix, tensor)
+    if importances is None and library.types()[tensor.type_name].aborts_without_imatrix:
+        return np.ones((tensor.n_slices, tensor.n_cols), dtype=np.float32)
+    return importances
+
+
+def _block_bytes(source: ModelSource, block: Block) -> Bytes:
+    """The block as it goes into the file, flat; runs in a thread."""
+    tensor, stored = block.tensor, source.tensor(block.tensor.name)
+    qtype = library.types()[tensor.type_name]
+    if stored.type_name == tensor.type_name:
+        data = source.raw_rows(tensor.name, block.start, block.stop)
+        if not codec.is_valid(data, qtype):
+            raise NonFiniteWeightError(f"{tensor.name} has weights that are NaN or Inf", remedy="Get an intact copy of the model")
+        return data.reshape(-1)
+    weights = source.rows(tensor.name, block.start, block.stop)
+    codec.check_weights(weights, tensor.name)
+    data = codec.quantize(weights, qtype, block.importance)
+    if not codec.is_valid(data, qtype):
+        raise TypeUnavailableError(f"{tensor.name} cannot be {qtype.name}: its weights overflow", remedy="Choose another type for it")
+    return data.reshape(-1)
