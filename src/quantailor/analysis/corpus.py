@@ -81,3 +81,14 @@ def chunks(corpus: Corpus, n_ctx: int, *, limit: int | None = None) -> Tokens:
     if corpus.bos is not None:
         found[:, 0] = corpus.bos
     return found
+
+
+def spread(n_chunks: int) -> list[int]:
+    """All chunk indexes in an order whose every beginning is spread over the whole text.
+
+    A text is often several works in a row; the first chunks would speak of the first work alone. The order is that of
+    the van der Corput sequence in base 2 (bits reversed), so that the same beginnings serve any number of chunks.
+    """
+    n_bits = max(1, (n_chunks - 1).bit_length())
+    order = (int(f"{index:0{n_bits}b}"[::-1], 2) for index in range(1 << n_bits))
+    return [index for index in order if index < n_chunks]

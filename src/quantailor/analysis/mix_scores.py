@@ -6,10 +6,11 @@ scores does not depend on what was scored before: a run that was stopped goes on
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from quantailor.analysis.fidelity import first_scored
 from quantailor.analysis.imatrix import Imatrix
 from quantailor.analysis.swapping import Kernels, Swapper
 from quantailor.control import Control, NullControl
+from quantailor.errors import InferenceError, TypeUnavailableError
 from quantailor.ggml.runtime import LoadedModel
 from quantailor.models.source import ModelSource
 from quantailor.records import ChunkScore, Mix
@@ -26,11 +28,23 @@ from quantailor.records import ChunkScore, Mix
 Tokens = npt.NDArray[np.int32]
 Done = Mapping[str, Collection[int]]
 
+BaseKernels = Literal["as stored", "finer"]
+
+logger = logging.getLogger(__name__)
+
 _QUIET = NullControl()
+
+
+def base_folder(folder: Path, base_kernels: BaseKernels) -> Path:
+    """Where log-probabilities are kept of a base that runs that way."""
+    return folder / base_kernels.replace(" ", "-")
 
 
 class MixScorer:
     """Scores mixes of one base on the chunks of one text. Use as a context manager.
+
+    Where it can, the base rests in F16 (see `swapping`): on the CPU, where that has finer kernels, and where neither its
+    weights nor its inputs overflow. Its log-probabilities are then those of the base run that way.
 
     Args:
         source: the base.
@@ -42,7 +56,6 @@ class MixScorer:
         kernels: whether mixes run with the kernels of a built file, or round weights alone (see `swapping`).
         n_threads: None takes all processors.
         n_gpu_layers: layers on a GPU, -1 for all.
-        control: asked before every chunk whether to go on.
 
     Raises:
         InferenceError: llama.cpp cannot load or run the model.
@@ -61,7 +74,7 @@ class MixScorer:
         n_threads: int | None = None,
         n_gpu_layers: int = 0,
     ) -> None:
-        self._chunks, self._base = chunks, BaseLogp(folder, chunks)
+        self._chunks = chunks
         self._swapper = Swapper(
             source,
             path,
@@ -72,6 +85,22 @@ class MixScorer:
             n_gpu_layers=n_gpu_layers,
             kernels=kernels,
         )
+        try:
+            self.base_kernels: BaseKernels = self._rest() if n_gpu_layers == 0 else "as stored"
+        except BaseException:
+            self._swapper.__exit__(None, None, None)
+            raise
+        self._base = BaseLogp(base_folder(folder, self.base_kernels), chunks)
+
+    def _rest(self) -> BaseKernels:
+        try:
+            self._swapper.rest_finer()
+            self._swapper.logits(self._chunks[0])
+        except (InferenceError, TypeUnavailableError) as error:
+            logger.info("the base stays as it is stored: %s", error)
+            self._swapper.rest_finer(back=True)
+            return "as stored"
+        return "finer"
 
     def __enter__(self) -> Self:
         return self
@@ -118,24 +147,35 @@ class MixScorer:
         return self._base.chunk(index).score(self._swapper.logits(tokens, first=first_scored(len(tokens))))
 
 
-def score_file(
-    path: Path,
-    chunks: Tokens,
-    folder: Path,
-    indexes: Sequence[int],
-    *,
-    control: Control = _QUIET,
-    n_threads: int | None = None,
-    n_gpu_layers: int = 0,
-) -> Iterator[ChunkScore]:
-    """Score a built file, loaded as a user would load it, on chunks whose base log-probabilities are on disk."""
-    base = BaseLogp(folder, chunks)
-    with LoadedModel.open(path, n_ctx=chunks.shape[1], n_threads=n_threads, n_gpu_layers=n_gpu_layers) as model:
-        for n_done, index in enumerate(indexes):
-            control.check()
-            tokens = chunks[index]
-            yield base.chunk(index).score(model.logits(tokens, first=first_scored(len(tokens))))
-            control.advance(n_done + 1, len(indexes), f"{path.name}, chunk {index + 1}")
+class FileScorer:
+    """Scores built files, loaded as a user would load them, against the base loaded as it is stored.
+
+    Args:
+        path: the base.
+        chunks: (n_chunks, n_ctx) from `corpus.chunks`.
+        folder: where the base's log-probabilities on these chunks are kept.
+        n_threads: None takes all processors.
+        n_gpu_layers: layers on a GPU, -1 for all.
+    """
+
+    def __init__(self, path: Path, chunks: Tokens, folder: Path, *, n_threads: int | None = None, n_gpu_layers: int = 0) -> None:
+        self._path, self._chunks, self._n_threads, self._n_gpu_layers = path, chunks, n_threads, n_gpu_layers
+        self._base = BaseLogp(base_folder(folder, "as stored"), chunks)
+
+    def score(self, file: Path, indexes: Sequence[int], *, control: Control = _QUIET) -> Iterator[ChunkScore]:
+        """Score a file on these chunks, in order. Raises InferenceError where llama.cpp cannot load or run it."""
+        if self._base.missing(indexes):
+            with self._load(self._path) as base:
+                self._base.compute(base, indexes, control=control)
+        with self._load(file) as model:
+            for n_done, index in enumerate(indexes):
+                control.check()
+                tokens = self._chunks[index]
+                yield self._base.chunk(index).score(model.logits(tokens, first=first_scored(len(tokens))))
+                control.advance(n_done + 1, len(indexes), f"{file.name}, chunk {index + 1}")
+
+    def _load(self, path: Path) -> LoadedModel:
+        return LoadedModel.open(path, n_ctx=self._chunks.shape[1], n_threads=self._n_threads, n_gpu_layers=self._n_gpu_layers)
 
 
 def _shown(mix: Mix) -> str:

@@ -21,7 +21,14 @@ AUTO = "auto"
 NONE = "none"
 DEFAULT_N_CTX = 512
 DEFAULT_REFERENCES = ("Q8_0", "Q6_K", "Q4_K_M")
+DEFAULT_PROBE_TYPES = ("Q2_K", "Q6_K", "Q8_0")
+DEFAULT_PROBE_CHUNKS = 16
+DEFAULT_SWEEP_CHUNKS = 8
+DEFAULT_MIXES = 24
+DEFAULT_ANCHORS = 3
 Method = Literal["optimal", "knee", "greedy", "bins"]
+Grouping = Literal["tensor", "role-depth", "role"]
+BasisWish = Literal["auto", "probes", "ranking"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +69,73 @@ class MeasureTask:
     n_threads: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeTask:
+    """Measure how much each tensor's error matters to the model; `text` None means the calibration text that ships."""
+
+    base: str
+    text: str | None = None
+    chunks: int = DEFAULT_PROBE_CHUNKS
+    """At most so many; fewer where the target error is reached before."""
+    types: tuple[str, ...] = DEFAULT_PROBE_TYPES
+    group: Grouping = "tensor"
+    weighing: int = 0
+    """Random halves of all tensors to probe together, for tensors that drown alone; 0 for none."""
+    target_error: float = 0.05
+    """Relative standard error of alpha at which probing stops, for nine tensors in ten."""
+    mixes: int = DEFAULT_MIXES
+    """Random whole mixes measured in memory, on which the prediction is fitted."""
+    anchors: int = DEFAULT_ANCHORS
+    """Whole mixes built as files, the first all Q8_0."""
+    n_ctx: int = DEFAULT_N_CTX
+    imatrix: str = AUTO
+    n_gpu_layers: int = 0
+    n_threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepTask:
+    """Every tensor through every type, all others as they are. Empty `types` or `tensors` mean all."""
+
+    base: str
+    text: str | None = None
+    chunks: int = DEFAULT_SWEEP_CHUNKS
+    types: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ()
+    only_uncertain: bool = False
+    """Skip cells that the probes predict closely enough."""
+    n_ctx: int = DEFAULT_N_CTX
+    imatrix: str = AUTO
+    n_gpu_layers: int = 0
+    n_threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefineTask:
+    """Improve a strategy with measurements around it, at the same size."""
+
+    base: str
+    strategy: str
+    output: str
+    text: str | None = None
+    chunks: int = DEFAULT_PROBE_CHUNKS
+    relinearize: bool = True
+    """Probe again with all other tensors at their chosen types, and solve once more."""
+    swaps: int = 0
+    """Exchanges of bytes between tensors to try, judged by their true KLD; 0 for none."""
+    overwrite: bool = False
+    n_ctx: int = DEFAULT_N_CTX
+    n_gpu_layers: int = 0
+    n_threads: int | None = None
+
+
 class Target(TypedDict):
     """The part of PlanOptions that says how large; at most one is not None."""
 
     size_bytes: int | None
     bits_per_weight: float | None
     like: str | None
+    kld_nats: float | None
 
 
 class Rule(TypedDict):
@@ -91,12 +159,16 @@ class Limits(TypedDict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions:
-    """How types are chosen. At most one target: size, bits per weight, or "as large as this preset"."""
+    """How types are chosen. At most one target: size, bits per weight, "as large as this preset", or a predicted KLD."""
 
     method: Method = "optimal"
     size_bytes: int | None = None
     bits_per_weight: float | None = None
     like: str | None = None
+    kld_nats: float | None = None
+    """The smallest file whose predicted KLD is at most this; needs probes."""
+    basis: BasisWish = "auto"
+    """"auto" takes probes where there are any."""
     parameters: Mapping[str, float | str] = field(default_factory=dict)
     """The method's own options, e.g. {"test": "relative", "threshold": 0.5} for knees."""
     bins: tuple[str, ...] = ()
@@ -161,12 +233,15 @@ class MakeTask:
     n_threads: int | None = None
 
 
-Task = ConvertTask | ImatrixTask | MeasureTask | BuildTask | VerifyTask | MakeTask
+Task = ConvertTask | ImatrixTask | MeasureTask | ProbeTask | SweepTask | RefineTask | BuildTask | VerifyTask | MakeTask
 
 KINDS: Mapping[str, type[Task]] = {
     "convert": ConvertTask,
     "imatrix": ImatrixTask,
     "measure": MeasureTask,
+    "probe": ProbeTask,
+    "sweep": SweepTask,
+    "refine": RefineTask,
     "build": BuildTask,
     "verify": VerifyTask,
     "make": MakeTask,

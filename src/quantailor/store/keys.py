@@ -104,11 +104,13 @@ class SwapKey:
     n_ctx: int
     kernels: Literal["as built", "values", "file"]
     """Set in memory with the types' own kernels, or with values alone; or a file that was built and loaded as usual."""
+    base_kernels: Literal["as stored", "finer"]
+    """How the base runs whose log-probabilities they are compared with."""
 
     @property
     def run(self) -> str:
         """The key's short form."""
-        return sha256("\n".join((self.model, self.imatrix, self.corpus, str(self.n_ctx), self.kernels)))[:24]
+        return sha256("\n".join((self.model, self.imatrix, self.corpus, str(self.n_ctx), self.kernels, self.base_kernels)))[:24]
 
 
 @dataclass(frozen=True, slots=True)

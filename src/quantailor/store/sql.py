@@ -123,10 +123,10 @@ class SQL:
         WHERE model = :model AND corpus = :corpus AND n_ctx = :n_ctx AND candidate = :candidate"""
 
     record_swap_run = """
-        INSERT INTO swap_runs (run, model, imatrix, corpus, n_ctx, kernels)
-        VALUES (:run, :model, :imatrix, :corpus, :n_ctx, :kernels) ON CONFLICT (run) DO NOTHING"""
+        INSERT INTO swap_runs (run, model, imatrix, corpus, n_ctx, kernels, base_kernels)
+        VALUES (:run, :model, :imatrix, :corpus, :n_ctx, :kernels, :base_kernels) ON CONFLICT (run) DO NOTHING"""
     swap_runs = """
-        SELECT model, imatrix, corpus, n_ctx, kernels FROM swap_runs LEFT JOIN history ON kind = 'swap run' AND key = run
+        SELECT model, imatrix, corpus, n_ctx, kernels, base_kernels FROM swap_runs LEFT JOIN history ON kind = 'swap run' AND key = run
         WHERE model = ? ORDER BY recorded DESC, run"""
     record_mix = """
         INSERT INTO mixes (model, mix, purpose, document) VALUES (:model, :mix, :purpose, :document)

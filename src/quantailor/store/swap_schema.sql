@@ -7,7 +7,8 @@ CREATE TABLE swap_runs (
     imatrix TEXT NOT NULL,
     corpus TEXT NOT NULL,
     n_ctx INTEGER NOT NULL,
-    kernels TEXT NOT NULL CHECK (kernels IN ('as built', 'values', 'file'))
+    kernels TEXT NOT NULL CHECK (kernels IN ('as built', 'values', 'file')),
+    base_kernels TEXT NOT NULL CHECK (base_kernels IN ('as stored', 'finer'))
 ) WITHOUT ROWID;
 
 CREATE INDEX swap_runs_by_model ON swap_runs (model);

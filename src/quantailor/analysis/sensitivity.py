@@ -1,0 +1,221 @@
+"""How much each tensor's error matters: from scores of probes to alpha and noise (METHODS 4).
+
+A *probe* is a mix of one tensor (or of a group) at one type. Its KLD has two parts: what rounding the weights does, in
+proportion to the weighted error, and what the type's kernel does by rounding the inputs of the product, which does not
+depend on the weights' bits:
+
+    KLD_t(q) = alpha_t e_t(q) + noise_t(activation block of q)
+
+Q2_K, Q6_K and Q8_0 tell the three unknowns apart: a large error, and next to none in either kind of kernel. Least
+squares on relative errors, none of the unknowns negative; where there is one probe alone all of it counts as alpha.
+
+Standard errors are over chunks: the estimate is a linear map of the probes' KLDs, and that map is applied to every chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import nnls
+
+from quantailor import numerics
+from quantailor.errors import InferenceError
+from quantailor.numerics import Doubles
+from quantailor.qtypes import QType
+from quantailor.records import ChunkScore, Estimate, Mix, Sensitivity, SwapCell, TensorInfo, layer_of
+
+Scores = Mapping[str, Sequence[ChunkScore]]
+"""Mix id -> its scores by chunk; the base's own are those of the empty mix."""
+
+NULL_MIX = Mix.of({})
+MAX_PROBE_KLD = 0.05
+"""Above this a probe is no small perturbation; a larger type is tried."""
+DROWNED_BELOW_FLOORS = 3.0
+DROWNED_BELOW_ERRORS = 2.0
+"""A probe below so many floors, or so many of its own standard errors, says nothing."""
+_DEPTH_BANDS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeGroup:
+    """Tensors that are probed together; a single one has its own name as the group's."""
+
+    name: str
+    tensors: tuple[str, ...]
+
+    def mix(self, type_name: str) -> Mix:
+        """All of the group at one type."""
+        return Mix.of(dict.fromkeys(self.tensors, type_name))
+
+
+def groups_of(tensors: Sequence[TensorInfo], grouping: str) -> list[ProbeGroup]:
+    """The groups to probe: every "tensor", every "role", or every role in each quarter of the depth ("role-depth")."""
+    n_layers = 1 + max((tensor.layer or 0 for tensor in tensors), default=0)
+    found: dict[str, list[str]] = {}
+    for tensor in tensors:
+        found.setdefault(_group_name(tensor, grouping, n_layers), []).append(tensor.name)
+    return [ProbeGroup(name, tuple(members)) for name, members in found.items()]
+
+
+def _group_name(tensor: TensorInfo, grouping: str, n_layers: int) -> str:
+    layer = layer_of(tensor.name)
+    if grouping == "tensor" or layer is None:
+        return tensor.name
+    return tensor.role if grouping == "role" else f"{tensor.role}, depth {1 + _DEPTH_BANDS * layer // n_layers} of {_DEPTH_BANDS}"
+
+
+def swap_cell(tensor: str, type_name: str, scores: Sequence[ChunkScore], base: Sequence[ChunkScore]) -> SwapCell:
+    """KLD and perplexity of one cell over the chunks it has in common with the base; raises InferenceError for none."""
+    pairs = _paired(scores, base)
+    tokens = [ours.n_tokens for ours, _ in pairs]
+    nll = numerics.ratio_over_chunks([ours.nll_sum for ours, _ in pairs], tokens)
+    perplexity = float(np.exp(nll.value))
+    return SwapCell(
+        tensor=tensor,
+        type_name=type_name,
+        n_chunks=len(pairs),
+        kld=numerics.ratio_over_chunks([ours.kld_sum for ours, _ in pairs], tokens),
+        perplexity=Estimate(perplexity, perplexity * nll.se),
+        ln_ppl_ratio=numerics.ratio_over_chunks([ours.nll_sum - theirs.nll_sum for ours, theirs in pairs], tokens),
+    )
+
+
+def mean_kld(scores: Sequence[ChunkScore]) -> Estimate:
+    """Mean KLD over chunks, nats per token."""
+    return numerics.ratio_over_chunks([score.kld_sum for score in scores], [score.n_tokens for score in scores])
+
+
+def _paired(scores: Sequence[ChunkScore], base: Sequence[ChunkScore]) -> list[tuple[ChunkScore, ChunkScore]]:
+    by_index = {score.index: score for score in base}
+    pairs = [(score, by_index[score.index]) for score in scores if score.index in by_index]
+    if not pairs:
+        raise InferenceError("a cell has no chunk in common with the base", remedy="Run the probes again")
+    return pairs
+
+
+def is_drowned(kld: Estimate, floor_nats: float) -> bool:
+    """Whether a probe cannot be told from the floor or from its own error."""
+    return kld.value < max(DROWNED_BELOW_FLOORS * floor_nats, DROWNED_BELOW_ERRORS * kld.se)
+
+
+# From probes to alphas
+
+
+def sensitivity(
+    group: ProbeGroup,
+    errors: Mapping[str, Mapping[str, float]],
+    scores: Scores,
+    qtypes: Mapping[str, QType],
+    probe_types: Collection[str],
+    *,
+    floor_nats: float = 0.0,
+) -> tuple[Sensitivity, ...]:
+    """alpha and noise of every tensor of a group, from the group's probes.
+
+    Within a group every tensor gets the group's alpha, and noise in proportion to the number of tensors.
+
+    Args:
+        group: the tensors that were probed together.
+        errors: tensor -> type -> `weighted_mse`.
+        scores: of all probes, and of the empty mix.
+        qtypes: ggml's types.
+        probe_types: the types to look for among the scores.
+        floor_nats: what a change without loss would show.
+    """
+    probes = [name for name in probe_types if group.mix(name).id in scores and all(name in errors.get(t, {}) for t in group.tensors)]
+    own_name = "" if group.tensors == (group.name,) else group.name
+    if not probes:
+        return tuple(Sensitivity(name, "not in the graph", Estimate(0.0), group=own_name) for name in group.tensors)
+    klds, tokens = _by_chunk([scores[group.mix(name).id] for name in probes])  # (n_probes, n_chunks), (n_chunks,)
+    summed = [sum(errors[tensor][name] for tensor in group.tensors) for name in probes]
+    blocks = [qtypes[name].activation_block for name in probes]
+    alpha, noise = _solve(np.asarray(summed), blocks, klds, tokens)
+    largest = max((numerics.ratio_over_chunks(row, tokens) for row in klds), key=lambda kld: kld.value)
+    status: Literal["measured", "drowned"] = "drowned" if is_drowned(largest, floor_nats) else "measured"
+    return tuple(
+        Sensitivity(
+            tensor=name,
+            status=status,
+            alpha=alpha,
+            noise={block: value / len(group.tensors) for block, value in noise.items()},
+            group=own_name,
+            probes=tuple(probes),
+        )
+        for name in group.tensors
+    )
+
+
+def _by_chunk(scores: Sequence[Sequence[ChunkScore]]) -> tuple[Doubles, Doubles]:
+    """KLD sums of several mixes over the chunks they have in common, and those chunks' tokens."""
+    common = set.intersection(*({score.index for score in row} for row in scores))
+    rows = [[score for score in row if score.index in common] for row in scores]
+    return np.array([[score.kld_sum for score in row] for row in rows]), np.array([score.n_tokens for score in rows[0]], dtype=np.float64)
+
+
+def _solve(errors: Doubles, blocks: Sequence[int], klds: Doubles, tokens: Doubles) -> tuple[Estimate, dict[int, float]]:
+    """alpha with its error, and the noise per activation block, from probes with these errors and blocks.
+
+    Args:
+        errors: the weighted errors of the probes, (n_probes,).
+        blocks: the activation blocks of their types.
+        klds: sums per chunk, (n_probes, n_chunks).
+        tokens: scored tokens per chunk, (n_chunks,).
+    """
+    means = klds.sum(axis=1) / tokens.sum()
+    unknown_blocks = sorted(set(blocks) - {1}) if len(blocks) > 1 else []
+    if len(unknown_blocks) == len(blocks):  # one probe per kernel: the one with the larger error tells alpha alone
+        unknown_blocks.remove(blocks[int(np.argmax(errors))])
+    design = np.stack([errors, *(np.equal(blocks, block).astype(np.float64) for block in unknown_blocks)], axis=1)
+    usable = means > 0
+    if not usable.any() or not errors[usable].any():
+        return Estimate(0.0), dict.fromkeys(unknown_blocks, 0.0)
+    weights = np.where(usable, 1 / np.where(usable, means, 1.0), 0.0)
+    found, _ = nnls(design * weights[:, None], np.ones(len(means)) * usable)
+    active = found > 0
+    to_alpha: npt.NDArray[np.float64] = np.zeros(len(means))
+    if active[0]:
+        to_alpha = (np.linalg.pinv(design[:, active] * weights[:, None]) * weights[None, :])[0]
+    spread = numerics.ratio_over_chunks(to_alpha @ klds, tokens)
+    return Estimate(float(found[0]), spread.se), {block: float(value) for block, value in zip(unknown_blocks, found[1:], strict=True)}
+
+
+# Probes that drown alone, weighed together
+
+
+def weighing_mixes(tensors: Sequence[str], type_name: str, n_mixes: int, *, seed: int) -> list[Mix]:
+    """Random halves of the tensors at one type; every second mix is the complement of the one before it."""
+    generator = np.random.default_rng(seed)
+    mixes: list[Mix] = []
+    for _ in range(-(-n_mixes // 2)):
+        chosen = generator.permutation(len(tensors))
+        half = {int(index) for index in chosen[: len(tensors) // 2]}
+        mixes += [Mix.of({name: type_name for index, name in enumerate(tensors) if (index in half) is side}) for side in (True, False)]
+    return mixes[:n_mixes]
+
+
+def weigh(mixes: Sequence[Mix], tensors: Sequence[str], klds: Sequence[Estimate]) -> dict[str, Estimate]:
+    """Each tensor's KLD from those of mixes: least squares, none negative (Hotelling's weighing design).
+
+    Args:
+        mixes: at least as many as there are tensors, from `weighing_mixes`.
+        tensors: the tensors the mixes are made of.
+        klds: the mixes' mean KLDs, nats.
+
+    Returns:
+        Tensor -> KLD of the tensor alone; the error is that of least squares, from the residuals.
+
+    Raises:
+        InferenceError: fewer mixes than tensors.
+    """
+    if len(mixes) <= len(tensors):
+        raise InferenceError(f"{len(mixes)} halves cannot weigh {len(tensors)} tensors", remedy=f"Ask for at least {len(tensors) + 1}")
+    design = np.array([[float(name in mix.types) for name in tensors] for mix in mixes])
+    values = np.array([kld.value for kld in klds])
+    found, _ = nnls(design, values)
+    residual = float(np.square(values - design @ found).sum()) / (len(mixes) - len(tensors))
+    errors = np.sqrt(residual * np.diag(np.linalg.pinv(design.T @ design)))
+    return {name: Estimate(float(value), float(error)) for name, value, error in zip(tensors, found, errors, strict=True)}
