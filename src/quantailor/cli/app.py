@@ -31,6 +31,7 @@ Text = Annotated[Path | None, typer.Option("--file", "-f", help="Text to use ins
 Chunks = Annotated[int | None, typer.Option("--chunks", min=1, help="At most so many chunks of the text.")]
 Against = Annotated[str, typer.Option("--against", help="llama.cpp presets to compare with, separated by commas.")]
 _AGAINST = ",".join(tasks.DEFAULT_REFERENCES)
+_PROBE_TYPES = ",".join(tasks.DEFAULT_PROBE_TYPES)
 
 
 def _path(value: Path | None) -> str | None:
@@ -146,6 +147,132 @@ def measure(
     execute(task, home=home, as_json=as_json, detach=detach)
 
 
+ProbeChunks = Annotated[int, typer.Option("--probe-chunks", min=1, help="Chunks for probes, at most.")]
+Group = Annotated[tasks.Grouping, typer.Option("--group", help="Probe every tensor, a role by quarters of the depth, or whole roles.")]
+
+
+@app.command(epilog="Example: quantailor probe base.gguf -f text.txt --group role-depth")
+def probe(
+    base: Base,
+    text: Text = None,
+    chunks: Annotated[int, typer.Option("--chunks", min=1, help="Chunks per probe, at most.")] = tasks.DEFAULT_PROBE_CHUNKS,
+    types: Annotated[str, typer.Option("--type", "--types", help="Types to probe at, separated by commas.")] = _PROBE_TYPES,
+    group: Group = "tensor",
+    weighing: Annotated[int, typer.Option("--weighing", min=0, help="Random halves to probe together, where single tensors drown.")] = 0,
+    target_error: Annotated[float, typer.Option("--target-error", min=0.001, max=1, help="Relative standard error to stop at.")] = 0.05,
+    mixes: Annotated[int, typer.Option("--mixes", min=0, help="Random whole mixes to fit the prediction to.")] = tasks.DEFAULT_MIXES,
+    mix_chunks: Annotated[int, typer.Option("--mix-chunks", min=1, help="Chunks per whole mix.")] = tasks.DEFAULT_MIX_CHUNKS,
+    anchors: Annotated[int, typer.Option("--anchors", min=0, max=3, help="Mixes to build as files.")] = tasks.DEFAULT_ANCHORS,
+    imatrix: options.Imatrix = tasks.AUTO,
+    n_ctx: options.Context = tasks.DEFAULT_N_CTX,
+    threads: options.Threads = None,
+    gpu_layers: options.GpuLayers = 0,
+    home: options.Home = None,
+    as_json: options.Json = False,
+    detach: options.Detach = False,
+) -> None:
+    """Measure how much each tensor's error matters to the model, by swapping quantized weights into it; nothing is written but figures."""
+    task = tasks.ProbeTask(
+        base=tasks.absolute(base),
+        text=_path(text),
+        chunks=chunks,
+        types=tuple(name.upper() for name in split_list(types)),
+        group=group,
+        weighing=weighing,
+        target_error=target_error,
+        mixes=mixes,
+        mix_chunks=mix_chunks,
+        anchors=anchors,
+        n_ctx=n_ctx,
+        imatrix=_imatrix(imatrix),
+        n_gpu_layers=gpu_layers,
+        n_threads=threads,
+    )
+    execute(task, home=home, as_json=as_json, detach=detach)
+
+
+@app.command(epilog="Example: quantailor sweep base.gguf -f text.txt --types Q2_K,Q4_K --tensors attn_v")
+def sweep(
+    base: Base,
+    text: Text = None,
+    chunks: Annotated[int, typer.Option("--chunks", min=1, help="Chunks per cell.")] = tasks.DEFAULT_SWEEP_CHUNKS,
+    types: options.Types = None,
+    tensors: Annotated[str | None, typer.Option("--tensors", help="Only tensors that match these patterns, e.g. 'blk.0.*'.")] = None,
+    only_uncertain: Annotated[bool, typer.Option("--only-uncertain", help="Skip types whose outcome the probes predict.")] = False,
+    imatrix: options.Imatrix = tasks.AUTO,
+    n_ctx: options.Context = tasks.DEFAULT_N_CTX,
+    threads: options.Threads = None,
+    gpu_layers: options.GpuLayers = 0,
+    home: options.Home = None,
+    as_json: options.Json = False,
+    detach: options.Detach = False,
+) -> None:
+    """Perplexity and KL divergence of every tensor at every type, with all others unquantized. Plans use what it finds."""
+    task = tasks.SweepTask(
+        base=tasks.absolute(base),
+        text=_path(text),
+        chunks=chunks,
+        types=split_list(types),
+        tensors=split_list(tensors),
+        only_uncertain=only_uncertain,
+        n_ctx=n_ctx,
+        imatrix=_imatrix(imatrix),
+        n_gpu_layers=gpu_layers,
+        n_threads=threads,
+    )
+    execute(task, home=home, as_json=as_json, detach=detach)
+
+
+@app.command(epilog="Example: quantailor predict base.gguf strategy.yaml")
+def predict(
+    base: Base,
+    strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file, YAML or JSON.")],
+    home: options.Home = None,
+    as_json: options.Json = False,
+) -> None:
+    """Predict a strategy's KL divergence, with intervals, before it is built; and say which tensors it comes from."""
+    with service.Workspace.open(home) as workspace:
+        found = service.predict(workspace, base, strategy)
+    if as_json:
+        print_json("predict", found)
+    else:
+        show.predicted(found)
+
+
+@app.command(epilog="Example: quantailor refine base.gguf strategy.yaml -o better.yaml --swaps 100")
+def refine(
+    base: Base,
+    strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file, YAML or JSON.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the better strategy goes.")],
+    text: Text = None,
+    chunks: Annotated[int, typer.Option("--chunks", min=2, help="Chunks per mix.")] = tasks.DEFAULT_PROBE_CHUNKS,
+    relinearize: Annotated[bool, typer.Option(help="Probe again with all other tensors at their chosen types, solve once more.")] = True,
+    swaps: Annotated[int, typer.Option("--swaps", min=0, help="Exchanges of bytes between two tensors to try by true KLD.")] = 0,
+    n_ctx: options.Context = tasks.DEFAULT_N_CTX,
+    threads: options.Threads = None,
+    gpu_layers: options.GpuLayers = 0,
+    force: options.Force = False,
+    home: options.Home = None,
+    as_json: options.Json = False,
+    detach: options.Detach = False,
+) -> None:
+    """Improve a strategy at its size with measurements around it, and report what that gained."""
+    task = tasks.RefineTask(
+        base=tasks.absolute(base),
+        strategy=tasks.absolute(strategy),
+        output=tasks.absolute(output),
+        text=_path(text),
+        chunks=chunks,
+        relinearize=relinearize,
+        swaps=swaps,
+        overwrite=force,
+        n_ctx=n_ctx,
+        n_gpu_layers=gpu_layers,
+        n_threads=threads,
+    )
+    execute(task, home=home, as_json=as_json, detach=detach)
+
+
 def _imatrix(value: str) -> str:
     return value if value in (tasks.AUTO, tasks.NONE) else tasks.absolute(value)
 
@@ -153,6 +280,14 @@ def _imatrix(value: str) -> str:
 Size = Annotated[str | None, typer.Option("--size", help="Size of the file, e.g. 4.2GiB.", rich_help_panel="Target")]
 Bpw = Annotated[float | None, typer.Option("--bpw", help="Bits per weight over all tensors.", rich_help_panel="Target")]
 Like = Annotated[str | None, typer.Option("--like", help="As large as this preset's file, e.g. Q4_K_M.", rich_help_panel="Target")]
+Kld = Annotated[
+    float | None,
+    typer.Option("--kld", help="The smallest file whose predicted mean KL divergence (nats) is at most this.", rich_help_panel="Target"),
+]
+BasisOption = Annotated[
+    tasks.BasisWish,
+    typer.Option("--basis", help="auto (probes where there are any), probes, or ranking (weight error alone).", rich_help_panel="Rule"),
+]
 Pin = Annotated[list[str] | None, typer.Option("--pin", help="PATTERN=TYPE, e.g. 'attn_v=Q6_K'.", rich_help_panel="Constraints")]
 Tie = Annotated[list[str] | None, typer.Option("--tie", help="qkv, gate_up, layer or patterns.", rich_help_panel="Constraints")]
 Allow = Annotated[
@@ -167,15 +302,17 @@ Budget = Annotated[
 ]
 
 
-def _targets(size: str | None, bpw: float | None, like: str | None, *, needed: bool) -> tasks.Target:
-    given = [name for name, value in (("--size", size), ("--bpw", bpw), ("--like", like)) if value is not None]
+def _targets(size: str | None, bpw: float | None, like: str | None, kld: float | None, *, needed: bool) -> tasks.Target:
+    given = [name for name, value in (("--size", size), ("--bpw", bpw), ("--like", like), ("--kld", kld)) if value is not None]
     if len(given) > 1:
         raise typer.BadParameter(f"{' and '.join(given)} say the same thing twice; give one")
     if needed and not given:
-        raise typer.BadParameter("give a target: --size, --bpw or --like")
+        raise typer.BadParameter("give a target: --size, --bpw, --like or --kld")
     if bpw is not None and not 0 < bpw <= 32:
         raise typer.BadParameter(f"--bpw {bpw}: bits per weight lie between 0 and 32")
-    return tasks.Target(size_bytes=None if size is None else parse_size(size), bits_per_weight=bpw, like=like)
+    if kld is not None and not kld > 0:
+        raise typer.BadParameter(f"--kld {kld}: a divergence must be more than zero")
+    return tasks.Target(size_bytes=None if size is None else parse_size(size), bits_per_weight=bpw, like=like, kld_nats=kld)
 
 
 def _constraints(
@@ -203,6 +340,8 @@ def plan(
     size: Size = None,
     bpw: Bpw = None,
     like: Like = None,
+    kld: Kld = None,
+    basis: BasisOption = "auto",
     knee: Annotated[
         str | None,
         typer.Option(
@@ -252,8 +391,9 @@ def plan(
     method, rule = next(iter(rules.items()), optimal)
     plan_options = tasks.PlanOptions(
         **service.plan_rule(method, rule, option or ()),
-        **_targets(size, bpw, like, needed=method in ("optimal", "greedy")),
+        **_targets(size, bpw, like, kld, needed=method in ("optimal", "greedy")),
         **_constraints(pin, tie, allow, minimum, maximum, budget),
+        basis=basis,
     )
     with service.Workspace.open(home) as workspace:
         found = service.plan(workspace, base, plan_options, imatrix=_imatrix(imatrix), output=output, overwrite=force)
@@ -330,6 +470,8 @@ def make(
     size: Size = None,
     bpw: Bpw = None,
     like: Like = None,
+    kld: Kld = None,
+    basis: BasisOption = "auto",
     pin: Pin = None,
     tie: Tie = None,
     allow: Allow = None,
@@ -339,6 +481,8 @@ def make(
     types: options.Types = None,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Measure every row.")] = False,
     text: Annotated[Path | None, typer.Option("--file", "-f", help="Calibration text instead of the one that ships.")] = None,
+    probe_chunks: ProbeChunks = tasks.DEFAULT_PROBE_CHUNKS,
+    group: Group = "tensor",
     imatrix_chunks: Annotated[int | None, typer.Option("--imatrix-chunks", min=1, help="At most so many calibration chunks.")] = None,
     verify_text: Annotated[Path | None, typer.Option("--verify-text", help="Held-out text instead of the one that ships.")] = None,
     chunks: Chunks = None,
@@ -350,8 +494,10 @@ def make(
     as_json: options.Json = False,
     detach: options.Detach = False,
 ) -> None:
-    """All of it in one go: convert, importance matrix, measure, plan, build, verify. Run it again to resume."""
-    plan_options = tasks.PlanOptions(**_targets(size, bpw, like, needed=True), **_constraints(pin, tie, allow, minimum, maximum, budget))
+    """All of it in one go: convert, importance matrix, measure, probe, plan, build, verify. Run it again to resume."""
+    plan_options = tasks.PlanOptions(
+        **_targets(size, bpw, like, kld, needed=True), **_constraints(pin, tie, allow, minimum, maximum, budget), basis=basis
+    )
     task = tasks.MakeTask(
         model=tasks.absolute(model),
         output=tasks.absolute(output),
@@ -359,6 +505,8 @@ def make(
         types=split_list(types),
         exhaustive=exhaustive,
         text=_path(text),
+        probe_chunks=probe_chunks,
+        group=group,
         imatrix_chunks=imatrix_chunks,
         verify_text=_path(verify_text),
         chunks=chunks,

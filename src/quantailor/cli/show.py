@@ -10,7 +10,7 @@ from rich.console import Console
 
 from quantailor.cli.output import console, table
 from quantailor.cli.values import format_eta, format_shape, format_size
-from quantailor.records import Verdict, VerdictRow
+from quantailor.records import Prediction, Verdict, VerdictRow
 from quantailor.service import results
 
 
@@ -142,6 +142,111 @@ def _type_row(name: str, cells: list[results.CellReport]) -> tuple[str, ...]:
     )
 
 
+def probed(result: results.ProbeResult) -> None:
+    """alpha of every tensor, and how well whole mixes are predicted."""
+    out = console()
+    weighting = f"importance matrix {result.imatrix_fingerprint[:12]}" if result.imatrix_fingerprint else "no importance matrix"
+    out.print(f"{len(result.sensitivities)} tensors on {result.corpus_name}, {result.n_chunks} chunks of {result.n_ctx}, {weighting}")
+    out.print(f"{result.n_scored - result.n_scored_before} chunks of mixes were scored now, {result.n_scored_before} were there already")
+    out.print(f"floor     {result.floor_nats:.2g} nats" + (f"; the base as stored: {result.stored_nats:.2g}" if result.stored_nats else ""))
+    rows = [
+        (
+            item.tensor,
+            item.status if not item.group else f"{item.status}, with {item.group}",
+            f"{item.alpha.value:.4g}",
+            f"± {item.alpha.se:.2g}",
+            f"{item.noise[32]:.2g}" if 32 in item.noise else "",
+            f"{item.noise[256]:.2g}" if 256 in item.noise else "",
+            ", ".join(item.probes),
+        )
+        for item in sorted(result.sensitivities, key=lambda item: -item.alpha.value)
+    ]
+    columns = {"tensor": "left", "status": "left", "alpha": "right", "error": "left", "noise 32": "right", "noise 256": "right"}
+    out.print(table("Sensitivities (nats per unit of weighted error; noise of kernels in nats)", {**columns, "probes": "left"}, rows))
+    _curve(out, result)
+
+
+def _curve(out: Console, result: results.ProbeResult) -> None:
+    curve = result.curve
+    n_memory = sum(point.kind == "memory" for point in curve.points)
+    if not n_memory:
+        out.print("[yellow]No whole mixes were measured: predictions have a wide interval. Run it with --mixes 24.[/yellow]")
+        return
+    out.print(
+        f"KLD = {curve.gamma:.3f} (S {curve.kappa:+.2f} S^2) + {curve.c0_nats:.2g}, "
+        f"fitted to {n_memory} mixes and {len(curve.points) - n_memory} files; a new mix lies within {100 * curve.residual_sd:.1f} % (1 sd)"
+    )
+
+
+def swept(result: results.SweepResult) -> None:
+    """A summary of a sweep, one line per type, and the cells that cost most."""
+    out = console()
+    out.print(f"{result.n_cells} cells on {result.corpus_name}, {result.n_chunks} chunks of {result.n_ctx}")
+    out.print(f"{result.n_already_measured} were there already, {result.n_skipped} were skipped because the probes predict them")
+    by_type: dict[str, list[results.SweepCellReport]] = {}
+    for cell in result.cells:
+        by_type.setdefault(cell.type_name, []).append(cell)
+    rows = [_sweep_row(name, cells) for name, cells in by_type.items()]
+    columns = {"type": "left", "bits": "right", "cells": "right", "sum of KLD": "right", "largest": "right", "at": "left"}
+    out.print(table("Every tensor alone at this type (KLD in nats)", columns, sorted(rows, key=lambda row: float(row[1]))))
+
+
+def _sweep_row(name: str, cells: list[results.SweepCellReport]) -> tuple[str, ...]:
+    found = [(cell.measured.kld.value, cell) for cell in cells if cell.measured]
+    head = (name, f"{cells[0].bits_per_weight:.4g}", f"{len(found)} of {len(cells)}")
+    if not found:
+        return (*head, "", "", "")
+    largest, worst = max(found, key=lambda pair: pair[0])
+    error = f" ± {worst.measured.kld.se:.1g}" if worst.measured else ""
+    return (*head, f"{sum(value for value, _ in found):.4g}", f"{largest:.3g}{error}", worst.tensor)
+
+
+_N_CONTRIBUTIONS = 10
+
+
+def predicted(result: results.PredictResult) -> None:
+    """A prediction with its intervals and the tensors it comes from."""
+    out = console()
+    prediction = result.prediction
+    out.print(
+        f"[bold]{format_size(prediction.file_size_bytes)}[/bold] ({prediction.file_size_bytes:,} bytes), "
+        f"{prediction.bits_per_weight:.3f} bits per weight"
+    )
+    out.print(f"mean KLD  {_kld(prediction)}  (95 %)" + _interval(result.kld_interval_80_nats))
+    out.print(f"basis     probes, fitted to {result.n_mixes} whole mixes in memory and {result.n_anchors} files")
+    rows = [
+        (item.tensor, item.type_name, f"{item.damage.value:.3g}", f"± {item.damage.se:.1g}", f"{100 * item.share:.1f} %")
+        for item in result.contributions[:_N_CONTRIBUTIONS]
+    ]
+    columns = {"tensor": "left", "type": "left", "damage": "right", "error": "left", "share": "right"}
+    out.print(table("Where it comes from (nats)", columns, rows))
+
+
+def _kld(prediction: Prediction) -> str:
+    if prediction.kld_nats is None:
+        return "unknown"
+    return f"{prediction.kld_nats:.4g}{_interval(prediction.kld_interval_nats)}"
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f" \\[{interval[0]:.4g}, {interval[1]:.4g}]"
+
+
+def refined(result: results.RefineResult) -> None:
+    """What a refinement gained."""
+    out = console()
+    before, after, ratio = result.kld_before, result.kld_after, result.ln_kld_ratio
+    out.print(
+        f"measured  KLD {before.value:.5g} ± {before.se:.1g} before, {after.value:.5g} ± {after.se:.1g} after ({result.n_chunks} chunks)"
+    )
+    out.print(f"gain      {100 * (1 - exp(ratio.value)):.1f} % ± {100 * ratio.se:.1f} %, {result.n_changed} tensors have another type")
+    if result.n_swaps_tried:
+        out.print(f"exchanges {result.n_swaps_tried} tried, {result.n_swaps_kept} kept")
+    out.print("types     " + ", ".join(f"{count} x {name}" for name, count in result.type_counts.items()))
+    out.print(f"predicted KLD {_kld(result.prediction)}, {format_size(result.prediction.file_size_bytes)}")
+    out.print(f"saved     {result.path}")
+
+
 def planned(result: results.PlanResult, *, all_tensors: bool = False) -> None:
     """A strategy: size, mix of types, and the choice per tensor."""
     out = console()
@@ -150,6 +255,8 @@ def planned(result: results.PlanResult, *, all_tensors: bool = False) -> None:
         f"[bold]{result.method}[/bold]: {format_size(prediction.file_size_bytes)} ({prediction.file_size_bytes:,} bytes), "
         f"{prediction.bits_per_weight:.3f} bits per weight, damage {prediction.damage:.4g} ({result.basis})"
     )
+    if prediction.kld_nats is not None:
+        out.print(f"predicted mean KLD {_kld(prediction)} (95 %)")
     if result.preset_size_bytes is not None:
         out.print(f"the preset's own file: {format_size(result.preset_size_bytes)} ({result.preset_size_bytes:,} bytes)")
     out.print("types     " + ", ".join(f"{count} x {name}" for name, count in result.type_counts.items()))
@@ -253,6 +360,9 @@ SHOW: Mapping[type, Callable[[Any], None]] = {
     results.ConvertResult: converted,
     results.ImatrixReport: imatrix,
     results.MeasureResult: measured,
+    results.ProbeResult: probed,
+    results.SweepResult: swept,
+    results.RefineResult: refined,
     results.BuildReport: built,
     results.VerifyResult: verified,
     results.MakeResult: made,

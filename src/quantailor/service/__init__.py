@@ -18,6 +18,7 @@ from quantailor.service.jobs import (
     submit,
 )
 from quantailor.service.planning import plan, plan_rule
+from quantailor.service.predicting import predict
 from quantailor.service.results import JobReport
 from quantailor.service.work import use_imatrix
 from quantailor.service.workspace import Workspace
@@ -32,6 +33,7 @@ __all__ = [
     "pause_job",
     "plan",
     "plan_rule",
+    "predict",
     "remove_job",
     "resume_job",
     "run_job",

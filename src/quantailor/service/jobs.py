@@ -14,9 +14,12 @@ from quantailor.errors import JobError
 from quantailor.jobs import Job, JobControl, Listener
 from quantailor.service import tasks
 from quantailor.service.making import make
+from quantailor.service.probing import probe
 from quantailor.service.proving import build, verify
+from quantailor.service.refining import refine
 from quantailor.service.results import JobReport, TaskResult
 from quantailor.service.stages import Stages
+from quantailor.service.sweeping import sweep
 from quantailor.service.tasks import Task
 from quantailor.service.work import compute_imatrix, convert, measure
 from quantailor.service.workspace import Workspace
@@ -69,6 +72,12 @@ def _run(workspace: Workspace, task: Task, stages: Stages) -> TaskResult:
             return compute_imatrix(workspace, task, stages)
         case tasks.MeasureTask():
             return measure(workspace, task, stages)
+        case tasks.ProbeTask():
+            return probe(workspace, task, stages)
+        case tasks.SweepTask():
+            return sweep(workspace, task, stages)
+        case tasks.RefineTask():
+            return refine(workspace, task, stages)
         case tasks.BuildTask():
             return build(workspace, task, stages)
         case tasks.VerifyTask():

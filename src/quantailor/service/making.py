@@ -10,6 +10,7 @@ from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.opening import open_model
 from quantailor.service import tasks
 from quantailor.service.planning import plan
+from quantailor.service.probing import probe
 from quantailor.service.proving import build, embedded_strategy, verify
 from quantailor.service.results import BuildReport, MakeResult, PlanResult
 from quantailor.service.stages import Stages
@@ -19,7 +20,7 @@ from quantailor.strategy import file as strategy_file
 
 
 def make(workspace: Workspace, task: tasks.MakeTask, stages: Stages) -> MakeResult:
-    """Convert, importance matrix, measure, plan, build, verify. What an earlier run finished is taken as it is."""
+    """Convert, importance matrix, measure, probe, plan, build, verify. What an earlier run finished is taken as it is."""
     folder = Path(task.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,6 +52,21 @@ def make(workspace: Workspace, task: tasks.MakeTask, stages: Stages) -> MakeResu
         ),
         stages,
     )
+    if task.plan.basis != "ranking":
+        probe(
+            workspace,
+            tasks.ProbeTask(
+                base=base,
+                text=task.text,
+                chunks=task.probe_chunks,
+                mix_chunks=3 * task.probe_chunks,
+                group=task.group,
+                imatrix=imatrix.path,
+                n_gpu_layers=task.n_gpu_layers,
+                n_threads=task.n_threads,
+            ),
+            stages,
+        )
     strategy = folder / "strategy.yaml"
     planned = plan(
         workspace,

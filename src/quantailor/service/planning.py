@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from quantailor import build as building
 from quantailor.analysis.imatrix import Imatrix, quantizer_importance
 from quantailor.analysis.measure import DEFINITION_VERSION, MeasureSettings
+from quantailor.analysis.prediction import damage_for, predict_kld
 from quantailor.control import Control, NullControl
 from quantailor.errors import OutputError, StrategyError
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name, preset_types
 from quantailor.models.source import ModelSource
 from quantailor.records import Cell, Strategy, TensorCells, TensorInfo, WeightError
-from quantailor.service import tasks
+from quantailor.service import knowledge, tasks
+from quantailor.service.knowledge import Knowledge
 from quantailor.service.results import PlanResult
 from quantailor.service.tasks import Method, PlanOptions
 from quantailor.service.workspace import OpenedModel, Workspace, gguf_path, quantizable_tensors
@@ -109,10 +113,11 @@ def plan(
     if output is not None and output.exists() and not overwrite:
         raise OutputError(f"{output} exists", remedy="Choose another name, or give --force")
     with workspace.model(base) as model:
-        key = _measurement(workspace, model, imatrix, exhaustive)
-        matrix = workspace.imatrix(model.fingerprint, key.imatrix) if key.imatrix else None
-        tables = tensor_tables(model.source, workspace.store.cells(key))
-        target, preset_size = _target(model, options, matrix)
+        found = measured(workspace, model, imatrix, exhaustive)
+        matrix = workspace.imatrix(model.fingerprint, found.key.imatrix) if found.key.imatrix else None
+        known = _wanted_knowledge(workspace, model, found, options)
+        tables = found.tables if known is None else probed_tables(model.source, found, known)
+        target, preset_size = _target(model, options, matrix, known)
         strategy = select(
             tables,
             model=model_facts(model, tables),
@@ -120,9 +125,11 @@ def plan(
             target=target,
             parameters=_parameters(options),
             constraints=_constraints(options),
-            inputs={"imatrix": key.imatrix or None, "measurement": key.settings},
-            exact_size=lambda found: building.predict_layout(model.source, found, imatrix=matrix).size_bytes,
+            inputs=_inputs(found, known),
+            basis="ranking only" if known is None else "probes",
+            exact_size=lambda planned: building.predict_layout(model.source, planned, imatrix=matrix).size_bytes,
         )
+        strategy = with_kld(strategy, known)
         control.advance(1, 1)
         document = strategy_file.dumps(strategy)
         workspace.store.record_strategy(StrategyRecord.of(model.fingerprint, strategy.method, document))
@@ -146,6 +153,65 @@ def _result(strategy: Strategy, output: Path | None, preset_size: int | None) ->
 
 
 # What is known
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measurement of a model: its key, its cells, and the rules' input made of weight errors alone."""
+
+    key: MeasurementKey
+    cells: Sequence[WeightError]
+    tables: Sequence[TensorCells]
+
+
+def measured(workspace: Workspace, model: OpenedModel, imatrix: str, exhaustive: bool | None = None) -> Measured:
+    """The measurement to work with; see `plan` for the arguments. Raises StrategyError where there is none."""
+    key = _measurement(workspace, model, imatrix, exhaustive)
+    cells = workspace.store.cells(key)
+    return Measured(key, cells, tensor_tables(model.source, cells))
+
+
+def _wanted_knowledge(workspace: Workspace, model: OpenedModel, found: Measured, options: PlanOptions) -> Knowledge | None:
+    """What probes say, where there are any and they are wanted."""
+    if options.basis == "ranking" and options.kld_nats is None:
+        return None
+    known = knowledge.load(workspace, model, found.key.imatrix, found.cells)
+    if known is None and (options.basis == "probes" or options.kld_nats is not None):
+        raise StrategyError(f"{model.source.name} has not been probed", remedy=f"Run `quantailor probe {model.source.location}` first")
+    return known
+
+
+def probed_tables(source: ModelSource, found: Measured, known: Knowledge) -> list[TensorCells]:
+    """The rules' input with the damages that probes give, nats."""
+    qtypes = library.types()
+    return [
+        dataclasses.replace(
+            table,
+            cells=tuple(
+                dataclasses.replace(cell, damage=known.damage(source.tensor(table.name), qtypes[cell.type_name], cell.weighted_mse).value)
+                for cell in table.cells
+            ),
+        )
+        for table in found.tables
+    ]
+
+
+def with_kld(strategy: Strategy, known: Knowledge | None) -> Strategy:
+    """The strategy with its predicted KLD and 95 % interval, where probes tell."""
+    if known is None or strategy.prediction is None:
+        return strategy
+    predicted = predict_kld(known.curve, strategy.prediction.damage)
+    prediction = dataclasses.replace(
+        strategy.prediction, kld_nats=predicted.kld_nats, kld_interval_nats=predicted.interval(0.95), basis="probes"
+    )
+    return dataclasses.replace(strategy, prediction=prediction)
+
+
+def _inputs(found: Measured, known: Knowledge | None) -> dict[str, str | int | float | None]:
+    inputs: dict[str, str | int | float | None] = {"imatrix": found.key.imatrix or None, "measurement": found.key.settings}
+    if known is not None:
+        inputs |= {"probes": known.key.run, "probe_chunks": known.n_chunks}
+    return inputs
 
 
 def _measurement(workspace: Workspace, model: OpenedModel, imatrix: str, exhaustive: bool | None) -> MeasurementKey:
@@ -222,8 +288,12 @@ def model_facts(model: OpenedModel, tables: Sequence[TensorCells]) -> ModelFacts
 # What is asked for
 
 
-def _target(model: OpenedModel, options: PlanOptions, imatrix: Imatrix | None) -> tuple[dict[str, str | int | float], int | None]:
+def _target(
+    model: OpenedModel, options: PlanOptions, imatrix: Imatrix | None, known: Knowledge | None
+) -> tuple[dict[str, str | int | float], int | None]:
     """The target, and the preset's size where it is "as large as"."""
+    if options.kld_nats is not None and known is not None:
+        return {"kld_nats": options.kld_nats, "damage": damage_for(known.curve, options.kld_nats)}, None
     if options.like is not None:
         preset = preset_name(options.like)
         size = preset_size_bytes(model, preset, imatrix)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quantailor.records import MetadataValue, Prediction, TensorChoice, Verdict
+from quantailor.records import Curve, Estimate, MetadataValue, Prediction, Sensitivity, SwapCell, TensorChoice, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +115,96 @@ class MeasureResult:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """How much each tensor's error matters, and how well whole mixes are predicted from it."""
+
+    model_fingerprint: str
+    imatrix_fingerprint: str | None
+    corpus_name: str
+    n_ctx: int
+    n_chunks: int
+    base_kernels: str
+    """"finer": mixes are compared with the base resting in F16; "as stored": with the base as its file has it."""
+    floor_nats: float
+    stored_nats: float | None
+    """KLD between the base as stored and the finer one."""
+    n_scored_before: int
+    """(mix, chunk) pairs that the store had already."""
+    n_scored: int
+    sensitivities: tuple[Sensitivity, ...]
+    curve: Curve
+
+
+@dataclass(frozen=True, slots=True)
+class SweepCellReport:
+    """One tensor at one type, all others as they are."""
+
+    tensor: str
+    type_name: str
+    bits_per_weight: float
+    size_bytes: int
+    measured: SwapCell | None
+    """None where the cell was skipped because the probes predict it closely enough."""
+    predicted_nats: float | None
+    """What alpha and noise say, where the tensor was probed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """Every tensor through every type."""
+
+    model_fingerprint: str
+    imatrix_fingerprint: str | None
+    corpus_name: str
+    n_ctx: int
+    n_chunks: int
+    n_cells: int
+    n_already_measured: int
+    n_skipped: int
+    cells: tuple[SweepCellReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What one tensor adds to a strategy's sum of damages, nats."""
+
+    tensor: str
+    type_name: str
+    damage: Estimate
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class PredictResult:
+    """A strategy's KLD before it is built."""
+
+    strategy: str
+    prediction: Prediction
+    kld_interval_80_nats: tuple[float, float] | None
+    contributions: tuple[Contribution, ...]
+    """The largest first."""
+    n_mixes: int
+    n_anchors: int
+
+
+@dataclass(frozen=True, slots=True)
+class RefineResult:
+    """A strategy improved with measurements around it, and what that gained on the texts' chunks."""
+
+    path: str
+    prediction: Prediction
+    n_chunks: int
+    kld_before: Estimate
+    kld_after: Estimate
+    ln_kld_ratio: Estimate
+    """ln(after / before), paired by chunk."""
+    n_changed: int
+    n_swaps_tried: int
+    n_swaps_kept: int
+    type_counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class PlanResult:
     """A strategy that was chosen, and where it was saved."""
 
@@ -176,4 +266,6 @@ class JobReport:
     log: tuple[str, ...] = ()
 
 
-TaskResult = ConvertResult | ImatrixReport | MeasureResult | BuildReport | VerifyResult | MakeResult
+TaskResult = (
+    ConvertResult | ImatrixReport | MeasureResult | ProbeResult | SweepResult | RefineResult | BuildReport | VerifyResult | MakeResult
+)

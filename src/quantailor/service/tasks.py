@@ -25,6 +25,7 @@ DEFAULT_PROBE_TYPES = ("Q2_K", "Q6_K", "Q8_0")
 DEFAULT_PROBE_CHUNKS = 16
 DEFAULT_SWEEP_CHUNKS = 8
 DEFAULT_MIXES = 24
+DEFAULT_MIX_CHUNKS = 48
 DEFAULT_ANCHORS = 3
 Method = Literal["optimal", "knee", "greedy", "bins"]
 Grouping = Literal["tensor", "role-depth", "role"]
@@ -85,6 +86,8 @@ class ProbeTask:
     """Relative standard error of alpha at which probing stops, for nine tensors in ten."""
     mixes: int = DEFAULT_MIXES
     """Random whole mixes measured in memory, on which the prediction is fitted."""
+    mix_chunks: int = DEFAULT_MIX_CHUNKS
+    """Chunks for whole mixes and anchors; more than for probes, because all predictions rest on them."""
     anchors: int = DEFAULT_ANCHORS
     """Whole mixes built as files, the first all Q8_0."""
     n_ctx: int = DEFAULT_N_CTX
@@ -224,6 +227,8 @@ class MakeTask:
     types: tuple[str, ...] = ()
     exhaustive: bool = False
     text: str | None = None
+    probe_chunks: int = DEFAULT_PROBE_CHUNKS
+    group: Grouping = "tensor"
     imatrix_chunks: int | None = None
     verify_text: str | None = None
     chunks: int | None = None

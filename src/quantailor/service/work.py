@@ -143,7 +143,7 @@ def measure(workspace: Workspace, task: tasks.MeasureTask, stages: Stages) -> Me
     settings = MeasureSettings(exhaustive=task.exhaustive)
     with workspace.model(task.base, allow_requantize=task.allow_requantize) as model:
         imatrix = workspace.choose_imatrix(model, task.imatrix)
-        tensors = _chosen(model.source, task.tensors)
+        tensors = chosen_tensors(model.source, task.tensors)
         key = MeasurementKey(model.fingerprint, imatrix.fingerprint if imatrix else "", settings.key, DEFINITION_VERSION)
         before = workspace.store.recorded_cells(key)
         cells = measure_model(
@@ -206,7 +206,8 @@ def known_types(names: Collection[str]) -> tuple[str, ...]:
     return found
 
 
-def _chosen(source: ModelSource, patterns: Collection[str]) -> list[TensorInfo]:
+def chosen_tensors(source: ModelSource, patterns: Collection[str]) -> list[TensorInfo]:
+    """The quantizable tensors that match a role or a glob; all for none. Raises TensorNotFoundError where none matches."""
     tensors = quantizable_tensors(source)
     found = [tensor for tensor in tensors if not patterns or any(_matches(tensor, pattern) for pattern in patterns)]
     if not found:

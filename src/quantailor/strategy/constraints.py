@@ -23,7 +23,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from quantailor.errors import InfeasibleError, StrategyError
 from quantailor.records import Cell, TensorCells, layer_of, role_of
@@ -76,6 +76,24 @@ class Constraints:
             "budgets": {budget.pattern: budget.size_bytes for budget in self.budgets},
         }
         return {key: value for key, value in plain.items() if value not in (None, [], {})}
+
+    @classmethod
+    def from_parameters(cls, plain: Mapping[str, Any]) -> Constraints:
+        """The limits that `as_parameters` wrote. Raises StrategyError where a record holds something else."""
+        known = {item.name for item in dataclasses.fields(cls)}
+        if unknown := sorted(set(plain) - known):
+            raise StrategyError(f"the strategy has the unknown constraint {unknown[0]}", remedy="Plan again")
+        values = {key: _as_tuples(value) for key, value in plain.items()}
+        if budgets := values.get("budgets"):
+            values["budgets"] = tuple(Budget(pattern, int(size)) for pattern, size in budgets.items())
+        return cls(**values)
+
+
+def _as_tuples(value: Any) -> Any:
+    """Lists of a record as tuples, also within a mapping."""
+    if isinstance(value, Mapping):
+        return {key: _as_tuples(item) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, slots=True)
