@@ -34,6 +34,13 @@ def role_of(tensor_name: str) -> str:
     return re.sub(r"\.(weight|bias)$", "", tensor_name)
 
 
+def part_of(tensor_name: str) -> str:
+    """The part of a model whose errors meet in one way: "output", "embeddings" or "blocks"."""
+    if layer_of(tensor_name) is not None:
+        return "blocks"
+    return "output" if tensor_name == "output.weight" else "embeddings"
+
+
 @dataclass(frozen=True, slots=True)
 class MetadataValue:
     """One GGUF metadata value: its type name as gguf-py spells it in lower case ("uint32", "string", "array")."""
@@ -282,14 +289,16 @@ class CurvePoint:
     kind: Literal["memory", "file"]
     bits_per_weight: float
     damage_nats: float
-    """The sum S of its tensors' damages."""
+    """The sum S of its tensors' damages, scaled as the curve says."""
     measured: Estimate
     """Mean KLD over the chunks, nats."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """The same sum by part of the model (`part_of`), not scaled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """From the sum of damages S to the KLD of a file: gamma (S + kappa S^2) + c0, fitted on measured mixes (METHODS 4)."""
+    """From the sum of damages S to the KLD of a file: gamma (S + kappa S^2) + c0, fitted to measured mixes (METHODS 4)."""
 
     gamma: float
     kappa: float
@@ -298,6 +307,8 @@ class Curve:
     """Standard deviation of ln(measured / predicted) of a new mix, beyond what its own tensors' errors explain."""
     degrees_of_freedom: int
     points: tuple[CurvePoint, ...] = ()
+    scales: Mapping[str, float] = field(default_factory=dict)
+    """What the damages of each part of the model are multiplied by before they are added up."""
 
 
 @dataclass(frozen=True, slots=True)

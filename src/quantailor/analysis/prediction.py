@@ -3,11 +3,12 @@
 Damages of single tensors add up to S. What a whole mix does is close to that sum, not equal to it: errors meet in later
 layers, and a text other than the probes' weighs tensors a little differently. So whole mixes are measured, and the curve
 
-    KLD = gamma (S + kappa S^2) + c0
+    KLD = gamma (S + kappa S^2) + c0        S = sum over parts of scale_part x damages
 
-is fitted to them on a logarithmic scale: gamma and kappa on random mixes in memory, c0 on files, which are compared with
-the base as it is stored (its own kernels round inputs too). kappa is held near 0 by a prior of one unit, because mixes
-of a few sizes tell it badly.
+is fitted to them on a logarithmic scale: gamma, kappa and the scales on random mixes in memory, c0 on files, which are
+compared with the base as it is stored (its own kernels round inputs too). The parts are the output, the embeddings and
+the blocks: an error in the output meets no later layer. Few mixes tell kappa and the scales badly, so both are held near
+0 and 1 by a prior.
 
 The interval of a new mix combines, as relative variances,
 
@@ -20,8 +21,9 @@ with Student's t for the few degrees of freedom.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +43,10 @@ UNFITTED_SD = 0.35
 """Relative error to state where nothing was fitted: what gamma was seen to differ from 1 by, twice over."""
 KAPPA_PRIOR_SD = 1.0
 """Per nat. At S = 0.1 a kappa of 1 bends the curve by a tenth."""
+SCALE_PRIOR_SD = 0.3
+TYPICAL_SCATTER = 0.07
+"""Of whole mixes around their curve; the unit in which priors are weighed."""
+_LEAST_BEND = 1e-3
 _MAX_LN = math.log(1e9)
 
 
@@ -59,38 +65,61 @@ class PredictedKld:
 
 
 def fit_curve(points: Sequence[CurvePoint]) -> Curve:
-    """Fit gamma, kappa and c0 to measured mixes. Points without damage or divergence say nothing and are left out."""
-    usable = [point for point in points if point.damage_nats > 0 and point.measured.value > 0]
+    """Fit the curve to measured mixes. Points without damage or divergence say nothing and are left out.
+
+    The points of the result have `damage_nats` scaled.
+    """
+    usable = [point for point in points if sum(point.parts.values()) > 0 and point.measured.value > 0]
     memory, files = ([point for point in usable if point.kind == kind] for kind in ("memory", "file"))
     if len(memory) < MIN_POINTS:
         return Curve(1.0, 0.0, 0.0, UNFITTED_SD, 1, tuple(points))
-    damages, klds = (np.array(values) for values in zip(*((p.damage_nats, p.measured.value) for p in memory), strict=True))
-    found = least_squares(_residuals, (float(np.log(klds / damages).mean()), 0.0), args=(damages, klds), loss="soft_l1", f_scale=0.2)
-    ln_gamma, kappa = (float(value) for value in found.x)
-    degrees = len(memory) - 2
-    scatter = math.sqrt(float(np.square(_ln_ratio(found.x, damages, klds)).sum()) / degrees)
-    curve = Curve(math.exp(ln_gamma), kappa, 0.0, scatter, degrees, tuple(points))
-    excess = [point.measured.value - curve_kld(curve, point.damage_nats) for point in files]
-    # The smallest file shows c0 almost pure; in the others it drowns in the curve's own error.
-    c0 = max(0.0, excess[int(np.argmin([point.damage_nats for point in files]))]) if files else 0.0
-    return Curve(curve.gamma, kappa, c0, scatter, degrees, tuple(points))
+    names = sorted({name for point in memory for name in point.parts})
+    parts = np.array([[point.parts.get(name, 0.0) for name in names] for point in memory])
+    klds = np.array([point.measured.value for point in memory])
+    start = np.zeros(2 + len(names))
+    start[0] = np.log(klds / parts.sum(axis=1)).mean()
+    found: Doubles = least_squares(_residuals, start, args=(parts, klds)).x
+    degrees = max(1, len(memory) - 1 - len(names))
+    scatter = math.sqrt(float(np.square(_ln_ratio(found, parts, klds)).sum()) / degrees)
+    # The scales' common factor belongs to gamma.
+    common = float(found[2:].mean())
+    scales = {name: math.exp(value - common) for name, value in zip(names, found[2:], strict=True)}
+    scaled = tuple(dataclasses.replace(point, damage_nats=scaled_damage(scales, point.parts)) for point in points)
+    curve = Curve(math.exp(found[0] + common), float(found[1] * math.exp(common)), 0.0, scatter, degrees, scaled, scales)
+    return dataclasses.replace(curve, c0_nats=_c0(curve, [scaled_damage(scales, point.parts) for point in files], files))
 
 
-def _ln_ratio(parameters: Doubles, damages: Doubles, klds: Doubles) -> Doubles:
-    """ln(measured / curve) without c0."""
-    bend = np.maximum(1 + parameters[1] * damages, 1e-3)
+def scaled_damage(scales: Mapping[str, float], parts: Mapping[str, float]) -> float:
+    """S of a mix from its damages by part, nats."""
+    return math.fsum(scales.get(name, 1.0) * value for name, value in parts.items())
+
+
+def _c0(curve: Curve, damages: Sequence[float], files: Sequence[CurvePoint]) -> float:
+    """What the file with the least damage has beyond the curve; in the others it drowns in the curve's own error."""
+    if not files:
+        return 0.0
+    least = int(np.argmin(damages))
+    return max(0.0, files[least].measured.value - curve_kld(curve, damages[least]))
+
+
+def _ln_ratio(parameters: Doubles, parts: Doubles, klds: Doubles) -> Doubles:
+    """ln(measured / curve) without c0; parameters are ln gamma, kappa and the scales' logarithms."""
+    damages = parts @ np.exp(parameters[2:])
+    bend = np.maximum(1 + parameters[1] * damages, _LEAST_BEND)
     result: Doubles = np.log(klds / damages) - parameters[0] - np.log(bend)
     return result
 
 
-def _residuals(parameters: Doubles, damages: Doubles, klds: Doubles) -> Doubles:
-    # The prior on kappa counts as one more measurement, in units of a typical scatter of 0.07.
-    return np.append(_ln_ratio(parameters, damages, klds), 0.07 * parameters[1] / KAPPA_PRIOR_SD)
+def _residuals(parameters: Doubles, parts: Doubles, klds: Doubles) -> Doubles:
+    # A prior counts as one more measurement, in units of a typical scatter.
+    scales = parameters[2:]
+    priors = np.array([parameters[1] / KAPPA_PRIOR_SD, *(scales / SCALE_PRIOR_SD)])
+    return np.concatenate([_ln_ratio(parameters, parts, klds), TYPICAL_SCATTER * priors])
 
 
 def curve_kld(curve: Curve, damage_nats: float) -> float:
     """The mean KLD of a file whose tensors' damages sum to `damage_nats`, nats."""
-    return curve.gamma * damage_nats * max(1 + curve.kappa * damage_nats, 1e-3) + curve.c0_nats
+    return curve.gamma * damage_nats * max(1 + curve.kappa * damage_nats, _LEAST_BEND) + curve.c0_nats
 
 
 def damage_for(curve: Curve, kld_nats: float) -> float:

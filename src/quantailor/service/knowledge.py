@@ -7,14 +7,17 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
+
+import numpy as np
 
 from quantailor.analysis import sensitivity as probing
 from quantailor.analysis.prediction import fit_curve
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
 from quantailor.ggml import library
 from quantailor.qtypes import QType
-from quantailor.records import Curve, CurvePoint, Estimate, Mix, Sensitivity, SwapCell, TensorInfo, WeightError
+from quantailor.records import Curve, CurvePoint, Estimate, Mix, Sensitivity, SwapCell, TensorInfo, WeightError, part_of
 from quantailor.service.scoring import file_key
 from quantailor.service.workspace import OpenedModel, Workspace, quantizable_tensors
 from quantailor.store import SwapKey
@@ -48,16 +51,43 @@ class Knowledge:
     """Tensor -> type -> `weighted_mse`."""
 
     def damage(self, tensor: TensorInfo, qtype: QType, weighted_mse: float) -> Estimate:
-        """Nats that this type of this tensor adds to S; a cell that was measured counts by its own precision."""
+        """Nats that this type of this tensor adds to S, scaled as the curve says.
+
+        A cell that was measured counts by its own precision; a type between measured ones takes over how those differ
+        from alpha x error + noise.
+        """
         if not qtype.is_quantized or tensor.type_name == qtype.name:
             return Estimate(0.0)
-        modelled = self.modelled(tensor.name, qtype, weighted_mse)
-        cell = self.cells.get((tensor.name, qtype.name))
-        if cell is None or probing.is_drowned(cell.kld, self.floor_nats):
-            return modelled
-        if modelled.value <= 0:
-            return cell.kld
-        return _weighed(cell.kld, modelled)
+        scale = self.curve.scales.get(part_of(tensor.name), 1.0)
+        found = self._unscaled(tensor.name, qtype, weighted_mse)
+        return Estimate(scale * found.value, scale * found.se)
+
+    def _unscaled(self, name: str, qtype: QType, weighted_mse: float) -> Estimate:
+        modelled = self.modelled(name, qtype, weighted_mse)
+        cell = self.cells.get((name, qtype.name))
+        if cell is not None and not probing.is_drowned(cell.kld, self.floor_nats):
+            return cell.kld if modelled.value <= 0 else _weighed(cell.kld, modelled)
+        factor = math.exp(self._ln_departure(name, weighted_mse))
+        return Estimate(factor * modelled.value, factor * modelled.se)
+
+    def _ln_departure(self, name: str, weighted_mse: float) -> float:
+        """ln(measured / modelled), interpolated between the tensor's measured cells over ln(error)."""
+        known = self._departures.get(name)
+        if known is None or weighted_mse <= 0:
+            return 0.0
+        return float(np.interp(math.log(weighted_mse), *known))
+
+    @cached_property
+    def _departures(self) -> dict[str, tuple[list[float], list[float]]]:
+        """Tensor -> ln(error) of its measured cells, ascending, and ln(measured / modelled) there."""
+        qtypes, found = library.types(), dict[str, list[tuple[float, float]]]()
+        for (name, type_name), cell in self.cells.items():
+            error = self.errors.get(name, {}).get(type_name, 0.0)
+            modelled = self.modelled(name, qtypes[type_name], error).value
+            if error > 0 and modelled > 0 and not probing.is_drowned(cell.kld, self.floor_nats):
+                departure = math.log(_weighed(cell.kld, Estimate(modelled)).value / modelled)
+                found.setdefault(name, []).append((math.log(error), departure))
+        return {name: ([at for at, _ in sorted(rows)], [value for _, value in sorted(rows)]) for name, rows in found.items()}
 
     def modelled(self, name: str, qtype: QType, weighted_mse: float) -> Estimate:
         """alpha x error + noise, nats, whether or not the cell was measured."""
@@ -254,5 +284,9 @@ def _curve(workspace: Workspace, known: Knowledge, scores: Scores, tensors: Sequ
 
 
 def _point(known: Knowledge, mix: Mix, kind: Literal["memory", "file"], scores: Scores, tensors: Sequence[TensorInfo]) -> CurvePoint:
-    damage = mix_damage(known, tensors, mix.types).value
-    return CurvePoint(mix.id, kind, bits_per_weight(tensors, mix.types), damage, probing.mean_kld(scores[mix.id]))
+    parts: dict[str, float] = {}
+    for tensor in tensors:
+        damage = mix_damage(known, [tensor], mix.types).value
+        parts[part_of(tensor.name)] = parts.get(part_of(tensor.name), 0.0) + damage
+    measured = probing.mean_kld(scores[mix.id])
+    return CurvePoint(mix.id, kind, bits_per_weight(tensors, mix.types), math.fsum(parts.values()), measured, parts)
