@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("measure", "build", "solve")
+BENCHMARKS = ("measure", "build", "solve", "swap")
 
 
 def main() -> int:

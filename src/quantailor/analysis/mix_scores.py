@@ -113,11 +113,20 @@ class MixScorer:
         """Tensors that take part in the model's graph."""
         return self._swapper.weights
 
+    @property
+    def model(self) -> LoadedModel:
+        """The loaded model, as it is now."""
+        return self._swapper.model
+
+    def restore(self) -> None:
+        """Put all originals back."""
+        self._swapper.set_mix({})
+
     def prepare(self, indexes: Sequence[int], *, control: Control = _QUIET) -> None:
         """Compute the base's log-probabilities on these chunks, where they are not on disk."""
         if self._base.missing(indexes):
-            self._swapper.set_mix({})
-            self._base.compute(self._swapper.model, indexes, control=control)
+            self.restore()
+            self._base.compute(self.model, indexes, control=control)
 
     def score(
         self, mixes: Sequence[Mix], indexes: Sequence[int], *, done: Done | None = None, control: Control = _QUIET

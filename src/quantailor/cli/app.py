@@ -518,6 +518,47 @@ def make(
     execute(task, home=home, as_json=as_json, detach=detach)
 
 
+Outputs = Annotated[
+    list[Path], typer.Option("--output", "-o", help="A file that ends in .html, .json or .csv; may be given more than once.")
+]
+
+
+@app.command(epilog="Example: quantailor report base.gguf -o report.html -o cells.csv")
+def report(
+    base: Source,
+    output: Outputs,
+    imatrix: options.Imatrix = tasks.AUTO,
+    force: options.Force = False,
+    home: options.Home = None,
+    as_json: options.Json = False,
+) -> None:
+    """Write everything that is known of a model: heat maps, curves, sensitivities, predictions against measurements, verdicts."""
+    with service.Workspace.open(home) as workspace:
+        found = service.report(workspace, base, output, imatrix=_imatrix(imatrix), overwrite=force)
+    if as_json:
+        print_json("report", found)
+    else:
+        show.reported(found)
+
+
+@app.command("compare-models", epilog="Example: quantailor compare-models a.gguf b.gguf -o comparison.html")
+def compare_models(
+    base_a: Annotated[Path, typer.Argument(metavar="BASE_A", help="A base that was probed.")],
+    base_b: Annotated[Path, typer.Argument(metavar="BASE_B", help="Another one.")],
+    output: Annotated[list[Path] | None, typer.Option("--output", "-o", help="A file that ends in .html, .json or .csv.")] = None,
+    force: options.Force = False,
+    home: options.Home = None,
+    as_json: options.Json = False,
+) -> None:
+    """Where in two models the sensitivity sits, side by side: by role and relative depth."""
+    with service.Workspace.open(home) as workspace:
+        found = service.compare_models(workspace, base_a, base_b, output or (), overwrite=force)
+    if as_json:
+        print_json("compare-models", found)
+    else:
+        show.compared(found)
+
+
 @app.command(hidden=True)
 def worker(job: int, home: options.Home = None) -> None:
     """Run a queued job; what --detach starts."""

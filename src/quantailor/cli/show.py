@@ -10,7 +10,7 @@ from rich.console import Console
 
 from quantailor.cli.output import console, table
 from quantailor.cli.values import format_eta, format_shape, format_size
-from quantailor.records import Prediction, Verdict, VerdictRow
+from quantailor.records import Estimate, Prediction, Verdict, VerdictRow
 from quantailor.service import results
 
 
@@ -245,6 +245,39 @@ def refined(result: results.RefineResult) -> None:
     out.print("types     " + ", ".join(f"{count} x {name}" for name, count in result.type_counts.items()))
     out.print(f"predicted KLD {_kld(result.prediction)}, {format_size(result.prediction.file_size_bytes)}")
     out.print(f"saved     {result.path}")
+
+
+def reported(result: results.ReportResult) -> None:
+    """What a report holds."""
+    out = console()
+    out.print(
+        f"{result.model_name}: {result.n_tensors} tensors, {result.n_probed} of them probed, {result.n_cells} cells measured in the model, "
+        f"{result.n_mixes} whole mixes, {result.n_verdicts} verdicts"
+    )
+    for path in result.paths:
+        out.print(f"wrote     {path}")
+
+
+def compared(result: results.CompareResult) -> None:
+    """Two profiles side by side, whole roles only."""
+    out = console()
+    rows = [
+        (row.role, _share(row.share_a, row.parameter_share_a), _share(row.share_b, row.parameter_share_b))
+        for row in result.profiles
+        if row.depth == _WHOLE
+    ]
+    out.print(table("Share of the sensitivity (and of the weights)", {"role": "left", **dict.fromkeys(result.models, "right")}, rows))
+    for path in result.paths:
+        out.print(f"wrote     {path}")
+
+
+_WHOLE = "all depths"
+
+
+def _share(share: Estimate, weights: float) -> str:
+    if not weights:
+        return "not in this model"
+    return f"{100 * share.value:.1f} % ± {100 * share.se:.1f} ({100 * weights:.1f} %)"
 
 
 def planned(result: results.PlanResult, *, all_tensors: bool = False) -> None:

@@ -19,6 +19,7 @@ from quantailor.service.jobs import (
 )
 from quantailor.service.planning import plan, plan_rule
 from quantailor.service.predicting import predict
+from quantailor.service.reporting import compare_models, report
 from quantailor.service.results import JobReport
 from quantailor.service.work import use_imatrix
 from quantailor.service.workspace import Workspace
@@ -27,6 +28,7 @@ __all__ = [
     "JobReport",
     "Workspace",
     "cancel_job",
+    "compare_models",
     "follow_job",
     "inspect",
     "list_jobs",
@@ -35,6 +37,7 @@ __all__ = [
     "plan_rule",
     "predict",
     "remove_job",
+    "report",
     "resume_job",
     "run_job",
     "show_job",

@@ -19,6 +19,8 @@ RESULTS: dict[str, Any] = {
     "plan": results.PlanResult,
     "predict": results.PredictResult,
     "refine": results.RefineResult,
+    "report": results.ReportResult,
+    "compare-models": results.CompareResult,
     "build": results.BuildReport,
     "verify": results.VerifyResult,
     "make": results.MakeResult,

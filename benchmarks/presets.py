@@ -1,0 +1,116 @@
+"""Files at the exact sizes of llama.cpp's presets: `python -m benchmarks.presets`.
+
+For every preset: the optimal mix from probes at the preset's size, built as a file and verified beside the preset (same
+importance matrix) on held-out text. `--swaps N` refines each mix first. The table is written to `--table`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.setting import Setting, parse
+
+PRESETS = ("Q2_K", "IQ3_XXS", "Q3_K_M", "IQ4_XS", "Q4_K_M", "Q5_K_M")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Our file beside one preset's."""
+
+    preset: str
+    size_bytes: int
+    size_ratio: float
+    predicted: tuple[float, float, float]
+    """KLD and the ends of its 95 % interval, nats."""
+    ours: float
+    theirs: float
+    ratio: float
+    interval: tuple[float, float]
+    ppl_ours: float
+    ppl_theirs: float
+
+
+def compare(setting: Setting, base: Path, preset: str, n_chunks: int, n_swaps: int, relinearize: bool) -> Row:
+    """Plan, refine, build and verify at one preset's size."""
+    folder = setting.folder / "presets" / base.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    strategy, file, verdict = folder / f"{preset}.yaml", folder / f"{preset}-size.gguf", folder / f"{preset}-verdict"
+    setting.run("plan", base, "--like", preset, "--basis", "probes", "-o", strategy, "--force")
+    if n_swaps or relinearize:
+        refined = folder / f"{preset}-refined.yaml"
+        switch = "--relinearize" if relinearize else "--no-relinearize"
+        setting.run("refine", base, strategy, "-o", refined, "-f", setting.text, "--swaps", n_swaps, switch, "--force")
+        strategy = refined
+    setting.run("build", base, strategy, "-o", file, "--force")
+    setting.run("verify", file, "--base", base, "--against", preset, "-f", setting.heldout, "--chunks", n_chunks, "-o", verdict)
+    return _row(preset, strategy, verdict.with_name(f"{verdict.name}.json"))
+
+
+def _row(preset: str, strategy: Path, verdict: Path) -> Row:
+    from quantailor.strategy.file import read
+
+    found = json.loads(verdict.read_text(encoding="utf-8"))
+    files = {row["kind"]: row for row in found["rows"]}
+    comparison = found["comparisons"][0]
+    prediction = read(strategy).prediction
+    assert prediction is not None
+    assert prediction.kld_nats is not None
+    assert prediction.kld_interval_nats is not None
+    low, high = (math.exp(end) for end in comparison["interval"])
+    return Row(
+        preset=preset,
+        size_bytes=files["ours"]["size_bytes"],
+        size_ratio=comparison["size_ratio"],
+        predicted=(prediction.kld_nats, *prediction.kld_interval_nats),
+        ours=files["ours"]["statistics"]["kld_mean"]["value"],
+        theirs=files["reference"]["statistics"]["kld_mean"]["value"],
+        ratio=math.exp(comparison["ln_kld_ratio"]),
+        interval=(low, high),
+        ppl_ours=files["ours"]["statistics"]["perplexity"]["value"],
+        ppl_theirs=files["reference"]["statistics"]["perplexity"]["value"],
+    )
+
+
+def table(name: str, rows: list[Row], n_chunks: int, text: Path) -> str:
+    """Markdown."""
+    lines = [
+        f"## {name}",
+        "",
+        f"{n_chunks} held-out chunks of `{text.name}`; KLD in nats; ratio ours / preset with its 95 % interval.",
+        "",
+        "| preset | size | our size / its | predicted KLD (95 %) | ours, KLD | preset, KLD | ratio | ours, PPL | preset, PPL |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        predicted, low, high = row.predicted
+        lines.append(
+            f"| {row.preset} | {row.size_bytes / 2**20:.2f} MiB | {row.size_ratio:.5f} | {predicted:.5f} ({low:.5f} to {high:.5f}) "
+            f"| {row.ours:.5f} | {row.theirs:.5f} | {row.ratio:.3f} ({row.interval[0]:.3f} to {row.interval[1]:.3f}) "
+            f"| {row.ppl_ours:.2f} | {row.ppl_theirs:.2f} |"
+        )
+    mean = math.exp(sum(math.log(row.ratio) for row in rows) / len(rows))
+    return "\n".join([*lines, "", f"Geometric mean of the ratios: **{mean:.3f}**.", ""])
+
+
+def main() -> None:
+    """Write the tables of every model."""
+    setting, options = parse(
+        __doc__,
+        ("--chunks", int, 200, "held-out chunks"),
+        ("--swaps", int, 0, "exchanges to try on each mix"),
+        ("--relinearize", int, 0, "1 probes again around each mix"),
+    )
+    for model in setting.models:
+        base = setting.base(model)
+        setting.prepare(base)
+        rows = [compare(setting, base, preset, options.chunks, options.swaps, bool(options.relinearize)) for preset in PRESETS]
+        text = table(model.name, rows, options.chunks, setting.heldout)
+        print(text, flush=True)
+        (setting.folder / f"presets-{model.name}.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
