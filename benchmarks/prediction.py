@@ -185,9 +185,7 @@ def main() -> None:
             rows = {name: figures(cases, tables, curve) for name, (tables, curve) in bases(at).items()}
             curve = at.known.curve
         print(f"\n{model.name}: {len(cases)} random mixes, {options.chunks} chunks of {setting.heldout.name}")
-        print(
-            f"gamma {curve.gamma:.3f}, kappa {curve.kappa:+.2f}, c0 {curve.c0_nats:.2g}, scatter {curve.residual_sd:.3f}, {dict(curve.scales)}"
-        )
+        print(f"gamma {curve.gamma:.3f}, kappa {curve.kappa:+.2f}, c0 {curve.c0_nats:.2g}, scatter {curve.residual_sd:.3f}")
         print("built file less the same mix in memory, nats: " + ", ".join(f"{value:+.1e}" for value in c0_of_files(cases)))
         for name, row in rows.items():
             print(f"{name:11s} " + ", ".join(f"{key} {_told(value)}" for key, value in row.items()))

@@ -74,17 +74,18 @@ def sweep_cost(bench: Bench, names: Sequence[str], n_chunks: int) -> tuple[float
     """Seconds of a sweep in memory, and of building, loading and scoring one file per cell, for the same cells."""
     indexes, cells = bench.indexes[:n_chunks], [Mix.of({name: kind}) for name in names for kind in SWEEP_TYPES]
     files = FileScorer(bench.path, bench.tokens, bench.folder / "logp")
+    _score_file(files, bench.path, bench.indexes)  # the base's log-probabilities belong to neither side
     with bench.scorer() as scorer:
-        scorer.prepare(indexes)
-        started = time.perf_counter()
-        for _ in scorer.score(cells, indexes):
-            pass
-        in_memory = time.perf_counter() - started
-    _score_file(files, bench.path, indexes)  # the base's log-probabilities belong to neither side
-    started = time.perf_counter()
-    for cell in cells:
-        _score_file(files, _built(bench, cell), indexes)
-    return in_memory, time.perf_counter() - started
+        scorer.prepare(bench.indexes)
+        in_memory = in_files = 0.0
+        for cell in cells:
+            started = time.perf_counter()
+            for _ in scorer.score([cell], indexes):
+                pass
+            scored = time.perf_counter()
+            _score_file(files, _built(bench, cell), indexes)
+            in_memory, in_files = in_memory + scored - started, in_files + time.perf_counter() - scored
+    return in_memory, in_files
 
 
 def _score_file(files: FileScorer, path: Path, indexes: Sequence[int]) -> None:
@@ -135,12 +136,13 @@ def main() -> int:
             print(f"{model.name}: peak memory beyond the model {memory:.2f} GiB (goal {GOAL_MEMORY_GIB})")
             missed |= probing / plain > GOAL_PROBE or memory > GOAL_MEMORY_GIB
         bench = Bench(MODELS[0], Path(name))
-        for n_chunks in (1, N_CHUNKS):
-            in_memory, in_files = sweep_cost(bench, bench.names[:: len(bench.names) // 6], n_chunks)
-            print(
-                f"{MODELS[0].name}: sweep, {n_chunks} chunks a cell: files / memory {in_files / in_memory:.2f} (goal {GOAL_SWEEP})",
-                flush=True,
-            )
+        chosen = bench.names[:: len(bench.names) // 6]
+        few, many = sweep_cost(bench, chosen, 1), sweep_cost(bench, chosen, N_CHUNKS)
+        for n_chunks, (in_memory, in_files) in ((1, few), (N_CHUNKS, many)):
+            print(f"{MODELS[0].name}: sweep with {n_chunks} chunks a cell, files / memory {in_files / in_memory:.2f} (goal {GOAL_SWEEP})")
+        per_chunk, per_file_chunk = (more - less for more, less in zip(many, few, strict=True))
+        ready = (few[1] - per_file_chunk / (N_CHUNKS - 1)) / max(few[0] - per_chunk / (N_CHUNKS - 1), 1e-9)
+        print(f"{MODELS[0].name}: to have a cell ready, inference apart, files / memory {ready:.1f}", flush=True)
         return int(missed)
 
 

@@ -11,7 +11,10 @@ from commands import Command, Workbench
 pytestmark = pytest.mark.xdist_group("workbench")
 
 
-COMMANDS = ("inspect", "convert", "imatrix", "measure", "plan", "build", "verify", "make")
+COMMANDS = (
+    *("inspect", "convert", "imatrix", "measure", "probe", "sweep", "plan", "predict", "refine", "build", "verify", "make"),
+    *("report", "compare-models"),
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -9,7 +9,7 @@ Pure: data in, text out. Nothing here reads a file, a database or a clock.
 from __future__ import annotations
 
 from quantailor.report.compare import render_comparison
-from quantailor.report.data import ImatrixFacts, LabelledStrategy, ReportData
+from quantailor.report.data import ImatrixFacts, LabelledStrategy, ReportData, common_type
 from quantailor.report.page import render_report
 from quantailor.report.profile import ProfileRow, role_profile, sensitivity_profile
 
@@ -18,6 +18,7 @@ __all__ = [
     "LabelledStrategy",
     "ProfileRow",
     "ReportData",
+    "common_type",
     "render_comparison",
     "render_report",
     "role_profile",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from quantailor.analysis import sensitivity as analysis
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
 from quantailor.control import Control
-from quantailor.errors import InferenceError
+from quantailor.errors import InferenceError, StrategyError
 from quantailor.ggml import library
 from quantailor.records import Mix, Sensitivity
 from quantailor.service import knowledge, tasks
@@ -36,8 +36,7 @@ def probe(workspace: Workspace, task: tasks.ProbeTask, stages: Stages) -> ProbeR
     known_types(task.types)
     with workspace.model(task.base) as model:
         imatrix = workspace.choose_imatrix(model, task.imatrix)
-        measure(workspace, tasks.MeasureTask(base=task.base, imatrix=task.imatrix, n_threads=task.n_threads), stages)
-        found = measured(workspace, model, task.imatrix)
+        found = measured_with(workspace, model, task, task.types, stages)
         with scoring(workspace, model, imatrix, task) as at:
             before = n_scored(at)
             null_control(at, model, at.first(task.chunks), stages)
@@ -62,6 +61,19 @@ def probe(workspace: Workspace, task: tasks.ProbeTask, stages: Stages) -> ProbeR
                 sensitivities=tuple(known.sensitivities.values()),
                 curve=known.curve,
             )
+
+
+def measured_with(
+    workspace: Workspace, model: OpenedModel, task: tasks.ProbeTask | tasks.SweepTask, types: Sequence[str], stages: Stages
+) -> Measured:
+    """The weight errors to work with. Where nothing is measured yet all types are, else those of `types` that are missing."""
+    try:
+        known = {cell.type_name for cell in measured(workspace, model, task.imatrix).cells}
+    except StrategyError:
+        known = set()
+    wanted = tuple(sorted(known | set(types))) if known else ()
+    measure(workspace, tasks.MeasureTask(base=task.base, types=wanted, imatrix=task.imatrix, n_threads=task.n_threads), stages)
+    return measured(workspace, model, task.imatrix)
 
 
 def n_scored(at: Scoring) -> int:

@@ -21,6 +21,7 @@ from quantailor.report import (
     LabelledStrategy,
     ProfileRow,
     ReportData,
+    common_type,
     render_comparison,
     render_report,
     role_profile,
@@ -220,8 +221,9 @@ def _plain(value: Any) -> Any:
 def _paired(a: ReportData, b: ReportData) -> list[tuple[ProfileRow, ProfileRow]]:
     """Rows of both models by role and depth, whole roles first; a row that one of them lacks is empty."""
     found: dict[tuple[str, str], list[ProfileRow | None]] = {}
+    type_name = common_type(a, b)
     for side, data in enumerate((a, b)):
-        for row in (*role_profile(data), *sensitivity_profile(data)):
+        for row in (*role_profile(data, type_name=type_name), *sensitivity_profile(data, type_name=type_name)):
             found.setdefault((row.role, row.depth), [None, None])[side] = row
     zero = Estimate(0.0)
     return [

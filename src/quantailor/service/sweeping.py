@@ -13,12 +13,12 @@ from quantailor.ggml import library
 from quantailor.records import Mix, TensorInfo
 from quantailor.service import knowledge, tasks
 from quantailor.service.knowledge import Knowledge
-from quantailor.service.planning import UNUSUAL_TYPES, Measured, measured
-from quantailor.service.probing import null_control
+from quantailor.service.planning import UNUSUAL_TYPES, Measured
+from quantailor.service.probing import measured_with, null_control
 from quantailor.service.results import SweepCellReport, SweepResult
 from quantailor.service.scoring import Scoring, scoring
 from quantailor.service.stages import Stages
-from quantailor.service.work import chosen_tensors, known_types, measure
+from quantailor.service.work import chosen_tensors, known_types
 from quantailor.service.workspace import OpenedModel, Workspace
 
 SAMPLE = 8
@@ -41,8 +41,7 @@ def sweep(workspace: Workspace, task: tasks.SweepTask, stages: Stages) -> SweepR
     """Measure every missing cell, chunk by chunk; each score is stored as it comes."""
     with workspace.model(task.base) as model:
         imatrix = workspace.choose_imatrix(model, task.imatrix)
-        measure(workspace, tasks.MeasureTask(base=task.base, imatrix=task.imatrix, n_threads=task.n_threads), stages)
-        found = measured(workspace, model, task.imatrix)
+        found = measured_with(workspace, model, task, known_types(task.types) if task.types else (), stages)
         with scoring(workspace, model, imatrix, task) as at:
             cells = _cells(at, model, found, task)
             indexes = at.first(task.chunks)

@@ -1,0 +1,190 @@
+"""Mixes set in a loaded model are the built files, and what is put back is the untouched model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from quantailor import build as building
+from quantailor.analysis.corpus import Tokens, chunks, load_corpus
+from quantailor.analysis.imatrix import Imatrix
+from quantailor.analysis.imatrix_file import read_imatrix
+from quantailor.analysis.mix_scores import FileScorer, MixScorer
+from quantailor.analysis.swapping import Swapper
+from quantailor.errors import TensorNotFoundError, TypeUnavailableError
+from quantailor.ggml import codec, library
+from quantailor.ggml.runtime import LoadedModel
+from quantailor.ggml.swapping import WritableModel
+from quantailor.models.gguf_writer import GGUFWriter, layout
+from quantailor.models.opening import open_model
+from quantailor.models.source import ModelSource, fingerprint
+from quantailor.records import ChunkScore, Mix, Strategy, TensorChoice
+from quantailor.service.workspace import quantizable_tensors
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+TYPES = ("IQ2_XXS", "Q2_K", "IQ3_XXS", "Q3_K", "Q4_0", "IQ4_NL", "Q4_K", "Q5_1", "Q6_K", "Q8_0")
+MODELS = ("books-llama", "books-moe")
+Floats = npt.NDArray[np.float32]
+
+
+class Bench:
+    """One base with its importance matrix and a chunk."""
+
+    def __init__(self, path: Path, text: Path) -> None:
+        self.path, self.source = path, open_model(path)
+        self.imatrix: Imatrix = read_imatrix(GOLDEN / f"imatrix-{path.stem}.gguf")
+        self.tensors = quantizable_tensors(self.source)
+        self.names = [tensor.name for tensor in self.tensors]
+        self.tokens: Tokens = chunks(load_corpus(path, text), 64, limit=6)
+
+    def swapper(self, *, values: bool = False) -> Swapper:
+        kernels = "values" if values else "as built"
+        return Swapper(self.source, self.path, self.names, imatrix=self.imatrix, n_ctx=64, n_threads=1, kernels=kernels)  # type: ignore[arg-type]
+
+    def scorer(self, folder: Path) -> MixScorer:
+        return MixScorer(self.source, self.path, self.names, self.tokens, folder, imatrix=self.imatrix, n_threads=1)
+
+    def random_mix(self, seed: int, every: int) -> dict[str, str]:
+        generator = random.Random(seed)
+        return {name: generator.choice(TYPES) for name in self.names[::every]}
+
+
+@pytest.fixture(params=MODELS)
+def bench(request: pytest.FixtureRequest, books_llama_base: Path, books_moe_base: Path, calibration_text: Path) -> Bench:
+    return Bench({"books-llama": books_llama_base, "books-moe": books_moe_base}[request.param], calibration_text)
+
+
+@pytest.fixture
+def dense(books_llama_base: Path, calibration_text: Path) -> Bench:
+    return Bench(books_llama_base, calibration_text)
+
+
+def write_dequantized(bench: Bench, mix: Mapping[str, str], output: Path) -> Path:
+    """The base with the weights of a mix, in the base's own types."""
+    source, qtypes = bench.source, library.types()
+    with GGUFWriter(output, layout(source.metadata, source.tensors)) as writer:
+        for tensor in source.tensors:
+            data = source.raw_rows(tensor.name, 0, tensor.n_rows)
+            if tensor.name in mix:
+                importances = building_importances(bench.imatrix, bench.source, tensor.name, mix[tensor.name])
+                per_slice = source.rows(tensor.name, 0, tensor.n_rows).reshape(tensor.n_slices, -1, tensor.n_cols)
+                parts = [codec.quantize(rows, qtypes[mix[tensor.name]], w) for rows, w in zip(per_slice, importances, strict=True)]
+                values = codec.dequantize(np.concatenate(parts), qtypes[mix[tensor.name]], tensor.n_cols)
+                data = codec.quantize(values, qtypes[tensor.type_name])
+            writer.write(data.reshape(-1))
+    return output
+
+
+def building_importances(imatrix: Imatrix, source: ModelSource, name: str, type_name: str) -> list[Floats | None]:
+    """What llama-quantize gives the quantizer of each slice, spelt out."""
+    tensor = source.tensor(name)
+    entry = imatrix.entries.get(name)
+    if entry is None:
+        ones = np.ones(tensor.n_cols, dtype=np.float32) if library.types()[type_name].aborts_without_imatrix else None
+        return [ones] * tensor.n_slices
+    seen = np.maximum(entry.counts, 1).astype(np.float32)[:, None]
+    means = np.where(entry.counts[:, None] > 0, entry.sum2 / seen, np.float32(1)).reshape(tensor.n_slices, tensor.n_cols)
+    return list(means.astype(np.float32))
+
+
+def build_file(bench: Bench, mix: Mapping[str, str], output: Path) -> Path:
+    choices = tuple(TensorChoice(name, type_name, "") for name, type_name in mix.items())
+    strategy = Strategy(fingerprint(bench.source), bench.source.name, bench.source.architecture, "manual", choices)
+    building.build(bench.source, strategy, output, imatrix=bench.imatrix, n_threads=1)
+    return output
+
+
+@pytest.mark.parametrize("n_swaps", [20, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("finer", [False, True], ids=["as stored", "resting finer"])
+def test_after_random_swaps_the_model_is_untouched(bench: Bench, n_swaps: int, finer: bool) -> None:
+    generator = random.Random(n_swaps)
+    with bench.swapper() as swapper:
+        if finer:
+            swapper.rest_finer()
+        before = swapper.logits(bench.tokens[0])
+        for _ in range(n_swaps):
+            swapper.set_mix({generator.choice(bench.names): generator.choice(TYPES) for _ in range(generator.randint(0, 2))})
+        swapper.set_mix({})
+        assert np.array_equal(swapper.logits(bench.tokens[0]), before)
+        swapper.rest_finer(back=True)
+        stored = swapper.logits(bench.tokens[0])
+    with LoadedModel.open(bench.path, n_ctx=64, n_threads=1) as model:
+        assert np.array_equal(model.logits(bench.tokens[0]), stored)
+
+
+@pytest.mark.parametrize(("seed", "every"), [(0, 7), pytest.param(1, 1, marks=pytest.mark.slow)])
+def test_values_alone_are_a_base_that_holds_the_dequantized_weights(bench: Bench, tmp_path: Path, seed: int, every: int) -> None:
+    mix = bench.random_mix(seed, every)
+    path = write_dequantized(bench, mix, tmp_path / "dequantized.gguf")
+    with bench.swapper(values=True) as swapper, LoadedModel.open(path, n_ctx=64, n_threads=1) as model:
+        swapper.set_mix(mix)
+        assert np.array_equal(swapper.logits(bench.tokens[0]), model.logits(bench.tokens[0]))
+
+
+@pytest.mark.parametrize(("seed", "every"), [(2, 7), pytest.param(3, 1, marks=pytest.mark.slow)])
+def test_a_mix_as_built_is_the_built_file(bench: Bench, tmp_path: Path, seed: int, every: int) -> None:
+    mix = bench.random_mix(seed, every)
+    path = build_file(bench, mix, tmp_path / "built.gguf")
+    with bench.swapper() as swapper, WritableModel(path, [], n_ctx=64, n_threads=1) as model:
+        swapper.set_mix({bench.names[0]: "Q8_0"})
+        swapper.set_mix(mix)
+        assert np.array_equal(swapper.logits(bench.tokens[0]), model.logits(bench.tokens[0]))
+        assert swapper.weights == set(bench.names)
+
+
+def test_the_built_file_costs_more_than_its_values(dense: Bench, tmp_path: Path) -> None:
+    mix = dict.fromkeys(dense.names, "Q6_K")
+    scored = score(dense, tmp_path, [mix])[0]
+    with MixScorer(dense.source, dense.path, dense.names, dense.tokens, tmp_path, imatrix=dense.imatrix, kernels="values") as scorer:
+        values = sum(found.kld_sum for _, found in scorer.score([Mix.of(mix)], range(6)))
+    assert sum(found.kld_sum for found in scored) > 1.2 * values
+
+
+def score(bench: Bench, folder: Path, mixes: list[dict[str, str]]) -> list[list[ChunkScore]]:
+    with bench.scorer(folder) as scorer:
+        found = list(scorer.score([Mix.of(mix) for mix in mixes], range(6)))
+    return [[scored for mix, scored in found if mix.id == Mix.of(wanted).id] for wanted in mixes]
+
+
+def test_scores_in_memory_are_those_of_the_file(dense: Bench, tmp_path: Path) -> None:
+    mix = dict.fromkeys(dense.names, "Q4_K")
+    path = build_file(dense, mix, tmp_path / "built.gguf")
+    memory = score(dense, tmp_path, [mix])[0]
+    file = list(FileScorer(dense.path, dense.tokens, tmp_path, n_threads=1).score(path, range(6)))
+    assert sum(one.kld_sum for one in file) == pytest.approx(sum(one.kld_sum for one in memory), rel=0.1)
+    assert sum(one.nll_sum for one in file) == pytest.approx(sum(one.nll_sum for one in memory), rel=1e-3)
+
+
+def test_a_score_does_not_depend_on_what_was_scored_before(dense: Bench, tmp_path: Path) -> None:
+    first, second = {dense.names[3]: "Q2_K"}, {dense.names[9]: "Q3_K", dense.names[10]: "IQ3_XXS"}
+    together = score(dense, tmp_path / "a", [first, second])
+    with dense.scorer(tmp_path / "b") as scorer:
+        done = {Mix.of(second).id: {0, 1, 2}}
+        found = list(scorer.score([Mix.of(second), Mix.of(first)], range(6), done=done))
+    assert [scored for mix, scored in found if mix.id == Mix.of(first).id] == together[0]
+    assert [scored for mix, scored in found if mix.id == Mix.of(second).id] == together[1][3:]
+
+
+def test_the_null_control_is_below_everything(bench: Bench, tmp_path: Path) -> None:
+    stored = {tensor.name: tensor.type_name for tensor in bench.tensors}
+    null, as_stored, one = (
+        sum(found.kld_sum for found in rows) / sum(found.n_tokens for found in rows)
+        for rows in score(bench, tmp_path, [{}, stored, {bench.names[4]: "Q2_K"}])
+    )
+    assert abs(null) < 1e-7
+    assert null < as_stored < 1e-3
+    assert as_stored < one
+
+
+def test_what_a_mix_cannot_hold(dense: Bench) -> None:
+    with dense.swapper() as swapper:
+        with pytest.raises(TypeUnavailableError, match="takes"):
+            swapper.set_mix({dense.names[0]: "F32"})
+        swapper.set_mix({})
+        with pytest.raises(TensorNotFoundError, match="no such"):
+            swapper.set_mix({"no such": "Q4_K"})

@@ -1,0 +1,199 @@
+"""Probes, sweeps, predictions and refinements as a user runs them, on short chunks of the dense model."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Command, Workbench
+from test_json import validate
+
+from quantailor import cli
+from quantailor.store import Store
+
+pytestmark = pytest.mark.xdist_group("workbench")
+
+CONTEXT = ("--n-ctx", 64, "--threads", 1)
+
+
+@pytest.fixture(scope="session")
+def probed(workbench: Workbench, calibration_text: Path) -> Any:
+    """The workbench with probes by role and depth; what `probe` printed the first time."""
+    words = ["probe", workbench.base, *probe_words(calibration_text), "--home", workbench.home, "--json"]
+    assert cli.run([str(word) for word in words]) == 0
+    return workbench
+
+
+def probe_words(text: Path) -> tuple[object, ...]:
+    few = ("--chunks", 4, "--mixes", 6, "--mix-chunks", 4, "--anchors", 2)
+    return ("-f", text, "--type", "Q2_K,Q6_K,Q8_0", "--group", "role-depth", *few, *CONTEXT)
+
+
+@pytest.fixture
+def home(probed: Workbench) -> tuple[object, ...]:
+    return ("--home", probed.home, "--json")
+
+
+def test_probing_again_scores_nothing(quantailor: Command, probed: Workbench, calibration_text: Path, home: Any) -> None:
+    outcome = quantailor("probe", probed.base, *probe_words(calibration_text), *home)
+    validate(outcome.out)
+    result = outcome.result
+    assert result["n_scored"] == result["n_scored_before"] > 0
+    assert len(result["sensitivities"]) == 58
+    assert {item["status"] for item in result["sensitivities"]} == {"measured"}
+    assert all(item["alpha"]["value"] > 0 and item["alpha"]["se"] > 0 for item in result["sensitivities"])
+    alphas = {item["tensor"]: item["alpha"]["value"] for item in result["sensitivities"]}
+    assert max(alphas, key=lambda name: alphas[name]) == "output.weight"
+    assert result["base_kernels"] == "finer"
+    assert 0 < result["floor_nats"] < result["stored_nats"] < 1e-4
+    kinds = [point["kind"] for point in result["curve"]["points"]]
+    assert (kinds.count("memory"), kinds.count("file")) == (6, 2)
+    assert 0.7 < result["curve"]["gamma"] < 1.3
+
+
+def test_the_same_seed_gives_the_same_alphas(quantailor: Command, probed: Workbench, calibration_text: Path, tmp_path: Path) -> None:
+    with_ = ("-f", calibration_text, "--type", "Q2_K", "--group", "role", "--chunks", 2, "--mixes", 0, "--anchors", 0, "--n-ctx", 64)
+    elsewhere = ("--home", tmp_path, "--json")
+    quantailor("measure", probed.base, "--types", "Q2_K,Q8_0", *elsewhere)
+    one, two = (
+        quantailor("probe", probed.base, *with_, "--threads", threads, "--home", tmp_path / str(number), "--json").result["sensitivities"]
+        for number, threads in enumerate((1, 1))
+    )
+    assert one == two
+    other = quantailor("probe", probed.base, *with_, "--threads", 2, "--home", tmp_path / "2", "--json").result["sensitivities"]
+    for a, b in zip(one, other, strict=True):
+        assert abs(a["alpha"]["value"] - b["alpha"]["value"]) <= a["alpha"]["se"]
+
+
+def test_plans_rest_on_probes_where_there_are_any(quantailor: Command, probed: Workbench, home: Any, tmp_path: Path) -> None:
+    strategy = tmp_path / "s.yaml"
+    plan = quantailor("plan", probed.base, "--bpw", "4.0", "-o", strategy, *home).result
+    ranking = quantailor("plan", probed.base, "--bpw", "4.0", "--basis", "ranking", *home).result
+    assert (plan["basis"], ranking["basis"]) == ("probes", "ranking only")
+    low, high = plan["prediction"]["kld_interval_nats"]
+    assert 0 < low < plan["prediction"]["kld_nats"] < high
+    assert ranking["prediction"]["kld_nats"] is None
+    predicted = quantailor("predict", probed.base, strategy, *home)
+    validate(predicted.out)
+    assert predicted.result["prediction"] == plan["prediction"]
+    assert sum(item["share"] for item in predicted.result["contributions"]) == pytest.approx(1)
+
+
+def test_a_damage_budget_gives_the_smallest_file_within_it(quantailor: Command, probed: Workbench, home: Any) -> None:
+    strict, loose = (quantailor("plan", probed.base, "--kld", kld, *home).result["prediction"] for kld in (0.01, 0.1))
+    assert strict["kld_nats"] <= 0.01 * (1 + 1e-9)
+    assert 0.05 < loose["kld_nats"] <= 0.1 * (1 + 1e-9)
+    assert loose["file_size_bytes"] < strict["file_size_bytes"]
+    again = quantailor("plan", probed.base, "--size", strict["file_size_bytes"], *home).result["prediction"]
+    assert again["kld_nats"] == pytest.approx(strict["kld_nats"], rel=0.01)
+    assert "below what the kernels" in quantailor("plan", probed.base, "--kld", 1e-12, "--home", probed.home).error_line
+
+
+def test_a_sweep_fills_cells_and_resumes(quantailor: Command, probed: Workbench, calibration_text: Path, home: Any) -> None:
+    words = ("sweep", probed.base, "-f", calibration_text, "--tensors", "attn_v", "--types", "Q3_K,Q4_K", "--chunks", 2, *CONTEXT)
+    first = quantailor(*words, *home)
+    validate(first.out)
+    again = quantailor(*words, *home).result
+    assert first.result["n_cells"] == again["n_cells"] == again["n_already_measured"] == 16
+    for cell in again["cells"]:
+        measured = cell["measured"]
+        assert measured["n_chunks"] == 2
+        assert measured["kld"]["value"] > 0
+        assert measured["perplexity"]["value"] > 10
+        assert measured["kld"]["value"] == pytest.approx(cell["predicted_nats"], rel=5)
+    by_type = {
+        name: [cell["measured"]["kld"]["value"] for cell in again["cells"] if cell["type_name"] == name] for name in ("Q3_K", "Q4_K")
+    }
+    assert sum(by_type["Q3_K"]) > 2 * sum(by_type["Q4_K"])
+
+
+def test_a_sweep_may_skip_what_is_certain(quantailor: Command, probed: Workbench, calibration_text: Path, home: Any) -> None:
+    words = ("sweep", probed.base, "-f", calibration_text, "--tensors", "attn_q", "--types", "Q5_K", "--chunks", 1, *CONTEXT)
+    result = quantailor(*words, "--only-uncertain", *home).result
+    assert result["n_skipped"] + sum(cell["measured"] is not None for cell in result["cells"]) == result["n_cells"] == 8
+
+
+def test_refining_keeps_the_size_and_tells_the_gain(
+    quantailor: Command, probed: Workbench, calibration_text: Path, home: Any, tmp_path: Path
+) -> None:
+    strategy, better = tmp_path / "s.yaml", tmp_path / "better.yaml"
+    plan = quantailor("plan", probed.base, "--bpw", "3.6", "--pin", "attn_v=Q4_K", "-o", strategy, *home).result
+    words = ("-f", calibration_text, "--chunks", 2, "--swaps", 6, *CONTEXT)
+    outcome = quantailor("refine", probed.base, strategy, "-o", better, *words, *home)
+    validate(outcome.out)
+    result = outcome.result
+    assert result["prediction"]["file_size_bytes"] <= plan["prediction"]["file_size_bytes"]
+    assert result["kld_after"]["value"] <= result["kld_before"]["value"]
+    assert 0 < result["n_swaps_tried"] <= 6
+    built = quantailor("build", probed.base, better, "-o", tmp_path / "out.gguf", *home).result
+    assert built["size_bytes"] == result["prediction"]["file_size_bytes"]
+    types = {row["tensor"]: row["type_name"] for row in quantailor("predict", probed.base, better, *home).result["contributions"]}
+    assert {types[f"blk.{layer}.attn_v.weight"] for layer in range(8)} == {"Q4_K"}
+
+
+def test_reports_in_three_forms(quantailor: Command, probed: Workbench, home: Any, tmp_path: Path) -> None:
+    page, data, table = (tmp_path / f"report.{kind}" for kind in ("html", "json", "csv"))
+    outcome = quantailor("report", probed.base, "-o", page, "-o", data, "-o", table, *home)
+    validate(outcome.out)
+    assert outcome.result["n_probed"] == 58
+    html = page.read_text(encoding="utf-8")
+    assert "blk.7.ffn_down.weight" in html
+    assert "http://" not in html.replace("http://www.w3.org/2000/svg", "")
+    assert len(json.loads(data.read_text(encoding="utf-8"))["sensitivities"]) == 58
+    rows = list(csv.DictReader(table.open(encoding="utf-8")))
+    assert {row["tensor"] for row in rows} >= {"output.weight", "blk.0.attn_q.weight"}
+    assert all(float(row["damage_nats"]) >= 0 for row in rows)
+    assert "exists" in quantailor("report", probed.base, "-o", page, "--home", probed.home).error_line
+    assert "endings" in quantailor("report", probed.base, "-o", tmp_path / "report.pdf", "--home", probed.home).error_line
+
+
+def test_comparing_a_model_with_itself_shows_equal_shares(quantailor: Command, probed: Workbench, home: Any, tmp_path: Path) -> None:
+    page = tmp_path / "comparison.html"
+    outcome = quantailor("compare-models", probed.base, probed.base, "-o", page, *home)
+    validate(outcome.out)
+    whole = [row for row in outcome.result["profiles"] if row["depth"] == "all depths"]
+    assert sum(row["share_a"]["value"] for row in whole) == pytest.approx(1)
+    assert all(row["share_a"] == row["share_b"] for row in outcome.result["profiles"])
+    assert "<svg" in page.read_text(encoding="utf-8")
+
+
+def test_tables_for_people(quantailor: Command, probed: Workbench, calibration_text: Path, tmp_path: Path) -> None:
+    home = ("--home", probed.home)
+    strategy = tmp_path / "s.yaml"
+    shown = quantailor("probe", probed.base, *probe_words(calibration_text), *home).out
+    assert "output.weight" in shown
+    assert "fitted to 6 mixes and 2 files" in shown
+    assert "(probes)" in quantailor("plan", probed.base, "--bpw", "4", "-o", strategy, *home).out
+    assert "Where it comes from" in quantailor("predict", probed.base, strategy, *home).out
+    assert "attn_q" in quantailor("compare-models", probed.base, probed.base, *home).out
+
+
+def test_without_probes_it_says_what_to_run(quantailor: Command, workbench: Workbench, calibration_text: Path, tmp_path: Path) -> None:
+    home = ("--home", tmp_path / "home")
+    strategy = tmp_path / "s.yaml"
+    quantailor("measure", workbench.base, "--types", "Q4_K,Q8_0", *home)
+    quantailor("plan", workbench.base, "--bpw", "6", "-o", strategy, *home)
+    for words in (
+        ("plan", workbench.base, "--kld", "0.01"),
+        ("plan", workbench.base, "--bpw", "6", "--basis", "probes"),
+        ("predict", workbench.base, strategy),
+        ("refine", workbench.base, strategy, "-o", tmp_path / "better.yaml"),
+        ("sweep", workbench.base, "-f", calibration_text, "--only-uncertain", "--chunks", 1, *CONTEXT),
+    ):
+        assert "quantailor probe" in quantailor(*words, *home).error_line
+
+
+def test_a_weighing_needs_enough_halves(quantailor: Command, probed: Workbench, calibration_text: Path) -> None:
+    words = ("probe", probed.base, *probe_words(calibration_text), "--weighing", 10, "--home", probed.home)
+    assert "at least 59" in quantailor(*words).error_line
+
+
+def test_figures_are_in_the_store_as_they_come(probed: Workbench) -> None:
+    with Store(probed.home / "quantailor.db") as store:
+        (model,) = store.models()
+        kernels = {key.kernels for key in store.swap_runs(model.fingerprint)}
+        assert kernels == {"as built", "file"}
+        assert not list((probed.home / "references").glob("anchor-*"))
