@@ -62,7 +62,8 @@ def pack_probabilities(logp: Floats) -> tuple[Codes, Doubles]:
     """Log-probabilities as 16-bit codes of the cube root of p: code = round(65535 p^(1/3)).
 
     The step in ln p is 4.6e-5 at p = 1 and grows as p^(-1/3): fine where a divergence is made, coarse in the tail.
-    Against float64 a KL divergence taken from codes is off by less than 1e-6 nats (see `divergence_from_packed`).
+    Against float64 a KL divergence taken from codes (see `divergence_from_packed`) is off by up to 2.3e-5 |ln p/q|, either
+    way, in a row that rests on one token; the mean over some hundred rows by less than 1e-6 nats and 1e-6 of itself.
 
     Args:
         logp: (n_rows, n_vocab) float32.
@@ -89,14 +90,16 @@ def divergence_from_packed(codes: Codes, mass: Doubles, logits: Floats) -> tuple
         logits: the model's, (n_rows, n_vocab) float32.
 
     Returns:
-        The divergences, and ln sum exp of the logits, both (n_rows,). NaN or Inf among the logits shows in the latter.
+        The divergences, and ln sum exp of the logits, both (n_rows,). NaN or Inf among the logits shows in both, -Inf in
+        the divergences alone.
     """
     divergences, log_sums = np.empty(len(codes)), np.empty(len(codes))
     probabilities, logarithms = _packed_tables()
     for rows in _row_blocks(codes.shape):
         block, part = codes[rows], logits[rows]
         largest = part.max(axis=1, keepdims=True)
-        work = part - largest
+        with np.errstate(invalid="ignore"):  # Inf - Inf: the caller sees it
+            work = part - largest
         log_sum = np.log(np.exp(work).sum(axis=1, dtype=np.float64))
         rounded = log_sum.astype(np.float32)
         work -= rounded[:, None]

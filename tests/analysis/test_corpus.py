@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quantailor.analysis.corpus import chunks, load_corpus
+from quantailor.analysis.corpus import chunks, load_corpus, spread
 from quantailor.errors import CorpusError, InferenceError
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "perplexity-books-llama.json"
@@ -77,3 +77,20 @@ def test_a_model_without_vocabulary(tmp_path: Path, calibration_text: Path) -> N
     path.write_bytes(b"GGUF")
     with pytest.raises(InferenceError):
         load_corpus(path, calibration_text)
+
+
+@pytest.mark.parametrize("n_chunks", [0, 1, 2, 3, 5, 16, 100, 257])
+def test_a_spread_takes_every_chunk_once(n_chunks: int) -> None:
+    assert sorted(spread(n_chunks)) == list(range(n_chunks))
+
+
+@pytest.mark.parametrize("n_chunks", [7, 64, 100, 129])
+def test_every_beginning_of_a_spread_reaches_all_of_the_text(n_chunks: int) -> None:
+    for n_first in range(1, n_chunks + 1):
+        seen = [-1, *sorted(spread(n_chunks)[:n_first]), n_chunks]
+        assert max(later - earlier for earlier, later in zip(seen, seen[1:], strict=False)) <= 1 + 4 * n_chunks / n_first
+
+
+def test_a_spread_halves_what_is_left() -> None:
+    assert spread(8) == [0, 4, 2, 6, 1, 5, 3, 7]
+    assert spread(6) == [0, 4, 2, 1, 5, 3]

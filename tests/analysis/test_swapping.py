@@ -181,6 +181,16 @@ def test_the_null_control_is_below_everything(bench: Bench, tmp_path: Path) -> N
     assert as_stored < one
 
 
+@pytest.mark.skipif(not library.load().llama.llama_supports_gpu_offload(), reason="this build of llama-cpp-python has no GPU backend")
+def test_weights_are_swapped_on_the_device(bench: Bench) -> None:
+    with Swapper(bench.source, bench.path, bench.names, imatrix=bench.imatrix, n_ctx=64, n_gpu_layers=-1) as swapper:
+        before = swapper.logits(bench.tokens[0])
+        swapper.set_mix(bench.random_mix(4, 1))
+        assert np.abs(swapper.logits(bench.tokens[0]) - before).max() > 0.1
+        swapper.set_mix({})
+        assert np.array_equal(swapper.logits(bench.tokens[0]), before)
+
+
 def test_what_a_mix_cannot_hold(dense: Bench) -> None:
     with dense.swapper() as swapper:
         with pytest.raises(TypeUnavailableError, match="takes"):

@@ -143,3 +143,43 @@ def test_verify_survives_kills(workbench: Workbench, tmp_path: Path) -> None:
     rounds = kill_until_enough(prepare, tmp_path, rows("chunk_scores"))
     verdicts = {json.dumps(killed.last_result["verdict"], sort_keys=True) for killed in rounds}
     assert len(verdicts) == 1
+
+
+def scored_in_memory(store: Store) -> int:
+    """(mix, chunk) pairs that were scored by swapping weights."""
+    keys = [key for model in store.models() for key in store.swap_runs(model.fingerprint) if key.kernels == "as built"]
+    return sum(len(scores) for key in keys for scores in store.mix_scores(key).values())
+
+
+def measured_home(base: Path) -> Callable[[Path], None]:
+    return lambda home: run_first(home, "measure", base, "--types", "Q2_K,Q4_K,Q8_0")
+
+
+FEW = ("--n-ctx", "64", "--threads", "1")
+
+
+def test_probe_survives_kills_and_scores_no_chunk_twice(books_llama_base: Path, calibration_text: Path, tmp_path: Path) -> None:
+    def prepare(home: Path) -> list[str]:
+        measured_home(books_llama_base)(home)
+        few = ("--type", "Q2_K", "--chunks", "8", "--mixes", "6", "--mix-chunks", "8", "--anchors", "1", "--target-error", "0.001")
+        return ["probe", str(books_llama_base), "-f", str(calibration_text), *few, *FEW]
+
+    rounds = kill_until_enough(prepare, tmp_path, scored_in_memory)
+    for killed in rounds:
+        assert killed.last_result["n_scored_before"] == killed.done_before_last
+    assert any(killed.done_before_last for killed in rounds)
+    assert len({json.dumps(killed.last_result["sensitivities"], sort_keys=True) for killed in rounds}) == 1
+
+
+def test_sweep_survives_kills_and_measures_no_cell_twice(books_moe_base: Path, calibration_text: Path, tmp_path: Path) -> None:
+    def prepare(home: Path) -> list[str]:
+        measured_home(books_moe_base)(home)
+        return ["sweep", str(books_moe_base), "-f", str(calibration_text), "--types", "Q2_K,Q4_K,Q8_0", "--chunks", "6", *FEW]
+
+    rounds = kill_until_enough(prepare, tmp_path, scored_in_memory)
+    for killed in rounds:
+        cells = killed.last_result["cells"]
+        assert len(cells) == killed.last_result["n_cells"] == 44 * 3
+        assert {cell["measured"]["n_chunks"] for cell in cells} == {6}
+        assert killed.last_result["n_already_measured"] <= killed.done_before_last / 6
+    assert any(killed.last_result["n_already_measured"] for killed in rounds)

@@ -59,11 +59,15 @@ class BaseChunk:
             logits: the model's, of the same positions, (n_scored or one more, n_vocab).
 
         Raises:
-            InferenceError: a logit is NaN or Inf.
+            InferenceError: a logit is NaN or Inf, or the model has another vocabulary.
         """
+        n_vocab = self.codes.shape[1]
+        if logits.shape[1] != n_vocab:
+            message = f"the model has {logits.shape[1]} tokens, the base has {n_vocab}"
+            raise InferenceError(message, remedy="Compare files of the same model")
         logits = logits[: len(self.targets)]
         klds, log_sums = numerics.divergence_from_packed(self.codes, self.mass, logits)
-        if not np.isfinite(log_sums).all():
+        if not (np.isfinite(log_sums) & np.isfinite(klds)).all():
             raise InferenceError("the model gives logits that are NaN or Inf", remedy="Leave out the type that breaks it")
         observed = logits[np.arange(len(self.targets)), self.targets].astype(np.float64) - log_sums
         return ChunkScore(
@@ -118,7 +122,7 @@ class BaseLogp:
         targets = tokens[first_scored(len(tokens)) + 1 :]
         try:
             rows: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-            if rows.dtype.names != _FIELDS or rows.shape != targets.shape:
+            if not isinstance(rows, np.ndarray) or rows.dtype.names != _FIELDS or rows.shape != targets.shape:
                 raise ValueError("it is of another form")
             return BaseChunk(index, targets, rows["codes"], rows["mass"].copy(), rows["observed"].copy(), rows["top"].copy())
         except (OSError, ValueError, EOFError) as error:

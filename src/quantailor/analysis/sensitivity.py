@@ -38,6 +38,7 @@ DROWNED_BELOW_FLOORS = 3.0
 DROWNED_BELOW_ERRORS = 2.0
 """A probe below so many floors, or so many of its own standard errors, says nothing."""
 _DEPTH_BANDS = 4
+_UNDETERMINED = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ def sensitivity(
 def _by_chunk(scores: Sequence[Sequence[ChunkScore]]) -> tuple[Doubles, Doubles]:
     """KLD sums of several mixes over the chunks they have in common, and those chunks' tokens."""
     common = set.intersection(*({score.index for score in row} for row in scores))
-    rows = [[score for score in row if score.index in common] for row in scores]
+    rows = [sorted((score for score in row if score.index in common), key=lambda score: score.index) for row in scores]
     return np.array([[score.kld_sum for score in row] for row in rows]), np.array([score.n_tokens for score in rows[0]], dtype=np.float64)
 
 
@@ -201,15 +202,16 @@ def weigh(mixes: Sequence[Mix], tensors: Sequence[str], klds: Sequence[Estimate]
     """Each tensor's KLD from those of mixes: least squares, none negative (Hotelling's weighing design).
 
     Args:
-        mixes: at least as many as there are tensors, from `weighing_mixes`.
+        mixes: more than there are tensors, from `weighing_mixes`; complements tell only the sum, so it takes about twice as many.
         tensors: the tensors the mixes are made of.
         klds: the mixes' mean KLDs, nats.
 
     Returns:
-        Tensor -> KLD of the tensor alone; the error is that of least squares, from the residuals.
+        Tensor -> KLD of the tensor alone; the error is that of least squares, from the residuals, and infinite where the
+        mixes do not determine it.
 
     Raises:
-        InferenceError: fewer mixes than tensors.
+        InferenceError: no more mixes than tensors.
     """
     if len(mixes) <= len(tensors):
         raise InferenceError(f"{len(mixes)} halves cannot weigh {len(tensors)} tensors", remedy=f"Ask for at least {len(tensors) + 1}")
@@ -217,5 +219,6 @@ def weigh(mixes: Sequence[Mix], tensors: Sequence[str], klds: Sequence[Estimate]
     values = np.array([kld.value for kld in klds])
     found, _ = nnls(design, values)
     residual = float(np.square(values - design @ found).sum()) / (len(mixes) - len(tensors))
-    errors = np.sqrt(residual * np.diag(np.linalg.pinv(design.T @ design)))
+    determined = np.diag(np.linalg.pinv(design) @ design) > 1 - _UNDETERMINED
+    errors = np.where(determined, np.sqrt(residual * np.diag(np.linalg.pinv(design.T @ design))), np.inf)
     return {name: Estimate(float(value), float(error)) for name, value, error in zip(tensors, found, errors, strict=True)}

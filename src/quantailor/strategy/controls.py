@@ -69,7 +69,7 @@ def with_shuffled_damage(tables: Sequence[TensorCells], *, seed: int) -> tuple[T
         shuffled = list(members)
         generator.shuffle(shuffled)
         donors |= {member.name: donor for member, donor in zip(members, shuffled, strict=True)}
-    return tuple(_rescaled(table, _rate(donors[table.name]) / (_rate(table) or 1.0)) for table in tables)
+    return tuple(_at_rate(table, _rate(donors[table.name])) for table in tables)
 
 
 def _rate(table: TensorCells) -> float:
@@ -78,5 +78,9 @@ def _rate(table: TensorCells) -> float:
     return sum(cell.damage for cell in table.cells) / error if error > 0 else 0.0
 
 
-def _rescaled(table: TensorCells, factor: float) -> TensorCells:
-    return dataclasses.replace(table, cells=tuple(dataclasses.replace(cell, damage=cell.damage * factor) for cell in table.cells))
+def _at_rate(table: TensorCells, rate: float) -> TensorCells:
+    # A tensor that did no damage at all has no shape of its own to scale.
+    own = _rate(table)
+    damages = [cell.damage * rate / own if own > 0 else cell.weighted_mse * rate for cell in table.cells]
+    cells = (dataclasses.replace(cell, damage=damage) for cell, damage in zip(table.cells, damages, strict=True))
+    return dataclasses.replace(table, cells=tuple(cells))

@@ -1,0 +1,197 @@
+"""The base's log-probabilities in 16 bits on disk: scores as exact as those from memory, resumed, and refused when damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import special
+
+from quantailor import numerics
+from quantailor.analysis import fidelity
+from quantailor.analysis.base_logp import BaseChunk, BaseLogp
+from quantailor.analysis.corpus import Tokens
+from quantailor.control import NullControl
+from quantailor.errors import InferenceError, Paused
+from quantailor.numerics import Floats
+from quantailor.records import ChunkScore
+
+N_CTX, N_VOCAB, N_SCORED = 64, 2000, 31
+
+
+class FakeModel:
+    """Logits that depend on the tokens alone, `apart` from those of the base; remembers what it was asked."""
+
+    def __init__(self, apart: float = 0.0) -> None:
+        self.apart = apart
+        self.asked: list[Tokens] = []
+
+    def logits(self, tokens: Tokens, *, first: int = 0) -> Floats:
+        self.asked.append(tokens)
+        rng = np.random.default_rng(tokens.astype(np.uint32))
+        base, noise = rng.standard_normal((2, len(tokens), N_VOCAB))
+        return (3 * base + self.apart * noise).astype(np.float32)[first:]
+
+
+class PauseAfter(NullControl):
+    """Pauses when so many chunks are done."""
+
+    def __init__(self, n_chunks: int) -> None:
+        self.n_chunks, self.seen = n_chunks, list[tuple[float, float]]()
+
+    def check(self) -> None:
+        if len(self.seen) >= self.n_chunks:
+            raise Paused("paused")
+
+    def advance(self, done: float, total: float, message: str = "") -> None:
+        self.seen.append((done, total))
+
+
+# Scores
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.01, 0.3, 2.0])
+def test_a_score_is_that_of_exact_log_probabilities(tokens: Tokens, apart: float) -> None:
+    base, logits = FakeModel().logits(tokens, first=32), FakeModel(apart).logits(tokens, first=32)
+    found = BaseChunk.of(3, tokens, base).score(logits)
+    logp, logq = (numerics.log_softmax(part[:-1]) for part in (base, logits))
+    expected = fidelity.score(3, logp, logq, tokens[33:])
+    assert (found.index, found.n_tokens, found.klds) == (3, N_SCORED, ())
+    assert found.top_agreement == expected.top_agreement
+    assert found.nll_sum == pytest.approx(expected.nll_sum, rel=1e-6)
+    assert found.dp_square_sum == pytest.approx(expected.dp_square_sum, rel=1e-4, abs=1e-9)
+    assert found.kld_sum / N_SCORED == pytest.approx(expected.kld_sum / N_SCORED, rel=1e-5, abs=1e-6)
+
+
+def test_the_bases_own_score_is_its_perplexity(tokens: Tokens) -> None:
+    logits = FakeModel().logits(tokens, first=32)
+    found = BaseChunk.of(3, tokens, logits).base_score
+    exact = special.log_softmax(logits.astype(np.float64), axis=1)[np.arange(N_SCORED), tokens[33:]]
+    assert found == ChunkScore(3, N_SCORED, found.nll_sum, kld_sum=0.0, top_agreement=N_SCORED, dp_square_sum=0.0)
+    assert found.nll_sum == pytest.approx(-exact.sum(), rel=1e-6)
+
+
+def test_the_last_position_has_no_target_and_does_not_count(tokens: Tokens) -> None:
+    chunk, logits = BaseChunk.of(0, tokens, FakeModel().logits(tokens, first=32)), FakeModel(0.3).logits(tokens, first=32)
+    shorter, changed = chunk.score(logits[:-1]), logits.copy()
+    changed[-1] = 0
+    assert chunk.score(logits) == chunk.score(changed) == shorter
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_a_model_that_gives_no_numbers_is_refused(tokens: Tokens, broken: float) -> None:
+    base = FakeModel().logits(tokens, first=32)
+    logits = base.copy()
+    logits[5, 17] = broken
+    with pytest.raises(InferenceError, match="NaN or Inf"):
+        BaseChunk.of(0, tokens, base).score(logits)
+
+
+def test_a_model_with_another_vocabulary_is_refused(tokens: Tokens) -> None:
+    base = FakeModel().logits(tokens, first=32)
+    with pytest.raises(InferenceError, match=r"has 1990 tokens, the base has 2000.*the same model"):
+        BaseChunk.of(0, tokens, base).score(base[:, :1990])
+
+
+# Files
+
+
+def test_a_chunk_comes_back_as_it_was(chunks: Tokens, tmp_path: Path) -> None:
+    kept, logits = BaseLogp(tmp_path / "new", chunks), FakeModel(0.3).logits(chunks[2], first=32)
+    kept.compute(model(), [2])
+    found, fresh = kept.chunk(2), BaseChunk.of(2, chunks[2], FakeModel().logits(chunks[2], first=32))
+    assert found.score(logits) == fresh.score(logits)
+    assert found.base_score == fresh.base_score
+
+
+def test_codes_stay_on_disk_until_they_are_used(chunks: Tokens, tmp_path: Path) -> None:
+    kept = BaseLogp(tmp_path, chunks)
+    kept.compute(model(), [0])
+    codes = kept.chunk(0).codes
+    assert isinstance(codes, np.memmap)
+    assert codes.shape == (N_SCORED, N_VOCAB)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 2 * N_SCORED * (N_VOCAB + 50)
+
+
+def test_a_run_goes_on_with_the_chunk_that_is_missing(chunks: Tokens, tmp_path: Path) -> None:
+    kept, control, fake = BaseLogp(tmp_path, chunks), PauseAfter(2), FakeModel()
+    with pytest.raises(Paused):
+        kept.compute(model(fake), [4, 0, 2, 1], control=control)
+    assert control.seen == [(1, 4), (2, 4)]
+    assert kept.missing(range(5)) == [1, 2, 3]
+
+    again, rest = BaseLogp(tmp_path, chunks), FakeModel()
+    again.compute(model(rest), [4, 0, 2, 1])
+    assert [tokens.tolist() for tokens in rest.asked] == chunks[[2, 1]].tolist()
+    assert again.missing([4, 0, 2, 1]) == []
+    again.compute(model(rest), [4, 0, 2, 1])
+    assert len(rest.asked) == 2
+
+
+def test_a_model_that_fails_leaves_no_file(chunks: Tokens, tmp_path: Path) -> None:
+    class Broken(FakeModel):
+        def logits(self, tokens: Tokens, *, first: int = 0) -> Floats:
+            raise InferenceError("out of memory")
+
+    kept = BaseLogp(tmp_path, chunks)
+    with pytest.raises(InferenceError, match="out of memory"):
+        kept.compute(model(Broken()), [0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def a_text(path: Path) -> None:
+    path.write_text("not at all an array")
+
+
+def another_array(path: Path) -> None:
+    with path.open("wb") as stream:
+        np.save(stream, np.zeros(N_SCORED))
+
+
+def an_archive(path: Path) -> None:
+    with path.open("wb") as stream:
+        np.savez(stream, codes=np.zeros(N_SCORED))
+
+
+def one_of_another_context(path: Path) -> None:
+    chunks = np.arange(32, dtype=np.int32)[None, :]
+    other = BaseLogp(path.parent / "other", chunks)
+    other.compute(model(), [0])
+    path.write_bytes(next((path.parent / "other").iterdir()).read_bytes())
+
+
+@pytest.mark.parametrize("damage", [truncated, emptied, a_text, another_array, an_archive, one_of_another_context, Path.unlink])
+def test_a_damaged_file_is_named(chunks: Tokens, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    kept = BaseLogp(tmp_path, chunks)
+    kept.compute(model(), [1])
+    (path,) = tmp_path.iterdir()
+    damage(path)
+    with pytest.raises(InferenceError, match=rf"{path.name} cannot be read .*Delete it"):
+        kept.chunk(1)
+
+
+def model(fake: FakeModel | None = None) -> Any:
+    """As what `BaseLogp` is told: a loaded model."""
+    return fake or FakeModel()
+
+
+@pytest.fixture
+def chunks() -> Tokens:
+    return np.random.default_rng(1).integers(N_VOCAB, size=(5, N_CTX), dtype=np.int32)
+
+
+@pytest.fixture
+def tokens(chunks: Tokens) -> Tokens:
+    found: Tokens = chunks[0]
+    return found
