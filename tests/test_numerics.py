@@ -82,7 +82,9 @@ def test_blocks_do_not_change_results(rng: np.random.Generator, monkeypatch: pyt
 # Probabilities in 16 bits
 
 
-@pytest.mark.parametrize(("shape", "apart"), [((4, LARGE), 1e-3), ((4, LARGE), 0.1), ((250, 4096), 1e-3), ((250, 4096), 0.1), ((250, 4096), 1.0)])
+@pytest.mark.parametrize(
+    ("shape", "apart"), [((4, LARGE), 1e-3), ((4, LARGE), 0.1), ((250, 4096), 1e-3), ((250, 4096), 0.1), ((250, 4096), 1.0)]
+)
 def test_divergence_from_codes_is_exact_on_average(rng: np.random.Generator, shape: tuple[int, int], apart: float) -> None:
     base, logits = two_models(rng, shape, apart=apart)
     found, exact = packed_kld(base, logits), exact_kld(base, logits)

@@ -33,7 +33,8 @@ class FakeModel:
         self.asked.append(tokens)
         rng = np.random.default_rng(tokens.astype(np.uint32))
         base, noise = rng.standard_normal((2, len(tokens), N_VOCAB))
-        return (3 * base + self.apart * noise).astype(np.float32)[first:]
+        found: Floats = (3 * base + self.apart * noise).astype(np.float32)[first:]
+        return found
 
 
 class PauseAfter(NullControl):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def test_a_spread_takes_every_chunk_once(n_chunks: int) -> None:
 def test_every_beginning_of_a_spread_reaches_all_of_the_text(n_chunks: int) -> None:
     for n_first in range(1, n_chunks + 1):
         seen = [-1, *sorted(spread(n_chunks)[:n_first]), n_chunks]
-        assert max(later - earlier for earlier, later in zip(seen, seen[1:], strict=False)) <= 1 + 4 * n_chunks / n_first
+        assert max(later - earlier for earlier, later in itertools.pairwise(seen)) <= 1 + 4 * n_chunks / n_first
 
 
 def test_a_spread_halves_what_is_left() -> None:

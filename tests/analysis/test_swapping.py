@@ -99,8 +99,7 @@ def build_file(bench: Bench, mix: Mapping[str, str], output: Path) -> Path:
     return output
 
 
-@pytest.mark.parametrize("n_swaps", [20, pytest.param(500, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("finer", [False, True], ids=["as stored", "resting finer"])
+@pytest.mark.parametrize(("n_swaps", "finer"), [(20, True), pytest.param(500, False, marks=pytest.mark.slow)])
 def test_after_random_swaps_the_model_is_untouched(bench: Bench, n_swaps: int, finer: bool) -> None:
     generator = random.Random(n_swaps)
     with bench.swapper() as swapper:
@@ -108,7 +107,7 @@ def test_after_random_swaps_the_model_is_untouched(bench: Bench, n_swaps: int, f
             swapper.rest_finer()
         before = swapper.logits(bench.tokens[0])
         for _ in range(n_swaps):
-            swapper.set_mix({generator.choice(bench.names): generator.choice(TYPES) for _ in range(generator.randint(0, 2))})
+            swapper.set_mix({generator.choice(bench.names): generator.choice(TYPES)})
         swapper.set_mix({})
         assert np.array_equal(swapper.logits(bench.tokens[0]), before)
         swapper.rest_finer(back=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from quantailor.errors import StoreError
-from quantailor.store import ModelRecord, Store, migrations
+from quantailor.records import ChunkScore, Mix
+from quantailor.store import ModelRecord, ScoreKey, Store, SwapKey, migrations
 from quantailor.store.database import Database
 
 MODEL = ModelRecord("f" * 64, "tiny", "llama", 0, 0, 0)
@@ -88,6 +89,25 @@ def test_a_migration_runs_once_and_keeps_what_is_there(tmp_path: Path, monkeypat
         with Store(tmp_path / "q.db") as store:
             assert store.models() == [MODEL]
     assert runs == ["probes"]
+
+
+def test_a_store_of_the_first_schema_keeps_its_rows_and_learns_mixes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, score = ScoreKey(MODEL.fingerprint, "c" * 64, 512, "base"), ChunkScore(0, 10, 20.0, 0.0, 10, 0.0)
+    with monkeypatch.context() as past:
+        for name in list(migrations.MIGRATIONS)[1:]:
+            past.delitem(migrations.MIGRATIONS, name)
+        with Store(tmp_path / "q.db") as store:
+            store.record_model(MODEL, [])
+            store.record_chunk_scores(key, [score])
+            assert "mix_scores" not in store.table_names()
+    run, mix = SwapKey(MODEL.fingerprint, "", "c" * 64, 512, "as built", "as stored"), Mix.of({"output.weight": "Q6_K"})
+    for _ in range(2):
+        with Store(tmp_path / "q.db") as store:
+            assert store.models() == [MODEL]
+            assert store.chunk_scores(key) == [score]
+            store.record_mixes(MODEL.fingerprint, "curve", [mix])
+            store.record_mix_scores(run, [(mix.id, score)])
+            assert store.mix_scores(run) == {mix.id: [score]}
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from quantailor.records import (
     Comparison,
     Estimate,
     FidelityStatistics,
+    Mix,
     TensorInfo,
     Verdict,
     VerdictRow,
@@ -32,6 +33,7 @@ from quantailor.store import (
     ScoreKey,
     Store,
     StrategyRecord,
+    SwapKey,
     first_difference,
 )
 
@@ -64,6 +66,9 @@ CELL = WeightError(
 COMPUTATION = ImatrixKey(MODEL.fingerprint, corpus="c" * 64, n_ctx=512, options="process_output=0")
 IMATRIX = ImatrixRecord(MODEL.fingerprint, "i" * 64, ("calibration.txt",), 100, 512, "computed")
 SCORES = ScoreKey(MODEL.fingerprint, corpus="c" * 64, n_ctx=512, candidate="Q4_K_M")
+RUN = SwapKey(MODEL.fingerprint, imatrix="i" * 64, corpus="c" * 64, n_ctx=512, kernels="as built", base_kernels="finer")
+PROBE = Mix.of({"token_embd.weight": "Q4_K"})
+MIX = Mix.of({"token_embd.weight": "Q4_K", "blk.0.ffn_down_exps.weight": "Q6_K"})
 
 
 @pytest.fixture
@@ -219,6 +224,104 @@ def test_a_nan_score_is_refused(store: Store) -> None:
         store.record_chunk_scores(SCORES, [replace(a_score(0), kld_sum=math.nan)])
 
 
+def a_mix_score(index: int) -> ChunkScore:
+    """A chunk's sums, without the divergences of single tokens."""
+    return replace(a_score(index), klds=())
+
+
+def test_mixes_come_back_by_purpose(store: Store) -> None:
+    store.record_mixes(MODEL.fingerprint, "curve", [MIX, PROBE])
+    store.record_mixes(MODEL.fingerprint, "anchor", [Mix.of({})])
+    assert store.mixes(MODEL.fingerprint, "curve") == sorted([MIX, PROBE], key=lambda mix: mix.id)
+    assert store.mixes(MODEL.fingerprint, "anchor") == [Mix.of({})]
+    assert store.mixes(MODEL.fingerprint, "weighing") == store.mixes("unknown", "curve") == []
+
+
+def test_mixes_are_recorded_once(store: Store) -> None:
+    for _ in range(2):
+        store.record_mixes(MODEL.fingerprint, "curve", [MIX, MIX])
+    assert store.mixes(MODEL.fingerprint, "curve") == [MIX]
+
+
+def test_mixes_of_an_unknown_model_are_refused(store: Store) -> None:
+    with pytest.raises(StoreError, match="Record the model and its tensors first"):
+        store.record_mixes("unknown", "curve", [MIX])
+
+
+def test_a_mix_that_cannot_be_kept_takes_its_batch_with_it(store: Store) -> None:
+    with pytest.raises(StoreError, match="cannot hold a value"):
+        store.record_mixes(MODEL.fingerprint, "curve", [MIX, Mix.of({"caf\udce9": "Q4_K"})])
+    assert store.mixes(MODEL.fingerprint, "curve") == []
+
+
+def test_scores_of_mixes_come_back_bit_for_bit_by_chunk(store: Store) -> None:
+    scores = {mix.id: [a_mix_score(index) for index in range(3)] for mix in (PROBE, MIX)}
+    store.record_mix_scores(RUN, [(mix, replace(score, klds=(0.1,))) for mix, found in scores.items() for score in reversed(found)])
+    assert store.mix_scores(RUN) == scores
+
+
+def test_recording_a_mixs_score_again_keeps_the_later_one(store: Store) -> None:
+    store.record_mix_scores(RUN, [(MIX.id, a_mix_score(0)), (MIX.id, a_mix_score(1))])
+    store.record_mix_scores(RUN, [(MIX.id, replace(a_mix_score(1), kld_sum=0.5))])
+    assert store.mix_scores(RUN) == {MIX.id: [a_mix_score(0), replace(a_mix_score(1), kld_sum=0.5)]}
+    assert store.swap_runs(MODEL.fingerprint) == [RUN]
+
+
+def test_numpy_figures_of_a_mix_are_taken_as_numbers(store: Store) -> None:
+    leaked: dict[str, Any] = {"kld_sum": np.float64(0.25), "top_agreement": np.int64(7)}
+    store.record_mix_scores(RUN, [(MIX.id, replace(a_mix_score(0), **leaked))])
+    assert store.mix_scores(RUN)[MIX.id] == [replace(a_mix_score(0), kld_sum=0.25, top_agreement=7)]
+
+
+@pytest.mark.parametrize("figure", ["nll_sum", "kld_sum", "dp_square_sum"])
+def test_a_nan_among_the_scores_of_mixes_is_refused_and_its_batch_with_it(store: Store, figure: str) -> None:
+    broken: dict[str, Any] = {figure: math.nan}
+    with pytest.raises(StoreError, match=rf"{figure} of chunk 1 of token_embd\.weight=Q4_K is NaN"):
+        store.record_mix_scores(RUN, [(MIX.id, a_mix_score(0)), (PROBE.id, replace(a_mix_score(1), **broken))])
+    assert (store.mix_scores(RUN), store.swap_runs(MODEL.fingerprint)) == ({}, [])
+
+
+def test_scores_that_the_database_refuses_leave_no_run_behind(store: Store) -> None:
+    store.record_mix_scores(RUN, [(MIX.id, a_mix_score(0))])
+    other = replace(RUN, n_ctx=1024)
+    with pytest.raises(StoreError, match="cannot hold a value"):
+        store.record_mix_scores(other, [(MIX.id, a_mix_score(0)), ("caf\udce9", a_mix_score(0))])
+    with pytest.raises(StoreError, match="Record the model and its tensors first"):
+        store.record_mix_scores(replace(RUN, model="unknown"), [(MIX.id, a_mix_score(0))])
+    assert store.swap_runs(MODEL.fingerprint) == [RUN]
+    assert store.mix_scores(other) == {}
+
+
+OTHER_RUNS: dict[str, SwapKey] = {
+    "model": replace(RUN, model="a" * 64),
+    "imatrix": replace(RUN, imatrix=""),
+    "corpus": replace(RUN, corpus="d" * 64),
+    "n_ctx": replace(RUN, n_ctx=1024),
+    "kernels": replace(RUN, kernels="values"),
+    "base_kernels": replace(RUN, base_kernels="as stored"),
+}
+
+
+def test_a_run_differs_with_every_part_of_its_key() -> None:
+    assert set(OTHER_RUNS) == set(SwapKey.__slots__)
+    assert len({RUN.run, *(key.run for key in OTHER_RUNS.values())}) == 1 + len(OTHER_RUNS)
+    assert RUN.run == replace(RUN).run
+
+
+@pytest.mark.parametrize("part", [part for part in OTHER_RUNS if part != "model"])
+def test_scores_of_mixes_are_found_only_under_their_own_key(store: Store, part: str) -> None:
+    store.record_mix_scores(RUN, [(MIX.id, a_mix_score(0))])
+    assert store.mix_scores(OTHER_RUNS[part]) == {}
+
+
+def test_the_run_scored_last_comes_first(store: Store) -> None:
+    files = replace(RUN, kernels="file")
+    for key in (RUN, files, RUN):
+        store.record_mix_scores(key, [(MIX.id, a_mix_score(0))])
+    assert store.swap_runs(MODEL.fingerprint) == [RUN, files]
+    assert store.swap_runs("unknown") == []
+
+
 def test_a_strategy_is_filed_under_its_text(store: Store) -> None:
     first, second = (StrategyRecord.of(MODEL.fingerprint, "optimal", f'{{"target": {number}}}') for number in range(2))
     store.record_strategy(first)
@@ -248,6 +351,7 @@ def test_forgetting_a_model_forgets_all_about_it(store: Store) -> None:
     record_everything(store)
     store.forget_model(MODEL.fingerprint)
     assert not any(store.result_rows().values())
+    assert store.mix_scores(RUN) == {}
 
 
 def record_everything(store: Store) -> None:
@@ -258,6 +362,8 @@ def record_everything(store: Store) -> None:
     store.record_chunk_scores(SCORES, [a_score(0)])
     store.record_strategy(StrategyRecord.of(MODEL.fingerprint, "optimal", "{}"))
     store.record_verdict(a_verdict())
+    store.record_mixes(MODEL.fingerprint, "curve", [MIX])
+    store.record_mix_scores(RUN, [(MIX.id, a_mix_score(0))])
 
 
 def test_the_same_results_give_the_same_rows_whenever_they_were_recorded(store: Store, tmp_path: Path) -> None:

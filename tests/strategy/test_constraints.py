@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
 from quantailor.errors import InfeasibleError, StrategyError
@@ -148,3 +151,33 @@ def test_other_bad_strings() -> None:
 def test_constraints_are_recorded_as_plain_data() -> None:
     constraints = Constraints(pins={"output": "Q6_K"}, ties=("qkv",), budgets=(Budget("layer:0", 5),))
     assert constraints.as_parameters() == {"pins": {"output": "Q6_K"}, "ties": ["qkv"], "budgets": {"layer:0": 5}}
+
+
+EVERYTHING = Constraints(
+    pins={"output": "Q6_K", "attn_v": "Q8_0"},
+    allowed=("Q4_K", "IQ*"),
+    allowed_by_pattern={"ffn_*": ("Q3_K", "Q4_K")},
+    min_bits=2.5,
+    max_bits=8.5,
+    min_bits_by_pattern={"layer:0": 4.5},
+    max_bits_by_pattern={"ffn_*": 6},
+    ties=("qkv", "re:^blk"),
+    budgets=(Budget("layer:0-3", 10**10), Budget("output", 5)),
+)
+
+
+@pytest.mark.parametrize("constraints", [EVERYTHING, Constraints(), Constraints(pins={"output": "Q6_K"}), Constraints(min_bits=3.0)])
+def test_constraints_come_back_from_a_strategys_record(constraints: Constraints) -> None:
+    plain = constraints.as_parameters()
+    assert Constraints.from_parameters(plain) == constraints
+    assert Constraints.from_parameters(json.loads(json.dumps(plain))) == constraints
+
+
+def test_a_record_holds_every_limit_that_is_set() -> None:
+    assert set(EVERYTHING.as_parameters()) == set(Constraints.__slots__)
+
+
+@pytest.mark.parametrize("plain", [{"pin": {"output": "Q6_K"}}, {"min_bits": 3.0, "rule": "knee"}])
+def test_a_record_of_something_else_is_refused(plain: dict[str, Any]) -> None:
+    with pytest.raises(StrategyError, match=r"the unknown constraint (pin|rule)"):
+        Constraints.from_parameters(plain)

@@ -482,7 +482,10 @@ def make(
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Measure every row.")] = False,
     text: Annotated[Path | None, typer.Option("--file", "-f", help="Calibration text instead of the one that ships.")] = None,
     probe_chunks: ProbeChunks = tasks.DEFAULT_PROBE_CHUNKS,
-    group: Group = "tensor",
+    group: Annotated[
+        tasks.Grouping | None,
+        typer.Option("--group", help="Probe every tensor, or roles by depth; by default tensors of small models and on GPUs."),
+    ] = None,
     imatrix_chunks: Annotated[int | None, typer.Option("--imatrix-chunks", min=1, help="At most so many calibration chunks.")] = None,
     verify_text: Annotated[Path | None, typer.Option("--verify-text", help="Held-out text instead of the one that ships.")] = None,
     chunks: Chunks = None,

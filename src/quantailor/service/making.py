@@ -18,6 +18,9 @@ from quantailor.service.work import compute_imatrix, convert, measure
 from quantailor.service.workspace import Workspace, fingerprint_of
 from quantailor.strategy import file as strategy_file
 
+SMALL_MODEL_WEIGHTS = 1_000_000_000
+"""Up to here every tensor is probed on a CPU too."""
+
 
 def make(workspace: Workspace, task: tasks.MakeTask, stages: Stages) -> MakeResult:
     """Convert, importance matrix, measure, probe, plan, build, verify. What an earlier run finished is taken as it is."""
@@ -60,7 +63,7 @@ def make(workspace: Workspace, task: tasks.MakeTask, stages: Stages) -> MakeResu
                 text=task.text,
                 chunks=task.probe_chunks,
                 mix_chunks=3 * task.probe_chunks,
-                group=task.group,
+                group=task.group or _grouping(base, task.n_gpu_layers),
                 imatrix=imatrix.path,
                 n_gpu_layers=task.n_gpu_layers,
                 n_threads=task.n_threads,
@@ -95,6 +98,16 @@ def make(workspace: Workspace, task: tasks.MakeTask, stages: Stages) -> MakeResu
         stages,
     )
     return MakeResult(base, imatrix.path, str(strategy), built, planned, verified)
+
+
+def _grouping(base: str, n_gpu_layers: int) -> tasks.Grouping:
+    """Every tensor where that takes minutes, groups where it would take days."""
+    source = open_model(base)
+    try:
+        small = sum(tensor.n_elements for tensor in source.tensors) <= SMALL_MODEL_WEIGHTS
+    finally:
+        source.close()
+    return "tensor" if small or n_gpu_layers else "role-depth"
 
 
 def _base(workspace: Workspace, task: tasks.MakeTask, folder: Path, stages: Stages) -> str:

@@ -151,7 +151,8 @@ class _Probes:
         """Whether no probe of the group tells alpha from a small perturbation."""
         qtypes = library.types()
         telling = [name for name in self._types[group] if qtypes[name].bits_per_weight < _NOISE_BITS]
-        return all(analysis.mean_kld(scores[group.mix(name).id]).value > analysis.MAX_PROBE_KLD for name in telling)
+        klds = [analysis.mean_kld(scores[group.mix(name).id]).value for name in telling]
+        return bool(klds) and min(klds) > analysis.MAX_PROBE_KLD
 
     def _is_drowned(self, group: ProbeGroup, scores: Scores) -> bool:
         klds = [analysis.mean_kld(scores[group.mix(name).id]) for name in self._types[group]]

@@ -228,7 +228,8 @@ class MakeTask:
     exhaustive: bool = False
     text: str | None = None
     probe_chunks: int = DEFAULT_PROBE_CHUNKS
-    group: Grouping = "tensor"
+    group: Grouping | None = None
+    """None probes every tensor of a small model or on a GPU, else roles in quarters of the depth."""
     imatrix_chunks: int | None = None
     verify_text: str | None = None
     chunks: int | None = None

@@ -1,0 +1,226 @@
+"""The curve from damages to KLD: found again from made-up mixes, and intervals that hold what they promise."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantailor.analysis.prediction import (
+    MIN_POINTS,
+    PredictedKld,
+    curve_kld,
+    damage_for,
+    fit_curve,
+    predict_kld,
+    scaled_damage,
+)
+from quantailor.errors import StrategyError
+from quantailor.records import Curve, CurvePoint, Estimate
+
+SCALES = {"blocks": 1.0, "output": 0.8, "embeddings": 1.25}
+"""Their product is 1, as a fitted curve has it."""
+TRUTH = Curve(gamma=1.2, kappa=0.9, c0_nats=0.0, residual_sd=0.07, degrees_of_freedom=10, scales=SCALES)
+SHARES = {"blocks": 0.8, "output": 0.15, "embeddings": 0.05}
+
+
+def random_parts(rng: np.random.Generator) -> dict[str, float]:
+    """Damages by part, whose sum lies between 0.005 and 0.4 nats."""
+    weights = {name: share * math.exp(rng.normal(0, 0.4)) for name, share in SHARES.items()}
+    damage = math.exp(rng.uniform(math.log(0.005), math.log(0.4)))
+    return {name: damage * weight / sum(weights.values()) for name, weight in weights.items()}
+
+
+def point(parts: Mapping[str, float], kld: float, *, se: float = 0.0, kind: str = "memory") -> CurvePoint:
+    sort = "file" if kind == "file" else "memory"
+    return CurvePoint("mix", sort, 4.0, sum(parts.values()), Estimate(kld, se), parts)  # type: ignore[arg-type]
+
+
+def true_kld(parts: Mapping[str, float], curve: Curve = TRUTH) -> float:
+    return curve_kld(curve, scaled_damage(SCALES, parts))
+
+
+def measured(rng: np.random.Generator, n_points: int, *, scatter: float = 0.0, relative_se: float = 0.0) -> list[CurvePoint]:
+    """Random mixes that lie on the true curve, but for lognormal scatter."""
+    found = []
+    for _ in range(n_points):
+        parts = random_parts(rng)
+        kld = true_kld(parts) * math.exp(scatter * rng.standard_normal())
+        found.append(point(parts, kld, se=relative_se * kld))
+    return found
+
+
+# The fit
+
+
+def test_a_curve_is_found_again(rng: np.random.Generator) -> None:
+    found = fit_curve(measured(rng, 400))  # so many that the priors weigh little
+    assert (found.gamma, found.kappa, found.c0_nats) == pytest.approx((1.2, 0.9, 0.0), rel=0.01)
+    assert found.scales == pytest.approx(SCALES, rel=0.03)
+    assert math.prod(found.scales.values()) == pytest.approx(1)
+    assert found.residual_sd < 0.005
+
+
+def test_the_scatter_of_mixes_is_found_again(rng: np.random.Generator) -> None:
+    found = fit_curve(measured(rng, 200, scatter=0.12))
+    assert found.residual_sd == pytest.approx(0.12, rel=0.15)
+    assert found.degrees_of_freedom == 196
+    assert (found.gamma, found.kappa) == pytest.approx((1.2, 0.9), rel=0.15)
+
+
+def test_points_carry_the_sums_that_the_curve_speaks_of(rng: np.random.Generator) -> None:
+    points = measured(rng, 12, scatter=0.05)
+    found = fit_curve(points)
+    assert [each.measured for each in found.points] == [each.measured for each in points]
+    assert [each.damage_nats for each in found.points] == pytest.approx([scaled_damage(found.scales, each.parts) for each in points])
+
+
+def test_one_part_alone_has_the_scale_1(rng: np.random.Generator) -> None:
+    damages = np.geomspace(0.01, 0.3, 100).tolist()
+    found = fit_curve([point({"blocks": damage}, 0.7 * damage * (1 + 0.5 * damage)) for damage in damages])
+    assert (found.gamma, found.kappa, found.scales["blocks"]) == pytest.approx((0.7, 0.5, 1.0), rel=0.01)
+
+
+def test_few_points_are_held_near_what_is_usual(rng: np.random.Generator) -> None:
+    few = fit_curve(measured(rng, MIN_POINTS, scatter=0.3))
+    assert abs(few.kappa) < 2
+    assert all(0.5 < scale < 2 for scale in few.scales.values())
+
+
+def test_files_tell_what_the_kernels_cost(rng: np.random.Generator) -> None:
+    points, curve = measured(rng, 40), dataclasses.replace(TRUTH, c0_nats=0.004)
+    files = [point(parts, true_kld(parts, curve), kind="file") for parts in ({"blocks": 0.1}, {"blocks": 0.002}, {"blocks": 0.02})]
+    found = fit_curve([*points, *files])
+    assert found.c0_nats == pytest.approx(0.004, rel=0.01)
+    assert (found.gamma, found.kappa) == (fit_curve(points).gamma, fit_curve(points).kappa)
+
+
+def test_the_least_damaged_file_decides_and_never_takes_away(rng: np.random.Generator) -> None:
+    points = measured(rng, 40)
+    better, worse = (point({"blocks": damage}, 0.5 * true_kld({"blocks": damage}), kind="file") for damage in (0.002, 0.1))
+    exact = point({"blocks": 0.002}, true_kld({"blocks": 0.002}) + 0.004, kind="file")
+    assert fit_curve([*points, better]).c0_nats == 0
+    assert fit_curve([*points, worse, exact]).c0_nats == pytest.approx(0.004, rel=0.01)
+
+
+def test_points_that_say_nothing_are_left_out(rng: np.random.Generator) -> None:
+    points = measured(rng, 10, scatter=0.05)
+    found = fit_curve([*points, point({"blocks": 0.0}, 0.01), point({"blocks": 0.1}, -1e-5)])
+    expected = fit_curve(points)
+    assert (found.gamma, found.kappa, found.residual_sd) == (expected.gamma, expected.kappa, expected.residual_sd)
+    assert predict_kld(found, 0.1) == predict_kld(expected, 0.1)
+
+
+@pytest.mark.parametrize("n_points", [0, MIN_POINTS - 1])
+def test_too_few_points_are_not_fitted(rng: np.random.Generator, n_points: int) -> None:
+    found = fit_curve([*measured(rng, n_points), *(point({"blocks": 0.1}, 0.5, kind="file") for _ in range(9))])
+    assert (found.gamma, found.kappa, found.c0_nats, found.degrees_of_freedom) == (1, 0, 0, 1)
+    low, high = predict_kld(found, 0.1).interval(0.8)
+    assert predict_kld(found, 0.1).kld_nats == 0.1
+    assert low < 0.05
+    assert high > 0.2
+
+
+def test_enough_points_are_fitted(rng: np.random.Generator) -> None:
+    assert fit_curve(measured(rng, MIN_POINTS)).gamma == pytest.approx(1.2, rel=0.1)
+
+
+# Intervals
+
+
+@pytest.mark.parametrize("scatter", [0.05, 0.15])
+def test_intervals_hold_as_many_new_mixes_as_they_say(scatter: float) -> None:
+    inside, n_new = np.zeros(2), 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        curve = fit_curve(measured(rng, 16, scatter=scatter))
+        for new in measured(rng, 20, scatter=scatter):
+            found = predict_kld(curve, scaled_damage(curve.scales, new.parts))
+            inside += [low <= new.measured.value <= high for low, high in (found.interval(0.80), found.interval(0.95))]
+            n_new += 1
+    assert 0.74 <= inside[0] / n_new <= 0.86
+    assert 0.91 <= inside[1] / n_new <= 0.98
+
+
+def test_intervals_are_nested_around_the_prediction(rng: np.random.Generator) -> None:
+    curve = fit_curve(measured(rng, 12, scatter=0.07))
+    for damage in (1e-4, 0.01, 0.1, 1.0):
+        found = predict_kld(curve, damage)
+        (low, high), (least, most) = found.interval(0.80), found.interval(0.95)
+        assert 0 < least < low < found.kld_nats < high < most
+        assert found.kld_nats == curve_kld(curve, damage)
+
+
+def test_intervals_are_wider_far_from_what_was_measured(rng: np.random.Generator) -> None:
+    curve = fit_curve(measured(rng, 12, scatter=0.07))
+    widths = [predict_kld(curve, damage).relative_sd for damage in (0.1, 0.5, 1.0, 3.0)]
+    assert widths == sorted(widths)
+    assert widths[-1] > 3 * widths[0] > 3 * curve.residual_sd
+
+
+def test_the_texts_own_error_is_part_of_an_interval(rng: np.random.Generator) -> None:
+    sure = fit_curve(measured(np.random.default_rng(5), 12, scatter=0.03))
+    unsure = fit_curve(measured(np.random.default_rng(5), 12, scatter=0.03, relative_se=0.2))
+    assert predict_kld(unsure, 0.1).relative_sd == pytest.approx(math.hypot(predict_kld(sure, 0.1).relative_sd, 0.2))
+
+
+def test_what_every_file_costs_has_no_relative_error(rng: np.random.Generator) -> None:
+    curve = dataclasses.replace(fit_curve(measured(rng, 12, scatter=0.07)), c0_nats=0.01)
+    assert predict_kld(curve, 0.0).interval(0.95) == (0.01, 0.01)
+    assert predict_kld(curve, 1e-4).relative_sd < 0.02 * predict_kld(curve, 0.2).relative_sd
+
+
+def test_few_degrees_of_freedom_widen_an_interval() -> None:
+    few, many = (PredictedKld(0.1, 0.1, degrees).interval(0.80) for degrees in (2, 1000))
+    assert many == pytest.approx((0.1 * math.exp(-0.1282), 0.1 * math.exp(0.1282)), rel=1e-3)
+    assert few == pytest.approx((0.1 * math.exp(-0.1886), 0.1 * math.exp(0.1886)), rel=1e-3)
+
+
+def test_an_interval_stays_finite_whatever_its_error() -> None:
+    low, high = PredictedKld(0.1, 1e6, 1).interval(0.95)
+    assert 0 < low < high < math.inf
+
+
+# The inverse
+
+curves = st.builds(
+    Curve,
+    gamma=st.floats(0.2, 5),
+    kappa=st.floats(-3, 3),
+    c0_nats=st.floats(0, 0.02),
+    residual_sd=st.just(0.1),
+    degrees_of_freedom=st.just(5),
+)
+
+
+@given(curves, st.floats(1e-5, 2))
+def test_the_damage_for_a_kld_is_the_one_that_gives_it(curve: Curve, damage: float) -> None:
+    if curve.kappa < 0:
+        damage = min(damage, -0.4 / curve.kappa)  # beyond -1/(2 kappa) the curve falls
+    assert damage_for(curve, curve_kld(curve, damage)) == pytest.approx(damage, rel=1e-6)
+
+
+@given(curves, st.floats(1e-6, 3))
+def test_the_curve_gives_the_kld_that_was_asked_for(curve: Curve, more: float) -> None:
+    kld = curve.c0_nats + more
+    assert curve_kld(curve, damage_for(curve, kld)) == pytest.approx(kld, rel=1e-9)
+
+
+@pytest.mark.parametrize("kld", [0.0, 0.005, 0.01])
+def test_no_file_is_better_than_its_kernels(kld: float) -> None:
+    with pytest.raises(StrategyError, match=rf"a KLD of {kld:g} is below .*\(0\.01\)\. Ask for more"):
+        damage_for(dataclasses.replace(TRUTH, c0_nats=0.01), kld)
+
+
+def test_damages_of_parts_without_a_scale_count_as_they_are() -> None:
+    assert scaled_damage({"output": 2.0}, {"output": 0.1, "blocks": 0.3}) == pytest.approx(0.5)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(11)
