@@ -11,7 +11,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.setting import Setting, parse
+from benchmarks.setting import Setting, parse, probed
+from quantailor import verify
+from quantailor.analysis import fidelity
+from quantailor.analysis.corpus import chunks, load_corpus
+from quantailor.service import tasks
+from quantailor.service.workspace import fingerprint_of
+from quantailor.store import ScoreKey
+from quantailor.strategy.file import read
 
 PRESETS = ("Q2_K", "IQ3_XXS", "Q3_K_M", "IQ4_XS", "Q4_K_M", "Q5_K_M")
 
@@ -33,11 +40,20 @@ class Row:
     ppl_theirs: float
 
 
-def compare(setting: Setting, base: Path, preset: str, n_chunks: int, n_swaps: int, relinearize: bool) -> Row:
-    """Plan, refine, build and verify at one preset's size."""
+@dataclass(frozen=True)
+class Built:
+    """Our file at one preset's size."""
+
+    preset: str
+    strategy: Path
+    file: Path
+
+
+def build(setting: Setting, base: Path, preset: str, n_swaps: int, relinearize: bool) -> Built:
+    """Plan, refine and build at one preset's size."""
     folder = setting.folder / "presets" / base.stem
     folder.mkdir(parents=True, exist_ok=True)
-    strategy, file, verdict = folder / f"{preset}.yaml", folder / f"{preset}-size.gguf", folder / f"{preset}-verdict"
+    strategy, file = folder / f"{preset}.yaml", folder / f"{preset}-size.gguf"
     setting.run("plan", base, "--like", preset, "--basis", "probes", "-o", strategy, "--force")
     if n_swaps or relinearize:
         refined = folder / f"{preset}-refined.yaml"
@@ -45,13 +61,35 @@ def compare(setting: Setting, base: Path, preset: str, n_chunks: int, n_swaps: i
         setting.run("refine", base, strategy, "-o", refined, "-f", setting.text, "--swaps", n_swaps, switch, "--force")
         strategy = refined
     setting.run("build", base, strategy, "-o", file, "--force")
-    setting.run("verify", file, "--base", base, "--against", preset, "-f", setting.heldout, "--chunks", n_chunks, "-o", verdict)
-    return _row(preset, strategy, verdict.with_name(f"{verdict.name}.json"))
+    return Built(preset, strategy, file)
+
+
+def score(setting: Setting, base: Path, files: list[Built], n_chunks: int) -> None:
+    """Score all files and presets in one go, so that `verify` finds every chunk scored and the base runs once."""
+    with probed(setting, base) as at:
+        store, corpus = at.workspace.store, load_corpus(base, setting.heldout)
+        candidates = {f"ours at {item.preset}": item.file for item in files}
+        for item in files:
+            folder = at.workspace.home.references
+            candidates[item.preset] = verify.ensure_reference(base, item.preset, imatrix=at.imatrix, folder=folder)
+        names = {label: fingerprint_of(path) for label, path in candidates.items()}
+        names |= {label: label for label in (fidelity.BASE, fidelity.NULL_CONTROL)}
+        keys = {label: ScoreKey(at.model.fingerprint, corpus.sha256, tasks.DEFAULT_N_CTX, name) for label, name in names.items()}
+        done = {label: store.scored_chunks(key) for label, key in keys.items()}
+        tokens = chunks(corpus, tasks.DEFAULT_N_CTX, limit=n_chunks)
+        for label, found in fidelity.score_chunks(base, candidates, tokens, done=done, n_threads=setting.threads):
+            store.record_chunk_scores(keys[label], [found])
+
+
+def judge(setting: Setting, base: Path, item: Built, n_chunks: int) -> Row:
+    """The verdict of one file beside its preset."""
+    verdict = item.file.with_name(f"{item.preset}-verdict")
+    words = ("--against", item.preset, "-f", setting.heldout, "--chunks", n_chunks)
+    setting.run("verify", item.file, "--base", base, *words, "-o", verdict)
+    return _row(item.preset, item.strategy, verdict.with_name(f"{verdict.name}.json"))
 
 
 def _row(preset: str, strategy: Path, verdict: Path) -> Row:
-    from quantailor.strategy.file import read
-
     found = json.loads(verdict.read_text(encoding="utf-8"))
     files = {row["kind"]: row for row in found["rows"]}
     comparison = found["comparisons"][0]
@@ -106,7 +144,9 @@ def main() -> None:
     for model in setting.models:
         base = setting.base(model)
         setting.prepare(base)
-        rows = [compare(setting, base, preset, options.chunks, options.swaps, bool(options.relinearize)) for preset in PRESETS]
+        files = [build(setting, base, preset, options.swaps, bool(options.relinearize)) for preset in PRESETS]
+        score(setting, base, files, options.chunks)
+        rows = [judge(setting, base, item, options.chunks) for item in files]
         text = table(model.name, rows, options.chunks, setting.heldout)
         print(text, flush=True)
         (setting.folder / f"presets-{model.name}.md").write_text(text, encoding="utf-8")

@@ -44,6 +44,7 @@ def test_a_mix_does_not_change_with_the_types_it_was_made_of() -> None:
     [
         ("output.weight", "output"),
         ("token_embd.weight", "embeddings"),
+        ("output_norm.weight", "embeddings"),
         ("per_layer_token_embd.weight", "embeddings"),
         ("blk.0.attn_output.weight", "blocks"),
         ("blk.31.ffn_down_exps.weight", "blocks"),

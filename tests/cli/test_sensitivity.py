@@ -193,7 +193,7 @@ def test_without_probes_it_says_what_to_run(quantailor: Command, workbench: Work
 
 def test_a_weighing_needs_enough_halves(quantailor: Command, probed: Workbench, calibration_text: Path) -> None:
     words = ("probe", probed.base, *probe_words(calibration_text), "--weighing", 10, "--home", probed.home)
-    assert "at least 59" in quantailor(*words).error_line
+    assert "at least 116" in quantailor(*words).error_line
 
 
 def test_figures_are_in_the_store_as_they_come(probed: Workbench) -> None:

@@ -316,9 +316,10 @@ def test_scores_of_mixes_are_found_only_under_their_own_key(store: Store, part: 
 
 def test_the_run_scored_last_comes_first(store: Store) -> None:
     files = replace(RUN, kernels="file")
-    for key in (RUN, files, RUN):
-        store.record_mix_scores(key, [(MIX.id, a_mix_score(0))])
-    assert store.swap_runs(MODEL.fingerprint) == [RUN, files]
+    for latest, other in ((RUN, files), (files, RUN), (RUN, files)):
+        for key in (other, latest):
+            store.record_mix_scores(key, [(MIX.id, a_mix_score(0))])
+        assert store.swap_runs(MODEL.fingerprint) == [latest, other]
     assert store.swap_runs("unknown") == []
 
 

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantailor.records import Cell, TensorCells
@@ -45,10 +45,12 @@ def test_the_hull_of_a_tensor() -> None:
     assert [cell.type_name for cell in hull(CURVE, {"Q2_K", "Q5_0", "Q8_0"})] == ["Q2_K", "Q5_0", "Q8_0"]
 
 
-def test_what_lies_above_a_line_between_two_others_is_left_out() -> None:
-    assert [cell.type_name for cell in hull(table({"A": (10, 10.0), "B": (20, 6.0), "C": (30, 0.0)}))] == ["A", "C"]
+@pytest.mark.parametrize(("damage", "kept"), [(6.0, "AC"), (5.0, "AC"), (4.0, "ABC")])
+def test_only_what_lies_below_the_line_between_two_others_is_kept(damage: float, kept: str) -> None:
+    assert "".join(cell.type_name for cell in hull(table({"A": (10, 10.0), "B": (20, damage), "C": (30, 0.0)}))) == kept
 
 
+@settings(deadline=None)
 @given(any_table)
 def test_a_hull_is_convex_and_nothing_beats_it(tensor: TensorCells) -> None:
     kept = hull(tensor)
@@ -156,6 +158,13 @@ def test_exchanges_choose_among_the_allowed_types() -> None:
     found = exchanges(TABLES, TYPES, budget_bytes=10**12, allowed=("Q8_0", "Q2_K"))
     assert {exchange.raised_to for exchange in found} == {"Q8_0"}
     assert {exchange.lowered_to for exchange in found} == {"Q2_K"}
+
+
+def test_a_budget_may_be_used_up_to_the_last_byte() -> None:
+    best = exchanges(TABLES, TYPES, budget_bytes=size_of(TYPES))[0]
+    size = size_of(best.applied(TYPES))
+    assert best in exchanges(TABLES, TYPES, budget_bytes=size)
+    assert best not in exchanges(TABLES, TYPES, budget_bytes=size - 1)
 
 
 def test_no_room_no_exchange() -> None:

@@ -136,7 +136,9 @@ def sensitivity(
     blocks = [qtypes[name].activation_block for name in probes]
     alpha, noise = _solve(np.asarray(summed), blocks, klds, tokens)
     largest = max((numerics.ratio_over_chunks(row, tokens) for row in klds), key=lambda kld: kld.value)
-    status: Literal["measured", "drowned"] = "drowned" if is_drowned(largest, floor_nats) else "measured"
+    status: Literal["measured", "drowned"] = "measured"
+    if is_drowned(largest, floor_nats):
+        status, alpha = "drowned", Estimate(alpha.value + DROWNED_BELOW_ERRORS * alpha.se, alpha.se)
     return tuple(
         Sensitivity(
             tensor=name,

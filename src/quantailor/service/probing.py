@@ -183,9 +183,10 @@ _LEAST_BITS = 2.5
 def _weigh(at: Scoring, model: OpenedModel, task: tasks.ProbeTask, stages: Stages) -> None:
     """Probe random halves of all tensors together, for those that drown alone."""
     names = [tensor.name for tensor in quantizable_tensors(model.source) if tensor.name in at.scorer.weights]
-    if task.weighing <= len(names):
+    least = 2 * len(names)  # of a half and its complement, the second tells only the sum
+    if task.weighing < least:
         raise InferenceError(
-            f"{task.weighing} halves cannot weigh {len(names)} tensors", remedy=f"Ask for at least {len(names) + 1} with --weighing"
+            f"{task.weighing} halves cannot weigh {len(names)} tensors", remedy=f"Ask for at least {least} with --weighing"
         )
     mixes: list[Mix] = analysis.weighing_mixes(names, task.types[0], task.weighing, seed=0)
     at.workspace.store.record_mixes(model.fingerprint, WEIGHING, mixes)
