@@ -10,6 +10,11 @@ Q2_K, Q6_K and Q8_0 tell the three unknowns apart: a large error, and next to no
 squares on relative errors, none of the unknowns negative; where there is one probe alone all of it counts as alpha.
 
 Standard errors are over chunks: the estimate is a linear map of the probes' KLDs, and that map is applied to every chunk.
+
+Where a router is near a tie, any change in the model sends a token to another expert: a few chunks then have a KLD many
+times that of the others, whatever the tensor and however small its error. The same ties flip under every other change
+too, so this part does not add up over tensors. What a tensor is *typically* worth is therefore taken from chunks cut down to
+`TYPICAL_MEDIANS` of their median; the flips are part of c0 (see `prediction`).
 """
 
 from __future__ import annotations
@@ -37,6 +42,7 @@ MAX_PROBE_KLD = 0.05
 DROWNED_BELOW_FLOORS = 3.0
 DROWNED_BELOW_ERRORS = 2.0
 """A probe below so many floors, or so many of its own standard errors, says nothing."""
+TYPICAL_MEDIANS = 3.0
 _DEPTH_BANDS = 4
 _UNDETERMINED = 1e-6
 
@@ -88,6 +94,17 @@ def swap_cell(tensor: str, type_name: str, scores: Sequence[ChunkScore], base: S
 def mean_kld(scores: Sequence[ChunkScore]) -> Estimate:
     """Mean KLD over chunks, nats per token."""
     return numerics.ratio_over_chunks([score.kld_sum for score in scores], [score.n_tokens for score in scores])
+
+
+def typical_kld(scores: Sequence[ChunkScore]) -> Estimate:
+    """Mean KLD over chunks without the tail that router flips make, nats per token; see the module docstring."""
+    tokens = np.array([score.n_tokens for score in scores], dtype=np.float64)
+    return numerics.ratio_over_chunks(_typical(np.array([[score.kld_sum for score in scores]]), tokens)[0], tokens)
+
+
+def _typical(klds: Doubles, tokens: Doubles) -> Doubles:
+    """KLD sums per chunk, (n_probes, n_chunks), each row without its tail."""
+    return numerics.winsorized(klds / tokens, medians=TYPICAL_MEDIANS) * tokens
 
 
 def _paired(scores: Sequence[ChunkScore], base: Sequence[ChunkScore]) -> list[tuple[ChunkScore, ChunkScore]]:
@@ -153,10 +170,11 @@ def sensitivity(
 
 
 def _by_chunk(scores: Sequence[Sequence[ChunkScore]]) -> tuple[Doubles, Doubles]:
-    """KLD sums of several mixes over the chunks they have in common, and those chunks' tokens."""
+    """Typical KLD sums of several mixes over the chunks they have in common, and those chunks' tokens."""
     common = set.intersection(*({score.index for score in row} for row in scores))
     rows = [sorted((score for score in row if score.index in common), key=lambda score: score.index) for row in scores]
-    return np.array([[score.kld_sum for score in row] for row in rows]), np.array([score.n_tokens for score in rows[0]], dtype=np.float64)
+    tokens = np.array([score.n_tokens for score in rows[0]], dtype=np.float64)
+    return _typical(np.array([[score.kld_sum for score in row] for row in rows]), tokens), tokens
 
 
 def _solve(errors: Doubles, blocks: Sequence[int], klds: Doubles, tokens: Doubles) -> tuple[Estimate, dict[int, float]]:

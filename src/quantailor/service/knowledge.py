@@ -49,6 +49,8 @@ class Knowledge:
     """The most chunks that a probe has."""
     errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Tensor -> type -> `weighted_mse`."""
+    typical: Mapping[tuple[str, str], Estimate] = field(default_factory=dict)
+    """The KLD of `cells` without the tail that router flips make, which does not add up over tensors."""
 
     def damage(self, tensor: TensorInfo, qtype: QType, weighted_mse: float) -> Estimate:
         """Nats that this type of this tensor adds to S, scaled as the curve says.
@@ -64,9 +66,9 @@ class Knowledge:
 
     def _unscaled(self, name: str, qtype: QType, weighted_mse: float) -> Estimate:
         modelled = self.modelled(name, qtype, weighted_mse)
-        cell = self.cells.get((name, qtype.name))
-        if cell is not None and not probing.is_drowned(cell.kld, self.floor_nats):
-            return cell.kld if modelled.value <= 0 else _weighed(cell.kld, modelled)
+        cell = self.typical.get((name, qtype.name))
+        if cell is not None and not probing.is_drowned(cell, self.floor_nats):
+            return cell if modelled.value <= 0 else _weighed(cell, modelled)
         factor = math.exp(self._ln_departure(name, weighted_mse))
         return Estimate(factor * modelled.value, factor * modelled.se)
 
@@ -81,11 +83,11 @@ class Knowledge:
     def _departures(self) -> dict[str, tuple[list[float], list[float]]]:
         """Tensor -> ln(error) of its measured cells, ascending, and ln(measured / modelled) there."""
         qtypes, found = library.types(), dict[str, list[tuple[float, float]]]()
-        for (name, type_name), cell in self.cells.items():
+        for (name, type_name), cell in self.typical.items():
             error = self.errors.get(name, {}).get(type_name, 0.0)
             modelled = self.modelled(name, qtypes[type_name], error).value
-            if error > 0 and modelled > 0 and not probing.is_drowned(cell.kld, self.floor_nats):
-                departure = math.log(_weighed(cell.kld, Estimate(modelled)).value / modelled)
+            if error > 0 and modelled > 0 and not probing.is_drowned(cell, self.floor_nats):
+                departure = math.log(_weighed(cell, Estimate(modelled)).value / modelled)
                 found.setdefault(name, []).append((math.log(error), departure))
         return {name: ([at for at, _ in sorted(rows)], [value for _, value in sorted(rows)]) for name, rows in found.items()}
 
@@ -123,21 +125,25 @@ def load(
         model: the base.
         imatrix: fingerprint of the importance matrix that the quantizers saw.
         cells: the weight errors that alphas refer to.
-        key: the run to take; None is the latest one.
+        key: the run to take; None is the latest one that has probes.
     """
-    keys = known_runs(workspace, model, imatrix) if key is None else [key]
-    if not keys:
-        return None
-    scores = workspace.store.mix_scores(keys[0])
     tensors = quantizable_tensors(model.source)
-    if not any(_single(mix) for mix in scores) and not any(_groups(tensors, scores)):
-        return None
+    for run in known_runs(workspace, model, imatrix) if key is None else [key]:
+        scores = workspace.store.mix_scores(run)
+        if any(_single(mix) for mix in scores) or _groups(tensors, scores):
+            return _knowledge(workspace, model, run, tensors, scores, cells)
+    return None
+
+
+def _knowledge(
+    workspace: Workspace, model: OpenedModel, key: SwapKey, tensors: Sequence[TensorInfo], scores: Scores, cells: Sequence[WeightError]
+) -> Knowledge:
     errors = errors_by_tensor(cells)
-    floor, stored_nats = floor_of(workspace, keys[0], scores)
+    floor, stored_nats = floor_of(workspace, key, scores)
     base = scores.get(NULL_MIX.id, [])
     swept = {cell: probing.swap_cell(*cell, rows, base) for mix, rows in scores.items() if base and (cell := _single(mix))}
     known = Knowledge(
-        key=keys[0],
+        key=key,
         sensitivities=_sensitivities(workspace, model, tensors, errors, scores, floor),
         cells=swept,
         curve=fit_curve(()),
@@ -145,6 +151,7 @@ def load(
         stored_nats=stored_nats,
         n_chunks=max((cell.n_chunks for cell in swept.values()), default=len(base)),
         errors=errors,
+        typical={cell: probing.typical_kld(rows) for mix, rows in scores.items() if (cell := _single(mix))},
     )
     return dataclasses.replace(known, curve=_curve(workspace, known, scores, tensors))
 
