@@ -291,7 +291,7 @@ class CurvePoint:
     damage_nats: float
     """The sum S of its tensors' damages, scaled as the curve says."""
     measured: Estimate
-    """Mean KLD over the chunks, nats."""
+    """Mean KLD over the chunks, nats; the standard error is over sections of the text."""
     parts: Mapping[str, float] = field(default_factory=dict)
     """The same sum by part of the model (`part_of`), not scaled."""
 

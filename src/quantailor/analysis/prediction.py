@@ -12,9 +12,10 @@ the blocks: an error in the output meets no later layer. Few mixes tell kappa an
 
 The interval of a new mix combines, as relative variances,
 
-    scatter     how far random mixes lie from the curve, estimated from the residuals
+    scatter     how far a new mix lies from the curve: the residuals with each mix left out of the fit in turn
     curve       the uncertainty of the fit at this S, from the same residuals
-    text        the standard error of the measured KLDs over chunks, which all mixes share
+    text        the standard error of the measured KLDs over sections of the text, which all mixes share; twice, because
+                the text that the file will see is another one
 
 with Student's t for the few degrees of freedom.
 """
@@ -78,15 +79,22 @@ def fit_curve(points: Sequence[CurvePoint]) -> Curve:
     klds = np.array([point.measured.value for point in memory])
     start = np.zeros(2 + len(names))
     start[0] = np.log(klds / parts.sum(axis=1)).mean()
-    found: Doubles = least_squares(_residuals, start, args=(parts, klds)).x
+    fit = least_squares(_residuals, start, args=(parts, klds))
+    found: Doubles = fit.x
     degrees = max(1, len(memory) - 1 - len(names))
-    scatter = math.sqrt(float(np.square(_ln_ratio(found, parts, klds)).sum()) / degrees)
+    scatter = _scatter(_ln_ratio(found, parts, klds), fit.jac)
     # The scales' common factor belongs to gamma.
     common = float(found[2:].mean())
     scales = {name: math.exp(value - common) for name, value in zip(names, found[2:], strict=True)}
     scaled = tuple(dataclasses.replace(point, damage_nats=scaled_damage(scales, point.parts)) for point in points)
     curve = Curve(math.exp(found[0] + common), float(found[1] * math.exp(common)), 0.0, scatter, degrees, scaled, scales)
     return dataclasses.replace(curve, c0_nats=_c0(curve, [scaled_damage(scales, point.parts) for point in files], files))
+
+
+def _scatter(residuals: Doubles, jacobian: Doubles) -> float:
+    """Root mean square of what the residuals would be with each mix left out of the fit (Allen's PRESS), e / (1 - h)."""
+    hat = np.einsum("ij,ji->i", jacobian, np.linalg.pinv(jacobian))[: len(residuals)]
+    return math.sqrt(float(np.square(residuals / np.maximum(1 - hat, _LEAST_BEND)).mean()))
 
 
 def scaled_damage(scales: Mapping[str, float], parts: Mapping[str, float]) -> float:
@@ -160,5 +168,5 @@ def _leverage(points: Sequence[CurvePoint], damage_nats: float) -> float:
 
 
 def _text_variance(points: Sequence[CurvePoint]) -> float:
-    """Relative variance of the measured KLDs over chunks; the chunks are the same for all, so it does not average out."""
-    return float(np.median([(point.measured.se / point.measured.value) ** 2 for point in points]))
+    """Relative variance from text to text; it is the same for all mixes, so it does not average out."""
+    return 2 * float(np.median([(point.measured.se / point.measured.value) ** 2 for point in points]))

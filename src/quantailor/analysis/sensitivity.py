@@ -43,6 +43,7 @@ DROWNED_BELOW_FLOORS = 3.0
 DROWNED_BELOW_ERRORS = 2.0
 """A probe below so many floors, or so many of its own standard errors, says nothing."""
 TYPICAL_MEDIANS = 3.0
+N_SECTIONS = 8
 _DEPTH_BANDS = 4
 _UNDETERMINED = 1e-6
 
@@ -94,6 +95,17 @@ def swap_cell(tensor: str, type_name: str, scores: Sequence[ChunkScore], base: S
 def mean_kld(scores: Sequence[ChunkScore]) -> Estimate:
     """Mean KLD over chunks, nats per token."""
     return numerics.ratio_over_chunks([score.kld_sum for score in scores], [score.n_tokens for score in scores])
+
+
+def kld_over_sections(scores: Sequence[ChunkScore], n_sections: int = N_SECTIONS) -> Estimate:
+    """Mean KLD, nats per token, with the standard error over contiguous sections of the text.
+
+    A text is often several works in a row, and what a mix costs differs from work to work: more than single chunks tell.
+    """
+    ordered = sorted(scores, key=lambda score: score.index)
+    sections = np.array_split(np.arange(len(ordered)), min(n_sections, len(ordered)))
+    sums = [sum(ordered[index].kld_sum for index in section) for section in sections]
+    return numerics.ratio_over_chunks(sums, [sum(ordered[index].n_tokens for index in section) for section in sections])
 
 
 def typical_kld(scores: Sequence[ChunkScore]) -> Estimate:

@@ -295,5 +295,5 @@ def _point(known: Knowledge, mix: Mix, kind: Literal["memory", "file"], scores: 
     for tensor in tensors:
         damage = mix_damage(known, [tensor], mix.types).value
         parts[part_of(tensor.name)] = parts.get(part_of(tensor.name), 0.0) + damage
-    measured = probing.mean_kld(scores[mix.id])
+    measured = probing.kld_over_sections(scores[mix.id])
     return CurvePoint(mix.id, kind, bits_per_weight(tensors, mix.types), math.fsum(parts.values()), measured, parts)
