@@ -56,15 +56,15 @@ def test_probing_again_scores_nothing(quantailor: Command, probed: Workbench, ca
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_alphas(quantailor: Command, probed: Workbench, calibration_text: Path, tmp_path: Path) -> None:
-    with_ = ("-f", calibration_text, "--type", "Q2_K", "--group", "role", "--chunks", 2, "--mixes", 0, "--anchors", 0, "--n-ctx", 64)
-    elsewhere = ("--home", tmp_path, "--json")
-    quantailor("measure", probed.base, "--types", "Q2_K,Q8_0", *elsewhere)
-    one, two = (
-        quantailor("probe", probed.base, *with_, "--threads", threads, "--home", tmp_path / str(number), "--json").result["sensitivities"]
-        for number, threads in enumerate((1, 1))
-    )
-    assert one == two
-    other = quantailor("probe", probed.base, *with_, "--threads", 2, "--home", tmp_path / "2", "--json").result["sensitivities"]
+    words = ("-f", calibration_text, "--type", "Q2_K", "--group", "role", "--chunks", 2, "--mixes", 0, "--anchors", 0, "--n-ctx", 64)
+
+    def alphas(name: str, threads: int) -> Any:
+        home = ("--home", tmp_path / name, "--json")
+        quantailor("measure", probed.base, "--types", "Q2_K", *home)
+        return quantailor("probe", probed.base, *words, "--threads", threads, *home).result["sensitivities"]
+
+    one, again, other = alphas("one", 1), alphas("again", 1), alphas("other", 2)
+    assert one == again
     for a, b in zip(one, other, strict=True):
         assert abs(a["alpha"]["value"] - b["alpha"]["value"]) <= a["alpha"]["se"]
 
@@ -147,7 +147,7 @@ def test_reports_in_three_forms(quantailor: Command, probed: Workbench, home: An
     assert "blk.7.ffn_down.weight" in html
     assert "http://" not in html.replace("http://www.w3.org/2000/svg", "")
     assert len(json.loads(data.read_text(encoding="utf-8"))["sensitivities"]) == 58
-    rows = list(csv.DictReader(table.open(encoding="utf-8")))
+    rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
     assert {row["tensor"] for row in rows} >= {"output.weight", "blk.0.attn_q.weight"}
     assert all(float(row["damage_nats"]) >= 0 for row in rows)
     assert "exists" in quantailor("report", probed.base, "-o", page, "--home", probed.home).error_line
