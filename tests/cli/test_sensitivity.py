@@ -197,9 +197,9 @@ def test_a_weighing_needs_enough_halves(quantailor: Command, probed: Workbench, 
     assert "at least 116" in quantailor(*words).error_line
 
 
-def test_figures_are_in_the_store_as_they_come(probed: Workbench) -> None:
+def test_scores_are_in_the_store_and_no_anchor_file_is_left(probed: Workbench) -> None:
     with Store(probed.home / "quantailor.db") as store:
-        (model,) = store.models()
-        kernels = {key.kernels for key in store.swap_runs(model.fingerprint)}
-        assert kernels == {"as built", "file"}
-        assert not list((probed.home / "references").glob("anchor-*"))
+        runs = [key for model in store.models() for key in store.swap_runs(model.fingerprint)]
+        assert {key.kernels for key in runs} == {"as built", "file"}
+        assert all(store.mix_scores(key) for key in runs)
+    assert not list((probed.home / "references").glob("*anchor*"))
