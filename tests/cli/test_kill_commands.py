@@ -161,7 +161,7 @@ FEW = ("--n-ctx", "64", "--threads", "1")
 def test_probe_survives_kills_and_scores_no_chunk_twice(books_llama_base: Path, calibration_text: Path, tmp_path: Path) -> None:
     def prepare(home: Path) -> list[str]:
         measured_home(books_llama_base)(home)
-        few = ("--type", "Q2_K", "--chunks", "8", "--mixes", "6", "--mix-chunks", "8", "--anchors", "1", "--target-error", "0.001")
+        few = ("--type", "Q2_K", "--group", "role-depth", "--chunks", "4", "--mixes", "3", "--mix-chunks", "4", "--anchors", "1")
         return ["probe", str(books_llama_base), "-f", str(calibration_text), *few, *FEW]
 
     rounds = kill_until_enough(prepare, tmp_path, scored_in_memory)
@@ -174,12 +174,12 @@ def test_probe_survives_kills_and_scores_no_chunk_twice(books_llama_base: Path, 
 def test_sweep_survives_kills_and_measures_no_cell_twice(books_moe_base: Path, calibration_text: Path, tmp_path: Path) -> None:
     def prepare(home: Path) -> list[str]:
         measured_home(books_moe_base)(home)
-        return ["sweep", str(books_moe_base), "-f", str(calibration_text), "--types", "Q2_K,Q4_K,Q8_0", "--chunks", "6", *FEW]
+        return ["sweep", str(books_moe_base), "-f", str(calibration_text), "--types", "Q2_K,Q8_0", "--chunks", "3", *FEW]
 
     rounds = kill_until_enough(prepare, tmp_path, scored_in_memory)
     for killed in rounds:
         cells = killed.last_result["cells"]
-        assert len(cells) == killed.last_result["n_cells"] == 44 * 3
-        assert {cell["measured"]["n_chunks"] for cell in cells} == {6}
-        assert killed.last_result["n_already_measured"] <= killed.done_before_last / 6
+        assert len(cells) == killed.last_result["n_cells"] == 44 * 2
+        assert {cell["measured"]["n_chunks"] for cell in cells} == {3}
+        assert killed.last_result["n_already_measured"] <= killed.done_before_last / 3
     assert any(killed.last_result["n_already_measured"] for killed in rounds)
