@@ -40,9 +40,10 @@ class Bench:
 
     def __init__(self, model: Path, folder: Path) -> None:
         self.path = folder / f"{model.name}.gguf"
-        directory = open_model(model)
-        write_base(directory, self.path)
-        directory.close()
+        if not self.path.exists():
+            directory = open_model(model)
+            write_base(directory, self.path)
+            directory.close()
         self.source: ModelSource = open_model(self.path)
         self.names = [tensor.name for tensor in quantizable_tensors(self.source)]
         self.tokens = chunks(load_corpus(self.path, CALIBRATION_TEXT), 512)
