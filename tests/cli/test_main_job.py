@@ -159,6 +159,8 @@ def test_make_goes_the_whole_way_and_a_second_run_takes_what_is_there(quantailor
         "Q4_K_M",
         "--threads",
         "1",
+        "--basis",
+        "ranking",
     )
     arguments = ("make", books_moe_dir, "-o", folder, *options, "--home", tmp_path / "home", "--json")
     first = quantailor(*arguments).result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def make(workspace: Workspace, task: tasks.MakeTask, stages: Stages) -> MakeResu
     planned = plan(
         workspace,
         Path(base),
-        task.plan,
+        _plan_options(task),
         imatrix=imatrix.path,
         exhaustive=task.exhaustive,
         output=strategy,
@@ -98,6 +99,13 @@ def make(workspace: Workspace, task: tasks.MakeTask, stages: Stages) -> MakeResu
         stages,
     )
     return MakeResult(base, imatrix.path, str(strategy), built, planned, verified)
+
+
+def _plan_options(task: tasks.MakeTask) -> tasks.PlanOptions:
+    """With the types that were asked for and no others, also where probes measured more."""
+    if not task.types or any("=" not in text for text in task.plan.allow):
+        return task.plan
+    return dataclasses.replace(task.plan, allow=(*task.plan.allow, ",".join(task.types)))
 
 
 def _grouping(base: str, n_gpu_layers: int) -> tasks.Grouping:
