@@ -1,4 +1,4 @@
-"""Options that several commands share, each defined once."""
+"""Arguments and options that several commands share, each defined once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from quantailor.service import tasks
 
 Home = Annotated[
     Path | None,
@@ -20,3 +22,10 @@ Requantize = Annotated[bool, typer.Option("--allow-requantize", help="Accept a s
 Imatrix = Annotated[str, typer.Option("--imatrix", help="auto, none, or an imatrix file (GGUF or .dat).")]
 Types = Annotated[str | None, typer.Option("--types", help="Types, separated by commas; all that ggml can write by default.")]
 Context = Annotated[int, typer.Option("--n-ctx", min=32, help="Tokens in a chunk.")]
+Base = Annotated[Path, typer.Argument(metavar="BASE", help="A 16-bit GGUF file (the first shard if it has several).")]
+Source = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file or a Hugging Face directory.")]
+Text = Annotated[Path | None, typer.Option("--file", "-f", help="Text to use instead of the one that ships.")]
+Chunks = Annotated[int | None, typer.Option("--chunks", min=1, help="At most so many chunks of the text.")]
+Against = Annotated[str, typer.Option("--against", help="llama.cpp presets to compare with, separated by commas.")]
+ProbeChunks = Annotated[int, typer.Option("--probe-chunks", min=1, help="Chunks for probes, at most.")]
+Group = Annotated[tasks.Grouping, typer.Option("--group", help="Probe every tensor, a role by quarters of the depth, or whole roles.")]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import typer
+
+from quantailor.service import tasks
 
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", start=1):
@@ -59,3 +62,13 @@ def format_eta(eta: tuple[float, float] | None) -> str:
 def format_shape(shape: tuple[int, ...]) -> str:
     """ "768 x 256", slowest dimension first."""
     return " x ".join(str(size) for size in shape)
+
+
+def optional_path(value: Path | None) -> str | None:
+    """A path for a task, or None."""
+    return None if value is None else tasks.absolute(value)
+
+
+def imatrix_choice(value: str) -> str:
+    """ "auto", "none", or a file as an absolute path."""
+    return value if value in (tasks.AUTO, tasks.NONE) else tasks.absolute(value)

@@ -1,0 +1,181 @@
+"""Commands that measure what a tensor's error does to the model, predict from it, and tell of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantailor import service
+from quantailor.cli import options, show
+from quantailor.cli.execution import execute
+from quantailor.cli.output import print_json
+from quantailor.cli.root import app
+from quantailor.cli.values import imatrix_choice, optional_path, split_list
+from quantailor.service import tasks
+
+_PROBE_TYPES = ",".join(tasks.DEFAULT_PROBE_TYPES)
+
+
+@app.command(epilog="Example: quantailor probe base.gguf -f text.txt --group role-depth")
+def probe(
+    base: options.Base,
+    text: options.Text = None,
+    chunks: Annotated[int, typer.Option("--chunks", min=1, help="Chunks per probe, at most.")] = tasks.DEFAULT_PROBE_CHUNKS,
+    types: Annotated[str, typer.Option("--type", "--types", help="Types to probe at, separated by commas.")] = _PROBE_TYPES,
+    group: options.Group = "tensor",
+    weighing: Annotated[int, typer.Option("--weighing", min=0, help="Random halves to probe together, where single tensors drown.")] = 0,
+    target_error: Annotated[float, typer.Option("--target-error", min=0.001, max=1, help="Relative standard error to stop at.")] = 0.05,
+    mixes: Annotated[int, typer.Option("--mixes", min=0, help="Random whole mixes to fit the prediction to.")] = tasks.DEFAULT_MIXES,
+    mix_chunks: Annotated[int, typer.Option("--mix-chunks", min=1, help="Chunks per whole mix.")] = tasks.DEFAULT_MIX_CHUNKS,
+    anchors: Annotated[int, typer.Option("--anchors", min=0, max=3, help="Mixes to build as files.")] = tasks.DEFAULT_ANCHORS,
+    imatrix: options.Imatrix = tasks.AUTO,
+    n_ctx: options.Context = tasks.DEFAULT_N_CTX,
+    threads: options.Threads = None,
+    gpu_layers: options.GpuLayers = 0,
+    home: options.Home = None,
+    as_json: options.Json = False,
+    detach: options.Detach = False,
+) -> None:
+    """Measure how much each tensor's error matters to the model, by swapping quantized weights into it; nothing is written but figures."""
+    task = tasks.ProbeTask(
+        base=tasks.absolute(base),
+        text=optional_path(text),
+        chunks=chunks,
+        types=tuple(name.upper() for name in split_list(types)),
+        group=group,
+        weighing=weighing,
+        target_error=target_error,
+        mixes=mixes,
+        mix_chunks=mix_chunks,
+        anchors=anchors,
+        n_ctx=n_ctx,
+        imatrix=imatrix_choice(imatrix),
+        n_gpu_layers=gpu_layers,
+        n_threads=threads,
+    )
+    execute(task, home=home, as_json=as_json, detach=detach)
+
+
+@app.command(epilog="Example: quantailor sweep base.gguf -f text.txt --types Q2_K,Q4_K --tensors attn_v")
+def sweep(
+    base: options.Base,
+    text: options.Text = None,
+    chunks: Annotated[int, typer.Option("--chunks", min=1, help="Chunks per cell.")] = tasks.DEFAULT_SWEEP_CHUNKS,
+    types: options.Types = None,
+    tensors: Annotated[str | None, typer.Option("--tensors", help="Only tensors that match these patterns, e.g. 'blk.0.*'.")] = None,
+    only_uncertain: Annotated[bool, typer.Option("--only-uncertain", help="Skip types whose outcome the probes predict.")] = False,
+    imatrix: options.Imatrix = tasks.AUTO,
+    n_ctx: options.Context = tasks.DEFAULT_N_CTX,
+    threads: options.Threads = None,
+    gpu_layers: options.GpuLayers = 0,
+    home: options.Home = None,
+    as_json: options.Json = False,
+    detach: options.Detach = False,
+) -> None:
+    """Perplexity and KL divergence of every tensor at every type, with all others unquantized. Plans use what it finds."""
+    task = tasks.SweepTask(
+        base=tasks.absolute(base),
+        text=optional_path(text),
+        chunks=chunks,
+        types=split_list(types),
+        tensors=split_list(tensors),
+        only_uncertain=only_uncertain,
+        n_ctx=n_ctx,
+        imatrix=imatrix_choice(imatrix),
+        n_gpu_layers=gpu_layers,
+        n_threads=threads,
+    )
+    execute(task, home=home, as_json=as_json, detach=detach)
+
+
+@app.command(epilog="Example: quantailor predict base.gguf strategy.yaml")
+def predict(
+    base: options.Base,
+    strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file, YAML or JSON.")],
+    home: options.Home = None,
+    as_json: options.Json = False,
+) -> None:
+    """Predict a strategy's KL divergence, with intervals, before it is built; and say which tensors it comes from."""
+    with service.Workspace.open(home) as workspace:
+        found = service.predict(workspace, base, strategy)
+    if as_json:
+        print_json("predict", found)
+    else:
+        show.predicted(found)
+
+
+@app.command(epilog="Example: quantailor refine base.gguf strategy.yaml -o better.yaml --swaps 100")
+def refine(
+    base: options.Base,
+    strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file, YAML or JSON.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the better strategy goes.")],
+    text: options.Text = None,
+    chunks: Annotated[int, typer.Option("--chunks", min=2, help="Chunks per mix.")] = tasks.DEFAULT_PROBE_CHUNKS,
+    relinearize: Annotated[bool, typer.Option(help="Probe again with all other tensors at their chosen types, solve once more.")] = True,
+    swaps: Annotated[int, typer.Option("--swaps", min=0, help="Exchanges of bytes between two tensors to try by true KLD.")] = 0,
+    n_ctx: options.Context = tasks.DEFAULT_N_CTX,
+    threads: options.Threads = None,
+    gpu_layers: options.GpuLayers = 0,
+    force: options.Force = False,
+    home: options.Home = None,
+    as_json: options.Json = False,
+    detach: options.Detach = False,
+) -> None:
+    """Improve a strategy at its size with measurements around it, and report what that gained."""
+    task = tasks.RefineTask(
+        base=tasks.absolute(base),
+        strategy=tasks.absolute(strategy),
+        output=tasks.absolute(output),
+        text=optional_path(text),
+        chunks=chunks,
+        relinearize=relinearize,
+        swaps=swaps,
+        overwrite=force,
+        n_ctx=n_ctx,
+        n_gpu_layers=gpu_layers,
+        n_threads=threads,
+    )
+    execute(task, home=home, as_json=as_json, detach=detach)
+
+
+Outputs = Annotated[
+    list[Path], typer.Option("--output", "-o", help="A file that ends in .html, .json or .csv; may be given more than once.")
+]
+
+
+@app.command(epilog="Example: quantailor report base.gguf -o report.html -o cells.csv")
+def report(
+    base: options.Source,
+    output: Outputs,
+    imatrix: options.Imatrix = tasks.AUTO,
+    force: options.Force = False,
+    home: options.Home = None,
+    as_json: options.Json = False,
+) -> None:
+    """Write everything that is known of a model: heat maps, curves, sensitivities, predictions against measurements, verdicts."""
+    with service.Workspace.open(home) as workspace:
+        found = service.report(workspace, base, output, imatrix=imatrix_choice(imatrix), overwrite=force)
+    if as_json:
+        print_json("report", found)
+    else:
+        show.reported(found)
+
+
+@app.command("compare-models", epilog="Example: quantailor compare-models a.gguf b.gguf -o comparison.html")
+def compare_models(
+    base_a: Annotated[Path, typer.Argument(metavar="BASE_A", help="A base that was probed.")],
+    base_b: Annotated[Path, typer.Argument(metavar="BASE_B", help="Another one.")],
+    output: Annotated[list[Path] | None, typer.Option("--output", "-o", help="A file that ends in .html, .json or .csv.")] = None,
+    force: options.Force = False,
+    home: options.Home = None,
+    as_json: options.Json = False,
+) -> None:
+    """Where in two models the sensitivity sits, side by side: by role and relative depth."""
+    with service.Workspace.open(home) as workspace:
+        found = service.compare_models(workspace, base_a, base_b, output or (), overwrite=force)
+    if as_json:
+        print_json("compare-models", found)
+    else:
+        show.compared(found)

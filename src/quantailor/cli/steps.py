@@ -1,0 +1,381 @@
+"""The main way, a command a step. Each gathers its input, calls one service function and shows the result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantailor import service
+from quantailor.cli import options, show
+from quantailor.cli.execution import execute
+from quantailor.cli.jobs import jobs_app
+from quantailor.cli.output import print_json
+from quantailor.cli.root import app
+from quantailor.cli.values import imatrix_choice, optional_path, parse_size, split_list
+from quantailor.service import tasks
+
+app.add_typer(jobs_app, name="jobs")
+
+_AGAINST = ",".join(tasks.DEFAULT_REFERENCES)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(service.version())
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")] = False,
+) -> None:
+    del version
+
+
+@app.command(epilog="Example: quantailor inspect base.gguf --types")
+def inspect(
+    model: options.Source,
+    types: Annotated[bool, typer.Option("--types", help="List every tensor's types.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show a model's structure: configuration, tensors, shapes, and which types each tensor can take and why not the others."""
+    report = service.inspect(model)
+    if as_json:
+        print_json("inspect", report)
+    else:
+        show.model(report, all_types=types)
+
+
+@app.command(epilog="Example: quantailor convert ./Llama-3.2-1B -o base.gguf")
+def convert(
+    model: Annotated[Path, typer.Argument(metavar="HF_DIR", help="A Hugging Face directory.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The base to write.")],
+    force: options.Force = False,
+    home: options.Home = None,
+    as_json: options.Json = False,
+    detach: options.Detach = False,
+) -> None:
+    """Write the 16-bit base GGUF of a Hugging Face directory (Llama, Mistral and Mixtral families)."""
+    task = tasks.ConvertTask(model=tasks.absolute(model), output=tasks.absolute(output), overwrite=force)
+    execute(task, home=home, as_json=as_json, detach=detach)
+
+
+@app.command(epilog="Examples: quantailor imatrix base.gguf -f text.txt | quantailor imatrix base.gguf --import imatrix.dat")
+def imatrix(
+    base: options.Base,
+    text: options.Text = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", "--export", help="Also write it here, as GGUF.")] = None,
+    import_file: Annotated[Path | None, typer.Option("--import", help="Take this file (GGUF or .dat) instead of computing.")] = None,
+    show_only: Annotated[bool, typer.Option("--show", help="Show the newest one of this model; compute nothing.")] = False,
+    chunks: options.Chunks = None,
+    n_ctx: options.Context = tasks.DEFAULT_N_CTX,
+    process_output: Annotated[bool, typer.Option("--process-output", help="Hold output.weight too, for the quantizer.")] = False,
+    threads: options.Threads = None,
+    gpu_layers: options.GpuLayers = 0,
+    force: options.Force = False,
+    home: options.Home = None,
+    as_json: options.Json = False,
+    detach: options.Detach = False,
+) -> None:
+    """Compute, import, export or show an importance matrix; later commands use the newest of a model."""
+    if import_file is not None or show_only:
+        if import_file is not None and (show_only or text is not None):
+            raise typer.BadParameter("--import goes with neither --show nor --file")
+        with service.Workspace.open(home) as workspace:
+            report = service.use_imatrix(workspace, base, import_file=import_file, export=output, overwrite=force)
+        if as_json:
+            print_json("imatrix", report)
+        else:
+            show.imatrix(report)
+        return
+    task = tasks.ImatrixTask(
+        base=tasks.absolute(base),
+        text=optional_path(text),
+        chunks=chunks,
+        n_ctx=n_ctx,
+        process_output=process_output,
+        output=optional_path(output),
+        overwrite=force,
+        n_gpu_layers=gpu_layers,
+        n_threads=threads,
+    )
+    execute(task, home=home, as_json=as_json, detach=detach)
+
+
+@app.command(epilog="Example: quantailor measure base.gguf --types Q3_K,Q4_K,Q5_K,Q6_K,Q8_0")
+def measure(
+    base: options.Source,
+    types: options.Types = None,
+    tensors: Annotated[str | None, typer.Option("--tensors", help="Only tensors that match these patterns, e.g. 'blk.0.*'.")] = None,
+    exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Every row instead of a sample with a stated error.")] = False,
+    imatrix: options.Imatrix = tasks.AUTO,
+    requantize: options.Requantize = False,
+    threads: options.Threads = None,
+    home: options.Home = None,
+    as_json: options.Json = False,
+    detach: options.Detach = False,
+) -> None:
+    """Measure the error of every tensor at every type. What the store has already is not measured again."""
+    task = tasks.MeasureTask(
+        base=tasks.absolute(base),
+        types=split_list(types),
+        tensors=split_list(tensors),
+        exhaustive=exhaustive,
+        imatrix=imatrix_choice(imatrix),
+        allow_requantize=requantize,
+        n_threads=threads,
+    )
+    execute(task, home=home, as_json=as_json, detach=detach)
+
+
+Size = Annotated[str | None, typer.Option("--size", help="Size of the file, e.g. 4.2GiB.", rich_help_panel="Target")]
+Bpw = Annotated[float | None, typer.Option("--bpw", help="Bits per weight over all tensors.", rich_help_panel="Target")]
+Like = Annotated[str | None, typer.Option("--like", help="As large as this preset's file, e.g. Q4_K_M.", rich_help_panel="Target")]
+Kld = Annotated[
+    float | None,
+    typer.Option("--kld", help="The smallest file whose predicted mean KL divergence (nats) is at most this.", rich_help_panel="Target"),
+]
+BasisOption = Annotated[
+    tasks.BasisWish,
+    typer.Option("--basis", help="auto (probes where there are any), probes, or ranking (weight error alone).", rich_help_panel="Rule"),
+]
+Pin = Annotated[list[str] | None, typer.Option("--pin", help="PATTERN=TYPE, e.g. 'attn_v=Q6_K'.", rich_help_panel="Constraints")]
+Tie = Annotated[list[str] | None, typer.Option("--tie", help="qkv, gate_up, layer or patterns.", rich_help_panel="Constraints")]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option("--allow", help="Q4_K,Q5_K overall or PATTERN=Q4_K,Q5_K.", rich_help_panel="Constraints"),
+]
+Minimum = Annotated[list[str] | None, typer.Option("--min", help="Least bits or type: 3.5 or PATTERN=Q4_K.", rich_help_panel="Constraints")]
+Maximum = Annotated[list[str] | None, typer.Option("--max", help="Most bits or type: 6.6 or PATTERN=Q8_0.", rich_help_panel="Constraints")]
+Budget = Annotated[
+    list[str] | None,
+    typer.Option("--budget", help="PATTERN=SIZE: what matches fits in it, e.g. '*_exps=10GiB'.", rich_help_panel="Constraints"),
+]
+
+
+def _targets(size: str | None, bpw: float | None, like: str | None, kld: float | None, *, needed: bool) -> tasks.Target:
+    given = [name for name, value in (("--size", size), ("--bpw", bpw), ("--like", like), ("--kld", kld)) if value is not None]
+    if len(given) > 1:
+        raise typer.BadParameter(f"{' and '.join(given)} say the same thing twice; give one")
+    if needed and not given:
+        raise typer.BadParameter("give a target: --size, --bpw, --like or --kld")
+    if bpw is not None and not 0 < bpw <= 32:
+        raise typer.BadParameter(f"--bpw {bpw}: bits per weight lie between 0 and 32")
+    if kld is not None and not kld > 0:
+        raise typer.BadParameter(f"--kld {kld}: a divergence must be more than zero")
+    return tasks.Target(size_bytes=None if size is None else parse_size(size), bits_per_weight=bpw, like=like, kld_nats=kld)
+
+
+def _constraints(
+    pin: list[str] | None,
+    tie: list[str] | None,
+    allow: list[str] | None,
+    minimum: list[str] | None,
+    maximum: list[str] | None,
+    budget: list[str] | None,
+) -> tasks.Limits:
+    sizes = [f"{pattern}={parse_size(size)}" for pattern, _, size in (text.rpartition("=") for text in budget or ())]
+    return tasks.Limits(
+        pins=tuple(pin or ()),
+        allow=tuple(allow or ()),
+        minimum=tuple(minimum or ()),
+        maximum=tuple(maximum or ()),
+        ties=tuple(tie or ()),
+        budgets=tuple(sizes),
+    )
+
+
+@app.command(epilog="Examples: quantailor plan base.gguf --like Q4_K_M -o s.yaml | quantailor plan base.gguf --knee relative:300 -o s.yaml")
+def plan(
+    base: options.Source,
+    size: Size = None,
+    bpw: Bpw = None,
+    like: Like = None,
+    kld: Kld = None,
+    basis: BasisOption = "auto",
+    knee: Annotated[
+        str | None,
+        typer.Option(
+            "--knee", help="TEST[:THRESHOLD]; relative, absolute, statistical, second-difference or fitted.", rich_help_panel="Rule"
+        ),
+    ] = None,
+    greedy: Annotated[
+        str | None,
+        typer.Option("--greedy", help="PENALTY[:START]; damage, rmse or max_error, from e.g. Q6_K down.", rich_help_panel="Rule"),
+    ] = None,
+    bins: Annotated[
+        str | None,
+        typer.Option("--bins", help="'10=Q6_K,30=Q5_K,100=Q4_K': the top 10 % by importance get at least Q6_K.", rich_help_panel="Rule"),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            help="NAME=VALUE: epsilon, error (knee); max_rmse_growth, important_percentile, important_max_error (greedy).",
+            rich_help_panel="Rule",
+        ),
+    ] = None,
+    pin: Pin = None,
+    tie: Tie = None,
+    allow: Allow = None,
+    minimum: Minimum = None,
+    maximum: Maximum = None,
+    budget: Budget = None,
+    imatrix: options.Imatrix = tasks.AUTO,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Save as YAML, or JSON by the name.")] = None,
+    force: options.Force = False,
+    all_tensors: Annotated[bool, typer.Option("--all", help="Show every tensor's choice and reason.")] = False,
+    home: options.Home = None,
+    as_json: options.Json = False,
+) -> None:
+    """Choose a type for every tensor from the measurements; the default rule is the optimum for a size."""
+    rules: dict[tasks.Method, str] = {}
+    if knee is not None:
+        rules["knee"] = knee
+    if greedy is not None:
+        rules["greedy"] = greedy
+    if bins is not None:
+        rules["bins"] = bins
+    if len(rules) > 1:
+        raise typer.BadParameter(f"--{' and --'.join(rules)} are different rules; give one")
+    optimal: tuple[tasks.Method, str | None] = ("optimal", None)
+    method, rule = next(iter(rules.items()), optimal)
+    plan_options = tasks.PlanOptions(
+        **service.plan_rule(method, rule, option or ()),
+        **_targets(size, bpw, like, kld, needed=method in ("optimal", "greedy")),
+        **_constraints(pin, tie, allow, minimum, maximum, budget),
+        basis=basis,
+    )
+    with service.Workspace.open(home) as workspace:
+        found = service.plan(workspace, base, plan_options, imatrix=imatrix_choice(imatrix), output=output, overwrite=force)
+    if as_json:
+        print_json("plan", found)
+    else:
+        show.planned(found, all_tensors=all_tensors or output is None)
+
+
+@app.command(epilog="Example: quantailor build base.gguf strategy.yaml -o model-4.5bpw.gguf")
+def build(
+    base: options.Source,
+    strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file, YAML or JSON.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The GGUF file to write.")],
+    imatrix: options.Imatrix = tasks.AUTO,
+    split_max_size: Annotated[str | None, typer.Option("--split-max-size", help="Write shards of at most this size.")] = None,
+    requantize: options.Requantize = False,
+    threads: options.Threads = None,
+    force: options.Force = False,
+    home: options.Home = None,
+    as_json: options.Json = False,
+    detach: options.Detach = False,
+) -> None:
+    """Write the file that a strategy describes; it appears under its name only when it is whole and checked."""
+    task = tasks.BuildTask(
+        base=tasks.absolute(base),
+        strategy=tasks.absolute(strategy),
+        output=tasks.absolute(output),
+        imatrix=imatrix_choice(imatrix),
+        split_max_bytes=None if split_max_size is None else parse_size(split_max_size),
+        overwrite=force,
+        allow_requantize=requantize,
+        n_threads=threads,
+    )
+    execute(task, home=home, as_json=as_json, detach=detach)
+
+
+@app.command(epilog="Example: quantailor verify out.gguf --base base.gguf --against Q8_0,Q6_K,Q4_K_M -f heldout.txt")
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The quantized GGUF file.")],
+    base: Annotated[Path, typer.Option("--base", help="The 16-bit base it was made from.")],
+    against: options.Against = _AGAINST,
+    text: options.Text = None,
+    chunks: options.Chunks = None,
+    n_ctx: options.Context = tasks.DEFAULT_N_CTX,
+    imatrix: options.Imatrix = tasks.AUTO,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Stem of the .json, .csv, .png and .svg files.")] = None,
+    threads: options.Threads = None,
+    gpu_layers: options.GpuLayers = 0,
+    home: options.Home = None,
+    as_json: options.Json = False,
+    detach: options.Detach = False,
+) -> None:
+    """Perplexity and KL divergence of a file against its base, beside llama.cpp's presets; ends with a verdict and a graph."""
+    task = tasks.VerifyTask(
+        file=tasks.absolute(file),
+        base=tasks.absolute(base),
+        against=split_list(against),
+        text=optional_path(text),
+        chunks=chunks,
+        n_ctx=n_ctx,
+        imatrix=imatrix_choice(imatrix),
+        output=optional_path(output),
+        n_gpu_layers=gpu_layers,
+        n_threads=threads,
+    )
+    execute(task, home=home, as_json=as_json, detach=detach)
+
+
+@app.command(epilog="Example: quantailor make ./Llama-3.2-1B --size 700MiB -o out")
+def make(
+    model: options.Source,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for everything that is made.")],
+    size: Size = None,
+    bpw: Bpw = None,
+    like: Like = None,
+    kld: Kld = None,
+    basis: BasisOption = "auto",
+    pin: Pin = None,
+    tie: Tie = None,
+    allow: Allow = None,
+    minimum: Minimum = None,
+    maximum: Maximum = None,
+    budget: Budget = None,
+    types: options.Types = None,
+    exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Measure every row.")] = False,
+    text: Annotated[Path | None, typer.Option("--file", "-f", help="Calibration text instead of the one that ships.")] = None,
+    probe_chunks: options.ProbeChunks = tasks.DEFAULT_PROBE_CHUNKS,
+    group: Annotated[
+        tasks.Grouping | None,
+        typer.Option("--group", help="Probe every tensor, or roles by depth; by default tensors of small models and on GPUs."),
+    ] = None,
+    imatrix_chunks: Annotated[int | None, typer.Option("--imatrix-chunks", min=1, help="At most so many calibration chunks.")] = None,
+    verify_text: Annotated[Path | None, typer.Option("--verify-text", help="Held-out text instead of the one that ships.")] = None,
+    chunks: options.Chunks = None,
+    against: options.Against = _AGAINST,
+    requantize: options.Requantize = False,
+    threads: options.Threads = None,
+    gpu_layers: options.GpuLayers = 0,
+    home: options.Home = None,
+    as_json: options.Json = False,
+    detach: options.Detach = False,
+) -> None:
+    """All of it in one go: convert, importance matrix, measure, probe, plan, build, verify. Run it again to resume."""
+    plan_options = tasks.PlanOptions(
+        **_targets(size, bpw, like, kld, needed=True), **_constraints(pin, tie, allow, minimum, maximum, budget), basis=basis
+    )
+    task = tasks.MakeTask(
+        model=tasks.absolute(model),
+        output=tasks.absolute(output),
+        plan=plan_options,
+        types=split_list(types),
+        exhaustive=exhaustive,
+        text=optional_path(text),
+        probe_chunks=probe_chunks,
+        group=group,
+        imatrix_chunks=imatrix_chunks,
+        verify_text=optional_path(verify_text),
+        chunks=chunks,
+        against=split_list(against),
+        allow_requantize=requantize,
+        n_gpu_layers=gpu_layers,
+        n_threads=threads,
+    )
+    execute(task, home=home, as_json=as_json, detach=detach)
+
+
+@app.command(hidden=True)
+def worker(job: int, home: options.Home = None) -> None:
+    """Run a queued job; what --detach starts."""
+    with service.Workspace.open(home) as workspace:
+        service.run_job(workspace, job)
