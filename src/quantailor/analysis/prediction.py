@@ -29,8 +29,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
-from scipy.optimize import brentq, least_squares
 
 from quantailor.errors import StrategyError
 from quantailor.records import Curve, CurvePoint
@@ -61,7 +59,9 @@ class PredictedKld:
 
     def interval(self, level: float) -> tuple[float, float]:
         """The range that holds the KLD of the built file with this probability."""
-        width = float(stats.t.ppf((1 + level) / 2, max(1, self.degrees_of_freedom))) * self.relative_sd
+        from scipy.special import stdtrit
+
+        width = float(stdtrit(max(1, self.degrees_of_freedom), (1 + level) / 2)) * self.relative_sd
         return self.kld_nats * math.exp(-min(width, _MAX_LN)), self.kld_nats * math.exp(min(width, _MAX_LN))
 
 
@@ -79,6 +79,8 @@ def fit_curve(points: Sequence[CurvePoint]) -> Curve:
     klds = np.array([point.measured.value for point in memory])
     start = np.zeros(2 + len(names))
     start[0] = np.log(klds / parts.sum(axis=1)).mean()
+    from scipy.optimize import least_squares
+
     fit = least_squares(_residuals, start, args=(parts, klds))
     found: Doubles = fit.x
     degrees = max(1, len(memory) - 1 - len(names))
@@ -146,6 +148,8 @@ def damage_for(curve: Curve, kld_nats: float) -> float:
         high *= 2
     if curve_kld(curve, high) < kld_nats:
         return high
+    from scipy.optimize import brentq
+
     return float(brentq(lambda damage: curve_kld(curve, damage) - kld_nats, 0.0, high, xtol=1e-15, rtol=1e-12))
 
 

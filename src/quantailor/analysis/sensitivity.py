@@ -25,7 +25,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
 
 from quantailor import numerics
 from quantailor.errors import InferenceError
@@ -198,6 +197,9 @@ def _solve(errors: Doubles, blocks: Sequence[int], klds: Doubles, tokens: Double
         klds: sums per chunk, (n_probes, n_chunks).
         tokens: scored tokens per chunk, (n_chunks,).
     """
+    # scipy takes long to import, and much memory; who fits nothing does without.
+    from scipy.optimize import nnls
+
     means = klds.sum(axis=1) / tokens.sum()
     unknown_blocks = sorted(set(blocks) - {1}) if len(blocks) > 1 else []
     if len(unknown_blocks) == len(blocks):  # one probe per kernel: the one with the larger error tells alpha alone
@@ -249,6 +251,8 @@ def weigh(mixes: Sequence[Mix], tensors: Sequence[str], klds: Sequence[Estimate]
         raise InferenceError(f"{len(mixes)} halves cannot weigh {len(tensors)} tensors", remedy=f"Ask for at least {len(tensors) + 1}")
     design = np.array([[float(name in mix.types) for name in tensors] for mix in mixes])
     values = np.array([kld.value for kld in klds])
+    from scipy.optimize import nnls
+
     found, _ = nnls(design, values)
     residual = float(np.square(values - design @ found).sum()) / (len(mixes) - len(tensors))
     determined = np.diag(np.linalg.pinv(design) @ design) > 1 - _UNDETERMINED

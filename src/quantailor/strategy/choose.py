@@ -76,6 +76,7 @@ def select(
     inputs: Mapping[str, str | int | float | None] | None = None,
     basis: Basis = "ranking only",
     exact_size: Callable[[Strategy], int] | None = None,
+    knees: Mapping[str, str] | None = None,
     align: int = ALIGNMENT,
 ) -> Strategy:
     """Choose a type for every tensor of `tables`.
@@ -91,6 +92,7 @@ def select(
         basis: what the damage figures rest on.
         exact_size: the size of the file that a strategy would give, where the header depends on the strategy
             itself; the budget then shrinks by the excess until the file fits.
+        knees: every tensor's own knee within the constraints, where the caller has them; else they are found here.
         align: bytes to which each tensor's data is padded.
 
     Raises:
@@ -103,6 +105,7 @@ def select(
     known = _important(tables, options.pop(IMPORTANCE_TYPE, None))
     task = _task(known, model, limits, options, goal, align)
     inputs_kept = dict(inputs or {})
+    own_knees = knees_within(known, limits, align=align) if knees is None else knees
     for _ in range(_MAX_REFINEMENTS):
         found = _RULES[method](task)
         strategy = Strategy(
@@ -110,7 +113,7 @@ def select(
             model_name=model.name,
             architecture=model.architecture,
             method=method,
-            tensors=_with_knees(found.choices, known, limits, task.align),
+            tensors=tuple(replace(choice, knee=own_knees.get(choice.name)) for choice in found.choices),
             target=goal,
             parameters=_recorded(parameters or {}, limits, found.outcome),
             inputs=inputs_kept,
@@ -127,6 +130,11 @@ def select(
         # From what this answer took, not from what it was allowed: else the same answer could come again.
         task = replace(task, budget_bytes=min(task.budget_bytes, estimated) - (size - int(limit)))
     raise InfeasibleError(f"no strategy was found whose file has at most {limit} bytes", remedy="Allow a few kilobytes more")
+
+
+def knees_within(tables: Sequence[TensorCells], constraints: Constraints, *, align: int = ALIGNMENT) -> dict[str, str]:
+    """Every tensor's own knee among the types that the constraints leave it, as a diagnostic."""
+    return knee.diagnostics(tables, apply(tables, constraints, align=align))
 
 
 def predict(
@@ -232,13 +240,6 @@ def _recorded(parameters: Mapping[str, object], limits: Constraints, outcome: Ma
 
 def _plain(value: object) -> object:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _with_knees(
-    choices: Sequence[TensorChoice], tables: Sequence[TensorCells], limits: Constraints, align: int
-) -> tuple[TensorChoice, ...]:
-    knees = knee.diagnostics(tables, apply(tables, limits, align=align))
-    return tuple(replace(choice, knee=knees[choice.name]) for choice in choices)
 
 
 def _estimated_size(strategy: Strategy) -> int:

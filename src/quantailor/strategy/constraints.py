@@ -23,6 +23,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from quantailor.errors import InfeasibleError, StrategyError
@@ -249,7 +250,7 @@ def _narrow(tensor: TensorCells, constraints: Constraints) -> tuple[TensorCells,
         if matches(pattern, tensor.name):
             return dataclasses.replace(tensor, cells=(_pinned(tensor, pattern, type_name),)), pattern
     scope_pattern, types = _first(tensor.name, constraints.allowed_by_pattern, constraints.allowed)
-    cells = [cell for cell in tensor.cells if not types or any(fnmatchcase(cell.type_name, each) for each in types)]
+    cells = [cell for cell in tensor.cells if not types or _is_among(cell.type_name, types)]
     if not cells:
         scope = f"the allowed types for {scope_pattern}" if scope_pattern else "the allowed types"
         raise InfeasibleError(f"{tensor.name} can take none of {scope} ({', '.join(types)})", remedy=f"It can take {_names(tensor.cells)}")
@@ -262,6 +263,11 @@ def _narrow(tensor: TensorCells, constraints: Constraints) -> tuple[TensorCells,
         offered = ", ".join(f"{cell.type_name} ({cell.bits_per_weight:g})" for cell in sorted(cells, key=lambda cell: cell.bits_per_weight))
         raise InfeasibleError(f"{tensor.name} has no type with {' and '.join(limits)}", remedy=f"It may take {offered}")
     return dataclasses.replace(tensor, cells=tuple(fitting)), None
+
+
+@lru_cache(maxsize=4096)
+def _is_among(type_name: str, types: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(type_name, each) for each in types)
 
 
 def _pinned(tensor: TensorCells, pattern: str, type_name: str) -> Cell:
@@ -335,6 +341,9 @@ def _tied(names: Sequence[str], ties: Sequence[str]) -> list[tuple[list[int], st
 
 
 def _group(tensors: tuple[TensorCells, ...], pins: tuple[str | None, ...], tie: str | None, align: int) -> Group:
+    if len(tensors) == 1:
+        alone = [_padded(cell, align) for cell in tensors[0].cells]
+        return Group(tensors, tuple(sorted(alone, key=lambda cell: (cell.size_bytes, cell.damage))), pins, tie)
     common = [cell.type_name for cell in tensors[0].cells if all(_has(tensor, cell.type_name) for tensor in tensors[1:])]
     if not common:
         offers = "; ".join(f"{tensor.name}: {_names(tensor.cells)}" for tensor in tensors[:4])
@@ -343,6 +352,11 @@ def _group(tensors: tuple[TensorCells, ...], pins: tuple[str | None, ...], tie: 
         )
     cells = [_merged([tensor.cell(name) for tensor in tensors], [tensor.n_elements for tensor in tensors], align) for name in common]
     return Group(tensors, tuple(sorted(cells, key=lambda cell: (cell.size_bytes, cell.damage))), pins, tie)
+
+
+def _padded(cell: Cell, align: int) -> Cell:
+    size_bytes = padded(cell.size_bytes, align)
+    return cell if size_bytes == cell.size_bytes else dataclasses.replace(cell, size_bytes=size_bytes)
 
 
 def _has(tensor: TensorCells, type_name: str) -> bool:

@@ -34,6 +34,7 @@ from quantailor.strategy.constraints import ALIGNMENT, Budget, Constraints, Grou
 from quantailor.strategy.importance import normalized
 from quantailor.strategy.picks import Pick
 
+Floats = npt.NDArray[np.float64]
 Test = Literal["relative", "absolute", "statistical", "second_difference", "fitted"]
 ErrorName = Literal["relative_rmse", "rmse", "max_abs_error", "weighted_mse", "relative_mse", "damage"]
 
@@ -211,44 +212,71 @@ def _fitted(walk: _Walk, threshold: float) -> Knee:
     """The smallest type at or above the fitted curve's knee."""
     if len(walk.cells) == 2:
         return Knee(walk.cells[0], "of two types the larger; there is no curve to fit")
-    _, scale, power = fit_curve(walk.bits, walk.errors)
-    chord = float((walk.errors[-1] - walk.errors[0]) / (walk.bits[0] - walk.bits[-1]))
-    # The slope b c / bits^(c + 1) falls with bits; the knee is where it equals threshold x chord.
-    bits = (scale * power / max(threshold * chord, 1e-300)) ** (1 / (power + 1)) if scale > 0 else float(walk.bits[-1])
-    above = [index for index in range(len(walk.cells)) if walk.bits[index] >= bits]
-    index = above[-1] if above else 0
-    return Knee(walk.cells[index], f"the type above the knee of the fitted curve at {bits:.2f} bits")
+    bits = float(_fitted_bits(walk.bits[None], walk.errors[None], threshold)[0])
+    return Knee(_at_or_above(walk, bits), f"the type above the knee of the fitted curve at {bits:.2f} bits")
 
 
-def fit_curve(bits: npt.NDArray[np.float64], errors: npt.NDArray[np.float64]) -> tuple[float, float, float]:
-    """Least squares of errors = a + b / bits^c: (a, b, c) with c from 0.25 to 8, found to 1e-3.
+def _fitted_bits(bits: Floats, errors: Floats, threshold: float) -> Floats:
+    """Bits at which fitted curves have their knees; `bits` and `errors` are (n_curves, n_types), the result (n_curves,).
 
-    For a given c the fit is linear; c is narrowed down on three grids.
+    The slope b c / bits^(c + 1) falls with bits; the knee is where it equals threshold x chord.
     """
-    low, high = _POWERS
-    best = (0.0, 0.0, low)
+    _, scales, powers = fit_curves(bits, errors)
+    chords = (errors[:, -1] - errors[:, 0]) / (bits[:, 0] - bits[:, -1])
+    with np.errstate(over="ignore", invalid="ignore"):
+        knees = (np.maximum(scales, 0.0) * powers / np.maximum(threshold * chords, 1e-300)) ** (1 / (powers + 1))
+    return np.where(scales > 0, knees, bits[:, -1])
+
+
+def _at_or_above(walk: _Walk, bits: float) -> Cell:
+    above = [index for index in range(len(walk.cells)) if walk.bits[index] >= bits]
+    return walk.cells[above[-1] if above else 0]
+
+
+def fit_curve(bits: Floats, errors: Floats) -> tuple[float, float, float]:
+    """One curve of `fit_curves`: (a, b, c)."""
+    offsets, scales, powers = fit_curves(bits[None], errors[None])
+    return float(offsets[0]), float(scales[0]), float(powers[0])
+
+
+def fit_curves(bits: Floats, errors: Floats) -> tuple[Floats, Floats, Floats]:
+    """Least squares of errors = a + b / bits^c: a, b, c with c from 0.25 to 8, found to 1e-3.
+
+    For a given c the fit is linear; c is narrowed down on three grids. `bits` and `errors` are (n_curves, n_types).
+    """
+    low, high = (np.full(len(bits), end) for end in _POWERS)
     for _ in range(3):
-        powers = np.linspace(low, high, 33)
-        best = _best_fit(bits, errors, powers)
-        step = float(powers[1] - powers[0])
-        low, high = max(_POWERS[0], best[2] - step), min(_POWERS[1], best[2] + step)
+        powers = np.linspace(low, high, 33, axis=1)  # (n_curves, n_powers)
+        best = _best_fits(bits, errors, powers)
+        step = powers[:, 1] - powers[:, 0]
+        low, high = np.maximum(_POWERS[0], best[2] - step), np.minimum(_POWERS[1], best[2] + step)
     return best
 
 
-def _best_fit(
-    bits: npt.NDArray[np.float64], errors: npt.NDArray[np.float64], powers: npt.NDArray[np.float64]
-) -> tuple[float, float, float]:
-    scaled = (bits / bits.min())[None, :] ** -powers[:, None]  # (n_powers, n_types)
-    spread = scaled - scaled.mean(axis=1, keepdims=True)
-    slopes = (spread @ (errors - errors.mean())) / (spread**2).sum(axis=1)
-    offsets = errors.mean() - slopes * scaled.mean(axis=1)
-    residuals = ((errors - offsets[:, None] - slopes[:, None] * scaled) ** 2).sum(axis=1)
-    best = int(np.argmin(residuals))
-    power = float(powers[best])
-    return float(offsets[best]), float(slopes[best]) * float(bits.min()) ** power, power
+def _best_fits(bits: Floats, errors: Floats, powers: Floats) -> tuple[Floats, Floats, Floats]:
+    least = bits.min(axis=1, keepdims=True)
+    scaled = (bits / least)[:, None, :] ** -powers[:, :, None]  # (n_curves, n_powers, n_types)
+    spread = scaled - scaled.mean(axis=2, keepdims=True)
+    mean = errors.mean(axis=1, keepdims=True)
+    slopes = (spread @ (errors - mean)[:, :, None])[:, :, 0] / (spread**2).sum(axis=2)
+    offsets = mean - slopes * scaled.mean(axis=2)
+    residuals = ((errors[:, None, :] - offsets[:, :, None] - slopes[:, :, None] * scaled) ** 2).sum(axis=2)
+    rows, best = np.arange(len(bits)), residuals.argmin(axis=1)
+    power = powers[rows, best]
+    return offsets[rows, best], slopes[rows, best] * least[:, 0] ** power, power
 
 
 def diagnostics(tables: Sequence[TensorCells], groups: Sequence[Group] = ()) -> dict[str, str]:
-    """Every tensor's own knee (fitted curve, importance left out), among the types that `groups` allow it."""
+    """Every tensor's own knee (fitted curve, importance left out), among the types that `groups` allow it.
+
+    The same as `find` for each of them, with all curves of one length fitted at once.
+    """
     allowed = {tensor.name: tensor.cells for group in groups for tensor in group.tensors if not any(group.pins)}
-    return {tensor.name: find(allowed.get(tensor.name, tensor.cells)).cell.type_name for tensor in tables}
+    walks = {tensor.name: _walk(allowed.get(tensor.name, tensor.cells), _ERRORS["relative_rmse"]) for tensor in tables}
+    found = {name: walk.cells[0].type_name for name, walk in walks.items() if len(walk.cells) <= 2}
+    threshold = BASES["fitted"] / EPSILON
+    for length in {len(walk.cells) for walk in walks.values() if len(walk.cells) > 2}:
+        names = [name for name, walk in walks.items() if len(walk.cells) == length]
+        bits = _fitted_bits(np.array([walks[name].bits for name in names]), np.array([walks[name].errors for name in names]), threshold)
+        found |= {name: _at_or_above(walks[name], float(at)).type_name for name, at in zip(names, bits, strict=True)}
+    return {tensor.name: found[tensor.name] for tensor in tables}

@@ -23,6 +23,8 @@ from quantailor.strategy.constraints import ALIGNMENT, Budget, Constraints, Grou
 from quantailor.strategy.knapsack import Knapsack, Options
 from quantailor.strategy.picks import Pick
 
+DIAL_TOLERANCE = 1e-3
+
 
 @dataclass(frozen=True, slots=True)
 class Solution:
@@ -82,6 +84,37 @@ def solve(
     groups = apply(tables, limits, align=align)
     chosen = _choose(groups, budget_bytes, max_damage, limits.budgets, fixed_bytes, align)
     return _solution(tables, groups, chosen, fixed_bytes)
+
+
+class Dial:
+    """The optimum for any number of budgets in quick succession, as a slider asks for them: to within 1e-3 of its bound."""
+
+    def __init__(self, tables: Sequence[TensorCells], constraints: Constraints, *, align: int = ALIGNMENT) -> None:
+        """Raises InfeasibleError where the constraints leave a tensor no type; budgets of patterns are not for a dial."""
+        self._groups = apply(tables, constraints, align=align)
+        self._knapsack = Knapsack(_options(self._groups), tolerance=DIAL_TOLERANCE)
+
+    @property
+    def smallest(self) -> int:
+        """Bytes of the smallest mix, padding included."""
+        return self._knapsack.smallest
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest mix that is of use."""
+        return sum(rule.undominated(group)[-1].size_bytes for group in self._groups)
+
+    def types(self, budget_bytes: int) -> dict[str, str]:
+        """Tensor -> type within so many bytes of tensor data; the smallest mix where nothing fits."""
+        wanted = max(budget_bytes, self.smallest)
+        answer = self._knapsack.within(wanted)
+        if answer is None:
+            raise rule.too_small(wanted, self.smallest)
+        return {
+            tensor.name: group.cells[pick].type_name
+            for group, pick in zip(self._groups, answer.picks, strict=True)
+            for tensor in group.tensors
+        }
 
 
 def cells_of(groups: Sequence[Group], *, budget_bytes: int, budgets: Sequence[Budget], fixed_bytes: int, align: int) -> tuple[Cell, ...]:
