@@ -11,6 +11,21 @@ one line. Code raises the most specific class; the faces (command line, GUI) tra
         AlreadyQuantizedError     a source whose weights are quantized already
         TensorNotFoundError       no tensor of that name
         NonFiniteWeightError      NaN or Inf among the weights
+      HubError                  a Hugging Face repository that cannot be read; `reason` and `link` say where to act
+        RepoNotFoundError         no such repository, or a private one
+        RevisionNotFoundError     no such branch, tag or commit
+        RepoFileNotFoundError     no such file in the repository, or none that fits
+        AccessError               the repository is there, but not for this user
+          AccessNotRequestedError   a gated repository whose terms were not accepted yet
+          AccessPendingError        the request waits for the authors
+          AccessRejectedError       the authors said no
+          TokenMissingError         nobody is logged in
+          TokenInvalidError         the hub does not know the token, or it cannot be read
+          TokenPermissionError      the token may not read gated repositories
+        RateLimitError            too many requests; `retry_after_s` says how long to wait
+        HubUnreachableError       no network, or the hub does not answer
+        HubOfflineError           HF_HUB_OFFLINE forbids it
+        DownloadDamagedError      a file whose size or checksum is wrong
       TypeUnavailableError      a tensor cannot take that type
       ImatrixError              an importance matrix that cannot be read or does not fit the model
       CorpusError               a text that cannot be read or is too short
@@ -19,6 +34,7 @@ one line. Code raises the most specific class; the faces (command line, GUI) tra
         StrategyMismatchError     a strategy that was made for another model
         InfeasibleError           no strategy meets the target and the constraints
       OutputError               a result that cannot be written (disk full, no permission, exists)
+      ResourceError             too little disk or memory for the work
       InferenceError            llama.cpp could not load the model or run the text
       StoreError                the project database cannot be opened or is of a newer version
       JobError                  no such job, or the job is not in a state that allows this
@@ -67,6 +83,107 @@ class NonFiniteWeightError(ModelError):
     """NaN or Inf among the weights."""
 
 
+class HubError(QuantailorError):
+    """A Hugging Face repository that cannot be read.
+
+    `reason` is one word for programs; `link` is the page where the user can act, None where there is none.
+    """
+
+    reason = "hub"
+
+    def __init__(self, message: str, *, remedy: str | None = None, link: str | None = None) -> None:
+        super().__init__(message, remedy=remedy)
+        self.link = link
+
+
+class RepoNotFoundError(HubError):
+    """No such repository, or a private one that the token does not open."""
+
+    reason = "not-found"
+
+
+class RevisionNotFoundError(HubError):
+    """The repository has no such branch, tag or commit."""
+
+    reason = "revision-not-found"
+
+
+class RepoFileNotFoundError(HubError):
+    """The repository has no such file, or none that fits the purpose."""
+
+    reason = "file-not-found"
+
+
+class AccessError(HubError):
+    """The repository is there, but not for this user or token."""
+
+    reason = "forbidden"
+
+
+class AccessNotRequestedError(AccessError):
+    """A gated repository whose terms the user has not accepted yet."""
+
+    reason = "not-requested"
+
+
+class AccessPendingError(AccessError):
+    """The user has asked for access and the authors have not answered."""
+
+    reason = "pending"
+
+
+class AccessRejectedError(AccessError):
+    """The authors refused access."""
+
+    reason = "rejected"
+
+
+class TokenMissingError(AccessError):
+    """A gated repository, and nobody is logged in."""
+
+    reason = "no-token"
+
+
+class TokenInvalidError(AccessError):
+    """The hub does not know the token, or its file cannot be read."""
+
+    reason = "invalid-token"
+
+
+class TokenPermissionError(AccessError):
+    """The user may read the repository, but this token may not."""
+
+    reason = "token-permission"
+
+
+class RateLimitError(HubError):
+    """Too many requests, also after waiting."""
+
+    reason = "rate-limit"
+
+    def __init__(self, message: str, *, remedy: str | None = None, link: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message, remedy=remedy, link=link)
+        self.retry_after_s = retry_after_s
+
+
+class HubUnreachableError(HubError):
+    """No network, or the hub does not answer."""
+
+    reason = "no-network"
+
+
+class HubOfflineError(HubError):
+    """HF_HUB_OFFLINE forbids to ask the hub."""
+
+    reason = "offline"
+
+
+class DownloadDamagedError(HubError):
+    """A file that arrived with another size or checksum than the hub says."""
+
+    reason = "damaged"
+
+
 class TypeUnavailableError(QuantailorError):
     """A tensor cannot take that type; the message says why."""
 
@@ -97,6 +214,10 @@ class InfeasibleError(StrategyError):
 
 class OutputError(QuantailorError):
     """A result that cannot be written: disk full, no permission, or the file exists."""
+
+
+class ResourceError(QuantailorError):
+    """The work needs more disk or memory than there is."""
 
 
 class InferenceError(QuantailorError):

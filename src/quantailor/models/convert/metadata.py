@@ -126,13 +126,21 @@ def _described(folder: Path, config: Mapping[str, Any], card: Mapping[str, Any],
     values: dict[str, Any] = {key: _first(card, *sources) for key, sources in _CARD_KEYS.items()}
     path_name = config.get("_name_or_path")
     names = [path_name] if isinstance(path_name, str) and path_name and path_name.count("/") <= 1 else []
-    for text in (*names, folder.name):
+    for text in (*names, _given_name(folder)):
         found = parse_model_name(text, total)
         for key, value in _named(found).items():
             if values.get(key) is None:
                 values[key] = value
-    values["name"] = values["name"] or folder.name
+    values["name"] = values["name"] or _given_name(folder)
     return {key: value for key, value in values.items() if value is not None}
+
+
+def _given_name(folder: Path) -> str:
+    """The folder's name; in huggingface_hub's cache it is a commit, and the model's name stands two levels above."""
+    kept = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and kept.startswith("models--"):
+        return kept.split("--")[-1]
+    return folder.name
 
 
 def _named(found: ModelName) -> dict[str, str | None]:

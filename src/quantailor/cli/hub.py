@@ -1,0 +1,136 @@
+"""The hub: a command that downloads, and how repositories are shown."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantailor import service
+from quantailor.cli import options, show
+from quantailor.cli.execution import execute
+from quantailor.cli.output import console, print_json, table
+from quantailor.cli.root import app
+from quantailor.cli.values import format_size, optional_path
+from quantailor.errors import HubOfflineError, HubUnreachableError, RepoNotFoundError
+from quantailor.service import results, tasks
+
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILES = (".gguf", ".safetensors", ".json")
+_GATES = {"no": "", "auto": ", gated", "manual": ", gated by its authors"}
+
+Repository = Annotated[str, typer.Argument(metavar="ORG/NAME", help="A model's repository on the Hugging Face hub.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.", rich_help_panel="Hub")]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option("--token-file", help="A file with the access token, instead of HF_TOKEN or `hf auth login`.", rich_help_panel="Hub"),
+]
+GgufFile = Annotated[str | None, typer.Option("--gguf-file", help="Take this GGUF file instead of the 16-bit one.", rich_help_panel="Hub")]
+
+
+def is_repository(model: Path) -> bool:
+    """Whether this names a repository: ORG/NAME, and nothing of that name is here."""
+    return _REPO_ID.fullmatch(model.as_posix()) is not None and model.suffix not in _FILES and not model.exists()
+
+
+def peek(model: Path, revision: str | None, token_file: Path | None, gguf_file: str | None, *, types: bool, as_json: bool) -> None:
+    """`quantailor inspect ORG/NAME`."""
+    token = service.find_token(token_file)
+    try:
+        report = service.peek(model.as_posix(), revision=revision, token=token, gguf_file=gguf_file)
+    except (RepoNotFoundError, HubUnreachableError, HubOfflineError) as error:
+        raise type(error)(f"{model} is not here, and {error.message}", remedy=error.remedy, link=error.link) from error
+    if as_json:
+        print_json("inspect", report)
+    else:
+        peeked(report, all_types=types)
+
+
+@app.command(epilog="Examples: quantailor download meta-llama/Llama-3.2-1B | quantailor download org/name-GGUF --imatrix-only")
+def download(
+    repository: Repository,
+    revision: Revision = None,
+    token_file: TokenFile = None,
+    gguf_file: GgufFile = None,
+    imatrix_only: Annotated[bool, typer.Option("--imatrix-only", help="Only importance matrices.", rich_help_panel="Hub")] = False,
+    home: options.Home = None,
+    as_json: options.Json = False,
+    detach: options.Detach = False,
+) -> None:
+    """Fetch a model into the Hugging Face cache, only the files that conversion needs; run it again to resume."""
+    if not _REPO_ID.fullmatch(repository):
+        raise typer.BadParameter("give ORG/NAME, for example meta-llama/Llama-3.2-1B")
+    if gguf_file is not None and imatrix_only:
+        raise typer.BadParameter("--gguf-file and --imatrix-only exclude each other")
+    # A file that holds no token is refused before anything is stored.
+    service.find_token(token_file)
+    task = tasks.DownloadTask(
+        repo_id=repository,
+        revision=revision,
+        token_file=optional_path(token_file),
+        gguf_file=gguf_file,
+        imatrix_only=imatrix_only,
+    )
+    execute(task, home=home, as_json=as_json, detach=detach)
+
+
+def peeked(report: results.PeekReport, *, all_types: bool = False) -> None:
+    """A repository before it is downloaded."""
+    out = console()
+    out.print(f"[bold]{report.repo_id}[/bold]  {show.plain(report.architecture)}, {report.n_parameters / 1e6:,.1f} M parameters")
+    out.print(f"revision  {report.revision}, commit {report.sha}")
+    out.print(
+        f"licence   {show.plain(report.license or 'not stated')}{_GATES.get(report.gated, '')}{', private' if report.private else ''}"
+    )
+    if report.why_not_convertible:
+        out.print(f"[yellow]{show.plain(report.why_not_convertible)}[/yellow]")
+    if report.is_quantized:
+        out.print("[yellow]This model is quantized already; quantizing it again loses quality twice.[/yellow]")
+    _needs(report)
+    _files(report)
+    if report.tensors:
+        out.print()
+        show.configuration(out, report.metadata)
+        out.print()
+        show.tensors(out, report.tensors, all_types=all_types)
+
+
+def _needs(report: results.PeekReport) -> None:
+    out = console()
+    cached = report.size_bytes - report.download_bytes
+    out.print(f"download  {format_size(report.download_bytes)}" + (f", {format_size(cached)} are here already" if cached else ""))
+    rows = [(need.step, format_size(need.size_bytes), need.what) for need in report.disk]
+    out.print(f"disk      {format_size(report.free_bytes)} free at {report.cache_folder}")
+    short = sum(need.size_bytes for need in report.disk) - report.free_bytes
+    if short > 0:
+        out.print(f"[yellow]All steps on that disk would need {format_size(short)} more.[/yellow]")
+    out.print()
+    out.print(table("Disk needed, at most", {"step": "left", "size": "right", "for": "left"}, rows))
+
+
+def _files(report: results.PeekReport) -> None:
+    out = console()
+    rows = [(show.plain(file.name), format_size(file.size_bytes), "yes" if file.cached else "") for file in report.files if file.needed]
+    others = len(report.files) - len(rows)
+    out.print()
+    out.print(table("Files to download", {"file": "left", "size": "right", "cached": "left"}, rows))
+    if others:
+        out.print(f"{others} other files are not needed")
+    for name in report.imatrix_files:
+        out.print(f"importance matrix: {show.plain(name)}")
+
+
+def downloaded(result: results.DownloadResult) -> None:
+    """Where a download is, and what to do with it."""
+    out = console()
+    out.print(f"{result.repo_id} at {result.sha}: {len(result.files)} files, {format_size(result.size_bytes)}, checksums verified")
+    out.print(f"fetched   {format_size(result.fetched_bytes)}")
+    if result.path:
+        out.print(f"model     {result.path}")
+    for path in result.imatrix_files:
+        out.print(f"imatrix   {path}")
+
+
+show.SHOW[results.DownloadResult] = downloaded

@@ -1,0 +1,162 @@
+"""The structure of a model on the hub, from headers alone: range requests, no weights, nothing kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from quantailor.errors import ModelError, ModelFormatError, UnsupportedModelError
+from quantailor.models.convert.families import family_of
+from quantailor.models.convert.json_files import parse_json
+from quantailor.models.convert.llama import outtype
+from quantailor.models.gguf_format import MAGIC, Header, parse_header
+from quantailor.models.hub.choice import Choice, RepoFile
+from quantailor.models.hub.client import Repo, shown
+from quantailor.models.safetensors_file import MAX_HEADER_BYTES, SafetensorsFile, StoredArray
+from quantailor.records import MetadataValue, TensorInfo
+
+Bytes = npt.NDArray[np.uint8]
+Item = TypeVar("Item")
+
+_SAFETENSORS_START = 128 << 10
+"""Bytes of the first request; most headers fit."""
+_GGUF_START = 1 << 20
+_GGUF_GROWTH = 4
+_GGUF_MOST = 64 << 20
+_N_REQUESTS = 8
+"""Headers that are read at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What headers tell of a model."""
+
+    architecture: str
+    tensors: tuple[TensorInfo, ...] = ()
+    """As GGUF tensors where we can convert the model, else as they are stored; empty where a header is unreadable."""
+    metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
+    n_vocab: int | None = None
+    converts: bool = True
+    why_not: str | None = None
+    """Why our own conversion cannot take it."""
+
+
+def structure_of(repo: Repo, choice: Choice) -> Structure:
+    """Read the headers of what was chosen.
+
+    Raises:
+        HubError: the hub refuses.
+        ModelError: a GGUF header or config.json is damaged.
+    """
+    return _of_gguf(repo, choice) if choice.kind == "gguf" else _of_checkpoint(repo, choice)
+
+
+# Safetensors
+
+
+class RemoteSafetensors(SafetensorsFile):
+    """The header of a safetensors file on the hub. Its arrays can be described, not read."""
+
+    def __init__(self, repo: Repo, file: RepoFile) -> None:
+        self.path = Path(file.name)
+        self.size_bytes = file.size_bytes
+        self._fetched = repo.read(file, 0, _SAFETENSORS_START)
+        length = 8 + int.from_bytes(self._fetched[:8], "little")
+        if len(self._fetched) < length <= min(self.size_bytes, MAX_HEADER_BYTES):
+            self._fetched += repo.read(file, len(self._fetched), length)
+        if self.size_bytes < 8:
+            raise self._corrupt(f"it has {self.size_bytes} bytes")
+        self.arrays = self._read_header()
+        self._fetched = b""
+
+    def read(self, start: int, stop: int) -> Bytes:
+        """Bytes [start, stop) of the header."""
+        return np.frombuffer(self._fetched[start:stop], dtype=np.uint8)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def weight_names(repo: Repo, index: RepoFile) -> set[str]:
+    """The files that a safetensors index names. Raises ModelFormatError."""
+    stored = parse_json(repo.read_small(index), f"{index.name} of {repo.repo_id}").get("weight_map")
+    if not isinstance(stored, dict) or not stored or not all(isinstance(name, str) for name in stored.values()):
+        raise ModelFormatError(f"{index.name} of {repo.repo_id} has no weight_map", remedy="Tell the repository's authors")
+    return set(stored.values())
+
+
+def _of_checkpoint(repo: Repo, choice: Choice) -> Structure:
+    config = _config(repo, choice)
+    names = config.get("architectures")
+    architecture = shown(str(names[0] if isinstance(names, list) and names else config.get("model_type", "unknown")))
+    n_vocab = config.get("vocab_size")
+    vocab = n_vocab if type(n_vocab) is int and n_vocab > 0 else None
+    try:
+        arrays = _arrays(repo, choice.weights)
+    except UnsupportedModelError as error:
+        return Structure(architecture, n_vocab=vocab, converts=False, why_not=str(error))
+    try:
+        family = family_of(config, f"config.json of {repo.repo_id}")
+        tensors = tuple(tensor.info for tensor in family.plan(arrays))
+        entries = family.metadata(outtype(arrays.values()))
+        return Structure(family.architecture, tensors, entries, vocab)
+    except ModelError as error:
+        return Structure(architecture, tuple(_as_stored(array) for array in arrays.values()), {}, vocab, converts=False, why_not=str(error))
+
+
+def _config(repo: Repo, choice: Choice) -> dict[str, Any]:
+    found = next((file for file in choice.companions if file.name == "config.json"), None)
+    if found is None:
+        raise ModelError(f"{repo.repo_id} has no config.json", remedy="Give the repository of a language model")
+    return parse_json(repo.read_small(found), f"config.json of {repo.repo_id}")
+
+
+def _arrays(repo: Repo, files: Sequence[RepoFile]) -> dict[str, StoredArray]:
+    arrays: dict[str, StoredArray] = {}
+    for stored in _at_once(lambda file: RemoteSafetensors(repo, file), files):
+        arrays |= stored.arrays
+    return arrays
+
+
+def _as_stored(array: StoredArray) -> TensorInfo:
+    return TensorInfo(array.name, array.shape, array.dtype, array.size_bytes)
+
+
+# GGUF
+
+
+def _of_gguf(repo: Repo, choice: Choice) -> Structure:
+    headers = _at_once(lambda file: gguf_header(repo, file), choice.weights)
+    metadata = headers[0].metadata
+    stored = metadata.get("general.architecture")
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    return Structure(
+        architecture=shown(str(stored.value)) if stored else "unknown",
+        tensors=tuple(tensor.info for header in headers for tensor in header.tensors),
+        metadata={key: value for key, value in metadata.items() if not key.startswith("tokenizer.ggml")},
+        n_vocab=len(tokens.value) if tokens and isinstance(tokens.value, tuple) else None,
+    )
+
+
+def gguf_header(repo: Repo, file: RepoFile) -> Header:
+    """The header of a GGUF file on the hub. Raises ModelError where it is damaged or longer than any known."""
+    data, name = repo.read(file, 0, _GGUF_START), f"{file.name} of {repo.repo_id}"
+    while True:
+        try:
+            return parse_header(memoryview(data), file.size_bytes, name)
+        except ModelFormatError:
+            whole = len(data) >= min(file.size_bytes, _GGUF_MOST)
+            if whole or data[: len(MAGIC)] != MAGIC:
+                raise
+        data += repo.read(file, len(data), min(file.size_bytes, len(data) * _GGUF_GROWTH))
+
+
+def _at_once(read: Callable[[RepoFile], Item], files: Sequence[RepoFile]) -> list[Item]:
+    with ThreadPoolExecutor(_N_REQUESTS) as pool:
+        return list(pool.map(read, files))

@@ -1,0 +1,220 @@
+"""Models on the Hugging Face hub: looked at before anything is downloaded, and downloaded as a job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from quantailor.errors import AlreadyQuantizedError, RepoFileNotFoundError, UnsupportedModelError
+from quantailor.ggml import library
+from quantailor.models.hub import (
+    DOWNLOAD_PATIENCE_S,
+    Choice,
+    HubSettings,
+    Repo,
+    RepoFile,
+    Structure,
+    Token,
+    choose,
+    find_token,
+    structure_of,
+)
+from quantailor.models.hub.fetching import check_cached, check_room, fetch_all, free_bytes
+from quantailor.models.hub.peeking import weight_names
+from quantailor.models.huggingface import INDEX_NAME
+from quantailor.qtypes import QType
+from quantailor.records import TensorInfo
+from quantailor.service import tasks
+from quantailor.service.inspection import tensor_report
+from quantailor.service.results import DiskNeed, DownloadResult, HubFile, PeekReport, TensorReport
+from quantailor.service.stages import Stages
+
+_MIXTURE_BITS: Mapping[str, float] = {"Q4_K_M": 4.9, "Q5_K_M": 5.7, "Q3_K_M": 4.0}
+"""Bits per weight of presets that mix types, for a dense model of 8 B weights; rounded up."""
+_LOGP_BYTES = 2
+"""Of one token's probability in the base's cached answers."""
+
+
+def peek(
+    repo_id: str, *, revision: str | None = None, token: Token | None = None, gguf_file: str | None = None, imatrix_only: bool = False
+) -> PeekReport:
+    """What a repository holds and what working with it takes; headers are read, weights are not.
+
+    Args:
+        repo_id: ORGANIZATION/NAME.
+        revision: branch, tag or commit; the main branch by default.
+        token: from `find_token`, which is also the default.
+        gguf_file: look at this GGUF file instead of the one that a download would take.
+        imatrix_only: look at a download that takes importance matrices alone.
+
+    Raises:
+        HubError: the hub refuses or is not there; `reason` and `link` say more.
+        ModelError: a header is damaged.
+    """
+    repo = Repo(repo_id, revision=revision, token=find_token() if token is None else token, settings=HubSettings.read())
+    try:
+        choice = _choice(repo, gguf_file, imatrix_only)
+        structure = Structure("none") if choice.kind == "imatrix" else structure_of(repo, choice)
+        _check_header(choice, structure)
+    except (RepoFileNotFoundError, AlreadyQuantizedError, UnsupportedModelError) as error:
+        if gguf_file is not None or imatrix_only:
+            raise
+        return _report(repo, revision, None, Structure("unknown", converts=False, why_not=str(error)))
+    return _report(repo, revision, choice, structure)
+
+
+def download(task: tasks.DownloadTask, stages: Stages) -> DownloadResult:
+    """Fetch what conversion or measuring needs into huggingface_hub's cache; what is there already is checked, not fetched.
+
+    Raises HubError, OutputError where the disk is too small, ModelError.
+    """
+    control = stages.begin("look up")
+    repo = Repo(
+        task.repo_id,
+        revision=task.revision,
+        token=find_token(None if task.token_file is None else Path(task.token_file)),
+        settings=HubSettings.read(),
+        patience_s=DOWNLOAD_PATIENCE_S,
+        control=control,
+        on_wait=lambda error, seconds: stages.note(f"{error.message}; trying again in {seconds:.0f} s"),
+    )
+    stages.note(f"{repo.repo_id} is at the commit {repo.sha}")
+    index = _index(repo, task.gguf_file, task.imatrix_only)
+    fetched = 0 if index is None else fetch_all(repo, check_cached(repo, [index], control), control)
+    choice = _choice(repo, task.gguf_file, task.imatrix_only)
+    if not choice.by_name:
+        _check_header(choice, structure_of(repo, choice))
+    missing = check_cached(repo, choice.files, stages.begin("check what is there"))
+    check_room(repo, missing)
+    fetched += fetch_all(repo, missing, stages.begin("download"))
+    return _downloaded(repo, task, choice, fetched)
+
+
+def _downloaded(repo: Repo, task: tasks.DownloadTask, choice: Choice, fetched: int) -> DownloadResult:
+    folder = repo.settings.repo_folder(repo.repo_id) / "snapshots" / repo.sha
+    model = {"gguf": str(repo.snapshot(choice.weights[0])) if choice.weights else None, "safetensors": str(folder), "imatrix": None}
+    return DownloadResult(
+        repo_id=repo.repo_id,
+        revision=task.revision or "main",
+        sha=repo.sha,
+        kind=choice.kind,
+        path=model[choice.kind],
+        folder=str(folder),
+        files=tuple(file.name for file in choice.files),
+        imatrix_files=tuple(str(repo.snapshot(file)) for file in choice.imatrices),
+        size_bytes=sum(file.size_bytes for file in choice.files),
+        fetched_bytes=fetched,
+        license=repo.info.license,
+    )
+
+
+def _choice(repo: Repo, gguf_file: str | None, imatrix_only: bool) -> Choice:
+    index = _index(repo, gguf_file, imatrix_only)
+    names = None if index is None else weight_names(repo, index)
+    return choose(repo.files, repo_id=repo.repo_id, weight_names=names, gguf_file=gguf_file, imatrix_only=imatrix_only)
+
+
+def _index(repo: Repo, gguf_file: str | None, imatrix_only: bool) -> RepoFile | None:
+    """The safetensors index, where it says which files are needed."""
+    if gguf_file is not None or imatrix_only:
+        return None
+    return next((file for file in repo.files if file.name == INDEX_NAME), None)
+
+
+def _check_header(choice: Choice, structure: Structure) -> None:
+    """Raise AlreadyQuantizedError where a file whose name says nothing turns out to be quantized."""
+    quantized = _quantized_types(structure.tensors)
+    if not choice.by_name and quantized:
+        raise AlreadyQuantizedError(
+            f"{choice.weights[0].name} is quantized already ({', '.join(quantized)})",
+            remedy="Look for the 16-bit model, or name the file with --gguf-file to take it nevertheless",
+        )
+
+
+def _quantized_types(tensors: Sequence[TensorInfo]) -> list[str]:
+    qtypes = library.types()
+    return sorted({tensor.type_name for tensor in tensors if tensor.type_name in qtypes and qtypes[tensor.type_name].is_quantized})
+
+
+# Report
+
+
+def _report(repo: Repo, revision: str | None, choice: Choice | None, structure: Structure) -> PeekReport:
+    needed = choice.files if choice else ()
+    missing = sum(file.size_bytes for file in needed if not repo.cached(file))
+    n_parameters = sum(tensor.n_elements for tensor in structure.tensors) or repo.info.n_parameters or 0
+    base_bytes = _base_bytes(choice, structure, n_parameters)
+    disk = _disk_needs(missing, 0 if choice is None or choice.kind == "gguf" else base_bytes, n_parameters, structure.n_vocab)
+    return PeekReport(
+        repo_id=repo.repo_id,
+        link=repo.asked.page,
+        revision=revision or "main",
+        sha=repo.sha,
+        kind=choice.kind if choice else "unknown",
+        architecture=structure.architecture,
+        n_parameters=n_parameters,
+        tensor_bytes=sum(tensor.size_bytes for tensor in structure.tensors),
+        is_quantized=bool(_quantized_types(structure.tensors)),
+        license=repo.info.license,
+        gated=repo.info.gated,
+        private=repo.info.private,
+        is_convertible=structure.converts,
+        why_not_convertible=structure.why_not,
+        files=_hub_files(repo, needed),
+        gguf_files=tuple(file.name for file in choice.weights) if choice and choice.kind == "gguf" else (),
+        imatrix_files=tuple(file.name for file in choice.imatrices) if choice else (),
+        size_bytes=sum(file.size_bytes for file in needed),
+        download_bytes=missing,
+        base_bytes=base_bytes,
+        later_bytes=sum(need.size_bytes for need in disk if need.step not in ("download", "convert")),
+        disk=disk,
+        cache_folder=str(repo.settings.cache_folder),
+        free_bytes=free_bytes(repo.settings.cache_folder),
+        metadata=dict(structure.metadata),
+        tensors=_tensor_reports(structure),
+    )
+
+
+def _hub_files(repo: Repo, needed: Sequence[RepoFile]) -> tuple[HubFile, ...]:
+    names = {file.name for file in needed}
+    return tuple(HubFile(file.name, file.size_bytes, repo.cached(file), file.name in names) for file in repo.files)
+
+
+def _base_bytes(choice: Choice | None, structure: Structure, n_parameters: int) -> int:
+    """Bytes of the 16-bit base: the GGUF file itself, or what conversion writes."""
+    if choice is None or choice.kind == "imatrix":
+        return 0
+    if choice.kind == "gguf":
+        return sum(file.size_bytes for file in choice.weights)
+    return sum(tensor.size_bytes for tensor in structure.tensors) if structure.converts else 2 * n_parameters
+
+
+def _disk_needs(download_bytes: int, base_bytes: int, n_parameters: int, n_vocab: int | None) -> tuple[DiskNeed, ...]:
+    if not n_parameters:
+        return (DiskNeed("download", download_bytes, "into the Hugging Face cache"),)
+    qtypes = library.types()
+    largest = _preset_bytes("Q8_0", n_parameters, qtypes)
+    references = sum(_preset_bytes(name, n_parameters, qtypes) for name in tasks.DEFAULT_REFERENCES)
+    tokens = (tasks.DEFAULT_MIX_CHUNKS * tasks.DEFAULT_N_CTX) // 2
+    answers = tokens * (n_vocab or 0) * _LOGP_BYTES
+    return (
+        DiskNeed("download", download_bytes, "into the Hugging Face cache"),
+        DiskNeed("convert", base_bytes, "the 16-bit base"),
+        DiskNeed("probe", largest + answers, "one file at a time, deleted afterwards, and the base's cached answers"),
+        DiskNeed("build", largest, "the result, if it is as large as Q8_0"),
+        DiskNeed("verify", references, f"references: {', '.join(tasks.DEFAULT_REFERENCES)}"),
+    )
+
+
+def _preset_bytes(name: str, n_parameters: int, qtypes: Mapping[str, QType]) -> int:
+    bits = qtypes[name].bits_per_weight if name in qtypes else _MIXTURE_BITS[name]
+    return int(n_parameters * bits / 8)
+
+
+def _tensor_reports(structure: Structure) -> tuple[TensorReport, ...]:
+    qtypes = library.types()
+    if structure.converts:
+        return tuple(tensor_report(tensor, structure.architecture, qtypes, None) for tensor in structure.tensors)
+    return tuple(
+        TensorReport(tensor.name, "", None, tensor.shape, tensor.type_name, tensor.size_bytes, (), {}) for tensor in structure.tensors
+    )
