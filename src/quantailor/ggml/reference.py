@@ -85,6 +85,8 @@ def quantize_reference(
     preset: str | None = None,
     type_name: str | None = None,
     overrides: Sequence[tuple[str, str]] = (),
+    embedding_type: str | None = None,
+    output_type: str | None = None,
     pure: bool = False,
     imatrix: Mapping[str, Floats] | None = None,
     metadata: Mapping[str, str | int] | None = None,
@@ -101,6 +103,8 @@ def quantize_reference(
         preset: llama.cpp's mix of that name, for example "Q4_K_M".
         type_name: instead of a preset, one type for every tensor that is quantized at all.
         overrides: (pattern, type name) pairs; the first whose pattern is found in a tensor's name decides.
+        embedding_type: the token embeddings' type, before any override.
+        output_type: the output matrix' type, before any override.
         pure: the preset's default type for all tensors instead of its mix.
         imatrix: importances as the quantizer takes them, flat: n_slices x n_cols per tensor.
         metadata: further keys to write, for example `quantize.imatrix.*`.
@@ -128,6 +132,8 @@ def quantize_reference(
         allow_requantize=allow_requantize,
         buffer_bytes=BUFFER_BYTES,
         overrides=_override_ids([*overrides, *([(".*", type_name)] if type_name else [])]),
+        embedding_type=None if embedding_type is None else _type_id(embedding_type),
+        output_type=None if output_type is None else _type_id(output_type),
         metadata=dict(metadata or {}),
     )
     try:
@@ -161,11 +167,14 @@ def _vectors(imatrix: Mapping[str, Floats]) -> dict[str, Floats]:
 
 
 def _override_ids(overrides: Sequence[tuple[str, str]]) -> tuple[tuple[str, int], ...]:
+    return tuple((pattern, _type_id(type_name)) for pattern, type_name in overrides)
+
+
+def _type_id(type_name: str) -> int:
     qtypes = library.types()
-    for _, type_name in overrides:
-        if type_name not in qtypes:
-            raise TypeUnavailableError(f"ggml cannot write the type {type_name}", remedy=f"Choose one of {', '.join(qtypes)}")
-    return tuple((pattern, qtypes[type_name].id) for pattern, type_name in overrides)
+    if type_name not in qtypes:
+        raise TypeUnavailableError(f"ggml cannot write the type {type_name}", remedy=f"Choose one of {', '.join(qtypes)}")
+    return qtypes[type_name].id
 
 
 @dataclass

@@ -49,6 +49,10 @@ class Request:
     buffer_bytes: int = 0
     """Rows of one tensor kept in memory; 0 is llama.cpp's own 8 GiB."""
     overrides: tuple[tuple[str, int], ...] = ()
+    embedding_type: int | None = None
+    """`--token-embedding-type`, which goes before overrides."""
+    output_type: int | None = None
+    """`--output-tensor-type`."""
     imatrix_names: tuple[str, ...] = ()
     imatrix_sizes: tuple[int, ...] = ()
     metadata: Mapping[str, str | int] = field(default_factory=dict)
@@ -95,6 +99,10 @@ def _parameters(llama: Any, request: Request, importances: Floats) -> tuple[Any,
     parameters.dry_run = request.dry_run
     parameters.max_buf_size = request.buffer_bytes or parameters.max_buf_size
     kept: list[Any] = [importances]
+    if request.embedding_type is not None:
+        parameters.token_embedding_type = request.embedding_type
+    if request.output_type is not None:
+        parameters.output_tensor_type = request.output_type
     if request.overrides:
         overrides = (llama.llama_model_tensor_override * (len(request.overrides) + 1))()
         for index, (pattern, type_id) in enumerate(request.overrides):

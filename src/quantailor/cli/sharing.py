@@ -1,0 +1,229 @@
+"""Commands that hand a strategy or a file on: to llama.cpp's quantizer, to the hub, to a sceptical eye."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantailor import service
+from quantailor.cli import EXIT_ERROR, options
+from quantailor.cli.output import console, print_json, table
+from quantailor.cli.root import app
+from quantailor.cli.values import format_size, imatrix_choice
+from quantailor.errors import StrategyMismatchError
+from quantailor.service import sharing_results as results
+from quantailor.service import tasks
+from quantailor.service.exporting import ExportFormat
+
+_MANY = 40
+_MARK = {"ok": "[green]as the strategy says[/green]", "bad": "[red]not as the strategy says[/red]"}
+
+BaseOption = Annotated[Path, typer.Option("--base", help="The 16-bit base it was made from.")]
+StrategyArgument = Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file, or a GGUF file that carries one.")]
+
+
+@app.command(epilog="Example: quantailor export s.yaml --base base.gguf -o tensor-types.txt")
+def export(
+    strategy: StrategyArgument,
+    base: BaseOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The text to write.")],
+    format: Annotated[ExportFormat, typer.Option("--format", help="For llama.cpp, for ik_llama.cpp, or the strategy itself.")] = (
+        "llama-quantize"
+    ),
+    gguf: Annotated[Path | None, typer.Option("--gguf", help="The file that the command is to make; named by the strategy.")] = None,
+    imatrix: options.Imatrix = tasks.AUTO,
+    force: options.Force = False,
+    home: options.Home = None,
+    as_json: options.Json = False,
+) -> None:
+    """Write a strategy for llama.cpp's own llama-quantize (--tensor-type-file) or ik_llama.cpp's (--custom-q), and the line to run."""
+    with service.Workspace.open(home) as workspace:
+        paths = tuple(Path(tasks.absolute(path)) for path in (base, strategy, output))
+        target = None if gguf is None else Path(tasks.absolute(gguf))
+        found = service.export(workspace, *paths, output=target, format=format, imatrix=imatrix_choice(imatrix), overwrite=force)
+    if as_json:
+        print_json("export", found)
+    else:
+        _show_export(found)
+
+
+def _show_export(report: results.ExportReport) -> None:
+    out = console()
+    out.print(f"wrote     {report.text_path}", markup=False)
+    for note in report.notes:
+        out.print(f"note      {note}", markup=False)
+    if report.line:
+        out.print("\nWith llama.cpp:" if report.format == "llama-quantize" else "\nWith ik_llama.cpp:")
+        out.print(report.line, markup=False, soft_wrap=True)
+    out.print("\nWith Quantailor:")
+    for line in report.own_lines:
+        out.print(line, markup=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: quantailor diff base.gguf s.yaml Q4_K_M")
+def diff(
+    base: options.Source,
+    a: Annotated[str, typer.Argument(metavar="A", help="A strategy file, a GGUF file of this model, or a preset's name.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="What to compare it with.")],
+    all_tensors: Annotated[bool, typer.Option("--all", help="Show every tensor that differs.")] = False,
+    imatrix: options.Imatrix = tasks.AUTO,
+    home: options.Home = None,
+    as_json: options.Json = False,
+) -> None:
+    """Compare two choices of types for one model: sizes, predicted KL divergence, and every tensor that differs."""
+    with service.Workspace.open(home) as workspace:
+        found = service.compare_strategies(workspace, base, a, b, imatrix=imatrix_choice(imatrix))
+    if as_json:
+        print_json("diff", found)
+    else:
+        _show_diff(found, most=None if all_tensors else _MANY)
+
+
+def _show_diff(found: results.StrategyDiff, *, most: int | None) -> None:
+    out = console()
+    columns = {"": "left", "kind": "left", "size": "right", "bits per weight": "right", "predicted KLD (95 %)": "left", "types": "left"}
+    out.print(table(found.model_name, columns, [_side_row("A", found.a), _side_row("B", found.b)]))
+    for name, side in (("A", found.a), ("B", found.b)):
+        if side.no_prediction:
+            out.print(f"{name} has no prediction: {side.no_prediction}", markup=False)
+    if not found.tensors:
+        out.print("No tensor differs.")
+        return
+    rows = [(row.role, f"{row.n_changed} of {row.n_tensors}", _change(row.size_a_bytes, row.size_b_bytes)) for row in found.roles]
+    out.print(table("By role", {"role": "left", "changed": "right", "B - A": "right"}, rows))
+    shown = found.tensors[:most]
+    tensors = [(row.tensor, row.type_a, row.type_b, _change(row.size_a_bytes, row.size_b_bytes)) for row in shown]
+    out.print(table("Tensors", {"tensor": "left", "A": "left", "B": "left", "B - A": "right"}, tensors))
+    if len(shown) < len(found.tensors):
+        out.print(f"and {len(found.tensors) - len(shown)} more; --all shows them")
+
+
+def _side_row(name: str, side: results.DiffSide) -> tuple[str, ...]:
+    kld = "unknown"
+    if side.kld_nats is not None and side.kld_interval_nats is not None:
+        low, high = side.kld_interval_nats
+        kld = rf"{side.kld_nats:.4g} \[{low:.4g}, {high:.4g}]"
+    types = ", ".join(f"{count} x {type_name}" for type_name, count in side.type_counts.items())
+    return (f"{name}: {side.label}".replace("[", r"\["), side.kind, format_size(side.size_bytes), f"{side.bits_per_weight:.3f}", kld, types)
+
+
+def _change(a: int, b: int) -> str:
+    return f"{'+' if b >= a else '-'}{format_size(abs(b - a))}"
+
+
+@app.command(epilog="Example: quantailor card out.gguf --base base.gguf -o README.md")
+def card(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The quantized GGUF file, or the first part of a split one.")],
+    base: BaseOption,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write; shown if not given.")] = None,
+    repo_id: Annotated[str | None, typer.Option("--base-model", help="The original model's name on the hub, ORG/NAME.")] = None,
+    force: options.Force = False,
+    home: options.Home = None,
+    as_json: options.Json = False,
+) -> None:
+    """Write a model card (README.md) for the hub: what was measured, what is predicted, what neither, and how to do it again."""
+    with service.Workspace.open(home) as workspace:
+        found = service.write_card(workspace, base, file, output, repo_id=repo_id, overwrite=force)
+    if as_json:
+        print_json("card", found)
+    elif found.path is None:
+        sys.stdout.write(found.text)
+    else:
+        _show_card(found, file)
+
+
+def _show_card(found: results.CardResult, file: Path) -> None:
+    out = console()
+    out.print(f"wrote     {found.path}", markup=False)
+    out.print(f"verdict   {found.verdict or f'none; measure the file with: quantailor verify {file} --base ...'}", markup=False)
+    if not found.name_is_listed:
+        out.print(f"note      The hub's list does not tell the type of {file.name}; it would of {found.suggested_name}", markup=False)
+
+
+@app.command(epilog="Example: quantailor experts base.gguf")
+def experts(
+    base: options.Base,
+    imatrix: options.Imatrix = tasks.AUTO,
+    home: options.Home = None,
+    as_json: options.Json = False,
+) -> None:
+    """How the router of a mixture spreads the calibration text over its experts, and how much each layer's experts matter."""
+    with service.Workspace.open(home) as workspace:
+        found = service.experts(workspace, base, imatrix=imatrix_choice(imatrix))
+    if as_json:
+        print_json("experts", found)
+    else:
+        _show_experts(found)
+
+
+def _show_experts(found: results.ExpertsReport) -> None:
+    out = console()
+    out.print(f"{found.model_name}: {found.n_experts} experts, {found.n_used or 'an unknown number'} per token", markup=False)
+    out.print(f"text      {', '.join(found.datasets) or 'unknown'}, {found.n_tokens:,} tokens", markup=False)
+    columns = {"layer": "right", "least used": "right", "most used": "right", "most important": "right", "entropy": "right"}
+    columns |= {"unseen": "right", "alpha of its tensors": "left"}
+    out.print(table("Experts by layer (shares of the routed tokens)", columns, [_expert_row(layer) for layer in found.layers]))
+    n_unseen = sum(len(layer.unseen) for layer in found.layers)
+    if n_unseen:
+        out.print(
+            f"[yellow]{n_unseen} experts saw no token of the text: their types are chosen without knowledge of their inputs.[/yellow]"
+        )
+    if not found.probed:
+        out.print("Their sensitivity is unknown: the model has not been probed with this importance matrix.")
+
+
+def _expert_row(layer: results.ExpertLayer) -> tuple[str, ...]:
+    alphas = (f"{item.role} {item.alpha.value:.3g}" for item in layer.tensors if item.alpha is not None)
+    return (
+        str(layer.layer),
+        _named_share(layer.shares, min(layer.shares)),
+        _named_share(layer.shares, max(layer.shares)),
+        _named_share(layer.importance, max(layer.importance)),
+        f"{layer.normalized_entropy:.3f}",
+        str(len(layer.unseen)),
+        ", ".join(alphas),
+    )
+
+
+def _named_share(shares: tuple[float, ...], share: float) -> str:
+    return f"{shares.index(share)}: {100 * share:.1f} %"
+
+
+@app.command(epilog="Example: quantailor check out.gguf s.yaml --base base.gguf")
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The built GGUF file, or the first part of a split one.")],
+    strategy: StrategyArgument,
+    base: BaseOption,
+    home: options.Home = None,
+    as_json: options.Json = False,
+) -> None:
+    """Check that a file is what its strategy says: every tensor's type, the size to the byte; and tell its SHA-256. Exit code 1 if not."""
+    with service.Workspace.open(home) as workspace:
+        found = service.check_build(workspace, base, strategy, file)
+    if as_json:
+        print_json("check", found)
+        raise typer.Exit(0 if found.ok else EXIT_ERROR)
+    _show_check(found)
+    if not found.ok:
+        raise StrategyMismatchError(f"{file} is not what {strategy} says", remedy="Build it again, or give the strategy it was built by")
+
+
+def _show_check(found: results.BuildCheck) -> None:
+    out = console()
+    out.print(f"types     {found.n_tensors} tensors, {_MARK['bad' if found.differences else 'ok']}")
+    rows = [(item.tensor, item.expected or "missing", item.found or "missing") for item in found.differences]
+    if rows:
+        out.print(table("Differences", {"tensor": "left", "strategy": "left", "file": "left"}, rows))
+    expected = found.expected_size_bytes
+    if expected is None:
+        verdict = "another program's header; its tensors " + ("are" if found.tensor_bytes == found.expected_tensor_bytes else "are not")
+        out.print(f"size      {found.size_bytes:,} bytes, {verdict} as large as the strategy says")
+    else:
+        out.print(
+            f"size      {found.size_bytes:,} bytes, " + (_MARK["ok"] if expected == found.size_bytes else f"[red]not {expected:,}[/red]")
+        )
+    for part in found.parts:
+        out.print(f"sha256    {part.sha256}  {part.path}", markup=False)
