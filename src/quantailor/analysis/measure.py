@@ -44,7 +44,15 @@ from quantailor.models.source import ModelSource, fingerprint
 from quantailor.qtypes import QType, unavailable
 from quantailor.records import TensorInfo, WeightError
 
-__all__ = ["DEFAULT_RELATIVE_SE", "DEFINITION_VERSION", "HISTOGRAM_EDGES", "MeasureSettings", "measure_model", "measure_tensor"]
+__all__ = [
+    "DEFAULT_RELATIVE_SE",
+    "DEFINITION_VERSION",
+    "HISTOGRAM_EDGES",
+    "MeasureSettings",
+    "expected_work",
+    "measure_model",
+    "measure_tensor",
+]
 
 DEFAULT_RELATIVE_SE = 0.01
 BLOCK_WEIGHTS = 1 << 16
@@ -133,7 +141,8 @@ def measure_model(
     wanted = [_known_type(name) for name in type_names]
     missing = [(tensor, [t for t in wanted if done is None or not done(tensor.name, t.name)]) for tensor in map(source.tensor, names)]
     seed = seed or fingerprint(source)
-    progress = _Progress(control, sum(_cost(tensor, len(qtypes), settings) for tensor, qtypes in missing))
+    ready: set[str] = set()
+    progress = _Progress(control, sum(expected_work(tensor, len(qtypes), settings) for tensor, qtypes in missing))
     with _Workers(n_threads, control) as workers:
         for tensor, qtypes in missing:
             control.check()
@@ -145,17 +154,26 @@ def measure_model(
                     measurable.append(qtype)
                 else:
                     yield weight_error.unavailable_cell(tensor, qtype, reason)
-            progress.add(_cost(tensor, len(qtypes) - len(measurable), settings), tensor.name)
+            _set_up([qtype for qtype in measurable if qtype.name not in ready], control)
+            ready.update(qtype.name for qtype in measurable)
+            progress.add(expected_work(tensor, len(qtypes) - len(measurable), settings), tensor.name)
             for batch in _batches(tensor, measurable, settings):
                 measurement = _Measurement(source, tensor, weights, settings, seed, workers)
                 yield from measurement.cells(batch)
-                progress.add(_cost(tensor, len(batch), settings), tensor.name)
+                progress.add(expected_work(tensor, len(batch), settings), tensor.name)
 
 
 def _batches(tensor: TensorInfo, qtypes: Sequence[QType], settings: MeasureSettings) -> Iterator[Sequence[QType]]:
     size = max(1, BATCH_WEIGHTS // tensor.n_elements) if settings.exhaustive else max(1, len(qtypes))
     for start in range(0, len(qtypes), size):
         yield qtypes[start : start + size]
+
+
+def _set_up(qtypes: Sequence[QType], control: Control) -> None:
+    """Let ggml make its tables, seconds for some types, before the work whose rate tells how long the rest will take."""
+    for qtype in qtypes:
+        control.check()
+        codec.quantize(np.ones((1, qtype.block_size), np.float32), qtype, np.ones(qtype.block_size, np.float32))
 
 
 def _known_type(name: str) -> QType:
@@ -170,7 +188,7 @@ def _unavailable(source: ModelSource, tensor: TensorInfo, qtype: QType, weights:
     return unavailable(tensor, qtype, architecture=source.architecture, has_imatrix=weights.quantizer is not None, qtypes=library.types())
 
 
-def _cost(tensor: TensorInfo, n_types: int, settings: MeasureSettings) -> float:
+def expected_work(tensor: TensorInfo, n_types: int, settings: MeasureSettings) -> float:
     """Expected work in weights x types, for progress."""
     if settings.exhaustive:
         return float(tensor.n_elements * n_types)

@@ -38,6 +38,11 @@ class Home:
         return self.path / "imatrices"
 
     @property
+    def bases(self) -> Path:
+        """Conversions of Hugging Face directories that nobody gave another place."""
+        return self.path / "bases"
+
+    @property
     def base_logp(self) -> Path:
         """Log-probabilities of bases on texts; may be deleted, they are computed again."""
         return self.path / "base-logp"
@@ -48,7 +53,7 @@ class Home:
 
     def create(self) -> Home:
         """Make the folders that are missing; raises StoreError where that is not allowed."""
-        for folder in (self.path, self.logs, self.references, self.imatrices, self.base_logp):
+        for folder in (self.path, self.logs, self.references, self.imatrices, self.bases, self.base_logp):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from quantailor.errors import Cancelled, Paused
 from quantailor.jobs.rate import RateMeter
@@ -32,6 +33,7 @@ class JobControl:
         self._stopping = False
         self._meter = RateMeter()
         self._progress = Progress()
+        self._part = (0, 0)
         self._checked = self._shown = self._written = float("-inf")
 
     @property
@@ -60,11 +62,15 @@ class JobControl:
         if requested == "pause":
             raise self._paused()
 
-    def stage(self, name: str) -> None:
-        """Begin a part of the job that counts its own units."""
+    def part(self, number: int, n_parts: int) -> None:
+        """Say which of how many parts comes next, from 1; the stages that follow belong to it."""
+        self._part = (number, n_parts)
+
+    def stage(self, name: str, unit: str = "") -> None:
+        """Begin a stage of the job that counts its own units."""
         with self._lock:
             self._meter = RateMeter()
-            self._progress = Progress(stage=name)
+            self._progress = Progress(stage=name, unit=unit, stage_number=self._part[0], n_stages=self._part[1])
             self._show()
             self.flush()
 
@@ -77,7 +83,7 @@ class JobControl:
             self._meter.add(now, done)
             finished = done >= total
             if not finished and now - self._shown < SHOW_EVERY_S and now - self._written < WRITE_EVERY_S:
-                self._progress = Progress(self._progress.stage, done, total, message, *self._rate())
+                self._progress = replace(self._progress, done=done, total=total, message=message)
                 return
             self._progress = self._estimated(done, total, message)
             if finished or now - self._shown >= SHOW_EVERY_S:
@@ -98,12 +104,8 @@ class JobControl:
 
     def _estimated(self, done: float, total: float, message: str) -> Progress:
         estimate = self._meter.estimate()
-        if estimate is None:
-            return Progress(self._progress.stage, done, total, message)
-        return Progress(self._progress.stage, done, total, message, estimate.mean, *estimate.seconds_for(total - done))
-
-    def _rate(self) -> tuple[float | None, float | None, float | None]:
-        return self._progress.rate, self._progress.eta_low_s, self._progress.eta_high_s
+        rate, low, high = (None, None, None) if estimate is None else (estimate.mean, *estimate.seconds_for(total - done))
+        return replace(self._progress, done=done, total=total, message=message, rate=rate, eta_low_s=low, eta_high_s=high)
 
     def _show(self) -> None:
         if self._listener is not None:

@@ -41,13 +41,14 @@ def _report(source: ModelSource, imatrix_tensors: Collection[str] | None) -> Mod
         is_quantized=any(qtypes[tensor.type_name].is_quantized for tensor in source.tensors if tensor.type_name in qtypes),
         config_files=tuple(getattr(source, "config_files", ())),
         metadata=dict(source.metadata),
-        tensors=tuple(_tensor_report(tensor, source.architecture, qtypes, imatrix_tensors) for tensor in source.tensors),
+        tensors=tuple(tensor_report(tensor, source.architecture, qtypes, imatrix_tensors) for tensor in source.tensors),
     )
 
 
-def _tensor_report(
+def tensor_report(
     tensor: TensorInfo, architecture: str, qtypes: Mapping[str, QType], imatrix_tensors: Collection[str] | None
 ) -> TensorReport:
+    """A tensor with the types it can take; `imatrix_tensors` as in `inspect`."""
     has_imatrix = imatrix_tensors is None or tensor.name in imatrix_tensors
     reasons = {
         name: unavailable(tensor, qtype, architecture=architecture, has_imatrix=has_imatrix, qtypes=qtypes)

@@ -10,15 +10,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from quantailor import jobs
-from quantailor.errors import JobError
+from quantailor.errors import JobError, ResourceError
 from quantailor.jobs import Job, JobControl, Listener
 from quantailor.service import tasks
+from quantailor.service.hub import download
 from quantailor.service.making import make
+from quantailor.service.preflight import preflight
 from quantailor.service.probing import probe
 from quantailor.service.proving import build, verify
 from quantailor.service.refining import refine
 from quantailor.service.results import JobReport, TaskResult
 from quantailor.service.stages import Stages
+from quantailor.service.study import study
 from quantailor.service.sweeping import sweep
 from quantailor.service.tasks import Task
 from quantailor.service.work import compute_imatrix, convert, measure
@@ -30,7 +33,7 @@ _FOLLOW_SECONDS = 0.5
 def submit(workspace: Workspace, task: Task) -> int:
     """Queue a job for the task and return its number; an unfinished job for the same task is taken up again.
 
-    Raises JobError where another process is at that very task now.
+    Raises JobError where another process is at that very task now, ResourceError where disk or memory fall short (`preflight`).
     """
     store = workspace.store
     jobs.reconcile(store)
@@ -40,8 +43,16 @@ def submit(workspace: Workspace, task: Task) -> int:
             continue
         if job.state == "running":
             raise JobError(f"job {job.id} does this already", remedy=f"Follow it with `quantailor jobs show {job.id} --follow`")
+        _require_resources(workspace, task)
         return jobs.resume(store, job.id).id
+    _require_resources(workspace, task)
     return store.jobs.create(kind, arguments).id
+
+
+def _require_resources(workspace: Workspace, task: Task) -> None:
+    shortfalls = preflight(workspace, task)
+    if shortfalls:
+        raise ResourceError(f"cannot start: {'; '.join(shortfalls)}")
 
 
 def run_job(
@@ -66,6 +77,8 @@ def run_job(
 
 def _run(workspace: Workspace, task: Task, stages: Stages) -> TaskResult:
     match task:
+        case tasks.DownloadTask():
+            return download(task, stages)
         case tasks.ConvertTask():
             return convert(workspace, task, stages)
         case tasks.ImatrixTask():
@@ -76,6 +89,8 @@ def _run(workspace: Workspace, task: Task, stages: Stages) -> TaskResult:
             return probe(workspace, task, stages)
         case tasks.SweepTask():
             return sweep(workspace, task, stages)
+        case tasks.StudyTask():
+            return study(workspace, task, stages)
         case tasks.RefineTask():
             return refine(workspace, task, stages)
         case tasks.BuildTask():
@@ -89,19 +104,19 @@ def _run(workspace: Workspace, task: Task, stages: Stages) -> TaskResult:
 def start_detached(workspace: Workspace, job_id: int) -> JobReport:
     """Start a process of its own for a queued job; it outlives this one and its terminal."""
     argv = (sys.executable, "-m", "quantailor", "worker", str(job_id), "--home", str(workspace.home.path))
-    return _report(workspace, jobs.submit(workspace.store, job_id, argv, workspace.home.log_of(job_id)))
+    return report_of(workspace, jobs.submit(workspace.store, job_id, argv, workspace.home.log_of(job_id)))
 
 
 def list_jobs(workspace: Workspace) -> list[JobReport]:
     """Every job, the newest first; those whose process has died are marked as interrupted."""
     jobs.reconcile(workspace.store)
-    return [_report(workspace, job) for job in workspace.store.jobs.all()]
+    return [report_of(workspace, job) for job in workspace.store.jobs.all()]
 
 
 def show_job(workspace: Workspace, job_id: int) -> JobReport:
     """One job with its log."""
     jobs.reconcile(workspace.store)
-    return _report(workspace, workspace.store.jobs.get(job_id), with_log=True)
+    return report_of(workspace, workspace.store.jobs.get(job_id), with_log=True)
 
 
 def follow_job(workspace: Workspace, job_id: int, listener: Listener) -> None:
@@ -118,7 +133,7 @@ def follow_job(workspace: Workspace, job_id: int, listener: Listener) -> None:
 
 def pause_job(workspace: Workspace, job_id: int) -> JobReport:
     """Ask a job to stop at its next safe point."""
-    return _report(workspace, jobs.request_pause(workspace.store, job_id))
+    return report_of(workspace, jobs.request_pause(workspace.store, job_id))
 
 
 def resume_job(workspace: Workspace, job_id: int) -> JobReport:
@@ -126,12 +141,12 @@ def resume_job(workspace: Workspace, job_id: int) -> JobReport:
     job = jobs.resume(workspace.store, job_id)
     if job.state == "running":
         raise JobError(f"job {job_id} runs on; the request to pause was taken back")
-    return _report(workspace, job)
+    return report_of(workspace, job)
 
 
 def cancel_job(workspace: Workspace, job_id: int) -> JobReport:
     """Stop a job for good."""
-    return _report(workspace, jobs.request_cancel(workspace.store, job_id))
+    return report_of(workspace, jobs.request_cancel(workspace.store, job_id))
 
 
 def remove_job(workspace: Workspace, job_id: int) -> JobReport:
@@ -141,7 +156,8 @@ def remove_job(workspace: Workspace, job_id: int) -> JobReport:
     return report
 
 
-def _report(workspace: Workspace, job: Job, *, with_log: bool = False) -> JobReport:
+def report_of(workspace: Workspace, job: Job, *, with_log: bool = False) -> JobReport:
+    """A job as users see it."""
     progress = job.progress
     eta = None if progress.eta_low_s is None or progress.eta_high_s is None else (progress.eta_low_s, progress.eta_high_s)
     share = progress.done / progress.total if progress.total else 0.0
@@ -157,12 +173,28 @@ def _report(workspace: Workspace, job: Job, *, with_log: bool = False) -> JobRep
         error=job.error,
         eta_seconds=eta,
         log=tuple(line.message for line in lines),
+        elapsed_seconds=_elapsed_seconds(workspace, job),
+        rate=progress.rate,
+        unit=progress.unit,
+        stage=progress.stage,
+        stage_number=progress.stage_number,
+        n_stages=progress.n_stages,
     )
+
+
+def _elapsed_seconds(workspace: Workspace, job: Job) -> float | None:
+    """How long the latest attempt has run, or ran."""
+    if job.started is None:
+        return None
+    end = workspace.store.now if job.state == "running" else job.finished or job.heartbeat or job.started
+    return max(0.0, end - job.started)
 
 
 def _title(job: Job) -> str:
     """What a job works on and where it writes."""
     arguments = job.arguments
+    if arguments.get("repo_id"):
+        return str(arguments["repo_id"])
     subject = next((str(arguments[key]) for key in ("file", "model", "base") if arguments.get(key)), "")
     output = arguments.get("output")
     name = Path(subject).name

@@ -30,7 +30,16 @@ def make(workspace: Workspace, task: tasks.MakeTask, stages: Stages) -> MakeResu
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot create {folder}: {error.strerror or error}", remedy="Choose another directory with -o") from error
-    base = _base(workspace, task, folder, stages)
+    base, is_there = _base(task, folder)
+    parts = _parts(task, is_there)
+
+    def enter(part: str) -> None:
+        stages.part(parts.index(part) + 1, len(parts))
+
+    if not is_there:
+        enter("convert")
+        convert(workspace, tasks.ConvertTask(model=task.model, output=base, overwrite=True), stages)
+    enter("imatrix")
     imatrix = compute_imatrix(
         workspace,
         tasks.ImatrixTask(
@@ -44,6 +53,7 @@ def make(workspace: Workspace, task: tasks.MakeTask, stages: Stages) -> MakeResu
         ),
         stages,
     )
+    enter("measure")
     measure(
         workspace,
         tasks.MeasureTask(
@@ -56,7 +66,8 @@ def make(workspace: Workspace, task: tasks.MakeTask, stages: Stages) -> MakeResu
         ),
         stages,
     )
-    if task.plan.basis != "ranking":
+    if "probes" in parts:
+        enter("probes")
         probe(
             workspace,
             tasks.ProbeTask(
@@ -64,7 +75,7 @@ def make(workspace: Workspace, task: tasks.MakeTask, stages: Stages) -> MakeResu
                 text=task.text,
                 chunks=task.probe_chunks,
                 mix_chunks=3 * task.probe_chunks,
-                group=task.group or _grouping(base, task.n_gpu_layers),
+                group=task.group or grouping(base, task.n_gpu_layers),
                 imatrix=imatrix.path,
                 n_gpu_layers=task.n_gpu_layers,
                 n_threads=task.n_threads,
@@ -72,6 +83,7 @@ def make(workspace: Workspace, task: tasks.MakeTask, stages: Stages) -> MakeResu
             stages,
         )
     strategy = folder / "strategy.yaml"
+    enter("plan")
     planned = plan(
         workspace,
         Path(base),
@@ -82,7 +94,9 @@ def make(workspace: Workspace, task: tasks.MakeTask, stages: Stages) -> MakeResu
         overwrite=True,
         control=stages.begin("plan"),
     )
+    enter("build")
     built = _build(workspace, task, base, strategy, planned, stages)
+    enter("verify")
     verified = verify(
         workspace,
         tasks.VerifyTask(
@@ -108,28 +122,36 @@ def _plan_options(task: tasks.MakeTask) -> tasks.PlanOptions:
     return dataclasses.replace(task.plan, allow=(*task.plan.allow, ",".join(task.types)))
 
 
-def _grouping(base: str, n_gpu_layers: int) -> tasks.Grouping:
+def grouping(base: str, n_gpu_layers: int) -> tasks.Grouping:
     """Every tensor where that takes minutes, groups where it would take days."""
     source = open_model(base)
     try:
-        small = sum(tensor.n_elements for tensor in source.tensors) <= SMALL_MODEL_WEIGHTS
+        return grouping_of(sum(tensor.n_elements for tensor in source.tensors), n_gpu_layers)
     finally:
         source.close()
-    return "tensor" if small or n_gpu_layers else "role-depth"
 
 
-def _base(workspace: Workspace, task: tasks.MakeTask, folder: Path, stages: Stages) -> str:
-    """The GGUF to start from: the model itself, or its conversion, made once."""
+def grouping_of(n_weights: int, n_gpu_layers: int) -> tasks.Grouping:
+    """The same for a model of so many weights."""
+    return "tensor" if n_weights <= SMALL_MODEL_WEIGHTS or n_gpu_layers else "role-depth"
+
+
+def _parts(task: tasks.MakeTask, base_is_there: bool) -> tuple[str, ...]:
+    """What this run goes through, in order."""
+    wanted = {"convert": not base_is_there, "imatrix": True, "measure": True, "probes": task.plan.basis != "ranking"}
+    return (*(name for name, is_wanted in wanted.items() if is_wanted), "plan", "build", "verify")
+
+
+def _base(task: tasks.MakeTask, folder: Path) -> tuple[str, bool]:
+    """The GGUF to start from, the model itself or its conversion, and whether it is there."""
     source = open_model(task.model)
     try:
         if isinstance(source, GGUFSource):
-            return task.model
+            return task.model, True
     finally:
         source.close()
     base = folder / "base.gguf"
-    if not (base.exists() and fingerprint_of(base) == fingerprint_of(Path(task.model))):
-        convert(workspace, tasks.ConvertTask(model=task.model, output=str(base), overwrite=True), stages)
-    return str(base)
+    return str(base), base.exists() and fingerprint_of(base) == fingerprint_of(Path(task.model))
 
 
 def _build(workspace: Workspace, task: tasks.MakeTask, base: str, strategy: Path, planned: PlanResult, stages: Stages) -> BuildReport:

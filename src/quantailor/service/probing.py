@@ -68,12 +68,20 @@ def measured_with(
 ) -> Measured:
     """The weight errors to work with. Where nothing is measured yet all types are, else those of `types` that are missing."""
     try:
-        known = {cell.type_name for cell in measured(workspace, model, task.imatrix).cells}
+        before = measured(workspace, model, task.imatrix)
+        known, exhaustive = {cell.type_name for cell in before.cells}, before.is_exhaustive
     except StrategyError:
-        known = set()
-    wanted = tuple(sorted(known | set(types))) if known else ()
-    measure(workspace, tasks.MeasureTask(base=task.base, types=wanted, imatrix=task.imatrix, n_threads=task.n_threads), stages)
-    return measured(workspace, model, task.imatrix)
+        known, exhaustive = set(), False
+    more = tasks.MeasureTask(
+        base=task.base,
+        types=tuple(sorted(known | set(types))) if known else (),
+        exhaustive=exhaustive,
+        imatrix=task.imatrix,
+        allow_requantize=bool(known),  # whoever measured it allowed that
+        n_threads=task.n_threads,
+    )
+    measure(workspace, more, stages)
+    return measured(workspace, model, task.imatrix, exhaustive if known else None)
 
 
 def n_scored(at: Scoring) -> int:
@@ -125,8 +133,8 @@ class _Probes:
         common = set.intersection(*known) if known else set()
         types = [name for name in known_types(self._task.types) if name in common]
         qtypes = library.types()
-        if not any(qtypes[name].bits_per_weight < _ALPHA_BITS for name in types):
-            smaller = [name for name in common if qtypes[name].is_quantized and qtypes[name].bits_per_weight >= _LEAST_BITS]
+        if not any(qtypes[name].bits_per_weight < ALPHA_BITS for name in types):
+            smaller = [name for name in common if qtypes[name].is_quantized and qtypes[name].bits_per_weight >= LEAST_BITS]
             types += sorted(smaller, key=lambda name: qtypes[name].bits_per_weight)[:1]
         return list(dict.fromkeys(types))
 
@@ -174,10 +182,10 @@ class _Probes:
         return self._at.workspace.store.mix_scores(self._at.key)
 
 
-_ALPHA_BITS = 5.0
+ALPHA_BITS = 5.0
 """A probe of fewer bits tells alpha; from `_NOISE_BITS` on it tells the kernel's noise."""
 _NOISE_BITS = 6.0
-_LEAST_BITS = 2.5
+LEAST_BITS = 2.5
 
 
 def _weigh(at: Scoring, model: OpenedModel, task: tasks.ProbeTask, stages: Stages) -> None:

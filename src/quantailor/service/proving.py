@@ -71,7 +71,7 @@ def strategy_imatrix(workspace: Workspace, model: OpenedModel, strategy: Strateg
 def verify(workspace: Workspace, task: tasks.VerifyTask, stages: Stages) -> VerifyResult:
     """Score a file and its references against the base, chunk by chunk, and judge. Stored chunks are not scored again."""
     with workspace.model(task.base) as model:
-        imatrix = _imatrix_of(workspace, model, task)
+        imatrix = verify_imatrix(workspace, model, task)
         base, ours = gguf_path(model), Path(task.file)
         presets = tuple(dict.fromkeys(preset_name(name) for name in task.against))
         label = f"{ours.stem} (ours)" if ours.stem in (BASE, NULL_CONTROL, *presets) else ours.stem
@@ -101,7 +101,7 @@ def verify(workspace: Workspace, task: tasks.VerifyTask, stages: Stages) -> Veri
         return VerifyResult(verdict, _write_files(verdict, Path(task.output) if task.output else ours.with_suffix(".verdict")))
 
 
-def _imatrix_of(workspace: Workspace, model: OpenedModel, task: tasks.VerifyTask) -> Imatrix | None:
+def verify_imatrix(workspace: Workspace, model: OpenedModel, task: tasks.VerifyTask) -> Imatrix | None:
     """The importance matrix for the references: by default the one that our file was made with."""
     if task.imatrix != tasks.AUTO:
         return workspace.choose_imatrix(model, task.imatrix)

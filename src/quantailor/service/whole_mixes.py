@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from quantailor import build as building
 from quantailor.analysis.imatrix import Imatrix
 from quantailor.control import Control
+from quantailor.errors import InfeasibleError
 from quantailor.ggml import library
 from quantailor.records import Mix, Strategy, TensorCells, TensorChoice
 from quantailor.service import tasks
@@ -50,13 +52,21 @@ def usual(table: TensorCells) -> TensorCells:
 
 
 def curve_mixes(tables: Sequence[TensorCells], n_mixes: int) -> list[Mix]:
-    """Random mixes of sizes from `MIX_BITS`, evenly apart in logarithm; equal tables give equal mixes."""
+    """Random mixes of sizes from `MIX_BITS`, evenly apart in logarithm; equal tables give equal mixes.
+
+    Sizes that a model of few tensors cannot hit are left out.
+    """
     n_weights = sum(table.n_elements for table in tables)
     smallest, largest = (sum(pick(cell.size_bytes for cell in table.cells) for table in tables) for pick in (min, max))
     low = max(MIX_BITS[0] * n_weights / 8, smallest * (1 + _ROOM))
     high = max(low, min(MIX_BITS[1] * n_weights / 8, largest * (1 - _ROOM)))
     ratio = (high / low) ** (1 / max(1, n_mixes - 1))
-    return [Mix.of(random_mix(tables, int(low * ratio**number), seed=number, tolerance=_ROOM / 5)) for number in range(n_mixes)]
+    found: dict[str, Mix] = {}
+    for number in range(n_mixes):
+        with contextlib.suppress(InfeasibleError):
+            mix = Mix.of(random_mix(tables, int(low * ratio**number), seed=number, tolerance=_ROOM / 5))
+            found[mix.id] = mix
+    return list(found.values())
 
 
 def _anchors(tables: Sequence[TensorCells], mixes: Sequence[Mix], n_anchors: int) -> list[Mix]:

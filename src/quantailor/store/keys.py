@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from quantailor.records import TensorInfo, Verdict
@@ -136,3 +137,25 @@ class VerdictRecord:
     verdict: Verdict
     strategy: str | None
     """Fingerprint of the strategy that was verified, where it is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a file was seen; the key is that of `Store.record_location`."""
+
+    key: str
+    path: Path
+    seen: float
+    """Wall-clock seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResultCounts:
+    """How much is known of a model."""
+
+    n_strategies: int
+    n_verdicts: int
+    n_swept: int
+    """(tensor, type) cells scored in memory, of the run that has the most."""
+    n_mixes: int
+    """Mixes of several tensors scored in memory, of the run that has the most; those that restate the base left out."""

@@ -27,9 +27,26 @@ def swap_schema(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
+def stage_schema(connection: sqlite3.Connection) -> None:
+    """What a job's progress counts, and which of how many stages runs."""
+    connection.execute("ALTER TABLE jobs ADD COLUMN unit TEXT NOT NULL DEFAULT ''")
+    connection.execute("ALTER TABLE jobs ADD COLUMN stage_number INTEGER NOT NULL DEFAULT 0")
+    connection.execute("ALTER TABLE jobs ADD COLUMN n_stages INTEGER NOT NULL DEFAULT 0")
+
+
+def drafts_schema(connection: sqlite3.Connection) -> None:
+    """Strategies in the making, with every edit."""
+    connection.execute(
+        "CREATE TABLE drafts (model TEXT NOT NULL REFERENCES models (fingerprint) ON DELETE CASCADE, name TEXT NOT NULL,"
+        " document TEXT NOT NULL, changed REAL NOT NULL, PRIMARY KEY (model, name)) WITHOUT ROWID"
+    )
+
+
 MIGRATIONS: dict[str, Migration] = {
     "0001 first schema": first_schema,
     "0002 mixes and their scores": swap_schema,
+    "0003 stages of jobs": stage_schema,
+    "0004 drafts": drafts_schema,
 }
 
 

@@ -70,6 +70,13 @@ class SQL:
     recorded_cells = """
         SELECT tensor, type_name FROM cells WHERE model = :model AND imatrix = :imatrix AND settings = :settings
             AND definition_version = :definition_version"""
+    cell_counts = """
+        SELECT tensor, COUNT(*) FROM cells INDEXED BY cells_by_tensor WHERE model = :model AND +imatrix = :imatrix
+            AND +settings = :settings AND +definition_version = :definition_version GROUP BY tensor"""
+    cell_errors = """
+        SELECT tensor, type_name, bits_per_weight, COALESCE(weighted_mse, relative_mse), unavailable IS NOT NULL FROM cells
+        WHERE model = :model AND imatrix = :imatrix AND settings = :settings AND definition_version = :definition_version
+            AND tensor IN (SELECT value FROM json_each(:tensors))"""
     measurements = """
         SELECT model, imatrix, settings, definition_version, COUNT(*) FROM cells WHERE model = ?
         GROUP BY model, imatrix, settings, definition_version ORDER BY imatrix, settings, definition_version"""
@@ -125,6 +132,7 @@ class SQL:
     record_swap_run = """
         INSERT INTO swap_runs (run, model, imatrix, corpus, n_ctx, kernels, base_kernels)
         VALUES (:run, :model, :imatrix, :corpus, :n_ctx, :kernels, :base_kernels) ON CONFLICT (run) DO NOTHING"""
+    scored_mixes = "SELECT mix, COUNT(*) FROM mix_scores WHERE run = ? GROUP BY mix"
     swap_runs = """
         SELECT model, imatrix, corpus, n_ctx, kernels, base_kernels FROM swap_runs LEFT JOIN history ON kind = 'swap run' AND key = run
         WHERE model = ? ORDER BY recorded DESC, run"""
@@ -156,10 +164,33 @@ class SQL:
         SELECT fingerprint, strategy, document FROM verdicts LEFT JOIN history ON kind = 'verdict' AND key = fingerprint
         WHERE model = ? ORDER BY recorded DESC, fingerprint"""
 
+    record_draft = """
+        INSERT INTO drafts (model, name, document, changed) VALUES (?, ?, ?, ?)
+        ON CONFLICT (model, name) DO UPDATE SET document = excluded.document, changed = excluded.changed"""
+    draft = "SELECT document FROM drafts WHERE model = ? AND name = ?"
+    drafts = "SELECT name, changed FROM drafts WHERE model = ? ORDER BY changed DESC, name"
+    forget_draft = "DELETE FROM drafts WHERE model = ? AND name = ?"
+
     record_location = """
         INSERT INTO locations (kind, key, path, seen) VALUES (?, ?, ?, ?)
         ON CONFLICT (kind, key, path) DO UPDATE SET seen = excluded.seen"""
     locations = "SELECT path FROM locations WHERE kind = ? AND key = ? ORDER BY seen DESC, path"
+    n_available_cells = """
+        SELECT COALESCE(MAX(n), 0) FROM (
+            SELECT COUNT(*) AS n FROM cells
+            WHERE model = :model AND unavailable IS NULL AND type_name IN (SELECT value FROM json_each(:types))
+            GROUP BY imatrix, settings, definition_version)"""
+    every_location = "SELECT key, path, seen FROM locations WHERE kind = ? ORDER BY seen DESC, path"
+    counts = """
+        WITH scored AS (
+            SELECT DISTINCT run, mix FROM mix_scores JOIN swap_runs USING (run)
+            WHERE model = :model AND kernels = 'as built' AND mix <> ''
+                AND mix NOT IN (SELECT mix FROM mixes WHERE model = :model AND purpose = 'stored')),
+        runs AS (SELECT SUM(mix LIKE '%=%') AS n_cells, SUM(mix NOT LIKE '%=%') AS n_mixes FROM scored GROUP BY run)
+        SELECT (SELECT COUNT(*) FROM strategies WHERE model = :model), (SELECT COUNT(*) FROM verdicts WHERE model = :model),
+            COALESCE(MAX(n_cells), 0), COALESCE(MAX(n_mixes), 0) FROM runs"""
+    builds = """
+        SELECT path FROM locations JOIN strategies ON kind = 'build' AND key = fingerprint WHERE model = ? ORDER BY seen DESC, path"""
     note = """
         INSERT INTO history (kind, key, recorded) VALUES (?, ?, ?)
         ON CONFLICT (kind, key) DO UPDATE SET recorded = excluded.recorded"""

@@ -28,9 +28,11 @@ from quantailor.store.keys import (
     ImatrixKey,
     ImatrixProgress,
     ImatrixRecord,
+    Location,
     LocationKind,
     MeasurementKey,
     ModelRecord,
+    ResultCounts,
     ScoreKey,
     StrategyRecord,
     SwapKey,
@@ -120,6 +122,18 @@ class Store:
         """(tensor, type) of every recorded cell: one query instead of many `has_cell`."""
         return frozenset((str(tensor), str(type_name)) for tensor, type_name in self._database.query(SQL.recorded_cells, asdict(key)))
 
+    def cell_counts(self, key: MeasurementKey) -> dict[str, int]:
+        """Tensor -> number of its recorded cells; cheap enough to be asked every second."""
+        return {str(tensor): count for tensor, count in map(_any, self._database.query(SQL.cell_counts, asdict(key)))}
+
+    def cell_errors(self, key: MeasurementKey, tensors: Iterable[str]) -> list[tuple[str, str, float, float | None, bool]]:
+        """(tensor, type, bits per weight, `weighted_mse`, whether unavailable) of these tensors' cells, without all the rest.
+
+        Where no weighted error is recorded it is `relative_mse`.
+        """
+        rows = self._database.query(SQL.cell_errors, {**asdict(key), "tensors": json.dumps(list(tensors))})
+        return [(tensor, type_name, bits, error, bool(missing)) for tensor, type_name, bits, error, missing in map(_any, rows)]
+
     def measurements(self, model: str) -> dict[MeasurementKey, int]:
         """Every measurement of a model with its number of cells."""
         rows = [_any(row) for row in self._database.query(SQL.measurements, (model,))]
@@ -203,6 +217,10 @@ class Store:
             found.setdefault(mix, []).append(ChunkScore(*figures))
         return found
 
+    def scored_mixes(self, key: SwapKey) -> dict[str, int]:
+        """How many chunks of every mix are scored."""
+        return {str(mix): int(count) for mix, count in map(_any, self._database.query(SQL.scored_mixes, (key.run,)))}
+
     def swap_runs(self, model: str) -> list[SwapKey]:
         """What mixes of a model were scored with, the latest first."""
         return [SwapKey(*_any(row)) for row in self._database.query(SQL.swap_runs, (model,))]
@@ -240,6 +258,24 @@ class Store:
         """A model's verdicts, the latest recorded first."""
         return [_verdict(_any(row)) for row in self._database.query(SQL.verdicts, (model,))]
 
+    # Drafts
+
+    def record_draft(self, model: str, name: str, document: str) -> None:
+        """Keep a strategy in the making in place of the earlier one of that name."""
+        self._database.change(SQL.record_draft, (model, name, document, self._database.now()))
+
+    def draft(self, model: str, name: str) -> str | None:
+        """The document of that name."""
+        return _only(str(document) for (document,) in self._database.query(SQL.draft, (model, name)))
+
+    def drafts(self, model: str) -> list[tuple[str, float]]:
+        """A model's drafts by name, with wall-clock seconds of the last change, the latest first."""
+        return [(name, changed) for name, changed in map(_any, self._database.query(SQL.drafts, (model,)))]
+
+    def forget_draft(self, model: str, name: str) -> None:
+        """Remove a draft."""
+        self._database.change(SQL.forget_draft, (model, name))
+
     # Files
 
     def record_location(self, kind: LocationKind, key: str, path: Path) -> None:
@@ -249,6 +285,31 @@ class Store:
     def locations(self, kind: LocationKind, key: str) -> list[Path]:
         """Where it was seen, the latest first; the files may be gone."""
         return [Path(str(path)) for (path,) in self._database.query(SQL.locations, (kind, key))]
+
+    def every_location(self, kind: LocationKind) -> list[Location]:
+        """Where files of that kind were seen, the latest first; they may be gone."""
+        rows = map(_any, self._database.query(SQL.every_location, (kind,)))
+        return [Location(key, Path(path), seen) for key, path, seen in rows]
+
+    def builds(self, model: str) -> list[Path]:
+        """Files built from a model's strategies, the latest first; they may be gone."""
+        return [Path(str(path)) for (path,) in self._database.query(SQL.builds, (model,))]
+
+    # Summaries
+
+    def counts(self, model: str) -> ResultCounts:
+        """How much is known of a model, without reading it."""
+        return ResultCounts(*_any(self._database.query(SQL.counts, {"model": model})[0]))
+
+    def n_available_cells(self, model: str, types: Sequence[str]) -> int:
+        """Cells of these types that could be measured, of the measurement that has the most."""
+        values = {"model": model, "types": json.dumps(list(types))}
+        return int(_any(self._database.query(SQL.n_available_cells, values)[0])[0])
+
+    @property
+    def now(self) -> float:
+        """Wall-clock seconds, as the store's times count them."""
+        return self._database.now()
 
     # All results
 

@@ -1,0 +1,77 @@
+"""The command that tells how far a model's measurement is."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from statistics import median
+from typing import Annotated
+
+import typer
+
+from quantailor import service
+from quantailor.cli import options
+from quantailor.cli.output import console, print_json, table
+from quantailor.cli.root import app
+from quantailor.cli.values import format_eta
+from quantailor.service.progress import COMMON_TYPE, MeasurementMap, TensorProgress
+
+TypeOption = Annotated[str, typer.Option("--type", help="The type at which tensors are compared.")]
+
+
+@app.command(epilog="Example: quantailor status base.gguf")
+def status(
+    model: options.Source,
+    type_name: TypeOption = COMMON_TYPE,
+    home: options.Home = None,
+    as_json: options.Json = False,
+) -> None:
+    """How far a model's measurement is: cells, tensors, probes, the job that is at it, and the errors by role so far."""
+    with service.Workspace.open(home) as workspace:
+        fingerprint = service.open_project(workspace, model).fingerprint
+        found = service.measurement_map(workspace, fingerprint, type_name=type_name.upper())
+    if as_json:
+        print_json("status", found)
+    else:
+        _show(found)
+
+
+def _show(found: MeasurementMap) -> None:
+    out = console()
+    out.print(f"[bold]{found.model_name}[/bold]")
+    if not found.settings:
+        out.print("cells     nothing is measured yet; `quantailor study MODEL` does it")
+    else:
+        matrix = f"importance matrix {found.imatrix_fingerprint[:12]}" if found.imatrix_fingerprint else "no importance matrix"
+        out.print(
+            f"cells     {found.n_cells:,} of {found.n_possible:,}, {found.n_unavailable:,} of them impossible; {matrix}, {found.settings}"
+        )
+        out.print(f"tensors   {found.n_tensors_done:,} of {len(found.tensors):,} done, {found.n_probed:,} probed")
+    if found.job is not None:
+        job = found.job
+        out.print(f"job       {job.id}: {job.kind}, {job.state}, {job.message} {format_eta(job.eta_seconds)}".rstrip())
+    if found.common_type is not None:
+        columns = {
+            "role": "left",
+            "tensors": "right",
+            "done": "right",
+            "least": "right",
+            "median": "right",
+            "largest": "right",
+            "median alpha": "right",
+        }
+        out.print(table(f"Share of the output's energy lost at {found.common_type}", columns, _rows(found)))
+
+
+def _rows(found: MeasurementMap) -> list[tuple[str, ...]]:
+    roles: dict[str, list[TensorProgress]] = defaultdict(list)
+    for tensor in found.tensors:
+        roles[tensor.role].append(tensor)
+    return [_row(role, tensors) for role, tensors in roles.items()]
+
+
+def _row(role: str, tensors: list[TensorProgress]) -> tuple[str, ...]:
+    errors = [tensor.error for tensor in tensors if tensor.error is not None]
+    alphas = [tensor.sensitivity.alpha.value for tensor in tensors if tensor.sensitivity is not None]
+    figures = [f"{figure:.3g}" for figure in (min(errors), median(errors), max(errors))] if errors else ["", "", ""]
+    alpha = f"{median(alphas):.3g}" if alphas else ""
+    return (role, str(len(tensors)), str(sum(tensor.is_done for tensor in tensors)), *figures, alpha)

@@ -1,0 +1,116 @@
+"""Measuring in one go, what it will take, and the models that are worked on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantailor import service
+from quantailor.cli import options
+from quantailor.cli.execution import execute
+from quantailor.cli.output import console, print_json, table
+from quantailor.cli.root import app
+from quantailor.cli.values import format_seconds, format_size, imatrix_choice, optional_path, split_list
+from quantailor.service import results, tasks
+
+Level = Annotated[
+    tasks.Level,
+    typer.Option("--level", help="quick ranks mixes; balanced probes too; thorough measures every row; exhaustive sweeps tensor x type."),
+]
+Imatrix = Annotated[str, typer.Option("--imatrix", help="auto (one that is there, else computed), compute, none, or an imatrix file.")]
+
+
+@app.command(epilog="Example: quantailor study ./Llama-3.2-1B --level balanced --cost")
+def study(
+    model: options.Source,
+    level: Level = "balanced",
+    types: options.Types = None,
+    text: options.Text = None,
+    imatrix: Imatrix = tasks.AUTO,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the base of a Hugging Face directory goes.")] = None,
+    cost: Annotated[bool, typer.Option("--cost", help="Say what it will take, and start nothing.")] = False,
+    requantize: options.Requantize = False,
+    threads: options.Threads = None,
+    gpu_layers: options.GpuLayers = 0,
+    home: options.Home = None,
+    as_json: options.Json = False,
+    detach: options.Detach = False,
+) -> None:
+    """Everything that measuring needs, in one job: base, importance matrix, weight errors, probes, sweep. Run it again to resume."""
+    task = tasks.StudyTask(
+        model=tasks.absolute(model),
+        level=level,
+        types=split_list(types),
+        text=optional_path(text),
+        imatrix=imatrix if imatrix == tasks.COMPUTE else imatrix_choice(imatrix),
+        output=optional_path(output),
+        allow_requantize=requantize,
+        n_gpu_layers=gpu_layers,
+        n_threads=threads,
+    )
+    if cost:
+        _tell_cost(task, home, as_json=as_json)
+    else:
+        execute(task, home=home, as_json=as_json, detach=detach)
+
+
+def _tell_cost(task: tasks.StudyTask, home: Path | None, *, as_json: bool) -> None:
+    with service.Workspace.open(home) as workspace:
+        found = service.study_cost(workspace, task)
+    if as_json:
+        print_json("study-cost", found)
+    else:
+        _show_cost(found)
+
+
+def _show_cost(found: results.CostReport) -> None:
+    out = console()
+    columns = {"stage": "left", "time": "left", "done": "right", "disk": "right", "memory": "right"}
+    rows = [(stage.stage, *_cost(stage)) for stage in found.stages]
+    out.print(table(f"Cost of a {found.level} study", columns, [*rows, ("in all", *_cost(found))]))
+    out.print(f"by {found.basis}")
+    for shortfall in found.shortfalls:
+        out.print(f"[red]cannot start: {shortfall}[/red]", soft_wrap=True)
+
+
+def _cost(item: results.StageCost | results.CostReport) -> tuple[str, ...]:
+    return _time(item.seconds), f"{100 * item.share_done:.0f} %", format_size(item.disk_bytes), format_size(item.memory_bytes)
+
+
+def _time(seconds: tuple[float, float]) -> str:
+    low, high = (format_seconds(value) for value in seconds)
+    return low if low == high else f"{low} to {high}"
+
+
+@app.command(epilog="Example: quantailor models")
+def models(home: options.Home = None, as_json: options.Json = False) -> None:
+    """The models that are worked on, the latest first: what is known of each, and where its files are."""
+    with service.Workspace.open(home) as workspace:
+        found = service.list_projects(workspace)
+    if as_json:
+        print_json("models", found)
+    elif found:
+        columns = {"identity": "left", "model": "left", "size": "right", "known": "left", "where": "left"}
+        rows = [(item.fingerprint[:12], item.name, format_size(item.size_bytes), _known(item), _place(item)) for item in found]
+        console().print(table("Models", columns, rows))
+    else:
+        console().print("No models yet. `quantailor study MODEL` measures one.")
+
+
+def _known(item: results.ProjectReport) -> str:
+    parts = {
+        "importance matrix": item.has_imatrix,
+        f"{item.n_cells} cells": item.n_cells,
+        "probes": item.is_probed,
+        f"{item.n_strategies} strategies": item.n_strategies,
+        f"{item.n_builds} built files": item.n_builds,
+        f"{item.n_verdicts} verdicts": item.n_verdicts,
+        f"{len(item.active_jobs)} jobs": item.active_jobs,
+    }
+    return ", ".join(text for text, there in parts.items() if there) or "nothing yet"
+
+
+def _place(item: results.ProjectReport) -> str:
+    return item.source or "its files are gone"

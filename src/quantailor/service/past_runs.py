@@ -1,0 +1,76 @@
+"""Jobs that ended in this home, as evidence of how fast the machine is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from quantailor.analysis.measure import MeasureSettings, expected_work
+from quantailor.errors import QuantailorError
+from quantailor.models.opening import open_model
+from quantailor.service import calibration, tasks
+from quantailor.service.calibration import PastRun
+from quantailor.service.model_size import ModelSize
+from quantailor.service.work import known_types
+from quantailor.service.workload import measure_seconds
+from quantailor.service.workspace import Workspace
+from quantailor.store import Job
+
+
+def measure_ratio(workspace: Workspace) -> float | None:
+    """How long measuring really took, compared with what is estimated; None where no run tells."""
+    return calibration.past_ratio(list(_measure_runs(workspace)))
+
+
+def inference_ratio(workspace: Workspace, *, on_gpu: bool) -> float | None:
+    """The same for importance matrices, which are inference and little else; with and without a GPU apart."""
+    return calibration.past_ratio(list(_imatrix_runs(workspace, on_gpu)))
+
+
+def _measure_runs(workspace: Workspace) -> Iterator[PastRun]:
+    for job, size in _ended(workspace, "measure"):
+        task = tasks.from_json(job.kind, json.dumps(job.arguments))
+        if not isinstance(task, tasks.MeasureTask) or task.tensors:
+            continue
+        types, settings = known_types(task.types), MeasureSettings(exhaustive=task.exhaustive)
+        share = job.progress.total / sum(expected_work(tensor, len(types), settings) for tensor in size.tensors)
+        low, high = measure_seconds(dict.fromkeys(size.tensors, types), exhaustive=task.exhaustive, n_threads=task.n_threads)
+        yield PastRun((share * low, share * high), _seconds(job))
+
+
+def _imatrix_runs(workspace: Workspace, on_gpu: bool) -> Iterator[PastRun]:
+    for job, size in _ended(workspace, "imatrix"):
+        task = tasks.from_json(job.kind, json.dumps(job.arguments))
+        if isinstance(task, tasks.ImatrixTask) and bool(task.n_gpu_layers) == on_gpu:
+            flops = job.progress.total * size.decode_flops(task.n_ctx)
+            estimated = calibration.inference_seconds(flops, n_threads=task.n_threads, n_gpu_layers=task.n_gpu_layers)
+            yield PastRun(estimated, _seconds(job))
+
+
+def _ended(workspace: Workspace, kind: str) -> Iterator[tuple[Job, ModelSize]]:
+    """Jobs of one kind that did something and were never interrupted, the latest first, with their model's size."""
+    n_found = 0
+    for job in workspace.store.jobs.all(states=("done",)):
+        useful = job.kind == kind and job.attempt == 1 and job.progress.total > 0 and _seconds(job) >= calibration.MIN_PAST_SECONDS
+        size = _size_of(Path(str(job.arguments.get("base", "")))) if useful else None
+        if size is not None:
+            n_found += 1
+            yield job, size
+        if n_found == calibration.N_PAST_RUNS:
+            return
+
+
+def _seconds(job: Job) -> float:
+    return (job.finished or 0.0) - (job.started or 0.0)
+
+
+def _size_of(path: Path) -> ModelSize | None:
+    try:
+        source = open_model(path)
+    except QuantailorError:
+        return None
+    try:
+        return ModelSize.of(source)
+    finally:
+        source.close()

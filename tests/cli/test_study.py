@@ -1,0 +1,138 @@
+"""`quantailor study` and `quantailor models`, from a directory to everything that measuring gives."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+from commands import Command
+
+from quantailor.service import Workspace
+from quantailor.store import first_difference
+from tiny_models import write_tiny
+
+SCHEMA = Path(__file__).parents[2] / "docs" / "output.schema.json"
+TYPES = ("--types", "Q4_0,Q5_0,Q8_0", "--threads", 1)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_tiny("llama2", tmp_path / "models")
+
+
+@pytest.fixture
+def text(tmp_path: Path, calibration_text: Path) -> Path:
+    """Eight chunks or so."""
+    path = tmp_path / "short.txt"
+    path.write_text(calibration_text.read_text(encoding="utf-8")[:16_000], encoding="utf-8")
+    return path
+
+
+def validate(document: str) -> None:
+    jsonschema.validate(json.loads(document), json.loads(SCHEMA.read_text(encoding="utf-8")))
+
+
+def test_a_quick_study_goes_from_a_directory_to_weight_errors(quantailor: Command, model: Path, text: Path, tmp_path: Path) -> None:
+    home = ("--home", tmp_path / "home")
+    outcome = quantailor("study", model, "--level", "quick", "-f", text, *TYPES, *home, "--json")
+    validate(outcome.out)
+    found = outcome.result
+    assert Path(found["base"]) == tmp_path / "home" / "bases" / f"{model.name}.gguf"
+    assert Path(found["base"]).is_file()
+    assert found["imatrix_chunks"] > 0
+    assert found["n_cells"] == 3 * found["n_tensors"]
+    assert found["basis"] == "ranking only"
+    planned = quantailor("plan", found["base"], "--bpw", "7", "--allow", "Q4_0,Q5_0,Q8_0", *home, "--json").result
+    assert planned["basis"] == "ranking only"
+
+
+def test_a_second_study_takes_what_is_there(quantailor: Command, model: Path, text: Path, tmp_path: Path) -> None:
+    words = ("study", model, "--level", "quick", "-f", text, *TYPES, "--home", tmp_path / "home", "--json")
+    first = quantailor(*words).result
+    base = Path(first["base"]).stat().st_mtime_ns
+    assert quantailor(*words).result == first
+    assert Path(first["base"]).stat().st_mtime_ns == base
+    cost = quantailor(*words, "--cost").result
+    assert [stage["stage"] for stage in cost["stages"]] == ["imatrix", "measure"]
+    assert all(stage["share_done"] == 1 and stage["seconds"] == [0, 0] for stage in cost["stages"])
+
+
+def test_its_stages_are_numbered(quantailor: Command, model: Path, text: Path, tmp_path: Path) -> None:
+    home = ("--home", tmp_path / "home")
+    quantailor("study", model, "--level", "quick", "-f", text, *TYPES, *home)
+    job = quantailor("jobs", "show", 1, *home, "--json").result
+    assert (job["stage"], job["stage_number"], job["n_stages"], job["unit"]) == ("measure", 3, 3, "weights")
+    assert job["elapsed_seconds"] > 0
+
+
+def test_without_an_importance_matrix_none_is_made(quantailor: Command, model: Path, text: Path, tmp_path: Path) -> None:
+    words = ("study", model, "--level", "quick", "--imatrix", "none", *TYPES, "--home", tmp_path / "home", "--json")
+    found = quantailor(*words).result
+    assert found["imatrix_fingerprint"] is None
+    assert found["imatrix_chunks"] == 0
+
+
+@pytest.mark.slow
+def test_an_exhaustive_study_goes_all_the_way(quantailor: Command, model: Path, text: Path, tmp_path: Path) -> None:
+    home = ("--home", tmp_path / "home")
+    found = quantailor("study", model, "--level", "exhaustive", "-f", text, *TYPES, *home, "--json").result
+    assert found["settings"] == "exhaustive"
+    assert found["basis"] == "probes"
+    assert found["n_probed"] > 0
+    assert found["n_swept"] >= 3 * (found["n_tensors"] - 1)
+    cost = quantailor("study", model, "--level", "exhaustive", "-f", text, *TYPES, "--cost", *home, "--json").result
+    assert [stage["stage"] for stage in cost["stages"]] == ["imatrix", "measure", "probes", "sweep"]
+    assert cost["share_done"] > 0.9
+    (project,) = quantailor("models", *home, "--json").result
+    assert project["level"] == "exhaustive"
+    assert project["is_probed"]
+
+
+@pytest.mark.slow
+def test_a_killed_study_ends_like_one_that_was_left_alone(quantailor: Command, model: Path, text: Path, tmp_path: Path) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    words = ("study", model, "--level", "quick", "-f", text, *TYPES, "--json", "--home")
+    command = [sys.executable, "-m", "quantailor", *map(str, words), str(killed)]
+    for seconds in (1.5, 2.0, 3.0, 4.0):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            try:
+                process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+    found, expected = quantailor(*words, killed).result, quantailor(*words, whole).result
+    assert {**found, "base": ""} == {**expected, "base": ""}
+    with Workspace.open(killed) as one, Workspace.open(whole) as other:
+        assert first_difference(one.store, other.store) is None
+
+
+@pytest.mark.parametrize(("level", "stages"), [("quick", 3), ("balanced", 4), ("exhaustive", 5)])
+def test_the_cost_is_told_before_anything_starts(quantailor: Command, model: Path, tmp_path: Path, level: str, stages: int) -> None:
+    words = ("study", model, "--level", level, "--cost", "--home", tmp_path / "home")
+    outcome = quantailor(*words, "--json")
+    validate(outcome.out)
+    cost = outcome.result
+    assert len(cost["stages"]) == stages
+    assert 0 < cost["seconds"][0] < cost["seconds"][1]
+    assert cost["share_done"] == 0
+    assert cost["shortfalls"] == []
+    assert quantailor("jobs", "--home", tmp_path / "home", "--json").result == []
+    assert "in all" in quantailor(*words).out
+
+
+def test_models_are_listed_with_what_is_known(quantailor: Command, model: Path, text: Path, tmp_path: Path) -> None:
+    home = ("--home", tmp_path / "home")
+    assert "No models yet" in quantailor("models", *home).out
+    found = quantailor("study", model, "--level", "quick", "-f", text, *TYPES, *home, "--json").result
+    listed = quantailor("models", *home, "--json")
+    validate(listed.out)
+    (project,) = listed.result
+    assert project["fingerprint"] == found["model_fingerprint"]
+    assert (project["source"], project["base"]) == (str(model), found["base"])
+    assert (project["n_cells"], project["level"], project["has_imatrix"]) == (found["n_cells"], "quick", True)
+    shown = quantailor("models", *home).out
+    assert found["model_fingerprint"][:12] in shown
+    assert f"{found['n_cells']} cells" in shown

@@ -1,0 +1,118 @@
+"""What a study will take: counted from the model and the store, timed by this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from quantailor import service
+from quantailor.errors import CorpusError, TypeUnavailableError
+from quantailor.jobs import Progress, resolve, this_worker
+from quantailor.service import Workspace, tasks
+from quantailor.service.model_size import ModelSize
+from quantailor.service.results import CostReport, StageCost
+from quantailor.store import Store
+from tiny_models import write_tiny
+
+
+class Clock:
+    """Wall-clock seconds that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, clock: Clock) -> Iterator[Workspace]:
+    home = resolve(tmp_path / "home").create()
+    with Workspace(home, Store(home.database, now=clock)) as workspace:
+        yield workspace
+
+
+def stage(cost: CostReport, name: str) -> StageCost:
+    return next(item for item in cost.stages if item.stage == name)
+
+
+def test_a_higher_level_takes_longer(workspace: Workspace, books_llama_base: Path) -> None:
+    costs = [service.study_cost(workspace, tasks.StudyTask(model=str(books_llama_base), level=level)) for level in tasks.LEVELS]
+    assert [cost.seconds[1] for cost in costs] == sorted(cost.seconds[1] for cost in costs)
+    assert [len(cost.stages) for cost in costs] == [2, 3, 3, 4]
+    assert all(0 < cost.seconds[0] < cost.seconds[1] for cost in costs)
+    assert costs[0].disk_bytes < costs[1].disk_bytes
+    assert all(cost.memory_bytes > 17_000_000 for cost in costs)
+
+
+def test_fewer_types_take_less(workspace: Workspace, books_llama_base: Path) -> None:
+    task = tasks.StudyTask(model=str(books_llama_base), level="thorough")
+    few = dataclasses.replace(task, types=("Q4_K", "Q8_0"))
+    everything, some = (stage(service.study_cost(workspace, one), "measure") for one in (task, few))
+    assert some.seconds[1] < everything.seconds[0]
+    assert some.disk_bytes < everything.disk_bytes / 5
+
+
+def test_more_threads_take_less(workspace: Workspace, books_llama_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantailor.service.machine.n_threads", lambda: 8)
+    one, eight = (
+        service.study_cost(workspace, tasks.StudyTask(model=str(books_llama_base), level="quick", n_threads=n_threads))
+        for n_threads in (1, 8)
+    )
+    assert stage(eight, "imatrix").seconds[1] < stage(one, "imatrix").seconds[1] / 4
+
+
+def test_of_experts_only_those_that_run_count(workspace: Workspace, books_moe_base: Path) -> None:
+    with workspace.model(books_moe_base) as model:
+        size = ModelSize.of(model.source)
+        experts = [tensor for tensor in size.tensors if tensor.n_slices > 1]
+        used = model.source.metadata["llama.expert_used_count"].value
+    assert isinstance(used, int)
+    others = sum(tensor.n_elements for tensor in size.tensors if tensor.n_slices == 1 and tensor.layer is not None)
+    assert size.n_active == others + sum(tensor.n_elements * used // tensor.n_slices for tensor in experts)
+    assert size.n_active < sum(tensor.n_elements for tensor in size.tensors if tensor.layer is not None)
+
+
+def test_what_the_store_has_is_taken_off(workspace: Workspace, tmp_path: Path) -> None:
+    model = write_tiny("llama2", tmp_path)
+    task = tasks.StudyTask(model=str(model), level="quick", types=("Q4_0", "Q5_0", "Q8_0"), imatrix="none")
+    before = stage(service.study_cost(workspace, task), "measure")
+    job = service.submit(workspace, tasks.MeasureTask(base=str(model), types=("Q4_0",), imatrix="none"))
+    service.run_job(workspace, job)
+    after = stage(service.study_cost(workspace, task), "measure")
+    assert before.share_done == 0
+    assert after.share_done == pytest.approx(1 / 3, abs=0.05)
+    assert after.seconds[1] < before.seconds[1]
+    assert after.disk_bytes < before.disk_bytes
+
+
+def test_earlier_runs_correct_and_narrow_the_range(workspace: Workspace, books_llama_base: Path, clock: Clock) -> None:
+    task = tasks.StudyTask(model=str(books_llama_base), level="quick", n_threads=1)
+    trial = service.study_cost(workspace, task)
+    assert trial.basis == "a short trial of this machine"
+    arguments = dataclasses.asdict(tasks.ImatrixTask(base=str(books_llama_base), n_threads=1))
+    job = workspace.store.jobs.claim(workspace.store.jobs.create("imatrix", arguments).id, this_worker())
+    workspace.store.jobs.report(job.id, job.attempt, Progress("imatrix", 100, 100))
+    clock.now += 300.0
+    workspace.store.jobs.finish(job.id, job.attempt, "done")
+    known = service.study_cost(workspace, task)
+    low, high = stage(known, "imatrix").seconds
+    assert "earlier runs (inference)" in known.basis
+    assert low < 150.0 < high
+    assert high / low < 3 < stage(trial, "imatrix").seconds[1] / stage(trial, "imatrix").seconds[0]
+
+
+def test_bad_input_is_named(workspace: Workspace, books_llama_base: Path, tmp_path: Path) -> None:
+    model = str(books_llama_base)
+    with pytest.raises(TypeUnavailableError, match="Q9_K"):
+        service.study_cost(workspace, tasks.StudyTask(model=model, types=("Q9_K",)))
+    with pytest.raises(CorpusError, match=r"missing\.txt"):
+        service.study_cost(workspace, tasks.StudyTask(model=model, text=str(tmp_path / "missing.txt")))

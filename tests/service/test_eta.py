@@ -1,0 +1,94 @@
+"""What a running job says of itself: stage, unit, rate, elapsed time, and an honest time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from quantailor import service
+from quantailor.jobs import JobControl, Progress, resolve, run
+from quantailor.service import Workspace, tasks
+from quantailor.service.stages import Stages
+from quantailor.service.work import measure
+from quantailor.store import Store
+
+TYPES = ("Q2_K", "Q4_K", "Q5_K", "Q4_1", "Q5_1", "IQ4_NL", "IQ4_XS", "IQ3_S", "IQ2_XS")
+
+
+class Clock:
+    """Seconds that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, clock: Clock) -> Iterator[Workspace]:
+    home = resolve(tmp_path / "home").create()
+    with Workspace(home, Store(home.database, now=clock)) as workspace:
+        yield workspace
+
+
+def test_a_running_job_shows_stage_unit_rate_and_elapsed_time(workspace: Workspace, clock: Clock) -> None:
+    job = service.submit(workspace, tasks.StudyTask(model="model"))
+    shown: list[service.JobReport] = []
+
+    def work(control: JobControl) -> None:
+        stages = Stages(control)
+        stages.part(2, 4)
+        at = stages.begin("imatrix")
+        for done in range(1, 11):
+            clock.now += 2.0
+            at.advance(done, 100, f"chunk {done}")
+        shown.append(service.show_job(workspace, job))
+        stages.part(3, 4)
+        stages.begin("measure")
+        shown.append(service.show_job(workspace, job))
+
+    run(workspace.store, job, work, clock=clock)
+    first, second = shown
+    assert (first.stage, first.stage_number, first.n_stages, first.unit) == ("imatrix", 2, 4, "chunks")
+    assert first.elapsed_seconds == pytest.approx(20.0)
+    assert first.rate == pytest.approx(0.5)
+    assert first.eta_seconds is not None
+    assert first.eta_seconds[0] < 180.0 < first.eta_seconds[1]
+    assert (second.stage, second.stage_number, second.unit, second.rate) == ("measure", 3, "weights", None)
+    clock.now += 100.0
+    assert service.show_job(workspace, job).elapsed_seconds == pytest.approx(20.0)
+
+
+def test_a_job_that_waits_has_no_elapsed_time(workspace: Workspace) -> None:
+    job = service.submit(workspace, tasks.StudyTask(model="model"))
+    assert service.show_job(workspace, job).elapsed_seconds is None
+
+
+@pytest.mark.slow
+def test_half_way_the_truth_is_within_a_quarter_of_the_middle(workspace: Workspace, books_llama_base: Path) -> None:
+    """Seconds are those that this process computes, in one thread, so that other programs do not count."""
+    task = tasks.MeasureTask(base=str(books_llama_base), types=TYPES, imatrix="none", n_threads=1)
+    job = service.submit(workspace, task)
+    seen: list[tuple[float, Progress]] = []
+    run(
+        workspace.store,
+        job,
+        lambda control: measure(workspace, task, Stages(control)).n_cells,
+        listener=lambda progress: seen.append((time.process_time(), progress)),
+        clock=time.process_time,
+    )
+    end = time.process_time()
+    at, progress = next((at, progress) for at, progress in seen if progress.total and progress.done >= progress.total / 2)
+    assert progress.eta_low_s is not None
+    assert progress.eta_high_s is not None
+    middle, truth = (progress.eta_low_s + progress.eta_high_s) / 2, end - at
+    assert middle == pytest.approx(truth, rel=0.25)

@@ -1,0 +1,120 @@
+"""Too little disk or memory blocks the start and names the shortfall."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commands import Command
+
+from quantailor import service
+from quantailor.errors import ResourceError
+from quantailor.service import Workspace, machine, tasks
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Iterator[Workspace]:
+    with Workspace.open(tmp_path / "home") as workspace:
+        yield workspace
+
+
+def give(monkeypatch: pytest.MonkeyPatch, *, disk: int | None = 1 << 50, memory: int | None = 1 << 50) -> None:
+    """A machine with that much left."""
+    monkeypatch.setattr(machine, "free_disk_bytes", lambda path: disk)
+    monkeypatch.setattr(machine, "free_memory_bytes", lambda: memory)
+    monkeypatch.setattr(machine, "total_memory_bytes", lambda: memory)
+
+
+def every_task(model: Path, base: Path, folder: Path) -> list[tasks.Task]:
+    return [
+        tasks.ConvertTask(model=str(model), output=str(folder / "base.gguf")),
+        tasks.ImatrixTask(base=str(base)),
+        tasks.MeasureTask(base=str(base)),
+        tasks.ProbeTask(base=str(base)),
+        tasks.SweepTask(base=str(base)),
+        tasks.StudyTask(model=str(model), level="exhaustive"),
+        tasks.VerifyTask(file=str(base), base=str(base)),
+        tasks.MakeTask(model=str(model), output=str(folder / "out"), plan=tasks.PlanOptions(size_bytes=5 * MIB)),
+    ]
+
+
+def test_a_machine_with_room_starts_everything(
+    workspace: Workspace, books_llama_dir: Path, books_llama_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(monkeypatch)
+    for task in every_task(books_llama_dir, books_llama_base, tmp_path):
+        assert service.preflight(workspace, task) == (), task
+
+
+def test_what_cannot_be_known_blocks_nothing(
+    workspace: Workspace, books_llama_dir: Path, books_llama_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(monkeypatch, disk=None, memory=None)
+    for task in every_task(books_llama_dir, books_llama_base, tmp_path):
+        assert service.preflight(workspace, task) == (), task
+
+
+def test_too_little_disk_is_named_with_what_is_missing(
+    workspace: Workspace, books_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(monkeypatch, disk=6 * MIB)
+    (line,) = service.preflight(workspace, tasks.ConvertTask(model=str(books_llama_dir), output=str(tmp_path / "base.gguf")))
+    assert line == f"needs 16.02 MiB on {tmp_path}, 6.00 MiB free: free 10.02 MiB or write it elsewhere"
+
+
+def test_a_full_home_can_be_moved(workspace: Workspace, books_llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    give(monkeypatch, disk=6 * MIB)
+    (line,) = service.preflight(workspace, tasks.StudyTask(model=str(books_llama_dir), level="quick"))
+    assert line.startswith(f"needs 16.02 MiB on {workspace.home.path}, 6.00 MiB free")
+    assert line.endswith("set QUANTAILOR_HOME")
+
+
+def test_weights_that_are_exchanged_must_fit_in_memory(
+    workspace: Workspace, books_llama_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(monkeypatch, memory=8 * MIB)
+    for task in (tasks.ProbeTask(base=str(books_llama_base)), tasks.SweepTask(base=str(books_llama_base))):
+        (line,) = service.preflight(workspace, task)
+        assert "of memory, 8.00 MiB free" in line
+    assert service.preflight(workspace, tasks.MeasureTask(base=str(books_llama_base))) == ()
+
+
+def test_weights_that_are_mapped_may_give_way_but_must_fit_the_machine(
+    workspace: Workspace, books_llama_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = tasks.ImatrixTask(base=str(books_llama_base))
+    give(monkeypatch, memory=12 * MIB)
+    (line,) = service.preflight(workspace, task)
+    assert "this machine has 12.00 MiB" in line
+    monkeypatch.setattr(machine, "total_memory_bytes", lambda: 64 * MIB)
+    assert service.preflight(workspace, task) == ()
+
+
+def test_a_job_with_a_shortfall_is_not_queued(workspace: Workspace, books_llama_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    give(monkeypatch, memory=8 * MIB)
+    with pytest.raises(ResourceError, match=r"cannot start: needs .* of memory"):
+        service.submit(workspace, tasks.ProbeTask(base=str(books_llama_base)))
+    assert service.list_jobs(workspace) == []
+
+
+def test_an_impossible_task_is_left_to_say_so_itself(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    give(monkeypatch, disk=0, memory=0)
+    assert service.preflight(workspace, tasks.ImatrixTask(base=str(tmp_path / "missing.gguf"))) == ()
+
+
+def test_the_command_says_it_in_one_line(
+    quantailor: Command, books_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(monkeypatch, disk=6 * MIB)
+    words = ("convert", books_llama_dir, "-o", tmp_path / "base.gguf", "--home", tmp_path / "home")
+    assert "free 10.02 MiB" in quantailor(*words).error_line
+    assert "cannot start: needs" in quantailor("study", books_llama_dir, "--cost", "--home", tmp_path / "home").out
+
+
+def test_the_machine_answers_for_places_that_are_still_to_be_made(tmp_path: Path) -> None:
+    assert (machine.free_disk_bytes(tmp_path / "not" / "yet") or 0) > 0
+    assert machine.filesystem(tmp_path / "not" / "yet") == machine.filesystem(tmp_path)
+    assert (machine.total_memory_bytes() or 0) >= (machine.free_memory_bytes() or 0) > 0

@@ -1,0 +1,128 @@
+"""Verdicts looked back on: found, listed, drawn, written, from the services and from the command line."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from commands import Command
+
+from quantailor import service
+from quantailor.errors import OutputError, StoreError
+from quantailor.records import Comparison, Estimate, FidelityStatistics, Verdict, VerdictRow
+
+Kind = Literal["base", "ours", "reference"]
+
+
+def row(label: str, kind: Kind, size: int, kld: float) -> VerdictRow:
+    figures = FidelityStatistics(
+        220,
+        56320,
+        Estimate(12.5 + kld, 0.3),
+        Estimate(kld / 10, 0.001),
+        Estimate(kld, kld / 20),
+        kld / 2,
+        kld * 5,
+        kld * 9,
+        kld * 30,
+        Estimate(0.9, 0.01),
+        Estimate(0.02, 0.001),
+    )
+    return VerdictRow(label, kind, size, 4.5, figures)
+
+
+def verdict(model: str, ours: str = "mine") -> Verdict:
+    rows = (
+        row("base", "base", 16_900_000, 0.0),
+        row(ours, "ours", 5_300_000, 0.0125),
+        row("Q8_0", "reference", 8_900_000, 0.0002),
+        row("Q4_K_M", "reference", 5_302_000, 0.0148),
+    )
+    compared = Comparison("Q4_K_M", math.log(0.84), (math.log(0.8), math.log(0.9)), 0.9996, "better")
+    return Verdict(model, "heldout.txt", "0" * 64, 512, rows, (compared,), 0.0, "It is what it is.")
+
+
+@pytest.fixture
+def home(books_llama_base: Path, tmp_path: Path) -> Path:
+    """A home with two verdicts, the later on "second"."""
+    with service.Workspace.open(tmp_path / "home") as workspace, workspace.model(books_llama_base) as model:
+        workspace.store.record_verdict(verdict(model.fingerprint))
+        workspace.store.record_verdict(verdict(model.fingerprint, "second"))
+    return tmp_path / "home"
+
+
+def test_the_graph_leaves_the_base_out_of_divergence_and_shows_it_in_perplexity() -> None:
+    divergence = service.verdict_points(verdict("f" * 64))
+    assert [point.label for point in divergence] == ["mine", "Q4_K_M", "Q8_0"]
+    assert [point.kind for point in service.verdict_points(verdict("f" * 64), "ppl")] == ["ours", "reference", "reference", "base"]
+    ours = divergence[0]
+    assert ours.value == 0.0125
+    assert ours.high - ours.value == pytest.approx(1.96 * 0.0125 / 20)
+    assert ours.low + ours.high == pytest.approx(2 * ours.value)
+
+
+def test_an_interval_never_reaches_zero() -> None:
+    found = verdict("f" * 64)
+    unsure = dataclasses.replace(found.rows[1].statistics, kld_mean=Estimate(0.01, 0.02))
+    rows = (found.rows[0], dataclasses.replace(found.rows[1], statistics=unsure))
+    (point,) = service.verdict_points(dataclasses.replace(found, rows=rows))
+    assert 0 < point.low < point.value < point.high
+
+
+@pytest.mark.parametrize("measure", ["kld", "ppl"])
+def test_csv_rows_are_the_graph_s_points(measure: Literal["kld", "ppl"]) -> None:
+    found = verdict("f" * 64)
+    rows = list(csv.DictReader(io.StringIO(service.render_verdict(found, "csv", measure=measure).decode())))
+    points = service.verdict_points(found, measure)
+    assert [(row["label"], int(row["size_bytes"]), float(row["value"])) for row in rows] == [
+        (point.label, point.size_bytes, point.value) for point in points
+    ]
+    assert [(float(row["low_95"]), float(row["high_95"])) for row in rows] == [(point.low, point.high) for point in points]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("measure", ["kld", "ppl"])
+def test_figures_are_drawn(measure: Literal["kld", "ppl"]) -> None:
+    found = verdict("f" * 64)
+    assert service.render_verdict(found, "png", measure=measure).startswith(b"\x89PNG")
+    drawn = service.render_verdict(found, "svg", measure=measure)
+    assert b"<svg" in drawn
+    assert drawn == service.render_verdict(found, "svg", measure=measure)
+
+
+def test_the_latest_verdict_is_found_first(home: Path, books_llama_base: Path) -> None:
+    with service.Workspace.open(home) as workspace, workspace.model(books_llama_base) as model:
+        second, first = service.list_verdicts(workspace, model.fingerprint)
+        assert (second.ours.label, first.ours.label) == ("second", "mine")
+        assert service.find_verdict(workspace, model.fingerprint) == second
+        assert service.find_verdict(workspace, model.fingerprint, first.fingerprint[:12]) == first
+        with pytest.raises(StoreError, match="no verdict zz"):
+            service.find_verdict(workspace, model.fingerprint, "zz")
+
+
+def test_the_command_lists_and_exports(quantailor: Command, home: Path, books_llama_base: Path, tmp_path: Path) -> None:
+    place = tmp_path / "points.csv"
+    shown = quantailor("verdicts", books_llama_base, "--home", home, "--export", place)
+    assert shown.code == 0
+    assert "second" in shown.out
+    assert place.read_text(encoding="utf-8").count("\n") == 4
+    assert "exists" in quantailor("verdicts", books_llama_base, "--home", home, "--export", place).error_line
+    assert "no format" in quantailor("verdicts", books_llama_base, "--home", home, "--export", tmp_path / "points.xls").error_line
+    document = json.loads(quantailor("verdicts", books_llama_base, "--home", home, "--json").out)
+    assert [item["verdict"]["rows"][1]["label"] for item in document["result"]["verdicts"]] == ["second", "mine"]
+
+
+def test_without_verdicts_the_command_says_what_to_do(quantailor: Command, books_llama_base: Path, tmp_path: Path) -> None:
+    assert "quantailor verify" in quantailor("verdicts", books_llama_base, "--home", tmp_path / "empty").out
+    assert quantailor("builds", books_llama_base, "--home", tmp_path / "empty").code == 0
+
+
+def test_unknown_endings_are_refused(home: Path, books_llama_base: Path, tmp_path: Path) -> None:
+    with service.Workspace.open(home) as workspace, workspace.model(books_llama_base) as model, pytest.raises(OutputError, match="jpg"):
+        service.export_verdict(workspace, model.fingerprint, tmp_path / "x.jpg")
