@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import Browser, Server, browsing, serving
 from commands import Command, Outcome, Workbench
+from studied import prove, study
 
 from quantailor import cli
 
@@ -93,3 +96,28 @@ def workbench(books_llama_base: Path, calibration_text: Path, tmp_path_factory: 
     for step in steps:
         assert cli.run([str(word) for word in (*step, "--home", home, "--json")]) == 0
     return Workbench(home, books_llama_base)
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One browser; cookies are kept between tests, which use servers of their own."""
+    with browsing(tmp_path_factory.mktemp("chromium")) as browser:
+        browser.size(1280, 800)
+        yield browser
+
+
+@pytest.fixture
+def empty_server(tmp_path: Path) -> Iterator[Server]:
+    """A server on a home without anything."""
+    with serving(tmp_path / "home") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def studied_home(books_llama_base: Path, books_moe_base: Path, calibration_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home whose two models are measured and probed; the dense one has a strategy, a built file and a verdict. Not to be changed."""
+    home = tmp_path_factory.mktemp("studied")
+    for base in (books_moe_base, books_llama_base):
+        study(base, calibration_text, home)
+    prove(books_llama_base, calibration_text, home, tmp_path_factory.mktemp("built"))
+    return home

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quantailor.files import whole_file
-from quantailor.records import Verdict, VerdictRow
+from quantailor.records import Estimate, Verdict, VerdictRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +37,34 @@ _PLACES = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Quantity:
+    """What stands on the vertical axis."""
+
+    title: str
+    axis: str
+    is_log: bool
+    of: Callable[[VerdictRow], Estimate]
+
+    def height(self, row: VerdictRow) -> float:
+        value = self.of(row).value
+        return max(value, SMALLEST_KLD) if self.is_log else value
+
+    def reach(self, row: VerdictRow) -> tuple[float, float]:
+        """How far the 95 % interval goes down and up; a logarithmic axis never reaches zero."""
+        half = 1.96 * self.of(row).se
+        return min(half, self.height(row) * 0.95), half
+
+
+_KLD = _Quantity(
+    "Size against divergence from the unquantized model",
+    "Mean KL divergence (nats, log scale)",
+    is_log=True,
+    of=lambda row: row.statistics.kld_mean,
+)
+_PERPLEXITY = _Quantity("Size against perplexity", "Perplexity", is_log=False, of=lambda row: row.statistics.perplexity)
+
+
 def size_against_kld(verdict: Verdict, stem: Path) -> tuple[Path, Path]:
     """Draw file size against mean KLD, with 95 % error bars over chunks, as `stem`.png and `stem`.svg.
 
@@ -44,10 +73,19 @@ def size_against_kld(verdict: Verdict, stem: Path) -> tuple[Path, Path]:
     Raises:
         OutputError: a file cannot be written.
     """
+    return _write(verdict, stem, _KLD)
+
+
+def size_against_perplexity(verdict: Verdict, stem: Path) -> tuple[Path, Path]:
+    """The same with perplexity; the base is a line across. Raises OutputError where a file cannot be written."""
+    return _write(verdict, stem, _PERPLEXITY)
+
+
+def _write(verdict: Verdict, stem: Path, quantity: _Quantity) -> tuple[Path, Path]:
     rows = sorted((row for row in verdict.rows if row.kind != "base"), key=lambda row: row.size_bytes)
     paths = (stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg"))
     with _style():
-        figure = _draw(verdict, rows)
+        figure = _draw(verdict, rows, quantity)
         for path in paths:
             _save(figure, path)
     return paths
@@ -72,7 +110,7 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _draw(verdict: Verdict, rows: Sequence[VerdictRow]) -> Figure:
+def _draw(verdict: Verdict, rows: Sequence[VerdictRow], quantity: _Quantity) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -81,41 +119,40 @@ def _draw(verdict: Verdict, rows: Sequence[VerdictRow]) -> Figure:
     axes = figure.add_subplot(facecolor="white")
     unit, unit_bytes = _unit(rows)
     sizes = [row.size_bytes / unit_bytes for row in rows]
-    klds = [max(row.statistics.kld_mean.value, SMALLEST_KLD) for row in rows]
-    floor_in_sight = min(klds, default=0) / _FLOOR_IN_SIGHT < verdict.floor_kld_nats
-    _scale(axes, rows, sizes, klds, [verdict.floor_kld_nats] if floor_in_sight else [])
-    _points(axes, rows, sizes, klds)
-    _titles(axes, verdict, rows, unit)
-    if floor_in_sight:
-        _floor_line(axes, verdict.floor_kld_nats)
+    heights = [quantity.height(row) for row in rows]
+    across = _line_across(verdict, heights, quantity)
+    _scale(axes, rows, sizes, [height for height, _ in across], quantity)
+    _points(axes, rows, sizes, quantity)
+    _titles(axes, verdict, rows, unit, quantity)
+    for height, text in across:
+        _draw_across(axes, height, text)
     figure.canvas.draw()
-    _label(axes, rows, sizes, klds)
+    _label(axes, rows, sizes, quantity)
     return figure
+
+
+def _line_across(verdict: Verdict, heights: Sequence[float], quantity: _Quantity) -> list[tuple[float, str]]:
+    """What files are to be held against: the base, or the floor where it is in sight."""
+    if not quantity.is_log:
+        base = next((row for row in verdict.rows if row.kind == "base"), None)
+        return [] if base is None else [(quantity.height(base), "the unquantized base")]
+    in_sight = min(heights, default=0) / _FLOOR_IN_SIGHT < verdict.floor_kld_nats
+    return [(verdict.floor_kld_nats, "floor: the base against itself")] if in_sight else []
 
 
 def _unit(rows: Sequence[VerdictRow]) -> tuple[str, int]:
     return ("GiB", 2**30) if max((row.size_bytes for row in rows), default=0) >= 2**30 else ("MiB", 2**20)
 
 
-def _reach(row: VerdictRow, kld: float) -> tuple[float, float]:
-    """How far the 95 % interval goes down and up; a logarithmic axis never reaches zero."""
-    half = 1.96 * row.statistics.kld_mean.se
-    return min(half, kld * 0.95), half
-
-
-def _scale(axes: Axes, rows: Sequence[VerdictRow], sizes: Sequence[float], klds: Sequence[float], also: Sequence[float]) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    ends = [kld + sign * reach for row, kld in zip(rows, klds, strict=True) for sign, reach in zip((-1, 1), _reach(row, kld), strict=True)]
+def _scale(axes: Axes, rows: Sequence[VerdictRow], sizes: Sequence[float], also: Sequence[float], quantity: _Quantity) -> None:
+    ends = [quantity.height(row) + sign * reach for row in rows for sign, reach in zip((-1, 1), quantity.reach(row), strict=True)]
     lowest, highest = min([*ends, *also], default=1e-3), max([*ends, *also], default=1)
-    margin = max(1.25, (highest / lowest) ** 0.08)
-    axes.set_yscale("log")
-    axes.set_ylim(lowest / margin, highest * margin)
-    decades = math.log10(highest / lowest * margin**2)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 3 else (1.0, 2.0, 5.0) if decades > 0.7 else tuple(range(1, 10))))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
+    if quantity.is_log:
+        _log_scale(axes, lowest, highest)
+    else:
+        margin = 0.1 * (highest - lowest) or 0.01 * highest
+        axes.set_ylim(lowest - margin, highest + margin)
+        axes.ticklabel_format(axis="y", useOffset=False)
     left, right = min(sizes, default=0), max(sizes, default=1)
     width = max(right - left, 0.1 * right)
     axes.set_xlim((left + right - width) / 2 - 0.1 * width, (left + right + width) / 2 + 0.27 * width)
@@ -125,46 +162,59 @@ def _scale(axes: Axes, rows: Sequence[VerdictRow], sizes: Sequence[float], klds:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _log_scale(axes: Axes, lowest: float, highest: float) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    margin = max(1.25, (highest / lowest) ** 0.08)
+    axes.set_yscale("log")
+    axes.set_ylim(lowest / margin, highest * margin)
+    decades = math.log10(highest / lowest * margin**2)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 3 else (1.0, 2.0, 5.0) if decades > 0.7 else tuple(range(1, 10))))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def _tick(value: float) -> str:
     return f"{value:g}" if value >= 1e-4 else f"{value:.0e}".replace("e-0", "e-")
 
 
-def _points(axes: Axes, rows: Sequence[VerdictRow], sizes: Sequence[float], klds: Sequence[float]) -> None:
-    references = [(size, kld) for row, size, kld in zip(rows, sizes, klds, strict=True) if row.kind == "reference"]
+def _points(axes: Axes, rows: Sequence[VerdictRow], sizes: Sequence[float], quantity: _Quantity) -> None:
+    references = [(size, quantity.height(row)) for row, size in zip(rows, sizes, strict=True) if row.kind == "reference"]
     if len(references) > 2:
         axes.plot(*zip(*references, strict=True), color=REFERENCE, linewidth=1, alpha=0.35, zorder=2)
-    for row, size, kld in zip(rows, sizes, klds, strict=True):
-        ours = row.kind == "ours"
-        down, up = _reach(row, kld)
+    for row, size in zip(rows, sizes, strict=True):
+        ours, height = row.kind == "ours", quantity.height(row)
+        down, up = quantity.reach(row)
         color = OURS if ours else REFERENCE
         # at equal size the bars share one line: ours is wide and pale, the reference's thin and on top
-        axes.vlines([size], [kld - down], [kld + up], color=color, linewidth=5 if ours else 1.6, alpha=0.35 if ours else 1, zorder=2.5)
+        axes.vlines(
+            [size], [height - down], [height + up], color=color, linewidth=5 if ours else 1.6, alpha=0.35 if ours else 1, zorder=2.5
+        )
         mark: dict[str, Any] = {"marker": "D", "markersize": 7.5, "zorder": 4} if ours else {"marker": "o", "markersize": 6.5, "zorder": 3}
-        axes.plot([size], [kld], color=color, markeredgecolor="white", markeredgewidth=0.8, **mark)
+        axes.plot([size], [height], color=color, markeredgecolor="white", markeredgewidth=0.8, **mark)
 
 
-def _floor_line(axes: Axes, floor: float) -> None:
-    axes.axhline(floor, color=QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    text = "floor: the base against itself"
+def _draw_across(axes: Axes, height: float, text: str) -> None:
+    axes.axhline(height, color=QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3), "textcoords": "offset points", "ha": "right"}
-    axes.annotate(text, (0.995, floor), fontsize=8.5, color=QUIET, **where)
+    axes.annotate(text, (0.995, height), fontsize=8.5, color=QUIET, **where)
 
 
-def _titles(axes: Axes, verdict: Verdict, rows: Sequence[VerdictRow], unit: str) -> None:
+def _titles(axes: Axes, verdict: Verdict, rows: Sequence[VerdictRow], unit: str, quantity: _Quantity) -> None:
     n_chunks = max((row.statistics.n_chunks for row in rows), default=0)
-    axes.set_title("Size against divergence from the unquantized model", loc="left", fontsize=13, fontweight="bold", pad=24)
+    axes.set_title(quantity.title, loc="left", fontsize=13, fontweight="bold", pad=24)
     what = f"{verdict.corpus_name}, {n_chunks} chunks of {verdict.n_ctx} tokens. Bars: 95 % interval. Lower and further left is better."
     axes.annotate(what, (0, 1), xycoords="axes fraction", xytext=(0, 8), textcoords="offset points", fontsize=9, color=QUIET)
     axes.set_xlabel(f"File size ({unit})")
-    axes.set_ylabel("Mean KL divergence (nats, log scale)")
+    axes.set_ylabel(quantity.axis)
 
 
-def _label(axes: Axes, rows: Sequence[VerdictRow], sizes: Sequence[float], klds: Sequence[float]) -> None:
+def _label(axes: Axes, rows: Sequence[VerdictRow], sizes: Sequence[float], quantity: _Quantity) -> None:
     """Name each point where its name covers no other name, point or error bar; ours chooses first."""
-    taken = [_mark_box(axes, row, size, kld) for row, size, kld in zip(rows, sizes, klds, strict=True)]
+    taken = [_mark_box(axes, row, size, quantity) for row, size in zip(rows, sizes, strict=True)]
     lines = [box for line in axes.lines[:1] for box in _line_boxes(axes, line)]
     for index in sorted(range(len(rows)), key=lambda index: rows[index].kind != "ours"):
-        point = (sizes[index], klds[index])
+        point = (sizes[index], quantity.height(rows[index]))
         costs = []
         for rank, place in enumerate(_PLACES):
             trial = _annotate(axes, rows[index], point, place)
@@ -194,12 +244,12 @@ def _annotate(axes: Axes, row: VerdictRow, point: tuple[float, float], place: tu
     )
 
 
-def _mark_box(axes: Axes, row: VerdictRow, size: float, kld: float) -> Bbox:
+def _mark_box(axes: Axes, row: VerdictRow, size: float, quantity: _Quantity) -> Bbox:
     """The pixels that a point and its error bar cover."""
     from matplotlib.transforms import Bbox
 
-    down, up = _reach(row, kld)
-    (x, low), (_, middle), (_, high) = axes.transData.transform([(size, kld - down), (size, kld), (size, kld + up)])
+    height, (down, up) = quantity.height(row), quantity.reach(row)
+    (x, low), (_, middle), (_, high) = axes.transData.transform([(size, height - down), (size, height), (size, height + up)])
     return Bbox.from_extents(x - 14, min(low, middle - 14), x + 14, max(high, middle + 14))
 
 

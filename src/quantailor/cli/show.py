@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import exp
 from typing import Any
 
 from rich.console import Console
 
 from quantailor.cli.output import console, table
-from quantailor.cli.values import format_eta, format_shape, format_size
-from quantailor.records import Estimate, Prediction, Verdict, VerdictRow
+from quantailor.cli.values import format_eta, format_seconds, format_shape, format_size
+from quantailor.records import Estimate, MetadataValue, Prediction, Verdict, VerdictRow
 from quantailor.service import results
 
 
@@ -25,16 +25,29 @@ def model(report: results.ModelReport, *, all_types: bool = False) -> None:
         out.print(f"files     {', '.join(report.config_files)}")
     if report.is_quantized:
         out.print("[yellow]This model is quantized already; quantizing it again loses quality twice.[/yellow]")
-    keys = [(key, _short(value.value)) for key, value in report.metadata.items() if not key.startswith("tokenizer.ggml")]
     out.print()
+    configuration(out, report.metadata)
+    out.print()
+    tensors(out, report.tensors, all_types=all_types)
+
+
+def configuration(out: Console, metadata: Mapping[str, MetadataValue]) -> None:
+    """Metadata without the vocabulary."""
+    keys = [(key, _short(value.value)) for key, value in metadata.items() if not key.startswith("tokenizer.ggml")]
     out.print(table("Configuration", {"key": "left", "value": "left"}, keys))
-    out.print()
-    rows = [
-        (item.name, format_shape(item.shape), item.type_name, format_size(item.size_bytes), _type_summary(item)) for item in report.tensors
-    ]
+
+
+def tensors(out: Console, reports: Sequence[results.TensorReport], *, all_types: bool) -> None:
+    """Tensors and what they can become, and why not."""
+    rows = [(item.name, format_shape(item.shape), item.type_name, format_size(item.size_bytes), _type_summary(item)) for item in reports]
     columns = {"tensor": "left", "shape": "left", "type": "left", "size": "right", "can become": "left"}
     out.print(table("Tensors", columns, rows))
-    _reasons(out, report, all_types)
+    _reasons(out, reports, all_types)
+
+
+def plain(text: str) -> str:
+    """Text from elsewhere without markup."""
+    return text.replace("[", r"\[")
 
 
 def _short(value: object) -> str:
@@ -45,19 +58,21 @@ def _short(value: object) -> str:
 
 def _type_summary(item: results.TensorReport) -> str:
     total = len(item.available_types) + len(item.unavailable_types)
+    if not total:
+        return ""
     if item.available_types == (item.type_name,):
         return f"stays {item.type_name}: {next(iter(item.unavailable_types.values()), '')}"
     return f"{len(item.available_types)} of {total} types"
 
 
-def _reasons(out: Console, report: results.ModelReport, all_types: bool) -> None:
+def _reasons(out: Console, reports: Sequence[results.TensorReport], all_types: bool) -> None:
     grouped: dict[tuple[str, str], list[str]] = {}
-    for item in report.tensors:
+    for item in reports:
         if item.available_types == (item.type_name,):
             continue
         for type_name, reason in item.unavailable_types.items():
             grouped.setdefault((type_name, reason), []).append(item.name)
-        if all_types:
+        if all_types and item.available_types:
             out.print(f"{item.name}: {', '.join(item.available_types)}")
     if grouped:
         out.print()
@@ -232,6 +247,24 @@ def _interval(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else f" \\[{interval[0]:.4g}, {interval[1]:.4g}]"
 
 
+def studied(result: results.StudyResult) -> None:
+    """What a study found, by stage."""
+    out = console()
+    out.print(f"base      {result.base}")
+    matrix = f"{result.imatrix_fingerprint[:12]}, {result.imatrix_chunks} chunks" if result.imatrix_fingerprint else "none"
+    out.print(f"imatrix   {matrix}")
+    out.print(
+        f"errors    {result.n_cells} cells of {result.n_tensors} tensors x {result.n_types} types, {result.settings}; "
+        f"{result.n_unavailable} are unavailable"
+    )
+    if result.basis == "probes":
+        out.print(f"probes    {result.n_probed} tensors measured, {result.n_scored} chunks scored")
+    if result.n_swept:
+        out.print(f"sweep     {result.n_swept} cells")
+    ranking = " (ranking only: no probes were made, so no KL divergence can be predicted)" if result.basis != "probes" else ""
+    out.print(f"next      quantailor plan {result.base} --size ...{ranking}")
+
+
 def refined(result: results.RefineResult) -> None:
     """What a refinement gained."""
     out = console()
@@ -379,7 +412,10 @@ def jobs(reports: list[results.JobReport]) -> None:
 def job(report: results.JobReport) -> None:
     """One job with its log."""
     out = console()
-    out.print(f"job {report.id}: {report.kind}, {report.state}, {100 * report.progress:.0f} %  {format_eta(report.eta_seconds)}")
+    stage = f"stage {report.stage_number} of {report.n_stages}, " if report.n_stages and report.state != "done" else ""
+    elapsed = "" if report.elapsed_seconds is None else f"after {format_seconds(report.elapsed_seconds)}"
+    parts = (f"{stage}{100 * report.progress:.0f} %", elapsed, format_eta(report.eta_seconds))
+    out.print(f"job {report.id}: {report.kind}, {report.state}, {'  '.join(part for part in parts if part)}")
     out.print(f"what      {report.title}")
     if report.message:
         out.print(f"now       {report.message}")
@@ -389,12 +425,13 @@ def job(report: results.JobReport) -> None:
         out.print(line, markup=False)
 
 
-SHOW: Mapping[type, Callable[[Any], None]] = {
+SHOW: dict[type, Callable[[Any], None]] = {
     results.ConvertResult: converted,
     results.ImatrixReport: imatrix,
     results.MeasureResult: measured,
     results.ProbeResult: probed,
     results.SweepResult: swept,
+    results.StudyResult: studied,
     results.RefineResult: refined,
     results.BuildReport: built,
     results.VerifyResult: verified,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from quantailor import service
-from quantailor.cli import options, show
+from quantailor.cli import hub, options, show, structure
 from quantailor.cli.execution import execute
 from quantailor.cli.jobs import jobs_app
 from quantailor.cli.output import print_json
@@ -34,13 +34,36 @@ def _common(
     del version
 
 
-@app.command(epilog="Example: quantailor inspect base.gguf --types")
+@app.command(epilog="Examples: quantailor inspect base.gguf --types | quantailor inspect meta-llama/Llama-3.2-1B")
 def inspect(
     model: options.Source,
     types: Annotated[bool, typer.Option("--types", help="List every tensor's types.")] = False,
+    largest: structure.Largest = None,
+    config: structure.Config = None,
+    revision: hub.Revision = None,
+    token_file: hub.TokenFile = None,
+    gguf_file: hub.GgufFile = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show a model's structure: configuration, tensors, shapes, and which types each tensor can take and why not the others."""
+    """Show a model's structure: configuration, tensors, shapes, and which types each tensor can take and why not the others.
+
+    ORG/NAME looks at a repository of the Hugging Face hub without downloading it: headers, size, licence, and the disk needed.
+    """
+    if (types, largest is not None, config is not None).count(True) > 1:
+        raise typer.BadParameter("--types, --largest and --config exclude each other")
+    if hub.is_repository(model):
+        if largest is not None or config is not None:
+            raise typer.BadParameter("--largest and --config are for models on this machine: download it first")
+        hub.peek(model, revision, token_file, gguf_file, types=types, as_json=as_json)
+        return
+    if revision or token_file or gguf_file:
+        raise typer.BadParameter("--revision, --token-file and --gguf-file are for repositories of the hub")
+    if config is not None:
+        structure.configuration(model, config, as_json=as_json)
+        return
+    if largest is not None:
+        structure.largest(model, largest, as_json=as_json)
+        return
     report = service.inspect(model)
     if as_json:
         print_json("inspect", report)

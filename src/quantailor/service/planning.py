@@ -17,7 +17,7 @@ from quantailor.errors import OutputError, StrategyError
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name, preset_types
 from quantailor.models.source import ModelSource
-from quantailor.records import Cell, Strategy, TensorCells, TensorInfo, WeightError
+from quantailor.records import Basis, Cell, Strategy, TensorCells, TensorInfo, WeightError
 from quantailor.service import knowledge, tasks
 from quantailor.service.knowledge import Knowledge
 from quantailor.service.results import PlanResult
@@ -117,25 +117,46 @@ def plan(
         matrix = workspace.imatrix(model.fingerprint, found.key.imatrix) if found.key.imatrix else None
         known = _wanted_knowledge(workspace, model, found, options)
         tables = found.tables if known is None else probed_tables(model.source, found, known)
-        target, preset_size = _target(model, options, matrix, known)
-        strategy = select(
-            tables,
-            model=model_facts(model, tables),
-            method=options.method,
-            target=target,
-            parameters=_parameters(options),
-            constraints=_constraints(options),
-            inputs=_inputs(found, known),
-            basis="ranking only" if known is None else "probes",
-            exact_size=lambda planned: building.predict_layout(model.source, planned, imatrix=matrix).size_bytes,
-        )
-        strategy = with_kld(strategy, known)
+        strategy, preset_size = solve(Evidence(model, found, known, tables, matrix), options)
         control.advance(1, 1)
         document = strategy_file.dumps(strategy)
         workspace.store.record_strategy(StrategyRecord.of(model.fingerprint, strategy.method, document))
         if output is not None:
             strategy_file.write(strategy, output, overwrite=overwrite)
         return _result(strategy, output, preset_size)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a plan rests on."""
+
+    model: OpenedModel
+    found: Measured
+    known: Knowledge | None
+    """None plans by weight error alone."""
+    tables: Sequence[TensorCells]
+    matrix: Imatrix | None
+
+
+def solve(at: Evidence, options: PlanOptions, *, knees: Mapping[str, str] | None = None) -> tuple[Strategy, int | None]:
+    """The strategy for these options, its size exact, and the preset's size where it is "as large as" one.
+
+    `knees` are the tensors' own within the options' constraints, where the caller has them. Raises StrategyError.
+    """
+    target, preset_size = _target(at.model, options, at.matrix, at.known)
+    strategy = select(
+        at.tables,
+        model=model_facts(at.model, at.tables),
+        method=options.method,
+        target=target,
+        parameters=_parameters(options),
+        constraints=constraints_of(options),
+        inputs=inputs_of(at.found, at.known),
+        basis=basis_of(at.known),
+        exact_size=lambda planned: building.predict_layout(at.model.source, planned, imatrix=at.matrix).size_bytes,
+        knees=knees,
+    )
+    return with_kld(strategy, at.known), preset_size
 
 
 def _result(strategy: Strategy, output: Path | None, preset_size: int | None) -> PlanResult:
@@ -163,12 +184,17 @@ class Measured:
     cells: Sequence[WeightError]
     tables: Sequence[TensorCells]
 
+    @property
+    def is_exhaustive(self) -> bool:
+        """Whether every row was measured."""
+        return self.key.settings == MeasureSettings(exhaustive=True).key
 
-def measured(workspace: Workspace, model: OpenedModel, imatrix: str, exhaustive: bool | None = None) -> Measured:
-    """The measurement to work with; see `plan` for the arguments. Raises StrategyError where there is none."""
+
+def measured(workspace: Workspace, model: OpenedModel, imatrix: str, exhaustive: bool | None = None, *, partial: bool = False) -> Measured:
+    """The measurement to work with; see `plan` and `tensor_tables` for the arguments. Raises StrategyError where there is none."""
     key = _measurement(workspace, model, imatrix, exhaustive)
     cells = workspace.store.cells(key)
-    return Measured(key, cells, tensor_tables(model.source, cells))
+    return Measured(key, cells, tensor_tables(model.source, cells, partial=partial))
 
 
 def _wanted_knowledge(workspace: Workspace, model: OpenedModel, found: Measured, options: PlanOptions) -> Knowledge | None:
@@ -207,7 +233,13 @@ def with_kld(strategy: Strategy, known: Knowledge | None) -> Strategy:
     return dataclasses.replace(strategy, prediction=prediction)
 
 
-def _inputs(found: Measured, known: Knowledge | None) -> dict[str, str | int | float | None]:
+def basis_of(known: Knowledge | None) -> Basis:
+    """What damage figures rest on."""
+    return "ranking only" if known is None else "probes"
+
+
+def inputs_of(found: Measured, known: Knowledge | None) -> dict[str, str | int | float | None]:
+    """Where a strategy's figures came from, for its record."""
     inputs: dict[str, str | int | float | None] = {"imatrix": found.key.imatrix or None, "measurement": found.key.settings}
     if known is not None:
         inputs |= {"probes": known.key.run, "probe_chunks": known.n_chunks}
@@ -225,7 +257,7 @@ def _measurement(workspace: Workspace, model: OpenedModel, imatrix: str, exhaust
     for wanted in _wanted_imatrices(workspace, model, imatrix):
         found = [key for key in counts if key.imatrix == wanted]
         if found:
-            return max(found, key=lambda key: (counts[key], key.settings))
+            return max(found, key=lambda key: (counts[key], key.settings == MeasureSettings(exhaustive=True).key))
     raise StrategyError(f"nothing is measured for {model.source.name}", remedy=f"Run `quantailor measure {model.source.location}` first")
 
 
@@ -236,10 +268,10 @@ def _wanted_imatrices(workspace: Workspace, model: OpenedModel, imatrix: str) ->
     return ["" if chosen is None else chosen.fingerprint]
 
 
-def tensor_tables(source: ModelSource, cells: Sequence[WeightError]) -> list[TensorCells]:
+def tensor_tables(source: ModelSource, cells: Sequence[WeightError], *, partial: bool = False) -> list[TensorCells]:
     """The rules' input: every quantizable tensor with the types it may take; damage is `relative_mse x elements`.
 
-    Raises StrategyError where a tensor is not measured.
+    Raises StrategyError where a tensor is not measured; with `partial` it is left out, and keeps the type it has.
     """
     by_tensor: dict[str, list[Cell]] = {}
     tensors = {tensor.name: tensor for tensor in quantizable_tensors(source)}
@@ -247,11 +279,11 @@ def tensor_tables(source: ModelSource, cells: Sequence[WeightError]) -> list[Ten
         if cell.unavailable is None and cell.relative_mse is not None and cell.tensor in tensors:
             by_tensor.setdefault(cell.tensor, []).append(_cell(tensors[cell.tensor], cell))
     missing = [name for name in tensors if name not in by_tensor]
-    if missing:
+    if missing and not (partial and by_tensor):
         raise StrategyError(
             f"{len(missing)} tensors are not measured, {missing[0]} among them", remedy=f"Run `quantailor measure {source.location}`"
         )
-    return [TensorCells(name, tensor.n_elements, tuple(by_tensor[name])) for name, tensor in tensors.items()]
+    return [TensorCells(name, tensor.n_elements, tuple(by_tensor[name])) for name, tensor in tensors.items() if name in by_tensor]
 
 
 def _cell(tensor: TensorInfo, cell: WeightError) -> Cell:
@@ -305,6 +337,17 @@ def _target(
     return {}, None
 
 
+def target_of(options: PlanOptions) -> dict[str, str | int | float]:
+    """What was asked for, as it was said."""
+    said = {
+        "size_bytes": options.size_bytes,
+        "bits_per_weight": options.bits_per_weight,
+        "like": options.like,
+        "kld_nats": options.kld_nats,
+    }
+    return {key: value for key, value in said.items() if value is not None}
+
+
 def preset_size_bytes(model: OpenedModel, preset: str, imatrix: Imatrix | None) -> int:
     """Size of the file that llama-quantize would write for a preset with this importance matrix, without writing it."""
     importances = None
@@ -321,7 +364,8 @@ def _parameters(options: PlanOptions) -> Mapping[str, object]:
     return options.parameters
 
 
-def _constraints(options: PlanOptions) -> Constraints:
+def constraints_of(options: PlanOptions) -> Constraints:
+    """The limits that the options spell out. Raises StrategyError for one that cannot be read."""
     allowed = [parse_allowed(text) for text in options.allow]
     minimum, maximum = ([_bits(text) for text in texts] for texts in (options.minimum, options.maximum))
     overall = tuple(name for pattern, names in allowed if pattern is None for name in names)

@@ -1,4 +1,4 @@
-"""What the service answers: frozen records, the same for the command line, `--json` and the GUI to come."""
+"""What the service answers: frozen records, the same for the command line, `--json` and the GUI."""
 
 from __future__ import annotations
 
@@ -38,6 +38,95 @@ class ModelReport:
     config_files: tuple[str, ...]
     metadata: Mapping[str, MetadataValue]
     tensors: tuple[TensorReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file of a repository."""
+
+    name: str
+    size_bytes: int
+    cached: bool
+    """Whether its content is on this machine already."""
+    needed: bool
+    """Whether a download takes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskNeed:
+    """What one step writes, at most."""
+
+    step: str
+    size_bytes: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeekReport:
+    """A repository of the hub before it is downloaded."""
+
+    repo_id: str
+    link: str
+    """Its page."""
+    revision: str
+    """As it was asked for."""
+    sha: str
+    """The commit that this is."""
+    kind: str
+    """What a download takes: "safetensors", "gguf", "imatrix", or "unknown" where nothing fits."""
+    architecture: str
+    """GGUF's name where it is known, else transformers'."""
+    n_parameters: int
+    tensor_bytes: int
+    """As GGUF, where our own conversion can take the model."""
+    is_quantized: bool
+    license: str | None
+    gated: str
+    """"no", "auto" (access at once when terms are accepted) or "manual" (the authors decide); this token has it."""
+    private: bool
+    is_convertible: bool
+    """Whether it is GGUF already or our own conversion can take it."""
+    why_not_convertible: str | None
+    files: tuple[HubFile, ...]
+    gguf_files: tuple[str, ...]
+    """The GGUF file that a download takes, with all its shards."""
+    imatrix_files: tuple[str, ...]
+    size_bytes: int
+    """Of all files needed."""
+    download_bytes: int
+    """Of those that are not cached."""
+    base_bytes: int
+    """The 16-bit base."""
+    later_bytes: int
+    """What probing, building and verifying write, at most."""
+    disk: tuple[DiskNeed, ...]
+    cache_folder: str
+    free_bytes: int
+    """On the cache's disk."""
+    metadata: Mapping[str, MetadataValue]
+    tensors: tuple[TensorReport, ...]
+    """As they are stored, without types, where our own conversion cannot take the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadResult:
+    """What was downloaded, and from where exactly."""
+
+    repo_id: str
+    revision: str
+    """As it was asked for."""
+    sha: str
+    """The commit that it was."""
+    kind: str
+    path: str | None
+    """What later commands take: a directory, or a GGUF file (the first of its shards)."""
+    folder: str
+    files: tuple[str, ...]
+    imatrix_files: tuple[str, ...]
+    size_bytes: int
+    fetched_bytes: int
+    """Of those files that were not there already."""
+    license: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +251,98 @@ class SweepResult:
     n_already_measured: int
     n_skipped: int
     cells: tuple[SweepCellReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StudyResult:
+    """What one job measured of a model."""
+
+    base: str
+    """The GGUF that everything else starts from."""
+    model_fingerprint: str
+    level: str
+    imatrix_fingerprint: str | None
+    imatrix_chunks: int
+    """Chunks that the importance matrix saw; 0 without one."""
+    settings: str
+    """How weight errors were measured."""
+    n_tensors: int
+    n_types: int
+    n_cells: int
+    n_unavailable: int
+    basis: str
+    """"ranking only" where nothing was probed, else "probes"."""
+    n_probed: int
+    """Tensors whose sensitivity was measured."""
+    n_scored: int
+    """(mix, chunk) pairs that the store has for these probes."""
+    n_swept: int
+    """Cells measured in the model by the sweep."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """What one stage of a study will take."""
+
+    stage: str
+    seconds: tuple[float, float]
+    """What is left of it, as a range; (0, 0) where all is there."""
+    share_done: float
+    """0 to 1, from what the store has."""
+    disk_bytes: int
+    """Still to be written, files that are deleted afterwards included."""
+    memory_bytes: int
+    """The most that it holds at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class CostReport:
+    """A study before it starts."""
+
+    level: str
+    stages: tuple[StageCost, ...]
+    seconds: tuple[float, float]
+    share_done: float
+    """Of the time that all stages take together, 0 to 1."""
+    disk_bytes: int
+    memory_bytes: int
+    basis: str
+    """What the seconds rest on, in words."""
+    shortfalls: tuple[str, ...]
+    """Why it cannot start, one sentence each; empty where it can."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectReport:
+    """A model that is worked on, and what is known of it."""
+
+    fingerprint: str
+    name: str
+    architecture: str
+    n_parameters: int
+    size_bytes: int
+    """Of all tensors."""
+    is_quantized: bool
+    base: str | None
+    """A GGUF file of it that exists."""
+    source: str | None
+    """Where it came from: a directory that exists, else the base."""
+    has_imatrix: bool
+    n_cells: int
+    """Weight errors of its largest measurement."""
+    level: str | None
+    """The highest level of `study` whose kinds of results are there; None where nothing is measured."""
+    is_probed: bool
+    n_strategies: int
+    n_builds: int
+    """Built files that exist."""
+    n_verdicts: int
+    last_activity: str
+    """UTC, ISO 8601."""
+    active_jobs: tuple[int, ...]
+    """Jobs of this model that wait, run, or stopped before their end; the latest first."""
+    is_moe: bool = False
+    """It has experts: tensors of several matrices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,9 +478,30 @@ class JobReport:
     """UTC, ISO 8601."""
     error: str | None = None
     eta_seconds: tuple[float, float] | None = None
+    """How long the present stage will still take."""
     log: tuple[str, ...] = ()
+    elapsed_seconds: float | None = None
+    """Of the latest attempt; None before the first."""
+    rate: float | None = None
+    """Units per second, of late."""
+    unit: str = ""
+    """What progress counts: "bytes", "chunks", "weights"; empty where it is no such thing."""
+    stage: str = ""
+    stage_number: int = 0
+    """The stage that runs, from 1, where the work tells how many there are; else 0."""
+    n_stages: int = 0
 
 
 TaskResult = (
-    ConvertResult | ImatrixReport | MeasureResult | ProbeResult | SweepResult | RefineResult | BuildReport | VerifyResult | MakeResult
+    DownloadResult
+    | ConvertResult
+    | ImatrixReport
+    | MeasureResult
+    | ProbeResult
+    | SweepResult
+    | StudyResult
+    | RefineResult
+    | BuildReport
+    | VerifyResult
+    | MakeResult
 )

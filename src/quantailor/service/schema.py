@@ -6,24 +6,38 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from quantailor.service import results
+from quantailor.service import builds, drafts, progress, results, sharing_results, structure, verdicts
 
 VERSION = 1
 RESULTS: dict[str, Any] = {
-    "inspect": results.ModelReport,
+    "inspect": results.ModelReport | results.PeekReport | structure.LargestTensors | structure.ConfigurationText,
+    "download": results.DownloadResult,
     "convert": results.ConvertResult,
     "imatrix": results.ImatrixReport,
     "measure": results.MeasureResult,
     "probe": results.ProbeResult,
     "sweep": results.SweepResult,
+    "study": results.StudyResult,
+    "study-cost": results.CostReport,
+    "models": list[results.ProjectReport],
+    "status": progress.MeasurementMap,
     "plan": results.PlanResult,
     "predict": results.PredictResult,
+    "edit": drafts.EditResult,
+    "drafts": list[drafts.DraftInfo],
     "refine": results.RefineResult,
     "report": results.ReportResult,
     "compare-models": results.CompareResult,
     "build": results.BuildReport,
     "verify": results.VerifyResult,
     "make": results.MakeResult,
+    "export": sharing_results.ExportReport,
+    "diff": sharing_results.StrategyDiff,
+    "card": sharing_results.CardResult,
+    "experts": sharing_results.ExpertsReport,
+    "check": sharing_results.BuildCheck,
+    "verdicts": verdicts.VerdictsReport,
+    "builds": list[builds.BuiltFile],
     "jobs": list[results.JobReport],
     "job": results.JobReport,
 }

@@ -30,6 +30,22 @@ DEFAULT_ANCHORS = 3
 Method = Literal["optimal", "knee", "greedy", "bins"]
 Grouping = Literal["tensor", "role-depth", "role"]
 BasisWish = Literal["auto", "probes", "ranking"]
+Level = Literal["quick", "balanced", "thorough", "exhaustive"]
+LEVELS: tuple[Level, ...] = ("quick", "balanced", "thorough", "exhaustive")
+COMPUTE = "compute"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DownloadTask:
+    """Fetch a repository of the hub, as far as it is needed, into huggingface_hub's cache."""
+
+    repo_id: str
+    revision: str | None = None
+    token_file: str | None = None
+    """The token's file, never the token."""
+    gguf_file: str | None = None
+    """This GGUF file (any of its shards) instead of what would be chosen."""
+    imatrix_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +125,25 @@ class SweepTask:
     """Skip cells that the probes predict closely enough."""
     n_ctx: int = DEFAULT_N_CTX
     imatrix: str = AUTO
+    n_gpu_layers: int = 0
+    n_threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyTask:
+    """Everything that measuring needs, in one job: base, importance matrix, weight errors, probes, sweep."""
+
+    model: str
+    level: Level = "balanced"
+    types: tuple[str, ...] = ()
+    """Candidate types; empty means all usual ones."""
+    text: str | None = None
+    """None means the calibration text that ships with Quantailor."""
+    imatrix: str = AUTO
+    """"auto" (what the store has, where it is as good as the level asks for, else computed), "compute", "none", or a file."""
+    output: str | None = None
+    """Where the base of a Hugging Face directory goes; None is a place in the home."""
+    allow_requantize: bool = False
     n_gpu_layers: int = 0
     n_threads: int | None = None
 
@@ -239,14 +274,28 @@ class MakeTask:
     n_threads: int | None = None
 
 
-Task = ConvertTask | ImatrixTask | MeasureTask | ProbeTask | SweepTask | RefineTask | BuildTask | VerifyTask | MakeTask
+Task = (
+    DownloadTask
+    | ConvertTask
+    | ImatrixTask
+    | MeasureTask
+    | ProbeTask
+    | SweepTask
+    | StudyTask
+    | RefineTask
+    | BuildTask
+    | VerifyTask
+    | MakeTask
+)
 
 KINDS: Mapping[str, type[Task]] = {
+    "download": DownloadTask,
     "convert": ConvertTask,
     "imatrix": ImatrixTask,
     "measure": MeasureTask,
     "probe": ProbeTask,
     "sweep": SweepTask,
+    "study": StudyTask,
     "refine": RefineTask,
     "build": BuildTask,
     "verify": VerifyTask,

@@ -1,0 +1,65 @@
+"""Commands that choose by hand what the Choose screen chooses by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantailor import service
+from quantailor.cli import options
+from quantailor.cli.output import console, print_json, table
+from quantailor.cli.root import app
+from quantailor.cli.values import format_size, imatrix_choice
+from quantailor.service import tasks
+
+
+@app.command(epilog="Example: quantailor edit base.gguf s.yaml --set attn_v=Q6_K --set output=Q8_0 -o edited.yaml")
+def edit(
+    base: options.Source,
+    strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file, YAML or JSON.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the edited strategy goes.")],
+    changes: Annotated[list[str], typer.Option("--set", help="PATTERN=TYPE; may be given more than once.")],
+    imatrix: options.Imatrix = tasks.AUTO,
+    force: options.Force = False,
+    home: options.Home = None,
+    as_json: options.Json = False,
+) -> None:
+    """Change types in a strategy by pattern and pin them; says what the file then comes to."""
+    with service.Workspace.open(home) as workspace:
+        found = service.edit(workspace, base, strategy, changes, output, imatrix=imatrix_choice(imatrix), overwrite=force)
+    if as_json:
+        print_json("edit", found)
+        return
+    out = console()
+    out.print(f"wrote     {found.path}", markup=False)
+    out.print(f"changed   {found.n_changed} tensors, {found.n_pinned} pinned in all")
+    out.print(f"file      {format_size(found.prediction.file_size_bytes)}, {found.prediction.bits_per_weight:.3f} bits per weight")
+    if found.prediction.kld_nats is not None:
+        out.print(f"KLD       {found.prediction.kld_nats:.3g} nats predicted")
+
+
+@app.command(epilog="Example: quantailor drafts base.gguf --save draft -o s.yaml")
+def drafts(
+    base: options.Source,
+    save: Annotated[str | None, typer.Option("--save", help="Write this draft as a strategy file, to --output.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the strategy goes.")] = None,
+    force: options.Force = False,
+    home: options.Home = None,
+    as_json: options.Json = False,
+) -> None:
+    """List the drafts that the GUI keeps of a model, or write one as a strategy file."""
+    if (save is None) != (output is None):
+        raise typer.BadParameter("--save and --output go together")
+    with service.Workspace.open(home) as workspace:
+        if save is not None and output is not None:
+            service.save_draft(workspace, base, save, output, overwrite=force)
+        found = service.drafts_of(workspace, base)
+    if as_json:
+        print_json("drafts", found)
+    elif save is not None:
+        console().print(f"wrote {output}", markup=False)
+    else:
+        rows = [(item.name, item.changed, str(item.n_steps), str(item.n_pinned)) for item in found]
+        console().print(table("Drafts", {"name": "left", "changed": "left", "steps of undo": "right", "pinned": "right"}, rows))

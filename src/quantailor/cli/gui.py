@@ -1,0 +1,33 @@
+"""The command that serves the GUI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantailor.cli import options
+from quantailor.cli.output import console
+from quantailor.cli.root import app
+
+
+@app.command(epilog="Example: quantailor gui --port 8371")
+def gui(
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="A free port by default.")] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; elsewhere than here needs --token.")] = "127.0.0.1",
+    token: Annotated[
+        str | None, typer.Option("--token", envvar="QUANTAILOR_GUI_TOKEN", help="What a browser must know; random by default.")
+    ] = None,
+    allow: Annotated[list[Path] | None, typer.Option("--allow", help="A further folder that file pickers may show.")] = None,
+    native: Annotated[bool, typer.Option("--native", help="In a window of its own, where that is possible.")] = False,
+    open_browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser, where there is one.")] = True,
+    home: options.Home = None,
+) -> None:
+    """Serve the GUI on this machine, for one user: from a model to a verdict, in a browser tab."""
+    from quantailor.gui import ServeOptions, serve
+
+    options_ = ServeOptions(
+        home=home, host=host, port=port, token=token, allow=tuple(allow or ()), native=native, open_browser=open_browser
+    )
+    serve(options_, say=lambda line: console().print(line, soft_wrap=True, highlight=False, markup=False))

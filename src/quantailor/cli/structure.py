@@ -1,0 +1,43 @@
+"""What `inspect` shows on demand: a configuration file, or the largest tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantailor import service
+from quantailor.cli import show
+from quantailor.cli.output import console, print_json, table
+from quantailor.cli.values import format_size
+
+Config = Annotated[
+    str | None,
+    typer.Option("--config", metavar="FILE", help="Print this text file of a Hugging Face directory, e.g. config.json."),
+]
+Largest = Annotated[int | None, typer.Option("--largest", metavar="N", min=1, help="The N largest tensors and their share of all bytes.")]
+
+
+def configuration(model: Path, file_name: str, *, as_json: bool) -> None:
+    """`quantailor inspect MODEL --config FILE`."""
+    found = service.configuration_text(model.expanduser(), file_name)
+    if as_json:
+        print_json("inspect", found)
+        return
+    typer.echo(found.text, nl=not found.text.endswith("\n"))
+    if not found.is_whole:
+        typer.echo(f"... {format_size(found.size_bytes)} in all", err=True)
+
+
+def largest(model: Path, n: int, *, as_json: bool) -> None:
+    """`quantailor inspect MODEL --largest N`."""
+    found = service.largest_tensors(service.inspect(model).tensors, n)
+    if as_json:
+        print_json("inspect", found)
+        return
+    rows = [(show.plain(item.name), format_size(item.size_bytes), f"{100 * item.share:.1f} %") for item in found.tensors]
+    out = console()
+    out.print(table("Largest tensors", {"tensor": "left", "size": "right", "share": "right"}, rows))
+    whole = f"{format_size(found.size_bytes)} of {format_size(found.total_bytes)}"
+    out.print(f"{len(found.tensors)} of {found.n_tensors} tensors hold {100 * found.share:.1f} % of the bytes: {whole}")

@@ -1,0 +1,96 @@
+"""Commands that look back: the files that were built from a model, and the verdicts on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantailor import service
+from quantailor.cli import options
+from quantailor.cli.output import console, print_json, table
+from quantailor.cli.root import app
+from quantailor.cli.values import format_size
+from quantailor.service import tasks
+from quantailor.service.builds import BuiltFile
+from quantailor.service.verdicts import Measure, StoredVerdict, VerdictsReport
+
+_SHORT = 8
+
+
+@app.command(epilog="Example: quantailor verdicts base.gguf --export verdict.svg")
+def verdicts(
+    base: options.Source,
+    verdict: Annotated[str, typer.Option("--verdict", help="One of them, by the beginning of its fingerprint; else the latest.")] = "",
+    export: Annotated[Path | None, typer.Option("--export", help="Write its graph (.png, .svg) or the points of the graph (.csv).")] = None,
+    measure: Annotated[Measure, typer.Option("--measure", help="What the graph shows against size: KLD or perplexity.")] = "kld",
+    force: options.Force = False,
+    home: options.Home = None,
+    as_json: options.Json = False,
+) -> None:
+    """List the verdicts on a model's files, show one, and export its graph."""
+    with service.Workspace.open(home) as workspace:
+        with workspace.model(base) as model:
+            fingerprint = model.fingerprint
+        found = tuple(service.list_verdicts(workspace, fingerprint))
+        if verdict or export is not None:
+            found = (service.find_verdict(workspace, fingerprint, verdict),)
+        written = None
+        if export is not None:
+            place = Path(tasks.absolute(export))
+            written = str(
+                service.export_verdict(workspace, fingerprint, place, fingerprint=found[0].fingerprint, measure=measure, overwrite=force)
+            )
+    if as_json:
+        print_json("verdicts", VerdictsReport(found, written))
+    else:
+        _show(found, measure, written)
+
+
+def _show(found: tuple[StoredVerdict, ...], measure: Measure, written: str | None) -> None:
+    out = console()
+    for item in found:
+        out.print(f"{item.fingerprint[:_SHORT]}  {item.verdict.sentence}", markup=False, soft_wrap=True)
+    if not found:
+        out.print("No verdict yet; reach one with: quantailor verify FILE --base BASE")
+    if len(found) == 1:
+        columns = {"file": "left", "size": "right", "bits per weight": "right", measure.upper(): "right", "95 %": "left"}
+        points = service.verdict_points(found[0].verdict, measure)
+        rows = [
+            (
+                point.label,
+                format_size(point.size_bytes),
+                f"{point.bits_per_weight:.2f}",
+                f"{point.value:.5g}",
+                _interval(point.low, point.high),
+            )
+            for point in points
+        ]
+        out.print(table("", columns, rows))
+    if written:
+        out.print(f"wrote     {written}", markup=False)
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{low:.5g} to {high:.5g}"
+
+
+@app.command(epilog="Example: quantailor builds base.gguf")
+def builds(base: options.Source, home: options.Home = None, as_json: options.Json = False) -> None:
+    """List the files that were built from a model and are still there."""
+    with service.Workspace.open(home) as workspace:
+        with workspace.model(base) as model:
+            fingerprint = model.fingerprint
+        found = service.list_builds(workspace, fingerprint)
+    if as_json:
+        print_json("builds", found)
+        return
+    columns = {"file": "left", "size": "right", "bits per weight": "right", "rule": "left", "predicted KLD": "right", "verdicts": "left"}
+    console().print(table("Built files", columns, [_row(item) for item in found]))
+
+
+def _row(item: BuiltFile) -> tuple[str, ...]:
+    kld = "" if item.predicted_kld_nats is None else f"{item.predicted_kld_nats:.4g}"
+    judged = ", ".join(fingerprint[:_SHORT] for fingerprint in item.verdicts)
+    return (item.path, format_size(item.size_bytes), f"{item.bits_per_weight:.2f}", item.method, kld, judged)

@@ -1,0 +1,296 @@
+"""Parts of the Build screen: the check of a built file, the list of built files, and the difference of two strategies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from nicegui import run, ui
+
+from quantailor import service
+from quantailor.gui.context import context, workspace
+from quantailor.gui.frame import address
+from quantailor.gui.picker import pick
+from quantailor.gui.plots_view import verdict_words
+from quantailor.gui.widgets import box, card, chip, icon_button, note, quiet, size, table, text, told
+from quantailor.records import Strategy
+from quantailor.service import ProjectReport
+from quantailor.service.builds import BuiltFile
+from quantailor.service.opening import EntryKind
+from quantailor.service.sharing_results import BuildCheck, DiffSide, StrategyDiff
+
+STRATEGY_KINDS: tuple[EntryKind, ...] = ("text", "file", "gguf")
+"""What may hold a strategy."""
+MAX_DIFFERENCES = 20
+_TICK = 0.3
+
+
+class _Progress:
+    """A control that remembers how far the checksum is, and never stops it."""
+
+    def __init__(self) -> None:
+        self.share = 0.0
+
+    def check(self) -> None:
+        """Nothing asks this work to stop."""
+
+    def advance(self, done: float, total: float, message: str = "") -> None:  # noqa: ARG002
+        """Remember the share."""
+        self.share = done / total if total else 1.0
+
+
+class CheckCard:
+    """A built file against its strategy; hidden until `show`."""
+
+    def __init__(self, project: ProjectReport, base: Path) -> None:
+        self._project, self._base = project, base
+        self._element = ui.element("section").classes("qt-card").props('aria-label="Built file" aria-live="polite"')
+        self._progress = _Progress()
+        self.hide()
+
+    def hide(self) -> None:
+        """Show nothing."""
+        self._element.set_visibility(False)
+
+    async def show(self, item: BuiltFile) -> None:
+        """Check the file, telling how far the checksum is, and show what was found."""
+        self._progress = _Progress()
+        self._element.set_visibility(True)
+        self._element.clear()
+        with self._element:
+            text(Path(item.path).name, "qt-card-title", tag="h2")
+            doing = text("Reading the file for its checksum…", "qt-muted")
+            timer = ui.timer(_TICK, lambda: doing.set_text(f"Reading the file for its checksum… {100 * self._progress.share:.0f} %"))
+        try:
+            check = partial(service.check_built, workspace(), self._base, Path(item.path), control=self._progress)
+            found = await run.io_bound(check)
+        finally:
+            timer.deactivate()
+            doing.delete()
+        if found is not None:
+            with self._element:
+                self._show(item, found)
+
+    def _show(self, item: BuiltFile, found: BuildCheck) -> None:
+        types = "Every tensor has the type that the strategy says" if not found.differences else _differences(found)
+        is_exact = found.expected_size_bytes in (None, found.size_bytes)
+        with box("qt-build-checks"):
+            _line(not found.differences, f"{types} ({found.n_tensors} tensors).")
+            _line(is_exact, _size_words(found))
+            for part in found.parts:
+                with box("qt-row"):
+                    text("SHA-256", "qt-small qt-muted")
+                    text(part.sha256, "qt-mono qt-ellipsis qt-grow")
+                    icon_button("content_copy", f"Copy the checksum of {Path(part.path).name}", partial(_copy, part.sha256))
+            with box("qt-row"):
+                text("File", "qt-small qt-muted")
+                text(item.path, "qt-mono qt-ellipsis qt-grow")
+                icon_button("content_copy", "Copy the path", partial(_copy, item.path))
+        with box("qt-row"):
+            quiet("Verify", lambda: to_verify(self._project, item), icon="balance")
+            quiet("Show in Structure", told(partial(to_structure, item)), icon="grid_on")
+            quiet("Hide", self.hide)
+
+
+def _copy(content: str) -> None:
+    ui.clipboard.write(content)
+    ui.notify("Copied")
+
+
+def _line(is_good: bool, words: str) -> None:
+    with box("qt-row"):
+        ui.icon("check_circle" if is_good else "error").classes("qt-good" if is_good else "qt-bad").props('aria-hidden="true"')
+        text(words)
+
+
+def _differences(found: BuildCheck) -> str:
+    first = found.differences[0]
+    return f"{len(found.differences)} tensors differ from the strategy, the first {first.tensor}: {first.found}, not {first.expected}"
+
+
+def _size_words(found: BuildCheck) -> str:
+    if found.expected_size_bytes is None:
+        return f"{found.size_bytes:,} bytes; another program wrote the header."
+    same = found.expected_size_bytes == found.size_bytes
+    return f"{found.size_bytes:,} bytes, " + ("exactly as predicted." if same else f"not the {found.expected_size_bytes:,} predicted.")
+
+
+def to_verify(project: ProjectReport, item: BuiltFile) -> None:
+    """Go to Verify with this file chosen."""
+    ui.navigate.to(f"{address(project, 'verify')}?{urlencode({'built': item.path})}")
+
+
+async def to_structure(item: BuiltFile) -> None:
+    """Go to the Structure screen of the built file itself."""
+    opened = await run.io_bound(service.open_project, workspace(), Path(item.path))
+    if opened is not None:
+        ui.navigate.to(address(opened, "structure"))
+
+
+class BuiltList:
+    """The project's built files that are there; `on_check` hears of one to check."""
+
+    def __init__(self, project: ProjectReport, on_check: Callable[[BuiltFile], Coroutine[Any, Any, None]]) -> None:
+        self._project, self._on_check = project, on_check
+        self.items: list[BuiltFile] = []
+        with card("Built files"):
+            self._body = ui.element("div")
+
+    async def refresh(self) -> None:
+        """Read the list again."""
+        self.items = await run.io_bound(service.list_builds, workspace(), self._project.fingerprint) or []
+        verdicts = await run.io_bound(service.list_verdicts, workspace(), self._project.fingerprint) or []
+        words = {item.fingerprint: verdict_words(item.verdict) for item in verdicts}
+        self._body.clear()
+        with self._body:
+            if not self.items:
+                text("None yet. What you build is listed here, with its verdicts.", "qt-muted")
+                return
+            self._table(words)
+
+    def _table(self, words: dict[str, str]) -> None:
+        with ui.element("table").classes("qt-table qt-built").props('aria-label="Built files"'):
+            with ui.element("thead"), ui.element("tr"):
+                for name, number in (("File", 0), ("Size", 1), ("bpw", 1), ("Predicted KLD", 1), ("Verdict", 0)):
+                    text(name, "qt-num" if number else "", tag="th").props('scope="col"')
+                with ui.element("th").props('scope="col"'):
+                    text("Actions", "qt-sr", tag="span")
+            with ui.element("tbody"):
+                for item in self.items:
+                    self._row(item, words)
+
+    def _row(self, item: BuiltFile, words: dict[str, str]) -> None:
+        path = Path(item.path)
+        with ui.element("tr"):
+            with ui.element("td").classes("qt-built-name"):
+                text(path.name, "qt-mono qt-ellipsis").props(f'title="{_quoted(item.path)}"')
+                text(_parts(item) + str(path.parent), "qt-small qt-muted qt-ellipsis")
+            text(size(item.size_bytes), "qt-num", tag="td").props(f'title="{item.size_bytes:,} bytes"')
+            text(f"{item.bits_per_weight:.2f}", "qt-num", tag="td")
+            text("ranking only" if item.predicted_kld_nats is None else f"{item.predicted_kld_nats:.3g}", "qt-num", tag="td")
+            with ui.element("td"):
+                if item.verdicts:
+                    target = f"{address(self._project, 'verify')}?verdict={item.verdicts[0][:16]}"
+                    ui.link(words.get(item.verdicts[0], "verdict"), target).classes("qt-link")
+                else:
+                    text("not measured", "qt-muted")
+            with ui.element("td"), box("qt-row qt-tight"):
+                icon_button("fact_check", f"Check {path.name}", told(partial(self._on_check, item)))
+                icon_button("balance", f"Verify {path.name}", partial(to_verify, self._project, item))
+                icon_button("grid_on", f"Show {path.name} in Structure", told(partial(to_structure, item)))
+
+
+def _parts(item: BuiltFile) -> str:
+    return f"{len(item.paths)} parts in " if len(item.paths) > 1 else ""
+
+
+def _quoted(words: str) -> str:
+    return words.replace("&", "&amp;").replace('"', "&quot;")
+
+
+class DiffCard:
+    """The strategy beside a preset, another strategy or a file; `strategy_of` gives the strategy of a choice's key."""
+
+    def __init__(self, base: Path, strategy_of: Callable[[str], Strategy]) -> None:
+        self._base, self._strategy_of = base, strategy_of
+        self._strategy: Strategy | None = None
+        self._label = ""
+        with card("What differs"):
+            with box("qt-row"):
+                self._select = (
+                    ui.select({}, label="Beside", on_change=told(self._compare)).props("outlined dense").classes("qt-diff-select")
+                )
+                quiet("Beside a file", told(self._pick), icon="folder_open")
+                self._busy = ui.spinner(size="sm").classes("qt-muted")
+            self._body = ui.element("div").classes("qt-stack qt-diff")
+        self._busy.set_visibility(False)
+
+    def set_strategy(self, strategy: Strategy, label: str, others: dict[str, str], closest: str) -> None:
+        """Show the difference of this strategy and of what was chosen, at first the closest preset."""
+        self._strategy, self._label = strategy, label
+        chosen = self._select.value or f"preset:{closest}"
+        presets = {f"preset:{name}": f"llama.cpp's {name}" for name in service.preset_names()}
+        files = {key: name for key, name in self._select.options.items() if key.startswith("path:")}  # type: ignore[union-attr]
+        options = {**presets, **others, **files}
+        self._select.set_options(options)
+        if self._select.value == chosen:
+            ui.timer(0.01, told(self._compare), once=True)
+        elif chosen in options:
+            self._select.set_value(chosen)
+
+    async def _pick(self) -> None:
+        found = await pick("A strategy, or a GGUF file of this model", STRATEGY_KINDS)
+        if found:
+            path = context().allowed(found)
+            self._select.set_options({**self._select.options, f"path:{path}": path.name}, value=f"path:{path}")  # type: ignore[dict-item]
+
+    async def _compare(self) -> None:
+        if self._strategy is None or not self._select.value:
+            return
+        self._busy.set_visibility(True)
+        try:
+            found = await run.io_bound(self._difference, str(self._select.value))
+        finally:
+            self._busy.set_visibility(False)
+        self._body.clear()
+        if found is not None:
+            with self._body:
+                _show_difference(found)
+
+    def _difference(self, key: str) -> StrategyDiff | None:
+        if self._strategy is None:
+            return None
+        kind, _, name = key.partition(":")
+        if kind in ("preset", "path"):
+            return service.compare_with(workspace(), self._base, self._strategy, name, label=self._label)
+        label = str(self._select.options[key])  # type: ignore[call-overload]
+        return service.compare_with(workspace(), self._base, self._strategy, self._strategy_of(key), label=self._label, other_label=label)
+
+
+def _show_difference(found: StrategyDiff) -> None:
+    columns = {"Types of": False, "Size": True, "Bytes": True, "Bits per weight": True, "Predicted KLD (95 %)": True}
+    table(columns, [_side(found.a), _side(found.b)], caption="Both sides")
+    if not found.tensors:
+        note("No tensor differs: both give every tensor the same type.")
+        return
+    with box("qt-grid qt-diff-tables"):
+        rows = [(row.role, f"{row.n_changed} of {row.n_tensors}", _change(row.size_b_bytes, row.size_a_bytes)) for row in found.roles]
+        with box("qt-scroll") as scroll:
+            scroll.props('tabindex="0" role="region" aria-label="Difference by role"')
+            table({"Role": False, "Changed": True, "Larger by": True}, rows, caption="By role")
+        with box("qt-scroll") as scroll:
+            scroll.props('tabindex="0" role="region" aria-label="Tensors that differ"')
+            _tensors(found)
+
+
+def _tensors(found: StrategyDiff) -> None:
+    ranked = sorted(found.tensors, key=lambda row: -abs(row.size_a_bytes - row.size_b_bytes))
+    with ui.element("table").classes("qt-table").props('aria-label="Tensors that differ"'):
+        with ui.element("thead"), ui.element("tr"):
+            for name, number in (("Tensor", False), ("Here", False), ("There", False), ("Larger by", True)):
+                text(name, "qt-num" if number else "", tag="th").props('scope="col"')
+        with ui.element("tbody"):
+            for row in ranked[:MAX_DIFFERENCES]:
+                with ui.element("tr"):
+                    text(row.tensor, "qt-mono", tag="td")
+                    for type_name in (row.type_a, row.type_b):
+                        with ui.element("td"):
+                            chip(type_name)
+                    text(_change(row.size_b_bytes, row.size_a_bytes), "qt-num", tag="td")
+    if len(ranked) > MAX_DIFFERENCES:
+        text(f"and {len(ranked) - MAX_DIFFERENCES} smaller changes", "qt-small qt-muted")
+
+
+def _side(side: DiffSide) -> tuple[str, ...]:
+    kld = "ranking only"
+    if side.kld_nats is not None and side.kld_interval_nats is not None:
+        low, high = side.kld_interval_nats
+        kld = f"{side.kld_nats:.3g} ({low:.2g} to {high:.2g})"
+    return (side.label, size(side.size_bytes), f"{side.size_bytes:,}", f"{side.bits_per_weight:.3f}", kld)
+
+
+def _change(before: int, after: int) -> str:
+    return f"{'−' if after < before else '+'}{size(abs(after - before))}"

@@ -1,0 +1,1 @@
+"""The Choose screen, part by part."""

@@ -1,0 +1,47 @@
+"""All tensors' curves as percentile bands by role, small, with one tensor on top."""
+
+from __future__ import annotations
+
+from nicegui import run, ui
+
+from quantailor.gui import theme
+from quantailor.gui.context import workspace
+from quantailor.gui.pages.measure_charts import bands_chart
+from quantailor.gui.widgets import card
+from quantailor.records import role_of
+from quantailor.service import MeasurementWatch
+from quantailor.service.progress import CurvePoint, RoleBand
+
+
+class AllCurves:
+    """A chart beside the map: what is usual for each role, and where the chosen tensor lies."""
+
+    def __init__(self, fingerprint: str) -> None:
+        self._fingerprint = fingerprint
+        self._watch: MeasurementWatch | None = None
+        self._bands: tuple[RoleBand, ...] = ()
+        with card("All curves by role: weight error against bits", "qt-all-curves"):
+            self._chart = ui.echart({}).classes("qt-all-curves-chart").props('role="img" aria-label="Weight error against bits by role"')
+
+    async def show(self, tensor: str) -> None:
+        """Draw the bands with this tensor on top."""
+        if self._watch is None:
+            self._watch = await run.io_bound(self._looked)
+        if self._watch is not None:
+            self._draw(tensor, self._watch.curve(tensor))
+
+    def _looked(self) -> MeasurementWatch:
+        watch = MeasurementWatch(workspace(), self._fingerprint)
+        watch.look()
+        self._bands = watch.bands()
+        return watch
+
+    def _draw(self, tensor: str, curve: tuple[CurvePoint, ...]) -> None:
+        options = bands_chart(self._bands, tensor, curve, role_of(tensor))
+        options["legend"] = {"show": False}
+        options["grid"] = {"left": 52, "right": 10, "top": 8, "bottom": 34}
+        options["xAxis"] = theme.axis("bits per weight", nameGap=20, min=1, max=9, interval=1)
+        self._chart.options.clear()
+        self._chart.options.update(options)
+        self._chart.props(f'aria-label="Weight error against bits for {len(self._bands)} roles, with {tensor} on top"')
+        self._chart.update()

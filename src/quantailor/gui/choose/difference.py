@@ -1,0 +1,116 @@
+"""The draft beside a preset or another draft: what differs, and what each comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nicegui import run, ui
+
+from quantailor import service
+from quantailor.gui import desks
+from quantailor.gui.choose.rule_dialog import PRESETS
+from quantailor.gui.context import workspace
+from quantailor.gui.widgets import box, chip, note, quiet, size, text, told
+from quantailor.records import Prediction
+from quantailor.service import Desk, Draft, ProjectReport
+from quantailor.service.desk import Difference
+
+MAX_ROWS = 60
+
+
+class DifferenceDialog:
+    """`open` shows it; `on_take` hears the other side's types and a label where the user takes them over."""
+
+    def __init__(
+        self, project: ProjectReport, desk: Desk, draft: Callable[[], Draft], *, on_take: Callable[[dict[str, str], str], Any]
+    ) -> None:
+        self._project, self._desk, self._draft, self._on_take = project, desk, draft, on_take
+        self._types: dict[str, str] = {}
+        with ui.dialog() as self._dialog, ui.card().classes("qt-dialog qt-dialog-wide").props('aria-label="Compare"'):
+            text("This draft beside another choice", "qt-title", tag="h2")
+            with box("qt-row"):
+                self._other = ui.select({}, label="Beside", on_change=told(self._show)).props("outlined dense").classes("qt-grow")
+                self._button = quiet("Take its types over", told(self._take))
+                quiet("Close", self._dialog.close)
+            self._result = ui.element("div").classes("qt-stack")
+
+    async def open(self) -> None:
+        """Show the dialog, beside the preset that is nearest in name first."""
+        drafts = await run.io_bound(service.list_drafts, workspace(), self._project.fingerprint) or []
+        others = {f"draft:{item.name}": f"version {item.name}" for item in drafts if item.name != self._draft().name}
+        self._other.set_options({**{f"preset:{name}": f"llama.cpp's {name}" for name in PRESETS}, **others})
+        self._dialog.open()
+        if self._other.value is None:
+            self._other.set_value("preset:Q4_K_M")
+        else:
+            await self._show()
+
+    async def _show(self) -> None:
+        kind, _, name = str(self._other.value).partition(":")
+        self._types = await run.io_bound(self._types_of, kind, name) or {}
+        found = await run.io_bound(self._desk.difference, self._draft().types, self._types)
+        self._result.clear()
+        if found is not None:
+            with self._result:
+                _told(found, self._other.options[self._other.value])
+
+    def _types_of(self, kind: str, name: str) -> dict[str, str]:
+        if kind == "draft":
+            return dict(desks.draft_of(self._project, self._desk, name).types)
+        return dict(service.preset_types_of(workspace(), Path(self._desk.model.source.location), name))
+
+    async def _take(self) -> None:
+        kind, _, name = str(self._other.value).partition(":")
+        await self._on_take(self._types, f"{kind} {name}")
+        self._dialog.close()
+
+
+def _told(found: Difference, other: str) -> None:
+    columns = ("", "this draft", other)
+    rows = [
+        ("file", _size(found.ours), _size(found.theirs)),
+        ("bits per weight", f"{found.ours.bits_per_weight:.3f}", f"{found.theirs.bits_per_weight:.3f}"),
+        ("predicted KLD", _kld(found.ours), _kld(found.theirs)),
+    ]
+    with ui.element("table").classes("qt-table").props('aria-label="Figures of both"'):
+        with ui.element("thead"), ui.element("tr"):
+            for name in columns:
+                text(name, "qt-num" if name else "", tag="th").props('scope="col"')
+        with ui.element("tbody"):
+            for first, *figures in rows:
+                with ui.element("tr"):
+                    text(first, tag="th").props('scope="row"')
+                    for figure in figures:
+                        text(figure, "qt-num", tag="td")
+    if not found.tensors:
+        note("No tensor differs.")
+        return
+    text(f"{len(found.tensors)} tensors differ" + (f"; the {MAX_ROWS} largest changes:" if len(found.tensors) > MAX_ROWS else ":"))
+    with (
+        ui.element("div").classes("qt-scroll").props('tabindex="0" role="region" aria-label="Tensors that differ"'),
+        ui.element("table").classes("qt-table"),
+    ):
+        with ui.element("thead"), ui.element("tr"):
+            for name in ("Tensor", "this draft", other, "bytes more here"):
+                text(name, tag="th").props('scope="col"')
+        with ui.element("tbody"):
+            for item in found.tensors[:MAX_ROWS]:
+                with ui.element("tr"):
+                    text(item.name, "qt-mono", tag="td")
+                    for type_name in (item.ours, item.theirs):
+                        with ui.element("td"):
+                            chip(type_name)
+                    text(f"{'−' if item.bytes_more < 0 else '+'}{size(abs(item.bytes_more))}", "qt-num", tag="td")
+
+
+def _size(prediction: Prediction) -> str:
+    return size(prediction.file_size_bytes)
+
+
+def _kld(prediction: Prediction) -> str:
+    if prediction.kld_nats is None or prediction.kld_interval_nats is None:
+        return "not known (ranking only)"
+    low, high = prediction.kld_interval_nats
+    return f"{prediction.kld_nats:.3g} ({low:.2g} to {high:.2g})"

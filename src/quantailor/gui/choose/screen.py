@@ -1,0 +1,343 @@
+"""The Choose screen: figures and slider on top, map and table below, one tensor at the right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from nicegui import events, run, ui
+
+from quantailor import service
+from quantailor.errors import QuantailorError
+from quantailor.gui import desks
+from quantailor.gui.choose import rows
+from quantailor.gui.choose.all_curves import AllCurves
+from quantailor.gui.choose.difference import DifferenceDialog
+from quantailor.gui.choose.files import FilesDialog
+from quantailor.gui.choose.rule_dialog import RuleDialog, with_size
+from quantailor.gui.choose.table import TensorTable
+from quantailor.gui.choose.tensor_panel import TensorPanel
+from quantailor.gui.context import workspace
+from quantailor.gui.elements.tensor_map import TensorMap
+from quantailor.gui.frame import address
+from quantailor.gui.widgets import Stat, box, card, icon_button, note, primary, quiet, size, tell_error, text, told
+from quantailor.records import Prediction, role_of
+from quantailor.service import Desk, Draft, ProjectReport
+from quantailor.service.tasks import PlanOptions
+
+SLIDER_STEPS = 1000
+POLL_SECONDS = 2.0
+SHALLOW_LAYERS = 13
+
+
+class ChooseScreen:
+    """One page's view of a draft, which other pages may share."""
+
+    def __init__(self, project: ProjectReport, desk: Desk, draft: Draft, tensor: str | None) -> None:
+        self._project, self._desk, self._draft = project, desk, draft
+        self._tensors = {item.name: item for item in desk.tensors()}
+        self._name = tensor if tensor in self._tensors else next(iter(self._tensors))
+        self._shown: dict[str, str] = dict(draft.types)
+        self._shown_pins: dict[str, str] = dict(draft.pins)
+        self._revision = draft.revision
+        self._ticked: list[str] = []
+        self._wanted: int | None = None
+        self._dragging = False
+        self._curves: AllCurves | None = None
+        self._range = desk.size_range(draft.options, draft.pins)
+
+    @property
+    def _is_shallow(self) -> bool:
+        """Few layers leave room beside the map."""
+        return len({item.layer for item in self._tensors.values()}) <= SHALLOW_LAYERS
+
+    # Building
+
+    def build(self) -> None:
+        """Put the screen into the page."""
+        self._rule = RuleDialog(probed=self._desk.basis == "probes", on_apply=self._solve)
+        self._difference = DifferenceDialog(self._project, self._desk, lambda: self._draft, on_take=self._take)
+        self._files = FilesDialog(self._project, self._desk, lambda: self._draft, on_text=self._load_text)
+        if self._desk.n_unmeasured:
+            note(
+                f"{self._desk.n_unmeasured} tensors are not measured yet and keep their type. Reload to work with what has come in.", "warn"
+            )
+        with box("qt-choose"):
+            with card(classes="qt-choose-top"):
+                self._build_top()
+            with box("qt-choose-maps" if self._is_shallow else "qt-choose-maps qt-deep"):
+                with card("Chosen type by layer and role"):
+                    self._map = TensorMap(
+                        rows.map_cells(self._desk, self._draft),
+                        title="Chosen type by layer and role",
+                        on_pick=lambda name: self._select(name, show=True),
+                        on_brush=self._tick,
+                    )
+                self._curves = AllCurves(self._project.fingerprint) if self._is_shallow else None
+            with card(classes="qt-choose-table"):
+                self._build_bar()
+                self._build_table()
+            with ui.element("aside").classes("qt-choose-side").props('aria-label="Tensor"'):
+                self._panel = TensorPanel(basis=self._desk.basis, on_choose=told(lambda name, kind: self._set_type([name], kind)))
+                self._curves = self._curves or AllCurves(self._project.fingerprint)
+        self._show_panel(self._draft.types.get(self._name, ""), "")
+        ui.keyboard(on_key=self._key, ignore=["input", "select", "textarea"])
+        ui.timer(0.05, told(self._first), once=True)
+        ui.timer(POLL_SECONDS, told(self._look_for_others))
+
+    def actions(self) -> None:
+        """Buttons beside the heading."""
+        quiet("Rule and limits", lambda: self._rule.open(self._draft.options), icon="tune").props("dense")
+        quiet("Compare", told(self._open_difference), icon="difference").props("dense")
+        quiet("Versions and files", told(self._open_files), icon="folder_open").props("dense")
+
+    async def _open_difference(self) -> None:
+        await self._difference.open()
+
+    async def _open_files(self) -> None:
+        await self._files.open()
+
+    def _build_top(self) -> None:
+        self._size = Stat("predicted file")
+        self._bits = Stat("bits per weight")
+        self._kld = Stat("predicted KLD", hint="Predicted KL divergence from the base, with its 95 % interval")
+        self._edits = Stat("pinned by hand")
+        with ui.element("div"):
+            text("Size target", "qt-stat-label")
+            self._slider = ui.slider(min=0, max=SLIDER_STEPS, step=1, value=0).props('aria-label="Size target" dense')
+            self._slider.on("update:model-value", self._drag, throttle=0.06, leading_events=True, trailing_events=True)
+            self._slider.on("change", told(self._release))
+        with box("qt-row"):
+            primary("Build", lambda: ui.navigate.to(f"{address(self._project, 'build')}?draft={self._draft.name}"))
+
+    def _build_bar(self) -> None:
+        with box("qt-choose-bar"):
+            self._undo = icon_button("undo", "Undo", told(self._do_undo))
+            self._redo = icon_button("redo", "Redo", told(self._do_redo))
+            pattern = (
+                ui.element("input").classes("qt-field qt-pattern").props('placeholder="attn_v, blk.0.*, layer:0-3" aria-label="Pattern"')
+            )
+            pattern.on("keydown.enter", told(self._tick_pattern), js_handler="event => emit(event.target.value)")
+            pattern.on(
+                "input",
+                lambda event: self._table.filter(event.args),
+                js_handler="event => emit(event.target.value.match(/[:*?\\[]/) ? '' : event.target.value)",
+                throttle=0.15,
+            )
+            self._count = text("none ticked", "qt-small qt-muted qt-count")
+            self._bulk = ui.select([*service.type_bits()], label="Set ticked to", on_change=told(self._set_ticked))
+            self._bulk.props("outlined dense options-dense").classes("qt-bulk")
+            self._pin = quiet("Pin", told(partial(self._pin_ticked, pinned=True))).props("dense")
+            self._unpin = quiet("Unpin", told(partial(self._pin_ticked, pinned=False))).props("dense")
+
+    def _build_table(self) -> None:
+        url = f"/api/p/{self._project.fingerprint[:16]}/choose?draft={self._draft.name}"
+        self._table = TensorTable(
+            url,
+            selected=self._name,
+            on_row=lambda name: self._select(name, show=False),
+            on_type=told(lambda name, kind: self._set_type([name], kind)),
+            on_pin=told(self._toggle_pin),
+            on_selection=self._note_ticked,
+        )
+
+    async def _first(self) -> None:
+        await self._refresh()
+        self._map.select(self._name)
+        if self._curves is not None:
+            await self._curves.show(self._name)
+
+    # One tensor
+
+    async def _select(self, name: str, *, show: bool) -> None:
+        if name not in self._tensors:
+            return
+        self._name = name
+        ui.navigate.history.replace(f"{address(self._project, 'choose')}?draft={self._draft.name}&tensor={name}")
+        self._map.select(name)
+        self._table.mark(name, show=show)
+        await self._show_tensor()
+        if self._curves is not None:
+            await self._curves.show(name)
+
+    async def _show_tensor(self) -> None:
+        chosen = self._draft.types.get(self._name, self._tensors[self._name].base_type)
+        reason = await run.io_bound(self._draft.reason, self._desk, self._name) or ""
+        self._show_panel(chosen, reason)
+
+    def _show_panel(self, chosen: str, reason: str) -> None:
+        self._panel.show(self._tensors[self._name], chosen, reason, self._desk.not_offered(self._name))
+
+    # Changes
+
+    async def _change(self, action: Callable[[], str | None]) -> None:
+        """Change the draft in a thread, keep it, show it."""
+        said = await run.io_bound(action)
+        await run.io_bound(self._draft.save, workspace(), self._project.fingerprint)
+        await self._refresh()
+        if said and ("undone" in said or "again" in said):
+            ui.notify(said, position="bottom-right", timeout=1500)
+
+    async def _set_type(self, names: list[str], type_name: str) -> None:
+        try:
+            await self._change(lambda: self._draft.set_type(self._desk, names, type_name))
+        except QuantailorError:
+            self._table.change({name: {"type": self._draft.types.get(name, "")} for name in names})
+            raise
+
+    async def _set_ticked(self, event: events.ValueChangeEventArguments[Any]) -> None:
+        if event.value and self._ticked:
+            await self._set_type(self._ticked, event.value)
+        elif event.value:
+            ui.notify("Tick rows first: by their boxes, by a pattern and Enter, or by a drag on the map")
+        self._bulk.set_value(None)
+
+    async def _pin_ticked(self, *, pinned: bool) -> None:
+        names = [name for name in self._ticked if name in self._draft.types] or [self._name]
+        await self._change(lambda: self._draft.pin(names) if pinned else self._draft.unpin(names))
+
+    async def _toggle_pin(self, name: str | bool) -> None:
+        if isinstance(name, str) and name in self._draft.types:
+            pinned = name in self._draft.pins
+            await self._change(lambda: self._draft.unpin([name]) if pinned else self._draft.pin([name]))
+
+    async def _solve(self, options: PlanOptions) -> None:
+        await self._change(lambda: self._draft.solve(self._desk, options))
+        self._range = await run.io_bound(self._desk.size_range, options, self._draft.pins) or self._range
+        self._place_slider()
+
+    async def _take(self, types: dict[str, str], label: str) -> None:
+        await self._change(lambda: self._draft.take(self._desk, types, label))
+
+    async def _load_text(self, content: str, name: str) -> None:
+        await self._change(lambda: self._draft.load_file(self._desk, content, name))
+
+    async def _do_undo(self) -> None:
+        await self._change(self._draft.undo)
+
+    async def _do_redo(self) -> None:
+        await self._change(self._draft.redo)
+
+    async def _key(self, event: events.KeyEventArguments) -> None:
+        if not event.action.keydown or not (event.modifiers.ctrl or event.modifiers.meta):
+            return
+        if event.key.name in ("z", "Z"):
+            await told(self._do_redo if event.modifiers.shift else self._do_undo)()
+        elif event.key.name == "y":
+            await told(self._do_redo)()
+
+    async def _look_for_others(self) -> None:
+        """Another tab may have changed the draft."""
+        if self._draft.revision != self._revision and not self._dragging:
+            await self._refresh()
+
+    # The slider
+
+    async def _drag(self, event: events.GenericEventArguments) -> None:
+        """Solve for where the slider is now; while one answer is on its way, only the latest place counts."""
+        self._wanted = self._size_at(float(event.args))
+        if self._dragging:
+            return
+        self._dragging = True
+        try:
+            while (wanted := self._wanted) is not None:
+                self._wanted = None
+                preview = await run.io_bound(self._desk.preview, self._draft.options, wanted, self._draft.pins)
+                if preview is not None:
+                    self._show_types(dict(preview.types))
+                    self._show_figures(preview.prediction)
+        except QuantailorError as error:
+            tell_error(error)
+        finally:
+            self._dragging = False
+
+    async def _release(self, event: events.GenericEventArguments) -> None:
+        await self._change(lambda: self._draft.solve(self._desk, with_size(self._draft.options, self._size_at(float(event.args)))))
+
+    def _size_at(self, position: float) -> int:
+        low, high = self._range
+        return int(low * (high / low) ** (position / SLIDER_STEPS))
+
+    def _place_slider(self) -> None:
+        low, high = self._range
+        at = self._draft.options.size_bytes or self._latest.file_size_bytes
+        share = math.log(min(max(at, low), high) / low) / math.log(high / low) if high > low else 0.0
+        self._slider.value = round(share * SLIDER_STEPS)
+
+    # Showing
+
+    async def _refresh(self) -> None:
+        """Show the draft as it is now, its size exact."""
+        strategy = await run.io_bound(self._draft.strategy, self._desk)
+        if strategy is None or strategy.prediction is None:
+            return
+        self._revision, self._latest = self._draft.revision, strategy.prediction
+        self._show_types(dict(self._draft.types), pins=dict(self._draft.pins))
+        self._show_figures(strategy.prediction)
+        self._place_slider()
+        self._undo.set_enabled(bool(self._draft.done))
+        self._redo.set_enabled(bool(self._draft.undone))
+        reason = next((choice.reason for choice in strategy.tensors if choice.name == self._name), "it is not measured")
+        self._show_panel(self._draft.types.get(self._name, ""), reason)
+
+    def _show_types(self, types: dict[str, str], *, pins: dict[str, str] | None = None) -> None:
+        changed = rows.changes_between(self._shown, types)
+        rows_changed: dict[str, dict[str, Any]] = {name: {"type": type_name} for name, type_name in changed.items()}
+        if pins is not None:
+            for name in self._shown_pins.keys() ^ pins.keys():
+                rows_changed.setdefault(name, {})["pinned"] = name in pins
+            self._shown_pins = pins
+        self._shown = types
+        self._table.change(rows_changed)
+        if changed:
+            self._map.set_cells({name: rows.map_look(type_name) for name, type_name in changed.items()})
+
+    def _show_figures(self, prediction: Prediction) -> None:
+        self._size.set(size(prediction.file_size_bytes), f"{prediction.file_size_bytes:,} bytes")
+        self._bits.set(f"{prediction.bits_per_weight:.3f}")
+        if prediction.kld_nats is None or prediction.kld_interval_nats is None:
+            self._kld.set("not known", "ranking only: no probes")
+        else:
+            low, high = prediction.kld_interval_nats
+            self._kld.set(f"KLD {prediction.kld_nats:#.3g}", f"{low:#.2g} to {high:#.2g} nats")
+        self._edits.set(str(len(self._draft.pins)), f"pinned of {len(self._draft.types)}")
+
+    # Ticks
+
+    def _tick(self, names: Iterable[str]) -> None:
+        measured = [name for name in names if name in self._draft.types]
+        self._table.tick(measured)
+        self._note_ticked(measured)
+
+    def _note_ticked(self, names: list[str]) -> None:
+        self._ticked = [name for name in names if name in self._draft.types]
+        roles = {role_of(name) for name in self._ticked}
+        self._count.set_text(f"{len(self._ticked)} ticked, {len(roles)} roles" if self._ticked else "none ticked")
+
+    async def _tick_pattern(self, event: events.GenericEventArguments) -> None:
+        names = self._desk.matching(str(event.args))
+        self._tick(names)
+        if not names:
+            ui.notify(f"No tensor matches {event.args}")
+
+
+async def open_screen(project: ProjectReport, *, draft_name: str, tensor: str | None) -> ChooseScreen:
+    """The screen's state, read in a thread. Raises StrategyError where nothing is measured."""
+
+    def read() -> tuple[Desk, Draft]:
+        desk = desks.desk_of(project)
+        return desk, desks.draft_of(project, desk, draft_name)
+
+    found = await run.io_bound(read)
+    if found is None:
+        raise QuantailorError("the server is stopping")
+    return ChooseScreen(project, *found, tensor)
+
+
+def rows_of(fingerprint: str, draft_name: str) -> dict[str, Any]:
+    """The table's rows, for the page's own request."""
+    project = service.project(workspace(), fingerprint)
+    desk = desks.desk_of(project)
+    return rows.table_data(desk, desks.draft_of(project, desk, draft_name))

@@ -1,0 +1,144 @@
+"""The table of tensors: sparklines, knee, chosen type with a one-click editor, pin; rows come by REST."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from nicegui import ui
+
+COLUMNS: tuple[dict[str, Any], ...] = (
+    {
+        "headerName": "Tensor",
+        "field": "name",
+        "flex": 3,
+        "minWidth": 190,
+        "cellClass": "qt-mono",
+        "tooltipField": "name",
+    },
+    {
+        "headerName": "Weights",
+        "field": "weights",
+        "width": 84,
+        "type": "rightAligned",
+        ":valueFormatter": "params => window.quantailorChoose.count(params.value)",
+    },
+    {
+        "headerName": "Error vs bits",
+        "colId": "spark",
+        "width": 128,
+        "cellClass": "qt-spark",
+        "sortable": False,
+        ":cellRenderer": "window.quantailorChoose.spark",
+    },
+    {"headerName": "Knee", "field": "knee", "width": 74, "cellClass": "qt-mono"},
+    {
+        "headerName": "Chosen",
+        "field": "type",
+        "width": 108,
+        ":cellRenderer": "window.quantailorChoose.chosen",
+        ":editable": "params => params.data.cells.length > 0",
+        ":cellEditor": "window.quantailorChoose.TypeEditor",
+        "cellEditorPopup": True,
+        ":comparator": "(a, b) => window.quantailorChoose.bits(a) - window.quantailorChoose.bits(b)",
+    },
+    {
+        "headerName": "bpw",
+        "colId": "bits",
+        "width": 62,
+        "type": "rightAligned",
+        ":valueGetter": "params => window.quantailorChoose.bits(params.data.type)",
+        ":valueFormatter": "params => params.value.toFixed(2)",
+    },
+    {"headerName": "Pin", "field": "pinned", "width": 52, ":cellRenderer": "window.quantailorChoose.pin"},
+)
+
+
+EVENT = "quantailor-choose"
+"""What `choose.js` calls the table's events: {"kind": "row" | "pin" | "type" | "ticks", "value": ...}."""
+
+
+class TensorTable:
+    """See the module docstring."""
+
+    def __init__(
+        self,
+        rows_url: str,
+        *,
+        selected: str | None,
+        on_row: Callable[[str], Any],
+        on_type: Callable[[str, str], Any],
+        on_pin: Callable[[str], Any],
+        on_selection: Callable[[list[str]], Any],
+    ) -> None:
+        """Build the table.
+
+        Args:
+            rows_url: where the page fetches the rows.
+            selected: the tensor whose row is shown first.
+            on_row: hears the name of a row that was clicked.
+            on_type: hears a name and the type it is to have.
+            on_pin: hears the name whose pin was clicked.
+            on_selection: hears the names that are ticked.
+        """
+        self.grid = (
+            ui.aggrid(
+                {
+                    "columnDefs": list(COLUMNS),
+                    "defaultColDef": {"sortable": True, "resizable": True, "suppressMovable": True},
+                    "rowData": None,
+                    ":getRowId": "params => params.data.name",
+                    "rowHeight": 31,
+                    "headerHeight": 34,
+                    "singleClickEdit": True,
+                    "stopEditingWhenCellsLoseFocus": True,
+                    "rowSelection": {"mode": "multiRow", "enableClickSelection": False, "checkboxes": True, "headerCheckbox": True},
+                    "selectionColumnDef": {"width": 44},
+                    "rowBuffer": 6,
+                    "rowClassRules": {":qt-row-current": "params => window.quantailorChoose.isCurrent(params.data.name)"},
+                    ":onGridReady": f"event => window.quantailorChoose.load(event.api, {rows_url!r}, {selected!r})".replace("None", "null"),
+                    "overlayLoadingTemplate": "<span>Reading the measurements…</span>",
+                },
+                theme="quartz",
+                auto_size_columns=False,
+            )
+            .classes("qt-choose-grid")
+            .props('aria-label="Tensors"')
+        )
+        handlers: dict[str, Callable[[Any], Any]] = {
+            "row": on_row,
+            "pin": on_pin,
+            "type": lambda pair: on_type(*pair),
+            "ticks": on_selection,
+        }
+        ui.on(EVENT, lambda event: handlers[event.args["kind"]](event.args["value"]))
+
+    def change(self, changes: Mapping[str, Mapping[str, Any]]) -> None:
+        """Change fields of rows, by name."""
+        if changes:
+            ui.run_javascript(f"window.quantailorChoose.change({self._api}, {_js(changes)})")
+
+    def tick(self, names: Sequence[str]) -> None:
+        """Tick these rows and no others."""
+        ui.run_javascript(f"window.quantailorChoose.tick({self._api}, {_js(list(names))})")
+
+    def mark(self, name: str, *, show: bool) -> None:
+        """Mark a row as the one whose curve is shown; `show` scrolls to it."""
+        ui.run_javascript(f"window.quantailorChoose.mark({self._api}, {_js(name)}, {_js(show)})")
+
+    def reload(self) -> None:
+        """Fetch all rows again."""
+        ui.run_javascript(f"window.quantailorChoose.reload({self._api})")
+
+    def filter(self, text: str) -> None:
+        """Show only rows that hold this text."""
+        ui.run_javascript(f"{self._api}.setGridOption('quickFilterText', {_js(text)})")
+
+    @property
+    def _api(self) -> str:
+        return f"getElement({self.grid.id}).api"
+
+
+def _js(value: Any) -> str:
+    return json.dumps(value)

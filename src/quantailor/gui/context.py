@@ -1,0 +1,49 @@
+"""What all pages share in one server: the workspace, and the folders whose files the browser may be shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantailor.errors import OutputError
+from quantailor.service import Workspace
+
+
+@dataclass(frozen=True)
+class Context:
+    """One server's own."""
+
+    workspace: Workspace
+    roots: tuple[Path, ...]
+    """File pickers stay inside these."""
+
+    def allowed(self, path: str | Path) -> Path:
+        """The path with links and dots resolved. Raises OutputError where it lies outside the roots."""
+        resolved = Path(path).expanduser().resolve()
+        if any(resolved.is_relative_to(root) for root in self.roots):
+            return resolved
+        named = ", ".join(map(str, self.roots))
+        raise OutputError(
+            f"{path} lies outside the folders that this server may use ({named})", remedy="Start it with --allow FOLDER to add one"
+        )
+
+
+_current: Context | None = None
+
+
+def use(context: Context) -> None:
+    """Make this the server's context."""
+    global _current
+    _current = context
+
+
+def context() -> Context:
+    """The server's context."""
+    if _current is None:
+        raise RuntimeError("no server has set its context")
+    return _current
+
+
+def workspace() -> Workspace:
+    """The server's workspace."""
+    return context().workspace

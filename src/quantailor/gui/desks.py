@@ -1,0 +1,52 @@
+"""Desks and drafts that the server's pages share: one a model, opened when first needed and again when more is known."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from quantailor import service
+from quantailor.errors import StrategyError
+from quantailor.gui.context import workspace
+from quantailor.service import Desk, Draft, ProjectReport
+from quantailor.service.tasks import PlanOptions
+
+START_BITS = 4.5
+"""Bits per weight of a draft that nobody has asked anything of."""
+_lock = threading.RLock()
+_desks: dict[str, Desk] = {}
+_drafts: dict[tuple[str, str], Draft] = {}
+
+
+def desk_of(project: ProjectReport) -> Desk:
+    """The project's desk, with everything that is known now. Raises StrategyError where nothing is measured."""
+    with _lock:
+        known = _desks.get(project.fingerprint)
+        if known is not None and known.state == service.desk_state(workspace(), project.fingerprint):
+            return known
+        place = project.base or project.source
+        if place is None:
+            raise StrategyError(f"the file of {project.name} is gone", remedy="Open the model again")
+        # The old desk stays open for the pages that still hold it.
+        desk = _desks[project.fingerprint] = Desk.open(workspace(), Path(place))
+        return desk
+
+
+def draft_of(project: ProjectReport, desk: Desk, name: str) -> Draft:
+    """The draft of that name, from the store or begun now."""
+    with _lock:
+        known = _drafts.get((project.fingerprint, name))
+        if known is not None and known.types.keys() == desk.measured:
+            return known
+        draft = Draft.load(workspace(), desk, name)
+        if draft is None:
+            draft = Draft.start(desk, _first_options(desk), name=name)
+            draft.save(workspace(), project.fingerprint)
+        _drafts[project.fingerprint, name] = draft
+        return draft
+
+
+def _first_options(desk: Desk) -> PlanOptions:
+    smallest, largest = desk.size_range(PlanOptions())
+    wanted = int(desk.n_elements * START_BITS / 8)
+    return PlanOptions(size_bytes=min(max(wanted, int(1.05 * smallest)), largest))

@@ -1,0 +1,1 @@
+"""Elements with code of their own in the browser."""

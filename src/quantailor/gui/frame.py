@@ -1,0 +1,131 @@
+"""Rail, theme toggle and job dock around every screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from nicegui import ui
+
+from quantailor.gui import theme
+from quantailor.gui.dock import dock
+from quantailor.gui.widgets import box, heading, text
+from quantailor.service import ProjectReport
+
+_THEME_SCRIPT = f"""
+<script>
+(() => {{
+  const found = document.cookie.match(/(?:^|; ){theme.COOKIE}=(\\w+)/);
+  if (found) return;
+  const wanted = window.matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light';
+  document.cookie = '{theme.COOKIE}=' + wanted + ';path=/;max-age=31536000;samesite=strict';
+  if (wanted === 'dark' && document.cookie.includes('{theme.COOKIE}=')) location.reload();
+}})();
+</script>
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One of the six steps; `done` is the name of what a project must have."""
+
+    key: str
+    label: str
+
+
+STEPS = (
+    Step("model", "Model"),
+    Step("structure", "Structure"),
+    Step("measure", "Measure"),
+    Step("choose", "Choose"),
+    Step("build", "Build"),
+    Step("verify", "Verify"),
+)
+
+
+def address(project: ProjectReport | str, screen: str) -> str:
+    """The path of a project's screen; projects go by the first 16 digits of the model's fingerprint."""
+    fingerprint = project if isinstance(project, str) else project.fingerprint
+    return f"/p/{fingerprint[:16]}/{screen}"
+
+
+@contextmanager
+def frame(
+    screen: str, title: str, *, project: ProjectReport | None = None, subtitle: str = "", actions: Callable[[], None] | None = None
+) -> Iterator[ui.element]:
+    """Build a screen inside the frame: `with frame("choose", "Choose", project=project): ...`.
+
+    Args:
+        screen: the key of the entry in the rail.
+        title: the page's heading.
+        project: the model that the screen is about.
+        subtitle: a few words beside the heading.
+        actions: builds buttons at the right end of the heading.
+    """
+    ui.page_title(f"{title} · {project.name if project else 'Quantailor'}")
+    ui.add_head_html(_THEME_SCRIPT)
+    ui.dark_mode(theme.theme() == "dark")
+    ui.colors(primary=theme.palette().accent, negative=theme.palette().bad, positive=theme.palette().good)
+    with box("qt-app"):
+        _rail(screen, project)
+        with ui.element("main").classes("qt-main").props('id="main" tabindex="0"') as main:
+            ui.skip_link("Skip to the content", target=main)
+            with box("qt-head"):
+                heading(title, 1, "qt-title")
+                if subtitle:
+                    text(subtitle, "qt-subtitle")
+                if actions is not None:
+                    with box("qt-row qt-actions"):
+                        actions()
+            yield main
+        dock()
+
+
+def _rail(screen: str, project: ProjectReport | None) -> None:
+    with ui.element("nav").classes("qt-rail").props('aria-label="Steps"'):
+        ui.link("Quantailor", "/").classes("qt-brand")
+        text(project.name if project else "cut to measure", "qt-model-name")
+        if project is not None:
+            done = done_steps(project)
+            for number, step in enumerate(STEPS, start=1):
+                _entry(step.label, address(project, step.key), "✓" if step.key in done else str(number), current=screen == step.key)
+            if project.is_moe:
+                _entry("Experts", address(project, "experts"), "·", current=screen == "experts")
+        else:
+            _entry("Projects", "/", "·", current=screen == "home")
+            _entry("Open a model", "/open", "+", current=screen == "model")
+        with box("qt-rail-foot"):
+            _entry("Compare models", "/compare", "·", current=screen == "compare")
+            _theme_toggle()
+
+
+def done_steps(project: ProjectReport) -> set[str]:
+    """The steps that a project has results of."""
+    found = {
+        "model": True,
+        "structure": True,
+        "measure": project.n_cells > 0,
+        "choose": project.n_strategies > 0,
+        "build": project.n_builds > 0,
+        "verify": project.n_verdicts > 0,
+    }
+    return {key for key, is_done in found.items() if is_done}
+
+
+def _entry(label: str, target: str, mark: str, *, current: bool) -> None:
+    link = ui.link(target=target).classes("qt-step" + (" qt-done" if mark == "✓" else ""))
+    if current:
+        link.props('aria-current="page"')
+    with link:
+        ui.label(mark).classes("qt-mark").props('aria-hidden="true"')
+        ui.label(label)
+
+
+def _theme_toggle() -> None:
+    dark = theme.theme() == "dark"
+    wanted = "light" if dark else "dark"
+    script = f"() => {{ document.cookie = '{theme.COOKIE}={wanted};path=/;max-age=31536000;samesite=strict'; location.reload(); }}"
+    button = ui.button("Light" if dark else "Dark", icon="light_mode" if dark else "dark_mode", color=None)
+    button.props(f'flat no-caps align="left" aria-label="Switch to the {wanted} theme"').classes("qt-theme").style("color: var(--qt-muted)")
+    button.on("click", js_handler=script)

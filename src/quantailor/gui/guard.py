@@ -1,0 +1,165 @@
+"""Who may talk to the server: only a browser that was given the token, at an address that is the server's own.
+
+Four checks on every request and websocket, before any page, file or socket sees it:
+
+1. `Host` is one of the server's names, so that a foreign name that resolves to this machine (DNS rebinding) is refused.
+   Its port may differ, for a tunnel may begin at another one.
+2. `Origin`, where there is one, is the server itself, so that pages from elsewhere cannot drive it.
+3. `Sec-Fetch-Site`, where there is one, says that the request is the server's own, or that the user goes to a page. Cookies know
+   no ports, so that another program's page on this machine would otherwise bring ours along.
+4. The token: in the first URL (`?token=...`), which turns it into a cookie and drops it from the address; then in the cookie.
+   The cookie holds a digest of the token, so that whoever sees it does not learn the token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable, Mapping
+from urllib.parse import parse_qsl, quote, urlencode
+
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+TOKEN = "token"  # noqa: S105
+"""The query parameter of the first URL."""
+MAX_HEADER_BYTES = 64 * 1024
+"""What all headers of a request may take together."""
+_HELP = "Open the address that `quantailor gui` printed; it holds the token.\n"
+_POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "font-src 'self' data:",
+        "worker-src 'self' blob:",
+        "object-src 'none'",
+        "base-uri 'self'",
+        "form-action 'self'",
+        "frame-ancestors 'none'",
+    )
+)
+"""Nothing from elsewhere; inline scripts and `eval` are how NiceGUI starts a page and Vue compiles its templates."""
+_SAFE_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]/@]+)(:\d{1,5})?")
+_OWN_SITE = ("same-origin", "none")
+_READING = ("GET", "HEAD")
+
+
+class Guard:
+    """ASGI middleware; `hosts` are the server's names in lower case and without ports, IPv6 addresses in brackets."""
+
+    def __init__(self, app: ASGIApp, *, token: str, hosts: Iterable[str], cookie: str) -> None:
+        self._app, self._token, self._hosts, self._cookie = app, token, frozenset(hosts), cookie
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        answer = self._answer(scope)
+        if answer is None:
+            await self._app(scope, receive, _with_headers(send))
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": "refused"})
+        else:
+            answer.headers["Cache-Control"] = "no-store"
+            await answer(scope, receive, _with_headers(send))
+
+    def _answer(self, scope: Scope) -> Response | None:
+        """What the guard itself says to a request, or None where it may pass."""
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            return PlainTextResponse("The request's headers are too large.\n", 431)
+        headers = _joined(scope)
+        return self._stranger(scope, headers) or self._token_answer(scope, headers)
+
+    def _stranger(self, scope: Scope, headers: Mapping[str, str]) -> Response | None:
+        host = headers.get("host", "").lower()
+        name = _HOST.fullmatch(host)
+        if name is None or name[1] not in self._hosts:
+            return PlainTextResponse(f"This server does not answer to the host {host[:100]!r}.\n", 421)
+        origin = headers.get("origin")
+        is_own = origin is None or origin.lower() in (f"http://{host}", f"https://{host}")
+        if not is_own or not _may_fetch(scope, headers):
+            return PlainTextResponse("Requests from other sites are refused.\n", 403)
+        return None
+
+    def _token_answer(self, scope: Scope, headers: Mapping[str, str]) -> Response | None:
+        pairs = _query(scope)
+        given = [value for key, value in pairs if key == TOKEN]
+        if given and scope["type"] == "http" and scope["method"] in _READING:
+            if not _same(given[-1], self._token):
+                return PlainTextResponse(f"This token is not, or no longer, valid. {_HELP}", 403)
+            return self._entry(scope, headers, [(key, value) for key, value in pairs if key != TOKEN])
+        if not any(_same(value, cookie_value(self._token)) for value in _cookies(headers.get("cookie", ""), self._cookie)):
+            return PlainTextResponse(f"No valid token. {_HELP}", 401)
+        return None
+
+    def _entry(self, scope: Scope, headers: Mapping[str, str], rest: list[tuple[str, str]]) -> Response:
+        """Take the token out of the address and keep it as a cookie."""
+        path = "/" + quote(scope["path"].lstrip("/"))
+        address = f"{path}?{urlencode(rest)}" if rest else path
+        # A redirect would still count as coming from the other site, and the browser would hold the strict cookie back.
+        answer = _onward(address) if headers.get("sec-fetch-site", "none") not in _OWN_SITE else RedirectResponse(address, 303)
+        answer.set_cookie(self._cookie, cookie_value(self._token), httponly=True, samesite="strict", path="/")
+        return answer
+
+
+def cookie_value(token: str) -> str:
+    """What the cookie holds instead of the token: 64 hexadecimal digits."""
+    return hmac.new(token.encode("utf-8", "surrogatepass"), b"quantailor gui cookie", hashlib.sha256).hexdigest()
+
+
+def _may_fetch(scope: Scope, headers: Mapping[str, str]) -> bool:
+    """Whether the browser says that this comes from our own page, or that the user goes to a page of ours."""
+    if headers.get("sec-fetch-site", "none") in _OWN_SITE:
+        return True
+    goes = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest", "document") == "document"
+    return goes and scope["type"] == "http" and scope["method"] in _READING
+
+
+def _onward(address: str) -> Response:
+    safe = address.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    refresh = f'<meta http-equiv="refresh" content="0; url={safe}">'
+    return HTMLResponse(f'<!doctype html><meta charset="utf-8">{refresh}<title>Quantailor</title>')
+
+
+def _joined(scope: Scope) -> dict[str, str]:
+    """Headers by name in lower case; one that is given twice has both values, which no check then takes for its own."""
+    found: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        found[name] = f"{found[name]}; {value}" if name in found else value
+    return found
+
+
+def _query(scope: Scope) -> list[tuple[str, str]]:
+    return parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
+
+
+def _cookies(header: str, name: str) -> list[str]:
+    """All values under that name: a page elsewhere on this machine can add one, but must not shut the user out."""
+    pairs = (part.strip().partition("=") for part in header.split(";"))
+    return [value for key, _, value in pairs if key == name]
+
+
+def _same(given: str, wanted: str) -> bool:
+    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), wanted.encode("utf-8", "surrogatepass"))
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = [*message.get("headers", ()), *((name.lower().encode(), value.encode()) for name, value in _SAFE_HEADERS.items())]
+            message = {**message, "headers": headers}
+        await send(message)
+
+    return sending

@@ -1,0 +1,302 @@
+"""Build: from a strategy to a file, with its exact size, its commands, what it changes, and the check that it is what it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlencode
+
+from nicegui import run, ui
+
+from quantailor import service
+from quantailor.errors import QuantailorError
+from quantailor.gui.build_parts import STRATEGY_KINDS, BuiltList, CheckCard, DiffCard
+from quantailor.gui.context import context, workspace
+from quantailor.gui.desks import desk_of
+from quantailor.gui.frame import address, frame
+from quantailor.gui.job_card import JobCard, unfinished
+from quantailor.gui.picker import path_input, pick
+from quantailor.gui.widgets import Stat, box, card, chip, copy_line, empty, error_note, note, primary, quiet, size, text, told
+from quantailor.records import Prediction, Strategy
+from quantailor.service import BuildWish, JobReport, ProjectReport, StrategyChoice
+from quantailor.service.builds import BuildOffer, ChoiceKind
+
+MB = 10**6
+QUERY: dict[ChoiceKind, str] = {"draft": "draft", "stored": "strategy", "file": "file"}
+"""How the address names each kind of choice."""
+
+
+def register() -> None:
+    """Add the route."""
+    ui.page("/p/{fingerprint}/build", response_timeout=15)(build)
+
+
+async def build(fingerprint: str) -> None:
+    """The screen of one project; `?draft=`, `?strategy=` or `?file=` names the strategy."""
+    try:
+        project = await run.io_bound(service.project, workspace(), fingerprint)
+    except QuantailorError as error:
+        with frame("build", "Build"):
+            error_note(error)
+        return
+    if project is None:
+        return
+    with frame("build", "Build", project=project, subtitle="the file that a strategy describes"):
+        if project.base is None:
+            _without_base(project)
+            return
+        choices = await run.io_bound(service.list_choices, workspace(), project.fingerprint) or []
+        wanted = _asked_for()
+        if not choices and wanted is None and not project.n_cells:
+            empty(
+                "No strategy to build yet",
+                "Measure what each type costs, then choose types for your size. Build writes the file.",
+                action="Measure",
+                target=address(project, "measure"),
+            )
+            return
+        screen = _Screen(project, Path(project.base), choices, wanted)
+        screen.build()
+
+
+def _without_base(project: ProjectReport) -> None:
+    empty(
+        "There is no GGUF base yet" if project.source else "The model's file is gone",
+        "Measuring converts the model first. Then it can be built from." if project.source else "Open it again from where it is now.",
+        action="Measure" if project.source else "Open a model",
+        target=address(project, "measure") if project.source else "/open",
+    )
+
+
+def _asked_for() -> StrategyChoice | None:
+    query = ui.context.client.request.query_params
+    return next((StrategyChoice(kind, query[key], query[key]) for kind, key in QUERY.items() if query.get(key)), None)
+
+
+def _key(choice: StrategyChoice) -> str:
+    return f"{choice.kind}:{choice.name}"
+
+
+class _Screen:
+    """The parts of the page and what they have in common: the choice, its strategy, its offer."""
+
+    def __init__(self, project: ProjectReport, base: Path, choices: Sequence[StrategyChoice], wanted: StrategyChoice | None) -> None:
+        self._project, self._base = project, base
+        self._choices = {_key(choice): choice for choice in choices}
+        if wanted is not None:
+            self._choices.setdefault(_key(wanted), wanted)
+        self._first = _key(wanted) if wanted is not None else next(iter(self._choices), None)
+        self._strategy: Strategy | None = None
+        self._offer: BuildOffer | None = None
+
+    def build(self) -> None:
+        """Lay the page out; what takes time comes after it is shown."""
+        with box("qt-stack"):
+            self._job = JobCard("Build", self._finished)
+            self._check = CheckCard(self._project, self._base)
+            with box("qt-grid qt-build-top"):
+                self._strategy_card()
+                self._file_card()
+            self._diff = DiffCard(self._base, self._other_strategy)
+            self._commands_card()
+            self._built = BuiltList(self._project, self._check.show)
+        ui.timer(0.05, told(self._start), once=True)
+
+    async def _start(self) -> None:
+        job = await run.io_bound(unfinished, self._project, "build")
+        if job is not None:
+            self._job.watch(job)
+        await self._built.refresh()
+        if self._name.value == "" and self._folder.value == "":
+            self._folder.set_value(str(self._default_folder()))
+        if self._first is not None:
+            self._select.set_value(self._first)
+
+    # The strategy
+
+    def _strategy_card(self) -> None:
+        with card("Strategy"):
+            with box("qt-row"):
+                options = {key: choice.label for key, choice in self._choices.items()}
+                self._select = ui.select(options, label="Build", on_change=told(self._choose)).props("outlined dense").classes("qt-grow")
+                quiet("Open a file", told(self._pick_strategy), icon="folder_open")
+            with box("qt-row qt-build-stats"):
+                self._size = Stat("file", "…")
+                self._bits = Stat("bits per weight", "…")
+                self._kld = Stat("predicted KLD", "…")
+                self._n_tensors = Stat("tensors chosen", "…")
+            self._exact = text("", "qt-small qt-muted qt-build-exact")
+            self._chips = ui.element("div").classes("qt-row qt-wrap qt-chips")
+            with box("qt-row qt-build-links"):
+                quiet("Change it in Choose", self._to_choose, icon="tune")
+
+    def _to_choose(self) -> None:
+        choice = self._choices.get(str(self._select.value))
+        query = f"?{urlencode({'draft': choice.name})}" if choice is not None and choice.kind == "draft" else ""
+        ui.navigate.to(address(self._project, "choose") + query)
+
+    async def _pick_strategy(self) -> None:
+        found = await pick("Open a strategy file", STRATEGY_KINDS)
+        if found:
+            path = context().allowed(found)
+            choice = StrategyChoice("file", str(path), path.name)
+            self._choices[_key(choice)] = choice
+            self._select.set_options({key: item.label for key, item in self._choices.items()}, value=_key(choice))
+
+    async def _choose(self) -> None:
+        choice = self._choices[str(self._select.value)]
+        if choice.kind == "file":
+            context().allowed(choice.name)
+        ui.navigate.history.replace(f"{address(self._project, 'build')}?{urlencode({QUERY[choice.kind]: choice.name})}")
+        self._strategy, self._offer = None, None
+        self._strategy = await run.io_bound(self._strategy_of, choice)
+        if self._strategy is None:
+            return
+        name = await run.io_bound(service.suggested_name, workspace(), self._base, self._strategy)
+        self._name.set_value(name or "")
+        await self._refresh()
+        self._diff.set_strategy(self._strategy, choice.label, self._others(), self._closest())
+
+    def _strategy_of(self, choice: StrategyChoice) -> Strategy:
+        desk = desk_of(self._project) if choice.kind == "draft" else None
+        return service.chosen_strategy(workspace(), self._base, choice, desk=desk)
+
+    def _others(self) -> dict[str, str]:
+        return {key: choice.label for key, choice in self._choices.items() if key != self._select.value}
+
+    def _closest(self) -> str:
+        """The preset that a file of this kind would be called after."""
+        return self._offer.quantize.base_type if self._offer is not None and self._offer.quantize is not None else "Q4_K_M"
+
+    def _other_strategy(self, key: str) -> Strategy:
+        return self._strategy_of(self._choices[key])
+
+    # The file
+
+    def _file_card(self) -> None:
+        with card("File"):
+            refresh = told(self._refresh)
+            self._name = ui.input("File name").props('outlined dense debounce="400"').classes("full-width qt-mono-field")
+            self._name.on("update:model-value", refresh)
+            self._folder = path_input("Folder", ("folder",), title="Where the file goes")
+            self._folder.props('debounce="400"').on_value_change(refresh)
+            with box("qt-row"):
+                self._split = ui.number("Largest part (MB)", min=1, precision=0, placeholder="one file").props("outlined dense clearable")
+                self._split.classes("qt-grow").on("update:model-value", refresh).props(
+                    'debounce="400" hint="Leave empty for a single file"'
+                )
+                self._overwrite = ui.checkbox("Replace a file of that name", on_change=refresh)
+            self._parts = text("", "qt-small qt-muted")
+            self._problems = ui.element("div").classes("qt-stack")
+            with box("qt-row qt-build-go"):
+                self._go = primary("Build", told(self._build_now), icon="construction")
+                self._go.set_enabled(False)
+
+    def _default_folder(self) -> Path:
+        """Where the last file went, else beside the base, else the first folder that may be used."""
+        candidates = [*(Path(item.path).parent for item in self._built.items[:1]), self._base.parent]
+        for folder in candidates:
+            try:
+                return context().allowed(folder)
+            except QuantailorError:
+                continue
+        return context().roots[0]
+
+    def _wish(self, strategy: Strategy) -> BuildWish:
+        folder = context().allowed(str(self._folder.value or "."))
+        return BuildWish(
+            base=self._base,
+            strategy=strategy,
+            output=context().allowed(folder / Path(str(self._name.value or "model.gguf")).name),
+            split_max_bytes=int(self._split.value * MB) if self._split.value else None,
+            overwrite=bool(self._overwrite.value),
+        )
+
+    async def _refresh(self) -> None:
+        if self._strategy is None:
+            return
+        self._offer = await run.io_bound(service.build_offer, workspace(), self._wish(self._strategy))
+        if self._offer is not None:
+            self._show(self._offer)
+
+    def _show(self, offer: BuildOffer) -> None:
+        predicted = offer.prediction
+        self._size.set(size(predicted.file_size_bytes))
+        self._bits.set(f"{predicted.bits_per_weight:.3f}")
+        self._kld.set(*_kld(predicted))
+        self._n_tensors.set(f"{offer.n_tensors:,}")
+        self._exact.set_text(f"{predicted.file_size_bytes:,} bytes, exactly. {_kld_words(predicted)}")
+        n_parts = len(offer.paths)
+        self._parts.set_text(f"{n_parts} parts: {Path(offer.paths[0]).name} and on" if n_parts > 1 else f"one file: {offer.paths[0]}")
+        self._chips.clear()
+        with self._chips:
+            for type_name, count in offer.type_counts.items():
+                with box("qt-row qt-chip-count"):
+                    chip(type_name)
+                    text(f"× {count}", "qt-small")
+        self._problems.clear()
+        with self._problems:
+            for shortfall in offer.shortfalls:
+                note(f"It cannot start: {shortfall}", "bad")
+        self._go.set_enabled(not offer.shortfalls)
+        self._show_commands(offer)
+
+    async def _build_now(self) -> None:
+        if self._strategy is None:
+            return
+        job = await run.io_bound(service.start_build, workspace(), self._wish(self._strategy))
+        if job is not None:
+            self._check.hide()
+            self._job.watch(job)
+
+    async def _finished(self, _: JobReport) -> None:
+        await self._built.refresh()
+        if self._built.items:
+            await self._check.show(self._built.items[0])
+
+    # Commands
+
+    def _commands_card(self) -> None:
+        with card("The same from a terminal"):
+            self._commands = ui.element("div").classes("qt-stack qt-commands")
+            with self._commands:
+                text("Choose a strategy to see its commands.", "qt-muted")
+
+    def _show_commands(self, offer: BuildOffer) -> None:
+        self._commands.clear()
+        with self._commands:
+            text("With Quantailor: build, check, verify", "qt-small qt-muted")
+            for line in offer.own_lines:
+                copy_line(line)
+            text("With llama.cpp's own quantizer", "qt-small qt-muted")
+            if offer.quantize is None:
+                note(offer.no_quantize or "", "warn")
+                return
+            copy_line(offer.quantize.line)
+            for remark in offer.quantize.notes:
+                text(remark, "qt-small qt-muted")
+            with box("qt-row"):
+                quiet("Save the list of types that it reads", told(self._save_list), icon="save")
+                text(Path(offer.quantize.text_path).name, "qt-mono qt-small qt-muted qt-ellipsis")
+
+    async def _save_list(self) -> None:
+        if self._strategy is None:
+            return
+        report = await run.io_bound(partial(service.keep_type_list, workspace()), self._wish(self._strategy))
+        if report is not None:
+            ui.notify(f"Saved {report.text_path}")
+
+
+def _kld(predicted: Prediction) -> tuple[str, str]:
+    """Figure and label."""
+    return ("ranking only", "predicted KLD") if predicted.kld_nats is None else (f"{predicted.kld_nats:.3g}", "predicted KLD, nats")
+
+
+def _kld_words(predicted: Prediction) -> str:
+    if predicted.kld_nats is None:
+        return "No KLD is predicted without probes: the strategy only ranks."
+    if predicted.kld_interval_nats is None:
+        return ""
+    low, high = predicted.kld_interval_nats
+    return f"The KLD will be between {low:.2g} and {high:.2g} with a probability of 95 %."

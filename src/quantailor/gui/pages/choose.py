@@ -1,0 +1,72 @@
+"""Choose: a type for every tensor, by rule and by hand, with its size and predicted damage at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from nicegui import app, run, ui
+
+from quantailor import service
+from quantailor.errors import QuantailorError
+from quantailor.gui.choose.screen import open_screen, rows_of
+from quantailor.gui.context import workspace
+from quantailor.gui.frame import address, frame
+from quantailor.gui.widgets import empty, error_note, text
+from quantailor.service.drafts import DEFAULT_NAME
+
+
+def register() -> None:
+    """Add the routes."""
+    ui.page("/p/{fingerprint}/choose", response_timeout=60)(choose)
+    app.get("/api/p/{fingerprint}/choose")(choose_rows)
+
+
+def choose_rows(fingerprint: str, draft: str = DEFAULT_NAME) -> Any:
+    """The table's types and rows as JSON."""
+    try:
+        return rows_of(fingerprint, draft)
+    except QuantailorError as error:
+        return JSONResponse({"error": str(error)}, 404)
+
+
+async def choose(fingerprint: str, draft: str = DEFAULT_NAME, tensor: str | None = None) -> None:
+    """The screen of one project; `draft` names the version, `tensor` the one whose curve is shown."""
+    try:
+        project = await run.io_bound(service.project, workspace(), fingerprint)
+    except QuantailorError as error:
+        with frame("choose", "Choose"):
+            error_note(error)
+        return
+    if project is None:
+        return
+    ui.add_head_html('<script src="/static/choose.js"></script>')
+    subtitle = f"version {draft}" if draft != DEFAULT_NAME else "drag the slider, or change any tensor"
+    head: list[ui.element] = []
+    with frame("choose", "Choose", project=project, subtitle=subtitle, actions=lambda: head.append(box_of_actions())):
+        if not project.n_cells:
+            empty(
+                "Nothing is measured yet",
+                "Choosing needs the error of each type in each tensor. Quick takes minutes for small models.",
+                action="Measure",
+                target=address(project, "measure"),
+            )
+            return
+        # Reading thousands of tensors takes a moment: the page comes first.
+        waiting = text("Reading the measurements…", "qt-muted").props('role="status"')
+        await ui.context.client.connected()
+        try:
+            screen = await open_screen(project, draft_name=draft, tensor=tensor)
+        except QuantailorError as error:
+            waiting.delete()
+            error_note(error)
+            return
+        waiting.delete()
+        screen.build()
+        with head[0]:
+            screen.actions()
+
+
+def box_of_actions() -> ui.element:
+    """Where the buttons beside the heading go, once there is something to act on."""
+    return ui.element("div").classes("qt-row")

@@ -1,0 +1,289 @@
+"""Compare models: where the sensitivity of two models sits, side by side."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nicegui import run, ui
+
+from quantailor import service
+from quantailor.errors import OutputError, QuantailorError
+from quantailor.gui import theme
+from quantailor.gui.context import context, workspace
+from quantailor.gui.frame import address, frame
+from quantailor.gui.heat import HeatScale, heat_legend, heat_table
+from quantailor.gui.widgets import box, card, empty, error_note, named, note, quiet, table, text, told
+from quantailor.records import Estimate
+from quantailor.service import ProjectReport
+from quantailor.service.results import CompareResult, ProfileReport
+
+WHOLE = "all depths"
+_OUTSIDE = "outside the blocks"
+_KEY_DIGITS = 16
+
+
+def register() -> None:
+    """Add the route."""
+    ui.page("/compare", response_timeout=30)(compare)
+
+
+async def compare() -> None:
+    """The screen; `?a=` and `?b=` are the two models."""
+    try:
+        projects = await run.io_bound(service.list_projects, workspace()) or []
+        with_probes = [project for project in projects if project.is_probed and project.base is not None]
+        pair = _asked(with_probes)
+    except QuantailorError as error:
+        with frame("compare", "Compare models"):
+            error_note(error)
+        return
+    with frame("compare", "Compare models", subtitle="Where in each model the damage of quantization would sit"):
+        if pair is None:
+            _too_few(projects, with_probes)
+        else:
+            with box("qt-stack"):
+                _choice(with_probes, pair)
+                with box("qt-stack") as place:
+                    note("Reading both models' probes …")
+            ui.timer(0.01, functools.partial(_fill, place, pair), once=True)
+
+
+def _asked(projects: Sequence[ProjectReport]) -> tuple[ProjectReport, ProjectReport] | None:
+    """The two models that the address names, or the two used last; None where fewer than two are probed."""
+    if len(projects) < 2:
+        return None
+    wanted = ui.context.client.request.query_params
+    found = [_by_fingerprint(projects, wanted.get(side)) for side in ("a", "b")]
+    rest = [project for project in projects if project not in found]
+    first, second = (project or rest.pop(0) for project in found)
+    return first, second
+
+
+def _choice(projects: Sequence[ProjectReport], pair: tuple[ProjectReport, ProjectReport]) -> None:
+    options = {project.fingerprint[:_KEY_DIGITS]: project.name for project in projects}
+    keys = [project.fingerprint[:_KEY_DIGITS] for project in pair]
+
+    def go(a: str, b: str) -> None:
+        ui.navigate.to(f"/compare?a={a}&b={b}")
+
+    with card("Models"), box("qt-row"):
+        first = ui.select(options, label="Model A", value=keys[0], on_change=lambda event: go(event.value, keys[1]))
+        second = ui.select(options, label="Model B", value=keys[1], on_change=lambda event: go(keys[0], event.value))
+        for element in (first, second):
+            element.props("outlined dense options-dense").classes("qt-grow")
+        quiet("Swap", lambda: go(keys[1], keys[0]), icon="swap_horiz")
+
+
+async def _fill(place: ui.element, pair: tuple[ProjectReport, ProjectReport]) -> None:
+    """Replace what stands in the place with the comparison, or with what went wrong."""
+    try:
+        result = await run.io_bound(_compared, pair)
+    except QuantailorError as error:
+        place.clear()
+        with place:
+            error_note(error)
+        return
+    if result is not None:
+        place.clear()
+        with place:
+            _Comparison(pair, result).show()
+
+
+def _by_fingerprint(projects: Sequence[ProjectReport], fingerprint: str | None) -> ProjectReport | None:
+    if not fingerprint:
+        return None
+    return next((project for project in projects if project.fingerprint.startswith(fingerprint)), None)
+
+
+def _compared(pair: tuple[ProjectReport, ProjectReport], outputs: Sequence[Path] = ()) -> CompareResult:
+    bases = [Path(project.base) for project in pair if project.base is not None]
+    return service.compare_models(workspace(), bases[0], bases[1], outputs)
+
+
+def _too_few(projects: Sequence[ProjectReport], with_probes: Sequence[ProjectReport]) -> None:
+    there = f"{with_probes[0].name} is probed; one more is needed." if with_probes else "None is probed yet."
+    unprobed = next((project for project in projects if project not in with_probes), None)
+    advice = f"This screen sets the sensitivity profiles of two probed models side by side. {there}"
+    if unprobed is None:
+        empty("Two models to compare", f"{advice} Open another model and measure it.", action="Open a model", target="/open")
+    else:
+        goal = address(unprobed, "measure")
+        empty("Two models to compare", f"{advice} Measure {unprobed.name} at Balanced.", action=f"Measure {unprobed.name}", target=goal)
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One of the two models, and how to read its half of a row."""
+
+    name: str
+    share: Callable[[ProfileReport], Estimate]
+    weights: Callable[[ProfileReport], float]
+
+    def has(self, row: ProfileReport) -> bool:
+        return self.weights(row) > 0
+
+
+class _Comparison:
+    def __init__(self, pair: tuple[ProjectReport, ProjectReport], result: CompareResult) -> None:
+        self._pair, self._result = pair, result
+        self._sides = (
+            _Side(f"A: {result.models[0]}", lambda row: row.share_a, lambda row: row.parameter_share_a),
+            _Side(f"B: {result.models[1]}", lambda row: row.share_b, lambda row: row.parameter_share_b),
+        )
+        self._whole = [row for row in result.profiles if row.depth == WHOLE]
+
+    def show(self) -> None:
+        """Build the screen's parts in the current place."""
+        findings = service.profile_findings(self._result)
+        if not findings:
+            note("One of these models has no profile yet: measure and probe it, then come back.", "warn")
+            return
+        with card("In words"), ui.element("ul").classes("qt-findings"):
+            for sentence in findings:
+                text(sentence, tag="li")
+        self._maps()
+        with box("qt-grid qt-halves"):
+            for side in self._sides:
+                self._bars(side)
+        self._table()
+        self._export()
+
+    def _maps(self) -> None:
+        rows = [row for row in self._result.profiles if row.depth != WHOLE]
+        scale = HeatScale(max((side.share(row).value for side in self._sides for row in rows), default=1.0))
+        depths = sorted({row.depth for row in rows}, key=lambda depth: (depth == _OUTSIDE, depth))
+        with card("Share of the sensitivity by role and depth, %"):
+            with box("qt-grid qt-halves"):
+                for side in self._sides:
+                    with box("qt-heat-side"):
+                        text(side.name, "qt-ellipsis")
+                        self._map(side, rows, depths, scale)
+            heat_legend(scale, "Both maps have one scale:", _percent)
+
+    def _map(self, side: _Side, rows: Sequence[ProfileReport], depths: Sequence[str], scale: HeatScale) -> None:
+        shares = {(row.role, row.depth): side.share(row).value for row in rows if side.has(row)}
+        filled = {row.role: [shares.get((row.role, depth)) for depth in depths] for row in self._whole}
+        caption = f"Share of the sensitivity of {side.name} by role and depth, per cent"
+        columns = ["outside" if depth == _OUTSIDE else depth for depth in depths]
+        heat_table(columns, filled, scale=scale, caption=caption, write=lambda value: f"{100 * value:.2f}", corner="Role")
+
+    def _bars(self, side: _Side) -> None:
+        roles = [row for row in self._whole if side.has(row)]
+        ends = [max(s.share(row).value + 1.96 * s.share(row).se, s.weights(row)) for s in self._sides for row in self._whole]
+        top = max(roles, key=lambda row: side.share(row).value)
+        with card(f"{side.name}: sensitivity against weights"):
+            options = {**theme.chart_base(), **_bar_options(side, roles, 100 * max(ends))}
+            chart = ui.echart(options).classes("qt-bars").style(f"height: {90 + 30 * len(self._whole)}px").props("role=img")
+            named(
+                chart, f"Bars by role for {side.name}; {top.role} holds most: {_percent(side.share(top).value)}. The table has the figures."
+            )
+
+    def _table(self) -> None:
+        columns = {"Role": False, **{f"{letter}, {what}": True for letter in "AB" for what in ("sensitivity", "weights", "per weight")}}
+        rows = [[row.role, *(cell for side in self._sides for cell in _cells(side, row))] for row in self._whole]
+        with card("Figures by role"):
+            table(columns, rows, caption="Shares of sensitivity and of weights by role")
+            text(
+                "± is one standard error. Per weight: share of the sensitivity over share of the weights; 1 is the model's average.",
+                "qt-small qt-muted",
+            )
+
+    def _export(self) -> None:
+        with card("Export"), box("qt-row"):
+            folder = (
+                ui.input("Folder", value=str(Path(self._pair[0].base or ".").parent)).props("outlined dense").classes("qt-grow qt-mono")
+            )
+            for ending, label in ((".html", "Save as HTML"), (".csv", "Save as CSV")):
+                quiet(label, told(functools.partial(self._save, folder, ending)), icon="download")
+
+    async def _save(self, folder: ui.input, ending: str) -> None:
+        place = context().allowed(folder.value or "")
+        if not place.is_dir():
+            raise OutputError(f"{place} is no folder", remedy="Name one that exists")
+        names = [re.sub(r"\W+", "-", name).strip("-").lower() for name in self._result.models]
+        output = place / f"compare-{names[0]}-{names[1]}{ending}"
+        await run.io_bound(_compared, self._pair, [output])
+        ui.notify(f"Saved {output}", type="positive", position="top")
+
+
+def _cells(side: _Side, row: ProfileReport) -> tuple[str, str, str]:
+    if not side.has(row):
+        return "–", "–", "–"
+    share, weights = side.share(row), side.weights(row)
+    per_weight = f"{share.value / weights:.2f} ± {share.se / weights:.2f}"
+    return f"{100 * share.value:.2f} ± {100 * share.se:.2f} %", _percent(weights), per_weight
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+_ERROR_BAR = """(params, api) => {
+  const at = api.value(0), low = api.coord([api.value(1), at]), high = api.coord([api.value(2), at]), cap = 4;
+  const style = {stroke: api.visual('color'), lineWidth: 1.5};
+  const line = (x1, y1, x2, y2) => ({type: 'line', shape: {x1, y1, x2, y2}, style});
+  const ends = [low, high].map(([x, y]) => line(x, y - cap, x, y + cap));
+  return {type: 'group', children: [line(low[0], low[1], high[0], high[1]), ...ends]};
+}"""
+
+
+def _bar_options(side: _Side, roles: Sequence[ProfileReport], highest: float) -> Mapping[str, object]:
+    """A wide pale bar for weights behind a narrow one for sensitivity, with its 95 % interval."""
+    colours = theme.palette()
+    shares = [side.share(row) for row in roles]
+    intervals = [
+        [at, 100 * max(0.0, share.value - 1.96 * share.se), 100 * (share.value + 1.96 * share.se)] for at, share in enumerate(shares)
+    ]
+    names = {"type": "category", "data": [row.role for row in roles], "inverse": True, "axisTick": {"show": False}}
+    return {
+        "legend": {"top": 0, "textStyle": {"color": colours.text}, "data": ["sensitivity", "weights"]},
+        "grid": {"left": 8, "right": 16, "top": 30, "bottom": 34, "containLabel": True},
+        "xAxis": theme.axis("share, %", max=5 * math.ceil(highest / 5)),
+        "yAxis": [
+            {**names, "axisLabel": {"color": colours.text}, "axisLine": {"lineStyle": {"color": colours.line}}},
+            {**names, "show": False, "axisLabel": {"show": False}},
+        ],
+        "series": [
+            {
+                "type": "bar",
+                "yAxisIndex": 1,
+                "name": "weights",
+                "barWidth": 18,
+                "data": [round(100 * side.weights(row), 2) for row in roles],
+                "itemStyle": {"color": colours.line, "borderRadius": 3},
+            },
+            {
+                "type": "bar",
+                "name": "sensitivity",
+                "barWidth": 8,
+                "data": [round(100 * share.value, 2) for share in shares],
+                "itemStyle": {"color": colours.accent, "borderRadius": 2},
+            },
+            {
+                "type": "custom",
+                "name": "95 % interval",
+                ":renderItem": _ERROR_BAR,
+                "data": intervals,
+                "encode": {"x": [1, 2], "y": 0},
+                "itemStyle": {"color": colours.text},
+                "z": 5,
+                "tooltip": {"show": False},
+            },
+        ],
+        "tooltip": {
+            **_tooltip(),
+            "trigger": "axis",
+            "axisPointer": {"type": "shadow"},
+            ":valueFormatter": "value => Array.isArray(value) ? '' : value + ' %'",
+        },
+    }
+
+
+def _tooltip() -> dict[str, object]:
+    found = theme.chart_base()["tooltip"]
+    return dict(found) if isinstance(found, dict) else {}

@@ -1,0 +1,75 @@
+"""Home: the models that are worked on, each with what to do next."""
+
+from __future__ import annotations
+
+from nicegui import run, ui
+
+from quantailor import service
+from quantailor.gui.context import workspace
+from quantailor.gui.frame import STEPS, address, done_steps, frame
+from quantailor.gui.widgets import box, card, count, empty, primary, quiet, size, text
+from quantailor.service import ProjectReport
+
+
+def register() -> None:
+    """Add the route."""
+    ui.page("/", response_timeout=15)(home)
+
+
+async def home() -> None:
+    """All projects, the latest first."""
+    projects = await run.io_bound(service.list_projects, workspace()) or []
+    with frame("home", "Projects", subtitle=_summary(projects)):
+        if not projects:
+            empty(
+                "Cut a model to measure",
+                "Open a GGUF file, a Hugging Face directory or a repository. Quantailor measures what each type costs in every tensor,"
+                " chooses the mix for your size, builds the file and proves what it is worth.",
+                action="Open a model",
+                target="/open",
+            )
+            return
+        with box("qt-stack"):
+            with box("qt-row"):
+                primary("Open a model", lambda: ui.navigate.to("/open"), icon="add")
+            for project in projects:
+                _project(project)
+
+
+def _summary(projects: list[ProjectReport]) -> str:
+    return f"{len(projects)} {'model' if len(projects) == 1 else 'models'}" if projects else ""
+
+
+def _project(project: ProjectReport) -> None:
+    step = next_step(project)
+    with card(classes="qt-project"), box("qt-row qt-spread"):
+        with box("qt-grow"):
+            with box("qt-row"):
+                ui.link(project.name, address(project, step)).classes("qt-project-name")
+                text(f"{project.architecture} · {count(project.n_parameters)} weights · {size(project.size_bytes)}", "qt-muted qt-small")
+            text(told(project), "qt-small qt-muted")
+            text(project.base or project.source or "its file is gone", "qt-mono qt-small qt-muted qt-ellipsis")
+        quiet(f"Continue: {_label(step)}", lambda: ui.navigate.to(address(project, step)), icon="arrow_forward")
+
+
+def next_step(project: ProjectReport) -> str:
+    """The first step that has no result yet."""
+    done = done_steps(project)
+    return next((step.key for step in STEPS if step.key not in done), "verify")
+
+
+def told(project: ProjectReport) -> str:
+    """What is there already, in words."""
+    parts = []
+    if project.active_jobs:
+        parts.append("a job runs or waits")
+    if project.n_cells:
+        parts.append(f"{project.n_cells:,} cells measured" + (", probed" if project.is_probed else ""))
+    for number, what in ((project.n_strategies, "strategies"), (project.n_builds, "built files"), (project.n_verdicts, "verdicts")):
+        if number:
+            parts.append(f"{number} {what}")
+    return ", ".join(parts) or "not measured yet"
+
+
+def _label(key: str) -> str:
+    return next(step.label for step in STEPS if step.key == key)

@@ -1,0 +1,426 @@
+"""Measure: what to measure and what it costs; then the map and the curves as they fill in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+
+from nicegui import run, ui
+
+from quantailor import service
+from quantailor.errors import QuantailorError
+from quantailor.gui import theme
+from quantailor.gui.context import workspace
+from quantailor.gui.dock import JobButtons
+from quantailor.gui.elements.tensor_map import MapCell, TensorMap
+from quantailor.gui.frame import address, frame
+from quantailor.gui.pages import measure_charts as charts
+from quantailor.gui.pages.measure_charts import Mode, percent
+from quantailor.gui.pages.measure_setup import STAGES, Setup
+from quantailor.gui.widgets import Stat, box, card, chip, error_note, primary, table, text
+from quantailor.records import Sensitivity
+from quantailor.service import JobReport, ProjectReport
+from quantailor.service.progress import COMMON_TYPE, CurvePoint, MeasurementMap, MeasurementWatch, RoleBand, TensorProgress
+
+POLL_SECONDS = 1.0
+IDLE_POLLS = 3
+"""Without a job, only every so many polls look."""
+PROBE_POLLS = 12
+"""Sensitivities take longer to read: while probes run, only every so many polls."""
+_MODES: dict[Mode, str] = {"progress": "Progress", "error": "Error", "sensitivity": "Sensitivity"}
+_FIGURE_BITS = (2.625, 3.4375, 4.5, 5.5, 8.5)
+
+
+def register() -> None:
+    """Add the route."""
+    ui.page("/p/{fingerprint}/measure", response_timeout=15)(measure)
+
+
+async def measure(fingerprint: str) -> None:
+    """A project's measurement."""
+    try:
+        project = await run.io_bound(service.project, workspace(), fingerprint)
+        watch = None if project is None else await run.io_bound(_watch, project)
+    except QuantailorError as error:
+        with frame("measure", "Measure"):
+            error_note(error)
+        return
+    if project is None or watch is None:
+        return
+    chosen = ui.context.client.request.query_params.get("tensor")
+    with frame("measure", "Measure", project=project, subtitle="what each type costs in every tensor"), box("qt-stack"):
+        _Page(project, watch, chosen)
+
+
+def _watch(project: ProjectReport) -> MeasurementWatch:
+    watch = MeasurementWatch(workspace(), project.fingerprint)
+    watch.look()
+    if project.is_probed:
+        watch.look_at_probes()
+    return watch
+
+
+class _Page:
+    """The live part above, the form below; the form alone where nothing is measured."""
+
+    def __init__(self, project: ProjectReport, watch: MeasurementWatch, chosen: str | None) -> None:
+        self._project, self._watch = project, watch
+        self._polls, self._was_active, self._stage = 0, watch.is_active, ""
+        found = watch.map()
+        with box("qt-stack") as self._live:
+            self._summary = _Summary(project)
+            with box("qt-measure-live"):
+                self._map = _Map(watch, found, self._pick)
+                self._curves = _Curves()
+            self._probes = _Probes(self._pick)
+        with ui.element("div") as self._form:
+            self._expansion = ui.expansion("Measure more", on_value_change=self._opened).classes("qt-card qt-more-form")
+            with self._expansion:
+                self._setup = Setup(project, self._started)
+        self._chosen = chosen if chosen in {tensor.name for tensor in found.tensors} else None
+        self._show(found, everything=True)
+        self._map.select(self._chosen)
+        self._layout(first=True)
+        ui.timer(POLL_SECONDS, self._poll)
+
+    # Looking
+
+    async def _poll(self) -> None:
+        self._polls += 1
+        if not self._watch.is_active and self._polls % IDLE_POLLS:
+            return
+        try:
+            changed = await run.io_bound(self._watch.look)
+        except QuantailorError:
+            return  # the dock tells of a store that cannot be read
+        if changed is None:
+            return
+        found = self._watch.map(self._map.type_name)
+        everything = await self._look_at_probes(found)
+        if everything:
+            found = self._watch.map(self._map.type_name)
+        self._summary.show(found, has_cells=self._watch.has_cells)
+        if changed or everything:
+            self._show(found, everything=everything)
+        self._layout()
+
+    async def _look_at_probes(self, found: MeasurementMap) -> bool:
+        """Read sensitivities when a stage or the job ends, and now and then while probes run; whether they were read."""
+        stage = found.job.stage if found.job and self._watch.is_active else ""
+        ended = stage != self._stage
+        due = (stage.startswith("probes") or stage == "sweep") and self._polls % PROBE_POLLS == 0
+        self._stage = stage
+        if not (ended or due):
+            return False
+        return bool(await run.io_bound(self._watch.look_at_probes))
+
+    def _show(self, found: MeasurementMap, *, everything: bool) -> None:
+        self._summary.show(found, has_cells=self._watch.has_cells)
+        self._map.show(found)
+        self._show_chosen(found)
+        if everything:
+            self._probes.show(found)
+
+    def _show_chosen(self, found: MeasurementMap) -> None:
+        tensor = next((tensor for tensor in found.tensors if tensor.name == self._chosen), None)
+        curve = self._watch.curve(tensor.name) if tensor is not None else ()
+        self._map.chosen.show(tensor, curve)
+        self._curves.show(self._watch.bands(), tensor, curve)
+
+    def _layout(self, *, first: bool = False) -> None:
+        """Which parts are on view."""
+        active = self._watch.is_active
+        self._live.set_visibility(self._watch.has_cells or self._summary.has_job)
+        if first or active != self._was_active:
+            self._expansion.set_value(not active and not self._watch.has_cells)
+            self._setup.renew()
+        self._was_active = active
+        plain = not active and not self._live.visible
+        self._expansion.classes(add="qt-plain" if plain else "", remove="" if plain else "qt-plain")
+        self._form.set_visibility(not active)
+        self._setup.watch(bool(self._expansion.value) and not active)
+
+    def _opened(self) -> None:
+        self._setup.watch(bool(self._expansion.value) and not self._watch.is_active)
+
+    # Doing
+
+    async def _started(self) -> None:
+        self._polls = IDLE_POLLS - 1
+        await self._poll()
+        ui.navigate.history.replace(self._address())
+        ui.run_javascript("document.getElementById('main').scrollTo({top: 0})")
+
+    def _pick(self, name: str) -> None:
+        self._chosen = name
+        self._map.select(name)
+        self._show_chosen(self._watch.map(self._map.type_name))
+        ui.navigate.history.replace(self._address())
+
+    def _address(self) -> str:
+        place = address(self._project, "measure")
+        return f"{place}?tensor={quote(self._chosen)}" if self._chosen else place
+
+
+class _Summary:
+    """How far it is, the job's buttons, and the way on."""
+
+    def __init__(self, project: ProjectReport) -> None:
+        self.has_job = False
+        with card(classes="qt-measure-summary"):
+            self._cells = Stat("cells measured")
+            self._tensors = Stat("tensors done")
+            self._probed = Stat("tensors probed")
+            self._rate = Stat("cells per second")
+            self._state = text("", "qt-muted qt-grow qt-state").props('role="status"')
+            self._buttons = JobButtons()
+            self._choose = primary("Choose now", lambda: ui.navigate.to(address(project, "choose")), icon="arrow_forward")
+
+    def show(self, found: MeasurementMap, *, has_cells: bool) -> None:
+        """Say how far it is."""
+        self.has_job = found.job is not None
+        done = found.n_cells == found.n_possible
+        self._cells.set(f"{found.n_cells:,}" if done else f"{found.n_cells:,} of {found.n_possible:,}")
+        n_tensors = len(found.tensors)
+        self._tensors.set(f"{n_tensors:,}" if found.n_tensors_done == n_tensors else f"{found.n_tensors_done:,} of {n_tensors:,}")
+        self._probed.set("none" if not found.n_probed else f"{found.n_probed:,}")
+        self._rate.set("–" if found.cells_per_second is None else f"{found.cells_per_second:.3g}")
+        self._rate.element.set_visibility(found.cells_per_second is not None)
+        self._state.set_text(state_of(found, has_cells=has_cells))
+        self._buttons.show(found.job)
+        self._choose.set_enabled(has_cells)
+
+
+def state_of(found: MeasurementMap, *, has_cells: bool) -> str:
+    """What is going on, in a sentence."""
+    if found.job is not None:
+        return _doing(found.job)
+    if not has_cells:
+        return "Nothing is measured yet."
+    matrix = "with an importance matrix" if found.imatrix_fingerprint else "without an importance matrix"
+    rows = "every row" if found.settings == "exhaustive" else "sampled rows"
+    return f"Measured on {rows} {matrix}" + (f"; {found.n_unavailable:,} cells are impossible." if found.n_unavailable else ".")
+
+
+def _doing(job: JobReport) -> str:
+    if job.state == "queued":
+        return "Waiting to start."
+    stage = STAGES.get(job.stage, job.stage.capitalize())
+    doing = {"running": stage or "Starting", "pausing": "Pausing", "cancelling": "Cancelling"}.get(job.state)
+    if doing is None:
+        return f"{job.state.capitalize()}: {job.error}" if job.error else f"{job.state.capitalize()}. What was measured is kept."
+    where = f"Stage {job.stage_number} of {job.n_stages}: " if job.n_stages else ""
+    return f"{where}{doing}"
+
+
+class _Map:
+    """The layer x role map with what its colours mean."""
+
+    def __init__(self, watch: MeasurementWatch, found: MeasurementMap, on_pick: Any) -> None:
+        self._watch, self._found = watch, found
+        self._mode = self._best_mode(found)
+        with card("Tensors by role and layer") as self.element:
+            with box("qt-row qt-spread qt-map-head"):
+                self._toggle = ui.toggle(dict(_MODES), value=self._mode, on_change=self._changed)
+                on_accent = "black" if theme.theme() == "dark" else "white"
+                self._toggle.props(f'no-caps unelevated dense toggle-text-color={on_accent} aria-label="Colour by"').classes(
+                    "qt-toggle-row"
+                )
+                self._type = ui.select([], label="Error at", on_change=self._changed).props("dense outlined options-dense").classes("qt-at")
+            self._painted, _ = charts.painted(found, self._mode)
+            cells = [MapCell(item.name, item.role, item.layer, *self._painted[item.name]) for item in found.tensors]
+            self._map = TensorMap(cells, title="Measurement by role and layer", on_pick=on_pick)
+            with box("qt-row qt-legend qt-small qt-muted"):
+                self._low = text("")
+                self._bar = ui.element("div").classes("qt-legend-bar").style(f"background: {charts.gradient()}").props('aria-hidden="true"')
+                self._high = text("")
+                self._means = text("", "qt-grow qt-end qt-ellipsis")
+            self.chosen = _Chosen()
+        self._touched = False
+
+    @property
+    def type_name(self) -> str:
+        """The type at which errors are compared."""
+        return str(self._type.value or COMMON_TYPE)
+
+    def select(self, name: str | None) -> None:
+        """Mark the chosen tensor."""
+        self._map.select(name)
+
+    def show(self, found: MeasurementMap) -> None:
+        """Paint what has changed."""
+        self._found = found
+        options = list(self._watch.common_types())
+        if options != self._type.options:
+            self._type.set_options(options, value=found.common_type)
+        if not self._touched:
+            self._toggle.set_value(self._best_mode(found))
+        self._paint()
+
+    def _best_mode(self, found: MeasurementMap) -> Mode:
+        """Progress until everything is measured, then what says most."""
+        if self._watch.is_active or found.n_cells < found.n_possible or not found.n_cells:
+            return "progress"
+        return "sensitivity" if found.n_probed else "error"
+
+    def _changed(self, event: Any) -> None:
+        if event.sender is self._toggle:
+            self._touched = self._toggle.value != self._best_mode(self._found) or self._touched
+            self._mode = self._toggle.value
+        self._found = self._watch.map(self.type_name)
+        self._paint()
+
+    def _paint(self) -> None:
+        self._mode = self._toggle.value
+        self._type.set_visibility(self._mode == "error")
+        painted, scale = charts.painted(self._found, self._mode)
+        changes = {name: cell for name, cell in painted.items() if self._painted.get(name) != cell}
+        if changes:
+            self._map.set_cells(changes)
+        self._painted = painted
+        low, high, means = self._legend(scale)
+        for element, content in ((self._low, low), (self._high, high), (self._means, means)):
+            element.set_text(content)
+        self._bar.set_visibility(bool(high))
+
+    def _legend(self, scale: charts.Scale | None) -> tuple[str, str, str]:
+        if self._mode == "progress":
+            more = "brighter" if theme.theme() == "dark" else "darker"
+            return "", "", f"{more}: more of its types are measured; grey: none yet"
+        if scale is None:
+            return "", "", "not measured yet" if self._mode == "error" else "no tensor has been probed yet"
+        if self._mode == "error":
+            return percent(scale.low), percent(scale.high), f"of the output's energy lost at {self._found.common_type}"
+        return f"{scale.low:.2g}", f"{scale.high:.2g}", "alpha: nats of KL divergence per unit of error"
+
+
+class _Chosen:
+    """The tensor that was picked: what each type costs it."""
+
+    def __init__(self) -> None:
+        with box("qt-chosen-tensor") as self._element:
+            self._element.props('aria-live="polite"')
+        self._seen: object = None
+
+    def show(self, tensor: TensorProgress | None, curve: Sequence[CurvePoint]) -> None:
+        """Say it."""
+        if (tensor, tuple(curve)) == self._seen:
+            return
+        self._seen = (tensor, tuple(curve))
+        self._element.clear()
+        with self._element:
+            if tensor is None:
+                text("Pick a tensor to see what each type costs it.", "qt-small qt-muted")
+                return
+            with box("qt-row qt-spread"):
+                text(tensor.name, "qt-mono qt-ellipsis")
+                text(_sensitivity(tensor.sensitivity), "qt-small qt-muted qt-num")
+            with box("qt-type-errors"):
+                for point in reversed(curve):
+                    with box("qt-row qt-tight"):
+                        chip(point.type_name)
+                        text(percent(point.error), "qt-small qt-num")
+            if not curve:
+                text("Not measured yet.", "qt-small qt-muted")
+
+
+def _sensitivity(found: Sensitivity | None) -> str:
+    if found is None:
+        return "not probed"
+    return f"alpha {found.alpha.value:.3g} ± {found.alpha.se:.1g}" + ("" if found.status == "measured" else f", {found.status}")
+
+
+class _Curves:
+    """Error against bits: a band for each role, the chosen tensor on top; and the figures as a table."""
+
+    def __init__(self) -> None:
+        with card("Error against bits per weight, by role"):
+            text("Lines are medians, bands hold 80 % of a role's tensors, each with the best type of so many bits.", "qt-small qt-muted")
+            self._empty = text("They appear here as soon as the first tensor is measured.", "qt-empty")
+            self._chart = ui.echart({}).classes("qt-bands").props('role="img"')
+            with ui.expansion("Figures").props("dense").classes("qt-more") as self._table:
+                self._figures = ui.element("div").classes("qt-figures")
+
+    def show(self, bands: Sequence[RoleBand], tensor: TensorProgress | None, curve: Sequence[CurvePoint]) -> None:
+        """Draw them."""
+        self._empty.set_visibility(not bands)
+        for element in (self._chart, self._table):
+            element.set_visibility(bool(bands))
+        name, role = (None, None) if tensor is None else (tensor.name, tensor.role)
+        self._chart.options.clear()
+        self._chart.options.update(charts.bands_chart(bands, name, curve, role))
+        named = f", with {name} on top" if name else ""
+        self._chart.props(f'aria-label="Error against bits per weight for {len(bands)} roles{named}; the figures are below"')
+        self._chart.update()
+        self._figures.clear()
+        with self._figures:
+            _figure_table(bands)
+
+
+def _figure_table(bands: Sequence[RoleBand]) -> None:
+    bits = [wanted for wanted in _FIGURE_BITS if any(wanted in band.bits for band in bands)]
+    columns = {"Role": False, "Tensors": True, **{f"{figure:.3g} bits": True for figure in bits}}
+    rows = []
+    for band in bands:
+        medians = dict(zip(band.bits, band.median, strict=True))
+        rows.append((band.role, f"{band.n_tensors:,}", *(percent(medians[figure]) if figure in medians else "–" for figure in bits)))
+    table(columns, rows, caption="Median error by role")
+
+
+class _Probes:
+    """What probes say of every tensor, the most sensitive first."""
+
+    def __init__(self, on_pick: Any) -> None:
+        with card("Sensitivity: what each tensor's error does to the model") as self._card:
+            number = {"type": "numericColumn", "cellClass": "qt-num", "width": 130}
+            self._grid = ui.aggrid(
+                {
+                    "columnDefs": [
+                        {"field": "tensor", "headerName": "Tensor", "cellClass": "qt-mono", "flex": 2, "minWidth": 220},
+                        {"field": "alpha", "headerName": "Alpha", **number, ":valueFormatter": "p => p.value.toPrecision(3)"},
+                        {"field": "se", "headerName": "± (1 s.e.)", **number, ":valueFormatter": "p => p.value.toPrecision(2)"},
+                        {
+                            "field": "error",
+                            "headerName": "± in %",
+                            **number,
+                            ":valueFormatter": "p => p.value == null ? '' : p.value.toFixed(1)",
+                        },
+                        {"field": "status", "headerName": "Status", "width": 130},
+                        {"field": "probes", "headerName": "Probed at", "flex": 1, "minWidth": 160, "tooltipField": "probes"},
+                    ],
+                    "rowData": [],
+                    ":getRowId": "p => p.data.tensor",
+                    "rowHeight": 30,
+                    "headerHeight": 34,
+                    "suppressCellFocus": False,
+                },
+                auto_size_columns=False,
+            ).classes("qt-probes")
+            self._grid.props('role="group" aria-label="Sensitivities"')
+            self._grid.on("cellClicked", lambda event: on_pick(event.args["data"]["tensor"]), ["data"])
+            text(
+                "Alpha: nats of KL divergence per unit of error. Drowned: too small to be told from the floor; alpha is an upper bound.",
+                "qt-small qt-muted",
+            )
+        self._rows: list[dict[str, Any]] = []
+
+    def show(self, found: MeasurementMap) -> None:
+        """Fill the table."""
+        known = [tensor.sensitivity for tensor in found.tensors if tensor.sensitivity is not None]
+        self._card.set_visibility(bool(known))
+        rows = [
+            {
+                "tensor": item.tensor,
+                "alpha": item.alpha.value,
+                "se": item.alpha.se,
+                "error": 100 * item.alpha.se / item.alpha.value if item.alpha.value > 0 else None,
+                "status": item.status if not item.group else f"{item.status}, in a group",
+                "probes": ", ".join(item.probes),
+            }
+            for item in sorted(known, key=lambda item: -item.alpha.value)
+        ]
+        if rows != self._rows:
+            self._rows = rows
+            self._grid.options["rowData"] = rows
+            self._grid.update()

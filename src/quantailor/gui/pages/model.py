@@ -1,0 +1,276 @@
+"""Model: open a repository, a directory or a file, and what is known of one that was opened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlencode
+
+from nicegui import run, ui
+
+from quantailor import service
+from quantailor.errors import QuantailorError
+from quantailor.gui.context import context, workspace
+from quantailor.gui.elements.disk_bar import disk_bar
+from quantailor.gui.frame import STEPS, address, done_steps, frame
+from quantailor.gui.pages.hub import HubCard
+from quantailor.gui.picker import MODEL, path_input, pick
+from quantailor.gui.watch import watch_job
+from quantailor.gui.widgets import (
+    Stat,
+    box,
+    card,
+    chip,
+    copy_line,
+    count,
+    error_note,
+    heading,
+    note,
+    primary,
+    quiet,
+    size,
+    table,
+    text,
+    told,
+)
+from quantailor.qtypes import UNQUANTIZED
+from quantailor.service import ProjectReport
+from quantailor.service.opening import ModelFile, ModelOverview, Repository
+from quantailor.service.tasks import ConvertTask, absolute
+
+EXAMPLES = (
+    ("A GGUF file", "A 16-bit base. Any shard of a split one opens them all.", "/models/Llama-3.2-1B-BF16.gguf"),
+    ("A Hugging Face directory", "config.json with safetensors beside it; it is converted when it is needed.", "~/models/Llama-3.2-1B"),
+    ("A repository", "Looked at before anything is downloaded: size, licence, access, disk.", "meta-llama/Llama-3.2-1B"),
+)
+LICENSE_LINKS = {"apache-2.0": "Apache 2.0", "mit": "MIT"}
+
+
+def register() -> None:
+    """Add the routes."""
+    ui.page("/open", response_timeout=15)(opening)
+    ui.page("/p/{fingerprint}/model", response_timeout=15)(known)
+
+
+# Opening
+
+
+async def opening() -> None:
+    """One box for whatever the user has; `?model=` and `?revision=` keep what was asked for."""
+    asked = ui.context.client.request.query_params
+    with frame("model", "Open a model"):
+        page = _Opening(asked.get("model", ""), asked.get("revision", ""), asked.get("file", ""))
+        if page.field.value:
+            ui.timer(0, told(page.look), once=True)
+
+
+class _Opening:
+    def __init__(self, model: str, revision: str, gguf_file: str) -> None:
+        self._revision, self._gguf_file = revision, gguf_file
+        with box("qt-stack"):
+            with card(), box("qt-row"):
+                self.field = ui.input("Repository, directory or GGUF file", value=model)
+                self.field.props("outlined autofocus").classes("qt-grow qt-mono").on("keydown.enter", told(self._asked))
+                quiet("Browse", told(self._browse), icon="folder_open")
+                self._open = primary("Open", told(self._asked))
+            with box("qt-stack") as self._found:
+                _examples()
+
+    async def _asked(self) -> None:
+        self._revision = self._gguf_file = ""
+        await self.look()
+
+    async def _browse(self) -> None:
+        path = await pick("Open a model", MODEL, start=self.field.value or None)
+        if path is not None:
+            self.field.value = str(path)
+            await self._asked()
+
+    async def look(self) -> None:
+        """Show what the box names."""
+        self._open.props("loading")
+        self._found.clear()
+        try:
+            await self._look()
+        except QuantailorError as error:
+            with self._found:
+                error_note(error)
+        finally:
+            self._open.props(remove="loading")
+
+    async def _look(self) -> None:
+        wanted = await run.io_bound(service.understand, self.field.value or "")
+        if isinstance(wanted, Repository):
+            revision = wanted.revision or self._revision or None
+            ui.navigate.history.replace(_open_address(wanted.repo_id, revision, self._gguf_file))
+            with self._found:
+                await HubCard(wanted.repo_id, revision, self._gguf_file or None).look()
+        elif wanted is not None:
+            project = await run.io_bound(service.open_project, workspace(), context().allowed(wanted))
+            if project is not None:
+                ui.navigate.to(address(project, "model"))
+
+
+def _open_address(model: str, revision: str | None, gguf_file: str) -> str:
+    parts = {"model": model, "revision": revision, "file": gguf_file}
+    return f"/open?{urlencode({key: value for key, value in parts.items() if value})}"
+
+
+def _examples() -> None:
+    with box("qt-grid qt-m-examples"):
+        for title, what, example in EXAMPLES:
+            with card(title):
+                text(what)
+                text(example, "qt-mono qt-muted qt-m-example")
+
+
+# A known model
+
+
+async def known(fingerprint: str) -> None:
+    """What a project's model is, where it lies, and what comes next."""
+    try:
+        project = await run.io_bound(service.project, workspace(), fingerprint)
+        overview = None if project is None else await run.io_bound(service.model_overview, workspace(), project)
+    except QuantailorError as error:
+        with frame("model", "Model"):
+            error_note(error)
+        return
+    if project is None or overview is None:
+        return
+    with frame("model", "Model", project=project, subtitle=project.source or "its files are gone"), box("qt-stack"):
+        _facts(project, overview)
+        with box("qt-grid qt-m-halves"):
+            with box("qt-stack"):
+                if overview.suggested_base is not None:
+                    _convert(project, overview.suggested_base)
+                _files(overview)
+            with box("qt-stack"):
+                _next(project)
+                if overview.kind != "gone":
+                    _disk(project)
+
+
+def _facts(project: ProjectReport, overview: ModelOverview) -> None:
+    bits = 8 * project.size_bytes / max(1, project.n_parameters)
+    with card(), box("qt-stack"):
+        with box("qt-row qt-m-facts"):
+            Stat("architecture", project.architecture)
+            Stat("parameters", count(project.n_parameters))
+            Stat("layers", str(overview.n_layers))
+            Stat("tensors", f"{overview.n_tensors:,}")
+            Stat("all tensors", size(project.size_bytes))
+            Stat("bits per weight", f"{bits:.2f}")
+            Stat("licence", LICENSE_LINKS.get(overview.license or "", overview.license or "not stated"))
+        with box("qt-row qt-wrap"):
+            for type_name, number in overview.types:
+                with box("qt-row qt-m-pair"):
+                    chip(type_name)
+                    text(f"{number:,} {'tensor' if number == 1 else 'tensors'}", "qt-small qt-muted")
+            if project.is_moe:
+                text("a mixture of experts", "qt-small qt-muted")
+    if overview.kind == "gone":
+        note("None of this model's files is where it was. Open it again from where it is now; all results are kept.", "warn")
+    elif project.is_quantized:
+        _already_quantized([name for name, _ in overview.types if name not in UNQUANTIZED])
+
+
+def _already_quantized(types: Sequence[str]) -> None:
+    with box("qt-note qt-note-warn") as element:
+        element.props('role="note"')
+        text(f"These weights are quantized already ({', '.join(types)}): quantizing them again loses quality twice.")
+        text("Open the 16-bit model instead. If there is none, Measure asks whether to go on nevertheless.", "qt-muted")
+
+
+def _files(overview: ModelOverview) -> None:
+    with card("Files"):
+        if not overview.files:
+            text("None is left.", "qt-muted")
+            return
+        _group(overview.files, "Files of the model")
+        if overview.base is not None:
+            heading("Its 16-bit base", 3, "qt-card-title qt-m-gap-above")
+            _group((overview.base,), "The base")
+
+
+def _group(files: Sequence[ModelFile], caption: str) -> None:
+    text(str(Path(files[0].path).parent), "qt-mono qt-small qt-muted qt-m-break")
+    rows = [(Path(file.path).name, size(file.size_bytes)) for file in files]
+    table({"file": False, "size": True}, rows, caption=caption).classes("qt-m-files")
+
+
+def _next(project: ProjectReport) -> None:
+    done = done_steps(project)
+    following = next((step for step in STEPS if step.key not in done), STEPS[-1])
+    with card("Next"), box("qt-stack"):
+        with box("qt-stack qt-m-lines"):
+            for line in _results(project):
+                text(line)
+        with box("qt-row qt-wrap"):
+            primary(f"Continue: {following.label}", lambda: ui.navigate.to(address(project, following.key)), icon="arrow_forward")
+            quiet("Look at its structure", lambda: ui.navigate.to(address(project, "structure")))
+
+
+def _results(project: ProjectReport) -> list[str]:
+    lines = []
+    if project.n_cells:
+        depth = "measured and probed" if project.is_probed else "measured, not probed: mixes are ranked without a predicted KLD"
+        lines.append(f"{project.n_cells:,} cells {depth}.")
+    else:
+        lines.append("Nothing is measured yet. Measuring finds what each type costs in every tensor.")
+    if project.has_imatrix:
+        lines.append("It has an importance matrix.")
+    kept = ((project.n_strategies, "strategies"), (project.n_builds, "built files"), (project.n_verdicts, "verdicts"))
+    there = [f"{number} {what}" for number, what in kept if number]
+    return [*lines, f"{', '.join(there)}."] if there else lines
+
+
+def _disk(project: ProjectReport) -> None:
+    with card("Disk for measuring it (Balanced)") as section:
+        waiting = text("Adding up what will be written …", "qt-muted")
+
+        async def show() -> None:
+            try:
+                plan = await run.io_bound(service.disk_plan, workspace(), project)
+            except QuantailorError as error:
+                plan = None
+                with section:
+                    error_note(error)
+            waiting.delete()
+            if plan is not None:
+                with section, box("qt-stack qt-m-tight"):
+                    disk_bar(plan.needs, plan.free_bytes, plan.folder)
+                    for sentence in plan.shortfalls:
+                        note(f"Measuring {sentence}.", "bad")
+
+        ui.timer(0.1, show, once=True)
+
+
+def _convert(project: ProjectReport, suggested: str) -> None:
+    source = project.source or ""
+    with card("Convert to a base"), box("qt-stack"):
+        text("This is a Hugging Face directory. llama.cpp works on GGUF: a 16-bit base is written once, and everything starts from it.")
+        text("Measure does that by itself; do it here to choose the place.", "qt-muted")
+        field = path_input("Write the base to", ("folder", "gguf"), value=suggested, title="Where to write the base")
+        watched = ui.element("div")
+
+        async def start() -> None:
+            output = context().allowed(field.value)
+            output = output / Path(suggested).name if await run.io_bound(output.is_dir) else output
+            task = ConvertTask(model=absolute(source), output=str(output))
+            job = await run.io_bound(_submit, task)
+            if job is not None:
+                button.disable()
+                watched.clear()
+                with watched:
+                    watch_job(job, lambda: ui.navigate.to(address(project, "model")), on_stop=button.enable)
+
+        button = primary(f"Convert to a base ({size(project.size_bytes)})", told(start))
+        text("The same as a command:", "qt-small qt-muted")
+        copy_line(f"quantailor convert {source} -o {suggested}")
+
+
+def _submit(task: ConvertTask) -> int:
+    job = service.submit(workspace(), task)
+    service.start_detached(workspace(), job)
+    return job

@@ -1,0 +1,200 @@
+"""The small parts that screens are made of; all text goes in as text, never as markup."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from nicegui import ui
+from nicegui.elements.mixins.text_element import TextElement
+
+from quantailor.errors import QuantailorError
+from quantailor.gui.theme import bits_colour, type_colours
+
+P = ParamSpec("P")
+Tone = Literal["", "good", "bad", "warn", "muted"]
+
+
+def text(content: str, classes: str = "", *, tag: str = "div", tone: Tone = "") -> TextElement:
+    """An element that holds plain text."""
+    toned = f"{classes} qt-{tone}" if tone else classes
+    return TextElement(tag=tag, text=content).classes(toned.strip())
+
+
+Element = TypeVar("Element", bound=ui.element)
+
+
+def named(element: Element, name: str) -> Element:
+    """Give an element its name for screen readers; unlike `props` this takes any text, quotes and all, as it is."""
+    element.props["aria-label"] = name
+    return element
+
+
+@contextmanager
+def card(title: str | None = None, classes: str = "") -> Iterator[ui.element]:
+    """A surface with a small heading; a section with a name for screen readers."""
+    with ui.element("section").classes(f"qt-card {classes}".strip()) as section:
+        if title is not None:
+            named(section, title)
+            heading(title, 2, "qt-card-title")
+        yield section
+
+
+def heading(content: str, level: int, classes: str = "") -> TextElement:
+    """A heading of the page's outline."""
+    return text(content, classes, tag=f"h{level}")
+
+
+@contextmanager
+def box(classes: str, tag: str = "div") -> Iterator[ui.element]:
+    """An element with style sheet classes: qt-row, qt-stack, qt-grid, qt-grow, qt-spread, qt-wrap."""
+    with ui.element(tag).classes(classes) as element:
+        yield element
+
+
+class Stat:
+    """A large figure over a small label; `set` changes the figure."""
+
+    def __init__(self, label: str, value: str = "", *, hint: str = "") -> None:
+        with ui.element("div") as self.element:
+            self.value = ui.label(value).classes("qt-stat-value")
+            self.label = ui.label(label).classes("qt-stat-label")
+            if hint:
+                ui.tooltip(hint)
+
+    def set(self, value: str, label: str | None = None) -> None:
+        """Show another figure, and perhaps another label."""
+        self.value.set_text(value)
+        if label is not None:
+            self.label.set_text(label)
+
+
+def chip(type_name: str) -> ui.element:
+    """A type's name on its colour of the ramp."""
+    colour = type_colours().get(type_name, bits_colour(16))
+    return ui.label(type_name).classes("qt-chip").style(f"background: {colour}")
+
+
+def primary(label: str, on_click: Callable[..., Any] | None = None, *, icon: str | None = None) -> ui.button:
+    """The one thing to do on a screen."""
+    return ui.button(label, on_click=on_click, icon=icon, color=None).props("unelevated no-caps").classes("qt-primary")
+
+
+def quiet(label: str, on_click: Callable[..., Any] | None = None, *, icon: str | None = None) -> ui.button:
+    """Any other button."""
+    return ui.button(label, on_click=on_click, icon=icon, color=None).props("unelevated no-caps").classes("qt-quiet")
+
+
+def icon_button(icon: str, label: str, on_click: Callable[..., Any] | None = None) -> ui.button:
+    """A button that shows only an icon; `label` is its name and its tooltip."""
+    button = named(ui.button(icon=icon, on_click=on_click, color=None).props("flat round dense"), label).style("color: var(--qt-text)")
+    with button:
+        ui.tooltip(label)
+    return button
+
+
+def empty(title: str, advice: str, *, action: str | None = None, target: str | Callable[..., Any] | None = None) -> None:
+    """What a screen says when it has nothing to show yet: what it will show, and what to do next."""
+    with box("qt-card qt-empty"):
+        text(title, "qt-empty-title")
+        text(advice)
+        if action is not None and target is not None:
+            primary(action, (lambda: ui.navigate.to(target)) if isinstance(target, str) else target)
+
+
+def note(content: str, tone: Literal["", "bad", "warn"] = "") -> TextElement:
+    """A remark with a coloured edge."""
+    return text(content, f"qt-note qt-note-{tone}" if tone else "qt-note").props('role="note"')
+
+
+def error_note(error: QuantailorError) -> None:
+    """An error on a page: what is wrong, and the remedy."""
+    with box("qt-note qt-note-bad") as element:
+        element.props('role="alert"')
+        text(error.message)
+        if error.remedy:
+            text(error.remedy, "qt-muted")
+
+
+def tell_error(error: QuantailorError) -> None:
+    """An error as a notification: what is wrong, and the remedy."""
+    ui.notify(str(error), type="negative", position="top", multi_line=True, close_button="Close", timeout=12000)
+
+
+def told(action: Callable[P, Any]) -> Callable[P, Awaitable[None]]:
+    """Wrap a handler (plain or async) so that a QuantailorError becomes a notification."""
+
+    @functools.wraps(action)
+    async def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            result = action(*args, **kwargs)
+            if inspect.isawaitable(result):
+                await result
+        except QuantailorError as error:
+            tell_error(error)
+
+    return wrapped
+
+
+def table(columns: Mapping[str, bool], rows: Sequence[Sequence[str]], *, caption: str) -> ui.element:
+    """A small plain table. `columns` maps a heading to whether its cells are numbers; `caption` names it for screen readers."""
+    with named(ui.element("table").classes("qt-table"), caption) as element:
+        with ui.element("thead"), ui.element("tr"):
+            for name, number in columns.items():
+                text(name, "qt-num" if number else "", tag="th").props('scope="col"')
+        with ui.element("tbody"):
+            for row in rows:
+                with ui.element("tr"):
+                    for cell, number in zip(row, columns.values(), strict=True):
+                        text(cell, "qt-num" if number else "", tag="td")
+    return element
+
+
+def copy_line(line: str) -> None:
+    """A command line with a button that copies it."""
+    with box("qt-row"):
+        text(line, "qt-code qt-grow")
+        icon_button("content_copy", "Copy", lambda: _copy(line))
+
+
+def _copy(line: str) -> None:
+    ui.clipboard.write(line)
+    ui.notify("Copied")
+
+
+def size(n_bytes: float) -> str:
+    """Bytes in the largest unit that keeps the figure above one: "4.20 GiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(n_bytes) < 1024:
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.2f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.2f} TiB"
+
+
+def count(number: float) -> str:
+    """A count of weights: "1.24 B", "8.0 M"."""
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g} {unit}"
+    return f"{number:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """ "40 s", "12 min", "3.2 h", "2.1 days"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 36 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def span(low: float, high: float) -> str:
+    """A range of seconds: "3 to 5 min"."""
+    first, second = duration(low), duration(high)
+    if first == second:
+        return first
+    figure, _, unit = first.partition(" ")
+    return f"{figure} to {second}" if second.endswith(f" {unit}") else f"{first} to {second}"

@@ -1,0 +1,63 @@
+"""axe-core on every screen in both themes: no serious or critical finding."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import Browser, Server, serving
+from studied import SCREENS, screen_path
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("studied")]
+_RUN = """
+const done = arguments[0];
+axe.run(document, {resultTypes: ['violations']}).then(found => done(found.violations), error => done(String(error)));
+"""
+
+
+@pytest.fixture(scope="module")
+def server(studied_home: Path) -> Iterator[Server]:
+    with serving(studied_home) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """The script; the package that carries it is never imported, for it would want a browser of its own."""
+    package = importlib.util.find_spec("axe_playwright_python")
+    assert package is not None
+    assert package.origin is not None
+    return (Path(package.origin).parent / "axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+@pytest.mark.parametrize("screen", SCREENS)
+def test_no_serious_finding(chromium: Browser, server: Server, axe: str, screen: str, theme: str) -> None:
+    chromium.enter(server, screen_path(server.home, screen), theme=theme)
+    chromium.settle()
+    assert chromium.js("return document.body.classList.contains('body--dark')") == (theme == "dark")
+    chromium.js(axe)
+    found = chromium.driver.execute_async_script(_RUN)
+    assert isinstance(found, list), found
+    assert _told(found) == []
+
+
+def _told(violations: Sequence[Any]) -> list[str]:
+    """What is wrong and where, for a person."""
+    return [
+        f"{item['impact']}: {item['id']}: {item['help']}: {node['target']} {node['html'][:200]} {node.get('failureSummary', '')[:300]}"
+        for item in violations
+        if item["impact"] in ("serious", "critical")
+        for node in item["nodes"][:5]
+    ]
+
+
+def test_the_check_finds_what_is_wrong(chromium: Browser, server: Server, axe: str) -> None:
+    chromium.enter(server)
+    chromium.js("document.querySelector('main').innerHTML += '<button></button><p style=\"color: #888; background: #999\">faint</p>'")
+    chromium.js(axe)
+    rules = {item["id"] for item in chromium.driver.execute_async_script(_RUN)}
+    assert {"button-name", "color-contrast"} <= rules

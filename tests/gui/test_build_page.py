@@ -1,0 +1,111 @@
+"""Build in a browser: the file is the draft's, and a job outlives the server that started it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from browser import Browser, serving, wait_for
+from commands import Workbench
+from selenium.webdriver.common.keys import Keys
+
+from quantailor import service
+from quantailor.service import Workspace
+from quantailor.service.tasks import PlanOptions
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workbench")]
+
+SECONDS = 60.0
+
+
+@pytest.fixture
+def home(workbench: Workbench, tmp_path: Path) -> Path:
+    """The measured home with a draft whose embeddings were set by hand."""
+    shutil.copytree(workbench.home, tmp_path / "home")
+    with Workspace.open(tmp_path / "home") as workspace, service.Desk.open(workspace, workbench.base) as desk:
+        draft = service.Draft.start(desk, PlanOptions(bits_per_weight=4.5), name="mine")
+        draft.set_type(desk, ["token_embd.weight"], "Q6_K")
+        draft.save(workspace, desk.model.fingerprint)
+    return tmp_path / "home"
+
+
+def address(home: Path, base: Path, screen: str) -> str:
+    with Workspace.open(home) as workspace, workspace.model(base) as model:
+        return f"/p/{model.fingerprint[:16]}/{screen}"
+
+
+def drafted_types(home: Path, base: Path) -> dict[str, str]:
+    with Workspace.open(home) as workspace, service.Desk.open(workspace, base) as desk:
+        draft = service.Draft.load(workspace, desk, "mine")
+        assert draft is not None
+        return draft.types
+
+
+def fill(browser: Browser, label: str, content: str) -> None:
+    field = browser.find(f'input[aria-label="{label}"]')
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys(content)
+
+
+def ask_for(browser: Browser, folder: Path, name: str) -> None:
+    """Wait for the draft's figures, then name the file to build."""
+    browser.sees("bytes, exactly", seconds=SECONDS)
+    fill(browser, "File name", name)
+    fill(browser, "Folder", str(folder))
+    browser.sees(f"one file: {folder / name}", seconds=SECONDS)
+
+
+def types_in(path: Path) -> dict[str, str]:
+    return {tensor.name: tensor.type_name for tensor in service.inspect(path).tensors}
+
+
+def test_the_file_has_the_draft_s_types(chromium: Browser, home: Path, workbench: Workbench, tmp_path: Path) -> None:
+    wanted = drafted_types(home, workbench.base)
+    with serving(home, "--allow", str(tmp_path)) as server:
+        chromium.enter(server, address(home, workbench.base, "build") + "?draft=mine")
+        ask_for(chromium, tmp_path, "mine.gguf")
+        chromium.sees("ranking only")
+        assert "llama-quantize" in chromium.text(".qt-commands")
+        chromium.click("Build")
+        chromium.sees("exactly as predicted", seconds=SECONDS)
+        chromium.sees("Every tensor has the type that the strategy says")
+        found = types_in(tmp_path / "mine.gguf")
+        assert {name: found[name] for name in wanted} == wanted
+        assert f"{(tmp_path / 'mine.gguf').stat().st_size:,} bytes, exactly" in chromium.text()
+        assert "mine.gguf" in chromium.text(".qt-built")
+        chromium.click("Build")
+        chromium.sees("mine.gguf exists")
+        assert not chromium.errors()
+
+
+def test_a_build_outlives_its_server(chromium: Browser, home: Path, workbench: Workbench, tmp_path: Path) -> None:
+    place, wanted = address(home, workbench.base, "build"), drafted_types(home, workbench.base)
+    with serving(home, "--allow", str(tmp_path)) as server:
+        chromium.enter(server, place + "?draft=mine")
+        ask_for(chromium, tmp_path, "outlives.gguf")
+        chromium.click("Build")
+        chromium.sees("outlives.gguf", seconds=SECONDS)
+        with Workspace.open(home) as workspace:
+            wait_for(lambda: [job for job in service.list_jobs(workspace) if job.kind == "build"], "the job is there", seconds=SECONDS)
+            server.kill()
+            assert service.list_jobs(workspace)[0].state in ("queued", "running")
+            with serving(home, "--allow", str(tmp_path)) as again:
+                chromium.enter(again, place + "?draft=mine")
+                chromium.sees("outlives.gguf", seconds=SECONDS)
+                wait_for(lambda: service.list_jobs(workspace)[0].state == "done", "the job ends well", seconds=SECONDS)
+                chromium.go(again, place + "?draft=mine")
+                chromium.until(lambda: "outlives.gguf" in chromium.text(".qt-built"), "the file is listed", seconds=SECONDS)
+    assert types_in(tmp_path / "outlives.gguf").items() >= wanted.items()
+
+
+def test_without_measurements_the_page_says_what_to_do(chromium: Browser, books_llama_base: Path, tmp_path: Path) -> None:
+    with Workspace.open(tmp_path / "home") as workspace:
+        service.open_project(workspace, books_llama_base)
+    with serving(tmp_path / "home") as server:
+        for screen, words in (("build", "No strategy to build yet"), ("verify", "Nothing to verify yet")):
+            chromium.enter(server, address(tmp_path / "home", books_llama_base, screen))
+            chromium.sees(words)
+        chromium.go(server, "/p/0123456789abcdef/build")
+        chromium.sees("0 known models")
+    assert not chromium.errors()

@@ -1,0 +1,84 @@
+"""Compare models, in a browser."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from browser import Browser, Server, serving
+
+from quantailor import service
+from quantailor.records import Estimate
+from quantailor.service.results import CompareResult, ProfileReport
+
+pytestmark = pytest.mark.xdist_group("studied")
+
+
+@pytest.mark.slow
+def test_two_models_side_by_side(chromium: Browser, studied_home: Path, tmp_path: Path) -> None:
+    with serving(studied_home, "--allow", str(tmp_path)) as server, service.Workspace.open(studied_home) as workspace:
+        moe, dense = sorted(service.list_projects(workspace), key=lambda project: project.name, reverse=True)
+        a, b = dense.fingerprint[:16], moe.fingerprint[:16]
+        chromium.enter(server, f"/compare?a={a}&b={b}")
+        chromium.sees("holds most of the sensitivity")
+        assert "Only Books Moe has ffn_down_exps" in chromium.text(".qt-findings")
+        result = service.compare_models(workspace, Path(dense.base or ""), Path(moe.base or ""))
+        figure = next(row.share_a.value for row in result.profiles if (row.role, row.depth) == ("output", "outside the blocks"))
+        maps = chromium.all(".qt-heat")
+        assert len(maps) == 2
+        assert f"{100 * figure:.2f}" in maps[0].text
+        assert "not in this model" in maps[0].text
+        assert len(chromium.all(".qt-bars canvas")) == 2
+        chromium.click("Swap")
+        chromium.until(lambda: chromium.js("return location.search") == f"?a={b}&b={a}", "the address has the models swapped")
+        _save_and_read(chromium, tmp_path, [row.role for row in result.profiles])
+        assert chromium.errors() == []
+
+
+def _save_and_read(chromium: Browser, folder: Path, roles: list[str]) -> None:
+    chromium.sees("Figures by role")
+    chromium.button("Save as CSV")
+    field = chromium.find("input[aria-label='Folder']")
+    chromium.js("arguments[0].select()", field)
+    field.send_keys("/")
+    chromium.click("Save as CSV")
+    chromium.sees("lies outside the folders")
+    chromium.js("arguments[0].select()", field)
+    field.send_keys(str(folder))
+    chromium.click("Save as CSV")
+    chromium.sees("Saved ")
+    file = folder / "compare-books-moe-books-llama.csv"
+    with file.open(encoding="utf-8") as rows:
+        assert sorted(row["role"] for row in csv.DictReader(rows)) == sorted(roles)
+    chromium.click("Save as CSV")
+    chromium.sees("exists")
+
+
+@pytest.mark.slow
+def test_with_fewer_than_two_it_says_what_to_do(chromium: Browser, empty_server: Server) -> None:
+    chromium.enter(empty_server, "/compare")
+    chromium.sees("None is probed yet")
+    chromium.click("Open a model")
+    chromium.until(lambda: chromium.js("return location.pathname") == "/open", "the button leads on")
+
+
+def _row(role: str, depth: str, a: tuple[float, float, float], b: tuple[float, float, float]) -> ProfileReport:
+    return ProfileReport(role, depth, Estimate(*a[:2]), Estimate(*b[:2]), a[2], b[2])
+
+
+def test_the_sentences_name_what_differs_most() -> None:
+    rows = (
+        _row("attn_v", "all depths", (0.6, 0.01, 0.2), (0.3, 0.01, 0.2)),
+        _row("attn_q", "all depths", (0.4, 0.01, 0.8), (0.5, 0.01, 0.7)),
+        _row("attn_k", "all depths", (0.0, 0.0, 0.0), (0.2, 0.01, 0.1)),
+        _row("attn_q", "0-25 %", (0.1, 0.05, 0.2), (0.2, 0.05, 0.2)),
+    )
+    assert service.profile_findings(CompareResult(("One", "Two"), (), rows)) == (
+        "In One, attn_v holds most of the sensitivity: 60.0 ± 1.0 %, with 20.0 % of the weights.",
+        "In Two, attn_q holds most of the sensitivity: 50.0 ± 1.0 %, with 70.0 % of the weights.",
+        "Of the roles that both have, attn_v differs most: 60.0 ± 1.0 % in One, 30.0 ± 1.0 % in Two.",
+        "Within the blocks, attn_q at 0-25 % of the depth differs most: 10.0 ± 5.0 % in One, 20.0 ± 5.0 % in Two (within the error).",
+        "Only Two has attn_k.",
+    )
+    assert service.profile_findings(CompareResult(("One", "Two"), (), ())) == ()

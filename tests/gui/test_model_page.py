@@ -1,0 +1,197 @@
+"""Opening models in a browser: files, directories, repositories of the hub, and the file picker."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import Browser, Server, serving
+from hub_server import HubServer, assert_no_token, running_hub
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+
+from quantailor.ggml.reference import quantize_reference
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A hub of our own that the servers of these tests use."""
+    with running_hub() as server:
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN_PATH"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in server.environment(tmp_path).items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def left(chromium: Browser) -> Iterator[None]:
+    """Leave the page before the next test: it would go on to ask for a server that is gone."""
+    yield
+    chromium.driver.get("about:blank")
+    chromium.errors()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A server that may use the test's folder."""
+    with serving(tmp_path / "home", "--allow", str(tmp_path)) as running:
+        yield running
+
+
+def ask(browser: Browser, words: str) -> None:
+    """Type something into the one box and open it."""
+    write(browser.find(".qt-main input"), words)
+    browser.click("Open")
+
+
+def write(field: WebElement, words: str) -> None:
+    """Replace what a box holds."""
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys(words)
+
+
+def test_a_gguf_file_is_opened_and_named(chromium: Browser, server: Server, books_llama_base: Path, tmp_path: Path) -> None:
+    model = tmp_path / "mine.gguf"
+    shutil.copy(books_llama_base, model)
+    chromium.enter(server, "/open")
+    ask(chromium, str(model))
+    chromium.until(lambda: chromium.driver.current_url.endswith("/model"), "its page opens")
+    for words in ("llama", "8.39 M", "75", "16.01", "not stated", "mine.gguf", "Nothing is measured yet", "Continue: Measure"):
+        chromium.sees(words)
+    chromium.sees("free at")
+    chromium.click("Look at its structure")
+    chromium.until(lambda: chromium.driver.current_url.endswith("/structure"), "Structure opens")
+    assert chromium.errors() == []
+
+
+def test_a_directory_is_converted_to_a_base(chromium: Browser, server: Server, books_llama_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(books_llama_dir, tmp_path / "books")
+    chromium.enter(server, "/open")
+    ask(chromium, str(tmp_path / "books"))
+    chromium.sees("Convert to a base")
+    chromium.sees("generation_config.json")
+    chromium.click("Convert to a base (16.02 MiB)")
+    chromium.sees("Its 16-bit base", seconds=40)
+    base = tmp_path / "home" / "bases" / "books.gguf"
+    assert base.is_file()
+    chromium.sees("books.gguf")
+    assert chromium.errors() == []
+
+
+def test_a_quantized_file_says_so_with_the_remedy(chromium: Browser, server: Server, books_llama_base: Path, tmp_path: Path) -> None:
+    quantized = tmp_path / "q8.gguf"
+    quantize_reference(books_llama_base, quantized, preset="Q8_0")
+    chromium.enter(server, f"/open?model={quantized}")
+    chromium.sees("These weights are quantized already (Q8_0)")
+    chromium.sees("Open the 16-bit model instead.")
+    assert chromium.errors() == []
+
+
+def test_nothing_opens_outside_the_allowed_folders(chromium: Browser, server: Server) -> None:
+    chromium.enter(server, "/open")
+    ask(chromium, "/etc/hostname")
+    chromium.sees("lies outside the folders that this server may use")
+    ask(chromium, "no such thing")
+    chromium.sees("there is nothing at no such thing, and it is no ORG/NAME")
+    assert chromium.errors() == []
+
+
+def test_a_repository_is_looked_at_downloaded_and_opened(
+    chromium: Browser, hub: HubServer, server: Server, books_llama_dir: Path, tmp_path: Path
+) -> None:
+    hub.add("books/llama", {**{path.name: path.read_bytes() for path in books_llama_dir.iterdir()}, "notes.pdf": b"x"})
+    chromium.enter(server, "/open")
+    ask(chromium, "books/llama")
+    for words in ("apache-2.0", "8.39 M", "1 other file is not needed", "model.safetensors", "to download", "free at"):
+        chromium.sees(words)
+    assert "model=books%2Fllama" in chromium.driver.current_url
+    chromium.click("Download 16.08 MiB")
+    chromium.button("Open the model")
+    chromium.sees("All of it is here")
+    snapshots = tmp_path / "hf" / "hub" / "models--books--llama" / "snapshots"
+    assert [path.name for path in snapshots.rglob("*.pdf")] == []
+    assert next(snapshots.rglob("model.safetensors")).read_bytes() == (books_llama_dir / "model.safetensors").read_bytes()
+    chromium.click("Open the model")
+    chromium.until(lambda: chromium.driver.current_url.endswith("/model"), "its page opens")
+    chromium.sees("Convert to a base")
+    assert chromium.errors() == []
+
+
+REFUSALS = {
+    "not-requested": ("Its authors ask you to accept terms", "accept the terms", "/books/gated"),
+    "pending": ("Your request waits for its authors", "they answer themselves", "/settings/gated-repos"),
+    "rejected": ("The authors refused access", "take another model", "/books/gated"),
+}
+
+
+def test_three_refusals_have_three_texts_and_the_right_link(
+    chromium: Browser, hub: HubServer, server: Server, books_llama_dir: Path, tmp_path: Path
+) -> None:
+    hub.add("books/gated", books_llama_dir, gated="manual")
+    chromium.enter(server, "/open?model=books/gated")
+    chromium.sees("It is gated, and nobody is logged in here")
+    chromium.sees("hf auth login")
+    for access, (title, step, link) in REFUSALS.items():
+        login = tmp_path / "hf" / "token"
+        login.parent.mkdir(exist_ok=True)
+        login.write_text(hub.user(access))  # type: ignore[arg-type]
+        chromium.click("Look again")
+        chromium.sees(title)
+        chromium.sees(step)
+        assert chromium.find(".qt-outside").get_attribute("href") == f"{hub.url}{link}"
+    assert chromium.errors() == []
+
+
+def test_a_token_file_opens_a_gated_repository_and_is_never_shown(
+    chromium: Browser, hub: HubServer, server: Server, books_llama_dir: Path, tmp_path: Path
+) -> None:
+    hub.add("books/gated", books_llama_dir, gated="auto")
+    (tmp_path / "token.txt").write_text(hub.token)
+    chromium.enter(server, "/open?model=books/gated")
+    chromium.click("Choose a token file")
+    write(chromium.find(".qt-pick input"), f"{tmp_path / 'token.txt'}\n")
+    chromium.click("Choose token.txt")
+    chromium.sees("gated, you have access")
+    chromium.click("Download 16.08 MiB")
+    chromium.button("Open the model")
+    assert_no_token(hub, tmp_path / "home", chromium.driver.page_source, "".join(server.lines))
+    assert chromium.errors() == []
+
+
+def test_the_picker_works_by_keyboard_and_stays_inside(
+    chromium: Browser, books_llama_base: Path, books_llama_dir: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "allowed"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "notes.txt").write_text("not a model")
+    shutil.copy(books_llama_base, folder / "deep" / "b.gguf")
+    shutil.copytree(books_llama_dir, folder / "deep" / "a-directory")
+    (folder / "out").symlink_to("/etc")
+    with serving(tmp_path / "home", "--allow", str(folder)) as server:
+        chromium.enter(server, "/open")
+        chromium.click("Browse")
+        write(chromium.find(".qt-pick input"), f"{folder}\n")
+        chromium.until(lambda: rows(chromium) == ["deep", "out"], "only folders: there is no model")
+        chromium.find('.qt-pick input[aria-label="Filter"]').send_keys(Keys.ARROW_DOWN)
+        chromium.driver.switch_to.active_element.send_keys(Keys.ENTER)
+        chromium.until(lambda: rows(chromium) == ["b.gguf", "a-directory"], "GGUF files first")
+        chromium.find('.qt-pick input[aria-label="Filter"]').send_keys(Keys.ARROW_DOWN)
+        chromium.driver.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
+        chromium.driver.switch_to.active_element.send_keys(Keys.ENTER)
+        chromium.button("Choose a-directory")
+        chromium.click("The folder above")
+        chromium.until(lambda: rows(chromium) == ["deep", "out"], "back")
+        next(row for row in chromium.all(".qt-pick-row") if "out" in row.text).click()
+        chromium.sees("lies outside the folders")
+        assert rows(chromium) == ["deep", "out"]
+        assert chromium.errors() == []
+
+
+def rows(browser: Browser) -> list[str]:
+    """Names in the picker."""
+    return list(browser.js("return [...document.querySelectorAll('.qt-pick-row .qt-grow')].map(e => e.textContent)"))

@@ -1,0 +1,149 @@
+"""Verify in a browser: the comparison with error bars, its export, the model card, and a measurement from the page."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from browser import Browser, Server, serving
+from commands import Workbench
+from selenium.webdriver.common.keys import Keys
+
+from quantailor import cli, service
+from quantailor.records import Verdict
+from quantailor.service import Workspace
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workbench")]
+
+SECONDS = 90.0
+CHUNKS = 6
+CHART = "getElement(document.querySelector('.qt-verdict-chart').id.slice(1)).chart"
+REFERENCES = ("Q8_0", "Q6_K", "Q4_K_M")
+
+
+@pytest.fixture(scope="module")
+def verified(workbench: Workbench, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a home, a built file, and a verdict on it beside three presets."""
+    folder = tmp_path_factory.mktemp("verified")
+    shutil.copytree(workbench.home, folder / "home")
+    base, strategy, file = str(workbench.base), str(folder / "s.yaml"), str(folder / "mine-4.5bpw.gguf")
+    steps = (
+        ("plan", base, "--bpw", "4.5", "-o", strategy),
+        ("build", base, strategy, "-o", file),
+        ("verify", file, "--base", base, "--chunks", str(CHUNKS)),
+    )
+    for step in steps:
+        assert cli.run([*step, "--home", str(folder / "home"), "--json"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(verified: Path) -> Iterator[Server]:
+    with serving(verified / "home", "--allow", str(verified)) as running:
+        yield running
+
+
+@pytest.fixture
+def place(verified: Path, workbench: Workbench) -> str:
+    with Workspace.open(verified / "home") as workspace, workspace.model(workbench.base) as model:
+        return f"/p/{model.fingerprint[:16]}/verify"
+
+
+def latest(verified: Path, base: Path) -> Verdict:
+    with Workspace.open(verified / "home") as workspace, workspace.model(base) as model:
+        return service.find_verdict(workspace, model.fingerprint).verdict
+
+
+def plotted(browser: Browser) -> dict[str, dict[str, Any]]:
+    """The chart's series by name, as ECharts has them."""
+    browser.until(lambda: browser.js(f"return !!({CHART} && {CHART}.getOption())"), "the chart is drawn", seconds=SECONDS)
+    found = browser.js(f"return {CHART}.getOption().series.map(one => ({{name: one.name, data: one.data}}))")
+    return {series["name"]: series for series in found}
+
+
+def test_ours_stands_beside_the_presets_with_error_bars(
+    chromium: Browser, server: Server, place: str, verified: Path, workbench: Workbench
+) -> None:
+    verdict = latest(verified, workbench.base)
+    points = {point.label: point for point in service.verdict_points(verdict)}
+    chromium.enter(server, place)
+    series = plotted(chromium)
+    assert [item["name"] for item in series["ours"]["data"]] == ["mine-4.5bpw"]
+    assert {item["name"] for item in series["llama.cpp's presets"]["data"]} == set(REFERENCES)
+    for item in (*series["ours"]["data"], *series["llama.cpp's presets"]["data"]):
+        point = points[item["name"]]
+        assert item["value"] == pytest.approx([point.size_bytes / 2**20, point.value])
+    bars = sorted(series["95 % intervals"]["data"])
+    assert bars == sorted([point.size_bytes / 2**20, point.low, point.high, int(point.kind == "ours")] for point in points.values())
+    assert all(low < high for _, low, high, _ in bars)
+    assert verdict.sentence in chromium.text(".qt-sentence")
+    for words in ("mine-4.5bpw", *REFERENCES, "the unquantized base", f"{CHUNKS} of 512 tokens"):
+        assert words in chromium.text("main")
+    chromium.click("Perplexity")
+    chromium.until(lambda: "perplexity" in chromium.js(f"return {CHART}.getOption().yAxis[0].name"), "perplexity is shown")
+    ours = plotted(chromium)["ours"]["data"][0]["value"][1]
+    assert ours == next(row for row in verdict.rows if row.kind == "ours").statistics.perplexity.value
+    assert not chromium.errors()
+
+
+def download(browser: Browser, label: str, folder: Path, ending: str) -> Path:
+    """Click an export and wait for its file."""
+    folder.mkdir(exist_ok=True)
+    browser.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
+    browser.click(label)
+    return browser.until(lambda: next(folder.glob(f"*{ending}"), None), f"a {ending} arrives", seconds=SECONDS)
+
+
+def test_exports_hold_what_is_plotted(chromium: Browser, server: Server, place: str, tmp_path: Path) -> None:
+    chromium.enter(server, place)
+    series = plotted(chromium)
+    shown = {item["name"]: item["value"] for name in ("ours", "llama.cpp's presets") for item in series[name]["data"]}
+    bars = {row[0]: row[1:3] for row in series["95 % intervals"]["data"]}
+    with download(chromium, "Export as CSV", tmp_path / "csv", ".csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["label"]: [int(row["size_bytes"]) / 2**20, float(row["value"])] for row in rows} == shown
+    assert {int(row["size_bytes"]) / 2**20: [float(row["low_95"]), float(row["high_95"])] for row in rows} == bars
+    assert download(chromium, "Export as PNG", tmp_path / "png", ".png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in download(chromium, "Export as SVG", tmp_path / "svg", ".svg").read_bytes()
+    assert not chromium.errors()
+
+
+def test_the_model_card_is_shown_and_saved(chromium: Browser, server: Server, place: str, verified: Path) -> None:
+    chromium.enter(server, place)
+    chromium.until(lambda: "library_name" in chromium.text(".qt-front"), "the card is written", seconds=SECONDS)
+    front = yaml.safe_load(chromium.text(".qt-front").strip("-\n "))
+    assert front["library_name"] == "gguf"
+    assert "quantailor" in front["tags"]
+    rendered = chromium.text(".qt-markdown")
+    for words in ("Measured", "Predicted", "Not measured", "mine-4.5bpw.gguf"):
+        assert words in rendered
+    chromium.click("Save")
+    chromium.sees("Saved ")
+    saved = (verified / "README.md").read_text(encoding="utf-8")
+    assert yaml.safe_load(saved.split("---\n")[1]) == front
+    assert not chromium.errors()
+
+
+def test_a_verdict_from_the_page(chromium: Browser, server: Server, place: str, verified: Path, workbench: Workbench) -> None:
+    chromium.enter(server, place)
+    chromium.click("Measure a file")
+    chromium.sees("393 of 393 chunks", seconds=SECONDS)
+    chromium.click("Leave Q6_K out")
+    field = chromium.find('input[aria-label="Chunks of 512 tokens"]')
+    field.send_keys("4", Keys.TAB)
+    chromium.sees("4 of 393 chunks", seconds=SECONDS)
+    chromium.until(lambda: chromium.button("Verify").is_enabled(), "it can start")
+    chromium.click("Verify")
+    chromium.sees("4 of 512 tokens", seconds=SECONDS)
+    verdict = latest(verified, workbench.base)
+    assert [row.label for row in verdict.rows if row.kind == "reference"] == ["Q8_0", "Q4_K_M"]
+    assert "?verdict=" in chromium.driver.current_url
+    chromium.driver.refresh()
+    chromium.ready()
+    assert verdict.sentence in chromium.text(".qt-sentence")
+    assert not chromium.errors()
