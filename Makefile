@@ -1,4 +1,4 @@
-# make demo | check | test | bench | oracle: each sets up what it needs first.
+# make demo | check | test | bench | screenshots | oracle: each sets up what it needs first.
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +15,7 @@ WORKERS ?= 2
 # pip keeps the wheel: without the machine's own instructions it also runs on an older or newer one. Slower by little.
 export CMAKE_ARGS ?= -DGGML_NATIVE=OFF
 
-.PHONY: help setup demo check test bench oracle lock clean
+.PHONY: help setup demo check test bench screenshots oracle lock clean
 
 help:
 	@echo "make demo    set up, then run the main job on the model that ships with the project"
@@ -23,6 +23,7 @@ help:
 	@echo "make test    make check and every test that needs no torch"
 	@echo "make oracle  the tests against llama.cpp's own converter (installs torch and transformers)"
 	@echo "make bench   speed and memory, as ratios measured in one run"
+	@echo "make screenshots   pictures of every screen into docs/images (needs chromium and chromedriver)"
 
 setup: $(VENV)/.ready
 
@@ -68,6 +69,9 @@ oracle: $(ORACLE_VENV)/.ready
 
 bench: setup
 	$(RUN)/python -m benchmarks
+
+screenshots: setup
+	$(RUN)/python -m tools.screenshots
 
 lock: setup
 	$(RUN)/python -m pip install --quiet --upgrade -e ".[dev]"

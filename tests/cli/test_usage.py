@@ -12,8 +12,12 @@ pytestmark = pytest.mark.xdist_group("workbench")
 
 
 COMMANDS = (
-    *("inspect", "convert", "imatrix", "measure", "probe", "sweep", "plan", "predict", "refine", "build", "verify", "make"),
+    *("inspect", "download", "convert", "imatrix", "measure", "probe", "sweep", "plan", "predict", "refine", "build", "verify", "make"),
+    *("study", "models"),
     *("report", "compare-models"),
+    "status",
+    *("export", "diff", "card", "experts", "check"),
+    *("verdicts", "builds"),
 )
 
 

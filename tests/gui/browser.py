@@ -48,7 +48,8 @@ class Server:
 
     def __init__(self, home: Path, *arguments: str, cwd: Path | None = None) -> None:
         self.home = home
-        command = [sys.executable, "-m", "quantailor", "gui", "--no-browser", "--home", str(home), *arguments]
+        port = () if "--port" in arguments else ("--port", "0")
+        command = [sys.executable, "-m", "quantailor", "gui", "--no-browser", "--home", str(home), *port, *arguments]
         plain = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "NICEGUI_"))}
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd, env=plain)
         self.lines: list[str] = []
@@ -164,21 +165,21 @@ class Browser:
         """Run JavaScript and return its value."""
         return self.driver.execute_script(script, *arguments)
 
-    def find(self, css: str) -> WebElement:
+    def find(self, css: str, *, seconds: float = WAIT_SECONDS) -> WebElement:
         """The first element that a selector matches, waited for."""
-        return self.until(lambda: next(iter(self.all(css)), None), f"{css} is there")
+        return self.until(lambda: next(iter(self.all(css)), None), f"{css} is there", seconds=seconds)
 
     def all(self, css: str) -> list[WebElement]:
         """All elements that a selector matches now."""
         return self.driver.find_elements(By.CSS_SELECTOR, css)
 
     def button(self, label: str) -> WebElement:
-        """A visible button by its text or its accessible name, waited for."""
+        """A visible button that works, by its text or its accessible name, waited for."""
         wanted = f"//button[(normalize-space(.)='{label}' or @aria-label='{label}' or .//*[normalize-space(text())='{label}'])]"
 
         def shown() -> WebElement | None:
             try:
-                return next((item for item in self.driver.find_elements(By.XPATH, wanted) if item.is_displayed()), None)
+                return next((item for item in self.driver.find_elements(By.XPATH, wanted) if item.is_displayed() and item.is_enabled()), None)
             except StaleElementReferenceException:
                 return None
 

@@ -60,6 +60,10 @@ def says(chromium: Browser, words: str) -> None:
     chromium.until(lambda: words in dock(chromium), f"the dock says {words!r}", seconds=PATIENCE)
 
 
+def menu(chromium: Browser) -> list[str]:
+    return [item.text for item in chromium.all(".q-menu .q-item")]
+
+
 def test_it_is_quiet_without_jobs(chromium: Browser, empty_server: Server) -> None:
     chromium.enter(empty_server, "/")
     says(chromium, "No job is running")
@@ -91,9 +95,7 @@ def test_waiting_jobs_are_counted_and_can_be_looked_at(chromium: Browser, home: 
         chromium.enter(server, "/")
         says(chromium, "Measure books-llama.gguf")
         chromium.click("+2 waiting")
-        chromium.until(lambda: chromium.all(".q-menu .q-item"), "the menu is open")
-        others = [item.text for item in chromium.all(".q-menu .q-item")]
-        assert others == ["measure books-moe.gguf: waiting"] * 2
+        chromium.until(lambda: menu(chromium) == ["measure books-moe.gguf: waiting"] * 2, "the menu names both")
         chromium.all(".q-menu .q-item")[0].click()
         says(chromium, "Measure books-moe.gguf waits")
         assert chromium.errors() == []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -54,10 +55,27 @@ def load_corpus(model_path: Path, text_path: Path) -> Corpus:
         raise CorpusError(f"{text_path} is not UTF-8 (byte {error.start})", remedy="Save it as UTF-8 text") from error
     if not text.strip():
         raise CorpusError(f"{text_path} is empty", remedy="Give a text of some hundred kilobytes")
-    with runtime.tokenizer(model_path) as vocabulary:
-        tokens = vocabulary.tokenize(text.removesuffix("\n"))
-        bos = vocabulary.bos_token if vocabulary.adds_bos else None
+    tokens, bos = _tokenized(model_path, _version(model_path), text.removesuffix("\n"))
     return Corpus(text_path.name, hashlib.sha256(data).hexdigest(), tokens, bos)
+
+
+@lru_cache(maxsize=4)
+def _tokenized(model_path: Path, version: tuple[int, int], text: str) -> tuple[Tokens, int | None]:
+    """The tokens (read only, because they are kept for the next call) and BOS; `version` tells one file from its successor."""
+    del version
+    with runtime.tokenizer(model_path) as vocabulary:
+        tokens = vocabulary.tokenize(text)
+        tokens.flags.writeable = False
+        return tokens, vocabulary.bos_token if vocabulary.adds_bos else None
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """Size and time of a file; what cannot be read is told by whoever opens it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def chunks(corpus: Corpus, n_ctx: int, *, limit: int | None = None) -> Tokens:

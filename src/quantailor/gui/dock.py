@@ -154,15 +154,15 @@ class _Dock:
         self._seen: object = None
         self._menu_seen: object = None
         with ui.element("footer").classes("qt-dock").props('aria-label="Jobs"'):
-            with box("qt-dock-row"):
+            with box("qt-dock-row") as self._row:
                 with box("qt-dock-what"):
                     self._title = text("No job is running", "qt-ellipsis qt-dock-title").props('role="status"')
                     self._stage = text("", "qt-small qt-muted qt-ellipsis")
-                with box("qt-row"):
+                with box("qt-row") as self._middle:
                     self._bar = ui.linear_progress(0, show_value=False, size="8px", color=None).props('aria-label="Progress" rounded')
                     self._bar.style("color: var(--qt-accent)").classes("qt-grow")
                     self._share = text("", "qt-small qt-num qt-dock-share")
-                with box("qt-dock-what"):
+                with box("qt-dock-what") as self._times:
                     self._time = text("", "qt-small qt-ellipsis qt-dock-time")
                     self._rate = text("", "qt-small qt-muted qt-ellipsis")
                 with box("qt-row qt-tight"):
@@ -212,8 +212,10 @@ class _Dock:
         state = "" if job is None else job.state
         is_open = state in ACTIVE or state in STOPPED
         self._buttons.show(job, unclaimed=place is not None and place.is_unclaimed)
-        for element in (self._bar, self._share):
-            element.set_visibility(is_open and state != "failed")
+        moves = is_open and state != "failed"
+        for element in (self._middle, self._times):
+            element.set_visibility(moves)
+        self._row.classes(add="" if moves else "qt-dock-still", remove="qt-dock-still" if moves else "")
         self._log_button.set_visibility(job is not None)
         self._wave.set_visibility(state == "done")
         self._show_link(place if state == "done" else None)
@@ -303,6 +305,7 @@ class _Log:
 
     def __init__(self) -> None:
         self._job_id: int | None = None
+        self._busy = False
         self._last, self._doing, self._n_lines = 0, "", 0
         self._element = ui.element("div").classes("qt-dock-log qt-mono").props('role="log" tabindex="0" aria-label="Job log"')
         self._element.set_visibility(False)
@@ -314,32 +317,38 @@ class _Log:
 
     async def follow(self, job: JobReport | None) -> None:
         """Add what is new, where it is open."""
-        if not self._element.visible:
+        if not self._element.visible or self._busy:
             return
         if job is None or job.id != self._job_id:
             self._job_id, self._last, self._doing, self._n_lines = (None if job is None else job.id), 0, "", 0
             self._element.clear()
         if job is None:
             return
-        lines: list[JobLine] = await run.io_bound(job_lines, workspace(), job.id, after=self._last) or []
-        shown = [f"{_clock(line.logged)}  {line.message}" for line in lines]
+        self._busy = True
+        try:
+            lines: list[JobLine] = await run.io_bound(job_lines, workspace(), job.id, after=self._last) or []
+        finally:
+            self._busy = False
         self._last = lines[-1].id if lines else self._last
+        shown = [f"{_clock(line.logged)}  {line.message}" for line in lines]
         if job.state == "running" and job.message and job.message != self._doing:
             self._doing = job.message
             shown.append(f"{_clock(time.time())}  {job.message}")
         self._add(shown)
 
     def _add(self, lines: list[str]) -> None:
-        if not lines and self._n_lines:
+        if lines and not self._n_lines:
+            self._element.clear()
+        elif not lines and list(self._element):
             return
         with self._element:
             for line in lines or ["Nothing was logged yet."]:
                 text(line, "qt-log-line")
         self._n_lines += len(lines)
-        children = self._element.default_slot.children
+        children = list(self._element)
         for old in children[: max(0, len(children) - LOG_LINES)]:
             self._element.remove(old)
-        ui.run_javascript(f"(() => {{ const log = getHtmlElement({self._element.id}); if (log) log.scrollTop = log.scrollHeight; }})()")
+        self._element.run_method("scrollTo", {"top": 1_000_000})
 
 
 def _clock(at: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 
 from quantailor.ggml import library
+from quantailor.models.hub import find_token
 from quantailor.service.builds import (
     BuildWish,
     StrategyChoice,
@@ -35,7 +36,7 @@ from quantailor.service.drafts import (
 )
 from quantailor.service.experts import experts
 from quantailor.service.exporting import export, llama_quantize_command
-from quantailor.service.hub import find_token, peek
+from quantailor.service.hub import peek
 from quantailor.service.inspection import inspect
 from quantailor.service.jobs import (
     cancel_job,
