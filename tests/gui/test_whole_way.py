@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 SECONDS = 300.0
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
-EDITS = {"output.weight": "Q8_0", "blk.0.ffn_down.weight": "Q5_K", "blk.0.ffn_gate.weight": "Q3_K"}
+EDITS = dict.fromkeys(("output.weight", "blk.0.ffn_down.weight", "blk.0.ffn_gate.weight"), "Q8_0")
 
 
 def fill(browser: Browser, label: str, content: str) -> None:
@@ -42,6 +42,7 @@ def measure_quick(browser: Browser) -> None:
              if ((chip.getAttribute('aria-pressed') === 'true') !== arguments[0].includes(chip.firstChild.textContent)) chip.click();""",
         list(TYPES),
     )
+    browser.js("[...document.querySelectorAll('.qt-matrix .q-radio')].find(item => item.innerText.includes('None')).click()")
     browser.sees(f"{len(TYPES)} of ")
     browser.click("Start measuring")
     browser.until(lambda: "58\ntensors done" in browser.text(".qt-main"), "all tensors are measured", seconds=SECONDS)
@@ -58,7 +59,8 @@ def choose(browser: Browser) -> dict[str, str]:
     for name, type_name in EDITS.items():
         browser.find(f'.ag-row[row-id="{name}"] .ag-cell[col-id="type"]').click()
         browser.find(f'.qt-type-option[data-type="{type_name}"]').click()
-        browser.until(lambda: browser.text(".qt-reason").startswith(f"{type_name}: set by hand"), f"{name} is {type_name}")  # noqa: B023
+        browser.until(lambda: browser.text(".qt-reason").startswith(f"{type_name}: set by hand"), f"{name} is set")  # noqa: B023
+        browser.until(lambda: browser.text(".qt-tensor-name") == name, f"{name} is shown")  # noqa: B023
     browser.until(lambda: "\n3\n" in browser.text(".qt-choose-top"), "three are pinned")
     rows = browser.js(
         """const grid = document.querySelector('.qt-choose-grid'), rows = {};

@@ -89,6 +89,7 @@ class _Screen:
         self._first = _key(wanted) if wanted is not None else next(iter(self._choices), None)
         self._strategy: Strategy | None = None
         self._offer: BuildOffer | None = None
+        self._asked = 0
 
     def build(self) -> None:
         """Lay the page out; what takes time comes after it is shown."""
@@ -178,14 +179,12 @@ class _Screen:
         with card("File"):
             refresh = told(self._refresh)
             self._name = ui.input("File name").props('outlined dense debounce="400"').classes("full-width qt-mono-field")
-            self._name.on("update:model-value", refresh)
+            self._name.on_value_change(refresh)
             self._folder = path_input("Folder", ("folder",), title="Where the file goes")
             self._folder.props('debounce="400"').on_value_change(refresh)
             with box("qt-row"):
                 self._split = ui.number("Largest part (MB)", min=1, precision=0, placeholder="one file").props("outlined dense clearable")
-                self._split.classes("qt-grow").on("update:model-value", refresh).props(
-                    'debounce="400" hint="Leave empty for a single file"'
-                )
+                self._split.classes("qt-grow").props('debounce="400" hint="Leave empty for a single file"').on_value_change(refresh)
                 self._overwrite = ui.checkbox("Replace a file of that name", on_change=refresh)
             self._parts = text("", "qt-small qt-muted")
             self._problems = ui.element("div").classes("qt-stack")
@@ -214,11 +213,15 @@ class _Screen:
         )
 
     async def _refresh(self) -> None:
+        """Say what would be built; of answers to several changes only the latest counts."""
         if self._strategy is None:
             return
-        self._offer = await run.io_bound(service.build_offer, workspace(), self._wish(self._strategy))
-        if self._offer is not None:
-            self._show(self._offer)
+        self._asked += 1
+        asked = self._asked
+        offer = await run.io_bound(service.build_offer, workspace(), self._wish(self._strategy))
+        if offer is not None and asked == self._asked:
+            self._offer = offer
+            self._show(offer)
 
     def _show(self, offer: BuildOffer) -> None:
         predicted = offer.prediction
