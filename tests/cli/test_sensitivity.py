@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ CONTEXT = ("--n-ctx", 64, "--threads", 1)
 
 
 @pytest.fixture(scope="session")
-def probed(workbench: Workbench, calibration_text: Path) -> Any:
-    """The workbench with probes by role and depth; what `probe` printed the first time."""
-    words = ["probe", workbench.base, *probe_words(calibration_text), "--home", workbench.home, "--json"]
+def probed(workbench: Workbench, calibration_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    """A copy of the workbench with probes by role and depth; other tests want theirs without."""
+    home = Path(shutil.copytree(workbench.home, tmp_path_factory.mktemp("probed") / "home"))
+    words = ["probe", workbench.base, *probe_words(calibration_text), "--home", home, "--json"]
     assert cli.run([str(word) for word in words]) == 0
-    return workbench
+    return Workbench(home, workbench.base)
 
 
 def probe_words(text: Path) -> tuple[object, ...]:
