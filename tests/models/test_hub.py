@@ -259,7 +259,7 @@ def test_shards_are_read_as_the_index_says_and_long_headers_in_full(hub: HubServ
 
 def test_a_checkpoint_that_we_cannot_convert_says_why(hub: HubServer) -> None:
     config = json.dumps({"architectures": ["LlamaForCausalLM"]}).encode()
-    hub.add("org/fp8", {"config.json": config, "model.safetensors": safetensors({"x.weight": ("F8_E4M3", (32, 32))})})
+    hub.add("org/fp8", {"config.json": config, "model.safetensors": safetensors({"model.embed_tokens.weight": ("F8_E4M3", (32, 32))})})
     report = service.peek("org/fp8", token=NOBODY)
     assert not report.is_convertible
     assert "F8_E4M3" in (report.why_not_convertible or "")

@@ -2,21 +2,18 @@
 
 Exceptions: none. One thing is given to llama.cpp's converter that it decides otherwise: the name of the pre-tokenizer
 (`tokenizer.ggml.pre`) of the made-up BPE vocabularies, as it knows published ones only, by a hash of the ids of a text.
-For three published vocabularies it decides, and the files are equal too.
+For published vocabularies it decides, and the files are equal too.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import platformdirs
 import pytest
 from published import PUBLISHED, write_published
-from upstream import Upstream, fetch
+from upstream import Upstream, llama_cpp_sources
 
 from gguf_description import describe
 from quantailor.models.convert.base import write_base
@@ -31,14 +28,7 @@ TRAINED = ("books-llama", "books-moe")
 
 @pytest.fixture(scope="module")
 def llama_cpp() -> Path:
-    """The llama.cpp sources: `QUANTAILOR_LLAMA_CPP`, or what the source distribution holds, kept in the user's cache."""
-    if given := os.environ.get("QUANTAILOR_LLAMA_CPP"):
-        return Path(given)
-    version = importlib.metadata.version("llama-cpp-python")
-    place = platformdirs.user_cache_path("quantailor") / f"llama.cpp-{version}"
-    if not place.is_dir():
-        fetch(version, place)
-    return place
+    return llama_cpp_sources()
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +51,10 @@ def test_the_base_is_the_file_that_llama_cpp_writes(
 ) -> None:
     ours = write_base(open_model(models[name]), tmp_path / "ours.gguf")
 
-    assert describe(ours) == describe(converted[name])
+    # Describing a large vocabulary takes long.
+    if ours.read_bytes() != converted[name].read_bytes():
+        assert describe(ours) == describe(converted[name])
+        pytest.fail("the files differ")
 
 
 def test_the_golden_file_is_what_llama_cpp_writes(converted: Mapping[str, Path], request: pytest.FixtureRequest) -> None:

@@ -86,6 +86,8 @@ def _names(names: list[str]) -> str:
 
 def converted(result: results.ConvertResult) -> None:
     console().print(f"{result.path}: {result.n_tensors} tensors, {format_size(result.size_bytes)}")
+    if result.left_out:
+        console().print(f"left out: {', '.join(result.left_out)}", markup=False)
 
 
 def imatrix(report: results.ImatrixReport) -> None:

@@ -80,7 +80,7 @@ def convert(
     as_json: options.Json = False,
     detach: options.Detach = False,
 ) -> None:
-    """Write the 16-bit base GGUF of a Hugging Face directory (Llama, Mistral and Mixtral families)."""
+    """Write the 16-bit base GGUF of a Hugging Face directory; parts that are no text model are left out and listed."""
     task = tasks.ConvertTask(model=tasks.absolute(model), output=tasks.absolute(output), overwrite=force)
     execute(task, home=home, as_json=as_json, detach=detach)
 

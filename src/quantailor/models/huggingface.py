@@ -13,7 +13,7 @@ import numpy.typing as npt
 from quantailor.errors import ModelError, ModelFormatError, TensorNotFoundError, UnsupportedModelError
 from quantailor.ggml import codec, library
 from quantailor.models.convert import metadata as descriptions
-from quantailor.models.convert.families import family_of, vocabulary_metadata
+from quantailor.models.convert.families import family_of
 from quantailor.models.convert.json_files import read_json
 from quantailor.models.convert.llama import outtype
 from quantailor.models.convert.planned import PlannedTensor
@@ -33,7 +33,7 @@ MAX_NAME = 200
 
 
 class HuggingFaceSource:
-    """A Llama, Mistral or Mixtral directory; see `models.source.ModelSource`.
+    """A directory of a family that `models.convert.families` lists; see `models.source.ModelSource`.
 
     Raises:
         ModelError: a file is missing, cannot be read or is damaged.
@@ -51,16 +51,18 @@ class HuggingFaceSource:
         try:
             arrays = self._arrays()
             planned = family.plan(arrays)
+            self.left_out = family.left_out
             self._planned = {tensor.info.name: tensor for tensor in planned}
             if len(self._planned) != len(planned):
                 raise ModelFormatError(f"{self.folder} has tensors that become one in GGUF", remedy="Download the model again")
             self.metadata: Mapping[str, MetadataValue] = {
                 "general.architecture": MetadataValue("string", family.architecture),
+                **family.leading(),
                 "general.type": MetadataValue("string", "model"),
                 **descriptions.general(self.folder, self.config, self.tensors),
                 **family.metadata(outtype(arrays.values())),
                 "general.quantization_version": MetadataValue("uint32", QUANTIZATION_VERSION),
-                **vocabulary_metadata(self.folder, self.config, family.vocab_size),
+                **family.vocabulary(self.folder, self.config),
             }
         except BaseException:
             self.close()

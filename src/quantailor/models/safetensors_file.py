@@ -25,8 +25,23 @@ INTACT = "Download the model again"
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
 MAX_DIMS = 4
-_KNOWN_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_KNOWN_SIZES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+}
 READABLE = ("BF16", "F16", "F32")
+FLOAT8 = ("F8_E4M3", "F8_E5M2")
+"""8-bit floats; they mean something with their scales only."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -135,6 +135,8 @@ class ConvertResult:
     fingerprint: str
     size_bytes: int
     n_tensors: int
+    left_out: tuple[str, ...] = ()
+    """Parts of the checkpoint that are no text model, such as a vision tower."""
 
 
 @dataclass(frozen=True, slots=True)

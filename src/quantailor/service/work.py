@@ -33,7 +33,8 @@ def convert(workspace: Workspace, task: tasks.ConvertTask, stages: Stages) -> Co
     with workspace.model(task.model) as model:
         path = write_base(model.source, Path(task.output), control=stages.begin("convert"), overwrite=task.overwrite)
         workspace.store.record_location("model", model.fingerprint, path)
-        return ConvertResult(str(path), model.fingerprint, path.stat().st_size, len(model.source.tensors))
+        left_out = tuple(getattr(model.source, "left_out", ()))
+        return ConvertResult(str(path), model.fingerprint, path.stat().st_size, len(model.source.tensors), left_out)
 
 
 # Importance matrix

@@ -76,7 +76,7 @@ class Setup:
     @property
     def is_needed(self) -> bool:
         """Whether the form is on view, so that its costs are worth finding out."""
-        return self._timer.active
+        return bool(self._timer.active)
 
     def watch(self, on: bool) -> None:
         """Find out costs from now on, or no longer."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantailor.errors import ModelFormatError, UnsupportedModelError
+from quantailor.models.convert.fingerprint import known_name
 from quantailor.models.convert.json_files import mapping, objects, read_json, read_json_if_there, read_text
 from quantailor.models.convert.pretokenizers import pretokenizer_name
 from quantailor.models.convert.special_tokens import ROLES, content
@@ -46,7 +47,7 @@ class BpeTokenizer:
         self._folder = folder
         stored = read_json(self.path)
         self._model = mapping(stored.get("model"))
-        self._pre_tokenizer, self._normalizer = stored.get("pre_tokenizer"), stored.get("normalizer")
+        self._stored = stored
         if self._model.get("type", "BPE") != "BPE" or not isinstance(self._model.get("vocab"), dict):
             raise UnsupportedModelError(
                 f"{self.path} is a tokenizer of type {str(self._model.get('type'))[:40]!r}", remedy="Use a model with a BPE tokenizer"
@@ -95,13 +96,19 @@ class BpeTokenizer:
             raise ModelFormatError(
                 f"{self.path} has the token id {max(texts)}, config.json a vocabulary of {vocab_size}", remedy="Correct vocab_size"
             )
-        pre = pretokenizer_name(self._pre_tokenizer, self._normalizer, str(self.path))
+        pre = self._pre_name()
         tokens, kinds = [], []
         for number in range(vocab_size):
             text, kind = self._token(number, texts.get(number))
             tokens.append(text)
             kinds.append(kind)
         return Vocabulary("gpt2", pre, tuple(tokens), tuple(kinds))
+
+    def _pre_name(self) -> str:
+        """Published vocabularies are known by their fingerprint, others by how they split."""
+        letters = {byte: letter for letter, byte in byte_letters().items()}
+        published = known_name(self._stored, letters, self._merge_texts())
+        return published or pretokenizer_name(self._stored.get("pre_tokenizer"), self._stored.get("normalizer"), str(self.path))
 
     def _token(self, number: int, text: str | None) -> tuple[str, int]:
         if text is None:
@@ -131,13 +138,16 @@ class BpeTokenizer:
         return Vocabulary("llama", "default", tuple(tokens), tuple(kinds), (_UNSCORED,) * len(tokens))
 
     def merges(self) -> dict[str, MetadataValue]:
-        """`tokenizer.ggml.merges`: "a b", whichever of its two formats tokenizer.json uses; merges.txt where it has none."""
+        """`tokenizer.ggml.merges`."""
+        texts = self._merge_texts()
+        return {"tokenizer.ggml.merges": MetadataValue("array", tuple(texts), "string")} if texts else {}
+
+    def _merge_texts(self) -> list[str]:
+        """ "a b", whichever of its two formats tokenizer.json uses; merges.txt where it has none."""
         stored = self._model.get("merges")
         if not isinstance(stored, list) or not stored:
-            texts = self._merges_file()
-        else:
-            texts = [self._merge(merge, pairs=isinstance(stored[0], list)) for merge in stored]
-        return {"tokenizer.ggml.merges": MetadataValue("array", tuple(texts), "string")} if texts else {}
+            return self._merges_file()
+        return [self._merge(merge, pairs=isinstance(stored[0], list)) for merge in stored]
 
     def _merge(self, merge: Any, *, pairs: bool) -> str:
         if not pairs and isinstance(merge, str):

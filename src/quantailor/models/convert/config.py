@@ -56,6 +56,20 @@ class Config:
             raise self.wrong(key, value)
         return int(number)
 
+    def flag(self, key: str) -> bool:
+        """True or false. Raises ModelFormatError."""
+        value = self.get(key)
+        if not isinstance(value, bool):
+            raise self.wrong(key, value)
+        return value
+
+    def texts(self, key: str) -> list[str]:
+        """A list of texts. Raises ModelFormatError."""
+        value = self.get(key)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.wrong(key, value)
+        return value
+
     def wrong(self, key: str, value: Any) -> ModelFormatError:
         return ModelFormatError(f"{self.place} has {key} = {str(value)[:80]!r}", remedy="Check the file or download the model again")
 
@@ -68,9 +82,28 @@ class Config:
         rope = {**stored}
         rope.setdefault("rope_theta", self.get("rope_theta") if self.get("rope_theta") is not None else self.get("default_rope_theta"))
         rope.setdefault("rope_type", rope.get("type", "default"))
-        if rope["rope_type"] in ("llama3", "yarn", "longrope"):
+        if rope["rope_type"] in ("llama3", "yarn", "longrope", "su"):
             outer = self.get("original_max_position_embeddings")
             rope.setdefault("original_max_position_embeddings", self.get("max_position_embeddings"))
             if outer is not None:
                 rope["original_max_position_embeddings"] = outer
         return rope
+
+    def ropes(self, bases: Mapping[str, float]) -> list[dict[str, Any]]:
+        """Rope parameters of each kind of layer, in the order of `bases`; older files hold those of full attention alone."""
+        stored = self.get("rope_parameters") or {}
+        outer = self.get("rope_scaling") or {}
+        if not isinstance(stored, dict) or not isinstance(outer, dict):
+            raise self.wrong("rope_parameters", stored or outer)
+        older = {"full_attention": ("rope_theta", outer), "sliding_attention": ("rope_local_base_freq", {})}
+        found = []
+        for kind, base in bases.items():
+            key, scaling = older[kind]
+            own = stored.get(kind) or {}
+            if not isinstance(own, dict):
+                raise self.wrong("rope_parameters", stored)
+            rope = {**own, **scaling}
+            rope.setdefault("rope_theta", self.get(key) if self.get(key) is not None else base)
+            rope.setdefault("rope_type", rope.get("type", "default"))
+            found.append(rope)
+        return found

@@ -1,8 +1,8 @@
 """The name that llama.cpp gives a BPE pre-tokenizer, from its definition in tokenizer.json.
 
-llama.cpp's converter knows a tokenizer by a hash over the ids of a test string. The name only chooses how text is
-split before merging, and that is what the definition states; so equal definitions get equal names here, fine-tunes with
-changed vocabularies included.
+llama.cpp's converter knows a tokenizer by a hash over the ids of a test string (`fingerprint`). Where that is unknown,
+this comes next: the name only chooses how text is split before merging, and that is what the definition states; so equal
+definitions get equal names, fine-tunes with changed vocabularies included.
 """
 
 from __future__ import annotations

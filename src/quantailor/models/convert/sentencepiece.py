@@ -7,13 +7,13 @@ field 2 (float) and its type in field 3 (https://github.com/google/sentencepiece
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quantailor.errors import ModelFormatError
-from quantailor.models.convert.json_files import mapping, read_bytes, read_json_if_there
+from quantailor.models.convert.json_files import mapping, objects, read_bytes, read_json_if_there
 from quantailor.models.convert.vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, looks_special
 
 INTACT = "Download the model again"
@@ -59,6 +59,39 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
     return Vocabulary("llama", "default", tuple(tokens), tuple(kinds), tuple(scores))
 
 
+def read_phi3_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
+    """Phi-3's: added tokens of tokenizer_config.json and tokenizer.json as they are, special where marked so."""
+    pieces = read_pieces(folder / "tokenizer.model")
+    size = max(vocab_size, len(pieces))
+    entries = [(piece.text, piece.score, NORMAL if piece.kind == _PIECE_USER_DEFINED else piece.kind) for piece in pieces]
+    entries += [(f"[PAD{number}]", _PAD_SCORE, UNUSED) for number in range(len(pieces), size)]
+    for number, text, kind in _phi3_added(folder):
+        if number < size:
+            entries[number] = (text, _ADDED_SCORE, kind)
+    tokens, scores, kinds = zip(*entries, strict=True)
+    return Vocabulary("llama", "default", tokens, kinds, scores)
+
+
+def _phi3_added(folder: Path) -> Iterator[tuple[int, str, int]]:
+    path = folder / "added_tokens.json"
+    for text, number in read_json_if_there(path).items():
+        yield _id(number, path), text, USER_DEFINED
+    path = folder / "tokenizer_config.json"
+    for key, entry in mapping(read_json_if_there(path).get("added_tokens_decoder")).items():
+        yield _decoder_id(key, mapping(entry), path), mapping(entry)["content"], CONTROL if mapping(entry).get("special") else USER_DEFINED
+    path = folder / "tokenizer.json"
+    for token in objects(read_json_if_there(path).get("added_tokens")):
+        if not isinstance(token.get("content"), str):
+            raise ModelFormatError(f"{path} has an added token without text", remedy=INTACT)
+        yield _id(token.get("id"), path), token["content"], CONTROL if token.get("special") else USER_DEFINED
+
+
+def _decoder_id(key: str, entry: Mapping[str, Any], path: Path) -> int:
+    if not isinstance(entry.get("content"), str) or not key.isascii() or not key.isdecimal() or len(key) > 9:
+        raise ModelFormatError(f"{path} has the odd added token {key[:40]!r}", remedy=INTACT)
+    return int(key)
+
+
 def _added(folder: Path) -> Iterator[tuple[int, str, int]]:
     """Tokens of added_tokens.json, then of tokenizer_config.json: id, text, type."""
     path = folder / "added_tokens.json"
@@ -66,13 +99,11 @@ def _added(folder: Path) -> Iterator[tuple[int, str, int]]:
         yield _id(number, path), text, USER_DEFINED
     path = folder / "tokenizer_config.json"
     for key, entry in mapping(read_json_if_there(path).get("added_tokens_decoder")).items():
-        content = mapping(entry).get("content")
-        if not isinstance(content, str) or not key.isascii() or not key.isdecimal() or len(key) > 9:
-            raise ModelFormatError(f"{path} has the odd added token {key[:40]!r}", remedy=INTACT)
+        number, content = _decoder_id(key, mapping(entry), path), str(mapping(entry)["content"])
         if mapping(entry).get("special") or looks_special(content):
-            yield int(key), content, CONTROL
+            yield number, content, CONTROL
         else:
-            yield int(key), content.replace("▁", " "), USER_DEFINED
+            yield number, content.replace("▁", " "), USER_DEFINED
 
 
 def _id(value: Any, path: Path) -> int:

@@ -78,7 +78,9 @@ def _ids(
             added.setdefault(role, flag)
         if text is not None:
             candidates.append((role, next((token.get("id") for token in added_tokens if token.get("content") == text), None)))
-    candidates += [(role, config.get(f"{role}_token_id")) for role in roles]
+    text_model = mapping(config.get("text_config"))
+    for key, role in ((f"{role}_token_id", role) for role in roles):
+        candidates.append((role, config.get(key) if config.get(key) is not None else text_model.get(key)))
     ids: dict[str, int] = {}
     for role, number in candidates:
         if type(number) is not int:

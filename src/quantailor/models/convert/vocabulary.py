@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
+from quantailor.errors import ModelFormatError
 from quantailor.records import MetadataValue
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -23,7 +25,8 @@ class Vocabulary:
     scores: tuple[float, ...] | None = None
 
     def metadata(self) -> dict[str, MetadataValue]:
-        """`tokenizer.ggml.*` up to the token types, in file order."""
+        """`tokenizer.ggml.*` up to the token types, in file order. Raises ModelFormatError where two tokens have the same text."""
+        self._check_texts()
         entries = {
             "tokenizer.ggml.model": MetadataValue("string", self.model),
             "tokenizer.ggml.pre": MetadataValue("string", self.pre),
@@ -33,6 +36,14 @@ class Vocabulary:
             entries["tokenizer.ggml.scores"] = MetadataValue("array", self.scores, "float32")
         entries["tokenizer.ggml.token_type"] = MetadataValue("array", self.kinds, "int32")
         return entries
+
+    def _check_texts(self) -> None:
+        if len(set(self.tokens)) == len(self.tokens):
+            return
+        text, count = Counter(self.tokens).most_common(1)[0]
+        raise ModelFormatError(
+            f"the vocabulary has the token {text[:40]!r} {count} times, which llama.cpp cannot load", remedy="Download the tokenizer again"
+        )
 
 
 def looks_special(text: str) -> bool:

@@ -1,0 +1,175 @@
+"""DeepSeek V2 and V3: attention through a latent vector (MLA), shared and routed experts.
+
+llama.cpp multiplies the key half of `kv_b_proj` into the query ("absorption"), so the matrix is split per head into
+its key half, transposed, and its value half.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+from quantailor.errors import ModelFormatError
+from quantailor.models.convert.config import float32
+from quantailor.models.convert.experts import Experts
+from quantailor.models.convert.family import INTACT, LLAMA_NAMES, Key, Text
+from quantailor.models.convert.planned import Picked, PlannedTensor, Transposed, slices
+from quantailor.records import MetadataValue
+
+_KV_B = re.compile(r"^model\.layers\.(\d{1,6})\.self_attn\.kv_b_proj\.weight$")
+_LATER_LAYER = re.compile(r"^model\.layers\.(\d{1,6})\.")
+_GATING = {"softmax": 1, "sigmoid": 2}
+
+
+class DeepseekV2(Experts):
+    """`DeepseekV2ForCausalLM`."""
+
+    architecture = "deepseek2"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "vocab_size": 102400,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "default_rope_theta": 10000.0,
+        "first_k_dense_replace": 0,
+        "kv_lora_rank": 512,
+        "q_lora_rank": 1536,
+        "n_routed_experts": 64,
+        "n_shared_experts": 2,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "routed_scaling_factor": 1.0,
+        "norm_topk_prob": False,
+        "moe_intermediate_size": 1407,
+    }
+    layer_names: ClassVar[Mapping[str, str]] = {
+        **{key: name for key, name in LLAMA_NAMES.items() if key not in ("self_attn.k_proj", "self_attn.v_proj")},
+        "self_attn.q_a_proj": "attn_q_a",
+        "self_attn.q_a_layernorm": "attn_q_a_norm",
+        "self_attn.q_b_proj": "attn_q_b",
+        "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+        "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+        "mlp.gate": "ffn_gate_inp",
+        "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+        "mlp.shared_experts.up_proj": "ffn_up_shexp",
+        "mlp.shared_experts.down_proj": "ffn_down_shexp",
+    }
+    expert_count_key = "n_routed_experts"
+    keys = (
+        Key("leading_dense_block_count", "first_k_dense_replace"),
+        Key("vocab_size", "vocab_size"),
+        Key("attention.q_lora_rank", "q_lora_rank", optional=True),
+        Key("attention.kv_lora_rank", "kv_lora_rank"),
+    )
+    vocabulary_kind = "bpe"
+
+    def __init__(self, values: Mapping[str, Any], place: str) -> None:
+        super().__init__(values, place)
+        count = self.config.count
+        self.latent, self.rope_part = count("kv_lora_rank"), count("qk_rope_head_dim")
+        self.key_part, self.value_part = count("qk_nope_head_dim"), count("v_head_dim")
+
+    @property
+    def rope_dim(self) -> int:
+        return self.rope_part
+
+    # Tensors
+
+    def _is_extra(self, name: str) -> bool:
+        """Layers beyond the last predict further tokens; a tied output is the embedding."""
+        match = _LATER_LAYER.match(name)
+        return bool(match and int(match[1]) >= self.n_layers) or (
+            name == "lm_head.weight" and self.config.get("tie_word_embeddings") is True
+        )
+
+    def gguf_name(self, text: Text) -> str:
+        if text.name.endswith(".mlp.gate.e_score_correction_bias"):
+            layer = int(text.name.split(".")[2])
+            return f"blk.{layer}.exp_probs_b.bias"
+        return super().gguf_name(text)
+
+    def _planned(self, text: Text, target: str) -> Iterable[PlannedTensor]:
+        match = _KV_B.match(text.name)
+        if match is None:
+            yield from super()._planned(text, target)
+            return
+        shape, per_head = text.array.shape, self.key_part + self.value_part
+        if shape != (self.n_heads * per_head, self.latent):
+            raise ModelFormatError(f"{text.array.name} in {text.array.file.path} has the shape {shape}", remedy=INTACT)
+        rows = self._rows(text.array)
+        keys = Picked(rows, self.n_heads * self.key_part, slices(per_head, self.key_part))
+        values = Picked(rows, self.n_heads * self.value_part, slices(per_head, self.value_part, self.key_part))
+        block = f"blk.{int(match[1])}"
+        yield self._tensor(f"{block}.attn_k_b.weight", Transposed(keys, self.key_part), (self.n_heads, self.latent, self.key_part), target)
+        yield self._tensor(f"{block}.attn_v_b.weight", values, (self.n_heads, self.value_part, self.latent), target)
+
+    # Metadata
+
+    def common(self) -> dict[str, MetadataValue]:
+        """For llama.cpp all heads share one key and value: the latent vector."""
+        entries = super().common()
+        entries["attention.head_count_kv"] = MetadataValue("uint32", 1)
+        return entries
+
+    @property
+    def head_dim(self) -> int | None:
+        return self.latent + self.rope_part
+
+    def _expert_entries(self) -> dict[str, MetadataValue]:
+        entries = {"expert_count": MetadataValue("uint32", self.n_experts)}
+        for key in (
+            Key("expert_used_count", "num_experts_per_tok", optional=True),
+            Key("expert_group_count", "n_group", optional=True),
+            Key("expert_group_used_count", "topk_group", optional=True),
+        ):
+            entries |= key.entry(self.config)
+        if (function := self.config.get("scoring_func")) is not None:
+            if not isinstance(function, str) or function not in _GATING:
+                raise self.config.wrong("scoring_func", function)
+            entries["expert_gating_func"] = MetadataValue("uint32", _GATING[function])
+        return entries
+
+    def entries(self, file_type: MetadataValue) -> dict[str, MetadataValue]:
+        entries, config = super().entries(file_type), self.config
+        entries["attention.value_length"] = MetadataValue("uint32", self.latent)
+        entries["attention.key_length_mla"] = MetadataValue("uint32", self.key_part + self.rope_part)
+        entries["attention.value_length_mla"] = MetadataValue("uint32", self.value_part)
+        entries["expert_feed_forward_length"] = MetadataValue("uint32", config.count("moe_intermediate_size"))
+        entries["expert_shared_count"] = MetadataValue("uint32", config.as_count("n_shared_experts", config.get("n_shared_experts") or 0))
+        entries |= Key("expert_weights_scale", "routed_scaling_factor", "float32", optional=True).entry(config)
+        if config.get("norm_topk_prob"):
+            entries["expert_weights_norm"] = MetadataValue("bool", True)
+        entries["rope.dimension_count"] = MetadataValue("uint32", self.rope_part)
+        if (scale := config.rope.get("mscale_all_dim")) is not None:
+            entries["rope.scaling.yarn_log_multiplier"] = float32(0.1 * config.as_number("mscale_all_dim", scale))
+        return entries
+
+
+class DeepseekV3(DeepseekV2):
+    """`DeepseekV3ForCausalLM`."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {
+        **DeepseekV2.defaults,
+        "vocab_size": 129280,
+        "hidden_size": 7168,
+        "intermediate_size": 18432,
+        "num_hidden_layers": 61,
+        "num_attention_heads": 128,
+        "num_key_value_heads": 128,
+        "max_position_embeddings": 4096,
+        "moe_intermediate_size": 2048,
+        "n_shared_experts": 1,
+        "n_routed_experts": 256,
+        "routed_scaling_factor": 2.5,
+        "n_group": 8,
+        "topk_group": 4,
+        "num_experts_per_tok": 8,
+        "first_k_dense_replace": 3,
+        "norm_topk_prob": True,
+    }

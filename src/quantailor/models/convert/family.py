@@ -1,0 +1,317 @@
+"""What all families share: from a configuration and its arrays to GGUF metadata and tensors.
+
+A family is mostly tables: names of arrays, keys of metadata. What its tables cannot say it overrides.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from quantailor.errors import ModelFormatError, UnsupportedModelError
+from quantailor.models.convert.config import Config, float32
+from quantailor.models.convert.json_files import mapping
+from quantailor.models.convert.planned import (
+    ITEM_BYTES,
+    ArrayRows,
+    Float8Rows,
+    Picked,
+    PlannedTensor,
+    Regrouped,
+    Rows,
+    check_heads,
+    head_order,
+)
+from quantailor.models.convert.rope import llama3_tensor, rope_metadata
+from quantailor.models.convert.vocabularies import VOCABULARIES
+from quantailor.models.safetensors_file import FLOAT8, READABLE, StoredArray
+from quantailor.records import MetadataValue, TensorInfo
+
+MAX_HEAD_DIM = 1 << 16
+FILE_TYPES = {"F16": 1, "BF16": 32}
+REMEDY = "Convert it with llama.cpp's converter and give the GGUF file"
+INTACT = "Download the model again"
+_IGNORED = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
+_ACTIVATION_SCALES = (".activation_scale", "_activation_scale", ".input_scale")
+_OTHER_MODALITIES = re.compile(
+    r"^(model\.)?(vision_tower|vision_model|visual|audio_tower|multi_modal_projector|embed_vision|embed_audio|mm_projector|"
+    r"vision_embed_tokens|embed_tokens_extend|image_newline|img_processor)\b"
+)
+_FULL = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")
+_LAYER = re.compile(r"^model\.layers\.(\d{1,6})\.(.+?)(?:\.(weight|bias))?$")
+
+LLAMA_NAMES: dict[str, str] = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+QK_NORMS: dict[str, str] = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+
+
+def outtype(arrays: Iterable[StoredArray]) -> str:
+    """The type of matrices: that of the first 16-bit matrix, F16 where there is none."""
+    return next((array.dtype for array in arrays if len(array.shape) > 1 and array.dtype in FILE_TYPES), "F16")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A value of config.json under its name in GGUF; an optional one is left out where it is null."""
+
+    name: str
+    source: str
+    kind: str = "uint32"
+    optional: bool = False
+
+    def entry(self, config: Config) -> dict[str, MetadataValue]:
+        """The entry, or nothing. Raises ModelFormatError for a value of another kind."""
+        value = config.get(self.source)
+        if value is None and self.optional:
+            return {}
+        if self.kind == "float32":
+            return {self.name: float32(config.number(self.source))}
+        if self.kind == "bool":
+            return {self.name: MetadataValue("bool", config.flag(self.source))}
+        return {self.name: MetadataValue("uint32", config.as_count(self.source, value))}
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """An array of the text model under its name there."""
+
+    name: str
+    array: StoredArray
+
+
+class Family:
+    """One architecture; subclasses fill in the tables.
+
+    Raises:
+        ModelFormatError: a value of config.json is missing or of the wrong kind.
+    """
+
+    architecture: ClassVar[str]
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """What transformers assumes for absent keys."""
+    outer_names: ClassVar[Mapping[str, str]] = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    layer_names: ClassVar[Mapping[str, str]] = LLAMA_NAMES
+    keys: ClassVar[Sequence[Key]] = ()
+    """Metadata after the common part."""
+    rotates: ClassVar[bool] = False
+    """Whether rows of the query and key matrices are interleaved for ggml's rope."""
+    quantizations: ClassVar[Sequence[str]] = ("fp8",)
+    """Values of `quant_method` that are read."""
+    vocabulary_kind: ClassVar[str] = "either"
+    """A key of `VOCABULARIES`."""
+
+    def __init__(self, values: Mapping[str, Any], place: str) -> None:
+        self.config = Config({**values, **mapping(values.get("text_config"))}, self.defaults, place)
+        self.n_heads = self.config.count("num_attention_heads")
+        self.n_kv_heads = self.config.optional_count("num_key_value_heads") or self.n_heads
+        self.n_layers = self.config.count("num_hidden_layers")
+        self.vocab_size = self.config.count("vocab_size")
+        self.left_out: tuple[str, ...] = ()
+        """Arrays that are no part of the text model, after `plan`."""
+        self._scales: dict[str, StoredArray] = {}
+
+    # Tensors
+
+    def plan(self, arrays: Mapping[str, StoredArray]) -> list[PlannedTensor]:
+        """All tensors of the base in file order.
+
+        Raises:
+            UnsupportedModelError: an array that this family does not have, or of a type we cannot read.
+            ModelFormatError: shapes that contradict the configuration.
+        """
+        target = outtype(arrays.values())
+        texts = self._texts(arrays)
+        planned = [*self._first()]
+        for text in texts:
+            planned.extend(self._planned(text, target))
+        self._check_whole()
+        self._check_sizes({tensor.info.name: tensor.info for tensor in planned})
+        return planned
+
+    def _texts(self, arrays: Mapping[str, StoredArray]) -> list[Text]:
+        """The text model's arrays; scales go to `_scales`, other parts to `left_out`."""
+        texts, left_out = [], []
+        self._scales = {}
+        for array in arrays.values():
+            if self._is_extra(array.name):
+                left_out.append(array.name)
+            elif array.name.endswith("_scale_inv"):
+                self._scales[array.name.removesuffix("_scale_inv")] = array
+            elif not array.name.endswith(_IGNORED) and not array.name.endswith(_ACTIVATION_SCALES):
+                texts.append(Text(array.name.replace("language_model.", "", 1), array))
+        self.left_out = tuple(left_out)
+        return texts
+
+    def _is_extra(self, name: str) -> bool:
+        """Whether an array is no part of the text model, or of one that llama.cpp does not run."""
+        return _OTHER_MODALITIES.match(name) is not None
+
+    def _first(self) -> Iterable[PlannedTensor]:
+        """Tensors before all others: rope factors."""
+        rope = self.config.rope
+        if str(rope["rope_type"]).lower() == "llama3":
+            yield llama3_tensor(self.config, rope, self.rope_dim)
+
+    @property
+    def rope_dim(self) -> int:
+        """Numbers of a head that are rotated. Raises ModelFormatError."""
+        dim = self.config.optional_count("head_dim") or self.config.count("hidden_size") // self.n_heads
+        if not 1 <= dim <= MAX_HEAD_DIM:
+            raise self.config.wrong("head_dim", dim)
+        return dim
+
+    def _planned(self, text: Text, target: str) -> Iterable[PlannedTensor]:
+        """The tensor or tensors of one array."""
+        yield self._single(text, self.gguf_name(text), target)
+
+    def _single(self, text: Text, name: str, target: str) -> PlannedTensor:
+        rows, shape = self._rows(text.array), text.array.shape
+        heads = self._heads(text.name)
+        if heads is not None and shape:
+            check_heads(text.array, heads)
+            if len(shape) == 1:
+                single = Picked(ArrayRows(text.array, 1), shape[0], head_order(heads, shape[0]))
+                rows = Regrouped(single, shape[0])
+            else:
+                rows = Picked(rows, rows.n_rows, head_order(heads, rows.n_rows))
+        return self._tensor(name, rows, shape, target)
+
+    def _heads(self, name: str) -> int | None:
+        """The number of heads whose rows are interleaved in this array."""
+        if self.rotates and ".self_attn.q_proj." in name:
+            return self.n_heads
+        return self.n_kv_heads if self.rotates and ".self_attn.k_proj." in name else None
+
+    def _rows(self, array: StoredArray) -> Rows:
+        """An array's rows as numbers. Raises ModelFormatError, UnsupportedModelError."""
+        if not array.shape or 0 in array.shape or len(array.shape) > 3:
+            raise ModelFormatError(f"{array.name} in {array.file.path} has the shape {array.shape}", remedy=INTACT)
+        if array.dtype in FLOAT8:
+            return self._float8(array)
+        if array.dtype not in READABLE:
+            raise UnsupportedModelError(
+                f"{array.name} in {array.file.path} has the dtype {array.dtype}", remedy="Use a BF16, F16, F32 or FP8 checkpoint"
+            )
+        return ArrayRows(array, array.shape[-1])
+
+    def _float8(self, array: StoredArray) -> Rows:
+        scale = self._scales.get(array.name)
+        if scale is None or len(array.shape) != 2 or scale.dtype not in READABLE:
+            raise UnsupportedModelError(
+                f"{array.name} in {array.file.path} has the dtype {array.dtype} without scales that we know", remedy=REMEDY
+            )
+        rows, cols = array.shape
+        size = mapping(self.config.get("quantization_config")).get("weight_block_size")
+        high, wide = size if isinstance(size, list) and len(size) == 2 else (rows, cols)
+        if type(high) is not int or type(wide) is not int or high < 1 or wide < 1:
+            raise self.config.wrong("weight_block_size", size)
+        expected = (-(-rows // high), -(-cols // wide))
+        if scale.shape != expected and math.prod(scale.shape) != math.prod(expected):
+            raise ModelFormatError(f"{scale.name} in {scale.file.path} has the shape {scale.shape}, not {expected}", remedy=INTACT)
+        return Float8Rows(array, cols, ArrayRows(scale, expected[1]), (high, wide))
+
+    def _tensor(self, name: str, rows: Rows, shape: tuple[int, ...], target: str) -> PlannedTensor:
+        full = (
+            len(shape) < 2
+            or name.endswith(("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight"))
+            or not name.endswith(".weight")
+        )
+        type_name = "F32" if full else target
+        return PlannedTensor(TensorInfo(name, shape, type_name, math.prod(shape) * ITEM_BYTES[type_name]), rows)
+
+    def gguf_name(self, text: Text) -> str:
+        """The name in GGUF. Raises UnsupportedModelError for an array that this family does not have."""
+        stem, _, suffix = text.name.rpartition(".")
+        if stem in self.outer_names and suffix in ("weight", "bias"):
+            return f"{self.outer_names[stem]}.{suffix}"
+        match = _LAYER.match(text.name)
+        if match and int(match[1]) < self.n_layers and match[2] in self.layer_names:
+            return f"blk.{int(match[1])}.{self.layer_names[match[2]]}.{match[3] or 'weight'}"
+        raise self.unknown(text.array)
+
+    def unknown(self, array: StoredArray) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"{array.file.path} has the tensor {array.name[:120]}, which no {type(self).__name__} model of {self.n_layers} layers has",
+            remedy=REMEDY,
+        )
+
+    def _check_whole(self) -> None:
+        """Every array has been used."""
+
+    def _check_sizes(self, tensors: Mapping[str, TensorInfo]) -> None:
+        """The embedding and the layers are there and as large as the configuration says."""
+        expected = (self.vocab_size, self.config.count("hidden_size"))
+        embedding = tensors.get("token_embd.weight")
+        if embedding is None or embedding.shape != expected:
+            found = "is missing" if embedding is None else f"has the shape {embedding.shape}, not {expected}"
+            raise ModelFormatError(f"the embedding that {self.config.place} describes {found}", remedy=INTACT)
+        layers = {tensor.layer for tensor in tensors.values()} - {None}
+        if len(layers) != self.n_layers:
+            raise ModelFormatError(f"{self.config.place} describes {self.n_layers} layers, the files hold {len(layers)}", remedy=INTACT)
+
+    # Metadata
+
+    def vocabulary(self, folder: Path, config: Mapping[str, Any]) -> dict[str, MetadataValue]:
+        """`tokenizer.*` in file order. Raises ModelError where there is no tokenizer that the family knows."""
+        return VOCABULARIES[self.vocabulary_kind](folder, config, self.vocab_size)
+
+    def metadata(self, file_type: str) -> dict[str, MetadataValue]:
+        """The architecture's keys and `general.file_type` in file order."""
+        entries = self.entries(MetadataValue("uint32", FILE_TYPES[file_type]))
+        return {key if key.startswith("general.") else f"{self.architecture}.{key}": value for key, value in entries.items()}
+
+    def leading(self) -> dict[str, MetadataValue]:
+        """Metadata right after the architecture's name."""
+        return {}
+
+    def entries(self, file_type: MetadataValue) -> dict[str, MetadataValue]:
+        """The same without the architecture's name."""
+        entries = self.common()
+        if (dim := self.head_dim) is not None:
+            entries["attention.key_length"] = entries["attention.value_length"] = MetadataValue("uint32", dim)
+        entries["general.file_type"] = file_type
+        for key in self.keys:
+            entries |= key.entry(self.config)
+        return entries
+
+    def common(self) -> dict[str, MetadataValue]:
+        """Sizes, rope, norms and experts."""
+        count, config = self.config.count, self.config
+        entries: dict[str, MetadataValue] = {}
+        for key, value in (
+            ("block_count", self.n_layers),
+            ("context_length", count("max_position_embeddings")),
+            ("embedding_length", count("hidden_size")),
+            ("feed_forward_length", count("intermediate_size")),
+            ("attention.head_count", self.n_heads),
+            ("attention.head_count_kv", self.n_kv_heads),
+        ):
+            entries[key] = MetadataValue("uint32", value)
+        entries.update(self._rope_entries())
+        entries["attention.layer_norm_rms_epsilon"] = float32(config.number("rms_norm_eps"))
+        entries.update(self._expert_entries())
+        return entries
+
+    @property
+    def head_dim(self) -> int | None:
+        """The size of a head where it is written: only where config.json says it."""
+        return self.config.optional_count("head_dim")
+
+    def _rope_entries(self) -> dict[str, MetadataValue]:
+        return rope_metadata(self.config, self.config.rope)
+
+    def _expert_entries(self) -> dict[str, MetadataValue]:
+        return {}

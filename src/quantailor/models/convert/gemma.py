@@ -1,0 +1,115 @@
+"""Gemma 2 and the text model of Gemma 3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from quantailor.models.convert.config import float32
+from quantailor.models.convert.family import LLAMA_NAMES, QK_NORMS, Family, Key, Text
+from quantailor.models.convert.planned import ArrayRows, PlannedTensor, PlusOne, Rows
+from quantailor.models.convert.rope import rope_metadata
+from quantailor.models.safetensors_file import StoredArray
+from quantailor.records import MetadataValue
+
+_NORMS: dict[str, str] = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+
+class Gemma2(Family):
+    """`Gemma2ForCausalLM`: norms that multiply by 1 + weight, around attention and feed-forward; capped logits."""
+
+    architecture = "gemma2"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "vocab_size": 256000,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-6,
+        "default_rope_theta": 10000.0,
+        "sliding_window": 4096,
+        "final_logit_softcapping": 30.0,
+        "attn_logit_softcapping": 50.0,
+    }
+    layer_names: ClassVar[Mapping[str, str]] = LLAMA_NAMES | _NORMS
+    keys: ClassVar[Sequence[Key]] = (
+        Key("attn_logit_softcapping", "attn_logit_softcapping", "float32"),
+        Key("final_logit_softcapping", "final_logit_softcapping", "float32"),
+        Key("attention.sliding_window", "sliding_window"),
+    )
+    vocabulary_kind = "gemma"
+    head_keys: ClassVar[Sequence[Key]] = (
+        Key("context_length", "max_position_embeddings"),
+        Key("embedding_length", "hidden_size"),
+        Key("block_count", "num_hidden_layers"),
+        Key("feed_forward_length", "intermediate_size"),
+    )
+
+    def common(self) -> dict[str, MetadataValue]:
+        entries: dict[str, MetadataValue] = {}
+        for key in self.head_keys:
+            entries |= key.entry(self.config)
+        entries["attention.head_count"] = MetadataValue("uint32", self.n_heads)
+        entries["attention.head_count_kv"] = MetadataValue("uint32", self.n_kv_heads)
+        entries["attention.layer_norm_rms_epsilon"] = float32(self.config.number("rms_norm_eps"))
+        return entries
+
+    def _texts(self, arrays: Mapping[str, StoredArray]) -> list[Text]:
+        """Without the copy of the embedding that some checkpoints carry."""
+        return [text for text in super()._texts(arrays) if text.name != "lm_head.weight"]
+
+    def _rows(self, array: StoredArray) -> Rows:
+        rows = super()._rows(array)
+        return PlusOne(rows) if array.name.endswith("norm.weight") else rows
+
+
+class Gemma3(Gemma2):
+    """`Gemma3ForCausalLM`, `Gemma3ForConditionalGeneration`: two ropes, norms of query and key, no capping."""
+
+    architecture = "gemma3"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        **Gemma2.defaults,
+        "vocab_size": 262208,
+        "max_position_embeddings": 131072,
+        "final_logit_softcapping": None,
+        "attn_logit_softcapping": None,
+    }
+    layer_names: ClassVar[Mapping[str, str]] = LLAMA_NAMES | _NORMS | QK_NORMS
+    keys = (Key("final_logit_softcapping", "final_logit_softcapping", "float32", optional=True),)
+
+    def _first(self) -> Iterable[PlannedTensor]:
+        return ()
+
+    def common(self) -> dict[str, MetadataValue]:
+        return Family.common(self)
+
+    def entries(self, file_type: MetadataValue) -> dict[str, MetadataValue]:
+        entries = super().entries(file_type)
+        if self.config.get("sliding_window_pattern") != 1:
+            entries["attention.sliding_window"] = MetadataValue("uint32", self.config.count("sliding_window"))
+        return entries
+
+    def _rope_entries(self) -> dict[str, MetadataValue]:
+        full, local = self.config.ropes({"full_attention": 1_000_000.0, "sliding_attention": 10_000.0})
+        entries = rope_metadata(self.config, full)
+        entries["rope.freq_base_swa"] = float32(self.config.as_number("rope_theta", local["rope_theta"]))
+        return entries
+
+    def _planned(self, text: Text, target: str) -> Iterable[PlannedTensor]:
+        """Rows of the embedding beyond the vocabulary are left away."""
+        shape = text.array.shape
+        if text.name == "model.embed_tokens.weight" and len(shape) == 2 and shape[0] > self.vocab_size:
+            rows = ArrayRows(text.array, shape[1])
+            yield self._tensor("token_embd.weight", rows, (self.vocab_size, shape[1]), target)
+        else:
+            yield from super()._planned(text, target)
+
+    def _texts(self, arrays: Mapping[str, StoredArray]) -> list[Text]:
+        return Family._texts(self, arrays)

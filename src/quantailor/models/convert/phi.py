@@ -1,0 +1,92 @@
+"""Phi 3 and 4: fused matrices, long rope factors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+from quantailor.models.convert.config import float32
+from quantailor.models.convert.family import LLAMA_NAMES, Family
+from quantailor.models.convert.planned import PlannedTensor
+from quantailor.models.convert.rope import constant
+from quantailor.records import MetadataValue
+
+
+class Phi3(Family):
+    """`Phi3ForCausalLM`, which Phi-4 and Phi-4-mini are too."""
+
+    architecture = "phi3"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "vocab_size": 32064,
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "default_rope_theta": 10000.0,
+        "partial_rotary_factor": 1.0,
+    }
+    layer_names: ClassVar[Mapping[str, str]] = {
+        **{key: name for key, name in LLAMA_NAMES.items() if key not in ("mlp.gate_proj", "mlp.up_proj")},
+        "self_attn.qkv_proj": "attn_qkv",
+        "mlp.gate_up_proj": "ffn_up",
+    }
+    vocabulary_kind = "phi3"
+
+    @property
+    def rope_dim(self) -> int:
+        part = self.config.rope.get("partial_rotary_factor", self.config.get("partial_rotary_factor"))
+        return int(self.config.as_number("partial_rotary_factor", part) * self.config.count("hidden_size")) // self.n_heads
+
+    @property
+    def _original_length(self) -> int:
+        length = self.config.count("original_max_position_embeddings")
+        if length < 2:
+            raise self.config.wrong("original_max_position_embeddings", length)
+        return length
+
+    def leading(self) -> dict[str, MetadataValue]:
+        """The scale of attention at long contexts (arXiv:2402.13753)."""
+        if not self.config.rope.get("long_factor"):
+            return {}
+        scale = self.config.count("max_position_embeddings") / self._original_length
+        factor = math.sqrt(1 + math.log(scale) / math.log(self._original_length)) if scale > 1 else 1.0
+        return {f"{self.architecture}.rope.scaling.attn_factor": float32(factor)}
+
+    def _first(self) -> Iterable[PlannedTensor]:
+        rope = self.config.rope
+        if not rope.get("long_factor"):
+            return
+        for name in ("long", "short"):
+            yield constant(f"rope_factors_{name}.weight", self._factors(f"{name}_factor", rope.get(f"{name}_factor")))
+
+    def _factors(self, key: str, stored: Any) -> list[float]:
+        if not isinstance(stored, list) or len(stored) != self.rope_dim // 2:
+            raise self.config.wrong(key, stored)
+        return [self.config.as_number(key, value) for value in stored]
+
+    def entries(self, file_type: MetadataValue) -> dict[str, MetadataValue]:
+        rope, count, config = self.config.rope, self.config.count, self.config
+        if rope["rope_type"] not in ("default", "longrope", "su", "yarn"):
+            raise config.wrong("rope_type", rope["rope_type"])
+        entries = {
+            key: MetadataValue("uint32", value)
+            for key, value in (
+                ("context_length", count("max_position_embeddings")),
+                ("rope.scaling.original_context_length", self._original_length),
+                ("embedding_length", count("hidden_size")),
+                ("feed_forward_length", count("intermediate_size")),
+                ("block_count", self.n_layers),
+                ("attention.head_count", self.n_heads),
+                ("attention.head_count_kv", self.n_kv_heads),
+            )
+        }
+        entries["attention.layer_norm_rms_epsilon"] = float32(config.number("rms_norm_eps"))
+        entries["rope.dimension_count"] = MetadataValue("uint32", self.rope_dim)
+        entries["rope.freq_base"] = float32(config.as_number("rope_theta", rope["rope_theta"]))
+        entries["general.file_type"] = file_type
+        entries["attention.sliding_window"] = MetadataValue("uint32", config.optional_count("sliding_window") or 0)
+        return entries

@@ -1,0 +1,102 @@
+"""Rotary position embeddings: metadata of their scaling and the tensors of frequency factors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from quantailor.errors import UnsupportedModelError
+from quantailor.models.convert.config import Config, float32
+from quantailor.models.convert.planned import Constant, PlannedTensor
+from quantailor.records import MetadataValue, TensorInfo
+
+_LONG = ("su", "longrope")
+
+
+def rope_metadata(config: Config, rope: Mapping[str, Any], *, long: bool = False) -> dict[str, MetadataValue]:
+    """`rope.scaling.*` and `rope.freq_base` of full attention; `long` where the family knows longrope.
+
+    Raises:
+        UnsupportedModelError: a rope type that llama.cpp has no keys for.
+        ModelFormatError: a value that is no number.
+    """
+    number = config.as_number
+    kind, factor = rope["rope_type"], rope.get("factor")
+    entries: dict[str, MetadataValue] = {}
+    if kind in ("linear", "yarn") and factor is not None:
+        entries["rope.scaling.type"] = MetadataValue("string", kind)
+        entries["rope.scaling.factor"] = float32(number("factor", factor))
+    if kind == "yarn" and factor is not None:
+        entries.update(_yarn_metadata(config, rope))
+    if long and kind in _LONG:
+        entries["rope.scaling.type"] = MetadataValue("string", "longrope")
+    if kind not in ("default", "linear", "yarn", "llama3", "dynamic", *(_LONG if long else ())):
+        raise UnsupportedModelError(f"{config.place} has the rope type {str(kind)[:40]!r}", remedy="Convert it with llama.cpp's converter")
+    entries["rope.freq_base"] = float32(number("rope_theta", rope["rope_theta"]))
+    return entries
+
+
+def _yarn_metadata(config: Config, rope: Mapping[str, Any]) -> dict[str, MetadataValue]:
+    length = config.as_count("original_max_position_embeddings", rope["original_max_position_embeddings"])
+    entries = {"rope.scaling.original_context_length": MetadataValue("uint32", length)}
+    attention = rope.get("attention_factor", rope.get("attn_factor"))
+    for key, value in (
+        ("ext_factor", rope.get("extrapolation_factor")),
+        ("attn_factor", attention),
+        ("beta_fast", rope.get("beta_fast")),
+        ("beta_slow", rope.get("beta_slow")),
+    ):
+        if value is not None:
+            entries[f"rope.scaling.yarn_{key}"] = float32(config.as_number(key, value))
+    return entries
+
+
+def llama3_tensor(config: Config, rope: Mapping[str, Any], dim: int) -> PlannedTensor:
+    """Llama 3.1's frequency factors (arXiv:2407.21783; transformers' rope type "llama3"). Raises ModelFormatError."""
+    number = config.as_number
+    base = number("rope_theta", rope["rope_theta"])
+    factor, low, high, length = (
+        number(key, rope.get(key, default))
+        for key, default in (
+            ("factor", 8.0),
+            ("low_freq_factor", 1.0),
+            ("high_freq_factor", 4.0),
+            ("original_max_position_embeddings", 8192),
+        )
+    )
+    if base <= 0 or factor <= 0 or low <= 0 or high <= low:
+        raise config.wrong("rope_parameters", rope)
+    with np.errstate(all="ignore"):
+        factors = llama3_factors(dim, base, factor, low, high, length)
+    if not np.isfinite(factors).all():
+        raise config.wrong("rope_parameters", rope)
+    return constant("rope_freqs.weight", factors)
+
+
+def llama3_factors(dim: int, base: float, factor: float, low: float, high: float, length: float) -> list[float]:
+    """What each frequency is divided by: 1 for short wavelengths, `factor` for long ones, a blend between."""
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    # Float32 steps and reciprocals in torch's order, so that the last bit agrees; powers are rounded correctly.
+    one = np.float32(1)
+    frequencies = one / np.power(base, exponents.astype(np.float64)).astype(np.float32)
+    factors = []
+    for frequency in frequencies:
+        wavelength = one / frequency * np.float32(2 * math.pi)
+        if wavelength < length / high:
+            factors.append(1.0)
+        elif wavelength > length / low:
+            factors.append(factor)
+        else:
+            smooth = (one / wavelength * np.float32(length) - np.float32(low)) / np.float32(high - low)
+            factors.append(float(one / ((one - smooth) / np.float32(factor) + smooth)))
+    return factors
+
+
+def constant(name: str, values: list[float]) -> PlannedTensor:
+    """A float32 vector that stands in no array."""
+    data: npt.NDArray[np.float32] = np.asarray(values, dtype=np.float32)
+    return PlannedTensor(TensorInfo(name, data.shape, "F32", data.nbytes), Constant(data.reshape(1, -1)))
