@@ -179,7 +179,8 @@ class Browser:
 
         def shown() -> WebElement | None:
             try:
-                return next((item for item in self.driver.find_elements(By.XPATH, wanted) if item.is_displayed() and item.is_enabled()), None)
+                found = self.driver.find_elements(By.XPATH, wanted)
+                return next((item for item in found if item.is_displayed() and item.is_enabled()), None)
             except StaleElementReferenceException:
                 return None
 

@@ -14,7 +14,9 @@ from quantailor.cli.root import app
 
 @app.command(epilog="Example: quantailor gui --port 8371")
 def gui(
-    port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="0 for any free one; by default 8371, or a free one.")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65535, help="0 for any free one; by default 8371, or a free one.")
+    ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; elsewhere than here needs --token.")] = "127.0.0.1",
     token: Annotated[
         str | None, typer.Option("--token", envvar="QUANTAILOR_GUI_TOKEN", help="What a browser must know; random by default.")
