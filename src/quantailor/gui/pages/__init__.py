@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 
 _SCREENS = ("home", "model", "structure", "measure", "choose", "build", "verify", "compare", "experts")
 
@@ -11,7 +10,5 @@ _SCREENS = ("home", "model", "structure", "measure", "choose", "build", "verify"
 def register() -> None:
     """Add every screen's routes to the server."""
     for name in _SCREENS:
-        if importlib.util.find_spec(f"quantailor.gui.pages.{name}") is None:
-            continue
         module = importlib.import_module(f"quantailor.gui.pages.{name}")
         module.register()
