@@ -41,7 +41,7 @@ while (walker.nextNode()) walker.currentNode.data = walker.currentNode.data.repl
 for (const field of document.querySelectorAll('input, textarea')) field.value = field.value.replaceAll(from, to);
 """
 """Where this checkout lies is nobody's business: paths are shown as if the models were in the user's own folder."""
-_PROBES = ("--chunks", 4, "--mixes", 6, "--mix-chunks", 4, "--anchors", 2)
+_PROBES = ("--chunks", 3, "--n-ctx", 256, "--mixes", 4, "--mix-chunks", 3, "--anchors", 0)
 
 
 def main() -> int:
@@ -87,7 +87,7 @@ def _prove(base: Path) -> None:
         if not output.exists():
             _quantailor("build", base, strategy, "-o", output)
         if not output.with_suffix(".json").exists():
-            words = ("--against", "Q8_0,Q6_K,Q4_K_M,Q3_K_M", "--chunks", 40, "-o", output.with_suffix(""))
+            words = ("--against", "Q8_0,Q6_K,Q4_K_M,Q3_K_M", "--chunks", 200, "-o", output.with_suffix(""))
             _quantailor("verify", output, "--base", base, *words)
 
 
@@ -147,7 +147,8 @@ def _is_there(browser: Browser, path: str) -> bool:
 
 def _take(browser: Browser, picture: Path) -> None:
     browser.settle(seconds=SETTLED_SECONDS)
-    browser.js(_SHORTEN, f"{PLACE}/", "~/models/")
+    for folder in (PLACE, ROOT / "demo", ROOT / "tests" / "data", ROOT):
+        browser.js(_SHORTEN, str(folder), "~/models")
     browser.shot(picture)
     _reduce(picture)
     print(f"{picture.name}: {picture.stat().st_size / 1000:.0f} kB", flush=True)

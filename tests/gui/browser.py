@@ -174,13 +174,13 @@ class Browser:
         return self.driver.find_elements(By.CSS_SELECTOR, css)
 
     def button(self, label: str) -> WebElement:
-        """A visible button that works, by its text or its accessible name, waited for."""
+        """A visible button by its text or its accessible name, waited for."""
         wanted = f"//button[(normalize-space(.)='{label}' or @aria-label='{label}' or .//*[normalize-space(text())='{label}'])]"
 
         def shown() -> WebElement | None:
             try:
                 found = self.driver.find_elements(By.XPATH, wanted)
-                return next((item for item in found if item.is_displayed() and item.is_enabled()), None)
+                return next((item for item in found if item.is_displayed()), None)
             except StaleElementReferenceException:
                 return None
 
@@ -188,6 +188,7 @@ class Browser:
 
     def click(self, label: str) -> None:
         """Click a button by its text or its accessible name."""
+        self.until(lambda: self.button(label).is_enabled(), f"the button {label!r} works")
         self.button(label).click()
 
     def text(self, css: str = "body") -> str:

@@ -170,7 +170,7 @@ def test_the_map_fills_in_and_choose_opens_on_partial_results(chromium: Browser,
             lambda: re.search(r"(\d+) of 348\s+cells measured", summary(chromium)), "cells are counted", seconds=SLOW_SECONDS
         )
         assert int(cells[1]) > 0
-        assert chromium.button("Choose now").is_enabled()
+        chromium.until(lambda: chromium.button("Choose now").is_enabled(), "partial results are enough to choose")
         canvas = chromium.find(".qt-map canvas")
         canvas.send_keys(Keys.ARROW_UP)
         end_of(lambda: "6 of 6 types, error" in spoken(chromium), "the first tensor is told of as measured")

@@ -166,7 +166,7 @@ class BuiltList:
         path = Path(item.path)
         with ui.element("tr"):
             with ui.element("td").classes("qt-built-name"):
-                text(path.name, "qt-mono qt-ellipsis").props(f'title="{_quoted(item.path)}"')
+                text(path.name, "qt-mono qt-ellipsis").props["title"] = item.path
                 text(_parts(item) + str(path.parent), "qt-small qt-muted qt-ellipsis")
             text(size(item.size_bytes), "qt-num", tag="td").props(f'title="{item.size_bytes:,} bytes"')
             text(f"{item.bits_per_weight:.2f}", "qt-num", tag="td")
@@ -185,10 +185,6 @@ class BuiltList:
 
 def _parts(item: BuiltFile) -> str:
     return f"{len(item.paths)} parts in " if len(item.paths) > 1 else ""
-
-
-def _quoted(words: str) -> str:
-    return words.replace("&", "&amp;").replace('"', "&quot;")
 
 
 class DiffCard:

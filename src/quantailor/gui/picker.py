@@ -14,7 +14,7 @@ from nicegui import events, run, ui
 from quantailor import service
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import context
-from quantailor.gui.widgets import box, heading, icon_button, primary, quiet, size, text, told
+from quantailor.gui.widgets import box, heading, icon_button, named, primary, quiet, size, text, told
 from quantailor.service.opening import Entry, EntryKind
 
 MODEL: tuple[EntryKind, ...] = ("gguf", "huggingface")
@@ -96,7 +96,7 @@ class _Picker:
         self._entries: tuple[Entry, ...] = ()
         self._row_of: dict[str, ui.element] = {}
         self._all_files = self._hidden = False
-        with ui.dialog().props(f'aria-label="{title}"') as self.element, ui.card().classes("qt-pick"):
+        with named(ui.dialog(), title) as self.element, ui.card().classes("qt-pick"):
             heading(title, 2, "qt-title")
             with box("qt-row"):
                 icon_button("arrow_upward", "The folder above", told(self._up))

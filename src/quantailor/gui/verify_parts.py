@@ -16,7 +16,7 @@ from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.picker import path_input
 from quantailor.gui.plots_view import point_words, ratio_words, verdict_chart
-from quantailor.gui.widgets import box, card, primary, quiet, size, span, table, text, told
+from quantailor.gui.widgets import box, card, named, primary, quiet, size, span, table, text, told
 from quantailor.records import Comparison, Estimate, Verdict, VerdictRow
 from quantailor.service import JobReport, ProjectReport, StoredVerdict
 from quantailor.service.builds import BuiltFile
@@ -210,7 +210,7 @@ class VerdictCards:
         points = service.verdict_points(verdict, self._measure)
         words = "; ".join(point_words(point, self._measure) for point in points).replace('"', "'")
         if self._chart is not None:
-            self._chart.props(f'role="img" aria-label="Size against {_MEASURES[self._measure]}: {words}"')
+            named(self._chart.props('role="img"'), f"Size against {_MEASURES[self._measure]}: {words}")
 
     def _changed(self, event: Any) -> None:
         self._measure = "ppl" if event.value == "ppl" else "kld"

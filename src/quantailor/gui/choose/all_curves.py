@@ -7,7 +7,7 @@ from nicegui import run, ui
 from quantailor.gui import theme
 from quantailor.gui.context import workspace
 from quantailor.gui.pages.measure_charts import bands_chart
-from quantailor.gui.widgets import card
+from quantailor.gui.widgets import card, named
 from quantailor.records import role_of
 from quantailor.service import MeasurementWatch
 from quantailor.service.progress import CurvePoint, RoleBand
@@ -43,5 +43,5 @@ class AllCurves:
         options["xAxis"] = theme.axis("bits per weight", nameGap=20, min=1, max=9, interval=1)
         self._chart.options.clear()
         self._chart.options.update(options)
-        self._chart.props(f'aria-label="Weight error against bits for {len(self._bands)} roles, with {tensor} on top"')
+        named(self._chart, f"Weight error against bits for {len(self._bands)} roles, with {tensor} on top")
         self._chart.update()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from urllib.parse import urlencode
 
 from nicegui import events, run, ui
 
@@ -53,7 +54,7 @@ class FilesDialog:
             for item in drafts:
                 with box("qt-row"):
                     here = item.name == self._draft().name
-                    target = f"{address(self._project, 'choose')}?draft={item.name}"
+                    target = f"{address(self._project, 'choose')}?{urlencode({'draft': item.name})}"
                     ui.link(item.name, target).classes("qt-grow").props('aria-current="true"' if here else "")
                     text("open here" if here else item.changed.replace("T", " ")[:16], "qt-small qt-muted")
                     if not here:

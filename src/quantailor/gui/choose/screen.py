@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
+from urllib.parse import urlencode
 
 from nicegui import events, run, ui
 
@@ -110,7 +111,7 @@ class ChooseScreen:
             self._slider.on("update:model-value", self._drag, throttle=0.06, leading_events=True, trailing_events=True)
             self._slider.on("change", told(self._release))
         with box("qt-row"):
-            primary("Build", lambda: ui.navigate.to(f"{address(self._project, 'build')}?draft={self._draft.name}"))
+            primary("Build", lambda: ui.navigate.to(f"{address(self._project, 'build')}?{urlencode({'draft': self._draft.name})}"))
 
     def _build_bar(self) -> None:
         with box("qt-choose-bar"):
@@ -133,7 +134,7 @@ class ChooseScreen:
             self._unpin = quiet("Unpin", told(partial(self._pin_ticked, pinned=False))).props("dense")
 
     def _build_table(self) -> None:
-        url = f"/api/p/{self._project.fingerprint[:16]}/choose?draft={self._draft.name}"
+        url = f"/api/p/{self._project.fingerprint[:16]}/choose?{urlencode({'draft': self._draft.name})}"
         self._table = TensorTable(
             url,
             selected=self._name,
@@ -155,7 +156,8 @@ class ChooseScreen:
         if name not in self._tensors:
             return
         self._name = name
-        ui.navigate.history.replace(f"{address(self._project, 'choose')}?draft={self._draft.name}&tensor={name}")
+        query = urlencode({"draft": self._draft.name, "tensor": name})
+        ui.navigate.history.replace(f"{address(self._project, 'choose')}?{query}")
         self._map.select(name)
         self._table.mark(name, show=show)
         await self._show_tensor()

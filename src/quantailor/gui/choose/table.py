@@ -97,7 +97,7 @@ class TensorTable:
                     "selectionColumnDef": {"width": 44},
                     "rowBuffer": 6,
                     "rowClassRules": {":qt-row-current": "params => window.quantailorChoose.isCurrent(params.data.name)"},
-                    ":onGridReady": f"event => window.quantailorChoose.load(event.api, {rows_url!r}, {selected!r})".replace("None", "null"),
+                    ":onGridReady": f"event => window.quantailorChoose.load(event.api, {_js(rows_url)}, {_js(selected)})",
                     "overlayLoadingTemplate": "<span>Reading the measurements…</span>",
                 },
                 theme="quartz",

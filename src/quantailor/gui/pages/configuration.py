@@ -9,7 +9,7 @@ from nicegui import events, run, ui
 
 from quantailor import service
 from quantailor.errors import QuantailorError
-from quantailor.gui.widgets import box, card, error_note, note, size, text, told
+from quantailor.gui.widgets import box, card, error_note, named, note, size, text, told
 from quantailor.service import ProjectReport
 from quantailor.service.structure import ConfigurationFile, MetadataRow
 
@@ -69,7 +69,7 @@ def _metadata(rows: tuple[MetadataRow, ...], *, is_directory: bool) -> None:
         with box("qt-row"):
             field = ui.input("Search keys and values").props("dense outlined clearable").classes("qt-grow")
             number = text("", "qt-small qt-muted").props('role="status"')
-        with ui.element("table").classes("qt-table qt-metadata").props(f'aria-label="{title}"'):
+        with named(ui.element("table").classes("qt-table qt-metadata"), title):
             with ui.element("thead"), ui.element("tr"):
                 for name in ("key", "type", "value"):
                     text(name, tag="th").props('scope="col"')

@@ -18,7 +18,7 @@ from quantailor.gui.frame import address, frame
 from quantailor.gui.pages import measure_charts as charts
 from quantailor.gui.pages.measure_charts import Mode, percent
 from quantailor.gui.pages.measure_setup import STAGES, Setup
-from quantailor.gui.widgets import Stat, box, card, chip, error_note, primary, table, text
+from quantailor.gui.widgets import Stat, box, card, chip, error_note, named, primary, table, text
 from quantailor.records import Sensitivity
 from quantailor.service import JobReport, ProjectReport
 from quantailor.service.progress import COMMON_TYPE, CurvePoint, MeasurementMap, MeasurementWatch, RoleBand, TensorProgress
@@ -350,8 +350,8 @@ class _Curves:
         name, role = (None, None) if tensor is None else (tensor.name, tensor.role)
         self._chart.options.clear()
         self._chart.options.update(charts.bands_chart(bands, name, curve, role))
-        named = f", with {name} on top" if name else ""
-        self._chart.props(f'aria-label="Error against bits per weight for {len(bands)} roles{named}; the figures are below"')
+        on_top = f", with {name} on top" if name else ""
+        named(self._chart, f"Error against bits per weight for {len(bands)} roles{on_top}; the figures are below")
         self._chart.update()
         self._figures.clear()
         with self._figures:
