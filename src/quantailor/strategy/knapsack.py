@@ -138,6 +138,12 @@ class Knapsack:
         bound = float(self._damages[position] - staircase.price * (budget - self._sizes[position]))
         return self._answer(position, staircase, index, bound)
 
+    def before(self, budget: int) -> Answer | None:
+        """The last solution of the chain within `budget`, without search: among thousands of groups it leaves next to nothing unspent."""
+        if budget < self.smallest:
+            return None
+        return self._chain_answer(int(np.searchsorted(self._sizes, budget, side="right")) - 1)
+
     def down_to(self, damage: float) -> Answer | None:
         """The fewest bytes with at most `damage`; None where the damage cannot be that low."""
         position = int(np.searchsorted(-self._damages, -damage, side="left"))

@@ -24,6 +24,8 @@ from quantailor.strategy.knapsack import Knapsack, Options
 from quantailor.strategy.picks import Pick
 
 DIAL_TOLERANCE = 1e-3
+MANY_GROUPS = 400
+"""From here on a dial leaves a step's bytes unspent rather than search for what else fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class Dial:
     def types(self, budget_bytes: int) -> dict[str, str]:
         """Tensor -> type within so many bytes of tensor data; the smallest mix where nothing fits."""
         wanted = max(budget_bytes, self.smallest)
-        answer = self._knapsack.within(wanted)
+        answer = self._knapsack.before(wanted) if len(self._groups) > MANY_GROUPS else self._knapsack.within(wanted)
         if answer is None:
             raise rule.too_small(wanted, self.smallest)
         return {
