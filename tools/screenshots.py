@@ -41,7 +41,7 @@ while (walker.nextNode()) walker.currentNode.data = walker.currentNode.data.repl
 for (const field of document.querySelectorAll('input, textarea')) field.value = field.value.replaceAll(from, to);
 """
 """Where this checkout lies is nobody's business: paths are shown as if the models were in the user's own folder."""
-_PROBES = ("--chunks", 3, "--n-ctx", 256, "--mixes", 4, "--mix-chunks", 3, "--anchors", 0)
+_PROBES = ("--chunks", 3, "--n-ctx", 256, "--mixes", 16, "--mix-chunks", 6, "--anchors", 0)
 
 
 def main() -> int:

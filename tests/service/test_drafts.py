@@ -94,6 +94,36 @@ def test_save_load_save_is_byte_identical(desk: Desk, draft: Draft) -> None:
     assert other.pins == {"output.weight": "Q8_0"}
 
 
+def test_a_file_without_a_prediction_gets_one(desk: Desk, draft: Draft) -> None:
+    lines = "".join(f"  {name}: Q6_K\n" for name in draft.types)
+    draft.load_file(desk, f"model: {{fingerprint: {desk.model.fingerprint}}}\ntensors:\n{lines}", "hand.yaml")
+    assert set(draft.types.values()) == {"Q6_K"}
+    prediction = draft.strategy(desk).prediction
+    assert prediction is not None
+    assert prediction.damage == pytest.approx(desk.evaluate(draft.types).prediction.damage)
+
+
+def test_a_kept_draft_tells_what_is_predicted_now(
+    quantailor: Command, workspace: Workspace, workbench: Workbench, desk: Desk, draft: Draft
+) -> None:
+    draft.save(workspace, desk.model.fingerprint)
+    before = draft.strategy(desk)
+    done = quantailor(
+        "measure", workbench.base, "--exhaustive", "--types", "Q4_K,Q6_K,Q2_K,Q3_K,Q5_K,Q8_0,IQ3_XXS,IQ4_XS", "--home", workspace.home.path
+    )
+    assert done.code == 0
+    with Desk.open(workspace, workbench.base) as later:
+        found = Draft.load(workspace, later, "draft")
+        assert found is not None
+        after = found.strategy(later)
+        assert found.types == draft.types
+    assert after.inputs["measurement"] != before.inputs["measurement"]
+    assert after.prediction is not None
+    assert before.prediction is not None
+    assert after.prediction.damage != before.prediction.damage
+    assert after.prediction.damage == pytest.approx(before.prediction.damage, rel=0.05)
+
+
 def test_another_models_strategy_is_refused_with_the_difference(desk: Desk, draft: Draft) -> None:
     text = service.strategy_text(draft.strategy(desk))
     foreign = text.replace(desk.model.fingerprint, "f" * 64).replace("blk.0.attn_q.weight", "blk.0.ssm_in.weight")

@@ -239,6 +239,20 @@ class Desk:
             )
             return self._priced(strategy)
 
+    def current(self, strategy: Strategy) -> Strategy:
+        """A strategy of this model with what is predicted for it now: itself, unless more was measured or it tells no prediction."""
+        with self._lock:
+            before, now = strategy.prediction, self.evaluate(strategy.types).prediction
+            if before is not None and _is_same(before.damage, now.damage) and _is_same(before.kld_nats, now.kld_nats):
+                return strategy
+            tensors = tuple(
+                dataclasses.replace(choice, damage=self._cells[choice.name][choice.type_name].damage)
+                for choice in strategy.tensors
+                if choice.name in self._cells
+            )
+            inputs, basis = planning.inputs_of(self.found, self._evidence.known), planning.basis_of(self._evidence.known)
+            return self._priced(dataclasses.replace(strategy, tensors=tensors, inputs=inputs, basis=basis))
+
     def check(self, name: str, type_name: str) -> None:
         """Raise StrategyMismatchError where a tensor cannot take a type, or was not measured at it."""
         cells = self._cells.get(name)
@@ -334,6 +348,12 @@ def desk_state(workspace: Workspace, fingerprint: str) -> tuple[object, ...]:
     counts = store.counts(fingerprint)
     measurements = tuple(sorted((dataclasses.astuple(key), count) for key, count in store.measurements(fingerprint).items()))
     return measurements, counts.n_swept, counts.n_mixes, tuple(record.fingerprint for record in store.imatrices(fingerprint))
+
+
+def _is_same(before: float | None, now: float | None) -> bool:
+    if before is None or now is None:
+        return before is now
+    return math.isclose(before, now, rel_tol=1e-9)
 
 
 def _marked(choice: TensorChoice, pins: Pins) -> TensorChoice:

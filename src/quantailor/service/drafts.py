@@ -194,6 +194,7 @@ class Draft:
     def strategy(self, desk: Desk) -> Strategy:
         """The draft as a strategy, its size exact: the rule's own, or the file's, where nothing was changed since."""
         if self._is(self.origin):
+            self.origin = desk.current(self.origin)
             return self.origin
         if self._went_back and (again := self._solved_again(desk)) is not None and self._is(again):
             self.origin = again
