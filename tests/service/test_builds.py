@@ -102,11 +102,12 @@ def test_built_files_are_listed_whole_and_checked(workspace: Workspace, workbenc
     out = tmp_path / "parts.gguf"
     assert cli.run(["build", str(workbench.base), str(strategy), "-o", str(out), "--split-max-size", "2000000", *home]) == 0
     with workspace.model(workbench.base) as model:
-        (found,) = service.list_builds(workspace, model.fingerprint)
+        before = service.list_builds(workspace, model.fingerprint)
+        found = next(item for item in before if Path(item.path).parent == tmp_path)
     assert len(found.paths) > 1
     assert found.path.endswith("parts-00001-of-0000" + str(len(found.paths)) + ".gguf")
     assert found.size_bytes == sum(Path(path).stat().st_size for path in found.paths)
     assert service.check_built(workspace, workbench.base, Path(found.path)).ok
     Path(found.path).unlink()
     with workspace.model(workbench.base) as model:
-        assert service.list_builds(workspace, model.fingerprint) == []
+        assert service.list_builds(workspace, model.fingerprint) == [item for item in before if item != found]
