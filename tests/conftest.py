@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,7 +88,8 @@ def quantailor(capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 @pytest.fixture(scope="session")
-def workbench(books_llama_base: Path, calibration_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+def measured_home(books_llama_base: Path, calibration_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in which the dense model has an importance matrix and measurements; only ever copied."""
     home = tmp_path_factory.mktemp("home")
     steps = (
         ("imatrix", books_llama_base, "-f", calibration_text, "--chunks", 8, "--threads", 1),
@@ -95,7 +97,13 @@ def workbench(books_llama_base: Path, calibration_text: Path, tmp_path_factory: 
     )
     for step in steps:
         assert cli.run([str(word) for word in (*step, "--home", home, "--json")]) == 0
-    return Workbench(home, books_llama_base)
+    return home
+
+
+@pytest.fixture(scope="module")
+def workbench(measured_home: Path, books_llama_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    """A copy of it for the tests of one module, which may leave in it what they like."""
+    return Workbench(Path(shutil.copytree(measured_home, tmp_path_factory.mktemp("workbench") / "home")), books_llama_base)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.xdist_group("workbench")
 CONTEXT = ("--n-ctx", 64, "--threads", 1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def probed(workbench: Workbench, calibration_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
     """A copy of the workbench with probes by role and depth; other tests want theirs without."""
     home = Path(shutil.copytree(workbench.home, tmp_path_factory.mktemp("probed") / "home"))
