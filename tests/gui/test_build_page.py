@@ -48,6 +48,10 @@ def fill(browser: Browser, label: str, content: str) -> None:
     field.send_keys(content)
 
 
+def value_of(browser: Browser, label: str) -> str:
+    return str(browser.js("return document.querySelector(`input[aria-label='${arguments[0]}']`).value", label))
+
+
 def ask_for(browser: Browser, folder: Path, name: str) -> None:
     """Wait for the draft's figures, then name the file to build."""
     browser.sees("bytes, exactly", seconds=SECONDS)
@@ -64,6 +68,9 @@ def test_the_file_has_the_draft_s_types(chromium: Browser, home: Path, workbench
     wanted = drafted_types(home, workbench.base)
     with serving(home, "--allow", str(tmp_path)) as server:
         chromium.enter(server, address(home, workbench.base, "build") + "?draft=mine")
+        chromium.sees("bytes, exactly", seconds=SECONDS)
+        kind = value_of(chromium, "File name").partition("bpw-")[2].removesuffix(".gguf")
+        chromium.until(lambda: value_of(chromium, "Beside") == f"llama.cpp's {kind}", "the preset of its kind stands beside it")
         ask_for(chromium, tmp_path, "mine.gguf")
         chromium.sees("ranking only")
         assert "llama-quantize" in chromium.text(".qt-commands")

@@ -90,6 +90,7 @@ class _Screen:
         self._strategy: Strategy | None = None
         self._offer: BuildOffer | None = None
         self._asked = 0
+        self._asking = False
 
     def build(self) -> None:
         """Lay the page out; what takes time comes after it is shown."""
@@ -213,13 +214,20 @@ class _Screen:
         )
 
     async def _refresh(self) -> None:
-        """Say what would be built; of answers to several changes only the latest counts."""
-        if self._strategy is None:
-            return
+        """Say what would be built. One call at a time asks, until nothing has changed meanwhile; others leave it to that one."""
         self._asked += 1
-        asked = self._asked
-        offer = await run.io_bound(service.build_offer, workspace(), self._wish(self._strategy))
-        if offer is not None and asked == self._asked:
+        if self._strategy is None or self._asking:
+            return
+        self._asking = True
+        try:
+            while (strategy := self._strategy) is not None:
+                asked = self._asked
+                offer = await run.io_bound(service.build_offer, workspace(), self._wish(strategy))
+                if offer is None or asked == self._asked:
+                    break
+        finally:
+            self._asking = False
+        if offer is not None and strategy is not None:
             self._offer = offer
             self._show(offer)
 
