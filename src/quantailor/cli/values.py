@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from quantailor.service import tasks
+from quantailor.words import format_size as format_size
 
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", start=1):
@@ -30,15 +31,6 @@ def parse_size(text: str) -> int:
 def split_list(text: str | None) -> tuple[str, ...]:
     """The items of "Q4_K, Q6_K"; empty for None."""
     return tuple(item for item in (part.strip() for part in (text or "").split(",")) if item)
-
-
-def format_size(n_bytes: float) -> str:
-    """ "4.20 GiB", in the largest unit that keeps the number above one."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(n_bytes) < 1024:
-            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.2f} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.2f} TiB"
 
 
 def format_seconds(seconds: float) -> str:

@@ -13,6 +13,9 @@ from nicegui.elements.mixins.text_element import TextElement
 
 from quantailor.errors import QuantailorError
 from quantailor.gui.theme import bits_colour, type_colours
+from quantailor.words import format_size
+
+size = format_size
 
 P = ParamSpec("P")
 Tone = Literal["", "good", "bad", "warn", "muted"]
@@ -163,15 +166,6 @@ def copy_line(line: str) -> None:
 def _copy(line: str) -> None:
     ui.clipboard.write(line)
     ui.notify("Copied")
-
-
-def size(n_bytes: float) -> str:
-    """Bytes in the largest unit that keeps the figure above one: "4.20 GiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(n_bytes) < 1024:
-            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.2f} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.2f} TiB"
 
 
 def count(number: float) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 
 from quantailor.records import Estimate
+from quantailor.words import format_size
+
+file_size = format_size
 
 _SMALLEST_FIXED, _LARGEST_FIXED = -3, 6
 """Powers of ten between which a figure is written without an exponent."""
@@ -69,15 +72,6 @@ def percent(estimate: Estimate) -> str:
 def hundredths(share: Estimate) -> Estimate:
     """A share as per cent."""
     return Estimate(100 * share.value, 100 * share.se)
-
-
-def file_size(n_bytes: float) -> str:
-    """ "5.46 GiB", in the largest unit that keeps the number above one."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(n_bytes) < 1024:
-            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.2f} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.2f} TiB"
 
 
 def count(n: float) -> str:

@@ -27,6 +27,9 @@ from quantailor.service.proving import strategy_imatrix
 from quantailor.service.study import LEVEL_SETTINGS, base_place, known_base, probe_task
 from quantailor.service.workspace import CALIBRATION_TEXT, OpenedModel, Workspace, fingerprint_of
 from quantailor.strategy import file as strategy_file
+from quantailor.words import format_size
+
+format_bytes = format_size
 
 BYTES_PER_TOKEN = 8
 """No vocabulary we know has longer tokens on average: a text has at least so many chunks."""
@@ -67,15 +70,6 @@ def study_shortfalls(workspace: Workspace, task: tasks.StudyTask, model: OpenedM
 
 def _shortfalls(workspace: Workspace, needs: Needs) -> tuple[str, ...]:
     return (*_disk_shortfalls(workspace, needs), *_memory_shortfalls(needs))
-
-
-def format_bytes(n_bytes: float) -> str:
-    """ "4.20 GiB", in the largest unit that keeps the number above one."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(n_bytes) < 1024:
-            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.2f} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.2f} TiB"
 
 
 def _disk_shortfalls(workspace: Workspace, needs: Needs) -> Iterator[str]:
