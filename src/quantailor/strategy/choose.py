@@ -31,6 +31,8 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
 IMPORTANCE_TYPE = "importance_type"
 
 _MAX_REFINEMENTS = 12
+_MANY_TENSORS = 400
+"""From here on a look at the header's size comes before the search, which then needs to be done but once or twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class _Task:
     max_damage: float | None
     fixed_bytes: int
     align: int
+    solver: optimal.Solver | None = None
+    """Of the method "optimal"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +108,12 @@ def select(
     _check(tables)
     known = _important(tables, options.pop(IMPORTANCE_TYPE, None))
     task = _task(known, model, limits, options, goal, align)
+    if method == "optimal":
+        task = replace(task, solver=optimal.Solver(known, limits, align=task.align))
     inputs_kept = dict(inputs or {})
     own_knees = knees_within(known, limits, align=align) if knees is None else knees
-    for _ in range(_MAX_REFINEMENTS):
-        found = _RULES[method](task)
+
+    def told(found: _Found) -> Strategy:
         strategy = Strategy(
             model_fingerprint=model.fingerprint,
             model_name=model.name,
@@ -119,12 +125,18 @@ def select(
             inputs=inputs_kept,
             basis=basis,
         )
-        strategy = replace(strategy, prediction=predict(strategy.types, known, model=model, basis=basis, align=align))
+        return replace(strategy, prediction=predict(strategy.types, known, model=model, basis=basis, align=align))
+
+    limit = goal.get("size_bytes")
+    if exact_size is not None and limit is not None and (rough := _roughly(task)) is not None:
+        strategy = told(rough)
+        task = replace(task, budget_bytes=int(limit) - max(0, exact_size(strategy) - _estimated_size(strategy)))
+    for _ in range(_MAX_REFINEMENTS):
+        strategy = told(_RULES[method](task))
         if exact_size is None:
             return strategy
         estimated, size = _estimated_size(strategy), exact_size(strategy)
         strategy = _with_size(strategy, size)
-        limit = goal.get("size_bytes")
         if task.budget_bytes is None or limit is None or size <= int(limit):
             return strategy
         # From what this answer took, not from what it was allowed: else the same answer could come again.
@@ -255,14 +267,19 @@ def _with_size(strategy: Strategy, size: int) -> Strategy:
 
 
 def _optimal(task: _Task) -> _Found:
-    solution = optimal.solve(
-        task.tables,
-        budget_bytes=task.budget_bytes,
-        max_damage=task.max_damage,
-        constraints=task.constraints,
-        fixed_bytes=task.fixed_bytes,
-        align=task.align,
-    )
+    solver = task.solver or optimal.Solver(task.tables, task.constraints, align=task.align)
+    return _of_solution(solver.solve(budget_bytes=task.budget_bytes, max_damage=task.max_damage, fixed_bytes=task.fixed_bytes))
+
+
+def _roughly(task: _Task) -> _Found | None:
+    """A mix near the answer, to see what header it gives; None where only the rule itself can tell."""
+    if task.solver is None or task.budget_bytes is None or len(task.tables) < _MANY_TENSORS:
+        return None
+    solution = task.solver.roughly(task.budget_bytes, task.fixed_bytes)
+    return None if solution is None else _of_solution(solution)
+
+
+def _of_solution(solution: optimal.Solution) -> _Found:
     outcome: dict[str, object] = {"lower_bound": solution.lower_bound} if math.isfinite(solution.lower_bound) else {}
     if solution.price is not None:
         outcome["price_per_byte"] = solution.price

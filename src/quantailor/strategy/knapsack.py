@@ -115,6 +115,7 @@ class Knapsack:
         ]
         self._steps = sorted(steps, key=lambda step: -step.price)
         self._sizes, self._damages = self._walk()
+        self._latest: tuple[int, _Staircase] | None = None
 
     @property
     def smallest(self) -> int:
@@ -195,6 +196,12 @@ class Knapsack:
         return Answer(tuple(picks), size, damage, damage if staircase.exact else min(bound, damage), staircase.price, staircase.exact)
 
     def _staircase(self, position: int) -> _Staircase:
+        """The staircase of a segment; the latest is kept, because budgets come close to each other."""
+        if self._latest is None or self._latest[0] != position:
+            self._latest = position, self._found_staircase(position)
+        return self._latest[1]
+
+    def _found_staircase(self, position: int) -> _Staircase:
         step = self._steps[position]
         picks = self._picks_at(position)
         length = int(self._sizes[position + 1] - self._sizes[position])

@@ -20,7 +20,7 @@ from quantailor.errors import InfeasibleError, StrategyError
 from quantailor.records import Cell, TensorCells, TensorChoice
 from quantailor.strategy import picks as rule
 from quantailor.strategy.constraints import ALIGNMENT, Budget, Constraints, Group, apply, matches
-from quantailor.strategy.knapsack import Knapsack, Options
+from quantailor.strategy.knapsack import Answer, Knapsack, Options
 from quantailor.strategy.picks import Pick
 
 DIAL_TOLERANCE = 1e-3
@@ -78,14 +78,35 @@ def solve(
         InfeasibleError: nothing meets the budgets, the damage and the constraints; says what would.
         StrategyError: neither or both of a budget and a damage were given.
     """
-    limits = constraints or Constraints()
-    if (budget_bytes is not None) and (max_damage is not None):
-        raise StrategyError("both a size and a damage were asked for", remedy="Give one of them")
-    if budget_bytes is None and max_damage is None and not limits.budgets:
-        raise StrategyError("the optimum needs a target", remedy="Give a size, bits per weight or a damage")
-    groups = apply(tables, limits, align=align)
-    chosen = _choose(groups, budget_bytes, max_damage, limits.budgets, fixed_bytes, align)
-    return _solution(tables, groups, chosen, fixed_bytes)
+    return Solver(tables, constraints, align=align).solve(budget_bytes=budget_bytes, max_damage=max_damage, fixed_bytes=fixed_bytes)
+
+
+class Solver:
+    """The tables and limits of `solve`, prepared for several targets one after the other."""
+
+    def __init__(self, tables: Sequence[TensorCells], constraints: Constraints | None = None, *, align: int = ALIGNMENT) -> None:
+        """Arguments and errors as of `solve`."""
+        self._tables, self._limits, self._align = tables, constraints or Constraints(), align
+        self._groups = apply(tables, self._limits, align=align)
+        self._knapsack = None if self._limits.budgets else Knapsack(_options(self._groups))
+
+    def solve(self, *, budget_bytes: int | None = None, max_damage: float | None = None, fixed_bytes: int = 0) -> Solution:
+        """The optimum for a target; arguments and errors as of `solve`."""
+        if (budget_bytes is not None) and (max_damage is not None):
+            raise StrategyError("both a size and a damage were asked for", remedy="Give one of them")
+        if budget_bytes is None and max_damage is None and not self._limits.budgets:
+            raise StrategyError("the optimum needs a target", remedy="Give a size, bits per weight or a damage")
+        if self._knapsack is not None:
+            room = None if budget_bytes is None else budget_bytes - fixed_bytes
+            chosen = _one(self._groups, self._knapsack, room, max_damage, fixed_bytes)
+        else:
+            chosen = _choose(self._groups, budget_bytes, max_damage, self._limits.budgets, fixed_bytes, self._align)
+        return _solution(self._tables, self._groups, chosen, fixed_bytes)
+
+    def roughly(self, budget_bytes: int, fixed_bytes: int) -> Solution | None:
+        """A mix within a budget without search, for what depends on a mix but little; None where there is no quick one."""
+        answer = None if self._knapsack is None else self._knapsack.before(budget_bytes - fixed_bytes)
+        return None if answer is None else _solution(self._tables, self._groups, _of_answer(self._groups, answer), fixed_bytes)
 
 
 class Dial:
@@ -130,7 +151,7 @@ def _choose(
     room = None if budget_bytes is None else budget_bytes - fixed_bytes
     if budgets:
         return _several(groups, room, max_damage, budgets, align)
-    return _one(groups, room, max_damage, fixed_bytes)
+    return _one(groups, Knapsack(_options(groups)), room, max_damage, fixed_bytes)
 
 
 def _options(groups: Sequence[Group]) -> list[Options]:
@@ -143,8 +164,7 @@ def _options(groups: Sequence[Group]) -> list[Options]:
     ]
 
 
-def _one(groups: Sequence[Group], room: int | None, max_damage: float | None, fixed_bytes: int) -> _Chosen:
-    knapsack = Knapsack(_options(groups))
+def _one(groups: Sequence[Group], knapsack: Knapsack, room: int | None, max_damage: float | None, fixed_bytes: int) -> _Chosen:
     if max_damage is not None:
         answer = knapsack.down_to(max_damage)
         if answer is None:
@@ -157,6 +177,10 @@ def _one(groups: Sequence[Group], room: int | None, max_damage: float | None, fi
         answer = knapsack.within(size)
         if answer is None:
             raise rule.too_small(size + fixed_bytes, knapsack.smallest + fixed_bytes)
+    return _of_answer(groups, answer)
+
+
+def _of_answer(groups: Sequence[Group], answer: Answer) -> _Chosen:
     cells = tuple(group.cells[pick] for group, pick in zip(groups, answer.picks, strict=True))
     return _Chosen(cells, (answer.price,) * len(groups), answer.lower_bound)
 

@@ -39,6 +39,7 @@ class ChooseScreen:
     def __init__(self, project: ProjectReport, desk: Desk, draft: Draft, tensor: str | None) -> None:
         self._project, self._desk, self._draft = project, desk, draft
         self._tensors = {item.name: item for item in desk.tensors()}
+        self._places = {name: at for at, name in enumerate(self._tensors)}
         self._name = tensor if tensor in self._tensors else next(iter(self._tensors))
         self._shown: dict[str, str] = dict(draft.types)
         self._shown_pins: dict[str, str] = dict(draft.pins)
@@ -286,13 +287,14 @@ class ChooseScreen:
 
     def _show_types(self, types: dict[str, str], *, pins: dict[str, str] | None = None) -> None:
         changed = rows.changes_between(self._shown, types)
-        rows_changed: dict[str, dict[str, Any]] = {name: {"type": type_name} for name, type_name in changed.items()}
-        if pins is not None:
-            for name in self._shown_pins.keys() ^ pins.keys():
-                rows_changed.setdefault(name, {})["pinned"] = name in pins
-            self._shown_pins = pins
+        groups: dict[str, list[int]] = {}
+        for name, type_name in changed.items():
+            groups.setdefault(type_name, []).append(self._places[name])
         self._shown = types
-        self._table.change(rows_changed)
+        self._table.set_types(groups)
+        if pins is not None:
+            self._table.change({name: {"pinned": name in pins} for name in self._shown_pins.keys() ^ pins.keys()})
+            self._shown_pins = pins
         if changed:
             self._map.set_cells({name: rows.map_look(type_name) for name, type_name in changed.items()})
 

@@ -119,6 +119,11 @@ class TensorTable:
         if changes:
             ui.run_javascript(f"window.quantailorChoose.change({self._api}, {_js(changes)})")
 
+    def set_types(self, types: Mapping[str, Sequence[int]]) -> None:
+        """Show other types: type -> places among the rows as they were fetched."""
+        if types:
+            ui.run_javascript(f"window.quantailorChoose.setTypes({self._api}, {_js(types)})")
+
     def tick(self, names: Sequence[str]) -> None:
         """Tick these rows and no others."""
         ui.run_javascript(f"window.quantailorChoose.tick({self._api}, {_js(list(names))})")

@@ -40,12 +40,22 @@ export default {
       this.byPlace = new Map(this.cells.map((cell) => [cell[1] + ":" + cell[2], cell]));
       this.byName = new Map(this.cells.map((cell) => [cell[0], cell]));
     },
-    change(changes) {
-      for (const [name, [colour, label]] of Object.entries(changes)) {
-        const cell = this.byName.get(name);
-        if (cell) [cell[3], cell[4]] = [colour, label];
+    // [[colour, label, places], ...]; drawn once a frame, after what is more urgent.
+    change(groups) {
+      for (const [colour, label, places] of groups) {
+        for (const place of places) {
+          this.cells[place][3] = colour;
+          this.cells[place][4] = label;
+        }
       }
-      this.draw();
+      if (this.drawing) return;
+      this.drawing = true;
+      requestAnimationFrame(() =>
+        setTimeout(() => {
+          this.drawing = false;
+          this.draw();
+        }),
+      );
     },
     mark(name) {
       this.marked = name;

@@ -73,6 +73,7 @@ class TensorMap(Element, component="tensor_map.js"):
             ]
             for cell in cells
         ]
+        self._places = {cell.name: at for at, cell in enumerate(cells)}
         if on_pick is not None:
             self.on("pick", lambda event: on_pick(_argument(event)))
         if on_brush is not None:
@@ -80,10 +81,12 @@ class TensorMap(Element, component="tensor_map.js"):
 
     def set_cells(self, changes: Mapping[str, tuple[str, str]]) -> None:
         """Give tensors, by name, another colour and label."""
-        for cell in self._props["cells"]:
-            if cell[0] in changes:
-                cell[3], cell[4] = changes[cell[0]]
-        self.run_method("change", {name: list(pair) for name, pair in changes.items()})
+        groups: dict[tuple[str, str], list[int]] = {}
+        for name, look in changes.items():
+            if (place := self._places.get(name)) is not None:
+                self._props["cells"][place][3:5] = look
+                groups.setdefault(look, []).append(place)
+        self.run_method("change", [[*look, places] for look, places in groups.items()])
 
     def select(self, name: str | None) -> None:
         """Mark a tensor as the chosen one."""

@@ -150,8 +150,42 @@
   const change = (api, changes) => {
     for (const [name, values] of Object.entries(changes)) {
       const row = api.getRowNode(name);
-      if (row) row.setData({ ...row.data, ...values });
+      if (row) row.updateData(Object.assign(row.data, values));
     }
+  };
+
+  // Types by place among the rows as they were loaded, e.g. {"Q4_K": [0, 7]}. A drag sends more of them than can be drawn:
+  // the latest count, and they wait until the figures on top have been painted.
+  let rows = [];
+  let waiting = null;
+  const setTypes = (api, groups) => {
+    const isFirst = waiting === null;
+    waiting ??= new Map();
+    for (const [type, places] of Object.entries(groups)) for (const place of places) waiting.set(place, type);
+    if (isFirst) requestAnimationFrame(() => setTimeout(() => applyTypes(api)));
+  };
+  const applyTypes = (api) => {
+    const changes = waiting;
+    waiting = null;
+    const changed = new Set();
+    for (const [place, type] of changes) {
+      const row = rows[place];
+      if (!row) continue;
+      row.type = type;
+      changed.add(row.name);
+    }
+    if (!changed.size || api.isDestroyed()) return;
+    const shown = api.getRenderedNodes().filter((node) => changed.has(node.id));
+    if (shown.length) api.refreshCells({ rowNodes: shown, columns: ["type", "bits", "spark"], force: true });
+    clearTimeout(settling);
+    settling = setTimeout(() => settle(api), 400);
+  };
+  // Once the types rest: order and filter may rest on them.
+  let settling = null;
+  const settle = (api) => {
+    if (api.isDestroyed()) return;
+    if (api.isQuickFilterPresent()) api.resetQuickFilter();
+    if (api.getColumnState().some((column) => column.sort && ["type", "bits"].includes(column.colId))) api.refreshClientSideRowModel("sort");
   };
 
   const tell = (kind, value) => emitEvent("quantailor-choose", { kind, value });
@@ -174,7 +208,8 @@
     const data = await answer.json();
     types = data.types;
     byName = new Map(types.map((type) => [type[0], type]));
-    api.setGridOption("rowData", data.rows);
+    rows = data.rows;
+    api.setGridOption("rowData", rows);
     const row = selected && api.getRowNode(selected);
     current = selected;
     if (row) api.ensureNodeVisible(row, "middle");
@@ -194,5 +229,5 @@
     api.setNodesSelected({ nodes: names.map((name) => api.getRowNode(name)).filter(Boolean), newValue: true });
   };
 
-  window.quantailorChoose = { spark, chosen, pin, TypeEditor, change, bits, size, told, count, load, reload, tick, mark, isCurrent };
+  window.quantailorChoose = { spark, chosen, pin, TypeEditor, change, setTypes, bits, size, told, count, load, reload, tick, mark, isCurrent };
 })();
