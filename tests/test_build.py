@@ -169,6 +169,7 @@ def test_the_file_type_is_the_most_common_types(books_llama_base: Path, type_nam
     source.close()
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_changes_no_byte(source: ModelSource, tmp_path: Path) -> None:
     strategy = all_of(source, "Q4_K")
     build(source, strategy, tmp_path / "one.gguf", n_threads=1)

@@ -115,6 +115,7 @@ def test_ties_and_limits_hold(quantailor: Command, workbench: Workbench) -> None
     assert not {"Q2_K", "Q8_0", "IQ3_XXS"} & set(types.values())
 
 
+@pytest.mark.slow
 def test_verify_ends_with_a_verdict_and_its_files(quantailor: Command, workbench: Workbench, tmp_path: Path) -> None:
     strategy, output = tmp_path / "s.yaml", tmp_path / "ours.gguf"
     common = ("--home", workbench.home, "--json")

@@ -15,7 +15,7 @@ from test_json import validate
 from quantailor import cli
 from quantailor.store import Store
 
-pytestmark = pytest.mark.xdist_group("workbench")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sensitivity")]
 
 CONTEXT = ("--n-ctx", 64, "--threads", 1)
 
@@ -56,7 +56,6 @@ def test_probing_again_scores_nothing(quantailor: Command, probed: Workbench, ca
     assert 0.7 < result["curve"]["gamma"] < 1.3
 
 
-@pytest.mark.slow
 def test_the_same_seed_gives_the_same_alphas(quantailor: Command, probed: Workbench, calibration_text: Path, tmp_path: Path) -> None:
     words = ("-f", calibration_text, "--type", "Q2_K", "--group", "role", "--chunks", 2, "--mixes", 0, "--anchors", 0, "--n-ctx", 64)
 
@@ -113,14 +112,12 @@ def test_a_sweep_fills_cells_and_resumes(quantailor: Command, probed: Workbench,
     assert sum(by_type["Q3_K"]) > 2 * sum(by_type["Q4_K"])
 
 
-@pytest.mark.slow
 def test_a_sweep_may_skip_what_is_certain(quantailor: Command, probed: Workbench, calibration_text: Path, home: Any) -> None:
     words = ("sweep", probed.base, "-f", calibration_text, "--tensors", "attn_q", "--types", "Q5_K", "--chunks", 1, *CONTEXT)
     result = quantailor(*words, "--only-uncertain", *home).result
     assert result["n_skipped"] + sum(cell["measured"] is not None for cell in result["cells"]) == result["n_cells"] == 8
 
 
-@pytest.mark.slow
 def test_refining_keeps_the_size_and_tells_the_gain(
     quantailor: Command, probed: Workbench, heldout_text: Path, home: Any, tmp_path: Path
 ) -> None:
@@ -166,7 +163,6 @@ def test_comparing_a_model_with_itself_shows_equal_shares(quantailor: Command, p
     assert "<svg" in page.read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
 def test_tables_for_people(quantailor: Command, probed: Workbench, calibration_text: Path, tmp_path: Path) -> None:
     home = ("--home", probed.home)
     strategy = tmp_path / "s.yaml"
@@ -178,7 +174,6 @@ def test_tables_for_people(quantailor: Command, probed: Workbench, calibration_t
     assert "attn_q" in quantailor("compare-models", probed.base, probed.base, *home).out
 
 
-@pytest.mark.slow
 def test_without_probes_it_says_what_to_run(quantailor: Command, workbench: Workbench, calibration_text: Path, tmp_path: Path) -> None:
     home = ("--home", tmp_path / "home")
     strategy = tmp_path / "s.yaml"

@@ -19,7 +19,12 @@ def _slow_tables(qtype: QType) -> bool:
     return qtype.name in ("IQ1_S", "IQ1_M", "IQ2_S", "IQ2_XS", "IQ2_XXS")
 
 
-@pytest.mark.parametrize("qtype", [pytest.param(t, id=t.name, marks=[pytest.mark.slow] if _slow_tables(t) else []) for t in TYPES])
+every_type = pytest.mark.parametrize(
+    "qtype", [pytest.param(t, id=t.name, marks=[pytest.mark.slow] if _slow_tables(t) else []) for t in TYPES]
+)
+
+
+@every_type
 def test_a_split_into_rows_gives_the_same_bytes(qtype: QType) -> None:
     whole = codec.quantize(ROWS, qtype, IMPORTANCE)
     assert whole.shape == (6, qtype.row_bytes(512))
@@ -27,7 +32,7 @@ def test_a_split_into_rows_gives_the_same_bytes(qtype: QType) -> None:
     assert np.array_equal(whole, apart)
 
 
-@pytest.mark.parametrize("qtype", TYPES, ids=lambda qtype: qtype.name)
+@every_type
 def test_dequantized_rows_resemble_the_weights(qtype: QType) -> None:
     data = codec.quantize(ROWS, qtype, IMPORTANCE)
     assert codec.is_valid(data, qtype)

@@ -103,6 +103,7 @@ def test_a_file_without_a_prediction_gets_one(desk: Desk, draft: Draft) -> None:
     assert prediction.damage == pytest.approx(desk.evaluate(draft.types).prediction.damage)
 
 
+@pytest.mark.slow
 def test_a_kept_draft_tells_what_is_predicted_now(
     quantailor: Command, workspace: Workspace, workbench: Workbench, desk: Desk, draft: Draft
 ) -> None:

@@ -187,6 +187,7 @@ def _size(tables: tuple[TensorCells, ...], solution: optimal.Solution, role: str
     return sum(padded(tensor.cell(types[tensor.name]).size_bytes) for tensor in tables if tensor.role == role)
 
 
+@pytest.mark.slow
 def test_a_dial_of_thousands_of_tensors_is_near_the_optimum() -> None:
     tables = synthetic.tables(1200, n_types=12)
     dial = optimal.Dial(tables, Constraints())
