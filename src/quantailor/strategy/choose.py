@@ -127,21 +127,10 @@ def select(
         )
         return replace(strategy, prediction=predict(strategy.types, known, model=model, basis=basis, align=align))
 
-    limit = goal.get("size_bytes")
-    if exact_size is not None and limit is not None and (rough := _roughly(task)) is not None:
-        strategy = told(rough)
-        task = replace(task, budget_bytes=int(limit) - max(0, exact_size(strategy) - _estimated_size(strategy)))
-    for _ in range(_MAX_REFINEMENTS):
-        strategy = told(_RULES[method](task))
-        if exact_size is None:
-            return strategy
-        estimated, size = _estimated_size(strategy), exact_size(strategy)
-        strategy = _with_size(strategy, size)
-        if task.budget_bytes is None or limit is None or size <= int(limit):
-            return strategy
-        # From what this answer took, not from what it was allowed: else the same answer could come again.
-        task = replace(task, budget_bytes=min(task.budget_bytes, estimated) - (size - int(limit)))
-    raise InfeasibleError(f"no strategy was found whose file has at most {limit} bytes", remedy="Allow a few kilobytes more")
+    rule = _RULES[method]
+    if exact_size is None:
+        return told(rule(task))
+    return _fitted(task, lambda task: told(rule(task)), told, exact_size, goal.get("size_bytes"))
 
 
 def knees_within(tables: Sequence[TensorCells], constraints: Constraints, *, align: int = ALIGNMENT) -> dict[str, str]:
@@ -252,6 +241,28 @@ def _recorded(parameters: Mapping[str, object], limits: Constraints, outcome: Ma
 
 def _plain(value: object) -> object:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _fitted(
+    task: _Task,
+    choose: Callable[[_Task], Strategy],
+    told: Callable[[_Found], Strategy],
+    exact_size: Callable[[Strategy], int],
+    limit: str | int | float | None,
+) -> Strategy:
+    """The choice whose file fits: what the header takes more than was thought is taken from the budget."""
+    if limit is not None and (rough := _roughly(task)) is not None:
+        strategy = told(rough)
+        task = replace(task, budget_bytes=int(limit) - max(0, exact_size(strategy) - _estimated_size(strategy)))
+    for _ in range(_MAX_REFINEMENTS):
+        strategy = choose(task)
+        estimated, size = _estimated_size(strategy), exact_size(strategy)
+        strategy = _with_size(strategy, size)
+        if task.budget_bytes is None or limit is None or size <= int(limit):
+            return strategy
+        # From what this answer took, not from what it was allowed: else the same answer could come again.
+        task = replace(task, budget_bytes=min(task.budget_bytes, estimated) - (size - int(limit)))
+    raise InfeasibleError(f"no strategy was found whose file has at most {limit} bytes", remedy="Allow a few kilobytes more")
 
 
 def _estimated_size(strategy: Strategy) -> int:
