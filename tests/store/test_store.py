@@ -113,6 +113,7 @@ def test_the_model_recorded_last_comes_first(store: Store) -> None:
 def test_a_cell_comes_back_bit_for_bit(store: Store) -> None:
     store.record_cells(KEY, [CELL])
     assert store.cells(KEY) == [CELL]
+    assert store.cells(KEY, distributions=False) == [replace(CELL, error_quantiles=(), error_quantiles_se=(), histogram=())]
 
 
 def test_an_unavailable_cell_keeps_its_reason(store: Store) -> None:

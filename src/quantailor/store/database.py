@@ -14,12 +14,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 from quantailor.errors import StoreError
 from quantailor.store.migrations import APPLICATION_ID, MIGRATIONS, prepare
 
 Value = str | int | float | bytes | None
 Parameters = Sequence[Value] | Mapping[str, Value]
+
+Made = TypeVar("Made")
 
 BUSY_TIMEOUT_S = 30.0
 """How long to wait while another process writes."""
@@ -71,6 +74,11 @@ class Database:
         """All rows of a SELECT."""
         with self._lock:
             return self._run(sql, parameters)
+
+    def each(self, sql: str, parameters: Parameters, make: Callable[[tuple[Any, ...]], Made]) -> list[Made]:
+        """What `make` makes of every row of a SELECT; the rows themselves are never all in memory."""
+        with self._lock, self._errors():
+            return [make(row) for row in self._connection.execute(sql, parameters)]
 
     def change(self, sql: str, parameters: Parameters = ()) -> int:
         """Run one changing statement in a transaction; the number of rows it changed."""

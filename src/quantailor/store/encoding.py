@@ -23,7 +23,7 @@ def floats_to_blob(values: Sequence[float]) -> bytes:
 
 
 def floats_from_blob(blob: bytes) -> tuple[float, ...]:
-    return tuple(np.frombuffer(blob, dtype="<f8").tolist())
+    return tuple(np.frombuffer(blob, dtype="<f8").tolist()) if blob else ()
 
 
 def canonical_json(value: object) -> str:

@@ -59,7 +59,8 @@ class SQL:
     cells = """
         SELECT tensor, cells.type_name, cells.size_bytes, bits_per_weight, n_rows_measured, n_rows_total, rmse,
             max_abs_error, relative_mse, sqnr_db, weighted_mse, output_error, rmse_se, relative_mse_se, weighted_mse_se,
-            output_error_se, error_quantiles, error_quantiles_se, histogram, n_unseen_experts, unavailable, definition_version
+            output_error_se, IIF(:distributions, error_quantiles, X''), IIF(:distributions, error_quantiles_se, X''),
+            IIF(:distributions, histogram, X''), n_unseen_experts, unavailable, definition_version
         FROM cells JOIN tensors ON tensors.model = cells.model AND tensors.name = cells.tensor
         WHERE cells.model = :model AND imatrix = :imatrix AND settings = :settings AND definition_version = :definition_version
             AND (:tensor IS NULL OR tensor = :tensor)

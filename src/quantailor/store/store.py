@@ -11,6 +11,7 @@ A new kind of result (probes, for example) is a new migration with its table, a 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -110,9 +111,15 @@ class Store:
         """Record measured (or unavailable) cells, all of them or none."""
         self._database.change_many(SQL.record_cell, [_cell_row(key, cell) for cell in cells])
 
-    def cells(self, key: MeasurementKey, *, tensor: str | None = None) -> list[WeightError]:
-        """Cells in the file order of their tensors, then by type name; `tensor` keeps one tensor's."""
-        return [_cell(_any(row)) for row in self._database.query(SQL.cells, {**asdict(key), "tensor": tensor})]
+    def cells(self, key: MeasurementKey, *, tensor: str | None = None, distributions: bool = True) -> list[WeightError]:
+        """Cells in the file order of their tensors, then by type name.
+
+        Args:
+            key: the measurement.
+            tensor: only this tensor's.
+            distributions: with quantiles and histograms, which take ten times the memory of all the rest.
+        """
+        return self._database.each(SQL.cells, {**asdict(key), "tensor": tensor, "distributions": distributions}, _cell)
 
     def has_cell(self, key: MeasurementKey, tensor: str, type_name: str) -> bool:
         """Whether that cell is recorded."""
@@ -370,6 +377,7 @@ def _cell_row(key: MeasurementKey, cell: WeightError) -> dict[str, Value]:
 def _cell(row: tuple[Any, ...]) -> WeightError:
     figures = dict(zip(_CELL_FIELDS, row, strict=True))
     figures.update({name: encoding.floats_from_blob(figures[name]) for name in _CELL_BLOBS})
+    figures.update({name: sys.intern(figures[name]) for name in ("tensor", "type_name")})
     return WeightError(**figures)
 
 
