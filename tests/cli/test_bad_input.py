@@ -119,6 +119,7 @@ def test_an_output_that_cannot_be_written_is_named(quantailor: Command, workbenc
     assert quantailor("plan", workbench.base, "--bpw", "5", "-o", strategy, "--home", workbench.home).error_line.startswith("error: ")
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_leaves_nothing_behind(workbench: Workbench, tmp_path: Path) -> None:
     strategy, output = tmp_path / "s.yaml", tmp_path / "out" / "out.gguf"
     command = [sys.executable, "-m", "quantailor"]

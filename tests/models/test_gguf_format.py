@@ -137,6 +137,7 @@ def test_vocabularies_of_bytes_that_are_no_utf_8_survive() -> None:
     assert encode_header(header.metadata, [stored.info for stored in header.tensors]) == data[: header.data_offset]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), [("uint8", 1), ("uint16", 2), ("float32", 4), ("string", 8)])
 def test_memory_stays_in_proportion_to_the_file(name: str, size: int) -> None:
     number, _ = SCALARS[name]
