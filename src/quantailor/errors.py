@@ -36,6 +36,7 @@ one line. Code raises the most specific class; the faces (command line, GUI) tra
       OutputError               a result that cannot be written (disk full, no permission, exists)
       ResourceError             too little disk or memory for the work
       InferenceError            llama.cpp could not load the model or run the text
+      ConverterError            llama.cpp's converter cannot be found, set up or brought to its end
       StoreError                the project database cannot be opened or is of a newer version
       JobError                  no such job, or the job is not in a state that allows this
       Interrupted               not a failure: the work stopped at a safe point and can be resumed
@@ -50,9 +51,15 @@ class QuantailorError(Exception):
     """Base class of every error that is meant for a user; `str(error)` is one line."""
 
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
-        self.message = " ".join(message.split())
-        self.remedy = None if remedy is None else " ".join(remedy.split())
+        self.message = _one_line(message)
+        self.remedy = None if remedy is None else _one_line(remedy)
         super().__init__(self.message if self.remedy is None else f"{self.message.rstrip('.')}. {self.remedy}")
+
+
+def _one_line(text: str) -> str:
+    """Words with single spaces between; letters that would steer a terminal or that it cannot show are spelled out."""
+    line = " ".join(text.split())
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 
 
 class NativeLibraryError(QuantailorError):
@@ -222,6 +229,10 @@ class ResourceError(QuantailorError):
 
 class InferenceError(QuantailorError):
     """llama.cpp could not load the model or run the text."""
+
+
+class ConverterError(QuantailorError):
+    """llama.cpp's converter cannot be found, set up or brought to its end."""
 
 
 class StoreError(QuantailorError):

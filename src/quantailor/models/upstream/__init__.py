@@ -1,0 +1,19 @@
+"""llama.cpp's own converter, for what our conversion does not know. Nothing of it is imported here: it runs in processes of its own.
+
+locating      which converter: given, LLAMA_CPP_DIR, or that of the installed llama-cpp-python
+sdist         the last of these, fetched once by pip
+environment   the interpreter that has torch and transformers, ours or one made for it
+trust         checkpoints that bring code
+converting    the run itself
+failures      what it says as errors
+checkpoint    a digest by which a conversion is found again
+child runner  processes that end with us
+places        folders in the cache that appear whole
+"""
+
+from quantailor.models.upstream.checkpoint import checkpoint_digest
+from quantailor.models.upstream.converting import check_before, convert_directory
+from quantailor.models.upstream.environment import interpreter
+from quantailor.models.upstream.locating import Converter, locate
+
+__all__ = ["Converter", "check_before", "checkpoint_digest", "convert_directory", "interpreter", "locate"]

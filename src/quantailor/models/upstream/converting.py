@@ -1,0 +1,160 @@
+"""Runs llama.cpp's converter on a directory: a process of its own, offline, without secrets, whose file appears when it is whole."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from quantailor import files
+from quantailor.control import Control
+from quantailor.errors import AlreadyQuantizedError, ConverterError, ModelError
+from quantailor.models.convert.json_files import read_json_if_there
+from quantailor.models.gguf_file import GGUFSource
+from quantailor.models.opening import require_unquantized
+from quantailor.models.upstream import child
+from quantailor.models.upstream.failures import failure
+from quantailor.models.upstream.locating import Converter
+from quantailor.models.upstream.trust import refuse_code
+
+N_KEPT_LINES = 400
+MAX_LOG_BYTES = 16 << 20
+_BAR = re.compile(r"\d+%\|[^|]*\| *([\d.]+)([kMGT]?)/([\d.]+)([kMGT]?) ?\[.*byte/s")
+_UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_MAX_MESSAGE = 80
+
+
+def convert_directory(
+    folder: Path,
+    output: Path,
+    *,
+    converter: Converter,
+    python: Path,
+    log: Path,
+    control: Control,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+) -> Path:
+    """Write the base of a directory as llama.cpp's converter does; matrices keep 16 bits.
+
+    Args:
+        folder: the checkpoint.
+        output: the GGUF file; it appears under this name only when it is whole and can be read.
+        converter: what runs.
+        python: the interpreter that has what it imports.
+        log: where all of its output goes; deleted when all went well.
+        control: progress in bytes, and stopping, which kills it.
+        overwrite: replace a file of that name.
+        trust_remote_code: let it run code of the checkpoint.
+
+    Returns:
+        `output`.
+
+    Raises:
+        UnsupportedModelError: the checkpoint brings code, or the converter does not know it.
+        ModelError: the checkpoint lacks something, or what was written is no model.
+        AlreadyQuantizedError: what was written is quantized though the checkpoint is not.
+        ResourceError: memory does not suffice.
+        ConverterError: it failed otherwise.
+        OutputError: the file cannot be written or exists.
+    """
+    check_before(folder, output, overwrite=overwrite, trust_remote_code=trust_remote_code)
+    partial = files.temporary_path(output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        files.remove_leftovers(output)
+        with tempfile.TemporaryDirectory(prefix="quantailor-") as modules:
+            _run(folder, partial, converter, python, Path(modules), log, control)
+        _check(partial, folder, converter)
+        _settle(partial, output)
+    except OSError as error:
+        raise files.cannot_write(output, error) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    log.unlink(missing_ok=True)
+    return output
+
+
+def check_before(folder: Path, output: Path, *, overwrite: bool, trust_remote_code: bool) -> None:
+    """Refuse what would be refused after a long setting up. Raises OutputError, UnsupportedModelError, ModelError."""
+    files.refuse_existing(output, overwrite=overwrite)
+    if not trust_remote_code:
+        refuse_code(folder)
+
+
+def _run(folder: Path, partial: Path, converter: Converter, python: Path, modules: Path, log: Path, control: Control) -> None:
+    # The converter fills in braces of the file's name.
+    name = partial.name.replace("{", "{{").replace("}", "}}")
+    arguments = (str(converter.script), str(folder), "--outfile", str(partial.with_name(name)), "--outtype", "auto")
+    environment = child.environment(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_MODULES_CACHE=str(modules))
+    environment.pop("NO_LOCAL_GGUF", None)
+    with _Transcript(log, control) as transcript:
+        try:
+            status = child.run(python, arguments, environment=environment, control=control, on_line=transcript.add, partial=partial)
+        except FileNotFoundError as error:
+            raise ConverterError(f"cannot start {python}: {error.strerror}", remedy="Install Python there again") from error
+    if status != 0:
+        raise failure(list(transcript.last), status, folder=folder, name=converter.name, log=log)
+
+
+class _Transcript:
+    """Keeps what the converter says and turns its progress bar into ours."""
+
+    def __init__(self, log: Path, control: Control) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._control = control
+        self._writes = False
+        self._stream = log.open("w", encoding="utf-8")
+        self.last: deque[str] = deque(maxlen=N_KEPT_LINES)
+
+    def add(self, line: str) -> None:
+        if match := _BAR.search(line):
+            done, total = (float(match[n]) * _UNITS[match[n + 1]] for n in (1, 3))
+            self._control.advance(min(done, total), max(total, 1.0), "llama.cpp's converter writes")
+            self._writes = True
+            return
+        self.last.append(line)
+        if self._stream.tell() < MAX_LOG_BYTES:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+        if line.startswith("INFO:") and not self._writes:
+            self._control.advance(0, 1, line.split(":", 2)[-1].partition(",")[0].strip()[:_MAX_MESSAGE])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stream.close()
+
+
+def _check(partial: Path, folder: Path, converter: Converter) -> None:
+    """That a model was written, and quantized only where the checkpoint is."""
+    if not partial.is_file():
+        raise ConverterError(f"{converter.name} wrote no file for {folder}", remedy="Check that it is convert_hf_to_gguf.py")
+    try:
+        source = GGUFSource(partial)
+    except ModelError as error:
+        raise type(error)(
+            f"what {converter.name} wrote for {folder} cannot be read: {error.message}", remedy="Try a newer llama.cpp"
+        ) from error
+    try:
+        stored_quantized = bool(read_json_if_there(folder / "config.json").get("quantization_config"))
+        require_unquantized(source, allow_requantize=stored_quantized)
+    except AlreadyQuantizedError as error:
+        raise AlreadyQuantizedError(
+            f"what {converter.name} wrote for {folder} is quantized, though the checkpoint is not",
+            remedy="Check that it is convert_hf_to_gguf.py",
+        ) from error
+    finally:
+        source.close()
+
+
+def _settle(partial: Path, output: Path) -> None:
+    with partial.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    partial.replace(output)
+    files.sync_folder(output.parent)

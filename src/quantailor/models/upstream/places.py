@@ -1,0 +1,64 @@
+"""Folders of the user's cache that appear whole or not at all, also when two processes make the same one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+import psutil
+
+from quantailor.errors import OutputError
+
+
+def cache_folder() -> Path:
+    """The user's cache of Quantailor."""
+    return platformdirs.user_cache_path("quantailor", appauthor=False)
+
+
+@contextmanager
+def new_folder(place: Path, *, is_whole: Callable[[Path], bool]) -> Iterator[Path]:
+    """An empty folder that becomes `place` when the block ends well.
+
+    What stands there and is not whole is removed; where another process was quicker, its folder stays. What killed processes
+    left is removed. Raises OutputError where the cache cannot be written.
+    """
+    partial = place.with_name(f".{place.name}.{os.getpid()}.part")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(place)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        yield partial
+        _settle(partial, place, is_whole)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {place}: {error.strerror or error}", remedy="Check its permissions and the free space, or set XDG_CACHE_HOME"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _settle(partial: Path, place: Path, is_whole: Callable[[Path], bool]) -> None:
+    with contextlib.suppress(OSError):
+        partial.rename(place)
+        return
+    if is_whole(place):
+        return
+    damaged = partial.with_suffix(".old")
+    place.rename(damaged)
+    shutil.rmtree(damaged, ignore_errors=True)
+    partial.rename(place)
+
+
+def _remove_leftovers(place: Path) -> None:
+    pattern = re.compile(re.escape(f".{place.name}.") + r"(\d+)\.(?:part|old)")
+    for path in place.parent.iterdir():
+        match = pattern.fullmatch(path.name)
+        if match and not psutil.pid_exists(int(match[1])):
+            shutil.rmtree(path, ignore_errors=True)
