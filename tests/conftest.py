@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from browser import Browser, Server, browsing, serving
 from commands import Command, Outcome, Workbench
+from hub_server import HubServer, assert_no_token, running_hub
 from studied import prove, study
 
 from quantailor import cli
@@ -85,6 +86,38 @@ def quantailor(capsys: pytest.CaptureFixture[str]) -> Command:
         return Outcome(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], said: list[str]) -> Iterator[HubServer]:
+    """A hub whose user is logged in through HF_TOKEN; afterwards no token may be found anywhere."""
+    with running_hub() as server:
+        server.use(monkeypatch, tmp_path)
+        monkeypatch.setenv("HF_TOKEN", server.token)
+        yield server
+        assert any(asked.authorization == f"Bearer {server.token}" for asked in server.asked) or not server.asked
+        assert_no_token(server, tmp_path, *said, *capfd.readouterr())
+
+
+@pytest.fixture
+def said() -> list[str]:
+    """Everything that commands printed."""
+    return []
+
+
+@pytest.fixture
+def run(said: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Command:
+    """A command in this test's home."""
+
+    def run_command(*arguments: object) -> Outcome:
+        capfd.readouterr()
+        words = [str(argument) for argument in arguments]
+        code = cli.run(words if words[0] == "inspect" else [*words, "--home", str(tmp_path / "home")])
+        captured = capfd.readouterr()
+        said.extend(captured)
+        return Outcome(code, captured.out, captured.err)
+
+    return run_command
 
 
 @pytest.fixture(scope="session")

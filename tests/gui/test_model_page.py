@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from browser import Browser, Server, serving
+from foreign_models import ARCHITECTURE, SCRIPT, write_foreign
 from hub_server import HubServer, assert_no_token, running_hub
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -80,6 +82,25 @@ def test_a_directory_is_converted_to_a_base(chromium: Browser, server: Server, b
     base = tmp_path / "home" / "bases" / "books.gguf"
     assert base.is_file()
     chromium.sees("books.gguf")
+    assert chromium.errors() == []
+
+
+def test_a_directory_of_an_unknown_family_is_offered_to_llama_cpp(
+    chromium: Browser, books_llama_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(SCRIPT))
+    monkeypatch.setenv("QUANTAILOR_CONVERT_PYTHON", sys.executable)
+    folder = write_foreign(tmp_path / "foreign", ready=books_llama_base.read_bytes())
+    with serving(tmp_path / "home", "--allow", str(tmp_path)) as server:
+        chromium.enter(server, "/open")
+        ask(chromium, str(folder))
+        chromium.sees(f"has the architecture '{ARCHITECTURE}', which our own conversion does not know")
+        chromium.sees("Code that a directory brings is never run from here.")
+        chromium.click("Convert with llama.cpp")
+        chromium.until(lambda: chromium.driver.current_url.endswith("/model"), "the converted model opens")
+        chromium.sees("8.39 M")
+        chromium.sees("foreign.gguf")
+    assert (tmp_path / "home" / "bases" / "foreign.gguf").read_bytes() == books_llama_base.read_bytes()
     assert chromium.errors() == []
 
 

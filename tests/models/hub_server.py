@@ -88,6 +88,8 @@ class HubServer:
 
     def __init__(self) -> None:
         self.repos: dict[str, HubRepo] = {}
+        self.past: dict[tuple[str, str], HubRepo] = {}
+        """Repositories as they were, by name and commit."""
         self.users: dict[str, Access] = {}
         self.token = f"hf_{secrets.token_hex(17)}"
         """A token of a user who may read everything; nothing may ever show it."""
@@ -123,10 +125,17 @@ class HubServer:
         return token
 
     def add(self, repo_id: str, files: Mapping[str, bytes] | Path, **options: Any) -> HubRepo:
-        """A repository with these files, or with those of a directory."""
+        """A repository with these files, or with those of a directory; one of that name moves on and keeps its commits."""
+        if before := self.repos.get(repo_id):
+            self.past[repo_id, before.sha] = before
         found = {path.name: path.read_bytes() for path in files.iterdir()} if isinstance(files, Path) else dict(files)
         self.repos[repo_id] = HubRepo(found, **options)
         return self.repos[repo_id]
+
+    def at(self, repo_id: str, revision: str) -> HubRepo | None:
+        """The repository at a commit that it had before, else as it is."""
+        repo = self.repos.get(repo_id)
+        return self.past.get((repo_id, revision), repo) if repo is not None and revision != repo.sha else repo
 
     def environment(self, folder: Path) -> dict[str, str]:
         """Variables that make this the hub, with a cache of its own."""
@@ -238,7 +247,8 @@ class _Handler(BaseHTTPRequestHandler):
             elif self.server_kind == "cdn" and self.state.breaks():
                 self._answer(500, b"")
             elif self.server_kind == "cdn":
-                self._content(unquote(urlsplit(self.path).path).removeprefix("/"))
+                address = urlsplit(self.path)
+                self._content(unquote(address.path).removeprefix("/"), commit=parse_qs(address.query)["commit"][0])
             else:
                 self._route(urlsplit(self.path).path.split("/")[1:])
         except (BrokenPipeError, ConnectionResetError):
@@ -269,7 +279,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _repo(self, repo_id: str, revision: str) -> HubRepo | None:
         """The repository, or None where the refusal was sent."""
-        repo, token = self.state.repos.get(repo_id), self._token
+        repo, token = self.state.at(repo_id, revision), self._token
         if token is not None and token not in self.state.users:
             self._refuse(401, "", "Invalid credentials in Authorization header")
         elif repo is None or (repo.private and (token is None or self.state.users[token] != "granted")):
@@ -335,14 +345,17 @@ class _Handler(BaseHTTPRequestHandler):
             return
         headers = {"X-Repo-Commit": repo.sha, "ETag": f'"{repo.etag(name)}"'}
         if not name.endswith(LARGE):
-            self._content(f"{repo_id}/{name}", headers)
+            self._content(f"{repo_id}/{name}", headers, commit=repo.sha)
             return
         headers |= {"X-Linked-Etag": f'"{repo.etag(name)}"', "X-Linked-Size": str(repo.listed_sizes.get(name, len(repo.files[name])))}
-        self._answer(302, b"", headers | {"Location": f"{self.state.cdn_url}/{quote(f'{repo_id}/{name}')}?signature=secret"})
+        self._answer(
+            302, b"", headers | {"Location": f"{self.state.cdn_url}/{quote(f'{repo_id}/{name}')}?signature=secret&commit={repo.sha}"}
+        )
 
-    def _content(self, path: str, headers: Mapping[str, str] | None = None) -> None:
+    def _content(self, path: str, headers: Mapping[str, str] | None = None, *, commit: str) -> None:
         org, name, file = path.split("/", 2)
-        repo = self.state.repos[f"{org}/{name}"]
+        repo = self.state.at(f"{org}/{name}", commit)
+        assert repo is not None
         data = repo.served.get(file, repo.files[file])
         wanted = self.headers.get("Range")
         answer: dict[str, str] = {**(headers or {}), "Accept-Ranges": "bytes"}

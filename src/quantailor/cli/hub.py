@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -13,15 +14,16 @@ from quantailor.cli import options, show
 from quantailor.cli.execution import execute
 from quantailor.cli.output import console, print_json, table
 from quantailor.cli.root import app
-from quantailor.cli.values import format_size, optional_path
+from quantailor.cli.values import format_size, imatrix_choice, optional_path
 from quantailor.errors import HubOfflineError, HubUnreachableError, RepoNotFoundError
 from quantailor.service import results, tasks
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = (".gguf", ".safetensors", ".json")
+_ONLY_HUB = "--revision, --token-file and --gguf-file are for repositories of the hub"
 _GATES = {"no": "", "auto": ", gated", "manual": ", gated by its authors"}
 
-Repository = Annotated[str, typer.Argument(metavar="ORG/NAME", help="A model's repository on the Hugging Face hub.")]
+Repository = Annotated[str, typer.Argument(metavar="ORG/NAME", help="A model's repository on the hub; or ORG/NAME@REVISION.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.", rich_help_panel="Hub")]
 TokenFile = Annotated[
     Path | None,
@@ -30,18 +32,65 @@ TokenFile = Annotated[
 GgufFile = Annotated[str | None, typer.Option("--gguf-file", help="Take this GGUF file instead of the 16-bit one.", rich_help_panel="Hub")]
 
 
-def is_repository(model: Path) -> bool:
-    """Whether this names a repository: ORG/NAME, and nothing of that name is here."""
-    return _REPO_ID.fullmatch(model.as_posix()) is not None and model.suffix not in _FILES and not model.exists()
+def repository(
+    model: Path, revision: str | None = None, token_file: Path | None = None, gguf_file: str | None = None
+) -> tasks.HubModel | None:
+    """The repository that this names, ORG/NAME or ORG/NAME@REVISION; None for a path. What is here is no repository.
+
+    Raises typer.BadParameter where an option for repositories comes with a path, or a revision comes twice.
+    """
+    repo_id, at, named = model.as_posix().partition("@")
+    if _REPO_ID.fullmatch(repo_id) is None or Path(repo_id).suffix in _FILES or _exists(model):
+        if revision or token_file or gguf_file:
+            raise typer.BadParameter(_ONLY_HUB)
+        return None
+    if at and (revision or not named):
+        raise typer.BadParameter(f"give one revision: {repo_id}@REVISION, or --revision")
+    # A file that holds no token is refused before anything is stored.
+    service.find_token(token_file)
+    return tasks.HubModel(repo_id=repo_id, revision=named or revision, token_file=optional_path(token_file), gguf_file=gguf_file)
 
 
-def peek(model: Path, revision: str | None, token_file: Path | None, gguf_file: str | None, *, types: bool, as_json: bool) -> None:
+def _exists(model: Path) -> bool:
+    try:
+        return model.exists()
+    except OSError:
+        return False
+
+
+def place(model: Path, hub: tasks.HubModel | None) -> str:
+    """What a task calls its model: an absolute path, or ORG/NAME."""
+    return tasks.absolute(model) if hub is None else hub.repo_id
+
+
+def here(model: Path, hub: tasks.HubModel | None, imatrix: str = tasks.AUTO) -> Here:
+    """For what is no job: the path itself, or where the cache has the repository, as it was last downloaded. Raises ModelError."""
+    if hub is None:
+        return Here(model, imatrix_choice(imatrix), None)
+    found = service.cached_model(hub)
+    matrix = imatrix_choice(imatrix, of_repository=True)
+    if matrix == tasks.REPO:
+        matrix = service.shipped_imatrix(hub.repo_id, found.imatrix_files)
+    return Here(found.path, matrix, found.origin)
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """A model on this machine, and the importance matrix that was asked for."""
+
+    path: Path
+    imatrix: str
+    origin: str | None
+    """ORG/NAME@COMMIT where it came from the hub."""
+
+
+def peek(wanted: tasks.HubModel, token_file: Path | None, *, types: bool, as_json: bool) -> None:
     """`quantailor inspect ORG/NAME`."""
     token = service.find_token(token_file)
     try:
-        report = service.peek(model.as_posix(), revision=revision, token=token, gguf_file=gguf_file)
+        report = service.peek(wanted.repo_id, revision=wanted.revision, token=token, gguf_file=wanted.gguf_file)
     except (RepoNotFoundError, HubUnreachableError, HubOfflineError) as error:
-        raise type(error)(f"{model} is not here, and {error.message}", remedy=error.remedy, link=error.link) from error
+        raise type(error)(f"{wanted.repo_id} is not here, and {error.message}", remedy=error.remedy, link=error.link) from error
     if as_json:
         print_json("inspect", report)
     else:
@@ -60,15 +109,18 @@ def download(
     detach: options.Detach = False,
 ) -> None:
     """Fetch a model into the Hugging Face cache, only the files that conversion needs; run it again to resume."""
-    if not _REPO_ID.fullmatch(repository):
+    repo_id, at, named = repository.partition("@")
+    if not _REPO_ID.fullmatch(repo_id) or (at and not named):
         raise typer.BadParameter("give ORG/NAME, for example meta-llama/Llama-3.2-1B")
+    if named and revision:
+        raise typer.BadParameter(f"give one revision: {repo_id}@REVISION, or --revision")
     if gguf_file is not None and imatrix_only:
         raise typer.BadParameter("--gguf-file and --imatrix-only exclude each other")
     # A file that holds no token is refused before anything is stored.
     service.find_token(token_file)
     task = tasks.DownloadTask(
-        repo_id=repository,
-        revision=revision,
+        repo_id=repo_id,
+        revision=named or revision,
         token_file=optional_path(token_file),
         gguf_file=gguf_file,
         imatrix_only=imatrix_only,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from quantailor.cli.values import optional_path
 from quantailor.service import tasks
 
 Home = Annotated[
@@ -20,12 +21,49 @@ GpuLayers = Annotated[int, typer.Option("--gpu-layers", "-ngl", min=0, help="Lay
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.", rich_help_panel="Common")]
 Requantize = Annotated[bool, typer.Option("--allow-requantize", help="Accept a source that is quantized already.")]
 Imatrix = Annotated[str, typer.Option("--imatrix", help="auto, none, or an imatrix file (GGUF or .dat).")]
+AnyImatrix = Annotated[str, typer.Option("--imatrix", help="auto, none, a file (GGUF or .dat), or repo: the one that ORG/NAME ships.")]
+MakeImatrix = Annotated[
+    str,
+    typer.Option("--imatrix", help="compute, auto (one that is there, else computed), none, a file, or repo: the one that ORG/NAME ships."),
+]
 Types = Annotated[str | None, typer.Option("--types", help="Types, separated by commas; all that ggml can write by default.")]
 Context = Annotated[int, typer.Option("--n-ctx", min=32, help="Tokens in a chunk.")]
 Base = Annotated[Path, typer.Argument(metavar="BASE", help="A 16-bit GGUF file (the first shard if it has several).")]
 Source = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file or a Hugging Face directory.")]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file, a Hugging Face directory, or ORG/NAME of the hub.")]
+Runnable = Annotated[
+    Path, typer.Argument(metavar="BASE", help="A 16-bit GGUF file (the first shard if it has several), or ORG/NAME of one on the hub.")
+]
 Text = Annotated[Path | None, typer.Option("--file", "-f", help="Text to use instead of the one that ships.")]
 Chunks = Annotated[int | None, typer.Option("--chunks", min=1, help="At most so many chunks of the text.")]
 Against = Annotated[str, typer.Option("--against", help="llama.cpp presets to compare with, separated by commas.")]
 ProbeChunks = Annotated[int, typer.Option("--probe-chunks", min=1, help="Chunks for probes, at most.")]
 Group = Annotated[tasks.Grouping, typer.Option("--group", help="Probe every tensor, a role by quarters of the depth, or whole roles.")]
+
+Converter = Annotated[
+    Path | None,
+    typer.Option(
+        "--converter",
+        help="llama.cpp's folder or its convert_hf_to_gguf.py; by default LLAMA_CPP_DIR, else that of the installed llama-cpp-python.",
+        rich_help_panel="Conversion",
+    ),
+]
+Way = Annotated[
+    tasks.Way,
+    typer.Option(
+        "--way",
+        help="auto (ours where it knows the model, else llama.cpp's converter), native, or llama.cpp.",
+        rich_help_panel="Conversion",
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Let llama.cpp's converter run Python code that the directory brings.", rich_help_panel="Conversion"
+    ),
+]
+
+
+def conversion(converter: Path | None, way: tasks.Way, trust_remote_code: bool) -> tasks.Conversion:
+    """The part of a task that says how a directory is converted."""
+    return tasks.Conversion(converter=optional_path(converter), way=way, trust_remote_code=trust_remote_code)

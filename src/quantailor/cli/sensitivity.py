@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from quantailor import service
-from quantailor.cli import options, show
+from quantailor.cli import hub, options, show
 from quantailor.cli.execution import execute
 from quantailor.cli.output import print_json
 from quantailor.cli.root import app
@@ -20,7 +20,7 @@ _PROBE_TYPES = ",".join(tasks.DEFAULT_PROBE_TYPES)
 
 @app.command(epilog="Example: quantailor probe base.gguf -f text.txt --group role-depth")
 def probe(
-    base: options.Base,
+    base: options.Runnable,
     text: options.Text = None,
     chunks: Annotated[int, typer.Option("--chunks", min=1, help="Chunks per probe, at most.")] = tasks.DEFAULT_PROBE_CHUNKS,
     types: Annotated[str, typer.Option("--type", "--types", help="Types to probe at, separated by commas.")] = _PROBE_TYPES,
@@ -30,8 +30,11 @@ def probe(
     mixes: Annotated[int, typer.Option("--mixes", min=0, help="Random whole mixes to fit the prediction to.")] = tasks.DEFAULT_MIXES,
     mix_chunks: Annotated[int, typer.Option("--mix-chunks", min=1, help="Chunks per whole mix.")] = tasks.DEFAULT_MIX_CHUNKS,
     anchors: Annotated[int, typer.Option("--anchors", min=0, max=3, help="Mixes to build as files.")] = tasks.DEFAULT_ANCHORS,
-    imatrix: options.Imatrix = tasks.AUTO,
+    imatrix: options.AnyImatrix = tasks.AUTO,
     n_ctx: options.Context = tasks.DEFAULT_N_CTX,
+    revision: hub.Revision = None,
+    token_file: hub.TokenFile = None,
+    gguf_file: hub.GgufFile = None,
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = 0,
     home: options.Home = None,
@@ -39,8 +42,10 @@ def probe(
     detach: options.Detach = False,
 ) -> None:
     """Measure how much each tensor's error matters to the model, by swapping quantized weights into it; nothing is written but figures."""
+    repository = hub.repository(base, revision, token_file, gguf_file)
     task = tasks.ProbeTask(
-        base=tasks.absolute(base),
+        base=hub.place(base, repository),
+        hub=repository,
         text=optional_path(text),
         chunks=chunks,
         types=tuple(name.upper() for name in split_list(types)),
@@ -51,7 +56,7 @@ def probe(
         mix_chunks=mix_chunks,
         anchors=anchors,
         n_ctx=n_ctx,
-        imatrix=imatrix_choice(imatrix),
+        imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
         n_gpu_layers=gpu_layers,
         n_threads=threads,
     )
@@ -60,14 +65,17 @@ def probe(
 
 @app.command(epilog="Example: quantailor sweep base.gguf -f text.txt --types Q2_K,Q4_K --tensors attn_v")
 def sweep(
-    base: options.Base,
+    base: options.Runnable,
     text: options.Text = None,
     chunks: Annotated[int, typer.Option("--chunks", min=1, help="Chunks per cell.")] = tasks.DEFAULT_SWEEP_CHUNKS,
     types: options.Types = None,
     tensors: Annotated[str | None, typer.Option("--tensors", help="Only tensors that match these patterns, e.g. 'blk.0.*'.")] = None,
     only_uncertain: Annotated[bool, typer.Option("--only-uncertain", help="Skip types whose outcome the probes predict.")] = False,
-    imatrix: options.Imatrix = tasks.AUTO,
+    imatrix: options.AnyImatrix = tasks.AUTO,
     n_ctx: options.Context = tasks.DEFAULT_N_CTX,
+    revision: hub.Revision = None,
+    token_file: hub.TokenFile = None,
+    gguf_file: hub.GgufFile = None,
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = 0,
     home: options.Home = None,
@@ -75,15 +83,17 @@ def sweep(
     detach: options.Detach = False,
 ) -> None:
     """Perplexity and KL divergence of every tensor at every type, with all others unquantized. Plans use what it finds."""
+    repository = hub.repository(base, revision, token_file, gguf_file)
     task = tasks.SweepTask(
-        base=tasks.absolute(base),
+        base=hub.place(base, repository),
+        hub=repository,
         text=optional_path(text),
         chunks=chunks,
         types=split_list(types),
         tensors=split_list(tensors),
         only_uncertain=only_uncertain,
         n_ctx=n_ctx,
-        imatrix=imatrix_choice(imatrix),
+        imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
         n_gpu_layers=gpu_layers,
         n_threads=threads,
     )
@@ -108,7 +118,7 @@ def predict(
 
 @app.command(epilog="Example: quantailor refine base.gguf strategy.yaml -o better.yaml --swaps 100")
 def refine(
-    base: options.Base,
+    base: options.Runnable,
     strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file, YAML or JSON.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the better strategy goes.")],
     text: options.Text = None,
@@ -116,6 +126,9 @@ def refine(
     relinearize: Annotated[bool, typer.Option(help="Probe again with all other tensors at their chosen types, solve once more.")] = True,
     swaps: Annotated[int, typer.Option("--swaps", min=0, help="Exchanges of bytes between two tensors to try by true KLD.")] = 0,
     n_ctx: options.Context = tasks.DEFAULT_N_CTX,
+    revision: hub.Revision = None,
+    token_file: hub.TokenFile = None,
+    gguf_file: hub.GgufFile = None,
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = 0,
     force: options.Force = False,
@@ -124,8 +137,10 @@ def refine(
     detach: options.Detach = False,
 ) -> None:
     """Improve a strategy at its size with measurements around it, and report what that gained."""
+    repository = hub.repository(base, revision, token_file, gguf_file)
     task = tasks.RefineTask(
-        base=tasks.absolute(base),
+        base=hub.place(base, repository),
+        hub=repository,
         strategy=tasks.absolute(strategy),
         output=tasks.absolute(output),
         text=optional_path(text),

@@ -86,6 +86,7 @@ def _names(names: list[str]) -> str:
 
 def converted(result: results.ConvertResult) -> None:
     console().print(f"{result.path}: {result.n_tensors} tensors, {format_size(result.size_bytes)}")
+    console().print(result.why, markup=False, soft_wrap=True)
     if result.left_out:
         console().print(f"left out: {', '.join(result.left_out)}", markup=False)
 
@@ -395,7 +396,8 @@ def made(result: results.MakeResult) -> None:
     """The end of the whole way."""
     planned(result.plan)
     built(result.build)
-    verified(result.verify)
+    if result.verify is not None:
+        verified(result.verify)
 
 
 def jobs(reports: list[results.JobReport]) -> None:
@@ -419,6 +421,8 @@ def job(report: results.JobReport) -> None:
     parts = (f"{stage}{100 * report.progress:.0f} %", elapsed, format_eta(report.eta_seconds))
     out.print(f"job {report.id}: {report.kind}, {report.state}, {'  '.join(part for part in parts if part)}")
     out.print(f"what      {report.title}")
+    if report.origin:
+        out.print(f"model     {report.origin}")
     if report.message:
         out.print(f"now       {report.message}")
     if report.error:
@@ -444,3 +448,5 @@ SHOW: dict[type, Callable[[Any], None]] = {
 def result(value: results.TaskResult) -> None:
     """Whatever a task answered."""
     SHOW[type(value)](value)
+    if isinstance(value, results.OfModel) and value.origin:
+        console().print(f"model     {value.origin}")

@@ -36,7 +36,7 @@ def _common(
 
 @app.command(epilog="Examples: quantailor inspect base.gguf --types | quantailor inspect meta-llama/Llama-3.2-1B")
 def inspect(
-    model: options.Source,
+    model: options.Model,
     types: Annotated[bool, typer.Option("--types", help="List every tensor's types.")] = False,
     largest: structure.Largest = None,
     config: structure.Config = None,
@@ -51,13 +51,11 @@ def inspect(
     """
     if (types, largest is not None, config is not None).count(True) > 1:
         raise typer.BadParameter("--types, --largest and --config exclude each other")
-    if hub.is_repository(model):
+    if repository := hub.repository(model, revision, token_file, gguf_file):
         if largest is not None or config is not None:
             raise typer.BadParameter("--largest and --config are for models on this machine: download it first")
-        hub.peek(model, revision, token_file, gguf_file, types=types, as_json=as_json)
+        hub.peek(repository, token_file, types=types, as_json=as_json)
         return
-    if revision or token_file or gguf_file:
-        raise typer.BadParameter("--revision, --token-file and --gguf-file are for repositories of the hub")
     if config is not None:
         structure.configuration(model, config, as_json=as_json)
         return
@@ -71,23 +69,39 @@ def inspect(
         show.model(report, all_types=types)
 
 
-@app.command(epilog="Example: quantailor convert ./Llama-3.2-1B -o base.gguf")
+@app.command(epilog="Examples: quantailor convert ./Llama-3.2-1B -o base.gguf | quantailor convert meta-llama/Llama-3.2-1B -o base.gguf")
 def convert(
-    model: Annotated[Path, typer.Argument(metavar="HF_DIR", help="A Hugging Face directory.")],
+    model: Annotated[Path, typer.Argument(metavar="HF_DIR", help="A Hugging Face directory, or ORG/NAME of the hub.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The base to write.")],
+    revision: hub.Revision = None,
+    token_file: hub.TokenFile = None,
+    gguf_file: hub.GgufFile = None,
+    converter: options.Converter = None,
+    way: options.Way = "auto",
+    trust_remote_code: options.TrustRemoteCode = False,
     force: options.Force = False,
     home: options.Home = None,
     as_json: options.Json = False,
     detach: options.Detach = False,
 ) -> None:
-    """Write the 16-bit base GGUF of a Hugging Face directory; parts that are no text model are left out and listed."""
-    task = tasks.ConvertTask(model=tasks.absolute(model), output=tasks.absolute(output), overwrite=force)
+    """Write the 16-bit base GGUF of a Hugging Face directory or a repository; parts that are no text model are left out and listed.
+
+    Models that our own conversion does not know go through llama.cpp's converter, which needs torch and transformers.
+    """
+    repository = hub.repository(model, revision, token_file, gguf_file)
+    task = tasks.ConvertTask(
+        model=hub.place(model, repository),
+        hub=repository,
+        output=tasks.absolute(output),
+        overwrite=force,
+        **options.conversion(converter, way, trust_remote_code),
+    )
     execute(task, home=home, as_json=as_json, detach=detach)
 
 
 @app.command(epilog="Examples: quantailor imatrix base.gguf -f text.txt | quantailor imatrix base.gguf --import imatrix.dat")
 def imatrix(
-    base: options.Base,
+    base: options.Runnable,
     text: options.Text = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", "--export", help="Also write it here, as GGUF.")] = None,
     import_file: Annotated[Path | None, typer.Option("--import", help="Take this file (GGUF or .dat) instead of computing.")] = None,
@@ -95,6 +109,9 @@ def imatrix(
     chunks: options.Chunks = None,
     n_ctx: options.Context = tasks.DEFAULT_N_CTX,
     process_output: Annotated[bool, typer.Option("--process-output", help="Hold output.weight too, for the quantizer.")] = False,
+    revision: hub.Revision = None,
+    token_file: hub.TokenFile = None,
+    gguf_file: hub.GgufFile = None,
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = 0,
     force: options.Force = False,
@@ -103,18 +120,21 @@ def imatrix(
     detach: options.Detach = False,
 ) -> None:
     """Compute, import, export or show an importance matrix; later commands use the newest of a model."""
+    repository = hub.repository(base, revision, token_file, gguf_file)
     if import_file is not None or show_only:
         if import_file is not None and (show_only or text is not None):
             raise typer.BadParameter("--import goes with neither --show nor --file")
+        found = hub.here(base, repository)
         with service.Workspace.open(home) as workspace:
-            report = service.use_imatrix(workspace, base, import_file=import_file, export=output, overwrite=force)
+            report = service.use_imatrix(workspace, found.path, import_file=import_file, export=output, overwrite=force)
         if as_json:
             print_json("imatrix", report)
         else:
             show.imatrix(report)
         return
     task = tasks.ImatrixTask(
-        base=tasks.absolute(base),
+        base=hub.place(base, repository),
+        hub=repository,
         text=optional_path(text),
         chunks=chunks,
         n_ctx=n_ctx,
@@ -129,11 +149,14 @@ def imatrix(
 
 @app.command(epilog="Example: quantailor measure base.gguf --types Q3_K,Q4_K,Q5_K,Q6_K,Q8_0")
 def measure(
-    base: options.Source,
+    base: options.Model,
     types: options.Types = None,
     tensors: Annotated[str | None, typer.Option("--tensors", help="Only tensors that match these patterns, e.g. 'blk.0.*'.")] = None,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Every row instead of a sample with a stated error.")] = False,
-    imatrix: options.Imatrix = tasks.AUTO,
+    imatrix: options.AnyImatrix = tasks.AUTO,
+    revision: hub.Revision = None,
+    token_file: hub.TokenFile = None,
+    gguf_file: hub.GgufFile = None,
     requantize: options.Requantize = False,
     threads: options.Threads = None,
     home: options.Home = None,
@@ -141,12 +164,14 @@ def measure(
     detach: options.Detach = False,
 ) -> None:
     """Measure the error of every tensor at every type. What the store has already is not measured again."""
+    repository = hub.repository(base, revision, token_file, gguf_file)
     task = tasks.MeasureTask(
-        base=tasks.absolute(base),
+        base=hub.place(base, repository),
+        hub=repository,
         types=split_list(types),
         tensors=split_list(tensors),
         exhaustive=exhaustive,
-        imatrix=imatrix_choice(imatrix),
+        imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
         allow_requantize=requantize,
         n_threads=threads,
     )
@@ -212,7 +237,7 @@ def _constraints(
 
 @app.command(epilog="Examples: quantailor plan base.gguf --like Q4_K_M -o s.yaml | quantailor plan base.gguf --knee relative:300 -o s.yaml")
 def plan(
-    base: options.Source,
+    base: options.Model,
     size: Size = None,
     bpw: Bpw = None,
     like: Like = None,
@@ -246,8 +271,11 @@ def plan(
     minimum: Minimum = None,
     maximum: Maximum = None,
     budget: Budget = None,
-    imatrix: options.Imatrix = tasks.AUTO,
+    imatrix: options.AnyImatrix = tasks.AUTO,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Save as YAML, or JSON by the name.")] = None,
+    revision: hub.Revision = None,
+    token_file: hub.TokenFile = None,
+    gguf_file: hub.GgufFile = None,
     force: options.Force = False,
     all_tensors: Annotated[bool, typer.Option("--all", help="Show every tensor's choice and reason.")] = False,
     home: options.Home = None,
@@ -271,21 +299,27 @@ def plan(
         **_constraints(pin, tie, allow, minimum, maximum, budget),
         basis=basis,
     )
+    here = hub.here(base, hub.repository(base, revision, token_file, gguf_file), imatrix)
     with service.Workspace.open(home) as workspace:
-        found = service.plan(workspace, base, plan_options, imatrix=imatrix_choice(imatrix), output=output, overwrite=force)
+        found = service.plan(workspace, here.path, plan_options, imatrix=here.imatrix, output=output, overwrite=force, origin=here.origin)
     if as_json:
         print_json("plan", found)
     else:
         show.planned(found, all_tensors=all_tensors or output is None)
 
 
-@app.command(epilog="Example: quantailor build base.gguf strategy.yaml -o model-4.5bpw.gguf")
+@app.command(
+    epilog="Examples: quantailor build base.gguf strategy.yaml -o model-4.5bpw.gguf | quantailor build ORG/NAME strategy.yaml -o out.gguf"
+)
 def build(
-    base: options.Source,
+    base: options.Model,
     strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file, YAML or JSON.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The GGUF file to write.")],
-    imatrix: options.Imatrix = tasks.AUTO,
+    imatrix: options.AnyImatrix = tasks.AUTO,
     split_max_size: Annotated[str | None, typer.Option("--split-max-size", help="Write shards of at most this size.")] = None,
+    revision: hub.Revision = None,
+    token_file: hub.TokenFile = None,
+    gguf_file: hub.GgufFile = None,
     requantize: options.Requantize = False,
     threads: options.Threads = None,
     force: options.Force = False,
@@ -294,11 +328,13 @@ def build(
     detach: options.Detach = False,
 ) -> None:
     """Write the file that a strategy describes; it appears under its name only when it is whole and checked."""
+    repository = hub.repository(base, revision, token_file, gguf_file)
     task = tasks.BuildTask(
-        base=tasks.absolute(base),
+        base=hub.place(base, repository),
+        hub=repository,
         strategy=tasks.absolute(strategy),
         output=tasks.absolute(output),
-        imatrix=imatrix_choice(imatrix),
+        imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
         split_max_bytes=None if split_max_size is None else parse_size(split_max_size),
         overwrite=force,
         allow_requantize=requantize,
@@ -310,13 +346,16 @@ def build(
 @app.command(epilog="Example: quantailor verify out.gguf --base base.gguf --against Q8_0,Q6_K,Q4_K_M -f heldout.txt")
 def verify(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The quantized GGUF file.")],
-    base: Annotated[Path, typer.Option("--base", help="The 16-bit base it was made from.")],
+    base: Annotated[Path, typer.Option("--base", help="The 16-bit base it was made from: a file, or ORG/NAME of one on the hub.")],
     against: options.Against = _AGAINST,
     text: options.Text = None,
     chunks: options.Chunks = None,
     n_ctx: options.Context = tasks.DEFAULT_N_CTX,
-    imatrix: options.Imatrix = tasks.AUTO,
+    imatrix: options.AnyImatrix = tasks.AUTO,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Stem of the .json, .csv, .png and .svg files.")] = None,
+    revision: hub.Revision = None,
+    token_file: hub.TokenFile = None,
+    gguf_file: hub.GgufFile = None,
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = 0,
     home: options.Home = None,
@@ -324,14 +363,16 @@ def verify(
     detach: options.Detach = False,
 ) -> None:
     """Perplexity and KL divergence of a file against its base, beside llama.cpp's presets; ends with a verdict and a graph."""
+    repository = hub.repository(base, revision, token_file, gguf_file)
     task = tasks.VerifyTask(
         file=tasks.absolute(file),
-        base=tasks.absolute(base),
+        base=hub.place(base, repository),
+        hub=repository,
         against=split_list(against),
         text=optional_path(text),
         chunks=chunks,
         n_ctx=n_ctx,
-        imatrix=imatrix_choice(imatrix),
+        imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
         output=optional_path(output),
         n_gpu_layers=gpu_layers,
         n_threads=threads,
@@ -339,9 +380,12 @@ def verify(
     execute(task, home=home, as_json=as_json, detach=detach)
 
 
-@app.command(epilog="Example: quantailor make ./Llama-3.2-1B --size 700MiB -o out")
+@app.command(
+    epilog="Examples: quantailor make ./Llama-3.2-1B --size 700MiB -o out | "
+    "quantailor make ORG/NAME --imatrix imatrix.gguf --basis ranking --no-verify --like Q4_K_M -o out"
+)
 def make(
-    model: options.Source,
+    model: options.Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for everything that is made.")],
     size: Size = None,
     bpw: Bpw = None,
@@ -362,10 +406,20 @@ def make(
         tasks.Grouping | None,
         typer.Option("--group", help="Probe every tensor, or roles by depth; by default tensors of small models and on GPUs."),
     ] = None,
+    imatrix: options.MakeImatrix = tasks.COMPUTE,
     imatrix_chunks: Annotated[int | None, typer.Option("--imatrix-chunks", min=1, help="At most so many calibration chunks.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Measure the file against its base; without, no base may be needed.")
+    ] = True,
     verify_text: Annotated[Path | None, typer.Option("--verify-text", help="Held-out text instead of the one that ships.")] = None,
     chunks: options.Chunks = None,
     against: options.Against = _AGAINST,
+    revision: hub.Revision = None,
+    token_file: hub.TokenFile = None,
+    gguf_file: hub.GgufFile = None,
+    converter: options.Converter = None,
+    way: options.Way = "auto",
+    trust_remote_code: options.TrustRemoteCode = False,
     requantize: options.Requantize = False,
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = 0,
@@ -373,12 +427,18 @@ def make(
     as_json: options.Json = False,
     detach: options.Detach = False,
 ) -> None:
-    """All of it in one go: convert, importance matrix, measure, probe, plan, build, verify. Run it again to resume."""
+    """All of it in one go: convert, importance matrix, measure, probe, plan, build, verify. Run it again to resume.
+
+    A base is written where a step runs the model. With --imatrix FILE, --basis ranking and --no-verify none does: the file is built from
+    the checkpoint itself.
+    """
     plan_options = tasks.PlanOptions(
         **_targets(size, bpw, like, kld, needed=True), **_constraints(pin, tie, allow, minimum, maximum, budget), basis=basis
     )
+    repository = hub.repository(model, revision, token_file, gguf_file)
     task = tasks.MakeTask(
-        model=tasks.absolute(model),
+        model=hub.place(model, repository),
+        hub=repository,
         output=tasks.absolute(output),
         plan=plan_options,
         types=split_list(types),
@@ -386,13 +446,16 @@ def make(
         text=optional_path(text),
         probe_chunks=probe_chunks,
         group=group,
+        imatrix=imatrix_choice(imatrix, of_repository=repository is not None, words=(tasks.AUTO, tasks.COMPUTE, tasks.NONE)),
         imatrix_chunks=imatrix_chunks,
+        verify=verify,
         verify_text=optional_path(verify_text),
         chunks=chunks,
         against=split_list(against),
         allow_requantize=requantize,
         n_gpu_layers=gpu_layers,
         n_threads=threads,
+        **options.conversion(converter, way, trust_remote_code),
     )
     execute(task, home=home, as_json=as_json, detach=detach)
 

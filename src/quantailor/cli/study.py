@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from quantailor import service
-from quantailor.cli import options
+from quantailor.cli import hub, options
 from quantailor.cli.execution import execute
 from quantailor.cli.output import console, print_json, table
 from quantailor.cli.root import app
@@ -19,18 +20,23 @@ Level = Annotated[
     tasks.Level,
     typer.Option("--level", help="quick ranks mixes; balanced probes too; thorough measures every row; exhaustive sweeps tensor x type."),
 ]
-Imatrix = Annotated[str, typer.Option("--imatrix", help="auto (one that is there, else computed), compute, none, or an imatrix file.")]
 
 
 @app.command(epilog="Example: quantailor study ./Llama-3.2-1B --level balanced --cost")
 def study(
-    model: options.Source,
+    model: options.Model,
     level: Level = "balanced",
     types: options.Types = None,
     text: options.Text = None,
-    imatrix: Imatrix = tasks.AUTO,
+    imatrix: options.MakeImatrix = tasks.AUTO,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the base of a Hugging Face directory goes.")] = None,
     cost: Annotated[bool, typer.Option("--cost", help="Say what it will take, and start nothing.")] = False,
+    revision: hub.Revision = None,
+    token_file: hub.TokenFile = None,
+    gguf_file: hub.GgufFile = None,
+    converter: options.Converter = None,
+    way: options.Way = "auto",
+    trust_remote_code: options.TrustRemoteCode = False,
     requantize: options.Requantize = False,
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = 0,
@@ -39,16 +45,19 @@ def study(
     detach: options.Detach = False,
 ) -> None:
     """Everything that measuring needs, in one job: base, importance matrix, weight errors, probes, sweep. Run it again to resume."""
+    repository = hub.repository(model, revision, token_file, gguf_file)
     task = tasks.StudyTask(
-        model=tasks.absolute(model),
+        model=hub.place(model, repository),
+        hub=repository,
         level=level,
         types=split_list(types),
         text=optional_path(text),
-        imatrix=imatrix if imatrix == tasks.COMPUTE else imatrix_choice(imatrix),
+        imatrix=imatrix_choice(imatrix, of_repository=repository is not None, words=(tasks.AUTO, tasks.COMPUTE, tasks.NONE)),
         output=optional_path(output),
         allow_requantize=requantize,
         n_gpu_layers=gpu_layers,
         n_threads=threads,
+        **options.conversion(converter, way, trust_remote_code),
     )
     if cost:
         _tell_cost(task, home, as_json=as_json)
@@ -57,6 +66,9 @@ def study(
 
 
 def _tell_cost(task: tasks.StudyTask, home: Path | None, *, as_json: bool) -> None:
+    if task.hub is not None:
+        here = hub.here(Path(task.model), task.hub, task.imatrix)
+        task = replace(task, model=str(here.path), hub=None, imatrix=here.imatrix)
     with service.Workspace.open(home) as workspace:
         found = service.study_cost(workspace, task)
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -61,6 +62,8 @@ def optional_path(value: Path | None) -> str | None:
     return None if value is None else tasks.absolute(value)
 
 
-def imatrix_choice(value: str) -> str:
-    """ "auto", "none", or a file as an absolute path."""
-    return value if value in (tasks.AUTO, tasks.NONE) else tasks.absolute(value)
+def imatrix_choice(value: str, *, of_repository: bool = False, words: Sequence[str] = (tasks.AUTO, tasks.NONE)) -> str:
+    """One of the words, "repo" for a model of the hub, or a file as an absolute path; raises typer.BadParameter."""
+    if value == tasks.REPO and not of_repository:
+        raise typer.BadParameter("--imatrix repo takes what a repository of the hub ships; give ORG/NAME, or a file")
+    return value if value in (tasks.REPO, *words) else tasks.absolute(value)

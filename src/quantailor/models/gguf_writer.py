@@ -102,6 +102,19 @@ def _groups(tensors: Sequence[TensorInfo], most: int, alignment: int) -> list[li
     return groups
 
 
+def write_hollow(path: Path, planned: FileLayout) -> None:
+    """Write a file of one part whose tensor data are a hole: it has its full length and takes the header's room on the disk.
+
+    Raises OutputError where the file system does not take it.
+    """
+    part = planned.parts[0]
+    try:
+        path.write_bytes(part.header)
+        os.truncate(path, part.size_bytes)
+    except OSError as error:
+        raise files.cannot_write(path, error) from error
+
+
 class GGUFWriter:
     """Writes tensor data in the layout's order; a context manager.
 

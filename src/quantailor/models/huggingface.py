@@ -14,10 +14,11 @@ from quantailor.errors import ModelError, ModelFormatError, TensorNotFoundError,
 from quantailor.ggml import codec, library
 from quantailor.models.convert import metadata as descriptions
 from quantailor.models.convert.families import family_of
-from quantailor.models.convert.json_files import read_json
+from quantailor.models.convert.json_files import OTHER_WAY, is_there, read_json
 from quantailor.models.convert.llama import outtype
 from quantailor.models.convert.planned import PlannedTensor
 from quantailor.models.safetensors_file import SafetensorsFile, StoredArray
+from quantailor.models.source import name_of
 from quantailor.records import MetadataValue, TensorInfo
 
 Floats = npt.NDArray[np.float32]
@@ -43,10 +44,12 @@ class HuggingFaceSource:
     def __init__(self, path: Path | str) -> None:
         # Only made absolute: the name of a link is the name its owner chose.
         self.folder = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 - resolve() would follow links
-        if not (self.folder / "config.json").is_file():
+        if not is_there(self.folder / "config.json"):
             raise ModelError(f"{self.folder} has no config.json", remedy="Give a GGUF file or a Hugging Face directory")
         self.config: Mapping[str, Any] = read_json(self.folder / "config.json")
         family = family_of(self.config, str(self.folder / "config.json"))
+        self.family = type(family).__name__
+        """For people: "Llama"."""
         self._files: list[SafetensorsFile] = []
         try:
             arrays = self._arrays()
@@ -85,13 +88,13 @@ class HuggingFaceSource:
         if listed is not None and listed.keys() != arrays.keys():
             odd = sorted(listed.keys() ^ arrays.keys())
             raise ModelFormatError(
-                f"{index} and its files differ in {len(odd)} tensors, {odd[0][:120]} for one", remedy="Download the model again"
+                f"{index} and its files differ in {len(odd)} tensors, {odd[0][:120]!r} for one", remedy="Download the model again"
             )
         return arrays
 
     @property
     def name(self) -> str:
-        return str(self.metadata["general.name"].value)
+        return name_of(self.metadata, self.folder.name)
 
     @property
     def location(self) -> str:
@@ -155,5 +158,5 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _no_weights(folder: Path) -> ModelError:
     if any(folder.glob("pytorch_model*.bin")):
-        return UnsupportedModelError(f"{folder} has its weights in pickle files", remedy="Save the model as safetensors")
+        return UnsupportedModelError(f"{folder} has its weights in pickle files", remedy=OTHER_WAY)
     return ModelError(f"{folder} has no model*.safetensors", remedy="Download the model's weights as well")

@@ -61,6 +61,17 @@ class ModelSource(Protocol):
 
 
 _SAMPLED_BYTES = 4096
+_MAX_NAME = 200
+
+
+def name_of(metadata: Mapping[str, MetadataValue], otherwise: str) -> str:
+    """`general.name` as people may see it, short and without letters that steer a terminal, or `otherwise`."""
+    stored = metadata.get("general.name")
+    text = stored.value if stored is not None and isinstance(stored.value, str) else ""
+    for found in (text, otherwise):
+        if shown := "".join(letter for letter in found if letter.isprintable())[:_MAX_NAME].strip():
+            return shown
+    return "model"
 
 
 def fingerprint(source: ModelSource) -> str:

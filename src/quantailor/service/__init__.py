@@ -22,6 +22,7 @@ from quantailor.service.builds import (
 from quantailor.service.card import model_card, suggested_file_name, write_card
 from quantailor.service.checking import check_build
 from quantailor.service.comparing import compare_strategies, preset_types_of
+from quantailor.service.converting import ConversionOffer, conversion_offer
 from quantailor.service.cost import study_cost
 from quantailor.service.desk import Desk, desk_state
 from quantailor.service.drafts import (
@@ -36,6 +37,7 @@ from quantailor.service.drafts import (
 )
 from quantailor.service.experts import experts
 from quantailor.service.exporting import export, llama_quantize_command
+from quantailor.service.fetching import cached_model, shipped_imatrix
 from quantailor.service.hub import peek
 from quantailor.service.inspection import inspect
 from quantailor.service.jobs import (
@@ -82,6 +84,7 @@ from quantailor.service.workspace import Workspace
 
 __all__ = [
     "BuildWish",
+    "ConversionOffer",
     "Desk",
     "Draft",
     "JobReport",
@@ -92,6 +95,7 @@ __all__ = [
     "StrategyChoice",
     "Workspace",
     "build_offer",
+    "cached_model",
     "cancel_job",
     "check_build",
     "check_built",
@@ -101,6 +105,7 @@ __all__ = [
     "compare_with",
     "configuration_files",
     "configuration_text",
+    "conversion_offer",
     "desk_state",
     "drafts_of",
     "edit",
@@ -148,6 +153,7 @@ __all__ = [
     "run_job",
     "save_draft",
     "save_strategy",
+    "shipped_imatrix",
     "show_job",
     "start_build",
     "start_detached",

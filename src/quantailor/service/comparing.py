@@ -25,7 +25,7 @@ from quantailor.service.knowledge import Knowledge
 from quantailor.service.planning import measured
 from quantailor.service.proving import embedded_strategy, strategy_imatrix
 from quantailor.service.sharing_results import DiffSide, RoleDiff, StrategyDiff, TensorDiff
-from quantailor.service.workspace import OpenedModel, Workspace, gguf_path, quantizable_tensors
+from quantailor.service.workspace import OpenedModel, Workspace, header_path, quantizable_tensors
 
 
 def compare_strategies(workspace: Workspace, base: Path, a: str | Path, b: str | Path, *, imatrix: str = tasks.AUTO) -> StrategyDiff:
@@ -57,14 +57,14 @@ def preset_types_of(workspace: Workspace, base: Path, preset: str, *, imatrix: s
 
     Raises:
         TypeUnavailableError: llama.cpp has no such preset.
-        UnsupportedModelError: the base is no GGUF file.
     """
     with workspace.model(base, allow_requantize=True) as model:
         return _preset_types(model, preset_name(preset), workspace.choose_imatrix(model, imatrix))
 
 
 def _preset_types(model: OpenedModel, preset: str, imatrix: Imatrix | None) -> dict[str, str]:
-    found = preset_types(gguf_path(model), preset, imatrix=_importances(model.source, imatrix))
+    with header_path(model) as header:
+        found = preset_types(header, preset, imatrix=_importances(model.source, imatrix))
     return {tensor.name: found.get(tensor.name, tensor.type_name) for tensor in model.source.tensors}
 
 

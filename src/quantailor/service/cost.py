@@ -27,6 +27,7 @@ from quantailor.qtypes import needs_imatrix
 from quantailor.records import TensorInfo
 from quantailor.service import knowledge, machine, past_runs, swap_work, tasks, workload
 from quantailor.service.calibration import Range, inference_seconds, middle
+from quantailor.service.converting import with_known_base
 from quantailor.service.knowledge import CURVE
 from quantailor.service.making import grouping_of
 from quantailor.service.model_size import ModelSize
@@ -57,6 +58,7 @@ def study_cost(workspace: Workspace, task: tasks.StudyTask) -> CostReport:
 
     Raises ModelError where the model cannot be read, TypeUnavailableError for an unknown type, CorpusError for the text.
     """
+    task = with_known_base(workspace, task)
     with workspace.model(task.model, allow_requantize=task.allow_requantize) as model:
         counted = _Counted(workspace, task, model)
         estimates = [_ESTIMATES[name](counted) for name in stage_names(workspace, task, model)]
@@ -307,7 +309,8 @@ def _is_precise(at: _Counted, task: tasks.ProbeTask) -> bool:
         return False
     with at.workspace.model(at.base) as model:
         settings = MeasureSettings(exhaustive=LEVEL_SETTINGS[at.task.level].exhaustive)
-        cells = at.workspace.store.cells(MeasurementKey(model.fingerprint, at.imatrix or "", settings.key, DEFINITION_VERSION))
+        key = MeasurementKey(model.fingerprint, at.imatrix or "", settings.key, DEFINITION_VERSION)
+        cells = at.workspace.store.cells(key, distributions=False)
         known = knowledge.load(at.workspace, model, at.imatrix or "", cells, key=at.swap_key)
     found = [item for item in (known.sensitivities.values() if known else ()) if item.status == "measured" and item.alpha.value > 0]
     precise = [item for item in found if item.alpha.se <= task.target_error * item.alpha.value]

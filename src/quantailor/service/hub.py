@@ -1,17 +1,16 @@
-"""Models on the Hugging Face hub: looked at before anything is downloaded, and downloaded as a job."""
+"""Models on the Hugging Face hub, looked at before anything is downloaded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from quantailor.errors import AlreadyQuantizedError, RepoFileNotFoundError, UnsupportedModelError
 from quantailor.ggml import library
 from quantailor.models.hub import (
-    DOWNLOAD_PATIENCE_S,
     Choice,
     HubSettings,
     Repo,
+    RepoAtCommit,
     RepoFile,
     Structure,
     Token,
@@ -19,15 +18,14 @@ from quantailor.models.hub import (
     find_token,
     structure_of,
 )
-from quantailor.models.hub.fetching import check_cached, check_room, fetch_all, free_bytes
+from quantailor.models.hub.fetching import free_bytes
 from quantailor.models.hub.peeking import weight_names
 from quantailor.models.huggingface import INDEX_NAME
 from quantailor.qtypes import QType
 from quantailor.records import TensorInfo
 from quantailor.service import tasks
 from quantailor.service.inspection import tensor_report
-from quantailor.service.results import DiskNeed, DownloadResult, HubFile, PeekReport, TensorReport
-from quantailor.service.stages import Stages
+from quantailor.service.results import DiskNeed, HubFile, PeekReport, TensorReport
 
 _MIXTURE_BITS: Mapping[str, float] = {"Q4_K_M": 4.9, "Q5_K_M": 5.7, "Q3_K_M": 4.0}
 """Bits per weight of presets that mix types, for a dense model of 8 B weights; rounded up."""
@@ -53,9 +51,9 @@ def peek(
     """
     repo = Repo(repo_id, revision=revision, token=find_token() if token is None else token, settings=HubSettings.read())
     try:
-        choice = _choice(repo, gguf_file, imatrix_only)
+        choice = choose_files(repo, gguf_file, imatrix_only)
         structure = Structure("none") if choice.kind == "imatrix" else structure_of(repo, choice)
-        _check_header(choice, structure)
+        check_header(choice, structure)
     except (RepoFileNotFoundError, AlreadyQuantizedError, UnsupportedModelError) as error:
         if gguf_file is not None or imatrix_only:
             raise
@@ -63,65 +61,21 @@ def peek(
     return _report(repo, revision, choice, structure)
 
 
-def download(task: tasks.DownloadTask, stages: Stages) -> DownloadResult:
-    """Fetch what conversion or measuring needs into huggingface_hub's cache; what is there already is checked, not fetched.
-
-    Raises HubError, OutputError where the disk is too small, ModelError.
-    """
-    control = stages.begin("look up")
-    repo = Repo(
-        task.repo_id,
-        revision=task.revision,
-        token=find_token(None if task.token_file is None else Path(task.token_file)),
-        settings=HubSettings.read(),
-        patience_s=DOWNLOAD_PATIENCE_S,
-        control=control,
-        on_wait=lambda error, seconds: stages.note(f"{error.message}; trying again in {seconds:.0f} s"),
-    )
-    stages.note(f"{repo.repo_id} is at the commit {repo.sha}")
-    index = _index(repo, task.gguf_file, task.imatrix_only)
-    fetched = 0 if index is None else fetch_all(repo, check_cached(repo, [index], control), control)
-    choice = _choice(repo, task.gguf_file, task.imatrix_only)
-    if not choice.by_name:
-        _check_header(choice, structure_of(repo, choice))
-    missing = check_cached(repo, choice.files, stages.begin("check what is there"))
-    check_room(repo, missing)
-    fetched += fetch_all(repo, missing, stages.begin("download"))
-    return _downloaded(repo, task, choice, fetched)
-
-
-def _downloaded(repo: Repo, task: tasks.DownloadTask, choice: Choice, fetched: int) -> DownloadResult:
-    folder = repo.settings.repo_folder(repo.repo_id) / "snapshots" / repo.sha
-    model = {"gguf": str(repo.snapshot(choice.weights[0])) if choice.weights else None, "safetensors": str(folder), "imatrix": None}
-    return DownloadResult(
-        repo_id=repo.repo_id,
-        revision=task.revision or "main",
-        sha=repo.sha,
-        kind=choice.kind,
-        path=model[choice.kind],
-        folder=str(folder),
-        files=tuple(file.name for file in choice.files),
-        imatrix_files=tuple(str(repo.snapshot(file)) for file in choice.imatrices),
-        size_bytes=sum(file.size_bytes for file in choice.files),
-        fetched_bytes=fetched,
-        license=repo.info.license,
-    )
-
-
-def _choice(repo: Repo, gguf_file: str | None, imatrix_only: bool) -> Choice:
-    index = _index(repo, gguf_file, imatrix_only)
+def choose_files(repo: RepoAtCommit, gguf_file: str | None = None, imatrix_only: bool = False) -> Choice:
+    """What to take from a repository; raises as `models.hub.choose` does, and HubError where the index cannot be read."""
+    index = index_of(repo, gguf_file, imatrix_only)
     names = None if index is None else weight_names(repo, index)
     return choose(repo.files, repo_id=repo.repo_id, weight_names=names, gguf_file=gguf_file, imatrix_only=imatrix_only)
 
 
-def _index(repo: Repo, gguf_file: str | None, imatrix_only: bool) -> RepoFile | None:
+def index_of(repo: RepoAtCommit, gguf_file: str | None, imatrix_only: bool) -> RepoFile | None:
     """The safetensors index, where it says which files are needed."""
     if gguf_file is not None or imatrix_only:
         return None
     return next((file for file in repo.files if file.name == INDEX_NAME), None)
 
 
-def _check_header(choice: Choice, structure: Structure) -> None:
+def check_header(choice: Choice, structure: Structure) -> None:
     """Raise AlreadyQuantizedError where a file whose name says nothing turns out to be quantized."""
     quantized = _quantized_types(structure.tensors)
     if not choice.by_name and quantized:

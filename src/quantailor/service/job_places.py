@@ -42,7 +42,8 @@ def job_places(workspace: Workspace) -> list[JobPlace]:
 
 
 def _place(workspace: Workspace, job: Job, models: Mapping[str, str]) -> JobPlace:
-    paths = [str(job.arguments[key]) for key in ("base", "model", "output", "file") if job.arguments.get(key)]
+    named = (job.hub_path, *(job.arguments.get(key) for key in ("base", "model", "output", "file")))
+    paths = [str(path) for path in named if path]
     ended = job.finished if job.state in ("done", "failed", "cancelled") else None
     return JobPlace(
         job=report_of(workspace, job),

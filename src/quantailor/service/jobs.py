@@ -13,7 +13,8 @@ from quantailor import jobs
 from quantailor.errors import JobError, ResourceError
 from quantailor.jobs import Job, JobControl, Listener
 from quantailor.service import tasks
-from quantailor.service.hub import download
+from quantailor.service.converting import convert
+from quantailor.service.fetching import download, with_model_here, with_origin
 from quantailor.service.making import make
 from quantailor.service.preflight import preflight
 from quantailor.service.probing import probe
@@ -24,7 +25,7 @@ from quantailor.service.stages import Stages
 from quantailor.service.study import study
 from quantailor.service.sweeping import sweep
 from quantailor.service.tasks import Task
-from quantailor.service.work import compute_imatrix, convert, measure
+from quantailor.service.work import compute_imatrix, measure
 from quantailor.service.workspace import Workspace
 
 _FOLLOW_SECONDS = 0.5
@@ -69,16 +70,20 @@ def run_job(
     found: list[TaskResult] = []
 
     def work(control: JobControl) -> None:
-        found.append(_run(workspace, task, Stages(control)))
+        stages = Stages(control)
+        ready, origin = with_model_here(workspace, job_id, task, stages)
+        if origin is not None:
+            _require_resources(workspace, ready)
+        found.append(with_origin(_run(workspace, job_id, ready, stages), origin))
 
     jobs.run(workspace.store, job_id, work, listener=listener, on_stopping=on_stopping)
     return found[0]
 
 
-def _run(workspace: Workspace, task: Task, stages: Stages) -> TaskResult:
+def _run(workspace: Workspace, job_id: int, task: Task, stages: Stages) -> TaskResult:
     match task:
         case tasks.DownloadTask():
-            return download(task, stages)
+            return download(workspace, job_id, task, stages)
         case tasks.ConvertTask():
             return convert(workspace, task, stages)
         case tasks.ImatrixTask():
@@ -179,6 +184,7 @@ def report_of(workspace: Workspace, job: Job, *, with_log: bool = False) -> JobR
         stage=progress.stage,
         stage_number=progress.stage_number,
         n_stages=progress.n_stages,
+        origin=_origin(job),
     )
 
 
@@ -193,9 +199,19 @@ def _elapsed_seconds(workspace: Workspace, job: Job) -> float | None:
 def _title(job: Job) -> str:
     """What a job works on and where it writes."""
     arguments = job.arguments
-    if arguments.get("repo_id"):
+    if job.kind == "download":
         return str(arguments["repo_id"])
     subject = next((str(arguments[key]) for key in ("file", "model", "base") if arguments.get(key)), "")
     output = arguments.get("output")
-    name = Path(subject).name
+    name = subject if subject == _repository(job) else Path(subject).name
     return f"{name} -> {Path(str(output)).name}" if output else name
+
+
+def _repository(job: Job) -> str | None:
+    """ORG/NAME where a job's model comes from the hub."""
+    found = job.arguments if job.kind == "download" else job.arguments.get("hub")
+    return str(found["repo_id"]) if found else None
+
+
+def _origin(job: Job) -> str | None:
+    return f"{_repository(job)}@{job.hub_commit}" if job.hub_commit else None

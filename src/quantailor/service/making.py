@@ -1,22 +1,30 @@
-"""The whole way in one directory, each step only if its result is not there yet."""
+"""The whole way in one directory, each step only if its result is not there yet.
+
+A base is written where a step runs the model: to compute an importance matrix, to probe, to verify. Without these, weights
+are measured and built from the checkpoint itself, row by row, and the result is all that is written.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
+from quantailor.analysis.imatrix_file import read_imatrix
 from quantailor.errors import OutputError
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.opening import open_model
 from quantailor.service import tasks
+from quantailor.service.converting import convert, with_base
 from quantailor.service.planning import plan
 from quantailor.service.probing import probe
 from quantailor.service.proving import build, embedded_strategy, verify
 from quantailor.service.results import BuildReport, MakeResult, PlanResult
 from quantailor.service.stages import Stages
-from quantailor.service.work import compute_imatrix, convert, measure
-from quantailor.service.workspace import Workspace, fingerprint_of
+from quantailor.service.tasks import AUTO, COMPUTE, NONE
+from quantailor.service.work import compute_imatrix, measure
+from quantailor.service.workspace import Workspace, fingerprint_of, model_label
 from quantailor.strategy import file as strategy_file
 
 SMALL_MODEL_WEIGHTS = 1_000_000_000
@@ -25,94 +33,170 @@ SMALL_MODEL_WEIGHTS = 1_000_000_000
 
 def make(workspace: Workspace, task: tasks.MakeTask, stages: Stages) -> MakeResult:
     """Convert, importance matrix, measure, probe, plan, build, verify. What an earlier run finished is taken as it is."""
+    folder = _folder(task)
+    asked, task = task, with_base(workspace, task, folder / "base.gguf", stages)
+    way = _way(workspace, task, folder)
+
+    def begin(part: str) -> bool:
+        if part in way.parts:
+            stages.part(way.parts.index(part) + 1, len(way.parts))
+        return part in way.parts
+
+    if begin("convert"):
+        convert(workspace, tasks.ConvertTask(model=task.model, output=way.weights, overwrite=True), stages)
+    imatrix = compute_imatrix(workspace, _imatrix_task(task, way, folder), stages).path if begin("imatrix") else way.imatrix
+    begin("measure")
+    measure(workspace, _measure_task(task, way, imatrix), stages)
+    if begin("probes"):
+        probe(workspace, _probe_task(task, way, imatrix), stages)
+    begin("plan")
+    strategy = folder / "strategy.yaml"
+    planned = _plan(workspace, task, way, imatrix, strategy, stages)
+    begin("build")
+    built = _build(workspace, asked, way.weights, strategy, planned, stages)
+    verified = verify(workspace, _verify_task(task, way, imatrix, built), stages) if begin("verify") else None
+    return MakeResult(way.base, None if imatrix == NONE else imatrix, str(strategy), built, planned, verified)
+
+
+def _folder(task: tasks.MakeTask) -> Path:
     folder = Path(task.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot create {folder}: {error.strerror or error}", remedy="Choose another directory with -o") from error
-    base, is_there = _base(task, folder)
-    parts = _parts(task, is_there)
+    return folder
 
-    def enter(part: str) -> None:
-        stages.part(parts.index(part) + 1, len(parts))
 
-    if not is_there:
-        enter("convert")
-        convert(workspace, tasks.ConvertTask(model=task.model, output=base, overwrite=True), stages)
-    enter("imatrix")
-    imatrix = compute_imatrix(
-        workspace,
-        tasks.ImatrixTask(
-            base=base,
-            text=task.text,
-            chunks=task.imatrix_chunks,
-            output=str(folder / "imatrix.gguf"),
-            overwrite=True,
-            n_gpu_layers=task.n_gpu_layers,
-            n_threads=task.n_threads,
-        ),
-        stages,
+# The way
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """What a run works on, and what it goes through."""
+
+    weights: str
+    """Where weights are read: the base, or the checkpoint itself where it needs none."""
+    base: str | None
+    """What llama.cpp runs; None where nothing does."""
+    imatrix: str
+    """A file or "none" where none is computed."""
+    parts: tuple[str, ...]
+    """In order."""
+
+
+def _way(workspace: Workspace, task: tasks.MakeTask, folder: Path) -> _Way:
+    imatrix = known_imatrix(workspace, task)
+    if imatrix not in (None, NONE):
+        read_imatrix(Path(imatrix))  # one that cannot be read is told before anything is written
+    base, is_there = _base(task, folder) if runs_the_model(task, imatrix) else (None, True)
+    wanted = {
+        "convert": not is_there,
+        "imatrix": imatrix is None,
+        "measure": True,
+        "probes": _probes(task),
+        "plan": True,
+        "build": True,
+        "verify": task.verify,
+    }
+    return _Way(base or task.model, base, imatrix or NONE, tuple(name for name, is_wanted in wanted.items() if is_wanted))
+
+
+def known_imatrix(workspace: Workspace, task: tasks.MakeTask) -> str | None:
+    """The importance matrix's file, or "none" where there is to be none; None where it is still to be computed."""
+    if task.imatrix == COMPUTE:
+        return None
+    if task.imatrix != AUTO:
+        return task.imatrix
+    model = fingerprint_of(Path(task.model))
+    paths = (workspace.imatrix_path(model, record.fingerprint) for record in workspace.store.imatrices(model))
+    return next((str(path) for path in paths if path.exists()), None)
+
+
+def runs_the_model(task: tasks.MakeTask, imatrix: str | None) -> bool:
+    """Whether any step needs llama.cpp to run the model; `imatrix` is what `known_imatrix` says."""
+    return imatrix is None or task.verify or _probes(task)
+
+
+def _probes(task: tasks.MakeTask) -> bool:
+    return task.plan.basis != "ranking"
+
+
+def _base(task: tasks.MakeTask, folder: Path) -> tuple[str, bool]:
+    """The GGUF to start from, the model itself or its conversion, and whether it is there."""
+    source = open_model(task.model)
+    try:
+        if isinstance(source, GGUFSource):
+            return task.model, True
+    finally:
+        source.close()
+    base = folder / "base.gguf"
+    return str(base), base.exists() and fingerprint_of(base) == fingerprint_of(Path(task.model))
+
+
+# The steps' own tasks
+
+
+def _imatrix_task(task: tasks.MakeTask, way: _Way, folder: Path) -> tasks.ImatrixTask:
+    return tasks.ImatrixTask(
+        base=way.weights,
+        text=task.text,
+        chunks=task.imatrix_chunks,
+        output=str(folder / "imatrix.gguf"),
+        overwrite=True,
+        n_gpu_layers=task.n_gpu_layers,
+        n_threads=task.n_threads,
     )
-    enter("measure")
-    measure(
-        workspace,
-        tasks.MeasureTask(
-            base=base,
-            types=task.types,
-            exhaustive=task.exhaustive,
-            imatrix=imatrix.path,
-            allow_requantize=task.allow_requantize,
-            n_threads=task.n_threads,
-        ),
-        stages,
-    )
-    if "probes" in parts:
-        enter("probes")
-        probe(
-            workspace,
-            tasks.ProbeTask(
-                base=base,
-                text=task.text,
-                chunks=task.probe_chunks,
-                mix_chunks=3 * task.probe_chunks,
-                group=task.group or grouping(base, task.n_gpu_layers),
-                imatrix=imatrix.path,
-                n_gpu_layers=task.n_gpu_layers,
-                n_threads=task.n_threads,
-            ),
-            stages,
-        )
-    strategy = folder / "strategy.yaml"
-    enter("plan")
-    planned = plan(
-        workspace,
-        Path(base),
-        _plan_options(task),
-        imatrix=imatrix.path,
+
+
+def _measure_task(task: tasks.MakeTask, way: _Way, imatrix: str) -> tasks.MeasureTask:
+    return tasks.MeasureTask(
+        base=way.weights,
+        types=task.types,
         exhaustive=task.exhaustive,
-        output=strategy,
+        imatrix=imatrix,
+        allow_requantize=task.allow_requantize,
+        n_threads=task.n_threads,
+    )
+
+
+def _probe_task(task: tasks.MakeTask, way: _Way, imatrix: str) -> tasks.ProbeTask:
+    return tasks.ProbeTask(
+        base=way.weights,
+        text=task.text,
+        chunks=task.probe_chunks,
+        mix_chunks=3 * task.probe_chunks,
+        group=task.group or grouping(way.weights, task.n_gpu_layers),
+        imatrix=imatrix,
+        n_gpu_layers=task.n_gpu_layers,
+        n_threads=task.n_threads,
+    )
+
+
+def _verify_task(task: tasks.MakeTask, way: _Way, imatrix: str, built: BuildReport) -> tasks.VerifyTask:
+    return tasks.VerifyTask(
+        file=built.paths[0],
+        base=way.weights,
+        against=task.against,
+        text=task.verify_text,
+        chunks=task.chunks,
+        imatrix=imatrix,
+        output=str(Path(task.output) / "verdict"),
+        n_gpu_layers=task.n_gpu_layers,
+        n_threads=task.n_threads,
+    )
+
+
+def _plan(workspace: Workspace, task: tasks.MakeTask, way: _Way, imatrix: str, output: Path, stages: Stages) -> PlanResult:
+    return plan(
+        workspace,
+        Path(way.weights),
+        _plan_options(task),
+        imatrix=imatrix,
+        exhaustive=task.exhaustive,
+        output=output,
         overwrite=True,
         control=stages.begin("plan"),
     )
-    enter("build")
-    built = _build(workspace, task, base, strategy, planned, stages)
-    enter("verify")
-    verified = verify(
-        workspace,
-        tasks.VerifyTask(
-            file=built.paths[0],
-            base=base,
-            against=task.against,
-            text=task.verify_text,
-            chunks=task.chunks,
-            imatrix=imatrix.path,
-            output=str(folder / "verdict"),
-            n_gpu_layers=task.n_gpu_layers,
-            n_threads=task.n_threads,
-        ),
-        stages,
-    )
-    return MakeResult(base, imatrix.path, str(strategy), built, planned, verified)
 
 
 def _plan_options(task: tasks.MakeTask) -> tasks.PlanOptions:
@@ -134,24 +218,6 @@ def grouping(base: str, n_gpu_layers: int) -> tasks.Grouping:
 def grouping_of(n_weights: int, n_gpu_layers: int) -> tasks.Grouping:
     """The same for a model of so many weights."""
     return "tensor" if n_weights <= SMALL_MODEL_WEIGHTS or n_gpu_layers else "role-depth"
-
-
-def _parts(task: tasks.MakeTask, base_is_there: bool) -> tuple[str, ...]:
-    """What this run goes through, in order."""
-    wanted = {"convert": not base_is_there, "imatrix": True, "measure": True, "probes": task.plan.basis != "ranking"}
-    return (*(name for name, is_wanted in wanted.items() if is_wanted), "plan", "build", "verify")
-
-
-def _base(task: tasks.MakeTask, folder: Path) -> tuple[str, bool]:
-    """The GGUF to start from, the model itself or its conversion, and whether it is there."""
-    source = open_model(task.model)
-    try:
-        if isinstance(source, GGUFSource):
-            return task.model, True
-    finally:
-        source.close()
-    base = folder / "base.gguf"
-    return str(base), base.exists() and fingerprint_of(base) == fingerprint_of(Path(task.model))
 
 
 def _build(workspace: Workspace, task: tasks.MakeTask, base: str, strategy: Path, planned: PlanResult, stages: Stages) -> BuildReport:
@@ -180,6 +246,5 @@ def _build(workspace: Workspace, task: tasks.MakeTask, base: str, strategy: Path
 
 def _file_stem(task: tasks.MakeTask, planned: PlanResult) -> str:
     """A name that says model and size: "books-llama-4.85bpw"."""
-    name = Path(task.model).stem if Path(task.model).is_file() else Path(task.model).name
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", model_label(task.model)).strip("-.") or "model"
     return f"{plain}-{planned.prediction.bits_per_weight:.2f}bpw"

@@ -52,13 +52,18 @@ def _ended(workspace: Workspace, kind: str) -> Iterator[tuple[Job, ModelSize]]:
     """Jobs of one kind that did something and were never interrupted, the latest first, with their model's size."""
     n_found = 0
     for job in workspace.store.jobs.all(states=("done",)):
-        useful = job.kind == kind and job.attempt == 1 and job.progress.total > 0 and _seconds(job) >= calibration.MIN_PAST_SECONDS
-        size = _size_of(Path(str(job.arguments.get("base", "")))) if useful else None
+        size = _size_of(Path(str(job.arguments.get("base", "")))) if job.kind == kind and _tells(job) else None
         if size is not None:
             n_found += 1
             yield job, size
         if n_found == calibration.N_PAST_RUNS:
             return
+
+
+def _tells(job: Job) -> bool:
+    """Whether its time is that of its work: done at one go, long enough, and no download in it."""
+    at_one_go = job.attempt == 1 and job.progress.total > 0 and job.hub_commit is None
+    return at_one_go and _seconds(job) >= calibration.MIN_PAST_SECONDS
 
 
 def _seconds(job: Job) -> float:

@@ -22,7 +22,7 @@ from quantailor.service import knowledge, tasks
 from quantailor.service.knowledge import Knowledge
 from quantailor.service.results import PlanResult
 from quantailor.service.tasks import Method, PlanOptions
-from quantailor.service.workspace import OpenedModel, Workspace, gguf_path, quantizable_tensors
+from quantailor.service.workspace import OpenedModel, Workspace, header_path, quantizable_tensors
 from quantailor.store import MeasurementKey, StrategyRecord
 from quantailor.strategy import file as strategy_file
 from quantailor.strategy.bins import parse_bins
@@ -94,6 +94,7 @@ def plan(
     output: Path | None = None,
     overwrite: bool = False,
     control: Control | None = None,
+    origin: str | None = None,
 ) -> PlanResult:
     """Choose a type for every tensor of `base` from what the store has measured.
 
@@ -105,6 +106,8 @@ def plan(
         exhaustive: which measurements to use; None takes those with the most cells.
         output: where to save the strategy, as YAML or JSON by its name.
         overwrite: replace an existing file.
+        control: told when it is done.
+        origin: where the model came from, for the result.
 
     Raises:
         StrategyError: there are no measurements, or no strategy meets target and constraints.
@@ -123,7 +126,7 @@ def plan(
         workspace.store.record_strategy(StrategyRecord.of(model.fingerprint, strategy.method, document))
         if output is not None:
             strategy_file.write(strategy, output, overwrite=overwrite)
-        return _result(strategy, output, preset_size)
+        return dataclasses.replace(_result(strategy, output, preset_size), origin=origin)
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,7 @@ class Measured:
 def measured(workspace: Workspace, model: OpenedModel, imatrix: str, exhaustive: bool | None = None, *, partial: bool = False) -> Measured:
     """The measurement to work with; see `plan` and `tensor_tables` for the arguments. Raises StrategyError where there is none."""
     key = _measurement(workspace, model, imatrix, exhaustive)
-    cells = workspace.store.cells(key)
+    cells = workspace.store.cells(key, distributions=False)
     return Measured(key, cells, tensor_tables(model.source, cells, partial=partial))
 
 
@@ -354,7 +357,8 @@ def preset_size_bytes(model: OpenedModel, preset: str, imatrix: Imatrix | None) 
     if imatrix is not None:
         vectors = {tensor.name: quantizer_importance(imatrix, tensor) for tensor in model.source.tensors}
         importances = {name: vector.reshape(-1) for name, vector in vectors.items() if vector is not None}
-    types = preset_types(gguf_path(model), preset, imatrix=importances)
+    with header_path(model) as header:
+        types = preset_types(header, preset, imatrix=importances)
     return building.plain_layout(model.source, types, imatrix=imatrix).size_bytes
 
 

@@ -6,7 +6,8 @@ buffers are left out, what an earlier run may have left counts as there, and whe
     memory    importance matrices and verdicts map the model's file: its pages can give way, but a model larger than all memory
               would be read from disk again for every chunk, which is refused. Probes, sweeps and refinements write into the
               weights, so these must fit beside the rest. Measuring and building stream rows and need next to nothing.
-    disk      what goes to one filesystem is added up. A download asks the hub for its sizes and looks for room by itself.
+    disk      what goes to one filesystem is added up. A download asks the hub for its sizes and looks for room by itself; what
+              comes after it is looked at once the model is here.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
 from quantailor.models.opening import open_model
 from quantailor.service import machine, tasks
+from quantailor.service.converting import native_refusal, with_known_base
+from quantailor.service.making import known_imatrix, runs_the_model
 from quantailor.service.model_size import ModelSize
 from quantailor.service.proving import strategy_imatrix
 from quantailor.service.study import LEVEL_SETTINGS, base_place, known_base, probe_task
@@ -56,6 +59,8 @@ class Needs:
 
 def preflight(workspace: Workspace, task: tasks.Task) -> tuple[str, ...]:
     """What is missing for a task, one sentence each; empty where it can start, or where that cannot be known."""
+    if getattr(task, "hub", None) is not None:
+        return ()
     try:
         needs = _needs(workspace, task)
     except QuantailorError:
@@ -103,7 +108,7 @@ def _memory_shortfalls(needs: Needs) -> Iterator[str]:
 def _needs(workspace: Workspace, task: tasks.Task) -> Needs:
     match task:
         case tasks.ConvertTask():
-            return Needs(((Path(task.output), _size(task.model).tensor_bytes),))
+            return Needs(((Path(task.output), _base_bytes(task)),))
         case tasks.ImatrixTask():
             return _mapped(_size(task.base), task.n_ctx, task.n_gpu_layers)
         case tasks.ProbeTask() | tasks.SweepTask():
@@ -115,11 +120,19 @@ def _needs(workspace: Workspace, task: tasks.Task) -> Needs:
         case tasks.VerifyTask():
             return _verifying(workspace, task, _size(task.base), fingerprint_of(Path(task.base)))
         case tasks.StudyTask():
-            return _studying(workspace, task)
+            return _studying(workspace, with_known_base(workspace, task))
         case tasks.MakeTask():
-            return _making(workspace, task)
+            return _making(workspace, with_known_base(workspace, task))
         case _:
             return Needs()
+
+
+def _base_bytes(task: tasks.ConvertTask) -> int:
+    """Of a base that llama.cpp's converter writes: half of the weight files, which may hold 32 bits."""
+    folder = Path(task.model)
+    if native_refusal(folder, task.way) is None:
+        return _size(folder).tensor_bytes
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) // 2
 
 
 def _size(path: str | Path) -> ModelSize:
@@ -201,8 +214,8 @@ def _making(workspace: Workspace, task: tasks.MakeTask) -> Needs:
     """The file to be built counts where its size was asked for and nothing stands in the folder yet."""
     folder, model = Path(task.output), Path(task.model)
     size, fingerprint = _size(model), fingerprint_of(model)
-    needs = Needs()
-    if model.is_dir() and not (folder / "base.gguf").exists():
+    needs, runs = Needs(), runs_the_model(task, known_imatrix(workspace, task))
+    if runs and model.is_dir() and not (folder / "base.gguf").exists():
         needs += Needs(((folder / "base.gguf", size.tensor_bytes),))
     if task.plan.size_bytes and not any(folder.glob("*bpw.gguf")):
         needs += Needs(((folder / "model.gguf", task.plan.size_bytes // 2),))
@@ -216,7 +229,9 @@ def _making(workspace: Workspace, task: tasks.MakeTask) -> Needs:
             n_gpu_layers=task.n_gpu_layers,
         )
         needs += _swapping(workspace, probes, size, fingerprint)
-    return needs + _verifying(workspace, task, size, fingerprint)
+    if task.verify:
+        return needs + _verifying(workspace, task, size, fingerprint)
+    return needs + _mapped(size, tasks.DEFAULT_N_CTX, task.n_gpu_layers) if runs else needs
 
 
 _ANCHOR_BITS = 8.5

@@ -24,7 +24,7 @@ from quantailor.jobs import Job, reconcile
 from quantailor.models.opening import open_model
 from quantailor.qtypes import never_quantized
 from quantailor.records import Sensitivity, TensorInfo, WeightError
-from quantailor.service import knowledge, tasks
+from quantailor.service import fetching, knowledge, tasks
 from quantailor.service.jobs import report_of
 from quantailor.service.results import JobReport
 from quantailor.service.study import LEVEL_SETTINGS, candidate_types
@@ -159,7 +159,7 @@ def _job(workspace: Workspace, fingerprint: str) -> Job | None:
 
 
 def _paths(job: Job) -> set[str]:
-    return {str(job.arguments[key]) for key in ("model", "base") if job.arguments.get(key)}
+    return {str(path) for path in (job.hub_path, job.arguments.get("model"), job.arguments.get("base")) if path}
 
 
 class MeasurementWatch:
@@ -383,7 +383,7 @@ class _Asked:
 
 def _asked(job: Job) -> _Asked | None:
     """None while a job has not come to its measurement, or is of another kind."""
-    if job.kind not in ("study", "measure") or job.progress.stage in ("", "convert", "imatrix"):
+    if job.kind not in ("study", "measure") or job.progress.stage in ("", *fetching.STAGES, "convert", "imatrix"):
         return None
     try:
         task: Any = tasks.from_json(job.kind, json.dumps(job.arguments))

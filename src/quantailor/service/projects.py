@@ -14,6 +14,7 @@ from quantailor.ggml import library
 from quantailor.jobs import Job, reconcile
 from quantailor.models.opening import open_model
 from quantailor.records import TensorInfo
+from quantailor.service.converting import openable
 from quantailor.service.planning import UNUSUAL_TYPES
 from quantailor.service.results import ProjectReport
 from quantailor.service.tasks import Level
@@ -39,8 +40,11 @@ def list_projects(workspace: Workspace) -> list[ProjectReport]:
 
 
 def open_project(workspace: Workspace, model: Path) -> ProjectReport:
-    """Record a GGUF file or a Hugging Face directory and report it. Raises ModelError where it cannot be read."""
-    with workspace.model(model) as opened:
+    """Record a GGUF file or a Hugging Face directory and report it; of a directory that we do not know, its conversion.
+
+    Raises ModelError where it cannot be read.
+    """
+    with workspace.model(openable(workspace, model)) as opened:
         fingerprint = opened.fingerprint
     return project(workspace, fingerprint)
 
@@ -83,7 +87,7 @@ class _Seen:
 def _paths(job: Job) -> set[str]:
     """The models that a job's task names; a conversion's output is one too."""
     keys = ("model", "base", "output") if job.kind in ("convert", "study") else ("model", "base")
-    return {str(job.arguments[key]) for key in keys if job.arguments.get(key)}
+    return {str(path) for path in (job.hub_path, *(job.arguments.get(key) for key in keys)) if path}
 
 
 def _is_product(workspace: Workspace, record: ModelRecord, seen: _Seen) -> bool:

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from quantailor.records import Curve, Estimate, MetadataValue, Prediction, Sensitivity, SwapCell, TensorChoice, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class OfModel:
+    """What was found out about a model, or made of it."""
+
+    origin: str | None = field(default=None, kw_only=True)
+    """ORG/NAME@COMMIT where the model came from the hub."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +138,17 @@ class DownloadResult:
 
 
 @dataclass(frozen=True, slots=True)
-class ConvertResult:
+class ConvertResult(OfModel):
     path: str
     fingerprint: str
     size_bytes: int
     n_tensors: int
     left_out: tuple[str, ...] = ()
-    """Parts of the checkpoint that are no text model, such as a vision tower."""
+    """Parts of the checkpoint that are no text model, such as a vision tower; unknown of llama.cpp's converter."""
+    way: str = "native"
+    """"native", or "llama.cpp" where its own converter ran."""
+    why: str = ""
+    """Which conversion that was and why, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +168,7 @@ class ImatrixTensorReport:
 
 
 @dataclass(frozen=True, slots=True)
-class ImatrixReport:
+class ImatrixReport(OfModel):
     """An importance matrix of the store."""
 
     fingerprint: str
@@ -189,7 +201,7 @@ class CellReport:
 
 
 @dataclass(frozen=True, slots=True)
-class MeasureResult:
+class MeasureResult(OfModel):
     """What the store holds for a model after measuring."""
 
     model_fingerprint: str
@@ -206,7 +218,7 @@ class MeasureResult:
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeResult:
+class ProbeResult(OfModel):
     """How much each tensor's error matters, and how well whole mixes are predicted from it."""
 
     model_fingerprint: str
@@ -241,7 +253,7 @@ class SweepCellReport:
 
 
 @dataclass(frozen=True, slots=True)
-class SweepResult:
+class SweepResult(OfModel):
     """Every tensor through every type."""
 
     model_fingerprint: str
@@ -256,7 +268,7 @@ class SweepResult:
 
 
 @dataclass(frozen=True, slots=True)
-class StudyResult:
+class StudyResult(OfModel):
     """What one job measured of a model."""
 
     base: str
@@ -405,7 +417,7 @@ class CompareResult:
 
 
 @dataclass(frozen=True, slots=True)
-class RefineResult:
+class RefineResult(OfModel):
     """A strategy improved with measurements around it, and what that gained on the texts' chunks."""
 
     path: str
@@ -422,7 +434,7 @@ class RefineResult:
 
 
 @dataclass(frozen=True, slots=True)
-class PlanResult:
+class PlanResult(OfModel):
     """A strategy that was chosen, and where it was saved."""
 
     path: str | None
@@ -436,7 +448,7 @@ class PlanResult:
 
 
 @dataclass(frozen=True, slots=True)
-class BuildReport:
+class BuildReport(OfModel):
     """A file that was written."""
 
     paths: tuple[str, ...]
@@ -446,7 +458,7 @@ class BuildReport:
 
 
 @dataclass(frozen=True, slots=True)
-class VerifyResult:
+class VerifyResult(OfModel):
     """A verdict and its files."""
 
     verdict: Verdict
@@ -454,19 +466,20 @@ class VerifyResult:
 
 
 @dataclass(frozen=True, slots=True)
-class MakeResult:
+class MakeResult(OfModel):
     """Everything `make` left in its directory."""
 
-    base: str
-    imatrix: str
+    base: str | None
+    """None where nothing ran the model: weights were measured and built from the checkpoint itself."""
+    imatrix: str | None
     strategy: str
     build: BuildReport
     plan: PlanResult
-    verify: VerifyResult
+    verify: VerifyResult | None
 
 
 @dataclass(frozen=True, slots=True)
-class JobReport:
+class JobReport(OfModel):
     """One job as users see it."""
 
     id: int

@@ -58,12 +58,19 @@ def output_schema() -> dict[str, Any]:
         schema = TypeAdapter(result).json_schema(mode="serialization", ref_template="#/$defs/{model}")
         definitions |= schema.pop("$defs", {})
         documents.append(_document({"const": command}, "result", schema))
+    _allow_endless_price(definitions["TensorChoice"])
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Quantailor output",
         "oneOf": documents,
         "$defs": dict(sorted(definitions.items())),
     }
+
+
+def _allow_endless_price(choice: dict[str, Any]) -> None:
+    """A price range without an upper end has null there, because JSON knows no infinity."""
+    ends = choice["properties"]["price_range"]["anyOf"][0]["prefixItems"]
+    ends[1] = {"anyOf": [ends[1], {"type": "null"}]}
 
 
 def _document(command: dict[str, Any], key: str, value: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,11 @@ class Stages:
     def __init__(self, control: JobControl) -> None:
         self._control = control
 
+    @property
+    def control(self) -> Control:
+        """What the present stage's work reports to."""
+        return self._control
+
     def part(self, number: int, n_parts: int) -> None:
         """Say which of how many parts of the job comes next, from 1; it may have several stages."""
         self._control.part(number, n_parts)

@@ -17,8 +17,10 @@ from pathlib import Path
 from quantailor.analysis.corpus import chunks, load_corpus
 from quantailor.errors import QuantailorError
 from quantailor.ggml import library
+from quantailor.models.convert.model_names import given_name
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.service import tasks
+from quantailor.service.converting import convert, with_base
 from quantailor.service.making import grouping_of
 from quantailor.service.planning import UNUSUAL_TYPES
 from quantailor.service.probing import probe
@@ -26,7 +28,7 @@ from quantailor.service.results import MeasureResult, ProbeResult, StudyResult, 
 from quantailor.service.stages import Stages
 from quantailor.service.sweeping import sweep
 from quantailor.service.tasks import AUTO, COMPUTE, DEFAULT_N_CTX, DEFAULT_PROBE_CHUNKS, NONE, Level
-from quantailor.service.work import compute_imatrix, convert, known_types, measure, use_imatrix
+from quantailor.service.work import compute_imatrix, known_types, measure, use_imatrix
 from quantailor.service.workspace import CALIBRATION_TEXT, OpenedModel, Workspace, fingerprint_of, gguf_path
 from quantailor.store import ImatrixRecord
 
@@ -60,6 +62,7 @@ def study(workspace: Workspace, task: tasks.StudyTask, stages: Stages) -> StudyR
 
     Raises what the steps raise; what is found until then is kept.
     """
+    task = with_base(workspace, task, None if task.output is None else Path(task.output), stages)
     with workspace.model(task.model, allow_requantize=task.allow_requantize) as model:
         names = stage_names(workspace, task, model)
         n_weights = sum(tensor.n_elements for tensor in model.source.tensors)
@@ -116,7 +119,7 @@ def base_place(workspace: Workspace, task: tasks.StudyTask, model: OpenedModel) 
     """Where the conversion goes: `output`, else a file in the home that is named after the directory and the model."""
     if task.output is not None:
         return Path(task.output)
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.path.name).strip("-.") or "model"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", given_name(model.path)).strip("-.") or "model"
     plain = workspace.home.bases / f"{name}.gguf"
     return workspace.home.bases / f"{name}-{model.fingerprint[:8]}.gguf" if plain.exists() else plain
 

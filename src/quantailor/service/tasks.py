@@ -19,6 +19,8 @@ from quantailor.errors import JobError
 
 AUTO = "auto"
 NONE = "none"
+REPO = "repo"
+"""The importance matrix that the model's repository ships."""
 DEFAULT_N_CTX = 512
 DEFAULT_REFERENCES = ("Q8_0", "Q6_K", "Q4_K_M")
 DEFAULT_PROBE_TYPES = ("IQ1_S", "IQ2_XXS", "Q2_K", "IQ3_XXS", "Q4_K", "Q6_K", "Q8_0")
@@ -30,9 +32,23 @@ DEFAULT_ANCHORS = 3
 Method = Literal["optimal", "knee", "greedy", "bins"]
 Grouping = Literal["tensor", "role-depth", "role"]
 BasisWish = Literal["auto", "probes", "ranking"]
+Way = Literal["auto", "native", "llama.cpp"]
+"""Which conversion: ours, or llama.cpp's own converter."""
 Level = Literal["quick", "balanced", "thorough", "exhaustive"]
 LEVELS: tuple[Level, ...] = ("quick", "balanced", "thorough", "exhaustive")
 COMPUTE = "compute"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubModel:
+    """A model on the hub, given in place of a path: the first stage of the job downloads it."""
+
+    repo_id: str
+    revision: str | None = None
+    token_file: str | None = None
+    """The token's file, never the token."""
+    gguf_file: str | None = None
+    """This GGUF file (any of its shards) instead of what would be chosen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +71,14 @@ class ConvertTask:
     model: str
     output: str
     overwrite: bool = False
+    converter: str | None = None
+    """llama.cpp's convert_hf_to_gguf.py, or the folder that holds it; None finds it by itself."""
+    way: Way = "auto"
+    """"auto" takes llama.cpp's converter where our own conversion does not know the model."""
+    trust_remote_code: bool = False
+    """Let llama.cpp's converter run code that the directory brings."""
+    hub: HubModel | None = None
+    """Where `model` is ORG/NAME of a repository."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +94,8 @@ class ImatrixTask:
     overwrite: bool = False
     n_gpu_layers: int = 0
     n_threads: int | None = None
+    hub: HubModel | None = None
+    """Where `base` is ORG/NAME of a repository."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +110,8 @@ class MeasureTask:
     """"auto" (the newest that the store has for this model, if any), "none", or a file."""
     allow_requantize: bool = False
     n_threads: int | None = None
+    hub: HubModel | None = None
+    """Where `base` is ORG/NAME of a repository."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +138,8 @@ class ProbeTask:
     imatrix: str = AUTO
     n_gpu_layers: int = 0
     n_threads: int | None = None
+    hub: HubModel | None = None
+    """Where `base` is ORG/NAME of a repository."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +157,8 @@ class SweepTask:
     imatrix: str = AUTO
     n_gpu_layers: int = 0
     n_threads: int | None = None
+    hub: HubModel | None = None
+    """Where `base` is ORG/NAME of a repository."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +178,14 @@ class StudyTask:
     allow_requantize: bool = False
     n_gpu_layers: int = 0
     n_threads: int | None = None
+    converter: str | None = None
+    """llama.cpp's convert_hf_to_gguf.py, or the folder that holds it; None finds it by itself."""
+    way: Way = "auto"
+    """"auto" takes llama.cpp's converter where our own conversion does not know the model."""
+    trust_remote_code: bool = False
+    """Let llama.cpp's converter run code that the directory brings."""
+    hub: HubModel | None = None
+    """Where `model` is ORG/NAME of a repository."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +205,16 @@ class RefineTask:
     n_ctx: int = DEFAULT_N_CTX
     n_gpu_layers: int = 0
     n_threads: int | None = None
+    hub: HubModel | None = None
+    """Where `base` is ORG/NAME of a repository."""
+
+
+class Conversion(TypedDict):
+    """The part of a task that says how a directory is converted."""
+
+    converter: str | None
+    way: Way
+    trust_remote_code: bool
 
 
 class Target(TypedDict):
@@ -233,6 +283,8 @@ class BuildTask:
     overwrite: bool = False
     allow_requantize: bool = False
     n_threads: int | None = None
+    hub: HubModel | None = None
+    """Where `base` is ORG/NAME of a repository."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,6 +302,8 @@ class VerifyTask:
     """Where the verdict's files go: this path plus .json, .csv, .png and .svg."""
     n_gpu_layers: int = 0
     n_threads: int | None = None
+    hub: HubModel | None = None
+    """Where `base` is ORG/NAME of a repository."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,13 +319,25 @@ class MakeTask:
     probe_chunks: int = DEFAULT_PROBE_CHUNKS
     group: Grouping | None = None
     """None probes every tensor of a small model or on a GPU, else roles in quarters of the depth."""
+    imatrix: str = COMPUTE
+    """"compute", "auto" (one that the store has, else computed), "none", or a file."""
     imatrix_chunks: int | None = None
+    verify: bool = True
+    """Without it, and where nothing else runs the model, a checkpoint needs no base."""
     verify_text: str | None = None
     chunks: int | None = None
     against: tuple[str, ...] = DEFAULT_REFERENCES
     allow_requantize: bool = False
     n_gpu_layers: int = 0
     n_threads: int | None = None
+    converter: str | None = None
+    """llama.cpp's convert_hf_to_gguf.py, or the folder that holds it; None finds it by itself."""
+    way: Way = "auto"
+    """"auto" takes llama.cpp's converter where our own conversion does not know the model."""
+    trust_remote_code: bool = False
+    """Let llama.cpp's converter run code that the directory brings."""
+    hub: HubModel | None = None
+    """Where `model` is ORG/NAME of a repository."""
 
 
 Task = (

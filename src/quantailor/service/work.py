@@ -1,4 +1,4 @@
-"""The first half of the way: convert, importance matrix, measurements."""
+"""The first half of the way after the base: importance matrix, measurements."""
 
 from __future__ import annotations
 
@@ -14,27 +14,17 @@ from quantailor.analysis.imatrix_file import read_imatrix, write_imatrix
 from quantailor.analysis.measure import DEFINITION_VERSION, MeasureSettings, measure_model
 from quantailor.errors import ImatrixError, TensorNotFoundError, TypeUnavailableError
 from quantailor.ggml import library
-from quantailor.models.convert.base import write_base
 from quantailor.models.source import ModelSource
 from quantailor.qtypes import IMATRIX_EXEMPT
 from quantailor.records import TensorInfo, WeightError
 from quantailor.service import tasks
-from quantailor.service.results import CellReport, ConvertResult, ImatrixReport, ImatrixTensorReport, MeasureResult
+from quantailor.service.results import CellReport, ImatrixReport, ImatrixTensorReport, MeasureResult
 from quantailor.service.stages import Stages
 from quantailor.service.workspace import CALIBRATION_TEXT, OpenedModel, Workspace, check_fit, gguf_path, quantizable_tensors
 from quantailor.store import ImatrixKey, MeasurementKey
 
 CHECKPOINT_CHUNKS = 4
 """Chunks between two saved states of an importance matrix."""
-
-
-def convert(workspace: Workspace, task: tasks.ConvertTask, stages: Stages) -> ConvertResult:
-    """Write the 16-bit base of a Hugging Face directory."""
-    with workspace.model(task.model) as model:
-        path = write_base(model.source, Path(task.output), control=stages.begin("convert"), overwrite=task.overwrite)
-        workspace.store.record_location("model", model.fingerprint, path)
-        left_out = tuple(getattr(model.source, "left_out", ()))
-        return ConvertResult(str(path), model.fingerprint, path.stat().st_size, len(model.source.tensors), left_out)
 
 
 # Importance matrix
@@ -166,7 +156,7 @@ def measure(workspace: Workspace, task: tasks.MeasureTask, stages: Stages) -> Me
 def _measure_result(
     workspace: Workspace, key: MeasurementKey, names: Collection[str], type_names: Collection[str], before: Collection[tuple[str, str]]
 ) -> MeasureResult:
-    cells = [cell for cell in workspace.store.cells(key) if cell.tensor in names and cell.type_name in type_names]
+    cells = [cell for cell in workspace.store.cells(key, distributions=False) if cell.tensor in names and cell.type_name in type_names]
     return MeasureResult(
         model_fingerprint=key.model,
         imatrix_fingerprint=key.imatrix or None,

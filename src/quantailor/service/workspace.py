@@ -5,6 +5,7 @@ Whatever a step needs from an earlier one (the model's record, its importance ma
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from quantailor.analysis.imatrix import Imatrix, quantizer_importance
 from quantailor.analysis.imatrix_file import read_imatrix, write_imatrix
 from quantailor.errors import ImatrixError, UnsupportedModelError
 from quantailor.jobs import Home, resolve
+from quantailor.models.convert.model_names import given_name
 from quantailor.models.gguf_file import GGUFSource
+from quantailor.models.gguf_writer import layout, write_hollow
 from quantailor.models.opening import open_model, require_unquantized
 from quantailor.models.source import ModelSource, fingerprint
 from quantailor.qtypes import never_quantized
@@ -134,6 +137,25 @@ def gguf_path(model: OpenedModel) -> Path:
     raise UnsupportedModelError(
         f"{source.location} is no GGUF file, which llama.cpp needs here", remedy="Run `quantailor convert` first and give its output"
     )
+
+
+@contextmanager
+def header_path(model: OpenedModel) -> Iterator[Path]:
+    """A GGUF file that tells of the model, for what reads no weights: its own, or for a directory one whose data are a hole."""
+    source = model.source
+    if isinstance(source, GGUFSource):
+        yield source.files[0]
+        return
+    with tempfile.TemporaryDirectory(prefix="quantailor-") as folder:
+        hollow = Path(folder) / f"{model_label(model.path)}.gguf"
+        write_hollow(hollow, layout(source.metadata, source.tensors))
+        yield hollow
+
+
+def model_label(path: str | Path) -> str:
+    """A name for files about a model: the file's without its ending, the folder's, or the repository's in the hub's cache."""
+    place = Path(path)
+    return place.stem if place.is_file() else given_name(place)
 
 
 def quantizable_tensors(source: ModelSource) -> list[TensorInfo]:

@@ -69,6 +69,10 @@ class Job:
     """What the work returned, as plain data."""
     worker: Worker | None
     log_path: str | None
+    hub_commit: str | None
+    """Of the repository that its model comes from, once that was looked up."""
+    hub_path: str | None
+    """Where the model is since it was downloaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,7 @@ _PROGRESS = tuple(field.name for field in fields(Progress))
 _COLUMNS = (
     *("id", "kind", "arguments", "state", "requested", "attempt", *_PROGRESS),
     *("created", "started", "heartbeat", "finished", "error", "result", "pid", "process_started", "host", "log_path"),
+    *("hub_commit", "hub_path"),
 )
 
 
@@ -130,6 +135,12 @@ class JobTable:
     def set_log_path(self, job_id: int, log_path: str) -> None:
         """Say where the worker's output goes."""
         self._database.change("UPDATE jobs SET log_path = ? WHERE id = ?", (log_path, job_id))
+
+    def pin(self, job_id: int, hub_commit: str, hub_path: str | None) -> None:
+        """Remember at which commit a job's model is, and where it is, once that is known."""
+        self._database.change(
+            "UPDATE jobs SET hub_commit = ?, hub_path = COALESCE(?, hub_path) WHERE id = ?", (hub_commit, hub_path, job_id)
+        )
 
     def report(self, job_id: int, attempt: int, progress: Progress) -> None:
         """A worker's progress, which is a heartbeat too; ignored when the job is no longer that attempt's."""
@@ -186,11 +197,13 @@ class JobTable:
 
 _GET = """
     SELECT id, kind, arguments, state, requested, attempt, stage, done, total, message, rate, eta_low_s, eta_high_s,
-        unit, stage_number, n_stages, created, started, heartbeat, finished, error, result, pid, process_started, host, log_path
+        unit, stage_number, n_stages, created, started, heartbeat, finished, error, result, pid, process_started, host, log_path,
+        hub_commit, hub_path
     FROM jobs WHERE id = ?"""
 _ALL = """
     SELECT id, kind, arguments, state, requested, attempt, stage, done, total, message, rate, eta_low_s, eta_high_s,
-        unit, stage_number, n_stages, created, started, heartbeat, finished, error, result, pid, process_started, host, log_path
+        unit, stage_number, n_stages, created, started, heartbeat, finished, error, result, pid, process_started, host, log_path,
+        hub_commit, hub_path
     FROM jobs ORDER BY id DESC"""
 _CLAIM = """
     UPDATE jobs SET state = 'running', attempt = attempt + 1, requested = '', error = NULL, result = NULL, finished = NULL,

@@ -42,11 +42,18 @@ def drafts_schema(connection: sqlite3.Connection) -> None:
     )
 
 
+def commits_schema(connection: sqlite3.Connection) -> None:
+    """At which commit a job's model is, and where it was downloaded to."""
+    connection.execute("ALTER TABLE jobs ADD COLUMN hub_commit TEXT")
+    connection.execute("ALTER TABLE jobs ADD COLUMN hub_path TEXT")
+
+
 MIGRATIONS: dict[str, Migration] = {
     "0001 first schema": first_schema,
     "0002 mixes and their scores": swap_schema,
     "0003 stages of jobs": stage_schema,
     "0004 drafts": drafts_schema,
+    "0005 commits of jobs": commits_schema,
 }
 
 

@@ -12,6 +12,7 @@ from quantailor.errors import HubError, QuantailorError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.elements.disk_bar import disk_bar
 from quantailor.gui.frame import address
+from quantailor.gui.pages.conversion import offered_conversion
 from quantailor.gui.picker import pick
 from quantailor.gui.watch import watch_job
 from quantailor.gui.widgets import Stat, box, card, copy_line, count, error_note, heading, note, primary, quiet, size, table, text, told
@@ -201,12 +202,18 @@ class HubCard:
 
     def _downloaded(self, path: Path) -> None:
         async def open_it() -> None:
+            offer = await run.io_bound(service.conversion_offer, workspace(), path)
+            if offer is not None:
+                button.disable()
+                with self._element:
+                    offered_conversion(offer, self._look_soon)
+                return
             project = await run.io_bound(service.open_project, workspace(), path)
             if project is not None:
                 ui.navigate.to(address(project, "model"))
 
         with box("qt-row"):
-            primary("Open the model", told(open_it), icon="arrow_forward")
+            button = primary("Open the model", told(open_it), icon="arrow_forward")
             text(f"All of it is here: {path}", "qt-small qt-muted qt-mono qt-m-break")
 
     # Refusals

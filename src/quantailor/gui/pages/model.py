@@ -13,15 +13,14 @@ from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.elements.disk_bar import disk_bar
 from quantailor.gui.frame import STEPS, address, done_steps, frame
+from quantailor.gui.pages.conversion import conversion_form, offered_conversion
 from quantailor.gui.pages.hub import HubCard
-from quantailor.gui.picker import MODEL, path_input, pick
-from quantailor.gui.watch import watch_job
+from quantailor.gui.picker import MODEL, pick
 from quantailor.gui.widgets import (
     Stat,
     box,
     card,
     chip,
-    copy_line,
     count,
     error_note,
     heading,
@@ -36,7 +35,6 @@ from quantailor.gui.widgets import (
 from quantailor.qtypes import UNQUANTIZED
 from quantailor.service import ProjectReport
 from quantailor.service.opening import ModelFile, ModelOverview, Repository
-from quantailor.service.tasks import ConvertTask, absolute
 
 EXAMPLES = (
     ("A GGUF file", "A 16-bit base. Any shard of a split one opens them all.", "/models/Llama-3.2-1B-BF16.gguf"),
@@ -106,9 +104,17 @@ class _Opening:
             with self._found:
                 await HubCard(wanted.repo_id, revision, self._gguf_file or None).look()
         elif wanted is not None:
-            project = await run.io_bound(service.open_project, workspace(), context().allowed(wanted))
-            if project is not None:
-                ui.navigate.to(address(project, "model"))
+            await self._open_path(context().allowed(wanted))
+
+    async def _open_path(self, path: Path) -> None:
+        offer = await run.io_bound(service.conversion_offer, workspace(), path)
+        if offer is not None:
+            with self._found:
+                offered_conversion(offer, lambda: ui.navigate.to(_open_address(offer.folder, None, "")))
+            return
+        project = await run.io_bound(service.open_project, workspace(), path)
+        if project is not None:
+            ui.navigate.to(address(project, "model"))
 
 
 def _open_address(model: str, revision: str | None, gguf_file: str) -> str:
@@ -251,26 +257,6 @@ def _convert(project: ProjectReport, suggested: str) -> None:
     with card("Convert to a base"), box("qt-stack"):
         text("This is a Hugging Face directory. llama.cpp works on GGUF: a 16-bit base is written once, and everything starts from it.")
         text("Measure does that by itself; do it here to choose the place.", "qt-muted")
-        field = path_input("Write the base to", ("folder", "gguf"), value=suggested, title="Where to write the base")
-        watched = ui.element("div")
-
-        async def start() -> None:
-            output = context().allowed(field.value)
-            output = output / Path(suggested).name if await run.io_bound(output.is_dir) else output
-            task = ConvertTask(model=absolute(source), output=str(output))
-            job = await run.io_bound(_submit, task)
-            if job is not None:
-                button.disable()
-                watched.clear()
-                with watched:
-                    watch_job(job, lambda: ui.navigate.to(address(project, "model")), on_stop=button.enable)
-
-        button = primary(f"Convert to a base ({size(project.size_bytes)})", told(start))
-        text("The same as a command:", "qt-small qt-muted")
-        copy_line(f"quantailor convert {source} -o {suggested}")
-
-
-def _submit(task: ConvertTask) -> int:
-    job = service.submit(workspace(), task)
-    service.start_detached(workspace(), job)
-    return job
+        conversion_form(
+            source, suggested, f"Convert to a base ({size(project.size_bytes)})", lambda: ui.navigate.to(address(project, "model"))
+        )

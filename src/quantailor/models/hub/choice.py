@@ -21,11 +21,15 @@ Kind = Literal["safetensors", "gguf", "imatrix"]
 
 COMPANIONS = (*CONFIG_NAMES, "README.md", "vocab.json", "merges.txt", "tekken.json", "preprocessor_config.json")
 """Beside the weights: configuration, tokenizer, and the model card with name and licence."""
+_TOKENIZERS = re.compile(r"[^/]+\.(?:model|tiktoken)|[^/]*vocab[^/]*\.(?:json|jsonl|txt)|tokenizer\.jsonl")
+"""Tokenizer files under other names, which llama.cpp's converter reads for families that we do not know."""
 _TYPES = (("bf16",), ("f16", "fp16"), ("f32", "fp32"))
 _TYPE = re.compile(r"(?<![a-z0-9])(bf16|f16|fp16|f32|fp32)(?![a-z0-9])")
 _QUANTIZED = re.compile(r"(?<![a-z0-9])(?:i?q\d|tq\d|mxfp\d|nvfp\d)")
 _NO_MODEL = ("mmproj", "ggml-vocab")
-_MAX_NAME = 400
+_MAX_NAME, _MAX_PART = 400, 255
+"""Letters of a whole name; bytes of a file's or folder's."""
+_MAX_SHOWN = 200
 _N_SHOWN = 8
 
 
@@ -71,9 +75,10 @@ class Choice:
 def is_plain(name: str) -> bool:
     """Whether a repository's file name stays within any folder on any system."""
     parts = name.split("/")
-    whole = all(part not in ("", ".", "..") and not part.endswith((" ", ".")) for part in parts)
-    same = PureWindowsPath(name).parts == PurePosixPath(name).parts
-    return whole and same and ":" not in name and "\\" not in name and name.isprintable() and len(name) <= _MAX_NAME
+    if not name.isprintable() or len(name) > _MAX_NAME or ":" in name or "\\" in name:
+        return False
+    whole = all(part not in ("", ".", "..") and not part.endswith((" ", ".")) and len(part.encode()) <= _MAX_PART for part in parts)
+    return whole and PureWindowsPath(name).parts == PurePosixPath(name).parts
 
 
 def is_imatrix(name: str) -> bool:
@@ -115,6 +120,7 @@ def choose(
     weights = _safetensors(known, weight_names, repo_id)
     if weights:
         companions = tuple(known[name] for name in COMPANIONS if name in known)
+        companions += tuple(file for name, file in known.items() if _TOKENIZERS.fullmatch(name) and name not in COMPANIONS)
         return Choice("safetensors", weights, companions, imatrices)
     if ggufs:
         chosen, by_name = _sixteen_bit(ggufs, repo_id, has_imatrix=bool(imatrices))
@@ -179,7 +185,11 @@ def _sixteen_bit(ggufs: dict[str, list[RepoFile]], repo_id: str, *, has_imatrix:
 
 
 def _listed(names: Collection[str]) -> str:
-    shown = sorted(names)[:_N_SHOWN]
+    shown: list[str] = []
+    for name in sorted(names)[:_N_SHOWN]:
+        if shown and sum(map(len, shown)) + len(name) > _MAX_SHOWN:
+            break
+        shown.append(name[:_MAX_SHOWN])
     more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
     return (", ".join(shown) or "none") + more
 

@@ -7,6 +7,7 @@ import importlib
 import logging
 import re
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,8 +46,51 @@ class RepoInfo:
     """Where the hub has counted them."""
 
 
-class Repo:
-    """A repository at a commit; every request names that commit, so that nothing changes on the way.
+class RepoAtCommit(ABC):
+    """A repository at one commit: its files, and where huggingface_hub keeps them."""
+
+    settings: HubSettings
+    repo_id: str
+    sha: str
+
+    @property
+    @abstractmethod
+    def files(self) -> tuple[RepoFile, ...]:
+        """Every file at this commit that is known."""
+
+    @abstractmethod
+    def read(self, file: RepoFile, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a file."""
+
+    def read_small(self, file: RepoFile) -> bytes:
+        """A whole small file. Raises ModelFormatError where it is too large for what its name says."""
+        if file.size_bytes > MAX_SMALL_FILE:
+            raise ModelFormatError(f"{file.name} of {self.repo_id} has {file.size_bytes:,} bytes", remedy="Check the repository")
+        kept = self.snapshot(file)
+        if kept.is_file() and is_intact(kept, file):
+            return kept.read_bytes()
+        return self.read(file, 0, file.size_bytes)
+
+    @property
+    def folder(self) -> Path:
+        """Where huggingface_hub shows this commit."""
+        return self.settings.repo_folder(self.repo_id) / "snapshots" / self.sha
+
+    def snapshot(self, file: RepoFile) -> Path:
+        """Where huggingface_hub shows a file of this commit."""
+        return self.folder / file.name
+
+    def blob(self, file: RepoFile) -> Path:
+        """Where huggingface_hub keeps a file's content, whatever commit it belongs to."""
+        return self.settings.repo_folder(self.repo_id) / "blobs" / file.etag
+
+    def cached(self, file: RepoFile) -> bool:
+        """Whether the content is on this machine, in full size."""
+        return any(path.is_file() and path.stat().st_size == file.size_bytes for path in (self.snapshot(file), self.blob(file)))
+
+
+class Repo(RepoAtCommit):
+    """A repository on the hub; every request names its commit, so that nothing changes on the way.
 
     Raises HubError (see `refusals`) in every method.
     """
@@ -82,30 +126,9 @@ class Repo:
         """Bytes [start, stop) of a file, by range request; nothing is kept on disk."""
         return self._ask(lambda: self._read_range(file, start, min(stop, file.size_bytes)))
 
-    def read_small(self, file: RepoFile) -> bytes:
-        """A whole small file. Raises ModelFormatError where it is too large for what its name says."""
-        if file.size_bytes > MAX_SMALL_FILE:
-            raise ModelFormatError(f"{file.name} of {self.repo_id} has {file.size_bytes:,} bytes", remedy="Check the repository")
-        kept = self.snapshot(file)
-        if kept.is_file() and is_intact(kept, file):
-            return kept.read_bytes()
-        return self.read(file, 0, file.size_bytes)
-
     def fetch(self, file: RepoFile, progress_class: type, *, force: bool = False) -> Path:
         """A whole file into huggingface_hub's cache; blocks until it is there, and tries again when the network fails."""
         return self._ask(lambda: self._download(file, progress_class, force), n_failures=_MOST_FAILURES)
-
-    def snapshot(self, file: RepoFile) -> Path:
-        """Where huggingface_hub shows a file of this commit."""
-        return self.settings.repo_folder(self.repo_id) / "snapshots" / self.sha / file.name
-
-    def blob(self, file: RepoFile) -> Path:
-        """Where huggingface_hub keeps a file's content, whatever commit it belongs to."""
-        return self.settings.repo_folder(self.repo_id) / "blobs" / file.etag
-
-    def cached(self, file: RepoFile) -> bool:
-        """Whether the content is on this machine, in full size."""
-        return any(path.is_file() and path.stat().st_size == file.size_bytes for path in (self.snapshot(file), self.blob(file)))
 
     # Requests
 
@@ -153,7 +176,7 @@ class Repo:
     def _read_info(self) -> RepoInfo:
         found = self._api().model_info(self.asked.repo_id, revision=self.asked.revision, timeout=REQUEST_TIMEOUT_S)
         name, sha = str(found.id), str(found.sha)
-        if not is_plain(name) or not sha.isalnum():
+        if not is_plain(name) or len(name.encode()) > _LONGEST_ID or not _HASH.fullmatch(sha):
             raise HubUnreachableError(f"{self.settings.endpoint} does not answer as a Hugging Face hub", remedy="Check HF_ENDPOINT")
         summary = getattr(found, "safetensors", None)
         return RepoInfo(
@@ -206,6 +229,10 @@ _MOST_RETRIES = 30
 _MOST_FAILURES = 4
 _BLOCK_BYTES = 4 << 20
 _MAX_SHOWN = 100
+_MAX_SIZE = 1 << 60
+"""More bytes than any disk has."""
+_LONGEST_ID = 200
+"""Bytes of a repository's name, which becomes one folder's."""
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -247,12 +274,13 @@ def _first_bytes(blocks: Iterable[bytes], n_bytes: int) -> bytes:
 
 
 def _files(entries: Iterable[Any]) -> Iterable[RepoFile]:
-    """The files among a tree's entries; one whose hash is no hash (it becomes a file's name) is left out."""
+    """The files among a tree's entries; one whose name or hash could lead out of the cache's folders is left out."""
     for entry in entries:
         if hasattr(entry, "blob_id"):
             size = entry.lfs.size if entry.lfs else entry.size
-            file = RepoFile(str(entry.path), max(0, int(size)), str(entry.blob_id), str(entry.lfs.sha256) if entry.lfs else None)
-            if _HASH.fullmatch(file.etag):
+            size = min(max(0, int(size)), _MAX_SIZE)
+            file = RepoFile(str(entry.path), size, str(entry.blob_id), str(entry.lfs.sha256) if entry.lfs else None)
+            if _HASH.fullmatch(file.etag) and is_plain(file.name):
                 yield file
 
 

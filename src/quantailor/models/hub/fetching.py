@@ -18,7 +18,7 @@ from typing import Any, Self
 from quantailor.control import Control
 from quantailor.errors import DownloadDamagedError, OutputError
 from quantailor.models.hub.choice import RepoFile
-from quantailor.models.hub.client import Repo, hub_module, is_intact
+from quantailor.models.hub.client import Repo, RepoAtCommit, hub_module, is_intact
 
 _POLL_S = 0.05
 _GRACE_S = 2.0
@@ -27,7 +27,7 @@ _PART = re.compile(r"[0-9a-f]{40,64}\.[0-9a-f]{8}\.incomplete")
 _LOCK_TIMEOUT_S = 0.05
 
 
-def check_cached(repo: Repo, files: Sequence[RepoFile], control: Control) -> list[RepoFile]:
+def check_cached(repo: RepoAtCommit, files: Sequence[RepoFile], control: Control) -> list[RepoFile]:
     """Compare the checksums of the files that the cache shows already; return those that are missing or damaged."""
     total, done, missing = sum(file.size_bytes for file in files), 0, []
     for file in files:
@@ -94,7 +94,7 @@ def discard(repo: Repo, file: RepoFile) -> None:
             path.unlink(missing_ok=True)
 
 
-def _shown(repo: Repo, file: RepoFile) -> bool:
+def _shown(repo: RepoAtCommit, file: RepoFile) -> bool:
     return repo.snapshot(file).is_file()
 
 

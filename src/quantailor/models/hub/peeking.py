@@ -17,7 +17,7 @@ from quantailor.models.convert.json_files import parse_json
 from quantailor.models.convert.llama import outtype
 from quantailor.models.gguf_format import MAGIC, Header, parse_header
 from quantailor.models.hub.choice import Choice, RepoFile
-from quantailor.models.hub.client import Repo, shown
+from quantailor.models.hub.client import RepoAtCommit, shown
 from quantailor.models.safetensors_file import MAX_HEADER_BYTES, SafetensorsFile, StoredArray
 from quantailor.records import MetadataValue, TensorInfo
 
@@ -47,7 +47,7 @@ class Structure:
     """Why our own conversion cannot take it."""
 
 
-def structure_of(repo: Repo, choice: Choice) -> Structure:
+def structure_of(repo: RepoAtCommit, choice: Choice) -> Structure:
     """Read the headers of what was chosen.
 
     Raises:
@@ -63,7 +63,7 @@ def structure_of(repo: Repo, choice: Choice) -> Structure:
 class RemoteSafetensors(SafetensorsFile):
     """The header of a safetensors file on the hub. Its arrays can be described, not read."""
 
-    def __init__(self, repo: Repo, file: RepoFile) -> None:
+    def __init__(self, repo: RepoAtCommit, file: RepoFile) -> None:
         self.path = Path(file.name)
         self.size_bytes = file.size_bytes
         self._fetched = repo.read(file, 0, _SAFETENSORS_START)
@@ -83,7 +83,7 @@ class RemoteSafetensors(SafetensorsFile):
         """Nothing is open."""
 
 
-def weight_names(repo: Repo, index: RepoFile) -> set[str]:
+def weight_names(repo: RepoAtCommit, index: RepoFile) -> set[str]:
     """The files that a safetensors index names. Raises ModelFormatError."""
     stored = parse_json(repo.read_small(index), f"{index.name} of {repo.repo_id}").get("weight_map")
     if not isinstance(stored, dict) or not stored or not all(isinstance(name, str) for name in stored.values()):
@@ -91,7 +91,7 @@ def weight_names(repo: Repo, index: RepoFile) -> set[str]:
     return set(stored.values())
 
 
-def _of_checkpoint(repo: Repo, choice: Choice) -> Structure:
+def _of_checkpoint(repo: RepoAtCommit, choice: Choice) -> Structure:
     config = _config(repo, choice)
     names = config.get("architectures")
     architecture = shown(str(names[0] if isinstance(names, list) and names else config.get("model_type", "unknown")))
@@ -100,24 +100,30 @@ def _of_checkpoint(repo: Repo, choice: Choice) -> Structure:
     try:
         arrays = _arrays(repo, choice.weights)
     except UnsupportedModelError as error:
-        return Structure(architecture, n_vocab=vocab, converts=False, why_not=str(error))
+        return Structure(architecture, n_vocab=vocab, converts=False, why_not=_why_not(error))
     try:
         family = family_of(config, f"config.json of {repo.repo_id}")
         tensors = tuple(tensor.info for tensor in family.plan(arrays))
         entries = family.metadata(outtype(arrays.values()))
         return Structure(family.architecture, tensors, entries, vocab)
     except ModelError as error:
-        return Structure(architecture, tuple(_as_stored(array) for array in arrays.values()), {}, vocab, converts=False, why_not=str(error))
+        stored = tuple(_as_stored(array) for array in arrays.values())
+        return Structure(architecture, stored, {}, vocab, converts=False, why_not=_why_not(error))
 
 
-def _config(repo: Repo, choice: Choice) -> dict[str, Any]:
+def _why_not(error: ModelError) -> str:
+    """What stops our own conversion, and what comes then."""
+    return f"{error.message}; llama.cpp's own converter will be tried" if isinstance(error, UnsupportedModelError) else str(error)
+
+
+def _config(repo: RepoAtCommit, choice: Choice) -> dict[str, Any]:
     found = next((file for file in choice.companions if file.name == "config.json"), None)
     if found is None:
         raise ModelError(f"{repo.repo_id} has no config.json", remedy="Give the repository of a language model")
     return parse_json(repo.read_small(found), f"config.json of {repo.repo_id}")
 
 
-def _arrays(repo: Repo, files: Sequence[RepoFile]) -> dict[str, StoredArray]:
+def _arrays(repo: RepoAtCommit, files: Sequence[RepoFile]) -> dict[str, StoredArray]:
     arrays: dict[str, StoredArray] = {}
     for stored in _at_once(lambda file: RemoteSafetensors(repo, file), files):
         arrays |= stored.arrays
@@ -131,7 +137,7 @@ def _as_stored(array: StoredArray) -> TensorInfo:
 # GGUF
 
 
-def _of_gguf(repo: Repo, choice: Choice) -> Structure:
+def _of_gguf(repo: RepoAtCommit, choice: Choice) -> Structure:
     headers = _at_once(lambda file: gguf_header(repo, file), choice.weights)
     metadata = headers[0].metadata
     stored = metadata.get("general.architecture")
@@ -144,7 +150,7 @@ def _of_gguf(repo: Repo, choice: Choice) -> Structure:
     )
 
 
-def gguf_header(repo: Repo, file: RepoFile) -> Header:
+def gguf_header(repo: RepoAtCommit, file: RepoFile) -> Header:
     """The header of a GGUF file on the hub. Raises ModelError where it is damaged or longer than any known."""
     data, name = repo.read(file, 0, _GGUF_START), f"{file.name} of {repo.repo_id}"
     while True:

@@ -1,0 +1,61 @@
+"""Converting a directory to a base as a job: ours, or llama.cpp's converter where ours does not know the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nicegui import run, ui
+
+from quantailor import service
+from quantailor.gui.context import context, workspace
+from quantailor.gui.picker import path_input
+from quantailor.gui.watch import watch_job
+from quantailor.gui.widgets import box, card, copy_line, primary, text, told
+from quantailor.service.tasks import ConvertTask, absolute
+
+
+def offered_conversion(offer: service.ConversionOffer, on_done: Callable[[], Any]) -> None:
+    """A card for a directory that our own conversion does not know; `on_done` is called when it is converted."""
+    with card("Convert with llama.cpp's converter"), box("qt-stack"):
+        text(f"{offer.why}. llama.cpp's own converter knows more families: it writes a 16-bit base, and everything starts from that.")
+        text(
+            "It needs torch and transformers; where they are missing they are set up once, which may download gigabytes."
+            " Code that a directory brings is never run from here.",
+            "qt-muted",
+        )
+        conversion_form(offer.folder, offer.place, "Convert with llama.cpp", on_done)
+
+
+def conversion_form(source: str, suggested: str, label: str, on_done: Callable[[], Any]) -> None:
+    """The base's place, the button that starts the job, and the same as a command.
+
+    Args:
+        source: the directory.
+        suggested: where the base may go.
+        label: what the button says.
+        on_done: called when the base is there.
+    """
+    field = path_input("Write the base to", ("folder", "gguf"), value=suggested, title="Where to write the base")
+    watched = ui.element("div")
+
+    async def start() -> None:
+        output = context().allowed(field.value)
+        output = output / Path(suggested).name if await run.io_bound(output.is_dir) else output
+        job = await run.io_bound(_submit, ConvertTask(model=absolute(source), output=str(output)))
+        if job is not None:
+            button.disable()
+            watched.clear()
+            with watched:
+                watch_job(job, on_done, on_stop=button.enable)
+
+    button = primary(label, told(start))
+    text("The same as a command:", "qt-small qt-muted")
+    copy_line(f"quantailor convert {source} -o {suggested}")
+
+
+def _submit(task: ConvertTask) -> int:
+    job = service.submit(workspace(), task)
+    service.start_detached(workspace(), job)
+    return job

@@ -1,0 +1,245 @@
+"""Models of the hub in a job: the download is its first stage, and the work goes on with what is here then.
+
+A branch is looked up once: the job remembers the commit that it was, and stays at it when it is resumed. Where the hub cannot
+be asked, what the cache has of the revision is taken, as long as it is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from quantailor.errors import (
+    DownloadDamagedError,
+    HubOfflineError,
+    HubUnreachableError,
+    ImatrixError,
+    ModelError,
+    OutputError,
+    RepoFileNotFoundError,
+    RepoNotFoundError,
+    UnsupportedModelError,
+)
+from quantailor.models.hub import (
+    DOWNLOAD_PATIENCE_S,
+    CachedRepo,
+    Choice,
+    HubSettings,
+    Repo,
+    RepoAtCommit,
+    RepoFile,
+    find_token,
+    structure_of,
+)
+from quantailor.models.hub.cached import MAIN, cached_commit, keep_commit
+from quantailor.models.hub.fetching import check_cached, check_room, fetch_all
+from quantailor.service import tasks
+from quantailor.service.hub import check_header, choose_files, index_of
+from quantailor.service.results import DownloadResult, OfModel, TaskResult
+from quantailor.service.stages import Stages
+from quantailor.service.workspace import Workspace
+
+STAGES = ("look up", "check what is there", "download")
+"""What a job goes through before its own work."""
+
+Work = TypeVar("Work", bound=tasks.Task)
+_RUNS_THE_MODEL = (tasks.ImatrixTask, tasks.ProbeTask, tasks.SweepTask, tasks.RefineTask, tasks.VerifyTask)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """A model of the hub that is on this machine."""
+
+    path: Path
+    """A directory, or a GGUF file (the first of its shards)."""
+    origin: str
+    """ORG/NAME@COMMIT."""
+    imatrix_files: tuple[str, ...]
+
+
+def with_model_here(workspace: Workspace, job_id: int, task: Work, stages: Stages) -> tuple[Work, str | None]:
+    """The task with a path in place of its repository, which is downloaded as far as needed; and ORG/NAME@COMMIT.
+
+    A task that names a path comes back as it is, with None.
+
+    Raises:
+        HubError: the hub refuses or is not there.
+        OutputError: the disk is too small.
+        UnsupportedModelError: llama.cpp is to run the model, and it is no GGUF file.
+        ImatrixError: its importance matrix is wanted, and it has none or several.
+    """
+    wanted: tasks.HubModel | None = getattr(task, "hub", None)
+    if wanted is None:
+        return task, None
+    wants_imatrix = getattr(task, "imatrix", None) == tasks.REPO
+
+    def check(repo: RepoAtCommit, choice: Choice) -> None:
+        if choice.kind == "safetensors" and isinstance(task, _RUNS_THE_MODEL):
+            raise _not_runnable(repo)
+        if wants_imatrix:
+            shipped_imatrix(repo.repo_id, [file.name for file in choice.imatrices])
+
+    try:
+        found = _fetch(workspace, job_id, wanted, stages, check=check)
+    except (RepoNotFoundError, HubUnreachableError, HubOfflineError) as error:
+        raise type(error)(f"{wanted.repo_id} is not here, and {error.message}", remedy=error.remedy, link=error.link) from error
+    changes: dict[str, Any] = {"model" if hasattr(task, "model") else "base": found.path, "hub": None}
+    if wants_imatrix:
+        changes["imatrix"] = shipped_imatrix(wanted.repo_id, found.imatrix_files)
+    return dataclasses.replace(task, **changes), f"{found.repo_id}@{found.sha}"
+
+
+def with_origin(result: TaskResult, origin: str | None) -> TaskResult:
+    """The result with the place that its model came from, where it tells of one."""
+    if origin is None or not isinstance(result, OfModel):
+        return result
+    return dataclasses.replace(result, origin=origin)
+
+
+def shipped_imatrix(repo_id: str, paths: Sequence[str]) -> str:
+    """The one importance matrix among a repository's files. Raises ImatrixError."""
+    if len(paths) == 1:
+        return paths[0]
+    found = f"ships {len(paths)} importance matrices: {', '.join(Path(path).name for path in paths)}" if paths else "ships none"
+    remedy = "Give one of them: --imatrix FILE" if paths else "Have one computed, or give a file"
+    raise ImatrixError(f"the importance matrix of {repo_id} was asked for, and it {found}", remedy=remedy)
+
+
+def cached_model(wanted: tasks.HubModel) -> LocalModel:
+    """A model that was downloaded before, at the commit that its revision was then; the hub is not asked.
+
+    Raises ModelError where the cache does not have it whole.
+    """
+    settings = HubSettings.read()
+    sha = cached_commit(wanted.repo_id, wanted.revision, settings)
+    if sha is not None:
+        repo = CachedRepo(wanted.repo_id, sha, settings)
+        try:
+            found = _downloaded(repo, wanted, choose_files(repo, wanted.gguf_file), 0)
+        except RepoFileNotFoundError:
+            found = None
+        if found is not None and found.path is not None:
+            return LocalModel(Path(found.path), f"{wanted.repo_id}@{sha}", found.imatrix_files)
+    revision = f" --revision {wanted.revision}" if wanted.revision else ""
+    raise ModelError(
+        f"{wanted.repo_id} is not here, neither as a path nor in the Hugging Face cache",
+        remedy=f"Check the path, or run `quantailor download {wanted.repo_id}{revision}` first",
+    )
+
+
+# The download
+
+
+def download(workspace: Workspace, job_id: int, task: tasks.DownloadTask, stages: Stages) -> DownloadResult:
+    """Fetch what conversion or measuring needs into huggingface_hub's cache; what is there already is checked, not fetched.
+
+    Raises HubError, OutputError where the disk is too small, ModelError.
+    """
+    wanted = tasks.HubModel(repo_id=task.repo_id, revision=task.revision, token_file=task.token_file, gguf_file=task.gguf_file)
+    return _fetch(workspace, job_id, wanted, stages, imatrix_only=task.imatrix_only)
+
+
+def _fetch(
+    workspace: Workspace,
+    job_id: int,
+    wanted: tasks.HubModel,
+    stages: Stages,
+    *,
+    imatrix_only: bool = False,
+    check: Callable[[RepoAtCommit, Choice], None] | None = None,
+) -> DownloadResult:
+    """`check` may raise before weights are fetched."""
+    repo = _repo(workspace, job_id, wanted, stages)
+    try:
+        index = index_of(repo, wanted.gguf_file, imatrix_only)
+        fetched = 0 if index is None else _fetch_files(repo, [index], stages)
+        choice = choose_files(repo, wanted.gguf_file, imatrix_only)
+        if check is not None:
+            check(repo, choice)
+        if not choice.by_name:
+            check_header(choice, structure_of(repo, choice))
+        fetched += _fetch_files(repo, choice.files, stages, *STAGES[1:])
+    except RepoFileNotFoundError as error:
+        raise _not_whole(repo, error) from error
+    with contextlib.suppress(OutputError):
+        keep_commit(repo, wanted.revision)
+    found = _downloaded(repo, wanted, choice, fetched)
+    workspace.store.jobs.pin(job_id, repo.sha, found.path)
+    return found
+
+
+def _repo(workspace: Workspace, job_id: int, wanted: tasks.HubModel, stages: Stages) -> RepoAtCommit:
+    """The repository at the job's commit, which is remembered."""
+    control, settings = stages.begin(STAGES[0]), HubSettings.read()
+    pinned = workspace.store.jobs.get(job_id).hub_commit
+    revision = pinned or wanted.revision
+    repo: RepoAtCommit
+    try:
+        repo = Repo(
+            wanted.repo_id,
+            revision=revision,
+            token=find_token(None if wanted.token_file is None else Path(wanted.token_file)),
+            settings=settings,
+            patience_s=DOWNLOAD_PATIENCE_S,
+            control=control,
+            on_wait=lambda error, seconds: stages.note(f"{error.message}; trying again in {seconds:.0f} s"),
+        )
+    except (HubOfflineError, HubUnreachableError) as error:
+        sha = cached_commit(wanted.repo_id, revision, settings)
+        if sha is None:
+            raise
+        stages.note(f"{error.message}: taking what the cache has")
+        repo = CachedRepo(wanted.repo_id, sha, settings, why=error)
+    stages.note(f"{repo.repo_id} {'stays' if pinned else 'is'} at the commit {repo.sha}")
+    workspace.store.jobs.pin(job_id, repo.sha, None)
+    return repo
+
+
+def _fetch_files(repo: RepoAtCommit, files: Sequence[RepoFile], stages: Stages, checking: str | None = None, fetching: str = "") -> int:
+    """Bytes that came over the network; as stages of their own where these are named."""
+    control = stages.begin(checking) if checking else stages.control
+    if isinstance(repo, Repo):
+        missing = check_cached(repo, files, control)
+        check_room(repo, missing)
+        return fetch_all(repo, missing, stages.begin(fetching) if fetching else control)
+    damaged = check_cached(repo, [file for file in files if file.etag], control)
+    if damaged:
+        raise DownloadDamagedError(
+            f"{damaged[0].name} of {repo.repo_id} is damaged in the cache", remedy="Run it again where the hub can be reached"
+        )
+    return 0
+
+
+def _downloaded(repo: RepoAtCommit, wanted: tasks.HubModel, choice: Choice, fetched: int) -> DownloadResult:
+    model = {"gguf": str(repo.snapshot(choice.weights[0])) if choice.weights else None, "safetensors": str(repo.folder), "imatrix": None}
+    return DownloadResult(
+        repo_id=repo.repo_id,
+        revision=wanted.revision or MAIN,
+        sha=repo.sha,
+        kind=choice.kind,
+        path=model[choice.kind],
+        folder=str(repo.folder),
+        files=tuple(file.name for file in choice.files),
+        imatrix_files=tuple(str(repo.snapshot(file)) for file in choice.imatrices),
+        size_bytes=sum(file.size_bytes for file in choice.files),
+        fetched_bytes=fetched,
+        license=repo.info.license if isinstance(repo, Repo) else None,
+    )
+
+
+def _not_runnable(repo: RepoAtCommit) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{repo.repo_id} holds safetensors, and llama.cpp runs GGUF files",
+        remedy=f"Run `quantailor convert {repo.repo_id} -o base.gguf` first and give base.gguf",
+    )
+
+
+def _not_whole(repo: RepoAtCommit, error: RepoFileNotFoundError) -> Exception:
+    """The same error, or why the hub was not asked where only the cache was looked at."""
+    if not isinstance(repo, CachedRepo) or repo.why is None:
+        return error
+    return type(repo.why)(f"{repo.why.message}; the cache has {repo.repo_id} only in part", remedy=repo.why.remedy, link=repo.why.link)
