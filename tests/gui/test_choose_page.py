@@ -142,7 +142,7 @@ def test_the_one_click_editor_in_the_table(page: Browser, home: Path, workbench:
     cell.click()
     page.find('.qt-type-option[data-type="Q8_0"]').click()
     page.until(lambda: kept(home, workbench.base)[0].pins == {"output.weight": "Q8_0"}, "the edit is kept")
-    assert page.text('.ag-row[row-id="output.weight"] .ag-cell[col-id="type"]').startswith("Q8_0")
+    page.until(lambda: page.text('.ag-row[row-id="output.weight"] .ag-cell[col-id="type"]').startswith("Q8_0"), "the row has the type")
     page.until(lambda: shown_bytes(page) == kept(home, workbench.base)[1], "the exact size is shown")
     assert page.errors() == []
 

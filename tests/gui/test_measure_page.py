@@ -166,10 +166,7 @@ def test_the_map_fills_in_and_choose_opens_on_partial_results(chromium: Browser,
         chromium.enter(server, study.page)
         fill_in(chromium)
         begin(chromium, study, n_cells=2 * len(FEW))
-        cells = chromium.until(
-            lambda: re.search(r"(\d+) of 348\s+cells measured", summary(chromium)), "cells are counted", seconds=SLOW_SECONDS
-        )
-        assert int(cells[1]) > 0
+        chromium.until(lambda: re.search(r"[1-9]\d* of 348\s+cells measured", summary(chromium)), "cells are counted", seconds=SLOW_SECONDS)
         chromium.until(lambda: chromium.button("Choose now").is_enabled(), "partial results are enough to choose")
         canvas = chromium.find(".qt-map canvas")
         canvas.send_keys(Keys.ARROW_UP)
