@@ -15,6 +15,7 @@ from quantailor.errors import ModelError, ModelFormatError, TensorNotFoundError
 from quantailor.ggml import codec, library
 from quantailor.models.gguf_format import INTACT, Header, parse_header
 from quantailor.models.random_access import RandomAccessFile
+from quantailor.models.source import name_of
 from quantailor.records import MetadataValue, TensorInfo
 
 Floats = npt.NDArray[np.float32]
@@ -107,7 +108,7 @@ class GGUFSource:
 
     @property
     def name(self) -> str:
-        return self._text("general.name") or self.files[0].stem
+        return name_of(self.metadata, self.files[0].stem)
 
     @property
     def location(self) -> str:

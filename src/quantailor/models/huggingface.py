@@ -149,10 +149,11 @@ def _weight_map(index: Path) -> dict[str, str]:
     stored = read_json(index).get("weight_map")
     if not isinstance(stored, dict) or not stored:
         raise ModelFormatError(f"{index} has no weight_map", remedy="Download the model again")
-    for name in stored.values():
-        plain = isinstance(name, str) and name == PurePosixPath(name).name == PureWindowsPath(name).name and name.isprintable()
+    # A value that is no text does not end like a file either.
+    for name in dict.fromkeys(map(str, stored.values())):
+        plain = name == PurePosixPath(name).name == PureWindowsPath(name).name and name.isprintable()
         if not plain or not name.endswith(".safetensors") or len(name) > MAX_NAME:
-            raise ModelFormatError(f"{index} names the file {str(name)[:120]!r}", remedy="Download the model again")
+            raise ModelFormatError(f"{index} names the file {name[:120]!r}", remedy="Download the model again")
     return stored
 
 

@@ -25,6 +25,8 @@ INTACT = "Download the model again"
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
 MAX_DIMS = 4
+MAX_NAME = 200
+"""Letters of an array's name; GGUF has 64."""
 _KNOWN_SIZES = {
     "F64": 8,
     "F32": 4,
@@ -104,19 +106,21 @@ class SafetensorsFile:
         return arrays
 
     def _array(self, name: str, entry: Any, data_offset: int) -> StoredArray:
+        if not name.isprintable() or not 0 < len(name) <= MAX_NAME:
+            raise self._corrupt(f"it has an array called {name[:80]!r}")
         if not isinstance(entry, dict):
             raise self._corrupt(f"the entry of {name} is no object")
         dtype, shape, offsets = entry.get("dtype"), _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
         if not isinstance(dtype, str):
             raise self._corrupt(f"{name} has no dtype")
         if dtype not in _KNOWN_SIZES:
-            raise UnsupportedModelError(f"{name} in {self.path} has the dtype {dtype[:40]}", remedy="Use a BF16, F16 or F32 checkpoint")
+            raise UnsupportedModelError(f"{name} in {self.path} has the dtype {dtype[:40]!r}", remedy="Use a BF16, F16 or F32 checkpoint")
         if shape is None or offsets is None or len(offsets) != 2:
             stored = str(entry.get("shape"))[:80], str(entry.get("data_offsets"))[:80]
             raise self._corrupt(f"{name} has the shape {stored[0]} and the offsets {stored[1]}")
         begin, end = offsets
         if not begin <= end <= self.size_bytes - data_offset:
-            raise self._corrupt(f"{name} lies at {begin}..{end}, outside the file")
+            raise self._corrupt(f"{name} lies at {str(offsets)[:80]}, outside the file")
         if len(shape) > MAX_DIMS or math.prod(shape) * _KNOWN_SIZES[dtype] != end - begin:
             raise self._corrupt(f"{name} has the shape {str(shape)[:80]} but {end - begin} bytes")
         return StoredArray(self, name, dtype, shape, data_offset + begin, end - begin)

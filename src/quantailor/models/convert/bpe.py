@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ class BpeTokenizer:
         """Added tokens by id. A token with a role is special whatever else is said; named tokens that are nowhere get new ids."""
         ids: dict[str, int] = {}
         added: dict[int, _Added] = {}
+        highest = -1
         for token in stored:
             text = token.get("content")
             if not isinstance(text, str):
@@ -74,18 +76,20 @@ class BpeTokenizer:
             special = token.get("special") is True
             number = ids.get(text)
             if number is None:
-                number = ids[text] = self._id(token["id"]) if "id" in token else self._new_id(text, added)
+                number = ids[text] = self._id(token["id"]) if "id" in token else self._new_id(text, highest)
+            highest = max(highest, number)
             normalized = token.get("normalized", not special) is True
             added[number] = _Added(text, special or text in self._roles, normalized)
         for text in (*self._roles, *self._extra):
             if text not in ids:
-                number = ids[text] = self._new_id(text, added)
+                number = ids[text] = self._new_id(text, highest)
+                highest = max(highest, number)
                 added[number] = _Added(text, True, False)
         return added
 
-    def _new_id(self, text: str, added: Mapping[int, _Added]) -> int:
-        """The id of a token that is added without one."""
-        return self.base.get(text, max(len(self.base), max(added, default=-1) + 1))
+    def _new_id(self, text: str, highest: int) -> int:
+        """The id of a token that is added without one, after `highest`."""
+        return self.base.get(text, max(len(self.base), highest + 1))
 
     def vocabulary(self, vocab_size: int) -> Vocabulary:
         """The vocabulary under the name that llama.cpp gives its kind."""
@@ -171,6 +175,7 @@ def decoded(text: str) -> str:
     return bytes(letters[letter] for letter in text).decode("utf-8", "replace")
 
 
+@cache
 def byte_letters() -> Mapping[str, int]:
     """Byte-level BPE's alphabet: printable Latin-1 letters stand for themselves, the other bytes for U+0100 and up."""
     plain = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}

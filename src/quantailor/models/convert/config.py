@@ -30,10 +30,10 @@ class Config:
         """The raw value, None where there is none."""
         return self._values.get(key)
 
-    def count(self, key: str) -> int:
+    def count(self, key: str, *, most: int = MAX_COUNT) -> int:
         """A positive integer. Raises ModelFormatError."""
         value = self.get(key)
-        if type(value) is not int or not 1 <= value <= MAX_COUNT:
+        if type(value) is not int or not 1 <= value <= most:
             raise self.wrong(key, value)
         return value
 

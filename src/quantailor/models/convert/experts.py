@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from quantailor.errors import ModelFormatError
 from quantailor.models.convert.family import Family, Text
-from quantailor.models.convert.planned import Picked, PlannedTensor, Stacked, same_shapes, slices
+from quantailor.models.convert.planned import Picked, PlannedTensor, Stacked, same_shape, slices
 from quantailor.records import MetadataValue
 
 INTACT = "Download the model again"
@@ -52,10 +52,9 @@ class Experts(Family):
                 yield self._stack(f"blk.{layer}.{name}.weight", [found[key, number] for number in range(self.n_experts)], target)
 
     def _stack(self, name: str, experts: list[Text], target: str) -> PlannedTensor:
-        shapes = [expert.array.shape for expert in experts]
-        same_shapes(name, shapes)
+        shape = same_shape([expert.array for expert in experts])
         pieces = tuple(self._rows(expert.array) for expert in experts)
-        return self._tensor(name, Stacked(pieces), (len(experts), *shapes[0]), target)
+        return self._tensor(name, Stacked(pieces), (len(experts), *shape), target)
 
     def _split(self, text: Text, layer: int, matrix: str, target: str) -> Iterable[PlannedTensor]:
         """(n_experts, 2 n_ff, n_embd) into its gate and up halves; (n_experts, n_embd, n_ff) as it is."""
@@ -74,7 +73,8 @@ class Experts(Family):
 
     def _check_whole(self) -> None:
         for layer, found in sorted(self._waiting.items()):
-            raise ModelFormatError(f"layer {layer} has {len(found)} expert matrices, not {3 * self.n_experts}", remedy=INTACT)
+            told = f"layer {layer} has {len(found)} expert matrices, not {3 * self.n_experts} as {self.config.place} says"
+            raise ModelFormatError(told, remedy=INTACT)
 
     def _expert_entries(self) -> dict[str, MetadataValue]:
         return {

@@ -11,7 +11,7 @@ from quantailor.models.convert.family import Family
 from quantailor.models.convert.gemma import Gemma2, Gemma3
 from quantailor.models.convert.gpt_oss import GptOss
 from quantailor.models.convert.granite import Granite
-from quantailor.models.convert.json_files import mapping
+from quantailor.models.convert.json_files import OTHER_WAY, mapping
 from quantailor.models.convert.llama import Llama, Mistral
 from quantailor.models.convert.mixtral import Mixtral
 from quantailor.models.convert.olmo import Olmo2
@@ -42,16 +42,18 @@ FAMILIES: Mapping[str, type[Family]] = {
 
 
 def family_of(config: Mapping[str, Any], place: str) -> Family:
-    """The family of config.json. Raises UnsupportedModelError naming the ones we know."""
+    """The family of config.json. Raises UnsupportedModelError where it is none that we know."""
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
     family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
         raise UnsupportedModelError(
-            f"{place} has the architecture {str(name)[:80]!r}; known are {', '.join(FAMILIES)}",
-            remedy="Convert it with llama.cpp's converter and give the GGUF file",
+            f"{place} has the architecture {str(name)[:80]!r}, which our own conversion does not know", remedy=OTHER_WAY
         )
     quantized = config.get("quantization_config")
     if quantized is not None and mapping(quantized).get("quant_method") not in family.quantizations:
-        raise UnsupportedModelError(f"{place} describes a quantized checkpoint", remedy="Start from the 16-bit model")
+        raise UnsupportedModelError(
+            f"{place} describes a quantized checkpoint that our own conversion cannot read",
+            remedy=f"Start from the 16-bit model. {OTHER_WAY}",
+        )
     return family(config, place)

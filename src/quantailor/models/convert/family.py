@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from quantailor.errors import ModelFormatError, UnsupportedModelError
 from quantailor.models.convert.config import Config, float32
-from quantailor.models.convert.json_files import mapping
+from quantailor.models.convert.json_files import OTHER_WAY, mapping
 from quantailor.models.convert.planned import (
     ITEM_BYTES,
     ArrayRows,
@@ -31,9 +31,10 @@ from quantailor.models.convert.vocabularies import VOCABULARIES
 from quantailor.models.safetensors_file import FLOAT8, READABLE, StoredArray
 from quantailor.records import MetadataValue, TensorInfo
 
-MAX_HEAD_DIM = 1 << 16
+MAX_HEAD_DIM, MAX_LAYERS, MAX_VOCABULARY = 1 << 16, 10_000, 1 << 22
+"""Beyond any model; what is counted up to them fits in memory."""
 FILE_TYPES = {"F16": 1, "BF16": 32}
-REMEDY = "Convert it with llama.cpp's converter and give the GGUF file"
+REMEDY = OTHER_WAY
 INTACT = "Download the model again"
 _IGNORED = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
 _ACTIVATION_SCALES = (".activation_scale", "_activation_scale", ".input_scale")
@@ -117,7 +118,7 @@ class Family:
         self.config = Config({**values, **mapping(values.get("text_config"))}, self.defaults, place)
         self.n_heads = self.config.count("num_attention_heads")
         self.n_kv_heads = self.config.optional_count("num_key_value_heads") or self.n_heads
-        self.n_layers = self.config.count("num_hidden_layers")
+        self.n_layers = self.config.count("num_hidden_layers", most=MAX_LAYERS)
         self.vocab_size = self.config.count("vocab_size")
         self.left_out: tuple[str, ...] = ()
         """Arrays that are no part of the text model, after `plan`."""
@@ -221,7 +222,7 @@ class Family:
         expected = (-(-rows // high), -(-cols // wide))
         if scale.shape != expected and math.prod(scale.shape) != math.prod(expected):
             raise ModelFormatError(f"{scale.name} in {scale.file.path} has the shape {scale.shape}, not {expected}", remedy=INTACT)
-        return Float8Rows(array, cols, ArrayRows(scale, expected[1]), (high, wide))
+        return Float8Rows(array, cols, ArrayRows(scale, expected[1]), (min(high, rows), min(wide, cols)))
 
     def _tensor(self, name: str, rows: Rows, shape: tuple[int, ...], target: str) -> PlannedTensor:
         full = (
@@ -266,7 +267,8 @@ class Family:
 
     def vocabulary(self, folder: Path, config: Mapping[str, Any]) -> dict[str, MetadataValue]:
         """`tokenizer.*` in file order. Raises ModelError where there is no tokenizer that the family knows."""
-        return VOCABULARIES[self.vocabulary_kind](folder, config, self.vocab_size)
+        size = self.config.count("vocab_size", most=MAX_VOCABULARY)
+        return VOCABULARIES[self.vocabulary_kind](folder, config, size)
 
     def metadata(self, file_type: str) -> dict[str, MetadataValue]:
         """The architecture's keys and `general.file_type` in file order."""

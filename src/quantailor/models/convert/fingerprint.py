@@ -1,7 +1,8 @@
 """The fingerprint of a tokenizer.json: what it makes of one text.
 
 This is a byte-level BPE tokenizer for that text alone: classes such as `\\p{L}` become lists of the text's own
-characters, which the standard library's regular expressions can match. Patterns that could take long are not tried.
+characters (`patterns`), which the standard library's regular expressions can match. Patterns that could take long are
+not tried.
 """
 
 from __future__ import annotations
@@ -10,20 +11,16 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
 from quantailor.models.convert.fingerprints import NAMES, TEXT
 from quantailor.models.convert.json_files import mapping, objects
+from quantailor.models.convert.patterns import UnknownPatternError, compiled
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_PROPERTY = re.compile(r"\\([pP])\{(\^?)(\w+)\}|\\([pP])([A-Z])")
-_CLASS = re.compile(r"\[(?:\\.|[^\]\\])*\]|\\[pP]\{\^?\w+\}|\\.")
-_SIMPLE_GROUP = re.compile(r"\([^()*+{]*\)(?![*+{])")
-_QUANTIFIER = re.compile(r"[*+]|\{")
-_MOST_QUANTIFIERS, _LONGEST_PATTERN, _MOST_STEPS = 2, 4000, 20
-_SETS = ("[[", "&&", "--", "~~", "||")
-"""Sets within classes, which the standard library reads as plain characters."""
+_MOST_STEPS, _MOST_AROUND = 10, 100
 _ABSENT = "\x00"
 """A character that the text does not have."""
 _NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD")
@@ -46,7 +43,7 @@ def known_name(tokenizer: Mapping[str, Any], byte_letters: Mapping[int, str], me
     try:
         ids = _encode(tokenizer, byte_letters, merges)
         before, after = _around(mapping(tokenizer.get("post_processor")))
-    except (_UnknownError, re.error, LookupError, TypeError, ValueError, OverflowError, RecursionError):
+    except (_UnknownError, UnknownPatternError, re.error, LookupError, TypeError, ValueError, OverflowError, RecursionError):
         return None
     for candidate in ([*before, *ids, *after], ids, [*before, *ids]):
         if name := NAMES.get(hashlib.sha256(str(candidate).encode()).hexdigest()):
@@ -108,7 +105,13 @@ def _around(stored: Mapping[str, Any]) -> tuple[list[int], list[int]]:
             if place is None:
                 raise _UnknownError
             known = mapping(step.get("special_tokens"))
-            ids = [[int(i) for i in known[str(mapping(part["SpecialToken"])["id"])]["ids"]] for part in parts if "SpecialToken" in part]
+            if len(parts) > _MOST_AROUND:
+                raise _UnknownError
+            ids = [
+                [int(i) for i in known[str(mapping(part["SpecialToken"])["id"])]["ids"][:_MOST_AROUND]]
+                for part in parts
+                if "SpecialToken" in part
+            ]
             return [*chain(*ids[:place])], [*chain(*ids[place:])]
         if step.get("type") != "ByteLevel":
             raise _UnknownError
@@ -122,7 +125,9 @@ def _splits(stored: Mapping[str, Any], byte_letters: Mapping[int, str]) -> list[
     steps = objects(stored.get("pretokenizers")) if stored.get("type") == "Sequence" else [dict(stored)]
     if not 0 < len(steps) <= _MOST_STEPS:
         raise _UnknownError
-    return [_step(step, byte_letters) for step in steps]
+    # A step after the one that makes letters of bytes splits those.
+    text = f"{TEXT}{_ABSENT}{''.join(byte_letters[byte] for byte in TEXT.encode())}"
+    return [_step(step, byte_letters, partial(compiled, text=text)) for step in steps]
 
 
 def _split(text: str, splits: Sequence[Split]) -> list[str]:
@@ -132,25 +137,25 @@ def _split(text: str, splits: Sequence[Split]) -> list[str]:
     return pieces
 
 
-def _step(step: Mapping[str, Any], byte_letters: Mapping[int, str]) -> Split:
+def _step(step: Mapping[str, Any], byte_letters: Mapping[int, str], pattern: Callable[[str], re.Pattern[str]]) -> Split:
     kind = step.get("type")
     if kind == "Split" and step.get("behavior") in ("Isolated", "Removed", "MergedWithPrevious"):
-        return _by_pattern(step)
+        return _by_pattern(step, pattern)
     if kind == "Digits":
-        return _isolated(_compiled(r"\p{N}" if step.get("individual_digits") else r"\p{N}+"))
+        return _isolated(pattern(r"\p{N}" if step.get("individual_digits") else r"\p{N}+"))
     if kind == "Punctuation" and step.get("behavior", "Isolated") == "Isolated":
-        return _isolated(_compiled(r"[\p{P}$+<=>^`|~]"))
+        return _isolated(pattern(r"[\p{P}$+<=>^`|~]"))
     if kind == "Punctuation" and step.get("behavior") == "Contiguous":
-        return _isolated(_compiled(r"[\p{P}$+<=>^`|~]+"))
+        return _isolated(pattern(r"[\p{P}$+<=>^`|~]+"))
     if kind == "ByteLevel" and not step.get("add_prefix_space"):
-        return _byte_level(byte_letters, own_regex=step.get("use_regex", True) is True)
+        return _byte_level(byte_letters, pattern(_GPT2) if step.get("use_regex", True) is True else None)
     raise _UnknownError
 
 
-def _by_pattern(step: Mapping[str, Any]) -> Split:
+def _by_pattern(step: Mapping[str, Any], compile: Callable[[str], re.Pattern[str]]) -> Split:
     stored = mapping(step.get("pattern"))
     text, behavior = stored.get("Regex"), step["behavior"]
-    pattern = _compiled(text if isinstance(text, str) else re.escape(str(stored["String"])))
+    pattern = compile(text if isinstance(text, str) else re.escape(str(stored["String"])))
     if behavior == "Isolated":
         return _isolated(pattern)
     if behavior == "Removed" and step.get("invert") is True:
@@ -174,56 +179,10 @@ def _isolated(pattern: re.Pattern[str]) -> Split:
     return split
 
 
-def _byte_level(byte_letters: Mapping[int, str], *, own_regex: bool) -> Split:
-    regex = _isolated(_compiled(_GPT2))
+def _byte_level(byte_letters: Mapping[int, str], pattern: re.Pattern[str] | None) -> Split:
+    words = _isolated(pattern) if pattern else list
 
     def split(pieces: list[str]) -> list[str]:
-        return ["".join(byte_letters[byte] for byte in piece.encode()) for piece in (regex(pieces) if own_regex else pieces)]
+        return ["".join(byte_letters[byte] for byte in piece.encode()) for piece in words(pieces)]
 
     return split
-
-
-# Patterns
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    """A pattern of the tokenizers library for `TEXT`. Raises _UnknownError for one that could take long or means something else."""
-    if len(pattern) > _LONGEST_PATTERN or any(sign in pattern for sign in _SETS) or _is_slow(pattern):
-        raise _UnknownError
-    out, inside, at = [], False, 0
-    while at < len(pattern):
-        if match := _PROPERTY.match(pattern, at):
-            out.append(_characters(match, inside=inside))
-            at = match.end()
-            continue
-        if pattern[at] == "\\":
-            out.append(pattern[at : at + 2])
-            at += 2
-            continue
-        inside = (inside or pattern[at] == "[") and pattern[at] != "]"
-        out.append(pattern[at])
-        at += 1
-    return re.compile("".join(out))
-
-
-def _is_slow(pattern: str) -> bool:
-    """Whether a pattern repeats within groups, repeats groups or repeats more than twice in a row: it could take long."""
-    bare = _CLASS.sub("x", pattern)
-    while (shorter := _SIMPLE_GROUP.sub("x", bare)) != bare:
-        bare = shorter
-    return "(" in bare or any(len(_QUANTIFIER.findall(part)) > _MOST_QUANTIFIERS for part in bare.split("|"))
-
-
-def _characters(match: re.Match[str], *, inside: bool) -> str:
-    """The text's characters of a class, as a class or as a part of one."""
-    name, negated = match[3] or match[5], ((match[1] or match[4]) == "P") != bool(match[2])
-    chosen = "".join(re.escape(letter) for letter in sorted(set(TEXT)) if _belongs(letter, name) != negated) or _ABSENT
-    return chosen if inside else f"[{chosen}]"
-
-
-def _belongs(letter: str, name: str) -> bool:
-    if name == "Han":
-        return "CJK UNIFIED" in unicodedata.name(letter, "")
-    if len(name) > 2:
-        raise _UnknownError
-    return unicodedata.category(letter).startswith(name)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from quantailor.models.convert.config import float32
 from quantailor.models.convert.family import LLAMA_NAMES, QK_NORMS, Family, Key, Text
-from quantailor.models.convert.planned import ArrayRows, PlannedTensor, PlusOne, Rows
+from quantailor.models.convert.planned import PlannedTensor, PlusOne, Rows
 from quantailor.models.convert.rope import rope_metadata
 from quantailor.models.safetensors_file import StoredArray
 from quantailor.records import MetadataValue
@@ -106,8 +106,7 @@ class Gemma3(Gemma2):
         """Rows of the embedding beyond the vocabulary are left away."""
         shape = text.array.shape
         if text.name == "model.embed_tokens.weight" and len(shape) == 2 and shape[0] > self.vocab_size:
-            rows = ArrayRows(text.array, shape[1])
-            yield self._tensor("token_embd.weight", rows, (self.vocab_size, shape[1]), target)
+            yield self._tensor("token_embd.weight", self._rows(text.array), (self.vocab_size, shape[1]), target)
         else:
             yield from super()._planned(text, target)
 

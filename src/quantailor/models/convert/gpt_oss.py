@@ -116,7 +116,8 @@ class GptOss(Experts):
 
     def _bias(self, text: Text, name: str, number: int, step: int) -> PlannedTensor:
         shape = self._experts_shape(text, 2, step)
-        self._rows(text.array)
+        if not isinstance(self._rows(text.array), ArrayRows):
+            raise self.unknown(text.array)
         numbers = _every(ArrayRows(text.array, 1), number, step)
         return self._tensor(name, Regrouped(numbers, shape[1] // step), (shape[0], shape[1] // step), "F32")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 from quantailor.errors import ModelError, ModelFormatError
 
 INTACT = "Download the model again"
-MAX_FILE_BYTES = 256 << 20
+OTHER_WAY = "Run `quantailor convert` first, which takes llama.cpp's own converter for it, and give its output"
+MAX_FILE_BYTES = 64 << 20
+"""Twice the largest tokenizer that is known."""
 
 
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
@@ -31,11 +34,28 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
 def read_bytes(path: Path) -> bytes:
     """A whole small file. Raises ModelError, ModelFormatError when it is larger than any tokenizer."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ModelFormatError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB", remedy=INTACT)
-        return path.read_bytes()
+        # A pipe would keep us waiting, a device never end.
+        if not path.is_file():
+            raise ModelError(f"there is no file {path}", remedy=INTACT)
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise ModelFormatError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB", remedy=INTACT)
+            return stream.read(size)
     except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror or error}", remedy=INTACT) from error
+        raise _unreadable(path, error) from error
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file. Raises ModelError where that cannot be told."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> ModelError:
+    return ModelError(f"cannot read {path}: {error.strerror or error}", remedy=INTACT)
 
 
 def read_text(path: Path) -> str:
@@ -53,7 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_json_if_there(path: Path) -> dict[str, Any]:
     """The same, or an empty object where there is no such file."""
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) if is_there(path) else {}
 
 
 def mapping(value: Any) -> Mapping[str, Any]:

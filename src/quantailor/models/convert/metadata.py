@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from quantailor.errors import ModelFormatError
 from quantailor.models.convert.config import float32
-from quantailor.models.convert.json_files import mapping, read_json_if_there, read_text
-from quantailor.models.convert.model_names import ModelName, parse_model_name, title
+from quantailor.models.convert.json_files import read_json_if_there
+from quantailor.models.convert.model_card import model_card
+from quantailor.models.convert.model_names import ModelName, given_name, parse_model_name, title
 from quantailor.records import MetadataValue, TensorInfo
 
 _SAMPLING: Sequence[tuple[str, str, tuple[str, ...]]] = (
@@ -72,21 +71,6 @@ def general(folder: Path, config: Mapping[str, Any], tensors: Sequence[TensorInf
     return entries
 
 
-def model_card(folder: Path) -> Mapping[str, Any]:
-    """The YAML between the `---` lines at the head of README.md; empty where there is none."""
-    path = folder / "README.md"
-    lines = read_text(path).splitlines() if path.is_file() else []
-    if not lines or lines[0] != "---":
-        return {}
-    head = lines[1 : lines.index("---", 1)] if "---" in lines[1:] else lines[1:]
-    # A bare "no" is Norwegian here, and tabs are no YAML.
-    text = ("\n".join(head) + "\n").replace("- no\n", '- "no"\n').replace("\t", "  ")
-    try:
-        return mapping(yaml.safe_load(text))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ModelFormatError(f"the head of {path} is no valid YAML", remedy="Correct or remove README.md") from error
-
-
 def size_label(tensors: Sequence[TensorInfo]) -> str:
     """The number of parameters in short: "8.4M"; with experts "8x4.5M", where one expert is counted."""
     experts = [tensor for tensor in tensors if "_exps." in tensor.name and len(tensor.shape) > 2]
@@ -126,21 +110,13 @@ def _described(folder: Path, config: Mapping[str, Any], card: Mapping[str, Any],
     values: dict[str, Any] = {key: _first(card, *sources) for key, sources in _CARD_KEYS.items()}
     path_name = config.get("_name_or_path")
     names = [path_name] if isinstance(path_name, str) and path_name and path_name.count("/") <= 1 else []
-    for text in (*names, _given_name(folder)):
+    for text in (*names, given_name(folder)):
         found = parse_model_name(text, total)
         for key, value in _named(found).items():
             if values.get(key) is None:
                 values[key] = value
-    values["name"] = values["name"] or _given_name(folder)
+    values["name"] = values["name"] or given_name(folder)
     return {key: value for key, value in values.items() if value is not None}
-
-
-def _given_name(folder: Path) -> str:
-    """The folder's name; in huggingface_hub's cache it is a commit, and the model's name stands two levels above."""
-    kept = folder.parent.parent.name
-    if folder.parent.name == "snapshots" and kept.startswith("models--"):
-        return kept.split("--")[-1]
-    return folder.name
 
 
 def _named(found: ModelName) -> dict[str, str | None]:

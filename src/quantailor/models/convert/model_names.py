@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 _VERSION = re.compile(r"(v|iter)?\d+([.]\d+)*", re.IGNORECASE)
 _TYPE = re.compile(r"i?q\d(_\w)*|b?fp?(16|32)", re.IGNORECASE)
 _SIZE = re.compile(r"(([A]|\d+[x])?\d+([._]\d+)?[KMBT][\d]?|small|mini|medium|large|x?xl)", re.IGNORECASE)
 _TUNE = re.compile(r"chat|instruct|vision|lora", re.IGNORECASE)
 _UNTITLED = re.compile(r"^(v\d+(?:\.\d+)*|\d.*)$")
+
+_LONGEST = 1000
+"""Letters of a name that is taken apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,14 @@ class _Part:
         return kind in self.kinds
 
 
+def given_name(folder: Path) -> str:
+    """The folder's name; in huggingface_hub's cache it is a commit, and the model's name stands two levels above."""
+    kept = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and kept.startswith("models--"):
+        return kept.split("--")[-1]
+    return folder.name
+
+
 def title(text: str) -> str:
     """Words with capitals, "books-llama" -> "Books Llama"; versions, sizes and mixed case stay."""
     words = text.strip().replace("-", " ").split()
@@ -45,7 +57,7 @@ def parse_model_name(text: str, n_parameters: int) -> ModelName:
 
     A size that is far from `n_parameters` is a context length and counts as fine-tune.
     """
-    if " " in text:
+    if " " in text or len(text) > _LONGEST:
         return ModelName(text)
     organization, separator, name = text.partition("/") if "/" in text else ("", "", text)
     owner = organization if separator and not organization.startswith(".") else None

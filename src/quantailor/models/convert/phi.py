@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from quantailor.models.convert.config import float32
-from quantailor.models.convert.family import LLAMA_NAMES, Family
+from quantailor.models.convert.family import LLAMA_NAMES, MAX_HEAD_DIM, Family
 from quantailor.models.convert.planned import PlannedTensor
 from quantailor.models.convert.rope import constant
 from quantailor.records import MetadataValue
@@ -39,7 +39,10 @@ class Phi3(Family):
     @property
     def rope_dim(self) -> int:
         part = self.config.rope.get("partial_rotary_factor", self.config.get("partial_rotary_factor"))
-        return int(self.config.as_number("partial_rotary_factor", part) * self.config.count("hidden_size")) // self.n_heads
+        dim = int(self.config.as_number("partial_rotary_factor", part) * self.config.count("hidden_size")) // self.n_heads
+        if not 0 <= dim <= MAX_HEAD_DIM:
+            raise self.config.wrong("partial_rotary_factor", part)
+        return dim
 
     @property
     def _original_length(self) -> int:

@@ -221,7 +221,8 @@ class PlusOne:
     def read(self, start: int, stop: int) -> Bytes:
         data = converted(self.inner.read(start, stop), self.inner.dtype, self.dtype)
         kind = np.float16 if self.dtype == "F16" else np.float32
-        sums: npt.NDArray[Any] = np.add(data.reshape(-1).view(kind), kind(1), dtype=kind)
+        with np.errstate(invalid="ignore"):
+            sums: npt.NDArray[Any] = np.add(data.reshape(-1).view(kind), kind(1), dtype=kind)
         out: Bytes = sums.view(np.uint8).reshape(data.shape)
         return out
 
@@ -253,7 +254,8 @@ class Float8Rows:
         first, last = start // high, (stop - 1) // high + 1
         stored = _to_float32(self.scales.read(first, last).reshape(-1), self.scales.dtype).reshape(last - first, -1)
         scales = np.repeat(stored[np.arange(start, stop) // high - first], wide, axis=1)[:, : self.n_cols]
-        return np.ascontiguousarray(values * scales).view(np.uint8)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.ascontiguousarray(values * scales).view(np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,24 +335,30 @@ def check_heads(array: StoredArray, heads: int) -> None:
         )
 
 
-def same_shapes(name: str, shapes: Sequence[tuple[int, ...]]) -> None:
-    """Raise ModelFormatError where experts differ."""
-    if len(set(shapes)) > 1:
-        raise ModelFormatError(f"the experts of {name} have different shapes", remedy="Download the model again")
+def same_shape(experts: Sequence[StoredArray]) -> tuple[int, ...]:
+    """The shape that all experts of a stack have. Raises ModelFormatError where they differ."""
+    first = experts[0]
+    for expert in experts:
+        if expert.shape != first.shape:
+            raise ModelFormatError(
+                f"{expert.name} in {expert.file.path} has the shape {expert.shape}, {first.name} {first.shape}",
+                remedy="Download the model again",
+            )
+    return first.shape
 
 
 def converted(data: Bytes, source: str, target: str) -> Bytes:
     """Rows in another type: (n_rows, bytes of a row)."""
     if source == target:
         return np.ascontiguousarray(data)
-    values = _to_float32(np.ascontiguousarray(data).reshape(-1), source)
-    if target == "F32":
-        out = values.view(np.uint8)
-    elif target == "F16":
-        with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = _to_float32(np.ascontiguousarray(data).reshape(-1), source)
+        if target == "F32":
+            out = values.view(np.uint8)
+        elif target == "F16":
             out = values.astype(np.float16).view(np.uint8)
-    else:
-        out = _to_bfloat16(values).view(np.uint8)
+        else:
+            out = _to_bfloat16(values).view(np.uint8)
     return out.reshape(len(data), data.shape[1] // ITEM_BYTES[source] * ITEM_BYTES[target])
 
 

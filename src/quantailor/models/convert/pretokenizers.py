@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantailor.errors import UnsupportedModelError
-from quantailor.models.convert.json_files import mapping, objects
+from quantailor.models.convert.json_files import OTHER_WAY, mapping, objects
 
 _ENGLISH = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -22,7 +22,8 @@ _SPLITS: Mapping[str, str] = {
     rf"{_ENGLISH}|{_LEAD}\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_TAIL}": "qwen2",
     rf"{_LEAD}[{_UPPER}]*[{_LOWER}]+|{_LEAD}[{_UPPER}]+[{_LOWER}]*|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_TAIL}": "tekken",
 }
-REMEDY = "Convert it with llama.cpp's converter and give the GGUF file"
+REMEDY = OTHER_WAY
+_MOST_SHOWN = 3
 
 
 def pretokenizer_name(stored: Any, normalizer: Any, place: str) -> str:
@@ -40,7 +41,8 @@ def pretokenizer_name(stored: Any, normalizer: Any, place: str) -> str:
     steps = objects(outer.get("pretokenizers")) if outer.get("type") == "Sequence" else [dict(outer)]
     known = _name(steps) if not normalizer or mapping(normalizer).get("type") == "NFC" else None
     if known is None:
-        text = ", ".join(_described(step) for step in steps) or "none"
+        more = f" and {len(steps) - _MOST_SHOWN} more" if len(steps) > _MOST_SHOWN else ""
+        text = (", ".join(_described(step) for step in steps[:_MOST_SHOWN]) or "none") + more
         raise UnsupportedModelError(f"{place} has the pre-tokenizer {text}, which this version does not know", remedy=REMEDY)
     return known
 
@@ -63,4 +65,4 @@ def _name(steps: list[dict[str, Any]]) -> str | None:
 
 def _described(step: Mapping[str, Any]) -> str:
     pattern = mapping(step.get("pattern")).get("Regex")
-    return f"{str(step.get('type'))[:40]}({str(pattern)[:120]})" if pattern is not None else str(step.get("type"))[:40]
+    return f"{str(step.get('type'))[:40]}({str(pattern)[:60]})" if pattern is not None else str(step.get("type"))[:40]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from quantailor.errors import UnsupportedModelError
 from quantailor.models.convert.config import Config, float32
+from quantailor.models.convert.json_files import OTHER_WAY
 from quantailor.models.convert.planned import Constant, PlannedTensor
 from quantailor.records import MetadataValue, TensorInfo
 
@@ -35,13 +36,13 @@ def rope_metadata(config: Config, rope: Mapping[str, Any], *, long: bool = False
     if long and kind in _LONG:
         entries["rope.scaling.type"] = MetadataValue("string", "longrope")
     if kind not in ("default", "linear", "yarn", "llama3", "dynamic", *(_LONG if long else ())):
-        raise UnsupportedModelError(f"{config.place} has the rope type {str(kind)[:40]!r}", remedy="Convert it with llama.cpp's converter")
+        raise UnsupportedModelError(f"{config.place} has the rope type {str(kind)[:40]!r}", remedy=OTHER_WAY)
     entries["rope.freq_base"] = float32(number("rope_theta", rope["rope_theta"]))
     return entries
 
 
 def _yarn_metadata(config: Config, rope: Mapping[str, Any]) -> dict[str, MetadataValue]:
-    length = config.as_count("original_max_position_embeddings", rope["original_max_position_embeddings"])
+    length = config.as_count("original_max_position_embeddings", rope.get("original_max_position_embeddings"))
     entries = {"rope.scaling.original_context_length": MetadataValue("uint32", length)}
     attention = rope.get("attention_factor", rope.get("attn_factor"))
     for key, value in (

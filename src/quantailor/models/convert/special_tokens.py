@@ -86,7 +86,7 @@ def _ids(
         if type(number) is not int:
             continue
         if not 0 <= number < 2**32:
-            raise ModelFormatError(f"{folder} has the {role} token id {number}", remedy="Correct or remove it in config.json")
+            raise ModelFormatError(f"{folder} has the {role} token id {str(number)[:40]}", remedy="Correct or remove it in config.json")
         ids.setdefault(role, number)
     return ids
 

@@ -9,7 +9,7 @@ from typing import Any
 from quantailor.errors import ModelError, UnsupportedModelError
 from quantailor.models.convert import sentencepiece
 from quantailor.models.convert.bpe import BpeTokenizer
-from quantailor.models.convert.json_files import read_json_if_there
+from quantailor.models.convert.json_files import OTHER_WAY, read_json_if_there
 from quantailor.models.convert.special_tokens import special_metadata
 from quantailor.records import MetadataValue
 
@@ -33,10 +33,8 @@ def bpe_vocabulary(folder: Path, config: Mapping[str, Any], vocab_size: int) -> 
         raise ModelError(f"{folder} has no tokenizer.json", remedy="Download the model's tokenizer as well")
     tokenizer = BpeTokenizer(folder)
     if tokenizer.byte_fallback:
-        raise UnsupportedModelError(
-            f"{tokenizer.path} is no byte-level vocabulary, which this family has", remedy="Convert it with llama.cpp's converter"
-        )
-    return tokenizer.vocabulary(vocab_size).metadata() | tokenizer.merges() | special_metadata(folder, config, None)
+        raise UnsupportedModelError(f"{tokenizer.path} is no byte-level vocabulary, which this family has", remedy=OTHER_WAY)
+    return tokenizer.vocabulary(vocab_size).metadata(folder) | tokenizer.merges() | special_metadata(folder, config, None)
 
 
 def llama_vocabulary(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Entries:
@@ -50,7 +48,7 @@ def llama_vocabulary(folder: Path, config: Mapping[str, Any], vocab_size: int) -
     elif (folder / "tokenizer.json").is_file():
         tokenizer = BpeTokenizer(folder)
         vocabulary = tokenizer.vocabulary(vocab_size)
-        entries |= vocabulary.metadata()
+        entries |= vocabulary.metadata(folder)
         if tokenizer.byte_fallback:
             entries |= special_metadata(folder, config, len(vocabulary.tokens))
         else:
@@ -79,12 +77,12 @@ def phi3_vocabulary(folder: Path, config: Mapping[str, Any], vocab_size: int) ->
     if not (folder / "tokenizer.model").is_file():
         raise ModelError(f"{folder} has no tokenizer.model", remedy="Download the model's tokenizer.model as well")
     vocabulary = sentencepiece.read_phi3_vocabulary(folder, vocab_size)
-    return vocabulary.metadata() | special_metadata(folder, config, len(vocabulary.tokens))
+    return vocabulary.metadata(folder) | special_metadata(folder, config, len(vocabulary.tokens))
 
 
 def _sentencepiece(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Entries:
     vocabulary = sentencepiece.read_vocabulary(folder, vocab_size)
-    return vocabulary.metadata() | special_metadata(folder, config, len(vocabulary.tokens))
+    return vocabulary.metadata(folder) | special_metadata(folder, config, len(vocabulary.tokens))
 
 
 VOCABULARIES: Mapping[str, Callable[[Path, Mapping[str, Any], int], Entries]] = {

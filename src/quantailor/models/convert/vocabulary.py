@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from quantailor.errors import ModelFormatError
 from quantailor.records import MetadataValue
@@ -24,9 +25,9 @@ class Vocabulary:
     kinds: tuple[int, ...]
     scores: tuple[float, ...] | None = None
 
-    def metadata(self) -> dict[str, MetadataValue]:
+    def metadata(self, folder: Path) -> dict[str, MetadataValue]:
         """`tokenizer.ggml.*` up to the token types, in file order. Raises ModelFormatError where two tokens have the same text."""
-        self._check_texts()
+        self._check_texts(folder)
         entries = {
             "tokenizer.ggml.model": MetadataValue("string", self.model),
             "tokenizer.ggml.pre": MetadataValue("string", self.pre),
@@ -37,12 +38,13 @@ class Vocabulary:
         entries["tokenizer.ggml.token_type"] = MetadataValue("array", self.kinds, "int32")
         return entries
 
-    def _check_texts(self) -> None:
+    def _check_texts(self, folder: Path) -> None:
         if len(set(self.tokens)) == len(self.tokens):
             return
         text, count = Counter(self.tokens).most_common(1)[0]
         raise ModelFormatError(
-            f"the vocabulary has the token {text[:40]!r} {count} times, which llama.cpp cannot load", remedy="Download the tokenizer again"
+            f"the vocabulary of {folder} has the token {text[:40]!r} {count} times, which llama.cpp cannot load",
+            remedy="Download the tokenizer again",
         )
 
 

@@ -1,0 +1,58 @@
+"""The head of a model card: YAML that anybody may have written, read so that nothing in it can do more than be refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from quantailor.errors import ModelFormatError
+from quantailor.models.convert.json_files import is_there, mapping, read_text
+
+REMEDY = "Correct or remove README.md"
+MAX_HEAD = 512 << 10
+"""Letters; tables of results take up to two hundred thousand. PyYAML reads some fifty thousand in a second."""
+_LONGEST_NUMBER, _DEEPEST = 100, 20
+_REFUSALS = (yaml.YAMLError, ValueError, LookupError, ArithmeticError, AttributeError, TypeError, RecursionError)
+"""What PyYAML raises, also for values that do not fit their tags."""
+
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values, without merges: a few lines of them make billions of entries."""
+
+    def fetch_flow_collection_start(self, token_class: Any) -> None:
+        if self.flow_level >= _DEEPEST:
+            raise yaml.scanner.ScannerError(None, None, "lists in lists", self.get_mark())
+        super().fetch_flow_collection_start(token_class)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Leaves `<<` in place, which is then an unknown tag."""
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        if node.tag in _NUMBERS and len(str(value)) > _LONGEST_NUMBER:
+            raise yaml.constructor.ConstructorError(None, None, "a number too long to be one", node.start_mark)
+        # Half of a surrogate pair is no text and could not be written.
+        str(value).encode()
+        return value
+
+
+def model_card(folder: Path) -> Mapping[str, Any]:
+    """The YAML between the `---` lines at the head of README.md; empty where there is none. Raises ModelFormatError."""
+    path = folder / "README.md"
+    lines = read_text(path).splitlines() if is_there(path) else []
+    if not lines or lines[0] != "---":
+        return {}
+    head = lines[1 : lines.index("---", 1)] if "---" in lines[1:] else lines[1:]
+    # A bare "no" is Norwegian here, and tabs are no YAML.
+    text = ("\n".join(head) + "\n").replace("- no\n", '- "no"\n').replace("\t", "  ")
+    if len(text) > MAX_HEAD:
+        raise ModelFormatError(f"the head of {path} has {len(text):,} letters", remedy=REMEDY)
+    try:
+        return mapping(yaml.load(text, _Loader))  # noqa: S506 - a safe loader
+    except _REFUSALS as error:
+        raise ModelFormatError(f"the head of {path} is no valid YAML", remedy=REMEDY) from error
