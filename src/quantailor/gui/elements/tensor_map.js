@@ -24,6 +24,13 @@ export default {
       return this.rows.length > 16 ? 13 : this.rows.length > 10 ? 16 : 19;
     },
   },
+  watch: {
+    // Any update of the element sends its cells anew.
+    cells() {
+      this.index();
+      this.draw();
+    },
+  },
   created() {
     this.index();
   },
@@ -48,6 +55,7 @@ export default {
           this.cells[place][4] = label;
         }
       }
+      if (this.spoken && document.activeElement === this.$refs.canvas && !this.from) this.say();
       if (this.drawing) return;
       this.drawing = true;
       requestAnimationFrame(() =>
@@ -163,6 +171,10 @@ export default {
       this.mark(cell[0]);
       this.$emit("pick", cell[0]);
     },
+    say() {
+      const cell = this.byPlace.get(this.at.join(":"));
+      this.spoken = cell ? `${cell[0]}: ${cell[4]}` : `${this.rows[this.at[0]]} ${this.columns[this.at[1]]}: none`;
+    },
     brush() {
       const [top, left, bottom, right] = this.rectangle();
       const names = this.cells.filter((c) => c[1] >= top && c[1] <= bottom && c[2] >= left && c[2] <= right).map((c) => c[0]);
@@ -181,8 +193,7 @@ export default {
         ];
         this.to = this.from && event.shiftKey ? [...this.at] : null;
         if (!event.shiftKey) this.from = null;
-        const cell = this.byPlace.get(this.at.join(":"));
-        this.spoken = cell ? `${cell[0]}: ${cell[4]}` : `${this.rows[this.at[0]]} ${this.columns[this.at[1]]}: none`;
+        this.say();
         this.draw();
       } else if (event.key === "Enter" || event.key === " ") {
         event.preventDefault();
