@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def desk_of(project: ProjectReport) -> Desk:
             raise StrategyError(f"the file of {project.name} is gone", remedy="Open the model again")
         # The old desk stays open for the pages that still hold it.
         desk = _desks[project.fingerprint] = Desk.open(workspace(), Path(place))
+        # Its hundred thousands of objects stay: looking through them again and again would hold up every page.
+        gc.freeze()
         return desk
 
 
