@@ -14,6 +14,8 @@ from quantailor.service.tasks import PlanOptions
 
 START_BITS = 4.5
 """Bits per weight of a draft that nobody has asked anything of."""
+STRATEGY_BYTES = 512
+"""Room for a tensor's line of the strategy in the file's header; it counts in tiny models alone."""
 _lock = threading.RLock()
 _desks: dict[str, Desk] = {}
 _drafts: dict[tuple[str, str], Draft] = {}
@@ -52,4 +54,5 @@ def draft_of(project: ProjectReport, desk: Desk, name: str) -> Draft:
 def _first_options(desk: Desk) -> PlanOptions:
     smallest, largest = desk.size_range(PlanOptions())
     wanted = int(desk.n_elements * START_BITS / 8)
-    return PlanOptions(size_bytes=min(max(wanted, int(1.05 * smallest)), largest))
+    header = STRATEGY_BYTES * (1 + len(desk.measured))
+    return PlanOptions(size_bytes=min(max(wanted, int(1.05 * smallest)), largest) + header)

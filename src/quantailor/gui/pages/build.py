@@ -124,11 +124,13 @@ class _Screen:
                 self._select = ui.select(options, label="Build", on_change=told(self._choose)).props("outlined dense").classes("qt-grow")
                 quiet("Open a file", told(self._pick_strategy), icon="folder_open")
             with box("qt-row qt-build-stats"):
-                self._size = Stat("file", "…")
-                self._bits = Stat("bits per weight", "…")
-                self._kld = Stat("predicted KLD", "…")
-                self._n_tensors = Stat("tensors chosen", "…")
-            self._exact = text("", "qt-small qt-muted qt-build-exact")
+                waiting = "–" if self._first is None else "…"
+                self._size = Stat("file", waiting)
+                self._bits = Stat("bits per weight", waiting)
+                self._kld = Stat("predicted KLD", waiting)
+                self._n_tensors = Stat("tensors chosen", waiting)
+            nothing = "No strategy yet: make one in Choose, or open a file" if self._first is None else ""
+            self._exact = text(nothing, "qt-small qt-muted qt-build-exact")
             self._chips = ui.element("div").classes("qt-row qt-wrap qt-chips")
             with box("qt-row qt-build-links"):
                 quiet("Change it in Choose", self._to_choose, icon="tune")
