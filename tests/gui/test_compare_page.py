@@ -10,7 +10,7 @@ from browser import Browser, Server, serving
 
 from quantailor import service
 from quantailor.records import Estimate
-from quantailor.service.results import CompareResult, ProfileReport
+from quantailor.service.report_results import CompareResult, ProfileReport
 
 pytestmark = pytest.mark.xdist_group("studied")
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from quantailor.cli.output import console, table
 from quantailor.cli.values import format_eta, format_seconds, format_shape, format_size
 from quantailor.records import Estimate, MetadataValue, Prediction, Verdict, VerdictRow
-from quantailor.service import results
+from quantailor.service import report_results, results
 
 
 def model(report: results.ModelReport, *, all_types: bool = False) -> None:
@@ -222,7 +222,7 @@ def _sweep_row(name: str, cells: list[results.SweepCellReport]) -> tuple[str, ..
 _N_CONTRIBUTIONS = 10
 
 
-def predicted(result: results.PredictResult) -> None:
+def predicted(result: report_results.PredictResult) -> None:
     """A prediction with its intervals and the tensors it comes from."""
     out = console()
     prediction = result.prediction
@@ -283,7 +283,7 @@ def refined(result: results.RefineResult) -> None:
     out.print(f"saved     {result.path}")
 
 
-def reported(result: results.ReportResult) -> None:
+def reported(result: report_results.ReportResult) -> None:
     """What a report holds."""
     out = console()
     out.print(
@@ -294,7 +294,7 @@ def reported(result: results.ReportResult) -> None:
         out.print(f"wrote     {path}")
 
 
-def compared(result: results.CompareResult) -> None:
+def compared(result: report_results.CompareResult) -> None:
     """Two profiles side by side, whole roles only."""
     out = console()
     rows = [

@@ -15,7 +15,7 @@ from quantailor.service import knowledge, tasks
 from quantailor.service.knowledge import Knowledge
 from quantailor.service.planning import measured
 from quantailor.service.proving import strategy_imatrix
-from quantailor.service.results import Contribution, PredictResult
+from quantailor.service.report_results import Contribution, PredictResult
 from quantailor.service.workspace import OpenedModel, Workspace, quantizable_tensors
 from quantailor.strategy import file as strategy_file
 

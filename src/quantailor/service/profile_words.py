@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from quantailor.records import Estimate
 from quantailor.report.profile import ALL_DEPTHS
-from quantailor.service.results import CompareResult, ProfileReport
+from quantailor.service.report_results import CompareResult, ProfileReport
 
 _Z95 = 1.96
 

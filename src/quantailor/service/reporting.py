@@ -30,7 +30,7 @@ from quantailor.report import (
 from quantailor.service import knowledge, tasks
 from quantailor.service.knowledge import Knowledge
 from quantailor.service.planning import measured
-from quantailor.service.results import CompareResult, ProfileReport, ReportResult
+from quantailor.service.report_results import CompareResult, ProfileReport, ReportResult
 from quantailor.service.workspace import OpenedModel, Workspace, quantizable_tensors
 from quantailor.strategy import file as strategy_file
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from quantailor.service import builds, drafts, progress, results, sharing_results, structure, verdicts
+from quantailor.service import builds, drafts, progress, report_results, results, sharing_results, structure, verdicts
 
 VERSION = 1
 RESULTS: dict[str, Any] = {
@@ -22,12 +22,12 @@ RESULTS: dict[str, Any] = {
     "models": list[results.ProjectReport],
     "status": progress.MeasurementMap,
     "plan": results.PlanResult,
-    "predict": results.PredictResult,
+    "predict": report_results.PredictResult,
     "edit": drafts.EditResult,
     "drafts": list[drafts.DraftInfo],
     "refine": results.RefineResult,
-    "report": results.ReportResult,
-    "compare-models": results.CompareResult,
+    "report": report_results.ReportResult,
+    "compare-models": report_results.CompareResult,
     "build": results.BuildReport,
     "verify": results.VerifyResult,
     "make": results.MakeResult,

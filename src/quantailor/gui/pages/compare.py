@@ -20,7 +20,7 @@ from quantailor.gui.heat import HeatScale, heat_legend, heat_table
 from quantailor.gui.widgets import box, card, empty, error_note, named, note, quiet, table, text, told
 from quantailor.records import Estimate
 from quantailor.service import ProjectReport
-from quantailor.service.results import CompareResult, ProfileReport
+from quantailor.service.report_results import CompareResult, ProfileReport
 
 WHOLE = "all depths"
 _OUTSIDE = "outside the blocks"
