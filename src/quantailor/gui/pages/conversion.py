@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def conversion_form(source: str, suggested: str, label: str, on_done: Callable[[
 
     button = primary(label, told(start))
     text("The same as a command:", "qt-small qt-muted")
-    copy_line(f"quantailor convert {source} -o {suggested}")
+    copy_line(shlex.join(("quantailor", "convert", source, "-o", suggested)))
 
 
 def _submit(task: ConvertTask) -> int:
