@@ -16,6 +16,7 @@ from hub_server import HubServer
 
 from quantailor.models.convert.base import write_base
 from quantailor.models.opening import open_model
+from quantailor.models.upstream import checkpoint_digest
 from tiny_models import write_tiny
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "output.schema.json"
@@ -160,13 +161,47 @@ def test_a_base_made_before_is_found_while_both_are_what_they_were(
     assert n_runs(runs) == 1
 
     base.write_bytes((foreign / "ready.data").read_bytes()[:-4096] + bytes(4096))
-    in_home = tmp_path / "home" / "bases" / "foreign.gguf"
+    in_home = tmp_path / "home" / "bases" / f"foreign-{checkpoint_digest(foreign)[:8]}.gguf"
     assert quantailor(*study).result["base"] == str(in_home)
     assert n_runs(runs) == 2
 
     (foreign / "tokenizer_config.json").write_text('{"add_bos_token": true}', encoding="utf-8")
     assert quantailor(*study).result["base"] != str(in_home)
     assert n_runs(runs) == 3
+
+
+def test_a_study_replaces_no_file_that_it_did_not_make(quantailor: Command, foreign: Path, text: Path, runs: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.gguf"
+    other.write_bytes(b"somebody's")
+    line = quantailor("study", foreign, "--level", "quick", "-f", text, *TYPES, "-o", other, "--home", tmp_path / "home").error_line
+    assert f"{other} exists" in line
+    assert other.read_bytes() == b"somebody's"
+    assert n_runs(runs) == 0
+
+
+def test_another_converter_converts_anew(quantailor: Command, foreign: Path, text: Path, runs: Path, tmp_path: Path) -> None:
+    study = ("study", foreign, "--level", "quick", "-f", text, *TYPES, "--home", tmp_path / "home", "--json")
+    for _ in range(2):
+        assert quantailor(*study).code == 0
+        assert n_runs(runs) == 1
+    for _ in range(2):
+        assert quantailor(*study, "--converter", SCRIPT).code == 0
+        assert n_runs(runs) == 2
+
+
+@pytest.mark.parametrize("option", [("--converter", SCRIPT), ("--trust-remote-code",)])
+def test_options_of_the_other_way_do_not_go_with_ours(
+    option: tuple[object, ...], quantailor: Command, foreign: Path, tmp_path: Path
+) -> None:
+    outcome = quantailor("convert", foreign, "-o", tmp_path / "b.gguf", "--way", "native", *option, "--home", tmp_path / "home")
+    assert outcome.code == 2
+    assert "--way native does without it" in outcome.err
+
+
+def test_code_of_a_repository_is_not_fetched(quantailor: Command, tmp_path: Path) -> None:
+    outcome = quantailor("convert", "org/name", "-o", tmp_path / "b.gguf", "--trust-remote-code", "--home", tmp_path / "home")
+    assert outcome.code == 2
+    assert "give the directory" in outcome.err
 
 
 def test_the_cost_of_a_study_says_what_to_run_first(quantailor: Command, foreign: Path, tmp_path: Path) -> None:

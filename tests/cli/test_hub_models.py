@@ -68,7 +68,7 @@ def test_a_repository_is_converted_like_its_directory(hub: HubServer, run: Comma
 def test_a_study_of_a_repository_names_its_base_after_it(hub: HubServer, run: Command, repo: str, tmp_path: Path) -> None:
     assert "is not here" in run("study", repo, "--cost").error_line
     found = run("study", repo, "--level", "quick", *TYPES, "--json").result
-    assert Path(found["base"]).name == "tiny.gguf"
+    assert Path(found["base"]).name == f"tiny-{found['model_fingerprint'][:8]}.gguf"
     assert found["origin"].startswith("org/tiny@")
     assert [stage["stage"] for stage in run("study", repo, "--level", "quick", *TYPES, "--cost", "--json").result["stages"]] == ["measure"]
 
@@ -90,6 +90,14 @@ def test_what_is_here_wins_over_a_repository_of_that_name(
     hub.add(f"org/{model.name}", {"config.json": b"{}"})
     monkeypatch.chdir(tmp_path)
     assert run("measure", f"org/{model.name}", *TYPES, "--json").result["origin"] is None
+    assert not hub.asked
+
+
+@pytest.mark.parametrize("text", ["./org/tiny", "../org/tiny", "org/tiny/", "~/org/tiny", "~nobody-of-that-name/tiny"])
+def test_what_is_plainly_a_path_is_no_repository(hub: HubServer, run: Command, repo: str, text: str) -> None:
+    assert repo == "org/tiny"
+    assert "there is no model at" in run("measure", text).error_line
+    assert "there is no model at" in run("inspect", text).error_line
     assert not hub.asked
 
 
@@ -174,6 +182,32 @@ def test_a_resumed_job_stays_at_its_commit(hub: HubServer, run: Command, model: 
     assert f"{repo} stays at the commit {old.sha}" in log
     assert first.model_fingerprint != second.model_fingerprint
     assert hub.gets("model-00001-of-00003.safetensors") == 1
+
+
+def test_a_resumed_job_moves_no_branch_back(hub: HubServer, run: Command, model: Path, repo: str, tmp_path: Path) -> None:
+    old, files = hub.repos[repo], {path.name: path.read_bytes() for path in model.iterdir()}
+    old.served = {SHARD: bytes(len(files[SHARD]))}
+    task = tasks.MeasureTask(base=repo, hub=tasks.HubModel(repo_id=repo), types=("Q8_0",), imatrix="none")
+    with service.Workspace.open(tmp_path / "home") as workspace:
+        job = service.submit(workspace, task)
+        with pytest.raises(DownloadDamagedError):
+            service.run_job(workspace, job)
+        old.served = {}
+        new = hub.add(repo, {**files, "generation_config.json": b"{}"})
+        assert run("download", repo).code == 0
+        service.run_job(workspace, service.submit(workspace, task))
+    assert run("plan", repo, "--bpw", "9", "--imatrix", "none", "--json").result["origin"] == f"{repo}@{new.sha}"
+
+
+def test_a_commit_that_is_gone_says_how_to_begin_anew(hub: HubServer, run: Command, model: Path, repo: str, tmp_path: Path) -> None:
+    old, files = hub.repos[repo], {path.name: path.read_bytes() for path in model.iterdir()}
+    old.served = {SHARD: bytes(len(files[SHARD]))}
+    assert run("measure", repo, *TYPES).code == 1
+    hub.add(repo, {**files, "generation_config.json": b"{}"})
+    hub.forget(repo, old.sha)
+    assert "`quantailor jobs cancel 1`" in run("measure", repo, *TYPES).error_line
+    assert run("jobs", "cancel", 1).code == 0
+    assert run("measure", repo, *TYPES).code == 0
 
 
 def test_a_plan_takes_the_commit_that_was_downloaded(hub: HubServer, run: Command, model: Path, repo: str) -> None:

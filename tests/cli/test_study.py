@@ -41,7 +41,7 @@ def test_a_quick_study_goes_from_a_directory_to_weight_errors(quantailor: Comman
     outcome = quantailor("study", model, "--level", "quick", "-f", text, *TYPES, *home, "--json")
     validate(outcome.out)
     found = outcome.result
-    assert Path(found["base"]) == tmp_path / "home" / "bases" / f"{model.name}.gguf"
+    assert Path(found["base"]) == tmp_path / "home" / "bases" / f"{model.name}-{found['model_fingerprint'][:8]}.gguf"
     assert Path(found["base"]).is_file()
     assert found["imatrix_chunks"] > 0
     assert found["n_cells"] == 3 * found["n_tensors"]

@@ -132,6 +132,10 @@ class HubServer:
         self.repos[repo_id] = HubRepo(found, **options)
         return self.repos[repo_id]
 
+    def forget(self, repo_id: str, sha: str) -> None:
+        """Lose a commit, as a force-push does."""
+        del self.past[repo_id, sha]
+
     def at(self, repo_id: str, revision: str) -> HubRepo | None:
         """The repository at a commit that it had before, else as it is."""
         repo = self.repos.get(repo_id)

@@ -495,7 +495,9 @@ def test_odd_mxfp4_is_told(more: Arrays, message: str, tmp_path: Path) -> None:
 # Vocabularies
 
 
-@pytest.mark.parametrize("pattern", [r"(=+)+$", r"=*=*=*=*=*=*x", r"(=*|a)(=*|b)(=*|c)(=*|d)x", "(" * 5000])
+@pytest.mark.parametrize(
+    "pattern", [r"(=+)+$", r"=*=*=*=*=*=*x", r"(=*|a)(=*|b)(=*|c)(=*|d)x", "(" * 5000, "(?x)(=+)\v+\x01", "(?ix:(=+)\v+)x"]
+)
 def test_a_slow_pattern_is_told_at_once(pattern: str, tmp_path: Path) -> None:
     """The fingerprint's text has long runs of one letter: a pattern that backtracks would never come to an end."""
     place = write_small("Olmo2ForCausalLM", tmp_path)

@@ -106,6 +106,7 @@ def test_a_gguf_file_can_be_named_by_any_shard_or_without_its_folder() -> None:
         (("m-Q4_K.gguf", "imatrix.dat"), {}, "--imatrix-only"),
         (("m-bf16.gguf",), {"gguf_file": "n.gguf"}, "no GGUF file 'n.gguf'"),
         (("m-bf16.gguf",), {"imatrix_only": True}, "no importance matrix"),
+        (("model-00001-of-00002.safetensors", "config.json"), {}, "1 of 2 parts"),
         (("README.md",), {}, "neither"),
         (("config.json", "model.safetensors"), {"weight_names": {"../model.safetensors"}}, "'../model.safetensors'"),
         (("config.json", "model.safetensors"), {"weight_names": {"other.safetensors"}}, "'other.safetensors'"),

@@ -177,10 +177,11 @@ def test_what_was_typed_decides(books_llama_dir: Path, monkeypatch: pytest.Monke
 
 def test_the_overview_names_files_licence_and_the_base_to_be(books_llama_dir: Path, books_llama_base: Path, tmp_path: Path) -> None:
     with service.Workspace.open(tmp_path) as workspace:
-        overview = service.model_overview(workspace, service.open_project(workspace, books_llama_dir))
+        project = service.open_project(workspace, books_llama_dir)
+        overview = service.model_overview(workspace, project)
         assert (overview.kind, overview.license, overview.n_layers, overview.n_tensors) == ("huggingface", None, 8, 75)
         assert {Path(file.path).name for file in overview.files} >= {"model.safetensors", "config.json", "tokenizer.model"}
-        assert overview.suggested_base == str(tmp_path / "bases" / "books-llama.gguf")
+        assert overview.suggested_base == str(tmp_path / "bases" / f"books-llama-{project.fingerprint[:8]}.gguf")
         assert overview.base is None
         converted = service.model_overview(workspace, service.open_project(workspace, books_llama_base))
         assert converted.base is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,19 @@ import typer
 
 from quantailor.cli.values import optional_path
 from quantailor.service import tasks
+
+_PLAINLY_LOCAL = re.compile(r"\.{1,2}(?:[/\\].*)?|~.*|.*[/\\]", re.DOTALL)
+
+
+def model_path(text: str) -> Path:
+    """A model as it was typed. `./a/b`, `~/b` and `a/b/` are paths even where there is nothing: made absolute, they name no repository."""
+    if _PLAINLY_LOCAL.fullmatch(text) is None:
+        return Path(text)
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:  # ~NAME of somebody who is not here
+        return Path(text).absolute()
+
 
 Home = Annotated[
     Path | None,
@@ -30,9 +44,14 @@ Types = Annotated[str | None, typer.Option("--types", help="Types, separated by 
 Context = Annotated[int, typer.Option("--n-ctx", min=32, help="Tokens in a chunk.")]
 Base = Annotated[Path, typer.Argument(metavar="BASE", help="A 16-bit GGUF file (the first shard if it has several).")]
 Source = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file or a Hugging Face directory.")]
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file, a Hugging Face directory, or ORG/NAME of the hub.")]
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", parser=model_path, help="A GGUF file, a Hugging Face directory, or ORG/NAME of the hub.")
+]
 Runnable = Annotated[
-    Path, typer.Argument(metavar="BASE", help="A 16-bit GGUF file (the first shard if it has several), or ORG/NAME of one on the hub.")
+    Path,
+    typer.Argument(
+        metavar="BASE", parser=model_path, help="A 16-bit GGUF file (the first shard if it has several), or ORG/NAME of one on the hub."
+    ),
 ]
 Text = Annotated[Path | None, typer.Option("--file", "-f", help="Text to use instead of the one that ships.")]
 Chunks = Annotated[int | None, typer.Option("--chunks", min=1, help="At most so many chunks of the text.")]
@@ -64,6 +83,10 @@ TrustRemoteCode = Annotated[
 ]
 
 
-def conversion(converter: Path | None, way: tasks.Way, trust_remote_code: bool) -> tasks.Conversion:
-    """The part of a task that says how a directory is converted."""
+def conversion(converter: Path | None, way: tasks.Way, trust_remote_code: bool, hub: tasks.HubModel | None) -> tasks.Conversion:
+    """The part of a task that says how a directory is converted. Raises typer.BadParameter where options contradict each other."""
+    if way == "native" and (converter is not None or trust_remote_code):
+        raise typer.BadParameter("--converter and --trust-remote-code are llama.cpp's converter's, and --way native does without it")
+    if hub is not None and trust_remote_code:
+        raise typer.BadParameter("code of a repository is not downloaded: fetch it yourself, read it, and give the directory")
     return tasks.Conversion(converter=optional_path(converter), way=way, trust_remote_code=trust_remote_code)

@@ -71,7 +71,9 @@ def inspect(
 
 @app.command(epilog="Examples: quantailor convert ./Llama-3.2-1B -o base.gguf | quantailor convert meta-llama/Llama-3.2-1B -o base.gguf")
 def convert(
-    model: Annotated[Path, typer.Argument(metavar="HF_DIR", help="A Hugging Face directory, or ORG/NAME of the hub.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="HF_DIR", parser=options.model_path, help="A Hugging Face directory, or ORG/NAME of the hub.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The base to write.")],
     revision: hub.Revision = None,
     token_file: hub.TokenFile = None,
@@ -94,7 +96,7 @@ def convert(
         hub=repository,
         output=tasks.absolute(output),
         overwrite=force,
-        **options.conversion(converter, way, trust_remote_code),
+        **options.conversion(converter, way, trust_remote_code, repository),
     )
     execute(task, home=home, as_json=as_json, detach=detach)
 
@@ -455,7 +457,7 @@ def make(
         allow_requantize=requantize,
         n_gpu_layers=gpu_layers,
         n_threads=threads,
-        **options.conversion(converter, way, trust_remote_code),
+        **options.conversion(converter, way, trust_remote_code, repository),
     )
     execute(task, home=home, as_json=as_json, detach=detach)
 

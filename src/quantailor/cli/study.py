@@ -57,7 +57,7 @@ def study(
         allow_requantize=requantize,
         n_gpu_layers=gpu_layers,
         n_threads=threads,
-        **options.conversion(converter, way, trust_remote_code),
+        **options.conversion(converter, way, trust_remote_code, repository),
     )
     if cost:
         _tell_cost(task, home, as_json=as_json)

@@ -33,6 +33,8 @@ def desk_of(project: ProjectReport) -> Desk:
         # The old desk stays open for the pages that still hold it.
         desk = _desks[project.fingerprint] = Desk.open(workspace(), Path(place))
         # Its hundred thousands of objects stay: looking through them again and again would hold up every page.
+        gc.unfreeze()
+        gc.collect()
         gc.freeze()
         return desk
 

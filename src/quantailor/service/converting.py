@@ -87,7 +87,7 @@ def _why(model: OpenedModel) -> str:
 def _upstream(workspace: Workspace, task: tasks.ConvertTask, refusal: str, stages: Stages) -> ConvertResult:
     folder, output = Path(task.model), Path(task.output)
     upstream.check_before(folder, output, overwrite=task.overwrite, trust_remote_code=task.trust_remote_code)
-    digest = upstream.checkpoint_digest(folder)
+    digests = {_digest(folder, converter) for converter in (None, task.converter)}
     converter = upstream.locate(None if task.converter is None else Path(task.converter), begin=stages.begin)
     why = f"{converter.name}: {refusal}"
     stages.note(why)
@@ -103,21 +103,31 @@ def _upstream(workspace: Workspace, task: tasks.ConvertTask, refusal: str, stage
         trust_remote_code=task.trust_remote_code,
     )
     with workspace.model(output) as model:
-        workspace.store.record_location("conversion", f"{digest}:{model.fingerprint}", output)
+        for known in sorted(digests):
+            workspace.store.record_location("conversion", f"{known}:{model.fingerprint}", output)
         return ConvertResult(str(output), model.fingerprint, output.stat().st_size, len(model.source.tensors), (), UPSTREAM, why)
 
 
 # Conversions that are there
 
 
-def known_conversion(workspace: Workspace, folder: Path) -> Path | None:
-    """The base that llama.cpp's converter made of a directory, where both are still what they were then."""
-    digest = upstream.checkpoint_digest(folder)
+def known_conversion(workspace: Workspace, folder: Path, converter: str | None = None) -> Path | None:
+    """The base that llama.cpp's converter made of a directory, where both are still what they were then.
+
+    Where a `converter` is named, one that it made.
+    """
+    digest = _digest(folder, converter)
     for location in workspace.store.every_location("conversion"):
         checkpoint, _, fingerprint = location.key.partition(":")
         if checkpoint == digest and location.path.is_file() and _is(location.path, fingerprint):
             return location.path
     return None
+
+
+def _digest(folder: Path, converter: str | None) -> str:
+    """Of the checkpoint, and of the converter where one was named."""
+    digest = upstream.checkpoint_digest(folder)
+    return digest if converter is None else hashlib.sha256(f"{digest} {converter}".encode(errors="surrogateescape")).hexdigest()
 
 
 def _is(path: Path, fingerprint: str) -> bool:
@@ -149,23 +159,23 @@ def with_known_base(workspace: Workspace, task: Whole) -> Whole:
     folder = Path(task.model)
     if native_refusal(folder, task.way) is None:
         return task
-    known = known_conversion(workspace, folder)
+    known = known_conversion(workspace, folder, task.converter)
     if known is None:
         open_model(folder).close()
         return task
     return dataclasses.replace(task, model=str(known))
 
 
-def with_base(workspace: Workspace, task: Whole, place: Path | None, stages: Stages) -> Whole:
+def with_base(workspace: Workspace, task: Whole, place: Path | None, stages: Stages, *, overwrite: bool) -> Whole:
     """The task with a base in place of a directory that llama.cpp's converter is to take, converted where there is none yet.
 
-    `place` is where it goes (what stands there is replaced), None for the home. Other tasks stay as they are.
+    `place` is where it goes, None for the home; `overwrite` replaces what stands there. Other tasks stay as they are.
     Raises as `convert` does.
     """
     folder = Path(task.model)
     if native_refusal(folder, task.way) is None:
         return task
-    known = known_conversion(workspace, folder)
+    known = known_conversion(workspace, folder, task.converter)
     if known is not None:
         stages.note(f"{known} is its conversion by llama.cpp's converter, made before")
         return dataclasses.replace(task, model=str(known))
@@ -173,7 +183,7 @@ def with_base(workspace: Workspace, task: Whole, place: Path | None, stages: Sta
     wanted = tasks.ConvertTask(
         model=task.model,
         output=str(output),
-        overwrite=True,
+        overwrite=overwrite or place is None,
         converter=task.converter,
         way=task.way,
         trust_remote_code=task.trust_remote_code,
@@ -182,7 +192,6 @@ def with_base(workspace: Workspace, task: Whole, place: Path | None, stages: Sta
 
 
 def home_place(workspace: Workspace, folder: Path) -> Path:
-    """A file in the home for the base of a directory, named after it; one that no other model has."""
+    """A file in the home for the base of a directory, named after it and its contents, so that no two models share one."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", model_label(folder)).strip("-.") or "model"
-    plain = workspace.home.bases / f"{name}.gguf"
-    return workspace.home.bases / f"{name}-{upstream.checkpoint_digest(folder)[:8]}.gguf" if plain.exists() else plain
+    return workspace.home.bases / f"{name}-{upstream.checkpoint_digest(folder)[:8]}.gguf"

@@ -22,6 +22,7 @@ from quantailor.errors import (
     OutputError,
     RepoFileNotFoundError,
     RepoNotFoundError,
+    RevisionNotFoundError,
     UnsupportedModelError,
 )
 from quantailor.models.hub import (
@@ -153,6 +154,7 @@ def _fetch(
     check: Callable[[RepoAtCommit, Choice], None] | None = None,
 ) -> DownloadResult:
     """`check` may raise before weights are fetched."""
+    was_pinned = workspace.store.jobs.get(job_id).hub_commit is not None
     repo = _repo(workspace, job_id, wanted, stages)
     try:
         index = index_of(repo, wanted.gguf_file, imatrix_only)
@@ -165,9 +167,11 @@ def _fetch(
         fetched += _fetch_files(repo, choice.files, stages, *STAGES[1:])
     except RepoFileNotFoundError as error:
         raise _not_whole(repo, error) from error
-    with contextlib.suppress(OutputError):
-        keep_commit(repo, wanted.revision)
+    if not was_pinned and not imatrix_only:
+        with contextlib.suppress(OutputError):
+            keep_commit(repo, wanted.revision)
     found = _downloaded(repo, wanted, choice, fetched)
+    _refuse_other_files(repo, workspace.store.jobs.get(job_id).hub_path, found.path)
     workspace.store.jobs.pin(job_id, repo.sha, found.path)
     return found
 
@@ -188,6 +192,11 @@ def _repo(workspace: Workspace, job_id: int, wanted: tasks.HubModel, stages: Sta
             control=control,
             on_wait=lambda error, seconds: stages.note(f"{error.message}; trying again in {seconds:.0f} s"),
         )
+    except RevisionNotFoundError as error:
+        if pinned is None:
+            raise
+        remedy = f"Begin anew: `quantailor jobs cancel {job_id}`, then the same command"
+        raise RevisionNotFoundError(f"{error.message}, where job {job_id} began", remedy=remedy, link=error.link) from error
     except (HubOfflineError, HubUnreachableError) as error:
         sha = cached_commit(wanted.repo_id, revision, settings)
         if sha is None:
@@ -229,6 +238,12 @@ def _downloaded(repo: RepoAtCommit, wanted: tasks.HubModel, choice: Choice, fetc
         fetched_bytes=fetched,
         license=repo.info.license if isinstance(repo, Repo) else None,
     )
+
+
+def _refuse_other_files(repo: RepoAtCommit, before: str | None, now: str | None) -> None:
+    """Raise the reason why the hub was not asked where the cache would have a job go on with another file than it began with."""
+    if isinstance(repo, CachedRepo) and repo.why is not None and before is not None and before != now:
+        raise type(repo.why)(f"{repo.why.message}; the cache has no longer {before}", remedy=repo.why.remedy, link=repo.why.link)
 
 
 def _not_runnable(repo: RepoAtCommit) -> UnsupportedModelError:

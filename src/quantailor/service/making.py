@@ -34,7 +34,7 @@ SMALL_MODEL_WEIGHTS = 1_000_000_000
 def make(workspace: Workspace, task: tasks.MakeTask, stages: Stages) -> MakeResult:
     """Convert, importance matrix, measure, probe, plan, build, verify. What an earlier run finished is taken as it is."""
     folder = _folder(task)
-    asked, task = task, with_base(workspace, task, folder / "base.gguf", stages)
+    asked, task = task, with_base(workspace, task, folder / "base.gguf", stages, overwrite=True)
     way = _way(workspace, task, folder)
 
     def begin(part: str) -> bool:

@@ -62,7 +62,7 @@ def study(workspace: Workspace, task: tasks.StudyTask, stages: Stages) -> StudyR
 
     Raises what the steps raise; what is found until then is kept.
     """
-    task = with_base(workspace, task, None if task.output is None else Path(task.output), stages)
+    task = with_base(workspace, task, None if task.output is None else Path(task.output), stages, overwrite=False)
     with workspace.model(task.model, allow_requantize=task.allow_requantize) as model:
         names = stage_names(workspace, task, model)
         n_weights = sum(tensor.n_elements for tensor in model.source.tensors)
@@ -120,8 +120,7 @@ def base_place(workspace: Workspace, task: tasks.StudyTask, model: OpenedModel) 
     if task.output is not None:
         return Path(task.output)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", given_name(model.path)).strip("-.") or "model"
-    plain = workspace.home.bases / f"{name}.gguf"
-    return workspace.home.bases / f"{name}-{model.fingerprint[:8]}.gguf" if plain.exists() else plain
+    return workspace.home.bases / f"{name}-{model.fingerprint[:8]}.gguf"
 
 
 # The stages' own tasks

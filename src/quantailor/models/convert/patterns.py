@@ -17,6 +17,8 @@ _SETS = ("[[", "&&", "--", "~~", "||")
 _ATOM = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]|\\.|[^\\]", re.DOTALL)
 _GROUP = re.compile(r"\((?:\?(?:[a-zA-Z]*(?:-[a-zA-Z]+)?:|<?[=!]|>))?")
 _QUANTIFIER = re.compile(r"(?:[*+]|(\?)|\{\d*,?\d*\})[?+]?")
+_VERBOSE = re.compile(r"\(\?[a-zA-Z]*x")
+"""Spaces would mean nothing, and what counts as one differs."""
 _ABSENT = "\x00"
 """A character that the text does not have."""
 _LONGEST, _LONGEST_WRITTEN_OUT = 4000, 100_000
@@ -30,7 +32,7 @@ class UnknownPatternError(Exception):
 
 def compiled(pattern: str, text: str) -> re.Pattern[str]:
     """A pattern of the tokenizers library for parts of `text`. Raises UnknownPatternError, re.error."""
-    if len(pattern) > _LONGEST or any(sign in pattern for sign in _SETS):
+    if len(pattern) > _LONGEST or any(sign in pattern for sign in _SETS) or _VERBOSE.search(pattern):
         raise UnknownPatternError
     written = _written_out(pattern, text)
     if len(written) > _LONGEST_WRITTEN_OUT or ways(written, text) > MOST_WAYS:

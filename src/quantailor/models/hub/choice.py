@@ -25,6 +25,7 @@ _TOKENIZERS = re.compile(r"[^/]+\.(?:model|tiktoken)|[^/]*vocab[^/]*\.(?:json|js
 """Tokenizer files under other names, which llama.cpp's converter reads for families that we do not know."""
 _TYPES = (("bf16",), ("f16", "fp16"), ("f32", "fp32"))
 _TYPE = re.compile(r"(?<![a-z0-9])(bf16|f16|fp16|f32|fp32)(?![a-z0-9])")
+_PART = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
 _QUANTIZED = re.compile(r"(?<![a-z0-9])(?:i?q\d|tq\d|mxfp\d|nvfp\d)")
 _NO_MODEL = ("mmproj", "ggml-vocab")
 _MAX_NAME, _MAX_PART = 400, 255
@@ -131,6 +132,9 @@ def choose(
 def _safetensors(known: dict[str, RepoFile], weight_names: Collection[str] | None, repo_id: str) -> tuple[RepoFile, ...]:
     if weight_names is None:
         names = sorted(name for name in known if re.fullmatch(r"model[^/]*\.safetensors", name))
+        counts = {int(match[1]) for name in names if (match := _PART.search(name))}
+        if counts and (len(counts) > 1 or len(names) != min(counts)):
+            raise RepoFileNotFoundError(f"{repo_id} has {len(names)} of {max(counts)} parts of its weights")
         return tuple(known[name] for name in names)
     for name in sorted(weight_names):
         if "/" in name or name not in known or not name.endswith(".safetensors"):

@@ -18,7 +18,9 @@ from quantailor.control import Control
 
 RUNNER = Path(__file__).with_name("runner.py")
 POLL_SECONDS = 0.1
-MAX_LINE_BYTES = 1 << 20
+MAX_LINE_BYTES = 1 << 16
+PATIENCE_SECONDS = 3.0
+"""For output that is still on its way when the process has ended."""
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY")
 
 
@@ -78,14 +80,14 @@ def run(
 
 
 def _follow(process: subprocess.Popen[bytes], lines: queue.Queue[str | None], control: Control, on_line: Callable[[str], None]) -> None:
-    while True:
+    waited = 0.0
+    while waited < PATIENCE_SECONDS:
         control.check()
         try:
             line = lines.get(timeout=POLL_SECONDS)
         except queue.Empty:
             # A child of its own that lives on may hold its output open.
-            if process.poll() is not None:
-                return
+            waited += POLL_SECONDS if process.poll() is not None else 0.0
             continue
         if line is None:
             return

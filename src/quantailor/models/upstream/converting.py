@@ -23,7 +23,8 @@ from quantailor.models.upstream.trust import refuse_code
 
 N_KEPT_LINES = 400
 MAX_LOG_BYTES = 16 << 20
-_BAR = re.compile(r"\d+%\|[^|]*\| *([\d.]+)([kMGT]?)/([\d.]+)([kMGT]?) ?\[.*byte/s")
+_BAR = re.compile(r"\d{1,3}%\|[^|]*\| *(\d{1,9}(?:\.\d{1,9})?)([kMGT]?)/(\d{1,9}(?:\.\d{1,9})?)([kMGT]?) ?\[.*byte/s")
+_LONGEST_BAR = 400
 _UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _MAX_MESSAGE = 80
 
@@ -95,8 +96,9 @@ def _run(folder: Path, partial: Path, converter: Converter, python: Path, module
     with _Transcript(log, control) as transcript:
         try:
             status = child.run(python, arguments, environment=environment, control=control, on_line=transcript.add, partial=partial)
-        except FileNotFoundError as error:
-            raise ConverterError(f"cannot start {python}: {error.strerror}", remedy="Install Python there again") from error
+        except OSError as error:
+            remedy = "Name a Python in QUANTAILOR_CONVERT_PYTHON"
+            raise ConverterError(f"cannot run {python}: {error.strerror or error}", remedy=remedy) from error
     if status != 0:
         raise failure(list(transcript.last), status, folder=folder, name=converter.name, log=log)
 
@@ -112,7 +114,7 @@ class _Transcript:
         self.last: deque[str] = deque(maxlen=N_KEPT_LINES)
 
     def add(self, line: str) -> None:
-        if match := _BAR.search(line):
+        if len(line) <= _LONGEST_BAR and (match := _BAR.search(line)):
             done, total = (float(match[n]) * _UNITS[match[n + 1]] for n in (1, 3))
             self._control.advance(min(done, total), max(total, 1.0), "llama.cpp's converter writes")
             self._writes = True
