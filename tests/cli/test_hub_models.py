@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 from commands import Command
-from hub_server import Access, HubServer
+from hub_server import Access, HubRepo, HubServer
 
 from quantailor import service
 from quantailor.errors import DownloadDamagedError, ResourceError
@@ -161,15 +161,21 @@ def test_a_repository_must_ship_the_one_importance_matrix(
 # Commits
 
 
+def begun(workspace: service.Workspace, task: tasks.Task, repo: HubRepo, files: Mapping[str, bytes]) -> int:
+    """A job whose download broke off at a damaged part, which is whole from then on."""
+    repo.served = {SHARD: bytes(len(files[SHARD]))}
+    job = service.submit(workspace, task)
+    with pytest.raises(DownloadDamagedError):
+        service.run_job(workspace, job)
+    repo.served = {}
+    return job
+
+
 def test_a_resumed_job_stays_at_its_commit(hub: HubServer, run: Command, model: Path, repo: str, tmp_path: Path) -> None:
     old, files = hub.repos[repo], {path.name: path.read_bytes() for path in model.iterdir()}
-    old.served = {SHARD: bytes(len(files[SHARD]))}
     task = tasks.MeasureTask(base=repo, hub=tasks.HubModel(repo_id=repo), types=("Q8_0",), imatrix="none")
     with service.Workspace.open(tmp_path / "home") as workspace:
-        job = service.submit(workspace, task)
-        with pytest.raises(DownloadDamagedError):
-            service.run_job(workspace, job)
-        old.served = {}
+        job = begun(workspace, task, old, files)
         new = hub.add(repo, {**files, SHARD: files[SHARD][:-2] + b"\1\1"})
         assert service.submit(workspace, task) == job
         first = service.run_job(workspace, job)
@@ -186,13 +192,9 @@ def test_a_resumed_job_stays_at_its_commit(hub: HubServer, run: Command, model: 
 
 def test_a_resumed_job_moves_no_branch_back(hub: HubServer, run: Command, model: Path, repo: str, tmp_path: Path) -> None:
     old, files = hub.repos[repo], {path.name: path.read_bytes() for path in model.iterdir()}
-    old.served = {SHARD: bytes(len(files[SHARD]))}
     task = tasks.MeasureTask(base=repo, hub=tasks.HubModel(repo_id=repo), types=("Q8_0",), imatrix="none")
     with service.Workspace.open(tmp_path / "home") as workspace:
-        job = service.submit(workspace, task)
-        with pytest.raises(DownloadDamagedError):
-            service.run_job(workspace, job)
-        old.served = {}
+        begun(workspace, task, old, files)
         new = hub.add(repo, {**files, "generation_config.json": b"{}"})
         assert run("download", repo).code == 0
         service.run_job(workspace, service.submit(workspace, task))

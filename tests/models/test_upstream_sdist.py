@@ -5,7 +5,7 @@ from __future__ import annotations
 import compileall
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -179,11 +179,9 @@ import sys; sys.path[:0] = {sys.path!r}
 from pathlib import Path
 from test_upstream_sdist import find
 print(find(Path({str(tmp_path / "cache")!r})).script.read_text())"""
-    run: Callable[[int], subprocess.CompletedProcess[str]] = lambda _: subprocess.run(  # noqa: E731
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
-    )
+    commands = [[sys.executable, "-c", code]] * 2
     with ThreadPoolExecutor(2) as pool:
-        outputs = [done.stdout for done in pool.map(run, range(2))]
+        outputs = list(pool.map(lambda command: subprocess.check_output(command, text=True), commands))
 
     assert outputs == [f"{FILES['convert_hf_to_gguf.py']}\n"] * 2
     assert kept(tmp_path / "cache") == [f"converter-{VERSION}"]

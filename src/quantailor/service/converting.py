@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from quantailor.errors import QuantailorError, UnsupportedModelError
+from quantailor.errors import UnsupportedModelError
 from quantailor.models import upstream
 from quantailor.models.convert.base import write_base
 from quantailor.models.huggingface import HuggingFaceSource
@@ -21,7 +20,7 @@ from quantailor.models.opening import open_model
 from quantailor.service import tasks
 from quantailor.service.results import ConvertResult
 from quantailor.service.stages import Stages
-from quantailor.service.workspace import OpenedModel, Workspace, fingerprint_of, model_label
+from quantailor.service.workspace import OpenedModel, Workspace, is_model
 
 OWN, UPSTREAM = "native", "llama.cpp"
 
@@ -87,7 +86,7 @@ def _why(model: OpenedModel) -> str:
 def _upstream(workspace: Workspace, task: tasks.ConvertTask, refusal: str, stages: Stages) -> ConvertResult:
     folder, output = Path(task.model), Path(task.output)
     upstream.check_before(folder, output, overwrite=task.overwrite, trust_remote_code=task.trust_remote_code)
-    digests = {_digest(folder, converter) for converter in (None, task.converter)}
+    checkpoint = upstream.checkpoint_digest(folder)
     converter = upstream.locate(None if task.converter is None else Path(task.converter), begin=stages.begin)
     why = f"{converter.name}: {refusal}"
     stages.note(why)
@@ -103,7 +102,7 @@ def _upstream(workspace: Workspace, task: tasks.ConvertTask, refusal: str, stage
         trust_remote_code=task.trust_remote_code,
     )
     with workspace.model(output) as model:
-        for known in sorted(digests):
+        for known in sorted({checkpoint, _made_by(checkpoint, task.converter)}):
             workspace.store.record_location("conversion", f"{known}:{model.fingerprint}", output)
         return ConvertResult(str(output), model.fingerprint, output.stat().st_size, len(model.source.tensors), (), UPSTREAM, why)
 
@@ -116,25 +115,17 @@ def known_conversion(workspace: Workspace, folder: Path, converter: str | None =
 
     Where a `converter` is named, one that it made.
     """
-    digest = _digest(folder, converter)
+    digest = _made_by(upstream.checkpoint_digest(folder), converter)
     for location in workspace.store.every_location("conversion"):
         checkpoint, _, fingerprint = location.key.partition(":")
-        if checkpoint == digest and location.path.is_file() and _is(location.path, fingerprint):
+        if checkpoint == digest and is_model(location.path, fingerprint):
             return location.path
     return None
 
 
-def _digest(folder: Path, converter: str | None) -> str:
-    """Of the checkpoint, and of the converter where one was named."""
-    digest = upstream.checkpoint_digest(folder)
-    return digest if converter is None else hashlib.sha256(f"{digest} {converter}".encode(errors="surrogateescape")).hexdigest()
-
-
-def _is(path: Path, fingerprint: str) -> bool:
-    try:
-        return fingerprint_of(path) == fingerprint
-    except QuantailorError:
-        return False
+def _made_by(checkpoint: str, converter: str | None) -> str:
+    """A checkpoint's digest, with the converter in it where one was named."""
+    return checkpoint if converter is None else hashlib.sha256(f"{checkpoint} {converter}".encode(errors="surrogateescape")).hexdigest()
 
 
 def conversion_offer(workspace: Workspace, model: Path) -> ConversionOffer | None:
@@ -192,6 +183,5 @@ def with_base(workspace: Workspace, task: Whole, place: Path | None, stages: Sta
 
 
 def home_place(workspace: Workspace, folder: Path) -> Path:
-    """A file in the home for the base of a directory, named after it and its contents, so that no two models share one."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", model_label(folder)).strip("-.") or "model"
-    return workspace.home.bases / f"{name}-{upstream.checkpoint_digest(folder)[:8]}.gguf"
+    """A file in the home for the base of a directory that only llama.cpp's converter knows."""
+    return workspace.base_path(folder, upstream.checkpoint_digest(folder))

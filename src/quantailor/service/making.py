@@ -7,7 +7,6 @@ are measured and built from the checkpoint itself, row by row, and the result is
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from quantailor.service.results import BuildReport, MakeResult, PlanResult
 from quantailor.service.stages import Stages
 from quantailor.service.tasks import AUTO, COMPUTE, NONE
 from quantailor.service.work import compute_imatrix, measure
-from quantailor.service.workspace import Workspace, fingerprint_of, model_label
+from quantailor.service.workspace import Workspace, fingerprint_of, plain_label
 from quantailor.strategy import file as strategy_file
 
 SMALL_MODEL_WEIGHTS = 1_000_000_000
@@ -246,5 +245,4 @@ def _build(workspace: Workspace, task: tasks.MakeTask, base: str, strategy: Path
 
 def _file_stem(task: tasks.MakeTask, planned: PlanResult) -> str:
     """A name that says model and size: "books-llama-4.85bpw"."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", model_label(task.model)).strip("-.") or "model"
-    return f"{plain}-{planned.prediction.bits_per_weight:.2f}bpw"
+    return f"{plain_label(task.model)}-{planned.prediction.bits_per_weight:.2f}bpw"

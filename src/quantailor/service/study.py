@@ -10,14 +10,11 @@ A stopped study goes on where it was: every stage keeps what it finds, unit by u
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from quantailor.analysis.corpus import chunks, load_corpus
-from quantailor.errors import QuantailorError
 from quantailor.ggml import library
-from quantailor.models.convert.model_names import given_name
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.service import tasks
 from quantailor.service.converting import convert, with_base
@@ -29,7 +26,7 @@ from quantailor.service.stages import Stages
 from quantailor.service.sweeping import sweep
 from quantailor.service.tasks import AUTO, COMPUTE, DEFAULT_N_CTX, DEFAULT_PROBE_CHUNKS, NONE, Level
 from quantailor.service.work import compute_imatrix, known_types, measure, use_imatrix
-from quantailor.service.workspace import CALIBRATION_TEXT, OpenedModel, Workspace, fingerprint_of, gguf_path
+from quantailor.service.workspace import CALIBRATION_TEXT, OpenedModel, Workspace, gguf_path, is_model
 from quantailor.store import ImatrixRecord
 
 MIX_CHUNKS_PER_PROBE_CHUNK = 3
@@ -105,22 +102,12 @@ def known_base(workspace: Workspace, task: tasks.StudyTask, model: OpenedModel) 
     if isinstance(model.source, GGUFSource):
         return Path(task.model)
     places = workspace.store.locations("model", model.fingerprint) if task.output is None else [Path(task.output)]
-    return next((path for path in places if path.is_file() and _is(path, model.fingerprint)), None)
-
-
-def _is(path: Path, fingerprint: str) -> bool:
-    try:
-        return fingerprint_of(path) == fingerprint
-    except QuantailorError:
-        return False
+    return next((path for path in places if is_model(path, model.fingerprint)), None)
 
 
 def base_place(workspace: Workspace, task: tasks.StudyTask, model: OpenedModel) -> Path:
     """Where the conversion goes: `output`, else a file in the home that is named after the directory and the model."""
-    if task.output is not None:
-        return Path(task.output)
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", given_name(model.path)).strip("-.") or "model"
-    return workspace.home.bases / f"{name}-{model.fingerprint[:8]}.gguf"
+    return workspace.base_path(model.path, model.fingerprint) if task.output is None else Path(task.output)
 
 
 # The stages' own tasks

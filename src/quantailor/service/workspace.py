@@ -5,6 +5,7 @@ Whatever a step needs from an earlier one (the model's record, its importance ma
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Self
 
 from quantailor.analysis.imatrix import Imatrix, quantizer_importance
 from quantailor.analysis.imatrix_file import read_imatrix, write_imatrix
-from quantailor.errors import ImatrixError, UnsupportedModelError
+from quantailor.errors import ImatrixError, QuantailorError, UnsupportedModelError
 from quantailor.jobs import Home, resolve
 from quantailor.models.convert.model_names import given_name
 from quantailor.models.gguf_file import GGUFSource
@@ -79,6 +80,10 @@ class Workspace:
     def imatrix_path(self, model: str, imatrix: str) -> Path:
         """Where the store keeps that importance matrix."""
         return self.home.imatrices / f"{model[:16]}-{imatrix[:16]}.gguf"
+
+    def base_path(self, model: Path, identity: str) -> Path:
+        """Where the home keeps a model's base: named after its place and its contents, so that no two models share one."""
+        return self.home.bases / f"{plain_label(model)}-{identity[:8]}.gguf"
 
     def keep_imatrix(self, model: str, imatrix: Imatrix, *, imported: bool, computed: ImatrixKey | None = None) -> Path:
         """Write an importance matrix to its place and record it as the model's newest."""
@@ -158,6 +163,11 @@ def model_label(path: str | Path) -> str:
     return place.stem if place.is_file() else given_name(place)
 
 
+def plain_label(path: str | Path) -> str:
+    """The same in letters that every file system takes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", model_label(path)).strip("-.") or "model"
+
+
 def quantizable_tensors(source: ModelSource) -> list[TensorInfo]:
     """The tensors whose type is a choice."""
     return [tensor for tensor in source.tensors if never_quantized(tensor, source.architecture) is None]
@@ -183,3 +193,11 @@ def fingerprint_of(path: Path) -> str:
         return fingerprint(source)
     finally:
         source.close()
+
+
+def is_model(path: Path, fingerprint: str) -> bool:
+    """Whether the model at a path can be read and has that fingerprint."""
+    try:
+        return path.is_file() and fingerprint_of(path) == fingerprint
+    except QuantailorError:
+        return False
