@@ -25,8 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from quantailor.analysis.error_weights import ErrorWeights
-from quantailor.analysis.measure import BLOCK_WEIGHTS, MeasureSettings, measure_model
+from quantailor.analysis.importance.error_weights import ErrorWeights
+from quantailor.analysis.weight_errors.measure import BLOCK_WEIGHTS, MeasureSettings, measure_model
 from quantailor.errors import TensorNotFoundError
 from quantailor.ggml import codec, library
 from quantailor.models.source import MemorySource

@@ -34,7 +34,7 @@ from quantailor.service.knowledge import CURVE
 from quantailor.service.planning import probed_tables
 from quantailor.service.scoring import file_key, scoring
 from quantailor.service.whole_mixes import builder, usual
-from quantailor.strategy.controls import random_mix, with_shuffled_damage
+from quantailor.strategy.random_mixes import random_mix, with_shuffled_damage
 
 SIZES = (2.7, 3.5, 4.8)
 MIXES_PER_SIZE = 20

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from benchmarks.setting import Setting, parse, probed
 from quantailor import verify
-from quantailor.analysis import fidelity
 from quantailor.analysis.corpus import chunks, load_corpus
+from quantailor.analysis.scores import fidelity
 from quantailor.service import tasks
 from quantailor.service.workspace import fingerprint_of
 from quantailor.store import ScoreKey

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantailor import cli
-from quantailor.analysis.imatrix import Imatrix
+from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.service import Workspace, knowledge, tasks
 from quantailor.service.knowledge import Knowledge
 from quantailor.service.planning import Measured, measured

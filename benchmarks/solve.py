@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from quantailor.records import Cell, TensorCells
-from quantailor.strategy import highs, optimal, synthetic
+from quantailor.strategy import synthetic
 from quantailor.strategy.constraints import padded
+from quantailor.strategy.rules import highs, optimal
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 BITS = (2.3, 2.7, 3.5, 4.5, 4.83, 5.7, 6.6, 9.0)

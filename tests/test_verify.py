@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from quantailor.analysis.imatrix import Imatrix, ImatrixEntry
+from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry
 from quantailor.control import NullControl
 from quantailor.errors import Cancelled, ImatrixError, TypeUnavailableError
 from quantailor.models.opening import open_model

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from quantailor.analysis.imatrix import Imatrix
+from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.quantize import quantized_blocks
 from quantailor.control import Control, NullControl
 from quantailor.errors import OutputError, StrategyMismatchError, TypeUnavailableError

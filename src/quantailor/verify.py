@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from quantailor.analysis import fidelity
-from quantailor.analysis.imatrix import Imatrix, quantizer_importance
+from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
+from quantailor.analysis.scores import fidelity
 from quantailor.control import Control, NullControl
 from quantailor.errors import ModelError, OutputError
 from quantailor.files import write_text

@@ -11,9 +11,9 @@ import pytest
 from scipy import special
 
 from quantailor import numerics
-from quantailor.analysis import fidelity
-from quantailor.analysis.base_logp import BaseChunk, BaseLogp
 from quantailor.analysis.corpus import Tokens
+from quantailor.analysis.scores import fidelity
+from quantailor.analysis.scores.base_logp import BaseChunk, BaseLogp
 from quantailor.control import NullControl
 from quantailor.errors import InferenceError, Paused
 from quantailor.numerics import Floats

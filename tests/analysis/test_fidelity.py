@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from quantailor.analysis.corpus import Tokens, chunks, load_corpus
-from quantailor.analysis.fidelity import BASE, NULL_CONTROL, compare, score, score_chunks, statistics_of
+from quantailor.analysis.scores.fidelity import BASE, NULL_CONTROL, compare, score, score_chunks, statistics_of
 from quantailor.control import Control, NullControl
 from quantailor.errors import InferenceError, Paused
 from quantailor.ggml.reference import quantize_reference

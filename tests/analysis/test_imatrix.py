@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from quantailor.analysis.corpus import Tokens, chunks, load_corpus
-from quantailor.analysis.imatrix import (
+from quantailor.analysis.importance.imatrix import (
     Imatrix,
     ImatrixEntry,
     ImatrixState,
@@ -30,7 +30,7 @@ from quantailor.analysis.imatrix import (
     quantizer_importance,
     statistics,
 )
-from quantailor.analysis.imatrix_file import read_imatrix
+from quantailor.analysis.importance.imatrix_file import read_imatrix
 from quantailor.errors import ImatrixError, Paused
 from quantailor.ggml.runtime import Activation
 from quantailor.models.gguf_file import GGUFSource

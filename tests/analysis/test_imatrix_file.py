@@ -9,8 +9,8 @@ import gguf
 import numpy as np
 import pytest
 
-from quantailor.analysis.imatrix import Imatrix, ImatrixEntry, quantizer_importance
-from quantailor.analysis.imatrix_file import read_imatrix, write_imatrix
+from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry, quantizer_importance
+from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imatrix
 from quantailor.errors import ImatrixError, OutputError, QuantailorError
 from quantailor.records import TensorInfo
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantailor.analysis import sampling
-from quantailor.analysis.sampling import PILOT_DRAWS, RowPlan, estimate_shares, estimate_total, next_stage, plan_rows
+from quantailor.analysis.weight_errors import sampling
+from quantailor.analysis.weight_errors.sampling import PILOT_DRAWS, RowPlan, estimate_shares, estimate_total, next_stage, plan_rows
 
 Doubles = npt.NDArray[np.float64]
 

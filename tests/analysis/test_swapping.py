@@ -12,10 +12,10 @@ import pytest
 
 from quantailor import build as building
 from quantailor.analysis.corpus import Tokens, chunks, load_corpus
-from quantailor.analysis.imatrix import Imatrix
-from quantailor.analysis.imatrix_file import read_imatrix
-from quantailor.analysis.mix_scores import FileScorer, MixScorer
-from quantailor.analysis.swapping import Swapper
+from quantailor.analysis.importance.imatrix import Imatrix
+from quantailor.analysis.importance.imatrix_file import read_imatrix
+from quantailor.analysis.scores.mix_scores import FileScorer, MixScorer
+from quantailor.analysis.scores.swapping import Swapper
 from quantailor.errors import TensorNotFoundError, TypeUnavailableError
 from quantailor.ggml import codec, library
 from quantailor.ggml.runtime import LoadedModel

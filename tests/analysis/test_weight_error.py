@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from quantailor.analysis.error_weights import UNWEIGHTED, ErrorWeights
-from quantailor.analysis.measure import MeasureSettings, measure_tensor
-from quantailor.analysis.weight_error import HISTOGRAM_EDGES
+from quantailor.analysis.importance.error_weights import UNWEIGHTED, ErrorWeights
+from quantailor.analysis.weight_errors.measure import MeasureSettings, measure_tensor
+from quantailor.analysis.weight_errors.weight_error import HISTOGRAM_EDGES
 from quantailor.errors import ImatrixError, NonFiniteWeightError
 from quantailor.ggml import codec, library
 from quantailor.models.source import MemorySource

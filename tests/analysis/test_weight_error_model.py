@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from quantailor.analysis.error_weights import UNWEIGHTED, ErrorWeights
-from quantailor.analysis.measure import MeasureSettings, measure_model
+from quantailor.analysis.importance.error_weights import UNWEIGHTED, ErrorWeights
+from quantailor.analysis.weight_errors.measure import MeasureSettings, measure_model
 from quantailor.errors import Paused, QuantailorError, TensorNotFoundError, TypeUnavailableError
 from quantailor.ggml import library
 from quantailor.models.source import MemorySource, ModelSource

@@ -19,8 +19,8 @@ from test_json import validate
 from test_sensitivity import probed as probed
 
 from quantailor import cli, service
-from quantailor.analysis.imatrix import quantizer_importance
-from quantailor.analysis.imatrix_file import read_imatrix
+from quantailor.analysis.importance.imatrix import quantizer_importance
+from quantailor.analysis.importance.imatrix_file import read_imatrix
 from quantailor.ggml.reference import preset_types, quantize_reference
 from quantailor.models.gguf_writer import GGUFWriter, layout
 from quantailor.models.opening import open_model

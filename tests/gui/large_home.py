@@ -7,7 +7,7 @@ from pathlib import Path
 from large_model import write_large_model
 
 from quantailor import service
-from quantailor.analysis.measure import MeasureSettings
+from quantailor.analysis.weight_errors.measure import MeasureSettings
 from quantailor.ggml import library
 from quantailor.qtypes import unavailable
 from quantailor.records import TensorInfo, WeightError

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from gguf_files import joined, small_file
 
-from quantailor.analysis.imatrix import Imatrix, ImatrixEntry
-from quantailor.analysis.imatrix_file import read_imatrix, write_imatrix
+from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry
+from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imatrix
 from quantailor.errors import QuantailorError
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.source import fingerprint

@@ -10,7 +10,7 @@ import pytest
 from commands import Command, Workbench
 
 from quantailor import service
-from quantailor.analysis.measure import DEFINITION_VERSION, MeasureSettings
+from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
 from quantailor.errors import ModelError
 from quantailor.records import TensorInfo, WeightError
 from quantailor.service.job_places import job_lines, job_places

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from quantailor.records import Cell, TensorCells
 from quantailor.strategy import synthetic
-from quantailor.strategy.neighbours import RATIO_RANGE, SHRINK_SD, exchanges, hull, rescaled, step
+from quantailor.strategy.rules.neighbours import RATIO_RANGE, SHRINK_SD, exchanges, hull, rescaled, step
 
 
 def table(cells: dict[str, tuple[int, float]], name: str = "blk.0.attn_q.weight") -> TensorCells:

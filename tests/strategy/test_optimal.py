@@ -13,10 +13,11 @@ from strategy_tables import MODELS, highs_bound, measured, size_at
 
 from quantailor.errors import InfeasibleError, StrategyError
 from quantailor.records import Cell, TensorCells
-from quantailor.strategy import optimal, synthetic
+from quantailor.strategy import synthetic
 from quantailor.strategy.constraints import Budget, Constraints, padded
-from quantailor.strategy.highs import Program, solve
-from quantailor.strategy.knapsack import Knapsack, Options
+from quantailor.strategy.rules import optimal
+from quantailor.strategy.rules.highs import Program, solve
+from quantailor.strategy.rules.knapsack import Knapsack, Options
 
 BITS = (1.6, 2.1, 2.7, 3.5, 4.25, 4.5, 4.83, 5.7, 6.6, 9.0, 12.0)
 

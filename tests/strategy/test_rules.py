@@ -13,9 +13,10 @@ from strategy_tables import MODELS, measured, size_at
 
 from quantailor.errors import InfeasibleError, StrategyError, StrategyMismatchError
 from quantailor.records import Cell, Strategy, TensorCells
-from quantailor.strategy import bins, choose, file, greedy, knee, optimal, synthetic
+from quantailor.strategy import choose, file, synthetic
 from quantailor.strategy.constraints import Budget, Constraints, padded
 from quantailor.strategy.importance import with_importance
+from quantailor.strategy.rules import bins, greedy, knee, optimal
 
 FACTS = choose.ModelFacts("f" * 64, "a model", "llama", fixed_bytes=5000, fixed_tensor_bytes=4000, fixed_elements=1000)
 

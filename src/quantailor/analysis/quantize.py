@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from quantailor.analysis.imatrix import Imatrix, quantizer_importance
+from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
 from quantailor.control import Control, NullControl
 from quantailor.errors import NonFiniteWeightError, TypeUnavailableError
 from quantailor.ggml import codec, library

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantailor.analysis import weight_error
+from quantailor.analysis.weight_errors import weight_error
 from quantailor.ggml import library
 from quantailor.qtypes import QType
 from quantailor.service import machine

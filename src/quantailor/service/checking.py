@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from quantailor import build as building
-from quantailor.analysis.imatrix import Imatrix
+from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.control import Control, NullControl
 from quantailor.errors import ModelError
 from quantailor.models.gguf_format import aligned, alignment_of, parse_header

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from quantailor import build as building
-from quantailor.analysis.imatrix import Floats, Imatrix, quantizer_importance
+from quantailor.analysis.importance.imatrix import Floats, Imatrix, quantizer_importance
 from quantailor.analysis.prediction import PredictedKld, predict_kld
 from quantailor.errors import ImatrixError, StrategyError, StrategyMismatchError, TypeUnavailableError
 from quantailor.ggml import library

@@ -19,8 +19,8 @@ from functools import cached_property
 from pathlib import Path
 
 from quantailor.analysis.corpus import load_corpus
-from quantailor.analysis.imatrix_file import read_imatrix
-from quantailor.analysis.measure import DEFINITION_VERSION, MeasureSettings
+from quantailor.analysis.importance.imatrix_file import read_imatrix
+from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
 from quantailor.errors import CorpusError
 from quantailor.ggml import library
 from quantailor.qtypes import needs_imatrix

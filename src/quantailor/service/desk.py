@@ -28,7 +28,7 @@ from quantailor.service.tasks import PlanOptions
 from quantailor.service.workspace import OpenedModel, Workspace, quantizable_tensors
 from quantailor.strategy import choose
 from quantailor.strategy.constraints import matches, padded
-from quantailor.strategy.optimal import Dial
+from quantailor.strategy.rules.optimal import Dial
 
 BY_HAND = "set by hand"
 KEPT = "kept from before"

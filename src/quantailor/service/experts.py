@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from quantailor.analysis.imatrix import Imatrix, ImatrixEntry
+from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry
 from quantailor.errors import ImatrixError, UnsupportedModelError
 from quantailor.models.source import ModelSource
 from quantailor.records import Sensitivity, TensorInfo

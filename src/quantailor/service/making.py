@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantailor.analysis.imatrix_file import read_imatrix
+from quantailor.analysis.importance.imatrix_file import read_imatrix
 from quantailor.errors import OutputError
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.opening import open_model

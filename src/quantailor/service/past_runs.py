@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from quantailor.analysis.measure import MeasureSettings, expected_work
+from quantailor.analysis.weight_errors.measure import MeasureSettings, expected_work
 from quantailor.errors import QuantailorError
 from quantailor.models.opening import open_model
 from quantailor.service import calibration, tasks

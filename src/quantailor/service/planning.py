@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantailor import build as building
-from quantailor.analysis.imatrix import Imatrix, quantizer_importance
-from quantailor.analysis.measure import DEFINITION_VERSION, MeasureSettings
+from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
 from quantailor.analysis.prediction import damage_for, predict_kld
+from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
 from quantailor.control import Control, NullControl
 from quantailor.errors import OutputError, StrategyError
 from quantailor.ggml import library
@@ -25,9 +25,9 @@ from quantailor.service.tasks import Method, PlanOptions
 from quantailor.service.workspace import OpenedModel, Workspace, header_path, quantizable_tensors
 from quantailor.store import MeasurementKey, StrategyRecord
 from quantailor.strategy import file as strategy_file
-from quantailor.strategy.bins import parse_bins
 from quantailor.strategy.choose import ModelFacts, select
 from quantailor.strategy.constraints import Constraints, parse_allowed, parse_bits, parse_budget, parse_pin, parse_tie
+from quantailor.strategy.rules.bins import parse_bins
 
 UNUSUAL_TYPES = frozenset({"TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "MXFP4", "NVFP4"})
 """Types that a plan uses only where the user allows them: made for weights trained that way, or run by few backends."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from quantailor.analysis.measure import DEFINITION_VERSION, MeasureSettings
+from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
 from quantailor.errors import ModelError, QuantailorError
 from quantailor.ggml import library
 from quantailor.jobs import Job, reconcile

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from quantailor.analysis.measure import MeasureSettings
+from quantailor.analysis.weight_errors.measure import MeasureSettings
 from quantailor.errors import ModelError, QuantailorError
 from quantailor.ggml import library
 from quantailor.jobs import Job, reconcile

@@ -11,9 +11,9 @@ from typing import Literal
 from quantailor import build as building
 from quantailor import files, plots
 from quantailor import verify as proving
-from quantailor.analysis import fidelity
 from quantailor.analysis.corpus import chunks, load_corpus
-from quantailor.analysis.imatrix import Imatrix
+from quantailor.analysis.importance.imatrix import Imatrix
+from quantailor.analysis.scores import fidelity
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
 from quantailor.models.opening import open_model

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from quantailor import build as building
 from quantailor import files, numerics
-from quantailor.analysis.imatrix import Imatrix
+from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.sensitivity import mean_kld
 from quantailor.control import Control
 from quantailor.errors import StrategyError
@@ -27,9 +27,9 @@ from quantailor.service.stages import Stages
 from quantailor.service.workspace import OpenedModel, Workspace
 from quantailor.store import StrategyRecord
 from quantailor.strategy import file as strategy_file
-from quantailor.strategy import neighbours
 from quantailor.strategy.choose import select
 from quantailor.strategy.constraints import Constraints
+from quantailor.strategy.rules import neighbours
 
 GIVE_UP_AFTER = 24
 """Exchanges in a row that gain nothing before the search ends."""

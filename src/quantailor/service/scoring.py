@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from quantailor.analysis.corpus import Corpus, chunks, load_corpus, spread
-from quantailor.analysis.imatrix import Imatrix
-from quantailor.analysis.mix_scores import FileScorer, MixScorer
+from quantailor.analysis.importance.imatrix import Imatrix
+from quantailor.analysis.scores.mix_scores import FileScorer, MixScorer
 from quantailor.control import Control
 from quantailor.records import ChunkScore, Mix
 from quantailor.service import tasks

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from quantailor import build as building
-from quantailor.analysis.imatrix import Imatrix
+from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.control import Control
 from quantailor.errors import InfeasibleError
 from quantailor.ggml import library
@@ -18,7 +18,7 @@ from quantailor.service.planning import UNUSUAL_TYPES, Measured
 from quantailor.service.scoring import Scoring
 from quantailor.service.stages import Stages
 from quantailor.service.workspace import OpenedModel
-from quantailor.strategy.controls import random_mix
+from quantailor.strategy.random_mixes import random_mix
 
 MIX_BITS = (2.4, 6.0)
 """Bits per weight between which random mixes are drawn."""

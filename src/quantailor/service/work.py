@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-from quantailor.analysis import imatrix as imatrices
 from quantailor.analysis.corpus import Corpus, chunks, load_corpus
-from quantailor.analysis.imatrix import Imatrix, ImatrixState
-from quantailor.analysis.imatrix_file import read_imatrix, write_imatrix
-from quantailor.analysis.measure import DEFINITION_VERSION, MeasureSettings, measure_model
+from quantailor.analysis.importance import imatrix as imatrices
+from quantailor.analysis.importance.imatrix import Imatrix, ImatrixState
+from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imatrix
+from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings, measure_model
 from quantailor.errors import ImatrixError, TensorNotFoundError, TypeUnavailableError
 from quantailor.ggml import library
 from quantailor.models.source import ModelSource

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from quantailor.analysis.sampling import PILOT_DRAWS
+from quantailor.analysis.weight_errors.sampling import PILOT_DRAWS
 from quantailor.ggml import library
 from quantailor.qtypes import QType
 from quantailor.records import TensorInfo

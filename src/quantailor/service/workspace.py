@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from quantailor.analysis.imatrix import Imatrix, quantizer_importance
-from quantailor.analysis.imatrix_file import read_imatrix, write_imatrix
+from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
+from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imatrix
 from quantailor.errors import ImatrixError, QuantailorError, UnsupportedModelError
 from quantailor.jobs import Home, resolve
 from quantailor.models.convert.model_names import given_name

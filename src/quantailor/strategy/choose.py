@@ -15,9 +15,9 @@ from typing import Any
 
 from quantailor.errors import InfeasibleError, StrategyError, StrategyMismatchError
 from quantailor.records import Basis, Prediction, Strategy, TensorCells, TensorChoice
-from quantailor.strategy import bins, greedy, knee, optimal
 from quantailor.strategy.constraints import ALIGNMENT, Constraints, apply, padded
 from quantailor.strategy.importance import with_importance
+from quantailor.strategy.rules import bins, greedy, knee, optimal
 
 METHODS = ("optimal", "knee", "greedy", "bins")
 TARGETS = ("size_bytes", "bits_per_weight", "damage")

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantailor import files, numerics
-from quantailor.analysis.fidelity import first_scored
+from quantailor.analysis.scores.fidelity import first_scored
 from quantailor.control import Control, NullControl
 from quantailor.errors import InferenceError
 from quantailor.ggml.runtime import LoadedModel

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from quantailor.analysis.error_weights import UNWEIGHTED, ErrorWeights
+from quantailor.analysis.importance.error_weights import UNWEIGHTED, ErrorWeights
 from quantailor.control import Control, NullControl
 from quantailor.errors import ImatrixError
 from quantailor.ggml import codec

@@ -21,10 +21,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from quantailor.analysis import sampling, weight_error
-from quantailor.analysis.error_weights import UNWEIGHTED, ErrorWeights
-from quantailor.analysis.sampling import RowPlan
-from quantailor.analysis.weight_error import (
+from quantailor.analysis.importance.error_weights import UNWEIGHTED, ErrorWeights
+from quantailor.analysis.weight_errors import sampling, weight_error
+from quantailor.analysis.weight_errors.sampling import RowPlan
+from quantailor.analysis.weight_errors.weight_error import (
     DEFINITION_VERSION,
     HISTOGRAM_EDGES,
     N_FINE_BINS,

@@ -12,7 +12,7 @@ from strategy_tables import MODELS, elements, measured, size_at
 from quantailor.errors import InfeasibleError
 from quantailor.records import TensorCells
 from quantailor.strategy import synthetic
-from quantailor.strategy.controls import TOLERANCE, random_mix, with_shuffled_damage
+from quantailor.strategy.random_mixes import TOLERANCE, random_mix, with_shuffled_damage
 
 
 def size_of(tables: Sequence[TensorCells], types: dict[str, str]) -> int:

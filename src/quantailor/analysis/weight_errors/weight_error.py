@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from quantailor.analysis.error_weights import ErrorWeights
+from quantailor.analysis.importance.error_weights import ErrorWeights
 from quantailor.errors import ImatrixError
 from quantailor.ggml import codec
 from quantailor.qtypes import QType

@@ -15,10 +15,10 @@ from typing import Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from quantailor.analysis.base_logp import BaseLogp
-from quantailor.analysis.fidelity import first_scored
-from quantailor.analysis.imatrix import Imatrix
-from quantailor.analysis.swapping import Kernels, Swapper
+from quantailor.analysis.importance.imatrix import Imatrix
+from quantailor.analysis.scores.base_logp import BaseLogp
+from quantailor.analysis.scores.fidelity import first_scored
+from quantailor.analysis.scores.swapping import Kernels, Swapper
 from quantailor.control import Control, NullControl
 from quantailor.errors import InferenceError, TypeUnavailableError
 from quantailor.ggml.runtime import LoadedModel

@@ -26,7 +26,7 @@ from typing import Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from quantailor.analysis.imatrix import Imatrix
+from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.quantize import quantized_blocks
 from quantailor.errors import InferenceError
 from quantailor.ggml import codec, library

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from quantailor.analysis.imatrix import Imatrix, ImatrixEntry
+from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry
 from quantailor.errors import ImatrixError, ModelError
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_format import MAGIC, MAX_NAME_BYTES

@@ -15,10 +15,10 @@ import numpy as np
 
 from quantailor.errors import InfeasibleError, StrategyError
 from quantailor.records import Cell, TensorCells, TensorChoice
-from quantailor.strategy import picks as rule
 from quantailor.strategy.constraints import ALIGNMENT, Constraints, Group, apply
 from quantailor.strategy.importance import normalized
-from quantailor.strategy.picks import Pick
+from quantailor.strategy.rules import picks as rule
+from quantailor.strategy.rules.picks import Pick
 
 Penalty = Literal["damage_per_byte", "rmse", "max_abs_error"]
 

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from quantailor.errors import StrategyError
 from quantailor.records import Cell, TensorCells, TensorChoice
-from quantailor.strategy import optimal
-from quantailor.strategy import picks as rule
 from quantailor.strategy.constraints import ALIGNMENT, Constraints, Group, apply
-from quantailor.strategy.picks import Pick
+from quantailor.strategy.rules import optimal
+from quantailor.strategy.rules import picks as rule
+from quantailor.strategy.rules.picks import Pick
 
 Bins = Sequence[tuple[float, str]]
 

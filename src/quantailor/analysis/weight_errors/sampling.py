@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from quantailor.analysis.weight_error import Estimate
+from quantailor.analysis.weight_errors.weight_error import Estimate
 
 Doubles = npt.NDArray[np.float64]
 Indexes = npt.NDArray[np.int64]

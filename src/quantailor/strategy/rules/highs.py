@@ -1,7 +1,7 @@
 """The same choice as a mixed-integer program for HiGHS, where several budgets make it more than one knapsack.
 
 HiGHS prints to the C standard output when it repairs a solution, whatever its options say. It therefore runs in
-a process of its own: `python -m quantailor.strategy.highs` reads a program from its standard input and answers
+a process of its own: `python -m quantailor.strategy.rules.highs` reads a program from its standard input and answers
 with one line of JSON on its standard error.
 """
 
@@ -57,7 +57,7 @@ def solve(program: Program) -> Result | None:
     """The best choice; None where there is none, or none was found in time."""
     stream = io.BytesIO()
     np.savez(stream, group_sizes=np.array(program.group_sizes), costs=program.costs, uses=program.uses, limits=program.limits)
-    command = [sys.executable, "-m", "quantailor.strategy.highs"]
+    command = [sys.executable, "-m", "quantailor.strategy.rules.highs"]
     done = subprocess.run(command, input=stream.getvalue(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
     lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
     if done.returncode != 0 or not lines:

@@ -29,10 +29,10 @@ import numpy.typing as npt
 
 from quantailor.errors import StrategyError
 from quantailor.records import Cell, TensorCells, TensorChoice
-from quantailor.strategy import picks as rule
 from quantailor.strategy.constraints import ALIGNMENT, Budget, Constraints, Group, apply
 from quantailor.strategy.importance import normalized
-from quantailor.strategy.picks import Pick
+from quantailor.strategy.rules import picks as rule
+from quantailor.strategy.rules.picks import Pick
 
 Floats = npt.NDArray[np.float64]
 Test = Literal["relative", "absolute", "statistical", "second_difference", "fitted"]
