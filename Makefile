@@ -56,6 +56,9 @@ check: setup
 	$(RUN)/mypy
 	@echo "== import-linter"
 	$(RUN)/lint-imports
+	@echo "== deptry: every import declared, every dependency used"
+	$(RUN)/deptry src
+	$(RUN)/deptry tests tools benchmarks --ignore DEP001,DEP002,DEP004
 	@echo "== fast tests"
 	$(RUN)/pytest -q -n $(WORKERS) -m "not slow and not oracle"
 
@@ -75,7 +78,8 @@ screenshots: setup
 
 lock: setup
 	$(RUN)/python -m pip install --quiet --upgrade -e ".[dev]"
-	$(RUN)/python -m pip freeze --exclude-editable > requirements/dev.txt
+	@echo "# Locked versions for development and CI: make lock writes this file." > requirements/dev.txt
+	$(RUN)/python -m pip freeze --exclude-editable | sed '/^uvloop==/s/$$/ ; sys_platform != "win32"/' >> requirements/dev.txt
 
 clean:
 	rm -rf $(VENV) $(ORACLE_VENV) demo/out benchmarks/out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,11 @@ def test_missing_things_are_named_in_one_line(quantailor: Command, tmp_path: Pat
     assert "no preset Q9" in quantailor("plan", workbench.base, "--like", "Q9", *home).error_line
     assert "Q9_K" in quantailor("measure", workbench.base, "--types", "Q9_K", *home).error_line
     assert "no job 999" in quantailor("jobs", "show", 999, *home).error_line
+
+
+def test_the_gui_without_its_extra_says_what_to_install(quantailor: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nicegui", None)
+    assert "pip install 'quantailor[gui]'" in quantailor("gui").error_line
 
 
 def test_an_impossible_budget_says_what_is_possible(quantailor: Command, workbench: Workbench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from quantailor.cli import options
 from quantailor.cli.output import console
 from quantailor.cli.root import app
+from quantailor.errors import QuantailorError
 
 
 @app.command(epilog="Example: quantailor gui --port 8371")
@@ -27,6 +29,8 @@ def gui(
     home: options.Home = None,
 ) -> None:
     """Serve the GUI on this machine, for one user: from a model to a verdict, in a browser tab."""
+    if find_spec("nicegui") is None:
+        raise QuantailorError("the GUI is not installed", remedy="Install it with: pip install 'quantailor[gui]'")
     from quantailor.gui import ServeOptions, serve
 
     options_ = ServeOptions(
