@@ -23,7 +23,8 @@ from quantailor.files import write_text
 from quantailor.ggml.reference import imatrix_metadata, preset_name, quantize_reference
 from quantailor.models.opening import open_model
 from quantailor.models.source import fingerprint
-from quantailor.records import ChunkScore, Comparison, Estimate, Verdict, VerdictRow
+from quantailor.present import words
+from quantailor.records import ChunkScore, Comparison, Verdict, VerdictRow
 
 EQUAL_SIZE = 0.001
 """Sizes that differ by no more than this share count as equal."""
@@ -182,17 +183,18 @@ def _compare(ours: Scored, reference: Scored) -> Comparison:
 def sentence(ours: VerdictRow, comparisons: Sequence[Comparison], *, floor_kld_nats: float) -> str:
     """The verdict in words: our figure first, then a clause on every reference that names the difference in size."""
     statistics = ours.statistics
-    file = f"{ours.label} ({_size(ours.size_bytes)}, {ours.bits_per_weight:.2f} bits per weight)"
-    kld = f"{_figure(statistics.kld_mean)} nats per token (mean KLD over {statistics.n_chunks} chunks; the floor is {floor_kld_nats:.1e})"
-    words = [f"{file} diverges from the base by {kld}."]
+    file = f"{ours.label} ({words.size(ours.size_bytes)}, {words.bits(ours.bits_per_weight)})"
+    where = f"mean KLD over {words.plural(statistics.n_chunks, 'chunk')}; the floor is {floor_kld_nats:.1e}"
+    kld = f"{words.with_error(statistics.kld_mean)} nats per token ({where})"
+    said = [f"{file} diverges from the base by {kld}."]
     if not comparisons:
-        words.append("It was compared with no reference.")
+        said.append("It was compared with no reference.")
     elif statistics.n_chunks < MIN_CHUNKS:
         seen = "; ".join(f"against {comparison.reference} {_sizes(comparison)} {_ratio(comparison)}" for comparison in comparisons)
-        words.append(f"That is too few to claim anything, {MIN_CHUNKS} chunks are needed. So far: {seen}.")
+        said.append(f"That is too few to claim anything, {MIN_CHUNKS} chunks are needed. So far: {seen}.")
     else:
-        words.append(f"It is {'; '.join(_clause(comparison) for comparison in comparisons)}.")
-    return " ".join(words)
+        said.append(f"It is {'; '.join(_clause(comparison) for comparison in comparisons)}.")
+    return " ".join(said)
 
 
 def _clause(comparison: Comparison) -> str:
@@ -203,24 +205,13 @@ def _sizes(comparison: Comparison) -> str:
     difference = comparison.size_ratio - 1
     if abs(difference) <= EQUAL_SIZE:
         return "at equal size"
-    percent = f"{abs(difference):.1%}".replace("%", " %")
+    percent = words.percent(abs(difference), 1)
     return f"in a file {percent} {'larger' if difference > 0 else 'smaller'}"
 
 
 def _ratio(comparison: Comparison) -> str:
     low, high = (math.exp(end) for end in comparison.interval)
     return f"KLD ratio {math.exp(comparison.ln_kld_ratio):.3g}, 95 % interval {low:.3g} to {high:.3g}"
-
-
-def _figure(estimate: Estimate) -> str:
-    if estimate.value <= 0:
-        return f"{estimate.value:.2g}"
-    digits = max(0, 1 - math.floor(math.log10(estimate.se or estimate.value / 100)))
-    return f"{estimate.value:.{digits}f} ± {estimate.se:.{digits}f}"
-
-
-def _size(size_bytes: int) -> str:
-    return f"{size_bytes / 2**30:.2f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.2f} MiB"
 
 
 CSV_COLUMNS = (

@@ -52,7 +52,7 @@ def test_inspect_shows_a_repository_without_downloading_it(hub: HubServer, run: 
     shown = run("inspect", "org/books")
     assert shown.code == 0, shown.err
     for words in (
-        "org/books  llama, 8.4 M parameters",
+        "org/books  llama, 8.39 M parameters",
         "licence   apache-2.0",
         "download  16.08 MiB",
         "model.safetensors",

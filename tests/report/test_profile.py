@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +12,7 @@ from quantailor.records import Curve, CurvePoint, Estimate
 from quantailor.report import ReportData, role_profile, sensitivity_profile
 from quantailor.report.damage import damage_curves, predicted_kld
 from quantailor.report.data import common_type
-from quantailor.report.figures import figure, file_size, t95, with_error
+from quantailor.report.figures import t95
 from quantailor.report.profile import DEPTHS, quarters
 from quantailor.report.style import DARK_RAMP, LIGHT_RAMP, bit_color, contrast, ramp_color, text_color
 from quantailor.report.svg import STEPS, Scale
@@ -141,30 +140,6 @@ def test_zeros_are_drawn_at_the_edge_of_a_log_scale() -> None:
     assert scale(0.01) == pytest.approx(50)
     assert scale(5.0) == 100
     assert scale.ticks() == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1, 1])
-
-
-@pytest.mark.parametrize(
-    ("value", "se", "expected"),
-    [
-        *((0.012341, 0.00056, "0.01234 ± 0.00056"), (12.3456, 0.31, "12.35 ± 0.31"), (1.5e-5, 2e-6, "(1.50 ± 0.20)e-5")),
-        *((0.5, 0.0, "0.500"), (0.0, 0.01, "0.000 ± 0.010"), (123456.0, 999.0, "123,456 ± 999"), (math.nan, 1.0, "n/a")),
-        *((1e-6, 0.02, "0.000 ± 0.020"), (0.0996, 0.00996, "0.100 ± 0.010")),
-    ],
-)
-def test_figures_have_the_digits_that_their_errors_allow(value: float, se: float, expected: str) -> None:
-    assert with_error(Estimate(value, se)).replace("\u00a0", " ") == expected
-
-
-def test_figures_are_short() -> None:
-    assert [figure(value) for value in (0.01234, 1.234e-5, 12345.6, 0, 9.999e-4, math.inf)] == [
-        "0.0123",
-        "1.23e-5",
-        "12,346",
-        "0",
-        "0.00100",
-        "∞",
-    ]
-    assert [file_size(value) for value in (512, 2**20, 5.46 * 2**30)] == ["512 B", "1.00 MiB", "5.46 GiB"]
 
 
 @pytest.mark.parametrize("ramp", [LIGHT_RAMP, DARK_RAMP])

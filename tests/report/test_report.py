@@ -26,10 +26,10 @@ from made_up_models import (
     weight_errors_of,
 )
 
+from quantailor.present.words import figure, with_error
 from quantailor.records import Estimate, Strategy, SwapCell, TensorChoice, TensorInfo
 from quantailor.report import ImatrixFacts, LabelledStrategy, ReportData, render_comparison, render_report, role_profile
 from quantailor.report.compare import ratio
-from quantailor.report.figures import figure, with_error
 
 
 class Document(HTMLParser):
@@ -65,7 +65,7 @@ class Document(HTMLParser):
 
     def text_in(self, tag: str) -> list[str]:
         """What stands directly in elements of this name."""
-        return [text for name, text in self.texts if name == tag]
+        return [text.replace("\u00a0", " ") for name, text in self.texts if name == tag]
 
     @property
     def text(self) -> str:
@@ -204,7 +204,7 @@ def test_the_sweep_is_drawn_with_errors_and_marks_what_drowns() -> None:
         ),
     )
     document = Document(render_report(data))
-    assert "blk.0.attn_q.weight at Q4_K: KLD 0.01230\u00a0±\u00a00.00040 nats" in document.text_in("title")
+    assert "blk.0.attn_q.weight at Q4_K: KLD 0.01230 ± 0.00040 nats" in document.text_in("title")
     assert "not told from the floor: within 95 % of its error" in document.text
     clear = replace(data, cells=data.cells[:1])
     assert "within 95 % of its error" not in Document(render_report(clear)).text
@@ -282,7 +282,7 @@ def test_a_comparison_shows_both_shares_and_their_ratio(dense: ReportData, moe: 
     assert expected is not None
     cells = comparison.text_in("td")
     for estimate in (Estimate(100 * a.value, 100 * a.se), Estimate(100 * b.value, 100 * b.se)):
-        assert f"{with_error(estimate)}\u00a0%" in cells
+        assert f"{with_error(estimate)} %" in cells
     assert with_error(expected) in cells
 
 

@@ -11,7 +11,8 @@ from quantailor import service
 from quantailor.cli import options
 from quantailor.cli.output import console, print_json, table
 from quantailor.cli.root import app
-from quantailor.cli.values import format_size, imatrix_choice
+from quantailor.cli.values import imatrix_choice
+from quantailor.present import words
 from quantailor.service import tasks
 
 
@@ -35,7 +36,7 @@ def edit(
     out = console()
     out.print(f"wrote     {found.path}", markup=False)
     out.print(f"changed   {found.n_changed} tensors, {found.n_pinned} pinned in all")
-    out.print(f"file      {format_size(found.prediction.file_size_bytes)}, {found.prediction.bits_per_weight:.3f} bits per weight")
+    out.print(f"file      {words.size(found.prediction.file_size_bytes)}, {words.bits(found.prediction.bits_per_weight, 3)}")
     if found.prediction.kld_nats is not None:
         out.print(f"KLD       {found.prediction.kld_nats:.3g} nats predicted")
 

@@ -14,8 +14,10 @@ from quantailor.cli import options, show
 from quantailor.cli.execution import execute
 from quantailor.cli.output import console, print_json, table
 from quantailor.cli.root import app
-from quantailor.cli.values import format_size, imatrix_choice, optional_path
+from quantailor.cli.values import imatrix_choice, optional_path
 from quantailor.errors import HubOfflineError, HubUnreachableError, RepoNotFoundError
+from quantailor.present import words
+from quantailor.present.words import plural
 from quantailor.service import results, tasks
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -131,7 +133,7 @@ def download(
 def peeked(report: results.PeekReport, *, all_types: bool = False) -> None:
     """A repository before it is downloaded."""
     out = console()
-    out.print(f"[bold]{report.repo_id}[/bold]  {show.plain(report.architecture)}, {report.n_parameters / 1e6:,.1f} M parameters")
+    out.print(f"[bold]{report.repo_id}[/bold]  {show.plain(report.architecture)}, {words.count(report.n_parameters)} parameters")
     out.print(f"revision  {report.revision}, commit {report.sha}")
     out.print(
         f"licence   {show.plain(report.license or 'not stated')}{_GATES.get(report.gated, '')}{', private' if report.private else ''}"
@@ -152,19 +154,19 @@ def peeked(report: results.PeekReport, *, all_types: bool = False) -> None:
 def _needs(report: results.PeekReport) -> None:
     out = console()
     cached = report.size_bytes - report.download_bytes
-    out.print(f"download  {format_size(report.download_bytes)}" + (f", {format_size(cached)} are here already" if cached else ""))
-    rows = [(need.step, format_size(need.size_bytes), need.what) for need in report.disk]
-    out.print(f"disk      {format_size(report.free_bytes)} free at {report.cache_folder}")
+    out.print(f"download  {words.size(report.download_bytes)}" + (f", {words.size(cached)} are here already" if cached else ""))
+    rows = [(need.step, words.size(need.size_bytes), need.what) for need in report.disk]
+    out.print(f"disk      {words.size(report.free_bytes)} free at {report.cache_folder}")
     short = sum(need.size_bytes for need in report.disk) - report.free_bytes
     if short > 0:
-        out.print(f"[yellow]All steps on that disk would need {format_size(short)} more.[/yellow]")
+        out.print(f"[yellow]All steps on that disk would need {words.size(short)} more.[/yellow]")
     out.print()
     out.print(table("Disk needed, at most", {"step": "left", "size": "right", "for": "left"}, rows))
 
 
 def _files(report: results.PeekReport) -> None:
     out = console()
-    rows = [(show.plain(file.name), format_size(file.size_bytes), "yes" if file.cached else "") for file in report.files if file.needed]
+    rows = [(show.plain(file.name), words.size(file.size_bytes), "yes" if file.cached else "") for file in report.files if file.needed]
     others = len(report.files) - len(rows)
     out.print()
     out.print(table("Files to download", {"file": "left", "size": "right", "cached": "left"}, rows))
@@ -177,8 +179,8 @@ def _files(report: results.PeekReport) -> None:
 def downloaded(result: results.DownloadResult) -> None:
     """Where a download is, and what to do with it."""
     out = console()
-    out.print(f"{result.repo_id} at {result.sha}: {len(result.files)} files, {format_size(result.size_bytes)}, checksums verified")
-    out.print(f"fetched   {format_size(result.fetched_bytes)}")
+    out.print(f"{result.repo_id} at {result.sha}: {plural(len(result.files), 'file')}, {words.size(result.size_bytes)}, checksums verified")
+    out.print(f"fetched   {words.size(result.fetched_bytes)}")
     if result.path:
         out.print(f"model     {result.path}")
     for path in result.imatrix_files:

@@ -11,7 +11,7 @@ from typing import Protocol
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from quantailor.cli.output import console
-from quantailor.cli.values import format_eta
+from quantailor.present import words
 
 _PLAIN_INTERVAL_SECONDS = 10.0
 
@@ -68,7 +68,7 @@ def _bars(title: str) -> Iterator[Listener]:
 def _tail(report: _Reported) -> str:
     eta = None if report.eta_low_s is None or report.eta_high_s is None else (report.eta_low_s, report.eta_high_s)
     rate = "" if not report.rate else f"{report.rate:.3g}/s"
-    return "  ".join(part for part in (rate, format_eta(eta), report.message) if part)
+    return "  ".join(part for part in (rate, words.time_left(eta), report.message) if part)
 
 
 class _PlainLines:

@@ -12,8 +12,10 @@ from quantailor import service
 from quantailor.cli import EXIT_ERROR, options
 from quantailor.cli.output import console, print_json, table
 from quantailor.cli.root import app
-from quantailor.cli.values import format_size, imatrix_choice
+from quantailor.cli.values import imatrix_choice
 from quantailor.errors import StrategyMismatchError
+from quantailor.present import words
+from quantailor.present.words import plural
 from quantailor.service import sharing_results as results
 from quantailor.service import tasks
 from quantailor.service.exporting import ExportFormat
@@ -107,11 +109,11 @@ def _side_row(name: str, side: results.DiffSide) -> tuple[str, ...]:
         low, high = side.kld_interval_nats
         kld = rf"{side.kld_nats:.4g} \[{low:.4g}, {high:.4g}]"
     types = ", ".join(f"{count} x {type_name}" for type_name, count in side.type_counts.items())
-    return (f"{name}: {side.label}".replace("[", r"\["), side.kind, format_size(side.size_bytes), f"{side.bits_per_weight:.3f}", kld, types)
+    return (f"{name}: {side.label}".replace("[", r"\["), side.kind, words.size(side.size_bytes), f"{side.bits_per_weight:.3f}", kld, types)
 
 
 def _change(a: int, b: int) -> str:
-    return f"{'+' if b >= a else '-'}{format_size(abs(b - a))}"
+    return f"{'+' if b >= a else '-'}{words.size(abs(b - a))}"
 
 
 @app.command(epilog="Example: quantailor card out.gguf --base base.gguf -o README.md")
@@ -161,7 +163,7 @@ def experts(
 
 def _show_experts(found: results.ExpertsReport) -> None:
     out = console()
-    out.print(f"{found.model_name}: {found.n_experts} experts, {found.n_used or 'an unknown number'} per token", markup=False)
+    out.print(f"{found.model_name}: {plural(found.n_experts, 'expert')}, {found.n_used or 'an unknown number'} per token", markup=False)
     out.print(f"text      {', '.join(found.datasets) or 'unknown'}, {found.n_tokens:,} tokens", markup=False)
     columns = {"layer": "right", "least used": "right", "most used": "right", "most important": "right", "entropy": "right"}
     columns |= {"unseen": "right", "alpha of its tensors": "left"}
@@ -189,7 +191,7 @@ def _expert_row(layer: results.ExpertLayer) -> tuple[str, ...]:
 
 
 def _named_share(shares: tuple[float, ...], share: float) -> str:
-    return f"{shares.index(share)}: {100 * share:.1f} %"
+    return f"{shares.index(share)}: {words.percent(share, 1)}"
 
 
 @app.command(epilog="Example: quantailor check out.gguf s.yaml --base base.gguf")
@@ -213,7 +215,7 @@ def check(
 
 def _show_check(found: results.BuildCheck) -> None:
     out = console()
-    out.print(f"types     {found.n_tensors} tensors, {_MARK['bad' if found.differences else 'ok']}")
+    out.print(f"types     {plural(found.n_tensors, 'tensor')}, {_MARK['bad' if found.differences else 'ok']}")
     rows = [(item.tensor, item.expected or "missing", item.found or "missing") for item in found.differences]
     if rows:
         out.print(table("Differences", {"tensor": "left", "strategy": "left", "file": "left"}, rows))

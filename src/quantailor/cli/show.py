@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from quantailor.cli.output import console, table
-from quantailor.cli.values import format_eta, format_seconds, format_shape, format_size
+from quantailor.present import words
+from quantailor.present.words import plural
 from quantailor.records import Estimate, MetadataValue, Prediction, Verdict, VerdictRow
 from quantailor.service import report_results, results
 
@@ -17,8 +18,8 @@ from quantailor.service import report_results, results
 def model(report: results.ModelReport, *, all_types: bool = False) -> None:
     """The structure of a model."""
     out = console()
-    out.print(f"[bold]{report.name}[/bold]  {report.architecture}, {report.n_parameters / 1e6:,.1f} M parameters")
-    out.print(f"tensors   {len(report.tensors)}, {format_size(report.tensor_bytes)}, {report.bits_per_weight:.2f} bits per weight")
+    out.print(f"[bold]{report.name}[/bold]  {report.architecture}, {words.count(report.n_parameters)} parameters")
+    out.print(f"tensors   {len(report.tensors)}, {words.size(report.tensor_bytes)}, {words.bits(report.bits_per_weight)}")
     out.print(f"location  {report.location}")
     out.print(f"identity  {report.fingerprint}")
     if report.config_files:
@@ -39,7 +40,7 @@ def configuration(out: Console, metadata: Mapping[str, MetadataValue]) -> None:
 
 def tensors(out: Console, reports: Sequence[results.TensorReport], *, all_types: bool) -> None:
     """Tensors and what they can become, and why not."""
-    rows = [(item.name, format_shape(item.shape), item.type_name, format_size(item.size_bytes), _type_summary(item)) for item in reports]
+    rows = [(item.name, words.shape(item.shape), item.type_name, words.size(item.size_bytes), _type_summary(item)) for item in reports]
     columns = {"tensor": "left", "shape": "left", "type": "left", "size": "right", "can become": "left"}
     out.print(table("Tensors", columns, rows))
     _reasons(out, reports, all_types)
@@ -85,7 +86,7 @@ def _names(names: list[str]) -> str:
 
 
 def converted(result: results.ConvertResult) -> None:
-    console().print(f"{result.path}: {result.n_tensors} tensors, {format_size(result.size_bytes)}")
+    console().print(f"{result.path}: {plural(result.n_tensors, 'tensor')}, {words.size(result.size_bytes)}")
     console().print(result.why, markup=False, soft_wrap=True)
     if result.left_out:
         console().print(f"left out: {', '.join(result.left_out)}", markup=False)
@@ -95,7 +96,8 @@ def imatrix(report: results.ImatrixReport) -> None:
     """An importance matrix with its statistics."""
     out = console()
     out.print(
-        f"importance matrix {report.fingerprint[:12]}: {report.n_tensors} tensors, {report.chunk_count} chunks of {report.chunk_size}"
+        f"importance matrix {report.fingerprint[:12]}: {plural(report.n_tensors, 'tensor')}, "
+        f"{plural(report.chunk_count, 'chunk')} of {report.chunk_size}"
     )
     out.print(f"file      {report.path}")
     out.print(f"text      {', '.join(report.datasets) or 'unknown'}")
@@ -109,8 +111,8 @@ def imatrix(report: results.ImatrixReport) -> None:
             f"{item.maximum:.3g}",
             f"{item.mean:.3g}",
             f"{item.standard_deviation:.3g}",
-            f"{100 * item.active_share:.1f} %",
-            f"{100 * item.normalized_entropy:.1f} %",
+            words.percent(item.active_share, 1),
+            words.percent(item.normalized_entropy, 1),
             f"{item.n_unseen_experts} of {item.n_experts}" if item.n_experts > 1 else "",
         )
         for item in report.statistics
@@ -124,11 +126,14 @@ def measured(result: results.MeasureResult) -> None:
     """A summary of a measurement, one line per type."""
     out = console()
     weighting = f"importance matrix {result.imatrix_fingerprint[:12]}" if result.imatrix_fingerprint else "no importance matrix"
-    out.print(f"{result.n_cells} cells: {result.n_tensors} tensors x {result.n_types} types, {weighting}, {result.settings}")
+    out.print(
+        f"{plural(result.n_cells, 'cell')}: {plural(result.n_tensors, 'tensor')} x {plural(result.n_types, 'type')}, "
+        f"{weighting}, {result.settings}"
+    )
     out.print(f"{result.n_already_measured} were there already, {result.n_unavailable} are unavailable")
     if result.unseen_experts:
         total = sum(result.unseen_experts.values())
-        out.print(f"[yellow]{total} experts in {len(result.unseen_experts)} tensors saw no calibration token.[/yellow]")
+        out.print(f"[yellow]{total} experts in {plural(len(result.unseen_experts), 'tensor')} saw no calibration token.[/yellow]")
     by_type: dict[str, list[results.CellReport]] = {}
     for cell in result.cells:
         if cell.unavailable is None:
@@ -164,7 +169,10 @@ def probed(result: results.ProbeResult) -> None:
     """alpha of every tensor, and how well whole mixes are predicted."""
     out = console()
     weighting = f"importance matrix {result.imatrix_fingerprint[:12]}" if result.imatrix_fingerprint else "no importance matrix"
-    out.print(f"{len(result.sensitivities)} tensors on {result.corpus_name}, {result.n_chunks} chunks of {result.n_ctx}, {weighting}")
+    out.print(
+        f"{plural(len(result.sensitivities), 'tensor')} on {result.corpus_name}, "
+        f"{plural(result.n_chunks, 'chunk')} of {result.n_ctx}, {weighting}"
+    )
     out.print(f"{result.n_scored - result.n_scored_before} chunks of mixes were scored now, {result.n_scored_before} were there already")
     out.print(f"floor     {result.floor_nats:.2g} nats" + (f"; the base as stored: {result.stored_nats:.2g}" if result.stored_nats else ""))
     rows = [
@@ -192,14 +200,15 @@ def _curve(out: Console, result: results.ProbeResult) -> None:
         return
     out.print(
         f"KLD = {curve.gamma:.3f} (S {curve.kappa:+.2f} S^2) + {curve.c0_nats:.2g}, "
-        f"fitted to {n_memory} mixes and {len(curve.points) - n_memory} files; a new mix lies within {100 * curve.residual_sd:.1f} % (1 sd)"
+        f"fitted to {plural(n_memory, 'mix')} and {plural(len(curve.points) - n_memory, 'file')}; "
+        f"a new mix lies within {words.percent(curve.residual_sd, 1)} (1 sd)"
     )
 
 
 def swept(result: results.SweepResult) -> None:
     """A summary of a sweep, one line per type, and the cells that cost most."""
     out = console()
-    out.print(f"{result.n_cells} cells on {result.corpus_name}, {result.n_chunks} chunks of {result.n_ctx}")
+    out.print(f"{plural(result.n_cells, 'cell')} on {result.corpus_name}, {plural(result.n_chunks, 'chunk')} of {result.n_ctx}")
     out.print(f"{result.n_already_measured} were there already, {result.n_skipped} were skipped because the probes predict them")
     by_type: dict[str, list[results.SweepCellReport]] = {}
     for cell in result.cells:
@@ -227,13 +236,13 @@ def predicted(result: report_results.PredictResult) -> None:
     out = console()
     prediction = result.prediction
     out.print(
-        f"[bold]{format_size(prediction.file_size_bytes)}[/bold] ({prediction.file_size_bytes:,} bytes), "
-        f"{prediction.bits_per_weight:.3f} bits per weight"
+        f"[bold]{words.size(prediction.file_size_bytes)}[/bold] ({prediction.file_size_bytes:,} bytes), "
+        f"{words.bits(prediction.bits_per_weight, 3)}"
     )
     out.print(f"mean KLD  {_kld(prediction)}  (95 %)" + _interval(result.kld_interval_80_nats))
-    out.print(f"basis     probes, fitted to {result.n_mixes} whole mixes in memory and {result.n_anchors} files")
+    out.print(f"basis     probes, fitted to {plural(result.n_mixes, 'whole mix')} in memory and {plural(result.n_anchors, 'file')}")
     rows = [
-        (item.tensor, item.type_name, f"{item.damage.value:.3g}", f"± {item.damage.se:.1g}", f"{100 * item.share:.1f} %")
+        (item.tensor, item.type_name, f"{item.damage.value:.3g}", f"± {item.damage.se:.1g}", words.percent(item.share, 1))
         for item in result.contributions[:_N_CONTRIBUTIONS]
     ]
     columns = {"tensor": "left", "type": "left", "damage": "right", "error": "left", "share": "right"}
@@ -257,13 +266,14 @@ def studied(result: results.StudyResult) -> None:
     matrix = f"{result.imatrix_fingerprint[:12]}, {result.imatrix_chunks} chunks" if result.imatrix_fingerprint else "none"
     out.print(f"imatrix   {matrix}")
     out.print(
-        f"errors    {result.n_cells} cells of {result.n_tensors} tensors x {result.n_types} types, {result.settings}; "
+        f"errors    {plural(result.n_cells, 'cell')} of {plural(result.n_tensors, 'tensor')} x {plural(result.n_types, 'type')}, "
+        f"{result.settings}; "
         f"{result.n_unavailable} are unavailable"
     )
     if result.basis == "probes":
-        out.print(f"probes    {result.n_probed} tensors measured, {result.n_scored} chunks scored")
+        out.print(f"probes    {plural(result.n_probed, 'tensor')} measured, {plural(result.n_scored, 'chunk')} scored")
     if result.n_swept:
-        out.print(f"sweep     {result.n_swept} cells")
+        out.print(f"sweep     {plural(result.n_swept, 'cell')}")
     ranking = " (ranking only: no probes were made, so no KL divergence can be predicted)" if result.basis != "probes" else ""
     out.print(f"next      quantailor plan {result.base} --size ...{ranking}")
 
@@ -272,14 +282,14 @@ def refined(result: results.RefineResult) -> None:
     """What a refinement gained."""
     out = console()
     before, after, ratio = result.kld_before, result.kld_after, result.ln_kld_ratio
+    out.print(f"measured  KLD {words.with_error(before)} before, {words.with_error(after)} after ({plural(result.n_chunks, 'chunk')})")
     out.print(
-        f"measured  KLD {before.value:.5g} ± {before.se:.1g} before, {after.value:.5g} ± {after.se:.1g} after ({result.n_chunks} chunks)"
+        f"gain      {100 * (1 - exp(ratio.value)):.1f} ± {words.percent(ratio.se, 1)}, {plural(result.n_changed, 'tensor')} changed type"
     )
-    out.print(f"gain      {100 * (1 - exp(ratio.value)):.1f} % ± {100 * ratio.se:.1f} %, {result.n_changed} tensors have another type")
     if result.n_swaps_tried:
         out.print(f"exchanges {result.n_swaps_tried} tried, {result.n_swaps_kept} kept")
     out.print("types     " + ", ".join(f"{count} x {name}" for name, count in result.type_counts.items()))
-    out.print(f"predicted KLD {_kld(result.prediction)}, {format_size(result.prediction.file_size_bytes)}")
+    out.print(f"predicted KLD {_kld(result.prediction)}, {words.size(result.prediction.file_size_bytes)}")
     out.print(f"saved     {result.path}")
 
 
@@ -287,8 +297,9 @@ def reported(result: report_results.ReportResult) -> None:
     """What a report holds."""
     out = console()
     out.print(
-        f"{result.model_name}: {result.n_tensors} tensors, {result.n_probed} of them probed, {result.n_cells} cells measured in the model, "
-        f"{result.n_mixes} whole mixes, {result.n_verdicts} verdicts"
+        f"{result.model_name}: {plural(result.n_tensors, 'tensor')}, {result.n_probed} of them probed, "
+        f"{plural(result.n_cells, 'cell')} measured in the model, "
+        f"{plural(result.n_mixes, 'whole mix')}, {plural(result.n_verdicts, 'verdict')}"
     )
     for path in result.paths:
         out.print(f"wrote     {path}")
@@ -313,7 +324,7 @@ _WHOLE = "all depths"
 def _share(share: Estimate, weights: float) -> str:
     if not weights:
         return "not in this model"
-    return f"{100 * share.value:.1f} % ± {100 * share.se:.1f} ({100 * weights:.1f} %)"
+    return f"{words.percent_with_error(share)} ({words.percent(weights, 1)})"
 
 
 def planned(result: results.PlanResult, *, all_tensors: bool = False) -> None:
@@ -321,13 +332,13 @@ def planned(result: results.PlanResult, *, all_tensors: bool = False) -> None:
     out = console()
     prediction = result.prediction
     out.print(
-        f"[bold]{result.method}[/bold]: {format_size(prediction.file_size_bytes)} ({prediction.file_size_bytes:,} bytes), "
-        f"{prediction.bits_per_weight:.3f} bits per weight, damage {prediction.damage:.4g} ({result.basis})"
+        f"[bold]{result.method}[/bold]: {words.exact_size(prediction.file_size_bytes)}, "
+        f"{words.bits(prediction.bits_per_weight, 3)}, damage {prediction.damage:.4g} ({result.basis})"
     )
     if prediction.kld_nats is not None:
         out.print(f"predicted mean KLD {_kld(prediction)} (95 %)")
     if result.preset_size_bytes is not None:
-        out.print(f"the preset's own file: {format_size(result.preset_size_bytes)} ({result.preset_size_bytes:,} bytes)")
+        out.print(f"the preset's own file: {words.exact_size(result.preset_size_bytes)}")
     out.print("types     " + ", ".join(f"{count} x {name}" for name, count in result.type_counts.items()))
     shown = result.tensors if all_tensors else result.tensors[:0]
     rows = [(choice.name, choice.type_name, choice.knee or "", f"{choice.damage:.4g}", choice.reason) for choice in shown]
@@ -341,9 +352,7 @@ def planned(result: results.PlanResult, *, all_tensors: bool = False) -> None:
 def built(report: results.BuildReport) -> None:
     """The file that was written."""
     out = console()
-    out.print(
-        f"{', '.join(report.paths)}: {format_size(report.size_bytes)} ({report.size_bytes:,} bytes), {report.bits_per_weight:.3f} bpw"
-    )
+    out.print(f"{', '.join(report.paths)}: {words.exact_size(report.size_bytes)}, {report.bits_per_weight:.3f} bpw")
     if report.size_bytes != report.predicted_size_bytes:
         out.print(f"[red]predicted were {report.predicted_size_bytes:,} bytes[/red]")
 
@@ -368,7 +377,7 @@ def _verdict_table(verdict: Verdict) -> Any:
 
 def _verdict_row(row: VerdictRow, ratios: Mapping[str, Any]) -> tuple[str, ...]:
     s = row.statistics
-    head = (f"[bold]{row.label}[/bold]" if row.kind == "ours" else row.label, format_size(row.size_bytes), f"{row.bits_per_weight:.2f}")
+    head = (f"[bold]{row.label}[/bold]" if row.kind == "ours" else row.label, words.size(row.size_bytes), f"{row.bits_per_weight:.2f}")
     ppl = f"{s.perplexity.value:.4f} ± {s.perplexity.se:.3f}"
     if row.kind == "base":
         return (*head, ppl, "", "", "", "", "", "", "")
@@ -380,7 +389,7 @@ def _verdict_row(row: VerdictRow, ratios: Mapping[str, Any]) -> tuple[str, ...]:
         f"{s.kld_median:.5f}",
         f"{s.kld_p99:.4f}",
         f"{s.kld_p999:.4f}",
-        f"{100 * s.top_agreement.value:.2f} %",
+        words.percent(s.top_agreement.value, 2),
         _ratio(ratios.get(row.label)),
     )
 
@@ -406,7 +415,7 @@ def jobs(reports: list[results.JobReport]) -> None:
         console().print("No jobs. Long commands make one each; --detach sends them to the background.")
         return
     rows = [
-        (str(job.id), job.kind, job.state, f"{100 * job.progress:.0f} %", format_eta(job.eta_seconds), job.created, job.title)
+        (str(job.id), job.kind, job.state, words.percent(job.progress, 0), words.time_left(job.eta_seconds), job.created, job.title)
         for job in reports
     ]
     columns = {"id": "right", "kind": "left", "state": "left", "done": "right", "left": "left", "created": "left", "what": "left"}
@@ -417,8 +426,8 @@ def job(report: results.JobReport) -> None:
     """One job with its log."""
     out = console()
     stage = f"stage {report.stage_number} of {report.n_stages}, " if report.n_stages and report.state != "done" else ""
-    elapsed = "" if report.elapsed_seconds is None else f"after {format_seconds(report.elapsed_seconds)}"
-    parts = (f"{stage}{100 * report.progress:.0f} %", elapsed, format_eta(report.eta_seconds))
+    elapsed = "" if report.elapsed_seconds is None else f"after {words.duration(report.elapsed_seconds)}"
+    parts = (f"{stage}{words.percent(report.progress, 0)}", elapsed, words.time_left(report.eta_seconds))
     out.print(f"job {report.id}: {report.kind}, {report.state}, {'  '.join(part for part in parts if part)}")
     out.print(f"what      {report.title}")
     if report.origin:

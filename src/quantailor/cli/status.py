@@ -12,7 +12,7 @@ from quantailor import service
 from quantailor.cli import options
 from quantailor.cli.output import console, print_json, table
 from quantailor.cli.root import app
-from quantailor.cli.values import format_eta
+from quantailor.present import words
 from quantailor.service.progress import COMMON_TYPE, MeasurementMap, TensorProgress
 
 TypeOption = Annotated[str, typer.Option("--type", help="The type at which tensors are compared.")]
@@ -48,7 +48,7 @@ def _show(found: MeasurementMap) -> None:
         out.print(f"tensors   {found.n_tensors_done:,} of {len(found.tensors):,} done, {found.n_probed:,} probed")
     if found.job is not None:
         job = found.job
-        out.print(f"job       {job.id}: {job.kind}, {job.state}, {job.message} {format_eta(job.eta_seconds)}".rstrip())
+        out.print(f"job       {job.id}: {job.kind}, {job.state}, {job.message} {words.time_left(job.eta_seconds)}".rstrip())
     if found.common_type is not None:
         columns = {
             "role": "left",

@@ -10,7 +10,8 @@ import typer
 from quantailor import service
 from quantailor.cli import show
 from quantailor.cli.output import console, print_json, table
-from quantailor.cli.values import format_size
+from quantailor.present import words
+from quantailor.present.words import plural
 
 Config = Annotated[
     str | None,
@@ -27,7 +28,7 @@ def configuration(model: Path, file_name: str, *, as_json: bool) -> None:
         return
     typer.echo(found.text, nl=not found.text.endswith("\n"))
     if not found.is_whole:
-        typer.echo(f"... {format_size(found.size_bytes)} in all", err=True)
+        typer.echo(f"... {words.size(found.size_bytes)} in all", err=True)
 
 
 def largest(model: Path, n: int, *, as_json: bool) -> None:
@@ -36,8 +37,8 @@ def largest(model: Path, n: int, *, as_json: bool) -> None:
     if as_json:
         print_json("inspect", found)
         return
-    rows = [(show.plain(item.name), format_size(item.size_bytes), f"{100 * item.share:.1f} %") for item in found.tensors]
+    rows = [(show.plain(item.name), words.size(item.size_bytes), words.percent(item.share, 1)) for item in found.tensors]
     out = console()
     out.print(table("Largest tensors", {"tensor": "left", "size": "right", "share": "right"}, rows))
-    whole = f"{format_size(found.size_bytes)} of {format_size(found.total_bytes)}"
-    out.print(f"{len(found.tensors)} of {found.n_tensors} tensors hold {100 * found.share:.1f} % of the bytes: {whole}")
+    whole = f"{words.size(found.size_bytes)} of {words.size(found.total_bytes)}"
+    out.print(f"{len(found.tensors)} of {plural(found.n_tensors, 'tensor')} hold {words.percent(found.share, 1)} of the bytes: {whole}")

@@ -13,7 +13,9 @@ from quantailor.cli import hub, options
 from quantailor.cli.execution import execute
 from quantailor.cli.output import console, print_json, table
 from quantailor.cli.root import app
-from quantailor.cli.values import format_seconds, format_size, imatrix_choice, optional_path, split_list
+from quantailor.cli.values import imatrix_choice, optional_path, split_list
+from quantailor.present import words
+from quantailor.present.words import plural
 from quantailor.service import results, tasks
 
 Level = Annotated[
@@ -88,12 +90,7 @@ def _show_cost(found: results.CostReport) -> None:
 
 
 def _cost(item: results.StageCost | results.CostReport) -> tuple[str, ...]:
-    return _time(item.seconds), f"{100 * item.share_done:.0f} %", format_size(item.disk_bytes), format_size(item.memory_bytes)
-
-
-def _time(seconds: tuple[float, float]) -> str:
-    low, high = (format_seconds(value) for value in seconds)
-    return low if low == high else f"{low} to {high}"
+    return words.span(*item.seconds), words.percent(item.share_done, 0), words.size(item.disk_bytes), words.size(item.memory_bytes)
 
 
 @app.command(epilog="Example: quantailor models")
@@ -105,7 +102,7 @@ def models(home: options.Home = None, as_json: options.Json = False) -> None:
         print_json("models", found)
     elif found:
         columns = {"identity": "left", "model": "left", "size": "right", "known": "left", "where": "left"}
-        rows = [(item.fingerprint[:12], item.name, format_size(item.size_bytes), _known(item), _place(item)) for item in found]
+        rows = [(item.fingerprint[:12], item.name, words.size(item.size_bytes), _known(item), _place(item)) for item in found]
         console().print(table("Models", columns, rows))
     else:
         console().print("No models yet. `quantailor study MODEL` measures one.")
@@ -114,11 +111,11 @@ def models(home: options.Home = None, as_json: options.Json = False) -> None:
 def _known(item: results.ProjectReport) -> str:
     parts = {
         "importance matrix": item.has_imatrix,
-        f"{item.n_cells} cells": item.n_cells,
+        plural(item.n_cells, "cell"): item.n_cells,
         "probes": item.is_probed,
-        f"{item.n_strategies} strategies": item.n_strategies,
+        plural(item.n_strategies, "strategy"): item.n_strategies,
         f"{item.n_builds} built files": item.n_builds,
-        f"{item.n_verdicts} verdicts": item.n_verdicts,
+        plural(item.n_verdicts, "verdict"): item.n_verdicts,
         f"{len(item.active_jobs)} jobs": item.active_jobs,
     }
     return ", ".join(text for text, there in parts.items() if there) or "nothing yet"

@@ -9,7 +9,6 @@ from pathlib import Path
 import typer
 
 from quantailor.service import tasks
-from quantailor.words import format_size as format_size
 
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", start=1):
@@ -32,29 +31,6 @@ def parse_size(text: str) -> int:
 def split_list(text: str | None) -> tuple[str, ...]:
     """The items of "Q4_K, Q6_K"; empty for None."""
     return tuple(item for item in (part.strip() for part in (text or "").split(",")) if item)
-
-
-def format_seconds(seconds: float) -> str:
-    """ "42 s", "3:05" or "2:10:00"."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    hours, rest = divmod(whole, 3600)
-    minutes, left = divmod(rest, 60)
-    return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"
-
-
-def format_eta(eta: tuple[float, float] | None) -> str:
-    """ "3:05 to 4:10 left", or nothing while it is unknown."""
-    if eta is None:
-        return ""
-    low, high = (format_seconds(value) for value in eta)
-    return f"{low} left" if low == high else f"{low} to {high} left"
-
-
-def format_shape(shape: tuple[int, ...]) -> str:
-    """ "768 x 256", slowest dimension first."""
-    return " x ".join(str(size) for size in shape)
 
 
 def optional_path(value: Path | None) -> str | None:

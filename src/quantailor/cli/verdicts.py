@@ -11,7 +11,7 @@ from quantailor import service
 from quantailor.cli import options
 from quantailor.cli.output import console, print_json, table
 from quantailor.cli.root import app
-from quantailor.cli.values import format_size
+from quantailor.present import words
 from quantailor.service import tasks
 from quantailor.service.builds import BuiltFile
 from quantailor.service.verdicts import Measure, StoredVerdict, VerdictsReport
@@ -60,7 +60,7 @@ def _show(found: tuple[StoredVerdict, ...], measure: Measure, written: str | Non
         rows = [
             (
                 point.label,
-                format_size(point.size_bytes),
+                words.size(point.size_bytes),
                 f"{point.bits_per_weight:.2f}",
                 f"{point.value:.5g}",
                 _interval(point.low, point.high),
@@ -93,4 +93,4 @@ def builds(base: options.Source, home: options.Home = None, as_json: options.Jso
 def _row(item: BuiltFile) -> tuple[str, ...]:
     kld = "" if item.predicted_kld_nats is None else f"{item.predicted_kld_nats:.4g}"
     judged = ", ".join(fingerprint[:_SHORT] for fingerprint in item.verdicts)
-    return (item.path, format_size(item.size_bytes), f"{item.bits_per_weight:.2f}", item.method, kld, judged)
+    return (item.path, words.size(item.size_bytes), f"{item.bits_per_weight:.2f}", item.method, kld, judged)

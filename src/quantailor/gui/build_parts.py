@@ -15,7 +15,8 @@ from quantailor.gui.context import context, workspace
 from quantailor.gui.frame import address
 from quantailor.gui.picker import pick
 from quantailor.gui.plots_view import verdict_words
-from quantailor.gui.widgets import box, card, chip, icon_button, note, quiet, size, table, text, told
+from quantailor.gui.widgets import box, card, chip, icon_button, note, quiet, table, text, told
+from quantailor.present.words import percent, plural, size
 from quantailor.records import Strategy
 from quantailor.service import ProjectReport
 from quantailor.service.builds import BuiltFile
@@ -63,7 +64,7 @@ class CheckCard:
         with self._element:
             text(Path(item.path).name, "qt-card-title", tag="h2")
             doing = text("Reading the file for its checksum…", "qt-muted")
-            timer = ui.timer(_TICK, lambda: doing.set_text(f"Reading the file for its checksum… {100 * self._progress.share:.0f} %"))
+            timer = ui.timer(_TICK, lambda: doing.set_text(f"Reading the file for its checksum… {percent(self._progress.share, 0)}"))
         try:
             check = partial(service.check_built, workspace(), self._base, Path(item.path), control=self._progress)
             found = await run.io_bound(check)
@@ -78,7 +79,7 @@ class CheckCard:
         types = "Every tensor has the type that the strategy says" if not found.differences else _differences(found)
         is_exact = found.expected_size_bytes in (None, found.size_bytes)
         with box("qt-build-checks"):
-            _line(not found.differences, f"{types} ({found.n_tensors} tensors).")
+            _line(not found.differences, f"{types} ({plural(found.n_tensors, 'tensor')}).")
             _line(is_exact, _size_words(found))
             for part in found.parts:
                 with box("qt-row"):
@@ -108,7 +109,8 @@ def _line(is_good: bool, words: str) -> None:
 
 def _differences(found: BuildCheck) -> str:
     first = found.differences[0]
-    return f"{len(found.differences)} tensors differ from the strategy, the first {first.tensor}: {first.found}, not {first.expected}"
+    differ = "tensor differs" if len(found.differences) == 1 else "tensors differ"
+    return f"{len(found.differences)} {differ} from the strategy, the first {first.tensor}: {first.found}, not {first.expected}"
 
 
 def _size_words(found: BuildCheck) -> str:

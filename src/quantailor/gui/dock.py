@@ -15,7 +15,8 @@ from nicegui import run, ui
 from quantailor import service
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import workspace
-from quantailor.gui.widgets import box, count, heading, icon_button, primary, quiet, size, span, tell_error, text, told
+from quantailor.gui.widgets import box, heading, icon_button, primary, quiet, tell_error, text, told
+from quantailor.present.words import percent, rate, span
 from quantailor.service import JobReport, Workspace
 from quantailor.service.job_places import JobLine, JobPlace, job_lines, job_places
 
@@ -67,13 +68,10 @@ def told_time(job: JobReport) -> str:
 
 
 def told_rate(job: JobReport) -> str:
-    """ "12 M weights per second"; empty while it is unknown."""
+    """ "12.0 M weights per second"; empty while it is unknown."""
     if job.rate is None or job.state != "running":
         return ""
-    if job.unit == "bytes":
-        return f"{size(job.rate)} per second"
-    figure = count(job.rate) if job.rate >= 100 else f"{job.rate:.2g}"
-    return f"{figure} {job.unit} per second" if job.unit else ""
+    return rate(job.rate, job.unit) if job.unit else ""
 
 
 def told_stage(job: JobReport) -> str:
@@ -226,7 +224,7 @@ class _Dock:
         self._rate.set_text("" if job is None else told_rate(job))
         if job is not None:
             self._bar.set_value(round(job.progress, 3))
-            self._share.set_text(f"{100 * job.progress:.0f} %")
+            self._share.set_text(percent(job.progress, 0))
 
     def _show_link(self, place: JobPlace | None) -> None:
         screen = None if place is None else RESULTS.get(place.job.kind)

@@ -11,6 +11,7 @@ from quantailor import service
 from quantailor.gui.context import workspace
 from quantailor.gui.dock import ACTIVE, told_time
 from quantailor.gui.widgets import box, heading, icon_button, note, text, told
+from quantailor.present.words import percent
 from quantailor.service import JobReport, ProjectReport
 
 POLL_SECONDS = 0.7
@@ -70,7 +71,7 @@ class JobCard:
         is_active = job.state in ACTIVE
         self._title.set_text(f"{self._label} {job.title}")
         self._bar.set_value(round(job.progress, 3))
-        self._share.set_text(f"{100 * job.progress:.0f} %")
+        self._share.set_text(percent(job.progress, 0))
         self._doing.set_text(job.message if job.state == "running" else job.state)
         self._time.set_text(told_time(job) if is_active else "")
         self._close.set_visibility(not is_active)

@@ -14,7 +14,8 @@ from nicegui import events, run, ui
 from quantailor import service
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import context
-from quantailor.gui.widgets import box, heading, icon_button, named, primary, quiet, size, text, told
+from quantailor.gui.widgets import box, heading, icon_button, named, primary, quiet, text, told
+from quantailor.present.words import size
 from quantailor.service.opening import Entry, EntryKind
 
 MODEL: tuple[EntryKind, ...] = ("gguf", "huggingface")

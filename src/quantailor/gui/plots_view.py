@@ -8,7 +8,7 @@ from typing import Any
 
 from quantailor import service
 from quantailor.gui.theme import axis, chart_base, palette
-from quantailor.gui.widgets import size
+from quantailor.present.words import size
 from quantailor.records import Comparison, Verdict
 from quantailor.service.verdicts import MIN_CHUNKS, Measure, VerdictPoint
 

@@ -16,7 +16,8 @@ from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.picker import path_input
 from quantailor.gui.plots_view import point_words, ratio_words, verdict_chart
-from quantailor.gui.widgets import box, card, named, primary, quiet, size, span, table, text, told
+from quantailor.gui.widgets import box, card, named, primary, quiet, table, text, told
+from quantailor.present.words import figure, percent_with_error, ratio, size, span, with_error
 from quantailor.records import Comparison, Estimate, Verdict, VerdictRow
 from quantailor.service import JobReport, ProjectReport, StoredVerdict
 from quantailor.service.builds import BuiltFile
@@ -262,7 +263,7 @@ def _comparisons(verdict: Verdict) -> None:
 def _comparison(comparison: Comparison, enough: bool) -> tuple[str, ...]:
     low, high = (math.exp(end) for end in comparison.interval)
     words = ratio_words(comparison) if enough else f"against {comparison.reference}"
-    return (words, _size_words(comparison.size_ratio), f"{math.exp(comparison.ln_kld_ratio):.3g} ({low:.3g} to {high:.3g})")
+    return (words, _size_words(comparison.size_ratio), ratio(math.exp(comparison.ln_kld_ratio), (low, high)))
 
 
 def _size_words(ratio: float) -> str:
@@ -315,26 +316,17 @@ def _figures(verdict: Verdict) -> None:
 def _row(row: VerdictRow) -> tuple[str, ...]:
     found = row.statistics
     name = {"base": "the unquantized base", "ours": f"★ {row.label}", "reference": f"llama.cpp {row.label}"}[row.kind]
-    head = (name, size(row.size_bytes), f"{row.bits_per_weight:.2f}", plus_minus(found.perplexity, digits=2))
+    head = (name, size(row.size_bytes), f"{row.bits_per_weight:.2f}", with_error(found.perplexity))
     if row.kind == "base":
         return (*head, "", "", "", "", "")
-    agreement = f"{100 * found.top_agreement.value:.2f} ± {100 * found.top_agreement.se:.2f} %"
-    return (*head, _percent(found.ln_ppl_ratio), plus_minus(found.kld_mean), f"{found.kld_median:.3g}", f"{found.kld_p99:.3g}", agreement)
+    tail = (figure(found.kld_median), figure(found.kld_p99), percent_with_error(found.top_agreement))
+    return (*head, _change(found.ln_ppl_ratio), with_error(found.kld_mean), *tail)
 
 
-def _percent(ln_ratio: Estimate) -> str:
+def _change(ln_ratio: Estimate) -> str:
     """A ratio's logarithm as a change in percent: "+0.17 ± 0.03 %"."""
-    ratio = math.exp(ln_ratio.value)
-    sign = "+" if ratio >= 1 else ""
-    return f"{sign}{plus_minus(Estimate(100 * (ratio - 1), 100 * ratio * ln_ratio.se))} %"
-
-
-def plus_minus(estimate: Estimate, *, digits: int = 1) -> str:
-    """A figure with its standard error, to so many digits of the error."""
-    if estimate.se <= 0:
-        return f"{estimate.value:.4g}"
-    places = max(0, digits - 1 - math.floor(math.log10(estimate.se)))
-    return f"{estimate.value:.{places}f} ± {estimate.se:.{places}f}".replace("-", "−")
+    factor = math.exp(ln_ratio.value)
+    return f"{'+' if factor >= 1 else ''}{percent_with_error(Estimate(factor - 1, factor * ln_ratio.se))}"
 
 
 class CardCard:

@@ -10,7 +10,8 @@ from nicegui import run, ui
 from quantailor import service
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import workspace
-from quantailor.gui.widgets import box, span, text
+from quantailor.gui.widgets import box, text
+from quantailor.present.words import percent, span
 
 POLL_SECONDS = 0.5
 
@@ -47,7 +48,7 @@ class _Watch:
             return
         self._bar.set_value(round(job.progress, 3))
         left = f", {span(*job.eta_seconds)} left" if job.eta_seconds is not None and job.state == "running" else ""
-        self._line.set_text(job.error or f"{job.message or job.state}, {100 * job.progress:.0f} %{left}")
+        self._line.set_text(job.error or f"{job.message or job.state}, {percent(job.progress, 0)}{left}")
         self._line.classes(toggle="" if job.error is None else "qt-bad")
         if job.state == "done":
             self._end(self._on_done)

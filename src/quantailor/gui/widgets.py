@@ -13,9 +13,6 @@ from nicegui.elements.mixins.text_element import TextElement
 
 from quantailor.errors import QuantailorError
 from quantailor.gui.theme import bits_colour, type_colours
-from quantailor.words import format_size
-
-size = format_size
 
 P = ParamSpec("P")
 Tone = Literal["", "good", "bad", "warn", "muted"]
@@ -166,29 +163,3 @@ def copy_line(line: str) -> None:
 def _copy(line: str) -> None:
     ui.clipboard.write(line)
     ui.notify("Copied")
-
-
-def count(number: float) -> str:
-    """A count of weights: "1.24 B", "8.0 M"."""
-    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.3g} {unit}"
-    return f"{number:.0f}"
-
-
-def duration(seconds: float) -> str:
-    """ "40 s", "12 min", "3.2 h", "2.1 days"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 36 * 3600 else f"{seconds / 86400:.1f} days"
-
-
-def span(low: float, high: float) -> str:
-    """A range of seconds: "3 to 5 min"."""
-    first, second = duration(low), duration(high)
-    if first == second:
-        return first
-    figure, _, unit = first.partition(" ")
-    return f"{figure} to {second}" if second.endswith(f" {unit}") else f"{first} to {second}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from quantailor.present.words import Z95, figure, percent_with_error, tick, with_error
 from quantailor.records import Estimate, Sensitivity
 from quantailor.report import html
 from quantailor.report.data import ReportData, common_type, probe_basis
-from quantailor.report.figures import Z95, figure, percent, tick, with_error
 from quantailor.report.html import Column, Sorted, TableCell
 from quantailor.report.markup import Markup, element
 from quantailor.report.profile import tensor_shares
@@ -98,7 +98,7 @@ def _share(share: Estimate | None, sensitivity: Sensitivity) -> Sorted:
     if share is None or sensitivity.status == "not in the graph":
         return Sorted("", None)
     drowned = sensitivity.status == "drowned"
-    return Sorted(f"≤ {figure(100 * share.value, 2)} %" if drowned else percent(share), share.value)
+    return Sorted(f"≤ {figure(100 * share.value, 2)} %" if drowned else percent_with_error(share), share.value)
 
 
 def _noise(nats: float | None) -> Sorted:

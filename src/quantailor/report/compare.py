@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from quantailor.present.words import count, listed, percent_with_error, size, with_error
 from quantailor.records import Estimate
 from quantailor.report import html
 from quantailor.report.data import ReportData, common_type, error_basis, layers_of, probe_basis, role_order
-from quantailor.report.figures import count, file_size, hundredths, listed, percent, with_error
+from quantailor.report.figures import hundredths
 from quantailor.report.grid import mark_legend
 from quantailor.report.html import Column, Sorted, TableCell, mono, paragraph
 from quantailor.report.markup import Markup, element, join
@@ -55,7 +56,7 @@ def _facts(data: ReportData) -> dict[str, str]:
     return {
         "Architecture": data.architecture,
         "Parameters": count(data.n_parameters),
-        "Base": file_size(data.base_size_bytes),
+        "Base": size(data.base_size_bytes),
         "Blocks": f"{len(layers_of(data.tensors)):,}",
         "Quantizable tensors": f"{len(data.tensors):,}",
         "Probes": f"{data.n_chunks:,} chunks of {data.n_ctx:,} tokens of {data.calibration_name}" if data.sensitivities else "none",
@@ -81,14 +82,14 @@ def _findings(sides: Sequence[Side]) -> list[Markup]:
     """The role that holds most in each model, the role whose share differs most, and what only one has."""
     first = [max(side.roles, key=lambda row: row.share.value) for side in sides]
     most = [
-        join([f"In {side.letter} the role ", mono(row.role), f" holds most: {percent(row.share)}. "])
+        join([f"In {side.letter} the role ", mono(row.role), f" holds most: {percent_with_error(row.share)}. "])
         for side, row in zip(sides, first, strict=True)
     ]
     pairs = [(row, other) for row in sides[0].roles for other in sides[1].roles if row.role == other.role]
     words = [paragraph(*most)]
     if pairs:
         row, other = max(pairs, key=lambda pair: abs(pair[0].share.value - pair[1].share.value))
-        shares = f": {percent(row.share)} in A, {percent(other.share)} in B."
+        shares = f": {percent_with_error(row.share)} in A, {percent_with_error(other.share)} in B."
         words.append(paragraph("Of the roles that both have, the share of ", mono(row.role), " differs most", shares))
     only = [_only(*order) for order in (sides, sides[::-1])]
     return [*words, paragraph(*only)] if any(only) else words
@@ -173,7 +174,7 @@ def _row(role: str, depth: str, pair: tuple[ProfileRow | None, ProfileRow | None
 def _share(share: Estimate | None, present: bool) -> Sorted:
     if share is None:
         return Sorted("none at this depth" if present else ABSENT, None)
-    return Sorted(percent(share), share.value)
+    return Sorted(percent_with_error(share), share.value)
 
 
 def _ratio_cell(a: Estimate | None, b: Estimate | None) -> Sorted:

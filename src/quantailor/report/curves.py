@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
+from quantailor.present.words import figure, plural, shortened
 from quantailor.records import TensorInfo
 from quantailor.report import html
 from quantailor.report.damage import DamagePoint, damage_basis, damage_curves, median_curve
 from quantailor.report.data import ReportData, error_basis, most_sensitive, probe_basis, role_order
-from quantailor.report.figures import figure, plural, shortened
 from quantailor.report.markup import Content, Markup, element, join
 from quantailor.report.profile import OUTSIDE
 from quantailor.report.svg import Scale, axes, label, line, linear_scale, log_scale, path_of, svg, titled

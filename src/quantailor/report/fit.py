@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from quantailor.present.words import Z95, counted, figure, plural, with_error
 from quantailor.records import Curve, CurvePoint, Estimate
 from quantailor.report import html
 from quantailor.report.damage import predicted_kld
 from quantailor.report.data import ReportData, probe_basis
-from quantailor.report.figures import Z95, counted, figure, plural, t95, with_error
+from quantailor.report.figures import t95
 from quantailor.report.html import Column, Sorted
 from quantailor.report.markup import Content, Markup, element, join
 from quantailor.report.svg import Scale, axes, diamond, label, line, log_scale, path_of, svg, titled

@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
+from quantailor.present.words import Z95, figure, shortened, with_error
 from quantailor.records import Estimate, Sensitivity, SwapCell, TensorInfo
 from quantailor.report import html
 from quantailor.report.data import ReportData, bits_by_type, layers_of, probe_basis, role_order, roles_of
-from quantailor.report.figures import Z95, figure, shortened, with_error
 from quantailor.report.grid import GridCell, Layout, Mark, grid, mark_legend
 from quantailor.report.html import Column, Sorted
 from quantailor.report.markup import Content, Markup, element

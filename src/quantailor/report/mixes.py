@@ -7,10 +7,10 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from quantailor.present.words import figure, plural, size, with_error
 from quantailor.records import Comparison, Strategy, Verdict, VerdictRow
 from quantailor.report import html
 from quantailor.report.data import LabelledStrategy, ReportData, bits_by_type, role_order
-from quantailor.report.figures import figure, file_size, plural, with_error
 from quantailor.report.html import Column, Sorted, TableCell, paragraph
 from quantailor.report.markup import Markup, element, join
 from quantailor.report.style import bit_color
@@ -67,7 +67,7 @@ def _verdict_row(row: VerdictRow, comparison: Comparison | None, scale: Scale) -
     base = row.kind == "base"
     shown: tuple[TableCell, ...] = (
         name,
-        Sorted(file_size(row.size_bytes), row.size_bytes),
+        Sorted(size(row.size_bytes), row.size_bytes),
         Sorted(f"{row.bits_per_weight:.2f}", row.bits_per_weight),
         Sorted(with_error(figures.perplexity), figures.perplexity.value),
         Sorted("" if base else with_error(figures.kld_mean), None if base else figures.kld_mean.value),
@@ -116,7 +116,7 @@ def _words(strategy: Strategy) -> str:
     words = f"Rule: {strategy.method}{f', {target}' if target else ''}; {plural(len(strategy.tensors), 'tensor')}; basis: {strategy.basis}."
     if (prediction := strategy.prediction) is None:
         return words
-    words += f" Predicted: {file_size(prediction.file_size_bytes)}, {prediction.bits_per_weight:.3f} bpw"
+    words += f" Predicted: {size(prediction.file_size_bytes)}, {prediction.bits_per_weight:.3f} bpw"
     if prediction.kld_nats is not None:
         words += f", KLD {figure(prediction.kld_nats)} nats"
         if prediction.kld_interval_nats is not None:
@@ -127,7 +127,7 @@ def _words(strategy: Strategy) -> str:
 
 def _target(key: str, value: str | int | float) -> str:
     if key == "size_bytes" and not isinstance(value, str):
-        return f"file of at most {file_size(value)}"
+        return f"file of at most {size(value)}"
     return f"{key.replace('_', ' ')} {figure(value) if isinstance(value, float) else value}"
 
 

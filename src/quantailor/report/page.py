@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from quantailor.present.words import listed
 from quantailor.report import html
 from quantailor.report.alphas import alphas_section
 from quantailor.report.curves import curves_section
 from quantailor.report.data import ReportData
-from quantailor.report.figures import listed
 from quantailor.report.fit import fit_section
 from quantailor.report.maps import alpha_section, sweep_section
 from quantailor.report.markup import Markup, element

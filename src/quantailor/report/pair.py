@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from quantailor.present.words import Z95, figure, percent_with_error, plural, shortened, tick, with_error
 from quantailor.records import Estimate
 from quantailor.report.data import ReportData, role_order
-from quantailor.report.figures import Z95, figure, percent, plural, shortened, tick, with_error
 from quantailor.report.grid import GridCell, Layout, grid
 from quantailor.report.html import captioned
 from quantailor.report.markup import Content, Markup, element, join
@@ -98,7 +98,7 @@ def _dumbbell(role: str, shares: Sequence[dict[str, Estimate]], y: float, x: Sca
     ]
     for side, (letter, found, lift) in enumerate(zip("AB", shares, lifts, strict=True)):
         share = found.get(role)
-        words = percent(share) if share else f"not in {letter}"
+        words = percent_with_error(share) if share else f"not in {letter}"
         parts.append(label(_WIDTH - (1 - side) * _COLUMN, y + 4, words, anchor="end", class_="row" if share else "tick"))
         if share:
             parts.append(_end(letter, role, share, y + lift, x))
@@ -108,7 +108,7 @@ def _dumbbell(role: str, shares: Sequence[dict[str, Estimate]], y: float, x: Sca
 def _end(letter: str, role: str, share: Estimate, y: float, x: Scale) -> Markup:
     reach = Z95 * share.se
     bar = line(x(share.value - reach), y, x(share.value + reach), y, f"{letter.lower()} bar")
-    return join([bar, end_shape(letter, x(share.value), y, f"{role} in {letter}: {percent(share)}")])
+    return join([bar, end_shape(letter, x(share.value), y, f"{role} in {letter}: {percent_with_error(share)}")])
 
 
 def end_shape(letter: str, x: float, y: float, title: str | None) -> Markup:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from quantailor.present.words import count, counted, figure, listed, number_word, percent_with_error, plural, size, with_error
 from quantailor.records import Sensitivity
 from quantailor.report import html
 from quantailor.report.data import ReportData, common_type, error_basis, most_sensitive, probe_basis
-from quantailor.report.figures import count, counted, figure, file_size, listed, number_word, percent, plural, with_error
 from quantailor.report.html import mono, paragraph
 from quantailor.report.markup import Content, Markup, element, join
 from quantailor.report.profile import joint_share, tensor_shares
@@ -19,7 +19,7 @@ _TOP = 5
 
 def head(data: ReportData, title: str) -> Markup:
     """The model's name and its facts."""
-    sub = f"{data.architecture} · {count(data.n_parameters)} parameters · base {file_size(data.base_size_bytes)} · fingerprint "
+    sub = f"{data.architecture} · {count(data.n_parameters)} parameters · base {size(data.base_size_bytes)} · fingerprint "
     return join([element("h1", title), paragraph(sub, mono(data.fingerprint[:16]), class_="sub")])
 
 
@@ -97,7 +97,7 @@ def _shares(data: ReportData) -> list[Markup]:
     if type_name is None or len(shares) <= _TOP:
         return []
     top = sorted(shares, key=lambda name: -shares[name].value)[:_TOP]
-    together = percent(joint_share(data, top, type_name=type_name))
+    together = percent_with_error(joint_share(data, top, type_name=type_name))
     names = join([mono(name) for name in top], ", ")
     lead = f"With every tensor at {type_name}, {together} of the sensitivity (alpha × weighted error) is in {number_word(_TOP)} tensors: "
     return [paragraph(lead, names, ".")]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from quantailor.report.figures import tick
+from quantailor.present.words import tick
 from quantailor.report.markup import Content, Markup, element, join, number
 
 STEPS = 24

@@ -16,6 +16,7 @@ from quantailor.errors import StrategyError
 from quantailor.ggml import library
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource, fingerprint
+from quantailor.present import words
 from quantailor.records import Estimate, MetadataValue, Strategy, TensorInfo, Verdict, VerdictRow
 from quantailor.service import tasks
 from quantailor.service.comparing import Known, file_imatrix, require_same_tensors, what_is_known
@@ -231,7 +232,7 @@ def _head(facts: _Facts) -> str:
     parts = f" in {facts.n_parts} parts, the first of which is named here" if facts.n_parts > 1 else ""
     rows = [
         ("file", f"`{facts.file}`{parts}"),
-        ("size", f"{_size(facts.size_bytes)} ({facts.size_bytes:,} bytes)"),
+        ("size", words.exact_size(facts.size_bytes)),
         ("bits per weight", f"{facts.bits_per_weight:.3f}, all tensors counted"),
         ("weights", f"{sum(tensor.n_elements for tensor in facts.tensors):,}"),
         ("made from", f"{origin} (`{facts.base_file}`)"),
@@ -290,10 +291,10 @@ def _measured(facts: _Facts) -> str:
 def _verdict_row(row: VerdictRow, file: str) -> tuple[str, ...]:
     found = row.statistics
     name = f"**{file}**" if row.kind == "ours" else "the unquantized base" if row.label == BASE else f"llama.cpp {row.label}"
-    head = (name, _size(row.size_bytes), f"{row.bits_per_weight:.2f}", _estimate(found.perplexity, 4))
+    head = (name, words.size(row.size_bytes), f"{row.bits_per_weight:.2f}", _estimate(found.perplexity, 4))
     if row.kind == "base":
         return (*head, "0", "100 %")
-    return (*head, _estimate(found.kld_mean, 5), f"{100 * found.top_agreement.value:.2f} %")
+    return (*head, _estimate(found.kld_mean, 5), words.percent(found.top_agreement.value, 2))
 
 
 def _not_measured(facts: _Facts) -> str:
@@ -322,7 +323,7 @@ def _types(facts: _Facts) -> str:
         members = [tensor for tensor in facts.tensors if tensor.type_name == name]
         share = sum(tensor.n_elements for tensor in members) / max(1, total)
         roles = ", ".join(f"{role} ({count})" for role, count in Counter(tensor.role for tensor in members).most_common(6))
-        rows.append((name, f"{qtypes[name].bits_per_weight:.4g}", str(len(members)), f"{100 * share:.1f} %", roles))
+        rows.append((name, f"{qtypes[name].bits_per_weight:.4g}", str(len(members)), words.percent(share, 1), roles))
     return "## Types\n\n" + _table(("type", "bits", "tensors", "share of the weights", "mostly"), rows)
 
 
@@ -362,7 +363,3 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _estimate(value: Estimate, digits: int) -> str:
     return f"{value.value:.{digits}f} ± {value.se:.{digits}f}"
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.2f} MiB"

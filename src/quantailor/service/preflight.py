@@ -22,6 +22,7 @@ from quantailor.errors import QuantailorError
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
 from quantailor.models.opening import open_model
+from quantailor.present import words
 from quantailor.service import machine, tasks
 from quantailor.service.converting import native_refusal, with_known_base
 from quantailor.service.making import known_imatrix, runs_the_model
@@ -30,9 +31,6 @@ from quantailor.service.proving import strategy_imatrix
 from quantailor.service.study import LEVEL_SETTINGS, base_place, known_base, probe_task
 from quantailor.service.workspace import CALIBRATION_TEXT, OpenedModel, Workspace, fingerprint_of
 from quantailor.strategy import file as strategy_file
-from quantailor.words import format_size
-
-format_bytes = format_size
 
 BYTES_PER_TOKEN = 8
 """No vocabulary we know has longer tokens on average: a text has at least so many chunks."""
@@ -89,20 +87,20 @@ def _disk_shortfalls(workspace: Workspace, needs: Needs) -> Iterator[str]:
         at_home = place.is_relative_to(workspace.home.path)
         elsewhere = "set QUANTAILOR_HOME" if at_home else "write it elsewhere"
         where = workspace.home.path if at_home else place.parent
-        yield (f"needs {format_bytes(needed)} on {where}, {format_bytes(free)} free: free {format_bytes(needed - free)} or {elsewhere}")
+        yield (f"needs {words.size(needed)} on {where}, {words.size(free)} free: free {words.size(needed - free)} or {elsewhere}")
 
 
 def _memory_shortfalls(needs: Needs) -> Iterator[str]:
     free, total = machine.free_memory_bytes(), machine.total_memory_bytes()
     if free is not None and needs.memory_bytes > free:
-        missing = format_bytes(needs.memory_bytes - free)
+        missing = words.size(needs.memory_bytes - free)
         yield (
-            f"needs {format_bytes(needs.memory_bytes)} of memory, {format_bytes(free)} free: "
+            f"needs {words.size(needs.memory_bytes)} of memory, {words.size(free)} free: "
             f"free {missing} (close other programs) or take a smaller model"
         )
     elif total is not None and needs.mapped_bytes + needs.memory_bytes > total:
-        needed = format_bytes(needs.mapped_bytes + needs.memory_bytes)
-        yield f"needs {needed} of memory, this machine has {format_bytes(total)}: take a smaller model or a larger machine"
+        needed = words.size(needs.mapped_bytes + needs.memory_bytes)
+        yield f"needs {needed} of memory, this machine has {words.size(total)}: take a smaller model or a larger machine"
 
 
 def _needs(workspace: Workspace, task: tasks.Task) -> Needs:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from quantailor.present.words import Z95, percent, percent_with_error
 from quantailor.records import Estimate
 from quantailor.report.profile import ALL_DEPTHS
 from quantailor.service.report_results import CompareResult, ProfileReport
-
-_Z95 = 1.96
 
 
 def profile_findings(comparison: CompareResult) -> tuple[str, ...]:
@@ -34,16 +33,14 @@ def _holds_most(name: str, roles: Mapping[str, tuple[Estimate, float]]) -> str |
     if not roles:
         return None
     role, (share, weights) = max(roles.items(), key=lambda item: item[1][0].value)
-    return f"In {name}, {role} holds most of the sensitivity: {_percent(share)}, with {100 * weights:.1f} % of the weights."
+    return f"In {name}, {role} holds most of the sensitivity: {percent_with_error(share)}, with {percent(weights, 1)} of the weights."
 
 
 def _differs_most(models: tuple[str, str], rows: Sequence[ProfileReport], among: str) -> str | None:
     if not rows:
         return None
     row = max(rows, key=_difference)
-    return (
-        f"{among}, {row.role} differs most: {_percent(row.share_a)} in {models[0]}, {_percent(row.share_b)} in {models[1]}{_chance(row)}."
-    )
+    return f"{among}, {row.role} differs most: {_both(models, row)}."
 
 
 def _differs_most_by_depth(comparison: CompareResult, rows: Sequence[ProfileReport]) -> str | None:
@@ -51,8 +48,7 @@ def _differs_most_by_depth(comparison: CompareResult, rows: Sequence[ProfileRepo
     if not inside:
         return None
     row = max(inside, key=_difference)
-    shares = f"{_percent(row.share_a)} in {comparison.models[0]}, {_percent(row.share_b)} in {comparison.models[1]}"
-    return f"Within the blocks, {row.role} at {row.depth} of the depth differs most: {shares}{_chance(row)}."
+    return f"Within the blocks, {row.role} at {row.depth} of the depth differs most: {_both(comparison.models, row)}."
 
 
 def _only(name: str, side: int, rows: Sequence[ProfileReport]) -> str | None:
@@ -63,14 +59,11 @@ def _only(name: str, side: int, rows: Sequence[ProfileReport]) -> str | None:
     return f"Only {name} has {', '.join(roles[:6])}{more}."
 
 
+def _both(models: tuple[str, str], row: ProfileReport) -> str:
+    """A row's share in each model, and whether the difference lies within what the probes' errors allow."""
+    chance = " (within the error)" if _difference(row) <= Z95 * math.hypot(row.share_a.se, row.share_b.se) else ""
+    return f"{percent_with_error(row.share_a)} in {models[0]}, {percent_with_error(row.share_b)} in {models[1]}{chance}"
+
+
 def _difference(row: ProfileReport) -> float:
     return abs(row.share_a.value - row.share_b.value)
-
-
-def _chance(row: ProfileReport) -> str:
-    """Whether the difference lies within what the probes' errors allow."""
-    return " (within the error)" if _difference(row) <= _Z95 * math.hypot(row.share_a.se, row.share_b.se) else ""
-
-
-def _percent(share: Estimate) -> str:
-    return f"{100 * share.value:.1f} ± {100 * share.se:.1f} %"

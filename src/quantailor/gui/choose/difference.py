@@ -12,7 +12,8 @@ from quantailor import service
 from quantailor.gui import desks
 from quantailor.gui.choose.rule_dialog import PRESETS
 from quantailor.gui.context import workspace
-from quantailor.gui.widgets import box, chip, note, quiet, size, text, told
+from quantailor.gui.widgets import box, chip, note, quiet, text, told
+from quantailor.present.words import size
 from quantailor.records import Prediction
 from quantailor.service import Desk, Draft, ProjectReport
 from quantailor.service.desk import Difference

@@ -10,7 +10,7 @@ from quantailor import service
 from quantailor.gui.elements.curve import Point
 from quantailor.gui.elements.tensor_map import MapCell
 from quantailor.gui.theme import bits_colour, type_colours
-from quantailor.gui.widgets import size
+from quantailor.present.words import percent, size
 from quantailor.records import Cell
 from quantailor.service import Desk, Draft
 from quantailor.service.desk import DeskTensor
@@ -81,7 +81,7 @@ def candidate_hint(cell: Cell, chosen: Cell) -> tuple[str, str]:
     if chosen.damage <= 0:
         return bytes_told, f"{cell.damage:.2g}"
     ratio = cell.damage / chosen.damage
-    return bytes_told, f"×{ratio:.3g}" if ratio >= 3 else f"{'+' if ratio >= 1 else '−'}{abs(ratio - 1):.0%}".replace("%", " %")
+    return bytes_told, f"×{ratio:.3g}" if ratio >= 3 else f"{'+' if ratio >= 1 else '−'}{percent(abs(ratio - 1), 0)}"
 
 
 def beaten(tensor: DeskTensor) -> frozenset[str]:

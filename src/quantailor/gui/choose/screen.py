@@ -23,7 +23,8 @@ from quantailor.gui.choose.tensor_panel import TensorPanel
 from quantailor.gui.context import workspace
 from quantailor.gui.elements.tensor_map import TensorMap
 from quantailor.gui.frame import address
-from quantailor.gui.widgets import Stat, box, card, icon_button, note, primary, quiet, size, tell_error, text, told
+from quantailor.gui.widgets import Stat, box, card, icon_button, note, primary, quiet, tell_error, text, told
+from quantailor.present.words import plural, size
 from quantailor.records import Prediction, role_of
 from quantailor.service import Desk, Draft, ProjectReport
 from quantailor.service.tasks import PlanOptions
@@ -318,7 +319,7 @@ class ChooseScreen:
     def _note_ticked(self, names: list[str]) -> None:
         self._ticked = [name for name in names if name in self._draft.types]
         roles = {role_of(name) for name in self._ticked}
-        self._count.set_text(f"{len(self._ticked)} ticked, {len(roles)} roles" if self._ticked else "none ticked")
+        self._count.set_text(f"{len(self._ticked)} ticked, {plural(len(roles), 'role')}" if self._ticked else "none ticked")
 
     async def _tick_pattern(self, event: events.GenericEventArguments) -> None:
         names = self._desk.matching(str(event.args))

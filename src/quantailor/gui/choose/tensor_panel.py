@@ -10,6 +10,7 @@ from nicegui import ui
 from quantailor.gui.choose import rows
 from quantailor.gui.elements.curve import Curve
 from quantailor.gui.widgets import box, card, chip, text
+from quantailor.present.words import shape
 from quantailor.records import Cell
 from quantailor.service.desk import DeskTensor
 
@@ -41,9 +42,9 @@ class TensorPanel:
         """Show a tensor with its type and why it has it; `not_offered` says why not others."""
         self._tensor, self._chosen = tensor, chosen
         self._name.set_text(tensor.name)
-        shape = " × ".join(f"{length:,}" for length in tensor.shape)
+        lengths = shape(tensor.shape)
         what = "predicted damage (nats)" if self._basis == "probes" else "error (ranking only)"
-        self._facts.set_text(f"{shape} · {tensor.base_type} · {what}")
+        self._facts.set_text(f"{lengths} · {tensor.base_type} · {what}")
         self._curve.show(tensor.name, rows.curve_points(tensor), knee=tensor.knee, chosen=chosen, what=what)
         self._reason.set_text(f"{chosen}: {reason}" if tensor.cells else "This tensor is not measured yet.")
         self._refused = _by_reason(not_offered)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from nicegui import ui
 
 from quantailor.gui import theme
-from quantailor.gui.widgets import box, note, size, table, text
+from quantailor.gui.widgets import box, note, table, text
+from quantailor.present.words import size
 from quantailor.service.results import DiskNeed
 
 

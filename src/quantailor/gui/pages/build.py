@@ -17,7 +17,8 @@ from quantailor.gui.desks import desk_of
 from quantailor.gui.frame import address, frame
 from quantailor.gui.job_card import JobCard, unfinished
 from quantailor.gui.picker import path_input, pick
-from quantailor.gui.widgets import Stat, box, card, chip, copy_line, empty, error_note, note, primary, quiet, size, text, told
+from quantailor.gui.widgets import Stat, box, card, chip, copy_line, empty, error_note, note, primary, quiet, text, told
+from quantailor.present.words import size
 from quantailor.records import Prediction, Strategy
 from quantailor.service import BuildWish, JobReport, ProjectReport, StrategyChoice
 from quantailor.service.builds import BuildOffer, ChoiceKind

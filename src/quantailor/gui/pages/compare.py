@@ -18,6 +18,7 @@ from quantailor.gui.context import context, workspace
 from quantailor.gui.frame import address, frame
 from quantailor.gui.heat import HeatScale, heat_legend, heat_table
 from quantailor.gui.widgets import box, card, empty, error_note, named, note, quiet, table, text, told
+from quantailor.present.words import percent, percent_with_error, with_error
 from quantailor.records import Estimate
 from quantailor.service import ProjectReport
 from quantailor.service.report_results import CompareResult, ProfileReport
@@ -163,7 +164,7 @@ class _Comparison:
                     with box("qt-heat-side"):
                         text(side.name, "qt-ellipsis")
                         self._map(side, rows, depths, scale)
-            heat_legend(scale, "Both maps have one scale:", _percent)
+            heat_legend(scale, "Both maps have one scale:", percent)
 
     def _map(self, side: _Side, rows: Sequence[ProfileReport], depths: Sequence[str], scale: HeatScale) -> None:
         shares = {(row.role, row.depth): side.share(row).value for row in rows if side.has(row)}
@@ -180,7 +181,7 @@ class _Comparison:
             options = {**theme.chart_base(), **_bar_options(side, roles, 100 * max(ends))}
             chart = ui.echart(options).classes("qt-bars").style(f"height: {90 + 30 * len(self._whole)}px").props("role=img")
             named(
-                chart, f"Bars by role for {side.name}; {top.role} holds most: {_percent(side.share(top).value)}. The table has the figures."
+                chart, f"Bars by role for {side.name}; {top.role} holds most: {percent(side.share(top).value)}. The table has the figures."
             )
 
     def _table(self) -> None:
@@ -215,12 +216,7 @@ def _cells(side: _Side, row: ProfileReport) -> tuple[str, str, str]:
     if not side.has(row):
         return "–", "–", "–"
     share, weights = side.share(row), side.weights(row)
-    per_weight = f"{share.value / weights:.2f} ± {share.se / weights:.2f}"
-    return f"{100 * share.value:.2f} ± {100 * share.se:.2f} %", _percent(weights), per_weight
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return percent_with_error(share), percent(weights, 1), with_error(Estimate(share.value / weights, share.se / weights))
 
 
 _ERROR_BAR = """(params, api) => {

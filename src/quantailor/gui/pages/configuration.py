@@ -9,7 +9,8 @@ from nicegui import events, run, ui
 
 from quantailor import service
 from quantailor.errors import QuantailorError
-from quantailor.gui.widgets import box, card, error_note, named, note, size, text, told
+from quantailor.gui.widgets import box, card, error_note, named, note, text, told
+from quantailor.present.words import size
 from quantailor.service import ProjectReport
 from quantailor.service.structure import ConfigurationFile, MetadataRow
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from quantailor.gui import theme
 from quantailor.gui.context import workspace
 from quantailor.gui.frame import address, frame
 from quantailor.gui.heat import HeatScale, heat_legend, heat_table
-from quantailor.gui.widgets import Stat, box, card, count, empty, error_note, named, note, table, text
+from quantailor.gui.widgets import Stat, box, card, empty, error_note, named, note, table, text
+from quantailor.present.words import count, percent, with_error
 from quantailor.service import ProjectReport
 from quantailor.service.sharing_results import ExpertLayer, ExpertsReport, ExpertTensor
 
@@ -131,7 +131,7 @@ def _map(title: str, report: ExpertsReport, shares: Callable[[ExpertLayer], Sequ
             chart = ui.echart(_map_options(report, shares, scale)).style(f"height: {min(760, 90 + 14 * len(report.layers))}px; width: 100%")
             named(chart.props("role=img"), f"{caption}; the table below names the busiest expert of each layer")
         with box("qt-row qt-spread"):
-            heat_legend(scale, "", lambda value: f"{100 * value:.0f} %")
+            heat_legend(scale, "", lambda value: percent(value, 0))
             text(f"{_UNSEEN} no token", "qt-small qt-muted")
 
 
@@ -249,7 +249,7 @@ def _row(layer: ExpertLayer, roles: Sequence[str]) -> list[str]:
     by_role = {tensor.role: tensor for tensor in layer.tensors}
     unseen = ", ".join(map(str, layer.unseen)) or "–"
     figures = [_alpha(by_role[role]) if role in by_role else "–" for role in roles]
-    return [str(layer.layer), f"{layer.normalized_entropy:.3f}", str(busiest), f"{100 * layer.shares[busiest]:.1f} %", unseen, *figures]
+    return [str(layer.layer), f"{layer.normalized_entropy:.3f}", str(busiest), percent(layer.shares[busiest], 1), unseen, *figures]
 
 
 def _alpha(tensor: ExpertTensor) -> str:
@@ -259,5 +259,4 @@ def _alpha(tensor: ExpertTensor) -> str:
         return f"≤ {tensor.alpha.value:.3g}"
     if tensor.alpha_status != "measured":
         return tensor.alpha_status
-    places = max(0, -math.floor(math.log10(tensor.alpha.se))) if tensor.alpha.se > 0 else 4
-    return f"{tensor.alpha.value:.{places}f} ± {tensor.alpha.se:.{places}f}"
+    return with_error(tensor.alpha)

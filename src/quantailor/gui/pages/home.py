@@ -7,7 +7,8 @@ from nicegui import run, ui
 from quantailor import service
 from quantailor.gui.context import workspace
 from quantailor.gui.frame import STEPS, address, done_steps, frame
-from quantailor.gui.widgets import box, card, count, empty, primary, quiet, size, text
+from quantailor.gui.widgets import box, card, empty, primary, quiet, text
+from quantailor.present.words import count, plural, size
 from quantailor.service import ProjectReport
 
 
@@ -37,7 +38,7 @@ async def home() -> None:
 
 
 def _summary(projects: list[ProjectReport]) -> str:
-    return f"{len(projects)} {'model' if len(projects) == 1 else 'models'}" if projects else ""
+    return plural(len(projects), "model") if projects else ""
 
 
 def _project(project: ProjectReport) -> None:
@@ -64,7 +65,7 @@ def told(project: ProjectReport) -> str:
     if project.active_jobs:
         parts.append("a job runs or waits")
     if project.n_cells:
-        parts.append(f"{project.n_cells:,} cells measured" + (", probed" if project.is_probed else ""))
+        parts.append(f"{plural(project.n_cells, 'cell')} measured" + (", probed" if project.is_probed else ""))
     for number, what in ((project.n_strategies, "strategies"), (project.n_builds, "built files"), (project.n_verdicts, "verdicts")):
         if number:
             parts.append(f"{number} {what}")

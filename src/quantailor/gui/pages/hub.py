@@ -15,7 +15,8 @@ from quantailor.gui.frame import address
 from quantailor.gui.pages.conversion import offered_conversion
 from quantailor.gui.picker import pick
 from quantailor.gui.watch import watch_job
-from quantailor.gui.widgets import Stat, box, card, copy_line, count, error_note, heading, note, primary, quiet, size, table, text, told
+from quantailor.gui.widgets import Stat, box, card, copy_line, error_note, heading, note, primary, quiet, table, text, told
+from quantailor.present.words import count, size
 from quantailor.service.results import PeekReport
 from quantailor.service.tasks import DownloadTask
 

@@ -16,9 +16,10 @@ from quantailor.gui.dock import JobButtons
 from quantailor.gui.elements.tensor_map import MapCell, TensorMap
 from quantailor.gui.frame import address, frame
 from quantailor.gui.pages import measure_charts as charts
-from quantailor.gui.pages.measure_charts import Mode, percent
+from quantailor.gui.pages.measure_charts import Mode
 from quantailor.gui.pages.measure_setup import STAGES, Setup
 from quantailor.gui.widgets import Stat, box, card, chip, error_note, named, primary, table, text
+from quantailor.present.words import percent
 from quantailor.records import Sensitivity
 from quantailor.service import JobReport, ProjectReport
 from quantailor.service.progress import COMMON_TYPE, CurvePoint, MeasurementMap, MeasurementWatch, RoleBand, TensorProgress

@@ -9,6 +9,7 @@ from typing import Literal
 
 from quantailor.gui import theme
 from quantailor.gui.theme import ThemeName
+from quantailor.present.words import percent
 from quantailor.service.progress import CurvePoint, MeasurementMap, RoleBand, TensorProgress
 
 Mode = Literal["progress", "error", "sensitivity"]
@@ -103,11 +104,6 @@ def label(tensor: TensorProgress, common: str | None) -> str:
     if tensor.sensitivity is not None:
         parts.append(f"alpha {tensor.sensitivity.alpha.value:.3g} ± {tensor.sensitivity.alpha.se:.1g}, {tensor.sensitivity.status}")
     return ", ".join(parts)
-
-
-def percent(share: float) -> str:
-    """ "0.49 %"."""
-    return f"{100 * share:.3g} %"
 
 
 def bands_chart(bands: Sequence[RoleBand], tensor: str | None, curve: Sequence[CurvePoint], role: str | None) -> dict[str, object]:

@@ -15,7 +15,8 @@ from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.picker import pick
 from quantailor.gui.theme import bits_colour, type_colours
-from quantailor.gui.widgets import box, card, note, primary, quiet, size, span, table, text, told
+from quantailor.gui.widgets import box, card, note, primary, quiet, table, text, told
+from quantailor.present.words import percent, size, span
 from quantailor.qtypes import IMATRIX_REQUIRED
 from quantailor.service import ProjectReport, progress
 from quantailor.service.opening import EntryKind
@@ -327,7 +328,7 @@ def _stage_table(cost: CostReport) -> None:
 
 
 def _figures(seconds: tuple[float, float], share: float, disk: int) -> tuple[str, ...]:
-    return time_left(seconds), f"{100 * share:.0f} %", size(disk) if disk else "nothing"
+    return time_left(seconds), percent(share, 0), size(disk) if disk else "nothing"
 
 
 def time_left(seconds: tuple[float, float]) -> str:
@@ -370,6 +371,6 @@ def _done(stages: tuple[StageCost, ...]) -> str:
     told_stages = []
     for stage in stages:
         if stage.share_done > 0.005:
-            share = "" if stage.share_done >= 1 else f" {100 * stage.share_done:.0f} %"
+            share = "" if stage.share_done >= 1 else f" {percent(stage.share_done, 0)}"
             told_stages.append(f"{STAGES.get(stage.stage, stage.stage).lower()}{share}")
     return f"done: {', '.join(told_stages)}" if told_stages else ""

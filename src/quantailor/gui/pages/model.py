@@ -21,17 +21,16 @@ from quantailor.gui.widgets import (
     box,
     card,
     chip,
-    count,
     error_note,
     heading,
     note,
     primary,
     quiet,
-    size,
     table,
     text,
     told,
 )
+from quantailor.present.words import count, plural, size
 from quantailor.qtypes import UNQUANTIZED
 from quantailor.service import ProjectReport
 from quantailor.service.opening import ModelFile, ModelOverview, Repository
@@ -172,7 +171,7 @@ def _facts(project: ProjectReport, overview: ModelOverview) -> None:
             for type_name, number in overview.types:
                 with box("qt-row qt-m-pair"):
                     chip(type_name)
-                    text(f"{number:,} {'tensor' if number == 1 else 'tensors'}", "qt-small qt-muted")
+                    text(plural(number, "tensor"), "qt-small qt-muted")
             if project.is_moe:
                 text("a mixture of experts", "qt-small qt-muted")
     if overview.kind == "gone":
@@ -221,7 +220,7 @@ def _results(project: ProjectReport) -> list[str]:
     lines = []
     if project.n_cells:
         depth = "measured and probed" if project.is_probed else "measured, not probed: mixes are ranked without a predicted KLD"
-        lines.append(f"{project.n_cells:,} cells {depth}.")
+        lines.append(f"{plural(project.n_cells, 'cell')} {depth}.")
     else:
         lines.append("Nothing is measured yet. Measuring finds what each type costs in every tensor.")
     if project.has_imatrix:

@@ -19,7 +19,8 @@ from quantailor.gui.context import workspace
 from quantailor.gui.elements.tensor_map import MapCell, TensorMap
 from quantailor.gui.frame import address, frame
 from quantailor.gui.pages.configuration import Configuration
-from quantailor.gui.widgets import Stat, box, card, chip, count, error_note, heading, icon_button, quiet, size, text, told
+from quantailor.gui.widgets import Stat, box, card, chip, error_note, heading, icon_button, quiet, text, told
+from quantailor.present.words import count, percent, size
 from quantailor.service import ProjectReport
 from quantailor.service.structure import Refusal, TensorRow, TensorTypes
 
@@ -154,7 +155,7 @@ class _Structure:
         def told_share(n: float | None) -> None:
             found = service.largest_tensors(self._rows, int(n or 1))
             what = "largest tensor holds" if len(found.tensors) == 1 else f"{len(found.tensors)} largest tensors hold"
-            said.set_text(f"The {what} {100 * found.share:.1f} % of the bytes: {size(found.size_bytes)} of {size(found.total_bytes)}.")
+            said.set_text(f"The {what} {percent(found.share, 1)} of the bytes: {size(found.size_bytes)} of {size(found.total_bytes)}.")
 
         slider.on_value_change(lambda event: told_share(event.value))
         number.bind_value(slider)
@@ -313,7 +314,7 @@ def _tensor(found: TensorTypes) -> None:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %" if share >= 0.0001 else "under 0.01 %"
+    return percent(share, 2) if share >= 0.0001 else "under 0.01 %"
 
 
 def _pair(name: str, value: str) -> None:
@@ -355,7 +356,7 @@ _CHIP = """(params) => {
 _SIZE = """(params) => {
     let [value, unit] = [params.value, 0];
     while (value >= 1024 && unit < 4) { value /= 1024; unit++; }
-    return (unit ? value.toFixed(value >= 100 ? 0 : value >= 10 ? 1 : 2) : value) + ' ' + ['B', 'KiB', 'MiB', 'GiB', 'TiB'][unit];
+    return (unit ? value.toFixed(2) : value) + ' ' + ['B', 'KiB', 'MiB', 'GiB', 'TiB'][unit];
 }"""
 _BY_WEIGHTS = "(a, b, one, other) => one.data.weights - other.data.weights || (a < b ? -1 : a > b ? 1 : 0)"
 _LOAD = """async (params) => {

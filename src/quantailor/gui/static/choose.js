@@ -23,7 +23,7 @@
     }
     return `${bytes.toFixed(2)} TiB`;
   };
-  const count = (n) => (n >= 1e9 ? `${(n / 1e9).toPrecision(3)} B` : n >= 1e6 ? `${(n / 1e6).toPrecision(3)} M` : n >= 1e3 ? `${(n / 1e3).toPrecision(3)} k` : `${n}`);
+  const count = (n) => (n >= 1e9 ? `${(n / 1e9).toPrecision(3)} B` : n >= 1e6 ? `${(n / 1e6).toPrecision(3)} M` : n.toLocaleString("en"));
 
   const chip = (type) => {
     const element = document.createElement("span");

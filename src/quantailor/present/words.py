@@ -1,0 +1,178 @@
+"""Figures as people read them: the one home of every size, interval, duration, count and percentage as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from quantailor.records import Estimate
+
+Z95 = 1.96
+"""Half a 95 % interval of a normal distribution, in standard errors."""
+_SMALLEST_FIXED, _LARGEST_FIXED = -3, 6
+"""Powers of ten between which a figure is written without an exponent."""
+_LARGEST_TICK = 4
+
+
+# Amounts
+
+
+def size(n_bytes: float) -> str:
+    """Bytes in the largest unit that keeps the figure above one: "4.20 GiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(n_bytes) < 1024:
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.2f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.2f} TiB"
+
+
+def exact_size(n_bytes: int) -> str:
+    """ "4.20 GiB (4,509,715,660 bytes)"."""
+    return f"{size(n_bytes)} ({n_bytes:,} bytes)"
+
+
+def count(n: float) -> str:
+    """ "8.03 B", "1.24 M" or "12,345"."""
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if n >= limit:
+            return f"{figure(n / limit)} {unit}"
+    return f"{n:,.0f}"
+
+
+def plural(n: int, noun: str, several: str | None = None) -> str:
+    """ "1 strategy", "2 strategies"; `several` is a plural that follows no rule."""
+    return f"{n:,} {_of_number(n, noun, several)}"
+
+
+def counted(n: int, noun: str, several: str | None = None) -> str:
+    """As `plural`, with small numbers as words: "no tensors", "one tensor", "two tensors", "12 tensors"."""
+    return f"{number_word(n)} {_of_number(n, noun, several)}"
+
+
+def number_word(n: int) -> str:
+    """ "no", "one" to "five", and digits for more."""
+    return ("no", "one", "two", "three", "four", "five")[n] if n <= 5 else f"{n:,}"
+
+
+def _of_number(n: int, noun: str, several: str | None) -> str:
+    if n == 1:
+        return noun
+    if several is not None:
+        return several
+    return f"{noun[:-1]}ies" if noun.endswith("y") and noun[-2] not in "aeiou" else f"{noun}es" if noun.endswith("x") else f"{noun}s"
+
+
+def listed(items: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
+
+
+def shape(lengths: Sequence[int]) -> str:
+    """ "768 x 256", slowest dimension first."""
+    return " x ".join(str(length) for length in lengths)
+
+
+def shortened(name: str, limit: int) -> str:
+    """A name cut in the middle where it is too long for its place."""
+    return name if len(name) <= limit else f"{name[: (limit - 1) // 2]}…{name[-(limit // 2) :]}"
+
+
+# Time
+
+
+def duration(seconds: float) -> str:
+    """ "40 s", "12 min", "3.2 h", "2.1 days"."""
+    if seconds < 90:
+        return f"{max(0.0, seconds):.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 36 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def span(low: float, high: float) -> str:
+    """A range of seconds: "3 to 5 min"."""
+    first, second = duration(low), duration(high)
+    if first == second:
+        return first
+    number, _, unit = first.partition(" ")
+    return f"{number} to {second}" if second.endswith(f" {unit}") else f"{first} to {second}"
+
+
+def time_left(seconds: tuple[float, float] | None) -> str:
+    """ "3 to 5 min left"; nothing while it is unknown."""
+    return "" if seconds is None else f"{span(*seconds)} left"
+
+
+def rate(per_second: float, unit: str) -> str:
+    """ "12.0 M weights per second", "3.10 MiB per second" for bytes."""
+    if unit == "bytes":
+        return f"{size(per_second)} per second"
+    return f"{count(per_second) if per_second >= 100 else f'{per_second:.2g}'} {unit} per second"
+
+
+# Figures
+
+
+def figure(value: float, digits: int = 3) -> str:
+    """ "0.0123", "1.23e-5" or "12,300"; "n/a" for what is no number."""
+    if not math.isfinite(value):
+        return "n/a" if math.isnan(value) else "∞" if value > 0 else "-∞"
+    if value == 0:
+        return "0"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    power = int(exponent)
+    if not _SMALLEST_FIXED <= power < _LARGEST_FIXED:
+        return f"{mantissa}e{power}"
+    return f"{value:,.{max(0, digits - 1 - power)}f}"
+
+
+def tick(value: float) -> str:
+    """A value beside an axis, with two digits and no zeros to fill up: "0.01", "2", "1e-4", "1e5"."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    power = int(exponent)
+    if value == 0 or -3 < power < _LARGEST_TICK:
+        return f"{float(f'{value:.1e}'):g}"
+    return f"{mantissa.removesuffix('.0')}e{power}"
+
+
+def with_error(estimate: Estimate, digits: int = 2) -> str:
+    """ "0.01234 ± 0.00056": the error with so many digits, the value to the same place; without an error the value alone."""
+    value, se = estimate.value, estimate.se
+    if not (math.isfinite(value) and math.isfinite(se)) or se <= 0:
+        return figure(value)
+    last = _power(se, digits) - (digits - 1)
+    power = max(_power(value) if value else last, last + digits - 1)
+    if _SMALLEST_FIXED <= power < _LARGEST_FIXED:
+        return f"{value:,.{max(0, -last)}f} ± {se:,.{max(0, -last)}f}"
+    places = max(0, power - last)
+    return f"({value / 10.0**power:.{places}f} ± {se / 10.0**power:.{places}f})e{power}"
+
+
+def interval(ends: tuple[float, float], digits: int = 3) -> str:
+    """ "0.0104 to 0.0146"."""
+    return " to ".join(figure(end, digits) for end in ends)
+
+
+def ratio(value: float, ends: tuple[float, float]) -> str:
+    """A ratio with its interval: "0.651 (0.589 to 0.733)"."""
+    return f"{figure(value)} ({interval(ends)})"
+
+
+def percent(share: float, places: int | None = None) -> str:
+    """A share in per cent with so many decimals: "12.3 %"; with three digits where none are given: "0.490 %"."""
+    return f"{100 * share:.{places}f} %" if places is not None else f"{figure(100 * share)} %"
+
+
+def percent_with_error(share: Estimate) -> str:
+    """A share with its error, in per cent: "12.3 ± 0.4 %"."""
+    return f"{with_error(Estimate(100 * share.value, 100 * share.se))} %"
+
+
+def bits(bits_per_weight: float, places: int = 2) -> str:
+    """ "4.58 bits per weight"."""
+    return f"{bits_per_weight:.{places}f} bits per weight"
+
+
+def _power(value: float, digits: int = 3) -> int:
+    """The power of ten of the first digit, after rounding to so many digits."""
+    return int(f"{value:.{digits - 1}e}".split("e")[1])
