@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import psutil
 
 from quantailor.analysis.importance.error_weights import ErrorWeights
@@ -30,10 +29,10 @@ from quantailor.analysis.weight_errors.measure import BLOCK_WEIGHTS, MeasureSett
 from quantailor.errors import TensorNotFoundError
 from quantailor.ggml import codec, library
 from quantailor.models.source import MemorySource
+from quantailor.numerics import Bytes, Floats
 from quantailor.qtypes import QType
 from quantailor.records import MetadataValue, TensorInfo, WeightError
 
-Floats = npt.NDArray[np.float32]
 GOAL_THROUGHPUT, GOAL_SPEEDUP, GOAL_MEMORY_GIB = 0.9, 20.0, 1.5
 
 
@@ -61,7 +60,7 @@ class RawFileSource:
         shape = self.shapes[name]
         return TensorInfo(name, shape, "BF16", 2 * shape[0] * shape[1])
 
-    def raw_rows(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
+    def raw_rows(self, name: str, start: int, stop: int) -> Bytes:
         offset = 0
         for other, (n_rows, n_cols) in self.shapes.items():
             if other == name:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from gguf import GGUFReader
 
@@ -21,6 +20,7 @@ from quantailor.ggml import library
 from quantailor.ggml.reference import exact_pattern, quantize_reference
 from quantailor.models.opening import open_model
 from quantailor.models.source import MemorySource, ModelSource, fingerprint
+from quantailor.numerics import Floats
 from quantailor.qtypes import needs_imatrix, never_quantized, unavailable
 from quantailor.records import MetadataValue, Strategy, TensorChoice, TensorInfo
 from quantailor.strategy.file import loads
@@ -87,7 +87,7 @@ def rows_of(path: Path) -> dict[str, tuple[str, bytes]]:
 
 def reference_rows(source: ModelSource, strategy: Strategy, path: Path, imatrix: Imatrix | None = None) -> Path:
     """The same types from `llama_model_quantize`; ones where ggml cannot do without importances and llama.cpp asks for none."""
-    importances: dict[str, npt.NDArray[np.float32]] = {}
+    importances: dict[str, Floats] = {}
     for name, type_name in strategy.types.items():
         tensor = source.tensor(name)
         importance = quantizer_importance(imatrix, tensor) if imatrix else None
@@ -231,7 +231,7 @@ def test_a_cancelled_build_leaves_nothing(source: ModelSource, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-def memory_model(weights: npt.NDArray[np.float32]) -> MemorySource:
+def memory_model(weights: Floats) -> MemorySource:
     metadata = {"general.architecture": MetadataValue("string", "llama")}
     return MemorySource({"blk.0.attn_q.weight": weights, "output_norm.weight": np.ones(256, np.float32)}, metadata=metadata)
 

@@ -16,7 +16,7 @@ from quantailor.errors import Cancelled, ImatrixError, TypeUnavailableError
 from quantailor.models.opening import open_model
 from quantailor.models.source import fingerprint
 from quantailor.records import ChunkScore, Verdict
-from quantailor.verify import Scored, ensure_reference, file_size, make_verdict
+from quantailor.verify import ScoredFile, ensure_reference, file_size, make_verdict
 
 
 def scores(kld: float, *, n_chunks: int = 220, seed: int = 0) -> list[ChunkScore]:
@@ -32,9 +32,9 @@ def verdict_on(
     ours: Sequence[ChunkScore], reference: Sequence[ChunkScore], *, ours_bytes: int = 1_000_000, reference_bytes: int = 1_000_500
 ) -> Verdict:
     files = [
-        Scored("base", "base", 4_000_000, 16.0, scores(0.0, n_chunks=len(ours))),
-        Scored("mine.gguf", "ours", ours_bytes, 4.5, ours),
-        Scored("Q4_K_M", "reference", reference_bytes, 4.5, reference),
+        ScoredFile("base", "base", 4_000_000, 16.0, scores(0.0, n_chunks=len(ours))),
+        ScoredFile("mine.gguf", "ours", ours_bytes, 4.5, ours),
+        ScoredFile("Q4_K_M", "reference", reference_bytes, 4.5, reference),
     ]
     null = scores(1e-7, n_chunks=len(ours))
     return make_verdict(files, null, model_fingerprint="f" * 64, corpus_name="heldout.txt", corpus_sha256="0" * 64, n_ctx=512)

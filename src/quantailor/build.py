@@ -18,12 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.quantize import quantized_blocks
-from quantailor.control import Control, NullControl
+from quantailor.control import QUIET, Control
 from quantailor.errors import OutputError, StrategyMismatchError, TypeUnavailableError
 from quantailor.ggml import codec, library
 from quantailor.ggml.reference import imatrix_metadata
@@ -36,11 +33,8 @@ from quantailor.strategy.file import dumps
 
 logger = logging.getLogger(__name__)
 
-Floats = npt.NDArray[np.float32]
-Bytes = npt.NDArray[np.uint8]
 
 QUANTIZATION_VERSION = 2
-_QUIET = NullControl()
 
 _FTYPE_NAMES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "MXFP4": "MXFP4_MOE"}
 _BLOCK_NUMBER = re.compile(r"^blk\.(\d+)")
@@ -184,7 +178,7 @@ def build(
     imatrix: Imatrix | None = None,
     split_max_bytes: int | None = None,
     n_threads: int | None = None,
-    control: Control = _QUIET,
+    control: Control = QUIET,
     overwrite: bool = False,
 ) -> BuildResult:
     """Write the file that `strategy` describes.

@@ -20,10 +20,14 @@ class Control(Protocol):
 
 
 class NullControl:
-    """Never stops, reports to nobody."""
+    """A control that never stops the work and reports to nobody; tests build theirs upon it."""
 
     def check(self) -> None:
         """Nothing asks this work to stop."""
 
     def advance(self, done: float, total: float, message: str = "") -> None:
         """Nobody is listening."""
+
+
+QUIET: Control = NullControl()
+"""The control of work that nobody watches."""

@@ -16,9 +16,17 @@ import numpy.typing as npt
 from quantailor.records import Estimate
 
 Floats = npt.NDArray[np.float32]
+"""Weights, inputs, logits, log-probabilities: float32."""
 Doubles = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.integer]
+"""Sums and what follows from them: float64."""
+Integers = npt.NDArray[np.int64]
+"""Counts, sizes in bytes, numbers of rows: int64."""
+Tokens = npt.NDArray[np.int32]
+"""Tokens of a vocabulary, and other numbers that llama.cpp keeps in int32."""
+Bytes = npt.NDArray[np.uint8]
+"""Quantized rows as they stand in a file: uint8."""
 Codes = npt.NDArray[np.uint16]
+"""Probabilities in 16 bits, see `pack_probabilities`."""
 
 MAX_CODE = 65535
 

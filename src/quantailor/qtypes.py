@@ -162,3 +162,11 @@ def unavailable(tensor: TensorInfo, qtype: QType, *, architecture: str, has_imat
     if not has_imatrix and needs_imatrix(tensor.name, qtype.name):
         return f"{qtype.name} needs an importance matrix that holds this tensor"
     return None
+
+
+def availability(tensor: TensorInfo, *, architecture: str, has_imatrix: bool, qtypes: Mapping[str, QType]) -> dict[str, str | None]:
+    """Every type, in the order of `qtypes` -> None where `tensor` can take it, else why not; see `unavailable`."""
+    return {
+        name: unavailable(tensor, qtype, architecture=architecture, has_imatrix=has_imatrix, qtypes=qtypes)
+        for name, qtype in qtypes.items()
+    }

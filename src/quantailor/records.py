@@ -244,10 +244,15 @@ class Strategy:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with its standard error."""
+    """A figure with its standard error (0 where nothing was estimated)."""
 
     value: float
     se: float = 0.0
+
+    @property
+    def relative_se(self) -> float:
+        """The standard error as a share of the figure; 0 for a figure of 0."""
+        return self.se / self.value if self.value > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)

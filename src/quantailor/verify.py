@@ -17,7 +17,7 @@ from typing import Literal
 
 from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
 from quantailor.analysis.scores import fidelity
-from quantailor.control import Control, NullControl
+from quantailor.control import QUIET, Control
 from quantailor.errors import ModelError, OutputError
 from quantailor.files import write_text
 from quantailor.ggml.reference import imatrix_metadata, preset_name, quantize_reference
@@ -28,14 +28,13 @@ from quantailor.records import ChunkScore, Comparison, Verdict, VerdictRow
 
 EQUAL_SIZE = 0.001
 """Sizes that differ by no more than this share count as equal."""
-_QUIET = NullControl()
 
 MIN_CHUNKS = 200
 """Fewer held-out chunks carry no claim."""
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredFile:
     """A file and what its chunks scored. `kind` as in a verdict's rows."""
 
     label: str
@@ -70,7 +69,7 @@ def ensure_reference(
     imatrix: Imatrix | None,
     folder: Path,
     n_threads: int | None = None,
-    control: Control = _QUIET,
+    control: Control = QUIET,
 ) -> Path:
     """The preset of this base as llama.cpp builds it with this importance matrix, from the folder or made now.
 
@@ -126,7 +125,7 @@ def _check_complete(path: Path) -> None:
 
 
 def make_verdict(
-    files: Sequence[Scored],
+    files: Sequence[ScoredFile],
     null_control: Sequence[ChunkScore],
     *,
     model_fingerprint: str,
@@ -166,7 +165,7 @@ def make_verdict(
     )
 
 
-def _common_chunks(files: Sequence[Scored], null_control: Sequence[ChunkScore]) -> tuple[list[Scored], list[ChunkScore]]:
+def _common_chunks(files: Sequence[ScoredFile], null_control: Sequence[ChunkScore]) -> tuple[list[ScoredFile], list[ChunkScore]]:
     """Every figure of a verdict stands on the same chunks, so that the count it states holds for all of them."""
     common = set.intersection(*({score.index for score in scores} for scores in (null_control, *(file.scores for file in files))))
 
@@ -176,7 +175,7 @@ def _common_chunks(files: Sequence[Scored], null_control: Sequence[ChunkScore]) 
     return [replace(file, scores=kept(file.scores)) for file in files], kept(null_control)
 
 
-def _compare(ours: Scored, reference: Scored) -> Comparison:
+def _compare(ours: ScoredFile, reference: ScoredFile) -> Comparison:
     return fidelity.compare(ours.scores, reference.scores, reference=reference.label, size_ratio=ours.size_bytes / reference.size_bytes)
 
 

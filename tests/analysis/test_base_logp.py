@@ -11,12 +11,11 @@ import pytest
 from scipy import special
 
 from quantailor import numerics
-from quantailor.analysis.corpus import Tokens
 from quantailor.analysis.scores import fidelity
 from quantailor.analysis.scores.base_logp import BaseChunk, BaseLogp
 from quantailor.control import NullControl
 from quantailor.errors import InferenceError, Paused
-from quantailor.numerics import Floats
+from quantailor.numerics import Floats, Tokens
 from quantailor.records import ChunkScore
 
 N_CTX, N_VOCAB, N_SCORED = 64, 2000, 31

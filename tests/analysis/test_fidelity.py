@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantailor.analysis.corpus import Tokens, chunks, load_corpus
+from quantailor.analysis.corpus import chunks, load_corpus
 from quantailor.analysis.scores.fidelity import BASE, NULL_CONTROL, compare, score, score_chunks, statistics_of
 from quantailor.control import Control, NullControl
 from quantailor.errors import InferenceError, Paused
 from quantailor.ggml.reference import quantize_reference
+from quantailor.numerics import Tokens
 from quantailor.records import ChunkScore
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "perplexity-books-llama.json"

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantailor.analysis.corpus import Tokens, chunks, load_corpus
+from quantailor.analysis.corpus import chunks, load_corpus
 from quantailor.analysis.importance.imatrix import (
     Imatrix,
     ImatrixEntry,
@@ -35,6 +35,7 @@ from quantailor.errors import ImatrixError, Paused
 from quantailor.ggml.runtime import Activation
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_writer import GGUFWriter, layout
+from quantailor.numerics import Tokens
 from quantailor.records import TensorInfo
 
 GOLDEN = Path(__file__).parent.parent / "golden"

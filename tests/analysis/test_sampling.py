@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantailor.analysis.weight_errors import sampling
 from quantailor.analysis.weight_errors.sampling import PILOT_DRAWS, RowPlan, estimate_shares, estimate_total, next_stage, plan_rows
-
-Doubles = npt.NDArray[np.float64]
+from quantailor.numerics import Doubles
 
 
 def energies(n_rows: int, seed: int = 0) -> Doubles:

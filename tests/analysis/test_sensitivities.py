@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from quantailor.analysis.sensitivity import (
@@ -20,10 +19,9 @@ from quantailor.analysis.sensitivity import (
     weighing_mixes,
 )
 from quantailor.errors import InferenceError
+from quantailor.numerics import Doubles
 from quantailor.qtypes import QType
 from quantailor.records import ChunkScore, Estimate, Mix, TensorInfo
-
-Doubles = npt.NDArray[np.float64]
 
 QTYPES = {
     "Q2_K": QType(10, "Q2_K", 256, 84, True, activation_block=256),

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from quantailor import build as building
-from quantailor.analysis.corpus import Tokens, chunks, load_corpus
+from quantailor.analysis.corpus import chunks, load_corpus
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.importance.imatrix_file import read_imatrix
 from quantailor.analysis.scores.mix_scores import FileScorer, MixScorer
@@ -23,13 +22,13 @@ from quantailor.ggml.swapping import WritableModel
 from quantailor.models.gguf_writer import GGUFWriter, layout
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource, fingerprint
+from quantailor.numerics import Floats, Tokens
 from quantailor.records import ChunkScore, Mix, Strategy, TensorChoice
 from quantailor.service.workspace import quantizable_tensors
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 TYPES = ("IQ2_XXS", "Q2_K", "IQ3_XXS", "Q3_K", "Q4_0", "IQ4_NL", "Q4_K", "Q5_1", "Q6_K", "Q8_0")
 MODELS = ("books-llama", "books-moe")
-Floats = npt.NDArray[np.float32]
 
 
 class Bench:

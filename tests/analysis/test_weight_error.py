@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from quantailor.analysis.importance.error_weights import UNWEIGHTED, ErrorWeights
@@ -14,13 +13,13 @@ from quantailor.analysis.weight_errors.weight_error import HISTOGRAM_EDGES
 from quantailor.errors import ImatrixError, NonFiniteWeightError
 from quantailor.ggml import codec, library
 from quantailor.models.source import MemorySource
+from quantailor.numerics import Doubles, Floats
 from quantailor.records import WeightError
 
-Doubles = npt.NDArray[np.float64]
 EXHAUSTIVE = MeasureSettings(exhaustive=True)
 
 
-def heavy_tailed(*shape: int) -> npt.NDArray[np.float32]:
+def heavy_tailed(*shape: int) -> Floats:
     return (np.random.default_rng(1).standard_t(4, size=shape) * 0.02).astype(np.float32)
 
 
@@ -32,13 +31,13 @@ def random_weights(n_slices: int, n_cols: int) -> ErrorWeights:
     return ErrorWeights(columns=columns, means=means, slice_shares=shares, quantizer=columns)
 
 
-def measure(array: npt.NDArray[np.float32], *type_names: str, weights: ErrorWeights = UNWEIGHTED) -> tuple[WeightError, ...]:
+def measure(array: Floats, *type_names: str, weights: ErrorWeights = UNWEIGHTED) -> tuple[WeightError, ...]:
     source = MemorySource({"w.weight": array})
     qtypes = [library.types()[name] for name in type_names]
     return measure_tensor(source, source.tensor("w.weight"), qtypes, seed="s", weights=weights, settings=EXHAUSTIVE)
 
 
-def errors_of(array: npt.NDArray[np.float32], type_name: str, weights: ErrorWeights) -> Doubles:
+def errors_of(array: Floats, type_name: str, weights: ErrorWeights) -> Doubles:
     """dW in float64, slice by slice."""
     qtype, parts = library.types()[type_name], []
     for index, matrix in enumerate(array.reshape(-1, *array.shape[-2:])):

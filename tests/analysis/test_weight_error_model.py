@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from quantailor.analysis.importance.error_weights import UNWEIGHTED, ErrorWeights
@@ -13,6 +12,7 @@ from quantailor.analysis.weight_errors.measure import MeasureSettings, measure_m
 from quantailor.errors import Paused, QuantailorError, TensorNotFoundError, TypeUnavailableError
 from quantailor.ggml import library
 from quantailor.models.source import MemorySource, ModelSource
+from quantailor.numerics import Floats
 from quantailor.qtypes import never_quantized
 from quantailor.records import TensorInfo, WeightError
 
@@ -23,7 +23,7 @@ TYPES = ("Q8_0", "Q6_K", "Q4_K", "Q4_0", "IQ4_XS", "F16")
 def model() -> MemorySource:
     rng = np.random.default_rng(0)
 
-    def matrix(*shape: int) -> npt.NDArray[np.float32]:
+    def matrix(*shape: int) -> Floats:
         return (rng.standard_t(5, shape) * rng.lognormal(-4, 0.5, (*shape[:-1], 1))).astype(np.float32)
 
     return MemorySource(

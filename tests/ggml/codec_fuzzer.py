@@ -10,12 +10,11 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
 from quantailor.errors import QuantailorError
 from quantailor.ggml import codec, library
+from quantailor.numerics import Floats
 
-Floats = npt.NDArray[np.float32]
 Maker = Callable[[np.random.Generator, int], Floats]
 WIDTHS = (1, 32, 64, 100, 128, 256, 256, 256, 512, 768)
 

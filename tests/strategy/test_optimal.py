@@ -191,10 +191,10 @@ def _size(tables: tuple[TensorCells, ...], solution: optimal.Solution, role: str
 @pytest.mark.slow
 def test_a_dial_of_thousands_of_tensors_is_near_the_optimum() -> None:
     tables = synthetic.tables(1200, n_types=12)
-    dial = optimal.Dial(tables, Constraints())
+    optimum = optimal.OptimumBySize(tables, Constraints())
     for share in (0.2, 0.5, 0.8):
-        budget = round(dial.smallest + share * (dial.largest - dial.smallest))
-        cells = [table.cell(dial.types(budget)[table.name]) for table in tables]
+        budget = round(optimum.smallest + share * (optimum.largest - optimum.smallest))
+        cells = [table.cell(optimum.types(budget)[table.name]) for table in tables]
         assert sum(padded(cell.size_bytes) for cell in cells) <= budget
         best = optimal.solve(tables, budget_bytes=budget)
         assert sum(cell.damage for cell in cells) <= 1.01 * best.objective

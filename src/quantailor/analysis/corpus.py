@@ -12,13 +12,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from quantailor.errors import CorpusError
 from quantailor.ggml import runtime
-
-Tokens = npt.NDArray[np.int32]
+from quantailor.numerics import Tokens
 
 MIN_N_CTX = 32
 """Shorter chunks would leave next to nothing to score, and llama.cpp skips inputs of fewer than 16 tokens."""

@@ -28,12 +28,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from quantailor.errors import StrategyError
+from quantailor.numerics import Doubles
 from quantailor.records import Curve, CurvePoint
-
-Doubles = npt.NDArray[np.float64]
 
 LEVELS = (0.80, 0.95)
 MIN_POINTS = 5

@@ -15,23 +15,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
-from quantailor.control import Control, NullControl
+from quantailor.control import QUIET, Control
 from quantailor.errors import NonFiniteWeightError, TypeUnavailableError
 from quantailor.ggml import codec, library
 from quantailor.models.source import ModelSource
+from quantailor.numerics import Bytes, Floats
 from quantailor.records import TensorInfo
-
-Floats = npt.NDArray[np.float32]
-Bytes = npt.NDArray[np.uint8]
 
 BLOCK_WEIGHTS = 1 << 20
 """Weights that one thread takes at a time."""
 BLOCKS_AHEAD = 3
 """Blocks per thread that may wait to be taken."""
-_QUIET = NullControl()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +46,7 @@ def quantized_blocks(
     imatrix: Imatrix | None,
     *,
     n_threads: int | None = None,
-    control: Control = _QUIET,
+    control: Control = QUIET,
     block_weights: int = BLOCK_WEIGHTS,
 ) -> Generator[tuple[TensorInfo, Bytes], None, None]:
     """The bytes of some tensors, block by block in order; a few per thread are under way at any time.

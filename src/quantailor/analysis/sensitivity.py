@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from quantailor import numerics
+from quantailor.analysis.scores.fidelity import paired_chunks, perplexity_of
 from quantailor.errors import InferenceError
 from quantailor.numerics import Doubles
 from quantailor.qtypes import QType
@@ -76,19 +76,14 @@ def _group_name(tensor: TensorInfo, grouping: str, n_layers: int) -> str:
 
 
 def swap_cell(tensor: str, type_name: str, scores: Sequence[ChunkScore], base: Sequence[ChunkScore]) -> SwapCell:
-    """KLD and perplexity of one cell over the chunks it has in common with the base; raises InferenceError for none."""
-    pairs = _paired(scores, base)
-    tokens = [ours.n_tokens for ours, _ in pairs]
-    nll = numerics.ratio_over_chunks([ours.nll_sum for ours, _ in pairs], tokens)
-    perplexity = float(np.exp(nll.value))
-    return SwapCell(
-        tensor=tensor,
-        type_name=type_name,
-        n_chunks=len(pairs),
-        kld=numerics.ratio_over_chunks([ours.kld_sum for ours, _ in pairs], tokens),
-        perplexity=Estimate(perplexity, perplexity * nll.se),
-        ln_ppl_ratio=numerics.ratio_over_chunks([ours.nll_sum - theirs.nll_sum for ours, theirs in pairs], tokens),
-    )
+    """KLD and perplexity of one cell over the chunks it has in common with the base.
+
+    Raises:
+        InferenceError: it has none.
+    """
+    pairs = paired_chunks(scores, base)
+    perplexity, ln_ppl_ratio = perplexity_of(pairs)
+    return SwapCell(tensor, type_name, len(pairs), mean_kld([ours for ours, _ in pairs]), perplexity, ln_ppl_ratio)
 
 
 def mean_kld(scores: Sequence[ChunkScore]) -> Estimate:
@@ -116,14 +111,6 @@ def typical_kld(scores: Sequence[ChunkScore]) -> Estimate:
 def _typical(klds: Doubles, tokens: Doubles) -> Doubles:
     """KLD sums per chunk, (n_probes, n_chunks), each row without its tail."""
     return numerics.winsorized(klds / tokens, medians=TYPICAL_MEDIANS) * tokens
-
-
-def _paired(scores: Sequence[ChunkScore], base: Sequence[ChunkScore]) -> list[tuple[ChunkScore, ChunkScore]]:
-    by_index = {score.index: score for score in base}
-    pairs = [(score, by_index[score.index]) for score in scores if score.index in by_index]
-    if not pairs:
-        raise InferenceError("a cell has no chunk in common with the base", remedy="Run the probes again")
-    return pairs
 
 
 def is_drowned(kld: Estimate, floor_nats: float) -> bool:
@@ -211,7 +198,7 @@ def _solve(errors: Doubles, blocks: Sequence[int], klds: Doubles, tokens: Double
     weights = np.where(usable, 1 / np.where(usable, means, 1.0), 0.0)
     found, _ = nnls(design * weights[:, None], np.ones(len(means)) * usable)
     active = found > 0
-    to_alpha: npt.NDArray[np.float64] = np.zeros(len(means))
+    to_alpha: Doubles = np.zeros(len(means))
     if active[0]:
         to_alpha = (np.linalg.pinv(design[:, active] * weights[:, None]) * weights[None, :])[0]
     spread = numerics.ratio_over_chunks(to_alpha @ klds, tokens)

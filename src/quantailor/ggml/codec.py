@@ -17,10 +17,8 @@ import numpy.typing as npt
 
 from quantailor.errors import ImatrixError, NonFiniteWeightError, TypeUnavailableError
 from quantailor.ggml import library
+from quantailor.numerics import Bytes, Floats
 from quantailor.qtypes import QType
-
-Floats = npt.NDArray[np.float32]
-Bytes = npt.NDArray[np.uint8]
 
 MAX_ABS_WEIGHT = 1e6
 """Largest weight we pass on; block scales are float16 and squares are summed in float32."""

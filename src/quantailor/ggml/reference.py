@@ -17,15 +17,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from quantailor import files
-from quantailor.control import Control, NullControl
+from quantailor.control import QUIET, Control
 from quantailor.errors import AlreadyQuantizedError, ImatrixError, InferenceError, OutputError, QuantailorError, TypeUnavailableError
 from quantailor.ggml import library
 from quantailor.ggml.reference_worker import MAX_TEXT_BYTES, Request
-
-Floats = npt.NDArray[np.float32]
+from quantailor.numerics import Floats
 
 BUFFER_BYTES = 512 * 1024**2
 """Rows of one tensor that the reference quantizer keeps in memory; the result does not depend on it."""
@@ -36,7 +34,6 @@ WORKER = ("-m", "quantailor.ggml.reference_worker")
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "IQ2": "IQ2_XXS"}
 _SPECIAL = frozenset(r".[]{}()*+?^$|\/")
 _POLL_SECONDS = 0.2
-_QUIET = NullControl()
 _KINDS: tuple[tuple[str, type[QuantailorError]], ...] = (
     ("imatrix", ImatrixError),
     ("importance matrix", ImatrixError),
@@ -93,7 +90,7 @@ def quantize_reference(
     allow_requantize: bool = False,
     n_threads: int | None = None,
     check: Callable[[Path], None] | None = None,
-    control: Control = _QUIET,
+    control: Control = QUIET,
 ) -> Path:
     """Quantize `base` to `output` with llama.cpp.
 
@@ -155,7 +152,7 @@ def preset_types(base: Path, preset: str, *, imatrix: Mapping[str, Floats] | Non
     """
     ftype = library.presets()[preset_name(preset)]
     request = Request(base=str(base.resolve()), output="", ftype=ftype, n_threads=1, allow_requantize=True, dry_run=True)
-    return _run(request, _vectors(imatrix or {}), preset, _QUIET)
+    return _run(request, _vectors(imatrix or {}), preset, QUIET)
 
 
 def _vectors(imatrix: Mapping[str, Floats]) -> dict[str, Floats]:

@@ -20,12 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from quantailor.errors import QuantailorError
 from quantailor.ggml import library
-
-Floats = npt.NDArray[np.float32]
+from quantailor.numerics import Floats
 
 _LEVEL_ERROR = 4
 _TAG_INT, _TAG_STR = 0, 3

@@ -28,11 +28,10 @@ import numpy.typing as npt
 from quantailor.errors import InferenceError
 from quantailor.ggml import library
 from quantailor.ggml.library import GgmlTensor, TensorPointer
+from quantailor.numerics import Floats, Tokens
 
 logger = logging.getLogger(__name__)
 
-Floats = npt.NDArray[np.float32]
-Tokens = npt.NDArray[np.int32]
 
 DEFAULT_N_CTX = 512
 MAX_UBATCH = 512

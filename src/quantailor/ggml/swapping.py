@@ -22,15 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from quantailor.errors import InferenceError, TensorNotFoundError, TypeUnavailableError
 from quantailor.ggml import library
 from quantailor.ggml.library import GGML_MAX_DIMS, GgmlTensor, TensorPointer
 from quantailor.ggml.runtime import DEFAULT_N_CTX, LoadedModel
+from quantailor.numerics import Bytes
 from quantailor.qtypes import QType
-
-Bytes = npt.NDArray[np.uint8]
 
 _PADDING_BYTES = 1024
 """Zeros behind a shorter weight, where there is room: GPU kernels read whole blocks of 512 beyond the last row."""

@@ -23,6 +23,7 @@ import numpy as np
 
 from quantailor.analysis.weight_errors import weight_error
 from quantailor.ggml import library
+from quantailor.numerics import Floats
 from quantailor.qtypes import QType
 from quantailor.service import machine
 
@@ -72,7 +73,7 @@ def _tried(type_name: str) -> float:
     return min(_timed(lambda: _errors(weights[:n_rows], qtype, importance)) for _ in range(_TRIALS)) / (n_rows * _COLUMNS)
 
 
-def _errors(weights: weight_error.Floats, qtype: QType, importance: weight_error.Floats) -> float:
+def _errors(weights: Floats, qtype: QType, importance: Floats) -> float:
     _, squares = weight_error.quantization_error(weights, qtype, importance)
     return float(squares.sum(axis=1).sum() + weight_error.fine_bins(squares).max())
 

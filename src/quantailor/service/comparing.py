@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 from quantailor import build as building
-from quantailor.analysis.importance.imatrix import Floats, Imatrix, quantizer_importance
+from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
 from quantailor.analysis.prediction import PredictedKld, predict_kld
 from quantailor.errors import ImatrixError, StrategyError, StrategyMismatchError, TypeUnavailableError
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name, preset_types
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource
+from quantailor.numerics import Floats
 from quantailor.records import TensorInfo
 from quantailor.service import knowledge, tasks
 from quantailor.service.exporting import is_gguf, read_strategy, require_fit

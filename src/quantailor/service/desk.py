@@ -20,7 +20,7 @@ from quantailor import build as building
 from quantailor.analysis.prediction import predict_kld
 from quantailor.errors import StrategyMismatchError
 from quantailor.ggml import library
-from quantailor.qtypes import unavailable
+from quantailor.qtypes import availability
 from quantailor.records import Cell, Prediction, Strategy, TensorCells, TensorChoice
 from quantailor.service import knowledge, planning, tasks
 from quantailor.service.planning import Evidence, Measured
@@ -28,7 +28,7 @@ from quantailor.service.tasks import PlanOptions
 from quantailor.service.workspace import OpenedModel, Workspace, quantizable_tensors
 from quantailor.strategy import choose
 from quantailor.strategy.constraints import matches, padded
-from quantailor.strategy.rules.optimal import Dial
+from quantailor.strategy.rules.optimal import OptimumBySize
 
 BY_HAND = "set by hand"
 KEPT = "kept from before"
@@ -94,7 +94,7 @@ class Desk:
         self._evidence = Evidence(model, found, known, tables, matrix)
         self._cells = {table.name: {cell.type_name: cell for cell in table.cells} for table in tables}
         self._facts = planning.model_facts(model, tables)
-        self._dials: OrderedDict[str, Dial] = OrderedDict()
+        self._optima: OrderedDict[str, OptimumBySize] = OrderedDict()
         self._knees: OrderedDict[str, dict[str, str]] = OrderedDict()
         self._header_excess = 0
         self.state = desk_state(workspace, model.fingerprint)
@@ -159,18 +159,15 @@ class Desk:
         """Type -> why the tensor cannot take it."""
         qtypes, source, matrix = library.types(), self.model.source, self._evidence.matrix
         tensor, has = source.tensor(name), matrix is not None and name in matrix.entries
-        reasons = {
-            type_name: unavailable(tensor, qtype, architecture=source.architecture, has_imatrix=has, qtypes=qtypes)
-            for type_name, qtype in qtypes.items()
-        }
+        reasons = availability(tensor, architecture=source.architecture, has_imatrix=has, qtypes=qtypes)
         return {type_name: reason for type_name, reason in reasons.items() if reason is not None}
 
     def size_range(self, options: PlanOptions, pins: Pins = NO_PINS) -> tuple[int, int]:
         """Bytes of the smallest and of the largest useful file within the options' limits. Raises StrategyError."""
         with self._lock:
-            dial = self._dial(options, pins)
+            optimum = self._optimum(options, pins)
             fixed = self._facts.fixed_bytes + self._header_excess
-            return dial.smallest + fixed, dial.largest + fixed
+            return optimum.smallest + fixed, optimum.largest + fixed
 
     def solve(self, options: PlanOptions, pins: Pins = NO_PINS) -> Strategy:
         """The strategy that `plan` gives for these options; `pins` hold tensors, by their names, at types. Raises StrategyError."""
@@ -185,7 +182,7 @@ class Desk:
     def preview(self, options: PlanOptions, size_bytes: int, pins: Pins = NO_PINS) -> Preview:
         """About what `solve` gives at that size, in milliseconds; by the optimal rule whatever the options' rule."""
         with self._lock:
-            types = self._dial(options, pins).types(size_bytes - self._facts.fixed_bytes - self._header_excess)
+            types = self._optimum(options, pins).types(size_bytes - self._facts.fixed_bytes - self._header_excess)
             return self.evaluate(types)
 
     def evaluate(self, types: Mapping[str, str]) -> Preview:
@@ -310,13 +307,13 @@ class Desk:
             for table in self._evidence.tables
         ]
 
-    def _dial(self, options: PlanOptions, pins: Pins) -> Dial:
+    def _optimum(self, options: PlanOptions, pins: Pins) -> OptimumBySize:
         limits = planning.constraints_of(options)
         key = f"{limits!r} {sorted(pins.items())}"
-        if key not in self._dials:
-            self._dials[key] = Dial(self._pinned(pins), limits)
-            _trim(self._dials)
-        return self._dials[key]
+        if key not in self._optima:
+            self._optima[key] = OptimumBySize(self._pinned(pins), limits)
+            _trim(self._optima)
+        return self._optima[key]
 
     def _priced(self, strategy: Strategy) -> Strategy:
         predicted = self.evaluate(strategy.types).prediction

@@ -8,7 +8,7 @@ from pathlib import Path
 from quantailor.ggml import library
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource, fingerprint
-from quantailor.qtypes import QType, unavailable
+from quantailor.qtypes import QType, availability
 from quantailor.records import TensorInfo
 from quantailor.service.results import ModelReport, TensorReport
 
@@ -50,10 +50,7 @@ def tensor_report(
 ) -> TensorReport:
     """A tensor with the types it can take; `imatrix_tensors` as in `inspect`."""
     has_imatrix = imatrix_tensors is None or tensor.name in imatrix_tensors
-    reasons = {
-        name: unavailable(tensor, qtype, architecture=architecture, has_imatrix=has_imatrix, qtypes=qtypes)
-        for name, qtype in qtypes.items()
-    }
+    reasons = availability(tensor, architecture=architecture, has_imatrix=has_imatrix, qtypes=qtypes)
     return TensorReport(
         name=tensor.name,
         role=tensor.role,

@@ -155,9 +155,9 @@ def _judge(
     )
 
 
-def _scored(label: str, kind: Literal["base", "ours", "reference"], path: Path, scores: Sequence[ChunkScore]) -> proving.Scored:
+def _scored(label: str, kind: Literal["base", "ours", "reference"], path: Path, scores: Sequence[ChunkScore]) -> proving.ScoredFile:
     size_bytes, bits = proving.file_size(path)
-    return proving.Scored(label, kind, size_bytes, bits, scores)
+    return proving.ScoredFile(label, kind, size_bytes, bits, scores)
 
 
 def _write_files(verdict: Verdict, stem: Path) -> tuple[str, ...]:

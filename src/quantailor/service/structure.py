@@ -13,7 +13,7 @@ from typing import Protocol
 from quantailor.errors import ModelError, TensorNotFoundError
 from quantailor.ggml import library
 from quantailor.models.opening import open_model
-from quantailor.qtypes import QType, fallback, needs_imatrix, never_quantized
+from quantailor.qtypes import QType, availability, fallback, needs_imatrix, never_quantized
 from quantailor.records import MetadataValue, TensorInfo
 from quantailor.service.results import ProjectReport
 from quantailor.service.workspace import Workspace
@@ -182,10 +182,9 @@ def _row(tensor: TensorInfo, architecture: str, qtypes: Mapping[str, QType]) -> 
 
 
 def _available(tensor: TensorInfo, architecture: str, qtypes: Mapping[str, QType]) -> list[str]:
-    """What `qtypes.unavailable` leaves where an importance matrix holds the tensor."""
-    if never_quantized(tensor, architecture):
-        return [tensor.type_name]
-    return [name for name, qtype in qtypes.items() if name == tensor.type_name or qtype.divides(tensor.n_cols)]
+    """The types that it can take where an importance matrix holds it."""
+    reasons = availability(tensor, architecture=architecture, has_imatrix=True, qtypes=qtypes)
+    return [type_name for type_name, reason in reasons.items() if reason is None] or [tensor.type_name]
 
 
 def _refusals(tensor: TensorInfo, architecture: str, qtypes: Mapping[str, QType]) -> Iterator[Refusal]:

@@ -28,23 +28,18 @@ import numpy as np
 import numpy.typing as npt
 
 from quantailor.analysis.importance.error_weights import UNWEIGHTED, ErrorWeights
-from quantailor.control import Control, NullControl
+from quantailor.control import QUIET, Control
 from quantailor.errors import ImatrixError
 from quantailor.ggml import codec
 from quantailor.ggml.runtime import Activation, LoadedModel
+from quantailor.numerics import Doubles, Floats, Integers, Tokens
 from quantailor.records import TensorInfo, layer_of
-
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Counts = npt.NDArray[np.int64]
-Tokens = npt.NDArray[np.int32]
 
 TOKEN_EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 """Looked up, not multiplied: llama-quantize ignores entries of a wrong length for these."""
 _OUTPUT = "output.weight"
 _BLOCK_PREFIX = "blk."
 _STATE_VERSION = 1
-_QUIET = NullControl()
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +48,7 @@ class ImatrixEntry:
 
     sum2: Floats
     """Sums of squared inputs, (n_mat, n_cols)."""
-    counts: Counts
+    counts: Integers
     """Tokens behind each row, (n_mat,)."""
     sum: Floats | None = None
     """Sums of the inputs, (n_mat, n_cols); None in files of other programs."""
@@ -67,7 +62,7 @@ class Imatrix:
     """What llama-quantize would find, by tensor name."""
     error_only: Mapping[str, ImatrixEntry] = field(default_factory=dict)
     """Inputs that weigh errors and are never handed to a quantizer."""
-    token_counts: Counts | None = None
+    token_counts: Integers | None = None
     """How often each token was an input, (n_vocab,)."""
     datasets: tuple[str, ...] = ()
     chunk_count: int = 0
@@ -178,7 +173,7 @@ def _misfit(tensor: TensorInfo, entry: ImatrixEntry) -> ImatrixError:
 class _Sums:
     sum2: Doubles
     sum: Doubles
-    counts: Counts
+    counts: Integers
 
 
 class ImatrixState:
@@ -189,8 +184,8 @@ class ImatrixState:
         self.process_output = process_output
         self.n_chunks_done = 0
         self._sums: dict[str, _Sums] = {}
-        self._token_counts: Counts = np.zeros(0, dtype=np.int64)
-        self._latest: tuple[tuple[int, int], Doubles, Doubles, Counts] | None = None
+        self._token_counts: Integers = np.zeros(0, dtype=np.int64)
+        self._latest: tuple[tuple[int, int], Doubles, Doubles, Integers] | None = None
         self._within_chunk = False
 
     def add(self, activation: Activation) -> None:
@@ -207,7 +202,7 @@ class ImatrixState:
         sums.sum += total
         sums.counts += counts
 
-    def _totals(self, activation: Activation) -> tuple[Doubles, Doubles, Counts]:
+    def _totals(self, activation: Activation) -> tuple[Doubles, Doubles, Integers]:
         """Sums of one activation; matrices that share an input (attention's q, k and v) are summed once."""
         if self._latest is None or self._latest[0] != activation.source:
             ids = activation.slice_ids
@@ -289,13 +284,13 @@ def _entry(sums: _Sums) -> ImatrixEntry:
     return ImatrixEntry(sums.sum2.astype(np.float32), counts, sums.sum.astype(np.float32))
 
 
-def _plain_totals(x: Floats) -> tuple[Doubles, Doubles, Counts]:
+def _plain_totals(x: Floats) -> tuple[Doubles, Doubles, Integers]:
     """Sums over all rows: x is (n_tokens, n_cols)."""
     sum2 = np.einsum("ij,ij->j", x, x).astype(np.float64)
     return sum2[None], x.sum(axis=0, dtype=np.float64)[None], np.array([len(x)], dtype=np.int64)
 
 
-def _sliced_totals(x: Floats, ids: Tokens, n_slices: int) -> tuple[Doubles, Doubles, Counts]:
+def _sliced_totals(x: Floats, ids: Tokens, n_slices: int) -> tuple[Doubles, Doubles, Integers]:
     """Sums per slice: rows are sorted by slice and added up run by run. x is (n_tokens, n_inputs, n_cols)."""
     n_used, (_, n_inputs, n_cols) = ids.shape[1], x.shape
     flat = ids.reshape(-1)
@@ -317,7 +312,7 @@ def compute_imatrix(
     *,
     state: ImatrixState | None = None,
     on_chunk: Callable[[ImatrixState], None] | None = None,
-    control: Control = _QUIET,
+    control: Control = QUIET,
     n_threads: int | None = None,
     n_gpu_layers: int = 0,
     process_output: bool = False,

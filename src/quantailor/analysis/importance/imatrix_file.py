@@ -16,17 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry
 from quantailor.errors import ImatrixError, ModelError
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_format import MAGIC, MAX_NAME_BYTES
 from quantailor.models.gguf_writer import GGUFWriter, layout
+from quantailor.numerics import Floats, Integers
 from quantailor.records import MetadataValue, TensorInfo
-
-Floats = npt.NDArray[np.float32]
-Counts = npt.NDArray[np.int64]
 
 LEGACY_CHUNK_SIZE = 512
 """Legacy files count calls, not tokens; llama-imatrix converts them as calls of so many tokens, and so do we."""
@@ -104,7 +101,7 @@ def _values(source: GGUFSource, name: str) -> Floats:
     return source.rows(name, 0, tensor.n_rows).reshape(-1)
 
 
-def _by_matrix(values: Floats, counts: Counts, what: str) -> Floats:
+def _by_matrix(values: Floats, counts: Integers, what: str) -> Floats:
     if values.size % counts.size:
         raise ImatrixError(f"{what} has {values.size} values for {counts.size} counts", remedy=_INTACT)
     return values.reshape(counts.size, -1)
@@ -116,7 +113,7 @@ def _check_squares(values: Floats, what: str) -> None:
         raise ImatrixError(f"{what} has the value {float(values[bad][0]):g}, which no sum of squares has", remedy=_INTACT)
 
 
-def _whole_numbers(values: Floats, what: str) -> Counts:
+def _whole_numbers(values: Floats, what: str) -> Integers:
     if not ((values >= 0) & (values <= _MAX_COUNT)).all():
         raise ImatrixError(f"{what} has a count that is negative or too large", remedy=_INTACT)
     return np.rint(values).astype(np.int64)
@@ -140,7 +137,7 @@ def _clean(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _token_counts(metadata: Mapping[str, MetadataValue], path: Path) -> Counts | None:
+def _token_counts(metadata: Mapping[str, MetadataValue], path: Path) -> Integers | None:
     stored = metadata.get(_FREQUENCIES)
     if stored is None:
         return None

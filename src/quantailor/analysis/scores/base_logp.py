@@ -14,19 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from quantailor import files, numerics
 from quantailor.analysis.scores.fidelity import first_scored
-from quantailor.control import Control, NullControl
+from quantailor.control import QUIET, Control
 from quantailor.errors import InferenceError
 from quantailor.ggml.runtime import LoadedModel
-from quantailor.numerics import Codes, Doubles, Floats
+from quantailor.numerics import Codes, Doubles, Floats, Tokens
 from quantailor.records import ChunkScore
-
-Tokens = npt.NDArray[np.int32]
-
-_QUIET = NullControl()
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +96,7 @@ class BaseLogp:
         """Those chunks that have no file yet."""
         return [index for index in indexes if not self._path(index).exists()]
 
-    def compute(self, model: LoadedModel, indexes: Sequence[int], *, control: Control = _QUIET) -> None:
+    def compute(self, model: LoadedModel, indexes: Sequence[int], *, control: Control = QUIET) -> None:
         """Run the base on the chunks that are missing; each is on disk before the next begins.
 
         Raises OutputError where the disk is full, InferenceError as `LoadedModel.logits` does.

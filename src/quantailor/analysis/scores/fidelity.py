@@ -13,29 +13,26 @@ loaded again and sent down the same way: its divergence is the floor of all figu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from quantailor import numerics
-from quantailor.control import Control, NullControl
+from quantailor.control import QUIET, Control
 from quantailor.errors import InferenceError
 from quantailor.ggml.runtime import LoadedModel
+from quantailor.numerics import Floats, Tokens
 from quantailor.records import ChunkScore, Comparison, Estimate, FidelityStatistics
-
-Floats = npt.NDArray[np.float32]
-Tokens = npt.NDArray[np.int32]
 
 BASE = "base"
 NULL_CONTROL = "null control"
 BLOCK_BYTES = 512 * 2**20
 MIN_KLD_NATS = 1e-12
 """Divergences below this count as this in comparisons, so that a file equal to the base can be compared."""
-_QUIET = NullControl()
 _QUANTILES = (0.5, 0.99, 0.999)
 
 
@@ -50,7 +47,7 @@ def score_chunks(
     chunks: Tokens,
     *,
     done: Mapping[str, Collection[int]] | None = None,
-    control: Control = _QUIET,
+    control: Control = QUIET,
     n_threads: int | None = None,
     n_gpu_layers: int = 0,
     block_bytes: int = BLOCK_BYTES,
@@ -191,23 +188,47 @@ def score(index: int, base_logp: Floats, logp: Floats, targets: Tokens) -> Chunk
 # Statistics
 
 
+def paired_chunks(scores: Sequence[ChunkScore], base: Sequence[ChunkScore]) -> list[tuple[ChunkScore, ChunkScore]]:
+    """What two files scored on the chunks that both have, in the text's order.
+
+    Raises:
+        InferenceError: they have none in common.
+    """
+    by_index = {chunk.index: chunk for chunk in base}
+    pairs = [(chunk, by_index[chunk.index]) for chunk in sorted(scores, key=lambda chunk: chunk.index) if chunk.index in by_index]
+    if not pairs:
+        message = "there are no scored chunks to compare: the two have no chunk in common"
+        raise InferenceError(message, remedy="Score both on the same text")
+    return pairs
+
+
+def perplexity_of(pairs: Sequence[tuple[ChunkScore, ChunkScore]]) -> tuple[Estimate, Estimate]:
+    """The perplexity of the first of each pair, and ln(PPL / PPL_base) paired by chunk."""
+    tokens = [ours.n_tokens for ours, _ in pairs]
+    nll = numerics.ratio_over_chunks([ours.nll_sum for ours, _ in pairs], tokens)
+    perplexity = math.exp(nll.value)
+    return Estimate(perplexity, perplexity * nll.se), numerics.ratio_over_chunks(
+        [ours.nll_sum - theirs.nll_sum for ours, theirs in pairs], tokens
+    )
+
+
 def statistics_of(scores: Sequence[ChunkScore], base: Sequence[ChunkScore]) -> FidelityStatistics:
     """Figures over the chunks that both a file and the base have; standard errors are over chunks.
 
-    Raises InferenceError where they have no chunk in common.
+    Raises:
+        InferenceError: they have no chunk in common.
     """
-    pairs = _paired(scores, base)
+    pairs = paired_chunks(scores, base)
     tokens = [ours.n_tokens for ours, _ in pairs]
-    nll = numerics.ratio_over_chunks([ours.nll_sum for ours, _ in pairs], tokens)
+    perplexity, ln_ppl_ratio = perplexity_of(pairs)
     rms = _root(numerics.ratio_over_chunks([ours.dp_square_sum for ours, _ in pairs], tokens))
     klds = np.concatenate([np.asarray(ours.klds or (0.0,) * ours.n_tokens) for ours, _ in pairs])
     median, p99, p999 = (float(value) for value in np.quantile(klds, _QUANTILES))
-    perplexity = float(np.exp(nll.value))
     return FidelityStatistics(
         n_chunks=len(pairs),
         n_tokens=sum(tokens),
-        perplexity=Estimate(perplexity, perplexity * nll.se),
-        ln_ppl_ratio=numerics.ratio_over_chunks([ours.nll_sum - theirs.nll_sum for ours, theirs in pairs], tokens),
+        perplexity=perplexity,
+        ln_ppl_ratio=ln_ppl_ratio,
         kld_mean=numerics.ratio_over_chunks([ours.kld_sum for ours, _ in pairs], tokens),
         kld_median=median,
         kld_p99=p99,
@@ -224,14 +245,6 @@ def _root(square: Estimate) -> Estimate:
     return Estimate(root, square.se / (2 * root) if root else 0.0)
 
 
-def _paired(scores: Sequence[ChunkScore], others: Sequence[ChunkScore]) -> list[tuple[ChunkScore, ChunkScore]]:
-    by_index = {chunk.index: chunk for chunk in others}
-    pairs = [(chunk, by_index[chunk.index]) for chunk in sorted(scores, key=lambda chunk: chunk.index) if chunk.index in by_index]
-    if not pairs:
-        raise InferenceError("there are no scored chunks to compare", remedy="Score both files on the same text")
-    return pairs
-
-
 def compare(
     ours: Sequence[ChunkScore],
     theirs: Sequence[ChunkScore],
@@ -246,9 +259,10 @@ def compare(
     Better or worse where the 95 % interval leaves out 0, else no better. How many chunks a claim needs is for
     whoever states it.
 
-    Raises InferenceError where they have no chunk in common.
+    Raises:
+        InferenceError: they have no chunk in common.
     """
-    pairs = _paired(ours, theirs)
+    pairs = paired_chunks(ours, theirs)
     least = MIN_KLD_NATS * sum(chunk.n_tokens for chunk, _ in pairs)
     ratio, (low, high) = numerics.bootstrap_ln_ratio(
         [chunk.kld_sum for chunk, _ in pairs], [other.kld_sum for _, other in pairs], draws=draws, floor=least, seed=seed

@@ -12,27 +12,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-import numpy as np
-import numpy.typing as npt
-
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.scores.base_logp import BaseLogp
 from quantailor.analysis.scores.fidelity import first_scored
 from quantailor.analysis.scores.swapping import Kernels, Swapper
-from quantailor.control import Control, NullControl
+from quantailor.control import QUIET, Control
 from quantailor.errors import InferenceError, TypeUnavailableError
 from quantailor.ggml.runtime import LoadedModel
 from quantailor.models.source import ModelSource
+from quantailor.numerics import Tokens
 from quantailor.records import ChunkScore, Mix
 
-Tokens = npt.NDArray[np.int32]
 Done = Mapping[str, Collection[int]]
 
 BaseKernels = Literal["as stored", "finer"]
 
 logger = logging.getLogger(__name__)
-
-_QUIET = NullControl()
 
 
 def base_folder(folder: Path, base_kernels: BaseKernels) -> Path:
@@ -122,14 +117,14 @@ class MixScorer:
         """Put all originals back."""
         self._swapper.set_mix({})
 
-    def prepare(self, indexes: Sequence[int], *, control: Control = _QUIET) -> None:
+    def prepare(self, indexes: Sequence[int], *, control: Control = QUIET) -> None:
         """Compute the base's log-probabilities on these chunks, where they are not on disk."""
         if self._base.missing(indexes):
             self.restore()
             self._base.compute(self.model, indexes, control=control)
 
     def score(
-        self, mixes: Sequence[Mix], indexes: Sequence[int], *, done: Done | None = None, control: Control = _QUIET
+        self, mixes: Sequence[Mix], indexes: Sequence[int], *, done: Done | None = None, control: Control = QUIET
     ) -> Iterator[tuple[Mix, ChunkScore]]:
         """Score every mix on every chunk of `indexes` that is not done (mix id -> chunks) yet, mix by mix.
 
@@ -171,7 +166,7 @@ class FileScorer:
         self._path, self._chunks, self._n_threads, self._n_gpu_layers = path, chunks, n_threads, n_gpu_layers
         self._base = BaseLogp(base_folder(folder, "as stored"), chunks)
 
-    def score(self, file: Path, indexes: Sequence[int], *, control: Control = _QUIET) -> Iterator[ChunkScore]:
+    def score(self, file: Path, indexes: Sequence[int], *, control: Control = QUIET) -> Iterator[ChunkScore]:
         """Score a file on these chunks, in order. Raises InferenceError where llama.cpp cannot load or run it."""
         if self._base.missing(indexes):
             with self._load(self._path) as base:

@@ -24,7 +24,6 @@ from types import TracebackType
 from typing import Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.quantize import quantized_blocks
@@ -33,11 +32,9 @@ from quantailor.ggml import codec, library
 from quantailor.ggml.runtime import DEFAULT_N_CTX
 from quantailor.ggml.swapping import WritableModel
 from quantailor.models.source import ModelSource
+from quantailor.numerics import Bytes, Floats, Tokens
 from quantailor.records import TensorInfo
 
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
-Tokens = npt.NDArray[np.int32]
 Kernels = Literal["as built", "values"]
 
 FINER_REST: Mapping[str, str] = {"BF16": "F16"}

@@ -28,21 +28,18 @@ from quantailor.analysis.weight_errors.weight_error import (
     DEFINITION_VERSION,
     HISTOGRAM_EDGES,
     N_FINE_BINS,
-    Counts,
-    Doubles,
     Energy,
-    Estimate,
-    Floats,
     RowSums,
     Totals,
     Weighting,
 )
-from quantailor.control import Control, NullControl
+from quantailor.control import QUIET, Control
 from quantailor.errors import NonFiniteWeightError, QuantailorError, TypeUnavailableError
 from quantailor.ggml import codec, library
 from quantailor.models.source import ModelSource, fingerprint
+from quantailor.numerics import Doubles, Floats, Integers
 from quantailor.qtypes import QType, unavailable
-from quantailor.records import TensorInfo, WeightError
+from quantailor.records import Estimate, TensorInfo, WeightError
 
 __all__ = [
     "DEFAULT_RELATIVE_SE",
@@ -95,7 +92,7 @@ def measure_tensor(
     weights: ErrorWeights = UNWEIGHTED,
     settings: MeasureSettings | None = None,
     n_threads: int | None = None,
-    control: Control | None = None,
+    control: Control = QUIET,
 ) -> tuple[WeightError, ...]:
     """Measure what each type does to one tensor, in the order of `qtypes`.
 
@@ -109,7 +106,6 @@ def measure_tensor(
         ImatrixError: weights that do not fit the tensor.
         Paused, Cancelled: from `control`, between blocks.
     """
-    control = control or NullControl()
     with _Workers(n_threads, control) as workers:
         return _Measurement(source, tensor, weights, settings or MeasureSettings(), seed, workers).cells(qtypes)
 
@@ -124,7 +120,7 @@ def measure_model(
     settings: MeasureSettings | None = None,
     seed: str | None = None,
     n_threads: int | None = None,
-    control: Control | None = None,
+    control: Control = QUIET,
 ) -> Iterator[WeightError]:
     """Yield the cells of `names` x `type_names` for which `done(tensor, type)` is not true, tensor by tensor.
 
@@ -137,7 +133,7 @@ def measure_model(
         NonFiniteWeightError, ImatrixError: see `measure_tensor`.
         Paused, Cancelled: from `control`.
     """
-    settings, control = settings or MeasureSettings(), control or NullControl()
+    settings = settings or MeasureSettings()
     wanted = [_known_type(name) for name in type_names]
     missing = [(tensor, [t for t in wanted if done is None or not done(tensor.name, t.name)]) for tensor in map(source.tensor, names)]
     seed = seed or fingerprint(source)
@@ -245,20 +241,20 @@ class _BlockSums:
     weighted: float
     output: float
     largest: float
-    fine: Counts
+    fine: Integers
 
 
 @dataclass(slots=True)
 class _Sample:
     """One type's figures for the rows measured so far; rows ascend."""
 
-    rows: Counts
+    rows: Integers
     sums: RowSums
-    pilot_rows: Counts
-    pilot_fine: Counts
-    """Counts in the fine bins of each pilot row, (n_pilot_rows, N_FINE_BINS)."""
+    pilot_rows: Integers
+    pilot_fine: Integers
+    """Integers in the fine bins of each pilot row, (n_pilot_rows, N_FINE_BINS)."""
 
-    def extend(self, rows: Counts, sums: RowSums) -> None:
+    def extend(self, rows: Integers, sums: RowSums) -> None:
         order = np.argsort(np.concatenate([self.rows, rows]), kind="stable")
         self.rows = np.concatenate([self.rows, rows])[order]
         self.sums = _reordered(_joined([self.sums, sums]), order)
@@ -274,7 +270,7 @@ def _joined(parts: Sequence[RowSums]) -> RowSums:
     )
 
 
-def _reordered(sums: RowSums, order: Counts) -> RowSums:
+def _reordered(sums: RowSums, order: Integers) -> RowSums:
     output = None if sums.output is None else sums.output[order]
     return RowSums(sums.plain[order], sums.weighted[order], output, sums.largest[order])
 
@@ -325,11 +321,11 @@ class _Measurement:
 
     # Rows
 
-    def _blocks(self) -> Iterator[Counts]:
+    def _blocks(self) -> Iterator[Integers]:
         """Row indexes of every block, none across slices."""
         return self._groups(np.arange(self._tensor.n_rows), BLOCK_WEIGHTS)
 
-    def _groups(self, rows: Counts, n_weights: int) -> Iterator[Counts]:
+    def _groups(self, rows: Integers, n_weights: int) -> Iterator[Integers]:
         """Cut ascending rows into groups of about `n_weights`, none across slices."""
         size = max(1, n_weights // self._tensor.n_cols)
         per_slice = self._tensor.rows_per_slice
@@ -338,13 +334,13 @@ class _Measurement:
             for at in range(start, stop, size):
                 yield rows[at : min(at + size, stop)]
 
-    def _read(self, rows: Counts) -> Floats:
+    def _read(self, rows: Integers) -> Floats:
         """Weights of ascending rows, (len(rows), n_cols)."""
         runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
         parts = [self._source.rows(self._tensor.name, int(run[0]), int(run[-1]) + 1) for run in runs]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _checked(self, rows: Counts) -> tuple[Floats, Floats]:
+    def _checked(self, rows: Integers) -> tuple[Floats, Floats]:
         """Weights and their squares; NonFiniteWeightError where ggml must not see them."""
         values = self._read(rows)
         with np.errstate(all="ignore"):
@@ -353,11 +349,11 @@ class _Measurement:
             codec.check_weights(values, self._tensor.name)
         return values, squares
 
-    def _energies(self, rows: Counts) -> RowSums:
+    def _energies(self, rows: Integers) -> RowSums:
         values, squares = self._checked(rows)
         return weight_error.row_sums(values, squares, self._scales, rows)
 
-    def _errors(self, values: Floats, qtype: QType, rows: Counts) -> tuple[RowSums, Floats]:
+    def _errors(self, values: Floats, qtype: QType, rows: Integers) -> tuple[RowSums, Floats]:
         """Sums of one type's errors in some rows, and the squares."""
         slice_index = int(rows[0]) // self._tensor.rows_per_slice
         importance = weight_error.quantizer_importance(self._weights, qtype, slice_index, self._tensor.n_cols)
@@ -368,7 +364,7 @@ class _Measurement:
     # All rows
 
     def _exhaustive(self, qtypes: Sequence[QType]) -> dict[str, WeightError]:
-        def block(rows: Counts) -> tuple[float, float, list[_BlockSums]]:
+        def block(rows: Integers) -> tuple[float, float, list[_BlockSums]]:
             values, squares = self._checked(rows)
             energy = weight_error.row_sums(values, squares, self._scales, rows)
             return float(energy.plain.sum()), float(energy.weighted.sum()), [self._block_sums(values, t, rows) for t in qtypes]
@@ -381,7 +377,7 @@ class _Measurement:
         energy = Energy(plain, weighted)
         return {t.name: self._record(t, self._totals(part), energy) for t, part in zip(qtypes, sums, strict=True)}
 
-    def _block_sums(self, values: Floats, qtype: QType, rows: Counts) -> _BlockSums:
+    def _block_sums(self, values: Floats, qtype: QType, rows: Integers) -> _BlockSums:
         sums, squares = self._errors(values, qtype, rows)
         output = 0.0 if sums.output is None else float(sums.output.sum())
         fine = np.bincount(weight_error.fine_bins(squares).reshape(-1), minlength=N_FINE_BINS)
@@ -432,9 +428,9 @@ class _Measurement:
         rows = plan.measured(n)
         if before:
             rows = np.setdiff1d(rows, plan.measured(before))
-        measured: list[list[tuple[RowSums, Counts]]] = [[] for _ in qtypes]
+        measured: list[list[tuple[RowSums, Integers]]] = [[] for _ in qtypes]
 
-        def group(rows: Counts) -> list[tuple[RowSums, Counts]]:
+        def group(rows: Integers) -> list[tuple[RowSums, Integers]]:
             values, _ = self._checked(rows)
             return [self._group_sums(values, t, rows, count=not before) for t in qtypes]
 
@@ -448,7 +444,7 @@ class _Measurement:
             elif gathered:
                 samples[qtype].extend(rows, _joined([sums for sums, _ in gathered]))
 
-    def _group_sums(self, values: Floats, qtype: QType, rows: Counts, *, count: bool) -> tuple[RowSums, Counts]:
+    def _group_sums(self, values: Floats, qtype: QType, rows: Integers, *, count: bool) -> tuple[RowSums, Integers]:
         sums, squares = self._errors(values, qtype, rows)
         if not count:
             return sums, np.empty((0, N_FINE_BINS), dtype=np.int64)

@@ -31,12 +31,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from quantailor.analysis.weight_errors.weight_error import Estimate
-
-Doubles = npt.NDArray[np.float64]
-Indexes = npt.NDArray[np.int64]
+from quantailor.numerics import Doubles, Integers
+from quantailor.records import Estimate
 
 PILOT_DRAWS = 64
 """Draws before anybody asks whether they are enough; also those whose errors are counted in bins."""
@@ -54,11 +51,11 @@ SAFETY = 1.05
 class Draws:
     """A prefix of the sequence of rows."""
 
-    rows: Indexes
+    rows: Integers
     """Rows drawn, repetitions included, grouped by slice; (n,)."""
     expansion: Doubles
     """1 / (n_h p), so that the sum of expansion x value estimates the total; (n,)."""
-    starts: Indexes
+    starts: Integers
     """Where each slice's draws start, and the end; (n_strata + 1,)."""
 
 
@@ -67,8 +64,8 @@ class RowPlan:
     """The sequence of rows of one tensor."""
 
     n_rows: int
-    certain: Indexes
-    slices: tuple[tuple[Indexes, Doubles, float, int], ...]
+    certain: Integers
+    slices: tuple[tuple[Integers, Doubles, float, int], ...]
     """Of each slice with rows to draw: rows, sizes, share of the slice, seed."""
 
     @property
@@ -78,7 +75,7 @@ class RowPlan:
 
     def draws(self, n: int) -> Draws:
         """The first `n` draws (somewhat more where slices need their minimum of two)."""
-        rows: list[Indexes] = []
+        rows: list[Integers] = []
         expansion: list[Doubles] = []
         for members, sizes, share, seed in self.slices:
             n_slice = max(2, round(n * share))
@@ -95,7 +92,7 @@ class RowPlan:
             starts,
         )
 
-    def measured(self, n: int) -> Indexes:
+    def measured(self, n: int) -> Integers:
         """The distinct rows that `n` draws need, certain ones included, ascending."""
         return np.union1d(self.certain, self.draws(n).rows)
 
@@ -131,7 +128,7 @@ def _shares(values: Doubles) -> Doubles:
     return values / total if total > 0 else np.zeros_like(values)
 
 
-def _certainty_rows(size: Doubles) -> Indexes:
+def _certainty_rows(size: Doubles) -> Integers:
     """Rows of at least 1 / PILOT_DRAWS of the size that larger rows leave, ascending."""
     order = np.argsort(-size, kind="stable")[:PILOT_DRAWS]
     left = float(size.sum())
@@ -173,7 +170,7 @@ def estimate_total(plan: RowPlan, draws: Draws, y: Doubles, x: Doubles, x_total:
     return Estimate(certain + ratio * x_rest, _se_of_sum(residual, draws.starts) * x_rest / x_drawn)
 
 
-def _se_of_sum(values: Doubles, starts: Indexes) -> float:
+def _se_of_sum(values: Doubles, starts: Integers) -> float:
     """Standard error of the sum of independent draws, from their scatter within each slice."""
     sizes = np.diff(starts)
     means = np.add.reduceat(values, starts[:-1]) / sizes

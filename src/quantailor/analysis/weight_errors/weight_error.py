@@ -32,12 +32,9 @@ import numpy.typing as npt
 from quantailor.analysis.importance.error_weights import ErrorWeights
 from quantailor.errors import ImatrixError
 from quantailor.ggml import codec
+from quantailor.numerics import Doubles, Floats, Integers
 from quantailor.qtypes import QType
-from quantailor.records import TensorInfo, WeightError
-
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Counts = npt.NDArray[np.int64]
+from quantailor.records import Estimate, TensorInfo, WeightError
 
 DEFINITION_VERSION = 1
 """Version of the definitions above; stored with every row."""
@@ -117,7 +114,7 @@ class RowSums:
     """The largest square in each row."""
 
 
-def row_sums(values: Floats, squares: Floats, scales: Weighting, rows: Counts) -> RowSums:
+def row_sums(values: Floats, squares: Floats, scales: Weighting, rows: Integers) -> RowSums:
     """Sums of `squares` (and of `values`, whose squares they are) for rows of one slice.
 
     `rows` are their indexes in the tensor. A row's sums depend on nothing but the row.
@@ -182,18 +179,6 @@ def histogram(shares: Doubles, edges: Doubles, rms: float) -> tuple[float, ...]:
     finite = np.isfinite(edges)
     at_edges = np.interp(np.asarray(HISTOGRAM_EDGES[1:-1]) * rms, edges[finite], np.concatenate(([0.0], np.cumsum(shares)))[finite])
     return tuple(float(share) for share in np.diff(at_edges, prepend=0.0, append=shares.sum()))
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A figure with its standard error (0 where every row was measured)."""
-
-    value: float
-    se: float = 0.0
-
-    @property
-    def relative_se(self) -> float:
-        return self.se / self.value if self.value > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)

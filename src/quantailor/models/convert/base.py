@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quantailor.control import Control, NullControl
+from quantailor.control import QUIET, Control
 from quantailor.models.gguf_writer import GGUFWriter, layout
 from quantailor.models.source import ModelSource
 
 BLOCK_BYTES = 16 << 20
 
 
-def write_base(source: ModelSource, output: Path, *, control: Control | None = None, overwrite: bool = False) -> Path:
+def write_base(source: ModelSource, output: Path, *, control: Control = QUIET, overwrite: bool = False) -> Path:
     """Write metadata and tensors as the source shows them; for a Hugging Face directory that is llama.cpp's conversion.
 
     Args:
@@ -27,7 +27,6 @@ def write_base(source: ModelSource, output: Path, *, control: Control | None = N
         ModelError: the source cannot be read.
         OutputError: the file cannot be written or exists.
     """
-    control = control or NullControl()
     output = Path(output)
     tensors = source.tensors
     total = sum(tensor.size_bytes for tensor in tensors)

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from quantailor.control import Control, NullControl
+from quantailor.control import QUIET, Control
 from quantailor.errors import HubError, HubUnreachableError, ModelFormatError, QuantailorError, RateLimitError
 from quantailor.models.hub.choice import RepoFile, is_plain
 from quantailor.models.hub.refusals import Asked, offline, translated
@@ -103,13 +103,13 @@ class Repo(RepoAtCommit):
         token: Token,
         settings: HubSettings,
         patience_s: float = PEEK_PATIENCE_S,
-        control: Control | None = None,
+        control: Control = QUIET,
         on_wait: Callable[[HubError, float], None] | None = None,
     ) -> None:
         self.settings = settings
         self._token = token
         self._patience_s = patience_s
-        self._control = control or NullControl()
+        self._control = control
         self._on_wait = on_wait
         self.asked = Asked(repo_id, revision, settings, token)
         if settings.offline:
@@ -251,15 +251,14 @@ def quiet_library() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
-def is_intact(path: Path, file: RepoFile, control: Control | None = None) -> bool:
+def is_intact(path: Path, file: RepoFile, control: Control = QUIET) -> bool:
     """Whether size and hash are the hub's: SHA-256 of large files, git's hash of the others."""
     if path.stat().st_size != file.size_bytes:
         return False
     digest = hashlib.sha256() if file.sha256 else hashlib.sha1(f"blob {file.size_bytes}\0".encode(), usedforsecurity=False)
     with path.open("rb") as stream:
         while block := stream.read(_BLOCK_BYTES):
-            if control is not None:
-                control.check()
+            control.check()
             digest.update(block)
     return digest.hexdigest() == file.etag
 

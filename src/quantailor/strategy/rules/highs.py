@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
+
+from quantailor.numerics import Doubles
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +38,11 @@ class Program:
 
     group_sizes: tuple[int, ...]
     """Options per group, in order."""
-    costs: npt.NDArray[np.float64]
+    costs: Doubles
     """(n_options,)"""
-    uses: npt.NDArray[np.float64]
+    uses: Doubles
     """(n_limits, n_options), none negative."""
-    limits: npt.NDArray[np.float64]
+    limits: Doubles
     """(n_limits,)"""
 
 
@@ -99,8 +100,8 @@ def solve_here(program: Program, *, relative_gap: float = RELATIVE_GAP, time_lim
 
 
 def _run(
-    program: Program, limits: npt.NDArray[np.float64], *, integral: bool, scale: float, relative_gap: float, time_limit_s: float
-) -> tuple[npt.NDArray[np.float64], float] | None:
+    program: Program, limits: Doubles, *, integral: bool, scale: float, relative_gap: float, time_limit_s: float
+) -> tuple[Doubles, float] | None:
     """Variables and lower bound, unscaled."""
     n_options = len(program.costs)
     owner = np.repeat(np.arange(len(program.group_sizes)), program.group_sizes)
@@ -120,19 +121,19 @@ def _run(
     return result.x, float(bound) / scale
 
 
-def _whole(row: npt.NDArray[np.float64]) -> bool:
+def _whole(row: Doubles) -> bool:
     return bool((row == np.floor(row)).all() and row.max(initial=0.0) < 2**53)
 
 
-def _picks(program: Program, values: npt.NDArray[np.float64]) -> tuple[int, ...]:
+def _picks(program: Program, values: Doubles) -> tuple[int, ...]:
     ends = np.cumsum(program.group_sizes)
-    parts: Sequence[npt.NDArray[np.float64]] = np.split(values, ends[:-1])
+    parts: Sequence[Doubles] = np.split(values, ends[:-1])
     return tuple(int(np.argmax(part)) for part in parts)
 
 
-def _uses(program: Program, picks: Sequence[int]) -> npt.NDArray[np.float64]:
+def _uses(program: Program, picks: Sequence[int]) -> Doubles:
     starts = np.cumsum((0, *program.group_sizes[:-1]))
-    used: npt.NDArray[np.float64] = program.uses[:, starts + np.array(picks)].sum(axis=1)
+    used: Doubles = program.uses[:, starts + np.array(picks)].sum(axis=1)
     return used
 
 

@@ -28,8 +28,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+from quantailor.numerics import Doubles, Integers
+from quantailor.strategy.rules.hull import lower_hull
 
 TOLERANCE = 1e-6
 """The search may stop when the staircase is this close to the bound, relative to the damage."""
@@ -45,9 +45,9 @@ STAIRS_PER_STATE = 2
 class Options:
     """One group's options: bytes and damage, aligned, in any order."""
 
-    sizes: Ints
+    sizes: Integers
     """(n_options,)"""
-    damages: Floats
+    damages: Doubles
     """(n_options,), none negative."""
 
 
@@ -74,29 +74,6 @@ class _Step:
     """The option after the step."""
 
 
-def hull(options: Options) -> list[int]:
-    """Indices of the options on the lower convex hull, from the smallest to the least damaging; slopes fall strictly."""
-    points: list[int] = []
-    for index in undominated(options):
-        while len(points) >= 2 and _slope(options, points[-2], points[-1]) <= _slope(options, points[-1], index):
-            points.pop()
-        points.append(index)
-    return points
-
-
-def undominated(options: Options) -> list[int]:
-    """Indices of the options that no other one beats in both bytes and damage, by rising size."""
-    kept: list[int] = []
-    for index in np.lexsort((options.damages, options.sizes)):
-        if not kept or options.damages[index] < options.damages[kept[-1]]:
-            kept.append(int(index))
-    return kept
-
-
-def _slope(options: Options, low: int, high: int) -> float:
-    return float((options.damages[low] - options.damages[high]) / (options.sizes[high] - options.sizes[low]))
-
-
 class Knapsack:
     """One set of groups, prepared for any number of budgets.
 
@@ -106,10 +83,10 @@ class Knapsack:
     def __init__(self, groups: Sequence[Options], *, tolerance: float = TOLERANCE, work_limit: int = WORK_LIMIT) -> None:
         self._tolerance, self._work_limit = tolerance, work_limit
         self._groups = groups
-        hulls = [hull(options) for options in groups]
+        hulls = [lower_hull(options.sizes.tolist(), options.damages.tolist()) for options in groups]
         self._start = [points[0] for points in hulls]
         steps = [
-            _Step(_slope(options, low, high), group, high)
+            _Step(float((options.damages[low] - options.damages[high]) / (options.sizes[high] - options.sizes[low])), group, high)
             for group, (options, points) in enumerate(zip(groups, hulls, strict=True))
             for low, high in itertools.pairwise(points)
         ]
@@ -160,7 +137,7 @@ class Knapsack:
         bound = float(self._damages[position - 1] - staircase.price * staircase.sizes[index])
         return self._answer(position - 1, staircase, index, bound)
 
-    def _walk(self) -> tuple[Ints, Floats]:
+    def _walk(self) -> tuple[Integers, Doubles]:
         """Bytes and damage along the chain, (n_steps + 1,)."""
         picks = list(self._start)
         sizes = [sum(int(options.sizes[pick]) for options, pick in zip(self._groups, picks, strict=True))]
@@ -230,9 +207,9 @@ class _Deviations:
     """What one group can do instead; `sizes` and `costs` are changes against the chain, cheapest first."""
 
     group: int
-    options: Ints
-    sizes: Ints
-    costs: Floats
+    options: Integers
+    sizes: Integers
+    costs: Doubles
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,12 +226,12 @@ class _Staircase:
     """The best damage found for every number of bytes in a segment; bytes rise and damages fall."""
 
     price: float
-    sizes: Ints
-    damages: Floats
+    sizes: Integers
+    damages: Doubles
     """Changes against the segment's lower end."""
     stages: tuple[_Stage, ...]
-    stage_of: Ints
-    state_of: Ints
+    stage_of: Integers
+    state_of: Integers
     exact: bool
 
     def deviations(self, index: int) -> list[tuple[int, int]]:
@@ -278,7 +255,7 @@ class _Search:
         self._sizes = np.zeros(1, dtype=np.int64)
         self._costs = np.zeros(1)
         # The staircase so far: bytes, damage, and where its state is kept; stage -1 is the lower end itself.
-        self._stairs: tuple[Ints, Floats, Ints, Ints] = (
+        self._stairs: tuple[Integers, Doubles, Integers, Integers] = (
             np.zeros(1, dtype=np.int64),
             np.zeros(1),
             np.full(1, -1, dtype=np.int64),
@@ -321,7 +298,7 @@ class _Search:
         self._climb(number, limit)
         return complete
 
-    def _thin(self, kept: Ints, sizes: Ints, costs: Floats, limit: int) -> Ints:
+    def _thin(self, kept: Integers, sizes: Integers, costs: Doubles, limit: int) -> Integers:
         """Of states in order of bytes, the cheapest in each of `limit` equal spans of bytes; also the best new stairs."""
         first = _best_in_spans(sizes[kept], costs[kept], limit)
         inside = np.flatnonzero((sizes[kept] >= 0) & (sizes[kept] <= self._length))
@@ -330,7 +307,7 @@ class _Search:
         better = inside[damages[inside] < self._stairs[1][held]]
         if len(better) > limit:
             better = better[_best_in_spans(sizes[kept[better]], damages[better], limit)]
-        chosen: Ints = kept[np.union1d(first, better)]
+        chosen: Integers = kept[np.union1d(first, better)]
         return chosen
 
     def _climb(self, number: int, limit: int) -> None:
@@ -349,25 +326,25 @@ class _Search:
         self._gap = float(np.max(self._stairs[1] + self._price * ends))
 
 
-def _frontier(sizes: Ints, damages: Floats) -> Ints:
+def _frontier(sizes: Integers, damages: Doubles) -> Integers:
     """Indices of the undominated points by rising size; of equal ones the first."""
     # The points come as a few ascending runs, which a stable sort only merges.
     order = np.argsort(sizes, kind="stable")
     best = np.minimum.accumulate(damages[order])
     better = order[np.append(True, best[1:] < best[:-1])[: len(order)]]
-    kept: Ints = better[np.append(np.diff(sizes[better]) > 0, True)[: len(better)]]
+    kept: Integers = better[np.append(np.diff(sizes[better]) > 0, True)[: len(better)]]
     return kept
 
 
-def _best_in_spans(sizes: Ints, values: Floats, limit: int) -> Ints:
+def _best_in_spans(sizes: Integers, values: Doubles, limit: int) -> Integers:
     """Indices of the least value in each of `limit` equal spans of (ascending) sizes."""
     span = (sizes - sizes[0]) * limit // (sizes[-1] - sizes[0] + 1)
     order = np.lexsort((values, span))
-    best: Ints = order[np.append(True, np.diff(span[order]) > 0)]
+    best: Integers = order[np.append(True, np.diff(span[order]) > 0)]
     return best
 
 
-def _reach(groups: Sequence[_Deviations]) -> tuple[Ints, Ints]:
+def _reach(groups: Sequence[_Deviations]) -> tuple[Integers, Integers]:
     """For each group the least and the most bytes that all later ones together can add."""
     least = [min(0, int(group.sizes.min())) for group in groups]
     most = [max(0, int(group.sizes.max())) for group in groups]

@@ -25,16 +25,16 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from quantailor.errors import StrategyError
+from quantailor.numerics import Doubles
 from quantailor.records import Cell, TensorCells, TensorChoice
 from quantailor.strategy.constraints import ALIGNMENT, Budget, Constraints, Group, apply
 from quantailor.strategy.importance import normalized
 from quantailor.strategy.rules import picks as rule
+from quantailor.strategy.rules.hull import lower_hull
 from quantailor.strategy.rules.picks import Pick
 
-Floats = npt.NDArray[np.float64]
 Test = Literal["relative", "absolute", "statistical", "second_difference", "fitted"]
 ErrorName = Literal["relative_rmse", "rmse", "max_abs_error", "weighted_mse", "relative_mse", "damage"]
 
@@ -72,8 +72,8 @@ class _Walk:
     """Types from high to low bits; errors never fall."""
 
     cells: tuple[Cell, ...]
-    bits: npt.NDArray[np.float64]
-    errors: npt.NDArray[np.float64]
+    bits: Doubles
+    errors: Doubles
 
 
 def choose(
@@ -146,25 +146,9 @@ def find(
 
 def _walk(cells: Sequence[Cell], error_of: Callable[[Cell], float]) -> _Walk:
     """The lower convex hull of (bits, error), from high to low bits."""
-    points: list[tuple[float, float, Cell]] = []
-    for cell in sorted(cells, key=lambda cell: (-cell.bits_per_weight, error_of(cell)), reverse=True):
-        point = (cell.bits_per_weight, error_of(cell), cell)
-        if points and point[1] >= points[-1][1]:
-            continue
-        if points and point[0] == points[-1][0]:
-            points.pop()
-        while len(points) >= 2 and _slope(points[-2], points[-1]) <= _slope(points[-1], point):
-            points.pop()
-        points.append(point)
-    points.reverse()
-    return _Walk(
-        tuple(point[2] for point in points), np.array([point[0] for point in points]), np.array([max(0.0, point[1]) for point in points])
-    )
-
-
-def _slope(low: tuple[float, float, Cell], high: tuple[float, float, Cell]) -> float:
-    """Error given up per bit added."""
-    return (low[1] - high[1]) / (high[0] - low[0])
+    bits, errors = [cell.bits_per_weight for cell in cells], [max(0.0, error_of(cell)) for cell in cells]
+    points = lower_hull(bits, errors)[::-1]
+    return _Walk(tuple(cells[index] for index in points), np.array(bits)[points], np.array(errors)[points])
 
 
 def _first_jump(walk: _Walk, test: Test, threshold: float) -> Knee:
@@ -216,7 +200,7 @@ def _fitted(walk: _Walk, threshold: float) -> Knee:
     return Knee(_at_or_above(walk, bits), f"the type above the knee of the fitted curve at {bits:.2f} bits")
 
 
-def _fitted_bits(bits: Floats, errors: Floats, threshold: float) -> Floats:
+def _fitted_bits(bits: Doubles, errors: Doubles, threshold: float) -> Doubles:
     """Bits at which fitted curves have their knees; `bits` and `errors` are (n_curves, n_types), the result (n_curves,).
 
     The slope b c / bits^(c + 1) falls with bits; the knee is where it equals threshold x chord.
@@ -233,13 +217,13 @@ def _at_or_above(walk: _Walk, bits: float) -> Cell:
     return walk.cells[above[-1] if above else 0]
 
 
-def fit_curve(bits: Floats, errors: Floats) -> tuple[float, float, float]:
+def fit_curve(bits: Doubles, errors: Doubles) -> tuple[float, float, float]:
     """One curve of `fit_curves`: (a, b, c)."""
     offsets, scales, powers = fit_curves(bits[None], errors[None])
     return float(offsets[0]), float(scales[0]), float(powers[0])
 
 
-def fit_curves(bits: Floats, errors: Floats) -> tuple[Floats, Floats, Floats]:
+def fit_curves(bits: Doubles, errors: Doubles) -> tuple[Doubles, Doubles, Doubles]:
     """Least squares of errors = a + b / bits^c: a, b, c with c from 0.25 to 8, found to 1e-3.
 
     For a given c the fit is linear; c is narrowed down on three grids. `bits` and `errors` are (n_curves, n_types).
@@ -253,7 +237,7 @@ def fit_curves(bits: Floats, errors: Floats) -> tuple[Floats, Floats, Floats]:
     return best
 
 
-def _best_fits(bits: Floats, errors: Floats, powers: Floats) -> tuple[Floats, Floats, Floats]:
+def _best_fits(bits: Doubles, errors: Doubles, powers: Doubles) -> tuple[Doubles, Doubles, Doubles]:
     least = bits.min(axis=1, keepdims=True)
     scaled = (bits / least)[:, None, :] ** -powers[:, :, None]  # (n_curves, n_powers, n_types)
     spread = scaled - scaled.mean(axis=2, keepdims=True)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from quantailor.records import Cell, TensorCells
+from quantailor.strategy.rules.hull import lower_hull
 
 SHRINK_SD = 0.3
 """How far a tensor's marginal damage is believed to lie from what single probes say, before it is measured."""
@@ -31,20 +32,8 @@ class Exchange:
 
 def hull(table: TensorCells, allowed: Collection[str] | None = None) -> list[Cell]:
     """The cells worth taking at some price, ascending by size: the lower convex hull of damage over bytes."""
-    cells = sorted((cell for cell in table.cells if allowed is None or cell.type_name in allowed), key=lambda c: (c.size_bytes, c.damage))
-    kept: list[Cell] = []
-    for cell in cells:
-        if kept and cell.damage >= kept[-1].damage:
-            continue
-        while len(kept) > 1 and _slope(kept[-2], kept[-1]) >= _slope(kept[-1], cell):
-            kept.pop()
-        kept.append(cell)
-    return kept
-
-
-def _slope(one: Cell, other: Cell) -> float:
-    """Change of damage per byte; steeper is more negative."""
-    return (other.damage - one.damage) / max(1, other.size_bytes - one.size_bytes)
+    cells = [cell for cell in table.cells if allowed is None or cell.type_name in allowed]
+    return [cells[index] for index in lower_hull([cell.size_bytes for cell in cells], [cell.damage for cell in cells])]
 
 
 def step(table: TensorCells, type_name: str, direction: int, allowed: Collection[str] | None = None) -> Cell | None:

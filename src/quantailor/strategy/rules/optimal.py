@@ -23,9 +23,9 @@ from quantailor.strategy.rules import picks as rule
 from quantailor.strategy.rules.knapsack import Answer, Knapsack, Options
 from quantailor.strategy.rules.picks import Pick
 
-DIAL_TOLERANCE = 1e-3
+QUICK_TOLERANCE = 1e-3
 MANY_GROUPS = 400
-"""From here on a dial leaves a step's bytes unspent rather than search for what else fits."""
+"""From here on `OptimumBySize` leaves a step's bytes unspent rather than search for what else fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +109,17 @@ class Solver:
         return None if answer is None else _solution(self._tables, self._groups, _of_answer(self._groups, answer), fixed_bytes)
 
 
-class Dial:
-    """The optimum for any number of budgets in quick succession, as a slider asks for them: to within 1e-3 of its bound."""
+class OptimumBySize:
+    """The optimum for any number of sizes in quick succession, as a slider asks for them: to within 1e-3 of its bound."""
 
     def __init__(self, tables: Sequence[TensorCells], constraints: Constraints, *, align: int = ALIGNMENT) -> None:
-        """Raises InfeasibleError where the constraints leave a tensor no type; budgets of patterns are not for a dial."""
+        """Budgets of patterns do not count here.
+
+        Raises:
+            InfeasibleError: the constraints leave a tensor no type.
+        """
         self._groups = apply(tables, constraints, align=align)
-        self._knapsack = Knapsack(_options(self._groups), tolerance=DIAL_TOLERANCE)
+        self._knapsack = Knapsack(_options(self._groups), tolerance=QUICK_TOLERANCE)
 
     @property
     def smallest(self) -> int:

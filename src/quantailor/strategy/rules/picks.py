@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from quantailor.errors import InfeasibleError
 from quantailor.records import Cell, TensorChoice
-from quantailor.strategy.constraints import ALIGNMENT, Budget, Group, padded
+from quantailor.strategy.constraints import ALIGNMENT, Budget, Group
+from quantailor.strategy.rules import hull
 
 EVERYTHING = "*"
 """The pattern of the overall budget."""
@@ -58,11 +59,8 @@ def tensor_size(picks: Sequence[Pick]) -> int:
 
 def undominated(group: Group) -> list[Cell]:
     """The group's cells that no other cell beats in both bytes and damage, ascending by size."""
-    kept: list[Cell] = []
-    for cell in sorted(group.cells, key=lambda cell: (cell.size_bytes, cell.damage)):
-        if not kept or cell.damage < kept[-1].damage:
-            kept.append(cell)
-    return kept
+    kept = hull.undominated([cell.size_bytes for cell in group.cells], [cell.damage for cell in group.cells])
+    return [group.cells[index] for index in kept]
 
 
 def price_range(group: Group, chosen: Cell) -> tuple[float, float] | None:
@@ -140,8 +138,3 @@ def _cheapest_step(picks: Sequence[Pick], uses: Sequence[int], budget: Budget, a
     if best is None:
         raise too_small(budget.size_bytes, sum(uses), _for(budget))
     return best[1], best[2]
-
-
-def padded_total(sizes: Sequence[int], align: int = ALIGNMENT) -> int:
-    """The sum of sizes, each padded."""
-    return sum(padded(size, align) for size in sizes)
