@@ -59,6 +59,8 @@ check: setup
 	@echo "== deptry: every import declared, every dependency used"
 	$(RUN)/deptry src
 	$(RUN)/deptry tests tools benchmarks --ignore DEP001,DEP002,DEP004
+	@echo "== the rules of the house that can be counted"
+	$(RUN)/python -m tools.house
 	@echo "== fast tests"
 	$(RUN)/pytest -q -n $(WORKERS) -m "not slow and not oracle"
 

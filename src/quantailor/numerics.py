@@ -134,7 +134,7 @@ def _row_blocks(shape: tuple[int, ...]) -> list[slice]:
 
 
 def mean_over_chunks(values: npt.ArrayLike) -> Estimate:
-    """Mean of one value per chunk with its standard error, s / sqrt(n).
+    """Mean of one value per chunk, (n_chunks,), with its standard error, s / sqrt(n).
 
     One chunk says nothing about the spread between chunks: its standard error is given as 0.
     """
@@ -145,7 +145,7 @@ def mean_over_chunks(values: npt.ArrayLike) -> Estimate:
 
 
 def ratio_over_chunks(numerators: npt.ArrayLike, denominators: npt.ArrayLike) -> Estimate:
-    """sum(numerators) / sum(denominators) with the ratio estimator's standard error over chunks.
+    """sum(numerators) / sum(denominators), both (n_chunks,), with the ratio estimator's standard error over chunks.
 
     se = sqrt(n / (n - 1) * sum((a_i - r b_i)^2)) / sum(b_i); with equal denominators this is the mean's.
     """

@@ -181,7 +181,7 @@ class TensorCells:
         return layer_of(self.name)
 
     def cell(self, type_name: str) -> Cell:
-        """The cell of a type; KeyError where the tensor has none."""
+        """The cell of a type. Raises KeyError where the tensor has none."""
         for cell in self.cells:
             if cell.type_name == type_name:
                 return cell

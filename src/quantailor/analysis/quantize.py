@@ -49,7 +49,7 @@ def quantized_blocks(
     control: Control = QUIET,
     block_weights: int = BLOCK_WEIGHTS,
 ) -> Generator[tuple[TensorInfo, Bytes], None, None]:
-    """The bytes of some tensors, block by block in order; a few per thread are under way at any time.
+    """The bytes of some tensors, block by block in order, each (n_bytes,); a few per thread are under way at any time.
 
     Args:
         source: where the weights come from.

@@ -26,7 +26,11 @@ MAX_IMPORTANCE = 1e20
 
 
 def check_weights(values: Floats, name: str) -> None:
-    """Raise NonFiniteWeightError when `values` holds NaN, Inf or weights beyond `MAX_ABS_WEIGHT`."""
+    """Refuse weights, (n_rows, n_cols), that no quantizer should see; `name` is the tensor's.
+
+    Raises:
+        NonFiniteWeightError: NaN, Inf or weights beyond `MAX_ABS_WEIGHT`.
+    """
     largest = float(np.max(np.abs(values), initial=0.0))
     if largest <= MAX_ABS_WEIGHT:
         return
@@ -37,7 +41,11 @@ def check_weights(values: Floats, name: str) -> None:
 
 
 def check_importance(importance: Floats, name: str) -> None:
-    """Raise ImatrixError when an importance is negative, not finite or beyond `MAX_IMPORTANCE`."""
+    """Refuse importances, (n_slices, n_cols) or any other shape, that no quantizer should see; `name` is the tensor's.
+
+    Raises:
+        ImatrixError: one that is negative, not finite or beyond `MAX_IMPORTANCE`.
+    """
     bad = ~((importance >= 0) & (importance <= MAX_IMPORTANCE))
     if bad.any():
         value = float(importance[bad].flat[0])
@@ -57,6 +65,7 @@ def quantize(values: Floats, qtype: QType, importance: Floats | None = None) -> 
 
     Raises:
         TypeUnavailableError: the block does not divide the row, or the type needs an importance vector.
+        ImatrixError: the importances are not one per column.
     """
     n_rows, n_cols = values.shape
     out = np.empty((n_rows, qtype.row_bytes(n_cols)), dtype=np.uint8)
@@ -95,6 +104,6 @@ def dequantize(data: npt.NDArray[Any], qtype: QType, n_cols: int) -> Floats:
 
 
 def is_valid(data: Bytes, qtype: QType) -> bool:
-    """Whether ggml accepts these bytes as rows of `qtype` (no NaN or Inf in the scales)."""
+    """Whether ggml accepts bytes, (n_rows, row_bytes), as rows of `qtype` (no NaN or Inf in the scales)."""
     flat = np.ascontiguousarray(data).reshape(-1)
     return bool(library.load().ggml.ggml_validate_row_data(qtype.id, flat.ctypes.data, flat.size))

@@ -103,7 +103,7 @@ def quantize_reference(
         embedding_type: the token embeddings' type, before any override.
         output_type: the output matrix' type, before any override.
         pure: the preset's default type for all tensors instead of its mix.
-        imatrix: importances as the quantizer takes them, flat: n_slices x n_cols per tensor.
+        imatrix: importances as the quantizer takes them, (n_slices * n_cols,) per tensor.
         metadata: further keys to write, for example `quantize.imatrix.*`.
         allow_requantize: take sources that are quantized already.
         n_threads: None takes all processors.
@@ -148,7 +148,7 @@ def quantize_reference(
 def preset_types(base: Path, preset: str, *, imatrix: Mapping[str, Floats] | None = None) -> dict[str, str]:
     """The type that llama.cpp's preset gives each tensor of `base` that changes its type; nothing is quantized.
 
-    The mix depends on whether there is an importance matrix. Raises as `quantize_reference` does.
+    The mix depends on whether there is an importance matrix, tensor -> (n_slices * n_cols,). Raises as `quantize_reference` does.
     """
     ftype = library.presets()[preset_name(preset)]
     request = Request(base=str(base.resolve()), output="", ftype=ftype, n_threads=1, allow_requantize=True, dry_run=True)

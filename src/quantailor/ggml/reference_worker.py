@@ -72,7 +72,7 @@ def quantize(request: Request, importances: Floats, log: Callable[[int, str], No
 
     Args:
         request: what to do.
-        importances: all importance vectors end to end, in the order of `request.imatrix_names`.
+        importances: all importance vectors end to end, in the order of `request.imatrix_names`: (n_values,).
         log: called with ggml's log level and text, not always a whole line.
     """
     llama = library.load().llama

@@ -105,7 +105,11 @@ def _log() -> _Log:
 
 
 class Tokenizer:
-    """The vocabulary of a model file. Use as a context manager, or call `close`."""
+    """The vocabulary of a model file. Use as a context manager, or call `close`.
+
+    Raises:
+        InferenceError: llama.cpp cannot read the file.
+    """
 
     def __init__(self, path: Path, *, vocab_only: bool, n_gpu_layers: int, writable: bool = False) -> None:
         self.path = path
@@ -274,7 +278,7 @@ class LoadedModel(Tokenizer):
         self._batch = self._context = None
 
     def decode(self, tokens: Tokens, *, first: int = 0) -> None:
-        """Run one chunk with an empty cache; outputs are computed from position `first` on.
+        """Run one chunk, (n_tokens,), with an empty cache; outputs are computed from position `first` on.
 
         Raises:
             InferenceError: llama.cpp failed, the chunk is longer than `n_ctx` or a token is not in the vocabulary.

@@ -89,7 +89,7 @@ class WritableModel(LoadedModel):
         Args:
             name: the tensor.
             qtype: what the bytes are.
-            parts: the whole tensor's bytes, piece by piece, so that large tensors need little memory.
+            parts: the whole tensor's bytes, piece by piece, each (n_bytes,), so that large tensors need little memory.
 
         Raises:
             TensorNotFoundError: the graph does not use such a tensor, or the model is closed.
@@ -117,7 +117,12 @@ class WritableModel(LoadedModel):
             place.shape_as(qtype.id, strides)
 
     def read(self, name: str, start: int, stop: int) -> Bytes:
-        """Bytes [start, stop) of a weight as the model holds it. Raises TensorNotFoundError as `replace` does."""
+        """Bytes [start, stop) of a weight as the model holds it, (n_bytes,).
+
+        Raises:
+            TensorNotFoundError: as `replace` does.
+            InferenceError: the weight has fewer bytes.
+        """
         place = self._known(name)[0]
         if not 0 <= start <= stop <= self._n_bytes(place):
             raise InferenceError(f"{name} has {self._n_bytes(place)} bytes, not {start} to {stop}")

@@ -38,7 +38,7 @@ def use(context: Context) -> None:
 
 
 def context() -> Context:
-    """The server's context."""
+    """The server's context. Raises RuntimeError where no server runs."""
     if _current is None:
         raise RuntimeError("no server has set its context")
     return _current

@@ -47,7 +47,10 @@ def reconcile(store: Store, *, now: Clock = time.time) -> list[Job]:
 
 
 def request_pause(store: Store, job_id: int, *, now: Clock = time.time) -> Job:
-    """Ask a job to stop at its next safe point. A queued one pauses at once; the job as it is now."""
+    """Ask a job to stop at its next safe point. A queued one pauses at once; the job as it is now.
+
+    Raises JobError where it has ended.
+    """
     with store.transaction():
         reconcile(store, now=now)
         job = store.jobs.get(job_id)
@@ -61,7 +64,10 @@ def request_pause(store: Store, job_id: int, *, now: Clock = time.time) -> Job:
 
 
 def request_cancel(store: Store, job_id: int, *, now: Clock = time.time) -> Job:
-    """Stop a job for good; what it recorded is kept. At once, unless a worker has to come to a safe point first."""
+    """Stop a job for good; what it recorded is kept. At once, unless a worker has to come to a safe point first.
+
+    Raises JobError where it is done or cancelled already.
+    """
     with store.transaction():
         reconcile(store, now=now)
         job = store.jobs.get(job_id)
@@ -75,7 +81,10 @@ def request_cancel(store: Store, job_id: int, *, now: Clock = time.time) -> Job:
 
 
 def resume(store: Store, job_id: int, *, now: Clock = time.time) -> Job:
-    """Queue a stopped job again, for `run` or `submit`; takes back a pause that its worker has not noticed yet."""
+    """Queue a stopped job again, for `run` or `submit`; takes back a pause that its worker has not noticed yet.
+
+    Raises JobError where it is done or cancelled.
+    """
     with store.transaction():
         reconcile(store, now=now)
         job = store.jobs.get(job_id)

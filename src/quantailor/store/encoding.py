@@ -31,7 +31,7 @@ def canonical_json(value: object) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A numpy scalar as Python's own number, anything else as it is; TypeError for an array."""
+    """A numpy scalar as Python's own number, anything else as it is. Raises TypeError for an array."""
     if isinstance(value, np.ndarray):
         raise TypeError(f"an array of shape {value.shape} is not plain data")
     return value.item() if isinstance(value, np.generic) else value

@@ -156,12 +156,12 @@ def _in_layers(text: str, layer: int | None, pattern: str) -> bool:
 
 
 def parse_pin(text: str) -> tuple[str, str]:
-    """`attn_v=Q6_K` -> ("attn_v", "Q6_K")."""
+    """`attn_v=Q6_K` -> ("attn_v", "Q6_K"). Raises StrategyError for other forms."""
     return _split(text, "PATTERN=TYPE, for example attn_v=Q6_K")
 
 
 def parse_allowed(text: str) -> tuple[str | None, tuple[str, ...]]:
-    """`Q4_K,Q5_K` -> (None, types); `role:ffn_down=Q4_K,Q5_K` -> ("role:ffn_down", types)."""
+    """`Q4_K,Q5_K` -> (None, types); `role:ffn_down=Q4_K,Q5_K` -> ("role:ffn_down", types). Raises StrategyError for other forms."""
     pattern, separator, types = text.rpartition("=")
     names = tuple(name.strip() for name in types.split(",") if name.strip())
     if not names or (separator and not pattern.strip()):
@@ -170,7 +170,7 @@ def parse_allowed(text: str) -> tuple[str | None, tuple[str, ...]]:
 
 
 def parse_bits(text: str) -> tuple[str | None, float]:
-    """`4.5` -> (None, 4.5); `output=6` -> ("output", 6.0)."""
+    """`4.5` -> (None, 4.5); `output=6` -> ("output", 6.0). Raises StrategyError for other forms."""
     pattern, separator, number = text.rpartition("=")
     try:
         bits = float(number)
@@ -189,7 +189,7 @@ def parse_tie(text: str) -> str:
 
 
 def parse_budget(text: str, parse_size: Callable[[str], int] = int) -> Budget:
-    """`layer:0-15=4000000000` -> Budget; `parse_size` may know units."""
+    """`layer:0-15=4000000000` -> Budget; `parse_size` may know units. Raises StrategyError for other forms."""
     pattern, size = _split(text, "PATTERN=SIZE, for example layer:0-15=4GiB")
     try:
         size_bytes = parse_size(size)

@@ -214,7 +214,7 @@ class ImatrixState:
         return sum2, total, counts
 
     def finish_chunk(self, tokens: Tokens, n_vocab: int) -> None:
-        """Count a chunk as done."""
+        """Count a chunk of tokens, (n_ctx,), as done."""
         if not self._token_counts.size:
             self._token_counts = np.zeros(n_vocab, dtype=np.int64)
         self._token_counts += np.bincount(tokens, minlength=n_vocab)

@@ -51,7 +51,7 @@ class BaseChunk:
         """Another model's score on this chunk, without the divergences of single tokens.
 
         Args:
-            logits: the model's, of the same positions, (n_scored or one more, n_vocab).
+            logits: the model's, of the same positions, (n_scored, n_vocab); one row more is ignored.
 
         Raises:
             InferenceError: a logit is NaN or Inf, or the model has another vocabulary.

@@ -122,7 +122,7 @@ class Swapper:
                 self._swap(name, type_name)
 
     def logits(self, tokens: Tokens, *, first: int = 0) -> Floats:
-        """Logits of one chunk as the model is now; see `LoadedModel.logits`."""
+        """Logits of one chunk as the model is now, (n_tokens - first, n_vocab); see `LoadedModel.logits`."""
         return self._model.logits(tokens, first=first)
 
     def _swap(self, name: str, type_name: str) -> None:

@@ -67,7 +67,11 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasureSettings:
-    """How carefully to measure."""
+    """How carefully to measure.
+
+    Raises:
+        QuantailorError: `relative_se` is not between 0 and 1.
+    """
 
     exhaustive: bool = False
     relative_se: float = DEFAULT_RELATIVE_SE

@@ -93,7 +93,7 @@ class RowPlan:
         )
 
     def measured(self, n: int) -> Integers:
-        """The distinct rows that `n` draws need, certain ones included, ascending."""
+        """The distinct rows that `n` draws need, certain ones included, ascending: (n_distinct,)."""
         return np.union1d(self.certain, self.draws(n).rows)
 
 

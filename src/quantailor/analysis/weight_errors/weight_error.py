@@ -115,9 +115,9 @@ class RowSums:
 
 
 def row_sums(values: Floats, squares: Floats, scales: Weighting, rows: Integers) -> RowSums:
-    """Sums of `squares` (and of `values`, whose squares they are) for rows of one slice.
+    """Sums of `squares` (and of `values`, whose squares they are), both (n_rows, n_cols), for rows of one slice.
 
-    `rows` are their indexes in the tensor. A row's sums depend on nothing but the row.
+    `rows` are their indexes in the tensor, (n_rows,). A row's sums depend on nothing but the row.
     """
     slice_index, v = int(rows[0]) // scales.rows_per_slice, scales.rows[rows]
     plain = squares.sum(axis=1).astype(np.float64)
@@ -131,7 +131,7 @@ def row_sums(values: Floats, squares: Floats, scales: Weighting, rows: Integers)
 
 
 def quantizer_importance(weights: ErrorWeights, qtype: QType, slice_index: int, n_cols: int) -> Floats | None:
-    """What to hand to ggml's quantizer for one slice.
+    """What to hand to ggml's quantizer for one slice, (n_cols,) or None.
 
     Types that ggml refuses without importance get unit weights; `qtypes.unavailable` lets only those tensors
     come here without an importance matrix that llama.cpp exempts (token embeddings, output).
@@ -150,18 +150,18 @@ def quantization_error(values: Floats, qtype: QType, importance: Floats | None) 
 
 
 def fine_bins(squares: Floats) -> npt.NDArray[np.int32]:
-    """The fine bin of every |dW|, from the leading bits of dW^2."""
+    """The fine bin of every |dW|, from the leading bits of dW^2: (n_rows, n_cols) -> the same shape."""
     return squares.view(np.int32) >> _FINE_SHIFT
 
 
 def fine_edges() -> Doubles:
-    """Edges of the fine bins in |dW|, (N_FINE_BINS + 1,); the last are infinite."""
+    """Edges of the fine bins in |dW|, weight units, (n_bins + 1,); the last are infinite."""
     bits = (np.arange(N_FINE_BINS + 1, dtype=np.int64) << _FINE_SHIFT).clip(max=0x7F800000).astype(np.int32)
     return np.sqrt(bits.view(np.float32).astype(np.float64))
 
 
 def quantiles(shares: Doubles, edges: Doubles) -> tuple[float, ...]:
-    """p50, p90, p95, p99 and p99.9 of |dW| from the shares of the fine bins, interpolated within a bin."""
+    """p50, p90, p95, p99 and p99.9 of |dW|, interpolated within a bin, from the fine bins' shares (n_bins,) and edges (n_bins + 1,)."""
     cumulative = np.cumsum(shares)
     found = []
     for q in QUANTILES:
@@ -173,7 +173,7 @@ def quantiles(shares: Doubles, edges: Doubles) -> tuple[float, ...]:
 
 
 def histogram(shares: Doubles, edges: Doubles, rms: float) -> tuple[float, ...]:
-    """Shares of |dW| in the 64 bins of HISTOGRAM_EDGES x rms, from the shares of the fine bins."""
+    """Shares of |dW| in the 64 bins of HISTOGRAM_EDGES x rms, from the fine bins' shares (n_bins,) and edges (n_bins + 1,)."""
     if rms <= 0:
         return (float(shares.sum()),) + (0.0,) * (N_HISTOGRAM_BINS - 1)
     finite = np.isfinite(edges)

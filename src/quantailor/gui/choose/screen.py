@@ -329,7 +329,7 @@ class ChooseScreen:
 
 
 async def open_screen(project: ProjectReport, *, draft_name: str, tensor: str | None) -> ChooseScreen:
-    """The screen's state, read in a thread. Raises StrategyError where nothing is measured."""
+    """The screen's state, read in a thread. Raises QuantailorError where nothing is measured or the server stops."""
 
     def read() -> tuple[Desk, Draft]:
         desk = desks.desk_of(project)

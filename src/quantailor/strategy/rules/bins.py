@@ -23,7 +23,7 @@ DEFAULT_BINS: Bins = ((10.0, "Q6_K"), (50.0, "Q5_K"), (100.0, "Q4_K"))
 
 
 def parse_bins(text: str) -> tuple[tuple[float, str], ...]:
-    """`10=Q6_K,50=Q5_K,100=Q4_K` -> bins."""
+    """`10=Q6_K,50=Q5_K,100=Q4_K` -> bins. Raises StrategyError for other forms."""
     pairs = []
     for part in text.split(","):
         percent, separator, type_name = part.partition("=")

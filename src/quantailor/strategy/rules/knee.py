@@ -125,7 +125,11 @@ def find(
     epsilon: float = EPSILON,
     error: ErrorName = "relative_rmse",
 ) -> Knee:
-    """The knee of one tensor's cells; `importance` is normalized, 0 to 1. Always returns a type."""
+    """The knee of one tensor's cells; `importance` is normalized, 0 to 1. Always returns a type.
+
+    Raises:
+        StrategyError: an unknown test or error, or a number out of range.
+    """
     if test not in get_args(Test):
         raise StrategyError(f"there is no knee test {test!r}", remedy=f"Known: {', '.join(get_args(Test))}")
     if error not in _ERRORS:
@@ -218,7 +222,7 @@ def _at_or_above(walk: _Walk, bits: float) -> Cell:
 
 
 def fit_curve(bits: Doubles, errors: Doubles) -> tuple[float, float, float]:
-    """One curve of `fit_curves`: (a, b, c)."""
+    """One curve of `fit_curves`, from bits and errors of (n_types,): a, b and c."""
     offsets, scales, powers = fit_curves(bits[None], errors[None])
     return float(offsets[0]), float(scales[0]), float(powers[0])
 

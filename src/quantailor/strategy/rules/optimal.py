@@ -91,7 +91,11 @@ class Solver:
         self._knapsack = None if self._limits.budgets else Knapsack(_options(self._groups))
 
     def solve(self, *, budget_bytes: int | None = None, max_damage: float | None = None, fixed_bytes: int = 0) -> Solution:
-        """The optimum for a target; arguments and errors as of `solve`."""
+        """The optimum for a target; takes the arguments of the function `solve` and raises as it does.
+
+        Raises:
+            InfeasibleError, StrategyError: see there.
+        """
         if (budget_bytes is not None) and (max_damage is not None):
             raise StrategyError("both a size and a damage were asked for", remedy="Give one of them")
         if budget_bytes is None and max_damage is None and not self._limits.budgets:
@@ -132,7 +136,7 @@ class OptimumBySize:
         return sum(rule.undominated(group)[-1].size_bytes for group in self._groups)
 
     def types(self, budget_bytes: int) -> dict[str, str]:
-        """Tensor -> type within so many bytes of tensor data; the smallest mix where nothing fits."""
+        """Tensor -> type within so many bytes of tensor data; the smallest mix where nothing fits. Raises InfeasibleError."""
         wanted = max(budget_bytes, self.smallest)
         answer = self._knapsack.before(wanted) if len(self._groups) > MANY_GROUPS else self._knapsack.within(wanted)
         if answer is None:
