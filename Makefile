@@ -1,4 +1,4 @@
-# make demo | check | test | bench | screenshots | oracle: each sets up what it needs first.
+# make demo | check | test | bench | screenshots | oracle | docs | dist: each sets up what it needs first.
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,13 +15,15 @@ WORKERS ?= 2
 # pip keeps the wheel: without the machine's own instructions it also runs on an older or newer one. Slower by little.
 export CMAKE_ARGS ?= -DGGML_NATIVE=OFF
 
-.PHONY: help setup demo check test bench screenshots oracle lock clean
+.PHONY: help setup demo check test bench screenshots oracle docs dist lock clean
 
 help:
 	@echo "make demo    set up, then run the main job on the model that ships with the project"
 	@echo "make check   ruff, mypy, import-linter and the fast tests"
 	@echo "make test    make check and every test that needs no torch"
 	@echo "make oracle  the tests against llama.cpp's own converter (installs torch and transformers)"
+	@echo "make docs    the documentation as a site, with strict links, into site/"
+	@echo "make dist    the wheel and the sdist, checked, into dist/"
 	@echo "make bench   speed and memory, as ratios measured in one run"
 	@echo "make screenshots   pictures of every screen into docs/images (needs chromium and chromedriver)"
 
@@ -72,6 +74,20 @@ oracle: $(ORACLE_VENV)/.ready
 	@echo "== against llama.cpp's own converter"
 	$(ORACLE)/pytest -q -m oracle
 
+docs: $(VENV)/.docs-ready
+	@echo "== the documentation, into site/"
+	$(RUN)/python -m mkdocs build --strict --quiet
+
+$(VENV)/.docs-ready: $(VENV)/.ready requirements/docs.txt
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
+	@touch $@
+
+dist: setup
+	@echo "== sdist and wheel, into dist/"
+	rm -rf dist
+	$(RUN)/python -m build
+	$(RUN)/python -m tools.check_dist
+
 bench: setup
 	$(RUN)/python -m benchmarks
 
@@ -84,4 +100,4 @@ lock: setup
 	$(RUN)/python -m pip freeze --exclude-editable | sed '/^uvloop==/s/$$/ ; sys_platform != "win32"/' >> requirements/dev.txt
 
 clean:
-	rm -rf $(VENV) $(ORACLE_VENV) demo/out benchmarks/out
+	rm -rf $(VENV) $(ORACLE_VENV) demo/out benchmarks/out site dist

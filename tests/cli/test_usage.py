@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import Command, Workbench
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from quantailor.cli.app import app
 
 pytestmark = pytest.mark.xdist_group("workbench")
 
@@ -30,9 +36,29 @@ def test_every_command_has_help_with_an_example(quantailor: Command, command: st
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_readme_shows_every_command(command: str) -> None:
-    readme = Path(__file__).parents[2] / "README.md"
-    assert f"quantailor {command}" in readme.read_text(encoding="utf-8")
+def test_the_documentation_shows_every_command(command: str) -> None:
+    assert any(words[0] == command for words in documented_commands())
+
+
+def test_documented_commands_have_the_options_that_are_shown() -> None:
+    root = get_command(app)
+    for command, *words in documented_commands():
+        assert isinstance(root, TyperGroup)
+        described = root.commands[command]
+        if isinstance(described, TyperGroup) and words:
+            described = described.commands[words[0]]
+        options = {name for parameter in described.params for name in (*parameter.opts, *parameter.secondary_opts)}
+        shown = {word.partition("=")[0] for word in words if word.startswith("-")}
+        assert shown <= options | {"--help"}, f"quantailor {command}: {shown - options}"
+
+
+def documented_commands() -> list[list[str]]:
+    """The words of every `quantailor ...` line of README and the documentation."""
+    root = Path(__file__).parents[2]
+    pages = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    lines = [line.strip() for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
+    commands = [re.fullmatch(r"(?:\$ )?quantailor ([a-z].*)", line) for line in lines]
+    return [shlex.split(command[1], comments=True) for command in commands if command is not None]
 
 
 @pytest.mark.parametrize(
