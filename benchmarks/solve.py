@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import synthetic
 from quantailor.records import Cell, TensorCells
-from quantailor.strategy import synthetic
 from quantailor.strategy.constraints import padded
 from quantailor.strategy.rules import highs, optimal
 

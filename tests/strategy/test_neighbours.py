@@ -6,11 +6,11 @@ import itertools
 
 import numpy as np
 import pytest
+from benchmarks import synthetic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantailor.records import Cell, TensorCells
-from quantailor.strategy import synthetic
 from quantailor.strategy.rules.neighbours import RATIO_RANGE, SHRINK_SD, exchanges, hull, rescaled, step
 
 

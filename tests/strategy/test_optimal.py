@@ -7,13 +7,13 @@ import math
 
 import numpy as np
 import pytest
+from benchmarks import synthetic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategy_tables import MODELS, highs_bound, measured, size_at
 
 from quantailor.errors import InfeasibleError, StrategyError
 from quantailor.records import Cell, TensorCells
-from quantailor.strategy import synthetic
 from quantailor.strategy.constraints import Budget, Constraints, padded
 from quantailor.strategy.rules import optimal
 from quantailor.strategy.rules.highs import Program, solve

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from benchmarks import synthetic
 from strategy_tables import MODELS, elements, measured, size_at
 
 from quantailor.errors import InfeasibleError
 from quantailor.records import TensorCells
-from quantailor.strategy import synthetic
 from quantailor.strategy.random_mixes import TOLERANCE, random_mix, with_shuffled_damage
 
 

@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from benchmarks import synthetic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategy_tables import MODELS, measured, size_at
 
 from quantailor.errors import InfeasibleError, StrategyError, StrategyMismatchError
 from quantailor.records import Cell, Strategy, TensorCells
-from quantailor.strategy import choose, file, synthetic
+from quantailor.strategy import choose, file
 from quantailor.strategy.constraints import Budget, Constraints, padded
 from quantailor.strategy.importance import with_importance
 from quantailor.strategy.rules import bins, greedy, knee, optimal
