@@ -45,6 +45,9 @@ class RawFileSource:
     architecture: str = "llama"
     name: str = "synthetic 1B"
     metadata: dict[str, MetadataValue] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    config_files: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def location(self) -> str:

@@ -223,8 +223,7 @@ def build(
 
 
 def _spare_the_source(source: ModelSource, output: Path) -> None:
-    files: Sequence[Path] = getattr(source, "files", ())
-    if output.resolve() in {file.resolve() for file in files}:
+    if output.resolve() in {file.resolve() for file in source.files}:
         raise OutputError(f"{output} is the source itself", remedy="Choose another name for the output")
 
 

@@ -50,8 +50,7 @@ def file_size(path: Path) -> tuple[int, float]:
     try:
         tensor_bytes = sum(tensor.size_bytes for tensor in source.tensors)
         n_weights = sum(tensor.n_elements for tensor in source.tensors)
-        files: Sequence[Path] = getattr(source, "files", (path,))
-        return sum(file.stat().st_size for file in files), 8 * tensor_bytes / max(1, n_weights)
+        return sum(file.stat().st_size for file in source.files), 8 * tensor_bytes / max(1, n_weights)
     finally:
         source.close()
 

@@ -31,7 +31,7 @@ def stop_signals(on_first: Callable[[], None]) -> Iterator[None]:
         asked = True
         on_first()
 
-    present = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+    present = [signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__]
     earlier = {number: signal.getsignal(number) for number in present}
     replaced = {number: handler for number, handler in earlier.items() if handler not in (signal.SIG_IGN, None)}
     try:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from quantailor.errors import ModelError, ModelFormatError, TensorNotFoundError
 from quantailor.ggml import codec, library
 from quantailor.models.gguf_format import INTACT, Header, parse_header
-from quantailor.models.random_access import RandomAccessFile
+from quantailor.models.random_access import RandomAccessFile, unreadable
 from quantailor.models.source import name_of
 from quantailor.records import MetadataValue, TensorInfo
 
@@ -35,7 +35,7 @@ class _Part:
             self.header: Header = self._read_header()
         except OSError as error:
             self.close()
-            raise ModelError(f"cannot read {path}: {error.strerror or error}", remedy="Check the path") from error
+            raise unreadable(path, error) from error
         except BaseException:
             self.close()
             raise
@@ -63,6 +63,9 @@ class GGUFSource:
     Raises:
         ModelError: a file cannot be read, is damaged, or is not of this model.
     """
+
+    config_files: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def __init__(self, path: Path | str) -> None:
         self._parts: list[_Part] = []

@@ -7,6 +7,7 @@ from pathlib import Path
 from quantailor.errors import AlreadyQuantizedError, ModelError
 from quantailor.ggml import library
 from quantailor.models.gguf_file import GGUFSource
+from quantailor.models.random_access import unreadable
 from quantailor.models.source import ModelSource
 
 
@@ -21,7 +22,7 @@ def open_model(path: Path | str) -> ModelSource:
         place = Path(path).expanduser()
         is_folder, exists = place.is_dir(), place.exists()
     except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}", remedy="Check the path") from error
+        raise unreadable(path, error) from error
     if is_folder:
         from quantailor.models.huggingface import HuggingFaceSource
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
 from pathlib import Path
@@ -27,9 +28,12 @@ class RandomAccessFile:
         try:
             if not path.is_file():
                 raise ModelError(f"there is no file {path}", remedy="Check the path")
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            flags = os.O_RDONLY
+            if sys.platform == "win32":
+                flags |= os.O_BINARY
+            self._descriptor = os.open(path, flags)
         except (OSError, ValueError) as error:
-            raise self._unreadable(error) from error
+            raise unreadable(path, error) from error
         self._closing = weakref.finalize(self, os.close, self._descriptor)
         self.size_bytes = os.fstat(self._descriptor).st_size
 
@@ -44,7 +48,7 @@ class RandomAccessFile:
                     raise ModelFormatError(f"{self.path} has become shorter: it ends at byte {start + done}", remedy="Get an intact copy")
                 done += count
         except (OSError, ValueError) as error:
-            raise self._unreadable(error) from error
+            raise unreadable(self.path, error) from error
         return data
 
     def _read_part(self, target: Bytes, at: int) -> int:
@@ -61,6 +65,8 @@ class RandomAccessFile:
         self._descriptor = -1
         self._closing()
 
-    def _unreadable(self, error: OSError | ValueError) -> ModelError:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        return ModelError(f"cannot read {self.path}: {why}", remedy="Check the path")
+
+def unreadable(path: Path | str, error: Exception, *, remedy: str = "Check the path") -> ModelError:
+    """The error for a file that cannot be read, with what the system says of it."""
+    why = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return ModelError(f"cannot read {path}: {why}", remedy=remedy)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -42,6 +43,18 @@ class ModelSource(Protocol):
     @property
     def metadata(self) -> Mapping[str, MetadataValue]:
         """All GGUF metadata in file order, without `GGUF.*` header fields."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold its weights, shards in order; empty where none do."""
+
+    @property
+    def config_files(self) -> tuple[str, ...]:
+        """Names of the configuration and tokenizer files beside them."""
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of stored arrays that are not part of the model as llama.cpp runs it, a vision tower's for example."""
 
     @property
     def tensors(self) -> Sequence[TensorInfo]:
@@ -101,6 +114,9 @@ class MemorySource:
     name: str = "in memory"
     location: str = ":memory:"
     metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    config_files: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> Sequence[TensorInfo]:

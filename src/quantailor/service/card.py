@@ -130,7 +130,7 @@ def _facts(workspace: Workspace, base: Path, file: Path, repo_id: str | None) ->
             require_same_tensors(source, model.source)
             matrix = file_imatrix(workspace, model, file)
             predicted, reason = _predicted(source, model, what_is_known(workspace, model, matrix))
-            paths: Sequence[Path] = getattr(source, "files", (file,))
+            paths = source.files
             made_by = source.metadata.get("quantailor.version")
             size = sum(path.stat().st_size for path in paths)
             return _Facts(

@@ -82,10 +82,9 @@ def check_build(workspace: Workspace, base: Path, strategy_path: Path, file: Pat
 def _opened(path: Path) -> _File:
     source = open_model(path)
     try:
-        paths: Sequence[Path] = getattr(source, "files", ())
-        if not paths:
+        if not source.files:
             raise ModelError(f"{path} is no GGUF file", remedy="Give the file that was built")
-        return _File(tuple(paths), tuple(source.tensors), dict(source.metadata))
+        return _File(source.files, tuple(source.tensors), dict(source.metadata))
     finally:
         source.close()
 

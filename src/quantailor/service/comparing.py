@@ -119,8 +119,7 @@ def _file_choice(workspace: Workspace, model: OpenedModel, path: Path) -> _Choic
     try:
         require_same_tensors(source, model.source)
         types = {tensor.name: tensor.type_name for tensor in source.tensors}
-        files: Sequence[Path] = getattr(source, "files", (path,))
-        size = sum(file.stat().st_size for file in files)
+        size = sum(file.stat().st_size for file in source.files)
     finally:
         source.close()
     return _Choice(path.name, "file", types, size, file_imatrix(workspace, model, path))

@@ -75,8 +75,8 @@ def _natively(workspace: Workspace, task: tasks.ConvertTask, stages: Stages) -> 
         stages.note(why)
         path = write_base(model.source, Path(task.output), control=stages.begin("convert"), overwrite=task.overwrite)
         workspace.store.record_location("model", model.fingerprint, path)
-        left_out = tuple(getattr(model.source, "left_out", ()))
-        return ConvertResult(str(path), model.fingerprint, path.stat().st_size, len(model.source.tensors), left_out, OWN, why)
+        source = model.source
+        return ConvertResult(str(path), model.fingerprint, path.stat().st_size, len(source.tensors), source.left_out, OWN, why)
 
 
 def _why(model: OpenedModel) -> str:

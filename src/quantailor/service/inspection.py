@@ -39,7 +39,7 @@ def _report(source: ModelSource, imatrix_tensors: Collection[str] | None) -> Mod
         tensor_bytes=tensor_bytes,
         bits_per_weight=8 * tensor_bytes / n_parameters,
         is_quantized=any(qtypes[tensor.type_name].is_quantized for tensor in source.tensors if tensor.type_name in qtypes),
-        config_files=tuple(getattr(source, "config_files", ())),
+        config_files=source.config_files,
         metadata=dict(source.metadata),
         tensors=tuple(tensor_report(tensor, source.architecture, qtypes, imatrix_tensors) for tensor in source.tensors),
     )

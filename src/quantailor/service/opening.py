@@ -160,13 +160,12 @@ def _found(workspace: Workspace, project: ProjectReport) -> _Found:
 
 def _described(workspace: Workspace, project: ProjectReport, model: OpenedModel) -> _Found:
     stored = model.source.metadata.get("general.license")
-    names = getattr(model.source, "config_files", ())
     base = None if project.base is None else Path(project.base)
     place = base_place(workspace, tasks.StudyTask(model=str(model.path)), model) if base is None else None
     return _Found(
         kind="gguf" if isinstance(model.source, GGUFSource) else "huggingface",
         license=None if stored is None else str(stored.value),
-        files=_files([*getattr(model.source, "files", ()), *(model.path / name for name in names)]),
+        files=_files([*model.source.files, *(model.path / name for name in model.source.config_files)]),
         base=None if base is None or base == model.path else ModelFile(str(base), base.stat().st_size),
         suggested_base=None if place is None else str(place),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantailor.errors import ModelError, ModelFormatError
+from quantailor.models.random_access import unreadable
 
 INTACT = "Download the model again"
 OTHER_WAY = "Run `quantailor convert` first, which takes llama.cpp's own converter for it, and give its output"
@@ -43,7 +44,7 @@ def read_bytes(path: Path) -> bytes:
                 raise ModelFormatError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB", remedy=INTACT)
             return stream.read(size)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error, remedy=INTACT) from error
 
 
 def is_there(path: Path) -> bool:
@@ -51,11 +52,7 @@ def is_there(path: Path) -> bool:
     try:
         return path.is_file()
     except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> ModelError:
-    return ModelError(f"cannot read {path}: {error.strerror or error}", remedy=INTACT)
+        raise unreadable(path, error, remedy=INTACT) from error
 
 
 def read_text(path: Path) -> str:

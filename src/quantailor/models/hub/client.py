@@ -178,7 +178,7 @@ class Repo(RepoAtCommit):
         name, sha = str(found.id), str(found.sha)
         if not is_plain(name) or len(name.encode()) > _LONGEST_ID or not _HASH.fullmatch(sha):
             raise HubUnreachableError(f"{self.settings.endpoint} does not answer as a Hugging Face hub", remedy="Check HF_ENDPOINT")
-        summary = getattr(found, "safetensors", None)
+        summary = found.safetensors
         return RepoInfo(
             repo_id=name,
             sha=sha,

@@ -10,6 +10,7 @@ import errno
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quantailor.errors import (
     AccessError,
@@ -32,6 +33,9 @@ from quantailor.errors import (
 )
 from quantailor.files import cannot_write
 from quantailor.models.hub.settings import HubSettings, Token
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
 
 _RESET = re.compile(r"(?:^|;)\s*t=(\d+)")
 _MAX_WAIT_S = 3600.0
@@ -60,7 +64,8 @@ def translated(error: Exception, asked: Asked) -> QuantailorError:
     """Our error for one that huggingface_hub, its HTTP client or the file system raised."""
     from huggingface_hub import errors
 
-    error = _cause(error)
+    while isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # what lies behind "not in the cache either"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return offline(asked)
     if isinstance(error, errors.GatedRepoError):
@@ -88,43 +93,34 @@ def offline(asked: Asked) -> HubOfflineError:
     return HubOfflineError(f"{asked.repo_id} cannot be looked up in offline mode", remedy=f"{remedy} HF_HUB_OFFLINE")
 
 
-def _cause(error: Exception) -> Exception:
-    """What lies behind "not in the cache either"."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    while isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    return error
-
-
-def _gated(error: Exception, asked: Asked) -> AccessError:
-    status, told = _status(error), _told(error)
+def _gated(error: HfHubHTTPError, asked: Asked) -> AccessError:
+    said = _said(error)
     if not asked.token:
         return TokenMissingError(
             f"{asked.repo_id} is gated and nobody is logged in",
             remedy=f"Ask for access at {asked.page}, then run `hf auth login`, set HF_TOKEN or give --token-file ({asked.tokens_page})",
             link=asked.page,
         )
-    if status == 401:
+    if error.response.status_code == 401:
         return _invalid(asked)
-    if "reject" in told:
+    if "reject" in said:
         return AccessRejectedError(
             f"the authors of {asked.repo_id} refused your request for access", remedy=f"Ask them at {asked.page}", link=asked.page
         )
-    if "await" in told or "pending" in told or "review" in told:
+    if "await" in said or "pending" in said or "review" in said:
         link = f"{asked.settings.endpoint}/settings/gated-repos"
         return AccessPendingError(
             f"your request for access to {asked.repo_id} waits for its authors", remedy=f"See {link} and try again later", link=link
         )
-    if _about_token(told):
+    if _about_token(said):
         return _permission(asked)
     return AccessNotRequestedError(
         f"{asked.repo_id} is gated and you have not asked for access yet", remedy=f"Accept its terms at {asked.page}", link=asked.page
     )
 
 
-def _about_token(told: str) -> bool:
-    return "fine-grained" in told or "token" in told
+def _about_token(said: str) -> bool:
+    return "fine-grained" in said or "token" in said
 
 
 def _permission(asked: Asked) -> TokenPermissionError:
@@ -152,12 +148,12 @@ def _not_found(asked: Asked) -> RepoNotFoundError:
     )
 
 
-def _by_status(error: Exception, asked: Asked) -> HubError:
-    status, told = _status(error), _told(error)
+def _by_status(error: HfHubHTTPError, asked: Asked) -> HubError:
+    status, said = error.response.status_code, _said(error)
     if status == 401:
         return _invalid(asked) if asked.token else _not_found(asked)
     if status == 403:
-        if _about_token(told) or "gated" in told:
+        if _about_token(said) or "gated" in said:
             return _permission(asked) if asked.token else _not_found(asked)
         return AccessError(f"{asked.settings.endpoint} refuses access to {asked.repo_id}", remedy=f"See {asked.page}", link=asked.page)
     if status == 404:
@@ -190,18 +186,13 @@ def _local(error: Exception, asked: Asked) -> QuantailorError:
     return HubUnreachableError(f"{asked.repo_id} cannot be read from {asked.settings.endpoint}: {type(error).__name__}", remedy="Try again")
 
 
-def _status(error: Exception) -> int:
-    return int(getattr(getattr(error, "response", None), "status_code", 0))
-
-
-def _told(error: Exception) -> str:
+def _said(error: HfHubHTTPError) -> str:
     """What the server said, in lower case; only to look for words in."""
-    headers = getattr(getattr(error, "response", None), "headers", {})
-    return f"{headers.get('X-Error-Message', '')} {getattr(error, 'server_message', '') or ''}".lower()
+    return f"{error.response.headers.get('X-Error-Message', '')} {error.server_message or ''}".lower()
 
 
-def _retry_after(error: Exception) -> float | None:
-    headers = getattr(getattr(error, "response", None), "headers", {})
+def _retry_after(error: HfHubHTTPError) -> float | None:
+    headers = error.response.headers
     text = headers.get("Retry-After", "")
     reset = _RESET.search(headers.get("RateLimit", ""))
     if not text.isdecimal() and reset is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from quantailor.errors import ModelError
+from quantailor.models.random_access import unreadable
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 TEXTS = (".json", ".jsonl", ".jinja", ".model", ".txt", ".tiktoken", ".py")
@@ -29,7 +29,7 @@ def checkpoint_digest(folder: Path) -> str:
                 for part in _samples(stream, path) if path.suffix.lower() in WEIGHTS else _whole(stream):
                     digest.update(part)
     except OSError as error:
-        raise ModelError(f"cannot read {error.filename or folder}: {error.strerror or error}", remedy="Check the path") from error
+        raise unreadable(error.filename or folder, error) from error
     return digest.hexdigest()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,8 @@ OLDER = "It is made for transformers 4: a Python that has that may be named in Q
 _MEMORY = re.compile(
     r"^MemoryError|can't allocate memory|Cannot allocate memory|bad_alloc|CUDA out of memory|Unable to allocate", re.MULTILINE
 )
+_KILLED = -9
+"""How a process ends that the system kills for its memory."""
 _DISK = re.compile(r"No space left on device|Disk quota exceeded|\[Errno 28\]|\[Errno 122\]")
 _ARCHITECTURE = re.compile(r"Model (\S+) is not supported|Architecture '([^']*)' not supported")
 _PRE_TOKENIZER = re.compile(r"pre-tokenizer was not recognized")
@@ -44,7 +45,7 @@ def failure(lines: Sequence[str], status: int, *, folder: Path, name: str, log: 
     last = last_line(lines) or f"it ended with status {status}"
     where = f"its output is in {log}"
     text = "\n".join([*lines[-40:], last])
-    if status == -getattr(signal, "SIGKILL", 9) or _MEMORY.search(text):
+    if status == _KILLED or _MEMORY.search(text):
         return ResourceError(
             f"{name} needs more memory for {folder} than there is ({where})", remedy="Close other programs or use a larger machine"
         )
