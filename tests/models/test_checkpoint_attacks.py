@@ -16,7 +16,7 @@ import pytest
 from checkpoint_fuzzer import write_model
 
 from quantailor.errors import ModelError, ModelFormatError, QuantailorError
-from quantailor.models.convert.patterns import UnknownPatternError, compiled
+from quantailor.models.convert.vocabulary.patterns import UnknownPatternError, compiled
 from quantailor.models.huggingface import HuggingFaceSource
 from quantailor.models.opening import open_model
 from tiny_models import write_tiny

@@ -12,7 +12,7 @@ import pytest
 
 from quantailor.errors import ModelError, ModelFormatError, TensorNotFoundError, UnsupportedModelError
 from quantailor.models.convert.base import write_base
-from quantailor.models.convert.sentencepiece import read_pieces
+from quantailor.models.convert.vocabulary.sentencepiece import read_pieces
 from quantailor.models.huggingface import HuggingFaceSource
 from quantailor.models.opening import open_model
 from quantailor.models.safetensors_file import SafetensorsFile

@@ -14,7 +14,7 @@ from gguf_description import describe
 from quantailor.control import NullControl
 from quantailor.errors import Cancelled, OutputError
 from quantailor.models.convert.base import write_base
-from quantailor.models.convert.sentencepiece import read_pieces
+from quantailor.models.convert.vocabulary.sentencepiece import read_pieces
 from quantailor.models.huggingface import HuggingFaceSource
 from quantailor.models.opening import open_model
 from quantailor.models.source import fingerprint

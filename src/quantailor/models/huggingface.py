@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from quantailor.errors import ModelError, ModelFormatError, TensorNotFoundError, UnsupportedModelError
 from quantailor.ggml import codec, library
-from quantailor.models.convert import metadata as descriptions
+from quantailor.models.convert.description import described
 from quantailor.models.convert.families import family_of
-from quantailor.models.convert.json_files import OTHER_WAY, is_there, read_json
-from quantailor.models.convert.llama import outtype
-from quantailor.models.convert.planned import PlannedTensor
+from quantailor.models.convert.families.family import outtype
+from quantailor.models.convert.families.rows import PlannedTensor
+from quantailor.models.json_files import OTHER_WAY, is_there, read_json
 from quantailor.models.safetensors_file import SafetensorsFile, StoredArray
 from quantailor.models.source import name_of
 from quantailor.records import MetadataValue, TensorInfo
@@ -62,7 +62,7 @@ class HuggingFaceSource:
                 "general.architecture": MetadataValue("string", family.architecture),
                 **family.leading(),
                 "general.type": MetadataValue("string", "model"),
-                **descriptions.general(self.folder, self.config, self.tensors),
+                **described(self.folder, self.config, self.tensors),
                 **family.metadata(outtype(arrays.values())),
                 "general.quantization_version": MetadataValue("uint32", QUANTIZATION_VERSION),
                 **family.vocabulary(self.folder, self.config),

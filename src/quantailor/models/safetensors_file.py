@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantailor.errors import ModelFormatError, UnsupportedModelError
-from quantailor.models.convert.json_files import parse_json
+from quantailor.models.json_files import parse_json
 from quantailor.models.random_access import RandomAccessFile
 
 Bytes = npt.NDArray[np.uint8]

@@ -18,7 +18,7 @@ from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
 from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imatrix
 from quantailor.errors import ImatrixError, QuantailorError, UnsupportedModelError
 from quantailor.jobs import Home, resolve
-from quantailor.models.convert.model_names import given_name
+from quantailor.models.convert.description.model_names import given_name
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_writer import layout, write_hollow
 from quantailor.models.opening import open_model, require_unquantized

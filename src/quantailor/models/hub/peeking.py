@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from quantailor.errors import ModelError, ModelFormatError, UnsupportedModelError
 from quantailor.models.convert.families import family_of
-from quantailor.models.convert.json_files import parse_json
-from quantailor.models.convert.llama import outtype
+from quantailor.models.convert.families.family import outtype
 from quantailor.models.gguf_format import MAGIC, Header, parse_header
 from quantailor.models.hub.choice import Choice, RepoFile
 from quantailor.models.hub.client import RepoAtCommit, shown
+from quantailor.models.json_files import parse_json
 from quantailor.models.safetensors_file import MAX_HEADER_BYTES, SafetensorsFile, StoredArray
 from quantailor.records import MetadataValue, TensorInfo
 

@@ -13,8 +13,8 @@ from typing import Self
 from quantailor import files
 from quantailor.control import Control
 from quantailor.errors import AlreadyQuantizedError, ConverterError, ModelError
-from quantailor.models.convert.json_files import read_json_if_there
 from quantailor.models.gguf_file import GGUFSource
+from quantailor.models.json_files import read_json_if_there
 from quantailor.models.opening import require_unquantized
 from quantailor.models.upstream import child
 from quantailor.models.upstream.failures import failure

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from quantailor.errors import UnsupportedModelError
-from quantailor.models.convert.json_files import parse_json, read_bytes
+from quantailor.models.json_files import parse_json, read_bytes
 
 REMEDY = "Read the code, then give --trust-remote-code to run it with your rights"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from quantailor.models.convert.experts import Experts
-from quantailor.models.convert.family import LLAMA_NAMES, QK_NORMS, Family, Key
+from quantailor.models.convert.families.experts import Experts
+from quantailor.models.convert.families.family import LLAMA_NAMES, QK_NORMS, Family, Key
 
 
 class Qwen2(Family):

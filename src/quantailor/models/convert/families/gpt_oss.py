@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from quantailor.errors import ModelFormatError, UnsupportedModelError
-from quantailor.models.convert.experts import INTACT, Experts
-from quantailor.models.convert.family import LLAMA_NAMES, REMEDY, Key, Text
-from quantailor.models.convert.json_files import mapping
-from quantailor.models.convert.planned import (
+from quantailor.models.convert.families.experts import INTACT, Experts
+from quantailor.models.convert.families.family import LLAMA_NAMES, REMEDY, Key, Text
+from quantailor.models.convert.families.rows import (
     MXFP4_BYTES,
     MXFP4_SIZE,
     ArrayRows,
@@ -22,6 +21,7 @@ from quantailor.models.convert.planned import (
     Transposed,
     every_second,
 )
+from quantailor.models.json_files import mapping
 from quantailor.models.safetensors_file import StoredArray
 from quantailor.records import MetadataValue, TensorInfo
 

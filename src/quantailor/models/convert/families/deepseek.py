@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from quantailor.errors import ModelFormatError
-from quantailor.models.convert.config import float32
-from quantailor.models.convert.experts import Experts
-from quantailor.models.convert.family import INTACT, LLAMA_NAMES, Key, Text
-from quantailor.models.convert.planned import Picked, PlannedTensor, Transposed, slices
+from quantailor.models.convert.families.config import float32
+from quantailor.models.convert.families.experts import Experts
+from quantailor.models.convert.families.family import INTACT, LLAMA_NAMES, Key, Text
+from quantailor.models.convert.families.rows import Picked, PlannedTensor, Transposed, slices
 from quantailor.records import MetadataValue
 
 _KV_B = re.compile(r"^model\.layers\.(\d{1,6})\.self_attn\.kv_b_proj\.weight$")

@@ -6,18 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantailor.errors import UnsupportedModelError
-from quantailor.models.convert.deepseek import DeepseekV2, DeepseekV3
-from quantailor.models.convert.family import Family
-from quantailor.models.convert.gemma import Gemma2, Gemma3
-from quantailor.models.convert.gpt_oss import GptOss
-from quantailor.models.convert.granite import Granite
-from quantailor.models.convert.json_files import OTHER_WAY, mapping
-from quantailor.models.convert.llama import Llama, Mistral
-from quantailor.models.convert.mixtral import Mixtral
-from quantailor.models.convert.olmo import Olmo2
-from quantailor.models.convert.phi import Phi3
-from quantailor.models.convert.qwen import Qwen2, Qwen2Moe, Qwen3, Qwen3Moe
-from quantailor.models.convert.smollm import SmolLM3
+from quantailor.models.convert.families.deepseek import DeepseekV2, DeepseekV3
+from quantailor.models.convert.families.family import Family
+from quantailor.models.convert.families.gemma import Gemma2, Gemma3
+from quantailor.models.convert.families.gpt_oss import GptOss
+from quantailor.models.convert.families.llama import Granite, Llama, Mistral, Mixtral, SmolLM3
+from quantailor.models.convert.families.olmo import Olmo2
+from quantailor.models.convert.families.phi import Phi3
+from quantailor.models.convert.families.qwen import Qwen2, Qwen2Moe, Qwen3, Qwen3Moe
+from quantailor.models.json_files import OTHER_WAY, mapping
 
 FAMILIES: Mapping[str, type[Family]] = {
     "LlamaForCausalLM": Llama,

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from quantailor.errors import ModelFormatError
-from quantailor.models.convert.config import float32
-from quantailor.models.convert.json_files import read_json_if_there
-from quantailor.models.convert.model_card import model_card
-from quantailor.models.convert.model_names import ModelName, given_name, parse_model_name, title
+from quantailor.models.convert.description.model_card import model_card
+from quantailor.models.convert.description.model_names import ModelName, given_name, parse_model_name, title
+from quantailor.models.convert.families.config import float32
+from quantailor.models.json_files import read_json_if_there
 from quantailor.records import MetadataValue, TensorInfo
 
 _SAMPLING: Sequence[tuple[str, str, tuple[str, ...]]] = (
@@ -52,11 +52,11 @@ _ORDER = (
 _ORIGIN_KEYS = ("name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url")
 
 
-def general(folder: Path, config: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> dict[str, MetadataValue]:
+def described(folder: Path, config: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> dict[str, MetadataValue]:
     """Everything between `general.type` and the architecture's own keys."""
     total = sum(tensor.n_elements for tensor in tensors)
     card = model_card(folder)
-    values = _described(folder, config, card, total)
+    values = _values(folder, config, card, total)
     values.setdefault("size_label", size_label(tensors))
     entries = _sampling(folder)
     for key in _ORDER:
@@ -105,7 +105,7 @@ def _sampling(folder: Path) -> dict[str, MetadataValue]:
     return entries
 
 
-def _described(folder: Path, config: Mapping[str, Any], card: Mapping[str, Any], total: int) -> dict[str, Any]:
+def _values(folder: Path, config: Mapping[str, Any], card: Mapping[str, Any], total: int) -> dict[str, Any]:
     """The model card's values, then what the configuration's and the folder's name tell."""
     values: dict[str, Any] = {key: _first(card, *sources) for key, sources in _CARD_KEYS.items()}
     path_name = config.get("_name_or_path")

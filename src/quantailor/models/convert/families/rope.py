@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from quantailor.errors import UnsupportedModelError
-from quantailor.models.convert.config import Config, float32
-from quantailor.models.convert.json_files import OTHER_WAY
-from quantailor.models.convert.planned import Constant, PlannedTensor
+from quantailor.models.convert.families.config import Config, float32
+from quantailor.models.convert.families.rows import Constant, PlannedTensor
+from quantailor.models.json_files import OTHER_WAY
 from quantailor.records import MetadataValue, TensorInfo
 
 _LONG = ("su", "longrope")

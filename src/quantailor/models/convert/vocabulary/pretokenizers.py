@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantailor.errors import UnsupportedModelError
-from quantailor.models.convert.json_files import OTHER_WAY, mapping, objects
+from quantailor.models.json_files import OTHER_WAY, mapping, objects
 
 _ENGLISH = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"

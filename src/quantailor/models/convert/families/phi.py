@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from quantailor.models.convert.config import float32
-from quantailor.models.convert.family import LLAMA_NAMES, MAX_HEAD_DIM, Family
-from quantailor.models.convert.planned import PlannedTensor
-from quantailor.models.convert.rope import constant
+from quantailor.models.convert.families.config import float32
+from quantailor.models.convert.families.family import LLAMA_NAMES, MAX_HEAD_DIM, Family
+from quantailor.models.convert.families.rope import constant
+from quantailor.models.convert.families.rows import PlannedTensor
 from quantailor.records import MetadataValue
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantailor.errors import ModelFormatError
-from quantailor.models.convert.json_files import mapping, objects, read_json_if_there, read_text
+from quantailor.models.json_files import mapping, objects, read_json_if_there, read_text
 from quantailor.records import MetadataValue
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from quantailor.models.convert.config import float32
-from quantailor.models.convert.family import LLAMA_NAMES, QK_NORMS, Family, Key, Text
-from quantailor.models.convert.planned import PlannedTensor, PlusOne, Rows
-from quantailor.models.convert.rope import rope_metadata
+from quantailor.models.convert.families.config import float32
+from quantailor.models.convert.families.family import LLAMA_NAMES, QK_NORMS, Family, Key, Text
+from quantailor.models.convert.families.rope import rope_metadata
+from quantailor.models.convert.families.rows import PlannedTensor, PlusOne, Rows
 from quantailor.models.safetensors_file import StoredArray
 from quantailor.records import MetadataValue
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from quantailor.models.convert.family import LLAMA_NAMES, QK_NORMS, Family
+from quantailor.models.convert.families.family import LLAMA_NAMES, QK_NORMS, Family
 
 
 class Olmo2(Family):

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from quantailor.errors import ModelFormatError, UnsupportedModelError
-from quantailor.models.convert.config import Config, float32
-from quantailor.models.convert.json_files import OTHER_WAY, mapping
-from quantailor.models.convert.planned import (
+from quantailor.models.convert.families.config import Config, float32
+from quantailor.models.convert.families.rope import llama3_tensor, rope_metadata
+from quantailor.models.convert.families.rows import (
     ITEM_BYTES,
     ArrayRows,
     Float8Rows,
@@ -26,8 +26,8 @@ from quantailor.models.convert.planned import (
     check_heads,
     head_order,
 )
-from quantailor.models.convert.rope import llama3_tensor, rope_metadata
-from quantailor.models.convert.vocabularies import VOCABULARIES
+from quantailor.models.convert.vocabulary import VOCABULARIES
+from quantailor.models.json_files import OTHER_WAY, mapping
 from quantailor.models.safetensors_file import FLOAT8, READABLE, StoredArray
 from quantailor.records import MetadataValue, TensorInfo
 

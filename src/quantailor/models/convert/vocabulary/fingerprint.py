@@ -15,9 +15,9 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from quantailor.models.convert.fingerprints import NAMES, TEXT
-from quantailor.models.convert.json_files import mapping, objects
-from quantailor.models.convert.patterns import UnknownPatternError, compiled
+from quantailor.models.convert.vocabulary.fingerprints import NAMES, TEXT
+from quantailor.models.convert.vocabulary.patterns import UnknownPatternError, compiled
+from quantailor.models.json_files import mapping, objects
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _MOST_STEPS, _MOST_AROUND = 10, 100

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from quantailor.errors import ModelFormatError, UnsupportedModelError
-from quantailor.models.convert.fingerprint import known_name
-from quantailor.models.convert.json_files import mapping, objects, read_json, read_json_if_there, read_text
-from quantailor.models.convert.pretokenizers import pretokenizer_name
-from quantailor.models.convert.special_tokens import ROLES, content
-from quantailor.models.convert.vocabulary import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, looks_special
+from quantailor.models.convert.vocabulary.fingerprint import known_name
+from quantailor.models.convert.vocabulary.pretokenizers import pretokenizer_name
+from quantailor.models.convert.vocabulary.special_tokens import ROLES, content
+from quantailor.models.convert.vocabulary.tokens import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, looks_special
+from quantailor.models.json_files import mapping, objects, read_json, read_json_if_there, read_text
 from quantailor.records import MetadataValue
 
 INTACT = "Download the model again"

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from quantailor.errors import ModelFormatError
-from quantailor.models.convert.family import Family, Text
-from quantailor.models.convert.planned import Picked, PlannedTensor, Stacked, same_shape, slices
+from quantailor.models.convert.families.family import Family, Text
+from quantailor.models.convert.families.rows import Picked, PlannedTensor, Stacked, same_shape, slices
 from quantailor.records import MetadataValue
 
 INTACT = "Download the model again"

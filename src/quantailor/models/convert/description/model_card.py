@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from quantailor.errors import ModelFormatError
-from quantailor.models.convert.json_files import is_there, mapping, read_text
+from quantailor.models.json_files import is_there, mapping, read_text
 
 REMEDY = "Correct or remove README.md"
 MAX_HEAD = 512 << 10

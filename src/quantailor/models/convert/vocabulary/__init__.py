@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from quantailor.errors import ModelError, UnsupportedModelError
-from quantailor.models.convert import sentencepiece
-from quantailor.models.convert.bpe import BpeTokenizer
-from quantailor.models.convert.json_files import OTHER_WAY, read_json_if_there
-from quantailor.models.convert.special_tokens import special_metadata
+from quantailor.models.convert.vocabulary import sentencepiece
+from quantailor.models.convert.vocabulary.bpe import BpeTokenizer
+from quantailor.models.convert.vocabulary.special_tokens import special_metadata
+from quantailor.models.json_files import OTHER_WAY, read_json_if_there
 from quantailor.records import MetadataValue
 
 Entries = dict[str, MetadataValue]

@@ -1,0 +1,139 @@
+"""Llama and the families that share its arrays: Mistral and Mixtral, Granite 3, SmolLM3."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from quantailor.errors import UnsupportedModelError
+from quantailor.models.convert.families.config import float32
+from quantailor.models.convert.families.experts import Experts
+from quantailor.models.convert.families.family import LLAMA_NAMES, REMEDY, Family
+from quantailor.records import MetadataValue
+
+
+class Llama(Family):
+    """`LlamaForCausalLM`: Llama 2, 3 and 3.x, and what is built like them."""
+
+    architecture = "llama"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "default_rope_theta": 10000.0,
+    }
+    rotates = True
+    vocabulary_kind = "llama"
+    implied_head_dim: ClassVar[bool] = True
+    """Whether an absent `head_dim` is worked out and then written."""
+
+    def __init__(self, values: Mapping[str, Any], place: str) -> None:
+        super().__init__(values, place)
+        self.rope_dim  # noqa: B018 - a wrong head_dim is refused at once
+
+    @property
+    def head_dim(self) -> int | None:
+        return self.rope_dim if self.implied_head_dim else super().head_dim
+
+    def entries(self, file_type: MetadataValue) -> dict[str, MetadataValue]:
+        entries = super().entries(file_type)
+        entries["vocab_size"] = MetadataValue("uint32", self.vocab_size)
+        entries["rope.dimension_count"] = MetadataValue("uint32", self.rope_dim)
+        return entries
+
+
+class Mistral(Llama):
+    """`MistralForCausalLM`: Llama's arrays under other defaults."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {
+        **Llama.defaults,
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+    }
+
+
+_SCALES: Mapping[str, str] = {
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
+
+
+class Granite(Llama):
+    """`GraniteForCausalLM`."""
+
+    architecture = "granite"
+    defaults: ClassVar[Mapping[str, Any]] = {**Llama.defaults, **dict.fromkeys(_SCALES.values(), 1.0)}
+    implied_head_dim = False
+
+    @property
+    def rope_dim(self) -> int:
+        return self.config.count("hidden_size") // self.n_heads
+
+    @property
+    def head_dim(self) -> int | None:
+        """Granite's heads divide the hidden size; a `head_dim` is not looked at."""
+        return None
+
+    def entries(self, file_type: MetadataValue) -> dict[str, MetadataValue]:
+        entries = super().entries(file_type)
+        for name, key in _SCALES.items():
+            if self.config.get(key):
+                entries[name] = float32(self.config.number(key))
+        return entries
+
+
+_STEP = 4
+"""llama.cpp knows this rhythm only."""
+
+
+class SmolLM3(Llama):
+    """`SmolLM3ForCausalLM`."""
+
+    architecture = "smollm3"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        **Llama.defaults,
+        "vocab_size": 128256,
+        "hidden_size": 2048,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32768,
+        "default_rope_theta": 2000000.0,
+        "no_rope_layer_interval": _STEP,
+    }
+    implied_head_dim = False
+
+    def __init__(self, values: Mapping[str, Any], place: str) -> None:
+        super().__init__(values, place)
+        interval = self.config.count("no_rope_layer_interval")
+        rhythm = [int((layer + 1) % interval != 0) for layer in range(self.n_layers)]
+        if (self.config.get("no_rope_layers") or rhythm) != [int((layer + 1) % _STEP != 0) for layer in range(self.n_layers)]:
+            raise UnsupportedModelError(f"{place} leaves rope out of other layers than every {_STEP}th", remedy=REMEDY)
+
+
+class Mixtral(Experts, Mistral):
+    """`MixtralForCausalLM`."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {
+        **Mistral.defaults,
+        "rms_norm_eps": 1e-5,
+        "default_rope_theta": 1000000.0,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    }
+    implied_head_dim = False
+    layer_names: ClassVar[Mapping[str, str]] = {
+        **{key: name for key, name in LLAMA_NAMES.items() if not key.startswith("mlp.")},
+        "block_sparse_moe.gate": "ffn_gate_inp",
+    }
+    expert_pattern = re.compile(r"^model\.layers\.(\d{1,6})\.block_sparse_moe\.experts\.(\d{1,6})\.(w[123])\.weight$")
+    matrices: ClassVar[Mapping[str, str]] = {"w1": "ffn_gate_exps", "w2": "ffn_down_exps", "w3": "ffn_up_exps"}
+    expert_count_key = "num_local_experts"
