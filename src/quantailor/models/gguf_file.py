@@ -8,18 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from quantailor.errors import ModelError, ModelFormatError, TensorNotFoundError
 from quantailor.ggml import codec, library
 from quantailor.models.gguf_format import INTACT, Header, parse_header
 from quantailor.models.random_access import RandomAccessFile, unreadable
 from quantailor.models.source import name_of
+from quantailor.numerics import Bytes, Floats
 from quantailor.records import MetadataValue, TensorInfo
-
-Floats = npt.NDArray[np.float32]
-Bytes = npt.NDArray[np.uint8]
 
 SHARD_NAME = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 

@@ -12,14 +12,12 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from quantailor import files
 from quantailor.errors import OutputError
 from quantailor.models.gguf_format import ALIGNMENT_KEY, aligned, alignment_of, encode_header
+from quantailor.numerics import Bytes
 from quantailor.records import MetadataValue, TensorInfo
-
-Bytes = npt.NDArray[np.uint8]
 
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 SPARE_BYTES = 1 << 20

@@ -7,9 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from quantailor.errors import ModelError, ModelFormatError, TensorNotFoundError, UnsupportedModelError
 from quantailor.ggml import codec, library
 from quantailor.models.convert.description import described
@@ -19,10 +16,8 @@ from quantailor.models.convert.families.rows import PlannedTensor
 from quantailor.models.json_files import OTHER_WAY, is_there, read_json
 from quantailor.models.safetensors_file import SafetensorsFile, StoredArray
 from quantailor.models.source import name_of
+from quantailor.numerics import Bytes, Floats
 from quantailor.records import MetadataValue, TensorInfo
-
-Floats = npt.NDArray[np.float32]
-Bytes = npt.NDArray[np.uint8]
 
 INDEX_NAME = "model.safetensors.index.json"
 CONFIG_NAMES = (

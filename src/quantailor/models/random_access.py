@@ -9,11 +9,9 @@ import weakref
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from quantailor.errors import ModelError, ModelFormatError
-
-Bytes = npt.NDArray[np.uint8]
+from quantailor.numerics import Bytes
 
 _MOST_AT_ONCE = 1 << 30
 """Bytes of one read; some systems refuse 2 GiB."""

@@ -12,14 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from quantailor.errors import ModelFormatError, UnsupportedModelError
 from quantailor.models.json_files import parse_json
 from quantailor.models.random_access import RandomAccessFile
-
-Bytes = npt.NDArray[np.uint8]
+from quantailor.numerics import Bytes
 
 INTACT = "Download the model again"
 MAX_HEADER_BYTES = 100_000_000

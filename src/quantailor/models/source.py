@@ -18,10 +18,8 @@ import numpy.typing as npt
 
 from quantailor.errors import TensorNotFoundError
 from quantailor.ggml import codec, library
+from quantailor.numerics import Bytes, Floats
 from quantailor.records import MetadataValue, TensorInfo
-
-Floats = npt.NDArray[np.float32]
-Bytes = npt.NDArray[np.uint8]
 
 
 @runtime_checkable

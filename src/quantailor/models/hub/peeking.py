@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from quantailor.errors import ModelError, ModelFormatError, UnsupportedModelError
 from quantailor.models.convert.families import family_of
@@ -19,9 +18,9 @@ from quantailor.models.hub.choice import Choice, RepoFile
 from quantailor.models.hub.client import RepoAtCommit, shown
 from quantailor.models.json_files import parse_json
 from quantailor.models.safetensors_file import MAX_HEADER_BYTES, SafetensorsFile, StoredArray
+from quantailor.numerics import Bytes
 from quantailor.records import MetadataValue, TensorInfo
 
-Bytes = npt.NDArray[np.uint8]
 Item = TypeVar("Item")
 
 _SAFETENSORS_START = 128 << 10

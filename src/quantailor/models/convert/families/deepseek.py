@@ -14,7 +14,7 @@ from quantailor.errors import ModelFormatError
 from quantailor.models.convert.families.config import float32
 from quantailor.models.convert.families.experts import Experts
 from quantailor.models.convert.families.family import INTACT, LLAMA_NAMES, Key, Text
-from quantailor.models.convert.families.rows import Picked, PlannedTensor, Transposed, slices
+from quantailor.models.convert.families.rows import PlannedTensor, picked, slices, transposed
 from quantailor.records import MetadataValue
 
 _KV_B = re.compile(r"^model\.layers\.(\d{1,6})\.self_attn\.kv_b_proj\.weight$")
@@ -103,10 +103,10 @@ class DeepseekV2(Experts):
         if shape != (self.n_heads * per_head, self.latent):
             raise ModelFormatError(f"{text.array.name} in {text.array.file.path} has the shape {shape}", remedy=INTACT)
         rows = self._rows(text.array)
-        keys = Picked(rows, self.n_heads * self.key_part, slices(per_head, self.key_part))
-        values = Picked(rows, self.n_heads * self.value_part, slices(per_head, self.value_part, self.key_part))
+        keys = picked(rows, self.n_heads * self.key_part, slices(per_head, self.key_part))
+        values = picked(rows, self.n_heads * self.value_part, slices(per_head, self.value_part, self.key_part))
         block = f"blk.{int(match[1])}"
-        yield self._tensor(f"{block}.attn_k_b.weight", Transposed(keys, self.key_part), (self.n_heads, self.latent, self.key_part), target)
+        yield self._tensor(f"{block}.attn_k_b.weight", transposed(keys, self.key_part), (self.n_heads, self.latent, self.key_part), target)
         yield self._tensor(f"{block}.attn_v_b.weight", values, (self.n_heads, self.value_part, self.latent), target)
 
     # Metadata

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from quantailor.errors import ModelFormatError
 from quantailor.models.convert.families.family import Family, Text
-from quantailor.models.convert.families.rows import Picked, PlannedTensor, Stacked, same_shape, slices
+from quantailor.models.convert.families.rows import PlannedTensor, picked, slices, stacked
 from quantailor.records import MetadataValue
 
 INTACT = "Download the model again"
@@ -52,9 +52,13 @@ class Experts(Family):
                 yield self._stack(f"blk.{layer}.{name}.weight", [found[key, number] for number in range(self.n_experts)], target)
 
     def _stack(self, name: str, experts: list[Text], target: str) -> PlannedTensor:
-        shape = same_shape([expert.array for expert in experts])
-        pieces = tuple(self._rows(expert.array) for expert in experts)
-        return self._tensor(name, Stacked(pieces), (len(experts), *shape), target)
+        first = experts[0].array
+        for array in (expert.array for expert in experts):
+            if array.shape != first.shape:
+                raise ModelFormatError(
+                    f"{array.name} in {array.file.path} has the shape {array.shape}, {first.name} {first.shape}", remedy=INTACT
+                )
+        return self._tensor(name, stacked([self._rows(expert.array) for expert in experts]), (len(experts), *first.shape), target)
 
     def _split(self, text: Text, layer: int, matrix: str, target: str) -> Iterable[PlannedTensor]:
         """(n_experts, 2 n_ff, n_embd) into its gate and up halves; (n_experts, n_embd, n_ff) as it is."""
@@ -68,7 +72,7 @@ class Experts(Family):
         if shape[1] % 2:
             raise ModelFormatError(f"{text.array.name} in {text.array.file.path} has the shape {shape}", remedy=INTACT)
         for number, name in enumerate(("ffn_gate_exps", "ffn_up_exps")):
-            part = Picked(rows, self.n_experts * half, slices(shape[1], half, number * half))
+            part = picked(rows, self.n_experts * half, slices(shape[1], half, number * half))
             yield self._tensor(f"blk.{layer}.{name}.weight", part, (self.n_experts, half, shape[2]), target)
 
     def _check_whole(self) -> None:

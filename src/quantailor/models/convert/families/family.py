@@ -17,14 +17,13 @@ from quantailor.models.convert.families.config import Config, float32
 from quantailor.models.convert.families.rope import llama3_tensor, rope_metadata
 from quantailor.models.convert.families.rows import (
     ITEM_BYTES,
-    ArrayRows,
-    Float8Rows,
-    Picked,
     PlannedTensor,
-    Regrouped,
     Rows,
-    check_heads,
+    array_rows,
+    float8_rows,
     head_order,
+    picked,
+    regrouped,
 )
 from quantailor.models.convert.vocabulary import VOCABULARIES
 from quantailor.models.json_files import OTHER_WAY, mapping
@@ -182,12 +181,11 @@ class Family:
         rows, shape = self._rows(text.array), text.array.shape
         heads = self._heads(text.name)
         if heads is not None and shape:
-            check_heads(text.array, heads)
+            order = head_order(text.array, heads)
             if len(shape) == 1:
-                single = Picked(ArrayRows(text.array, 1), shape[0], head_order(heads, shape[0]))
-                rows = Regrouped(single, shape[0])
+                rows = regrouped(picked(array_rows(text.array, 1), shape[0], order), shape[0])
             else:
-                rows = Picked(rows, rows.n_rows, head_order(heads, rows.n_rows))
+                rows = picked(rows, rows.n_rows, order)
         return self._tensor(name, rows, shape, target)
 
     def _heads(self, name: str) -> int | None:
@@ -206,7 +204,7 @@ class Family:
             raise UnsupportedModelError(
                 f"{array.name} in {array.file.path} has the dtype {array.dtype}", remedy="Use a BF16, F16, F32 or FP8 checkpoint"
             )
-        return ArrayRows(array, array.shape[-1])
+        return array_rows(array, array.shape[-1])
 
     def _float8(self, array: StoredArray) -> Rows:
         scale = self._scales.get(array.name)
@@ -222,15 +220,10 @@ class Family:
         expected = (-(-rows // high), -(-cols // wide))
         if scale.shape != expected and math.prod(scale.shape) != math.prod(expected):
             raise ModelFormatError(f"{scale.name} in {scale.file.path} has the shape {scale.shape}, not {expected}", remedy=INTACT)
-        return Float8Rows(array, cols, ArrayRows(scale, expected[1]), (min(high, rows), min(wide, cols)))
+        return float8_rows(array, cols, array_rows(scale, expected[1]), (min(high, rows), min(wide, cols)))
 
     def _tensor(self, name: str, rows: Rows, shape: tuple[int, ...], target: str) -> PlannedTensor:
-        full = (
-            len(shape) < 2
-            or name.endswith(("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight"))
-            or not name.endswith(".weight")
-        )
-        type_name = "F32" if full else target
+        type_name = "F32" if len(shape) < 2 or name.endswith(_FULL) or not name.endswith(".weight") else target
         return PlannedTensor(TensorInfo(name, shape, type_name, math.prod(shape) * ITEM_BYTES[type_name]), rows)
 
     def gguf_name(self, text: Text) -> str:

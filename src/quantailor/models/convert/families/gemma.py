@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from quantailor.models.convert.families.config import float32
 from quantailor.models.convert.families.family import LLAMA_NAMES, QK_NORMS, Family, Key, Text
 from quantailor.models.convert.families.rope import rope_metadata
-from quantailor.models.convert.families.rows import PlannedTensor, PlusOne, Rows
+from quantailor.models.convert.families.rows import PlannedTensor, Rows, plus_one
 from quantailor.models.safetensors_file import StoredArray
 from quantailor.records import MetadataValue
 
@@ -67,7 +67,7 @@ class Gemma2(Family):
 
     def _rows(self, array: StoredArray) -> Rows:
         rows = super()._rows(array)
-        return PlusOne(rows) if array.name.endswith("norm.weight") else rows
+        return plus_one(rows) if array.name.endswith("norm.weight") else rows
 
 
 class Gemma3(Gemma2):

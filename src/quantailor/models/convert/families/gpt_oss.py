@@ -12,17 +12,17 @@ from quantailor.models.convert.families.family import LLAMA_NAMES, REMEDY, Key, 
 from quantailor.models.convert.families.rows import (
     MXFP4_BYTES,
     MXFP4_SIZE,
-    ArrayRows,
-    Mxfp4Rows,
-    Picked,
     PlannedTensor,
-    Regrouped,
     Rows,
-    Transposed,
-    every_second,
+    array_rows,
+    mxfp4_rows,
+    picked,
+    regrouped,
+    slices,
+    transposed,
 )
 from quantailor.models.json_files import mapping
-from quantailor.models.safetensors_file import StoredArray
+from quantailor.models.safetensors_file import READABLE, StoredArray
 from quantailor.records import MetadataValue, TensorInfo
 
 _EXPERTS = re.compile(r"^model\.layers\.(\d{1,6})\.mlp\.experts\.(gate_up_proj|down_proj)(_bias|_blocks|_scales)?$")
@@ -110,21 +110,22 @@ class GptOss(Experts):
         n_experts, n_rows, n_blocks = shape
         if n_experts != self.n_experts or n_rows % step or 0 in shape:
             raise ModelFormatError(f"{scales.name} in {scales.file.path} has the shape {shape}", remedy=INTACT)
-        rows = _every(Mxfp4Rows(blocks, scales, n_blocks * MXFP4_SIZE), number, step)
+        rows = _every(mxfp4_rows(blocks, scales, n_blocks * MXFP4_SIZE), number, step)
         size = n_experts * (n_rows // step) * n_blocks * MXFP4_BYTES
         return PlannedTensor(TensorInfo(name, (n_experts, n_rows // step, n_blocks * MXFP4_SIZE), "MXFP4", size), rows)
 
     def _bias(self, text: Text, name: str, number: int, step: int) -> PlannedTensor:
         shape = self._experts_shape(text, 2, step)
-        if not isinstance(self._rows(text.array), ArrayRows):
+        self._rows(text.array)  # refuses shapes and types that cannot be read
+        if text.array.dtype not in READABLE:
             raise self.unknown(text.array)
-        numbers = _every(ArrayRows(text.array, 1), number, step)
-        return self._tensor(name, Regrouped(numbers, shape[1] // step), (shape[0], shape[1] // step), "F32")
+        numbers = _every(array_rows(text.array, 1), number, step)
+        return self._tensor(name, regrouped(numbers, shape[1] // step), (shape[0], shape[1] // step), "F32")
 
     def _turned(self, text: Text, name: str, number: int, step: int, target: str) -> PlannedTensor:
         """Experts in 16 bits are (n_experts, n_in, n_out)."""
         n_experts, n_in, n_out = self._experts_shape(text, 3, step)
-        rows = _every(Transposed(self._rows(text.array), n_in), number, step)
+        rows = _every(transposed(self._rows(text.array), n_in), number, step)
         return self._tensor(name, rows, (n_experts, n_out // step, n_in), target)
 
     def _experts_shape(self, text: Text, n_dims: int, step: int) -> tuple[int, ...]:
@@ -140,4 +141,4 @@ class GptOss(Experts):
 
 
 def _every(rows: Rows, number: int, step: int) -> Rows:
-    return rows if step == 1 else Picked(rows, rows.n_rows // step, every_second(number))
+    return rows if step == 1 else picked(rows, rows.n_rows // step, slices(step, 1, number))

@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 
 from quantailor.models.convert.families.config import float32
 from quantailor.models.convert.families.family import LLAMA_NAMES, MAX_HEAD_DIM, Family
-from quantailor.models.convert.families.rope import constant
-from quantailor.models.convert.families.rows import PlannedTensor
+from quantailor.models.convert.families.rows import PlannedTensor, constant
 from quantailor.records import MetadataValue
 
 

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from quantailor.errors import UnsupportedModelError
 from quantailor.models.convert.families.config import Config, float32
-from quantailor.models.convert.families.rows import Constant, PlannedTensor
+from quantailor.models.convert.families.rows import PlannedTensor, constant
 from quantailor.models.json_files import OTHER_WAY
-from quantailor.records import MetadataValue, TensorInfo
+from quantailor.records import MetadataValue
 
 _LONG = ("su", "longrope")
 
@@ -95,9 +94,3 @@ def llama3_factors(dim: int, base: float, factor: float, low: float, high: float
             smooth = (one / wavelength * np.float32(length) - np.float32(low)) / np.float32(high - low)
             factors.append(float(one / ((one - smooth) / np.float32(factor) + smooth)))
     return factors
-
-
-def constant(name: str, values: list[float]) -> PlannedTensor:
-    """A float32 vector that stands in no array."""
-    data: npt.NDArray[np.float32] = np.asarray(values, dtype=np.float32)
-    return PlannedTensor(TensorInfo(name, data.shape, "F32", data.nbytes), Constant(data.reshape(1, -1)))
