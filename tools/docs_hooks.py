@@ -1,7 +1,8 @@
-"""What the documentation site makes itself: the command reference, and the proof that its pages load nothing from elsewhere."""
+"""What the documentation site makes itself: the references of commands and modules, and a check that pages load nothing from elsewhere."""
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -11,16 +12,32 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-COMMANDS_PAGE = "reference/commands.md"
+SOURCE = Path(__file__).parents[1] / "src" / "quantailor"
 LOADED = re.compile(r"""<(?:script|img|iframe)\b[^>]*\bsrc=["']?(?:https?:)?//|<link\b[^>]*\bhref=["']?(?:https?:)?//[^>]*stylesheet""")
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Add the reference of all commands, as Typer describes them."""
-    command = [sys.executable, "-m", "typer", "quantailor.cli.app", "utils", "docs", "--name", "quantailor", "--title", "Commands"]
-    text = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout
-    files.append(File.generated(config, COMMANDS_PAGE, content=text))
+    """Add the pages that are made from the code."""
+    files.append(File.generated(config, "reference/commands.md", content=commands()))
+    files.append(File.generated(config, "reference/modules.md", content=modules()))
     return files
+
+
+def commands() -> str:
+    """Every command, as Typer describes it."""
+    command = [sys.executable, "-m", "typer", "quantailor.cli.app", "utils", "docs", "--name", "quantailor", "--title", "Commands"]
+    return subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout
+
+
+def modules() -> str:
+    """Every module by folder, with the first line of its docstring."""
+    folders: dict[Path, list[str]] = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        summary, _, _ = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")
+        if summary:
+            folders.setdefault(path.parent.relative_to(SOURCE.parent), []).append(f"| `{path.name}` | {summary.replace('|', '&#124;')} |")
+    parts = [f"## {folder.as_posix()}\n\n| module | what it is |\n|---|---|\n" + "\n".join(rows) for folder, rows in folders.items()]
+    return "# Modules\n\n" + "\n\n".join(parts) + "\n"
 
 
 def on_post_build(*, config: MkDocsConfig) -> None:
