@@ -7,16 +7,13 @@ neither on the blocks nor on the threads.
 
 from __future__ import annotations
 
-import itertools
-import os
-from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
+from quantailor.analysis.threads import Workers
 from quantailor.control import QUIET, Control
 from quantailor.errors import NonFiniteWeightError, TypeUnavailableError
 from quantailor.ggml import codec, library
@@ -26,8 +23,6 @@ from quantailor.records import TensorInfo
 
 BLOCK_WEIGHTS = 1 << 20
 """Weights that one thread takes at a time."""
-BLOCKS_AHEAD = 3
-"""Blocks per thread that may wait to be taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +58,8 @@ def quantized_blocks(
         NonFiniteWeightError: NaN or Inf among the weights.
         TypeUnavailableError, ImatrixError: a tensor cannot take its type.
     """
-    threads = n_threads or os.cpu_count() or 1
-    waiting: deque[tuple[TensorInfo, Future[Bytes]]] = deque()
-    blocks = _blocks(source, tensors, imatrix, block_weights)
-    with ThreadPoolExecutor(threads, thread_name_prefix="quantize") as pool:
-        try:
-            while True:
-                for block in itertools.islice(blocks, threads * BLOCKS_AHEAD - len(waiting)):
-                    waiting.append((block.tensor, pool.submit(_block_bytes, source, block)))
-                if not waiting:
-                    return
-                control.check()
-                tensor, future = waiting.popleft()
-                yield tensor, future.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
+    with Workers(n_threads, control) as workers:
+        yield from workers.map(lambda block: (block.tensor, _block_bytes(source, block)), _blocks(source, tensors, imatrix, block_weights))
 
 
 def _blocks(source: ModelSource, tensors: Sequence[TensorInfo], imatrix: Imatrix | None, block_weights: int) -> Iterator[Block]:

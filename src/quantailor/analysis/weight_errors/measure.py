@@ -12,16 +12,14 @@ quantize faster than rows can be chosen, and lose weight only in rare values; th
 from __future__ import annotations
 
 import math
-import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from quantailor.analysis.importance.error_weights import UNWEIGHTED, ErrorWeights
+from quantailor.analysis.threads import Workers
 from quantailor.analysis.weight_errors import sampling, weight_error
 from quantailor.analysis.weight_errors.sampling import RowPlan
 from quantailor.analysis.weight_errors.weight_error import (
@@ -60,9 +58,6 @@ GROUP_WEIGHTS = 1 << 15
 """Weights of a group of sampled rows: in a core's cache, and few enough that a pilot keeps several cores busy."""
 BATCH_WEIGHTS = 1 << 26
 """Weights x types after which an exhaustive run hands over its cells, so that little is lost when it is killed."""
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +105,7 @@ def measure_tensor(
         ImatrixError: weights that do not fit the tensor.
         Paused, Cancelled: from `control`, between blocks.
     """
-    with _Workers(n_threads, control) as workers:
+    with Workers(n_threads, control) as workers:
         return _Measurement(source, tensor, weights, settings or MeasureSettings(), seed, workers).cells(qtypes)
 
 
@@ -143,7 +138,7 @@ def measure_model(
     seed = seed or fingerprint(source)
     ready: set[str] = set()
     progress = _Progress(control, sum(expected_work(tensor, len(qtypes), settings) for tensor, qtypes in missing))
-    with _Workers(n_threads, control) as workers:
+    with Workers(n_threads, control) as workers:
         for tensor, qtypes in missing:
             control.check()
             weights = UNWEIGHTED if weights_of is None else weights_of(tensor)
@@ -206,46 +201,14 @@ class _Progress:
         self._control.advance(self._done, self._total, message)
 
 
-class _Workers:
-    """Threads that run a function on items and give the results back in the items' order."""
-
-    def __init__(self, n_threads: int | None, control: Control) -> None:
-        self._n_threads = max(1, n_threads or os.cpu_count() or 1)
-        self._control = control
-        self._pool = ThreadPoolExecutor(self._n_threads, thread_name_prefix="measure")
-
-    def __enter__(self) -> _Workers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def map(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-        """Results in order; at most two items per thread are under way."""
-        under_way: deque[Future[_Result]] = deque()
-        try:
-            for item in items:
-                under_way.append(self._pool.submit(function, item))
-                if len(under_way) >= 2 * self._n_threads:
-                    yield under_way.popleft().result()
-                    self._control.check()
-            while under_way:
-                yield under_way.popleft().result()
-                self._control.check()
-        finally:
-            for future in under_way:
-                future.cancel()
-
-
-@dataclass(frozen=True, slots=True)
-class _BlockSums:
+class _BlockSums(NamedTuple):
     """One type's sums over a block of rows."""
 
-    plain: float
-    weighted: float
-    output: float
+    totals: Doubles
+    """Plain, weighted and output, (3,)."""
     largest: float
     fine: Integers
+    """Counts in the fine bins, (N_FINE_BINS,)."""
 
 
 @dataclass(slots=True)
@@ -256,44 +219,23 @@ class _Sample:
     sums: RowSums
     pilot_rows: Integers
     pilot_fine: Integers
-    """Integers in the fine bins of each pilot row, (n_pilot_rows, N_FINE_BINS)."""
+    """Counts in the fine bins of each pilot row, (n_pilot_rows, N_FINE_BINS)."""
 
     def extend(self, rows: Integers, sums: RowSums) -> None:
         order = np.argsort(np.concatenate([self.rows, rows]), kind="stable")
         self.rows = np.concatenate([self.rows, rows])[order]
-        self.sums = _reordered(_joined([self.sums, sums]), order)
+        self.sums = RowSums(*(column[order] for column in _joined([self.sums, sums])))
 
 
-def _joined(parts: Sequence[RowSums]) -> RowSums:
-    outputs = [part.output for part in parts if part.output is not None]
-    return RowSums(
-        np.concatenate([part.plain for part in parts]),
-        np.concatenate([part.weighted for part in parts]),
-        np.concatenate(outputs) if outputs else None,
-        np.concatenate([part.largest for part in parts]),
-    )
-
-
-def _reordered(sums: RowSums, order: Integers) -> RowSums:
-    output = None if sums.output is None else sums.output[order]
-    return RowSums(sums.plain[order], sums.weighted[order], output, sums.largest[order])
-
-
-def _added(one: _BlockSums, other: _BlockSums) -> _BlockSums:
-    return _BlockSums(
-        one.plain + other.plain,
-        one.weighted + other.weighted,
-        one.output + other.output,
-        max(one.largest, other.largest),
-        one.fine + other.fine,
-    )
+def _joined(parts: Iterable[RowSums]) -> RowSums:
+    return RowSums(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 class _Measurement:
     """The measurement of one tensor."""
 
     def __init__(
-        self, source: ModelSource, tensor: TensorInfo, weights: ErrorWeights, settings: MeasureSettings, seed: str, workers: _Workers
+        self, source: ModelSource, tensor: TensorInfo, weights: ErrorWeights, settings: MeasureSettings, seed: str, workers: Workers
     ) -> None:
         self._source, self._tensor, self._weights, self._workers = source, tensor, weights, workers
         self._settings = settings
@@ -374,24 +316,27 @@ class _Measurement:
             return float(energy.plain.sum()), float(energy.weighted.sum()), [self._block_sums(values, t, rows) for t in qtypes]
 
         plain = weighted = 0.0
-        sums = [_BlockSums(0.0, 0.0, 0.0, 0.0, np.zeros(N_FINE_BINS, dtype=np.int64)) for _ in qtypes]
+        sums = [_BlockSums(np.zeros(3), 0.0, np.zeros(N_FINE_BINS, dtype=np.int64)) for _ in qtypes]
         for block_plain, block_weighted, parts in self._workers.map(block, self._blocks()):
             plain, weighted = plain + block_plain, weighted + block_weighted
-            sums = [_added(one, part) for one, part in zip(sums, parts, strict=True)]
+            sums = [
+                _BlockSums(one.totals + part.totals, max(one.largest, part.largest), one.fine + part.fine)
+                for one, part in zip(sums, parts, strict=True)
+            ]
         energy = Energy(plain, weighted)
         return {t.name: self._record(t, self._totals(part), energy) for t, part in zip(qtypes, sums, strict=True)}
 
     def _block_sums(self, values: Floats, qtype: QType, rows: Integers) -> _BlockSums:
         sums, squares = self._errors(values, qtype, rows)
-        output = 0.0 if sums.output is None else float(sums.output.sum())
         fine = np.bincount(weight_error.fine_bins(squares).reshape(-1), minlength=N_FINE_BINS)
-        return _BlockSums(float(sums.plain.sum()), float(sums.weighted.sum()), output, float(sums.largest.max()), fine)
+        return _BlockSums(np.array([column.sum() for column in sums[:3]]), float(sums.largest.max()), fine)
 
     def _totals(self, sums: _BlockSums) -> Totals:
+        plain, weighted, output = (Estimate(float(total)) for total in sums.totals)
         return Totals(
-            Estimate(sums.plain),
-            Estimate(sums.weighted),
-            Estimate(sums.output) if self._scales.means is not None else None,
+            plain,
+            weighted,
+            output if self._scales.means is not None else None,
             sums.largest,
             sums.fine / self._tensor.n_elements,
             (0.0,) * len(weight_error.QUANTILES),
@@ -407,7 +352,7 @@ class _Measurement:
         """Cells of the types for which sampling reaches its target with fewer draws than there are rows."""
         if not qtypes or self._tensor.n_rows <= sampling.PILOT_DRAWS:
             return {}
-        energies = _joined(list(self._workers.map(self._energies, self._groups(np.arange(self._tensor.n_rows), ENERGY_WEIGHTS))))
+        energies = _joined(self._workers.map(self._energies, self._groups(np.arange(self._tensor.n_rows), ENERGY_WEIGHTS)))
         plan = sampling.plan_rows(energies.plain, energies.weighted, self._tensor.rows_per_slice, self._seed)
         todo = dict.fromkeys(qtypes, (sampling.PILOT_DRAWS, 0))
         samples: dict[QType, _Sample] = {}
@@ -444,9 +389,9 @@ class _Measurement:
         for qtype, gathered in zip(qtypes, measured, strict=True):
             if not before:
                 fine = np.concatenate([fine for _, fine in gathered])
-                samples[qtype] = _Sample(rows, _joined([sums for sums, _ in gathered]), rows, fine)
+                samples[qtype] = _Sample(rows, _joined(sums for sums, _ in gathered), rows, fine)
             elif gathered:
-                samples[qtype].extend(rows, _joined([sums for sums, _ in gathered]))
+                samples[qtype].extend(rows, _joined(sums for sums, _ in gathered))
 
     def _group_sums(self, values: Floats, qtype: QType, rows: Integers, *, count: bool) -> tuple[RowSums, Integers]:
         sums, squares = self._errors(values, qtype, rows)
@@ -469,7 +414,7 @@ class _Measurement:
         return Totals(
             self._total(plan, n, sample, sums.plain, energies.plain),
             self._total(plan, n, sample, sums.weighted, energies.weighted),
-            None if sums.output is None else self._total(plan, n, sample, sums.output, energies.weighted),
+            None if self._scales.means is None else self._total(plan, n, sample, sums.output, energies.weighted),
             float(sums.largest.max()),
             shares,
             quantiles_se,

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -103,13 +104,13 @@ def _check(tensor: TensorInfo, what: str, values: Floats | None, shape: tuple[in
     codec.check_importance(np.abs(values) if signed else values, tensor.name)
 
 
-@dataclass(frozen=True, slots=True)
-class RowSums:
+class RowSums(NamedTuple):
     """Sums over the columns of some rows of one matrix, each (n_rows,) float64. Row weights are applied."""
 
     plain: Doubles
     weighted: Doubles
-    output: Doubles | None
+    output: Doubles
+    """Zeros where E[x_j] is not known."""
     largest: Doubles
     """The largest square in each row."""
 
@@ -121,7 +122,7 @@ def row_sums(values: Floats, squares: Floats, scales: Weighting, rows: Integers)
     """
     slice_index, v = int(rows[0]) // scales.rows_per_slice, scales.rows[rows]
     plain = squares.sum(axis=1).astype(np.float64)
-    weighted, output = plain, None
+    weighted, output = plain, np.zeros(len(plain))
     if scales.columns is not None:
         weighted = np.einsum("ij,j->i", squares, scales.columns[slice_index]).astype(np.float64)
     if scales.variances is not None and scales.means is not None:
