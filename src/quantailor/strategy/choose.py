@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from quantailor.errors import InfeasibleError, StrategyError, StrategyMismatchError
 from quantailor.records import Basis, Prediction, Strategy, TensorCells, TensorChoice
@@ -52,21 +51,20 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
+    """What a rule is asked for."""
+
     tables: Sequence[TensorCells]
+    method: str
+    options: Mapping[str, object]
     constraints: Constraints
-    options: Mapping[str, Any]
     budget_bytes: int | None
     max_damage: float | None
     fixed_bytes: int
     align: int
-    solver: optimal.Solver | None = None
-    """Of the method "optimal"."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    choices: tuple[TensorChoice, ...]
-    outcome: Mapping[str, object]
+Outcome = tuple[tuple[TensorChoice, ...], Mapping[str, object]]
+"""Choices, and what a rule found beside them, for the record."""
 
 
 def select(
@@ -103,34 +101,47 @@ def select(
         InfeasibleError: nothing meets the target and the constraints.
         StrategyError: an unknown method, target or parameter, or cells that are no numbers.
     """
-    limits, goal = constraints or Constraints(), dict(target or {})
-    options = _options(method, parameters or {})
+    limits, goal, settings = constraints or Constraints(), dict(target or {}), dict(parameters or {})
+    options = _options(method, settings)
     _check(tables)
-    known = _important(tables, options.pop(IMPORTANCE_TYPE, None))
-    task = _task(known, model, limits, options, goal, align)
-    if method == "optimal":
-        task = replace(task, solver=optimal.Solver(known, limits, align=task.align))
-    inputs_kept = dict(inputs or {})
-    own_knees = knees_within(known, limits, align=align) if knees is None else knees
+    common_type = options.pop(IMPORTANCE_TYPE, None)
+    if common_type is not None or not any(tensor.importance > 0 for tensor in tables):
+        tables = with_importance(tables, type_name=None if common_type is None else str(common_type))
+    task = _task(tables, model, method, options, limits, goal, align)
+    solver = optimal.Solver(tables, limits, align=task.align) if method == "optimal" else None
+    knees = knees_within(tables, limits, align=align) if knees is None else knees
 
-    def told(found: _Found) -> Strategy:
+    def described(outcome: Outcome) -> tuple[Strategy, Prediction]:
+        choices, findings = outcome
         strategy = Strategy(
             model_fingerprint=model.fingerprint,
             model_name=model.name,
             architecture=model.architecture,
             method=method,
-            tensors=tuple(replace(choice, knee=own_knees.get(choice.name)) for choice in found.choices),
+            tensors=tuple(replace(choice, knee=knees.get(choice.name)) for choice in choices),
             target=goal,
-            parameters=_recorded(parameters or {}, limits, found.outcome),
-            inputs=inputs_kept,
+            parameters=_recorded(settings, limits, findings),
+            inputs=dict(inputs or {}),
             basis=basis,
         )
-        return replace(strategy, prediction=predict(strategy.types, known, model=model, basis=basis, align=align))
+        prediction = predict(strategy.types, tables, model=model, basis=basis, align=align)
+        return replace(strategy, prediction=prediction), prediction
 
-    rule = _RULES[method]
     if exact_size is None:
-        return told(rule(task))
-    return _fitted(task, lambda task: told(rule(task)), told, exact_size, goal.get("size_bytes"))
+        return described(_run(task, solver))[0]
+    limit = goal.get("size_bytes")
+    if limit is not None and (rough := _roughly(task, solver)) is not None:
+        strategy, prediction = described(rough)
+        task = replace(task, budget_bytes=int(limit) - max(0, exact_size(strategy) - prediction.file_size_bytes))
+    # What the header takes more than was thought is taken from the budget, until the file fits.
+    for _ in range(_MAX_REFINEMENTS):
+        strategy, prediction = described(_run(task, solver))
+        size = exact_size(strategy)
+        if task.budget_bytes is None or limit is None or size <= int(limit):
+            return replace(strategy, prediction=replace(prediction, file_size_bytes=size))
+        # From what this answer took, not from what it was allowed: else the same answer could come again.
+        task = replace(task, budget_bytes=min(task.budget_bytes, prediction.file_size_bytes) - (size - int(limit)))
+    raise InfeasibleError(f"no strategy was found whose file has at most {limit} bytes", remedy="Allow a few kilobytes more")
 
 
 def knees_within(tables: Sequence[TensorCells], constraints: Constraints, *, align: int = ALIGNMENT) -> dict[str, str]:
@@ -174,13 +185,13 @@ def predict(
 # --- reading the request
 
 
-def _options(method: str, parameters: Mapping[str, object]) -> dict[str, Any]:
+def _options(method: str, parameters: Mapping[str, object]) -> dict[str, object]:
     if method not in METHODS:
         raise StrategyError(f"there is no method {method!r}", remedy=f"Known: {', '.join(METHODS)}")
-    known = (*PARAMETERS[method], IMPORTANCE_TYPE)
+    allowed = (*PARAMETERS[method], IMPORTANCE_TYPE)
     for name in parameters:
-        if name not in known:
-            raise StrategyError(f"{method} has no parameter {name!r}", remedy=f"Known: {', '.join(known)}")
+        if name not in allowed:
+            raise StrategyError(f"{method} has no parameter {name!r}", remedy=f"Known: {', '.join(allowed)}")
     return {name: value for name, value in parameters.items() if value is not None}
 
 
@@ -198,17 +209,12 @@ def _check(tables: Sequence[TensorCells]) -> None:
                 raise StrategyError(f"{tensor.name} at {cell.type_name} has the damage {cell.damage:g}", remedy="Measure it again")
 
 
-def _important(tables: Sequence[TensorCells], type_name: Any) -> Sequence[TensorCells]:
-    if type_name is None and any(tensor.importance > 0 for tensor in tables):
-        return tables
-    return with_importance(tables, type_name=type_name)
-
-
 def _task(
     tables: Sequence[TensorCells],
     model: ModelFacts,
+    method: str,
+    options: Mapping[str, object],
     limits: Constraints,
-    options: Mapping[str, Any],
     goal: Mapping[str, str | int | float],
     align: int,
 ) -> _Task:
@@ -219,9 +225,9 @@ def _task(
         elements = sum(tensor.n_elements for tensor in tables) + model.fixed_elements
         room = math.floor(bits * elements / 8) - model.fixed_tensor_bytes
         # Bits per weight count data without padding, and no header.
-        return _Task(tables, limits, options, room, None, 0, 1)
+        return _Task(tables, method, options, limits, room, None, fixed_bytes=0, align=1)
     size = given.get("size_bytes")
-    return _Task(tables, limits, options, None if size is None else int(size), given.get("damage"), model.fixed_bytes, align)
+    return _Task(tables, method, options, limits, None if size is None else int(size), given.get("damage"), model.fixed_bytes, align)
 
 
 def _number(key: str, value: str | int | float) -> float:
@@ -243,83 +249,32 @@ def _plain(value: object) -> object:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _fitted(
-    task: _Task,
-    choose: Callable[[_Task], Strategy],
-    told: Callable[[_Found], Strategy],
-    exact_size: Callable[[Strategy], int],
-    limit: str | int | float | None,
-) -> Strategy:
-    """The choice whose file fits: what the header takes more than was thought is taken from the budget."""
-    if limit is not None and (rough := _roughly(task)) is not None:
-        strategy = told(rough)
-        task = replace(task, budget_bytes=int(limit) - max(0, exact_size(strategy) - _estimated_size(strategy)))
-    for _ in range(_MAX_REFINEMENTS):
-        strategy = choose(task)
-        estimated, size = _estimated_size(strategy), exact_size(strategy)
-        strategy = _with_size(strategy, size)
-        if task.budget_bytes is None or limit is None or size <= int(limit):
-            return strategy
-        # From what this answer took, not from what it was allowed: else the same answer could come again.
-        task = replace(task, budget_bytes=min(task.budget_bytes, estimated) - (size - int(limit)))
-    raise InfeasibleError(f"no strategy was found whose file has at most {limit} bytes", remedy="Allow a few kilobytes more")
-
-
-def _estimated_size(strategy: Strategy) -> int:
-    return 0 if strategy.prediction is None else strategy.prediction.file_size_bytes
-
-
-def _with_size(strategy: Strategy, size: int) -> Strategy:
-    prediction = strategy.prediction
-    return strategy if prediction is None else replace(strategy, prediction=replace(prediction, file_size_bytes=size))
-
-
 # --- the rules
 
-
-def _optimal(task: _Task) -> _Found:
-    solver = task.solver or optimal.Solver(task.tables, task.constraints, align=task.align)
-    return _of_solution(solver.solve(budget_bytes=task.budget_bytes, max_damage=task.max_damage, fixed_bytes=task.fixed_bytes))
+_RULES: Mapping[str, Callable[..., tuple[TensorChoice, ...]]] = {"knee": knee.choose, "greedy": greedy.choose, "bins": bins.choose}
 
 
-def _roughly(task: _Task) -> _Found | None:
+def _run(task: _Task, solver: optimal.Solver | None) -> Outcome:
+    if solver is not None:
+        return _of_solution(solver.solve(budget_bytes=task.budget_bytes, max_damage=task.max_damage, fixed_bytes=task.fixed_bytes))
+    if task.max_damage is not None:
+        raise StrategyError(f"{task.method} cannot aim at a damage", remedy="Use the method optimal, or give a size")
+    if task.method == "greedy" and task.budget_bytes is None:
+        raise StrategyError("greedy needs a target", remedy="Give a size or bits per weight")
+    room = {"budget_bytes": task.budget_bytes, "fixed_bytes": task.fixed_bytes, "align": task.align}
+    return _RULES[task.method](task.tables, constraints=task.constraints, **room, **task.options), {}
+
+
+def _roughly(task: _Task, solver: optimal.Solver | None) -> Outcome | None:
     """A mix near the answer, to see what header it gives; None where only the rule itself can tell."""
-    if task.solver is None or task.budget_bytes is None or len(task.tables) < _MANY_TENSORS:
+    if solver is None or task.budget_bytes is None or len(task.tables) < _MANY_TENSORS:
         return None
-    solution = task.solver.roughly(task.budget_bytes, task.fixed_bytes)
+    solution = solver.roughly(task.budget_bytes, task.fixed_bytes)
     return None if solution is None else _of_solution(solution)
 
 
-def _of_solution(solution: optimal.Solution) -> _Found:
-    outcome: dict[str, object] = {"lower_bound": solution.lower_bound} if math.isfinite(solution.lower_bound) else {}
+def _of_solution(solution: optimal.Solution) -> Outcome:
+    findings: dict[str, object] = {"lower_bound": solution.lower_bound} if math.isfinite(solution.lower_bound) else {}
     if solution.price is not None:
-        outcome["price_per_byte"] = solution.price
-    return _Found(solution.choices, outcome)
-
-
-def _knee(task: _Task) -> _Found:
-    return _Found(knee.choose(task.tables, budget_bytes=_size_only("knee", task), **_shared(task), **task.options), {})
-
-
-def _greedy(task: _Task) -> _Found:
-    budget = _size_only("greedy", task)
-    if budget is None:
-        raise StrategyError("greedy needs a target", remedy="Give a size or bits per weight")
-    return _Found(greedy.choose(task.tables, budget_bytes=budget, **_shared(task), **task.options), {})
-
-
-def _bins(task: _Task) -> _Found:
-    return _Found(bins.choose(task.tables, budget_bytes=_size_only("bins", task), **_shared(task), **task.options), {})
-
-
-def _size_only(method: str, task: _Task) -> int | None:
-    if task.max_damage is not None:
-        raise StrategyError(f"{method} cannot aim at a damage", remedy="Use the method optimal, or give a size")
-    return task.budget_bytes
-
-
-def _shared(task: _Task) -> dict[str, Any]:
-    return {"constraints": task.constraints, "fixed_bytes": task.fixed_bytes, "align": task.align}
-
-
-_RULES: Mapping[str, Callable[[_Task], _Found]] = {"optimal": _optimal, "knee": _knee, "greedy": _greedy, "bins": _bins}
+        findings["price_per_byte"] = solution.price
+    return solution.choices, findings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from quantailor.errors import InfeasibleError
@@ -24,7 +24,7 @@ class Pick:
     price_range: tuple[float, float] | None = None
 
 
-def to_choices(picks: Sequence[Pick], order: Sequence[str], knees: Mapping[str, str] | None = None) -> tuple[TensorChoice, ...]:
+def to_choices(picks: Sequence[Pick], order: Sequence[str]) -> tuple[TensorChoice, ...]:
     """One choice per tensor, in the given order of names."""
     choices = {}
     for pick in picks:
@@ -36,7 +36,6 @@ def to_choices(picks: Sequence[Pick], order: Sequence[str], knees: Mapping[str, 
                 reason=_reason(pick, position),
                 damage=tensor.cell(pick.cell.type_name).damage,
                 pinned=bool(pins),
-                knee=(knees or {}).get(tensor.name),
                 price_range=pick.price_range,
             )
     return tuple(choices[name] for name in order)
