@@ -63,7 +63,7 @@ def probe_cost(bench: Bench) -> tuple[float, float]:
             started = time.perf_counter()
             for _ in scorer.score([Mix.of({name: PROBE_TYPE})], bench.indexes):
                 pass
-            scorer.restore()
+            scorer.set_mix({})
             probed = time.perf_counter()
             for index in bench.indexes:
                 scorer.model.logits(bench.tokens[index], first=first_scored(bench.tokens.shape[1]))

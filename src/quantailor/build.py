@@ -18,12 +18,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantailor.analysis.importance.imatrix import Imatrix
+from quantailor.analysis.importance.imatrix import Imatrix, quantize_metadata
 from quantailor.analysis.quantize import quantized_blocks
 from quantailor.control import QUIET, Control
 from quantailor.errors import OutputError, StrategyMismatchError, TypeUnavailableError
 from quantailor.ggml import codec, library
-from quantailor.ggml.reference import imatrix_metadata
 from quantailor.models.gguf_writer import FileLayout, GGUFWriter, layout
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource, fingerprint
@@ -96,7 +95,7 @@ def plain_metadata(source: ModelSource, types: Mapping[str, str], *, imatrix: Im
     added: dict[str, str | int] = {
         "general.quantization_version": QUANTIZATION_VERSION,
         "general.file_type": file_type(source, types),
-        **(_imatrix_metadata(imatrix) if imatrix else {}),
+        **(quantize_metadata(imatrix) if imatrix else {}),
     }
     return _with_added(metadata, added)
 
@@ -117,10 +116,6 @@ def _with_added(metadata: dict[str, MetadataValue], added: Mapping[str, str | in
         metadata.pop(key, None)
         metadata[key] = MetadataValue("string" if isinstance(value, str) else "uint32", value)
     return metadata
-
-
-def _imatrix_metadata(imatrix: Imatrix) -> dict[str, str | int]:
-    return imatrix_metadata(imatrix.fingerprint, imatrix.datasets, n_entries=len(imatrix.entries), n_chunks=imatrix.chunk_count)
 
 
 def _version() -> str:

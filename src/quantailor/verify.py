@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
+from quantailor.analysis.importance.imatrix import Imatrix, quantize_metadata, quantizer_importance
 from quantailor.analysis.scores import fidelity
 from quantailor.control import QUIET, Control
 from quantailor.errors import ModelError, OutputError
 from quantailor.files import write_text
-from quantailor.ggml.reference import imatrix_metadata, preset_name, quantize_reference
+from quantailor.ggml.reference import preset_name, quantize_reference
 from quantailor.models.opening import open_model
 from quantailor.models.source import fingerprint
 from quantailor.present import words
@@ -94,15 +94,11 @@ def ensure_reference(
         path,
         preset=preset,
         imatrix=importances or None,
-        metadata=_imatrix_metadata(imatrix) if imatrix else None,
+        metadata=quantize_metadata(imatrix) if imatrix else None,
         n_threads=n_threads,
         check=_check_complete,
         control=control,
     )
-
-
-def _imatrix_metadata(imatrix: Imatrix) -> dict[str, str | int]:
-    return imatrix_metadata(imatrix.fingerprint, imatrix.datasets, n_entries=len(imatrix.entries), n_chunks=imatrix.chunk_count)
 
 
 def _is_complete(path: Path) -> bool:

@@ -111,7 +111,7 @@ def test_after_random_swaps_the_model_is_untouched(bench: Bench, n_swaps: int, f
         assert np.array_equal(swapper.logits(bench.tokens[0]), before)
         swapper.rest_finer(back=True)
         stored = swapper.logits(bench.tokens[0])
-    with LoadedModel.open(bench.path, n_ctx=64, n_threads=1) as model:
+    with LoadedModel(bench.path, n_ctx=64, n_threads=1) as model:
         assert np.array_equal(model.logits(bench.tokens[0]), stored)
 
 
@@ -119,7 +119,7 @@ def test_after_random_swaps_the_model_is_untouched(bench: Bench, n_swaps: int, f
 def test_values_alone_are_a_base_that_holds_the_dequantized_weights(bench: Bench, tmp_path: Path, seed: int, every: int) -> None:
     mix = bench.random_mix(seed, every)
     path = write_dequantized(bench, mix, tmp_path / "dequantized.gguf")
-    with bench.swapper(values=True) as swapper, LoadedModel.open(path, n_ctx=64, n_threads=1) as model:
+    with bench.swapper(values=True) as swapper, LoadedModel(path, n_ctx=64, n_threads=1) as model:
         swapper.set_mix(mix)
         assert np.array_equal(swapper.logits(bench.tokens[0]), model.logits(bench.tokens[0]))
 

@@ -34,7 +34,7 @@ def test_any_characters_can_be_tokenized(books_llama_base: Path) -> None:
 
 
 def test_logits_do_not_depend_on_what_ran_before(books_llama_base: Path) -> None:
-    with LoadedModel.open(books_llama_base, n_ctx=64, n_threads=1) as model:
+    with LoadedModel(books_llama_base, n_ctx=64, n_threads=1) as model:
         tokens = model.tokenize(TEXT)[:64]
         before = model.logits(tokens)
         model.logits(tokens[::-1].copy())
@@ -43,7 +43,7 @@ def test_logits_do_not_depend_on_what_ran_before(books_llama_base: Path) -> None
 
 
 def test_logits_from_a_position_on(books_llama_base: Path) -> None:
-    with LoadedModel.open(books_llama_base, n_ctx=64, n_threads=1) as model:
+    with LoadedModel(books_llama_base, n_ctx=64, n_threads=1) as model:
         tokens = model.tokenize(TEXT)[:64]
         whole, half = model.logits(tokens), model.logits(tokens, first=32)
         assert half.shape == (32, model.n_vocab)
@@ -57,7 +57,7 @@ def test_capture_sees_every_matrix_of_a_dense_model(books_llama_base: Path) -> N
         assert activation.slice_ids is None
         seen[activation.name] = activation.x.shape
 
-    with LoadedModel.open(books_llama_base, n_ctx=64, n_threads=1, capture=capture) as model:
+    with LoadedModel(books_llama_base, n_ctx=64, n_threads=1, capture=capture) as model:
         model.decode(model.tokenize(TEXT)[:64])
     roles = {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"}
     assert {name.split(".")[2] for name in seen if name.startswith("blk.0.")} == roles
@@ -74,7 +74,7 @@ def test_capture_sees_which_experts_a_token_takes(books_moe_base: Path) -> None:
             seen[activation.name] = (activation.x.shape, activation.slice_ids.shape, activation.n_slices)
             assert all(len(set(row)) == len(row) for row in activation.slice_ids.tolist())
 
-    with LoadedModel.open(books_moe_base, n_ctx=64, n_threads=1, capture=capture) as model:
+    with LoadedModel(books_moe_base, n_ctx=64, n_threads=1, capture=capture) as model:
         model.decode(model.tokenize(TEXT)[:64])
     assert seen["blk.0.ffn_up_exps.weight"] == ((64, 1, 256), (64, 2), 8)
     assert seen["blk.0.ffn_down_exps.weight"] == ((64, 2, 256), (64, 2), 8)
@@ -89,7 +89,7 @@ def test_what_a_capture_raises_comes_out_of_decode(books_llama_base: Path, failu
         if len(calls) == 3:
             raise failure
 
-    with LoadedModel.open(books_llama_base, n_ctx=64, n_threads=1, capture=capture) as model:
+    with LoadedModel(books_llama_base, n_ctx=64, n_threads=1, capture=capture) as model:
         tokens = model.tokenize(TEXT)[:64]
         with pytest.raises(type(failure)):
             model.decode(tokens)
@@ -103,7 +103,7 @@ def test_a_file_that_is_no_model(tmp_path: Path, capfd: pytest.CaptureFixture[st
     path = tmp_path / "broken.gguf"
     path.write_bytes(content)
     with pytest.raises(InferenceError, match="cannot load"):
-        LoadedModel.open(path)
+        LoadedModel(path)
     with pytest.raises(InferenceError, match="cannot load"):
         tokenizer(path)
     assert capfd.readouterr() == ("", "")
@@ -113,17 +113,17 @@ def test_the_reason_is_llama_cpps_own(books_llama_base: Path, tmp_path: Path) ->
     path = tmp_path / "truncated.gguf"
     path.write_bytes(books_llama_base.read_bytes()[:1_000_000])
     with pytest.raises(InferenceError, match="not within the file bounds"):
-        LoadedModel.open(path)
+        LoadedModel(path)
 
 
 def test_loading_says_nothing_on_the_terminal(books_llama_base: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with LoadedModel.open(books_llama_base, n_ctx=64, n_threads=1) as model:
+    with LoadedModel(books_llama_base, n_ctx=64, n_threads=1) as model:
         model.logits(model.tokenize(TEXT)[:64])
     assert capfd.readouterr() == ("", "")
 
 
 def test_chunks_that_do_not_fit_are_refused(books_llama_base: Path) -> None:
-    with LoadedModel.open(books_llama_base, n_ctx=64, n_threads=1) as model:
+    with LoadedModel(books_llama_base, n_ctx=64, n_threads=1) as model:
         with pytest.raises(InferenceError, match="does not fit a context of 64"):
             model.logits(np.ones(65, dtype=np.int32))
         with pytest.raises(InferenceError, match="does not fit"):
@@ -134,7 +134,7 @@ def test_chunks_that_do_not_fit_are_refused(books_llama_base: Path) -> None:
 
 
 def test_a_closed_model_says_so(books_llama_base: Path) -> None:
-    model = LoadedModel.open(books_llama_base, n_ctx=64, n_threads=1)
+    model = LoadedModel(books_llama_base, n_ctx=64, n_threads=1)
     model.close()
     model.close()
     with pytest.raises(InferenceError, match="is closed"):

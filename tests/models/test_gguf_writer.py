@@ -142,11 +142,11 @@ def test_llama_cpp_loads_shards_as_the_whole_file(tmp_path: Path, books_llama_ba
     source.close()
     assert len(writer.paths) > 2
     tokens = np.arange(1, 33, dtype=np.int32)
-    with LoadedModel.open(books_llama_base, n_ctx=64) as whole, LoadedModel.open(writer.paths[0], n_ctx=64) as split:
+    with LoadedModel(books_llama_base, n_ctx=64) as whole, LoadedModel(writer.paths[0], n_ctx=64) as split:
         assert np.array_equal(whole.logits(tokens), split.logits(tokens))
     writer.paths[1].unlink()
     with pytest.raises(InferenceError):
-        LoadedModel.open(writer.paths[0], n_ctx=64).__enter__()
+        LoadedModel(writer.paths[0], n_ctx=64).__enter__()
 
 
 # Whole or not at all

@@ -22,7 +22,7 @@ from quantailor import files
 from quantailor.control import QUIET, Control
 from quantailor.errors import AlreadyQuantizedError, ImatrixError, InferenceError, OutputError, QuantailorError, TypeUnavailableError
 from quantailor.ggml import library
-from quantailor.ggml.reference_worker import MAX_TEXT_BYTES, Request
+from quantailor.ggml.reference_worker import Request
 from quantailor.numerics import Floats
 
 BUFFER_BYTES = 512 * 1024**2
@@ -58,21 +58,6 @@ def preset_name(text: str) -> str:
 def exact_pattern(tensor_name: str) -> str:
     """The override pattern that matches this tensor and no other (llama.cpp searches unanchored)."""
     return "^" + "".join(f"\\{letter}" if letter in _SPECIAL else letter for letter in tensor_name) + "$"
-
-
-def imatrix_metadata(fingerprint: str, datasets: Sequence[str], *, n_entries: int, n_chunks: int) -> dict[str, str | int]:
-    """The keys by which llama-quantize tells of the importance matrix, in its order.
-
-    The file is named by the matrix' fingerprint, so that a copy elsewhere gives the same model file; names are cut
-    to the length that llama.cpp can hold.
-    """
-    values: dict[str, str | int] = {"quantize.imatrix.file": f"{fingerprint[:12]}.imatrix.gguf"}
-    if datasets:
-        values["quantize.imatrix.dataset"] = datasets[0].encode()[:MAX_TEXT_BYTES].decode(errors="ignore")
-    values["quantize.imatrix.entries_count"] = n_entries
-    if n_chunks > 0:
-        values["quantize.imatrix.chunks_count"] = n_chunks
-    return values
 
 
 def quantize_reference(

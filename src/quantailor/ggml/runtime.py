@@ -233,19 +233,6 @@ class LoadedModel(Tokenizer):
             self.close()
             raise
 
-    @classmethod
-    def open(
-        cls,
-        path: Path,
-        *,
-        n_ctx: int = DEFAULT_N_CTX,
-        n_threads: int | None = None,
-        n_gpu_layers: int = 0,
-        capture: Capture | None = None,
-    ) -> Self:
-        """The same as the constructor."""
-        return cls(path, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers, capture=capture)
-
     def _open_context(self, callback: Any) -> None:
         if self._llama.llama_model_has_encoder(self._model) or not self._llama.llama_model_has_decoder(self._model):
             raise InferenceError(f"{self.path} is not a plain decoder; only such models can be run")

@@ -31,6 +31,7 @@ from quantailor.analysis.importance.error_weights import UNWEIGHTED, ErrorWeight
 from quantailor.control import QUIET, Control
 from quantailor.errors import ImatrixError
 from quantailor.ggml import codec
+from quantailor.ggml.reference_worker import MAX_TEXT_BYTES
 from quantailor.ggml.runtime import Activation, LoadedModel
 from quantailor.numerics import Doubles, Floats, Integers, Tokens
 from quantailor.records import TensorInfo, layer_of
@@ -105,6 +106,21 @@ def quantizer_importance(imatrix: Imatrix, tensor: TensorInfo) -> Floats | None:
     importance = _mean_squares(entry).reshape(tensor.n_slices, tensor.n_cols)
     codec.check_importance(importance, tensor.name)
     return importance
+
+
+def quantize_metadata(imatrix: Imatrix) -> dict[str, str | int]:
+    """The keys by which llama-quantize tells of the importance matrix, in its order.
+
+    The file is named by the matrix' fingerprint, so that a copy elsewhere gives the same model file; names are cut
+    to the length that llama.cpp can hold.
+    """
+    values: dict[str, str | int] = {"quantize.imatrix.file": f"{imatrix.fingerprint[:12]}.imatrix.gguf"}
+    if imatrix.datasets:
+        values["quantize.imatrix.dataset"] = imatrix.datasets[0].encode()[:MAX_TEXT_BYTES].decode(errors="ignore")
+    values["quantize.imatrix.entries_count"] = len(imatrix.entries)
+    if imatrix.chunk_count > 0:
+        values["quantize.imatrix.chunks_count"] = imatrix.chunk_count
+    return values
 
 
 def error_weights(imatrix: Imatrix | None, tensor: TensorInfo) -> ErrorWeights:
@@ -342,7 +358,7 @@ def compute_imatrix(
     state.check_whole()
     if state.n_chunks_done < n_chunks:
         control.check()
-        with LoadedModel.open(model_path, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers, capture=state.add) as model:
+        with LoadedModel(model_path, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers, capture=state.add) as model:
             for index in range(state.n_chunks_done, n_chunks):
                 control.check()
                 model.decode(chunks[index])

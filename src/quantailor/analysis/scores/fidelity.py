@@ -110,7 +110,7 @@ class _Run:
     """The base's log-probabilities of the block's chunks, each (n_scored, n_vocab)."""
 
     def load(self, path: Path) -> LoadedModel:
-        return LoadedModel.open(path, n_ctx=self.chunks.shape[1], n_threads=self.n_threads, n_gpu_layers=self.n_gpu_layers)
+        return LoadedModel(path, n_ctx=self.chunks.shape[1], n_threads=self.n_threads, n_gpu_layers=self.n_gpu_layers)
 
     def begin(self, n_vocab: int) -> None:
         self.n_vocab = n_vocab

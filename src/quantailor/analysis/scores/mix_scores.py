@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.scores.base_logp import BaseLogp
@@ -35,7 +34,7 @@ def base_folder(folder: Path, base_kernels: BaseKernels) -> Path:
     return folder / base_kernels.replace(" ", "-")
 
 
-class MixScorer:
+class MixScorer(Swapper):
     """Scores mixes of one base on the chunks of one text. Use as a context manager.
 
     Where it can, the base rests in F16 (see `swapping`): on the CPU, where that has finer kernels, and where neither its
@@ -69,8 +68,7 @@ class MixScorer:
         n_threads: int | None = None,
         n_gpu_layers: int = 0,
     ) -> None:
-        self._chunks = chunks
-        self._swapper = Swapper(
+        super().__init__(
             source,
             path,
             names,
@@ -80,47 +78,28 @@ class MixScorer:
             n_gpu_layers=n_gpu_layers,
             kernels=kernels,
         )
+        self._chunks = chunks
         try:
-            self.base_kernels: BaseKernels = self._rest() if n_gpu_layers == 0 else "as stored"
+            self.base_kernels: BaseKernels = self._settle() if n_gpu_layers == 0 else "as stored"
         except BaseException:
-            self._swapper.__exit__(None, None, None)
+            self.model.close()
             raise
         self._base = BaseLogp(base_folder(folder, self.base_kernels), chunks)
 
-    def _rest(self) -> BaseKernels:
+    def _settle(self) -> BaseKernels:
         try:
-            self._swapper.rest_finer()
-            self._swapper.logits(self._chunks[0])
+            self.rest_finer()
+            self.logits(self._chunks[0])
         except (InferenceError, TypeUnavailableError) as error:
             logger.info("the base stays as it is stored: %s", error)
-            self._swapper.rest_finer(back=True)
+            self.rest_finer(back=True)
             return "as stored"
         return "finer"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._swapper.__exit__(kind, error, trace)
-
-    @property
-    def weights(self) -> frozenset[str]:
-        """Tensors that take part in the model's graph."""
-        return self._swapper.weights
-
-    @property
-    def model(self) -> LoadedModel:
-        """The loaded model, as it is now."""
-        return self._swapper.model
-
-    def restore(self) -> None:
-        """Put all originals back."""
-        self._swapper.set_mix({})
 
     def prepare(self, indexes: Sequence[int], *, control: Control = QUIET) -> None:
         """Compute the base's log-probabilities on these chunks, where they are not on disk."""
         if self._base.missing(indexes):
-            self.restore()
+            self.set_mix({})
             self._base.compute(self.model, indexes, control=control)
 
     def score(
@@ -141,14 +120,14 @@ class MixScorer:
         for mix in mixes:
             for index in missing[mix.id]:
                 control.check()
-                self._swapper.set_mix(mix.types)
+                self.set_mix(mix.types)
                 yield mix, self._score(index)
                 n_done += 1
                 control.advance(n_done, total, _shown(mix))
 
     def _score(self, index: int) -> ChunkScore:
         tokens = self._chunks[index]
-        return self._base.chunk(index).score(self._swapper.logits(tokens, first=first_scored(len(tokens))))
+        return self._base.chunk(index).score(self.logits(tokens, first=first_scored(len(tokens))))
 
 
 class FileScorer:
@@ -179,7 +158,7 @@ class FileScorer:
                 control.advance(n_done + 1, len(indexes), f"{file.name}, chunk {index + 1}")
 
     def _load(self, path: Path) -> LoadedModel:
-        return LoadedModel.open(path, n_ctx=self._chunks.shape[1], n_threads=self._n_threads, n_gpu_layers=self._n_gpu_layers)
+        return LoadedModel(path, n_ctx=self._chunks.shape[1], n_threads=self._n_threads, n_gpu_layers=self._n_gpu_layers)
 
 
 def _shown(mix: Mix) -> str:
