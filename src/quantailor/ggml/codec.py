@@ -10,8 +10,6 @@ that are not finite or so large that their weighted squares overflow float32.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -84,7 +82,7 @@ def quantize(values: Floats, qtype: QType, importance: Floats | None = None) -> 
     return out
 
 
-def dequantize(data: npt.NDArray[Any], qtype: QType, n_cols: int) -> Floats:
+def dequantize(data: npt.NDArray[np.generic], qtype: QType, n_cols: int) -> Floats:
     """Turn rows of `qtype` back into weights: (n_rows, row_bytes) bytes -> (n_rows, n_cols) float32.
 
     Raises:

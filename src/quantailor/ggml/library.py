@@ -20,7 +20,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Any
 
 from quantailor.errors import NativeLibraryError
 from quantailor.qtypes import QType
@@ -92,7 +91,7 @@ class GgmlTypeTraitsCpu(ctypes.Structure):
 
 
 # name: (restype, argtypes), beside ggml.h / ggml-backend.h
-_PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+_PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     # const struct ggml_type_traits * ggml_get_type_traits(enum ggml_type type)
     "ggml_get_type_traits": (ctypes.POINTER(GgmlTypeTraits), (ctypes.c_int,)),
     # bool ggml_quantize_requires_imatrix(enum ggml_type type)
@@ -134,7 +133,7 @@ class Library:
     """The opened libraries: `llama` is llama-cpp-python's low-level module, `ggml` resolves ggml symbols."""
 
     llama: ModuleType
-    ggml: Any
+    ggml: ctypes.CDLL
     version: str
     type_count: int
 
@@ -164,14 +163,14 @@ def _version_tuple(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
 
 
-def _open_ggml(llama: ModuleType) -> Any:
+def _open_ggml(llama: ModuleType) -> ctypes.CDLL:
     path = Path(llama._lib._name)
     if platform.system() != "Windows":
         return ctypes.CDLL(str(path))
     return ctypes.CDLL(str(path.with_name("ggml-base.dll")))
 
 
-def _declare(ggml: Any, version: str) -> Any:
+def _declare(ggml: ctypes.CDLL, version: str) -> ctypes.CDLL:
     for name, (restype, argtypes) in _PROTOTYPES.items():
         try:
             function = getattr(ggml, name)
@@ -234,7 +233,7 @@ def types() -> Mapping[str, QType]:
     return MappingProxyType(found)
 
 
-def _activation_block(ggml: Any, index: int) -> int:
+def _activation_block(ggml: ctypes.CDLL, index: int) -> int:
     """Block size of the type that the CPU kernel rounds inputs to; 256 where this build does not say."""
     try:
         function = ggml.ggml_get_type_traits_cpu  # const struct ggml_type_traits_cpu * (enum ggml_type type)

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
@@ -88,7 +88,7 @@ def quantize(request: Request, importances: Floats, log: Callable[[int, str], No
     return not failed
 
 
-def _parameters(llama: Any, request: Request, importances: Floats) -> tuple[Any, list[Any]]:
+def _parameters(llama: ModuleType, request: Request, importances: Floats) -> tuple[ctypes.Structure, list[object]]:
     parameters = llama.llama_model_quantize_default_params()
     parameters.nthread = request.n_threads
     parameters.ftype = request.ftype
@@ -96,7 +96,7 @@ def _parameters(llama: Any, request: Request, importances: Floats) -> tuple[Any,
     parameters.allow_requantize = request.allow_requantize
     parameters.dry_run = request.dry_run
     parameters.max_buf_size = request.buffer_bytes or parameters.max_buf_size
-    kept: list[Any] = [importances]
+    kept: list[object] = [importances]
     if request.embedding_type is not None:
         parameters.token_embedding_type = request.embedding_type
     if request.output_type is not None:
@@ -118,8 +118,8 @@ def _parameters(llama: Any, request: Request, importances: Floats) -> tuple[Any,
     return parameters, kept
 
 
-def _imatrix_entries(llama: Any, request: Request, importances: Floats) -> Any:
-    entries = (llama.llama_model_imatrix_data * (len(request.imatrix_names) + 1))()
+def _imatrix_entries(llama: ModuleType, request: Request, importances: Floats) -> ctypes.Array[ctypes.Structure]:
+    entries: ctypes.Array[ctypes.Structure] = (llama.llama_model_imatrix_data * (len(request.imatrix_names) + 1))()
     start = 0
     for entry, name, size in zip(entries, request.imatrix_names, request.imatrix_sizes, strict=False):
         entry.name, entry.size = name.encode(), size
@@ -128,8 +128,8 @@ def _imatrix_entries(llama: Any, request: Request, importances: Floats) -> Any:
     return entries
 
 
-def _metadata_entries(llama: Any, metadata: Mapping[str, str | int]) -> Any:
-    entries = (llama.llama_model_kv_override * (len(metadata) + 1))()
+def _metadata_entries(llama: ModuleType, metadata: Mapping[str, str | int]) -> ctypes.Array[ctypes.Structure]:
+    entries: ctypes.Array[ctypes.Structure] = (llama.llama_model_kv_override * (len(metadata) + 1))()
     for entry, (key, value) in zip(entries, metadata.items(), strict=False):
         entry.key = key.encode()
         if isinstance(value, str):

@@ -113,10 +113,10 @@ class Tokenizer:
 
     def __init__(self, path: Path, *, vocab_only: bool, n_gpu_layers: int, writable: bool = False) -> None:
         self.path = path
-        self._llama: Any = library.load().llama
+        self._llama = library.load().llama
         self._log = _log()
         self._log.clear()
-        self._model: Any = None
+        self._model: object = None
         parameters = self._llama.llama_model_default_params()
         parameters.vocab_only = vocab_only
         parameters.n_gpu_layers = ALL_LAYERS if n_gpu_layers < 0 else n_gpu_layers
@@ -183,7 +183,7 @@ class Tokenizer:
             room = abs(count)
         raise InferenceError(f"{self.path} cannot tokenize a text of {len(data)} bytes")
 
-    def _open_vocab(self) -> Any:
+    def _open_vocab(self) -> object:
         if not self._model:
             raise InferenceError(f"{self.path} is closed")
         return self._vocab
@@ -219,8 +219,8 @@ class LoadedModel(Tokenizer):
         capture: Capture | None = None,
         writable: bool = False,
     ) -> None:
-        self._context: Any = None
-        self._batch: Any = None
+        self._context: object = None
+        self._batch: ctypes.Structure | None = None
         super().__init__(path, vocab_only=False, n_gpu_layers=n_gpu_layers, writable=writable)
         self.n_ctx = n_ctx
         self._observer = None if capture is None else _Observer(capture)
@@ -233,7 +233,7 @@ class LoadedModel(Tokenizer):
             self.close()
             raise
 
-    def _open_context(self, callback: Any) -> None:
+    def _open_context(self, callback: object) -> None:
         if self._llama.llama_model_has_encoder(self._model) or not self._llama.llama_model_has_decoder(self._model):
             raise InferenceError(f"{self.path} is not a plain decoder; only such models can be run")
         parameters = self._llama.llama_context_default_params()
@@ -280,17 +280,17 @@ class LoadedModel(Tokenizer):
             raise InferenceError(f"llama.cpp cannot run {self.path} (status {status}): {self._log.last_error()}")
 
     def _fill(self, tokens: Tokens, first: int) -> None:
-        n_tokens = len(tokens)
-        if not self._context:
+        n_tokens, batch = len(tokens), self._batch
+        if batch is None:
             raise InferenceError(f"{self.path} is closed")
         if not 0 < n_tokens <= self.n_ctx:
             raise InferenceError(f"a chunk of {n_tokens} tokens does not fit a context of {self.n_ctx}")
         if not (int(tokens.min()) >= 0 and int(tokens.max()) < self.n_vocab):
             raise InferenceError(f"the chunk has tokens that {self.path} does not have", remedy="Tokenize with the same model")
-        self._batch.n_tokens = n_tokens
-        np.ctypeslib.as_array(self._batch.token, (n_tokens,))[:] = tokens
-        np.ctypeslib.as_array(self._batch.pos, (n_tokens,))[:] = np.arange(n_tokens)
-        np.ctypeslib.as_array(self._batch.logits, (n_tokens,))[:] = np.arange(n_tokens) >= first
+        batch.n_tokens = n_tokens
+        np.ctypeslib.as_array(batch.token, (n_tokens,))[:] = tokens
+        np.ctypeslib.as_array(batch.pos, (n_tokens,))[:] = np.arange(n_tokens)
+        np.ctypeslib.as_array(batch.logits, (n_tokens,))[:] = np.arange(n_tokens) >= first
 
     def logits(self, tokens: Tokens, *, first: int = 0) -> Floats:
         """Run one chunk and return the logits from position `first` on: (n_tokens - first, n_vocab) float32, a copy.
@@ -314,7 +314,7 @@ class _Observer:
         self._capture = capture
         self._failure: BaseException | None = None
         self._ops = _operations()
-        self._ggml: Any = library.load().ggml
+        self._ggml = library.load().ggml
         self.callback = library.load().llama.ggml_backend_sched_eval_callback(self._on_node)
 
     def reraise(self) -> None:
@@ -366,7 +366,7 @@ class _Observer:
         return np.ndarray(shape, dtype=kind, buffer=memory, strides=strides)
 
 
-def _checked(ids: npt.NDArray[Any], n_slices: int, name: str) -> Tokens:
+def _checked(ids: Tokens, n_slices: int, name: str) -> Tokens:
     if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < n_slices):
         raise InferenceError(f"the router of {name} chose an expert out of range")
     return ids

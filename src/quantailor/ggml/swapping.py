@@ -19,7 +19,6 @@ import ctypes
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -70,7 +69,7 @@ class WritableModel(LoadedModel):
     ) -> None:
         self._places: dict[str, dict[int, _Place]] = {}
         super().__init__(path, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers, writable=True)
-        self._ggml: Any = library.load().ggml
+        self._ggml = library.load().ggml
         try:
             self._find(frozenset(names))
         except BaseException:

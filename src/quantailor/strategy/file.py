@@ -74,11 +74,11 @@ class _Tensor(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_shorthand(cls, data: Any) -> Any:
+    def _from_shorthand(cls, data: object) -> object:
         return {"type": data, "reason": "written by hand"} if isinstance(data, str) else data
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, object]:
         full = handler.resolve_ref_schema(handler(core_schema))
         return {"anyOf": [{"type": "string", "minLength": 1, "description": "Shorthand: the type alone."}, full]}
 
@@ -97,7 +97,7 @@ class _Document(_Section):
     tensors: dict[str, _Tensor] = Field(min_length=1, description="Tensor name -> type, with the reason.")
 
 
-def schema() -> dict[str, Any]:
+def schema() -> dict[str, object]:
     """The JSON Schema of a strategy file (draft 2020-12)."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_Document.model_json_schema()}
 
@@ -178,26 +178,25 @@ def _to_document(strategy: Strategy, *, include_prediction: bool) -> dict[str, A
     if len(strategy.types) != len(strategy.tensors):
         raise StrategyFormatError("the strategy names a tensor twice", remedy="Keep one entry per tensor")
     try:
-        document = _Document.model_validate(data).model_dump(mode="json", exclude={"tensors"})
-        entries = {name: _Tensor.model_validate(entry).model_dump(mode="json") for name, entry in data["tensors"].items()}
+        document = _Document.model_validate(data).model_dump(mode="json")
     except ValidationError as error:
         raise _explain(error, data, "", "the strategy") from None
     for optional in ("target", "parameters", "inputs", "prediction"):
         if not document[optional]:
             del document[optional]
-    return {**document, "tensors": {name: _without_defaults(entry) for name, entry in entries.items()}}
+    for name, entry in document["tensors"].items():
+        document["tensors"][name] = {
+            key: value for key, value in entry.items() if key in ("type", "damage", "reason") or value not in (None, False)
+        }
+    return document
 
 
-def _tensor_entry(choice: TensorChoice) -> dict[str, Any]:
-    entry: dict[str, Any] = {"type": choice.type_name, "damage": choice.damage, "pinned": choice.pinned, "knee": choice.knee}
+def _tensor_entry(choice: TensorChoice) -> dict[str, object]:
+    entry: dict[str, object] = {"type": choice.type_name, "damage": choice.damage, "pinned": choice.pinned, "knee": choice.knee}
     if choice.price_range is not None:
         low, high = choice.price_range
         entry["price_range"] = (low, None if math.isinf(high) else high)
     return {**entry, "reason": choice.reason}
-
-
-def _without_defaults(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key in ("type", "damage", "reason") or value not in (None, False)}
 
 
 def _to_strategy(document: _Document, types: Mapping[str, str]) -> Strategy:
@@ -224,7 +223,7 @@ def _to_choice(name: str, entry: _Tensor, type_name: str) -> TensorChoice:
     return TensorChoice(name, type_name, entry.reason, entry.damage, entry.pinned, entry.knee, price_range)
 
 
-def _plain(value: object) -> Any:
+def _plain(value: object) -> object:
     """Mappings, sequences and number subclasses as what YAML and JSON know."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
@@ -238,14 +237,14 @@ def _plain(value: object) -> Any:
 # --- YAML
 
 
-class _Flow(dict[str, Any]):
+class _Flow(dict[str, object]):
     """A mapping that is written on one line."""
 
 
 class _Dumper(yaml.SafeDumper):
     """Block style for the document, one line per tensor, short lists on one line; no aliases."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         del data
         return True
 
@@ -254,7 +253,7 @@ def _represent_flow(dumper: yaml.SafeDumper, data: _Flow) -> yaml.Node:
     return dumper.represent_mapping("tag:yaml.org,2002:map", data.items(), flow_style=True)
 
 
-def _represent_list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
+def _represent_list(dumper: yaml.SafeDumper, data: list[object]) -> yaml.Node:
     plain = all(not isinstance(item, (dict, list)) for item in data)
     return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=plain)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -116,7 +115,7 @@ class BaseLogp:
         path, tokens = self._path(index), self._chunks[index]
         targets = tokens[first_scored(len(tokens)) + 1 :]
         try:
-            rows: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+            rows = np.load(path, mmap_mode="r", allow_pickle=False)
             if not isinstance(rows, np.ndarray) or rows.dtype.names != _FIELDS or rows.shape != targets.shape:
                 raise ValueError("it is of another form")
             return BaseChunk(index, targets, rows["codes"], rows["mass"].copy(), rows["observed"].copy(), rows["top"].copy())
