@@ -218,6 +218,6 @@ def weighted_quantile(values: npt.ArrayLike, weights: npt.ArrayLike, probabiliti
     order = np.argsort(points, kind="stable")
     cumulative = np.cumsum(mass[order])
     targets = np.asarray(probabilities, dtype=np.float64) * cumulative[-1]
-    found = np.searchsorted(cumulative, targets, side="left")
-    result: Doubles = points[order][np.minimum(found, points.size - 1)]
+    positions = np.searchsorted(cumulative, targets, side="left")
+    result: Doubles = points[order][np.minimum(positions, points.size - 1)]
     return result

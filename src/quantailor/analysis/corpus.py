@@ -68,10 +68,10 @@ def _tokenized(model_path: Path, version: tuple[int, int], text: str) -> tuple[T
 def _version(path: Path) -> tuple[int, int]:
     """Size and time of a file; what cannot be read is told by whoever opens it."""
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError:
         return 0, 0
-    return found.st_size, found.st_mtime_ns
+    return stat.st_size, stat.st_mtime_ns
 
 
 def chunks(corpus: Corpus, n_ctx: int, *, limit: int | None = None) -> Tokens:
@@ -91,10 +91,10 @@ def chunks(corpus: Corpus, n_ctx: int, *, limit: int | None = None) -> Tokens:
         if limit < 1:
             raise CorpusError(f"{limit} chunks were asked for", remedy="Ask for at least one")
         n_chunks = min(n_chunks, limit)
-    found = corpus.tokens[: n_chunks * n_ctx].reshape(n_chunks, n_ctx).copy()
+    rows = corpus.tokens[: n_chunks * n_ctx].reshape(n_chunks, n_ctx).copy()
     if corpus.bos is not None:
-        found[:, 0] = corpus.bos
-    return found
+        rows[:, 0] = corpus.bos
+    return rows
 
 
 def spread(n_chunks: int) -> list[int]:

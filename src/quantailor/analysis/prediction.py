@@ -80,14 +80,14 @@ def fit_curve(points: Sequence[CurvePoint]) -> Curve:
     from scipy.optimize import least_squares
 
     fit = least_squares(_residuals, start, args=(parts, klds))
-    found: Doubles = fit.x
+    parameters: Doubles = fit.x
     degrees = max(1, len(memory) - 1 - len(names))
-    scatter = _scatter(_ln_ratio(found, parts, klds), fit.jac)
+    scatter = _scatter(_ln_ratio(parameters, parts, klds), fit.jac)
     # The scales' common factor belongs to gamma.
-    common = float(found[2:].mean())
-    scales = {name: math.exp(value - common) for name, value in zip(names, found[2:], strict=True)}
+    common = float(parameters[2:].mean())
+    scales = {name: math.exp(value - common) for name, value in zip(names, parameters[2:], strict=True)}
     scaled = tuple(dataclasses.replace(point, damage_nats=scaled_damage(scales, point.parts)) for point in points)
-    curve = Curve(math.exp(found[0] + common), float(found[1] * math.exp(common)), 0.0, scatter, degrees, scaled, scales)
+    curve = Curve(math.exp(parameters[0] + common), float(parameters[1] * math.exp(common)), 0.0, scatter, degrees, scaled, scales)
     return dataclasses.replace(curve, c0_nats=_c0(curve, [scaled_damage(scales, point.parts) for point in files], files))
 
 
@@ -165,8 +165,8 @@ def predict_kld(curve: Curve, damage_nats: float) -> PredictedKld:
 def _leverage(points: Sequence[CurvePoint], damage_nats: float) -> float:
     """x (X'X)^-1 x' of the fit's linearization in (1, S)."""
     design = np.array([[1.0, point.damage_nats] for point in points])
-    at = np.array([1.0, damage_nats])
-    return float(at @ np.linalg.pinv(design.T @ design) @ at)
+    row = np.array([1.0, damage_nats])
+    return float(row @ np.linalg.pinv(design.T @ design) @ row)
 
 
 def _text_variance(points: Sequence[CurvePoint]) -> float:

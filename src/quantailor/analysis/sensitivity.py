@@ -62,10 +62,10 @@ class ProbeGroup:
 def groups_of(tensors: Sequence[TensorInfo], grouping: str) -> list[ProbeGroup]:
     """The groups to probe: every "tensor", every "role", or every role in each quarter of the depth ("role-depth")."""
     n_layers = 1 + max((tensor.layer or 0 for tensor in tensors), default=0)
-    found: dict[str, list[str]] = {}
+    members_of: dict[str, list[str]] = {}
     for tensor in tensors:
-        found.setdefault(_group_name(tensor, grouping, n_layers), []).append(tensor.name)
-    return [ProbeGroup(name, tuple(members)) for name, members in found.items()]
+        members_of.setdefault(_group_name(tensor, grouping, n_layers), []).append(tensor.name)
+    return [ProbeGroup(name, tuple(members)) for name, members in members_of.items()]
 
 
 def _group_name(tensor: TensorInfo, grouping: str, n_layers: int) -> str:
@@ -196,13 +196,13 @@ def _solve(errors: Doubles, blocks: Sequence[int], klds: Doubles, tokens: Double
     if not usable.any() or not errors[usable].any():
         return Estimate(0.0), dict.fromkeys(unknown_blocks, 0.0)
     weights = np.where(usable, 1 / np.where(usable, means, 1.0), 0.0)
-    found, _ = nnls(design * weights[:, None], np.ones(len(means)) * usable)
-    active = found > 0
+    solution, _ = nnls(design * weights[:, None], np.ones(len(means)) * usable)
+    active = solution > 0
     to_alpha: Doubles = np.zeros(len(means))
     if active[0]:
         to_alpha = (np.linalg.pinv(design[:, active] * weights[:, None]) * weights[None, :])[0]
     spread = numerics.ratio_over_chunks(to_alpha @ klds, tokens)
-    return Estimate(float(found[0]), spread.se), {block: float(value) for block, value in zip(unknown_blocks, found[1:], strict=True)}
+    return Estimate(float(solution[0]), spread.se), {block: float(value) for block, value in zip(unknown_blocks, solution[1:], strict=True)}
 
 
 # Probes that drown alone, weighed together
@@ -240,8 +240,8 @@ def weigh(mixes: Sequence[Mix], tensors: Sequence[str], klds: Sequence[Estimate]
     values = np.array([kld.value for kld in klds])
     from scipy.optimize import nnls
 
-    found, _ = nnls(design, values)
-    residual = float(np.square(values - design @ found).sum()) / (len(mixes) - len(tensors))
+    solution, _ = nnls(design, values)
+    residual = float(np.square(values - design @ solution).sum()) / (len(mixes) - len(tensors))
     determined = np.diag(np.linalg.pinv(design) @ design) > 1 - _UNDETERMINED
     errors = np.where(determined, np.sqrt(residual * np.diag(np.linalg.pinv(design.T @ design))), np.inf)
-    return {name: Estimate(float(value), float(error)) for name, value, error in zip(tensors, found, errors, strict=True)}
+    return {name: Estimate(float(value), float(error)) for name, value, error in zip(tensors, solution, errors, strict=True)}

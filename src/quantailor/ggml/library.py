@@ -221,7 +221,7 @@ def types() -> Mapping[str, QType]:
     process for the others (Q8_1, Q8_K and the integers are formats of activations and indices).
     """
     ggml = load().ggml
-    found: dict[str, QType] = {}
+    qtypes: dict[str, QType] = {}
     for index in range(load().type_count):
         traits = ggml.ggml_get_type_traits(index).contents
         name = traits.type_name.decode().upper() if traits.type_name else ""
@@ -229,8 +229,8 @@ def types() -> Mapping[str, QType]:
             aborts = bool(ggml.ggml_quantize_requires_imatrix(index))
             quantized = bool(traits.is_quantized)
             block = _activation_block(ggml, index) if quantized else 1
-            found[name] = QType(index, name, traits.blck_size, traits.type_size, quantized, aborts, block)
-    return MappingProxyType(found)
+            qtypes[name] = QType(index, name, traits.blck_size, traits.type_size, quantized, aborts, block)
+    return MappingProxyType(qtypes)
 
 
 def _activation_block(ggml: ctypes.CDLL, index: int) -> int:

@@ -301,10 +301,10 @@ class LoadedModel(Tokenizer):
         pointer = self._llama.llama_get_logits(self._context)
         if not pointer:
             raise InferenceError(f"{self.path} gives no logits")
-        found = np.ctypeslib.as_array(pointer, (len(tokens) - first, self.n_vocab)).copy()
-        if not np.isfinite(found).all():
+        values = np.ctypeslib.as_array(pointer, (len(tokens) - first, self.n_vocab)).copy()
+        if not np.isfinite(values).all():
             raise InferenceError(f"{self.path} gives logits that are NaN or Inf", remedy="Check the file; its weights may be damaged")
-        return found
+        return values
 
 
 class _Observer:
@@ -383,14 +383,14 @@ def _broadcast_slices(weight: GgmlTensor, source: GgmlTensor) -> Tokens:
 @functools.cache
 def _operations() -> dict[int, str]:
     """ggml's numbers of the two matrix products."""
-    ggml, found = library.load().ggml, {}
+    ggml, numbers = library.load().ggml, {}
     for index in range(256):
         name = ggml.ggml_op_name(index).decode()
         if name in ("MUL_MAT", "MUL_MAT_ID"):
-            found[index] = name
-        if len(found) == 2:
+            numbers[index] = name
+        if len(numbers) == 2:
             break
-    return found
+    return numbers
 
 
 def weight_name(node_name: bytes) -> str:

@@ -103,15 +103,15 @@ class WritableModel(LoadedModel):
             raise TypeUnavailableError(f"{name} at {qtype.name} takes {size} bytes, its place in memory has {room}")
         for place in places:
             place.shape_as(place.type_id, place.strides)
-        at = 0
+        start = 0
         for part in parts:
-            if at + part.size > size:
+            if start + part.size > size:
                 raise InferenceError(f"{name} at {qtype.name} takes {size} bytes; more were given")
-            self._set(places, at, part)
-            at += part.size
-        if at != size:
-            raise InferenceError(f"{name} at {qtype.name} takes {size} bytes; {at} were given")
-        self._set(places, at, np.zeros(min(_PADDING_BYTES, room - size), dtype=np.uint8))
+            self._set(places, start, part)
+            start += part.size
+        if start != size:
+            raise InferenceError(f"{name} at {qtype.name} takes {size} bytes; {start} were given")
+        self._set(places, start, np.zeros(min(_PADDING_BYTES, room - size), dtype=np.uint8))
         for place in places:
             place.shape_as(qtype.id, strides)
 
@@ -129,10 +129,10 @@ class WritableModel(LoadedModel):
         self._ggml.ggml_backend_tensor_get(ctypes.byref(place.tensor), out.ctypes.data, start, out.size)
         return out
 
-    def _set(self, places: Iterable[_Place], at: int, data: Bytes) -> None:
+    def _set(self, places: Iterable[_Place], start: int, data: Bytes) -> None:
         flat = np.ascontiguousarray(data).reshape(-1)
         for place in places:
-            self._ggml.ggml_backend_tensor_set(ctypes.byref(place.tensor), flat.ctypes.data, at, flat.size)
+            self._ggml.ggml_backend_tensor_set(ctypes.byref(place.tensor), flat.ctypes.data, start, flat.size)
 
     def _n_bytes(self, place: _Place) -> int:
         return int(self._ggml.ggml_nbytes(ctypes.byref(place.tensor)))

@@ -169,8 +169,10 @@ def predict(
         try:
             cells.append(tensor.cell(types[tensor.name]))
         except KeyError:
-            known = ", ".join(cell.type_name for cell in tensor.cells)
-            raise StrategyMismatchError(f"{tensor.name} has not been measured at {types[tensor.name]}", remedy=f"Known: {known}") from None
+            measured = ", ".join(cell.type_name for cell in tensor.cells)
+            raise StrategyMismatchError(
+                f"{tensor.name} has not been measured at {types[tensor.name]}", remedy=f"Known: {measured}"
+            ) from None
     data = sum(cell.size_bytes for cell in cells) + model.fixed_tensor_bytes
     elements = sum(tensor.n_elements for tensor in tables) + model.fixed_elements
     return Prediction(

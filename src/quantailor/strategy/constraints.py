@@ -81,8 +81,8 @@ class Constraints:
     @classmethod
     def from_parameters(cls, plain: Mapping[str, Any]) -> Constraints:
         """The limits that `as_parameters` wrote. Raises StrategyError where a record holds something else."""
-        known = {item.name for item in dataclasses.fields(cls)}
-        if unknown := sorted(set(plain) - known):
+        names = {item.name for item in dataclasses.fields(cls)}
+        if unknown := sorted(set(plain) - names):
             raise StrategyError(f"the strategy has the unknown constraint {unknown[0]}", remedy="Plan again")
         values = {key: _as_tuples(value) for key, value in plain.items()}
         if budgets := values.get("budgets"):
@@ -145,10 +145,10 @@ def matches(pattern: str, tensor_name: str) -> bool:
 
 
 def _in_layers(text: str, layer: int | None, pattern: str) -> bool:
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
-    if not found:
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if not match:
         raise StrategyError(f"{pattern} is no range of layers", remedy="Write layer:3 or layer:0-3")
-    low, high = int(found[1]), int(found[2] or found[1])
+    low, high = int(match[1]), int(match[2] or match[1])
     return layer is not None and low <= layer <= high
 
 

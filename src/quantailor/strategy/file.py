@@ -341,15 +341,17 @@ def _refusal(problem: str, event: yaml.Event) -> yaml.MarkedYAMLError:
 # --- messages
 
 
-def _known_type(type_name: str, tensor: str, text: str, name: str, known: Collection[str] | None) -> str:
-    if known is None or type_name in known:
+def _known_type(type_name: str, tensor: str, text: str, name: str, known_types: Collection[str] | None) -> str:
+    if known_types is None or type_name in known_types:
         return type_name
-    if type_name.upper() in known:
+    if type_name.upper() in known_types:
         return type_name.upper()
-    close = difflib.get_close_matches(type_name.upper(), sorted(known), n=1)
+    close = difflib.get_close_matches(type_name.upper(), sorted(known_types), n=1)
     hint = f"Did you mean {close[0]}? " if close else ""
     where = _where(text, name, ("tensors", tensor))
-    raise StrategyFormatError(f"{where}: {tensor} has the unknown type {type_name}", remedy=f"{hint}Known: {', '.join(sorted(known))}")
+    raise StrategyFormatError(
+        f"{where}: {tensor} has the unknown type {type_name}", remedy=f"{hint}Known: {', '.join(sorted(known_types))}"
+    )
 
 
 def _explain(error: ValidationError, data: object, text: str, name: str) -> StrategyFormatError:
@@ -398,10 +400,10 @@ def _where(text: str, name: str, path: Sequence[int | str]) -> str:
         return name
     line = node.start_mark.line
     for part in path:
-        found = next((pair for pair in _children(node) if pair[0] == part), None)
-        if found is None:
+        child = next((pair for pair in _children(node) if pair[0] == part), None)
+        if child is None:
             break
-        _, line, node = found
+        _, line, node = child
     return f"{name}, line {line + 1}"
 
 

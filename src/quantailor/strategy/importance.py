@@ -43,8 +43,8 @@ def _common_bits(tables: Sequence[TensorCells], type_name: str | None) -> float:
     if type_name is not None:
         named = [cell.bits_per_weight for cell in cells if cell.type_name == type_name]
         if not named:
-            known = ", ".join(sorted({cell.type_name for cell in cells}))
-            raise StrategyError(f"no tensor has been measured at {type_name}", remedy=f"Known: {known}")
+            names = ", ".join(sorted({cell.type_name for cell in cells}))
+            raise StrategyError(f"no tensor has been measured at {type_name}", remedy=f"Known: {names}")
         return named[0]
     counts = Counter((cell.type_name, cell.bits_per_weight) for cell in cells)
     most = max(counts.values(), default=0)

@@ -74,12 +74,12 @@ def type_switches(types: Strategy | Mapping[str, str]) -> tuple[str, ...]:
     Older versions of it heed patterns for blocks only. One that would also take hold of another table (the embeddings
     per layer, where their type differs) is left out: the patterns tell those apart.
     """
-    found, named = _types(types), []
-    embeddings = found.get(EMBEDDINGS)
-    if embeddings is not None and found.get(EMBEDDINGS_PER_LAYER, embeddings) == embeddings:
+    type_of, named = _types(types), []
+    embeddings = type_of.get(EMBEDDINGS)
+    if embeddings is not None and type_of.get(EMBEDDINGS_PER_LAYER, embeddings) == embeddings:
         named += ["--token-embedding-type", type_word(embeddings)]
-    if OUTPUT in found:
-        named += ["--output-tensor-type", type_word(found[OUTPUT])]
+    if OUTPUT in type_of:
+        named += ["--output-tensor-type", type_word(type_of[OUTPUT])]
     return tuple(named)
 
 
@@ -130,8 +130,8 @@ def from_tensor_types(
         StrategyFormatError: names the line, the value and what to do.
     """
     rules = [_rule(word, f"{name}, line {line}", known_types) for line, word in _words(text)]
-    found = ((tensor, next((kind for pattern, kind in rules if pattern.search(tensor)), None)) for tensor in tensor_names)
-    return {tensor: kind for tensor, kind in found if kind is not None}
+    kinds = ((tensor, next((kind for pattern, kind in rules if pattern.search(tensor)), None)) for tensor in tensor_names)
+    return {tensor: kind for tensor, kind in kinds if kind is not None}
 
 
 def _words(text: str) -> Iterator[tuple[int, str]]:

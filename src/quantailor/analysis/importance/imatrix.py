@@ -222,10 +222,10 @@ class ImatrixState:
         """Sums of one activation; matrices that share an input (attention's q, k and v) are summed once."""
         if self._latest is None or self._latest[0] != activation.source:
             ids = activation.slice_ids
-            found = _plain_totals(activation.x[:, 0]) if ids is None else _sliced_totals(activation.x, ids, activation.n_slices)
-            if not np.isfinite(found[0]).all():
+            totals = _plain_totals(activation.x[:, 0]) if ids is None else _sliced_totals(activation.x, ids, activation.n_slices)
+            if not np.isfinite(totals[0]).all():
                 raise ImatrixError(f"the inputs of {activation.name} are NaN or Inf", remedy="Check the model file; it may be damaged")
-            self._latest = (activation.source, *found)
+            self._latest = (activation.source, *totals)
         _, sum2, total, counts = self._latest
         return sum2, total, counts
 
@@ -245,11 +245,11 @@ class ImatrixState:
 
     def result(self, dataset: str) -> Imatrix:
         """The importance matrix of the chunks so far."""
-        found = {name: _entry(sums) for name, sums in sorted(self._sums.items())}
-        counted = {name for name in found if name.startswith(_BLOCK_PREFIX) or (name == _OUTPUT and self.process_output)}
+        entries = {name: _entry(sums) for name, sums in sorted(self._sums.items())}
+        counted = {name for name in entries if name.startswith(_BLOCK_PREFIX) or (name == _OUTPUT and self.process_output)}
         return Imatrix(
-            entries={name: found[name] for name in found if name in counted},
-            error_only={name: found[name] for name in found if name not in counted},
+            entries={name: entries[name] for name in entries if name in counted},
+            error_only={name: entries[name] for name in entries if name not in counted},
             token_counts=self._token_counts.copy() if self._token_counts.size else None,
             datasets=(dataset,),
             chunk_count=self.n_chunks_done,

@@ -155,17 +155,17 @@ class _Legacy:
     """Reads little-endian values and never past the end."""
 
     def __init__(self, data: bytes, path: Path) -> None:
-        self.data, self.path, self.at = data, path, 0
+        self.data, self.path, self.offset = data, path, 0
 
     @property
     def ended(self) -> bool:
-        return self.at == len(self.data)
+        return self.offset == len(self.data)
 
     def take(self, n_bytes: int, what: str) -> bytes:
-        if not 0 <= n_bytes <= len(self.data) - self.at:
+        if not 0 <= n_bytes <= len(self.data) - self.offset:
             raise ImatrixError(f"{self.path} is no importance matrix, or ends within {what}", remedy=_INTACT)
-        self.at += n_bytes
-        return self.data[self.at - n_bytes : self.at]
+        self.offset += n_bytes
+        return self.data[self.offset - n_bytes : self.offset]
 
     def number(self, what: str) -> int:
         return int(struct.unpack("<i", self.take(4, what))[0])

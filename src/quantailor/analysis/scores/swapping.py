@@ -135,11 +135,11 @@ class Swapper:
     def _put_back(self, name: str) -> None:
         resting = self._rest[name]
         self._model.replace(name, library.types()[resting], self._quantized(name, resting))
-        at = 0
+        start = 0
         for part in self._quantized(name, resting):
-            if not np.array_equal(self._model.read(name, at, at + part.size), part):
+            if not np.array_equal(self._model.read(name, start, start + part.size), part):
                 raise InferenceError(f"{name} could not be put back into the model", remedy="Check that the base file has not changed")
-            at += part.size
+            start += part.size
 
     def _quantized(self, name: str, type_name: str) -> Iterator[Bytes]:
         tensor = _retyped(self._source.tensor(name), type_name)

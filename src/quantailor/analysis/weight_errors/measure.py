@@ -175,8 +175,8 @@ def _known_type(name: str) -> QType:
     try:
         return library.types()[name]
     except KeyError:
-        known = ", ".join(library.types())
-        raise TypeUnavailableError(f"there is no type {name!r}", remedy=f"Known types: {known}") from None
+        names = ", ".join(library.types())
+        raise TypeUnavailableError(f"there is no type {name!r}", remedy=f"Known types: {names}") from None
 
 
 def _unavailable(source: ModelSource, tensor: TensorInfo, qtype: QType, weights: ErrorWeights) -> str | None:
@@ -246,16 +246,16 @@ class _Measurement:
         """Measure these types; cells in their order."""
         lossless = [t for t in qtypes if t.name in (self._tensor.type_name, "F32")]
         lossy = [t for t in qtypes if t not in lossless]
-        found = {t.name: weight_error.lossless_cell(self._tensor, t, self._weights) for t in lossless}
+        cells = {t.name: weight_error.lossless_cell(self._tensor, t, self._weights) for t in lossless}
         try:
             if lossy and not self._settings.exhaustive:
-                found |= self._sampled([t for t in lossy if t.is_quantized])
-            if missing := [t for t in lossy if t.name not in found]:
-                found |= self._exhaustive(missing)
+                cells |= self._sampled([t for t in lossy if t.is_quantized])
+            if missing := [t for t in lossy if t.name not in cells]:
+                cells |= self._exhaustive(missing)
         except NonFiniteWeightError:
             self._refuse()
             raise
-        return tuple(found[t.name] for t in qtypes)
+        return tuple(cells[t.name] for t in qtypes)
 
     def _refuse(self) -> None:
         """Raise NonFiniteWeightError with the count of the whole tensor."""
@@ -277,8 +277,8 @@ class _Measurement:
         per_slice = self._tensor.rows_per_slice
         for index in range(self._tensor.n_slices):
             start, stop = np.searchsorted(rows, [index * per_slice, (index + 1) * per_slice])
-            for at in range(start, stop, size):
-                yield rows[at : min(at + size, stop)]
+            for first in range(start, stop, size):
+                yield rows[first : min(first + size, stop)]
 
     def _read(self, rows: Integers) -> Floats:
         """Weights of ascending rows, (len(rows), n_cols)."""
@@ -356,7 +356,7 @@ class _Measurement:
         plan = sampling.plan_rows(energies.plain, energies.weighted, self._tensor.rows_per_slice, self._seed)
         todo = dict.fromkeys(qtypes, (sampling.PILOT_DRAWS, 0))
         samples: dict[QType, _Sample] = {}
-        found: dict[str, WeightError] = {}
+        cells: dict[str, WeightError] = {}
         while todo := {t: step for t, step in todo.items() if step[0] <= plan.n_open}:
             n, before = min(todo.values())
             ready = [t for t, step in todo.items() if step == (n, before)]
@@ -366,11 +366,11 @@ class _Measurement:
                 weighted = self._total(plan, n, samples[qtype], samples[qtype].sums.weighted, energies.weighted)
                 if weighted.relative_se <= self._settings.relative_se or not math.isfinite(weighted.value):
                     energy = Energy(float(energies.plain.sum()), float(energies.weighted.sum()))
-                    found[qtype.name] = self._record(qtype, self._estimated(plan, n, energies, samples[qtype]), energy)
+                    cells[qtype.name] = self._record(qtype, self._estimated(plan, n, energies, samples[qtype]), energy)
                     del samples[qtype]
                 else:
                     todo[qtype] = (sampling.next_stage(n, weighted.relative_se, self._settings.relative_se), n)
-        return found
+        return cells
 
     def _draw(self, plan: RowPlan, n: int, before: int, qtypes: Sequence[QType], samples: dict[QType, _Sample]) -> None:
         """Measure the rows that `n` draws need beyond those of `before` draws."""
@@ -405,8 +405,8 @@ class _Measurement:
         """The total over all rows of `y`, known for the sample, from `x`, known for every row."""
         draws = plan.draws(n)
         rows = np.concatenate([plan.certain, draws.rows])
-        at = np.searchsorted(sample.rows, rows)
-        return sampling.estimate_total(plan, draws, y[at], x[rows], float(x.sum()))
+        positions = np.searchsorted(sample.rows, rows)
+        return sampling.estimate_total(plan, draws, y[positions], x[rows], float(x.sum()))
 
     def _estimated(self, plan: RowPlan, n: int, energies: RowSums, sample: _Sample) -> Totals:
         sums = sample.sums
@@ -424,8 +424,8 @@ class _Measurement:
     def _distribution(self, plan: RowPlan, sample: _Sample) -> tuple[Doubles, tuple[float, ...]]:
         """Shares of the fine bins and standard errors of the quantiles, from the pilot's rows."""
         draws = plan.draws(sampling.PILOT_DRAWS)
-        at = np.searchsorted(sample.pilot_rows, np.concatenate([plan.certain, draws.rows]))
-        fractions = sample.pilot_fine[at] / self._tensor.n_cols
+        positions = np.searchsorted(sample.pilot_rows, np.concatenate([plan.certain, draws.rows]))
+        fractions = sample.pilot_fine[positions] / self._tensor.n_cols
         shares = sampling.estimate_shares(plan, draws, fractions)
         below = np.cumsum(fractions[len(plan.certain) :], axis=1)
         edges, cumulative = weight_error.fine_edges(), np.cumsum(shares)

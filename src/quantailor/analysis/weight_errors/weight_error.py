@@ -164,13 +164,13 @@ def fine_edges() -> Doubles:
 def quantiles(shares: Doubles, edges: Doubles) -> tuple[float, ...]:
     """p50, p90, p95, p99 and p99.9 of |dW|, interpolated within a bin, from the fine bins' shares (n_bins,) and edges (n_bins + 1,)."""
     cumulative = np.cumsum(shares)
-    found = []
+    values = []
     for q in QUANTILES:
         k = min(int(np.searchsorted(cumulative, q * cumulative[-1])), len(shares) - 1)
         before = cumulative[k - 1] if k else 0.0
         inside = (q * cumulative[-1] - before) / shares[k] if shares[k] else 0.0
-        found.append(0.0 if k == 0 else float(edges[k] + inside * (edges[k + 1] - edges[k])))
-    return tuple(found)
+        values.append(0.0 if k == 0 else float(edges[k] + inside * (edges[k + 1] - edges[k])))
+    return tuple(values)
 
 
 def histogram(shares: Doubles, edges: Doubles, rms: float) -> tuple[float, ...]:

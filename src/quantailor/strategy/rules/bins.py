@@ -84,11 +84,11 @@ def _check(bins: Bins, tables: Sequence[TensorCells]) -> list[float]:
     percents = [percent for percent, _ in bins]
     if not bins or percents != sorted(set(percents)) or not 0 < percents[0] <= percents[-1] <= 100:
         raise StrategyError("bins need rising percentiles above 0 and up to 100", remedy="Write for example 10=Q6_K,50=Q5_K,100=Q4_K")
-    known = {cell.type_name: cell.bits_per_weight for tensor in tables for cell in tensor.cells}
+    bits_of = {cell.type_name: cell.bits_per_weight for tensor in tables for cell in tensor.cells}
     for _, type_name in bins:
-        if type_name not in known:
-            raise StrategyError(f"no tensor can take the bin's type {type_name}", remedy=f"Known: {', '.join(sorted(known))}")
-    return [known[type_name] for _, type_name in bins]
+        if type_name not in bits_of:
+            raise StrategyError(f"no tensor can take the bin's type {type_name}", remedy=f"Known: {', '.join(sorted(bits_of))}")
+    return [bits_of[type_name] for _, type_name in bins]
 
 
 def _lift(group: Group, percent: float, bins: Bins, bits: Sequence[float]) -> tuple[Group, str]:

@@ -81,8 +81,8 @@ def _start_bits(tables: Sequence[TensorCells], start: str | None) -> float:
         return math.inf
     bits = [cell.bits_per_weight for tensor in tables for cell in tensor.cells if cell.type_name == start]
     if not bits:
-        known = ", ".join(sorted({cell.type_name for tensor in tables for cell in tensor.cells}))
-        raise StrategyError(f"no tensor can start at {start}", remedy=f"Known: {known}")
+        names = ", ".join(sorted({cell.type_name for tensor in tables for cell in tensor.cells}))
+        raise StrategyError(f"no tensor can start at {start}", remedy=f"Known: {names}")
     return max(bits)
 
 
@@ -127,58 +127,61 @@ def _descend(groups: Sequence[Group], penalty: Penalty, room: int, fixed_bytes: 
     """Step down from every group's largest useful cell until the sum of bytes is at most `room`."""
     useful = [rule.undominated(group) for group in groups]
     weights = normalized(groups)
-    at = [len(cells) - 1 for cells in useful]
+    positions = [len(cells) - 1 for cells in useful]
     size = sum(cells[-1].size_bytes for cells in useful)
-    heap = [step for index, cells in enumerate(useful) if (step := _step(index, cells, at[index], penalty, weights[index]))]
+    heap = [step for index, cells in enumerate(useful) if (step := _step(index, cells, positions[index], penalty, weights[index]))]
     heapq.heapify(heap)
     while size > room:
         if not heap:
             raise rule.too_small(room + fixed_bytes, size + fixed_bytes)
         _, index, below = heapq.heappop(heap)
-        size -= useful[index][at[index]].size_bytes - useful[index][below].size_bytes
-        at[index] = below
+        size -= useful[index][positions[index]].size_bytes - useful[index][below].size_bytes
+        positions[index] = below
         if step := _step(index, useful[index], below, penalty, weights[index]):
             heapq.heappush(heap, step)
-    raised = _refill(useful, at, room - size)
-    return [_pick(group, cells, at[index], raised=index in raised) for index, (group, cells) in enumerate(zip(groups, useful, strict=True))]
+    raised = _refill(useful, positions, room - size)
+    return [
+        _pick(group, cells, positions[index], raised=index in raised)
+        for index, (group, cells) in enumerate(zip(groups, useful, strict=True))
+    ]
 
 
-def _refill(useful: Sequence[Sequence[Cell]], at: list[int], left: int) -> set[int]:
+def _refill(useful: Sequence[Sequence[Cell]], positions: list[int], left: int) -> set[int]:
     """Step up again where the last steps saved more bytes than needed, most damage per byte first; returns the groups."""
     raised: set[int] = set()
     while True:
         steps = [
             ((cells[now].damage - cells[up].damage) / (cells[up].size_bytes - cells[now].size_bytes), -index, up)
-            for index, (cells, now) in enumerate(zip(useful, at, strict=True))
+            for index, (cells, now) in enumerate(zip(useful, positions, strict=True))
             for up in range(now + 1, len(cells))
             if cells[up].size_bytes - cells[now].size_bytes <= left
         ]
         if not steps:
             return raised
         _, negative, up = max(steps)
-        left -= useful[-negative][up].size_bytes - useful[-negative][at[-negative]].size_bytes
-        at[-negative] = up
+        left -= useful[-negative][up].size_bytes - useful[-negative][positions[-negative]].size_bytes
+        positions[-negative] = up
         raised.add(-negative)
 
 
-def _step(index: int, cells: Sequence[Cell], at: int, penalty: Penalty, weight: float) -> tuple[float, int, int] | None:
+def _step(index: int, cells: Sequence[Cell], position: int, penalty: Penalty, weight: float) -> tuple[float, int, int] | None:
     """(penalty, group, cell) of a group's next step down: to the next cell, or for damage per byte to the best one below."""
-    if at == 0:
+    if position == 0:
         return None
-    below = range(at) if penalty == "damage_per_byte" else (at - 1,)
-    cost, to = min((_PENALTIES[penalty](cells[at], cells[each], weight), -each) for each in below)
+    below = range(position) if penalty == "damage_per_byte" else (position - 1,)
+    cost, to = min((_PENALTIES[penalty](cells[position], cells[each], weight), -each) for each in below)
     return cost, index, -to
 
 
-def _pick(group: Group, cells: Sequence[Cell], at: int, *, raised: bool) -> Pick:
+def _pick(group: Group, cells: Sequence[Cell], position: int, *, raised: bool) -> Pick:
     if len(cells) == 1:
         reason = "the only type within the constraints and caps"
-    elif at == len(cells) - 1:
+    elif position == len(cells) - 1:
         reason = "kept at its start: steps of other tensors cost less"
     elif raised:
         reason = "stepped up again with bytes left over"
-    elif at == 0:
+    elif position == 0:
         reason = f"lowered from {cells[-1].type_name} to the smallest type allowed"
     else:
-        reason = f"stepped down from {cells[-1].type_name}; {cells[at - 1].type_name} was not needed to meet the size"
-    return Pick(group, cells[at], reason, rule.price_range(group, cells[at]))
+        reason = f"stepped down from {cells[-1].type_name}; {cells[position - 1].type_name} was not needed to meet the size"
+    return Pick(group, cells[position], reason, rule.price_range(group, cells[position]))

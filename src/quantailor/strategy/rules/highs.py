@@ -71,8 +71,8 @@ def solve(program: Program) -> Result | None:
 def main() -> None:
     """The process's side of `solve`."""
     data = np.load(io.BytesIO(sys.stdin.buffer.read()), allow_pickle=False)
-    found = solve_here(Program(tuple(data["group_sizes"].tolist()), data["costs"], data["uses"], data["limits"]))
-    sys.stderr.write(f"\n{json.dumps(None if found is None else asdict(found))}\n")
+    result = solve_here(Program(tuple(data["group_sizes"].tolist()), data["costs"], data["uses"], data["limits"]))
+    sys.stderr.write(f"\n{json.dumps(None if result is None else asdict(result))}\n")
 
 
 def solve_here(program: Program, *, relative_gap: float = RELATIVE_GAP, time_limit_s: float = TIME_LIMIT_S) -> Result | None:
@@ -87,11 +87,11 @@ def solve_here(program: Program, *, relative_gap: float = RELATIVE_GAP, time_lim
     scale = _SCALED_OBJECTIVE / relaxed[1] if relaxed[1] > 0 else 1.0
     bound = -math.inf
     for _ in range(5):
-        found = _run(program, limits, integral=True, scale=scale, relative_gap=relative_gap, time_limit_s=time_limit_s)
-        if found is None:
+        solution = _run(program, limits, integral=True, scale=scale, relative_gap=relative_gap, time_limit_s=time_limit_s)
+        if solution is None:
             return None
-        bound = found[1] if bound == -math.inf else bound
-        picks = _picks(program, found[0])
+        bound = solution[1] if bound == -math.inf else bound
+        picks = _picks(program, solution[0])
         excess = _uses(program, picks) - program.limits
         if (excess <= 0).all():
             return Result(picks, bound)

@@ -130,10 +130,10 @@ class Knapsack:
         if position == 0 or self._damages[position] == damage:
             return self._chain_answer(position)
         staircase = self._staircase(position - 1)
-        found = np.flatnonzero(self._damages[position - 1] + staircase.damages <= damage)
-        if not len(found):
+        stairs = np.flatnonzero(self._damages[position - 1] + staircase.damages <= damage)
+        if not len(stairs):
             return self._chain_answer(position)
-        index = int(found[0])
+        index = int(stairs[0])
         bound = float(self._damages[position - 1] - staircase.price * staircase.sizes[index])
         return self._answer(position - 1, staircase, index, bound)
 
@@ -188,7 +188,7 @@ class Knapsack:
 
     def _deviations(self, picks: Sequence[int], step: _Step, gap: float) -> list[_Deviations]:
         """Per group the options that leave the chain by less than `gap`, the groups with the cheapest ones first."""
-        found = []
+        deviations = []
         for group, (options, pick) in enumerate(zip(self._groups, picks, strict=True)):
             sizes = options.sizes - options.sizes[pick]
             costs = np.maximum(options.damages - options.damages[pick] + step.price * sizes, 0.0)
@@ -198,8 +198,8 @@ class Knapsack:
             useful = np.flatnonzero((costs < gap) & (np.arange(len(costs)) != pick))
             useful = useful[np.argsort(costs[useful], kind="stable")]
             if len(useful):
-                found.append(_Deviations(group, useful, sizes[useful], costs[useful]))
-        return sorted(found, key=lambda each: (each.group != step.group, float(each.costs[0]), each.group))
+                deviations.append(_Deviations(group, useful, sizes[useful], costs[useful]))
+        return sorted(deviations, key=lambda each: (each.group != step.group, float(each.costs[0]), each.group))
 
 
 @dataclass(frozen=True, slots=True)

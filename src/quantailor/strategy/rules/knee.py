@@ -261,10 +261,10 @@ def diagnostics(tables: Sequence[TensorCells], groups: Sequence[Group] = ()) -> 
     """
     allowed = {tensor.name: tensor.cells for group in groups for tensor in group.tensors if not any(group.pins)}
     walks = {tensor.name: _walk(allowed.get(tensor.name, tensor.cells), _ERRORS["relative_rmse"]) for tensor in tables}
-    found = {name: walk.cells[0].type_name for name, walk in walks.items() if len(walk.cells) <= 2}
+    knees = {name: walk.cells[0].type_name for name, walk in walks.items() if len(walk.cells) <= 2}
     threshold = BASES["fitted"] / EPSILON
     for length in {len(walk.cells) for walk in walks.values() if len(walk.cells) > 2}:
         names = [name for name, walk in walks.items() if len(walk.cells) == length]
         bits = _fitted_bits(np.array([walks[name].bits for name in names]), np.array([walks[name].errors for name in names]), threshold)
-        found |= {name: _at_or_above(walks[name], float(at)).type_name for name, at in zip(names, bits, strict=True)}
-    return {tensor.name: found[tensor.name] for tensor in tables}
+        knees |= {name: _at_or_above(walks[name], float(knee_bits)).type_name for name, knee_bits in zip(names, bits, strict=True)}
+    return {tensor.name: knees[tensor.name] for tensor in tables}

@@ -72,12 +72,12 @@ def exchanges(
     room = budget_bytes - sum(table.cell(types[table.name]).size_bytes for table in tables)
     ups = [(table, cell) for table in free if (cell := step(table, types[table.name], 1, allowed))]
     downs = [(table, cell) for table in free if (cell := step(table, types[table.name], -1, allowed))]
-    found = []
+    possible = []
     for raised, up in ups:
         here = raised.cell(types[raised.name])
         for lowered, down in downs:
             there = lowered.cell(types[lowered.name])
             if raised.name != lowered.name and up.size_bytes - here.size_bytes + down.size_bytes - there.size_bytes <= room:
                 gain = here.damage - up.damage + there.damage - down.damage
-                found.append(Exchange(raised.name, up.type_name, lowered.name, down.type_name, gain))
-    return sorted(found, key=lambda exchange: -exchange.gain)
+                possible.append(Exchange(raised.name, up.type_name, lowered.name, down.type_name, gain))
+    return sorted(possible, key=lambda exchange: -exchange.gain)

@@ -227,11 +227,11 @@ def _separately(groups: Sequence[Group], room: int | None, budgets: Sequence[Bud
 
 def _owner(group: Group, budgets: Sequence[Budget]) -> int | None:
     """The one budget that all of a group's tensors are in, -1 for none; None where they are in several."""
-    found = {
+    owners = {
         tuple(number for number, budget in enumerate(budgets) if matches(budget.pattern, tensor.name)) or (-1,) for tensor in group.tensors
     }
-    first = next(iter(found))
-    return first[0] if len(found) == 1 and len(first) == 1 else None
+    first = next(iter(owners))
+    return first[0] if len(owners) == 1 and len(first) == 1 else None
 
 
 def _together(groups: Sequence[Group], room: int | None, max_damage: float | None, budgets: Sequence[Budget], align: int) -> _Chosen:
