@@ -97,7 +97,7 @@ class QType:
     def row_bytes(self, n_cols: int) -> int:
         """Bytes of one row. Raises TypeUnavailableError where the block does not divide the row."""
         if not self.divides(n_cols):
-            raise TypeUnavailableError(f"a row of {n_cols} weights is no multiple of {self.name}'s block of {self.block_size}")
+            raise TypeUnavailableError(f"a row of {n_cols} weights is not a multiple of {self.name}'s block of {self.block_size}")
         return n_cols // self.block_size * self.type_size
 
     def tensor_bytes(self, tensor: TensorInfo) -> int:
@@ -158,7 +158,7 @@ def unavailable(tensor: TensorInfo, qtype: QType, *, architecture: str, has_imat
     if not qtype.divides(tensor.n_cols):
         instead = fallback(qtype, tensor.n_cols, qtypes)
         what = f"llama.cpp would write {instead.name} instead" if instead else "llama.cpp has no fallback for it"
-        return f"row width {tensor.n_cols} is no multiple of {qtype.name}'s block of {qtype.block_size}; {what}"
+        return f"row width {tensor.n_cols} is not a multiple of {qtype.name}'s block of {qtype.block_size}; {what}"
     if not has_imatrix and needs_imatrix(tensor.name, qtype.name):
         return f"{qtype.name} needs an importance matrix that holds this tensor"
     return None

@@ -116,7 +116,7 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_model_is_no_importance_matrix(books_llama_base: Path) -> None:
-    with pytest.raises(ImatrixError, match="is no importance matrix"):
+    with pytest.raises(ImatrixError, match="is not an importance matrix"):
         read_imatrix(books_llama_base)
 
 

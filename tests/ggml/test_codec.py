@@ -54,12 +54,12 @@ def test_no_rows_are_fine() -> None:
 
 
 def test_a_row_that_the_block_does_not_divide_is_refused() -> None:
-    with pytest.raises(TypeUnavailableError, match="a row of 300 weights is no multiple of Q4_K's block of 256"):
+    with pytest.raises(TypeUnavailableError, match="a row of 300 weights is not a multiple of Q4_K's block of 256"):
         codec.quantize(np.ones((1, 300), dtype=np.float32), library.types()["Q4_K"])
 
 
 def test_bytes_that_are_no_whole_rows_are_refused() -> None:
-    with pytest.raises(TypeUnavailableError, match="no whole number of Q8_0 rows"):
+    with pytest.raises(TypeUnavailableError, match="not a whole number of Q8_0 rows"):
         codec.dequantize(np.zeros(33, dtype=np.uint8), library.types()["Q8_0"], 32)
 
 

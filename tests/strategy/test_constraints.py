@@ -136,15 +136,15 @@ def test_bad_pins(text: str) -> None:
 def test_other_bad_strings() -> None:
     with pytest.raises(StrategyError, match="allows no type"):
         parse_allowed("attn_v=")
-    with pytest.raises(StrategyError, match="no number of bits"):
+    with pytest.raises(StrategyError, match="not a number of bits"):
         parse_bits("output=many")
     with pytest.raises(StrategyError, match="there is no tie 'all'"):
         parse_tie("all")
-    with pytest.raises(StrategyError, match="no regular expression"):
+    with pytest.raises(StrategyError, match="not a regular expression"):
         parse_tie("re:(")
-    with pytest.raises(StrategyError, match="no range of layers"):
+    with pytest.raises(StrategyError, match="not a range of layers"):
         matches("layer:x", "blk.0.attn_q.weight")
-    with pytest.raises(StrategyError, match="no size in bytes"):
+    with pytest.raises(StrategyError, match="not a size in bytes"):
         parse_budget("layer:0=many")
 
 

@@ -118,7 +118,7 @@ HEAD = "model: {fingerprint: abc}\n"
     ("text", "words"),
     [
         ("", "s is empty"),
-        ("[1, 2]", "s is no strategy: it holds a list"),
+        ("[1, 2]", "s is not a strategy: it holds a list"),
         ("tensors: {a: Q4_K}", "line 1: model is missing"),
         ("model: {fingerprint: 3}\ntensors: {a: Q4_K}", "line 1: model.fingerprint is 3. It should be a valid string, or put it in quotes"),
         (f"{HEAD}tensors: {{}}", "line 2: tensors is empty"),
@@ -138,7 +138,7 @@ HEAD = "model: {fingerprint: abc}\n"
         ("a: b: c", "line 1: mapping values are not allowed"),
         ('{"a": 1,}', "line 1: "),
         ('{"a": 1, "a": 2}', "'a' is there twice"),
-        ('{"a": NaN}', "NaN is no number"),
+        ('{"a": NaN}', "NaN is not a number"),
         ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
         ("a: \x00", "neither YAML nor JSON"),
         (f"a: {'9' * 5000}", "neither YAML nor JSON"),
@@ -185,7 +185,7 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
     with pytest.raises(StrategyError, match=r"cannot read .*missing"):
         file.read(tmp_path / "missing.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(StrategyFormatError, match="no text in UTF-8"):
+    with pytest.raises(StrategyFormatError, match="not UTF-8 text"):
         file.read(tmp_path / "binary.yaml")
     with pytest.raises(OutputError, match="cannot write"):
         file.write(EXAMPLE, tmp_path / "binary.yaml" / "s.yaml")

@@ -93,7 +93,7 @@ def test_the_first_expression_found_anywhere_decides_without_regard_to_case() ->
         ("=q4_0", r"line 1: =q4_0 is not of the form"),
         ("\n\nattn_q=", r"line 3: attn_q= is not of the form"),
         ("attn_q=q9_z", r"line 1: there is no type q9_z\. Known: Q4_K"),
-        ("a=q4_k\n(b=q6_k", r"line 2: \(b is no regular expression"),
+        ("a=q4_k\n(b=q6_k", r"line 2: \(b is not a regular expression"),
         ("[[:alpha:]]=q4_k", r"line 1: the expression \[\[:alpha:\]\] cannot be read here"),
         ("(?i)a=q4_k", r"line 1: the expression \(\?i\)a cannot be read here"),
     ],

@@ -123,7 +123,7 @@ def test_bins_are_minimums_where_a_size_leaves_room() -> None:
 def test_bins_from_text() -> None:
     assert bins.parse_bins("10=Q6_K, 100=Q4_K") == ((10.0, "Q6_K"), (100.0, "Q4_K"))
     for text in ("Q6_K", "x=Q6_K", "10="):
-        with pytest.raises(StrategyError, match="is no bin"):
+        with pytest.raises(StrategyError, match="is not a bin"):
             bins.parse_bins(text)
 
 

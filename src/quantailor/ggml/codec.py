@@ -86,12 +86,12 @@ def dequantize(data: npt.NDArray[np.generic], qtype: QType, n_cols: int) -> Floa
     """Turn rows of `qtype` back into weights: (n_rows, row_bytes) bytes -> (n_rows, n_cols) float32.
 
     Raises:
-        TypeUnavailableError: the bytes are no whole number of rows.
+        TypeUnavailableError: the bytes are not a whole number of rows.
     """
     flat = np.ascontiguousarray(data).view(np.uint8).reshape(-1)
     row_bytes = qtype.row_bytes(n_cols)
     if flat.size % row_bytes:
-        raise TypeUnavailableError(f"{flat.size} bytes are no whole number of {qtype.name} rows of {row_bytes} bytes")
+        raise TypeUnavailableError(f"{flat.size} bytes are not a whole number of {qtype.name} rows of {row_bytes} bytes")
     out = np.empty((flat.size // row_bytes, n_cols), dtype=np.float32)
     if qtype.name == "F32":
         out.view(np.uint8).reshape(-1)[:] = flat

@@ -147,7 +147,7 @@ def matches(pattern: str, tensor_name: str) -> bool:
 def _in_layers(text: str, layer: int | None, pattern: str) -> bool:
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
     if not match:
-        raise StrategyError(f"{pattern} is no range of layers", remedy="Write layer:3 or layer:0-3")
+        raise StrategyError(f"{pattern} is not a range of layers", remedy="Write layer:3 or layer:0-3")
     low, high = int(match[1]), int(match[2] or match[1])
     return layer is not None and low <= layer <= high
 
@@ -177,7 +177,7 @@ def parse_bits(text: str) -> tuple[str | None, float]:
     except ValueError:
         bits = math.nan
     if not 0 < bits < math.inf or (separator and not pattern.strip()):
-        raise StrategyError(f"{text!r} is no number of bits per weight", remedy="Write 4.5 or PATTERN=4.5")
+        raise StrategyError(f"{text!r} is not a number of bits per weight", remedy="Write 4.5 or PATTERN=4.5")
     return (pattern.strip() or None, bits)
 
 
@@ -194,7 +194,7 @@ def parse_budget(text: str, parse_size: Callable[[str], int] = int) -> Budget:
     try:
         size_bytes = parse_size(size)
     except ValueError:
-        raise StrategyError(f"{size!r} is no size in bytes", remedy="Write PATTERN=SIZE") from None
+        raise StrategyError(f"{size!r} is not a size in bytes", remedy="Write PATTERN=SIZE") from None
     return Budget(pattern, size_bytes)
 
 
@@ -307,7 +307,7 @@ def _tie_key(tie: str) -> Callable[[str], object]:
         try:
             expression = re.compile(tie[3:])
         except re.error as error:
-            raise StrategyError(f"the tie {tie} is no regular expression: {error}", remedy="Correct it") from None
+            raise StrategyError(f"the tie {tie} is not a regular expression: {error}", remedy="Correct it") from None
         return lambda name: match.groups() if (match := expression.search(name)) else None
     raise StrategyError(f"there is no tie {tie!r}", remedy="Known: qkv, gate_up, layer, role, or re:REGEX")
 

@@ -145,7 +145,7 @@ def read(path: Path | str, *, known_types: Collection[str] | None = None) -> Str
     except OSError as error:
         raise StrategyError(f"cannot read {file}: {error.strerror or error}", remedy="Check the path") from error
     except UnicodeDecodeError:
-        raise StrategyFormatError(f"{file} is no text in UTF-8", remedy="Give the YAML or JSON file that `plan` wrote") from None
+        raise StrategyFormatError(f"{file} is not UTF-8 text", remedy="Give the YAML or JSON file that `plan` wrote") from None
     return loads(text, name=str(file), known_types=known_types)
 
 
@@ -291,7 +291,7 @@ def _parse_json(text: str) -> object:
         return keys
 
     def refuse(constant: str) -> object:
-        raise ValueError(f"{constant} is no number")
+        raise ValueError(f"{constant} is not a number")
 
     return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
 
@@ -361,7 +361,7 @@ def _explain(error: ValidationError, data: object, text: str, name: str) -> Stra
     where = _where(text, name, path)
     kind, value = first["type"], _shown(first["input"])
     if not isinstance(data, Mapping):
-        return StrategyFormatError(f"{name} is no strategy: it holds {value}", remedy="Give a file that `plan` wrote")
+        return StrategyFormatError(f"{name} is not a strategy: it holds {value}", remedy="Give a file that `plan` wrote")
     if kind == "missing":
         return StrategyFormatError(f"{where}: {field} is missing", remedy="Add it, or let `plan` write the file")
     if path == ("version",):

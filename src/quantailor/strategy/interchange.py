@@ -157,4 +157,4 @@ def _compiled(pattern: str, where: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise StrategyFormatError(f"{where}: {pattern} is no regular expression: {error}", remedy="Correct it") from None
+        raise StrategyFormatError(f"{where}: {pattern} is not a regular expression: {error}", remedy="Correct it") from None

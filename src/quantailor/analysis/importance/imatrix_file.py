@@ -61,7 +61,7 @@ def _read_gguf(path: Path) -> Imatrix:
         metadata = source.metadata
         missing = [key for key in _KEYS if key not in metadata]
         if missing:
-            raise ImatrixError(f"{path} is no importance matrix: it has no {missing[0]}", remedy="Give a file that llama-imatrix wrote")
+            raise ImatrixError(f"{path} is not an importance matrix: it has no {missing[0]}", remedy="Give a file that llama-imatrix wrote")
         entries = dict(_entries(source, _COUNTED))
         if not entries:
             raise ImatrixError(f"{path} holds no importance matrix", remedy=_INTACT)
@@ -163,7 +163,7 @@ class _Legacy:
 
     def take(self, n_bytes: int, what: str) -> bytes:
         if not 0 <= n_bytes <= len(self.data) - self.offset:
-            raise ImatrixError(f"{self.path} is no importance matrix, or ends within {what}", remedy=_INTACT)
+            raise ImatrixError(f"{self.path} is not an importance matrix, or ends within {what}", remedy=_INTACT)
         self.offset += n_bytes
         return self.data[self.offset - n_bytes : self.offset]
 
@@ -173,7 +173,7 @@ class _Legacy:
     def positive(self, what: str) -> int:
         value = self.number(what)
         if value < 1:
-            raise ImatrixError(f"{self.path} is no importance matrix: {what} is {value}", remedy=_INTACT)
+            raise ImatrixError(f"{self.path} is not an importance matrix: {what} is {value}", remedy=_INTACT)
         return value
 
 

@@ -117,7 +117,7 @@ class BaseLogp:
         try:
             rows = np.load(path, mmap_mode="r", allow_pickle=False)
             if not isinstance(rows, np.ndarray) or rows.dtype.names != _FIELDS or rows.shape != targets.shape:
-                raise ValueError("it is of another form")
+                raise ValueError("its layout is different")
             return BaseChunk(index, targets, rows["codes"], rows["mass"].copy(), rows["observed"].copy(), rows["top"].copy())
         except (OSError, ValueError, EOFError) as error:
             raise InferenceError(f"{path} cannot be read ({error})", remedy="Delete it; it is computed again") from error

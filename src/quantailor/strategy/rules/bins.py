@@ -32,7 +32,7 @@ def parse_bins(text: str) -> tuple[tuple[float, str], ...]:
         except ValueError:
             separator = ""
         if not separator or not type_name.strip():
-            raise StrategyError(f"{part!r} is no bin", remedy="Write PERCENT=TYPE,PERCENT=TYPE, for example 10=Q6_K,100=Q4_K")
+            raise StrategyError(f"{part!r} is not a bin", remedy="Write PERCENT=TYPE,PERCENT=TYPE, for example 10=Q6_K,100=Q4_K")
     return tuple(pairs)
 
 

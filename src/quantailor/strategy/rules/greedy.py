@@ -109,7 +109,7 @@ def _capped_error(groups: Sequence[Group], percentile: float | None, max_error: 
     if percentile is None or max_error is None:
         return list(groups)
     if not 0 <= percentile <= 100:
-        raise StrategyError(f"{percentile:g} is no percentile", remedy="Give a number from 0 to 100")
+        raise StrategyError(f"{percentile:g} is not a percentile", remedy="Give a number from 0 to 100")
     bar = float(np.percentile([group.importance for group in groups], percentile))
     capped = []
     for group in groups:
