@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from scipy.stats import spearmanr
 
 from benchmarks.setting import Probed, Setting, parse, probed, save
+from benchmarks.shuffled_damage import with_shuffled_damage
 from quantailor.analysis.prediction import fit_curve, predict_kld, scaled_damage
 from quantailor.analysis.sensitivity import Scores, mean_kld
 from quantailor.control import NullControl
@@ -34,7 +35,7 @@ from quantailor.service.knowledge import CURVE
 from quantailor.service.planning import probed_tables
 from quantailor.service.scoring import file_key, scoring
 from quantailor.service.whole_mixes import builder, usual
-from quantailor.strategy.random_mixes import random_mix, with_shuffled_damage
+from quantailor.strategy.random_mixes import random_mix
 
 SIZES = (2.7, 3.5, 4.8)
 MIXES_PER_SIZE = 20

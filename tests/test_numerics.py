@@ -152,16 +152,14 @@ def test_broken_logits_show_in_their_own_row_alone(rng: np.random.Generator) -> 
 # Over chunks
 
 
-def test_mean_and_ratio_agree_on_equal_chunks() -> None:
+def test_the_ratio_of_equal_chunks_is_their_mean() -> None:
     values = [1.0, 2.0, 4.0, 5.0]
-    mean, ratio = numerics.mean_over_chunks(values), numerics.ratio_over_chunks([8 * value for value in values], [8] * 4)
-    assert mean.value == ratio.value == 3.0
-    assert mean.se == pytest.approx(stats.sem(values))
-    assert ratio.se == pytest.approx(mean.se)
+    ratio = numerics.ratio_over_chunks([8 * value for value in values], [8] * 4)
+    assert ratio.value == 3.0
+    assert ratio.se == pytest.approx(stats.sem(values))
 
 
 def test_one_chunk_has_no_standard_error() -> None:
-    assert numerics.mean_over_chunks([2.0]).se == 0
     assert numerics.ratio_over_chunks([2.0], [4]).value == 0.5
     assert numerics.ratio_over_chunks([2.0], [4]).se == 0
 
@@ -190,13 +188,6 @@ def test_bootstrap_of_zeros_uses_the_floor() -> None:
     assert numerics.bootstrap_ln_ratio([0.0, 0.0], [0.0, 0.0], floor=1e-9) == (0.0, (0.0, 0.0))
     value, (low, high) = numerics.bootstrap_ln_ratio([0.0, 0.0], [1.0, 1.0], floor=1e-9)
     assert value == low == high == pytest.approx(np.log(1e-9 / 2))
-
-
-def test_weighted_quantile_repeats_values_by_weight(rng: np.random.Generator) -> None:
-    values, weights = rng.standard_normal(50), rng.integers(1, 5, size=50)
-    probabilities = [0.01, 0.25, 0.5, 0.9, 1.0]
-    expected = np.quantile(np.repeat(values, weights), probabilities, method="inverted_cdf")
-    np.testing.assert_allclose(numerics.weighted_quantile(values, weights, probabilities), expected)
 
 
 @pytest.fixture

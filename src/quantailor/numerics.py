@@ -133,17 +133,6 @@ def _row_blocks(shape: tuple[int, ...]) -> list[slice]:
     return [slice(start, start + step) for start in range(0, n_rows, step)]
 
 
-def mean_over_chunks(values: npt.ArrayLike) -> Estimate:
-    """Mean of one value per chunk, (n_chunks,), with its standard error, s / sqrt(n).
-
-    One chunk says nothing about the spread between chunks: its standard error is given as 0.
-    """
-    chunks = np.asarray(values, dtype=np.float64)
-    if chunks.size < 2:
-        return Estimate(float(chunks.mean()) if chunks.size else 0.0)
-    return Estimate(float(chunks.mean()), float(chunks.std(ddof=1) / math.sqrt(chunks.size)))
-
-
 def ratio_over_chunks(numerators: npt.ArrayLike, denominators: npt.ArrayLike) -> Estimate:
     """sum(numerators) / sum(denominators), both (n_chunks,), with the ratio estimator's standard error over chunks.
 
@@ -201,23 +190,3 @@ def bootstrap_ln_ratio(
         ratios.append(sums[:, 0] - sums[:, 1])
     low, high = np.quantile(np.concatenate(ratios), [(1 - level) / 2, (1 + level) / 2])
     return float(logs[0] - logs[1]), (float(low), float(high))
-
-
-def weighted_quantile(values: npt.ArrayLike, weights: npt.ArrayLike, probabilities: npt.ArrayLike) -> Doubles:
-    """Quantiles of weighted values: the least value at which the share of weight reaches each probability.
-
-    Args:
-        values: (n,), in any order, not empty.
-        weights: (n,), not negative, with a positive sum.
-        probabilities: 0 to 1, (m,).
-
-    Returns:
-        (m,) float64.
-    """
-    points, mass = np.asarray(values, dtype=np.float64), np.asarray(weights, dtype=np.float64)
-    order = np.argsort(points, kind="stable")
-    cumulative = np.cumsum(mass[order])
-    targets = np.asarray(probabilities, dtype=np.float64) * cumulative[-1]
-    positions = np.searchsorted(cumulative, targets, side="left")
-    result: Doubles = points[order][np.minimum(positions, points.size - 1)]
-    return result

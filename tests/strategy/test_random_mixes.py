@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 from benchmarks import synthetic
+from benchmarks.shuffled_damage import with_shuffled_damage
 from strategy_tables import MODELS, elements, measured, size_at
 
 from quantailor.errors import InfeasibleError
 from quantailor.records import TensorCells
-from quantailor.strategy.random_mixes import TOLERANCE, random_mix, with_shuffled_damage
+from quantailor.strategy.random_mixes import TOLERANCE, random_mix
 
 
 def size_of(tables: Sequence[TensorCells], types: dict[str, str]) -> int:

@@ -62,8 +62,6 @@ class Answer:
     """No choice within these bytes does less damage than this."""
     price: float
     """Damage that one more byte would save, from the segment's line; 0 where nothing is left to buy."""
-    proven: bool
-    """The answer is the exact optimum (up to rounding)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +160,7 @@ class Knapsack:
         picks = self._picks_at(position)
         price = self._steps[position].price if position < len(self._steps) else 0.0
         damage = self._damage_of(picks)
-        return Answer(tuple(picks), int(self._sizes[position]), damage, damage, price, proven=True)
+        return Answer(tuple(picks), int(self._sizes[position]), damage, damage, price)
 
     def _answer(self, position: int, staircase: _Staircase, index: int, bound: float) -> Answer:
         picks = self._picks_at(position)
@@ -170,7 +168,7 @@ class Knapsack:
             picks[group] = option
         damage = self._damage_of(picks)
         size = int(self._sizes[position] + staircase.sizes[index])
-        return Answer(tuple(picks), size, damage, damage if staircase.exact else min(bound, damage), staircase.price, staircase.exact)
+        return Answer(tuple(picks), size, damage, damage if staircase.exact else min(bound, damage), staircase.price)
 
     def _staircase(self, position: int) -> _Staircase:
         """The staircase of a segment; the latest is kept, because budgets come close to each other."""
