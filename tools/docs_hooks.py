@@ -13,7 +13,10 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 SOURCE = Path(__file__).parents[1] / "src" / "quantailor"
-LOADED = re.compile(r"""<(?:script|img|iframe)\b[^>]*\bsrc=["']?(?:https?:)?//|<link\b[^>]*\bhref=["']?(?:https?:)?//[^>]*stylesheet""")
+LOADED = re.compile(
+    r"""<(?:script|img|iframe)\b[^>]*\bsrc=["']?(?:https?:)?//|<link\b(?![^>]*\bcanonical\b)[^>]*\bhref=["']?(?:https?:)?//""",
+    re.IGNORECASE,
+)
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
