@@ -18,10 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.setting import Setting, parse, save
-from quantailor import service
-from quantailor.service import Workspace, tasks
-from quantailor.service.results import StageCost
-from quantailor.service.study import LEVEL_SETTINGS, candidate_types
+from quantailor.app.jobs import list_jobs
+from quantailor.app.measuring.cost import StageCost, study_cost
+from quantailor.pipeline import LEVEL_SETTINGS, LEVELS, Level, StudyStep
+from quantailor.session import Workspace
+from quantailor.steps.options import Compute
 
 FACTOR = 3.0
 """The truth should lie within this factor of the range."""
@@ -55,16 +56,16 @@ def _run(home: Path, threads: int | None, *words: object) -> float:
 
 def _elapsed(home: Path) -> float:
     with Workspace.open(home) as workspace:
-        return service.list_jobs(workspace)[0].elapsed_seconds or 0.0
+        return list_jobs(workspace)[0].elapsed_seconds or 0.0
 
 
-def _rows(setting: Setting, home: Path, model: Path, level: tasks.Level, with_probes: bool) -> list[Row]:
+def _rows(setting: Setting, home: Path, model: Path, level: Level, with_probes: bool) -> list[Row]:
     base, settings = setting.base(model), LEVEL_SETTINGS[level]
-    task = tasks.StudyTask(model=str(base), level=level, text=str(setting.text), n_threads=setting.threads)
+    task = StudyStep(model=str(base), level=level, text=str(setting.text), compute=Compute(n_threads=setting.threads))
     probe_chunks = settings.probe_chunks or 1
     words: dict[str, tuple[object, ...]] = {
         "imatrix": ("imatrix", base, "-f", setting.text, *(("--chunks", settings.imatrix_chunks) if settings.imatrix_chunks else ())),
-        "measure": ("measure", base, "--types", ",".join(candidate_types(task)), *(("--exhaustive",) if settings.exhaustive else ())),
+        "measure": ("measure", base, "--types", ",".join(task.candidate_types), *(("--exhaustive",) if settings.exhaustive else ())),
         "probes": ("probe", base, "-f", setting.text, "--chunks", probe_chunks, "--mix-chunks", 3 * probe_chunks),
     }
     if not (with_probes and settings.probe_chunks):
@@ -72,7 +73,7 @@ def _rows(setting: Setting, home: Path, model: Path, level: tasks.Level, with_pr
     found: list[Row] = []
     for stage, command in words.items():
         with Workspace.open(home) as workspace:
-            cost = service.study_cost(workspace, task)
+            cost = study_cost(workspace, task)
         estimate = next(item for item in cost.stages if item.stage == stage)
         computing = _run(home, setting.threads, *command)
         found.append(_row(model.name, estimate, cost.basis, _elapsed(home), computing))
@@ -92,7 +93,7 @@ def main() -> None:
     setting, options = parse(str(__doc__), ("--probes", int, 0, "1 for probes too"), ("--level", int, 1, "0 quick, 1 balanced, 2 thorough"))
     home = setting.folder / "cost-home"
     shutil.rmtree(home, ignore_errors=True)
-    level = tasks.LEVELS[options.level]
+    level = LEVELS[options.level]
     rows = [row for model in setting.models for row in _rows(setting, home, model, level, bool(options.probes))]
     save(setting.folder / "cost.json", [asdict(row) for row in rows])
     if not all(row.is_within for row in rows):

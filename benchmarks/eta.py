@@ -12,11 +12,14 @@ import time
 from pathlib import Path
 
 from benchmarks.setting import MODELS
-from quantailor import cli, service
+from quantailor import cli
+from quantailor.app.jobs import submit
 from quantailor.jobs import Progress, resolve, run
-from quantailor.service import Workspace, tasks
-from quantailor.service.stages import Stages
-from quantailor.service.work import measure
+from quantailor.session import Workspace
+from quantailor.steps.measure import MeasureStep
+from quantailor.steps.options import Compute
+from quantailor.steps.stages import Stages
+from quantailor.steps.step import unit_of
 from quantailor.store import Store
 
 GOAL = 0.25
@@ -30,12 +33,12 @@ def main() -> int:
         if cli.run(["convert", str(MODELS[0]), "-o", str(base), "--home", str(home.path)]):
             return 1
         with Workspace(home, Store(home.database, now=time.process_time)) as workspace:
-            task = tasks.MeasureTask(base=str(base), types=TYPES, imatrix="none", n_threads=1)
+            task = MeasureStep(base=str(base), types=TYPES, imatrix="none", compute=Compute(n_threads=1))
             seen: list[tuple[float, Progress]] = []
             run(
                 workspace.store,
-                service.submit(workspace, task),
-                lambda control: measure(workspace, task, Stages(control)).n_cells,
+                submit(workspace, task),
+                lambda control: task.run(workspace, Stages(control, unit_of)).n_cells,
                 listener=lambda progress: seen.append((time.process_time(), progress)),
                 clock=time.process_time,
             )

@@ -29,13 +29,16 @@ from benchmarks.shuffled_damage import with_shuffled_damage
 from quantailor.analysis.prediction import fit_curve, predict_kld, scaled_damage
 from quantailor.analysis.sensitivity import Scores, mean_kld
 from quantailor.control import NullControl
+from quantailor.evidence.damages import probed_tables
+from quantailor.evidence.knowledge import CURVE, file_key
 from quantailor.records import Curve, Mix, TensorCells, part_of
-from quantailor.service import tasks
-from quantailor.service.knowledge import CURVE
-from quantailor.service.planning import probed_tables
-from quantailor.service.scoring import file_key, scoring
-from quantailor.service.whole_mixes import builder, usual
 from quantailor.strategy.random_mixes import random_mix
+from quantailor.steps.options import Compute
+from quantailor.steps.probe import ProbeStep
+from quantailor.steps.probe import builder
+from quantailor.steps.probe import usual
+from quantailor.steps.scoring import scoring
+from quantailor.strategy.random_mixes import with_shuffled_damage
 
 SIZES = (2.7, 3.5, 4.8)
 MIXES_PER_SIZE = 20
@@ -67,7 +70,7 @@ def held_out_mixes(tables: Tables) -> list[tuple[float, Mix]]:
 
 def measure_cases(setting: Setting, at: Probed, n_chunks: int) -> list[Case]:
     """Score the mixes on the held-out text; what an earlier run scored is taken as it is."""
-    task = tasks.ProbeTask(base=str(at.model.path), text=str(setting.heldout), n_threads=setting.threads)
+    task = ProbeStep(base=str(at.model.path), text=str(setting.heldout), compute=Compute(n_threads=setting.threads))
     mixes = held_out_mixes(at.found.tables)
     control = NullControl()
     with scoring(at.workspace, at.model, at.imatrix, task) as run:

@@ -15,8 +15,7 @@ from benchmarks.setting import Setting, parse, probed
 from quantailor import verify
 from quantailor.analysis.corpus import chunks, load_corpus
 from quantailor.analysis.scores import fidelity
-from quantailor.service import tasks
-from quantailor.service.workspace import fingerprint_of
+from quantailor.steps.options import DEFAULT_N_CTX
 from quantailor.store import ScoreKey
 from quantailor.strategy.file import read
 
@@ -72,11 +71,11 @@ def score(setting: Setting, base: Path, files: list[Built], n_chunks: int) -> No
         for item in files:
             folder = at.workspace.home.references
             candidates[item.preset] = verify.ensure_reference(base, item.preset, imatrix=at.imatrix, folder=folder)
-        names = {label: fingerprint_of(path) for label, path in candidates.items()}
+        names = {label: at.workspace.identity(path) for label, path in candidates.items()}
         names |= {label: label for label in (fidelity.BASE, fidelity.NULL_CONTROL)}
-        keys = {label: ScoreKey(at.model.fingerprint, corpus.sha256, tasks.DEFAULT_N_CTX, name) for label, name in names.items()}
+        keys = {label: ScoreKey(at.model.fingerprint, corpus.sha256, DEFAULT_N_CTX, name) for label, name in names.items()}
         done = {label: store.scored_chunks(key) for label, key in keys.items()}
-        tokens = chunks(corpus, tasks.DEFAULT_N_CTX, limit=n_chunks)
+        tokens = chunks(corpus, DEFAULT_N_CTX, limit=n_chunks)
         for label, found in fidelity.score_chunks(base, candidates, tokens, done=done, n_threads=setting.threads):
             store.record_chunk_scores(keys[label], [found])
 

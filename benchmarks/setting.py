@@ -11,10 +11,9 @@ from pathlib import Path
 
 from quantailor import cli
 from quantailor.analysis.importance.imatrix import Imatrix
-from quantailor.service import Workspace, knowledge, tasks
-from quantailor.service.knowledge import Knowledge
-from quantailor.service.planning import Measured, measured
-from quantailor.service.workspace import CALIBRATION_TEXT, HELDOUT_TEXT, OpenedModel
+from quantailor.evidence.knowledge import Knowledge, load_knowledge
+from quantailor.evidence.measurements import Measured, measured
+from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, OpenedModel, Workspace
 
 ROOT = Path(__file__).parent.parent
 MODELS = (ROOT / "demo" / "books-llama", ROOT / "tests" / "data" / "books-moe")
@@ -72,8 +71,8 @@ def probed(setting: Setting, base: Path) -> Iterator[Probed]:
     """Open the home and the model after `prepare`."""
     with Workspace.open(setting.home) as workspace, workspace.model(base) as model:
         imatrix = workspace.newest_imatrix(model.fingerprint)
-        found = measured(workspace, model, tasks.AUTO)
-        known = knowledge.load(workspace, model, found.key.imatrix, found.cells)
+        found = measured(workspace, model, AUTO)
+        known = load_knowledge(workspace, model, found.key.imatrix, found.cells)
         assert known is not None
         yield Probed(workspace, model, imatrix, found, known)
 

@@ -27,7 +27,7 @@ from quantailor.models.convert.base import write_base
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource, fingerprint
 from quantailor.records import Mix, Strategy, TensorChoice
-from quantailor.service.workspace import CALIBRATION_TEXT, quantizable_tensors
+from quantailor.session import CALIBRATION_TEXT, quantizable_tensors
 
 GOAL_PROBE, GOAL_SWEEP, GOAL_MEMORY_GIB = 1.10, 5.0, 1.0
 PROBE_TYPE = "Q2_K"

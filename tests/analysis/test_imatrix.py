@@ -293,7 +293,7 @@ def test_statistics_are_those_of_llama_imatrix() -> None:
     for tensor, *row in golden["rows"]:
         item = found[tensor]
         ours = (
-            *(item.total, item.minimum, item.maximum, item.mean, item.standard_deviation, 100 * item.active_share, item.n_values),
+            *(item.sum_of_squares, item.minimum, item.maximum, item.mean, item.standard_deviation, 100 * item.active_share, item.n_values),
             *(item.entropy_bits, 100 * item.normalized_entropy, 100 * item.zd_share, item.cosine or 0.0),
         )
         assert ours == pytest.approx(row, abs=0.0051, rel=1e-4), tensor
@@ -308,7 +308,7 @@ def test_statistics_leave_unseen_experts_out() -> None:
         }
     )
     first, second = statistics(imatrix)
-    assert (first.total, first.n_values, first.normalized_entropy, first.zd_share) == (2, 2, 1, 0)
+    assert (first.sum_of_squares, first.n_values, first.normalized_entropy, first.zd_share) == (2, 2, 1, 0)
     assert (first.n_experts, first.n_unseen_experts, first.cosine) == (2, 1, None)
     assert second.cosine == pytest.approx(4 / np.sqrt(2 * 20))
 

@@ -24,7 +24,7 @@ from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource, fingerprint
 from quantailor.numerics import Floats, Tokens
 from quantailor.records import ChunkScore, Mix, Strategy, TensorChoice
-from quantailor.service.workspace import quantizable_tensors
+from quantailor.session import quantizable_tensors
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 TYPES = ("IQ2_XXS", "Q2_K", "IQ3_XXS", "Q3_K", "Q4_0", "IQ4_NL", "Q4_K", "Q5_1", "Q6_K", "Q8_0")

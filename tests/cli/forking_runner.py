@@ -16,8 +16,7 @@ from typing import Any
 import huggingface_hub.file_download
 import huggingface_hub.hf_api  # noqa: F401
 
-import quantailor.cli.app
-import quantailor.service.hub  # noqa: F401
+import quantailor.app.library.hub  # noqa: F401
 from quantailor import cli
 
 

@@ -21,10 +21,10 @@ import pytest
 from commands import Command
 from hub_server import Access, HubServer
 
-from quantailor import service
+from quantailor.app.jobs import pause_job, resume_job, run_job, show_job, submit
 from quantailor.errors import Paused
-from quantailor.service import tasks
-from quantailor.service.results import DownloadResult
+from quantailor.session import Workspace
+from quantailor.steps.download import DownloadResult, DownloadStep
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SCHEMA = Path(__file__).parents[2] / "docs" / "output.schema.json"
@@ -120,10 +120,10 @@ def test_progress_is_told_per_file_and_in_all(hub: HubServer, tmp_path: Path) ->
     hub.add("org/name", checkpoint(3))
     hub.bytes_per_second = 300_000
     seen: list[tuple[str, float, float, str]] = []
-    with service.Workspace.open(tmp_path / "home") as workspace:
-        job = service.submit(workspace, tasks.DownloadTask(repo_id="org/name"))
-        service.run_job(workspace, job, lambda report: seen.append((report.stage, report.done, report.total, report.message)))
-        report = service.show_job(workspace, job)
+    with Workspace.open(tmp_path / "home") as workspace:
+        job = submit(workspace, DownloadStep(repo_id="org/name"))
+        run_job(workspace, job, lambda report: seen.append((report.stage, report.done, report.total, report.message)))
+        report = show_job(workspace, job)
     download = [row for row in seen if row[0] == "download"]
     index = len(hub.repos["org/name"].files["model.safetensors.index.json"])
     assert download[-1][1] == download[-1][2] == sum(map(len, hub.repos["org/name"].files.values())) - index
@@ -286,8 +286,8 @@ def test_a_rate_limit_in_the_middle_of_a_download_is_waited_out(hub: HubServer, 
         if report.stage == "download" and hub.limited == 0 and not hub.gets("tokenizer.json"):
             hub.limited = 2
 
-    with service.Workspace.open(tmp_path / "home") as workspace:
-        result = service.run_job(workspace, service.submit(workspace, tasks.DownloadTask(repo_id="org/name")), limit)
+    with Workspace.open(tmp_path / "home") as workspace:
+        result = run_job(workspace, submit(workspace, DownloadStep(repo_id="org/name")), limit)
     assert isinstance(result, DownloadResult)
     assert result.fetched_bytes == sum(map(len, files.values()))
 
@@ -322,25 +322,25 @@ def test_a_download_pauses_at_once_and_goes_on(hub: HubServer, tmp_path: Path) -
     files = checkpoint(3, n_weights=100_000)
     hub.add("org/name", files)
     hub.bytes_per_second = 400_000
-    with service.Workspace.open(tmp_path / "home") as workspace:
-        job = service.submit(workspace, tasks.DownloadTask(repo_id="org/name"))
+    with Workspace.open(tmp_path / "home") as workspace:
+        job = submit(workspace, DownloadStep(repo_id="org/name"))
         asked = threading.Event()
 
         def pause() -> None:
             wait_for(lambda: hub.gets("model-00002-of-00003.safetensors") > 0)
-            with service.Workspace.open(tmp_path / "home") as other:
-                service.pause_job(other, job)
+            with Workspace.open(tmp_path / "home") as other:
+                pause_job(other, job)
             asked.set()
 
         thread = threading.Thread(target=pause)
         thread.start()
         with pytest.raises(Paused):
-            service.run_job(workspace, job)
+            run_job(workspace, job)
         thread.join()
         assert asked.is_set()
         hub.bytes_per_second = None
-        service.resume_job(workspace, job)
-        result = service.run_job(workspace, job)
+        resume_job(workspace, job)
+        result = run_job(workspace, job)
     assert isinstance(result, DownloadResult)
     folder = Path(result.folder)
     assert all((folder / name).read_bytes() == data for name, data in files.items())

@@ -12,11 +12,15 @@ import pytest
 from commands import Command
 from hub_server import Access, HubRepo, HubServer
 
-from quantailor import service
+from quantailor.app.jobs import job_places, run_job, show_job, submit
+from quantailor.app.library.projects import list_projects
+from quantailor.costs import machine
 from quantailor.errors import DownloadDamagedError, ResourceError
-from quantailor.service import machine, tasks
-from quantailor.service.job_places import job_places
-from quantailor.service.results import MeasureResult
+from quantailor.session import Workspace
+from quantailor.steps.convert import ConvertStep
+from quantailor.steps.measure import MeasureResult, MeasureStep
+from quantailor.steps.options import HubModel
+from quantailor.steps.step import Step, StepResult
 from tiny_models import write_tiny
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -78,9 +82,9 @@ def test_a_job_tells_its_repository_its_commit_and_its_model(hub: HubServer, run
     report = run("jobs", "show", 1, "--json").result
     assert (report["title"], report["origin"]) == (repo, f"org/tiny@{hub.repos[repo].sha}")
     assert report["origin"] in run("jobs", "show", 1).out
-    with service.Workspace.open(tmp_path / "home") as workspace:
+    with Workspace.open(tmp_path / "home") as workspace:
         (place,) = job_places(workspace)
-        (project,) = service.list_projects(workspace)
+        (project,) = list_projects(workspace)
     assert place.fingerprint == project.fingerprint == measured["model_fingerprint"]
 
 
@@ -161,26 +165,26 @@ def test_a_repository_must_ship_the_one_importance_matrix(
 # Commits
 
 
-def begun(workspace: service.Workspace, task: tasks.Task, repo: HubRepo, files: Mapping[str, bytes]) -> int:
+def begun(workspace: Workspace, task: Step[StepResult], repo: HubRepo, files: Mapping[str, bytes]) -> int:
     """A job whose download broke off at a damaged part, which is whole from then on."""
     repo.served = {SHARD: bytes(len(files[SHARD]))}
-    job = service.submit(workspace, task)
+    job = submit(workspace, task)
     with pytest.raises(DownloadDamagedError):
-        service.run_job(workspace, job)
+        run_job(workspace, job)
     repo.served = {}
     return job
 
 
 def test_a_resumed_job_stays_at_its_commit(hub: HubServer, run: Command, model: Path, repo: str, tmp_path: Path) -> None:
     old, files = hub.repos[repo], {path.name: path.read_bytes() for path in model.iterdir()}
-    task = tasks.MeasureTask(base=repo, hub=tasks.HubModel(repo_id=repo), types=("Q8_0",), imatrix="none")
-    with service.Workspace.open(tmp_path / "home") as workspace:
+    task = MeasureStep(base=repo, hub=HubModel(repo_id=repo), types=("Q8_0",), imatrix="none")
+    with Workspace.open(tmp_path / "home") as workspace:
         job = begun(workspace, task, old, files)
         new = hub.add(repo, {**files, SHARD: files[SHARD][:-2] + b"\1\1"})
-        assert service.submit(workspace, task) == job
-        first = service.run_job(workspace, job)
-        log = service.show_job(workspace, job).log
-        second = service.run_job(workspace, service.submit(workspace, task))
+        assert submit(workspace, task) == job
+        first = run_job(workspace, job)
+        log = show_job(workspace, job).log
+        second = run_job(workspace, submit(workspace, task))
     assert isinstance(first, MeasureResult)
     assert isinstance(second, MeasureResult)
     assert first.origin == f"{repo}@{old.sha}"
@@ -192,12 +196,12 @@ def test_a_resumed_job_stays_at_its_commit(hub: HubServer, run: Command, model: 
 
 def test_a_resumed_job_moves_no_branch_back(hub: HubServer, run: Command, model: Path, repo: str, tmp_path: Path) -> None:
     old, files = hub.repos[repo], {path.name: path.read_bytes() for path in model.iterdir()}
-    task = tasks.MeasureTask(base=repo, hub=tasks.HubModel(repo_id=repo), types=("Q8_0",), imatrix="none")
-    with service.Workspace.open(tmp_path / "home") as workspace:
+    task = MeasureStep(base=repo, hub=HubModel(repo_id=repo), types=("Q8_0",), imatrix="none")
+    with Workspace.open(tmp_path / "home") as workspace:
         begun(workspace, task, old, files)
         new = hub.add(repo, {**files, "generation_config.json": b"{}"})
         assert run("download", repo).code == 0
-        service.run_job(workspace, service.submit(workspace, task))
+        run_job(workspace, submit(workspace, task))
     assert run("plan", repo, "--bpw", "9", "--imatrix", "none", "--json").result["origin"] == f"{repo}@{new.sha}"
 
 
@@ -331,9 +335,9 @@ def test_a_disk_too_small_for_the_work_is_named_before_it(
     hub: HubServer, repo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "free_disk_bytes", lambda path: 1000)
-    task = tasks.ConvertTask(model=repo, hub=tasks.HubModel(repo_id=repo), output=str(tmp_path / "base.gguf"))
-    with service.Workspace.open(tmp_path / "home") as workspace:
-        job = service.submit(workspace, task)
+    task = ConvertStep(model=repo, hub=HubModel(repo_id=repo), output=str(tmp_path / "base.gguf"))
+    with Workspace.open(tmp_path / "home") as workspace:
+        job = submit(workspace, task)
         with pytest.raises(ResourceError, match="cannot start: needs"):
-            service.run_job(workspace, job)
+            run_job(workspace, job)
     assert not (tmp_path / "base.gguf").exists()

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 from commands import Command, Workbench
 
-from quantailor.service.schema import output_schema
+from quantailor.app.schema import output_schema
 
 pytestmark = pytest.mark.xdist_group("workbench")
 

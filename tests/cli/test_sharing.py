@@ -18,13 +18,17 @@ from gguf import GGUFReader
 from test_json import validate
 from test_sensitivity import probed as probed
 
-from quantailor import cli, service
+from quantailor import cli
 from quantailor.analysis.importance.imatrix import quantizer_importance
 from quantailor.analysis.importance.imatrix_file import read_imatrix
+from quantailor.app.choosing.comparing import preset_types_of
+from quantailor.app.library.structure import inspect
+from quantailor.app.products.card import is_listed_name
 from quantailor.ggml.reference import preset_types, quantize_reference
 from quantailor.models.gguf_writer import GGUFWriter, layout
 from quantailor.models.opening import open_model
 from quantailor.records import MetadataValue, Strategy, TensorChoice
+from quantailor.session import Workspace
 from quantailor.strategy import file as strategy_file
 
 pytestmark = pytest.mark.xdist_group("workbench")
@@ -50,12 +54,12 @@ def homes(books_llama_base: Path, books_moe_base: Path, tmp_path_factory: pytest
 
 def many_types(base: Path, home: Path, output: Path) -> tuple[Path, dict[str, str]]:
     """A strategy that uses every type there is, leaves one tensor unnamed, and the types its file is to have."""
-    report = service.inspect(base)
+    report = inspect(base)
     choices = [tensor for tensor in report.tensors if len(tensor.available_types) > 1]
     kinds = itertools.cycle(choices[0].available_types)
     unnamed = next(tensor.name for tensor in choices if tensor.role == "attn_k")
     chosen = [TensorChoice(tensor.name, next(kinds), "") for tensor in choices if tensor.name != unnamed]
-    with service.Workspace.open(home) as workspace, workspace.model(base) as model:
+    with Workspace.open(home) as workspace, workspace.model(base) as model:
         matrix = workspace.newest_imatrix(model.fingerprint)
         assert matrix is not None
         needy = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"}
@@ -215,8 +219,8 @@ def test_presets_differ_where_llama_cpp_says(quantailor: Command, books_llama_ba
 
 
 def test_preset_types_by_name(books_llama_base: Path, homes: Path) -> None:
-    with service.Workspace.open(homes) as workspace:
-        types = service.preset_types_of(workspace, books_llama_base, "q4_k_m", imatrix="none")
+    with Workspace.open(homes) as workspace:
+        types = preset_types_of(workspace, books_llama_base, "q4_k_m", imatrix="none")
     assert types == types_of(books_llama_base) | preset_types(books_llama_base, "Q4_K_M")
 
 
@@ -383,7 +387,7 @@ def test_a_preset_s_card_does_not_claim_to_be_ours(quantailor: Command, books_ll
     ],
 )
 def test_names_that_the_hub_lists(name: str, listed: bool) -> None:
-    assert service.card.is_listed_name(name) is listed
+    assert is_listed_name(name) is listed
 
 
 # Experts

@@ -19,7 +19,8 @@ from commands import Command
 from hub_server import HubServer
 
 from gguf_description import describe
-from quantailor import service
+from quantailor.app.choosing.comparing import preset_types_of
+from quantailor.session import Workspace
 from tiny_models import safetensors_bytes, write_tiny
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "output.schema.json"
@@ -55,7 +56,7 @@ def test_a_repository_gives_the_file_that_its_base_gives(
     assert not list((tmp_path / "home").rglob("bases/*")), "no base"
 
     assert run("convert", directory, "-o", base).code == 0
-    with service.Workspace.open(elsewhere):
+    with Workspace.open(elsewhere):
         pass
     assert cli_in(elsewhere, "build", base, work / "s.yaml", "-o", work / "two-steps.gguf") == 0
     straight, two_steps = describe(work / "straight.gguf"), describe(work / "two-steps.gguf")
@@ -167,9 +168,9 @@ def test_make_keeps_to_its_types_also_where_more_were_measured(run: Command, mod
 
 @pytest.mark.slow
 def test_a_preset_s_types_are_known_without_a_base(run: Command, books_moe_dir: Path, books_moe_base: Path, tmp_path: Path) -> None:
-    with service.Workspace.open(tmp_path / "home") as workspace:
+    with Workspace.open(tmp_path / "home") as workspace:
         for preset in ("Q4_K_M", "IQ3_XXS", "Q5_K_S"):
-            straight, base = (service.preset_types_of(workspace, model, preset) for model in (books_moe_dir, books_moe_base))
+            straight, base = (preset_types_of(workspace, model, preset) for model in (books_moe_dir, books_moe_base))
             assert straight == base
 
 

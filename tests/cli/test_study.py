@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 from commands import Command
 
-from quantailor.service import Workspace
+from quantailor.session import Workspace
 from quantailor.store import first_difference
 from tiny_models import write_tiny
 

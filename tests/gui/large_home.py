@@ -6,13 +6,12 @@ from pathlib import Path
 
 from large_model import write_large_model
 
-from quantailor import service
 from quantailor.analysis.weight_errors.measure import MeasureSettings
+from quantailor.app.library.projects import ProjectReport, open_project
 from quantailor.ggml import library
 from quantailor.qtypes import unavailable
 from quantailor.records import TensorInfo, WeightError
-from quantailor.service import ProjectReport, Workspace
-from quantailor.service.workspace import quantizable_tensors
+from quantailor.session import Workspace, quantizable_tensors
 from quantailor.store import MeasurementKey
 
 TYPES = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "IQ4_NL", "Q3_K", "Q2_K", "F16")
@@ -27,7 +26,7 @@ def large_home(folder: Path, n_tensors: int = 5000) -> tuple[Path, ProjectReport
             key = MeasurementKey(model.fingerprint, "", MeasureSettings(exhaustive=False).key)
             tensors = quantizable_tensors(model.source)
             workspace.store.record_cells(key, [cell for at, tensor in enumerate(tensors) for cell in _cells(tensor, at)])
-        return home, service.open_project(workspace, path)
+        return home, open_project(workspace, path)
 
 
 def _cells(tensor: TensorInfo, at: int) -> list[WeightError]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quantailor import cli, service
+from quantailor import cli
+from quantailor.app.library.projects import list_projects
+from quantailor.session import Workspace
 
 _CONTEXT = ("--n-ctx", 64, "--threads", 1)
 _FEW = ("--chunks", 2, "--mixes", 0, "--anchors", 0, "--group", "role-depth", "--type", "Q2_K")
@@ -35,7 +37,7 @@ def screen_path(home: Path, screen: str) -> str:
     """The address of a screen; of the dense model, where it is a model's own."""
     if screen in ("home", "open", "compare"):
         return "/" if screen == "home" else f"/{screen}"
-    with service.Workspace.open(home) as workspace:
+    with Workspace.open(home) as workspace:
         wanted = "Books Moe" if screen == "experts" else "Books Llama"
-        project = next(project for project in service.list_projects(workspace) if project.name == wanted)
+        project = next(project for project in list_projects(workspace) if project.name == wanted)
     return f"/p/{project.fingerprint[:16]}/{screen}"

@@ -10,9 +10,13 @@ from browser import Browser, serving, wait_for
 from commands import Workbench
 from selenium.webdriver.common.keys import Keys
 
-from quantailor import service
-from quantailor.service import Workspace
-from quantailor.service.tasks import PlanOptions
+from quantailor.app.choosing.drafts import Draft
+from quantailor.app.choosing.planner import Planner
+from quantailor.app.jobs import list_jobs
+from quantailor.app.library.projects import open_project
+from quantailor.app.library.structure import inspect
+from quantailor.session import Workspace
+from quantailor.steps.plan import PlanOptions
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workbench")]
 
@@ -23,8 +27,8 @@ SECONDS = 60.0
 def home(workbench: Workbench, tmp_path: Path) -> Path:
     """The measured home with a draft whose embeddings were set by hand."""
     shutil.copytree(workbench.home, tmp_path / "home")
-    with Workspace.open(tmp_path / "home") as workspace, service.Desk.open(workspace, workbench.base) as desk:
-        draft = service.Draft.start(desk, PlanOptions(bits_per_weight=4.5), name="mine")
+    with Workspace.open(tmp_path / "home") as workspace, Planner.open(workspace, workbench.base) as desk:
+        draft = Draft.start(desk, PlanOptions(bits_per_weight=4.5), name="mine")
         draft.set_type(desk, ["token_embd.weight"], "Q6_K")
         draft.save(workspace, desk.model.fingerprint)
     return tmp_path / "home"
@@ -36,8 +40,8 @@ def address(home: Path, base: Path, screen: str) -> str:
 
 
 def drafted_types(home: Path, base: Path) -> dict[str, str]:
-    with Workspace.open(home) as workspace, service.Desk.open(workspace, base) as desk:
-        draft = service.Draft.load(workspace, desk, "mine")
+    with Workspace.open(home) as workspace, Planner.open(workspace, base) as desk:
+        draft = Draft.load(workspace, desk, "mine")
         assert draft is not None
         return draft.types
 
@@ -61,7 +65,7 @@ def ask_for(browser: Browser, folder: Path, name: str) -> None:
 
 
 def types_in(path: Path) -> dict[str, str]:
-    return {tensor.name: tensor.type_name for tensor in service.inspect(path).tensors}
+    return {tensor.name: tensor.type_name for tensor in inspect(path).tensors}
 
 
 def test_the_file_has_the_draft_s_types(chromium: Browser, home: Path, workbench: Workbench, tmp_path: Path) -> None:
@@ -94,13 +98,13 @@ def test_a_build_outlives_its_server(chromium: Browser, home: Path, workbench: W
         chromium.click("Build")
         chromium.sees("outlives.gguf", seconds=SECONDS)
         with Workspace.open(home) as workspace:
-            wait_for(lambda: [job for job in service.list_jobs(workspace) if job.kind == "build"], "the job is there", seconds=SECONDS)
+            wait_for(lambda: [job for job in list_jobs(workspace) if job.kind == "build"], "the job is there", seconds=SECONDS)
             server.kill()
-            assert service.list_jobs(workspace)[0].state in ("queued", "running")
+            assert list_jobs(workspace)[0].state in ("queued", "running")
             with serving(home, "--allow", str(tmp_path)) as again:
                 chromium.enter(again, place + "?draft=mine")
                 chromium.sees("outlives.gguf", seconds=SECONDS)
-                wait_for(lambda: service.list_jobs(workspace)[0].state == "done", "the job ends well", seconds=SECONDS)
+                wait_for(lambda: list_jobs(workspace)[0].state == "done", "the job ends well", seconds=SECONDS)
                 chromium.go(again, place + "?draft=mine")
                 chromium.until(lambda: "outlives.gguf" in chromium.text(".qt-built"), "the file is listed", seconds=SECONDS)
     assert types_in(tmp_path / "outlives.gguf").items() >= wanted.items()
@@ -108,7 +112,7 @@ def test_a_build_outlives_its_server(chromium: Browser, home: Path, workbench: W
 
 def test_without_measurements_the_page_says_what_to_do(chromium: Browser, books_llama_base: Path, tmp_path: Path) -> None:
     with Workspace.open(tmp_path / "home") as workspace:
-        service.open_project(workspace, books_llama_base)
+        open_project(workspace, books_llama_base)
     with serving(tmp_path / "home") as server:
         for screen, words in (("build", "No strategy to build yet"), ("verify", "Nothing to verify yet")):
             chromium.enter(server, address(tmp_path / "home", books_llama_base, screen))

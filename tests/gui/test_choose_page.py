@@ -14,9 +14,11 @@ from commands import Command, Workbench
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from quantailor import service
+from quantailor.app.choosing.drafts import Draft, list_drafts, save_strategy
+from quantailor.app.choosing.planner import Planner
+from quantailor.app.library.projects import ProjectReport, list_projects, open_project
 from quantailor.models.gguf_file import GGUFSource
-from quantailor.service import Desk, Draft, ProjectReport, Workspace
+from quantailor.session import Workspace
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +39,7 @@ def server(home: Path) -> Iterator[Server]:
 @pytest.fixture
 def project(home: Path) -> ProjectReport:
     with Workspace.open(home) as workspace:
-        return service.list_projects(workspace)[0]
+        return list_projects(workspace)[0]
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def settled(page: Browser) -> None:
 
 def kept(home: Path, base: Path) -> tuple[Draft, int]:
     """The draft as the store has it, and the exact size of its file."""
-    with Workspace.open(home) as workspace, Desk.open(workspace, base) as desk:
+    with Workspace.open(home) as workspace, Planner.open(workspace, base) as desk:
         draft = Draft.load(workspace, desk, "draft")
         assert draft is not None
         prediction = draft.strategy(desk).prediction
@@ -163,8 +165,8 @@ def test_the_slider_resolves_while_it_is_dragged(
     slow = statistics.quantiles(seconds, n=20)[-1]
     print(f"slider: median {statistics.median(seconds):.3f} s, p95 {slow:.3f} s (goal {MAX_SLIDER_SECONDS})")
     draft = kept(home, workbench.base)[0]
-    with Workspace.open(home) as workspace, Desk.open(workspace, workbench.base) as desk:
-        path = service.save_strategy(draft.strategy(desk), tmp_path / "s.yaml")
+    with Workspace.open(home) as workspace, Planner.open(workspace, workbench.base) as desk:
+        path = save_strategy(draft.strategy(desk), tmp_path / "s.yaml")
     built = quantailor("build", workbench.base, path, "-o", tmp_path / "out.gguf", "--home", home, "--json").result["size_bytes"]
     assert built == shown_bytes(page)
     assert page.errors() == []
@@ -219,7 +221,7 @@ def test_rules_presets_and_versions(page: Browser, home: Path, workbench: Workbe
     page.click("Save version")
     page.sees("Saved as six")
     with Workspace.open(home) as workspace:
-        assert {item.name for item in service.list_drafts(workspace, _fingerprint(workbench.base))} == {"draft", "six"}
+        assert {item.name for item in list_drafts(workspace, _fingerprint(workbench.base))} == {"draft", "six"}
     assert page.errors() == []
 
 
@@ -238,7 +240,7 @@ def _fingerprint(base: Path) -> str:
 def test_nothing_measured_says_what_to_do(chromium: Browser, workbench: Workbench, tmp_path: Path) -> None:
     home = tmp_path / "new"
     with Workspace.open(home) as workspace:
-        project = service.open_project(workspace, workbench.base)
+        project = open_project(workspace, workbench.base)
     with serving(home) as server:
         chromium.enter(server, _path(project))
         chromium.sees("Nothing is measured yet")

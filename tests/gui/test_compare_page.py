@@ -8,22 +8,24 @@ from pathlib import Path
 import pytest
 from browser import Browser, Server, serving
 
-from quantailor import service
+from quantailor.app.library.projects import list_projects
+from quantailor.app.measuring.profile_words import profile_findings
+from quantailor.app.measuring.reporting import CompareResult, ProfileReport, compare_models
 from quantailor.records import Estimate
-from quantailor.service.report_results import CompareResult, ProfileReport
+from quantailor.session import Workspace
 
 pytestmark = pytest.mark.xdist_group("studied")
 
 
 @pytest.mark.slow
 def test_two_models_side_by_side(chromium: Browser, studied_home: Path, tmp_path: Path) -> None:
-    with serving(studied_home, "--allow", str(tmp_path)) as server, service.Workspace.open(studied_home) as workspace:
-        moe, dense = sorted(service.list_projects(workspace), key=lambda project: project.name, reverse=True)
+    with serving(studied_home, "--allow", str(tmp_path)) as server, Workspace.open(studied_home) as workspace:
+        moe, dense = sorted(list_projects(workspace), key=lambda project: project.name, reverse=True)
         a, b = dense.fingerprint[:16], moe.fingerprint[:16]
         chromium.enter(server, f"/compare?a={a}&b={b}")
         chromium.sees("holds most of the sensitivity")
         assert "Only Books Moe has ffn_down_exps" in chromium.text(".qt-findings")
-        result = service.compare_models(workspace, Path(dense.base or ""), Path(moe.base or ""))
+        result = compare_models(workspace, Path(dense.base or ""), Path(moe.base or ""))
         figure = next(row.share_a.value for row in result.profiles if (row.role, row.depth) == ("output", "outside the blocks"))
         maps = chromium.all(".qt-heat")
         assert len(maps) == 2
@@ -74,11 +76,11 @@ def test_the_sentences_name_what_differs_most() -> None:
         _row("attn_k", "all depths", (0.0, 0.0, 0.0), (0.2, 0.01, 0.1)),
         _row("attn_q", "0-25 %", (0.1, 0.05, 0.2), (0.2, 0.05, 0.2)),
     )
-    assert service.profile_findings(CompareResult(("One", "Two"), (), rows)) == (
+    assert profile_findings(CompareResult(("One", "Two"), (), rows)) == (
         "In One, attn_v holds most of the sensitivity: 60.0 ± 1.0 %, with 20.0 % of the weights.",
         "In Two, attn_q holds most of the sensitivity: 50.0 ± 1.0 %, with 70.0 % of the weights.",
         "Of the roles that both have, attn_v differs most: 60.0 ± 1.0 % in One, 30.0 ± 1.0 % in Two.",
         "Within the blocks, attn_q at 0-25 % of the depth differs most: 10.0 ± 5.0 % in One, 20.0 ± 5.0 % in Two (within the error).",
         "Only Two has attn_k.",
     )
-    assert service.profile_findings(CompareResult(("One", "Two"), (), ())) == ()
+    assert profile_findings(CompareResult(("One", "Two"), (), ())) == ()

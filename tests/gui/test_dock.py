@@ -13,8 +13,12 @@ import psutil
 import pytest
 from browser import Browser, Server, serving, wait_for
 
-from quantailor import service
-from quantailor.service import tasks
+from quantailor.app.jobs import list_jobs, show_job, start_detached, submit
+from quantailor.app.library.projects import open_project
+from quantailor.session import Workspace
+from quantailor.steps.measure import MeasureStep
+from quantailor.steps.options import Compute
+from quantailor.steps.step import Step, StepResult
 
 pytestmark = pytest.mark.slow
 
@@ -27,8 +31,8 @@ SLOW = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
 def home(books_llama_base: Path, tmp_path: Path) -> Iterator[Path]:
     """A home that knows the dense model; whatever works on it at the end is ended."""
     folder = tmp_path / "home"
-    with service.Workspace.open(folder) as workspace:
-        service.open_project(workspace, books_llama_base)
+    with Workspace.open(folder) as workspace:
+        open_project(workspace, books_llama_base)
     yield folder
     for pid in workers(folder):
         try:
@@ -42,14 +46,14 @@ def workers(home: Path) -> list[int]:
         return [pid for (pid,) in database.execute("SELECT pid FROM jobs WHERE pid IS NOT NULL")]
 
 
-def queue(home: Path, *work: tasks.Task) -> list[int]:
+def queue(home: Path, *work: Step[StepResult]) -> list[int]:
     """Queue jobs that nobody runs yet."""
-    with service.Workspace.open(home) as workspace:
-        return [service.submit(workspace, task) for task in work]
+    with Workspace.open(home) as workspace:
+        return [submit(workspace, task) for task in work]
 
 
-def measuring(base: Path, *types: str, exhaustive: bool = False) -> tasks.MeasureTask:
-    return tasks.MeasureTask(base=str(base), types=types, imatrix="none", exhaustive=exhaustive, n_threads=1)
+def measuring(base: Path, *types: str, exhaustive: bool = False) -> MeasureStep:
+    return MeasureStep(base=str(base), types=types, imatrix="none", exhaustive=exhaustive, compute=Compute(n_threads=1))
 
 
 def dock(chromium: Browser) -> str:
@@ -102,11 +106,11 @@ def test_waiting_jobs_are_counted_and_can_be_looked_at(chromium: Browser, home: 
 
 
 def test_a_failure_is_told_with_its_remedy_and_can_be_dismissed(chromium: Browser, home: Path, tmp_path: Path) -> None:
-    (job,) = queue(home, tasks.MeasureTask(base=str(tmp_path / "missing.gguf")))
-    with service.Workspace.open(home) as workspace:
-        service.start_detached(workspace, job)
-        wait_for(lambda: service.show_job(workspace, job).state == "failed", "the job fails", seconds=PATIENCE)
-        error = service.show_job(workspace, job).error
+    (job,) = queue(home, MeasureStep(base=str(tmp_path / "missing.gguf")))
+    with Workspace.open(home) as workspace:
+        start_detached(workspace, job)
+        wait_for(lambda: show_job(workspace, job).state == "failed", "the job fails", seconds=PATIENCE)
+        error = show_job(workspace, job).error
     assert error is not None
     with serving(home) as server:
         chromium.enter(server, "/")
@@ -115,8 +119,8 @@ def test_a_failure_is_told_with_its_remedy_and_can_be_dismissed(chromium: Browse
         assert chromium.button("Try again").is_displayed()
         chromium.click("Dismiss")
         says(chromium, "No job is running")
-        with service.Workspace.open(home) as workspace:
-            assert service.list_jobs(workspace) == []
+        with Workspace.open(home) as workspace:
+            assert list_jobs(workspace) == []
         assert chromium.errors() == []
 
 
@@ -138,6 +142,6 @@ def test_a_killed_worker_s_job_goes_on_and_its_log_follows(chromium: Browser, ho
         chromium.sees("What it found so far is kept")
         chromium.js("[...document.querySelectorAll('.qt-ask button')].find(button => button.innerText.includes('Cancel the job')).click()")
         says(chromium, "No job is running")
-        with service.Workspace.open(home) as workspace:
-            assert service.show_job(workspace, job).state == "cancelled"
+        with Workspace.open(home) as workspace:
+            assert show_job(workspace, job).state == "cancelled"
         assert chromium.errors() == []

@@ -7,16 +7,18 @@ from pathlib import Path
 import pytest
 from browser import Browser, serving
 
-from quantailor import service
+from quantailor.app.library.experts import experts
+from quantailor.app.library.projects import list_projects, open_project
+from quantailor.session import Workspace
 
 pytestmark = pytest.mark.xdist_group("studied")
 
 
 @pytest.mark.slow
 def test_routing_and_sensitivity_by_layer(chromium: Browser, studied_home: Path) -> None:
-    with serving(studied_home) as server, service.Workspace.open(studied_home) as workspace:
-        moe, dense = sorted(service.list_projects(workspace), key=lambda project: project.name, reverse=True)
-        report = service.experts(workspace, Path(moe.base or ""))
+    with serving(studied_home) as server, Workspace.open(studied_home) as workspace:
+        moe, dense = sorted(list_projects(workspace), key=lambda project: project.name, reverse=True)
+        report = experts(workspace, Path(moe.base or ""))
         chromium.enter(server, f"/p/{moe.fingerprint[:16]}/experts")
         chromium.sees("By layer")
         shares, importance = chromium.all(".qt-heat")
@@ -39,8 +41,8 @@ def test_routing_and_sensitivity_by_layer(chromium: Browser, studied_home: Path)
 
 @pytest.mark.slow
 def test_without_an_importance_matrix_it_leads_to_measuring(chromium: Browser, books_moe_base: Path, tmp_path: Path) -> None:
-    with service.Workspace.open(tmp_path / "home") as workspace:
-        fingerprint = service.open_project(workspace, books_moe_base).fingerprint[:16]
+    with Workspace.open(tmp_path / "home") as workspace:
+        fingerprint = open_project(workspace, books_moe_base).fingerprint[:16]
     with serving(tmp_path / "home") as server:
         chromium.enter(server, f"/p/{fingerprint}/experts")
         chromium.sees("No counts of the experts yet")

@@ -30,10 +30,11 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import connect
 from websockets.typing import Origin
 
-from quantailor import service
+from quantailor.app.jobs import submit
+from quantailor.app.library.projects import open_project
 from quantailor.gui.guard import Guard, cookie_value
-from quantailor.service import Workspace
-from quantailor.service.tasks import MeasureTask
+from quantailor.session import Workspace
+from quantailor.steps.measure import MeasureStep
 
 WORD = "open sesame & more+"
 COOKIE = "quantailor_8371"
@@ -215,8 +216,8 @@ class Attacked:
         self.outside = folder / "outside.txt"
         self.outside.write_text(OUTSIDE, encoding="utf-8")
         with Workspace.open(self.home) as workspace:
-            self.fingerprint = service.open_project(workspace, base).fingerprint
-            service.submit(workspace, MeasureTask(base=str(base)))
+            self.fingerprint = open_project(workspace, base).fingerprint
+            submit(workspace, MeasureStep(base=str(base)))
             self.database = workspace.home.database
         self.server = Server(self.home, "--token", WORD)
         self.cookie = f"quantailor_{self.server.port}={cookie_value(WORD)}"

@@ -11,10 +11,11 @@ import pytest
 from browser import Browser, Server, serving
 from commands import Command
 
-from quantailor import service
+from quantailor.app.library.projects import open_project
 from quantailor.models.gguf_writer import GGUFWriter, layout
 from quantailor.models.source import MemorySource
 from quantailor.records import MetadataValue
+from quantailor.session import Workspace
 
 pytestmark = pytest.mark.slow
 
@@ -51,8 +52,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, 
     with GGUFWriter(path, layout(source.metadata, source.tensors)) as writer:
         for tensor in source.tensors:
             writer.write(source.raw_rows(tensor.name, 0, tensor.n_rows))
-    with service.Workspace.open(folder / "home") as workspace:
-        fingerprint = service.open_project(workspace, path).fingerprint
+    with Workspace.open(folder / "home") as workspace:
+        fingerprint = open_project(workspace, path).fingerprint
     with serving(folder / "home", "--allow", str(folder)) as server:
         yield server, path, f"/p/{fingerprint[:16]}"
 

@@ -22,7 +22,9 @@ from browser import Browser, Server, serving
 from commands import Workbench
 from selenium.webdriver.common.keys import Keys
 
-from quantailor import service
+from quantailor.app.library.projects import list_projects, open_project
+from quantailor.app.steps import type_bits
+from quantailor.session import Workspace
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workbench")]
 
@@ -70,8 +72,8 @@ class Study:
 
 @pytest.fixture
 def study(books_llama_base: Path, tmp_path: Path) -> Iterator[Study]:
-    with service.Workspace.open(tmp_path / "home") as workspace:
-        fingerprint = service.open_project(workspace, books_llama_base).fingerprint
+    with Workspace.open(tmp_path / "home") as workspace:
+        fingerprint = open_project(workspace, books_llama_base).fingerprint
     found = Study(tmp_path / "home", fingerprint)
     yield found
     found.stop()
@@ -84,7 +86,7 @@ def fill_in(chromium: Browser, *, level: str = "Thorough", types: tuple[str, ...
         if ((chip.getAttribute('aria-pressed') === 'true') !== arguments[0].includes(chip.firstChild.textContent)) chip.click();"""
     chromium.js(script, list(types))
     chromium.js("[...document.querySelectorAll('.qt-matrix .q-radio')].find(item => item.innerText.includes(arguments[0])).click()", matrix)
-    chromium.sees(f"{len(types)} of {len(service.type_bits())} types")
+    chromium.sees(f"{len(types)} of {len(type_bits())} types")
     chromium.until(lambda: is_ready(chromium, level), "the start is free", seconds=SLOW_SECONDS)
 
 
@@ -114,8 +116,8 @@ def end_of(condition: Callable[[], bool], what: str) -> None:
 def test_presets_tell_their_cost_before_the_start(chromium: Browser, workbench: Workbench, tmp_path: Path) -> None:
     home = tmp_path / "home"
     shutil.copytree(workbench.home, home)
-    with service.Workspace.open(home) as workspace:
-        (project,) = service.list_projects(workspace)
+    with Workspace.open(home) as workspace:
+        (project,) = list_projects(workspace)
     with serving(home) as server:
         chromium.enter(server, f"/p/{project.fingerprint[:16]}/measure")
         chromium.find(".qt-more-form .q-item").click()
@@ -145,7 +147,7 @@ def test_types_are_chips_that_can_be_toggled(chromium: Browser, study: Study) ->
         assert "Q4_K" in usual
         assert "TQ1_0" not in usual
         chromium.click("All")
-        chromium.until(lambda: set(chromium.js(pressed)) == set(service.type_bits()), "all types are chosen")
+        chromium.until(lambda: set(chromium.js(pressed)) == set(type_bits()), "all types are chosen")
         chromium.js("[...document.querySelectorAll('.qt-toggle')].find(chip => chip.innerText === 'Q4_K').click()")
         chromium.until(lambda: "Q4_K" not in chromium.js(pressed), "Q4_K is left out")
         chromium.click("Usual")
@@ -154,8 +156,8 @@ def test_types_are_chips_that_can_be_toggled(chromium: Browser, study: Study) ->
 
 
 def test_a_directory_is_told_to_be_converted_first(chromium: Browser, books_llama_dir: Path, tmp_path: Path) -> None:
-    with service.Workspace.open(tmp_path) as workspace:
-        fingerprint = service.open_project(workspace, books_llama_dir).fingerprint
+    with Workspace.open(tmp_path) as workspace:
+        fingerprint = open_project(workspace, books_llama_dir).fingerprint
     with serving(tmp_path) as server:
         chromium.enter(server, f"/p/{fingerprint[:16]}/measure")
         chromium.sees("first converted to a 16-bit GGUF")

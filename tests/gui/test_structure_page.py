@@ -10,7 +10,8 @@ from browser import Browser, Server, serving
 from large_model import write_large_model
 from selenium.webdriver.common.keys import Keys
 
-from quantailor import service
+from quantailor.app.library.projects import open_project
+from quantailor.session import Workspace
 
 pytestmark = pytest.mark.slow
 
@@ -24,8 +25,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, st
     """A server that knows a model of 5,000 tensors, and the model's fingerprint."""
     folder = tmp_path_factory.mktemp("large")
     write_large_model(folder / "large.gguf", N_TENSORS)
-    with service.Workspace.open(folder / "home") as workspace:
-        fingerprint = service.open_project(workspace, folder / "large.gguf").fingerprint
+    with Workspace.open(folder / "home") as workspace:
+        fingerprint = open_project(workspace, folder / "large.gguf").fingerprint
     with serving(folder / "home", "--allow", str(folder)) as server:
         yield server, fingerprint[:16]
 
@@ -128,8 +129,8 @@ def test_metadata_can_be_searched(chromium: Browser, large: tuple[Server, str]) 
 
 
 def test_configuration_files_of_a_directory_are_readable(chromium: Browser, books_llama_dir: Path, tmp_path: Path) -> None:
-    with service.Workspace.open(tmp_path / "home") as workspace:
-        fingerprint = service.open_project(workspace, books_llama_dir).fingerprint[:16]
+    with Workspace.open(tmp_path / "home") as workspace:
+        fingerprint = open_project(workspace, books_llama_dir).fingerprint[:16]
     with serving(tmp_path / "home") as server:
         chromium.enter(server, f"/p/{fingerprint}/structure?view=configuration")
         chromium.sees('"LlamaForCausalLM"')

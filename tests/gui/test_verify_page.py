@@ -14,9 +14,10 @@ from browser import Browser, Server, serving
 from commands import Workbench
 from selenium.webdriver.common.keys import Keys
 
-from quantailor import cli, service
+from quantailor import cli
+from quantailor.app.products.verdicts import find_verdict, verdict_points
 from quantailor.records import Verdict
-from quantailor.service import Workspace
+from quantailor.session import Workspace
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workbench")]
 
@@ -56,7 +57,7 @@ def place(verified: Path, workbench: Workbench) -> str:
 
 def latest(verified: Path, base: Path) -> Verdict:
     with Workspace.open(verified / "home") as workspace, workspace.model(base) as model:
-        return service.find_verdict(workspace, model.fingerprint).verdict
+        return find_verdict(workspace, model.fingerprint).verdict
 
 
 def plotted(browser: Browser) -> dict[str, dict[str, Any]]:
@@ -70,7 +71,7 @@ def test_ours_stands_beside_the_presets_with_error_bars(
     chromium: Browser, server: Server, place: str, verified: Path, workbench: Workbench
 ) -> None:
     verdict = latest(verified, workbench.base)
-    points = {point.label: point for point in service.verdict_points(verdict)}
+    points = {point.label: point for point in verdict_points(verdict)}
     chromium.enter(server, place)
     series = plotted(chromium)
     assert [item["name"] for item in series["ours"]["data"]] == ["mine-4.5bpw"]

@@ -10,7 +10,7 @@ from browser import Browser, Server, serving
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from quantailor import service
+from quantailor.app.library.structure import inspect
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +99,7 @@ def test_from_a_model_to_a_verdict(chromium: Browser, books_llama_base: Path, tm
         wanted = choose(chromium)
         assert {name: wanted[name] for name in EDITS} == EDITS
         built = build(chromium, tmp_path)
-        types = {tensor.name: tensor.type_name for tensor in service.inspect(built).tensors}
+        types = {tensor.name: tensor.type_name for tensor in inspect(built).tensors}
         assert {name: types[name] for name in wanted} == wanted
         told = verify(chromium)
         assert "diverges from the base by" in told

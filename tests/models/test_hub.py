@@ -16,7 +16,8 @@ from hub_server import Access, HubServer, assert_no_token, running_hub
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantailor import service
+from quantailor.app.library.hub import peek
+from quantailor.app.library.structure import inspect
 from quantailor.errors import (
     AccessError,
     HubError,
@@ -205,7 +206,7 @@ def test_a_token_given_in_place_of_its_file_is_not_repeated(tmp_path: Path, monk
 def test_a_checkpoint_s_structure_is_that_of_the_local_model(hub: HubServer, books_llama_dir: Path, books_moe_dir: Path, name: str) -> None:
     folder = books_llama_dir if name == "books-llama" else books_moe_dir
     hub.add(f"org/{name}", folder)
-    report, local = service.peek(f"org/{name}", token=owner(hub)), service.inspect(folder)
+    report, local = peek(f"org/{name}", token=owner(hub)), inspect(folder)
     assert report.tensors == local.tensors
     assert (report.architecture, report.n_parameters, report.tensor_bytes) == (local.architecture, local.n_parameters, local.tensor_bytes)
     assert report.metadata.items() <= local.metadata.items()
@@ -215,7 +216,7 @@ def test_a_checkpoint_s_structure_is_that_of_the_local_model(hub: HubServer, boo
 
 def test_looking_reads_headers_and_keeps_nothing(hub: HubServer, books_llama_dir: Path, tmp_path: Path) -> None:
     hub.add("org/books", books_llama_dir)
-    service.peek("org/books", token=owner(hub))
+    peek("org/books", token=owner(hub))
     assert [asked.range for asked in hub.asked if asked.path.split("?")[0].endswith(".safetensors")] == ["bytes=0-131071"] * 2
     assert not list(tmp_path.rglob("*.safetensors"))
     assert not (tmp_path / "hf" / "hub").exists()
@@ -224,7 +225,7 @@ def test_looking_reads_headers_and_keeps_nothing(hub: HubServer, books_llama_dir
 def test_a_server_that_ignores_ranges_is_stopped_early(hub: HubServer, books_llama_dir: Path) -> None:
     hub.add("org/books", books_llama_dir)
     hub.ignores_ranges = True
-    assert service.peek("org/books", token=NOBODY).n_parameters == service.inspect(books_llama_dir).n_parameters
+    assert peek("org/books", token=NOBODY).n_parameters == inspect(books_llama_dir).n_parameters
 
 
 def safetensors(arrays: dict[str, tuple[str, tuple[int, ...]]]) -> bytes:
@@ -249,7 +250,7 @@ def test_shards_are_read_as_the_index_says_and_long_headers_in_full(hub: HubServ
     config = json.dumps({"architectures": ["NovelForCausalLM"], "vocab_size": 77}).encode()
     files = {"config.json": config, "model.safetensors.index.json": index, "model.safetensors": b"an older one", **parts}
     hub.add("org/novel", files)
-    report = service.peek("org/novel", token=NOBODY)
+    report = peek("org/novel", token=NOBODY)
     assert sorted(tensor.name for tensor in report.tensors) == sorted(names)
     assert report.n_parameters == 4 * 3000
     assert not report.is_convertible
@@ -261,7 +262,7 @@ def test_shards_are_read_as_the_index_says_and_long_headers_in_full(hub: HubServ
 def test_a_checkpoint_that_we_cannot_convert_says_why(hub: HubServer) -> None:
     config = json.dumps({"architectures": ["LlamaForCausalLM"]}).encode()
     hub.add("org/fp8", {"config.json": config, "model.safetensors": safetensors({"model.embed_tokens.weight": ("F8_E4M3", (32, 32))})})
-    report = service.peek("org/fp8", token=NOBODY)
+    report = peek("org/fp8", token=NOBODY)
     assert not report.is_convertible
     assert "F8_E4M3" in (report.why_not_convertible or "")
     assert report.download_bytes == len(config) + len(hub.repos["org/fp8"].files["model.safetensors"])
@@ -277,7 +278,7 @@ def test_a_gguf_repository_shows_the_file_that_would_be_taken(hub: HubServer, bo
     shards = {path.name: path.read_bytes() for path in sorted(tmp_path.glob("m-BF16-*.gguf"))}
     assert len(shards) > 1
     hub.add("org/books-GGUF", {**shards, "m-Q4_K_M.gguf": b"quantized", "imatrix.dat": b"matrix"}, tags=["license:mit"], card={})
-    report, local = service.peek("org/books-GGUF", token=NOBODY), service.inspect(books_llama_base)
+    report, local = peek("org/books-GGUF", token=NOBODY), inspect(books_llama_base)
     assert report.gguf_files == tuple(shards)
     assert report.imatrix_files == ("imatrix.dat",)
     assert report.tensors == local.tensors
@@ -295,32 +296,32 @@ def test_a_gguf_header_may_be_longer_than_the_first_request(hub: HubServer, tmp_
             writer.write(source.raw_rows(tensor.name, 0, tensor.n_rows))
     source.close()
     hub.add("org/long", {"m.gguf": (tmp_path / "m.gguf").read_bytes()})
-    assert service.peek("org/long", token=NOBODY).n_parameters == service.inspect(books_llama_base).n_parameters
+    assert peek("org/long", token=NOBODY).n_parameters == inspect(books_llama_base).n_parameters
 
 
 def test_a_file_whose_name_says_nothing_is_refused_when_it_is_quantized(hub: HubServer) -> None:
     hub.add("org/plain", {"m.gguf": b"".join(small_file().values())})
-    report = service.peek("org/plain", token=NOBODY)
+    report = peek("org/plain", token=NOBODY)
     assert report.kind == "unknown"
     assert "quantized already" in (report.why_not_convertible or "")
-    named = service.peek("org/plain", token=NOBODY, gguf_file="m.gguf")
+    named = peek("org/plain", token=NOBODY, gguf_file="m.gguf")
     assert (named.kind, named.is_quantized) == ("gguf", True)
 
 
 def test_a_damaged_gguf_is_named(hub: HubServer) -> None:
     hub.add("org/broken", {"m-bf16.gguf": b"GGUF" + bytes([3, 0, 0, 0]) + b"\xff" * 3000})
     with pytest.raises(HubError) as missing:
-        service.peek("org/gone", token=NOBODY)
+        peek("org/gone", token=NOBODY)
     assert missing.value.reason == "not-found"
     from quantailor.errors import ModelFormatError
 
     with pytest.raises(ModelFormatError, match=r"m-bf16\.gguf of org/broken"):
-        service.peek("org/broken", token=NOBODY)
+        peek("org/broken", token=NOBODY)
 
 
 def test_disk_needs_and_the_cache_are_told(hub: HubServer, books_llama_dir: Path) -> None:
     hub.add("org/books", books_llama_dir)
-    report = service.peek("org/books", token=owner(hub))
+    report = peek("org/books", token=owner(hub))
     steps = {need.step: need.size_bytes for need in report.disk}
     assert set(steps) == {"download", "convert", "probe", "build", "verify"}
     assert steps["download"] == report.download_bytes == report.size_bytes == sum(file.size_bytes for file in report.files)
@@ -333,7 +334,7 @@ def test_disk_needs_and_the_cache_are_told(hub: HubServer, books_llama_dir: Path
 def test_listings_of_several_pages_are_read_in_full(hub: HubServer, books_llama_dir: Path) -> None:
     hub.add("org/books", books_llama_dir)
     hub.page_size = 2
-    assert len(service.peek("org/books", token=NOBODY).files) == 5
+    assert len(peek("org/books", token=NOBODY).files) == 5
 
 
 # Refusals
@@ -353,11 +354,11 @@ def test_each_way_of_refusing_a_gated_model_says_where_to_act(
 ) -> None:
     hub.add("org/gated", books_llama_dir, gated="manual")
     with pytest.raises(AccessError) as raised:
-        service.peek("org/gated", token=Token(hub.user(access), "HF_TOKEN"))
+        peek("org/gated", token=Token(hub.user(access), "HF_TOKEN"))
     error = raised.value
     assert (error.reason, error.link) == (reason, hub.url + page)
     assert hub.url + page in str(error)
-    assert service.peek("org/gated", token=owner(hub)).gated == "manual"
+    assert peek("org/gated", token=owner(hub)).gated == "manual"
 
 
 def test_refusals_differ_in_their_texts(hub: HubServer, books_llama_dir: Path) -> None:
@@ -367,7 +368,7 @@ def test_refusals_differ_in_their_texts(hub: HubServer, books_llama_dir: Path) -
     texts, reasons = set(), []
     for token in tokens:
         with pytest.raises(HubError) as raised:
-            service.peek("org/gated", token=token)
+            peek("org/gated", token=token)
         texts.add(str(raised.value))
         reasons.append(raised.value.reason)
     assert reasons == ["no-token", "invalid-token", "not-requested", "pending", "rejected", "token-permission"]
@@ -378,34 +379,34 @@ def test_missing_and_private_repositories_look_alike(hub: HubServer, books_llama
     hub.add("org/private", books_llama_dir, private=True)
     for repo_id, token in (("org/none", NOBODY), ("org/none", owner(hub)), ("org/private", NOBODY)):
         with pytest.raises(RepoNotFoundError, match="or it is private"):
-            service.peek(repo_id, token=token)
-    assert service.peek("org/private", token=owner(hub)).private
+            peek(repo_id, token=token)
+    assert peek("org/private", token=owner(hub)).private
 
 
 @pytest.mark.parametrize("repo_id", ["a/b/c", "../x", "org/..", "org/a--b", "", "org/na me"])
 def test_what_is_no_repository_s_name_is_refused(hub: HubServer, repo_id: str) -> None:
     with pytest.raises(RepoNotFoundError):
-        service.peek(repo_id, token=NOBODY)
+        peek(repo_id, token=NOBODY)
 
 
 def test_a_revision_that_is_not_there_is_named(hub: HubServer, books_llama_dir: Path) -> None:
     repo = hub.add("org/books", books_llama_dir, branches=("main", "v1.0"))
     with pytest.raises(RevisionNotFoundError, match=r"no revision 'v2\.0'"):
-        service.peek("org/books", revision="v2.0", token=NOBODY)
-    assert service.peek("org/books", revision="v1.0", token=NOBODY).sha == repo.sha
+        peek("org/books", revision="v2.0", token=NOBODY)
+    assert peek("org/books", revision="v1.0", token=NOBODY).sha == repo.sha
 
 
 def test_a_limited_rate_is_waited_out(hub: HubServer, books_llama_dir: Path) -> None:
     hub.add("org/books", books_llama_dir)
     hub.limited = 2
-    assert service.peek("org/books", token=NOBODY).n_parameters > 0
+    assert peek("org/books", token=NOBODY).n_parameters > 0
     assert hub.limited == 0
 
 
 def test_a_rate_limit_that_lasts_too_long_says_when_to_come_back(hub: HubServer) -> None:
     hub.limited, hub.retry_after = 100, "300"
     with pytest.raises(RateLimitError, match="in 300 s") as raised:
-        service.peek("org/books", token=NOBODY)
+        peek("org/books", token=NOBODY)
     assert raised.value.retry_after_s == 300
     assert "with a token the limit is higher" in str(raised.value)
 
@@ -413,19 +414,19 @@ def test_a_rate_limit_that_lasts_too_long_says_when_to_come_back(hub: HubServer)
 def test_a_hub_that_fails_or_is_gone_is_named(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.failing = 503
     with pytest.raises(HubUnreachableError, match="status 503"):
-        service.peek("org/books", token=NOBODY)
+        peek("org/books", token=NOBODY)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(HubUnreachableError, match="cannot be reached") as raised:
-        service.peek("org/books", token=NOBODY)
+        peek("org/books", token=NOBODY)
     assert raised.value.reason == "no-network"
 
 
 def test_offline_mode_asks_nobody_and_names_what_is_here(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(HubOfflineError, match="Unset HF_HUB_OFFLINE"):
-        service.peek("org/books", token=NOBODY)
+        peek("org/books", token=NOBODY)
     kept = tmp_path / "hf" / "hub" / "models--org--books" / "snapshots" / "0123"
     kept.mkdir(parents=True)
     with pytest.raises(HubOfflineError, match=str(kept)):
-        service.peek("org/books", token=NOBODY)
+        peek("org/books", token=NOBODY)
     assert not hub.asked

@@ -18,9 +18,9 @@ from huggingface_hub.utils._http import default_client_factory
 from mutations import change_json, mutate_bytes, mutate_header, mutate_index, mutate_name
 from odd_values import ODD, TEXTS
 
+from quantailor.app.library.hub import peek
 from quantailor.errors import QuantailorError
 from quantailor.models.hub import RepoFile, Token, choose
-from quantailor.service.hub import peek
 from tiny_models import write_tiny
 
 pytestmark = pytest.mark.slow

@@ -10,11 +10,25 @@ from pathlib import Path
 import pytest
 from commands import Workbench
 
-from quantailor import cli, service
+from quantailor import cli
+from quantailor.app.choosing.drafts import Draft
+from quantailor.app.choosing.planner import Planner
+from quantailor.app.jobs import list_jobs
+from quantailor.app.products.builds import (
+    BuildWish,
+    StrategyChoice,
+    build_offer,
+    check_built,
+    chosen_strategy,
+    keep_type_list,
+    list_builds,
+    list_choices,
+    start_build,
+)
 from quantailor.errors import OutputError, StrategyError, StrategyMismatchError
 from quantailor.records import Strategy
-from quantailor.service import BuildWish, StrategyChoice, Workspace
-from quantailor.service.tasks import PlanOptions
+from quantailor.session import Workspace
+from quantailor.steps.plan import PlanOptions
 
 pytestmark = pytest.mark.xdist_group("workbench")
 
@@ -24,30 +38,30 @@ def workspace(workbench: Workbench, tmp_path: Path) -> Iterator[Workspace]:
     """A copy of the measured home with a draft of it."""
     shutil.copytree(workbench.home, tmp_path / "home")
     with Workspace.open(tmp_path / "home") as opened:
-        with service.Desk.open(opened, workbench.base) as desk:
-            draft = service.Draft.start(desk, PlanOptions(bits_per_weight=4.5), name="mine")
+        with Planner.open(opened, workbench.base) as desk:
+            draft = Draft.start(desk, PlanOptions(bits_per_weight=4.5), name="mine")
             draft.save(opened, desk.model.fingerprint)
         yield opened
 
 
 def drafted(workspace: Workspace, base: Path) -> Strategy:
-    return service.chosen_strategy(workspace, base, StrategyChoice("draft", "mine"))
+    return chosen_strategy(workspace, base, StrategyChoice("draft", "mine"))
 
 
 def test_drafts_are_offered_and_read(workspace: Workspace, workbench: Workbench) -> None:
     with workspace.model(workbench.base) as model:
         fingerprint = model.fingerprint
-    first = service.list_choices(workspace, fingerprint)[0]
+    first = list_choices(workspace, fingerprint)[0]
     assert (first.kind, first.name) == ("draft", "mine")
     assert drafted(workspace, workbench.base).model_fingerprint == fingerprint
     with pytest.raises(StrategyError, match="no draft 'other'"):
-        service.chosen_strategy(workspace, workbench.base, StrategyChoice("draft", "other"))
+        chosen_strategy(workspace, workbench.base, StrategyChoice("draft", "other"))
 
 
 def test_an_offer_names_size_parts_and_commands(workspace: Workspace, workbench: Workbench, tmp_path: Path) -> None:
     strategy = drafted(workspace, workbench.base)
     wish = BuildWish(base=workbench.base, strategy=strategy, output=tmp_path / "out.gguf")
-    whole = service.build_offer(workspace, wish)
+    whole = build_offer(workspace, wish)
     assert strategy.prediction is not None
     assert whole.prediction.file_size_bytes == strategy.prediction.file_size_bytes
     assert whole.paths == (str(tmp_path / "out.gguf"),)
@@ -55,7 +69,7 @@ def test_an_offer_names_size_parts_and_commands(workspace: Workspace, workbench:
     assert "out.strategy.yaml" in whole.own_lines[0]
     assert whole.quantize is not None
     assert whole.quantize.line.startswith("llama-quantize ")
-    split = service.build_offer(workspace, dataclasses.replace(wish, split_max_bytes=2_000_000))
+    split = build_offer(workspace, dataclasses.replace(wish, split_max_bytes=2_000_000))
     assert len(split.paths) > 1
     assert split.prediction.file_size_bytes > whole.prediction.file_size_bytes
     assert "--split-max-size 2000000" in split.own_lines[0]
@@ -64,35 +78,35 @@ def test_an_offer_names_size_parts_and_commands(workspace: Workspace, workbench:
 def test_another_s_strategy_file_is_not_replaced(workspace: Workspace, workbench: Workbench, tmp_path: Path) -> None:
     wish = BuildWish(base=workbench.base, strategy=drafted(workspace, workbench.base), output=tmp_path / "out.gguf")
     wish.strategy_path.write_text("my notes\n", encoding="utf-8")
-    before = len(service.list_jobs(workspace))
+    before = len(list_jobs(workspace))
     with pytest.raises(OutputError, match="something else than a strategy"):
-        service.start_build(workspace, wish)
+        start_build(workspace, wish)
     assert wish.strategy_path.read_text(encoding="utf-8") == "my notes\n"
-    assert len(service.list_jobs(workspace)) == before
+    assert len(list_jobs(workspace)) == before
 
 
 def test_a_strategy_file_of_its_own_is_kept_and_another_refused(workspace: Workspace, workbench: Workbench, tmp_path: Path) -> None:
     strategy = drafted(workspace, workbench.base)
     wish = BuildWish(base=workbench.base, strategy=strategy, output=tmp_path / "out.gguf")
-    written = service.keep_type_list(workspace, wish)
+    written = keep_type_list(workspace, wish)
     assert Path(written.text_path).read_text(encoding="utf-8").count("=") >= len(strategy.tensors) - 2
-    service.keep_type_list(workspace, wish)
+    keep_type_list(workspace, wish)
     other = dataclasses.replace(strategy, tensors=tuple(dataclasses.replace(item, type_name="Q8_0") for item in strategy.tensors))
     with pytest.raises(OutputError, match="another strategy"):
-        service.keep_type_list(workspace, dataclasses.replace(wish, strategy=other))
+        keep_type_list(workspace, dataclasses.replace(wish, strategy=other))
 
 
 @pytest.mark.parametrize(("name", "words"), [("out.bin", "no name for a GGUF"), ("missing/out.gguf", "there is no folder")])
 def test_places_that_cannot_be(workspace: Workspace, workbench: Workbench, tmp_path: Path, name: str, words: str) -> None:
     wish = BuildWish(base=workbench.base, strategy=drafted(workspace, workbench.base), output=tmp_path / name)
     with pytest.raises(OutputError, match=words):
-        service.start_build(workspace, wish)
+        start_build(workspace, wish)
 
 
 def test_a_strategy_of_another_model_is_refused(workspace: Workspace, workbench: Workbench, books_moe_base: Path, tmp_path: Path) -> None:
     wish = BuildWish(base=books_moe_base, strategy=drafted(workspace, workbench.base), output=tmp_path / "out.gguf")
     with pytest.raises(StrategyMismatchError):
-        service.build_offer(workspace, wish)
+        build_offer(workspace, wish)
 
 
 @pytest.mark.slow
@@ -103,12 +117,12 @@ def test_built_files_are_listed_whole_and_checked(workspace: Workspace, workbenc
     out = tmp_path / "parts.gguf"
     assert cli.run(["build", str(workbench.base), str(strategy), "-o", str(out), "--split-max-size", "2000000", *home]) == 0
     with workspace.model(workbench.base) as model:
-        before = service.list_builds(workspace, model.fingerprint)
+        before = list_builds(workspace, model.fingerprint)
         found = next(item for item in before if Path(item.path).parent == tmp_path)
     assert len(found.paths) > 1
     assert found.path.endswith("parts-00001-of-0000" + str(len(found.paths)) + ".gguf")
     assert found.size_bytes == sum(Path(path).stat().st_size for path in found.paths)
-    assert service.check_built(workspace, workbench.base, Path(found.path)).ok
+    assert check_built(workspace, workbench.base, Path(found.path)).ok
     Path(found.path).unlink()
     with workspace.model(workbench.base) as model:
-        assert service.list_builds(workspace, model.fingerprint) == [item for item in before if item != found]
+        assert list_builds(workspace, model.fingerprint) == [item for item in before if item != found]

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from quantailor import service
+from quantailor.app.jobs import run_job, submit
+from quantailor.app.measuring.cost import CostReport, StageCost, study_cost
+from quantailor.costs.model_size import ModelSize
 from quantailor.errors import CorpusError, TypeUnavailableError
 from quantailor.jobs import Progress, resolve, this_worker
-from quantailor.service import Workspace, tasks
-from quantailor.service.model_size import ModelSize
-from quantailor.service.results import CostReport, StageCost
+from quantailor.pipeline import LEVELS, StudyStep
+from quantailor.session import Workspace
+from quantailor.steps.imatrix import ImatrixStep
+from quantailor.steps.measure import MeasureStep
+from quantailor.steps.options import Compute
 from quantailor.store import Store
 from tiny_models import write_tiny
 
@@ -45,7 +49,7 @@ def stage(cost: CostReport, name: str) -> StageCost:
 
 
 def test_a_higher_level_takes_longer(workspace: Workspace, books_llama_base: Path) -> None:
-    costs = [service.study_cost(workspace, tasks.StudyTask(model=str(books_llama_base), level=level)) for level in tasks.LEVELS]
+    costs = [study_cost(workspace, StudyStep(model=str(books_llama_base), level=level)) for level in LEVELS]
     assert [cost.seconds[1] for cost in costs] == sorted(cost.seconds[1] for cost in costs)
     assert [len(cost.stages) for cost in costs] == [2, 3, 3, 4]
     assert all(0 < cost.seconds[0] < cost.seconds[1] for cost in costs)
@@ -54,17 +58,17 @@ def test_a_higher_level_takes_longer(workspace: Workspace, books_llama_base: Pat
 
 
 def test_fewer_types_take_less(workspace: Workspace, books_llama_base: Path) -> None:
-    task = tasks.StudyTask(model=str(books_llama_base), level="thorough")
+    task = StudyStep(model=str(books_llama_base), level="thorough")
     few = dataclasses.replace(task, types=("Q4_K", "Q8_0"))
-    everything, some = (stage(service.study_cost(workspace, one), "measure") for one in (task, few))
+    everything, some = (stage(study_cost(workspace, one), "measure") for one in (task, few))
     assert some.seconds[1] < everything.seconds[0]
     assert some.disk_bytes < everything.disk_bytes / 5
 
 
 def test_more_threads_take_less(workspace: Workspace, books_llama_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantailor.service.machine.n_threads", lambda: 8)
+    monkeypatch.setattr("quantailor.costs.machine.n_threads", lambda: 8)
     one, eight = (
-        service.study_cost(workspace, tasks.StudyTask(model=str(books_llama_base), level="quick", n_threads=n_threads))
+        study_cost(workspace, StudyStep(model=str(books_llama_base), level="quick", compute=Compute(n_threads=n_threads)))
         for n_threads in (1, 8)
     )
     assert stage(eight, "imatrix").seconds[1] < stage(one, "imatrix").seconds[1] / 4
@@ -83,11 +87,11 @@ def test_of_experts_only_those_that_run_count(workspace: Workspace, books_moe_ba
 
 def test_what_the_store_has_is_taken_off(workspace: Workspace, tmp_path: Path) -> None:
     model = write_tiny("llama2", tmp_path)
-    task = tasks.StudyTask(model=str(model), level="quick", types=("Q4_0", "Q5_0", "Q8_0"), imatrix="none")
-    before = stage(service.study_cost(workspace, task), "measure")
-    job = service.submit(workspace, tasks.MeasureTask(base=str(model), types=("Q4_0",), imatrix="none"))
-    service.run_job(workspace, job)
-    after = stage(service.study_cost(workspace, task), "measure")
+    task = StudyStep(model=str(model), level="quick", types=("Q4_0", "Q5_0", "Q8_0"), imatrix="none")
+    before = stage(study_cost(workspace, task), "measure")
+    job = submit(workspace, MeasureStep(base=str(model), types=("Q4_0",), imatrix="none"))
+    run_job(workspace, job)
+    after = stage(study_cost(workspace, task), "measure")
     assert before.share_done == 0
     assert after.share_done == pytest.approx(1 / 3, abs=0.05)
     assert after.seconds[1] < before.seconds[1]
@@ -95,15 +99,15 @@ def test_what_the_store_has_is_taken_off(workspace: Workspace, tmp_path: Path) -
 
 
 def test_earlier_runs_correct_and_narrow_the_range(workspace: Workspace, books_llama_base: Path, clock: Clock) -> None:
-    task = tasks.StudyTask(model=str(books_llama_base), level="quick", n_threads=1)
-    trial = service.study_cost(workspace, task)
+    task = StudyStep(model=str(books_llama_base), level="quick", compute=Compute(n_threads=1))
+    trial = study_cost(workspace, task)
     assert trial.basis == "a short trial of this machine"
-    arguments = dataclasses.asdict(tasks.ImatrixTask(base=str(books_llama_base), n_threads=1))
+    arguments = dataclasses.asdict(ImatrixStep(base=str(books_llama_base), compute=Compute(n_threads=1)))
     job = workspace.store.jobs.claim(workspace.store.jobs.create("imatrix", arguments).id, this_worker())
     workspace.store.jobs.report(job.id, job.attempt, Progress("imatrix", 100, 100))
     clock.now += 300.0
     workspace.store.jobs.finish(job.id, job.attempt, "done")
-    known = service.study_cost(workspace, task)
+    known = study_cost(workspace, task)
     low, high = stage(known, "imatrix").seconds
     assert "earlier runs (inference)" in known.basis
     assert low < 150.0 < high
@@ -113,6 +117,6 @@ def test_earlier_runs_correct_and_narrow_the_range(workspace: Workspace, books_l
 def test_bad_input_is_named(workspace: Workspace, books_llama_base: Path, tmp_path: Path) -> None:
     model = str(books_llama_base)
     with pytest.raises(TypeUnavailableError, match="Q9_K"):
-        service.study_cost(workspace, tasks.StudyTask(model=model, types=("Q9_K",)))
+        study_cost(workspace, StudyStep(model=model, types=("Q9_K",)))
     with pytest.raises(CorpusError, match=r"missing\.txt"):
-        service.study_cost(workspace, tasks.StudyTask(model=model, text=str(tmp_path / "missing.txt")))
+        study_cost(workspace, StudyStep(model=model, text=str(tmp_path / "missing.txt")))

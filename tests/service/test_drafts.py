@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from commands import Command, Workbench
 
-from quantailor import service
+from quantailor.app.choosing.drafts import Draft, forget_draft, list_drafts, save_strategy, strategy_text
+from quantailor.app.choosing.planner import Planner
 from quantailor.errors import StrategyError, StrategyMismatchError
-from quantailor.service import Desk, Draft, Workspace
-from quantailor.service.tasks import PlanOptions
+from quantailor.session import Workspace
+from quantailor.steps import plan as plan_module
+from quantailor.steps.plan import PlanOptions
 
 SIZE = 5_000_000
 
@@ -25,23 +27,23 @@ def workspace(workbench: Workbench, tmp_path: Path) -> Iterator[Workspace]:
 
 
 @pytest.fixture
-def desk(workspace: Workspace, workbench: Workbench) -> Iterator[Desk]:
-    with Desk.open(workspace, workbench.base) as found:
+def desk(workspace: Workspace, workbench: Workbench) -> Iterator[Planner]:
+    with Planner.open(workspace, workbench.base) as found:
         yield found
 
 
 @pytest.fixture
-def draft(desk: Desk) -> Draft:
+def draft(desk: Planner) -> Draft:
     return Draft.start(desk, PlanOptions(size_bytes=SIZE))
 
 
-def test_starts_with_what_plan_answers(workspace: Workspace, workbench: Workbench, draft: Draft, desk: Desk) -> None:
-    planned = service.plan(workspace, workbench.base, PlanOptions(size_bytes=SIZE))
+def test_starts_with_what_plan_answers(workspace: Workspace, workbench: Workbench, draft: Draft, desk: Planner) -> None:
+    planned = plan_module.plan(workspace, workbench.base, PlanOptions(size_bytes=SIZE))
     assert draft.types == {choice.name: choice.type_name for choice in planned.tensors}
     assert draft.strategy(desk).prediction == planned.prediction
 
 
-def test_a_preview_is_near_the_solution_and_within_its_size(desk: Desk, draft: Draft) -> None:
+def test_a_preview_is_near_the_solution_and_within_its_size(desk: Planner, draft: Draft) -> None:
     exact = draft.strategy(desk).prediction
     preview = desk.preview(draft.options, SIZE).prediction
     assert exact is not None
@@ -49,7 +51,7 @@ def test_a_preview_is_near_the_solution_and_within_its_size(desk: Desk, draft: D
     assert preview.damage == pytest.approx(exact.damage, rel=0.02)
 
 
-def test_one_undo_takes_back_an_edit_of_many(desk: Desk, draft: Draft) -> None:
+def test_one_undo_takes_back_an_edit_of_many(desk: Planner, draft: Draft) -> None:
     before = dict(draft.types)
     names = desk.matching("attn_*")
     assert len(names) == 32
@@ -62,7 +64,7 @@ def test_one_undo_takes_back_an_edit_of_many(desk: Desk, draft: Draft) -> None:
     assert {draft.types[name] for name in names} == {"Q8_0"}
 
 
-def test_pins_survive_solving_for_another_size(desk: Desk, draft: Draft) -> None:
+def test_pins_survive_solving_for_another_size(desk: Planner, draft: Draft) -> None:
     names = desk.matching("layer:2-3")
     draft.set_type(desk, names, "Q6_K")
     for size in (4_000_000, 9_000_000):
@@ -77,7 +79,7 @@ def test_pins_survive_solving_for_another_size(desk: Desk, draft: Draft) -> None
     assert {draft.types[name] for name in names} != {"Q6_K"}
 
 
-def test_a_type_that_a_tensor_cannot_take_changes_nothing(desk: Desk, draft: Draft) -> None:
+def test_a_type_that_a_tensor_cannot_take_changes_nothing(desk: Planner, draft: Draft) -> None:
     before = dict(draft.types)
     with pytest.raises(StrategyMismatchError, match="cannot be Q9_Z"):
         draft.set_type(desk, ["output.weight"], "Q9_Z")
@@ -85,16 +87,16 @@ def test_a_type_that_a_tensor_cannot_take_changes_nothing(desk: Desk, draft: Dra
     assert not draft.done
 
 
-def test_save_load_save_is_byte_identical(desk: Desk, draft: Draft) -> None:
+def test_save_load_save_is_byte_identical(desk: Planner, draft: Draft) -> None:
     draft.set_type(desk, ["output.weight"], "Q8_0")
-    text = service.strategy_text(draft.strategy(desk))
+    text = strategy_text(draft.strategy(desk))
     other = Draft.start(desk, PlanOptions(size_bytes=8_000_000))
     other.load_file(desk, text, "edited.yaml")
-    assert service.strategy_text(other.strategy(desk)) == text
+    assert strategy_text(other.strategy(desk)) == text
     assert other.pins == {"output.weight": "Q8_0"}
 
 
-def test_a_file_without_a_prediction_gets_one(desk: Desk, draft: Draft) -> None:
+def test_a_file_without_a_prediction_gets_one(desk: Planner, draft: Draft) -> None:
     lines = "".join(f"  {name}: Q6_K\n" for name in draft.types)
     draft.load_file(desk, f"model: {{fingerprint: {desk.model.fingerprint}}}\ntensors:\n{lines}", "hand.yaml")
     assert set(draft.types.values()) == {"Q6_K"}
@@ -105,7 +107,7 @@ def test_a_file_without_a_prediction_gets_one(desk: Desk, draft: Draft) -> None:
 
 @pytest.mark.slow
 def test_a_kept_draft_tells_what_is_predicted_now(
-    quantailor: Command, workspace: Workspace, workbench: Workbench, desk: Desk, draft: Draft
+    quantailor: Command, workspace: Workspace, workbench: Workbench, desk: Planner, draft: Draft
 ) -> None:
     draft.save(workspace, desk.model.fingerprint)
     before = draft.strategy(desk)
@@ -113,7 +115,7 @@ def test_a_kept_draft_tells_what_is_predicted_now(
         "measure", workbench.base, "--exhaustive", "--types", "Q4_K,Q6_K,Q2_K,Q3_K,Q5_K,Q8_0,IQ3_XXS,IQ4_XS", "--home", workspace.home.path
     )
     assert done.code == 0
-    with Desk.open(workspace, workbench.base) as later:
+    with Planner.open(workspace, workbench.base) as later:
         found = Draft.load(workspace, later, "draft")
         assert found is not None
         after = found.strategy(later)
@@ -125,8 +127,8 @@ def test_a_kept_draft_tells_what_is_predicted_now(
     assert after.prediction.damage == pytest.approx(before.prediction.damage, rel=0.05)
 
 
-def test_another_models_strategy_is_refused_with_the_difference(desk: Desk, draft: Draft) -> None:
-    text = service.strategy_text(draft.strategy(desk))
+def test_another_models_strategy_is_refused_with_the_difference(desk: Planner, draft: Draft) -> None:
+    text = strategy_text(draft.strategy(desk))
     foreign = text.replace(desk.model.fingerprint, "f" * 64).replace("blk.0.attn_q.weight", "blk.0.ssm_in.weight")
     before = dict(draft.types)
     with pytest.raises(StrategyMismatchError) as refused:
@@ -136,7 +138,7 @@ def test_another_models_strategy_is_refused_with_the_difference(desk: Desk, draf
     assert draft.types == before
 
 
-def test_a_reloaded_draft_has_its_edits_and_its_undo(workspace: Workspace, desk: Desk, draft: Draft) -> None:
+def test_a_reloaded_draft_has_its_edits_and_its_undo(workspace: Workspace, desk: Planner, draft: Draft) -> None:
     draft.set_type(desk, ["output.weight"], "Q8_0")
     draft.save(workspace, desk.model.fingerprint)
     draft.save(workspace, desk.model.fingerprint, name="kept")
@@ -145,23 +147,23 @@ def test_a_reloaded_draft_has_its_edits_and_its_undo(workspace: Workspace, desk:
     assert found.strategy(desk) == draft.strategy(desk)
     found.undo()
     assert found.types["output.weight"] != "Q8_0"
-    assert {item.name for item in service.list_drafts(workspace, desk.model.fingerprint)} == {"draft", "kept"}
-    service.forget_draft(workspace, desk.model.fingerprint, "kept")
+    assert {item.name for item in list_drafts(workspace, desk.model.fingerprint)} == {"draft", "kept"}
+    forget_draft(workspace, desk.model.fingerprint, "kept")
     assert Draft.load(workspace, desk, "kept") is None
 
 
 def test_the_built_file_is_as_large_as_an_edited_draft_says(
-    quantailor: Command, workspace: Workspace, workbench: Workbench, desk: Desk, draft: Draft, tmp_path: Path
+    quantailor: Command, workspace: Workspace, workbench: Workbench, desk: Planner, draft: Draft, tmp_path: Path
 ) -> None:
     draft.set_type(desk, desk.matching("ffn_down"), "Q4_K")
     strategy = draft.strategy(desk)
-    path = service.save_strategy(strategy, tmp_path / "s.yaml")
+    path = save_strategy(strategy, tmp_path / "s.yaml")
     done = quantailor("build", workbench.base, path, "-o", tmp_path / "out.gguf", "--home", workspace.home.path, "--json")
     assert strategy.prediction is not None
     assert done.result["size_bytes"] == strategy.prediction.file_size_bytes == (tmp_path / "out.gguf").stat().st_size
 
 
-def test_differences_count_bytes(desk: Desk, draft: Draft) -> None:
+def test_differences_count_bytes(desk: Planner, draft: Draft) -> None:
     other = {**draft.types, "output.weight": "Q8_0"}
     found = desk.difference(other, draft.types)
     assert [item.name for item in found.tensors] == ["output.weight"]
@@ -172,7 +174,7 @@ def test_partial_measurements_are_enough_to_choose(quantailor: Command, workbenc
     home = tmp_path / "partial"
     types = ("--types", "Q4_K,Q6_K", "--imatrix", "none", "--home", home)
     assert quantailor("measure", workbench.base, "--tensors", "*attn_[qkvo]*", *types, "--json").code == 0
-    with Workspace.open(home) as workspace, Desk.open(workspace, workbench.base) as desk:
+    with Workspace.open(home) as workspace, Planner.open(workspace, workbench.base) as desk:
         assert (len(desk.measured), desk.n_unmeasured) == (32, 26)
         draft = Draft.start(desk, PlanOptions(size_bytes=desk.size_range(PlanOptions())[1]))
         assert set(draft.types) == desk.measured
@@ -187,7 +189,7 @@ def test_edit_and_drafts_as_commands(quantailor: Command, workspace: Workspace, 
     assert done.result["n_pinned"] == 8
     assert edited.read_text(encoding="utf-8").count("type: Q6_K") >= 8
     assert "matches no tensor" in quantailor("edit", workbench.base, plan, "--set", "nix=Q6_K", "-o", saved, *home).error_line
-    with Desk.open(workspace, workbench.base) as desk:
+    with Planner.open(workspace, workbench.base) as desk:
         Draft.start(desk, PlanOptions(size_bytes=SIZE)).save(workspace, desk.model.fingerprint)
     assert quantailor("drafts", workbench.base, "--save", "draft", "-o", saved, *home, "--json").result[0]["name"] == "draft"
     assert saved.exists()
@@ -196,4 +198,4 @@ def test_edit_and_drafts_as_commands(quantailor: Command, workspace: Workspace, 
 
 def test_nothing_measured_says_what_to_do(workbench: Workbench, tmp_path: Path) -> None:
     with Workspace.open(tmp_path / "empty") as workspace, pytest.raises(StrategyError, match="nothing is measured"):
-        Desk.open(workspace, workbench.base)
+        Planner.open(workspace, workbench.base)

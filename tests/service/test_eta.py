@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from quantailor import service
+from quantailor.app.jobs import JobReport, show_job, submit
 from quantailor.jobs import JobControl, resolve, run
-from quantailor.service import Workspace, tasks
-from quantailor.service.stages import Stages
+from quantailor.pipeline import StudyStep
+from quantailor.session import Workspace
+from quantailor.steps.stages import Stages
+from quantailor.steps.step import unit_of
 from quantailor.store import Store
 
 
@@ -37,20 +39,20 @@ def workspace(tmp_path: Path, clock: Clock) -> Iterator[Workspace]:
 
 
 def test_a_running_job_shows_stage_unit_rate_and_elapsed_time(workspace: Workspace, clock: Clock) -> None:
-    job = service.submit(workspace, tasks.StudyTask(model="model"))
-    shown: list[service.JobReport] = []
+    job = submit(workspace, StudyStep(model="model"))
+    shown: list[JobReport] = []
 
     def work(control: JobControl) -> None:
-        stages = Stages(control)
+        stages = Stages(control, unit_of)
         stages.part(2, 4)
         at = stages.begin("imatrix")
         for done in range(1, 11):
             clock.now += 2.0
             at.advance(done, 100, f"chunk {done}")
-        shown.append(service.show_job(workspace, job))
+        shown.append(show_job(workspace, job))
         stages.part(3, 4)
         stages.begin("measure")
-        shown.append(service.show_job(workspace, job))
+        shown.append(show_job(workspace, job))
 
     run(workspace.store, job, work, clock=clock)
     first, second = shown
@@ -61,9 +63,9 @@ def test_a_running_job_shows_stage_unit_rate_and_elapsed_time(workspace: Workspa
     assert first.eta_seconds[0] < 180.0 < first.eta_seconds[1]
     assert (second.stage, second.stage_number, second.unit, second.rate) == ("measure", 3, "weights", None)
     clock.now += 100.0
-    assert service.show_job(workspace, job).elapsed_seconds == pytest.approx(20.0)
+    assert show_job(workspace, job).elapsed_seconds == pytest.approx(20.0)
 
 
 def test_a_job_that_waits_has_no_elapsed_time(workspace: Workspace) -> None:
-    job = service.submit(workspace, tasks.StudyTask(model="model"))
-    assert service.show_job(workspace, job).elapsed_seconds is None
+    job = submit(workspace, StudyStep(model="model"))
+    assert show_job(workspace, job).elapsed_seconds is None

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
-from quantailor import service
+from quantailor.app.library.experts import ExpertsReport, experts
 from quantailor.errors import ImatrixError, UnsupportedModelError
-from quantailor.service.sharing_results import ExpertsReport
+from quantailor.session import Workspace
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "imatrix-books-moe.gguf"
 ROLES = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
@@ -20,8 +20,8 @@ ROLES = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 
 @pytest.fixture(scope="module")
 def report(books_moe_base: Path, tmp_path_factory: pytest.TempPathFactory) -> ExpertsReport:
-    with service.Workspace.open(tmp_path_factory.mktemp("home")) as workspace:
-        return service.experts(workspace, books_moe_base, imatrix=str(GOLDEN))
+    with Workspace.open(tmp_path_factory.mktemp("home")) as workspace:
+        return experts(workspace, books_moe_base, imatrix=str(GOLDEN))
 
 
 def stored(name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
@@ -68,13 +68,13 @@ def test_without_probes_sensitivities_are_unknown(report: ExpertsReport) -> None
 
 
 def test_a_dense_model_has_none(books_llama_base: Path, tmp_path: Path) -> None:
-    with service.Workspace.open(tmp_path) as workspace, pytest.raises(UnsupportedModelError, match=r"Books Llama is dense.*Give a mixture"):
-        service.experts(workspace, books_llama_base)
+    with Workspace.open(tmp_path) as workspace, pytest.raises(UnsupportedModelError, match=r"Books Llama is dense.*Give a mixture"):
+        experts(workspace, books_llama_base)
 
 
 def test_without_an_importance_matrix_it_says_what_to_run(books_moe_base: Path, tmp_path: Path) -> None:
-    with service.Workspace.open(tmp_path) as workspace, pytest.raises(ImatrixError, match="quantailor imatrix"):
-        service.experts(workspace, books_moe_base)
+    with Workspace.open(tmp_path) as workspace, pytest.raises(ImatrixError, match="quantailor imatrix"):
+        experts(workspace, books_moe_base)
 
 
 def test_the_older_form_has_no_counts_per_expert(books_moe_base: Path, tmp_path: Path) -> None:
@@ -83,5 +83,5 @@ def test_the_older_form_has_no_counts_per_expert(books_moe_base: Path, tmp_path:
     values = np.ones(8 * 256, np.float32).tobytes()
     entries = [struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 1, 8 * 256) + values for name in names]
     file.write_bytes(struct.pack("<i", len(names)) + b"".join(entries))
-    with service.Workspace.open(tmp_path / "home") as workspace, pytest.raises(ImatrixError, match=r"each expert of blk\.0.*\.dat"):
-        service.experts(workspace, books_moe_base, imatrix=str(file))
+    with Workspace.open(tmp_path / "home") as workspace, pytest.raises(ImatrixError, match=r"each expert of blk\.0.*\.dat"):
+        experts(workspace, books_moe_base, imatrix=str(file))

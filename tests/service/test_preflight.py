@@ -8,9 +8,20 @@ from pathlib import Path
 import pytest
 from commands import Command
 
-from quantailor import service
+from quantailor.app.jobs import list_jobs, preflight, submit
+from quantailor.costs import machine
+from quantailor.costs.machine import filesystem, free_disk_bytes, free_memory_bytes, total_memory_bytes
 from quantailor.errors import ResourceError
-from quantailor.service import Workspace, machine, tasks
+from quantailor.pipeline import MakeStep, StudyStep
+from quantailor.session import Workspace
+from quantailor.steps.convert import ConvertStep
+from quantailor.steps.imatrix import ImatrixStep
+from quantailor.steps.measure import MeasureStep
+from quantailor.steps.plan import PlanOptions
+from quantailor.steps.probe import ProbeStep
+from quantailor.steps.step import Step, StepResult
+from quantailor.steps.sweep import SweepStep
+from quantailor.steps.verify import VerifyStep
 
 MIB = 1 << 20
 
@@ -28,16 +39,16 @@ def give(monkeypatch: pytest.MonkeyPatch, *, disk: int | None = 1 << 50, memory:
     monkeypatch.setattr(machine, "total_memory_bytes", lambda: memory)
 
 
-def every_task(model: Path, base: Path, folder: Path) -> list[tasks.Task]:
+def every_task(model: Path, base: Path, folder: Path) -> list[Step[StepResult]]:
     return [
-        tasks.ConvertTask(model=str(model), output=str(folder / "base.gguf")),
-        tasks.ImatrixTask(base=str(base)),
-        tasks.MeasureTask(base=str(base)),
-        tasks.ProbeTask(base=str(base)),
-        tasks.SweepTask(base=str(base)),
-        tasks.StudyTask(model=str(model), level="exhaustive"),
-        tasks.VerifyTask(file=str(base), base=str(base)),
-        tasks.MakeTask(model=str(model), output=str(folder / "out"), plan=tasks.PlanOptions(size_bytes=5 * MIB)),
+        ConvertStep(model=str(model), output=str(folder / "base.gguf")),
+        ImatrixStep(base=str(base)),
+        MeasureStep(base=str(base)),
+        ProbeStep(base=str(base)),
+        SweepStep(base=str(base)),
+        StudyStep(model=str(model), level="exhaustive"),
+        VerifyStep(file=str(base), base=str(base)),
+        MakeStep(model=str(model), output=str(folder / "out"), plan=PlanOptions(size_bytes=5 * MIB)),
     ]
 
 
@@ -46,7 +57,7 @@ def test_a_machine_with_room_starts_everything(
 ) -> None:
     give(monkeypatch)
     for task in every_task(books_llama_dir, books_llama_base, tmp_path):
-        assert service.preflight(workspace, task) == (), task
+        assert preflight(workspace, task) == (), task
 
 
 def test_what_cannot_be_known_blocks_nothing(
@@ -54,20 +65,20 @@ def test_what_cannot_be_known_blocks_nothing(
 ) -> None:
     give(monkeypatch, disk=None, memory=None)
     for task in every_task(books_llama_dir, books_llama_base, tmp_path):
-        assert service.preflight(workspace, task) == (), task
+        assert preflight(workspace, task) == (), task
 
 
 def test_too_little_disk_is_named_with_what_is_missing(
     workspace: Workspace, books_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     give(monkeypatch, disk=6 * MIB)
-    (line,) = service.preflight(workspace, tasks.ConvertTask(model=str(books_llama_dir), output=str(tmp_path / "base.gguf")))
+    (line,) = preflight(workspace, ConvertStep(model=str(books_llama_dir), output=str(tmp_path / "base.gguf")))
     assert line == f"needs 16.02 MiB on {tmp_path}, 6.00 MiB free: free 10.02 MiB or write it elsewhere"
 
 
 def test_a_full_home_can_be_moved(workspace: Workspace, books_llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     give(monkeypatch, disk=6 * MIB)
-    (line,) = service.preflight(workspace, tasks.StudyTask(model=str(books_llama_dir), level="quick"))
+    (line,) = preflight(workspace, StudyStep(model=str(books_llama_dir), level="quick"))
     assert line.startswith(f"needs 16.02 MiB on {workspace.home.path}, 6.00 MiB free")
     assert line.endswith("set QUANTAILOR_HOME")
 
@@ -76,33 +87,33 @@ def test_weights_that_are_exchanged_must_fit_in_memory(
     workspace: Workspace, books_llama_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     give(monkeypatch, memory=8 * MIB)
-    for task in (tasks.ProbeTask(base=str(books_llama_base)), tasks.SweepTask(base=str(books_llama_base))):
-        (line,) = service.preflight(workspace, task)
+    for task in (ProbeStep(base=str(books_llama_base)), SweepStep(base=str(books_llama_base))):
+        (line,) = preflight(workspace, task)
         assert "of memory, 8.00 MiB free" in line
-    assert service.preflight(workspace, tasks.MeasureTask(base=str(books_llama_base))) == ()
+    assert preflight(workspace, MeasureStep(base=str(books_llama_base))) == ()
 
 
 def test_weights_that_are_mapped_may_give_way_but_must_fit_the_machine(
     workspace: Workspace, books_llama_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = tasks.ImatrixTask(base=str(books_llama_base))
+    task = ImatrixStep(base=str(books_llama_base))
     give(monkeypatch, memory=12 * MIB)
-    (line,) = service.preflight(workspace, task)
+    (line,) = preflight(workspace, task)
     assert "this machine has 12.00 MiB" in line
     monkeypatch.setattr(machine, "total_memory_bytes", lambda: 64 * MIB)
-    assert service.preflight(workspace, task) == ()
+    assert preflight(workspace, task) == ()
 
 
 def test_a_job_with_a_shortfall_is_not_queued(workspace: Workspace, books_llama_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     give(monkeypatch, memory=8 * MIB)
     with pytest.raises(ResourceError, match=r"cannot start: needs .* of memory"):
-        service.submit(workspace, tasks.ProbeTask(base=str(books_llama_base)))
-    assert service.list_jobs(workspace) == []
+        submit(workspace, ProbeStep(base=str(books_llama_base)))
+    assert list_jobs(workspace) == []
 
 
 def test_an_impossible_task_is_left_to_say_so_itself(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     give(monkeypatch, disk=0, memory=0)
-    assert service.preflight(workspace, tasks.ImatrixTask(base=str(tmp_path / "missing.gguf"))) == ()
+    assert preflight(workspace, ImatrixStep(base=str(tmp_path / "missing.gguf"))) == ()
 
 
 def test_the_command_says_it_in_one_line(
@@ -115,6 +126,6 @@ def test_the_command_says_it_in_one_line(
 
 
 def test_the_machine_answers_for_places_that_are_still_to_be_made(tmp_path: Path) -> None:
-    assert (machine.free_disk_bytes(tmp_path / "not" / "yet") or 0) > 0
-    assert machine.filesystem(tmp_path / "not" / "yet") == machine.filesystem(tmp_path)
-    assert (machine.total_memory_bytes() or 0) >= (machine.free_memory_bytes() or 0) > 0
+    assert (free_disk_bytes(tmp_path / "not" / "yet") or 0) > 0
+    assert filesystem(tmp_path / "not" / "yet") == filesystem(tmp_path)
+    assert (total_memory_bytes() or 0) >= (free_memory_bytes() or 0) > 0

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from commands import Command, Workbench
 
-from quantailor import service
 from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
+from quantailor.app.jobs import job_lines, job_places
+from quantailor.app.measuring.progress import MeasurementWatch, measurement_map, measuring_job, role_bands
+from quantailor.app.steps import type_bits, usual_types
 from quantailor.errors import ModelError
 from quantailor.records import TensorInfo, WeightError
-from quantailor.service.job_places import job_lines, job_places
-from quantailor.service.progress import MeasurementWatch, measurement_map, measuring_job, role_bands, usual_types
+from quantailor.session import Workspace
 from quantailor.store import MeasurementKey, ModelRecord
 
 pytestmark = pytest.mark.xdist_group("workbench")
@@ -34,28 +35,28 @@ def cell(name: str, type_name: str, error: float | None) -> WeightError:
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Iterator[service.Workspace]:
+def workspace(tmp_path: Path) -> Iterator[Workspace]:
     """A home that knows a model of ten layers with two roles, and a norm that stays as it is."""
     tensors = [tensor(layer, role) for layer in range(10) for role in ("ffn_up", "attn_q")]
     tensors.append(TensorInfo("output_norm.weight", (256,), "F32", 1024))
-    with service.Workspace.open(tmp_path / "home") as opened:
+    with Workspace.open(tmp_path / "home") as opened:
         opened.store.record_model(ModelRecord.of(FINGERPRINT, "made up", "llama", tensors), tensors)
         yield opened
 
 
-def test_nothing_is_measured_at_first(workspace: service.Workspace) -> None:
+def test_nothing_is_measured_at_first(workspace: Workspace) -> None:
     found = measurement_map(workspace, FINGERPRINT)
     assert (found.n_cells, found.n_possible, found.common_type, found.settings, found.job) == (0, 0, None, "", None)
     assert len(found.tensors) == 20
     assert role_bands(workspace, FINGERPRINT) == ()
 
 
-def test_an_unknown_model_is_named(workspace: service.Workspace) -> None:
+def test_an_unknown_model_is_named(workspace: Workspace) -> None:
     with pytest.raises(ModelError, match="0123"):
         measurement_map(workspace, "0123")
 
 
-def test_a_look_tells_which_tensors_changed(workspace: service.Workspace) -> None:
+def test_a_look_tells_which_tensors_changed(workspace: Workspace) -> None:
     watch = MeasurementWatch(workspace, FINGERPRINT)
     workspace.store.record_cells(KEY, [cell("blk.0.ffn_up.weight", "Q4_K", 0.004), cell("blk.0.ffn_up.weight", "Q2_K", 0.05)])
     watch.look()
@@ -67,7 +68,7 @@ def test_a_look_tells_which_tensors_changed(workspace: service.Workspace) -> Non
     assert [found[f"blk.{at}.{role}.weight"].n_measured for at, role in ((0, "ffn_up"), (3, "attn_q"), (1, "ffn_up"))] == [2, 1, 0]
 
 
-def test_what_cannot_be_measured_counts_as_settled(workspace: service.Workspace) -> None:
+def test_what_cannot_be_measured_counts_as_settled(workspace: Workspace) -> None:
     name = "blk.0.ffn_up.weight"
     workspace.store.record_cells(KEY, [cell(name, "Q4_K", 0.004), cell(name, "Q2_K", None)])
     found = measurement_map(workspace, FINGERPRINT)
@@ -75,13 +76,13 @@ def test_what_cannot_be_measured_counts_as_settled(workspace: service.Workspace)
     assert found.tensors[0].is_done
 
 
-def test_errors_are_at_the_nearest_measured_type(workspace: service.Workspace) -> None:
+def test_errors_are_at_the_nearest_measured_type(workspace: Workspace) -> None:
     workspace.store.record_cells(KEY, [cell("blk.0.ffn_up.weight", "Q2_K", 0.05), cell("blk.0.ffn_up.weight", "Q8_0", 1e-5)])
     assert measurement_map(workspace, FINGERPRINT, type_name="Q3_K").common_type == "Q2_K"
     assert measurement_map(workspace, FINGERPRINT, type_name="Q6_K").common_type == "Q8_0"
 
 
-def test_bands_are_percentiles_of_the_best_type(workspace: service.Workspace) -> None:
+def test_bands_are_percentiles_of_the_best_type(workspace: Workspace) -> None:
     errors = np.linspace(0.01, 0.1, 10)
     for layer, error in enumerate(errors):
         name = f"blk.{layer}.ffn_up.weight"
@@ -93,7 +94,7 @@ def test_bands_are_percentiles_of_the_best_type(workspace: service.Workspace) ->
         assert (low, median, high) == pytest.approx(tuple(np.percentile(factor * errors, (10, 50, 90))))
 
 
-def test_a_band_never_rises_with_bits(workspace: service.Workspace) -> None:
+def test_a_band_never_rises_with_bits(workspace: Workspace) -> None:
     name = "blk.0.attn_q.weight"
     workspace.store.record_cells(KEY, [cell(name, "Q4_K", 0.004), cell(name, "Q8_0", 0.009)])
     (band,) = role_bands(workspace, FINGERPRINT)
@@ -103,7 +104,7 @@ def test_a_band_never_rises_with_bits(workspace: service.Workspace) -> None:
     assert [(point.type_name, point.error) for point in watch.curve(name)] == [("Q4_K", 0.004), ("Q8_0", 0.009)]
 
 
-def test_the_job_s_own_measurement_is_shown(workspace: service.Workspace, tmp_path: Path) -> None:
+def test_the_job_s_own_measurement_is_shown(workspace: Workspace, tmp_path: Path) -> None:
     workspace.store.record_cells(KEY, [cell("blk.0.ffn_up.weight", "Q4_K", 0.004)])
     base = tmp_path / "base.gguf"
     workspace.store.record_location("model", FINGERPRINT, base)
@@ -117,7 +118,7 @@ def test_the_job_s_own_measurement_is_shown(workspace: service.Workspace, tmp_pa
     assert (found.types, found.n_cells, found.n_possible) == (("Q8_0", "Q4_K"), 0, 2 * 20)
 
 
-def at_work(workspace: service.Workspace, job_id: int, stage: str) -> None:
+def at_work(workspace: Workspace, job_id: int, stage: str) -> None:
     """Make this very process the job's worker."""
     from quantailor.jobs import JobControl, this_worker
 
@@ -125,9 +126,7 @@ def at_work(workspace: service.Workspace, job_id: int, stage: str) -> None:
     JobControl(workspace.store, job).stage(stage)
 
 
-def test_cells_per_second_are_those_of_the_latest_looks(
-    workspace: service.Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_cells_per_second_are_those_of_the_latest_looks(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     clock = iter([100.0, 102.0, 104.0])
     base = tmp_path / "base.gguf"
     workspace.store.record_location("model", FINGERPRINT, base)
@@ -143,7 +142,7 @@ def test_cells_per_second_are_those_of_the_latest_looks(
     assert watch._rate() == 2.0
 
 
-def test_a_finished_job_is_no_longer_told_of(workspace: service.Workspace, tmp_path: Path) -> None:
+def test_a_finished_job_is_no_longer_told_of(workspace: Workspace, tmp_path: Path) -> None:
     base = tmp_path / "base.gguf"
     workspace.store.record_location("model", FINGERPRINT, base)
     job = workspace.store.jobs.create("probe", {"base": str(base)})
@@ -154,7 +153,7 @@ def test_a_finished_job_is_no_longer_told_of(workspace: service.Workspace, tmp_p
     assert measuring_job(workspace, FINGERPRINT) is None
 
 
-def test_jobs_know_their_model_and_their_log(workspace: service.Workspace, tmp_path: Path) -> None:
+def test_jobs_know_their_model_and_their_log(workspace: Workspace, tmp_path: Path) -> None:
     base = tmp_path / "base.gguf"
     workspace.store.record_location("model", FINGERPRINT, base)
     job = workspace.store.jobs.create("measure", {"base": str(base)})
@@ -189,7 +188,7 @@ def test_status_tells_it_in_words(workbench: Workbench, quantailor: Command) -> 
 def test_usual_types_leave_out_the_special_ones() -> None:
     assert "Q4_K" in usual_types()
     assert not {"TQ1_0", "MXFP4"} & set(usual_types())
-    assert set(usual_types()) <= set(service.type_bits())
+    assert set(usual_types()) <= set(type_bits())
 
 
 @pytest.mark.slow
@@ -210,11 +209,11 @@ def test_probes_are_shown_for_the_tensors_that_have_them(
 def test_five_thousand_tensors_are_watched(tmp_path: Path) -> None:
     """Only the tensors with new cells are looked at again; how long that takes is for benchmarks/gui.py to say."""
     tensors = [tensor(layer, f"role_{at}") for layer in range(100) for at in range(50)]
-    types = [name for name in tuple(service.type_bits()) if name in usual_types()][:20]
-    with service.Workspace.open(tmp_path / "home") as workspace:
+    types = [name for name in tuple(type_bits()) if name in usual_types()][:20]
+    with Workspace.open(tmp_path / "home") as workspace:
         workspace.store.record_model(ModelRecord.of(FINGERPRINT, "large", "llama", tensors), tensors)
         cells = [
-            WeightError(item.name, name, 1, service.type_bits()[name], 1, 1, weighted_mse=0.01, relative_mse=0.01, histogram=(0.0,) * 64)
+            WeightError(item.name, name, 1, type_bits()[name], 1, 1, weighted_mse=0.01, relative_mse=0.01, histogram=(0.0,) * 64)
             for item in tensors
             for name in types
         ]

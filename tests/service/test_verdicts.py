@@ -13,9 +13,10 @@ from typing import Literal
 import pytest
 from commands import Command
 
-from quantailor import service
+from quantailor.app.products.verdicts import export_verdict, find_verdict, list_verdicts, render_verdict, verdict_points
 from quantailor.errors import OutputError, StoreError
 from quantailor.records import Comparison, Estimate, FidelityStatistics, Verdict, VerdictRow
+from quantailor.session import Workspace
 
 Kind = Literal["base", "ours", "reference"]
 
@@ -51,16 +52,16 @@ def verdict(model: str, ours: str = "mine") -> Verdict:
 @pytest.fixture
 def home(books_llama_base: Path, tmp_path: Path) -> Path:
     """A home with two verdicts, the later on "second"."""
-    with service.Workspace.open(tmp_path / "home") as workspace, workspace.model(books_llama_base) as model:
+    with Workspace.open(tmp_path / "home") as workspace, workspace.model(books_llama_base) as model:
         workspace.store.record_verdict(verdict(model.fingerprint))
         workspace.store.record_verdict(verdict(model.fingerprint, "second"))
     return tmp_path / "home"
 
 
 def test_the_graph_leaves_the_base_out_of_divergence_and_shows_it_in_perplexity() -> None:
-    divergence = service.verdict_points(verdict("f" * 64))
+    divergence = verdict_points(verdict("f" * 64))
     assert [point.label for point in divergence] == ["mine", "Q4_K_M", "Q8_0"]
-    assert [point.kind for point in service.verdict_points(verdict("f" * 64), "ppl")] == ["ours", "reference", "reference", "base"]
+    assert [point.kind for point in verdict_points(verdict("f" * 64), "ppl")] == ["ours", "reference", "reference", "base"]
     ours = divergence[0]
     assert ours.value == 0.0125
     assert ours.high - ours.value == pytest.approx(1.96 * 0.0125 / 20)
@@ -71,15 +72,15 @@ def test_an_interval_never_reaches_zero() -> None:
     found = verdict("f" * 64)
     unsure = dataclasses.replace(found.rows[1].statistics, kld_mean=Estimate(0.01, 0.02))
     rows = (found.rows[0], dataclasses.replace(found.rows[1], statistics=unsure))
-    (point,) = service.verdict_points(dataclasses.replace(found, rows=rows))
+    (point,) = verdict_points(dataclasses.replace(found, rows=rows))
     assert 0 < point.low < point.value < point.high
 
 
 @pytest.mark.parametrize("measure", ["kld", "ppl"])
 def test_csv_rows_are_the_graph_s_points(measure: Literal["kld", "ppl"]) -> None:
     found = verdict("f" * 64)
-    rows = list(csv.DictReader(io.StringIO(service.render_verdict(found, "csv", measure=measure).decode())))
-    points = service.verdict_points(found, measure)
+    rows = list(csv.DictReader(io.StringIO(render_verdict(found, "csv", measure=measure).decode())))
+    points = verdict_points(found, measure)
     assert [(row["label"], int(row["size_bytes"]), float(row["value"])) for row in rows] == [
         (point.label, point.size_bytes, point.value) for point in points
     ]
@@ -90,20 +91,20 @@ def test_csv_rows_are_the_graph_s_points(measure: Literal["kld", "ppl"]) -> None
 @pytest.mark.parametrize("measure", ["kld", "ppl"])
 def test_figures_are_drawn(measure: Literal["kld", "ppl"]) -> None:
     found = verdict("f" * 64)
-    assert service.render_verdict(found, "png", measure=measure).startswith(b"\x89PNG")
-    drawn = service.render_verdict(found, "svg", measure=measure)
+    assert render_verdict(found, "png", measure=measure).startswith(b"\x89PNG")
+    drawn = render_verdict(found, "svg", measure=measure)
     assert b"<svg" in drawn
-    assert drawn == service.render_verdict(found, "svg", measure=measure)
+    assert drawn == render_verdict(found, "svg", measure=measure)
 
 
 def test_the_latest_verdict_is_found_first(home: Path, books_llama_base: Path) -> None:
-    with service.Workspace.open(home) as workspace, workspace.model(books_llama_base) as model:
-        second, first = service.list_verdicts(workspace, model.fingerprint)
+    with Workspace.open(home) as workspace, workspace.model(books_llama_base) as model:
+        second, first = list_verdicts(workspace, model.fingerprint)
         assert (second.ours.label, first.ours.label) == ("second", "mine")
-        assert service.find_verdict(workspace, model.fingerprint) == second
-        assert service.find_verdict(workspace, model.fingerprint, first.fingerprint[:12]) == first
+        assert find_verdict(workspace, model.fingerprint) == second
+        assert find_verdict(workspace, model.fingerprint, first.fingerprint[:12]) == first
         with pytest.raises(StoreError, match="no verdict zz"):
-            service.find_verdict(workspace, model.fingerprint, "zz")
+            find_verdict(workspace, model.fingerprint, "zz")
 
 
 def test_the_command_lists_and_exports(quantailor: Command, home: Path, books_llama_base: Path, tmp_path: Path) -> None:
@@ -124,5 +125,5 @@ def test_without_verdicts_the_command_says_what_to_do(quantailor: Command, books
 
 
 def test_unknown_endings_are_refused(home: Path, books_llama_base: Path, tmp_path: Path) -> None:
-    with service.Workspace.open(home) as workspace, workspace.model(books_llama_base) as model, pytest.raises(OutputError, match="jpg"):
-        service.export_verdict(workspace, model.fingerprint, tmp_path / "x.jpg")
+    with Workspace.open(home) as workspace, workspace.model(books_llama_base) as model, pytest.raises(OutputError, match="jpg"):
+        export_verdict(workspace, model.fingerprint, tmp_path / "x.jpg")

@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from quantailor import service
+from quantailor.app import Workspace
+from quantailor.app.choosing import drafts as drafts_module
+from quantailor.app.choosing.drafts import drafts_of, save_draft
+from quantailor.app.steps import AUTO
 from quantailor.cli import options
 from quantailor.cli.output import console, print_json, table
 from quantailor.cli.root import app
 from quantailor.cli.values import imatrix_choice
 from quantailor.present import words
-from quantailor.service import tasks
 
 
 @app.command(epilog="Example: quantailor edit base.gguf s.yaml --set attn_v=Q6_K --set output=Q8_0 -o edited.yaml")
@@ -22,14 +24,14 @@ def edit(
     strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file, YAML or JSON.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the edited strategy goes.")],
     changes: Annotated[list[str], typer.Option("--set", help="PATTERN=TYPE; may be given more than once.")],
-    imatrix: options.Imatrix = tasks.AUTO,
+    imatrix: options.Imatrix = AUTO,
     force: options.Force = False,
     home: options.Home = None,
     as_json: options.Json = False,
 ) -> None:
     """Change types in a strategy by pattern and pin them; says what the file then comes to."""
-    with service.Workspace.open(home) as workspace:
-        found = service.edit(workspace, base, strategy, changes, output, imatrix=imatrix_choice(imatrix), overwrite=force)
+    with Workspace.open(home) as workspace:
+        found = drafts_module.edit(workspace, base, strategy, changes, output, imatrix=imatrix_choice(imatrix), overwrite=force)
     if as_json:
         print_json("edit", found)
         return
@@ -53,10 +55,10 @@ def drafts(
     """List the drafts that the GUI keeps of a model, or write one as a strategy file."""
     if (save is None) != (output is None):
         raise typer.BadParameter("--save and --output go together")
-    with service.Workspace.open(home) as workspace:
+    with Workspace.open(home) as workspace:
         if save is not None and output is not None:
-            service.save_draft(workspace, base, save, output, overwrite=force)
-        found = service.drafts_of(workspace, base)
+            save_draft(workspace, base, save, output, overwrite=force)
+        found = drafts_of(workspace, base)
     if as_json:
         print_json("drafts", found)
     elif save is not None:

@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
-from quantailor import service
+from quantailor.app.library import hub as hub_module
+from quantailor.app.library.hub import PeekReport
+from quantailor.app.steps import AUTO, REPO, DownloadResult, DownloadStep, HubModel, absolute, cached_model, find_token, shipped_imatrix
 from quantailor.cli import options, show
 from quantailor.cli.execution import execute
 from quantailor.cli.output import console, print_json, table
@@ -18,7 +20,6 @@ from quantailor.cli.values import imatrix_choice, optional_path
 from quantailor.errors import HubOfflineError, HubUnreachableError, RepoNotFoundError
 from quantailor.present import words
 from quantailor.present.words import plural
-from quantailor.service import results, tasks
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = (".gguf", ".safetensors", ".json")
@@ -34,9 +35,7 @@ TokenFile = Annotated[
 GgufFile = Annotated[str | None, typer.Option("--gguf-file", help="Take this GGUF file instead of the 16-bit one.", rich_help_panel="Hub")]
 
 
-def repository(
-    model: Path, revision: str | None = None, token_file: Path | None = None, gguf_file: str | None = None
-) -> tasks.HubModel | None:
+def repository(model: Path, revision: str | None = None, token_file: Path | None = None, gguf_file: str | None = None) -> HubModel | None:
     """The repository that this names, ORG/NAME or ORG/NAME@REVISION; None for a path. What is here is no repository.
 
     Raises typer.BadParameter where an option for repositories comes with a path, or a revision comes twice.
@@ -49,8 +48,8 @@ def repository(
     if at and (revision or not named):
         raise typer.BadParameter(f"give one revision: {repo_id}@REVISION, or --revision")
     # A file that holds no token is refused before anything is stored.
-    service.find_token(token_file)
-    return tasks.HubModel(repo_id=repo_id, revision=named or revision, token_file=optional_path(token_file), gguf_file=gguf_file)
+    find_token(token_file)
+    return HubModel(repo_id=repo_id, revision=named or revision, token_file=optional_path(token_file), gguf_file=gguf_file)
 
 
 def _exists(model: Path) -> bool:
@@ -60,19 +59,19 @@ def _exists(model: Path) -> bool:
         return False
 
 
-def place(model: Path, hub: tasks.HubModel | None) -> str:
+def place(model: Path, hub: HubModel | None) -> str:
     """What a task calls its model: an absolute path, or ORG/NAME."""
-    return tasks.absolute(model) if hub is None else hub.repo_id
+    return absolute(model) if hub is None else hub.repo_id
 
 
-def here(model: Path, hub: tasks.HubModel | None, imatrix: str = tasks.AUTO) -> Here:
+def here(model: Path, hub: HubModel | None, imatrix: str = AUTO) -> Here:
     """For what is no job: the path itself, or where the cache has the repository, as it was last downloaded. Raises ModelError."""
     if hub is None:
         return Here(model, imatrix_choice(imatrix), None)
-    found = service.cached_model(hub)
+    found = cached_model(hub)
     matrix = imatrix_choice(imatrix, of_repository=True)
-    if matrix == tasks.REPO:
-        matrix = service.shipped_imatrix(hub.repo_id, found.imatrix_files)
+    if matrix == REPO:
+        matrix = shipped_imatrix(hub.repo_id, found.imatrix_files)
     return Here(found.path, matrix, found.origin)
 
 
@@ -86,11 +85,11 @@ class Here:
     """ORG/NAME@COMMIT where it came from the hub."""
 
 
-def peek(wanted: tasks.HubModel, token_file: Path | None, *, types: bool, as_json: bool) -> None:
+def peek(wanted: HubModel, token_file: Path | None, *, types: bool, as_json: bool) -> None:
     """`quantailor inspect ORG/NAME`."""
-    token = service.find_token(token_file)
+    token = find_token(token_file)
     try:
-        report = service.peek(wanted.repo_id, revision=wanted.revision, token=token, gguf_file=wanted.gguf_file)
+        report = hub_module.peek(wanted.repo_id, revision=wanted.revision, token=token, gguf_file=wanted.gguf_file)
     except (RepoNotFoundError, HubUnreachableError, HubOfflineError) as error:
         raise type(error)(f"{wanted.repo_id} is not here, and {error.message}", remedy=error.remedy, link=error.link) from error
     if as_json:
@@ -119,8 +118,8 @@ def download(
     if gguf_file is not None and imatrix_only:
         raise typer.BadParameter("--gguf-file and --imatrix-only exclude each other")
     # A file that holds no token is refused before anything is stored.
-    service.find_token(token_file)
-    task = tasks.DownloadTask(
+    find_token(token_file)
+    task = DownloadStep(
         repo_id=repo_id,
         revision=named or revision,
         token_file=optional_path(token_file),
@@ -130,7 +129,7 @@ def download(
     execute(task, home=home, as_json=as_json, detach=detach)
 
 
-def peeked(report: results.PeekReport, *, all_types: bool = False) -> None:
+def peeked(report: PeekReport, *, all_types: bool = False) -> None:
     """A repository before it is downloaded."""
     out = console()
     out.print(f"[bold]{report.repo_id}[/bold]  {show.plain(report.architecture)}, {words.count(report.n_parameters)} parameters")
@@ -151,7 +150,7 @@ def peeked(report: results.PeekReport, *, all_types: bool = False) -> None:
         show.tensors(out, report.tensors, all_types=all_types)
 
 
-def _needs(report: results.PeekReport) -> None:
+def _needs(report: PeekReport) -> None:
     out = console()
     cached = report.size_bytes - report.download_bytes
     out.print(f"download  {words.size(report.download_bytes)}" + (f", {words.size(cached)} are here already" if cached else ""))
@@ -164,7 +163,7 @@ def _needs(report: results.PeekReport) -> None:
     out.print(table("Disk needed, at most", {"step": "left", "size": "right", "for": "left"}, rows))
 
 
-def _files(report: results.PeekReport) -> None:
+def _files(report: PeekReport) -> None:
     out = console()
     rows = [(show.plain(file.name), words.size(file.size_bytes), "yes" if file.cached else "") for file in report.files if file.needed]
     others = len(report.files) - len(rows)
@@ -176,7 +175,7 @@ def _files(report: results.PeekReport) -> None:
         out.print(f"importance matrix: {show.plain(name)}")
 
 
-def downloaded(result: results.DownloadResult) -> None:
+def downloaded(result: DownloadResult) -> None:
     """Where a download is, and what to do with it."""
     out = console()
     out.print(f"{result.repo_id} at {result.sha}: {plural(len(result.files), 'file')}, {words.size(result.size_bytes)}, checksums verified")
@@ -187,4 +186,4 @@ def downloaded(result: results.DownloadResult) -> None:
         out.print(f"imatrix   {path}")
 
 
-show.SHOW[results.DownloadResult] = downloaded
+show.SHOW[DownloadResult] = downloaded

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from quantailor import service
+from quantailor.app import Workspace, jobs
+from quantailor.app.jobs import JobReport, cancel_job, follow_job, pause_job, remove_job, resume_job, start_detached
 from quantailor.cli import options, show
 from quantailor.cli.execution import foreground, started
 from quantailor.cli.output import print_json
@@ -26,8 +27,8 @@ def _default(context: typer.Context, home: options.Home = None, as_json: options
 @jobs_app.command("list", epilog="Example: quantailor jobs list --json")
 def list_jobs(home: options.Home = None, as_json: options.Json = False) -> None:
     """Every job, the newest first."""
-    with service.Workspace.open(home) as workspace:
-        reports = service.list_jobs(workspace)
+    with Workspace.open(home) as workspace:
+        reports = jobs.list_jobs(workspace)
     if as_json:
         print_json("jobs", reports)
     else:
@@ -42,15 +43,15 @@ def show_job(
     as_json: options.Json = False,
 ) -> None:
     """One job with its log."""
-    with service.Workspace.open(home) as workspace:
+    with Workspace.open(home) as workspace:
         if follow:
             with listening(f"job {job}", quiet=as_json) as listener:
-                service.follow_job(workspace, job, listener)
-        report = service.show_job(workspace, job)
+                follow_job(workspace, job, listener)
+        report = jobs.show_job(workspace, job)
     _tell(report, as_json)
 
 
-def _tell(report: service.JobReport, as_json: bool) -> None:
+def _tell(report: JobReport, as_json: bool) -> None:
     if as_json:
         print_json("job", report)
     else:
@@ -60,17 +61,17 @@ def _tell(report: service.JobReport, as_json: bool) -> None:
 @jobs_app.command(epilog="Example: quantailor jobs pause 3")
 def pause(job: JobId, home: options.Home = None, as_json: options.Json = False) -> None:
     """Ask a running job to stop at its next safe point; it can be resumed."""
-    with service.Workspace.open(home) as workspace:
-        _tell(service.pause_job(workspace, job), as_json)
+    with Workspace.open(home) as workspace:
+        _tell(pause_job(workspace, job), as_json)
 
 
 @jobs_app.command(epilog="Example: quantailor jobs resume 3 --detach")
 def resume(job: JobId, home: options.Home = None, as_json: options.Json = False, detach: options.Detach = False) -> None:
     """Take up a paused, interrupted or failed job where it stopped."""
-    with service.Workspace.open(home) as workspace:
-        report = service.resume_job(workspace, job)
+    with Workspace.open(home) as workspace:
+        report = resume_job(workspace, job)
         if detach:
-            started(service.start_detached(workspace, job), as_json=as_json)
+            started(start_detached(workspace, job), as_json=as_json)
         else:
             foreground(workspace, job, report.kind, as_json=as_json)
 
@@ -78,13 +79,13 @@ def resume(job: JobId, home: options.Home = None, as_json: options.Json = False,
 @jobs_app.command(epilog="Example: quantailor jobs cancel 3")
 def cancel(job: JobId, home: options.Home = None, as_json: options.Json = False) -> None:
     """Stop a job for good; what it measured stays in the store."""
-    with service.Workspace.open(home) as workspace:
-        _tell(service.cancel_job(workspace, job), as_json)
+    with Workspace.open(home) as workspace:
+        _tell(cancel_job(workspace, job), as_json)
 
 
 @jobs_app.command(epilog="Example: quantailor jobs remove 3")
 def remove(job: JobId, home: options.Home = None, as_json: options.Json = False) -> None:
     """Forget a job that does not run; what it measured stays in the store."""
-    with service.Workspace.open(home) as workspace:
-        report = service.remove_job(workspace, job)
+    with Workspace.open(home) as workspace:
+        report = remove_job(workspace, job)
     _tell(report, as_json)

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from quantailor.app import steps as options
+from quantailor.app.steps import Conversion, Grouping, HubModel
 from quantailor.cli.values import optional_path
-from quantailor.service import tasks
 
 _PLAINLY_LOCAL = re.compile(r"\.{1,2}(?:[/\\].*)?|~.*|.*[/\\]", re.DOTALL)
 
@@ -57,7 +58,7 @@ Text = Annotated[Path | None, typer.Option("--file", "-f", help="Text to use ins
 Chunks = Annotated[int | None, typer.Option("--chunks", min=1, help="At most so many chunks of the text.")]
 Against = Annotated[str, typer.Option("--against", help="llama.cpp presets to compare with, separated by commas.")]
 ProbeChunks = Annotated[int, typer.Option("--probe-chunks", min=1, help="Chunks for probes, at most.")]
-Group = Annotated[tasks.Grouping, typer.Option("--group", help="Probe every tensor, a role by quarters of the depth, or whole roles.")]
+Group = Annotated[Grouping, typer.Option("--group", help="Probe every tensor, a role by quarters of the depth, or whole roles.")]
 
 Converter = Annotated[
     Path | None,
@@ -68,7 +69,7 @@ Converter = Annotated[
     ),
 ]
 Way = Annotated[
-    tasks.Way,
+    options.Way,
     typer.Option(
         "--way",
         help="auto (ours where it knows the model, else llama.cpp's converter), native, or llama.cpp.",
@@ -83,10 +84,10 @@ TrustRemoteCode = Annotated[
 ]
 
 
-def conversion(converter: Path | None, way: tasks.Way, trust_remote_code: bool, hub: tasks.HubModel | None) -> tasks.Conversion:
+def conversion(converter: Path | None, way: options.Way, trust_remote_code: bool, hub: HubModel | None) -> Conversion:
     """The part of a task that says how a directory is converted. Raises typer.BadParameter where options contradict each other."""
     if way == "native" and (converter is not None or trust_remote_code):
         raise typer.BadParameter("--converter and --trust-remote-code are llama.cpp's converter's, and --way native does without it")
     if hub is not None and trust_remote_code:
         raise typer.BadParameter("code of a repository is not downloaded: fetch it yourself, read it, and give the directory")
-    return tasks.Conversion(converter=optional_path(converter), way=way, trust_remote_code=trust_remote_code)
+    return Conversion(converter=optional_path(converter), way=way, trust_remote_code=trust_remote_code)

@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from quantailor.app.schema import VERSION
 from quantailor.errors import QuantailorError
-from quantailor.service.schema import VERSION
 
 _PLAIN_WIDTH = 200
 

@@ -7,31 +7,47 @@ from typing import Annotated
 
 import typer
 
-from quantailor import service
+from quantailor.app import Workspace
+from quantailor.app.choosing import predicting
+from quantailor.app.measuring import reporting
+from quantailor.app.steps import (
+    AUTO,
+    DEFAULT_ANCHORS,
+    DEFAULT_MIX_CHUNKS,
+    DEFAULT_MIXES,
+    DEFAULT_N_CTX,
+    DEFAULT_PROBE_CHUNKS,
+    DEFAULT_PROBE_TYPES,
+    DEFAULT_SWEEP_CHUNKS,
+    Compute,
+    ProbeStep,
+    RefineStep,
+    SweepStep,
+    absolute,
+)
 from quantailor.cli import hub, options, show
 from quantailor.cli.execution import execute
 from quantailor.cli.output import print_json
 from quantailor.cli.root import app
 from quantailor.cli.values import imatrix_choice, optional_path, split_list
-from quantailor.service import tasks
 
-_PROBE_TYPES = ",".join(tasks.DEFAULT_PROBE_TYPES)
+_PROBE_TYPES = ",".join(DEFAULT_PROBE_TYPES)
 
 
 @app.command(epilog="Example: quantailor probe base.gguf -f text.txt --group role-depth")
 def probe(
     base: options.Runnable,
     text: options.Text = None,
-    chunks: Annotated[int, typer.Option("--chunks", min=1, help="Chunks per probe, at most.")] = tasks.DEFAULT_PROBE_CHUNKS,
+    chunks: Annotated[int, typer.Option("--chunks", min=1, help="Chunks per probe, at most.")] = DEFAULT_PROBE_CHUNKS,
     types: Annotated[str, typer.Option("--type", "--types", help="Types to probe at, separated by commas.")] = _PROBE_TYPES,
     group: options.Group = "tensor",
     weighing: Annotated[int, typer.Option("--weighing", min=0, help="Random halves to probe together, where single tensors drown.")] = 0,
     target_error: Annotated[float, typer.Option("--target-error", min=0.001, max=1, help="Relative standard error to stop at.")] = 0.05,
-    mixes: Annotated[int, typer.Option("--mixes", min=0, help="Random whole mixes to fit the prediction to.")] = tasks.DEFAULT_MIXES,
-    mix_chunks: Annotated[int, typer.Option("--mix-chunks", min=1, help="Chunks per whole mix.")] = tasks.DEFAULT_MIX_CHUNKS,
-    anchors: Annotated[int, typer.Option("--anchors", min=0, max=3, help="Mixes to build as files.")] = tasks.DEFAULT_ANCHORS,
-    imatrix: options.AnyImatrix = tasks.AUTO,
-    n_ctx: options.Context = tasks.DEFAULT_N_CTX,
+    mixes: Annotated[int, typer.Option("--mixes", min=0, help="Random whole mixes to fit the prediction to.")] = DEFAULT_MIXES,
+    mix_chunks: Annotated[int, typer.Option("--mix-chunks", min=1, help="Chunks per whole mix.")] = DEFAULT_MIX_CHUNKS,
+    anchors: Annotated[int, typer.Option("--anchors", min=0, max=3, help="Mixes to build as files.")] = DEFAULT_ANCHORS,
+    imatrix: options.AnyImatrix = AUTO,
+    n_ctx: options.Context = DEFAULT_N_CTX,
     revision: hub.Revision = None,
     token_file: hub.TokenFile = None,
     gguf_file: hub.GgufFile = None,
@@ -43,7 +59,7 @@ def probe(
 ) -> None:
     """Measure how much each tensor's error matters to the model, by swapping quantized weights into it; nothing is written but figures."""
     repository = hub.repository(base, revision, token_file, gguf_file)
-    task = tasks.ProbeTask(
+    task = ProbeStep(
         base=hub.place(base, repository),
         hub=repository,
         text=optional_path(text),
@@ -57,8 +73,7 @@ def probe(
         anchors=anchors,
         n_ctx=n_ctx,
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
-        n_gpu_layers=gpu_layers,
-        n_threads=threads,
+        compute=Compute(n_gpu_layers=gpu_layers, n_threads=threads),
     )
     execute(task, home=home, as_json=as_json, detach=detach)
 
@@ -67,12 +82,12 @@ def probe(
 def sweep(
     base: options.Runnable,
     text: options.Text = None,
-    chunks: Annotated[int, typer.Option("--chunks", min=1, help="Chunks per cell.")] = tasks.DEFAULT_SWEEP_CHUNKS,
+    chunks: Annotated[int, typer.Option("--chunks", min=1, help="Chunks per cell.")] = DEFAULT_SWEEP_CHUNKS,
     types: options.Types = None,
     tensors: Annotated[str | None, typer.Option("--tensors", help="Only tensors that match these patterns, e.g. 'blk.0.*'.")] = None,
     only_uncertain: Annotated[bool, typer.Option("--only-uncertain", help="Skip types whose outcome the probes predict.")] = False,
-    imatrix: options.AnyImatrix = tasks.AUTO,
-    n_ctx: options.Context = tasks.DEFAULT_N_CTX,
+    imatrix: options.AnyImatrix = AUTO,
+    n_ctx: options.Context = DEFAULT_N_CTX,
     revision: hub.Revision = None,
     token_file: hub.TokenFile = None,
     gguf_file: hub.GgufFile = None,
@@ -84,7 +99,7 @@ def sweep(
 ) -> None:
     """Perplexity and KL divergence of every tensor at every type, with all others unquantized. Plans use what it finds."""
     repository = hub.repository(base, revision, token_file, gguf_file)
-    task = tasks.SweepTask(
+    task = SweepStep(
         base=hub.place(base, repository),
         hub=repository,
         text=optional_path(text),
@@ -94,8 +109,7 @@ def sweep(
         only_uncertain=only_uncertain,
         n_ctx=n_ctx,
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
-        n_gpu_layers=gpu_layers,
-        n_threads=threads,
+        compute=Compute(n_gpu_layers=gpu_layers, n_threads=threads),
     )
     execute(task, home=home, as_json=as_json, detach=detach)
 
@@ -108,8 +122,8 @@ def predict(
     as_json: options.Json = False,
 ) -> None:
     """Predict a strategy's KL divergence, with intervals, before it is built; and say which tensors it comes from."""
-    with service.Workspace.open(home) as workspace:
-        found = service.predict(workspace, base, strategy)
+    with Workspace.open(home) as workspace:
+        found = predicting.predict(workspace, base, strategy)
     if as_json:
         print_json("predict", found)
     else:
@@ -122,10 +136,10 @@ def refine(
     strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file, YAML or JSON.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the better strategy goes.")],
     text: options.Text = None,
-    chunks: Annotated[int, typer.Option("--chunks", min=2, help="Chunks per mix.")] = tasks.DEFAULT_PROBE_CHUNKS,
+    chunks: Annotated[int, typer.Option("--chunks", min=2, help="Chunks per mix.")] = DEFAULT_PROBE_CHUNKS,
     relinearize: Annotated[bool, typer.Option(help="Probe again with all other tensors at their chosen types, solve once more.")] = True,
     swaps: Annotated[int, typer.Option("--swaps", min=0, help="Exchanges of bytes between two tensors to try by true KLD.")] = 0,
-    n_ctx: options.Context = tasks.DEFAULT_N_CTX,
+    n_ctx: options.Context = DEFAULT_N_CTX,
     revision: hub.Revision = None,
     token_file: hub.TokenFile = None,
     gguf_file: hub.GgufFile = None,
@@ -138,19 +152,18 @@ def refine(
 ) -> None:
     """Improve a strategy at its size with measurements around it, and report what that gained."""
     repository = hub.repository(base, revision, token_file, gguf_file)
-    task = tasks.RefineTask(
+    task = RefineStep(
         base=hub.place(base, repository),
         hub=repository,
-        strategy=tasks.absolute(strategy),
-        output=tasks.absolute(output),
+        strategy=absolute(strategy),
+        output=absolute(output),
         text=optional_path(text),
         chunks=chunks,
         relinearize=relinearize,
         swaps=swaps,
         overwrite=force,
         n_ctx=n_ctx,
-        n_gpu_layers=gpu_layers,
-        n_threads=threads,
+        compute=Compute(n_gpu_layers=gpu_layers, n_threads=threads),
     )
     execute(task, home=home, as_json=as_json, detach=detach)
 
@@ -164,14 +177,14 @@ Outputs = Annotated[
 def report(
     base: options.Source,
     output: Outputs,
-    imatrix: options.Imatrix = tasks.AUTO,
+    imatrix: options.Imatrix = AUTO,
     force: options.Force = False,
     home: options.Home = None,
     as_json: options.Json = False,
 ) -> None:
     """Write everything that is known of a model: heat maps, curves, sensitivities, predictions against measurements, verdicts."""
-    with service.Workspace.open(home) as workspace:
-        found = service.report(workspace, base, output, imatrix=imatrix_choice(imatrix), overwrite=force)
+    with Workspace.open(home) as workspace:
+        found = reporting.report(workspace, base, output, imatrix=imatrix_choice(imatrix), overwrite=force)
     if as_json:
         print_json("report", found)
     else:
@@ -188,8 +201,8 @@ def compare_models(
     as_json: options.Json = False,
 ) -> None:
     """Where in two models the sensitivity sits, side by side: by role and relative depth."""
-    with service.Workspace.open(home) as workspace:
-        found = service.compare_models(workspace, base_a, base_b, output or (), overwrite=force)
+    with Workspace.open(home) as workspace:
+        found = reporting.compare_models(workspace, base_a, base_b, output or (), overwrite=force)
     if as_json:
         print_json("compare-models", found)
     else:

@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from quantailor import service
+from quantailor.app import Workspace
+from quantailor.app.choosing.comparing import DiffSide, StrategyDiff, compare_strategies
+from quantailor.app.library import experts as experts_module
+from quantailor.app.library.experts import ExpertLayer, ExpertsReport
+from quantailor.app.products import exporting
+from quantailor.app.products.card import CardResult, write_card
+from quantailor.app.products.checking import BuildCheck, check_build
+from quantailor.app.products.exporting import ExportFormat, ExportReport, read_strategy
+from quantailor.app.steps import AUTO, absolute
 from quantailor.cli import EXIT_ERROR, options
 from quantailor.cli.output import console, print_json, table
 from quantailor.cli.root import app
@@ -16,9 +24,6 @@ from quantailor.cli.values import imatrix_choice
 from quantailor.errors import StrategyMismatchError
 from quantailor.present import words
 from quantailor.present.words import plural
-from quantailor.service import sharing_results as results
-from quantailor.service import tasks
-from quantailor.service.exporting import ExportFormat
 
 _MANY = 40
 _MARK = {"ok": "[green]as the strategy says[/green]", "bad": "[red]not as the strategy says[/red]"}
@@ -36,23 +41,23 @@ def export(
         "llama-quantize"
     ),
     gguf: Annotated[Path | None, typer.Option("--gguf", help="The file that the command is to make; named by the strategy.")] = None,
-    imatrix: options.Imatrix = tasks.AUTO,
+    imatrix: options.Imatrix = AUTO,
     force: options.Force = False,
     home: options.Home = None,
     as_json: options.Json = False,
 ) -> None:
     """Write a strategy for llama.cpp's own llama-quantize (--tensor-type-file) or ik_llama.cpp's (--custom-q), and the line to run."""
-    with service.Workspace.open(home) as workspace:
-        paths = tuple(Path(tasks.absolute(path)) for path in (base, strategy, output))
-        target = None if gguf is None else Path(tasks.absolute(gguf))
-        found = service.export(workspace, *paths, output=target, format=format, imatrix=imatrix_choice(imatrix), overwrite=force)
+    with Workspace.open(home) as workspace:
+        paths = tuple(Path(absolute(path)) for path in (base, strategy, output))
+        target = None if gguf is None else Path(absolute(gguf))
+        found = exporting.export(workspace, *paths, output=target, format=format, imatrix=imatrix_choice(imatrix), overwrite=force)
     if as_json:
         print_json("export", found)
     else:
         _show_export(found)
 
 
-def _show_export(report: results.ExportReport) -> None:
+def _show_export(report: ExportReport) -> None:
     out = console()
     out.print(f"wrote     {report.text_path}", markup=False)
     for note in report.notes:
@@ -71,20 +76,20 @@ def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="A strategy file, a GGUF file of this model, or a preset's name.")],
     b: Annotated[str, typer.Argument(metavar="B", help="What to compare it with.")],
     all_tensors: Annotated[bool, typer.Option("--all", help="Show every tensor that differs.")] = False,
-    imatrix: options.Imatrix = tasks.AUTO,
+    imatrix: options.Imatrix = AUTO,
     home: options.Home = None,
     as_json: options.Json = False,
 ) -> None:
     """Compare two choices of types for one model: sizes, predicted KL divergence, and every tensor that differs."""
-    with service.Workspace.open(home) as workspace:
-        found = service.compare_strategies(workspace, base, a, b, imatrix=imatrix_choice(imatrix))
+    with Workspace.open(home) as workspace:
+        found = compare_strategies(workspace, base, a, b, imatrix=imatrix_choice(imatrix))
     if as_json:
         print_json("diff", found)
     else:
         _show_diff(found, most=None if all_tensors else _MANY)
 
 
-def _show_diff(found: results.StrategyDiff, *, most: int | None) -> None:
+def _show_diff(found: StrategyDiff, *, most: int | None) -> None:
     out = console()
     columns = {"": "left", "kind": "left", "size": "right", "bits per weight": "right", "predicted KLD (95 %)": "left", "types": "left"}
     out.print(table(found.model_name, columns, [_side_row("A", found.a), _side_row("B", found.b)]))
@@ -103,7 +108,7 @@ def _show_diff(found: results.StrategyDiff, *, most: int | None) -> None:
         out.print(f"and {len(found.tensors) - len(shown)} more; --all shows them")
 
 
-def _side_row(name: str, side: results.DiffSide) -> tuple[str, ...]:
+def _side_row(name: str, side: DiffSide) -> tuple[str, ...]:
     kld = "unknown"
     if side.kld_nats is not None and side.kld_interval_nats is not None:
         low, high = side.kld_interval_nats
@@ -127,8 +132,8 @@ def card(
     as_json: options.Json = False,
 ) -> None:
     """Write a model card (README.md) for the hub: what was measured, what is predicted, what neither, and how to do it again."""
-    with service.Workspace.open(home) as workspace:
-        found = service.write_card(workspace, base, file, output, repo_id=repo_id, overwrite=force)
+    with Workspace.open(home) as workspace:
+        found = write_card(workspace, base, file, output, repo_id=repo_id, overwrite=force)
     if as_json:
         print_json("card", found)
     elif found.path is None:
@@ -137,7 +142,7 @@ def card(
         _show_card(found, file)
 
 
-def _show_card(found: results.CardResult, file: Path) -> None:
+def _show_card(found: CardResult, file: Path) -> None:
     out = console()
     out.print(f"wrote     {found.path}", markup=False)
     out.print(f"verdict   {found.verdict or f'none; measure the file with: quantailor verify {file} --base ...'}", markup=False)
@@ -148,20 +153,20 @@ def _show_card(found: results.CardResult, file: Path) -> None:
 @app.command(epilog="Example: quantailor experts base.gguf")
 def experts(
     base: options.Base,
-    imatrix: options.Imatrix = tasks.AUTO,
+    imatrix: options.Imatrix = AUTO,
     home: options.Home = None,
     as_json: options.Json = False,
 ) -> None:
     """How the router of a mixture spreads the calibration text over its experts, and how much each layer's experts matter."""
-    with service.Workspace.open(home) as workspace:
-        found = service.experts(workspace, base, imatrix=imatrix_choice(imatrix))
+    with Workspace.open(home) as workspace:
+        found = experts_module.experts(workspace, base, imatrix=imatrix_choice(imatrix))
     if as_json:
         print_json("experts", found)
     else:
         _show_experts(found)
 
 
-def _show_experts(found: results.ExpertsReport) -> None:
+def _show_experts(found: ExpertsReport) -> None:
     out = console()
     out.print(f"{found.model_name}: {plural(found.n_experts, 'expert')}, {found.n_used or 'an unknown number'} per token", markup=False)
     out.print(f"text      {', '.join(found.datasets) or 'unknown'}, {found.n_tokens:,} tokens", markup=False)
@@ -177,7 +182,7 @@ def _show_experts(found: results.ExpertsReport) -> None:
         out.print("Their sensitivity is unknown: the model has not been probed with this importance matrix.")
 
 
-def _expert_row(layer: results.ExpertLayer) -> tuple[str, ...]:
+def _expert_row(layer: ExpertLayer) -> tuple[str, ...]:
     alphas = (f"{item.role} {item.alpha.value:.3g}" for item in layer.tensors if item.alpha is not None)
     return (
         str(layer.layer),
@@ -203,8 +208,8 @@ def check(
     as_json: options.Json = False,
 ) -> None:
     """Check that a file is what its strategy says: every tensor's type, the size to the byte; and tell its SHA-256. Exit code 1 if not."""
-    with service.Workspace.open(home) as workspace:
-        found = service.check_build(workspace, base, strategy, file)
+    with Workspace.open(home) as workspace:
+        found = check_build(workspace, base, read_strategy(workspace, strategy), file)
     if as_json:
         print_json("check", found)
         raise typer.Exit(0 if found.ok else EXIT_ERROR)
@@ -213,7 +218,7 @@ def check(
         raise StrategyMismatchError(f"{file} is not what {strategy} says", remedy="Build it again, or give the strategy it was built by")
 
 
-def _show_check(found: results.BuildCheck) -> None:
+def _show_check(found: BuildCheck) -> None:
     out = console()
     out.print(f"types     {plural(found.n_tensors, 'tensor')}, {_MARK['bad' if found.differences else 'ok']}")
     rows = [(item.tensor, item.expected or "missing", item.found or "missing") for item in found.differences]

@@ -8,14 +8,32 @@ from typing import Any
 
 from rich.console import Console
 
+from quantailor.app.choosing.predicting import PredictResult
+from quantailor.app.jobs import JobReport
+from quantailor.app.library.structure import ModelReport, TensorReport
+from quantailor.app.measuring.reporting import CompareResult, ReportResult
+from quantailor.app.steps import (
+    BuildReport,
+    ConvertResult,
+    ImatrixReport,
+    MakeResult,
+    MeasureResult,
+    PlanResult,
+    ProbeResult,
+    RefineResult,
+    StepResult,
+    StudyResult,
+    SweepCellReport,
+    SweepResult,
+    VerifyResult,
+)
 from quantailor.cli.output import console, table
 from quantailor.present import words
 from quantailor.present.words import plural
-from quantailor.records import Estimate, MetadataValue, Prediction, Verdict, VerdictRow
-from quantailor.service import report_results, results
+from quantailor.records import Estimate, MetadataValue, Prediction, Verdict, VerdictRow, WeightError
 
 
-def model(report: results.ModelReport, *, all_types: bool = False) -> None:
+def model(report: ModelReport, *, all_types: bool = False) -> None:
     """The structure of a model."""
     out = console()
     out.print(f"[bold]{report.name}[/bold]  {report.architecture}, {words.count(report.n_parameters)} parameters")
@@ -38,7 +56,7 @@ def configuration(out: Console, metadata: Mapping[str, MetadataValue]) -> None:
     out.print(table("Configuration", {"key": "left", "value": "left"}, keys))
 
 
-def tensors(out: Console, reports: Sequence[results.TensorReport], *, all_types: bool) -> None:
+def tensors(out: Console, reports: Sequence[TensorReport], *, all_types: bool) -> None:
     """Tensors and what they can become, and why not."""
     rows = [(item.name, words.shape(item.shape), item.type_name, words.size(item.size_bytes), _type_summary(item)) for item in reports]
     columns = {"tensor": "left", "shape": "left", "type": "left", "size": "right", "can become": "left"}
@@ -57,7 +75,7 @@ def _short(value: object) -> str:
     return text.replace("[", r"\[")
 
 
-def _type_summary(item: results.TensorReport) -> str:
+def _type_summary(item: TensorReport) -> str:
     total = len(item.available_types) + len(item.unavailable_types)
     if not total:
         return ""
@@ -66,7 +84,7 @@ def _type_summary(item: results.TensorReport) -> str:
     return f"{len(item.available_types)} of {total} types"
 
 
-def _reasons(out: Console, reports: Sequence[results.TensorReport], all_types: bool) -> None:
+def _reasons(out: Console, reports: Sequence[TensorReport], all_types: bool) -> None:
     grouped: dict[tuple[str, str], list[str]] = {}
     for item in reports:
         if item.available_types == (item.type_name,):
@@ -85,14 +103,14 @@ def _names(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def converted(result: results.ConvertResult) -> None:
+def converted(result: ConvertResult) -> None:
     console().print(f"{result.path}: {plural(result.n_tensors, 'tensor')}, {words.size(result.size_bytes)}")
     console().print(result.why, markup=False, soft_wrap=True)
     if result.left_out:
         console().print(f"left out: {', '.join(result.left_out)}", markup=False)
 
 
-def imatrix(report: results.ImatrixReport) -> None:
+def imatrix(report: ImatrixReport) -> None:
     """An importance matrix with its statistics."""
     out = console()
     out.print(
@@ -122,7 +140,7 @@ def imatrix(report: results.ImatrixReport) -> None:
         out.print(table("Statistics of E\\[x2]", {"tensor": "left", **dict.fromkeys(headings, "right")}, rows))
 
 
-def measured(result: results.MeasureResult) -> None:
+def measured(result: MeasureResult) -> None:
     """A summary of a measurement, one line per type."""
     out = console()
     weighting = f"importance matrix {result.imatrix_fingerprint[:12]}" if result.imatrix_fingerprint else "no importance matrix"
@@ -134,7 +152,7 @@ def measured(result: results.MeasureResult) -> None:
     if result.unseen_experts:
         total = sum(result.unseen_experts.values())
         out.print(f"[yellow]{total} experts in {plural(len(result.unseen_experts), 'tensor')} saw no calibration token.[/yellow]")
-    by_type: dict[str, list[results.CellReport]] = {}
+    by_type: dict[str, list[WeightError]] = {}
     for cell in result.cells:
         if cell.unavailable is None:
             by_type.setdefault(cell.type_name, []).append(cell)
@@ -151,7 +169,7 @@ def measured(result: results.MeasureResult) -> None:
     out.print(table("Mean over tensors", columns, rows))
 
 
-def _type_row(name: str, cells: list[results.CellReport]) -> tuple[str, ...]:
+def _type_row(name: str, cells: list[WeightError]) -> tuple[str, ...]:
     def mean(values: list[float]) -> str:
         return f"{sum(values) / len(values):.3e}" if values else ""
 
@@ -165,7 +183,7 @@ def _type_row(name: str, cells: list[results.CellReport]) -> tuple[str, ...]:
     )
 
 
-def probed(result: results.ProbeResult) -> None:
+def probed(result: ProbeResult) -> None:
     """alpha of every tensor, and how well whole mixes are predicted."""
     out = console()
     weighting = f"importance matrix {result.imatrix_fingerprint[:12]}" if result.imatrix_fingerprint else "no importance matrix"
@@ -192,7 +210,7 @@ def probed(result: results.ProbeResult) -> None:
     _curve(out, result)
 
 
-def _curve(out: Console, result: results.ProbeResult) -> None:
+def _curve(out: Console, result: ProbeResult) -> None:
     curve = result.curve
     n_memory = sum(point.kind == "memory" for point in curve.points)
     if not n_memory:
@@ -205,12 +223,12 @@ def _curve(out: Console, result: results.ProbeResult) -> None:
     )
 
 
-def swept(result: results.SweepResult) -> None:
+def swept(result: SweepResult) -> None:
     """A summary of a sweep, one line per type, and the cells that cost most."""
     out = console()
     out.print(f"{plural(result.n_cells, 'cell')} on {result.corpus_name}, {plural(result.n_chunks, 'chunk')} of {result.n_ctx}")
     out.print(f"{result.n_already_measured} were there already, {result.n_skipped} were skipped because the probes predict them")
-    by_type: dict[str, list[results.SweepCellReport]] = {}
+    by_type: dict[str, list[SweepCellReport]] = {}
     for cell in result.cells:
         by_type.setdefault(cell.type_name, []).append(cell)
     rows = [_sweep_row(name, cells) for name, cells in by_type.items()]
@@ -218,7 +236,7 @@ def swept(result: results.SweepResult) -> None:
     out.print(table("Every tensor alone at this type (KLD in nats)", columns, sorted(rows, key=lambda row: float(row[1]))))
 
 
-def _sweep_row(name: str, cells: list[results.SweepCellReport]) -> tuple[str, ...]:
+def _sweep_row(name: str, cells: list[SweepCellReport]) -> tuple[str, ...]:
     found = [(cell.measured.kld.value, cell) for cell in cells if cell.measured]
     head = (name, f"{cells[0].bits_per_weight:.4g}", f"{len(found)} of {len(cells)}")
     if not found:
@@ -231,7 +249,7 @@ def _sweep_row(name: str, cells: list[results.SweepCellReport]) -> tuple[str, ..
 _N_CONTRIBUTIONS = 10
 
 
-def predicted(result: report_results.PredictResult) -> None:
+def predicted(result: PredictResult) -> None:
     """A prediction with its intervals and the tensors it comes from."""
     out = console()
     prediction = result.prediction
@@ -259,7 +277,7 @@ def _interval(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else f" \\[{interval[0]:.4g}, {interval[1]:.4g}]"
 
 
-def studied(result: results.StudyResult) -> None:
+def studied(result: StudyResult) -> None:
     """What a study found, by stage."""
     out = console()
     out.print(f"base      {result.base}")
@@ -278,7 +296,7 @@ def studied(result: results.StudyResult) -> None:
     out.print(f"next      quantailor plan {result.base} --size ...{ranking}")
 
 
-def refined(result: results.RefineResult) -> None:
+def refined(result: RefineResult) -> None:
     """What a refinement gained."""
     out = console()
     before, after, ratio = result.kld_before, result.kld_after, result.ln_kld_ratio
@@ -293,7 +311,7 @@ def refined(result: results.RefineResult) -> None:
     out.print(f"saved     {result.path}")
 
 
-def reported(result: report_results.ReportResult) -> None:
+def reported(result: ReportResult) -> None:
     """What a report holds."""
     out = console()
     out.print(
@@ -305,7 +323,7 @@ def reported(result: report_results.ReportResult) -> None:
         out.print(f"wrote     {path}")
 
 
-def compared(result: report_results.CompareResult) -> None:
+def compared(result: CompareResult) -> None:
     """Two profiles side by side, whole roles only."""
     out = console()
     rows = [
@@ -327,7 +345,7 @@ def _share(share: Estimate, weights: float) -> str:
     return f"{words.percent_with_error(share)} ({words.percent(weights, 1)})"
 
 
-def planned(result: results.PlanResult, *, all_tensors: bool = False) -> None:
+def planned(result: PlanResult, *, all_tensors: bool = False) -> None:
     """A strategy: size, mix of types, and the choice per tensor."""
     out = console()
     prediction = result.prediction
@@ -349,7 +367,7 @@ def planned(result: results.PlanResult, *, all_tensors: bool = False) -> None:
         out.print(f"saved     {result.path}")
 
 
-def built(report: results.BuildReport) -> None:
+def built(report: BuildReport) -> None:
     """The file that was written."""
     out = console()
     out.print(f"{', '.join(report.paths)}: {words.exact_size(report.size_bytes)}, {report.bits_per_weight:.3f} bpw")
@@ -357,7 +375,7 @@ def built(report: results.BuildReport) -> None:
         out.print(f"[red]predicted were {report.predicted_size_bytes:,} bytes[/red]")
 
 
-def verified(result: results.VerifyResult) -> None:
+def verified(result: VerifyResult) -> None:
     """The verdict table and its sentence."""
     out = console()
     out.print(_verdict_table(result.verdict))
@@ -401,7 +419,7 @@ def _ratio(comparison: Any) -> str:
     return f"{exp(comparison.ln_kld_ratio):.3f} [{low:.3f}, {high:.3f}] {comparison.outcome}".replace("[", r"\[")
 
 
-def made(result: results.MakeResult) -> None:
+def made(result: MakeResult) -> None:
     """The end of the whole way."""
     planned(result.plan)
     built(result.build)
@@ -409,7 +427,7 @@ def made(result: results.MakeResult) -> None:
         verified(result.verify)
 
 
-def jobs(reports: list[results.JobReport]) -> None:
+def jobs(reports: list[JobReport]) -> None:
     """The job table."""
     if not reports:
         console().print("No jobs. Long commands make one each; --detach sends them to the background.")
@@ -422,7 +440,7 @@ def jobs(reports: list[results.JobReport]) -> None:
     console().print(table("Jobs", columns, rows))
 
 
-def job(report: results.JobReport) -> None:
+def job(report: JobReport) -> None:
     """One job with its log."""
     out = console()
     stage = f"stage {report.stage_number} of {report.n_stages}, " if report.n_stages and report.state != "done" else ""
@@ -441,21 +459,21 @@ def job(report: results.JobReport) -> None:
 
 
 SHOW: dict[type, Callable[[Any], None]] = {
-    results.ConvertResult: converted,
-    results.ImatrixReport: imatrix,
-    results.MeasureResult: measured,
-    results.ProbeResult: probed,
-    results.SweepResult: swept,
-    results.StudyResult: studied,
-    results.RefineResult: refined,
-    results.BuildReport: built,
-    results.VerifyResult: verified,
-    results.MakeResult: made,
+    ConvertResult: converted,
+    ImatrixReport: imatrix,
+    MeasureResult: measured,
+    ProbeResult: probed,
+    SweepResult: swept,
+    StudyResult: studied,
+    RefineResult: refined,
+    BuildReport: built,
+    VerifyResult: verified,
+    MakeResult: made,
 }
 
 
-def result(value: results.TaskResult) -> None:
+def result(value: StepResult) -> None:
     """Whatever a task answered."""
     SHOW[type(value)](value)
-    if isinstance(value, results.OfModel) and value.origin:
+    if value.origin:
         console().print(f"model     {value.origin}")

@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
-from quantailor import service
+from quantailor.app import Workspace
+from quantailor.app.library.projects import open_project
+from quantailor.app.measuring.progress import COMMON_TYPE, MeasurementMap, TensorProgress, measurement_map
 from quantailor.cli import options
 from quantailor.cli.output import console, print_json, table
 from quantailor.cli.root import app
 from quantailor.present import words
-from quantailor.service.progress import COMMON_TYPE, MeasurementMap, TensorProgress
 
 TypeOption = Annotated[str, typer.Option("--type", help="The type at which tensors are compared.")]
 
@@ -26,9 +27,9 @@ def status(
     as_json: options.Json = False,
 ) -> None:
     """How far a model's measurement is: cells, tensors, probes, the job that is at it, and the errors by role so far."""
-    with service.Workspace.open(home) as workspace:
-        fingerprint = service.open_project(workspace, model).fingerprint
-        found = service.measurement_map(workspace, fingerprint, type_name=type_name.upper())
+    with Workspace.open(home) as workspace:
+        fingerprint = open_project(workspace, model).fingerprint
+        found = measurement_map(workspace, fingerprint, type_name=type_name.upper())
     if as_json:
         print_json("status", found)
     else:

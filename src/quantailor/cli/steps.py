@@ -7,23 +7,48 @@ from typing import Annotated
 
 import typer
 
-from quantailor import service
+from quantailor.app import Workspace, steps
+from quantailor.app.jobs import run_job
+from quantailor.app.library import structure as inspection
+from quantailor.app.steps import (
+    AUTO,
+    COMPUTE,
+    DEFAULT_N_CTX,
+    DEFAULT_PROBE_CHUNKS,
+    DEFAULT_REFERENCES,
+    NONE,
+    BasisWish,
+    BuildStep,
+    Compute,
+    ConvertStep,
+    Grouping,
+    ImatrixStep,
+    Limits,
+    MakeStep,
+    MeasureStep,
+    Method,
+    PlanOptions,
+    Target,
+    VerifyStep,
+    absolute,
+    plan_rule,
+    use_imatrix,
+)
 from quantailor.cli import hub, options, show, structure
 from quantailor.cli.execution import execute
 from quantailor.cli.jobs import jobs_app
 from quantailor.cli.output import print_json
 from quantailor.cli.root import app
 from quantailor.cli.values import imatrix_choice, optional_path, parse_size, split_list
-from quantailor.service import tasks
 
 app.add_typer(jobs_app, name="jobs")
 
-_AGAINST = ",".join(tasks.DEFAULT_REFERENCES)
+_AGAINST = ",".join(DEFAULT_REFERENCES)
 
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(service.version())
+        typer.echo(steps.version())
         raise typer.Exit
 
 
@@ -62,7 +87,7 @@ def inspect(
     if largest is not None:
         structure.largest(model, largest, as_json=as_json)
         return
-    report = service.inspect(model)
+    report = inspection.inspect(model)
     if as_json:
         print_json("inspect", report)
     else:
@@ -91,12 +116,12 @@ def convert(
     Models that our own conversion does not know go through llama.cpp's converter, which needs torch and transformers.
     """
     repository = hub.repository(model, revision, token_file, gguf_file)
-    task = tasks.ConvertTask(
+    task = ConvertStep(
         model=hub.place(model, repository),
         hub=repository,
-        output=tasks.absolute(output),
+        output=absolute(output),
         overwrite=force,
-        **options.conversion(converter, way, trust_remote_code, repository),
+        conversion=options.conversion(converter, way, trust_remote_code, repository),
     )
     execute(task, home=home, as_json=as_json, detach=detach)
 
@@ -109,7 +134,7 @@ def imatrix(
     import_file: Annotated[Path | None, typer.Option("--import", help="Take this file (GGUF or .dat) instead of computing.")] = None,
     show_only: Annotated[bool, typer.Option("--show", help="Show the newest one of this model; compute nothing.")] = False,
     chunks: options.Chunks = None,
-    n_ctx: options.Context = tasks.DEFAULT_N_CTX,
+    n_ctx: options.Context = DEFAULT_N_CTX,
     process_output: Annotated[bool, typer.Option("--process-output", help="Hold output.weight too, for the quantizer.")] = False,
     revision: hub.Revision = None,
     token_file: hub.TokenFile = None,
@@ -127,14 +152,14 @@ def imatrix(
         if import_file is not None and (show_only or text is not None):
             raise typer.BadParameter("--import goes with neither --show nor --file")
         found = hub.here(base, repository)
-        with service.Workspace.open(home) as workspace:
-            report = service.use_imatrix(workspace, found.path, import_file=import_file, export=output, overwrite=force)
+        with Workspace.open(home) as workspace:
+            report = use_imatrix(workspace, found.path, import_file=import_file, export=output, overwrite=force)
         if as_json:
             print_json("imatrix", report)
         else:
             show.imatrix(report)
         return
-    task = tasks.ImatrixTask(
+    task = ImatrixStep(
         base=hub.place(base, repository),
         hub=repository,
         text=optional_path(text),
@@ -143,8 +168,7 @@ def imatrix(
         process_output=process_output,
         output=optional_path(output),
         overwrite=force,
-        n_gpu_layers=gpu_layers,
-        n_threads=threads,
+        compute=Compute(n_gpu_layers=gpu_layers, n_threads=threads),
     )
     execute(task, home=home, as_json=as_json, detach=detach)
 
@@ -155,7 +179,7 @@ def measure(
     types: options.Types = None,
     tensors: Annotated[str | None, typer.Option("--tensors", help="Only tensors that match these patterns, e.g. 'blk.0.*'.")] = None,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Every row instead of a sample with a stated error.")] = False,
-    imatrix: options.AnyImatrix = tasks.AUTO,
+    imatrix: options.AnyImatrix = AUTO,
     revision: hub.Revision = None,
     token_file: hub.TokenFile = None,
     gguf_file: hub.GgufFile = None,
@@ -167,7 +191,7 @@ def measure(
 ) -> None:
     """Measure the error of every tensor at every type. What the store has already is not measured again."""
     repository = hub.repository(base, revision, token_file, gguf_file)
-    task = tasks.MeasureTask(
+    task = MeasureStep(
         base=hub.place(base, repository),
         hub=repository,
         types=split_list(types),
@@ -175,7 +199,7 @@ def measure(
         exhaustive=exhaustive,
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
         allow_requantize=requantize,
-        n_threads=threads,
+        compute=Compute(n_threads=threads),
     )
     execute(task, home=home, as_json=as_json, detach=detach)
 
@@ -188,7 +212,7 @@ Kld = Annotated[
     typer.Option("--kld", help="The smallest file whose predicted mean KL divergence (nats) is at most this.", rich_help_panel="Target"),
 ]
 BasisOption = Annotated[
-    tasks.BasisWish,
+    BasisWish,
     typer.Option("--basis", help="auto (probes where there are any), probes, or ranking (weight error alone).", rich_help_panel="Rule"),
 ]
 Pin = Annotated[list[str] | None, typer.Option("--pin", help="PATTERN=TYPE, e.g. 'attn_v=Q6_K'.", rich_help_panel="Constraints")]
@@ -205,7 +229,7 @@ Budget = Annotated[
 ]
 
 
-def _targets(size: str | None, bpw: float | None, like: str | None, kld: float | None, *, needed: bool) -> tasks.Target:
+def _targets(size: str | None, bpw: float | None, like: str | None, kld: float | None, *, needed: bool) -> Target:
     given = [name for name, value in (("--size", size), ("--bpw", bpw), ("--like", like), ("--kld", kld)) if value is not None]
     if len(given) > 1:
         raise typer.BadParameter(f"{' and '.join(given)} say the same thing twice; give one")
@@ -215,7 +239,7 @@ def _targets(size: str | None, bpw: float | None, like: str | None, kld: float |
         raise typer.BadParameter(f"--bpw {bpw}: bits per weight lie between 0 and 32")
     if kld is not None and not kld > 0:
         raise typer.BadParameter(f"--kld {kld}: a divergence must be more than zero")
-    return tasks.Target(size_bytes=None if size is None else parse_size(size), bits_per_weight=bpw, like=like, kld_nats=kld)
+    return Target(size_bytes=None if size is None else parse_size(size), bits_per_weight=bpw, like=like, kld_nats=kld)
 
 
 def _constraints(
@@ -225,9 +249,9 @@ def _constraints(
     minimum: list[str] | None,
     maximum: list[str] | None,
     budget: list[str] | None,
-) -> tasks.Limits:
+) -> Limits:
     sizes = [f"{pattern}={parse_size(size)}" for pattern, _, size in (text.rpartition("=") for text in budget or ())]
-    return tasks.Limits(
+    return Limits(
         pins=tuple(pin or ()),
         allow=tuple(allow or ()),
         minimum=tuple(minimum or ()),
@@ -273,7 +297,7 @@ def plan(
     minimum: Minimum = None,
     maximum: Maximum = None,
     budget: Budget = None,
-    imatrix: options.AnyImatrix = tasks.AUTO,
+    imatrix: options.AnyImatrix = AUTO,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Save as YAML, or JSON by the name.")] = None,
     revision: hub.Revision = None,
     token_file: hub.TokenFile = None,
@@ -284,7 +308,7 @@ def plan(
     as_json: options.Json = False,
 ) -> None:
     """Choose a type for every tensor from the measurements; the default rule is the optimum for a size."""
-    rules: dict[tasks.Method, str] = {}
+    rules: dict[Method, str] = {}
     if knee is not None:
         rules["knee"] = knee
     if greedy is not None:
@@ -293,17 +317,17 @@ def plan(
         rules["bins"] = bins
     if len(rules) > 1:
         raise typer.BadParameter(f"--{' and --'.join(rules)} are different rules; give one")
-    optimal: tuple[tasks.Method, str | None] = ("optimal", None)
+    optimal: tuple[Method, str | None] = ("optimal", None)
     method, rule = next(iter(rules.items()), optimal)
-    plan_options = tasks.PlanOptions(
-        **service.plan_rule(method, rule, option or ()),
+    plan_options = PlanOptions(
+        **plan_rule(method, rule, option or ()),
         **_targets(size, bpw, like, kld, needed=method in ("optimal", "greedy")),
         **_constraints(pin, tie, allow, minimum, maximum, budget),
         basis=basis,
     )
     here = hub.here(base, hub.repository(base, revision, token_file, gguf_file), imatrix)
-    with service.Workspace.open(home) as workspace:
-        found = service.plan(workspace, here.path, plan_options, imatrix=here.imatrix, output=output, overwrite=force, origin=here.origin)
+    with Workspace.open(home) as workspace:
+        found = steps.plan(workspace, here.path, plan_options, imatrix=here.imatrix, output=output, overwrite=force, origin=here.origin)
     if as_json:
         print_json("plan", found)
     else:
@@ -317,7 +341,7 @@ def build(
     base: options.Model,
     strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file, YAML or JSON.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The GGUF file to write.")],
-    imatrix: options.AnyImatrix = tasks.AUTO,
+    imatrix: options.AnyImatrix = AUTO,
     split_max_size: Annotated[str | None, typer.Option("--split-max-size", help="Write shards of at most this size.")] = None,
     revision: hub.Revision = None,
     token_file: hub.TokenFile = None,
@@ -331,16 +355,16 @@ def build(
 ) -> None:
     """Write the file that a strategy describes; it appears under its name only when it is whole and checked."""
     repository = hub.repository(base, revision, token_file, gguf_file)
-    task = tasks.BuildTask(
+    task = BuildStep(
         base=hub.place(base, repository),
         hub=repository,
-        strategy=tasks.absolute(strategy),
-        output=tasks.absolute(output),
+        strategy=absolute(strategy),
+        output=absolute(output),
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
         split_max_bytes=None if split_max_size is None else parse_size(split_max_size),
         overwrite=force,
         allow_requantize=requantize,
-        n_threads=threads,
+        compute=Compute(n_threads=threads),
     )
     execute(task, home=home, as_json=as_json, detach=detach)
 
@@ -352,8 +376,8 @@ def verify(
     against: options.Against = _AGAINST,
     text: options.Text = None,
     chunks: options.Chunks = None,
-    n_ctx: options.Context = tasks.DEFAULT_N_CTX,
-    imatrix: options.AnyImatrix = tasks.AUTO,
+    n_ctx: options.Context = DEFAULT_N_CTX,
+    imatrix: options.AnyImatrix = AUTO,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Stem of the .json, .csv, .png and .svg files.")] = None,
     revision: hub.Revision = None,
     token_file: hub.TokenFile = None,
@@ -366,8 +390,8 @@ def verify(
 ) -> None:
     """Perplexity and KL divergence of a file against its base, beside llama.cpp's presets; ends with a verdict and a graph."""
     repository = hub.repository(base, revision, token_file, gguf_file)
-    task = tasks.VerifyTask(
-        file=tasks.absolute(file),
+    task = VerifyStep(
+        file=absolute(file),
         base=hub.place(base, repository),
         hub=repository,
         against=split_list(against),
@@ -376,8 +400,7 @@ def verify(
         n_ctx=n_ctx,
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
         output=optional_path(output),
-        n_gpu_layers=gpu_layers,
-        n_threads=threads,
+        compute=Compute(n_gpu_layers=gpu_layers, n_threads=threads),
     )
     execute(task, home=home, as_json=as_json, detach=detach)
 
@@ -403,12 +426,12 @@ def make(
     types: options.Types = None,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Measure every row.")] = False,
     text: Annotated[Path | None, typer.Option("--file", "-f", help="Calibration text instead of the one that ships.")] = None,
-    probe_chunks: options.ProbeChunks = tasks.DEFAULT_PROBE_CHUNKS,
+    probe_chunks: options.ProbeChunks = DEFAULT_PROBE_CHUNKS,
     group: Annotated[
-        tasks.Grouping | None,
+        Grouping | None,
         typer.Option("--group", help="Probe every tensor, or roles by depth; by default tensors of small models and on GPUs."),
     ] = None,
-    imatrix: options.MakeImatrix = tasks.COMPUTE,
+    imatrix: options.MakeImatrix = COMPUTE,
     imatrix_chunks: Annotated[int | None, typer.Option("--imatrix-chunks", min=1, help="At most so many calibration chunks.")] = None,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Measure the file against its base; without, no base may be needed.")
@@ -434,30 +457,29 @@ def make(
     A base is written where a step runs the model. With --imatrix FILE, --basis ranking and --no-verify none does: the file is built from
     the checkpoint itself.
     """
-    plan_options = tasks.PlanOptions(
+    plan_options = PlanOptions(
         **_targets(size, bpw, like, kld, needed=True), **_constraints(pin, tie, allow, minimum, maximum, budget), basis=basis
     )
     repository = hub.repository(model, revision, token_file, gguf_file)
-    task = tasks.MakeTask(
+    task = MakeStep(
         model=hub.place(model, repository),
         hub=repository,
-        output=tasks.absolute(output),
+        output=absolute(output),
         plan=plan_options,
         types=split_list(types),
         exhaustive=exhaustive,
         text=optional_path(text),
         probe_chunks=probe_chunks,
         group=group,
-        imatrix=imatrix_choice(imatrix, of_repository=repository is not None, words=(tasks.AUTO, tasks.COMPUTE, tasks.NONE)),
+        imatrix=imatrix_choice(imatrix, of_repository=repository is not None, words=(AUTO, COMPUTE, NONE)),
         imatrix_chunks=imatrix_chunks,
         verify=verify,
         verify_text=optional_path(verify_text),
         chunks=chunks,
         against=split_list(against),
         allow_requantize=requantize,
-        n_gpu_layers=gpu_layers,
-        n_threads=threads,
-        **options.conversion(converter, way, trust_remote_code, repository),
+        compute=Compute(n_gpu_layers=gpu_layers, n_threads=threads),
+        conversion=options.conversion(converter, way, trust_remote_code, repository),
     )
     execute(task, home=home, as_json=as_json, detach=detach)
 
@@ -465,5 +487,5 @@ def make(
 @app.command(hidden=True)
 def worker(job: int, home: options.Home = None) -> None:
     """Run a queued job; what --detach starts."""
-    with service.Workspace.open(home) as workspace:
-        service.run_job(workspace, job)
+    with Workspace.open(home) as workspace:
+        run_job(workspace, job)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quantailor import service
+from quantailor.app.library.structure import configuration_text, inspect, largest_tensors
 from quantailor.cli import show
 from quantailor.cli.output import console, print_json, table
 from quantailor.present import words
@@ -22,7 +22,7 @@ Largest = Annotated[int | None, typer.Option("--largest", metavar="N", min=1, he
 
 def configuration(model: Path, file_name: str, *, as_json: bool) -> None:
     """`quantailor inspect MODEL --config FILE`."""
-    found = service.configuration_text(model.expanduser(), file_name)
+    found = configuration_text(model.expanduser(), file_name)
     if as_json:
         print_json("inspect", found)
         return
@@ -33,7 +33,7 @@ def configuration(model: Path, file_name: str, *, as_json: bool) -> None:
 
 def largest(model: Path, n: int, *, as_json: bool) -> None:
     """`quantailor inspect MODEL --largest N`."""
-    found = service.largest_tensors(service.inspect(model).tensors, n)
+    found = largest_tensors(inspect(model).tensors, n)
     if as_json:
         print_json("inspect", found)
         return

@@ -8,7 +8,10 @@ from typing import Annotated
 
 import typer
 
-from quantailor import service
+from quantailor.app import Workspace, steps
+from quantailor.app.library.projects import ProjectReport, list_projects
+from quantailor.app.measuring.cost import CostReport, StageCost, study_cost
+from quantailor.app.steps import AUTO, COMPUTE, NONE, Compute, StudyStep
 from quantailor.cli import hub, options
 from quantailor.cli.execution import execute
 from quantailor.cli.output import console, print_json, table
@@ -16,10 +19,9 @@ from quantailor.cli.root import app
 from quantailor.cli.values import imatrix_choice, optional_path, split_list
 from quantailor.present import words
 from quantailor.present.words import plural
-from quantailor.service import results, tasks
 
 Level = Annotated[
-    tasks.Level,
+    steps.Level,
     typer.Option("--level", help="quick ranks mixes; balanced probes too; thorough measures every row; exhaustive sweeps tensor x type."),
 ]
 
@@ -30,7 +32,7 @@ def study(
     level: Level = "balanced",
     types: options.Types = None,
     text: options.Text = None,
-    imatrix: options.MakeImatrix = tasks.AUTO,
+    imatrix: options.MakeImatrix = AUTO,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the base of a Hugging Face directory goes.")] = None,
     cost: Annotated[bool, typer.Option("--cost", help="Say what it will take, and start nothing.")] = False,
     revision: hub.Revision = None,
@@ -48,18 +50,17 @@ def study(
 ) -> None:
     """Everything that measuring needs, in one job: base, importance matrix, weight errors, probes, sweep. Run it again to resume."""
     repository = hub.repository(model, revision, token_file, gguf_file)
-    task = tasks.StudyTask(
+    task = StudyStep(
         model=hub.place(model, repository),
         hub=repository,
         level=level,
         types=split_list(types),
         text=optional_path(text),
-        imatrix=imatrix_choice(imatrix, of_repository=repository is not None, words=(tasks.AUTO, tasks.COMPUTE, tasks.NONE)),
+        imatrix=imatrix_choice(imatrix, of_repository=repository is not None, words=(AUTO, COMPUTE, NONE)),
         output=optional_path(output),
         allow_requantize=requantize,
-        n_gpu_layers=gpu_layers,
-        n_threads=threads,
-        **options.conversion(converter, way, trust_remote_code, repository),
+        compute=Compute(n_gpu_layers=gpu_layers, n_threads=threads),
+        conversion=options.conversion(converter, way, trust_remote_code, repository),
     )
     if cost:
         _tell_cost(task, home, as_json=as_json)
@@ -67,19 +68,19 @@ def study(
         execute(task, home=home, as_json=as_json, detach=detach)
 
 
-def _tell_cost(task: tasks.StudyTask, home: Path | None, *, as_json: bool) -> None:
+def _tell_cost(task: StudyStep, home: Path | None, *, as_json: bool) -> None:
     if task.hub is not None:
         here = hub.here(Path(task.model), task.hub, task.imatrix)
         task = replace(task, model=str(here.path), hub=None, imatrix=here.imatrix)
-    with service.Workspace.open(home) as workspace:
-        found = service.study_cost(workspace, task)
+    with Workspace.open(home) as workspace:
+        found = study_cost(workspace, task)
     if as_json:
         print_json("study-cost", found)
     else:
         _show_cost(found)
 
 
-def _show_cost(found: results.CostReport) -> None:
+def _show_cost(found: CostReport) -> None:
     out = console()
     columns = {"stage": "left", "time": "left", "done": "right", "disk": "right", "memory": "right"}
     rows = [(stage.stage, *_cost(stage)) for stage in found.stages]
@@ -89,15 +90,15 @@ def _show_cost(found: results.CostReport) -> None:
         out.print(f"[red]cannot start: {shortfall}[/red]", soft_wrap=True)
 
 
-def _cost(item: results.StageCost | results.CostReport) -> tuple[str, ...]:
+def _cost(item: StageCost | CostReport) -> tuple[str, ...]:
     return words.span(*item.seconds), words.percent(item.share_done, 0), words.size(item.disk_bytes), words.size(item.memory_bytes)
 
 
 @app.command(epilog="Example: quantailor models")
 def models(home: options.Home = None, as_json: options.Json = False) -> None:
     """The models that are worked on, the latest first: what is known of each, and where its files are."""
-    with service.Workspace.open(home) as workspace:
-        found = service.list_projects(workspace)
+    with Workspace.open(home) as workspace:
+        found = list_projects(workspace)
     if as_json:
         print_json("models", found)
     elif found:
@@ -108,7 +109,7 @@ def models(home: options.Home = None, as_json: options.Json = False) -> None:
         console().print("No models yet. `quantailor study MODEL` measures one.")
 
 
-def _known(item: results.ProjectReport) -> str:
+def _known(item: ProjectReport) -> str:
     parts = {
         "importance matrix": item.has_imatrix,
         plural(item.n_cells, "cell"): item.n_cells,
@@ -121,5 +122,5 @@ def _known(item: results.ProjectReport) -> str:
     return ", ".join(text for text, there in parts.items() if there) or "nothing yet"
 
 
-def _place(item: results.ProjectReport) -> str:
+def _place(item: ProjectReport) -> str:
     return item.source or "its files are gone"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from quantailor.service import tasks
+from quantailor.app.steps import AUTO, NONE, REPO, absolute
 
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", start=1):
@@ -35,11 +35,11 @@ def split_list(text: str | None) -> tuple[str, ...]:
 
 def optional_path(value: Path | None) -> str | None:
     """A path for a task, or None."""
-    return None if value is None else tasks.absolute(value)
+    return None if value is None else absolute(value)
 
 
-def imatrix_choice(value: str, *, of_repository: bool = False, words: Sequence[str] = (tasks.AUTO, tasks.NONE)) -> str:
+def imatrix_choice(value: str, *, of_repository: bool = False, words: Sequence[str] = (AUTO, NONE)) -> str:
     """One of the words, "repo" for a model of the hub, or a file as an absolute path; raises typer.BadParameter."""
-    if value == tasks.REPO and not of_repository:
+    if value == REPO and not of_repository:
         raise typer.BadParameter("--imatrix repo takes what a repository of the hub ships; give ORG/NAME, or a file")
-    return value if value in (tasks.REPO, *words) else tasks.absolute(value)
+    return value if value in (REPO, *words) else absolute(value)

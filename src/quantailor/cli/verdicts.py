@@ -7,14 +7,22 @@ from typing import Annotated
 
 import typer
 
-from quantailor import service
+from quantailor.app import Workspace
+from quantailor.app.products.builds import BuiltFile, list_builds
+from quantailor.app.products.verdicts import (
+    Measure,
+    StoredVerdict,
+    VerdictsReport,
+    export_verdict,
+    find_verdict,
+    list_verdicts,
+    verdict_points,
+)
+from quantailor.app.steps import absolute
 from quantailor.cli import options
 from quantailor.cli.output import console, print_json, table
 from quantailor.cli.root import app
 from quantailor.present import words
-from quantailor.service import tasks
-from quantailor.service.builds import BuiltFile
-from quantailor.service.verdicts import Measure, StoredVerdict, VerdictsReport
 
 _SHORT = 8
 
@@ -30,18 +38,16 @@ def verdicts(
     as_json: options.Json = False,
 ) -> None:
     """List the verdicts on a model's files, show one, and export its graph."""
-    with service.Workspace.open(home) as workspace:
+    with Workspace.open(home) as workspace:
         with workspace.model(base) as model:
             fingerprint = model.fingerprint
-        found = tuple(service.list_verdicts(workspace, fingerprint))
+        found = tuple(list_verdicts(workspace, fingerprint))
         if verdict or export is not None:
-            found = (service.find_verdict(workspace, fingerprint, verdict),)
+            found = (find_verdict(workspace, fingerprint, verdict),)
         written = None
         if export is not None:
-            place = Path(tasks.absolute(export))
-            written = str(
-                service.export_verdict(workspace, fingerprint, place, fingerprint=found[0].fingerprint, measure=measure, overwrite=force)
-            )
+            place = Path(absolute(export))
+            written = str(export_verdict(workspace, fingerprint, place, fingerprint=found[0].fingerprint, measure=measure, overwrite=force))
     if as_json:
         print_json("verdicts", VerdictsReport(found, written))
     else:
@@ -56,7 +62,7 @@ def _show(found: tuple[StoredVerdict, ...], measure: Measure, written: str | Non
         out.print("No verdict yet; reach one with: quantailor verify FILE --base BASE")
     if len(found) == 1:
         columns = {"file": "left", "size": "right", "bits per weight": "right", measure.upper(): "right", "95 %": "left"}
-        points = service.verdict_points(found[0].verdict, measure)
+        points = verdict_points(found[0].verdict, measure)
         rows = [
             (
                 point.label,
@@ -79,10 +85,10 @@ def _interval(low: float, high: float) -> str:
 @app.command(epilog="Example: quantailor builds base.gguf")
 def builds(base: options.Source, home: options.Home = None, as_json: options.Json = False) -> None:
     """List the files that were built from a model and are still there."""
-    with service.Workspace.open(home) as workspace:
+    with Workspace.open(home) as workspace:
         with workspace.model(base) as model:
             fingerprint = model.fingerprint
-        found = service.list_builds(workspace, fingerprint)
+        found = list_builds(workspace, fingerprint)
     if as_json:
         print_json("builds", found)
         return

@@ -10,7 +10,12 @@ from urllib.parse import urlencode
 
 from nicegui import run, ui
 
-from quantailor import service
+from quantailor.app.choosing.comparing import DiffSide, StrategyDiff
+from quantailor.app.library.opening import EntryKind
+from quantailor.app.library.projects import ProjectReport, open_project
+from quantailor.app.products.builds import BuiltFile, check_built, compare_with, list_builds
+from quantailor.app.products.checking import BuildCheck
+from quantailor.app.products.verdicts import list_verdicts, preset_names
 from quantailor.gui.context import context, workspace
 from quantailor.gui.frame import address
 from quantailor.gui.picker import pick
@@ -18,10 +23,6 @@ from quantailor.gui.plots_view import verdict_words
 from quantailor.gui.widgets import box, card, chip, icon_button, note, quiet, table, text, told
 from quantailor.present.words import percent, plural, size
 from quantailor.records import Strategy
-from quantailor.service import ProjectReport
-from quantailor.service.builds import BuiltFile
-from quantailor.service.opening import EntryKind
-from quantailor.service.sharing_results import BuildCheck, DiffSide, StrategyDiff
 
 STRATEGY_KINDS: tuple[EntryKind, ...] = ("text", "file", "gguf")
 """What may hold a strategy."""
@@ -66,7 +67,7 @@ class CheckCard:
             doing = text("Reading the file for its checksum…", "qt-muted")
             timer = ui.timer(_TICK, lambda: doing.set_text(f"Reading the file for its checksum… {percent(self._progress.share, 0)}"))
         try:
-            check = partial(service.check_built, workspace(), self._base, Path(item.path), control=self._progress)
+            check = partial(check_built, workspace(), self._base, Path(item.path), control=self._progress)
             found = await run.io_bound(check)
         finally:
             timer.deactivate()
@@ -127,7 +128,7 @@ def to_verify(project: ProjectReport, item: BuiltFile) -> None:
 
 async def to_structure(item: BuiltFile) -> None:
     """Go to the Structure screen of the built file itself."""
-    opened = await run.io_bound(service.open_project, workspace(), Path(item.path))
+    opened = await run.io_bound(open_project, workspace(), Path(item.path))
     if opened is not None:
         ui.navigate.to(address(opened, "structure"))
 
@@ -143,8 +144,8 @@ class BuiltList:
 
     async def refresh(self) -> None:
         """Read the list again."""
-        self.items = await run.io_bound(service.list_builds, workspace(), self._project.fingerprint) or []
-        verdicts = await run.io_bound(service.list_verdicts, workspace(), self._project.fingerprint) or []
+        self.items = await run.io_bound(list_builds, workspace(), self._project.fingerprint) or []
+        verdicts = await run.io_bound(list_verdicts, workspace(), self._project.fingerprint) or []
         words = {item.fingerprint: verdict_words(item.verdict) for item in verdicts}
         self._body.clear()
         with self._body:
@@ -210,7 +211,7 @@ class DiffCard:
         """Show the difference of this strategy and of what was chosen, at first the closest preset."""
         self._strategy, self._label = strategy, label
         chosen = self._select.value or f"preset:{closest}"
-        presets = {f"preset:{name}": f"llama.cpp's {name}" for name in service.preset_names()}
+        presets = {f"preset:{name}": f"llama.cpp's {name}" for name in preset_names()}
         files = {key: name for key, name in self._select.options.items() if key.startswith("path:")}  # type: ignore[union-attr]
         options = {**presets, **others, **files}
         self._select.set_options(options)
@@ -243,9 +244,9 @@ class DiffCard:
             return None
         kind, _, name = key.partition(":")
         if kind in ("preset", "path"):
-            return service.compare_with(workspace(), self._base, self._strategy, name, label=self._label)
+            return compare_with(workspace(), self._base, self._strategy, name, label=self._label)
         label = str(self._select.options[key])  # type: ignore[call-overload]
-        return service.compare_with(workspace(), self._base, self._strategy, self._strategy_of(key), label=self._label, other_label=label)
+        return compare_with(workspace(), self._base, self._strategy, self._strategy_of(key), label=self._label, other_label=label)
 
 
 def _show_difference(found: StrategyDiff) -> None:

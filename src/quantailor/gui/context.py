@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantailor.app import Workspace
 from quantailor.errors import OutputError
-from quantailor.service import Workspace
 
 
 @dataclass(frozen=True)

@@ -6,32 +6,33 @@ import gc
 import threading
 from pathlib import Path
 
-from quantailor import service
+from quantailor.app.choosing.drafts import Draft
+from quantailor.app.choosing.planner import Planner, planner_state
+from quantailor.app.library.projects import ProjectReport
+from quantailor.app.steps import PlanOptions
 from quantailor.errors import StrategyError
 from quantailor.gui.context import workspace
-from quantailor.service import Desk, Draft, ProjectReport
-from quantailor.service.tasks import PlanOptions
 
 START_BITS = 4.5
 """Bits per weight of a draft that nobody has asked anything of."""
 STRATEGY_BYTES = 512
 """Room for a tensor's line of the strategy in the file's header; it counts in tiny models alone."""
 _lock = threading.RLock()
-_desks: dict[str, Desk] = {}
+_desks: dict[str, Planner] = {}
 _drafts: dict[tuple[str, str], Draft] = {}
 
 
-def desk_of(project: ProjectReport) -> Desk:
+def desk_of(project: ProjectReport) -> Planner:
     """The project's desk, with everything that is known now. Raises StrategyError where nothing is measured."""
     with _lock:
         known = _desks.get(project.fingerprint)
-        if known is not None and known.state == service.desk_state(workspace(), project.fingerprint):
+        if known is not None and known.state == planner_state(workspace(), project.fingerprint):
             return known
         place = project.base or project.source
         if place is None:
             raise StrategyError(f"the file of {project.name} is gone", remedy="Open the model again")
         # The old desk stays open for the pages that still hold it.
-        desk = _desks[project.fingerprint] = Desk.open(workspace(), Path(place))
+        desk = _desks[project.fingerprint] = Planner.open(workspace(), Path(place))
         # Its hundred thousands of objects stay: looking through them again and again would hold up every page.
         gc.unfreeze()
         gc.collect()
@@ -39,7 +40,7 @@ def desk_of(project: ProjectReport) -> Desk:
         return desk
 
 
-def draft_of(project: ProjectReport, desk: Desk, name: str) -> Draft:
+def draft_of(project: ProjectReport, desk: Planner, name: str) -> Draft:
     """The draft of that name, from the store or begun now."""
     with _lock:
         known = _drafts.get((project.fingerprint, name))
@@ -53,7 +54,7 @@ def draft_of(project: ProjectReport, desk: Desk, name: str) -> Draft:
         return draft
 
 
-def _first_options(desk: Desk) -> PlanOptions:
+def _first_options(desk: Planner) -> PlanOptions:
     smallest, largest = desk.size_range(PlanOptions())
     wanted = int(desk.n_elements * START_BITS / 8)
     header = STRATEGY_BYTES * (1 + len(desk.measured))

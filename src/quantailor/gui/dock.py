@@ -12,13 +12,24 @@ from typing import Any
 
 from nicegui import run, ui
 
-from quantailor import service
+from quantailor.app import Workspace
+from quantailor.app.jobs import (
+    JobLine,
+    JobPlace,
+    JobReport,
+    cancel_job,
+    job_lines,
+    job_places,
+    pause_job,
+    remove_job,
+    resume_job,
+    start_detached,
+)
+from quantailor.app.steps import kinds
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import workspace
 from quantailor.gui.widgets import box, heading, icon_button, primary, quiet, tell_error, text, told
 from quantailor.present.words import percent, rate, span
-from quantailor.service import JobReport, Workspace
-from quantailor.service.job_places import JobLine, JobPlace, job_lines, job_places
 
 POLL_SECONDS = 1.0
 ACTIVE = ("queued", "running", "pausing", "cancelling")
@@ -27,19 +38,6 @@ DONE_SECONDS = 120.0
 """So long a job that came to its end is still told of."""
 LOG_LINES = 400
 """As many lines of the log are kept on the page."""
-RESULTS = {
-    "study": "measure",
-    "imatrix": "measure",
-    "measure": "measure",
-    "probe": "measure",
-    "sweep": "measure",
-    "convert": "structure",
-    "build": "build",
-    "verify": "verify",
-    "make": "verify",
-    "refine": "choose",
-}
-"""Kind of a job -> the screen that shows what it found."""
 _MARKS = {"running": "running", "queued": "waiting", "pausing": "pausing", "cancelling": "cancelling"}
 _dismissed: set[tuple[str, int, str]] = set()
 """Ends that somebody has waved away: home, job, time it was made."""
@@ -114,16 +112,16 @@ class JobButtons:
             await run.io_bound(action, workspace(), self._job.id)
 
     async def _do_start(self) -> None:
-        await self._do(service.start_detached)
+        await self._do(start_detached)
 
     async def _do_pause(self) -> None:
-        await self._do(service.pause_job)
+        await self._do(pause_job)
 
     async def _do_resume(self) -> None:
         await self._do(_resume)
 
     async def _do_dismiss(self) -> None:
-        await self._do(service.remove_job)
+        await self._do(remove_job)
 
     def _ask(self) -> None:
         job = self._job
@@ -138,11 +136,11 @@ class JobButtons:
 
     async def _cancelled(self, dialog: ui.dialog) -> None:
         dialog.close()
-        await self._do(service.cancel_job)
+        await self._do(cancel_job)
 
 
 def _resume(at: Workspace, job_id: int) -> None:
-    service.start_detached(at, service.resume_job(at, job_id).id)
+    start_detached(at, resume_job(at, job_id).id)
 
 
 class _Dock:
@@ -227,7 +225,8 @@ class _Dock:
             self._share.set_text(percent(job.progress, 0))
 
     def _show_link(self, place: JobPlace | None) -> None:
-        screen = None if place is None else RESULTS.get(place.job.kind)
+        step = None if place is None else kinds().get(place.job.kind)
+        screen = None if step is None else step.screen
         there = place is not None and place.fingerprint is not None and screen is not None
         self._result.set_visibility(there)
         if there and place is not None and place.fingerprint is not None:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from nicegui import ui
 
+from quantailor.app.library.projects import ProjectReport
 from quantailor.gui import theme
 from quantailor.gui.dock import dock
 from quantailor.gui.widgets import box, heading, text
-from quantailor.service import ProjectReport
 
 _THEME_SCRIPT = f"""
 <script>

@@ -7,12 +7,12 @@ from typing import Any
 
 from nicegui import run, ui
 
-from quantailor import service
+from quantailor.app.jobs import JobReport, show_job
+from quantailor.app.library.projects import ProjectReport
 from quantailor.gui.context import workspace
 from quantailor.gui.dock import ACTIVE, told_time
 from quantailor.gui.widgets import box, heading, icon_button, note, text, told
 from quantailor.present.words import percent
-from quantailor.service import JobReport, ProjectReport
 
 POLL_SECONDS = 0.7
 _ENDED = {
@@ -54,7 +54,7 @@ class JobCard:
         self._timer.activate()
 
     async def _poll(self) -> None:
-        job = await run.io_bound(service.show_job, workspace(), self._job_id)
+        job = await run.io_bound(show_job, workspace(), self._job_id)
         if job is None or job.id != self._job_id:
             return
         self._show(job)
@@ -81,5 +81,5 @@ class JobCard:
 
 def unfinished(project: ProjectReport, kind: str) -> JobReport | None:
     """The project's latest job of a kind that has not come to its end."""
-    found = (service.show_job(workspace(), job_id) for job_id in project.active_jobs)
+    found = (show_job(workspace(), job_id) for job_id in project.active_jobs)
     return next((job for job in found if job.kind == kind), None)

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from nicegui import events, run, ui
 
-from quantailor import service
+from quantailor.app.library.opening import Entry, EntryKind, hub_cache, list_folder
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import context
 from quantailor.gui.widgets import box, heading, icon_button, named, primary, quiet, text, told
 from quantailor.present.words import size
-from quantailor.service.opening import Entry, EntryKind
 
 MODEL: tuple[EntryKind, ...] = ("gguf", "huggingface")
 SHOWN = 300
@@ -125,7 +124,7 @@ class _Picker:
     def _show_places(self) -> None:
         for root in context().roots:
             quiet(_short(root), self._to(root)).props("dense").classes("qt-pick-place")
-        cache = service.hub_cache()
+        cache = hub_cache()
         if cache.is_dir() and any(cache.resolve().is_relative_to(root) for root in context().roots):
             quiet("Hugging Face cache", self._to(cache)).props("dense").classes("qt-pick-place")
 
@@ -154,7 +153,7 @@ class _Picker:
 
     async def _read(self) -> None:
         self._picked = ""
-        entries = await run.io_bound(service.list_folder, self._folder)
+        entries = await run.io_bound(list_folder, self._folder)
         self._entries = entries or ()
         self._path.value = str(self._folder)
         self._show()

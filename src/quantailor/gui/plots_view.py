@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from quantailor import service
+from quantailor.app.products.verdicts import MIN_CHUNKS, Measure, VerdictPoint, verdict_points
 from quantailor.gui.theme import axis, chart_base, palette
 from quantailor.present.words import size
 from quantailor.records import Comparison, Verdict
-from quantailor.service.verdicts import MIN_CHUNKS, Measure, VerdictPoint
 
 _ROOM_AT_LEFT = 0.4
 """Share of the width that a long name needs."""
@@ -35,7 +34,7 @@ _OUTCOMES = {"better": "better than", "no better": "no better than", "worse": "w
 
 def verdict_chart(verdict: Verdict, measure: Measure) -> dict[str, Any]:
     """The ECharts options of a verdict's graph."""
-    points = service.verdict_points(verdict, measure)
+    points = verdict_points(verdict, measure)
     shown = [point for point in points if point.kind != "base"]
     unit, name = (GIB, "GiB") if max((point.size_bytes for point in shown), default=0) >= GIB else (MIB, "MiB")
     references = [point for point in shown if point.kind == "reference"]

@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 import psutil
 
+from quantailor.app import Workspace
 from quantailor.errors import QuantailorError
-from quantailor.service import Workspace
 
 DEFAULT_PORT = 8371
 LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})

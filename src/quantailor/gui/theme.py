@@ -9,7 +9,7 @@ from typing import Literal
 
 from nicegui import ui
 
-from quantailor import service
+from quantailor.app.steps import type_bits
 
 ThemeName = Literal["dark", "light"]
 COOKIE = "quantailor_theme"
@@ -102,7 +102,7 @@ def _hex(colour: tuple[int, ...]) -> str:
 @cache
 def type_colours() -> dict[str, str]:
     """Every ggml type's colour."""
-    return {name: bits_colour(bits) for name, bits in service.type_bits().items()}
+    return {name: bits_colour(bits) for name, bits in type_bits().items()}
 
 
 def theme() -> ThemeName:

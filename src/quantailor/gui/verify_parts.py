@@ -11,7 +11,23 @@ from typing import Any
 
 from nicegui import run, ui
 
-from quantailor import service
+from quantailor.app.jobs import JobReport, start_detached, submit
+from quantailor.app.library.projects import ProjectReport
+from quantailor.app.products.builds import BuiltFile
+from quantailor.app.products.card import CardResult, write_card
+from quantailor.app.products.verdicts import (
+    EQUAL_SIZE,
+    MIN_CHUNKS,
+    Measure,
+    StoredVerdict,
+    VerdictFormat,
+    VerifyCost,
+    preset_names,
+    render_verdict,
+    verdict_points,
+    verify_cost,
+)
+from quantailor.app.steps import DEFAULT_N_CTX, DEFAULT_REFERENCES, VerifyStep
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.picker import path_input
@@ -19,11 +35,6 @@ from quantailor.gui.plots_view import point_words, ratio_words, verdict_chart
 from quantailor.gui.widgets import box, card, named, primary, quiet, table, text, told
 from quantailor.present.words import figure, percent_with_error, ratio, size, span, with_error
 from quantailor.records import Comparison, Estimate, Verdict, VerdictRow
-from quantailor.service import JobReport, ProjectReport, StoredVerdict
-from quantailor.service.builds import BuiltFile
-from quantailor.service.sharing_results import CardResult
-from quantailor.service.tasks import DEFAULT_N_CTX, DEFAULT_REFERENCES, VerifyTask
-from quantailor.service.verdicts import EQUAL_SIZE, MIN_CHUNKS, Measure, VerdictFormat, VerifyCost
 
 OTHER = "other"
 MEDIA: dict[VerdictFormat, str] = {"png": "image/png", "svg": "image/svg+xml", "csv": "text/csv"}
@@ -87,7 +98,7 @@ class VerifyForm:
         with self._chips:
             for name in self._references:
                 self._chip(name)
-        self._add.set_options([name for name in service.preset_names() if name not in self._references], value=None)
+        self._add.set_options([name for name in preset_names() if name not in self._references], value=None)
         self._changed()
 
     def _chip(self, name: str) -> None:
@@ -96,7 +107,7 @@ class VerifyForm:
 
     def _added(self, event: Any) -> None:
         if event.value and event.value not in self._references:
-            order = service.preset_names()
+            order = preset_names()
             self._references = sorted([*self._references, str(event.value)], key=order.index)
             self._show_chips()
 
@@ -115,11 +126,11 @@ class VerifyForm:
                 self._own.on_value_change(self._changed)
             own.bind_visibility_from(self._kind, "value", backward=lambda value: value == OTHER)
 
-    def _task(self) -> VerifyTask:
+    def _task(self) -> VerifyStep:
         path = self._other.value if self._file.value == OTHER else self._file.value
         file = context().allowed(str(path or "")) if self._file.value == OTHER else Path(str(path))
         own = str(context().allowed(str(self._own.value or ""))) if self._kind.value == OTHER else None
-        return VerifyTask(
+        return VerifyStep(
             file=str(file),
             base=str(self._base),
             against=tuple(self._references),
@@ -135,7 +146,7 @@ class VerifyForm:
             self._tell("Choose the file and the text.", is_ready=False)
             return
         try:
-            cost = await run.io_bound(service.verify_cost, workspace(), self._task())
+            cost = await run.io_bound(verify_cost, workspace(), self._task())
         except QuantailorError as error:
             self._tell(str(error), is_ready=False)
             return
@@ -152,8 +163,8 @@ class VerifyForm:
             self._on_start(job)
 
 
-def _submit(task: VerifyTask) -> JobReport:
-    return service.start_detached(workspace(), service.submit(workspace(), task))
+def _submit(task: VerifyStep) -> JobReport:
+    return start_detached(workspace(), submit(workspace(), task))
 
 
 def _cost_words(cost: VerifyCost) -> str:
@@ -208,7 +219,7 @@ class VerdictCards:
             self._remark = text(_remark(self._measure), "qt-small qt-muted")
 
     def _describe(self, verdict: Verdict) -> None:
-        points = service.verdict_points(verdict, self._measure)
+        points = verdict_points(verdict, self._measure)
         words = "; ".join(point_words(point, self._measure) for point in points).replace('"', "'")
         if self._chart is not None:
             named(self._chart.props('role="img"'), f"Size against {_MEASURES[self._measure]}: {words}")
@@ -225,7 +236,7 @@ class VerdictCards:
     async def _export(self, wanted: VerdictFormat) -> None:
         if self._stored is None:
             return
-        render = partial(service.render_verdict, measure=self._measure)
+        render = partial(render_verdict, measure=self._measure)
         content = await run.io_bound(render, self._stored.verdict, wanted)
         if content is not None:
             ui.download.content(content, f"{self._stored.ours.label}-{self._measure}.{wanted}", MEDIA[wanted])
@@ -378,7 +389,7 @@ class CardCard:
 
     def _card(self, output: Path | None, overwrite: bool) -> CardResult:
         repo_id = str(self._repo.value or "").strip() or None
-        return service.write_card(workspace(), self._base, Path(self._file), output, repo_id=repo_id, overwrite=overwrite)
+        return write_card(workspace(), self._base, Path(self._file), output, repo_id=repo_id, overwrite=overwrite)
 
     def _fill(self, content: str) -> None:
         self._text = content

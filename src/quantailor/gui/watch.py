@@ -7,7 +7,7 @@ from typing import Any
 
 from nicegui import run, ui
 
-from quantailor import service
+from quantailor.app.jobs import show_job
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import workspace
 from quantailor.gui.widgets import box, text
@@ -39,7 +39,7 @@ class _Watch:
 
     async def _look(self) -> None:
         try:
-            job = await run.io_bound(service.show_job, workspace(), self._id)
+            job = await run.io_bound(show_job, workspace(), self._id)
         except QuantailorError as error:
             self._line.set_text(str(error))
             self._timer.deactivate()

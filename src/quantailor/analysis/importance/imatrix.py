@@ -382,7 +382,7 @@ class ImatrixStatistics:
     """
 
     tensor: str
-    total: float
+    sum_of_squares: float
     """Sum of E[x^2] over the inputs."""
     minimum: float
     maximum: float
@@ -420,7 +420,7 @@ def _statistics(name: str, entry: ImatrixEntry, previous: ImatrixEntry | None) -
     entropy = float(-(shares * np.log2(shares)).sum())
     return ImatrixStatistics(
         tensor=name,
-        total=total,
+        sum_of_squares=total,
         minimum=float(values.min()),
         maximum=float(values.max()),
         mean=mean,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from nicegui import run, ui
 
+from quantailor.app.measuring.progress import CurvePoint, MeasurementWatch, RoleBand
 from quantailor.gui import theme
 from quantailor.gui.context import workspace
 from quantailor.gui.pages.measure_charts import bands_chart
 from quantailor.gui.widgets import card, named
 from quantailor.records import role_of
-from quantailor.service import MeasurementWatch
-from quantailor.service.progress import CurvePoint, RoleBand
 
 
 class AllCurves:

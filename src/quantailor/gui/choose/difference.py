@@ -8,15 +8,16 @@ from typing import Any
 
 from nicegui import run, ui
 
-from quantailor import service
+from quantailor.app.choosing.comparing import preset_types_of
+from quantailor.app.choosing.drafts import Draft, list_drafts
+from quantailor.app.choosing.planner import Difference, Planner
+from quantailor.app.library.projects import ProjectReport
 from quantailor.gui import desks
 from quantailor.gui.choose.rule_dialog import PRESETS
 from quantailor.gui.context import workspace
 from quantailor.gui.widgets import box, chip, note, quiet, text, told
 from quantailor.present.words import size
 from quantailor.records import Prediction
-from quantailor.service import Desk, Draft, ProjectReport
-from quantailor.service.desk import Difference
 
 MAX_ROWS = 60
 
@@ -25,7 +26,7 @@ class DifferenceDialog:
     """`open` shows it; `on_take` hears the other side's types and a label where the user takes them over."""
 
     def __init__(
-        self, project: ProjectReport, desk: Desk, draft: Callable[[], Draft], *, on_take: Callable[[dict[str, str], str], Any]
+        self, project: ProjectReport, desk: Planner, draft: Callable[[], Draft], *, on_take: Callable[[dict[str, str], str], Any]
     ) -> None:
         self._project, self._desk, self._draft, self._on_take = project, desk, draft, on_take
         self._types: dict[str, str] = {}
@@ -39,7 +40,7 @@ class DifferenceDialog:
 
     async def open(self) -> None:
         """Show the dialog, beside the preset that is nearest in name first."""
-        drafts = await run.io_bound(service.list_drafts, workspace(), self._project.fingerprint) or []
+        drafts = await run.io_bound(list_drafts, workspace(), self._project.fingerprint) or []
         others = {f"draft:{item.name}": f"version {item.name}" for item in drafts if item.name != self._draft().name}
         self._other.set_options({**{f"preset:{name}": f"llama.cpp's {name}" for name in PRESETS}, **others})
         self._dialog.open()
@@ -60,7 +61,7 @@ class DifferenceDialog:
     def _types_of(self, kind: str, name: str) -> dict[str, str]:
         if kind == "draft":
             return dict(desks.draft_of(self._project, self._desk, name).types)
-        return dict(service.preset_types_of(workspace(), Path(self._desk.model.source.location), name))
+        return dict(preset_types_of(workspace(), Path(self._desk.model.source.location), name))
 
     async def _take(self) -> None:
         kind, _, name = str(self._other.value).partition(":")

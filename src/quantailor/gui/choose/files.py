@@ -9,12 +9,13 @@ from urllib.parse import urlencode
 
 from nicegui import events, run, ui
 
-from quantailor import service
+from quantailor.app.choosing.drafts import Draft, forget_draft, list_drafts, save_strategy, strategy_text
+from quantailor.app.choosing.planner import Planner
+from quantailor.app.library.projects import ProjectReport
 from quantailor.errors import StrategyError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.frame import address
 from quantailor.gui.widgets import box, icon_button, primary, quiet, text, told
-from quantailor.service import Desk, Draft, ProjectReport
 
 MAX_UPLOAD = 64 * 2**20
 
@@ -22,7 +23,7 @@ MAX_UPLOAD = 64 * 2**20
 class FilesDialog:
     """`open` shows it; `on_text` hears the text and the name of a strategy file that was given."""
 
-    def __init__(self, project: ProjectReport, desk: Desk, draft: Callable[[], Draft], *, on_text: Callable[[str, str], Any]) -> None:
+    def __init__(self, project: ProjectReport, desk: Planner, draft: Callable[[], Draft], *, on_text: Callable[[str, str], Any]) -> None:
         self._project, self._desk, self._draft, self._on_text = project, desk, draft, on_text
         with ui.dialog() as self._dialog, ui.card().classes("qt-dialog").props('aria-label="Versions and files"'):
             text("Versions", "qt-title", tag="h2")
@@ -48,7 +49,7 @@ class FilesDialog:
         self._dialog.open()
 
     async def _list(self) -> None:
-        drafts = await run.io_bound(service.list_drafts, workspace(), self._project.fingerprint) or []
+        drafts = await run.io_bound(list_drafts, workspace(), self._project.fingerprint) or []
         self._versions.clear()
         with self._versions:
             for item in drafts:
@@ -70,7 +71,7 @@ class FilesDialog:
         ui.notify(f"Saved as {name}")
 
     async def _forget(self, name: str) -> None:
-        await run.io_bound(service.forget_draft, workspace(), self._project.fingerprint, name)
+        await run.io_bound(forget_draft, workspace(), self._project.fingerprint, name)
         await self._list()
 
     async def _download(self, file_format: str) -> None:
@@ -78,13 +79,13 @@ class FilesDialog:
         ui.download.content(content or "", f"{self._project.name.replace(' ', '-')}.{file_format}")
 
     def _text(self, file_format: str) -> str:
-        return service.strategy_text(self._draft().strategy(self._desk), "json" if file_format == "json" else "yaml")
+        return strategy_text(self._draft().strategy(self._desk), "json" if file_format == "json" else "yaml")
 
     async def _save_file(self) -> None:
         if not self._path.value:
             raise StrategyError("no file name is given", remedy="Write for example strategy.yaml")
         path = context().allowed(self._path.value)
-        await run.io_bound(lambda: service.save_strategy(self._draft().strategy(self._desk), path))
+        await run.io_bound(lambda: save_strategy(self._draft().strategy(self._desk), path))
         ui.notify(f"Saved {path}")
 
     async def _upload(self, event: events.UploadEventArguments) -> None:

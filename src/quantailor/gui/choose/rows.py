@@ -6,21 +6,21 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from quantailor import service
+from quantailor.app.choosing.drafts import Draft
+from quantailor.app.choosing.planner import Planner, PlannerTensor
+from quantailor.app.steps import type_bits
 from quantailor.gui.elements.curve import Point
 from quantailor.gui.elements.tensor_map import MapCell
 from quantailor.gui.theme import bits_colour, type_colours
 from quantailor.present.words import percent, size
 from quantailor.records import Cell
-from quantailor.service import Desk, Draft
-from quantailor.service.desk import DeskTensor
 
 
-def table_data(desk: Desk, draft: Draft) -> dict[str, Any]:
+def table_data(desk: Planner, draft: Draft) -> dict[str, Any]:
     """The table's types and rows as plain data, once for the whole page."""
-    names = list(service.type_bits())
+    names = list(type_bits())
     position = {name: at for at, name in enumerate(names)}
-    bits, colours = service.type_bits(), type_colours()
+    bits, colours = type_bits(), type_colours()
     rows = [
         {
             "name": tensor.name,
@@ -42,7 +42,7 @@ def log_error(cell: Cell) -> float | None:
     return round(math.log10(cell.damage), 3) if cell.damage > 0 else None
 
 
-def map_cells(desk: Desk, draft: Draft) -> list[MapCell]:
+def map_cells(desk: Planner, draft: Draft) -> list[MapCell]:
     """The type map's cells."""
     return [
         MapCell(tensor.name, tensor.role, tensor.layer, *map_look(draft.types.get(tensor.name, tensor.base_type)))
@@ -52,10 +52,10 @@ def map_cells(desk: Desk, draft: Draft) -> list[MapCell]:
 
 def map_look(type_name: str) -> tuple[str, str]:
     """A type's colour on the map, and what is said of it."""
-    return type_colours().get(type_name, bits_colour(16)), f"{type_name}, {service.type_bits()[type_name]:.3g} bits"
+    return type_colours().get(type_name, bits_colour(16)), f"{type_name}, {type_bits()[type_name]:.3g} bits"
 
 
-def curve_points(tensor: DeskTensor) -> list[Point]:
+def curve_points(tensor: PlannerTensor) -> list[Point]:
     """A tensor's curve, by rising bits; types without loss have no place on a log axis."""
     return [
         (
@@ -84,7 +84,7 @@ def candidate_hint(cell: Cell, chosen: Cell) -> tuple[str, str]:
     return bytes_told, f"×{ratio:.3g}" if ratio >= 3 else f"{'+' if ratio >= 1 else '−'}{percent(abs(ratio - 1), 0)}"
 
 
-def beaten(tensor: DeskTensor) -> frozenset[str]:
+def beaten(tensor: PlannerTensor) -> frozenset[str]:
     """Types that another one beats in both bytes and error."""
     return frozenset(
         cell.type_name

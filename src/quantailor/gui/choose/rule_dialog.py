@@ -8,10 +8,9 @@ from typing import Any
 
 from nicegui import ui
 
-from quantailor import service
+from quantailor.app.steps import Method, PlanOptions, plan_rule, type_bits
 from quantailor.errors import StrategyError
 from quantailor.gui.widgets import box, primary, quiet, text, told
-from quantailor.service.tasks import Method, PlanOptions
 
 METHODS: dict[Method, str] = {
     "optimal": "Optimal: the least damage for the bytes",
@@ -51,7 +50,7 @@ class RuleDialog:
                 self._preset = ui.select(list(PRESETS), label="Preset", value="Q4_K_M").props("outlined dense")
             text("Limits", "qt-card-title", tag="h3")
             with box("qt-form"):
-                self._allow = ui.select(list(service.type_bits()), label="Allowed types (none: all usual)", multiple=True, value=[])
+                self._allow = ui.select(list(type_bits()), label="Allowed types (none: all usual)", multiple=True, value=[])
                 self._allow.props("outlined dense use-chips clearable").classes("qt-span")
                 self._ties = ui.select(dict(TIES), label="One type for", multiple=True, value=[]).props("outlined dense use-chips")
                 self._minimum = ui.input("Least bits or type", placeholder="3.5, Q3_K or ffn_down=Q4_K").props("outlined dense")
@@ -96,7 +95,7 @@ class RuleDialog:
 
     async def _apply(self) -> None:
         options = PlanOptions(
-            **service.plan_rule(self._method.value, self._rule_text()),
+            **plan_rule(self._method.value, self._rule_text()),
             **self._chosen_target(),
             pins=_parts(self._pins.value),
             allow=(",".join(self._allow.value),) if self._allow.value else (),

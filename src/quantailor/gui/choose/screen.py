@@ -10,7 +10,11 @@ from urllib.parse import urlencode
 
 from nicegui import events, run, ui
 
-from quantailor import service
+from quantailor.app.choosing.drafts import Draft
+from quantailor.app.choosing.planner import Planner
+from quantailor.app.library import projects
+from quantailor.app.library.projects import ProjectReport
+from quantailor.app.steps import PlanOptions, type_bits
 from quantailor.errors import QuantailorError
 from quantailor.gui import desks
 from quantailor.gui.choose import rows
@@ -26,8 +30,6 @@ from quantailor.gui.frame import address
 from quantailor.gui.widgets import Stat, box, card, icon_button, note, primary, quiet, tell_error, text, told
 from quantailor.present.words import plural, size
 from quantailor.records import Prediction, role_of
-from quantailor.service import Desk, Draft, ProjectReport
-from quantailor.service.tasks import PlanOptions
 
 SLIDER_STEPS = 1000
 POLL_SECONDS = 2.0
@@ -37,7 +39,7 @@ SHALLOW_LAYERS = 13
 class ChooseScreen:
     """One page's view of a draft, which other pages may share."""
 
-    def __init__(self, project: ProjectReport, desk: Desk, draft: Draft, tensor: str | None) -> None:
+    def __init__(self, project: ProjectReport, desk: Planner, draft: Draft, tensor: str | None) -> None:
         self._project, self._desk, self._draft = project, desk, draft
         self._tensors = {item.name: item for item in desk.tensors()}
         self._places = {name: at for at, name in enumerate(self._tensors)}
@@ -130,7 +132,7 @@ class ChooseScreen:
                 throttle=0.15,
             )
             self._count = text("none ticked", "qt-small qt-muted qt-count")
-            self._bulk = ui.select([*service.type_bits()], label="Set ticked to", on_change=told(self._set_ticked))
+            self._bulk = ui.select([*type_bits()], label="Set ticked to", on_change=told(self._set_ticked))
             self._bulk.props("outlined dense options-dense").classes("qt-bulk")
             self._pin = quiet("Pin", told(partial(self._pin_ticked, pinned=True))).props("dense")
             self._unpin = quiet("Unpin", told(partial(self._pin_ticked, pinned=False))).props("dense")
@@ -331,7 +333,7 @@ class ChooseScreen:
 async def open_screen(project: ProjectReport, *, draft_name: str, tensor: str | None) -> ChooseScreen:
     """The screen's state, read in a thread. Raises QuantailorError where nothing is measured or the server stops."""
 
-    def read() -> tuple[Desk, Draft]:
+    def read() -> tuple[Planner, Draft]:
         desk = desks.desk_of(project)
         return desk, desks.draft_of(project, desk, draft_name)
 
@@ -343,6 +345,6 @@ async def open_screen(project: ProjectReport, *, draft_name: str, tensor: str | 
 
 def rows_of(fingerprint: str, draft_name: str) -> dict[str, Any]:
     """The table's rows, for the page's own request."""
-    project = service.project(workspace(), fingerprint)
+    project = projects.project(workspace(), fingerprint)
     desk = desks.desk_of(project)
     return rows.table_data(desk, desks.draft_of(project, desk, draft_name))

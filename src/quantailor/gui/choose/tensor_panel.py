@@ -7,12 +7,12 @@ from typing import Any
 
 from nicegui import ui
 
+from quantailor.app.choosing.planner import PlannerTensor
 from quantailor.gui.choose import rows
 from quantailor.gui.elements.curve import Curve
 from quantailor.gui.widgets import box, card, chip, text
 from quantailor.present.words import shape
 from quantailor.records import Cell
-from quantailor.service.desk import DeskTensor
 
 
 class TensorPanel:
@@ -20,7 +20,7 @@ class TensorPanel:
 
     def __init__(self, *, basis: str, on_choose: Callable[[str, str], Any]) -> None:
         self._basis, self._on_choose = basis, on_choose
-        self._tensor: DeskTensor | None = None
+        self._tensor: PlannerTensor | None = None
         self._chosen, self._all_types = "", False
         self._refused: dict[str, list[str]] = {}
         with card(classes="qt-tensor"):
@@ -38,7 +38,7 @@ class TensorPanel:
         """The tensor that is shown."""
         return None if self._tensor is None else self._tensor.name
 
-    def show(self, tensor: DeskTensor, chosen: str, reason: str, not_offered: Mapping[str, str]) -> None:
+    def show(self, tensor: PlannerTensor, chosen: str, reason: str, not_offered: Mapping[str, str]) -> None:
         """Show a tensor with its type and why it has it; `not_offered` says why not others."""
         self._tensor, self._chosen = tensor, chosen
         self._name.set_text(tensor.name)
@@ -50,7 +50,7 @@ class TensorPanel:
         self._refused = _by_reason(not_offered)
         self._fill_radios(tensor, chosen)
 
-    def _fill_radios(self, tensor: DeskTensor, chosen: str) -> None:
+    def _fill_radios(self, tensor: PlannerTensor, chosen: str) -> None:
         """The types worth their bytes; all of them on demand."""
         self._radios.clear()
         no_gain = rows.beaten(tensor) - {chosen}

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from nicegui import ui
 
+from quantailor.app.library.hub import DiskNeed
 from quantailor.gui import theme
 from quantailor.gui.widgets import box, note, table, text
 from quantailor.present.words import size
-from quantailor.service.results import DiskNeed
 
 
 def disk_bar(needs: Sequence[DiskNeed], free_bytes: int | None, folder: str) -> None:

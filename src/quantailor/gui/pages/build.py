@@ -9,7 +9,21 @@ from urllib.parse import urlencode
 
 from nicegui import run, ui
 
-from quantailor import service
+from quantailor.app.jobs import JobReport
+from quantailor.app.library import projects
+from quantailor.app.library.projects import ProjectReport
+from quantailor.app.products.builds import (
+    BuildOffer,
+    BuildWish,
+    ChoiceKind,
+    StrategyChoice,
+    build_offer,
+    chosen_strategy,
+    keep_type_list,
+    list_choices,
+    start_build,
+)
+from quantailor.app.products.card import suggested_file_name
 from quantailor.errors import QuantailorError
 from quantailor.gui.build_parts import STRATEGY_KINDS, BuiltList, CheckCard, DiffCard
 from quantailor.gui.context import context, workspace
@@ -20,8 +34,6 @@ from quantailor.gui.picker import path_input, pick
 from quantailor.gui.widgets import Stat, box, card, chip, copy_line, empty, error_note, note, primary, quiet, text, told
 from quantailor.present.words import size
 from quantailor.records import Prediction, Strategy
-from quantailor.service import BuildWish, JobReport, ProjectReport, StrategyChoice
-from quantailor.service.builds import BuildOffer, ChoiceKind
 
 MB = 10**6
 QUERY: dict[ChoiceKind, str] = {"draft": "draft", "stored": "strategy", "file": "file"}
@@ -36,7 +48,7 @@ def register() -> None:
 async def build(fingerprint: str) -> None:
     """The screen of one project; `?draft=`, `?strategy=` or `?file=` names the strategy."""
     try:
-        project = await run.io_bound(service.project, workspace(), fingerprint)
+        project = await run.io_bound(projects.project, workspace(), fingerprint)
     except QuantailorError as error:
         with frame("build", "Build"):
             error_note(error)
@@ -47,7 +59,7 @@ async def build(fingerprint: str) -> None:
         if project.base is None:
             _without_base(project)
             return
-        choices = await run.io_bound(service.list_choices, workspace(), project.fingerprint) or []
+        choices = await run.io_bound(list_choices, workspace(), project.fingerprint) or []
         wanted = _asked_for()
         if not choices and wanted is None and not project.n_cells:
             empty(
@@ -158,14 +170,14 @@ class _Screen:
         self._strategy = await run.io_bound(self._strategy_of, choice)
         if self._strategy is None:
             return
-        name = await run.io_bound(service.suggested_name, workspace(), self._base, self._strategy)
+        name = await run.io_bound(suggested_file_name, workspace(), self._base, self._strategy)
         self._name.set_value(name or "")
         await self._refresh()
         self._diff.set_strategy(self._strategy, choice.label, self._others(), self._closest())
 
     def _strategy_of(self, choice: StrategyChoice) -> Strategy:
         desk = desk_of(self._project) if choice.kind == "draft" else None
-        return service.chosen_strategy(workspace(), self._base, choice, desk=desk)
+        return chosen_strategy(workspace(), self._base, choice, desk=desk)
 
     def _others(self) -> dict[str, str]:
         return {key: choice.label for key, choice in self._choices.items() if key != self._select.value}
@@ -225,7 +237,7 @@ class _Screen:
         try:
             while (strategy := self._strategy) is not None:
                 asked = self._asked
-                offer = await run.io_bound(service.build_offer, workspace(), self._wish(strategy))
+                offer = await run.io_bound(build_offer, workspace(), self._wish(strategy))
                 if offer is None or asked == self._asked:
                     break
         finally:
@@ -259,7 +271,7 @@ class _Screen:
     async def _build_now(self) -> None:
         if self._strategy is None:
             return
-        job = await run.io_bound(service.start_build, workspace(), self._wish(self._strategy))
+        job = await run.io_bound(start_build, workspace(), self._wish(self._strategy))
         if job is not None:
             self._check.hide()
             self._job.watch(job)
@@ -297,7 +309,7 @@ class _Screen:
     async def _save_list(self) -> None:
         if self._strategy is None:
             return
-        report = await run.io_bound(partial(service.keep_type_list, workspace()), self._wish(self._strategy))
+        report = await run.io_bound(partial(keep_type_list, workspace()), self._wish(self._strategy))
         if report is not None:
             ui.notify(f"Saved {report.text_path}")
 

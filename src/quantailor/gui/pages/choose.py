@@ -7,13 +7,13 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from nicegui import app, run, ui
 
-from quantailor import service
+from quantailor.app.choosing.drafts import DEFAULT_NAME
+from quantailor.app.library import projects
 from quantailor.errors import QuantailorError
 from quantailor.gui.choose.screen import open_screen, rows_of
 from quantailor.gui.context import workspace
 from quantailor.gui.frame import address, frame
 from quantailor.gui.widgets import empty, error_note, text
-from quantailor.service.drafts import DEFAULT_NAME
 
 
 def register() -> None:
@@ -33,7 +33,7 @@ def choose_rows(fingerprint: str, draft: str = DEFAULT_NAME) -> Any:
 async def choose(fingerprint: str, draft: str = DEFAULT_NAME, tensor: str | None = None) -> None:
     """The screen of one project; `draft` names the version, `tensor` the one whose curve is shown."""
     try:
-        project = await run.io_bound(service.project, workspace(), fingerprint)
+        project = await run.io_bound(projects.project, workspace(), fingerprint)
     except QuantailorError as error:
         with frame("choose", "Choose"):
             error_note(error)

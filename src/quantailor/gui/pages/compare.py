@@ -11,7 +11,9 @@ from pathlib import Path
 
 from nicegui import run, ui
 
-from quantailor import service
+from quantailor.app.library.projects import ProjectReport, list_projects
+from quantailor.app.measuring.profile_words import profile_findings
+from quantailor.app.measuring.reporting import CompareResult, ProfileReport, compare_models
 from quantailor.errors import OutputError, QuantailorError
 from quantailor.gui import theme
 from quantailor.gui.context import context, workspace
@@ -20,8 +22,6 @@ from quantailor.gui.heat import HeatScale, heat_legend, heat_table
 from quantailor.gui.widgets import box, card, empty, error_note, named, note, quiet, table, text, told
 from quantailor.present.words import percent, percent_with_error, with_error
 from quantailor.records import Estimate
-from quantailor.service import ProjectReport
-from quantailor.service.report_results import CompareResult, ProfileReport
 
 WHOLE = "all depths"
 _OUTSIDE = "outside the blocks"
@@ -36,7 +36,7 @@ def register() -> None:
 async def compare() -> None:
     """The screen; `?a=` and `?b=` are the two models."""
     try:
-        projects = await run.io_bound(service.list_projects, workspace()) or []
+        projects = await run.io_bound(list_projects, workspace()) or []
         with_probes = [project for project in projects if project.is_probed and project.base is not None]
         pair = _asked(with_probes)
     except QuantailorError as error:
@@ -103,7 +103,7 @@ def _by_fingerprint(projects: Sequence[ProjectReport], fingerprint: str | None) 
 
 def _compared(pair: tuple[ProjectReport, ProjectReport], outputs: Sequence[Path] = ()) -> CompareResult:
     bases = [Path(project.base) for project in pair if project.base is not None]
-    return service.compare_models(workspace(), bases[0], bases[1], outputs)
+    return compare_models(workspace(), bases[0], bases[1], outputs)
 
 
 def _too_few(projects: Sequence[ProjectReport], with_probes: Sequence[ProjectReport]) -> None:
@@ -140,7 +140,7 @@ class _Comparison:
 
     def show(self) -> None:
         """Build the screen's parts in the current place."""
-        findings = service.profile_findings(self._result)
+        findings = profile_findings(self._result)
         if not findings:
             note("One of these models has no profile yet: measure and probe it, then come back.", "warn")
             return

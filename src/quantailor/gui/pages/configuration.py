@@ -7,12 +7,11 @@ from typing import Any
 
 from nicegui import events, run, ui
 
-from quantailor import service
+from quantailor.app.library.projects import ProjectReport
+from quantailor.app.library.structure import ConfigurationFile, MetadataRow, configuration_files, configuration_text, model_metadata
 from quantailor.errors import QuantailorError
 from quantailor.gui.widgets import box, card, error_note, named, note, text, told
 from quantailor.present.words import size
-from quantailor.service import ProjectReport
-from quantailor.service.structure import ConfigurationFile, MetadataRow
 
 
 class Configuration:
@@ -34,8 +33,8 @@ class Configuration:
                 note("The model's files are gone. Open it again from where it is now to read its configuration.", "warn")
                 return
             try:
-                metadata = await run.io_bound(service.model_metadata, Path(source))
-                files = await run.io_bound(service.configuration_files, Path(source))
+                metadata = await run.io_bound(model_metadata, Path(source))
+                files = await run.io_bound(configuration_files, Path(source))
             except QuantailorError as error:
                 error_note(error)
                 return
@@ -54,7 +53,7 @@ def _files(folder: Path, files: tuple[ConfigurationFile, ...]) -> None:
             shown = text("", "qt-code qt-m-config-text", tag="pre").props('tabindex="0" role="region" aria-label="The file\'s text"')
 
         async def read() -> None:
-            found = await run.io_bound(service.configuration_text, folder, str(chosen.value))
+            found = await run.io_bound(configuration_text, folder, str(chosen.value))
             if found is not None:
                 shown.set_text(found.text)
                 cut = "" if found.is_whole else f", the first {size(len(found.text.encode()))} are shown"

@@ -9,15 +9,15 @@ from typing import Any
 
 from nicegui import run, ui
 
-from quantailor import service
+from quantailor.app.jobs import start_detached, submit
+from quantailor.app.steps import ConversionOffer, ConvertStep, absolute
 from quantailor.gui.context import context, workspace
 from quantailor.gui.picker import path_input
 from quantailor.gui.watch import watch_job
 from quantailor.gui.widgets import box, card, copy_line, primary, text, told
-from quantailor.service.tasks import ConvertTask, absolute
 
 
-def offered_conversion(offer: service.ConversionOffer, on_done: Callable[[], Any]) -> None:
+def offered_conversion(offer: ConversionOffer, on_done: Callable[[], Any]) -> None:
     """A card for a directory that our own conversion does not know; `on_done` is called when it is converted."""
     with card("Convert with llama.cpp's converter"), box("qt-stack"):
         text(f"{offer.why}. llama.cpp's own converter knows more families: it writes a 16-bit base, and everything starts from that.")
@@ -44,7 +44,7 @@ def conversion_form(source: str, suggested: str, label: str, on_done: Callable[[
     async def start() -> None:
         output = context().allowed(field.value)
         output = output / Path(suggested).name if await run.io_bound(output.is_dir) else output
-        job = await run.io_bound(_submit, ConvertTask(model=absolute(source), output=str(output)))
+        job = await run.io_bound(_submit, ConvertStep(model=absolute(source), output=str(output)))
         if job is not None:
             button.disable()
             watched.clear()
@@ -56,7 +56,7 @@ def conversion_form(source: str, suggested: str, label: str, on_done: Callable[[
     copy_line(shlex.join(("quantailor", "convert", source, "-o", suggested)))
 
 
-def _submit(task: ConvertTask) -> int:
-    job = service.submit(workspace(), task)
-    service.start_detached(workspace(), job)
+def _submit(task: ConvertStep) -> int:
+    job = submit(workspace(), task)
+    start_detached(workspace(), job)
     return job

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from nicegui import run, ui
 
-from quantailor import service
+from quantailor.app.library import experts as experts_module
+from quantailor.app.library import projects
+from quantailor.app.library.experts import ExpertLayer, ExpertsReport, ExpertTensor
+from quantailor.app.library.projects import ProjectReport
 from quantailor.errors import ImatrixError, QuantailorError, UnsupportedModelError
 from quantailor.gui import theme
 from quantailor.gui.context import workspace
@@ -16,8 +19,6 @@ from quantailor.gui.frame import address, frame
 from quantailor.gui.heat import HeatScale, heat_legend, heat_table
 from quantailor.gui.widgets import Stat, box, card, empty, error_note, named, note, table, text
 from quantailor.present.words import count, percent, with_error
-from quantailor.service import ProjectReport
-from quantailor.service.sharing_results import ExpertLayer, ExpertsReport, ExpertTensor
 
 MAX_TABLE_CELLS = 600
 """Larger maps are drawn on a canvas; their figures are in the table by layer."""
@@ -32,7 +33,7 @@ def register() -> None:
 async def experts(fingerprint: str) -> None:
     """The screen of one project."""
     try:
-        project = await run.io_bound(service.project, workspace(), fingerprint)
+        project = await run.io_bound(projects.project, workspace(), fingerprint)
     except QuantailorError as error:
         with frame("experts", "Experts"):
             error_note(error)
@@ -59,7 +60,7 @@ async def _found(project: ProjectReport) -> Callable[[], None]:
             empty, "Its file is gone", "Open the model again to see its experts.", action="Open a model", target="/open"
         )
     try:
-        report = await run.io_bound(service.experts, workspace(), Path(project.base))
+        report = await run.io_bound(experts_module.experts, workspace(), Path(project.base))
     except UnsupportedModelError:
         return functools.partial(_dense, project)
     except ImatrixError as error:

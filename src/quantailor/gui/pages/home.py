@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from nicegui import run, ui
 
-from quantailor import service
+from quantailor.app.library.projects import ProjectReport, list_projects
 from quantailor.gui.context import workspace
 from quantailor.gui.frame import STEPS, address, done_steps, frame
 from quantailor.gui.widgets import box, card, empty, primary, quiet, text
 from quantailor.present.words import count, plural, size
-from quantailor.service import ProjectReport
 
 
 def register() -> None:
@@ -19,7 +18,7 @@ def register() -> None:
 
 async def home() -> None:
     """All projects, the latest first."""
-    projects = await run.io_bound(service.list_projects, workspace()) or []
+    projects = await run.io_bound(list_projects, workspace()) or []
     with frame("home", "Projects", subtitle=_summary(projects)):
         if not projects:
             empty(

@@ -7,7 +7,11 @@ from pathlib import Path
 
 from nicegui import events, run, ui
 
-from quantailor import service
+from quantailor.app.jobs import start_detached, submit
+from quantailor.app.library.hub import PeekReport, peek
+from quantailor.app.library.opening import downloaded_model
+from quantailor.app.library.projects import open_project
+from quantailor.app.steps import DownloadStep, conversion_offer, find_token
 from quantailor.errors import HubError, QuantailorError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.elements.disk_bar import disk_bar
@@ -17,8 +21,6 @@ from quantailor.gui.picker import pick
 from quantailor.gui.watch import watch_job
 from quantailor.gui.widgets import Stat, box, card, copy_line, error_note, heading, note, primary, quiet, table, text, told
 from quantailor.present.words import count, size
-from quantailor.service.results import PeekReport
-from quantailor.service.tasks import DownloadTask
 
 _GATES = {"auto": "gated, you have access", "manual": "gated by its authors, you have access"}
 _TAKEN = {"safetensors": "safetensors", "gguf": "GGUF", "imatrix": "importance matrix", "unknown": "nothing that fits"}
@@ -106,13 +108,13 @@ class HubCard:
                 await self._show(report)
 
     def _peek(self) -> PeekReport:
-        token = service.find_token(self._token_file)
-        return service.peek(self._repo_id, revision=self._revision, token=token, gguf_file=self._gguf_file)
+        token = find_token(self._token_file)
+        return peek(self._repo_id, revision=self._revision, token=token, gguf_file=self._gguf_file)
 
     # The card
 
     async def _show(self, report: PeekReport) -> None:
-        path = await run.io_bound(service.downloaded_model, report)
+        path = await run.io_bound(downloaded_model, report)
         with card(), box("qt-stack"):
             with box("qt-row qt-spread"):
                 heading(report.repo_id, 2, "qt-title")
@@ -141,7 +143,7 @@ class HubCard:
             Stat("here already", size(report.size_bytes - report.download_bytes))
             Stat("licence", report.license or "not stated")
             Stat("access", "private" if report.private else "open" if report.gated == "no" else "granted")
-        origin = service.find_token(self._token_file).origin
+        origin = find_token(self._token_file).origin
         commit = f"revision {report.revision} at {report.sha[:12]} · token: {origin}"
         text(" · ".join(part for part in (_GATES.get(report.gated, ""), commit) if part), "qt-small qt-muted")
 
@@ -191,25 +193,25 @@ class HubCard:
             quiet("Look again", told(self.look), icon="refresh")
 
     def _submit(self) -> int:
-        task = DownloadTask(
+        task = DownloadStep(
             repo_id=self._repo_id,
             revision=self._revision,
             token_file=None if self._token_file is None else str(self._token_file),
             gguf_file=self._gguf_file,
         )
-        job = service.submit(workspace(), task)
-        service.start_detached(workspace(), job)
+        job = submit(workspace(), task)
+        start_detached(workspace(), job)
         return job
 
     def _downloaded(self, path: Path) -> None:
         async def open_it() -> None:
-            offer = await run.io_bound(service.conversion_offer, workspace(), path)
+            offer = await run.io_bound(conversion_offer, workspace(), path)
             if offer is not None:
                 button.disable()
                 with self._element:
                     offered_conversion(offer, self._look_soon)
                 return
-            project = await run.io_bound(service.open_project, workspace(), path)
+            project = await run.io_bound(open_project, workspace(), path)
             if project is not None:
                 ui.navigate.to(address(project, "model"))
 

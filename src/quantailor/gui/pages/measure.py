@@ -8,7 +8,10 @@ from urllib.parse import quote
 
 from nicegui import run, ui
 
-from quantailor import service
+from quantailor.app.jobs import JobReport
+from quantailor.app.library import projects
+from quantailor.app.library.projects import ProjectReport
+from quantailor.app.measuring.progress import COMMON_TYPE, CurvePoint, MeasurementMap, MeasurementWatch, RoleBand, TensorProgress
 from quantailor.errors import QuantailorError
 from quantailor.gui import theme
 from quantailor.gui.context import workspace
@@ -21,8 +24,6 @@ from quantailor.gui.pages.measure_setup import STAGES, Setup
 from quantailor.gui.widgets import Stat, box, card, chip, error_note, named, primary, table, text
 from quantailor.present.words import percent
 from quantailor.records import Sensitivity
-from quantailor.service import JobReport, ProjectReport
-from quantailor.service.progress import COMMON_TYPE, CurvePoint, MeasurementMap, MeasurementWatch, RoleBand, TensorProgress
 
 POLL_SECONDS = 1.0
 IDLE_POLLS = 3
@@ -41,7 +42,7 @@ def register() -> None:
 async def measure(fingerprint: str) -> None:
     """A project's measurement."""
     try:
-        project = await run.io_bound(service.project, workspace(), fingerprint)
+        project = await run.io_bound(projects.project, workspace(), fingerprint)
         watch = None if project is None else await run.io_bound(_watch, project)
     except QuantailorError as error:
         with frame("measure", "Measure"):

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from quantailor.app.measuring.progress import CurvePoint, MeasurementMap, RoleBand, TensorProgress
 from quantailor.gui import theme
 from quantailor.gui.theme import ThemeName
 from quantailor.present.words import percent
-from quantailor.service.progress import CurvePoint, MeasurementMap, RoleBand, TensorProgress
 
 Mode = Literal["progress", "error", "sensitivity"]
 LEAST_ERROR = 1e-9

@@ -10,18 +10,17 @@ from typing import Any, Literal
 from nicegui import run, ui
 from nicegui.elements.mixins.text_element import TextElement
 
-from quantailor import service
+from quantailor.app.jobs import start_detached, submit
+from quantailor.app.library.opening import EntryKind
+from quantailor.app.library.projects import ProjectReport
+from quantailor.app.measuring.cost import CostReport, StageCost, study_cost
+from quantailor.app.steps import AUTO, COMPUTE, IMATRIX_REQUIRED, LEVELS, NONE, Compute, Level, StudyStep, type_bits, usual_types
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.picker import pick
 from quantailor.gui.theme import bits_colour, type_colours
 from quantailor.gui.widgets import box, card, note, primary, quiet, table, text, told
 from quantailor.present.words import percent, size, span
-from quantailor.qtypes import IMATRIX_REQUIRED
-from quantailor.service import ProjectReport, progress
-from quantailor.service.opening import EntryKind
-from quantailor.service.results import CostReport, StageCost
-from quantailor.service.tasks import AUTO, COMPUTE, LEVELS, NONE, Level, StudyTask
 
 Matrix = Literal["auto", "compute", "text", "import", "none"]
 
@@ -64,8 +63,8 @@ class Setup:
 
     def __init__(self, project: ProjectReport, on_start: Callable[[], Any]) -> None:
         self._project, self._on_start = project, on_start
-        self._records = progress.known_imatrices(workspace(), project.fingerprint)
-        self._usual = progress.usual_types()
+        self._records = workspace().stored_imatrices(project.fingerprint)
+        self._usual = usual_types()
         self._types = set(self._usual)
         self.level: Level = "balanced"
         self._costs: dict[Level, CostReport] = {}
@@ -89,21 +88,20 @@ class Setup:
 
     # What is asked for
 
-    def task(self, level: Level | None = None) -> StudyTask:
+    def task(self, level: Level | None = None) -> StudyStep:
         """The study that the form describes. Raises OutputError for a path outside the allowed folders."""
         matrix: Matrix = self._matrix.value
         path = str(self._path.value or "").strip()
         text_file = str(context().allowed(path)) if matrix == "text" and path else None
         imported = str(context().allowed(path)) if matrix == "import" and path else ""
-        return StudyTask(
+        return StudyStep(
             model=self._project.base or self._project.source or "",
             level=level or self.level,
-            types=() if self._types == set(self._usual) else tuple(name for name in service.type_bits() if name in self._types),
+            types=() if self._types == set(self._usual) else tuple(name for name in type_bits() if name in self._types),
             text=text_file,
             imatrix={"auto": AUTO, "compute": COMPUTE, "text": COMPUTE, "import": imported, "none": NONE}[matrix],
             allow_requantize=self._project.is_quantized,
-            n_gpu_layers=int(self._layers.value or 0),
-            n_threads=int(self._threads.value) if self._threads.value else None,
+            compute=Compute(n_gpu_layers=int(self._layers.value or 0), n_threads=int(self._threads.value) if self._threads.value else None),
         )
 
     def _missing(self) -> str | None:
@@ -149,7 +147,7 @@ class Setup:
     def _build_types(self) -> None:
         self._chips: dict[str, TextElement] = {}
         groups: dict[str, list[str]] = {}
-        for name in service.type_bits():
+        for name in type_bits():
             groups.setdefault(group_of(name), []).append(name)
         with box("qt-type-groups"):
             for figure, names in sorted(groups.items(), key=lambda item: int(item[0].rstrip("+"))):
@@ -157,11 +155,11 @@ class Setup:
                     row.props(f'role="group" aria-label="{figure} bits"')
                     text(f"{figure} bit", "qt-small qt-muted qt-num")
                     with box("qt-row qt-wrap qt-tight"):
-                        for name in sorted(names, key=lambda name: service.type_bits()[name]):
+                        for name in sorted(names, key=lambda name: type_bits()[name]):
                             self._chips[name] = self._chip(name)
         with box("qt-row qt-foot"):
             quiet("Usual", lambda: self._set_types(self._usual)).props("dense")
-            quiet("All", lambda: self._set_types(service.type_bits())).props("dense")
+            quiet("All", lambda: self._set_types(type_bits())).props("dense")
             self._n_types = text("", "qt-small qt-muted")
         self._build_more()
         self._show_types()
@@ -170,7 +168,7 @@ class Setup:
         chip = text(name, "qt-chip qt-toggle", tag="button").props('type="button"')
         chip.style(f"--chip: {type_colours().get(name, bits_colour(16))}")
         with chip:
-            ui.tooltip(f"{service.type_bits()[name]:g} bits per weight" + ("" if name in self._usual else ", for special uses"))
+            ui.tooltip(f"{type_bits()[name]:g} bits per weight" + ("" if name in self._usual else ", for special uses"))
         return chip.on("click", lambda: self._toggle(name))
 
     def _toggle(self, name: str) -> None:
@@ -256,7 +254,7 @@ class Setup:
         if self._missing() is None and self._project.source is not None:
             for level in (self.level, *(level for level in LEVELS if level != self.level)):
                 try:
-                    cost = await run.io_bound(service.study_cost, workspace(), self.task(level))
+                    cost = await run.io_bound(study_cost, workspace(), self.task(level))
                 except QuantailorError as error:
                     self._error = error
                     break
@@ -304,8 +302,8 @@ class Setup:
         await self._on_start()
 
 
-def _submit(task: StudyTask) -> None:
-    service.start_detached(workspace(), service.submit(workspace(), task))
+def _submit(task: StudyStep) -> None:
+    start_detached(workspace(), submit(workspace(), task))
 
 
 def _in_all(title: str, cost: CostReport | None) -> str:

@@ -8,7 +8,10 @@ from urllib.parse import urlencode
 
 from nicegui import run, ui
 
-from quantailor import service
+from quantailor.app.library import projects
+from quantailor.app.library.opening import ModelFile, ModelOverview, Repository, disk_plan, model_overview, understand
+from quantailor.app.library.projects import ProjectReport, open_project
+from quantailor.app.steps import UNQUANTIZED, conversion_offer
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.elements.disk_bar import disk_bar
@@ -16,24 +19,8 @@ from quantailor.gui.frame import STEPS, address, done_steps, frame
 from quantailor.gui.pages.conversion import conversion_form, offered_conversion
 from quantailor.gui.pages.hub import HubCard
 from quantailor.gui.picker import MODEL, pick
-from quantailor.gui.widgets import (
-    Stat,
-    box,
-    card,
-    chip,
-    error_note,
-    heading,
-    note,
-    primary,
-    quiet,
-    table,
-    text,
-    told,
-)
+from quantailor.gui.widgets import Stat, box, card, chip, error_note, heading, note, primary, quiet, table, text, told
 from quantailor.present.words import count, plural, size
-from quantailor.qtypes import UNQUANTIZED
-from quantailor.service import ProjectReport
-from quantailor.service.opening import ModelFile, ModelOverview, Repository
 
 EXAMPLES = (
     ("A GGUF file", "A 16-bit base. Any shard of a split one opens them all.", "/models/Llama-3.2-1B-BF16.gguf"),
@@ -96,7 +83,7 @@ class _Opening:
             self._open.props(remove="loading")
 
     async def _look(self) -> None:
-        wanted = await run.io_bound(service.understand, self.field.value or "")
+        wanted = await run.io_bound(understand, self.field.value or "")
         if isinstance(wanted, Repository):
             revision = wanted.revision or self._revision or None
             ui.navigate.history.replace(_open_address(wanted.repo_id, revision, self._gguf_file))
@@ -106,12 +93,12 @@ class _Opening:
             await self._open_path(context().allowed(wanted))
 
     async def _open_path(self, path: Path) -> None:
-        offer = await run.io_bound(service.conversion_offer, workspace(), path)
+        offer = await run.io_bound(conversion_offer, workspace(), path)
         if offer is not None:
             with self._found:
                 offered_conversion(offer, lambda: ui.navigate.to(_open_address(offer.folder, None, "")))
             return
-        project = await run.io_bound(service.open_project, workspace(), path)
+        project = await run.io_bound(open_project, workspace(), path)
         if project is not None:
             ui.navigate.to(address(project, "model"))
 
@@ -135,8 +122,8 @@ def _examples() -> None:
 async def known(fingerprint: str) -> None:
     """What a project's model is, where it lies, and what comes next."""
     try:
-        project = await run.io_bound(service.project, workspace(), fingerprint)
-        overview = None if project is None else await run.io_bound(service.model_overview, workspace(), project)
+        project = await run.io_bound(projects.project, workspace(), fingerprint)
+        overview = None if project is None else await run.io_bound(model_overview, workspace(), project)
     except QuantailorError as error:
         with frame("model", "Model"):
             error_note(error)
@@ -236,7 +223,7 @@ def _disk(project: ProjectReport) -> None:
 
         async def show() -> None:
             try:
-                plan = await run.io_bound(service.disk_plan, workspace(), project)
+                plan = await run.io_bound(disk_plan, workspace(), project)
             except QuantailorError as error:
                 plan = None
                 with section:

@@ -12,7 +12,9 @@ from fastapi import Response
 from fastapi.responses import JSONResponse
 from nicegui import app, events, run, ui
 
-from quantailor import service
+from quantailor.app.library import projects
+from quantailor.app.library.projects import ProjectReport
+from quantailor.app.library.structure import Refusal, TensorRow, TensorTypes, largest_tensors, tensor_rows, tensor_types
 from quantailor.errors import QuantailorError
 from quantailor.gui import theme
 from quantailor.gui.context import workspace
@@ -21,8 +23,6 @@ from quantailor.gui.frame import address, frame
 from quantailor.gui.pages.configuration import Configuration
 from quantailor.gui.widgets import Stat, box, card, chip, error_note, heading, icon_button, quiet, text, told
 from quantailor.present.words import count, percent, size
-from quantailor.service import ProjectReport
-from quantailor.service.structure import Refusal, TensorRow, TensorTypes
 
 DEFAULT_LARGEST = 10
 MAX_LARGEST = 200
@@ -39,7 +39,7 @@ def register() -> None:
 def tensors(fingerprint: str) -> Response:
     """All tensors of a project as the table's rows."""
     try:
-        project = service.project(workspace(), fingerprint)
+        project = projects.project(workspace(), fingerprint)
         return Response(_table_json(project.fingerprint, project.architecture), media_type="application/json")
     except QuantailorError as error:
         return JSONResponse({"error": error.message, "remedy": error.remedy}, status_code=404)
@@ -48,7 +48,7 @@ def tensors(fingerprint: str) -> Response:
 @functools.lru_cache(maxsize=4)
 def _table_json(fingerprint: str, architecture: str) -> bytes:
     """A fingerprint's tensors never change."""
-    rows = service.tensor_rows(workspace(), fingerprint, architecture)
+    rows = tensor_rows(workspace(), fingerprint, architecture)
     return json.dumps([_table_row(row) for row in rows], separators=(",", ":")).encode()
 
 
@@ -73,8 +73,8 @@ def shape_text(shape: Sequence[int]) -> str:
 async def structure(fingerprint: str) -> None:
     """The screen of one project; `?tensor=` is the chosen tensor, `?view=configuration` the other half."""
     try:
-        project = await run.io_bound(service.project, workspace(), fingerprint)
-        rows = () if project is None else await run.io_bound(service.tensor_rows, workspace(), project.fingerprint, project.architecture)
+        project = await run.io_bound(projects.project, workspace(), fingerprint)
+        rows = () if project is None else await run.io_bound(tensor_rows, workspace(), project.fingerprint, project.architecture)
     except QuantailorError as error:
         with frame("structure", "Structure"):
             error_note(error)
@@ -153,7 +153,7 @@ class _Structure:
             said = text("", "qt-m-said").props('aria-live="polite"')
 
         def told_share(n: float | None) -> None:
-            found = service.largest_tensors(self._rows, int(n or 1))
+            found = largest_tensors(self._rows, int(n or 1))
             what = "largest tensor holds" if len(found.tensors) == 1 else f"{len(found.tensors)} largest tensors hold"
             said.set_text(f"The {what} {percent(found.share, 1)} of the bytes: {size(found.size_bytes)} of {size(found.total_bytes)}.")
 
@@ -273,7 +273,7 @@ class _Structure:
             return
         found = None
         if self._chosen is not None:
-            found = await run.io_bound(service.tensor_types, workspace(), self._project, self._chosen)
+            found = await run.io_bound(tensor_types, workspace(), self._project, self._chosen)
         self._panel.clear()
         with self._panel:
             if found is None:

@@ -7,7 +7,11 @@ from pathlib import Path
 
 from nicegui import run, ui
 
-from quantailor import service
+from quantailor.app.jobs import JobReport
+from quantailor.app.library import projects
+from quantailor.app.library.projects import ProjectReport
+from quantailor.app.products.builds import BuiltFile, list_builds
+from quantailor.app.products.verdicts import StoredVerdict, list_verdicts
 from quantailor.errors import QuantailorError, StoreError
 from quantailor.gui.context import workspace
 from quantailor.gui.frame import address, frame
@@ -15,8 +19,6 @@ from quantailor.gui.job_card import JobCard, unfinished
 from quantailor.gui.plots_view import verdict_words
 from quantailor.gui.verify_parts import CardCard, VerdictCards, VerifyForm
 from quantailor.gui.widgets import box, empty, error_note, quiet, told
-from quantailor.service import JobReport, ProjectReport, StoredVerdict
-from quantailor.service.builds import BuiltFile
 
 KEY_LENGTH = 16
 """Digits of a fingerprint in an address."""
@@ -30,7 +32,7 @@ def register() -> None:
 async def verify(fingerprint: str, verdict: str = "", built: str = "") -> None:
     """The screen of one project; `?verdict=` selects one, `?built=` a file to measure."""
     try:
-        project = await run.io_bound(service.project, workspace(), fingerprint)
+        project = await run.io_bound(projects.project, workspace(), fingerprint)
     except QuantailorError as error:
         with frame("verify", "Verify"):
             error_note(error)
@@ -38,8 +40,8 @@ async def verify(fingerprint: str, verdict: str = "", built: str = "") -> None:
     if project is None:
         return
     with frame("verify", "Verify", project=project, subtitle="measured on text that nothing has seen"):
-        verdicts = await run.io_bound(service.list_verdicts, workspace(), project.fingerprint) or []
-        builds = await run.io_bound(service.list_builds, workspace(), project.fingerprint) or []
+        verdicts = await run.io_bound(list_verdicts, workspace(), project.fingerprint) or []
+        builds = await run.io_bound(list_builds, workspace(), project.fingerprint) or []
         if project.base is None or not (verdicts or builds):
             _nothing(project)
             return
@@ -110,8 +112,8 @@ class _Screen:
         self._job.watch(job)
 
     async def _finished(self, _: JobReport) -> None:
-        self._verdicts = await run.io_bound(service.list_verdicts, workspace(), self._project.fingerprint) or []
-        self._builds = await run.io_bound(service.list_builds, workspace(), self._project.fingerprint) or []
+        self._verdicts = await run.io_bound(list_verdicts, workspace(), self._project.fingerprint) or []
+        self._builds = await run.io_bound(list_builds, workspace(), self._project.fingerprint) or []
         self._card.builds = self._builds
         latest = self._verdicts[0].fingerprint if self._verdicts else None
         is_same = self._history.value == latest

@@ -1,0 +1,1 @@
+"""Strategies: edited, compared, predicted."""

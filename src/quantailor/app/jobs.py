@@ -1,0 +1,272 @@
+"""Jobs as users handle them: submit, run here or detached, look, pause, resume, cancel, remove."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from quantailor import jobs
+from quantailor.costs.needs import shortfalls
+from quantailor.errors import JobError, QuantailorError, ResourceError
+from quantailor.jobs import Job, JobControl, Listener, reconcile
+from quantailor.session import Workspace
+from quantailor.steps.download import with_model_here
+from quantailor.steps.stages import Stages
+from quantailor.steps.step import ModelStep, Step, StepResult, from_json, to_json, unit_of
+
+_FOLLOW_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class JobReport(StepResult):
+    """One job as users see it."""
+
+    id: int
+    kind: str
+    state: str
+    title: str
+    progress: float
+    """0 to 1."""
+    message: str
+    created: str
+    """UTC, ISO 8601."""
+    error: str | None = None
+    eta_seconds: tuple[float, float] | None = None
+    """How long the present stage will still take."""
+    log: tuple[str, ...] = ()
+    elapsed_seconds: float | None = None
+    """Of the latest attempt; None before the first."""
+    rate: float | None = None
+    """Units per second, of late."""
+    unit: str = ""
+    """What progress counts: "bytes", "chunks", "weights"; empty where it is no such thing."""
+    stage: str = ""
+    stage_number: int = 0
+    """The stage that runs, from 1, where the work tells how many there are; else 0."""
+    n_stages: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlace:
+    """One job and where it belongs."""
+
+    job: JobReport
+    fingerprint: str | None
+    """Of the model that it works on, where that is known."""
+    is_unclaimed: bool
+    """It is queued, and no process was started for it."""
+    ended_seconds_ago: float | None
+    """None while it can go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobLine:
+    """A line of a job's log."""
+
+    id: int
+    logged: float
+    """Seconds since 1970."""
+    message: str
+
+
+def job_places(workspace: Workspace) -> list[JobPlace]:
+    """Every job, the newest first; those whose process has died are marked as interrupted."""
+    reconcile(workspace.store)
+    models = {str(location.path): location.key for location in reversed(workspace.store.every_location("model"))}
+    return [_place(workspace, job, models) for job in workspace.store.jobs.all()]
+
+
+def _place(workspace: Workspace, job: Job, models: Mapping[str, str]) -> JobPlace:
+    named = (job.hub_path, *(job.arguments.get(key) for key in ("base", "model", "output", "file")))
+    paths = [str(path) for path in named if path]
+    ended = job.finished if job.state in ("done", "failed", "cancelled") else None
+    return JobPlace(
+        job=report_of(workspace, job),
+        fingerprint=next((models[path] for path in paths if path in models), None),
+        is_unclaimed=job.state == "queued" and job.worker is None,
+        ended_seconds_ago=None if ended is None else max(0.0, workspace.store.now - ended),
+    )
+
+
+def job_lines(workspace: Workspace, job_id: int, *, after: int = 0) -> list[JobLine]:
+    """A job's log in order; `after` is the number of the last line that was seen."""
+    return [JobLine(line.id, line.logged, line.message) for line in workspace.store.jobs.log_lines(job_id, after=after)]
+
+
+def submit(workspace: Workspace, step: Step[StepResult]) -> int:
+    """Queue a job for the step and return its number; an unfinished job for the same step is taken up again.
+
+    Raises JobError where another process is at that very step now, ResourceError where disk or memory fall short (`preflight`).
+    """
+    store = workspace.store
+    jobs.reconcile(store)
+    arguments = json.loads(to_json(step))
+    for job in store.jobs.all():
+        if (job.kind, job.arguments) != (step.kind, arguments) or job.state in ("done", "cancelled"):
+            continue
+        if job.state == "running":
+            raise JobError(f"job {job.id} does this already", remedy=f"Follow it with `quantailor jobs show {job.id} --follow`")
+        _require_resources(workspace, step)
+        return jobs.resume(store, job.id).id
+    _require_resources(workspace, step)
+    return store.jobs.create(step.kind, arguments).id
+
+
+def preflight(workspace: Workspace, step: Step[StepResult]) -> tuple[str, ...]:
+    """What is missing for a step, one sentence each; empty where it can start, or where that cannot be known."""
+    if isinstance(step, ModelStep) and step.hub is not None:
+        return ()
+    try:
+        needs = step.needs(workspace)
+    except QuantailorError:
+        return ()  # the step itself says what is wrong
+    return shortfalls(workspace.home.path, needs)
+
+
+def _require_resources(workspace: Workspace, step: Step[StepResult]) -> None:
+    missing = preflight(workspace, step)
+    if missing:
+        raise ResourceError(f"cannot start: {'; '.join(missing)}")
+
+
+def run_job(
+    workspace: Workspace, job_id: int, listener: Listener | None = None, *, on_stopping: Callable[[], None] | None = None
+) -> StepResult:
+    """Run a queued job in this process. Ctrl-C pauses it at its next safe point; a second one stops it on the spot.
+
+    `listener` hears of progress, `on_stopping` of the first Ctrl-C.
+
+    Raises Paused or Cancelled when asked to stop, and what the work raises.
+    """
+    job = workspace.store.jobs.get(job_id)
+    step = from_json(job.kind, json.dumps(job.arguments))
+    results: list[StepResult] = []
+
+    def work(control: JobControl) -> None:
+        stages = Stages(control, unit_of)
+        with workspace.keeping_models():
+            ready, origin = with_model_here(workspace, step, stages)
+            if origin is not None:
+                _require_resources(workspace, ready)
+            result = ready.run(workspace, stages)
+        results.append(result if origin is None else dataclasses.replace(result, origin=origin))
+
+    jobs.run(workspace.store, job_id, work, listener=listener, on_stopping=on_stopping)
+    return results[0]
+
+
+def start_detached(workspace: Workspace, job_id: int) -> JobReport:
+    """Start a process of its own for a queued job; it outlives this one and its terminal."""
+    argv = (sys.executable, "-m", "quantailor", "worker", str(job_id), "--home", str(workspace.home.path))
+    return report_of(workspace, jobs.submit(workspace.store, job_id, argv, workspace.home.log_of(job_id)))
+
+
+def list_jobs(workspace: Workspace) -> list[JobReport]:
+    """Every job, the newest first; those whose process has died are marked as interrupted."""
+    jobs.reconcile(workspace.store)
+    return [report_of(workspace, job) for job in workspace.store.jobs.all()]
+
+
+def show_job(workspace: Workspace, job_id: int) -> JobReport:
+    """One job with its log."""
+    jobs.reconcile(workspace.store)
+    return report_of(workspace, workspace.store.jobs.get(job_id), with_log=True)
+
+
+def follow_job(workspace: Workspace, job_id: int, listener: Listener) -> None:
+    """Report a job's progress until it ends."""
+    pause = threading.Event()
+    while True:
+        jobs.reconcile(workspace.store)
+        job = workspace.store.jobs.get(job_id)
+        listener(job.progress)
+        if job.state not in ("queued", "running"):
+            return
+        pause.wait(_FOLLOW_SECONDS)
+
+
+def pause_job(workspace: Workspace, job_id: int) -> JobReport:
+    """Ask a job to stop at its next safe point."""
+    return report_of(workspace, jobs.request_pause(workspace.store, job_id))
+
+
+def resume_job(workspace: Workspace, job_id: int) -> JobReport:
+    """Queue a stopped job again. Raises JobError where it runs on, because a request to pause was taken back."""
+    job = jobs.resume(workspace.store, job_id)
+    if job.state == "running":
+        raise JobError(f"job {job_id} runs on; the request to pause was taken back")
+    return report_of(workspace, job)
+
+
+def cancel_job(workspace: Workspace, job_id: int) -> JobReport:
+    """Stop a job for good."""
+    return report_of(workspace, jobs.request_cancel(workspace.store, job_id))
+
+
+def remove_job(workspace: Workspace, job_id: int) -> JobReport:
+    """Forget a job that does not run."""
+    report = show_job(workspace, job_id)
+    jobs.remove(workspace.store, job_id)
+    return report
+
+
+def report_of(workspace: Workspace, job: Job, *, with_log: bool = False) -> JobReport:
+    """A job as users see it."""
+    progress = job.progress
+    eta = None if progress.eta_low_s is None or progress.eta_high_s is None else (progress.eta_low_s, progress.eta_high_s)
+    share = progress.done / progress.total if progress.total else 0.0
+    lines = workspace.store.jobs.log_lines(job.id) if with_log else []
+    return JobReport(
+        id=job.id,
+        kind=job.kind,
+        state="pausing" if job.requested == "pause" else "cancelling" if job.requested == "cancel" else job.state,
+        title=_title(job),
+        progress=1.0 if job.state == "done" else share,
+        message=": ".join(part for part in (progress.stage, progress.message) if part),
+        created=datetime.fromtimestamp(job.created, UTC).isoformat(timespec="seconds"),
+        error=job.error,
+        eta_seconds=eta,
+        log=tuple(line.message for line in lines),
+        elapsed_seconds=_elapsed_seconds(workspace, job),
+        rate=progress.rate,
+        unit=progress.unit,
+        stage=progress.stage,
+        stage_number=progress.stage_number,
+        n_stages=progress.n_stages,
+        origin=_origin(job),
+    )
+
+
+def _elapsed_seconds(workspace: Workspace, job: Job) -> float | None:
+    """How long the latest attempt has run, or ran."""
+    if job.started is None:
+        return None
+    end = workspace.store.now if job.state == "running" else job.finished or job.heartbeat or job.started
+    return max(0.0, end - job.started)
+
+
+def _title(job: Job) -> str:
+    """What a job works on and where it writes."""
+    arguments = job.arguments
+    if job.kind == "download":
+        return str(arguments["repo_id"])
+    subject = next((str(arguments[key]) for key in ("file", "model", "base") if arguments.get(key)), "")
+    output = arguments.get("output")
+    name = subject if subject == _repository(job) else Path(subject).name
+    return f"{name} -> {Path(str(output)).name}" if output else name
+
+
+def _repository(job: Job) -> str | None:
+    """ORG/NAME where a job's model comes from the hub."""
+    found = job.arguments if job.kind == "download" else job.arguments.get("hub")
+    return str(found["repo_id"]) if found else None
+
+
+def _origin(job: Job) -> str | None:
+    return f"{_repository(job)}@{job.hub_commit}" if job.hub_commit else None

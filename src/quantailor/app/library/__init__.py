@@ -1,0 +1,1 @@
+"""The models somebody works on: projects, their structure, the hub."""

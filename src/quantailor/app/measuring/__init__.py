@@ -1,0 +1,1 @@
+"""How far a measurement is, what it will cost and what it says."""

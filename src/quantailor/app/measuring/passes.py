@@ -1,0 +1,135 @@
+"""How much probes and sweeps have to do: chunks to run, weights to exchange, and how much of that the store has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from quantailor.analysis.sensitivity import NULL_MIX, groups_of
+from quantailor.costs.machine import Range
+from quantailor.costs.model_size import ModelSize
+from quantailor.costs.seconds import quantize_seconds
+from quantailor.ggml import library
+from quantailor.records import Mix, TensorInfo
+from quantailor.steps.probe import ALPHA_BITS, FIRST_CHUNKS, LEAST_BITS, MIX_BITS, ProbeStep
+from quantailor.steps.sweep import SweepStep
+
+EXTRA_TYPES = 2
+"""Types that a probe may have to try beyond those asked for, at the most."""
+_MIXED_TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ2_XXS", "IQ3_XXS", "IQ4_XS")
+"""What whole mixes are made of, roughly."""
+
+
+@dataclass(frozen=True, slots=True)
+class SwapWork:
+    """What is to be done at the least and at the most."""
+
+    n_chunks: Range
+    """Chunks to run, over all mixes."""
+    exchange_seconds: Range
+    """One thread's time to quantize what is put into the model."""
+
+    def __add__(self, other: SwapWork) -> SwapWork:
+        one, two = self.n_chunks, other.n_chunks
+        three, four = self.exchange_seconds, other.exchange_seconds
+        return SwapWork((one[0] + two[0], one[1] + two[1]), (three[0] + four[0], three[1] + four[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What the store has of one run."""
+
+    counts: Mapping[str, int]
+    """Mix -> chunks."""
+    whole_mixes: Sequence[Mix] = ()
+    probes_ended: bool = False
+    """Whether the probes are as precise as was asked for."""
+
+
+NOTHING = Scored({})
+
+
+def probe_work(size: ModelSize, task: ProbeStep, n_text_chunks: int, scored: Scored, measured: Collection[str]) -> SwapWork:
+    """What is left of probes; of all of them where nothing is scored. `measured` are the types whose weight errors are known by then."""
+    return _singles(size, task, min(task.chunks, n_text_chunks), scored, measured) + _wholes(size, task, n_text_chunks, scored)
+
+
+def _probe_types(tensors: Sequence[TensorInfo], wanted: Sequence[str], measured: Collection[str]) -> list[str]:
+    """The types at which `probing` begins with these tensors."""
+    can_take = [
+        qtype for qtype in library.types().values() if qtype.is_quantized and all(qtype.divides(tensor.n_cols) for tensor in tensors)
+    ]
+    types = [qtype for qtype in can_take if qtype.name in wanted]
+    if not any(qtype.bits_per_weight < ALPHA_BITS for qtype in types):
+        others = [qtype for qtype in can_take if qtype.name in measured and qtype.bits_per_weight >= LEAST_BITS]
+        types += sorted(others, key=lambda qtype: qtype.bits_per_weight)[:1]
+    return list(dict.fromkeys(qtype.name for qtype in types))
+
+
+def _singles(size: ModelSize, task: ProbeStep, n_chunks: int, scored: Scored, measured: Collection[str]) -> SwapWork:
+    """Tensors or groups alone, in rounds; and the base against itself."""
+    first, groups = min(FIRST_CHUNKS, n_chunks), groups_of(size.tensors, task.group)
+    tensors = {tensor.name: tensor for tensor in size.tensors}
+    fewest = most = least_seconds = most_seconds = 0.0
+    n_rounds = 1 + max(0, math.ceil(math.log2(n_chunks / FIRST_CHUNKS)))
+    for group in groups:
+        members = [tensors[name] for name in group.tensors]
+        n_weights = sum(tensor.n_elements for tensor in members)
+        for type_name in _probe_types(members, task.types, measured):
+            done = min(scored.counts.get(group.mix(type_name).id, 0), n_chunks)
+            seconds = quantize_seconds({type_name: n_weights}, n_threads=1)
+            fewest, least_seconds = fewest + max(0, first - done), least_seconds + seconds * (done < first)
+            most, most_seconds = most + n_chunks - done, most_seconds + 2 * n_rounds * seconds * (done < n_chunks)
+    null = n_chunks - min(n_chunks, scored.counts.get(NULL_MIX.id, 0))
+    if scored.probes_ended:
+        return SwapWork((fewest + null, fewest + null), (least_seconds, 2 * least_seconds))
+    extra = EXTRA_TYPES * len(groups) * n_chunks if most else 0
+    return SwapWork((fewest + null, most + extra + null), (least_seconds, most_seconds))
+
+
+def _wholes(size: ModelSize, task: ProbeStep, n_text_chunks: int, scored: Scored) -> SwapWork:
+    """Whole mixes in memory and as files, and the base's own run on their chunks."""
+    n_chunks = min(task.mix_chunks, n_text_chunks)
+    done = sum(min(n_chunks, scored.counts.get(mix.id, 0)) for mix in scored.whole_mixes)
+    n_mixes = min(task.mixes, len(scored.whole_mixes) or task.mixes)  # fewer where a model cannot hit every size
+    left = max(0, n_mixes * n_chunks - done)
+    if not left:
+        return SwapWork((0.0, 0.0), (0.0, 0.0))
+    base_runs = n_chunks * (2 if size.is_bfloat and task.anchors else 1)
+    files = task.anchors * n_chunks
+    share = size.n_weights / len(_MIXED_TYPES)
+    one_mix = quantize_seconds(dict.fromkeys(_MIXED_TYPES, share), n_threads=1)
+    n_put = left / n_chunks + task.anchors
+    n_runs = left + base_runs + files
+    return SwapWork((n_runs, n_runs), (n_put * one_mix / 2, n_put * one_mix * 2))
+
+
+def sweep_work(size: ModelSize, task: SweepStep, n_text_chunks: int, scored: Scored) -> SwapWork:
+    """What is left of a sweep; tensors that take no part in the graph are counted too, so it may be less."""
+    n_chunks = min(task.chunks, n_text_chunks)
+    n_left, seconds = 0, 0.0
+    for tensor, type_name in sweep_cells(size, task):
+        done = min(n_chunks, scored.counts.get(Mix.of({tensor.name: type_name}).id, 0))
+        if done < n_chunks:
+            n_left += n_chunks - done
+            seconds += quantize_seconds({type_name: tensor.n_elements}, n_threads=1)
+    return SwapWork((n_left, n_left), (seconds, 2 * seconds))
+
+
+def sweep_cells(size: ModelSize, task: SweepStep) -> list[tuple[TensorInfo, str]]:
+    """The quantized types that every tensor can take."""
+    qtypes = library.types()
+    wanted = [qtypes[name] for name in task.types if qtypes[name].is_quantized]
+    return [(tensor, qtype.name) for tensor in size.tensors for qtype in wanted if qtype.divides(tensor.n_cols)]
+
+
+def n_base_chunks(task: ProbeStep | SweepStep, n_text_chunks: int) -> int:
+    """Chunks of which the base's log-probabilities are kept."""
+    wanted = max(task.chunks, task.mix_chunks) if isinstance(task, ProbeStep) else task.chunks
+    return min(n_text_chunks, wanted)
+
+
+def anchor_bits() -> float:
+    """Bits per weight of the largest anchor that is built as a file, for a while."""
+    return max(8.5, MIX_BITS[1])

@@ -1,0 +1,1 @@
+"""Files that were built: checked, judged, exported, described."""

@@ -1,0 +1,344 @@
+"""Before a build: what a strategy will come to, and the commands that do the same. After it: the files that were built."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from quantailor import build as building
+from quantailor import files, jobs
+from quantailor import verify as proving
+from quantailor.app.choosing.comparing import StrategyDiff, compare_strategies
+from quantailor.app.choosing.drafts import Draft, list_drafts
+from quantailor.app.choosing.planner import Planner
+from quantailor.app.jobs import JobReport, start_detached, submit
+from quantailor.app.products.checking import BuildCheck, check_build
+from quantailor.app.products.exporting import ExportReport, export, llama_quantize_command, read_strategy, require_fit
+from quantailor.app.products.verdicts import StoredVerdict, list_verdicts, verdicts_on
+from quantailor.control import Control, NullControl
+from quantailor.costs.needs import Needs, shortfalls
+from quantailor.errors import OutputError, QuantailorError, StrategyError
+from quantailor.ggml import library
+from quantailor.models.source import ModelSource
+from quantailor.records import Prediction, Strategy
+from quantailor.session import AUTO, Workspace, quantizable_tensors
+from quantailor.steps.build import BuildStep, embedded_strategy, strategy_imatrix
+from quantailor.steps.options import absolute
+from quantailor.store import Location, StrategyRecord
+from quantailor.strategy import file as strategy_file
+
+ChoiceKind = Literal["draft", "stored", "file"]
+N_STORED = 12
+"""So many of the latest strategies are offered."""
+_QUIET = NullControl()
+_SHARD_ENDING = len("-00001-of-00001")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StrategyChoice:
+    """Where a strategy can be had: a draft's name, a stored strategy's fingerprint, or a file."""
+
+    kind: ChoiceKind
+    name: str
+    label: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BuildWish:
+    """What is to be built, and where to."""
+
+    base: Path
+    strategy: Strategy
+    output: Path
+    split_max_bytes: int | None = None
+    overwrite: bool = False
+
+    @property
+    def strategy_path(self) -> Path:
+        """Where the strategy is kept beside the file: NAME.strategy.yaml."""
+        return self.output.with_name(f"{self.output.name.removesuffix('.gguf')}.strategy.yaml")
+
+    def task(self, strategy_path: Path) -> BuildStep:
+        """The build as a job's task."""
+        return BuildStep(
+            base=absolute(self.base),
+            strategy=absolute(strategy_path),
+            output=absolute(self.output),
+            split_max_bytes=self.split_max_bytes,
+            overwrite=self.overwrite,
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BuildOffer:
+    """A build before it starts."""
+
+    prediction: Prediction
+    """Its size is exact, all parts together."""
+    paths: tuple[str, ...]
+    """The files that it will write."""
+    n_tensors: int
+    """Whose type is a choice."""
+    type_counts: Mapping[str, int]
+    own_lines: tuple[str, ...]
+    """Our commands, quoted for a shell: build, check, verify."""
+    quantize: ExportReport | None
+    """llama-quantize's; None where it cannot make the file."""
+    no_quantize: str | None
+    """Why not."""
+    shortfalls: tuple[str, ...]
+    """Why it cannot start, one sentence each."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BuiltFile:
+    """A file that was built from a strategy and is there."""
+
+    path: str
+    """Of its first part."""
+    paths: tuple[str, ...]
+    size_bytes: int
+    bits_per_weight: float
+    strategy: str
+    """Fingerprint of the strategy that the store has for it."""
+    method: str
+    predicted_kld_nats: float | None
+    verdicts: tuple[str, ...]
+    """Fingerprints of verdicts on this very file, the latest first."""
+
+
+# Which strategy
+
+
+def list_choices(workspace: Workspace, model: str) -> list[StrategyChoice]:
+    """A model's drafts, then its latest stored strategies; `model` is its fingerprint."""
+    drafts = [StrategyChoice("draft", item.name, f"Draft: {item.name}") for item in list_drafts(workspace, model)]
+    stored = [StrategyChoice("stored", item.fingerprint, _told(item)) for item in workspace.store.strategies(model)[:N_STORED]]
+    return [*drafts, *stored]
+
+
+def _told(record: StrategyRecord) -> str:
+    strategy = _stored(record.document)
+    target = " ".join(f"{key.replace('_', ' ')} {value}" for key, value in strategy.target.items() if key in ("like", "bits_per_weight"))
+    bits = "" if strategy.prediction is None else f"{strategy.prediction.bits_per_weight:.2f} bits per weight"
+    return ", ".join(part for part in (strategy.method, target, bits, record.fingerprint[:8]) if part)
+
+
+@lru_cache(maxsize=64)
+def _stored(document: str) -> Strategy:
+    return strategy_file.loads(document, name="a stored strategy")
+
+
+def chosen_strategy(workspace: Workspace, base: Path, choice: StrategyChoice, *, desk: Planner | None = None) -> Strategy:
+    """The strategy that a choice names; `desk`, where one is open, saves opening another for a draft.
+
+    Raises:
+        StrategyError: there is none, it cannot be read, or it is another model's.
+    """
+    if choice.kind == "draft":
+        if desk is not None:
+            return _drafted(workspace, desk, choice.name)
+        with Planner.open(workspace, base) as opened:
+            return _drafted(workspace, opened, choice.name)
+    strategy = _from_store(workspace, choice.name) if choice.kind == "stored" else read_strategy(workspace, Path(choice.name))
+    with workspace.model(base) as model:
+        require_fit(strategy, model)
+    return strategy
+
+
+def _drafted(workspace: Workspace, desk: Planner, name: str) -> Strategy:
+    draft = Draft.load(workspace, desk, name)
+    if draft is None:
+        raise StrategyError(f"there is no draft {name!r}", remedy="Choose another, or make one on the Choose screen")
+    return draft.strategy(desk)
+
+
+def _from_store(workspace: Workspace, fingerprint: str) -> Strategy:
+    record = workspace.store.strategy(fingerprint)
+    if record is None:
+        raise StrategyError(f"no strategy {fingerprint[:12]} is stored", remedy="Choose another")
+    return _stored(record.document)
+
+
+def compare_with(
+    workspace: Workspace, base: Path, strategy: Strategy, other: str | Strategy, *, label: str, other_label: str | None = None
+) -> StrategyDiff:
+    """A strategy against a preset's name, a file, or another strategy; see `compare_strategies`. Labels are what the sides are called."""
+    found = compare_strategies(workspace, base, strategy, other)
+    b = found.b if other_label is None else dataclasses.replace(found.b, label=other_label)
+    return dataclasses.replace(found, a=dataclasses.replace(found.a, label=label), b=b)
+
+
+# What it comes to
+
+
+def build_offer(workspace: Workspace, wish: BuildWish) -> BuildOffer:
+    """Size, parts, commands and shortfalls of a build; nothing is written.
+
+    Raises:
+        StrategyError: the strategy is another model's.
+        TypeUnavailableError: a tensor cannot take its type.
+        ImatrixError: the importance matrix that the strategy was made with is gone.
+    """
+    with workspace.model(wish.base) as model:
+        require_fit(wish.strategy, model)
+        imatrix = strategy_imatrix(workspace, model, wish.strategy, AUTO)
+        layout = building.predict_layout(model.source, wish.strategy, imatrix=imatrix, split_max_bytes=wish.split_max_bytes)
+        predicted = building.predict(model.source, wish.strategy, imatrix=imatrix, split_max_bytes=wish.split_max_bytes)
+        counts = _counts(model.source, wish.strategy)
+        needs = Needs(((wish.output, predicted.file_size_bytes),))
+    try:
+        quantize, reason = llama_quantize_command(workspace, wish.base, wish.strategy, wish.output), None
+    except QuantailorError as error:
+        quantize, reason = None, error.message
+    return BuildOffer(
+        prediction=_with_kld(predicted, wish.strategy.prediction),
+        paths=tuple(str(path) for path in layout.paths(wish.output)),
+        n_tensors=sum(counts.values()),
+        type_counts=counts,
+        own_lines=_own_lines(workspace, wish),
+        quantize=quantize,
+        no_quantize=reason,
+        shortfalls=shortfalls(workspace.home.path, needs),
+    )
+
+
+def _counts(source: ModelSource, strategy: Strategy) -> dict[str, int]:
+    """Tensors by type, the type with the most bits first."""
+    counts = Counter(strategy.types.get(tensor.name, tensor.type_name) for tensor in quantizable_tensors(source))
+    qtypes = library.types()
+    return dict(sorted(counts.items(), key=lambda item: -qtypes[item[0]].bits_per_weight))
+
+
+def _with_kld(predicted: Prediction, known: Prediction | None) -> Prediction:
+    if known is None:
+        return predicted
+    return dataclasses.replace(predicted, kld_nats=known.kld_nats, kld_interval_nats=known.kld_interval_nats)
+
+
+def _own_lines(workspace: Workspace, wish: BuildWish) -> tuple[str, ...]:
+    base, strategy, first = str(wish.base), str(wish.strategy_path), str(wish.output)
+    build = ["quantailor", "build", base, strategy, "-o", first]
+    if wish.split_max_bytes is not None:
+        build += ["--split-max-size", str(wish.split_max_bytes)]
+    if wish.overwrite:
+        build.append("--force")
+    lines: Sequence[Sequence[str]] = (
+        build,
+        ("quantailor", "check", first, strategy, "--base", base),
+        ("quantailor", "verify", first, "--base", base),
+    )
+    home = () if workspace.home == jobs.resolve() else ("--home", str(workspace.home.path))
+    return tuple(shlex.join((*line, *home)) for line in lines)
+
+
+# Building
+
+
+def start_build(workspace: Workspace, wish: BuildWish) -> JobReport:
+    """Keep the strategy beside the file to come, and start a detached job that builds it.
+
+    Raises:
+        OutputError: a file is in the way, or the folder is missing.
+        ResourceError: disk or memory fall short.
+        JobError: another process builds this very file now.
+    """
+    _require_place(wish)
+    keep_strategy(wish)
+    return start_detached(workspace, submit(workspace, wish.task(wish.strategy_path)))
+
+
+def _require_place(wish: BuildWish) -> None:
+    if wish.output.suffix != ".gguf":
+        raise OutputError(f"{wish.output.name} is no name for a GGUF file", remedy="End it in .gguf")
+    if not wish.output.parent.is_dir():
+        raise OutputError(f"there is no folder {wish.output.parent}", remedy="Choose one that exists")
+    files.refuse_existing(wish.output, overwrite=wish.overwrite)
+
+
+def keep_strategy(wish: BuildWish) -> Path:
+    """Write the strategy beside the file to come. Raises OutputError where another one, or another file, is there already."""
+    path, text = wish.strategy_path, strategy_file.dumps(wish.strategy)
+    if path.exists():
+        there = _read_or_none(path)
+        same = there is not None and strategy_file.dumps(there) == text
+        if same:
+            return path
+        if there is None or not wish.overwrite:
+            what = "is another strategy" if there is not None else "is something else than a strategy"
+            raise OutputError(f"{path.name} is there already and {what}", remedy="Choose another name")
+    return files.write_text(path, text, overwrite=True)
+
+
+def _read_or_none(path: Path) -> Strategy | None:
+    try:
+        return strategy_file.read(path)
+    except StrategyError:
+        return None
+
+
+def keep_type_list(workspace: Workspace, wish: BuildWish) -> ExportReport:
+    """Write the strategy and llama-quantize's list of types beside the file to come. Raises OutputError as `keep_strategy` does."""
+    strategy = keep_strategy(wish)
+    place = wish.output.with_name(f"{wish.output.stem}.tensor-types.txt")
+    return export(workspace, wish.base, strategy, place, output=wish.output, overwrite=True)
+
+
+# What was built
+
+
+def list_builds(workspace: Workspace, model: str) -> list[BuiltFile]:
+    """Files of a model that were built and are there, the latest first; `model` is the base's fingerprint."""
+    records = {record.fingerprint: record for record in workspace.store.strategies(model)}
+    verdicts = list_verdicts(workspace, model)
+    found: dict[str, list[Location]] = {}
+    for location in workspace.store.every_location("build"):
+        if location.key in records and location.path.is_file():
+            found.setdefault(_stem(location.path), []).append(location)
+    reports = (_built(workspace, model, locations, records[locations[0].key], verdicts) for locations in found.values())
+    return [report for report in reports if report is not None]
+
+
+def _stem(path: Path) -> str:
+    """The same for all parts of a split file."""
+    stem = str(path).removesuffix(".gguf")
+    ending = stem[-_SHARD_ENDING:]
+    return stem[:-_SHARD_ENDING] + ending[7:] if ending[:1] == "-" and ending[6:10] == "-of-" else stem
+
+
+def _built(
+    workspace: Workspace, model: str, locations: Sequence[Location], record: StrategyRecord, verdicts: Sequence[StoredVerdict]
+) -> BuiltFile | None:
+    """None where the file cannot be read any more."""
+    first = min(location.path for location in locations)
+    try:
+        strategy = _stored(record.document)
+        size_bytes, bits = proving.file_size(first)
+        judged = tuple(item.fingerprint for item in verdicts_on(workspace, model, first, verdicts))
+    except QuantailorError:
+        return None
+    kld = None if strategy.prediction is None else strategy.prediction.kld_nats
+    paths = tuple(sorted({str(location.path) for location in locations}))
+    return BuiltFile(str(first), paths, size_bytes, bits, record.fingerprint, strategy.method, kld, judged)
+
+
+def check_built(workspace: Workspace, base: Path, file: Path, *, control: Control = _QUIET) -> BuildCheck:
+    """A built file against the strategy that the store has for it, else the one that it carries; see `check_build`.
+
+    Raises StrategyError where it carries none.
+    """
+    strategy = _strategy_of(workspace, file)
+    if strategy is None:
+        raise StrategyError(f"{file} carries no strategy", remedy="Compare it with a strategy's file: `quantailor check`")
+    return check_build(workspace, base, strategy, file, control=control)
+
+
+def _strategy_of(workspace: Workspace, file: Path) -> Strategy | None:
+    keys = [location.key for location in workspace.store.every_location("build") if location.path == file]
+    records = [record for key in keys if (record := workspace.store.strategy(key)) is not None]
+    return _stored(records[0].document) if records else embedded_strategy(workspace, file)

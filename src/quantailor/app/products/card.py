@@ -1,0 +1,375 @@
+"""The model card of a built file: a README.md for the hub that says what was measured, what is predicted and what neither."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from quantailor import files
+from quantailor.app.choosing.comparing import Known, file_imatrix, require_same_tensors, what_is_known
+from quantailor.app.products.exporting import closest_preset, require_fit
+from quantailor.errors import StrategyError
+from quantailor.ggml import library
+from quantailor.models.source import ModelSource
+from quantailor.present import words
+from quantailor.records import Estimate, MetadataValue, Strategy, TensorInfo, Verdict, VerdictRow
+from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, OpenedModel, Workspace, weight_files
+from quantailor.steps.build import embedded_strategy, strategy_imatrix
+from quantailor.steps.verify import BASE
+from quantailor.store import ImatrixRecord, ScoreKey
+
+
+@dataclass(frozen=True, slots=True)
+class CardResult:
+    """A model card."""
+
+    path: str | None
+    text: str
+    verdict: str | None
+    """The sentence of the verdict that the card shows; None where the file was not measured."""
+    suggested_name: str
+    """A name that the hub's file list shows with its type."""
+    name_is_listed: bool
+    """Whether the file's own name is such a name."""
+
+
+_REPO = re.compile(r"(?:https://huggingface\.co/)?(?P<id>[\w.-]+/[\w.-]+)/?")
+_SAFE = re.compile(r"[^\w.-]+", re.ASCII)
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Facts:
+    """All that the card tells, gathered."""
+
+    name: str
+    base_file: str
+    architecture: str
+    metadata: Mapping[str, MetadataValue]
+    file: str
+    n_parts: int
+    size_bytes: int
+    tensors: Sequence[TensorInfo]
+    made_by: str | None
+    strategy: Strategy | None
+    imatrix: ImatrixRecord | None
+    uses_imatrix: bool
+    verdict: Verdict | None
+    predicted: tuple[float, tuple[float, float]] | None
+    no_prediction: str | None
+    repo_id: str | None
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * sum(tensor.size_bytes for tensor in self.tensors) / max(1, sum(tensor.n_elements for tensor in self.tensors))
+
+
+def model_card(workspace: Workspace, base: Path, file: Path, *, repo_id: str | None = None) -> str:
+    """A README.md for a file that was made from `base`, for the hub.
+
+    Args:
+        workspace: the verdicts and probes of the model.
+        base: the model that the file was made from.
+        file: the GGUF file, or the first part of a split one.
+        repo_id: the original model's name on the hub ("ORG/NAME"); None takes what the base's metadata say.
+
+    Raises:
+        ModelError: a file cannot be read.
+        StrategyMismatchError: the file is no quantization of that base.
+    """
+    return _card(_facts(workspace, base, file, repo_id))
+
+
+def write_card(
+    workspace: Workspace, base: Path, file: Path, output: Path | None = None, *, repo_id: str | None = None, overwrite: bool = False
+) -> CardResult:
+    """Write `model_card` to `output`, if given, and say what it holds; raises OutputError where it cannot be written."""
+    if output is not None:
+        files.refuse_existing(output, overwrite=overwrite)
+    facts = _facts(workspace, base, file, repo_id)
+    text = _card(facts)
+    if output is not None:
+        files.write_text(output, text, overwrite=overwrite)
+    with workspace.model(base, allow_requantize=True) as model:
+        types = {tensor.name: tensor.type_name for tensor in facts.tensors}
+        name = _suggested(model, types, has_imatrix=facts.uses_imatrix)
+    verdict = None if facts.verdict is None else facts.verdict.sentence
+    return CardResult(None if output is None else str(output), text, verdict, name, is_listed_name(file.name))
+
+
+# Names
+
+
+def suggested_file_name(workspace: Workspace, base: Path, strategy: Strategy) -> str:
+    """A name for a strategy's file that the hub's list shows with its type, for example "Books-Llama-4.52bpw-Q4_K_M.gguf"."""
+    with workspace.model(base, allow_requantize=True) as model:
+        require_fit(strategy, model)
+        matrix = strategy_imatrix(workspace, model, strategy, AUTO)
+        types = {tensor.name: strategy.types.get(tensor.name, tensor.type_name) for tensor in model.source.tensors}
+        return _suggested(model, types, has_imatrix=matrix is not None)
+
+
+def _suggested(model: OpenedModel, types: Mapping[str, str], *, has_imatrix: bool) -> str:
+    qtypes = library.types()
+    bits = 8 * sum(qtypes[types[tensor.name]].tensor_bytes(tensor) for tensor in model.source.tensors)
+    weights = sum(tensor.n_elements for tensor in model.source.tensors)
+    preset = closest_preset(model, types, has_imatrix=has_imatrix)
+    return f"{_SAFE.sub('-', model.source.name).strip('-')}-{bits / max(1, weights):.2f}bpw-{preset}.gguf"
+
+
+def is_listed_name(file_name: str) -> bool:
+    """Whether the hub's list tells a file's type by its name: it ends in a preset's name (a bare "Q4_K" is none)."""
+    stem = _SHARD.sub("", file_name.removesuffix(".gguf")).upper()
+    return file_name.endswith(".gguf") and any(re.search(rf"(?:^|[-._]){re.escape(name)}$", stem) for name in library.presets())
+
+
+# Gathering
+
+
+def _facts(workspace: Workspace, base: Path, file: Path, repo_id: str | None) -> _Facts:
+    strategy = embedded_strategy(workspace, file)
+    with workspace.model(base, allow_requantize=True) as model:
+        if strategy is not None:
+            require_fit(strategy, model)
+        with workspace.source(file) as source:
+            require_same_tensors(source, model.source)
+            matrix = file_imatrix(workspace, model, file)
+            predicted, reason = _predicted(source, model, what_is_known(workspace, model, matrix))
+            paths = source.files
+            made_by = source.metadata.get("quantailor.version")
+            size = sum(path.stat().st_size for path in paths)
+            return _Facts(
+                name=model.source.name,
+                base_file=Path(model.source.location).name,
+                architecture=model.source.architecture,
+                metadata=model.source.metadata,
+                file=paths[0].name,
+                n_parts=len(paths),
+                size_bytes=size,
+                tensors=source.tensors,
+                made_by=None if made_by is None else str(made_by.value),
+                strategy=strategy,
+                imatrix=workspace.store.imatrix(model.fingerprint, matrix) if matrix else None,
+                uses_imatrix=bool(matrix) or "quantize.imatrix.file" in source.metadata,
+                verdict=_verdict(workspace, model, workspace.identity(file), size),
+                predicted=predicted,
+                no_prediction=reason,
+                repo_id=_repo_id(model.source, repo_id),
+            )
+
+
+def _predicted(source: ModelSource, model: OpenedModel, known: Known) -> tuple[tuple[float, tuple[float, float]] | None, str | None]:
+    found, reason = known.kld(model.source, {tensor.name: tensor.type_name for tensor in source.tensors})
+    return (None if found is None else (found.kld_nats, found.interval(0.95))), reason
+
+
+def _verdict(workspace: Workspace, model: OpenedModel, key: str, size_bytes: int) -> Verdict | None:
+    """The latest verdict on this very file: of its size, and with the KLD that its stored chunks have, whatever its name was."""
+    for record in workspace.store.verdicts(model.fingerprint):
+        row = next(row for row in record.verdict.rows if row.kind == "ours")
+        scores = workspace.store.chunk_scores(ScoreKey(model.fingerprint, record.verdict.corpus_sha256, record.verdict.n_ctx, key))
+        counted = [score for score in scores if score.index < row.statistics.n_chunks]
+        n_tokens = sum(score.n_tokens for score in counted)
+        if row.size_bytes != size_bytes or len(counted) != row.statistics.n_chunks or not n_tokens:
+            continue
+        if math.isclose(sum(score.kld_sum for score in counted) / n_tokens, row.statistics.kld_mean.value, rel_tol=1e-6, abs_tol=1e-12):
+            return record.verdict
+    return None
+
+
+def _repo_id(source: ModelSource, given: str | None) -> str | None:
+    """The original model's name on the hub: as given, or as the base's metadata name it."""
+    if given is not None:
+        match = _REPO.fullmatch(given.strip())
+        if match is None:
+            raise StrategyError(f"{given!r} is no name on the hub", remedy="Write ORG/NAME")
+        return match["id"]
+    for key in ("general.source.repo_url", "general.source.url", "general.repo_url", "general.url"):
+        value = source.metadata.get(key)
+        match = _REPO.fullmatch(str(value.value)) if value is not None else None
+        if match is not None:
+            return match["id"]
+    return None
+
+
+# Writing
+
+
+def _card(facts: _Facts) -> str:
+    sections = (
+        _front_matter(facts),
+        _head(facts),
+        _making(facts),
+        _measured(facts),
+        _not_measured(facts),
+        _types(facts),
+        _reproducing(facts),
+    )
+    return "\n".join(sections)
+
+
+def _front_matter(facts: _Facts) -> str:
+    fields: dict[str, object] = {}
+    if facts.repo_id is not None:
+        fields |= {"base_model": facts.repo_id, "base_model_relation": "quantized"}
+    for key, stored in (("license", "license"), ("license_name", "license.name"), ("license_link", "license.link")):
+        if (value := facts.metadata.get(f"general.{stored}")) is not None:
+            fields[key] = value.value
+    if (languages := facts.metadata.get("general.languages")) is not None and isinstance(languages.value, tuple):
+        fields["language"] = list(languages.value)
+    fields |= {"library_name": "gguf", "pipeline_tag": "text-generation", "tags": _tags(facts)}
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _tags(facts: _Facts) -> list[str]:
+    tags = ["gguf", "quantized", "llama.cpp", facts.architecture]
+    if facts.uses_imatrix:
+        tags.append("imatrix")
+    if facts.made_by is not None:
+        tags.append("quantailor")
+    return tags
+
+
+def _head(facts: _Facts) -> str:
+    origin = f"[{facts.repo_id}](https://huggingface.co/{facts.repo_id})" if facts.repo_id else facts.name
+    parts = f" in {facts.n_parts} parts, the first of which is named here" if facts.n_parts > 1 else ""
+    rows = [
+        ("file", f"`{facts.file}`{parts}"),
+        ("size", words.exact_size(facts.size_bytes)),
+        ("bits per weight", f"{facts.bits_per_weight:.3f}, all tensors counted"),
+        ("weights", f"{sum(tensor.n_elements for tensor in facts.tensors):,}"),
+        ("made from", f"{origin} (`{facts.base_file}`)"),
+    ]
+    return f"# {facts.name}, GGUF, {facts.bits_per_weight:.2f} bits per weight\n\n" + _table(("", ""), rows)
+
+
+def _making(facts: _Facts) -> str:
+    lines = ["## How it was made", ""]
+    if facts.strategy is None:
+        lines.append("Another program than Quantailor wrote this file; it carries no record of how its types were chosen.")
+    else:
+        lines.append(_choosing(facts, facts.strategy))
+    lines.append(_imatrix_sentence(facts))
+    return "\n".join(lines) + "\n"
+
+
+def _choosing(facts: _Facts, strategy: Strategy) -> str:
+    basis = {
+        "probes": "The choice rests on probes: the effect of each tensor's error on the model's output was measured.",
+        "ranking only": "The choice rests on weight errors alone, which rank mixes; their effect on the output was not measured.",
+    }[strategy.basis]
+    target = ", ".join(f"{key} {value}" for key, value in strategy.target.items() if key != "damage")
+    sought = f" for the target {target}" if target else ""
+    return (
+        f'Quantailor {facts.made_by} chose a type for each tensor by the rule "{strategy.method}"{sought}. {basis} '
+        f"The whole strategy is in the file's metadata, under `quantailor.strategy`."
+    )
+
+
+def _imatrix_sentence(facts: _Facts) -> str:
+    if facts.imatrix is not None:
+        texts = ", ".join(Path(name).name for name in facts.imatrix.datasets) or "an unnamed text"
+        return (
+            f"Its importance matrix was computed on {texts}, {facts.imatrix.chunk_count} chunks of {facts.imatrix.chunk_size} tokens, "
+            f"and is `{facts.imatrix.fingerprint[:12]}`."
+        )
+    return "It was made with an importance matrix." if facts.uses_imatrix else "It was made without an importance matrix."
+
+
+def _measured(facts: _Facts) -> str:
+    if facts.verdict is None:
+        return "## Measured\n\nSize and types, by reading the file. **Perplexity and KL divergence of this file were not measured.**\n"
+    verdict = facts.verdict
+    base = next(row for row in verdict.rows if row.kind == "base").statistics
+    text = (
+        f"On {Path(verdict.corpus_name).name}, {base.n_chunks} chunks of {verdict.n_ctx} tokens, compared with the unquantized base "
+        "through the same pipeline; ± is one standard error over chunks."
+    )
+    columns = ("file", "size", "bits per weight", "perplexity", "mean KL divergence (nats)", "same most likely token")
+    rows = [_verdict_row(row, facts.file) for row in verdict.rows]
+    end = f"\n**{verdict.sentence}**\n\nThe base itself has there a KL divergence of {verdict.floor_kld_nats:.1e}.\n"
+    return f"## Measured\n\n{text}\n\n{_table(columns, rows)}{end}"
+
+
+def _verdict_row(row: VerdictRow, file: str) -> tuple[str, ...]:
+    found = row.statistics
+    name = f"**{file}**" if row.kind == "ours" else "the unquantized base" if row.label == BASE else f"llama.cpp {row.label}"
+    head = (name, words.size(row.size_bytes), f"{row.bits_per_weight:.2f}", _estimate(found.perplexity, 4))
+    if row.kind == "base":
+        return (*head, "0", "100 %")
+    return (*head, _estimate(found.kld_mean, 5), words.percent(found.top_agreement.value, 2))
+
+
+def _not_measured(facts: _Facts) -> str:
+    if facts.predicted is not None:
+        kld, (low, high) = facts.predicted
+        measured = " What was measured is above." if facts.verdict else ""
+        prediction = (
+            f"Predicted, not measured: a mean KL divergence of {kld:.4g} nats from the base, between {low:.4g} and {high:.4g} with a "
+            f"probability of 95 %, by probes of each tensor on the calibration text.{measured}"
+        )
+    else:
+        prediction = f"No KL divergence is predicted: {facts.no_prediction}."
+    items = ["speed, and memory beyond the file's size", "benchmarks of knowledge, reasoning or code", "other languages and long contexts"]
+    if facts.verdict is None:
+        items.insert(0, "perplexity, and KL divergence from the base")
+    missing = "\n".join(f"- {item}" for item in items)
+    return f"## Predicted\n\n{prediction}\n\n## Not measured\n\n{missing}\n"
+
+
+def _types(facts: _Facts) -> str:
+    qtypes, total = library.types(), sum(tensor.n_elements for tensor in facts.tensors)
+    counts = Counter(tensor.type_name for tensor in facts.tensors)
+    order = sorted(counts, key=lambda name: -qtypes[name].bits_per_weight)
+    rows = []
+    for name in order:
+        members = [tensor for tensor in facts.tensors if tensor.type_name == name]
+        share = sum(tensor.n_elements for tensor in members) / max(1, total)
+        roles = ", ".join(f"{role} ({count})" for role, count in Counter(tensor.role for tensor in members).most_common(6))
+        rows.append((name, f"{qtypes[name].bits_per_weight:.4g}", str(len(members)), words.percent(share, 1), roles))
+    return "## Types\n\n" + _table(("type", "bits", "tensors", "share of the weights", "mostly"), rows)
+
+
+def _reproducing(facts: _Facts) -> str:
+    lines = [f"quantailor {word}" for word in _commands(facts)]
+    code = "\n".join(["pip install quantailor", *lines])
+    return f"## To reproduce\n\n```\n{code}\n```\n"
+
+
+def _commands(facts: _Facts) -> list[str]:
+    base, file = facts.base_file, facts.file
+    found = []
+    if facts.imatrix is not None:
+        text = facts.imatrix.datasets[0] if facts.imatrix.datasets else "TEXT"
+        length = f"--chunks {facts.imatrix.chunk_count} --n-ctx {facts.imatrix.chunk_size}"
+        found.append(f"imatrix {base}{_text_option(text, CALIBRATION_TEXT)} {length}")
+    if facts.strategy is not None:
+        found.append(f"export {file} --base {base} --format yaml -o strategy.yaml")
+        found.append(f"build {base} strategy.yaml -o again.gguf")
+        found.append(f"check {file} strategy.yaml --base {base}")
+    against = ",".join(row.label for row in facts.verdict.rows if row.kind == "reference") if facts.verdict else ""
+    corpus = _text_option(facts.verdict.corpus_name, HELDOUT_TEXT) if facts.verdict else ""
+    found.append(f"verify {file} --base {base}{corpus}{f' --against {against}' if against else ''}")
+    return found
+
+
+def _text_option(text: str, shipped: Path) -> str:
+    """The option for a text; nothing for the one that ships."""
+    name = Path(text).name
+    return "" if name == shipped.name else f" -f {name}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = (columns, ["---"] * len(columns), *rows)
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def _estimate(value: Estimate, digits: int) -> str:
+    return f"{value.value:.{digits}f} ± {value.se:.{digits}f}"

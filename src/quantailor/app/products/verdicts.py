@@ -1,0 +1,269 @@
+"""Verdicts that were reached, the points that their graph shows, and what another one will take."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from quantailor import files, plots
+from quantailor import verify as proving
+from quantailor.analysis.corpus import load_corpus
+from quantailor.app.measuring.cost import PROBE_PAST_SPREAD, corrected
+from quantailor.app.measuring.past_runs import inference_ratio
+from quantailor.costs.machine import Range
+from quantailor.costs.model_size import ModelSize
+from quantailor.costs.seconds import quantize_seconds, score_seconds
+from quantailor.errors import OutputError, StoreError
+from quantailor.ggml import library
+from quantailor.ggml.reference import preset_name
+from quantailor.records import Estimate, Verdict, VerdictRow
+from quantailor.session import HELDOUT_TEXT, OpenedModel, Workspace
+from quantailor.steps.verify import BASE, NULL_CONTROL, VerifyStep, verify_imatrix
+from quantailor.store import ScoreKey
+
+Measure = Literal["kld", "ppl"]
+VerdictFormat = Literal["png", "svg", "csv"]
+MIN_CHUNKS = proving.MIN_CHUNKS
+"""Fewer chunks carry no claim."""
+EQUAL_SIZE = proving.EQUAL_SIZE
+"""Sizes that differ by no more than this share count as equal."""
+Z_95 = 1.96
+_LEAST_SHARE = 0.05
+"""A logarithmic axis has no zero: an interval's lower end stays at this share of the value."""
+_MEASURE_NAMES: Mapping[Measure, str] = {"kld": "mean KLD (nats)", "ppl": "perplexity"}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVerdict:
+    """A verdict and the name that the store has for it."""
+
+    fingerprint: str
+    verdict: Verdict
+
+    @property
+    def ours(self) -> VerdictRow:
+        """The row of the file that was judged."""
+        return next(row for row in self.verdict.rows if row.kind == "ours")
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictsReport:
+    """Verdicts of a model, and what was written."""
+
+    verdicts: tuple[StoredVerdict, ...]
+    exported: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictPoint:
+    """One file in a verdict's graph."""
+
+    label: str
+    kind: Literal["base", "ours", "reference"]
+    size_bytes: int
+    bits_per_weight: float
+    value: float
+    low: float
+    """Ends of the 95 % interval over chunks."""
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyCost:
+    """What a verification will take."""
+
+    n_text_chunks: int
+    """Whole chunks that the text has."""
+    n_chunks: int
+    """Of these, how many will be used."""
+    n_runs: int
+    """(file, chunk) pairs that are still to be run; the store has the others."""
+    new_references: tuple[str, ...]
+    """Presets that llama.cpp must build first."""
+    seconds: Range
+
+
+# What there is
+
+
+def list_verdicts(workspace: Workspace, model: str) -> list[StoredVerdict]:
+    """A model's verdicts, the latest first; `model` is the base's fingerprint."""
+    return [StoredVerdict(record.fingerprint, record.verdict) for record in workspace.store.verdicts(model)]
+
+
+def find_verdict(workspace: Workspace, model: str, fingerprint: str = "") -> StoredVerdict:
+    """The latest verdict of a model, or the one whose fingerprint begins so. Raises StoreError where there is none."""
+    found = [item for item in list_verdicts(workspace, model) if item.fingerprint.startswith(fingerprint)]
+    if not found:
+        which = f"no verdict {fingerprint}" if fingerprint else "no verdict"
+        raise StoreError(f"{which} of this model is known", remedy="Reach one with `quantailor verify`")
+    return found[0]
+
+
+def verdicts_on(workspace: Workspace, model: str, file: Path, verdicts: Sequence[StoredVerdict]) -> Iterator[StoredVerdict]:
+    """Those of a model's verdicts that judge this very file, whatever its name was: same size, and the KLD of its stored chunks."""
+    size_bytes, _ = proving.file_size(file)
+    candidates = [item for item in verdicts if item.ours.size_bytes == size_bytes]
+    key = workspace.identity(file) if candidates else ""
+    for item in candidates:
+        figures = item.ours.statistics
+        scores = workspace.store.chunk_scores(ScoreKey(model, item.verdict.corpus_sha256, item.verdict.n_ctx, key))
+        counted = [score for score in scores if score.index < figures.n_chunks]
+        n_tokens = sum(score.n_tokens for score in counted)
+        if len(counted) != figures.n_chunks or not n_tokens:
+            continue
+        if math.isclose(sum(score.kld_sum for score in counted) / n_tokens, figures.kld_mean.value, rel_tol=1e-6, abs_tol=1e-12):
+            yield item
+
+
+# The graph
+
+
+def verdict_points(verdict: Verdict, measure: Measure = "kld") -> tuple[VerdictPoint, ...]:
+    """What the graph of a verdict shows, the smallest file first; the base has no divergence from itself, so KLD leaves it out."""
+    shown = [row for row in verdict.rows if measure == "ppl" or row.kind != "base"]
+    return tuple(_point(row, measure) for row in sorted(shown, key=lambda row: row.size_bytes))
+
+
+def _point(row: VerdictRow, measure: Measure) -> VerdictPoint:
+    figure = _figure(row, measure)
+    half = Z_95 * figure.se
+    low = max(figure.value - half, _LEAST_SHARE * figure.value)
+    return VerdictPoint(row.label, row.kind, row.size_bytes, row.bits_per_weight, figure.value, low, figure.value + half)
+
+
+def _figure(row: VerdictRow, measure: Measure) -> Estimate:
+    return row.statistics.kld_mean if measure == "kld" else row.statistics.perplexity
+
+
+def render_verdict(verdict: Verdict, format: VerdictFormat, *, measure: Measure = "kld") -> bytes:
+    """The graph as PNG or SVG, or its points as CSV, one row for each."""
+    if format == "csv":
+        return _csv(verdict, measure).encode()
+    with tempfile.TemporaryDirectory() as folder:
+        draw = plots.size_against_kld if measure == "kld" else plots.size_against_perplexity
+        paths = {path.suffix[1:]: path for path in draw(verdict, Path(folder) / "verdict")}
+        return paths[format].read_bytes()
+
+
+def _csv(verdict: Verdict, measure: Measure) -> str:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("label", "kind", "size_bytes", "bits_per_weight", "measure", "value", "low_95", "high_95"))
+    for point in verdict_points(verdict, measure):
+        figures = (point.value, point.low, point.high)
+        rows.writerow((point.label, point.kind, point.size_bytes, point.bits_per_weight, _MEASURE_NAMES[measure], *figures))
+    return text.getvalue()
+
+
+def export_verdict(
+    workspace: Workspace, model: str, path: Path, *, fingerprint: str = "", measure: Measure = "kld", overwrite: bool = False
+) -> Path:
+    """Write a verdict's graph as PNG or SVG, or its points as CSV, as the file's name ends.
+
+    Args:
+        workspace: where the verdicts are.
+        model: the base's fingerprint.
+        path: the file; it appears whole or not at all.
+        fingerprint: the verdict's, or how it begins; "" is the latest.
+        measure: "kld" or "ppl".
+        overwrite: replace the file.
+
+    Raises:
+        StoreError: there is no such verdict.
+        OutputError: the file exists, has another ending, or cannot be written.
+    """
+    wanted = _format_of(path)
+    files.refuse_existing(path, overwrite=overwrite)
+    content = render_verdict(find_verdict(workspace, model, fingerprint).verdict, wanted, measure=measure)
+    with files.whole_file(path, overwrite=overwrite) as stream:
+        stream.write(content)
+    return path
+
+
+def _format_of(path: Path) -> VerdictFormat:
+    endings: Mapping[str, VerdictFormat] = {".png": "png", ".svg": "svg", ".csv": "csv"}
+    found = endings.get(path.suffix.lower())
+    if found is None:
+        raise OutputError(f"{path.name} says no format that a verdict can be written in", remedy=f"End it in {', '.join(endings)}")
+    return found
+
+
+# What another one takes
+
+
+def preset_names() -> tuple[str, ...]:
+    """llama.cpp's presets that can be references, from most to fewest bits per weight."""
+    known, bits = library.presets(), {name: qtype.bits_per_weight for name, qtype in library.types().items()}
+    unusual = {"NVFP4", "MXFP4_MOE", "Q1_0", "Q2_0", "BF16", "F16"}
+    return tuple(sorted(known.keys() - unusual, key=lambda name: (-_bits(name, bits), name)))
+
+
+def _bits(preset: str, bits: Mapping[str, float]) -> float:
+    return max((bits[name] for name in bits if preset.startswith(name)), default=0.0)
+
+
+def verify_cost(workspace: Workspace, task: VerifyStep) -> VerifyCost:
+    """How long a verification will take, as a range; what the store has already is left out.
+
+    Raises ModelError where a file cannot be read, CorpusError for the text, TypeUnavailableError for an unknown preset.
+    """
+    with workspace.model(task.base) as model:
+        corpus = load_corpus(Path(task.base), Path(task.text) if task.text else HELDOUT_TEXT)
+        n_text_chunks = int(corpus.tokens.size // task.n_ctx)
+        n_chunks = min(task.chunks or n_text_chunks, n_text_chunks)
+        references, new = _references(workspace, model, task)
+        keys = {key for key in (_candidate(workspace, Path(task.file)), *references) if key is not None}
+        done = {
+            key: workspace.store.scored_chunks(ScoreKey(model.fingerprint, corpus.sha256, task.n_ctx, key))
+            for key in (BASE, NULL_CONTROL, *keys)
+        }
+        n_runs = _n_runs(done, n_chunks, n_new=len(new))
+        return VerifyCost(n_text_chunks, n_chunks, n_runs, new, _seconds(workspace, model, task, n_runs, new))
+
+
+def _candidate(workspace: Workspace, file: Path) -> str | None:
+    return workspace.identity(file) if file.is_file() else None
+
+
+def _references(workspace: Workspace, model: OpenedModel, task: VerifyStep) -> tuple[list[str], tuple[str, ...]]:
+    """Fingerprints of the presets that are built, and the names of those that are not."""
+    imatrix, folder = verify_imatrix(workspace, model, task), workspace.home.references
+    there, missing = [], []
+    for preset in dict.fromkeys(preset_name(name) for name in task.against):
+        path = proving.reference_path(model.fingerprint, preset, imatrix=imatrix, folder=folder)
+        if path.exists():
+            there.append(workspace.identity(path))
+        else:
+            missing.append(preset)
+    return there, tuple(missing)
+
+
+def _n_runs(done: Mapping[str, frozenset[int]], n_chunks: int, *, n_new: int) -> int:
+    """A chunk that any file lacks is run with the base too, whose log-probabilities are not kept."""
+    wanted = frozenset(range(n_chunks))
+    missing = {key: wanted - chunks for key, chunks in done.items()}
+    again = wanted if n_new else frozenset().union(*missing.values())
+    others = sum(len(chunks) for key, chunks in missing.items() if key != BASE)
+    return len(again) + others + n_new * n_chunks
+
+
+def _seconds(workspace: Workspace, model: OpenedModel, task: VerifyStep, n_runs: int, new: Sequence[str]) -> Range:
+    size = ModelSize.of(model.source)
+    running = score_seconds(size, n_runs, task.n_ctx, n_threads=task.compute.n_threads, n_gpu_layers=task.compute.n_gpu_layers)
+    ratio = inference_ratio(workspace, on_gpu=bool(task.compute.n_gpu_layers))
+    low, high = corrected(running, ratio, PROBE_PAST_SPREAD)
+    building = sum(quantize_seconds({_main_type(preset): size.n_weights}, n_threads=task.compute.n_threads) for preset in new)
+    return low + building / 2, high + 2 * building
+
+
+def _main_type(preset: str) -> str:
+    """The type that most weights of a preset have, or the nearest that there is."""
+    names = [name for name in library.types() if preset.startswith(name)]
+    return max(names, key=len) if names else "Q4_K"

@@ -1,0 +1,112 @@
+"""The steps that a job can run, with their options and results; importing this makes every kind known."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+from quantailor.evidence.measurements import usual_types
+from quantailor.ggml import library
+from quantailor.models.hub import find_token
+from quantailor.pipeline import LEVEL_SETTINGS, LEVELS, Level, MakeResult, MakeStep, StudyResult, StudyStep
+from quantailor.qtypes import IMATRIX_REQUIRED, UNQUANTIZED
+from quantailor.session import AUTO, NONE
+from quantailor.steps.build import BuildReport, BuildStep
+from quantailor.steps.convert import ConversionOffer, ConvertResult, ConvertStep, conversion_offer
+from quantailor.steps.download import DownloadResult, DownloadStep, cached_model, shipped_imatrix
+from quantailor.steps.imatrix import ImatrixReport, ImatrixStep, use_imatrix
+from quantailor.steps.measure import MeasureResult, MeasureStep
+from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX, REPO, Compute, Conversion, HubModel, Way, absolute
+from quantailor.steps.plan import BasisWish, Limits, Method, PlanOptions, PlanResult, Target, plan, plan_rule
+from quantailor.steps.probe import (
+    DEFAULT_ANCHORS,
+    DEFAULT_MIX_CHUNKS,
+    DEFAULT_MIXES,
+    DEFAULT_PROBE_CHUNKS,
+    DEFAULT_PROBE_TYPES,
+    Grouping,
+    ProbeResult,
+    ProbeStep,
+)
+from quantailor.steps.refine import RefineResult, RefineStep
+from quantailor.steps.step import Step, StepResult, kinds
+from quantailor.steps.sweep import DEFAULT_SWEEP_CHUNKS, SweepCellReport, SweepResult, SweepStep
+from quantailor.steps.verify import DEFAULT_REFERENCES, VerifyResult, VerifyStep
+
+__all__ = [
+    "AUTO",
+    "COMPUTE",
+    "DEFAULT_ANCHORS",
+    "DEFAULT_MIXES",
+    "DEFAULT_MIX_CHUNKS",
+    "DEFAULT_N_CTX",
+    "DEFAULT_PROBE_CHUNKS",
+    "DEFAULT_PROBE_TYPES",
+    "DEFAULT_REFERENCES",
+    "DEFAULT_SWEEP_CHUNKS",
+    "IMATRIX_REQUIRED",
+    "LEVELS",
+    "LEVEL_SETTINGS",
+    "NONE",
+    "REPO",
+    "UNQUANTIZED",
+    "BasisWish",
+    "BuildReport",
+    "BuildStep",
+    "Compute",
+    "ConversionOffer",
+    "Conversion",
+    "ConvertResult",
+    "ConvertStep",
+    "DownloadResult",
+    "DownloadStep",
+    "Grouping",
+    "HubModel",
+    "ImatrixReport",
+    "ImatrixStep",
+    "Level",
+    "Limits",
+    "MakeResult",
+    "MakeStep",
+    "MeasureResult",
+    "MeasureStep",
+    "Method",
+    "PlanOptions",
+    "PlanResult",
+    "ProbeResult",
+    "ProbeStep",
+    "RefineResult",
+    "RefineStep",
+    "Step",
+    "StepResult",
+    "StudyResult",
+    "StudyStep",
+    "SweepCellReport",
+    "SweepResult",
+    "SweepStep",
+    "Target",
+    "VerifyResult",
+    "VerifyStep",
+    "Way",
+    "absolute",
+    "cached_model",
+    "conversion_offer",
+    "find_token",
+    "kinds",
+    "plan",
+    "plan_rule",
+    "shipped_imatrix",
+    "type_bits",
+    "use_imatrix",
+    "usual_types",
+    "version",
+]
+
+
+def type_bits() -> dict[str, float]:
+    """Every ggml type with its bits per weight, from most to fewest."""
+    return {name: qtype.bits_per_weight for name, qtype in sorted(library.types().items(), key=lambda item: -item[1].bits_per_weight)}
+
+
+def version() -> str:
+    """The installed version."""
+    return importlib.metadata.version("quantailor")

@@ -1,0 +1,79 @@
+"""How many seconds counted work takes on this machine, by the trial of `calibration` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from quantailor.analysis.weight_errors.sampling import PILOT_DRAWS
+from quantailor.costs import machine
+from quantailor.costs.machine import Range
+from quantailor.costs.model_size import ModelSize
+from quantailor.costs.trial import inference_seconds, seconds_per_weight, setup_seconds
+from quantailor.ggml import library
+from quantailor.qtypes import QType
+from quantailor.records import TensorInfo
+
+SAMPLED_DRAWS: Range = (0.7 * PILOT_DRAWS, 5.0 * PILOT_DRAWS)
+"""Rows of a tensor that sampling measures at a type: hardly more than the pilot's where rows are alike, many where they are not."""
+ENERGY_SECONDS: Range = (1e-9, 6e-9)
+"""Per weight, one thread: what it takes to read a weight and sum its square, which sampling does once for all types."""
+CELL_SECONDS: Range = (0.5e-3, 8e-3)
+"""Per cell, beside its weights: estimating, and storing it safely."""
+THREADS_SHARE: Range = (1.0, 0.6)
+"""What a thread among several does, compared with one alone."""
+SETUP_SHARE: Range = (0.5, 1.5)
+SCORE_SECONDS: Range = (2e-9, 20e-9)
+"""Per token of the text and of the vocabulary: comparing a model's logits with the base's."""
+DISK_BYTES_PER_SECOND: Range = (2e9, 5e7)
+MIX_SECONDS_PER_TENSOR: Range = (0.0, 2e-3)
+"""Putting a tensor into the loaded model and back, beside quantizing it."""
+
+
+def measure_seconds(cells: Mapping[TensorInfo, Collection[str]], *, exhaustive: bool, n_threads: int | None) -> Range:
+    """Weight errors of these types of these tensors."""
+    low = high = 0.0
+    qtypes = library.types()
+    for tensor, names in cells.items():
+        types = [qtypes[name] for name in names if qtypes[name].divides(tensor.n_cols) and name != tensor.type_name]
+        sampled = not exhaustive and tensor.n_rows > PILOT_DRAWS
+        for qtype in types:
+            fewest, most = _rows(tensor, qtype, sampled)
+            seconds = tensor.n_cols * seconds_per_weight(qtype.name)
+            low, high = low + fewest * seconds, high + most * seconds
+        if types and sampled:
+            low, high = low + tensor.n_elements * ENERGY_SECONDS[0], high + tensor.n_elements * ENERGY_SECONDS[1]
+    n_cells, setup = sum(map(len, cells.values())), setup_seconds(set().union(*map(set, cells.values())))
+    low, high = (seconds / (_threads(n_threads) * share) for seconds, share in zip((low, high), THREADS_SHARE, strict=True))
+    return (
+        low + n_cells * CELL_SECONDS[0] + setup * SETUP_SHARE[0],
+        high + n_cells * CELL_SECONDS[1] + setup * SETUP_SHARE[1],
+    )
+
+
+def _rows(tensor: TensorInfo, qtype: QType, sampled: bool) -> Range:
+    if not sampled or not qtype.is_quantized:
+        return tensor.n_rows, tensor.n_rows
+    return min(tensor.n_rows, SAMPLED_DRAWS[0]), min(tensor.n_rows, SAMPLED_DRAWS[1])
+
+
+def _threads(n_threads: int | None) -> int:
+    return min(n_threads or machine.n_threads(), machine.n_threads())
+
+
+def quantize_seconds(n_weights_by_type: Mapping[str, float], *, n_threads: int | None) -> float:
+    """Quantizing so many weights at each type, with all threads."""
+    total = sum(n_weights * seconds_per_weight(name) for name, n_weights in n_weights_by_type.items())
+    return total / _threads(n_threads)
+
+
+def score_seconds(size: ModelSize, n_chunks: float, n_ctx: int, *, n_threads: int | None, n_gpu_layers: int) -> Range:
+    """Running so many chunks and comparing their logits with the base's."""
+    flops = n_chunks * size.score_flops(n_ctx)
+    low, high = inference_seconds(flops, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
+    logits = n_chunks * size.n_vocab * n_ctx / 2
+    return low + logits * SCORE_SECONDS[0] / _threads(n_threads), high + logits * SCORE_SECONDS[1]
+
+
+def write_seconds(n_bytes: float) -> Range:
+    """Reading and writing a file of that size."""
+    return n_bytes / DISK_BYTES_PER_SECOND[0], n_bytes / DISK_BYTES_PER_SECOND[1]

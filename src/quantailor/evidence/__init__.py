@@ -1,0 +1,1 @@
+"""What is known of a model: which measurements, probes and mixes count."""

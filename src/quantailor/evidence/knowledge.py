@@ -1,0 +1,303 @@
+"""What the store knows of a model's sensitivities, put together: alphas, swept cells, the curve, and damages from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from quantailor.analysis import sensitivity as probing
+from quantailor.analysis.prediction import fit_curve
+from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
+from quantailor.ggml import library
+from quantailor.qtypes import QType
+from quantailor.records import Curve, CurvePoint, Estimate, Mix, Sensitivity, SwapCell, TensorInfo, WeightError, part_of
+from quantailor.session import OpenedModel, Workspace, quantizable_tensors
+from quantailor.store import SwapKey
+
+CURVE, ANCHOR, WEIGHING, STORED = "curve", "anchor", "weighing", "stored"
+"""What mixes of many tensors are for."""
+GROUPINGS = ("tensor", "role-depth", "role")
+"""From the finest; a tensor's sensitivity is that of the finest group that was probed."""
+MODEL_SD = 0.2
+"""How far a cell lies from alpha x error + noise, relative: what a measured cell's own error is weighed against."""
+FINER_FLOOR = 1 / 64
+"""F16 kernels round inputs 8 times more finely than BF16 ones, so the floor is that share of theirs."""
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What probes, sweeps and whole mixes say about one model with one importance matrix on one text."""
+
+    key: SwapKey
+    sensitivities: Mapping[str, Sensitivity]
+    cells: Mapping[tuple[str, str], SwapCell]
+    """(tensor, type) -> what was measured with that tensor alone at that type."""
+    curve: Curve
+    floor_nats: float
+    """What a change without loss shows."""
+    stored_nats: float | None
+    """KLD between the base as it is stored and the finer one that mixes are compared with; None where they are the same."""
+    n_chunks: int
+    """The most chunks that a probe has."""
+    errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Tensor -> type -> `weighted_mse`."""
+    typical: Mapping[tuple[str, str], Estimate] = field(default_factory=dict)
+    """The KLD of `cells` without the tail that router flips make, which does not add up over tensors."""
+
+    def damage(self, tensor: TensorInfo, qtype: QType, weighted_mse: float) -> Estimate:
+        """Nats that this type of this tensor adds to S, scaled as the curve says.
+
+        A cell that was measured counts by its own precision; a type between measured ones takes over how those differ
+        from alpha x error + noise.
+        """
+        if not qtype.is_quantized or tensor.type_name == qtype.name:
+            return Estimate(0.0)
+        scale = self.curve.scales.get(part_of(tensor.name), 1.0)
+        found = self._unscaled(tensor.name, qtype, weighted_mse)
+        return Estimate(scale * found.value, scale * found.se)
+
+    def _unscaled(self, name: str, qtype: QType, weighted_mse: float) -> Estimate:
+        modelled = self.modelled(name, qtype, weighted_mse)
+        cell = self.typical.get((name, qtype.name))
+        if cell is not None and not probing.is_drowned(cell, self.floor_nats):
+            return cell if modelled.value <= 0 else _weighed(cell, modelled)
+        factor = math.exp(self._ln_departure(name, weighted_mse))
+        return Estimate(factor * modelled.value, factor * modelled.se)
+
+    def _ln_departure(self, name: str, weighted_mse: float) -> float:
+        """ln(measured / modelled), interpolated between the tensor's measured cells over ln(error)."""
+        known = self._departures.get(name)
+        if known is None or weighted_mse <= 0:
+            return 0.0
+        return float(np.interp(math.log(weighted_mse), *known))
+
+    @cached_property
+    def _departures(self) -> dict[str, tuple[list[float], list[float]]]:
+        """Tensor -> ln(error) of its measured cells, ascending, and ln(measured / modelled) there."""
+        qtypes, found = library.types(), dict[str, list[tuple[float, float]]]()
+        for (name, type_name), cell in self.typical.items():
+            error = self.errors.get(name, {}).get(type_name, 0.0)
+            modelled = self.modelled(name, qtypes[type_name], error).value
+            if error > 0 and modelled > 0 and not probing.is_drowned(cell, self.floor_nats):
+                departure = math.log(_weighed(cell, Estimate(modelled)).value / modelled)
+                found.setdefault(name, []).append((math.log(error), departure))
+        return {name: ([at for at, _ in sorted(rows)], [value for _, value in sorted(rows)]) for name, rows in found.items()}
+
+    def modelled(self, name: str, qtype: QType, weighted_mse: float) -> Estimate:
+        """alpha x error + noise, nats, whether or not the cell was measured."""
+        known = self.sensitivities.get(name)
+        if known is None:
+            return Estimate(0.0)
+        noise = known.noise.get(qtype.activation_block, max(known.noise.values(), default=0.0)) if qtype.activation_block > 1 else 0.0
+        value = known.alpha.value * weighted_mse + noise
+        relative = known.alpha.se / known.alpha.value if known.alpha.value > 0 else 1.0
+        return Estimate(value, value * math.hypot(relative, MODEL_SD))
+
+
+def _weighed(measured: Estimate, modelled: Estimate) -> Estimate:
+    """The geometric mean, weighed by relative precision. The error that both share (the text's) stays out of the weights."""
+    own = max((measured.se / measured.value) ** 2 / 4, 1e-6)
+    weight = 1 / own / (1 / own + 1 / MODEL_SD**2)
+    value = math.exp(weight * math.log(measured.value) + (1 - weight) * math.log(modelled.value))
+    return Estimate(value, value * measured.se / measured.value)
+
+
+def known_runs(workspace: Workspace, model: OpenedModel, imatrix: str) -> list[SwapKey]:
+    """What the store has scored in memory with this importance matrix, the latest first."""
+    return [key for key in workspace.store.swap_runs(model.fingerprint) if key.kernels == "as built" and key.imatrix == imatrix]
+
+
+def load_knowledge(
+    workspace: Workspace, model: OpenedModel, imatrix: str, cells: Sequence[WeightError], *, key: SwapKey | None = None
+) -> Knowledge | None:
+    """What is known with this importance matrix (by fingerprint, or ""); None where no tensor was probed.
+
+    Args:
+        workspace: the store.
+        model: the base.
+        imatrix: fingerprint of the importance matrix that the quantizers saw.
+        cells: the weight errors that alphas refer to.
+        key: the run to take; None is the latest one that has probes.
+    """
+    tensors = quantizable_tensors(model.source)
+    for run in known_runs(workspace, model, imatrix) if key is None else [key]:
+        scores = workspace.store.mix_scores(run)
+        if any(_single(mix) for mix in scores) or _groups(tensors, scores):
+            return _knowledge(workspace, model, run, tensors, scores, cells)
+    return None
+
+
+def _knowledge(
+    workspace: Workspace, model: OpenedModel, key: SwapKey, tensors: Sequence[TensorInfo], scores: Scores, cells: Sequence[WeightError]
+) -> Knowledge:
+    errors = errors_by_tensor(cells)
+    floor, stored_nats = floor_of(workspace, key, scores)
+    base = scores.get(NULL_MIX.id, [])
+    swept = {cell: probing.swap_cell(*cell, rows, base) for mix, rows in scores.items() if base and (cell := _single(mix))}
+    known = Knowledge(
+        key=key,
+        sensitivities=_sensitivities(workspace, model, tensors, errors, scores, floor),
+        cells=swept,
+        curve=fit_curve(()),
+        floor_nats=floor,
+        stored_nats=stored_nats,
+        n_chunks=max((cell.n_chunks for cell in swept.values()), default=len(base)),
+        errors=errors,
+        typical={cell: probing.typical_kld(rows) for mix, rows in scores.items() if (cell := _single(mix))},
+    )
+    return dataclasses.replace(known, curve=_curve(workspace, known, scores, tensors))
+
+
+def errors_by_tensor(cells: Sequence[WeightError]) -> dict[str, dict[str, float]]:
+    """Tensor -> type -> `weighted_mse`, of the cells that could be measured."""
+    found: dict[str, dict[str, float]] = {}
+    for cell in cells:
+        if cell.unavailable is None and cell.weighted_mse is not None:
+            found.setdefault(cell.tensor, {})[cell.type_name] = cell.weighted_mse
+    return found
+
+
+def floor_of(workspace: Workspace, key: SwapKey, scores: Scores) -> tuple[float, float | None]:
+    """The KLD of a change without loss, and that of the base as stored where it rests in a finer type; nats."""
+    null = probing.mean_kld(scores[NULL_MIX.id]).value if NULL_MIX.id in scores else 0.0
+    found = [scores[mix.id] for mix in workspace.store.mixes(key.model, STORED) if mix.id in scores]
+    if key.base_kernels != "finer" or not found:
+        return max(null, 0.0), None
+    stored = probing.mean_kld(found[0]).value
+    return max(null, stored * FINER_FLOOR), stored
+
+
+def stored_mix(tensors: Sequence[TensorInfo]) -> Mix:
+    """Every tensor at the type it is stored in: how the base differs from the finer one it is compared with."""
+    return Mix.of({tensor.name: tensor.type_name for tensor in tensors})
+
+
+def _single(mix: str) -> tuple[str, str] | None:
+    """Tensor and type of a mix of one tensor, from its id."""
+    name, separator, type_name = mix.rpartition("=")
+    return (name, type_name) if separator else None
+
+
+def _groups(tensors: Sequence[TensorInfo], scores: Scores) -> list[tuple[ProbeGroup, list[str]]]:
+    """Groups of several tensors that were probed, with the types they were probed at."""
+    qtypes = library.types()
+    found = []
+    for grouping in GROUPINGS[1:]:
+        for group in probing.groups_of(tensors, grouping):
+            types = [name for name in qtypes if len(group.tensors) > 1 and group.mix(name).id in scores]
+            if types:
+                found.append((group, types))
+    return found
+
+
+def _sensitivities(
+    workspace: Workspace,
+    model: OpenedModel,
+    tensors: Sequence[TensorInfo],
+    errors: Mapping[str, Mapping[str, float]],
+    scores: Scores,
+    floor: float,
+) -> dict[str, Sensitivity]:
+    """Every tensor's, from the finest group that was probed; those that drowned alone from a weighing, where there is one."""
+    qtypes = library.types()
+    found: dict[str, Sensitivity] = {}
+    probed: dict[str, list[str]] = {}
+    for cell in filter(None, map(_single, scores)):
+        probed.setdefault(cell[0], []).append(cell[1])
+    singles = [(ProbeGroup(tensor.name, (tensor.name,)), sorted(probed.get(tensor.name, ()))) for tensor in tensors]
+    for group, types in (*singles, *_groups(tensors, scores)):
+        for item in probing.sensitivity(group, errors, scores, qtypes, types, floor_nats=floor):
+            if item.tensor not in found or found[item.tensor].status == "not in the graph":
+                found[item.tensor] = item
+    found |= _weighed_together(workspace, model, tensors, errors, scores, found)
+    return found | _by_role(tensors, found)
+
+
+def _by_role(tensors: Sequence[TensorInfo], found: Mapping[str, Sensitivity]) -> dict[str, Sensitivity]:
+    """Tensors that take no part in the graph (they may in another use of the model) count as the median of their role."""
+    measured = [(tensor.role, found[tensor.name]) for tensor in tensors if found[tensor.name].status == "measured"]
+    guessed = {}
+    for tensor in tensors:
+        if found[tensor.name].status == "not in the graph" and measured:
+            alike = [item for role, item in measured if role == tensor.role] or [item for _, item in measured]
+            alpha = statistics.median(item.alpha.value for item in alike)
+            guessed[tensor.name] = dataclasses.replace(found[tensor.name], alpha=Estimate(alpha, alpha))
+    return guessed
+
+
+def _weighed_together(
+    workspace: Workspace,
+    model: OpenedModel,
+    tensors: Sequence[TensorInfo],
+    errors: Mapping[str, Mapping[str, float]],
+    scores: Scores,
+    found: Mapping[str, Sensitivity],
+) -> dict[str, Sensitivity]:
+    mixes = [mix for mix in workspace.store.mixes(model.fingerprint, WEIGHING) if mix.id in scores]
+    names = [tensor.name for tensor in tensors if any(tensor.name in mix.types for mix in mixes)]
+    if len(mixes) <= len(names) or not names:
+        return {}
+    weighed = probing.weigh(mixes, names, [probing.mean_kld(scores[mix.id]) for mix in mixes])
+    type_name = next(iter(mixes[0].types.values()))
+    better = {}
+    for name, kld in weighed.items():
+        error = errors.get(name, {}).get(type_name, 0.0)
+        if found[name].status == "drowned" and error > 0 and kld.value > probing.DROWNED_BELOW_ERRORS * kld.se:
+            alpha = Estimate(kld.value / error, kld.se / error)
+            better[name] = Sensitivity(name, "measured", alpha, group="weighing", probes=(type_name,))
+    return better
+
+
+# The curve
+
+
+def mix_damage(known: Knowledge, tensors: Sequence[TensorInfo], types: Mapping[str, str]) -> Estimate:
+    """S of a whole mix, nats; the standard error adds up what is independent between tensors."""
+    qtypes = library.types()
+    damages = []
+    for tensor in tensors:
+        type_name = types.get(tensor.name, tensor.type_name)
+        error = known.errors.get(tensor.name, {}).get(type_name, 0.0)
+        damages.append(known.damage(tensor, qtypes[type_name], error))
+    return Estimate(math.fsum(d.value for d in damages), math.sqrt(math.fsum(d.se**2 for d in damages)))
+
+
+def bits_per_weight(tensors: Sequence[TensorInfo], types: Mapping[str, str]) -> float:
+    """Of these tensors together."""
+    qtypes = library.types()
+    size = sum(qtypes[types.get(tensor.name, tensor.type_name)].tensor_bytes(tensor) for tensor in tensors)
+    return 8 * size / max(1, sum(tensor.n_elements for tensor in tensors))
+
+
+def _curve(workspace: Workspace, known: Knowledge, scores: Scores, tensors: Sequence[TensorInfo]) -> Curve:
+    in_files = workspace.store.mix_scores(file_key(known.key))
+    kinds: tuple[tuple[str, Literal["memory", "file"], Scores], ...] = ((CURVE, "memory", scores), (ANCHOR, "file", in_files))
+    return fit_curve(
+        [
+            _point(known, mix, kind, rows, tensors)
+            for purpose, kind, rows in kinds
+            for mix in workspace.store.mixes(known.key.model, purpose)
+            if mix.id in rows
+        ]
+    )
+
+
+def _point(known: Knowledge, mix: Mix, kind: Literal["memory", "file"], scores: Scores, tensors: Sequence[TensorInfo]) -> CurvePoint:
+    parts: dict[str, float] = {}
+    for tensor in tensors:
+        damage = mix_damage(known, [tensor], mix.types).value
+        parts[part_of(tensor.name)] = parts.get(part_of(tensor.name), 0.0) + damage
+    measured = probing.kld_over_sections(scores[mix.id])
+    return CurvePoint(mix.id, kind, bits_per_weight(tensors, mix.types), math.fsum(parts.values()), measured, parts)
+
+
+def file_key(key: SwapKey) -> SwapKey:
+    """The key of files, to that of mixes in memory."""
+    return SwapKey(key.model, key.imatrix, key.corpus, key.n_ctx, "file", "as stored")

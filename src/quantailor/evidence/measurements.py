@@ -1,0 +1,131 @@
+"""Which measurement of a model counts for a question, and the rules' input made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from quantailor import build as building
+from quantailor.analysis.importance.imatrix import Imatrix
+from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
+from quantailor.errors import StrategyError
+from quantailor.ggml import library
+from quantailor.models.source import ModelSource
+from quantailor.records import Cell, TensorCells, TensorInfo, WeightError
+from quantailor.session import AUTO, NONE, OpenedModel, Workspace, quantizable_tensors
+from quantailor.store import MeasurementKey
+from quantailor.strategy.choose import ModelFacts
+
+UNUSUAL_TYPES = frozenset({"TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "MXFP4", "NVFP4"})
+"""Types that a plan uses only where the user allows them: made for weights trained that way, or run by few backends."""
+
+
+def usual_types() -> tuple[str, ...]:
+    """The types that a plan uses unless the user says otherwise, as ggml lists them."""
+    return tuple(name for name in library.types() if name not in UNUSUAL_TYPES)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measurement of a model: its key, its cells, and the rules' input made of weight errors alone."""
+
+    key: MeasurementKey
+    cells: Sequence[WeightError]
+    tables: Sequence[TensorCells]
+
+    @property
+    def is_exhaustive(self) -> bool:
+        """Whether every row was measured."""
+        return self.key.settings == MeasureSettings(exhaustive=True).key
+
+
+def measured(workspace: Workspace, model: OpenedModel, imatrix: str, exhaustive: bool | None = None, *, partial: bool = False) -> Measured:
+    """The measurement to work with; see `plan` and `tensor_tables` for the arguments. Raises StrategyError where there is none."""
+    key = _measurement(workspace, model, imatrix, exhaustive)
+    cells = workspace.store.cells(key, distributions=False)
+    return Measured(key, cells, tensor_tables(model.source, cells, partial=partial))
+
+
+def measured_for(workspace: Workspace, model: OpenedModel, imatrix: Imatrix | None) -> Measured:
+    """The measurement with that very importance matrix, or without one. Raises StrategyError where there is none."""
+    wanted = NONE if imatrix is None else str(workspace.imatrix_path(model.fingerprint, imatrix.fingerprint))
+    return measured(workspace, model, wanted)
+
+
+def _measurement(workspace: Workspace, model: OpenedModel, imatrix: str, exhaustive: bool | None) -> MeasurementKey:
+    """The measurement to plan with; see `plan`. Raises StrategyError where there is none."""
+    counts = {
+        key: count
+        for key, count in workspace.store.measurements(model.fingerprint).items()
+        if key.definition_version == DEFINITION_VERSION
+        and (exhaustive is None or key.settings == MeasureSettings(exhaustive=exhaustive).key)
+    }
+    if imatrix == AUTO:
+        wanted = [record.fingerprint for record in workspace.store.imatrices(model.fingerprint)] + [""]
+    else:
+        chosen = workspace.choose_imatrix(model, imatrix)
+        wanted = ["" if chosen is None else chosen.fingerprint]
+    key = most_telling(counts, wanted)
+    if key is None:
+        raise StrategyError(
+            f"nothing is measured for {model.source.name}", remedy=f"Run `quantailor measure {model.source.location}` first"
+        )
+    return key
+
+
+def most_telling(counts: Mapping[MeasurementKey, int], imatrices: Sequence[str]) -> MeasurementKey | None:
+    """The measurement to take: of the first of these importance matrices that has one, that with the most cells."""
+    for imatrix in imatrices:
+        keys = [key for key in counts if key.imatrix == imatrix]
+        if keys:
+            return max(keys, key=lambda key: (counts[key], key.settings == MeasureSettings(exhaustive=True).key))
+    return None
+
+
+def tensor_tables(source: ModelSource, cells: Sequence[WeightError], *, partial: bool = False) -> list[TensorCells]:
+    """The rules' input: every quantizable tensor with the types it may take; damage is `relative_mse x elements`.
+
+    Raises StrategyError where a tensor is not measured; with `partial` it is left out, and keeps the type it has.
+    """
+    by_tensor: dict[str, list[Cell]] = {}
+    tensors = {tensor.name: tensor for tensor in quantizable_tensors(source)}
+    for cell in cells:
+        if cell.unavailable is None and cell.relative_mse is not None and cell.tensor in tensors:
+            by_tensor.setdefault(cell.tensor, []).append(_cell(tensors[cell.tensor], cell))
+    missing = [name for name in tensors if name not in by_tensor]
+    if missing and not (partial and by_tensor):
+        raise StrategyError(
+            f"{len(missing)} tensors are not measured, {missing[0]} among them", remedy=f"Run `quantailor measure {source.location}`"
+        )
+    return [TensorCells(name, tensor.n_elements, tuple(by_tensor[name])) for name, tensor in tensors.items() if name in by_tensor]
+
+
+def _cell(tensor: TensorInfo, cell: WeightError) -> Cell:
+    relative_mse = cell.relative_mse or 0.0
+    return Cell(
+        type_name=cell.type_name,
+        size_bytes=cell.size_bytes,
+        bits_per_weight=cell.bits_per_weight,
+        damage=relative_mse * tensor.n_elements,
+        relative_mse=relative_mse,
+        weighted_mse=cell.weighted_mse or 0.0,
+        rmse=cell.rmse or 0.0,
+        max_abs_error=cell.max_abs_error or 0.0,
+    )
+
+
+def model_facts(model: OpenedModel, tables: Sequence[TensorCells]) -> ModelFacts:
+    """What the rules must know beside the tables; the header's size is a lower estimate that `exact_size` corrects."""
+    names = {table.name for table in tables}
+    others = [tensor for tensor in model.source.tensors if tensor.name not in names]
+    empty = building.plain_layout(model.source, {}).size_bytes
+    data = sum(tensor.size_bytes for tensor in model.source.tensors)
+    other_bytes = sum(tensor.size_bytes for tensor in others)
+    return ModelFacts(
+        fingerprint=model.fingerprint,
+        name=model.source.name,
+        architecture=model.source.architecture,
+        fixed_bytes=empty - data + other_bytes,
+        fixed_tensor_bytes=other_bytes,
+        fixed_elements=sum(tensor.n_elements for tensor in others),
+    )

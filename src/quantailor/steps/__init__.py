@@ -1,0 +1,1 @@
+"""The steps of the way: each file is the whole of its step."""

@@ -1,0 +1,234 @@
+"""From a Hugging Face directory to its 16-bit base: our own conversion where it knows the model, else llama.cpp's converter.
+
+A directory that we cannot read ourselves has no fingerprint of its own. Its conversion is found again by a digest of its
+files, kept with the fingerprint of the base that it became.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+from quantailor.costs.needs import Needs
+from quantailor.errors import UnsupportedModelError
+from quantailor.models import upstream
+from quantailor.models.convert.base import write_base
+from quantailor.models.huggingface import HuggingFaceSource
+from quantailor.session import Workspace
+from quantailor.steps.options import Conversion, Way
+from quantailor.steps.stages import Stages
+from quantailor.steps.step import Answer, ModelStep, Screen, StepResult, WeightedStep
+
+OWN, UPSTREAM = "native", "llama.cpp"
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertResult(StepResult):
+    """A 16-bit base that was written."""
+
+    path: str
+    fingerprint: str
+    size_bytes: int
+    n_tensors: int
+    left_out: tuple[str, ...] = ()
+    """Parts of the checkpoint that are no text model, such as a vision tower; unknown of llama.cpp's converter."""
+    way: str = "native"
+    """"native", or "llama.cpp" where its own converter ran."""
+    why: str = ""
+    """Which conversion that was and why, in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertStep(ModelStep[ConvertResult], kind="convert", result=ConvertResult):
+    """Write the 16-bit base of a Hugging Face directory."""
+
+    model_option: ClassVar[str] = "model"
+    units: ClassVar[Mapping[str, str]] = {"convert": "bytes"}
+    measures: ClassVar[bool] = True
+    screen: ClassVar[Screen | None] = "structure"
+
+    model: str
+    output: str
+    overwrite: bool = False
+    conversion: Conversion = field(default_factory=Conversion)
+
+    def run(self, workspace: Workspace, stages: Stages) -> ConvertResult:
+        """Convert by the way that was asked for.
+
+        Raises:
+            ModelError: the directory is damaged or lacks something, or neither way knows it.
+            ConverterError: llama.cpp's converter cannot be had or fails.
+            OutputError: the base cannot be written.
+        """
+        refusal = native_refusal(workspace, Path(self.model), self.conversion.way)
+        if refusal is None:
+            return _natively(workspace, self, stages)
+        return _upstream(workspace, self, refusal, stages)
+
+    def needs(self, workspace: Workspace) -> Needs:
+        """Room for the base; of one that llama.cpp's converter writes, half of the weight files, which may hold 32 bits."""
+        folder = Path(self.model)
+        if native_refusal(workspace, folder, self.conversion.way) is None:
+            with workspace.source(folder) as source:
+                n_bytes = sum(tensor.size_bytes for tensor in source.tensors)
+        else:
+            n_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors")) // 2
+        return Needs(((Path(self.output), n_bytes),))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeStep(WeightedStep[Answer]):
+    """A step that converts its model first where that is necessary."""
+
+    model_option: ClassVar[str] = "model"
+
+    model: str
+    conversion: Conversion = field(default_factory=Conversion)
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionOffer:
+    """A directory that llama.cpp's converter is to take before anything else can be done with it."""
+
+    folder: str
+    why: str
+    """What our own conversion does not know."""
+    place: str
+    """Where the base would go."""
+
+
+Whole = TypeVar("Whole", bound=WholeStep[StepResult])
+
+
+def native_refusal(workspace: Workspace, model: Path, way: Way = "auto") -> str | None:
+    """Why llama.cpp's converter is to take a directory; None where our own conversion can, and for GGUF files.
+
+    Raises UnsupportedModelError where only ours was allowed and cannot, ModelError where the model is damaged.
+    """
+    if way == UPSTREAM and model.is_dir():
+        return "it was asked for"
+    try:
+        with workspace.source(model):
+            return None
+    except UnsupportedModelError as error:
+        if way == OWN or not model.is_dir():
+            raise
+        return error.message
+
+
+def _natively(workspace: Workspace, step: ConvertStep, stages: Stages) -> ConvertResult:
+    with workspace.model(step.model) as model:
+        source = model.source
+        why = f"native: the {source.family} family" if isinstance(source, HuggingFaceSource) else "native: it is GGUF already"
+        stages.note(why)
+        path = write_base(model.source, Path(step.output), control=stages.begin("convert"), overwrite=step.overwrite)
+        workspace.remember(path, model.fingerprint)
+        workspace.store.record_location("model", model.fingerprint, path)
+        left_out = source.left_out
+        return ConvertResult(str(path), model.fingerprint, path.stat().st_size, len(model.source.tensors), left_out, OWN, why)
+
+
+def _upstream(workspace: Workspace, step: ConvertStep, refusal: str, stages: Stages) -> ConvertResult:
+    folder, output = Path(step.model), Path(step.output)
+    upstream.check_before(folder, output, overwrite=step.overwrite, trust_remote_code=step.conversion.trust_remote_code)
+    checkpoint = upstream.checkpoint_digest(folder)
+    converter = upstream.locate(None if step.conversion.converter is None else Path(step.conversion.converter), begin=stages.begin)
+    why = f"{converter.name}: {refusal}"
+    stages.note(why)
+    python = upstream.interpreter(begin=stages.begin)
+    upstream.convert_directory(
+        folder,
+        output,
+        converter=converter,
+        python=python,
+        log=workspace.home.logs / f"convert-{hashlib.sha256(str(output).encode(errors='surrogateescape')).hexdigest()[:12]}.log",
+        control=stages.begin("convert"),
+        overwrite=step.overwrite,
+        trust_remote_code=step.conversion.trust_remote_code,
+    )
+    with workspace.model(output) as model:
+        for known in sorted({checkpoint, _made_by(checkpoint, step.conversion.converter)}):
+            workspace.store.record_location("conversion", f"{known}:{model.fingerprint}", output)
+        return ConvertResult(str(output), model.fingerprint, output.stat().st_size, len(model.source.tensors), (), UPSTREAM, why)
+
+
+# Conversions that are there
+
+
+def known_conversion(workspace: Workspace, folder: Path, converter: str | None = None) -> Path | None:
+    """The base that llama.cpp's converter made of a directory, where both are still what they were then.
+
+    Where a `converter` is named, one that it made.
+    """
+    digest = _made_by(upstream.checkpoint_digest(folder), converter)
+    for location in workspace.store.every_location("conversion"):
+        checkpoint, _, fingerprint = location.key.partition(":")
+        if checkpoint == digest and workspace.is_model(location.path, fingerprint):
+            return location.path
+    return None
+
+
+def _made_by(checkpoint: str, converter: str | None) -> str:
+    """A checkpoint's digest, with the converter in it where one was named."""
+    return checkpoint if converter is None else hashlib.sha256(f"{checkpoint} {converter}".encode(errors="surrogateescape")).hexdigest()
+
+
+def conversion_offer(workspace: Workspace, model: Path) -> ConversionOffer | None:
+    """What is to be done before a directory can be opened; None where it can be. Raises ModelError for a damaged one."""
+    refusal = native_refusal(workspace, model)
+    if refusal is None or known_conversion(workspace, model) is not None:
+        return None
+    return ConversionOffer(str(model), refusal, str(home_place(workspace, model)))
+
+
+def openable(workspace: Workspace, model: Path) -> Path:
+    """The model itself, or the base that llama.cpp's converter made of a directory that we do not know."""
+    known = None if native_refusal(workspace, model) is None else known_conversion(workspace, model)
+    return known or model
+
+
+def with_known_base(workspace: Workspace, step: Whole) -> Whole:
+    """The step with an earlier base in place of a directory that llama.cpp's converter took; other steps stay as they are.
+
+    Raises UnsupportedModelError where there is none yet: it says what to run.
+    """
+    folder = Path(step.model)
+    if native_refusal(workspace, folder, step.conversion.way) is None:
+        return step
+    known = known_conversion(workspace, folder, step.conversion.converter)
+    if known is None:
+        with workspace.source(folder):  # which says what is wrong with it
+            return step
+    return dataclasses.replace(step, model=str(known))
+
+
+def with_base(workspace: Workspace, step: Whole, place: Path | None, stages: Stages, *, overwrite: bool) -> Whole:
+    """The step with a base in place of a directory that llama.cpp's converter is to take, converted where there is none yet.
+
+    `place` is where it goes, None for the home; `overwrite` replaces what stands there. Other steps stay as they are.
+    Raises as `ConvertStep.run` does.
+    """
+    folder = Path(step.model)
+    if native_refusal(workspace, folder, step.conversion.way) is None:
+        return step
+    known = known_conversion(workspace, folder, step.conversion.converter)
+    if known is not None:
+        stages.note(f"{known} is its conversion by llama.cpp's converter, made before")
+        return dataclasses.replace(step, model=str(known))
+    output = place or home_place(workspace, folder)
+    wanted = ConvertStep(
+        model=step.model,
+        output=str(output),
+        overwrite=overwrite or place is None,
+        conversion=step.conversion,
+    )
+    return dataclasses.replace(step, model=wanted.run(workspace, stages).path)
+
+
+def home_place(workspace: Workspace, folder: Path) -> Path:
+    """A file in the home for the base of a directory that only llama.cpp's converter knows."""
+    return workspace.base_path(folder, upstream.checkpoint_digest(folder))

@@ -1,0 +1,144 @@
+"""An importance matrix: computed, imported, exported, reported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from quantailor.analysis.corpus import Corpus, chunks
+from quantailor.analysis.importance import imatrix as imatrices
+from quantailor.analysis.importance.imatrix import Imatrix, ImatrixState, ImatrixStatistics
+from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imatrix
+from quantailor.costs.model_size import ModelSize
+from quantailor.costs.needs import Needs, run_as_it_is
+from quantailor.errors import ImatrixError
+from quantailor.qtypes import IMATRIX_EXEMPT
+from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, check_fit, gguf_path, quantizable_tensors
+from quantailor.steps.options import DEFAULT_N_CTX
+from quantailor.steps.stages import Stages
+from quantailor.steps.step import ModelStep, Screen, StepResult
+from quantailor.store import ImatrixKey
+
+CHECKPOINT_CHUNKS = 4
+"""Chunks between two saved states of an importance matrix."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImatrixReport(StepResult):
+    """An importance matrix of the store."""
+
+    fingerprint: str
+    model_fingerprint: str
+    path: str
+    datasets: tuple[str, ...]
+    chunk_count: int
+    chunk_size: int
+    n_tensors: int
+    missing_tensors: tuple[str, ...]
+    """Quantizable tensors that it does not hold: low-bit types are unavailable there."""
+    statistics: tuple[ImatrixStatistics, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImatrixStep(ModelStep[ImatrixReport], kind="imatrix", result=ImatrixReport):
+    """Compute an importance matrix."""
+
+    units: ClassVar[Mapping[str, str]] = {"imatrix": "chunks"}
+    runs_model: ClassVar[bool] = True
+    measures: ClassVar[bool] = True
+    screen: ClassVar[Screen | None] = "measure"
+
+    base: str
+    text: str | None = None
+    """None means the calibration text that ships with Quantailor."""
+    chunks: int | None = None
+    n_ctx: int = DEFAULT_N_CTX
+    process_output: bool = False
+    output: str | None = None
+    overwrite: bool = False
+
+    def run(self, workspace: Workspace, stages: Stages) -> ImatrixReport:
+        """Compute it, or take the one that the same computation gave before."""
+        with workspace.model(self.base) as model:
+            corpus = workspace.corpus(model, Path(self.text) if self.text else CALIBRATION_TEXT)
+            options = f"chunks={self.chunks or 'all'} output={int(self.process_output)}"
+            key = ImatrixKey(model.fingerprint, corpus.sha256, self.n_ctx, options)
+            earlier = workspace.store.computed_imatrix(key)
+            if earlier is None or not workspace.imatrix_path(model.fingerprint, earlier.fingerprint).exists():
+                imatrix = _compute(workspace, self, stages, model, corpus, key)
+            else:
+                imatrix = workspace.imatrix(model.fingerprint, earlier.fingerprint)
+                stages.note("this importance matrix was computed before")
+            workspace.keep_imatrix(model.fingerprint, imatrix, imported=False, computed=key)
+            if self.output:
+                write_imatrix(imatrix, Path(self.output), overwrite=self.overwrite)
+            return imatrix_report(workspace, model, imatrix)
+
+    def needs(self, workspace: Workspace) -> Needs:
+        """Memory for the model as it is."""
+        with workspace.source(self.base) as source:
+            return run_as_it_is(ModelSize.of(source), self.n_ctx, self.compute.n_gpu_layers)
+
+
+def _compute(workspace: Workspace, step: ImatrixStep, stages: Stages, model: OpenedModel, corpus: Corpus, key: ImatrixKey) -> Imatrix:
+    store = workspace.store
+    progress = store.imatrix_progress(key)
+    tokens = chunks(corpus, step.n_ctx, limit=step.chunks)
+
+    def keep(state: ImatrixState) -> None:
+        if state.n_chunks_done % CHECKPOINT_CHUNKS == 0:
+            store.record_imatrix_progress(key, state.n_chunks_done, state.to_bytes())
+
+    return imatrices.compute_imatrix(
+        gguf_path(model),
+        tokens,
+        state=ImatrixState.from_bytes(progress.state) if progress else None,
+        on_chunk=keep,
+        control=stages.begin("imatrix"),
+        n_threads=step.compute.n_threads,
+        n_gpu_layers=step.compute.n_gpu_layers,
+        process_output=step.process_output,
+        dataset=corpus.name,
+    )
+
+
+def use_imatrix(
+    workspace: Workspace, base: Path, *, import_file: Path | None = None, export: Path | None = None, overwrite: bool = False
+) -> ImatrixReport:
+    """Import an importance matrix for a model, or take its newest; write it to `export` if given; report it.
+
+    Raises ImatrixError where there is none, or where it does not fit the model.
+    """
+    with workspace.model(base) as model:
+        if import_file is not None:
+            found: Imatrix | None = read_imatrix(import_file)
+        else:
+            found = workspace.newest_imatrix(model.fingerprint)
+        if found is None:
+            raise ImatrixError(
+                f"there is no importance matrix for {model.source.name}", remedy="Compute one with `quantailor imatrix`, or --import a file"
+            )
+        check_fit(found, model.source)
+        if import_file is not None:
+            workspace.keep_imatrix(model.fingerprint, found, imported=True)
+        if export is not None:
+            write_imatrix(found, export, overwrite=overwrite)
+        return imatrix_report(workspace, model, found)
+
+
+def imatrix_report(workspace: Workspace, model: OpenedModel, imatrix: Imatrix) -> ImatrixReport:
+    """An importance matrix with its statistics and what it lacks."""
+    needed = [tensor.name for tensor in quantizable_tensors(model.source) if tensor.name not in IMATRIX_EXEMPT]
+    return ImatrixReport(
+        fingerprint=imatrix.fingerprint,
+        model_fingerprint=model.fingerprint,
+        path=str(workspace.imatrix_path(model.fingerprint, imatrix.fingerprint)),
+        datasets=imatrix.datasets,
+        chunk_count=imatrix.chunk_count,
+        chunk_size=imatrix.chunk_size,
+        n_tensors=len(imatrix.entries),
+        missing_tensors=tuple(name for name in needed if name not in imatrix.entries),
+        statistics=tuple(imatrices.statistics(imatrix)),
+    )

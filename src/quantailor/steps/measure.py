@@ -1,0 +1,121 @@
+"""The error of every tensor at every type."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from quantailor.analysis.importance import imatrix as imatrices
+from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings, measure_model
+from quantailor.errors import TensorNotFoundError, TypeUnavailableError
+from quantailor.ggml import library
+from quantailor.models.source import ModelSource
+from quantailor.records import TensorInfo, WeightError
+from quantailor.session import Workspace, quantizable_tensors
+from quantailor.steps.stages import Stages
+from quantailor.steps.step import Screen, StepResult, WeightedStep
+from quantailor.store import MeasurementKey
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureResult(StepResult):
+    """What the store holds for a model after measuring."""
+
+    model_fingerprint: str
+    imatrix_fingerprint: str | None
+    settings: str
+    n_tensors: int
+    n_types: int
+    n_cells: int
+    n_unavailable: int
+    n_already_measured: int
+    unseen_experts: Mapping[str, int]
+    """Tensor -> experts that no calibration token reached."""
+    cells: tuple[WeightError, ...] = ()
+    """Without quantiles and histograms."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureStep(WeightedStep[MeasureResult], kind="measure", result=MeasureResult):
+    """Measure what each type costs in each tensor."""
+
+    units: ClassVar[Mapping[str, str]] = {"measure": "weights"}
+    measures: ClassVar[bool] = True
+    screen: ClassVar[Screen | None] = "measure"
+
+    base: str
+    types: tuple[str, ...] = ()
+    """Empty for all."""
+    tensors: tuple[str, ...] = ()
+    """Names, roles or patterns; empty for all."""
+    exhaustive: bool = False
+    allow_requantize: bool = False
+
+    def run(self, workspace: Workspace, stages: Stages) -> MeasureResult:
+        """Measure every missing cell and store each as it comes."""
+        type_names = known_types(self.types)
+        settings = MeasureSettings(exhaustive=self.exhaustive)
+        with workspace.model(self.base, allow_requantize=self.allow_requantize) as model:
+            imatrix = workspace.choose_imatrix(model, self.imatrix)
+            tensors = [tensor.name for tensor in chosen_tensors(model.source, self.tensors)]
+            key = MeasurementKey(model.fingerprint, imatrix.fingerprint if imatrix else "", settings.key, DEFINITION_VERSION)
+            before = workspace.store.recorded_cells(key)
+            cells = measure_model(
+                model.source,
+                tensors,
+                type_names,
+                weights_of=lambda tensor: imatrices.error_weights(imatrix, tensor),
+                done=lambda tensor, type_name: (tensor, type_name) in before,
+                settings=settings,
+                seed=model.fingerprint,
+                n_threads=self.compute.n_threads,
+                control=stages.begin("measure"),
+            )
+            for cell in cells:
+                workspace.store.record_cells(key, [cell])
+            return _measure_result(workspace, key, frozenset(tensors), type_names, before)
+
+
+def _measure_result(
+    workspace: Workspace, key: MeasurementKey, names: Collection[str], type_names: Collection[str], before: Collection[tuple[str, str]]
+) -> MeasureResult:
+    cells = [cell for cell in workspace.store.cells(key, distributions=False) if cell.tensor in names and cell.type_name in type_names]
+    return MeasureResult(
+        model_fingerprint=key.model,
+        imatrix_fingerprint=key.imatrix or None,
+        settings=key.settings,
+        n_tensors=len(names),
+        n_types=len(type_names),
+        n_cells=len(cells),
+        n_unavailable=sum(cell.unavailable is not None for cell in cells),
+        n_already_measured=sum((cell.tensor, cell.type_name) in before for cell in cells),
+        unseen_experts=dict(Counter({cell.tensor: cell.n_unseen_experts for cell in cells if cell.n_unseen_experts})),
+        cells=tuple(cells),
+    )
+
+
+def known_types(names: Collection[str]) -> tuple[str, ...]:
+    """The types asked for, as ggml spells them; all for none. Raises TypeUnavailableError for an unknown one."""
+    qtypes = library.types()
+    wanted = tuple(dict.fromkeys(name.upper() for name in names)) or tuple(qtypes)
+    for name in wanted:
+        if name not in qtypes:
+            raise TypeUnavailableError(f"there is no type {name}", remedy=f"Known: {', '.join(qtypes)}")
+    return wanted
+
+
+def chosen_tensors(source: ModelSource, patterns: Collection[str]) -> list[TensorInfo]:
+    """The quantizable tensors that match a role or a glob; all for none. Raises TensorNotFoundError where none matches."""
+
+    def matches(tensor: TensorInfo) -> bool:
+        return not patterns or any(tensor.role == pattern or fnmatch.fnmatchcase(tensor.name, pattern) for pattern in patterns)
+
+    chosen = [tensor for tensor in quantizable_tensors(source) if matches(tensor)]
+    if not chosen:
+        raise TensorNotFoundError(
+            f"no quantizable tensor of {source.name} matches {', '.join(patterns)}", remedy="See `quantailor inspect`"
+        )
+    return chosen

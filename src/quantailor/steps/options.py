@@ -1,0 +1,57 @@
+"""Options that several steps share, as plain records that travel to a job and back through JSON.
+
+Paths are absolute by then: the worker may run in another directory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+COMPUTE = "compute"
+"""An importance matrix that is computed in any case."""
+REPO = "repo"
+"""The importance matrix that the model's repository ships."""
+DEFAULT_N_CTX = 512
+Way = Literal["auto", "native", "llama.cpp"]
+"""Which conversion: ours, or llama.cpp's own converter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubModel:
+    """A model on the hub, given in place of a path: the first stage of the job downloads it."""
+
+    repo_id: str
+    revision: str | None = None
+    token_file: str | None = None
+    """The token's file, never the token."""
+    gguf_file: str | None = None
+    """This GGUF file (any of its shards) instead of what would be chosen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """What of this machine a step may use."""
+
+    n_threads: int | None = None
+    """None for all processors."""
+    n_gpu_layers: int = 0
+    """Layers that llama.cpp runs on the GPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """How a Hugging Face directory becomes GGUF."""
+
+    converter: str | None = None
+    """llama.cpp's convert_hf_to_gguf.py, or the folder that holds it; None finds it."""
+    way: Way = "auto"
+    """"auto" takes llama.cpp's converter where our own conversion does not know the model."""
+    trust_remote_code: bool = False
+    """Let llama.cpp's converter run code that the directory brings."""
+
+
+def absolute(path: str | Path) -> str:
+    """A path that means the same in every working directory."""
+    return str(Path(path).expanduser().absolute())

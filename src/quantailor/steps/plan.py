@@ -1,0 +1,340 @@
+"""From measurements to a strategy whose file size is known to the byte."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypedDict
+
+from quantailor import build as building
+from quantailor import files
+from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
+from quantailor.analysis.prediction import damage_for
+from quantailor.errors import StrategyError
+from quantailor.evidence.damages import basis_of, inputs_of, probed_tables, require_probes, with_kld
+from quantailor.evidence.knowledge import Knowledge, load_knowledge
+from quantailor.evidence.measurements import Measured, measured, model_facts, usual_types
+from quantailor.ggml import library
+from quantailor.ggml.reference import preset_name, preset_types
+from quantailor.records import Prediction, Strategy, TensorCells, TensorChoice
+from quantailor.session import AUTO, OpenedModel, Workspace, header_path
+from quantailor.steps.step import StepResult
+from quantailor.store import StrategyRecord
+from quantailor.strategy import file as strategy_file
+from quantailor.strategy.choose import select
+from quantailor.strategy.constraints import Constraints, parse_allowed, parse_bits, parse_budget, parse_pin, parse_tie
+from quantailor.strategy.rules.bins import parse_bins
+
+Method = Literal["optimal", "knee", "greedy", "bins"]
+BasisWish = Literal["auto", "probes", "ranking"]
+
+
+class Target(TypedDict):
+    """The part of PlanOptions that says how large; at most one is not None."""
+
+    size_bytes: int | None
+    bits_per_weight: float | None
+    like: str | None
+    kld_nats: float | None
+
+
+class Rule(TypedDict):
+    """The part of PlanOptions that says how to choose."""
+
+    method: Method
+    parameters: Mapping[str, float | str]
+    bins: tuple[str, ...]
+
+
+class Limits(TypedDict):
+    """The part of PlanOptions that holds in every rule."""
+
+    pins: tuple[str, ...]
+    allow: tuple[str, ...]
+    minimum: tuple[str, ...]
+    maximum: tuple[str, ...]
+    ties: tuple[str, ...]
+    budgets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """How types are chosen. At most one target: size, bits per weight, "as large as this preset", or a predicted KLD."""
+
+    method: Method = "optimal"
+    size_bytes: int | None = None
+    bits_per_weight: float | None = None
+    like: str | None = None
+    kld_nats: float | None = None
+    """The smallest file whose predicted KLD is at most this; needs probes."""
+    basis: BasisWish = "auto"
+    """"auto" takes probes where there are any."""
+    parameters: Mapping[str, float | str] = field(default_factory=dict)
+    """The method's own options, e.g. {"test": "relative", "threshold": 0.5} for knees."""
+    bins: tuple[str, ...] = ()
+    """"10=Q6_K": the top 10 % by importance get at least Q6_K."""
+    pins: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    minimum: tuple[str, ...] = ()
+    maximum: tuple[str, ...] = ()
+    ties: tuple[str, ...] = ()
+    budgets: tuple[str, ...] = ()
+    """"blk.*=2GiB": the bytes of the tensors that match must fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanResult(StepResult):
+    """A strategy that was chosen, and where it was saved."""
+
+    path: str | None
+    method: str
+    basis: str
+    prediction: Prediction
+    type_counts: Mapping[str, int]
+    tensors: tuple[TensorChoice, ...]
+    preset_size_bytes: int | None = None
+    """The size of the preset's own file where `--like` asked for it."""
+
+
+_TESTS = {"second-difference": "second_difference"}
+_PENALTIES = {"damage": "damage_per_byte", "max_error": "max_abs_error"}
+
+
+def plan_rule(method: Method, rule: str | None = None, options: Sequence[str] = ()) -> Rule:
+    """A rule from what a user typed.
+
+    Args:
+        method: the rule's name.
+        rule: its short form: "TEST[:THRESHOLD]" for knees, "PENALTY[:START]" for greedy, "10=Q6_K,..." for bins.
+        options: "NAME=VALUE" pairs, the rule's parameters.
+
+    Raises:
+        StrategyError: a form that cannot be read.
+    """
+    parameters: dict[str, float | str] = {}
+    bins: tuple[str, ...] = ()
+    if method == "knee" and rule:
+        test, _, threshold = rule.partition(":")
+        parameters["test"] = _TESTS.get(test, test)
+        if threshold:
+            parameters["base"] = _number("the knee's threshold", threshold)
+    elif method == "greedy" and rule:
+        penalty, _, start = rule.partition(":")
+        parameters["penalty"] = _PENALTIES.get(penalty, penalty)
+        if start:
+            parameters["start"] = start.upper()
+    elif method == "bins" and rule:
+        bins = tuple(part.strip() for part in rule.split(","))
+        parse_bins(rule)
+    for option in options:
+        name, separator, value = option.partition("=")
+        if not separator:
+            raise StrategyError(f"the option {option!r} is not of the form NAME=VALUE", remedy="Write for example epsilon=3")
+        parameters[name.strip()] = _value(value.strip())
+    return Rule(method=method, parameters=parameters, bins=bins)
+
+
+def _number(what: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise StrategyError(f"{what} is {text!r}, which is no number", remedy="Write for example relative:300") from None
+
+
+def _value(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def plan(
+    workspace: Workspace,
+    base: Path,
+    options: PlanOptions,
+    *,
+    imatrix: str = AUTO,
+    exhaustive: bool | None = None,
+    output: Path | None = None,
+    overwrite: bool = False,
+    origin: str | None = None,
+) -> PlanResult:
+    """Choose a type for every tensor of `base` from what the store has measured.
+
+    Args:
+        base: the model that was measured.
+        options: rule, target and constraints.
+        imatrix: which measurements to use: those with the newest importance matrix ("auto", where there are any), without ("none"),
+            or with that file.
+        exhaustive: which measurements to use; None takes those with the most cells.
+        output: where to save the strategy, as YAML or JSON by its name.
+        overwrite: replace an existing file.
+        origin: where the model came from, for the result.
+
+    Raises:
+        StrategyError: there are no measurements, or no strategy meets target and constraints.
+    """
+    if output is not None:
+        files.refuse_existing(output, overwrite=overwrite)
+    with workspace.model(base) as model:
+        strategy, preset_size = choose(workspace, model, options, imatrix=imatrix, exhaustive=exhaustive)
+    if output is not None:
+        strategy_file.write(strategy, output, overwrite=overwrite)
+    return plan_result(strategy, output, preset_size, origin=origin)
+
+
+def choose(
+    workspace: Workspace, model: OpenedModel, options: PlanOptions, *, imatrix: str = AUTO, exhaustive: bool | None = None
+) -> tuple[Strategy, int | None]:
+    """The strategy of `plan`, which is recorded, and the preset's size where it is "as large as" one. Raises StrategyError."""
+    measurement = measured(workspace, model, imatrix, exhaustive)
+    key = measurement.key
+    matrix = workspace.imatrix(model.fingerprint, key.imatrix) if key.imatrix else None
+    known = None
+    if options.basis != "ranking" or options.kld_nats is not None:
+        known = load_knowledge(workspace, model, key.imatrix, measurement.cells)
+        if known is None and (options.basis == "probes" or options.kld_nats is not None):
+            known = require_probes(workspace, model, measurement)
+    tables = measurement.tables if known is None else probed_tables(model.source, measurement, known)
+    strategy, preset_size = solve(Evidence(model, measurement, known, tables, matrix), options)
+    workspace.store.record_strategy(StrategyRecord.of(model.fingerprint, strategy.method, strategy_file.dumps(strategy)))
+    return strategy, preset_size
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a plan rests on."""
+
+    model: OpenedModel
+    found: Measured
+    known: Knowledge | None
+    """None plans by weight error alone."""
+    tables: Sequence[TensorCells]
+    matrix: Imatrix | None
+
+
+def solve(at: Evidence, options: PlanOptions, *, knees: Mapping[str, str] | None = None) -> tuple[Strategy, int | None]:
+    """The strategy for these options, its size exact, and the preset's size where it is "as large as" one.
+
+    `knees` are the tensors' own within the options' constraints, where the caller has them. Raises StrategyError.
+    """
+    target, preset_size = _target(at.model, options, at.matrix, at.known)
+    strategy = select(
+        at.tables,
+        model=model_facts(at.model, at.tables),
+        method=options.method,
+        target=target,
+        parameters=_parameters(options),
+        constraints=constraints_of(options),
+        inputs=inputs_of(at.found, at.known),
+        basis=basis_of(at.known),
+        exact_size=lambda planned: building.predict_layout(at.model.source, planned, imatrix=at.matrix).size_bytes,
+        knees=knees,
+    )
+    return with_kld(strategy, at.known), preset_size
+
+
+def plan_result(strategy: Strategy, output: Path | None, preset_size: int | None, *, origin: str | None = None) -> PlanResult:
+    """A strategy as the answer of a plan. Raises StrategyError where it has no prediction."""
+    if strategy.prediction is None:
+        raise StrategyError("the strategy has no prediction")
+    return PlanResult(
+        path=None if output is None else str(output),
+        method=strategy.method,
+        basis=strategy.basis,
+        prediction=strategy.prediction,
+        type_counts=dict(Counter(strategy.types.values()).most_common()),
+        tensors=strategy.tensors,
+        preset_size_bytes=preset_size,
+        origin=origin,
+    )
+
+
+# What is asked for
+
+
+def _target(
+    model: OpenedModel, options: PlanOptions, imatrix: Imatrix | None, known: Knowledge | None
+) -> tuple[dict[str, str | int | float], int | None]:
+    """The target, and the preset's size where it is "as large as"."""
+    if options.kld_nats is not None and known is not None:
+        return {"kld_nats": options.kld_nats, "damage": damage_for(known.curve, options.kld_nats)}, None
+    if options.like is not None:
+        preset = preset_name(options.like)
+        size = preset_size_bytes(model, preset, imatrix)
+        return {"like": preset, "size_bytes": size}, size
+    if options.size_bytes is not None:
+        return {"size_bytes": options.size_bytes}, None
+    if options.bits_per_weight is not None:
+        return {"bits_per_weight": options.bits_per_weight}, None
+    return {}, None
+
+
+def target_of(options: PlanOptions) -> dict[str, str | int | float]:
+    """What was asked for, as it was said."""
+    said = {
+        "size_bytes": options.size_bytes,
+        "bits_per_weight": options.bits_per_weight,
+        "like": options.like,
+        "kld_nats": options.kld_nats,
+    }
+    return {key: value for key, value in said.items() if value is not None}
+
+
+def types_of_preset(model: OpenedModel, preset: str, imatrix: Imatrix | None) -> dict[str, str]:
+    """The type that llama.cpp's preset gives each tensor with this importance matrix, those included that keep theirs."""
+    importances = None
+    if imatrix is not None:
+        vectors = {tensor.name: quantizer_importance(imatrix, tensor) for tensor in model.source.tensors}
+        importances = {name: vector.reshape(-1) for name, vector in vectors.items() if vector is not None}
+    with header_path(model) as header:
+        types = preset_types(header, preset, imatrix=importances)
+    return {tensor.name: types.get(tensor.name, tensor.type_name) for tensor in model.source.tensors}
+
+
+def preset_size_bytes(model: OpenedModel, preset: str, imatrix: Imatrix | None) -> int:
+    """Size of the file that llama-quantize would write for a preset with this importance matrix, without writing it."""
+    return building.plain_layout(model.source, types_of_preset(model, preset, imatrix), imatrix=imatrix).size_bytes
+
+
+def _parameters(options: PlanOptions) -> Mapping[str, object]:
+    if options.bins:
+        return {**options.parameters, "bins": parse_bins(",".join(options.bins))}
+    return options.parameters
+
+
+def constraints_of(options: PlanOptions) -> Constraints:
+    """The limits that the options spell out. Raises StrategyError for one that cannot be read."""
+    allowed = [parse_allowed(text) for text in options.allow]
+    minimum, maximum = ([_bits(text) for text in texts] for texts in (options.minimum, options.maximum))
+    overall = tuple(name for pattern, names in allowed if pattern is None for name in names)
+    return Constraints(
+        pins=dict(_typed(*parse_pin(text)) for text in options.pins),
+        allowed=tuple(name.upper() for name in overall) or usual_types(),
+        allowed_by_pattern={pattern: tuple(name.upper() for name in names) for pattern, names in allowed if pattern is not None},
+        min_bits=_overall(minimum),
+        max_bits=_overall(maximum),
+        min_bits_by_pattern={pattern: bits for pattern, bits in minimum if pattern is not None},
+        max_bits_by_pattern={pattern: bits for pattern, bits in maximum if pattern is not None},
+        ties=tuple(parse_tie(text) for text in options.ties),
+        budgets=tuple(parse_budget(text) for text in options.budgets),
+    )
+
+
+def _typed(pattern: str, type_name: str) -> tuple[str, str]:
+    if type_name.upper() not in library.types():
+        raise StrategyError(f"there is no type {type_name}, to which {pattern} is pinned", remedy=f"Known: {', '.join(library.types())}")
+    return pattern, type_name.upper()
+
+
+def _overall(limits: Sequence[tuple[str | None, float]]) -> float | None:
+    return next((bits for pattern, bits in limits if pattern is None), None)
+
+
+def _bits(text: str) -> tuple[str | None, float]:
+    """A limit in bits, or by a type's name: "3.5", "Q4_K", "ffn_down=Q4_K"."""
+    pattern, separator, value = text.rpartition("=")
+    qtype = library.types().get(value.strip().upper())
+    return parse_bits(text if qtype is None else f"{pattern}{separator}{qtype.bits_per_weight}")

@@ -1,0 +1,318 @@
+"""Probes: how much each tensor's error matters to the model, measured in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from quantailor import build as building
+from quantailor.analysis import sensitivity as analysis
+from quantailor.analysis.importance.imatrix import Imatrix
+from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
+from quantailor.control import Control
+from quantailor.costs.needs import Needs
+from quantailor.errors import InfeasibleError, InferenceError
+from quantailor.evidence.knowledge import ANCHOR, CURVE, STORED, WEIGHING, errors_by_tensor, floor_of, load_knowledge, stored_mix
+from quantailor.evidence.measurements import UNUSUAL_TYPES, Measured
+from quantailor.ggml import library
+from quantailor.records import Curve, Mix, Sensitivity, Strategy, TensorCells, TensorChoice
+from quantailor.session import OpenedModel, Workspace, quantizable_tensors
+from quantailor.steps.measure import known_types
+from quantailor.steps.scoring import Scoring, ScoringStep, measured_with, scoring
+from quantailor.steps.stages import Stages
+from quantailor.steps.step import StepResult
+from quantailor.strategy.random_mixes import random_mix
+
+DEFAULT_PROBE_TYPES = ("IQ1_S", "IQ2_XXS", "Q2_K", "IQ3_XXS", "Q4_K", "Q6_K", "Q8_0")
+DEFAULT_PROBE_CHUNKS = 16
+DEFAULT_MIXES = 24
+DEFAULT_MIX_CHUNKS = 48
+DEFAULT_ANCHORS = 3
+Grouping = Literal["tensor", "role-depth", "role"]
+ANCHOR_BITS = 8.5
+"""Bits per weight of the first anchor, which is all Q8_0."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult(StepResult):
+    """How much each tensor's error matters, and how well whole mixes are predicted from it."""
+
+    model_fingerprint: str
+    imatrix_fingerprint: str | None
+    corpus_name: str
+    n_ctx: int
+    n_chunks: int
+    base_kernels: str
+    """"finer": mixes are compared with the base resting in F16; "as stored": with the base as its file has it."""
+    floor_nats: float
+    stored_nats: float | None
+    """KLD between the base as stored and the finer one."""
+    n_scored_before: int
+    """(mix, chunk) pairs that the store had already."""
+    n_scored: int
+    sensitivities: tuple[Sensitivity, ...]
+    curve: Curve
+
+
+FIRST_CHUNKS = 4
+"""Chunks of the first round; each further round doubles them."""
+ENOUGH_SHARE = 0.9
+"""Probing stops when this share of the tensors that did not drown reach the target error."""
+STEPS_UP = ("Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+"""Tried in turn where a probe's KLD is above `analysis.MAX_PROBE_KLD`."""
+STEPS_DOWN = ("IQ2_XXS", "IQ1_S")
+"""Tried in turn where a probe drowns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
+    """Measure how much each tensor's error matters to the model."""
+
+    units: ClassVar[Mapping[str, str]] = {"null control": "chunks", "probes": "chunks", "weighing": "chunks", "whole mixes": "chunks"}
+
+    chunks: int = DEFAULT_PROBE_CHUNKS
+    """At most so many; fewer where the target error is reached before."""
+    types: tuple[str, ...] = DEFAULT_PROBE_TYPES
+    group: Grouping = "tensor"
+    weighing: int = 0
+    """Random halves of all tensors to probe together, for tensors that drown alone; 0 for none."""
+    target_error: float = 0.05
+    """Relative standard error of alpha at which probing stops, for nine tensors in ten."""
+    mixes: int = DEFAULT_MIXES
+    """Random whole mixes measured in memory, on which the prediction is fitted."""
+    mix_chunks: int = DEFAULT_MIX_CHUNKS
+    """Chunks for whole mixes and anchors; more than for probes, because all predictions rest on them."""
+    anchors: int = DEFAULT_ANCHORS
+    """Whole mixes built as files, the first all Q8_0."""
+
+    def run(self, workspace: Workspace, stages: Stages) -> ProbeResult:
+        """Probe every tensor or group, then measure whole mixes and anchors. Raises InferenceError where no tensor is in the graph."""
+        known_types(self.types)
+        with workspace.model(self.base) as model:
+            imatrix = workspace.choose_imatrix(model, self.imatrix)
+            measurement = measured_with(workspace, model, self, self.types, stages)
+            with scoring(workspace, model, imatrix, self) as at:
+                before = n_scored(at)
+                null_control(at, model, at.first(self.chunks), stages)
+                _Probes(at, model, measurement, self).run(stages)
+                if self.weighing:
+                    _weigh(at, model, self, stages)
+                score_whole_mixes(at, model, imatrix, measurement, self, stages)
+                known = load_knowledge(workspace, model, at.key.imatrix, measurement.cells, key=at.key)
+                if known is None:
+                    raise InferenceError(
+                        f"no tensor of {model.source.name} takes part in its graph", remedy="Check the model with `inspect`"
+                    )
+                return ProbeResult(
+                    model_fingerprint=model.fingerprint,
+                    imatrix_fingerprint=at.key.imatrix or None,
+                    corpus_name=at.corpus.name,
+                    n_ctx=self.n_ctx,
+                    n_chunks=known.n_chunks,
+                    base_kernels=at.key.base_kernels,
+                    floor_nats=known.floor_nats,
+                    stored_nats=known.stored_nats,
+                    n_scored_before=before,
+                    n_scored=n_scored(at),
+                    sensitivities=tuple(known.sensitivities.values()),
+                    curve=known.curve,
+                )
+
+    def needs(self, workspace: Workspace) -> Needs:
+        """As `ScoringStep.needs_on`, on the chunks of whole mixes, with room for the largest anchor."""
+        n_chunks = max(1, self.mix_chunks if self.mixes or self.anchors else 0)
+        return self.needs_on(workspace, n_chunks, ANCHOR_BITS if self.anchors and "Q8_0" in self.types else 0.0)
+
+
+def n_scored(at: Scoring) -> int:
+    """Scores of mixes in memory that the store has, (mix, chunk) pairs."""
+    return sum(map(len, at.workspace.store.mix_scores(at.key).values()))
+
+
+def null_control(at: Scoring, model: OpenedModel, indexes: Sequence[int], stages: Stages) -> None:
+    """Score the base against itself; and, where it rests in a finer type, as it is stored."""
+    mixes = [NULL_MIX]
+    control = stages.begin("null control")
+    at.run(mixes, indexes, control)
+    if at.key.base_kernels == "finer":
+        tensors = [tensor for tensor in quantizable_tensors(model.source) if tensor.name in at.scorer.weights]
+        mix = stored_mix(tensors)
+        at.workspace.store.record_mixes(model.fingerprint, STORED, [mix])
+        at.run([mix], indexes[:FIRST_CHUNKS], control)
+
+
+class _Probes:
+    """The rounds of one probe command."""
+
+    def __init__(self, at: Scoring, model: OpenedModel, found: Measured, step: ProbeStep) -> None:
+        self._at, self._step = at, step
+        self._errors = errors_by_tensor(found.cells)
+        tensors = [tensor for tensor in quantizable_tensors(model.source) if tensor.name in at.scorer.weights]
+        groups = analysis.groups_of(tensors, step.group)
+        self._types = {group: self._probe_types(group) for group in groups}
+        self._floor, _ = floor_of(at.workspace, at.key, self._scores())
+
+    def run(self, stages: Stages) -> None:
+        """Rounds of more and more chunks, until the errors are small enough or the chunks are used up."""
+        n_chunks = min(FIRST_CHUNKS, self._step.chunks)
+        while True:
+            indexes = self._at.first(n_chunks)
+            control = stages.begin(f"probes, {len(indexes)} chunks")
+            self._score(indexes, control)
+            self._adapt(indexes, control)
+            if n_chunks >= self._step.chunks or len(indexes) < n_chunks or self._is_precise():
+                return
+            n_chunks = min(2 * n_chunks, self._step.chunks)
+
+    def _score(self, indexes: Sequence[int], control: Control) -> None:
+        self._at.run([group.mix(name) for group, types in self._types.items() for name in types], indexes, control)
+
+    def _probe_types(self, group: ProbeGroup) -> list[str]:
+        """The wanted types that all of the group can take; where none tells alpha, the nearest that does."""
+        known = [set(self._errors.get(name, ())) for name in group.tensors]
+        common = set.intersection(*known) if known else set()
+        types = [name for name in known_types(self._step.types) if name in common]
+        qtypes = library.types()
+        if not any(qtypes[name].bits_per_weight < ALPHA_BITS for name in types):
+            smaller = [name for name in common if qtypes[name].is_quantized and qtypes[name].bits_per_weight >= LEAST_BITS]
+            types += sorted(smaller, key=lambda name: qtypes[name].bits_per_weight)[:1]
+        return list(dict.fromkeys(types))
+
+    def _adapt(self, indexes: Sequence[int], control: Control) -> None:
+        """Try other types where the largest probe is no small perturbation, or drowns."""
+        for steps, is_wrong in ((STEPS_UP, self._is_too_large), (STEPS_DOWN, self._is_drowned)):
+            for type_name in steps:
+                scores = self._scores()
+                wrong = [group for group in self._types if is_wrong(group, scores)]
+                changed = [group for group in wrong if self._add(group, type_name)]
+                if not wrong:
+                    break
+                self._at.run([group.mix(type_name) for group in changed], indexes, control)
+
+    def _add(self, group: ProbeGroup, type_name: str) -> bool:
+        if type_name in self._types[group] or not all(type_name in self._errors.get(name, ()) for name in group.tensors):
+            return False
+        self._types[group].append(type_name)
+        return True
+
+    def _is_too_large(self, group: ProbeGroup, scores: Scores) -> bool:
+        """Whether no probe of the group tells alpha from a small perturbation."""
+        qtypes = library.types()
+        telling = [name for name in self._types[group] if qtypes[name].bits_per_weight < _NOISE_BITS]
+        klds = [analysis.mean_kld(scores[group.mix(name).id]).value for name in telling]
+        return bool(klds) and min(klds) > analysis.MAX_PROBE_KLD
+
+    def _is_drowned(self, group: ProbeGroup, scores: Scores) -> bool:
+        klds = [analysis.mean_kld(scores[group.mix(name).id]) for name in self._types[group]]
+        return all(analysis.is_drowned(kld, self._floor) for kld in klds)
+
+    def _is_precise(self) -> bool:
+        found = [item for item in self._sensitivities() if item.status == "measured" and item.alpha.value > 0]
+        precise = [item for item in found if item.alpha.se <= self._step.target_error * item.alpha.value]
+        return len(precise) >= math.ceil(ENOUGH_SHARE * len(found))
+
+    def _sensitivities(self) -> list[Sensitivity]:
+        scores, qtypes = self._scores(), library.types()
+        found: list[Sensitivity] = []
+        for group, types in self._types.items():
+            found += analysis.sensitivity(group, self._errors, scores, qtypes, types, floor_nats=self._floor)[:1]
+        return found
+
+    def _scores(self) -> Scores:
+        return self._at.workspace.store.mix_scores(self._at.key)
+
+
+ALPHA_BITS = 5.0
+"""A probe of fewer bits tells alpha; from `_NOISE_BITS` on it tells the kernel's noise."""
+_NOISE_BITS = 6.0
+LEAST_BITS = 2.5
+
+
+def _weigh(at: Scoring, model: OpenedModel, step: ProbeStep, stages: Stages) -> None:
+    """Probe random halves of all tensors together, for those that drown alone."""
+    names = [tensor.name for tensor in quantizable_tensors(model.source) if tensor.name in at.scorer.weights]
+    least = 2 * len(names)  # of a half and its complement, the second tells only the sum
+    if step.weighing < least:
+        raise InferenceError(
+            f"{step.weighing} halves cannot weigh {len(names)} tensors", remedy=f"Ask for at least {least} with --weighing"
+        )
+    mixes: list[Mix] = analysis.weighing_mixes(names, step.types[0], step.weighing, seed=0)
+    at.workspace.store.record_mixes(model.fingerprint, WEIGHING, mixes)
+    at.run(mixes, at.first(step.chunks), stages.begin("weighing"))
+
+
+MIX_BITS = (2.4, 6.0)
+"""Bits per weight between which random mixes are drawn."""
+ANCHOR_SHARES = (0.25, 0.6)
+"""Where between the smallest and the largest random mix those lie that are built as files, beside one all Q8_0."""
+_ROOM = 0.05
+"""How far random mixes stay from the smallest and the largest size there is, as a share of it."""
+
+
+def score_whole_mixes(at: Scoring, model: OpenedModel, imatrix: Imatrix | None, found: Measured, step: ProbeStep, stages: Stages) -> None:
+    """Draw random mixes, score them in memory; build a few as files and score those."""
+    tables = [usual(table) for table in found.tables if table.name in at.scorer.weights]
+    mixes = curve_mixes(tables, step.mixes)
+    store, indexes = at.workspace.store, at.first(step.mix_chunks)
+    store.record_mixes(model.fingerprint, CURVE, mixes)
+    at.run(mixes, indexes, stages.begin("whole mixes"))
+    anchors = _anchors(tables, mixes, step.anchors)
+    store.record_mixes(model.fingerprint, ANCHOR, anchors)
+    for number, mix in enumerate(anchors):
+        control = stages.begin(f"anchor {number + 1} of {len(anchors)}")
+        at.run_file(mix, builder(at, model, imatrix, mix, control, step.compute.n_threads), indexes, control)
+
+
+def usual(table: TensorCells) -> TensorCells:
+    """A tensor with the types that plans use unless the user says otherwise; all where that leaves none."""
+    qtypes = library.types()
+    kept = tuple(cell for cell in table.cells if cell.type_name not in UNUSUAL_TYPES and qtypes[cell.type_name].is_quantized)
+    return TensorCells(table.name, table.n_elements, kept or table.cells, table.importance)
+
+
+def curve_mixes(tables: Sequence[TensorCells], n_mixes: int) -> list[Mix]:
+    """Random mixes of sizes from `MIX_BITS`, evenly apart in logarithm; equal tables give equal mixes.
+
+    Sizes that a model of few tensors cannot hit are left out.
+    """
+    n_weights = sum(table.n_elements for table in tables)
+    smallest, largest = (sum(pick(cell.size_bytes for cell in table.cells) for table in tables) for pick in (min, max))
+    low = max(MIX_BITS[0] * n_weights / 8, smallest * (1 + _ROOM))
+    high = max(low, min(MIX_BITS[1] * n_weights / 8, largest * (1 - _ROOM)))
+    ratio = (high / low) ** (1 / max(1, n_mixes - 1))
+    found: dict[str, Mix] = {}
+    for number in range(n_mixes):
+        with contextlib.suppress(InfeasibleError):
+            mix = Mix.of(random_mix(tables, int(low * ratio**number), seed=number, tolerance=_ROOM / 5))
+            found[mix.id] = mix
+    return list(found.values())
+
+
+def _anchors(tables: Sequence[TensorCells], mixes: Sequence[Mix], n_anchors: int) -> list[Mix]:
+    nearest = {table.name: min(table.cells, key=lambda cell: abs(cell.bits_per_weight - 8.5)).type_name for table in tables}
+    picked = [mixes[number] for number in sorted({int(share * (len(mixes) - 1)) for share in ANCHOR_SHARES if mixes})]
+    return [Mix.of(nearest), *picked][:n_anchors] if tables else []
+
+
+def builder(
+    at: Scoring, model: OpenedModel, imatrix: Imatrix | None, mix: Mix, control: Control, n_threads: int | None
+) -> Callable[[], Path]:
+    """What builds a mix as a file in the home, to be deleted after use."""
+
+    def build() -> Path:
+        strategy = Strategy(
+            model_fingerprint=model.fingerprint,
+            model_name=model.source.name,
+            architecture=model.source.architecture,
+            method="manual",
+            tensors=tuple(TensorChoice(name, type_name, "a random mix") for name, type_name in mix.types.items()),
+        )
+        output = at.workspace.home.references / f"anchor-{at.key.run}-{mix.id[-12:]}.gguf"
+        building.build(model.source, strategy, output, imatrix=imatrix, n_threads=n_threads, control=control, overwrite=True)
+        return output
+
+    return build

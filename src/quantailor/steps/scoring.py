@@ -1,0 +1,165 @@
+"""Mixes of a base scored and stored: what probes, sweeps and refinements have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from quantailor.analysis.corpus import Corpus, chunks, spread
+from quantailor.analysis.importance.imatrix import Imatrix
+from quantailor.analysis.scores.mix_scores import FileScorer, MixScorer
+from quantailor.control import Control
+from quantailor.costs.model_size import ModelSize
+from quantailor.costs.needs import Needs, run_with_swaps
+from quantailor.errors import StrategyError
+from quantailor.evidence.knowledge import file_key
+from quantailor.evidence.measurements import Measured, measured
+from quantailor.records import ChunkScore, Mix
+from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, gguf_path, quantizable_tensors
+from quantailor.steps.measure import MeasureStep
+from quantailor.steps.options import DEFAULT_N_CTX, Compute
+from quantailor.steps.stages import Stages
+from quantailor.steps.step import Answer, Screen, StepResult, WeightedStep
+from quantailor.store import SwapKey
+
+CHECKPOINT_CHUNKS = 4
+"""Chunks of one mix after which its scores are stored; a mix that is finished is stored at once."""
+
+
+BYTES_PER_TOKEN = 8
+"""No vocabulary we know has longer tokens on average: a text has at least so many chunks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringStep(WeightedStep[Answer]):
+    """A step that scores mixes of a base on a text."""
+
+    units: ClassVar[Mapping[str, str]] = {"null control": "chunks"}
+    runs_model: ClassVar[bool] = True
+    measures: ClassVar[bool] = True
+    screen: ClassVar[Screen | None] = "measure"
+
+    base: str
+    text: str | None = None
+    """None means the calibration text that ships with Quantailor."""
+    n_ctx: int = DEFAULT_N_CTX
+
+    @property
+    def text_path(self) -> Path:
+        return Path(self.text) if self.text else CALIBRATION_TEXT
+
+    def needs_on(self, workspace: Workspace, n_chunks: int, anchor_bits: float = 0.0) -> Needs:
+        """Memory for weights that change; disk for what scoring so many chunks keeps, and for a file of so many bits per weight."""
+        with workspace.model(self.base) as model:
+            size, fingerprint = ModelSize.of(model.source), model.fingerprint
+        needs = run_with_swaps(size, self.n_ctx, self.compute.n_gpu_layers)
+        counts = workspace.store.counts(fingerprint)
+        if counts.n_swept or counts.n_mixes:
+            return needs  # an earlier run wrote the base's log-probabilities
+        n_text_bytes = self.text_path.stat().st_size if self.text_path.is_file() else 0
+        n_kept = min(n_chunks, max(1, n_text_bytes // (BYTES_PER_TOKEN * self.n_ctx)))
+        home = workspace.home
+        disk = ((home.base_logp, n_kept * size.base_logp_bytes(self.n_ctx)), (home.references, size.bytes_at(anchor_bits)))
+        return needs + Needs(disk)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """A base in memory, a text, and where the scores go."""
+
+    workspace: Workspace
+    key: SwapKey
+    scorer: MixScorer
+    files: FileScorer
+    corpus: Corpus
+    order: tuple[int, ...]
+    """All chunks, spread over the text."""
+
+    def first(self, n_chunks: int) -> list[int]:
+        """The chunks to use when so many are asked for."""
+        return sorted(self.order[:n_chunks])
+
+    def run(self, mixes: Sequence[Mix], indexes: Sequence[int], control: Control) -> None:
+        """Score every mix on these chunks; what the store has is not scored again."""
+        known = self.workspace.store.mix_scores(self.key)
+        done = {mix: {score.index for score in scores} for mix, scores in known.items()}
+        waiting: list[tuple[str, ChunkScore]] = []
+        try:
+            for mix, score in self.scorer.score(mixes, indexes, done=done, control=control):
+                if waiting and (len(waiting) >= CHECKPOINT_CHUNKS or waiting[-1][0] != mix.id):
+                    self._keep(waiting)
+                waiting.append((mix.id, score))
+        finally:
+            self._keep(waiting)
+
+    def run_file(self, mix: Mix, build: Callable[[], Path], indexes: Sequence[int], control: Control) -> None:
+        """Score a mix as a file; `build` is called where a chunk is missing, and its file deleted afterwards."""
+        key = self.file_key
+        known = {score.index for score in self.workspace.store.mix_scores(key).get(mix.id, ())}
+        missing = [index for index in indexes if index not in known]
+        if not missing:
+            return
+        file = build()
+        try:
+            for score in self.files.score(file, missing, control=control):
+                self.workspace.store.record_mix_scores(key, [(mix.id, score)])
+        finally:
+            file.unlink(missing_ok=True)
+
+    @property
+    def file_key(self) -> SwapKey:
+        """What scores of built files are filed under."""
+        return file_key(self.key)
+
+    def _keep(self, waiting: list[tuple[str, ChunkScore]]) -> None:
+        if waiting:
+            self.workspace.store.record_mix_scores(self.key, waiting)
+            waiting.clear()
+
+
+@contextmanager
+def scoring(workspace: Workspace, model: OpenedModel, imatrix: Imatrix | None, step: ScoringStep[StepResult]) -> Iterator[Scoring]:
+    """Load a base to score mixes of it on the step's text.
+
+    Raises:
+        InferenceError, CorpusError: the model or the text cannot be used.
+    """
+    path = gguf_path(model)
+    corpus = workspace.corpus(model, step.text_path)
+    tokens: npt.NDArray[np.int32] = chunks(corpus, step.n_ctx)
+    where = "-gpu" if step.compute.n_gpu_layers else ""  # another backend rounds otherwise
+    folder = workspace.home.base_logp / f"{model.fingerprint[:16]}-{corpus.sha256[:16]}-{step.n_ctx}{where}"
+    names = [tensor.name for tensor in quantizable_tensors(model.source)]
+    threads, layers = step.compute.n_threads, step.compute.n_gpu_layers
+    files = FileScorer(path, tokens, folder, n_threads=threads, n_gpu_layers=layers)
+    with MixScorer(model.source, path, names, tokens, folder, imatrix=imatrix, n_threads=threads, n_gpu_layers=layers) as scorer:
+        fingerprint = imatrix.fingerprint if imatrix else ""
+        key = SwapKey(model.fingerprint, fingerprint, corpus.sha256, step.n_ctx, "as built", scorer.base_kernels)
+        yield Scoring(workspace, key, scorer, files, corpus, tuple(spread(len(tokens))))
+
+
+def measured_with(
+    workspace: Workspace, model: OpenedModel, step: ScoringStep[StepResult], types: Sequence[str], stages: Stages
+) -> Measured:
+    """The weight errors to work with. Where nothing is measured yet all types are, else those of `types` that are missing."""
+    try:
+        before = measured(workspace, model, step.imatrix)
+        known, exhaustive = {cell.type_name for cell in before.cells}, before.is_exhaustive
+    except StrategyError:
+        known, exhaustive = set(), False
+    more = MeasureStep(
+        base=step.base,
+        types=tuple(sorted(known | set(types))) if known else (),
+        exhaustive=exhaustive,
+        imatrix=step.imatrix,
+        allow_requantize=bool(known),  # whoever measured it allowed that
+        compute=Compute(n_threads=step.compute.n_threads),
+    )
+    more.run(workspace, stages)
+    return measured(workspace, model, step.imatrix, exhaustive if known else None)

@@ -1,0 +1,40 @@
+"""Progress of a job that has several stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from quantailor.control import Control
+from quantailor.jobs import JobControl
+
+
+class Stages:
+    """Names the stages of one job; each stage counts its own units."""
+
+    def __init__(self, control: JobControl, unit_of: Callable[[str], str]) -> None:
+        self._control, self._unit_of = control, unit_of
+
+    @property
+    def job_id(self) -> int:
+        """The number of the job."""
+        return self._control.job.id
+
+    @property
+    def control(self) -> Control:
+        """What the present stage's work reports to."""
+        return self._control
+
+    def part(self, number: int, n_parts: int) -> None:
+        """Say which of how many parts of the job comes next, from 1; it may have several stages."""
+        self._control.part(number, n_parts)
+
+    def begin(self, name: str) -> Control:
+        """Start a stage and return what its work reports to."""
+        self._control.check()
+        self._control.stage(name, self._unit_of(name))
+        self._control.log(f"{name} begins")
+        return self._control
+
+    def note(self, message: str) -> None:
+        """A line for the job's log."""
+        self._control.log(message)

@@ -1,0 +1,119 @@
+"""What a step is: its options, as a record that a job stores, and what it does with them.
+
+A step says everything about itself: what kind of job it is, what its stages count, what it needs of the machine, what it
+answers and where that is shown. Whoever lists, stores, runs or shows steps asks them. A new kind of step is one file with a
+subclass of `Step`, and the command that fills in its options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from quantailor.costs.needs import Needs
+from quantailor.errors import JobError
+from quantailor.session import AUTO, Workspace
+from quantailor.steps.options import Compute, HubModel
+from quantailor.steps.stages import Stages
+
+Screen = Literal["structure", "measure", "choose", "build", "verify"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step answers: plain data, kept with its job and printed by `--json`."""
+
+    origin: str | None = field(default=None, kw_only=True)
+    """ORG/NAME@COMMIT where the model came from the hub."""
+
+
+Answer = TypeVar("Answer", bound=StepResult, covariant=True)
+
+
+class Step(ABC, Generic[Answer]):
+    """The base of every step. Subclasses are frozen dataclasses whose fields are the step's options, all plain data."""
+
+    __slots__ = ()
+
+    kind: ClassVar[str]
+    """Its name in the job table, on the command line and in JSON."""
+    result: ClassVar[type[StepResult]]
+    """What `run` returns."""
+    units: ClassVar[Mapping[str, str]] = {}
+    """How a stage's name begins -> what that stage counts: "bytes", "chunks" or "weights"."""
+    runs_model: ClassVar[bool] = False
+    """Whether llama.cpp runs the model, which must then be a GGUF file."""
+    measures: ClassVar[bool] = False
+    """Whether it adds to what is known of a model, so that the Measure screen follows it."""
+    screen: ClassVar[Screen | None] = None
+    """Where the GUI shows its result."""
+
+    def __init_subclass__(cls, *, kind: str = "", result: type[StepResult] = StepResult, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if kind:
+            cls.kind, cls.result = kind, result
+        if "kind" in cls.__dict__:  # a dataclass with slots is made twice, the second time without these options
+            _KINDS[cls.kind] = cls
+
+    @abstractmethod
+    def run(self, workspace: Workspace, stages: Stages) -> Answer:
+        """Do it. What an earlier run stored is not done again."""
+
+    def needs(self, workspace: Workspace) -> Needs:
+        """What it needs of disk and memory at the least. Raises QuantailorError where `run` will say better what is wrong."""
+        del workspace
+        return Needs()
+
+
+_KINDS: dict[str, type[Step[StepResult]]] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStep(Step[Answer]):
+    """A step that works on a model, which may still have to be downloaded."""
+
+    model_option: ClassVar[str] = "base"
+    """The option that names the model: a path, or ORG/NAME together with `hub`."""
+    hub: HubModel | None = None
+    """The repository that the model is in; None where it is a path."""
+    compute: Compute = field(default_factory=Compute)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightedStep(ModelStep[Answer]):
+    """A step that may use an importance matrix."""
+
+    imatrix: str = AUTO
+    """"auto" (the newest that the store has for this model, if any), "none", "repo", or a file."""
+
+
+def kinds() -> Mapping[str, type[Step[StepResult]]]:
+    """Every kind of step whose module is loaded, by name."""
+    return _KINDS
+
+
+def unit_of(stage: str) -> str:
+    """What a stage counts; "" where no step says."""
+    units = (item for step in _KINDS.values() for item in step.units.items())
+    return next((unit for beginning, unit in units if stage.startswith(beginning)), "")
+
+
+def to_json(step: Step[StepResult]) -> str:
+    """The step's options; the same text for equal steps."""
+    return json.dumps(dataclasses.asdict(step), sort_keys=True)  # type: ignore[call-overload]
+
+
+def from_json(kind: str, text: str) -> Step[StepResult]:
+    """The step of a stored job. Raises JobError where a newer or damaged store holds something else."""
+    try:
+        return TypeAdapter[Step[StepResult]](_KINDS[kind]).validate_json(text)
+    except (KeyError, ValidationError) as error:
+        raise JobError(
+            f"this version cannot read what job kind {kind!r} was asked", remedy="Update Quantailor or remove the job"
+        ) from error

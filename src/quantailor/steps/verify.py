@@ -1,0 +1,164 @@
+"""Verify: what a file is worth beside its base and llama.cpp's presets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from quantailor import files, plots
+from quantailor import verify as proving
+from quantailor.analysis.corpus import chunks
+from quantailor.analysis.importance.imatrix import Imatrix
+from quantailor.analysis.scores import fidelity
+from quantailor.costs.model_size import ModelSize
+from quantailor.costs.needs import Needs, run_as_it_is
+from quantailor.ggml import library
+from quantailor.ggml.reference import preset_name
+from quantailor.records import ChunkScore, Verdict
+from quantailor.session import AUTO, HELDOUT_TEXT, OpenedModel, Workspace, gguf_path
+from quantailor.steps.build import embedded_strategy
+from quantailor.steps.options import DEFAULT_N_CTX
+from quantailor.steps.stages import Stages
+from quantailor.steps.step import Screen, StepResult, WeightedStep
+from quantailor.store import ScoreKey
+
+DEFAULT_REFERENCES = ("Q8_0", "Q6_K", "Q4_K_M")
+BASE = "base"
+NULL_CONTROL = "null control"
+PRESET_SHARE = 0.8
+"""A preset's file is hardly smaller than this share of all weights at its main type."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyResult(StepResult):
+    """A verdict and its files."""
+
+    verdict: Verdict
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult):
+    """Measure a file against its base and against presets. "auto" is the importance matrix that the file was made with."""
+
+    units: ClassVar[Mapping[str, str]] = {"verify": "chunks"}
+    runs_model: ClassVar[bool] = True
+    screen: ClassVar[Screen | None] = "verify"
+
+    file: str
+    base: str
+    against: tuple[str, ...] = DEFAULT_REFERENCES
+    text: str | None = None
+    """None means the held-out text that ships with Quantailor."""
+    chunks: int | None = None
+    n_ctx: int = DEFAULT_N_CTX
+    output: str | None = None
+    """Where the verdict's files go: this path plus .json, .csv, .png and .svg."""
+
+    @property
+    def presets(self) -> tuple[str, ...]:
+        """The presets to compare with, as llama.cpp spells them. Raises TypeUnavailableError for an unknown one."""
+        return tuple(dict.fromkeys(preset_name(name) for name in self.against))
+
+    def run(self, workspace: Workspace, stages: Stages) -> VerifyResult:
+        """Score a file and its references against the base, chunk by chunk, and judge. Stored chunks are not scored again."""
+        with workspace.model(self.base) as model:
+            imatrix = verify_imatrix(workspace, model, self)
+            base, ours = gguf_path(model), Path(self.file)
+            label = f"{ours.stem} (ours)" if ours.stem in (BASE, NULL_CONTROL, *self.presets) else ours.stem
+            candidates = {label: ours}
+            threads = self.compute.n_threads
+            for preset in self.presets:
+                control = stages.begin(f"reference {preset}")
+                candidates[preset] = proving.ensure_reference(
+                    base, preset, imatrix=imatrix, folder=workspace.home.references, n_threads=threads, control=control
+                )
+            corpus = workspace.corpus(model, Path(self.text) if self.text else HELDOUT_TEXT)
+            tokens = chunks(corpus, self.n_ctx, limit=self.chunks)
+            keys = {name: ScoreKey(model.fingerprint, corpus.sha256, self.n_ctx, name) for name in (BASE, NULL_CONTROL)}
+            for name, path in candidates.items():
+                keys[name] = ScoreKey(model.fingerprint, corpus.sha256, self.n_ctx, workspace.identity(path))
+            scores = fidelity.score_chunks(
+                base,
+                candidates,
+                tokens,
+                done={name: workspace.store.scored_chunks(key) for name, key in keys.items()},
+                control=stages.begin("verify"),
+                n_threads=threads,
+                n_gpu_layers=self.compute.n_gpu_layers,
+            )
+            for name, score in scores:
+                workspace.store.record_chunk_scores(keys[name], [score])
+            verdict = _judge(workspace, model, keys, candidates, label, len(tokens), corpus_name=corpus.name, n_ctx=self.n_ctx)
+            workspace.store.record_verdict(verdict)
+            return VerifyResult(verdict, _write_files(verdict, Path(self.output) if self.output else ours.with_suffix(".verdict")))
+
+    def needs(self, workspace: Workspace) -> Needs:
+        """References that no earlier run made, whatever the importance matrix; and the base in memory."""
+        with workspace.model(self.base) as model:
+            size, fingerprint = ModelSize.of(model.source), model.fingerprint
+        folder, n_bytes = workspace.home.references, 0
+        for preset in self.presets:
+            if not any(folder.glob(f"{fingerprint[:12]}-*-{preset}.gguf")):
+                bits = [qtype.bits_per_weight for name, qtype in library.types().items() if name == _main_type(preset)]
+                n_bytes += size.bytes_at(PRESET_SHARE * sum(bits))
+        return Needs(((folder, n_bytes),)) + run_as_it_is(size, self.n_ctx, self.compute.n_gpu_layers)
+
+
+def _main_type(preset: str) -> str:
+    """The type that most weights of a preset have; "" where none is named like it."""
+    return max((name for name in library.types() if preset.startswith(name)), key=len, default="")
+
+
+def verify_imatrix(workspace: Workspace, model: OpenedModel, step: VerifyStep) -> Imatrix | None:
+    """The importance matrix for the references: by default the one that our file was made with."""
+    if step.imatrix != AUTO:
+        return workspace.choose_imatrix(model, step.imatrix)
+    embedded = embedded_strategy(workspace, Path(step.file))
+    if embedded is not None:
+        recorded = embedded.inputs.get("imatrix")
+        return workspace.imatrix(model.fingerprint, str(recorded)) if recorded else None
+    return workspace.newest_imatrix(model.fingerprint)
+
+
+def _judge(
+    workspace: Workspace,
+    model: OpenedModel,
+    keys: Mapping[str, ScoreKey],
+    candidates: Mapping[str, Path],
+    label: str,
+    n_chunks: int,
+    *,
+    corpus_name: str,
+    n_ctx: int,
+) -> Verdict:
+    scores: dict[str, Sequence[ChunkScore]] = {
+        name: [score for score in workspace.store.chunk_scores(key) if score.index < n_chunks] for name, key in keys.items()
+    }
+    scored = [_scored(BASE, "base", gguf_path(model), scores[BASE])]
+    scored += [_scored(name, "ours" if name == label else "reference", path, scores[name]) for name, path in candidates.items()]
+    return proving.make_verdict(
+        scored,
+        scores[NULL_CONTROL],
+        model_fingerprint=model.fingerprint,
+        corpus_name=corpus_name,
+        corpus_sha256=keys[BASE].corpus,
+        n_ctx=n_ctx,
+    )
+
+
+def _scored(label: str, kind: Literal["base", "ours", "reference"], path: Path, scores: Sequence[ChunkScore]) -> proving.ScoredFile:
+    size_bytes, bits = proving.file_size(path)
+    return proving.ScoredFile(label, kind, size_bytes, bits, scores)
+
+
+def _write_files(verdict: Verdict, stem: Path) -> tuple[str, ...]:
+    """The verdict beside the file: JSON, CSV and the graph as PNG and SVG."""
+    document = json.dumps(asdict(verdict), indent=2, allow_nan=False) + "\n"
+    as_json = files.write_text(stem.with_name(f"{stem.name}.json"), document)
+    table = proving.write_csv(verdict, stem.with_name(f"{stem.name}.csv"))
+    figures = plots.size_against_kld(verdict, stem)
+    return tuple(str(path) for path in (as_json, table, *figures))
