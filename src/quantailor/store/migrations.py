@@ -5,6 +5,7 @@ A step is never changed once released; a new form is a new step at the end of `M
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from importlib import resources
@@ -48,12 +49,25 @@ def commits_schema(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE jobs ADD COLUMN hub_path TEXT")
 
 
+def options_schema(connection: sqlite3.Connection) -> None:
+    """Jobs keep what a step may use of the machine, and how it converts, as one option each."""
+    groups = {"compute": ("n_threads", "n_gpu_layers"), "conversion": ("converter", "way", "trust_remote_code")}
+    for job, text in connection.execute("SELECT id, arguments FROM jobs").fetchall():
+        arguments = json.loads(text)
+        for group, names in groups.items():
+            grouped = {name: arguments.pop(name) for name in names if name in arguments}
+            if grouped:
+                arguments[group] = grouped
+        connection.execute("UPDATE jobs SET arguments = ? WHERE id = ?", (json.dumps(arguments), job))
+
+
 MIGRATIONS: dict[str, Migration] = {
     "0001 first schema": first_schema,
     "0002 mixes and their scores": swap_schema,
     "0003 stages of jobs": stage_schema,
     "0004 drafts": drafts_schema,
     "0005 commits of jobs": commits_schema,
+    "0006 options of jobs in groups": options_schema,
 }
 
 

@@ -20,7 +20,7 @@ from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
 from quantailor.models.source import ModelSource
 from quantailor.records import Strategy, TensorInfo
-from quantailor.session import AUTO, NONE, OpenedModel, Workspace, quantizable_tensors, weight_files
+from quantailor.session import AUTO, NONE, OpenedModel, Workspace, quantizable_tensors
 from quantailor.steps.build import embedded_strategy, strategy_imatrix
 from quantailor.steps.plan import types_of_preset
 

@@ -17,7 +17,7 @@ from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource, fingerprint
 from quantailor.qtypes import QType, availability, fallback, needs_imatrix, never_quantized, unavailable
 from quantailor.records import MetadataValue, TensorInfo
-from quantailor.session import Workspace, config_files
+from quantailor.session import Workspace
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from quantailor.ggml import library
 from quantailor.models.source import ModelSource
 from quantailor.present import words
 from quantailor.records import Estimate, MetadataValue, Strategy, TensorInfo, Verdict, VerdictRow
-from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, OpenedModel, Workspace, weight_files
+from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, OpenedModel, Workspace
 from quantailor.steps.build import embedded_strategy, strategy_imatrix
 from quantailor.steps.verify import BASE
 from quantailor.store import ImatrixRecord, ScoreKey
