@@ -32,13 +32,10 @@ from quantailor.control import NullControl
 from quantailor.evidence.damages import probed_tables
 from quantailor.evidence.knowledge import CURVE, file_key
 from quantailor.records import Curve, Mix, TensorCells, part_of
-from quantailor.strategy.random_mixes import random_mix
 from quantailor.steps.options import Compute
-from quantailor.steps.probe import ProbeStep
-from quantailor.steps.probe import builder
-from quantailor.steps.probe import usual
+from quantailor.steps.probe import ProbeStep, builder, usual
 from quantailor.steps.scoring import scoring
-from quantailor.strategy.random_mixes import with_shuffled_damage
+from quantailor.strategy.random_mixes import random_mix, with_shuffled_damage
 
 SIZES = (2.7, 3.5, 4.8)
 MIXES_PER_SIZE = 20
