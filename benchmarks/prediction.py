@@ -35,7 +35,7 @@ from quantailor.records import Curve, Mix, TensorCells, part_of
 from quantailor.steps.options import Compute
 from quantailor.steps.probe import ProbeStep, builder, usual
 from quantailor.steps.scoring import scoring
-from quantailor.strategy.random_mixes import random_mix, with_shuffled_damage
+from quantailor.strategy.random_mixes import random_mix
 
 SIZES = (2.7, 3.5, 4.8)
 MIXES_PER_SIZE = 20
