@@ -27,9 +27,11 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def commands() -> str:
-    """Every command, as Typer describes it."""
+    """Every command, as Typer describes it; without its lists of shortened sentences and the command that only jobs start."""
     command = [sys.executable, "-m", "typer", "quantailor.cli.app", "utils", "docs", "--name", "quantailor", "--title", "Commands"]
-    return subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout
+    text = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout
+    text = re.sub(r"\*\*Commands\*\*:\n\n(?:\* .*\n)+", "", text)
+    return re.sub(r"## `quantailor worker`\n.*?(?=^## )", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def modules() -> str:
