@@ -76,7 +76,7 @@ oracle: $(ORACLE_VENV)/.ready
 
 docs: $(VENV)/.docs-ready
 	@echo "== the documentation, into site/"
-	$(RUN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN)/python -m mkdocs build --strict --quiet
 
 $(VENV)/.docs-ready: $(VENV)/.ready requirements/docs.txt
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
