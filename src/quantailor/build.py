@@ -15,12 +15,12 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from quantailor.analysis.importance.imatrix import Imatrix, quantize_metadata
 from quantailor.analysis.quantize import quantized_blocks
-from quantailor.control import QUIET, Control
+from quantailor.control import QUIET, Control, Progress
 from quantailor.errors import OutputError, StrategyMismatchError, TypeUnavailableError
 from quantailor.ggml import codec, library
 from quantailor.models.gguf_writer import FileLayout, GGUFWriter, layout
@@ -77,16 +77,12 @@ def output_tensors(source: ModelSource, types: Mapping[str, str], *, imatrix: Im
 def _retyped(source: ModelSource, tensor: TensorInfo, type_name: str, imatrix: Imatrix | None) -> TensorInfo:
     if type_name == tensor.type_name:
         return tensor
-    qtypes = library.types()
-    if type_name not in qtypes:
-        raise TypeUnavailableError(
-            f"{tensor.name} cannot be {type_name}: ggml has no such type", remedy=f"Choose one of {', '.join(qtypes)}"
-        )
+    qtype = library.type_named(type_name)
     has_imatrix = imatrix is not None and tensor.name in imatrix.entries
-    reason = unavailable(tensor, qtypes[type_name], architecture=source.architecture, has_imatrix=has_imatrix, qtypes=qtypes)
+    reason = unavailable(tensor, qtype, architecture=source.architecture, has_imatrix=has_imatrix, qtypes=library.types())
     if reason:
         raise TypeUnavailableError(f"{tensor.name} cannot be {type_name}: {reason}", remedy="Choose another type for it")
-    return replace(tensor, type_name=type_name, size_bytes=qtypes[type_name].tensor_bytes(tensor))
+    return qtype.retyped(tensor)
 
 
 def plain_metadata(source: ModelSource, types: Mapping[str, str], *, imatrix: Imatrix | None = None) -> dict[str, MetadataValue]:
@@ -207,12 +203,11 @@ def build(
     if kept:
         logger.info("%d tensors keep their type because the strategy does not name them: %s ...", len(kept), kept[0])
     with GGUFWriter(output, planned, overwrite=overwrite) as writer:
-        written = 0
+        progress = Progress(control, tensor_bytes)
         with contextlib.closing(quantized_blocks(source, tensors, imatrix, n_threads=n_threads, control=control)) as blocks:
             for tensor, chunk in blocks:
                 writer.write(chunk)
-                written += chunk.size
-                control.advance(written, tensor_bytes, tensor.name)
+                progress.add(chunk.size, tensor.name)
     _check_written(writer.paths, tensors, planned)
     return BuildResult(writer.paths, planned.size_bytes, tensor_bytes, 8 * tensor_bytes / max(1, n_weights), kept)
 

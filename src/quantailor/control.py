@@ -31,3 +31,20 @@ class NullControl:
 
 QUIET: Control = NullControl()
 """The control of work that nobody watches."""
+
+
+class Progress:
+    """Adds up finished work and reports it.
+
+    Args:
+        control: whom to report to.
+        total: all of the work, in any unit.
+    """
+
+    def __init__(self, control: Control, total: float) -> None:
+        self._control, self._total, self._done = control, total, 0.0
+
+    def add(self, amount: float, message: str) -> None:
+        """So much more is finished; `message` names what it was."""
+        self._done += amount
+        self._control.advance(self._done, self._total, message)

@@ -9,7 +9,7 @@ never quantized, and which types need an importance matrix. All are facts of lla
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quantailor.errors import TypeUnavailableError
 from quantailor.records import TensorInfo
@@ -103,6 +103,10 @@ class QType:
     def tensor_bytes(self, tensor: TensorInfo) -> int:
         """Bytes of the whole tensor at this type. Raises TypeUnavailableError as `row_bytes` does."""
         return self.row_bytes(tensor.n_cols) * tensor.n_rows
+
+    def retyped(self, tensor: TensorInfo) -> TensorInfo:
+        """The tensor at this type. Raises TypeUnavailableError as `row_bytes` does."""
+        return replace(tensor, type_name=self.name, size_bytes=self.tensor_bytes(tensor))
 
 
 def fallback(wanted: QType, n_cols: int, qtypes: Mapping[str, QType]) -> QType | None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 
-from quantailor.errors import NativeLibraryError
+from quantailor.errors import NativeLibraryError, TypeUnavailableError
 from quantailor.qtypes import QType
 
 MINIMUM_VERSION = (0, 3, 36)
@@ -231,6 +231,14 @@ def types() -> Mapping[str, QType]:
             block = _activation_block(ggml, index) if quantized else 1
             qtypes[name] = QType(index, name, traits.blck_size, traits.type_size, quantized, aborts, block)
     return MappingProxyType(qtypes)
+
+
+def type_named(name: str) -> QType:
+    """The type of this name. Raises TypeUnavailableError where ggml has none."""
+    try:
+        return types()[name]
+    except KeyError:
+        raise TypeUnavailableError(f"there is no type {name!r}", remedy=f"Known types: {', '.join(types())}") from None
 
 
 def _activation_block(ggml: ctypes.CDLL, index: int) -> int:

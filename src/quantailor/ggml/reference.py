@@ -113,9 +113,11 @@ def quantize_reference(
         pure=pure,
         allow_requantize=allow_requantize,
         buffer_bytes=BUFFER_BYTES,
-        overrides=_override_ids([*overrides, *([(".*", type_name)] if type_name else [])]),
-        embedding_type=None if embedding_type is None else _type_id(embedding_type),
-        output_type=None if output_type is None else _type_id(output_type),
+        overrides=tuple(
+            (pattern, library.type_named(name).id) for pattern, name in [*overrides, *([(".*", type_name)] if type_name else [])]
+        ),
+        embedding_type=None if embedding_type is None else library.type_named(embedding_type).id,
+        output_type=None if output_type is None else library.type_named(output_type).id,
         metadata=dict(metadata or {}),
     )
     try:
@@ -146,17 +148,6 @@ def _vectors(imatrix: Mapping[str, Floats]) -> dict[str, Floats]:
         if not np.isfinite(vector).all():
             raise ImatrixError(f"the importance matrix has NaN or Inf for {name}", remedy="Compute it again")
     return vectors
-
-
-def _override_ids(overrides: Sequence[tuple[str, str]]) -> tuple[tuple[str, int], ...]:
-    return tuple((pattern, _type_id(type_name)) for pattern, type_name in overrides)
-
-
-def _type_id(type_name: str) -> int:
-    qtypes = library.types()
-    if type_name not in qtypes:
-        raise TypeUnavailableError(f"ggml cannot write the type {type_name}", remedy=f"Choose one of {', '.join(qtypes)}")
-    return qtypes[type_name].id
 
 
 @dataclass

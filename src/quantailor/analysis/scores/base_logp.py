@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from quantailor import files, numerics
-from quantailor.analysis.scores.fidelity import first_scored
+from quantailor.analysis.scores.fidelity import chunk_score, first_scored
 from quantailor.control import QUIET, Control
 from quantailor.errors import InferenceError
 from quantailor.ggml.runtime import LoadedModel
@@ -64,20 +64,13 @@ class BaseChunk:
         if not (np.isfinite(log_sums) & np.isfinite(klds)).all():
             raise InferenceError("the model gives logits that are NaN or Inf", remedy="Leave out the type that breaks it")
         observed = logits[np.arange(len(self.targets)), self.targets].astype(np.float64) - log_sums
-        return ChunkScore(
-            index=self.index,
-            n_tokens=len(self.targets),
-            nll_sum=float(-observed.sum()),
-            kld_sum=float(klds.sum()),
-            top_agreement=int(np.count_nonzero(logits.argmax(axis=1) == self.top)),
-            dp_square_sum=float(np.square(np.exp(observed) - np.exp(self.observed.astype(np.float64))).sum()),
-        )
+        n_same_top = int(np.count_nonzero(logits.argmax(axis=1) == self.top))
+        return chunk_score(self.index, observed, self.observed, klds, n_same_top)
 
     @property
     def base_score(self) -> ChunkScore:
         """The base's own perplexity on this chunk."""
-        observed = self.observed.astype(np.float64)
-        return ChunkScore(self.index, len(observed), float(-observed.sum()), 0.0, len(observed), 0.0)
+        return chunk_score(self.index, self.observed, self.observed, np.zeros(len(self.observed)), len(self.observed))
 
 
 class BaseLogp:

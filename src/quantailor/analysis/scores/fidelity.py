@@ -13,19 +13,20 @@ loaded again and sent down the same way: its divergence is the floor of all figu
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from quantailor import numerics
-from quantailor.control import QUIET, Control
+from quantailor.control import QUIET, Control, Progress
 from quantailor.errors import InferenceError
 from quantailor.ggml.runtime import LoadedModel
-from quantailor.numerics import Floats, Tokens
+from quantailor.numerics import Doubles, Floats, Tokens
 from quantailor.records import ChunkScore, Comparison, Estimate, FidelityStatistics
 
 BASE = "base"
@@ -70,86 +71,41 @@ def score_chunks(
     Raises:
         InferenceError: llama.cpp cannot load or run a file, or a file has another vocabulary than the base.
     """
-    for label in (BASE, NULL_CONTROL):
-        if label in candidates:
-            raise InferenceError(f"no file can be called {label!r} in a comparison", remedy="Rename it")
-    finished = {label: set((done or {}).get(label, ())) for label in (BASE, NULL_CONTROL, *candidates)}
-    missing = {label: [i for i in range(len(chunks)) if i not in finished[label]] for label in finished}
+    if taken := {BASE, NULL_CONTROL} & set(candidates):
+        raise InferenceError(f"no file can be called {min(taken)!r} in a comparison", remedy="Rename it")
+    missing = {label: set(range(len(chunks))).difference((done or {}).get(label, ())) for label in (BASE, NULL_CONTROL, *candidates)}
     wanted = sorted(set().union(*missing.values()))
     if not wanted:
         return
     control.check()
-    run = _Run(chunks, missing, control, n_threads, n_gpu_layers)
-    per_block = 0
+    progress = Progress(control, sum(map(len, missing.values())))
+    load = functools.partial(LoadedModel, n_ctx=chunks.shape[1], n_threads=n_threads, n_gpu_layers=n_gpu_layers)
+    targets = chunks[:, first_scored(chunks.shape[1]) + 1 :]  # (n_chunks, n_scored)
     while wanted:
-        with run.load(base_path) as base:
-            per_block = per_block or max(1, block_bytes // _bytes_per_chunk(base.n_vocab, chunks.shape[1]))
-            block, wanted = wanted[:per_block], wanted[per_block:]
-            run.begin(base.n_vocab)
-            yield from run.score_base(base, block)
+        base_logp: dict[int, Floats] = {}
+        with load(base_path) as base:
+            n_vocab = base.n_vocab
+            n_held = max(1, block_bytes // (4 * n_vocab * targets.shape[1]))
+            block, wanted = wanted[:n_held], wanted[n_held:]
+            for index in block:
+                control.check()
+                base_logp[index] = _log_probabilities(base, chunks[index])
+                if index in missing[BASE]:
+                    yield BASE, _base_score(index, base_logp[index], targets[index])
+                    progress.add(1, f"base, chunk {index + 1}")
         for label, path in {NULL_CONTROL: base_path, **candidates}.items():
-            yield from run.score_candidate(label, path, block)
+            if indexes := [index for index in block if index in missing[label]]:
+                with load(path) as model:
+                    _require_vocabulary(path, model, n_vocab)
+                    for index in indexes:
+                        control.check()
+                        yield label, score(index, base_logp[index], _log_probabilities(model, chunks[index]), targets[index])
+                        progress.add(1, f"{label}, chunk {index + 1}")
 
 
-def _bytes_per_chunk(n_vocab: int, n_ctx: int) -> int:
-    return 4 * n_vocab * (n_ctx - 1 - first_scored(n_ctx))
-
-
-@dataclass
-class _Run:
-    """What the blocks of one call share."""
-
-    chunks: Tokens
-    missing: Mapping[str, Sequence[int]]
-    control: Control
-    n_threads: int | None
-    n_gpu_layers: int
-    n_done: int = 0
-    n_vocab: int = 0
-    logp: dict[int, Floats] = field(default_factory=dict)
-    """The base's log-probabilities of the block's chunks, each (n_scored, n_vocab)."""
-
-    def load(self, path: Path) -> LoadedModel:
-        return LoadedModel(path, n_ctx=self.chunks.shape[1], n_threads=self.n_threads, n_gpu_layers=self.n_gpu_layers)
-
-    def begin(self, n_vocab: int) -> None:
-        self.n_vocab = n_vocab
-        self.logp.clear()
-
-    def score_base(self, model: LoadedModel, block: Sequence[int]) -> Iterator[tuple[str, ChunkScore]]:
-        others = set().union(*(indexes for label, indexes in self.missing.items() if label != BASE))
-        own = set(self.missing[BASE])
-        for index in block:
-            self.control.check()
-            logp = _log_probabilities(model, self.chunks[index])
-            if index in others:
-                self.logp[index] = logp
-            if index in own:
-                yield BASE, _base_score(index, logp, self._targets(index))
-                self._advance(f"base, chunk {index + 1}")
-
-    def score_candidate(self, label: str, path: Path, block: Sequence[int]) -> Iterator[tuple[str, ChunkScore]]:
-        own = set(self.missing[label])
-        indexes = [index for index in block if index in own]
-        if not indexes:
-            return
-        with self.load(path) as model:
-            if model.n_vocab != self.n_vocab:
-                raise InferenceError(
-                    f"{path} has {model.n_vocab} tokens, the base has {self.n_vocab}", remedy="Compare files of the same model"
-                )
-            for index in indexes:
-                self.control.check()
-                logp = _log_probabilities(model, self.chunks[index])
-                yield label, score(index, self.logp[index], logp, self._targets(index))
-                self._advance(f"{label}, chunk {index + 1}")
-
-    def _targets(self, index: int) -> Tokens:
-        return self.chunks[index, first_scored(self.chunks.shape[1]) + 1 :]
-
-    def _advance(self, message: str) -> None:
-        self.n_done += 1
-        self.control.advance(self.n_done, sum(map(len, self.missing.values())), message)
+def _require_vocabulary(path: Path, model: LoadedModel, n_vocab: int) -> None:
+    if model.n_vocab != n_vocab:
+        raise InferenceError(f"{path} has {model.n_vocab} tokens, the base has {n_vocab}", remedy="Compare files of the same model")
 
 
 def _log_probabilities(model: LoadedModel, chunk: Tokens) -> Floats:
@@ -158,31 +114,38 @@ def _log_probabilities(model: LoadedModel, chunk: Tokens) -> Floats:
 
 
 def _base_score(index: int, logp: Floats, targets: Tokens) -> ChunkScore:
-    observed = logp[np.arange(len(targets)), targets].astype(np.float64)
-    return ChunkScore(index, len(targets), float(-observed.sum()), kld_sum=0.0, top_agreement=len(targets), dp_square_sum=0.0)
+    observed = logp[np.arange(len(targets)), targets]
+    return chunk_score(index, observed, observed, np.zeros(len(targets)), len(targets))
 
 
-def score(index: int, base_logp: Floats, logp: Floats, targets: Tokens) -> ChunkScore:
-    """One chunk's sums.
+def chunk_score(index: int, observed: Floats | Doubles, base_observed: Floats, klds: Doubles, n_same_top: int) -> ChunkScore:
+    """One chunk's sums, without the divergences of single tokens.
 
     Args:
         index: the chunk's number.
-        base_logp: the base's log-probabilities, (n_tokens, n_vocab).
-        logp: the model's, the same shape.
-        targets: the tokens that followed, (n_tokens,).
+        observed: the model's ln p of the tokens that followed, (n_scored,).
+        base_observed: the base's, (n_scored,).
+        klds: KL(base || model) of every token, nats, (n_scored,).
+        n_same_top: tokens whose most likely successor is the same in both.
     """
-    rows = np.arange(len(targets))
-    observed, base_observed = logp[rows, targets].astype(np.float64), base_logp[rows, targets].astype(np.float64)
-    klds = numerics.kl_divergence(base_logp, logp)
-    return ChunkScore(
-        index=index,
-        n_tokens=len(targets),
-        nll_sum=float(-observed.sum()),
-        kld_sum=float(klds.sum()),
-        top_agreement=int(np.count_nonzero(base_logp.argmax(axis=1) == logp.argmax(axis=1))),
-        dp_square_sum=float(np.square(np.exp(observed) - np.exp(base_observed)).sum()),
-        klds=tuple(klds.tolist()),
-    )
+    logp, base_logp = observed.astype(np.float64), base_observed.astype(np.float64)
+    dp_square_sum = float(np.square(np.exp(logp) - np.exp(base_logp)).sum())
+    return ChunkScore(index, len(logp), float(-logp.sum()), float(klds.sum()), n_same_top, dp_square_sum)
+
+
+def score(index: int, base_logp: Floats, logp: Floats, targets: Tokens) -> ChunkScore:
+    """One chunk's sums, and the divergence of every token.
+
+    Args:
+        index: the chunk's number.
+        base_logp: the base's log-probabilities, (n_scored, n_vocab).
+        logp: the model's, the same shape.
+        targets: the tokens that followed, (n_scored,).
+    """
+    rows, klds = np.arange(len(targets)), numerics.kl_divergence(base_logp, logp)
+    n_same_top = int(np.count_nonzero(base_logp.argmax(axis=1) == logp.argmax(axis=1)))
+    sums = chunk_score(index, logp[rows, targets], base_logp[rows, targets], klds, n_same_top)
+    return replace(sums, klds=tuple(klds.tolist()))
 
 
 # Statistics

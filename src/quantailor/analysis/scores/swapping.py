@@ -17,7 +17,6 @@ model then holds.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +32,6 @@ from quantailor.ggml.runtime import DEFAULT_N_CTX
 from quantailor.ggml.swapping import WritableModel
 from quantailor.models.source import ModelSource
 from quantailor.numerics import Bytes, Floats, Tokens
-from quantailor.records import TensorInfo
 
 Kernels = Literal["as built", "values"]
 
@@ -142,7 +140,7 @@ class Swapper:
             start += part.size
 
     def _quantized(self, name: str, type_name: str) -> Iterator[Bytes]:
-        tensor = _retyped(self._source.tensor(name), type_name)
+        tensor = library.types()[type_name].retyped(self._source.tensor(name))
         blocks = quantized_blocks(self._source, [tensor], self._imatrix, n_threads=self._n_threads, block_weights=_BLOCK_WEIGHTS)
         return (data for _, data in blocks)
 
@@ -151,7 +149,3 @@ class Swapper:
         qtypes, n_cols = library.types(), self._source.tensor(name).n_cols
         for data in self._quantized(name, type_name):
             yield codec.quantize(codec.dequantize(data, qtypes[type_name], n_cols), qtypes[self._rest[name]]).reshape(-1)
-
-
-def _retyped(tensor: TensorInfo, type_name: str) -> TensorInfo:
-    return dataclasses.replace(tensor, type_name=type_name, size_bytes=library.types()[type_name].tensor_bytes(tensor))

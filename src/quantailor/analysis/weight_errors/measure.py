@@ -31,8 +31,8 @@ from quantailor.analysis.weight_errors.weight_error import (
     Totals,
     Weighting,
 )
-from quantailor.control import QUIET, Control
-from quantailor.errors import NonFiniteWeightError, QuantailorError, TypeUnavailableError
+from quantailor.control import QUIET, Control, Progress
+from quantailor.errors import NonFiniteWeightError, QuantailorError
 from quantailor.ggml import codec, library
 from quantailor.models.source import ModelSource, fingerprint
 from quantailor.numerics import Doubles, Floats, Integers
@@ -133,18 +133,19 @@ def measure_model(
         Paused, Cancelled: from `control`.
     """
     settings = settings or MeasureSettings()
-    wanted = [_known_type(name) for name in type_names]
+    wanted = [library.type_named(name) for name in type_names]
     missing = [(tensor, [t for t in wanted if done is None or not done(tensor.name, t.name)]) for tensor in map(source.tensor, names)]
     seed = seed or fingerprint(source)
     ready: set[str] = set()
-    progress = _Progress(control, sum(expected_work(tensor, len(qtypes), settings) for tensor, qtypes in missing))
+    progress = Progress(control, sum(expected_work(tensor, len(qtypes), settings) for tensor, qtypes in missing))
     with Workers(n_threads, control) as workers:
         for tensor, qtypes in missing:
             control.check()
             weights = UNWEIGHTED if weights_of is None else weights_of(tensor)
             measurable = []
             for qtype in qtypes:
-                reason = _unavailable(source, tensor, qtype, weights)
+                held = weights.quantizer is not None
+                reason = unavailable(tensor, qtype, architecture=source.architecture, has_imatrix=held, qtypes=library.types())
                 if reason is None:
                     measurable.append(qtype)
                 else:
@@ -171,34 +172,11 @@ def _set_up(qtypes: Sequence[QType], control: Control) -> None:
         codec.quantize(np.ones((1, qtype.block_size), np.float32), qtype, np.ones(qtype.block_size, np.float32))
 
 
-def _known_type(name: str) -> QType:
-    try:
-        return library.types()[name]
-    except KeyError:
-        names = ", ".join(library.types())
-        raise TypeUnavailableError(f"there is no type {name!r}", remedy=f"Known types: {names}") from None
-
-
-def _unavailable(source: ModelSource, tensor: TensorInfo, qtype: QType, weights: ErrorWeights) -> str | None:
-    return unavailable(tensor, qtype, architecture=source.architecture, has_imatrix=weights.quantizer is not None, qtypes=library.types())
-
-
 def expected_work(tensor: TensorInfo, n_types: int, settings: MeasureSettings) -> float:
     """Expected work in weights x types, for progress."""
     if settings.exhaustive:
         return float(tensor.n_elements * n_types)
     return n_types * min(tensor.n_elements, 2 * sampling.PILOT_DRAWS * tensor.n_cols + tensor.n_elements / 1000)
-
-
-class _Progress:
-    """Adds up finished work and reports it."""
-
-    def __init__(self, control: Control, total: float) -> None:
-        self._control, self._total, self._done = control, total, 0.0
-
-    def add(self, amount: float, message: str) -> None:
-        self._done += amount
-        self._control.advance(self._done, self._total, message)
 
 
 class _BlockSums(NamedTuple):
