@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quantailor.analysis.importance.error_weights import UNWEIGHTED, ErrorWeights
-from quantailor.analysis.weight_errors.measure import MeasureSettings, measure_tensor
+from quantailor.analysis.weight_errors.measure import MeasureSettings, measure_model
 from quantailor.analysis.weight_errors.weight_error import HISTOGRAM_EDGES
 from quantailor.errors import ImatrixError, NonFiniteWeightError
 from quantailor.ggml import codec, library
@@ -31,10 +31,8 @@ def random_weights(n_slices: int, n_cols: int) -> ErrorWeights:
     return ErrorWeights(columns=columns, means=means, slice_shares=shares, quantizer=columns)
 
 
-def measure(array: Floats, *type_names: str, weights: ErrorWeights = UNWEIGHTED) -> tuple[WeightError, ...]:
-    source = MemorySource({"w.weight": array})
-    qtypes = [library.types()[name] for name in type_names]
-    return measure_tensor(source, source.tensor("w.weight"), qtypes, seed="s", weights=weights, settings=EXHAUSTIVE)
+def measure(array: Floats, *type_names: str, weights: ErrorWeights = UNWEIGHTED, name: str = "w.weight") -> tuple[WeightError, ...]:
+    return tuple(measure_model(MemorySource({name: array}), [name], type_names, weights_of=lambda _: weights, settings=EXHAUSTIVE))
 
 
 def errors_of(array: Floats, type_name: str, weights: ErrorWeights) -> Doubles:
@@ -105,7 +103,7 @@ def test_columns_of_any_scale_give_the_same_shares() -> None:
 
 
 def test_low_bit_types_get_unit_weights_where_llama_cpp_exempts_the_tensor() -> None:
-    (cell,) = measure(heavy_tailed(8, 256), "IQ2_XXS")
+    (cell,) = measure(heavy_tailed(8, 256), "IQ2_XXS", name="output.weight")
     assert cell.weighted_mse is not None
     assert 0 < cell.weighted_mse < 1
 

@@ -46,7 +46,6 @@ __all__ = [
     "MeasureSettings",
     "expected_work",
     "measure_model",
-    "measure_tensor",
 ]
 
 DEFAULT_RELATIVE_SE = 0.01
@@ -82,33 +81,6 @@ class MeasureSettings:
         return "exhaustive" if self.exhaustive else f"sampled-{self.relative_se:g}-{sampling.PILOT_DRAWS}"
 
 
-def measure_tensor(
-    source: ModelSource,
-    tensor: TensorInfo,
-    qtypes: Sequence[QType],
-    *,
-    seed: str,
-    weights: ErrorWeights = UNWEIGHTED,
-    settings: MeasureSettings | None = None,
-    n_threads: int | None = None,
-    control: Control = QUIET,
-) -> tuple[WeightError, ...]:
-    """Measure what each type does to one tensor, in the order of `qtypes`.
-
-    Args:
-        seed: identifies the model, for example its fingerprint; with the tensor's name it fixes the sampled rows.
-        weights: how errors count, and what the quantizer is given.
-
-    Raises:
-        NonFiniteWeightError: the tensor holds NaN, Inf or huge weights; the message counts them.
-        TypeUnavailableError: a type's block does not divide the rows.
-        ImatrixError: weights that do not fit the tensor.
-        Paused, Cancelled: from `control`, between blocks.
-    """
-    with Workers(n_threads, control) as workers:
-        return _Measurement(source, tensor, weights, settings or MeasureSettings(), seed, workers).cells(qtypes)
-
-
 def measure_model(
     source: ModelSource,
     names: Sequence[str],
@@ -129,7 +101,8 @@ def measure_model(
 
     Raises:
         TensorNotFoundError, TypeUnavailableError: an unknown name.
-        NonFiniteWeightError, ImatrixError: see `measure_tensor`.
+        NonFiniteWeightError: a tensor holds NaN, Inf or huge weights; the message counts them.
+        ImatrixError: weights that do not fit the tensor.
         Paused, Cancelled: from `control`.
     """
     settings = settings or MeasureSettings()

@@ -100,11 +100,8 @@ class Solver:
             raise StrategyError("both a size and a damage were asked for", remedy="Give one of them")
         if budget_bytes is None and max_damage is None and not self._limits.budgets:
             raise StrategyError("the optimum needs a target", remedy="Give a size, bits per weight or a damage")
-        if self._knapsack is not None:
-            room = None if budget_bytes is None else budget_bytes - fixed_bytes
-            chosen = _one(self._groups, self._knapsack, room, max_damage, fixed_bytes)
-        else:
-            chosen = _choose(self._groups, budget_bytes, max_damage, self._limits.budgets, fixed_bytes, self._align)
+        budgets, align = self._limits.budgets, self._align
+        chosen = _choose(self._groups, budget_bytes, max_damage, budgets, fixed_bytes, align, knapsack=self._knapsack)
         return _solution(self._tables, self._groups, chosen, fixed_bytes)
 
     def roughly(self, budget_bytes: int, fixed_bytes: int) -> Solution | None:
@@ -154,12 +151,19 @@ def cells_of(groups: Sequence[Group], *, budget_bytes: int, budgets: Sequence[Bu
 
 
 def _choose(
-    groups: Sequence[Group], budget_bytes: int | None, max_damage: float | None, budgets: Sequence[Budget], fixed_bytes: int, align: int
+    groups: Sequence[Group],
+    budget_bytes: int | None,
+    max_damage: float | None,
+    budgets: Sequence[Budget],
+    fixed_bytes: int,
+    align: int,
+    *,
+    knapsack: Knapsack | None = None,
 ) -> _Chosen:
     room = None if budget_bytes is None else budget_bytes - fixed_bytes
     if budgets:
         return _several(groups, room, max_damage, budgets, align)
-    return _one(groups, Knapsack(_options(groups)), room, max_damage, fixed_bytes)
+    return _one(groups, knapsack or Knapsack(_options(groups)), room, max_damage, fixed_bytes)
 
 
 def _options(groups: Sequence[Group]) -> list[Options]:
