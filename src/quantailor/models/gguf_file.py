@@ -139,12 +139,14 @@ class GGUFSource:
         return list(self._tensors.values())
 
     def tensor(self, name: str) -> TensorInfo:
+        """One tensor. Raises TensorNotFoundError."""
         try:
             return self._tensors[name]
         except KeyError:
             raise TensorNotFoundError(f"{self.location} has no tensor {name}", remedy="`quantailor inspect` lists them") from None
 
     def raw_rows(self, name: str, start: int, stop: int) -> Bytes:
+        """Rows as they are stored, (stop - start, row_bytes). Raises IndexError for rows that are not there."""
         info = self.tensor(name)
         if not 0 <= start <= stop <= info.n_rows:
             raise IndexError(f"{name} has {info.n_rows} rows, not [{start}, {stop})")
@@ -154,6 +156,7 @@ class GGUFSource:
         return data.reshape(stop - start, row_bytes)
 
     def rows(self, name: str, start: int, stop: int) -> Floats:
+        """Rows as weights, (stop - start, n_cols)."""
         info = self.tensor(name)
         return codec.dequantize(self.raw_rows(name, start, stop), library.types()[info.type_name], info.n_cols)
 

@@ -159,7 +159,7 @@ class GGUFWriter:
             self._discard()
 
     def write(self, chunk: Bytes) -> None:
-        """The next bytes of the tensors' data; chunks need not end where tensors do."""
+        """The next bytes of the tensors' data, in any shape, (n_bytes,) or more; chunks need not end where tensors do."""
         flat = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
         while len(flat):
             tensor = self._current()

@@ -122,9 +122,11 @@ class HuggingFaceSource:
         return self._plan(name).info
 
     def raw_rows(self, name: str, start: int, stop: int) -> Bytes:
+        """Rows as they are stored, (stop - start, row_bytes)."""
         return self._plan(name).raw_rows(start, stop)
 
     def rows(self, name: str, start: int, stop: int) -> Floats:
+        """Rows as weights, (stop - start, n_cols)."""
         info = self.tensor(name)
         return codec.dequantize(self.raw_rows(name, start, stop), library.types()[info.type_name], info.n_cols)
 

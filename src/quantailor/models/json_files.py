@@ -56,7 +56,7 @@ def is_there(path: Path) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """A whole UTF-8 file."""
+    """A whole UTF-8 file. Raises ModelFormatError where it holds something else."""
     try:
         return str(read_bytes(path), "utf-8")
     except UnicodeDecodeError as error:

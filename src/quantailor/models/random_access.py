@@ -36,7 +36,12 @@ class RandomAccessFile:
         self.size_bytes = os.fstat(self._descriptor).st_size
 
     def read(self, start: int, stop: int) -> Bytes:
-        """Bytes [start, stop), a fresh array."""
+        """Bytes [start, stop) as a fresh array, (stop - start,).
+
+        Raises:
+            ModelFormatError: the file ends before.
+            ModelError: it cannot be read.
+        """
         data = np.empty(stop - start, dtype=np.uint8)
         done = 0
         try:

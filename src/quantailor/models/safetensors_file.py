@@ -55,7 +55,7 @@ class StoredArray:
     size_bytes: int
 
     def read(self, start: int, stop: int) -> Bytes:
-        """Bytes [start, stop) of this array."""
+        """Bytes [start, stop) of this array, (stop - start,)."""
         return self.file.read(self.offset + start, self.offset + stop)
 
 
@@ -80,7 +80,7 @@ class SafetensorsFile:
             raise
 
     def read(self, start: int, stop: int) -> Bytes:
-        """The file's bytes [start, stop), a fresh array."""
+        """The file's bytes [start, stop) as a fresh array, (stop - start,)."""
         return self._stored.read(start, stop)
 
     def close(self) -> None:

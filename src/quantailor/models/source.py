@@ -125,11 +125,13 @@ class MemorySource:
         return TensorInfo(name, tuple(array.shape), "F16" if array.dtype == np.float16 else "F32", array.nbytes)
 
     def raw_rows(self, name: str, start: int, stop: int) -> Bytes:
+        """Rows as they are stored, (stop - start, row_bytes)."""
         array = self._array(name)
         rows = np.ascontiguousarray(array.reshape(-1, array.shape[-1])[start:stop])
         return rows.view(np.uint8).reshape(len(rows), -1)
 
     def rows(self, name: str, start: int, stop: int) -> Floats:
+        """Rows as weights, (stop - start, n_cols)."""
         info = self.tensor(name)
         return codec.dequantize(self.raw_rows(name, start, stop), library.types()[info.type_name], info.n_cols)
 

@@ -60,7 +60,11 @@ def structure_of(repo: RepoAtCommit, choice: Choice) -> Structure:
 
 
 class RemoteSafetensors(SafetensorsFile):
-    """The header of a safetensors file on the hub. Its arrays can be described, not read."""
+    """The header of a safetensors file on the hub. Its arrays can be described, not read.
+
+    Raises:
+        ModelFormatError: the header is no safetensors header.
+    """
 
     def __init__(self, repo: RepoAtCommit, file: RepoFile) -> None:
         self.path = Path(file.name)
@@ -75,7 +79,7 @@ class RemoteSafetensors(SafetensorsFile):
         self._fetched = b""
 
     def read(self, start: int, stop: int) -> Bytes:
-        """Bytes [start, stop) of the header."""
+        """Bytes [start, stop) of the header, (stop - start,)."""
         return np.frombuffer(self._fetched[start:stop], dtype=np.uint8)
 
     def close(self) -> None:

@@ -45,12 +45,13 @@ class Config:
         return self.as_number(key, self.get(key))
 
     def as_number(self, key: str, value: Any) -> float:
+        """A value as a finite number. Raises ModelFormatError, which names `key`."""
         if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e38 or not math.isfinite(value):
             raise self.wrong(key, value)
         return float(value)
 
     def as_count(self, key: str, value: Any) -> int:
-        """Whole numbers may be written as floats (8192.0)."""
+        """A value as a whole number, which may be written as a float (8192.0). Raises ModelFormatError."""
         number = self.as_number(key, value)
         if not 0 <= number <= MAX_COUNT:
             raise self.wrong(key, value)
@@ -75,7 +76,7 @@ class Config:
 
     @property
     def rope(self) -> dict[str, Any]:
-        """Rope parameters: `rope_parameters`, or the older `rope_scaling` with `rope_theta` beside it."""
+        """Rope parameters: `rope_parameters`, or the older `rope_scaling` with `rope_theta` beside it. Raises ModelFormatError."""
         stored = self.get("rope_scaling") or self.get("rope_parameters") or {}
         if not isinstance(stored, dict):
             raise self.wrong("rope_parameters", stored)
@@ -90,7 +91,10 @@ class Config:
         return rope
 
     def ropes(self, bases: Mapping[str, float]) -> list[dict[str, Any]]:
-        """Rope parameters of each kind of layer, in the order of `bases`; older files hold those of full attention alone."""
+        """Rope parameters of each kind of layer, in the order of `bases`; older files hold those of full attention alone.
+
+        Raises ModelFormatError.
+        """
         stored = self.get("rope_parameters") or {}
         outer = self.get("rope_scaling") or {}
         if not isinstance(stored, dict) or not isinstance(outer, dict):

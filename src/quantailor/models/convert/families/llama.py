@@ -112,6 +112,7 @@ class SmolLM3(Llama):
     implied_head_dim = False
 
     def __init__(self, values: Mapping[str, Any], place: str) -> None:
+        """Raises UnsupportedModelError where other layers than every fourth do without rope."""
         super().__init__(values, place)
         interval = self.config.count("no_rope_layer_interval")
         rhythm = [int((layer + 1) % interval != 0) for layer in range(self.n_layers)]

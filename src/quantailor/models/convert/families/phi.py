@@ -37,6 +37,7 @@ class Phi3(Family):
 
     @property
     def rope_dim(self) -> int:
+        """Columns of a head that are turned. Raises ModelFormatError."""
         part = self.config.rope.get("partial_rotary_factor", self.config.get("partial_rotary_factor"))
         dim = int(self.config.as_number("partial_rotary_factor", part) * self.config.count("hidden_size")) // self.n_heads
         if not 0 <= dim <= MAX_HEAD_DIM:
@@ -71,6 +72,7 @@ class Phi3(Family):
         return [self.config.as_number(key, value) for value in stored]
 
     def entries(self, file_type: MetadataValue) -> dict[str, MetadataValue]:
+        """The model's own metadata. Raises ModelFormatError for a kind of rope that this family does not have."""
         rope, count, config = self.config.rope, self.config.count, self.config
         if rope["rope_type"] not in ("default", "longrope", "su", "yarn"):
             raise config.wrong("rope_type", rope["rope_type"])

@@ -46,7 +46,7 @@ class PlannedTensor:
     source: Rows
 
     def raw_rows(self, start: int, stop: int) -> Bytes:
-        """Rows [start, stop) in the type of `info`: (stop - start, row_bytes)."""
+        """Rows [start, stop) in the type of `info`: (stop - start, row_bytes). Raises IndexError for rows that are not there."""
         if not 0 <= start <= stop <= self.info.n_rows:
             raise IndexError(f"{self.info.name} has {self.info.n_rows} rows, not [{start}, {stop})")
         return converted(self.source.read(start, stop), self.source.dtype, self.info.type_name)
@@ -230,7 +230,7 @@ def _float8_values(dtype: str) -> Floats:
 
 
 def converted(data: Bytes, source: str, target: str) -> Bytes:
-    """Rows in another type: (n_rows, bytes of a row)."""
+    """Rows in another type: (n_rows, row_bytes) of `source` -> (n_rows, row_bytes) of `target`."""
     if source == target:
         return np.ascontiguousarray(data)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -28,7 +28,7 @@ def bpe_or_sentencepiece(folder: Path, config: Mapping[str, Any], vocab_size: in
 
 
 def bpe_vocabulary(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Entries:
-    """A byte-level BPE tokenizer.json."""
+    """A byte-level BPE tokenizer.json. Raises ModelError where there is none, UnsupportedModelError where it is of another kind."""
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(f"{folder} has no tokenizer.json", remedy="Download the model's tokenizer as well")
     tokenizer = BpeTokenizer(folder)
@@ -38,7 +38,7 @@ def bpe_vocabulary(folder: Path, config: Mapping[str, Any], vocab_size: int) -> 
 
 
 def llama_vocabulary(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Entries:
-    """Either kind; also SentencePiece's vocabulary as tokenizer.json holds it."""
+    """Either kind; also SentencePiece's vocabulary as tokenizer.json holds it. Raises ModelError where there is none."""
     entries: Entries = {}
     prefix = read_json_if_there(folder / "tokenizer_config.json").get("add_prefix_space")
     if isinstance(prefix, bool):
@@ -64,14 +64,17 @@ def llama_vocabulary(folder: Path, config: Mapping[str, Any], vocab_size: int) -
 
 
 def gemma_vocabulary(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Entries:
-    """SentencePiece without a space before the text."""
+    """SentencePiece without a space before the text. Raises ModelError where there is no tokenizer.model."""
     if not (folder / "tokenizer.model").is_file():
         raise ModelError(f"{folder} has no tokenizer.model", remedy="Download the model's tokenizer.model as well")
     return _sentencepiece(folder, config, vocab_size) | {"tokenizer.ggml.add_space_prefix": MetadataValue("bool", False)}
 
 
 def phi3_vocabulary(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Entries:
-    """Phi-4 has byte-level BPE, which its tokenizer's class tells; Phi-3 has SentencePiece with tokens of tokenizer.json."""
+    """Phi-4 has byte-level BPE, which its tokenizer's class tells; Phi-3 has SentencePiece with tokens of tokenizer.json.
+
+    Raises ModelError where there is neither.
+    """
     if read_json_if_there(folder / "tokenizer_config.json").get("tokenizer_class") == "GPT2Tokenizer":
         return bpe_vocabulary(folder, config, vocab_size)
     if not (folder / "tokenizer.model").is_file():

@@ -92,7 +92,7 @@ class BpeTokenizer:
         return self.base.get(text, max(len(self.base), highest + 1))
 
     def vocabulary(self, vocab_size: int) -> Vocabulary:
-        """The vocabulary under the name that llama.cpp gives its kind."""
+        """The vocabulary under the name that llama.cpp gives its kind. Raises ModelFormatError for ids beyond `vocab_size`."""
         if self.byte_fallback:
             return self._llama_vocabulary()
         texts = {number: text for text, number in self.base.items()} | {number: token.text for number, token in self.added.items()}
