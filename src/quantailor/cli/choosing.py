@@ -29,7 +29,7 @@ def edit(
     home: options.Home = None,
     as_json: options.Json = False,
 ) -> None:
-    """Change types in a strategy by pattern and pin them; says what the file then comes to."""
+    """Change types in a strategy by pattern and pin them; show the size and the KL divergence that this gives the file."""
     with Workspace.open(home) as workspace:
         found = drafts_module.edit(workspace, base, strategy, changes, output, imatrix=imatrix_choice(imatrix), overwrite=force)
     if as_json:

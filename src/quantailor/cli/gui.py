@@ -19,13 +19,15 @@ def gui(
     port: Annotated[
         int | None, typer.Option("--port", min=0, max=65535, help="0 for any free one; by default 8371, or a free one.")
     ] = None,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on; elsewhere than here needs --token.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; any other than this machine's own needs --token.")
+    ] = "127.0.0.1",
     token: Annotated[
-        str | None, typer.Option("--token", envvar="QUANTAILOR_GUI_TOKEN", help="What a browser must know; random by default.")
+        str | None, typer.Option("--token", envvar="QUANTAILOR_GUI_TOKEN", help="What a browser must present; random by default.")
     ] = None,
     allow: Annotated[list[Path] | None, typer.Option("--allow", help="A further folder that file pickers may show.")] = None,
-    native: Annotated[bool, typer.Option("--native", help="In a window of its own, where that is possible.")] = False,
-    open_browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser, where there is one.")] = True,
+    native: Annotated[bool, typer.Option("--native", help="Open a window of its own, if possible.")] = False,
+    open_browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser, if there is one.")] = True,
     home: options.Home = None,
 ) -> None:
     """Serve the GUI on this machine, for one user: from a model to a verdict, in a browser tab."""

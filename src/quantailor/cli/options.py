@@ -34,12 +34,12 @@ Detach = Annotated[bool, typer.Option("--detach", help="Run as a background job 
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads; all cores by default.", rich_help_panel="Common")]
 GpuLayers = Annotated[int, typer.Option("--gpu-layers", "-ngl", min=0, help="Layers on the GPU, for inference.", rich_help_panel="Common")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.", rich_help_panel="Common")]
-Requantize = Annotated[bool, typer.Option("--allow-requantize", help="Accept a source that is quantized already.")]
+Requantize = Annotated[bool, typer.Option("--allow-requantize", help="Accept a source that is already quantized.")]
 Imatrix = Annotated[str, typer.Option("--imatrix", help="auto, none, or an imatrix file (GGUF or .dat).")]
 AnyImatrix = Annotated[str, typer.Option("--imatrix", help="auto, none, a file (GGUF or .dat), or repo: the one that ORG/NAME ships.")]
 MakeImatrix = Annotated[
     str,
-    typer.Option("--imatrix", help="compute, auto (one that is there, else computed), none, a file, or repo: the one that ORG/NAME ships."),
+    typer.Option("--imatrix", help="compute, auto (an existing one, else computed), none, a file, or repo: the one that ORG/NAME ships."),
 ]
 Types = Annotated[str | None, typer.Option("--types", help="Types, separated by commas; all that ggml can write by default.")]
 Context = Annotated[int, typer.Option("--n-ctx", min=32, help="Tokens in a chunk.")]
@@ -54,8 +54,8 @@ Runnable = Annotated[
         metavar="BASE", parser=model_path, help="A 16-bit GGUF file (the first shard if it has several), or ORG/NAME of one on the hub."
     ),
 ]
-Text = Annotated[Path | None, typer.Option("--file", "-f", help="Text to use instead of the one that ships.")]
-Chunks = Annotated[int | None, typer.Option("--chunks", min=1, help="At most so many chunks of the text.")]
+Text = Annotated[Path | None, typer.Option("--file", "-f", help="Text to use instead of the one that ships with Quantailor.")]
+Chunks = Annotated[int | None, typer.Option("--chunks", min=1, help="Use at most this many chunks of the text.")]
 Against = Annotated[str, typer.Option("--against", help="llama.cpp presets to compare with, separated by commas.")]
 ProbeChunks = Annotated[int, typer.Option("--probe-chunks", min=1, help="Chunks for probes, at most.")]
 Group = Annotated[Grouping, typer.Option("--group", help="Probe every tensor, a role by quarters of the depth, or whole roles.")]
@@ -72,14 +72,14 @@ Way = Annotated[
     options.Way,
     typer.Option(
         "--way",
-        help="auto (ours where it knows the model, else llama.cpp's converter), native, or llama.cpp.",
+        help="auto (Quantailor's own conversion if it knows the model, else llama.cpp's converter), native, or llama.cpp.",
         rich_help_panel="Conversion",
     ),
 ]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(
-        "--trust-remote-code", help="Let llama.cpp's converter run Python code that the directory brings.", rich_help_panel="Conversion"
+        "--trust-remote-code", help="Let llama.cpp's converter run Python code that the directory contains.", rich_help_panel="Conversion"
     ),
 ]
 

@@ -57,7 +57,7 @@ def probe(
     as_json: options.Json = False,
     detach: options.Detach = False,
 ) -> None:
-    """Measure how much each tensor's error matters to the model, by swapping quantized weights into it; nothing is written but figures."""
+    """Measure how much each tensor's error matters to the model, by swapping quantized weights into it; only figures are written."""
     repository = hub.repository(base, revision, token_file, gguf_file)
     task = ProbeStep(
         base=hub.place(base, repository),
@@ -200,7 +200,7 @@ def compare_models(
     home: options.Home = None,
     as_json: options.Json = False,
 ) -> None:
-    """Where in two models the sensitivity sits, side by side: by role and relative depth."""
+    """Show side by side where the sensitivity of two models sits, by role and relative depth."""
     with Workspace.open(home) as workspace:
         found = reporting.compare_models(workspace, base_a, base_b, output or (), overwrite=force)
     if as_json:

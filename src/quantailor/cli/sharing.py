@@ -147,7 +147,7 @@ def _show_card(found: CardResult, file: Path) -> None:
     out.print(f"wrote     {found.path}", markup=False)
     out.print(f"verdict   {found.verdict or f'none; measure the file with: quantailor verify {file} --base ...'}", markup=False)
     if not found.name_is_listed:
-        out.print(f"note      The hub's list does not tell the type of {file.name}; it would of {found.suggested_name}", markup=False)
+        out.print(f"note      The hub's list does not show the type of {file.name}; it would for {found.suggested_name}", markup=False)
 
 
 @app.command(epilog="Example: quantailor experts base.gguf")
@@ -207,7 +207,7 @@ def check(
     home: options.Home = None,
     as_json: options.Json = False,
 ) -> None:
-    """Check that a file is what its strategy says: every tensor's type, the size to the byte; and tell its SHA-256. Exit code 1 if not."""
+    """Check that a file is what its strategy says: every tensor's type, the size to the byte; and show its SHA-256. Exit code 1 if not."""
     with Workspace.open(home) as workspace:
         found = check_build(workspace, base, read_strategy(workspace, strategy), file)
     if as_json:

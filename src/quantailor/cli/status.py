@@ -26,7 +26,7 @@ def status(
     home: options.Home = None,
     as_json: options.Json = False,
 ) -> None:
-    """How far a model's measurement is: cells, tensors, probes, the job that is at it, and the errors by role so far."""
+    """How far the measurement of a model has come: cells, tensors, probes, its running job, and the errors by role so far."""
     with Workspace.open(home) as workspace:
         fingerprint = open_project(workspace, model).fingerprint
         found = measurement_map(workspace, fingerprint, type_name=type_name.upper())

@@ -54,7 +54,7 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _common(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False,
 ) -> None:
     del version
 
@@ -111,9 +111,9 @@ def convert(
     as_json: options.Json = False,
     detach: options.Detach = False,
 ) -> None:
-    """Write the 16-bit base GGUF of a Hugging Face directory or a repository; parts that are no text model are left out and listed.
+    """Write the 16-bit base GGUF of a Hugging Face directory or a repository; parts outside the text model are left out and listed.
 
-    Models that our own conversion does not know go through llama.cpp's converter, which needs torch and transformers.
+    Models that Quantailor does not convert itself go through llama.cpp's converter, which needs torch and transformers.
     """
     repository = hub.repository(model, revision, token_file, gguf_file)
     task = ConvertStep(
@@ -135,7 +135,7 @@ def imatrix(
     show_only: Annotated[bool, typer.Option("--show", help="Show the newest one of this model; compute nothing.")] = False,
     chunks: options.Chunks = None,
     n_ctx: options.Context = DEFAULT_N_CTX,
-    process_output: Annotated[bool, typer.Option("--process-output", help="Hold output.weight too, for the quantizer.")] = False,
+    process_output: Annotated[bool, typer.Option("--process-output", help="Include output.weight, for the quantizer.")] = False,
     revision: hub.Revision = None,
     token_file: hub.TokenFile = None,
     gguf_file: hub.GgufFile = None,
@@ -213,7 +213,7 @@ Kld = Annotated[
 ]
 BasisOption = Annotated[
     BasisWish,
-    typer.Option("--basis", help="auto (probes where there are any), probes, or ranking (weight error alone).", rich_help_panel="Rule"),
+    typer.Option("--basis", help="auto (probes if there are any), probes, or ranking (weight error alone).", rich_help_panel="Rule"),
 ]
 Pin = Annotated[list[str] | None, typer.Option("--pin", help="PATTERN=TYPE, e.g. 'attn_v=Q6_K'.", rich_help_panel="Constraints")]
 Tie = Annotated[list[str] | None, typer.Option("--tie", help="qkv, gate_up, layer or patterns.", rich_help_panel="Constraints")]
@@ -221,8 +221,12 @@ Allow = Annotated[
     list[str] | None,
     typer.Option("--allow", help="Q4_K,Q5_K overall or PATTERN=Q4_K,Q5_K.", rich_help_panel="Constraints"),
 ]
-Minimum = Annotated[list[str] | None, typer.Option("--min", help="Least bits or type: 3.5 or PATTERN=Q4_K.", rich_help_panel="Constraints")]
-Maximum = Annotated[list[str] | None, typer.Option("--max", help="Most bits or type: 6.6 or PATTERN=Q8_0.", rich_help_panel="Constraints")]
+Minimum = Annotated[
+    list[str] | None, typer.Option("--min", help="Fewest bits or smallest type: 3.5 or PATTERN=Q4_K.", rich_help_panel="Constraints")
+]
+Maximum = Annotated[
+    list[str] | None, typer.Option("--max", help="Most bits or largest type: 6.6 or PATTERN=Q8_0.", rich_help_panel="Constraints")
+]
 Budget = Annotated[
     list[str] | None,
     typer.Option("--budget", help="PATTERN=SIZE: what matches fits in it, e.g. '*_exps=10GiB'.", rich_help_panel="Constraints"),
@@ -298,7 +302,7 @@ def plan(
     maximum: Maximum = None,
     budget: Budget = None,
     imatrix: options.AnyImatrix = AUTO,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Save as YAML, or JSON by the name.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Save it here, as YAML or JSON according to the name.")] = None,
     revision: hub.Revision = None,
     token_file: hub.TokenFile = None,
     gguf_file: hub.GgufFile = None,
@@ -425,18 +429,24 @@ def make(
     budget: Budget = None,
     types: options.Types = None,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Measure every row.")] = False,
-    text: Annotated[Path | None, typer.Option("--file", "-f", help="Calibration text instead of the one that ships.")] = None,
+    text: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Calibration text instead of the one that ships with Quantailor.")
+    ] = None,
     probe_chunks: options.ProbeChunks = DEFAULT_PROBE_CHUNKS,
     group: Annotated[
         Grouping | None,
         typer.Option("--group", help="Probe every tensor, or roles by depth; by default tensors of small models and on GPUs."),
     ] = None,
     imatrix: options.MakeImatrix = COMPUTE,
-    imatrix_chunks: Annotated[int | None, typer.Option("--imatrix-chunks", min=1, help="At most so many calibration chunks.")] = None,
+    imatrix_chunks: Annotated[
+        int | None, typer.Option("--imatrix-chunks", min=1, help="Use at most this many chunks of the calibration text.")
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Measure the file against its base; without, no base may be needed.")
     ] = True,
-    verify_text: Annotated[Path | None, typer.Option("--verify-text", help="Held-out text instead of the one that ships.")] = None,
+    verify_text: Annotated[
+        Path | None, typer.Option("--verify-text", help="Held-out text instead of the one that ships with Quantailor.")
+    ] = None,
     chunks: options.Chunks = None,
     against: options.Against = _AGAINST,
     revision: hub.Revision = None,
@@ -454,7 +464,7 @@ def make(
 ) -> None:
     """All of it in one go: convert, importance matrix, measure, probe, plan, build, verify. Run it again to resume.
 
-    A base is written where a step runs the model. With --imatrix FILE, --basis ranking and --no-verify none does: the file is built from
+    A base is written if a step runs the model. With --imatrix FILE, --basis ranking and --no-verify none does: the file is built from
     the checkpoint itself.
     """
     plan_options = PlanOptions(

@@ -34,7 +34,7 @@ def study(
     text: options.Text = None,
     imatrix: options.MakeImatrix = AUTO,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the base of a Hugging Face directory goes.")] = None,
-    cost: Annotated[bool, typer.Option("--cost", help="Say what it will take, and start nothing.")] = False,
+    cost: Annotated[bool, typer.Option("--cost", help="Say what it will take, without starting it.")] = False,
     revision: hub.Revision = None,
     token_file: hub.TokenFile = None,
     gguf_file: hub.GgufFile = None,
@@ -96,7 +96,7 @@ def _cost(item: StageCost | CostReport) -> tuple[str, ...]:
 
 @app.command(epilog="Example: quantailor models")
 def models(home: options.Home = None, as_json: options.Json = False) -> None:
-    """The models that are worked on, the latest first: what is known of each, and where its files are."""
+    """The models you have worked on, the latest first: what is known of each, and where its files are."""
     with Workspace.open(home) as workspace:
         found = list_projects(workspace)
     if as_json:
