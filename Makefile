@@ -1,4 +1,4 @@
-# make demo | check | test | bench | screenshots | oracle | docs | dist: each sets up what it needs first.
+# make demo | check | test | fuzz | coverage | bench | screenshots | oracle | docs | dist: each sets up what it needs first.
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,12 +15,14 @@ WORKERS ?= 2
 # pip keeps the wheel: without the machine's own instructions it also runs on an older or newer one. Slower by little.
 export CMAKE_ARGS ?= -DGGML_NATIVE=OFF
 
-.PHONY: help setup demo check test bench screenshots oracle docs dist lock clean
+.PHONY: help setup demo check test fuzz coverage bench screenshots oracle oracle-setup docs dist lock clean
 
 help:
 	@echo "make demo    set up, then run the main job on the model that ships with the project"
 	@echo "make check   ruff, mypy, import-linter and the fast tests"
 	@echo "make test    make check and every test that needs no torch"
+	@echo "make fuzz    every case of the fuzzers and a kill at every moment: hours"
+	@echo "make coverage   which lines make test runs, processes that it starts included"
 	@echo "make oracle  the tests against llama.cpp's own converter (installs torch and transformers)"
 	@echo "make docs    the documentation as a site, with strict links, into site/"
 	@echo "make dist    the wheel and the sdist, checked, into dist/"
@@ -64,15 +66,25 @@ check: setup
 	@echo "== the rules of the house that can be counted"
 	$(RUN)/python -m tools.house
 	@echo "== fast tests"
-	$(RUN)/pytest -q -n $(WORKERS) -m "not slow and not oracle"
+	$(RUN)/pytest -q -n $(WORKERS) -m "not slow and not oracle" --durations=10
 
 test: check
 	@echo "== slow tests: kills, fuzzing, every type against llama.cpp"
-	$(RUN)/pytest -q -n $(WORKERS) -m "slow and not oracle"
+	$(RUN)/pytest -q -n $(WORKERS) -m "slow and not oracle" --durations=40
 
-oracle: $(ORACLE_VENV)/.ready
+fuzz: setup
+	@echo "== every case of the fuzzers, and a kill at every moment"
+	QUANTAILOR_FUZZ_LONG=1 $(RUN)/pytest -q -n $(WORKERS) -m "not oracle" --timeout=7200 -k "fuzz or kill or hypothesis"
+
+coverage: setup
+	rm -f .coverage .coverage.*
+	$(RUN)/pytest -q -n $(WORKERS) -m "not oracle" --cov --cov-report=term:skip-covered
+
+oracle-setup: $(ORACLE_VENV)/.ready
+
+oracle: oracle-setup
 	@echo "== against llama.cpp's own converter"
-	$(ORACLE)/pytest -q -m oracle
+	$(ORACLE)/pytest -q -n $(WORKERS) --dist=loadfile -m oracle
 
 docs: $(VENV)/.docs-ready
 	@echo "== the documentation, into site/"

@@ -4,18 +4,46 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+import typer.main
 from browser import Browser, Server, browsing, serving
 from commands import Command, Outcome, Workbench
+from filelock import FileLock
 from hub_server import HubServer, assert_no_token, running_hub
+from hypothesis import HealthCheck, settings
 from studied import prove, study
 
+import fuzzing
+from faults import Forked, forking
 from quantailor import cli
 
 ROOT = Path(__file__).parent.parent
+MEMORY_DISK = Path("/dev", "shm")
+MEMORY_DISK_BYTES = 4 << 30
+Share = Callable[[str, Callable[[Path], object]], Path]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Temporary folders in memory where the system has room for them, and one seed for all workers.
+
+    Every commit and every file is flushed to the disk, and a real one takes milliseconds each time.
+    """
+    fuzzing.choose_seed()
+    if os.access(MEMORY_DISK, os.W_OK) and shutil.disk_usage(MEMORY_DISK).free >= MEMORY_DISK_BYTES:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_DISK))
+    settings.register_profile("run", deadline=None, max_examples=1000 if fuzzing.LONG else 30, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("run")
+    # Typer builds its tree of commands anew at each run, which takes longer than most commands.
+    typer.main.get_command = cache(typer.main.get_command)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Also where `-q` leaves the header out."""
+    terminalreporter.write_line(fuzzing.how_to_repeat())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,29 +75,49 @@ def heldout_text() -> Path:
     return ROOT / "src" / "quantailor" / "data" / "heldout.txt"
 
 
-def _base(directory: Path, folder: Path) -> Path:
+@pytest.fixture(scope="session")
+def share(tmp_path_factory: pytest.TempPathFactory) -> Share:
+    """`share(name, make)`: a folder that `make` fills once in a session, whichever of the workers needs it first."""
+    folder = tmp_path_factory.getbasetemp()
+    root = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+    def shared(name: str, make: Callable[[Path], object]) -> Path:
+        place, made = root / f"shared-{name}", root / f"{name}.made"
+        with FileLock(root / f"{name}.lock"):
+            if not made.exists():
+                shutil.rmtree(place, ignore_errors=True)
+                place.mkdir()
+                make(place)
+                made.touch()
+        return place
+
+    return shared
+
+
+def _base(directory: Path, share: Share) -> Path:
     if ready := os.environ.get("QUANTAILOR_TEST_BASES"):
         return Path(ready) / f"{directory.name}.gguf"
     from quantailor.models.convert.base import write_base
     from quantailor.models.opening import open_model
 
-    output = folder / f"{directory.name}.gguf"
-    source = open_model(directory)
-    write_base(source, output)
-    source.close()
-    return output
+    def make(folder: Path) -> None:
+        source = open_model(directory)
+        write_base(source, folder / f"{directory.name}.gguf")
+        source.close()
+
+    return share(f"base-of-{directory.name}", make) / f"{directory.name}.gguf"
 
 
 @pytest.fixture(scope="session")
-def books_llama_base(books_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def books_llama_base(books_llama_dir: Path, share: Share) -> Path:
     """The dense model's 16-bit base GGUF."""
-    return _base(books_llama_dir, tmp_path_factory.mktemp("base"))
+    return _base(books_llama_dir, share)
 
 
 @pytest.fixture(scope="session")
-def books_moe_base(books_moe_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def books_moe_base(books_moe_dir: Path, share: Share) -> Path:
     """The mixture's 16-bit base GGUF."""
-    return _base(books_moe_dir, tmp_path_factory.mktemp("base"))
+    return _base(books_moe_dir, share)
 
 
 TYPES = "Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,Q8_0,IQ3_XXS,IQ4_XS"
@@ -121,22 +169,31 @@ def run(said: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> C
 
 
 @pytest.fixture(scope="session")
-def measured_home(books_llama_base: Path, calibration_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def measured_home(books_llama_base: Path, calibration_text: Path, share: Share) -> Path:
     """A home in which the dense model has an importance matrix and measurements; only ever copied."""
-    home = tmp_path_factory.mktemp("home")
-    steps = (
-        ("imatrix", books_llama_base, "-f", calibration_text, "--chunks", 8, "--threads", 1),
-        ("measure", books_llama_base, "--types", TYPES),
-    )
-    for step in steps:
-        assert cli.run([str(word) for word in (*step, "--home", home, "--json")]) == 0
-    return home
+
+    def make(home: Path) -> None:
+        steps = (
+            ("imatrix", books_llama_base, "-f", calibration_text, "--chunks", 8, "--threads", 1),
+            ("measure", books_llama_base, "--types", TYPES),
+        )
+        for step in steps:
+            assert cli.run([str(word) for word in (*step, "--home", home, "--json")]) == 0
+
+    return share("measured-home", make)
 
 
 @pytest.fixture(scope="module")
 def workbench(measured_home: Path, books_llama_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
     """A copy of it for the tests of one module, which may leave in it what they like."""
     return Workbench(Path(shutil.copytree(measured_home, tmp_path_factory.mktemp("workbench") / "home")), books_llama_base)
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forked]:
+    """Where commands run that a test kills."""
+    with forking(tmp_path_factory.mktemp("forked")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -155,10 +212,15 @@ def empty_server(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def studied_home(books_llama_base: Path, books_moe_base: Path, calibration_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def studied_home(
+    books_llama_base: Path, books_moe_base: Path, calibration_text: Path, share: Share, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A home whose two models are measured and probed; the dense one has a strategy, a built file and a verdict. Not to be changed."""
-    home = tmp_path_factory.mktemp("studied")
-    for base in (books_moe_base, books_llama_base):
-        study(base, calibration_text, home)
-    prove(books_llama_base, calibration_text, home, tmp_path_factory.mktemp("built"))
-    return home
+
+    def make(folder: Path) -> None:
+        for base in (books_moe_base, books_llama_base):
+            study(base, calibration_text, folder / "home")
+        (folder / "built").mkdir()
+        prove(books_llama_base, calibration_text, folder / "home", folder / "built")
+
+    return Path(shutil.copytree(share("studied", make) / "home", tmp_path_factory.mktemp("studied") / "home"))

@@ -5,8 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from jsonschema.protocols import Validator
+from jsonschema.validators import validator_for
+
+SCHEMA = Path(__file__).parents[2] / "docs" / "output.schema.json"
+
+
+@cache
+def _validator() -> Validator:
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    kind = validator_for(schema)
+    kind.check_schema(schema)
+    return kind(schema)
+
+
+def validate(text: str) -> None:
+    """That a command printed a document as docs/output.schema.json describes it."""
+    _validator().validate(json.loads(text))
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,6 @@ from quantailor.models.gguf_writer import GGUFWriter, layout
 from quantailor.models.opening import open_model
 from quantailor.store import Store
 
-pytestmark = pytest.mark.xdist_group("workbench")
-
 
 def cells_in(home: Path) -> int:
     with Store(resolve(home).database) as store:

@@ -5,12 +5,10 @@ A small script stands in for it; tests/oracle has the real one.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import jsonschema
 import pytest
-from commands import Command
+from commands import Command, validate
 from foreign_models import ARCHITECTURE, SCRIPT, write_foreign
 from hub_server import HubServer
 
@@ -19,7 +17,6 @@ from quantailor.models.opening import open_model
 from quantailor.models.upstream import checkpoint_digest
 from tiny_models import write_tiny
 
-SCHEMA = Path(__file__).parents[2] / "docs" / "output.schema.json"
 TYPES = ("--types", "Q4_0,Q5_0,Q8_0", "--threads", 1)
 UNKNOWN = f"has the architecture '{ARCHITECTURE}', which our own conversion does not know"
 
@@ -65,7 +62,7 @@ def test_convert_takes_the_other_way_and_says_why(quantailor: Command, foreign: 
     assert f"llama.cpp's converter at {SCRIPT}: {foreign}/config.json {UNKNOWN}" in shown.out
 
     outcome = quantailor("convert", foreign, "-o", tmp_path / "b.gguf", *home, "--json")
-    jsonschema.validate(json.loads(outcome.out), json.loads(SCHEMA.read_text(encoding="utf-8")))
+    validate(outcome.out)
     assert outcome.result["way"] == "llama.cpp"
     assert (tmp_path / "b.gguf").read_bytes() == (foreign / "ready.data").read_bytes()
     assert outcome.result["fingerprint"] == quantailor("inspect", tmp_path / "b.gguf", "--json").result["fingerprint"]

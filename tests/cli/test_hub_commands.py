@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import random
-import signal
 import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
-from commands import Command
+from commands import Command, validate
 from hub_server import Access, HubServer
 
+import fuzzing
+from faults import MOST_MOMENTS, Ended, Forked
 from quantailor.app.jobs import pause_job, resume_job, run_job, show_job, submit
 from quantailor.errors import Paused
 from quantailor.session import Workspace
 from quantailor.steps.download import DownloadResult, DownloadStep
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-SCHEMA = Path(__file__).parents[2] / "docs" / "output.schema.json"
-N_KILLS = 30
 
 
 def safetensors(n_weights: int) -> bytes:
@@ -67,7 +64,7 @@ def test_inspect_as_json_follows_the_schema_and_shows_the_local_model_s_tensors(
 ) -> None:
     hub.add("org/books", books_llama_dir, gated="auto")
     remote, local = run("inspect", "org/books", "--json"), run("inspect", books_llama_dir, "--json")
-    jsonschema.validate(json.loads(remote.out), json.loads(SCHEMA.read_text(encoding="utf-8")))
+    validate(remote.out)
     assert remote.result["tensors"] == local.result["tensors"]
     assert remote.result["gated"] == "auto"
 
@@ -97,7 +94,7 @@ def test_a_download_can_be_converted_and_is_named_after_the_repository(
     junk = {"pytorch_model.bin": b"pickle", "original/consolidated.00.pth": b"pickle", "model.onnx": b"x", "LICENSE": b"x"}
     hub.add("org/books-llama", {path.name: path.read_bytes() for path in books_llama_dir.iterdir()} | junk)
     outcome = run("download", "org/books-llama", "--json")
-    jsonschema.validate(json.loads(outcome.out), json.loads(SCHEMA.read_text(encoding="utf-8")))
+    validate(outcome.out)
     result = outcome.result
     assert result["sha"] in result["path"]
     assert (result["license"], result["revision"]) == ("apache-2.0", "main")
@@ -386,54 +383,26 @@ def blobs(folder: Path) -> set[str]:
     return {path.name for path in folder.glob("hf/hub/models--org--name/blobs/*") if path.suffix != ".incomplete"}
 
 
-@pytest.fixture
-def killed(hub: HubServer, tmp_path: Path) -> Iterator[Callable[[Path, float | None], tuple[int, str]]]:
-    """Download org/name in a process of its own and kill it after a time; its exit code and what it printed."""
-    runner = Path(__file__).with_name("forking_runner.py")
-    with subprocess.Popen(
-        [sys.executable, str(runner)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(hub, tmp_path)
-    ) as process:
-        stdin, stdout = process.stdin, process.stdout
-        assert stdin is not None
-        assert stdout is not None
-
-        def run_killed(folder: Path, kill_after_s: float | None) -> tuple[int, str]:
-            output = folder / "printed.txt"
-            folder.mkdir(exist_ok=True)
-            words = ["download", "org/name", "--home", str(folder / "home"), "--json"]
-            request = {"words": words, "environment": hub.environment(folder), "output": str(output), "kill_after_s": kill_after_s}
-            stdin.write(json.dumps(request) + "\n")
-            stdin.flush()
-            return int(stdout.readline()), output.read_text(encoding="utf-8")
-
-        yield run_killed
-        stdin.close()
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
-def test_a_download_survives_kills_and_fetches_no_whole_file_twice(
-    hub: HubServer, tmp_path: Path, killed: Callable[[Path, float | None], tuple[int, str]]
-) -> None:
-    repo = hub.add("org/name", checkpoint(8, n_weights=30_000))
-    hub.bytes_per_second = 800_000
+def test_a_download_survives_kills_and_fetches_no_whole_file_twice(hub: HubServer, tmp_path: Path, forked: Forked) -> None:
+    repo = hub.add("org/name", checkpoint(4))
     names = {repo.etag(name): name for name in repo.files}
-    moments = random.Random(5)
-    kept: list[int] = []
-    for number in itertools.count():
-        folder = tmp_path / f"round-{number}"
-        whole: dict[str, int] = {}
-        while True:
-            code, printed = killed(folder, moments.uniform(0, 1.6) if len(kept) < N_KILLS else None)
-            assert {name: hub.gets(name) for name in whole} == whole, "a whole file was fetched again"
-            if code != -signal.SIGKILL:
-                break
-            whole = {names[blob]: hub.gets(names[blob]) for blob in blobs(folder)}
-            kept.append(len(whole))
-        assert code == 0, printed
-        result = json.loads(next(line for line in printed.splitlines() if line.startswith("{")))["result"]
+
+    def download(folder: Path, stop_at: int | None = None) -> Ended:
+        environment = {**hub.environment(folder), "HF_TOKEN": hub.token}
+        return forked.run("download", "org/name", "--home", folder / "home", "--json", stop_at=stop_at, environment=environment)
+
+    moments = range(len(download(tmp_path / "alone").moments))
+    kept: set[int] = set()
+    for moment in fuzzing.some(moments, MOST_MOMENTS):
+        folder = tmp_path / f"killed-{moment}"
+        killed = download(folder, moment)
+        assert killed.was_killed or (killed.code == 0 and moment >= len(killed.moments))
+        whole = {names[blob]: hub.gets(names[blob]) for blob in blobs(folder) & names.keys()}
+        result = download(folder).result
+        assert {name: hub.gets(name) for name in whole} == whole, "a whole file was fetched again"
         assert {name: (Path(result["folder"]) / name).read_bytes() for name in repo.files} == repo.files
         assert not list(folder.rglob("*.incomplete"))
-        if len(kept) == N_KILLS:
-            break
-    assert len(set(kept)) > 3, "kills at different moments"
+        kept.add(len(whole))
+    assert len(kept) > 3, "kills at different moments"

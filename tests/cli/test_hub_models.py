@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
-from commands import Command
+from commands import Command, validate
 from hub_server import Access, HubRepo, HubServer
 
 from quantailor.app.jobs import job_places, run_job, show_job, submit
@@ -24,7 +22,6 @@ from quantailor.steps.step import Step, StepResult
 from tiny_models import write_tiny
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-SCHEMA = Path(__file__).parents[2] / "docs" / "output.schema.json"
 TYPES = ("--types", "Q4_0,Q8_0", "--imatrix", "none")
 SHARD = "model-00002-of-00003.safetensors"
 
@@ -52,7 +49,7 @@ def test_measure_plan_and_build_take_a_repository(hub: HubServer, run: Command, 
     strategy, output = tmp_path / "s.yaml", tmp_path / "out.gguf"
     origin = f"org/tiny@{hub.repos[repo].sha}"
     measured = run("measure", repo, *TYPES, "--json")
-    jsonschema.validate(json.loads(measured.out), json.loads(SCHEMA.read_text(encoding="utf-8")))
+    validate(measured.out)
     asked = weights_asked(hub)
     planned = run("plan", repo, "--bpw", "7", "--imatrix", "none", "-o", strategy, "--json")
     built = run("build", repo, strategy, "-o", output, "--json")

@@ -1,185 +1,205 @@
-"""Every long command, killed at 30 random moments: resuming ends with the results of a run that was left alone."""
+"""Every long command, killed at every commit, rename and removal: a second run ends with the results of one left alone."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from commands import Workbench
+from commands import Command
 
+import fuzzing
+from faults import Forked, Killed, kill_at_each_moment
 from quantailor import cli
 from quantailor.jobs import resolve
 from quantailor.store import Store, first_difference
+from tiny_models import write_tiny
 
-N_KILLS = 30
-TYPES = "Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,Q8_0,Q4_0,Q5_0"
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")]
 
-pytestmark = pytest.mark.slow
-
-
-@dataclass
-class Killed:
-    """What was seen while a command was killed again and again."""
-
-    n_kills: int
-    last_result: Any
-    done_before_last: int
+FEW = ("--n-ctx", 64, "--threads", 1)
+Done = Callable[[Store, Path], int]
 
 
-def run_killed(words: list[str], home: Path, *, longest_s: float, n_kills: int, seed: int, done: Callable[[Store], int]) -> Killed:
-    """Run a command, kill it at random moments until it was killed `n_kills` times or ended; what is done never shrinks."""
-    moments = random.Random(seed)
-    argv = [sys.executable, "-m", "quantailor", *words, "--home", str(home), "--json"]
-    kills, before = 0, 0
-    while True:
-        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        try:
-            output, errors = process.communicate(timeout=moments.uniform(0.3, longest_s) if kills < n_kills else None)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            kills += 1
-            now = count(home, done)
-            assert now >= before
-            before = now
-            continue
-        assert process.returncode == 0, errors
-        return Killed(kills, json.loads(output)["result"], before)
+def rows(table: str) -> Done:
+    return lambda store, _: len(store.result_rows()[table])
 
 
-def count(home: Path, done: Callable[[Store], int]) -> int:
-    database = resolve(home).database
-    if not database.exists():
-        return 0
-    with Store(database) as store:
-        return done(store)
-
-
-def rows(table: str) -> Callable[[Store], int]:
-    return lambda store: len(store.result_rows()[table])
-
-
-def kill_until_enough(prepare: Callable[[Path], list[str]], tmp_path: Path, done: Callable[[Store], int]) -> list[Killed]:
-    """Rounds in fresh homes until there were `N_KILLS` kills; each round's store equals an uninterrupted run's."""
-    alone = tmp_path / "alone"
-    words = prepare(alone)
-    begun = time.monotonic()
-    first = run_killed(words, alone, longest_s=0, n_kills=0, seed=0, done=done)
-    longest_s = time.monotonic() - begun
-    assert first.n_kills == 0
-    rounds: list[Killed] = []
-    while (left := N_KILLS - sum(killed.n_kills for killed in rounds)) > 0:
-        home = tmp_path / f"killed-{len(rounds)}"
-        killed = run_killed(prepare(home), home, longest_s=longest_s, n_kills=left, seed=len(rounds), done=done)
-        with Store(resolve(alone).database) as one, Store(resolve(home).database) as other:
-            assert first_difference(one, other) is None
-            assert other.jobs.all()[0].state == "done"
-        rounds.append(killed)
-    return rounds
-
-
-def run_first(home: Path, *words: object) -> None:
-    assert cli.run([*(str(word) for word in words), "--home", str(home), "--json"]) == 0
-
-
-def test_measure_survives_kills_and_measures_no_cell_twice(books_llama_base: Path, tmp_path: Path) -> None:
-    words = ["measure", str(books_llama_base), "--types", TYPES, "--exhaustive"]
-    rounds = kill_until_enough(lambda _: words, tmp_path, rows("cells"))
-    for killed in rounds:
-        assert killed.last_result["n_already_measured"] == killed.done_before_last
-    assert any(killed.done_before_last for killed in rounds)
-
-
-def test_imatrix_survives_kills(books_moe_base: Path, calibration_text: Path, tmp_path: Path) -> None:
-    words = ["imatrix", str(books_moe_base), "-f", str(calibration_text), "--chunks", "24", "--threads", "1"]
-    rounds = kill_until_enough(lambda _: words, tmp_path, rows("imatrices"))
-    assert {killed.last_result["chunk_count"] for killed in rounds} == {24}
-    assert len({killed.last_result["fingerprint"] for killed in rounds}) == 1
-
-
-def test_build_survives_kills_and_leaves_nothing_half_written(workbench: Workbench, tmp_path: Path) -> None:
-    strategy = tmp_path / "s.yaml"
-    run_first(workbench.home, "plan", workbench.base, "--bpw", "3.4", "-o", strategy)
-    imatrix = tmp_path / "imatrix.gguf"
-    run_first(workbench.home, "imatrix", workbench.base, "--show", "--export", imatrix)
-    outputs: list[Path] = []
-
-    def prepare(home: Path) -> list[str]:
-        output = tmp_path / f"{home.name}.gguf"
-        outputs.append(output)
-        run_first(home, "imatrix", workbench.base, "--import", imatrix)
-        return ["build", str(workbench.base), str(strategy), "-o", str(output), "--force"]
-
-    def whole_or_absent(store: Store) -> int:
-        del store
-        output = outputs[-1]
-        if output.exists():
-            assert output.read_bytes() == outputs[0].read_bytes()
-        return int(output.exists())
-
-    kill_until_enough(prepare, tmp_path, whole_or_absent)
-    assert len({output.read_bytes() for output in outputs}) == 1
-    assert not list(tmp_path.glob(".*.part"))
-
-
-def test_verify_survives_kills(workbench: Workbench, tmp_path: Path) -> None:
-    strategy, output, imatrix = tmp_path / "s.yaml", tmp_path / "ours.gguf", tmp_path / "imatrix.gguf"
-    run_first(workbench.home, "plan", workbench.base, "--bpw", "4.5", "-o", strategy)
-    run_first(workbench.home, "build", workbench.base, strategy, "-o", output)
-    run_first(workbench.home, "imatrix", workbench.base, "--show", "--export", imatrix)
-
-    def prepare(home: Path) -> list[str]:
-        run_first(home, "imatrix", workbench.base, "--import", imatrix)
-        return ["verify", str(output), "--base", str(workbench.base), "--against", "Q4_K_M", "--chunks", "12", "--threads", "1"]
-
-    rounds = kill_until_enough(prepare, tmp_path, rows("chunk_scores"))
-    verdicts = {json.dumps(killed.last_result["verdict"], sort_keys=True) for killed in rounds}
-    assert len(verdicts) == 1
-
-
-def scored_in_memory(store: Store) -> int:
+def scored_in_memory(store: Store, _: Path) -> int:
     """(mix, chunk) pairs that were scored by swapping weights."""
     keys = [key for model in store.models() for key in store.swap_runs(model.fingerprint) if key.kernels == "as built"]
     return sum(len(scores) for key in keys for scores in store.mix_scores(key).values())
 
 
-def measured_home(base: Path) -> Callable[[Path], None]:
-    return lambda home: run_first(home, "measure", base, "--types", "Q2_K,Q4_K,Q8_0")
+def run_first(home: Path, *words: object) -> None:
+    assert cli.run([*map(str, words), "--home", str(home), "--json"]) == 0
 
 
-FEW = ("--n-ctx", "64", "--threads", "1")
+def one_result(reports: list[Killed], *names: str) -> None:
+    """Runs that were killed say the same of these in the end."""
+    for name in names:
+        assert len({json.dumps(report.result[name], sort_keys=True) for report in reports}) == 1
 
 
-def test_probe_survives_kills_and_scores_no_chunk_twice(books_llama_base: Path, calibration_text: Path, tmp_path: Path) -> None:
-    def prepare(home: Path) -> list[str]:
-        measured_home(books_llama_base)(home)
-        few = ("--type", "Q2_K", "--group", "role-depth", "--chunks", "4", "--mixes", "3", "--mix-chunks", "4", "--anchors", "1")
-        return ["probe", str(books_llama_base), "-f", str(calibration_text), *few, *FEW]
-
-    rounds = kill_until_enough(prepare, tmp_path, scored_in_memory)
-    for killed in rounds:
-        assert killed.last_result["n_scored_before"] == killed.done_before_last
-    assert any(killed.done_before_last for killed in rounds)
-    assert len({json.dumps(killed.last_result["sensitivities"], sort_keys=True) for killed in rounds}) == 1
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_tiny("llama2", tmp_path / "models")
 
 
-def test_sweep_survives_kills_and_measures_no_cell_twice(books_moe_base: Path, calibration_text: Path, tmp_path: Path) -> None:
-    def prepare(home: Path) -> list[str]:
-        measured_home(books_moe_base)(home)
-        return ["sweep", str(books_moe_base), "-f", str(calibration_text), "--types", "Q2_K,Q8_0", "--chunks", "3", *FEW]
+@pytest.fixture
+def base(model: Path, tmp_path: Path) -> Path:
+    run_first(tmp_path / "home-of-the-base", "convert", model, "-o", tmp_path / "base.gguf")
+    return tmp_path / "base.gguf"
 
-    rounds = kill_until_enough(prepare, tmp_path, scored_in_memory)
-    for killed in rounds:
-        cells = killed.last_result["cells"]
-        assert len(cells) == killed.last_result["n_cells"] == 44 * 2
+
+@pytest.fixture
+def mixture(tmp_path: Path) -> Path:
+    run_first(tmp_path / "home-of-the-mixture", "convert", write_tiny("mixtral", tmp_path / "models"), "-o", tmp_path / "mixture.gguf")
+    return tmp_path / "mixture.gguf"
+
+
+@pytest.fixture
+def text(calibration_text: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "short.txt"
+    path.write_text(calibration_text.read_text(encoding="utf-8")[:8_000], encoding="utf-8")
+    return path
+
+
+def whole_or_absent(output: Callable[[Path], Path]) -> Done:
+    """Whether a file is there, which must be that of the run that was left alone."""
+
+    def there(_: Store, home: Path) -> int:
+        path, whole = output(home), output(home.parent / "alone")
+        if path.exists():
+            assert path.read_bytes() == whole.read_bytes()
+        return int(path.exists())
+
+    return there
+
+
+def test_convert_leaves_nothing_half_written(forked: Forked, model: Path, tmp_path: Path) -> None:
+    def words(home: Path) -> list[object]:
+        return ["convert", model, "-o", home / "base.gguf", "--force"]
+
+    reports = kill_at_each_moment(forked, words, tmp_path, whole_or_absent(lambda home: home / "base.gguf"))
+    assert {report.done_before for report in reports} == {0, 1}
+    assert not list(tmp_path.rglob(".*.part"))
+
+
+def test_measure_measures_no_cell_twice(forked: Forked, base: Path, tmp_path: Path) -> None:
+    words = ["measure", base, "--types", "Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,Q8_0,Q4_0,Q5_0", "--exhaustive", "--imatrix", "none"]
+    reports = kill_at_each_moment(forked, lambda _: words, tmp_path, rows("cells"))
+    for report in reports:
+        assert report.result["n_already_measured"] == report.done_before
+    assert len({report.done_before for report in reports}) > 3
+
+
+def test_imatrix_gives_one_matrix(forked: Forked, mixture: Path, text: Path, tmp_path: Path) -> None:
+    words = ["imatrix", mixture, "-f", text, "--chunks", 8, *FEW]
+    reports = kill_at_each_moment(forked, lambda _: words, tmp_path, rows("imatrices"))
+    assert {report.result["chunk_count"] for report in reports} == {8}
+    one_result(reports, "fingerprint")
+
+
+def test_build_leaves_nothing_half_written(forked: Forked, base: Path, text: Path, tmp_path: Path) -> None:
+    home, strategy = tmp_path / "prepared", tmp_path / "s.yaml"
+    run_first(home, "imatrix", base, "-f", text, "--chunks", 2, *FEW)
+    run_first(home, "measure", base, "--types", "Q4_0,Q5_0,Q8_0")
+    run_first(home, "plan", base, "--bpw", 6.5, "-o", strategy)
+
+    def output(home: Path) -> Path:
+        return home / "out.gguf"
+
+    def words(home: Path) -> list[object]:
+        return ["build", base, strategy, "-o", output(home), "--force"]
+
+    reports = kill_at_each_moment(forked, words, tmp_path, whole_or_absent(output), prepared=home)
+    assert {report.done_before for report in reports} == {0, 1}
+    assert len({output(report.home).read_bytes() for report in reports}) == 1
+    assert not list(tmp_path.rglob(".*.part"))
+
+
+def test_verify_gives_one_verdict(forked: Forked, base: Path, text: Path, tmp_path: Path) -> None:
+    home, strategy, output = tmp_path / "prepared", tmp_path / "s.yaml", tmp_path / "ours.gguf"
+    run_first(home, "imatrix", base, "-f", text, "--chunks", 2, *FEW)
+    run_first(home, "measure", base, "--types", "Q4_0,Q5_0,Q8_0")
+    run_first(home, "plan", base, "--bpw", 6.5, "-o", strategy)
+    run_first(home, "build", base, strategy, "-o", output)
+    words = ["verify", output, "--base", base, "--against", "Q8_0", "-f", text, "--chunks", 6, *FEW]
+    reports = kill_at_each_moment(forked, lambda _: words, tmp_path, rows("chunk_scores"), prepared=home)
+    one_result(reports, "verdict")
+    assert len({report.done_before for report in reports}) > 2
+
+
+def test_probe_scores_no_chunk_twice(forked: Forked, base: Path, text: Path, tmp_path: Path) -> None:
+    home = tmp_path / "prepared"
+    run_first(home, "measure", base, "--types", "Q4_0,Q5_0,Q8_0", "--imatrix", "none")
+    few = ("--type", "Q4_0", "--group", "role", "--chunks", 2, "--mixes", 3, "--mix-chunks", 2, "--anchors", 1)
+    words = ["probe", base, "-f", text, *few, *FEW]
+    reports = kill_at_each_moment(forked, lambda _: words, tmp_path, scored_in_memory, prepared=home)
+    for report in reports:
+        assert report.result["n_scored_before"] == report.done_before
+    assert any(report.done_before for report in reports)
+    one_result(reports, "sensitivities")
+
+
+def test_sweep_measures_no_cell_twice(forked: Forked, mixture: Path, text: Path, tmp_path: Path) -> None:
+    home = tmp_path / "prepared"
+    run_first(home, "measure", mixture, "--types", "Q4_0,Q8_0", "--imatrix", "none")
+    words = ["sweep", mixture, "-f", text, "--types", "Q4_0,Q8_0", "--chunks", 3, *FEW]
+    reports = kill_at_each_moment(forked, lambda _: words, tmp_path, scored_in_memory, prepared=home)
+    n_cells = {report.result["n_cells"] for report in reports}
+    assert len(n_cells) == 1
+    for report in reports:
+        cells = report.result["cells"]
+        assert {len(cells)} == n_cells
         assert {cell["measured"]["n_chunks"] for cell in cells} == {3}
-        assert killed.last_result["n_already_measured"] <= killed.done_before_last / 3
-    assert any(killed.last_result["n_already_measured"] for killed in rounds)
+        assert report.result["n_already_measured"] <= report.done_before / 3
+    assert any(report.result["n_already_measured"] for report in reports)
+
+
+def test_make_goes_on_and_gives_one_file(forked: Forked, model: Path, text: Path, tmp_path: Path) -> None:
+    few = ("--types", "Q4_0,Q5_0,Q8_0", "--bpw", 6, "--basis", "ranking", "--against", "Q8_0", "--chunks", 1, "--threads", 1)
+
+    def words(home: Path) -> list[object]:
+        return ["make", model, "-f", text, *few, "-o", home / "out"]
+
+    def measured(store: Store, home: Path) -> int:
+        for path in home.glob("out/*.gguf"):
+            assert path.read_bytes() == (tmp_path / "alone" / "out" / path.name).read_bytes()
+        return sum(len(store.result_rows()[table]) for table in ("cells", "chunk_scores", "imatrices"))
+
+    reports = kill_at_each_moment(forked, words, tmp_path, measured)
+    assert len({report.done_before for report in reports}) > 3
+    files = [sorted(path.name for path in (report.home / "out").iterdir()) for report in reports]
+    assert all(names == sorted(path.name for path in (tmp_path / "alone" / "out").iterdir()) for names in files)
+    for report in reports:
+        assert report.result["verify"]["verdict"]["rows"]
+
+
+# Processes of their own, at any moment
+
+
+@pytest.mark.parametrize("command", ["measure", "study"])
+def test_a_process_killed_at_any_moment_goes_on(quantailor: Command, model: Path, text: Path, tmp_path: Path, command: str) -> None:
+    options = {"measure": ("--exhaustive", "--imatrix", "none"), "study": ("--level", "quick", "-f", text)}[command]
+    words = (command, model, *options, "--types", "Q4_0,Q5_0,Q8_0", "--threads", 1, "--json", "--home")
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    argv = [sys.executable, "-m", "quantailor", *map(str, words), str(killed)]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not resolve(killed).database.exists():
+            time.sleep(0.01)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=random.Random(f"{command} {fuzzing.seed()}").uniform(0, 1))
+        process.kill()
+    found, expected = quantailor(*words, killed).result, quantailor(*words, whole).result
+    assert {**found, "base": "", "n_already_measured": 0} == {**expected, "base": "", "n_already_measured": 0}
+    with Store(resolve(killed).database) as one, Store(resolve(whole).database) as other:
+        assert first_difference(one, other) is None

@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 from commands import Command, Workbench
 
-pytestmark = pytest.mark.xdist_group("workbench")
-
 
 def test_inspect_shows_structure_and_which_types_a_tensor_can_take(quantailor: Command, books_llama_base: Path) -> None:
     report = quantailor("inspect", books_llama_base, "--json").result

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Command, Workbench
-from test_json import validate
+from commands import Command, Workbench, validate
 
 from quantailor import cli
 from quantailor.store import Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sensitivity")]
+pytestmark = pytest.mark.slow
 
 CONTEXT = ("--n-ctx", 64, "--threads", 1)
 

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import Command, Workbench
+from commands import Command, Workbench, validate
 from gguf import GGUFReader
-from test_json import validate
 from test_sensitivity import probed as probed
 
 from quantailor import cli
@@ -30,8 +29,6 @@ from quantailor.models.opening import open_model
 from quantailor.records import MetadataValue, Strategy, TensorChoice
 from quantailor.session import Workspace
 from quantailor.strategy import file as strategy_file
-
-pytestmark = pytest.mark.xdist_group("workbench")
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

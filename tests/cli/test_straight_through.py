@@ -6,24 +6,21 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
-from commands import Command
+from commands import Command, validate
 from hub_server import HubServer
 
+from faults import Forked
 from gguf_description import describe
 from quantailor.app.choosing.comparing import preset_types_of
 from quantailor.session import Workspace
 from tiny_models import safetensors_bytes, write_tiny
 
-SCHEMA = Path(__file__).parents[2] / "docs" / "output.schema.json"
 TYPES = ("--types", "Q4_0,Q5_0,Q8_0")
 WITHOUT = ("--basis", "ranking", "--no-verify")
 STATUS = Path("/proc/self/status")
@@ -102,7 +99,7 @@ def test_make_writes_the_result_alone(hub: HubServer, run: Command, model: Path,
     before = contents(tmp_path)
     words = ("make", "org/tiny", "--imatrix", "repo", *WITHOUT, *TYPES, "--like", "Q5_0", "-o", tmp_path / "out")
     made = run(*words, "--json")
-    jsonschema.validate(json.loads(made.out), json.loads(SCHEMA.read_text(encoding="utf-8")))
+    validate(made.out)
     found = made.result
     assert (found["base"], found["verify"]) == (None, None)
     assert found["origin"] == f"org/tiny@{hub.repos['org/tiny'].sha}"
@@ -178,33 +175,26 @@ def test_a_preset_s_types_are_known_without_a_base(run: Command, books_moe_dir: 
 
 
 @pytest.mark.slow
-def test_make_survives_kills_of_its_download(hub: HubServer, run: Command, model: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
+def test_make_survives_kills_of_its_download(hub: HubServer, run: Command, forked: Forked, model: Path, tmp_path: Path) -> None:
     hub.add("org/tiny", model)
     words = ["make", "org/tiny", "--imatrix", "none", *WITHOUT, *TYPES, "--bpw", "6", "--json"]
     expected = run(*words, "-o", tmp_path / "alone").result["build"]["paths"][0]
     for number, file in enumerate(["config.json", *sorted(path.name for path in model.glob("*.safetensors"))]):
         folder = tmp_path / f"killed-{number}"
-        argv = [sys.executable, "-m", "quantailor", *words, "-o", str(folder / "out"), "--home", str(folder / "home")]
-        environment = {**os.environ, **hub.environment(folder), "HF_TOKEN": hub.token}
+        argv = [*words, "-o", folder / "out", "--home", folder / "home"]
+        environment = {**hub.environment(folder), "HF_TOKEN": hub.token}
         hub.asked.clear()
         hub.bytes_per_second = 200_000
-        kill_when(argv, environment, partial(hub.gets, file))
+        assert forked.run(*argv, environment=environment, kill_when=partial(hub.gets, file)).was_killed
         snapshots = folder / "hf" / "hub" / "models--org--tiny" / "snapshots"
         before = {path.name: hub.gets(path.name) for path in snapshots.glob("*/*")}
         assert len(before) < len(hub.repos["org/tiny"].files), "killed while it downloads"
         hub.bytes_per_second = None
-        resumed = subprocess.run(argv, env=environment, check=True, capture_output=True, text=True)
-        assert Path(json.loads(resumed.stdout)["result"]["build"]["paths"][0]).read_bytes() == Path(expected).read_bytes()
+        resumed = forked.run(*argv, environment=environment)
+        assert Path(resumed.result["build"]["paths"][0]).read_bytes() == Path(expected).read_bytes()
         assert {name: hub.gets(name) for name in before} == before, "a whole file was fetched again"
         assert not list(folder.rglob("*.incomplete"))
-
-
-def kill_when(argv: Sequence[str], environment: Mapping[str, str], is_time: Callable[[], int]) -> None:
-    """Start a command and kill it at a moment."""
-    with subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while not is_time() and process.poll() is None:
-            time.sleep(0.005)
-        process.kill()
 
 
 # Memory

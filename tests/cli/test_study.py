@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
-import jsonschema
 import pytest
-from commands import Command
+from commands import Command, validate
 
-from quantailor.session import Workspace
-from quantailor.store import first_difference
 from tiny_models import write_tiny
 
-SCHEMA = Path(__file__).parents[2] / "docs" / "output.schema.json"
 TYPES = ("--types", "Q4_0,Q5_0,Q8_0", "--threads", 1)
 
 
@@ -30,10 +23,6 @@ def text(tmp_path: Path, calibration_text: Path) -> Path:
     path = tmp_path / "short.txt"
     path.write_text(calibration_text.read_text(encoding="utf-8")[:16_000], encoding="utf-8")
     return path
-
-
-def validate(document: str) -> None:
-    jsonschema.validate(json.loads(document), json.loads(SCHEMA.read_text(encoding="utf-8")))
 
 
 def test_a_quick_study_goes_from_a_directory_to_weight_errors(quantailor: Command, model: Path, text: Path, tmp_path: Path) -> None:
@@ -90,23 +79,6 @@ def test_an_exhaustive_study_goes_all_the_way(quantailor: Command, model: Path, 
     (project,) = quantailor("models", *home, "--json").result
     assert project["level"] == "exhaustive"
     assert project["is_probed"]
-
-
-@pytest.mark.slow
-def test_a_killed_study_ends_like_one_that_was_left_alone(quantailor: Command, model: Path, text: Path, tmp_path: Path) -> None:
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    words = ("study", model, "--level", "quick", "-f", text, *TYPES, "--json", "--home")
-    command = [sys.executable, "-m", "quantailor", *map(str, words), str(killed)]
-    for seconds in (1.5, 2.0, 3.0, 4.0):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            try:
-                process.communicate(timeout=seconds)
-            except subprocess.TimeoutExpired:
-                process.kill()
-    found, expected = quantailor(*words, killed).result, quantailor(*words, whole).result
-    assert {**found, "base": ""} == {**expected, "base": ""}
-    with Workspace.open(killed) as one, Workspace.open(whole) as other:
-        assert first_difference(one.store, other.store) is None
 
 
 @pytest.mark.parametrize(("level", "stages"), [("quick", 3), ("balanced", 4), ("exhaustive", 5)])

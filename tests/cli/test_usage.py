@@ -15,9 +15,6 @@ from typer.main import get_command
 
 from quantailor.cli.app import app
 
-pytestmark = pytest.mark.xdist_group("workbench")
-
-
 COMMANDS = (
     *("inspect", "download", "convert", "imatrix", "measure", "probe", "sweep", "plan", "predict", "refine", "build", "verify", "make"),
     *("study", "models"),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import fuzzing
+
 
 def run(seed: int, n_cases: int) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(Path(__file__).with_name("codec_fuzzer.py")), str(seed), str(n_cases)]
@@ -15,8 +17,9 @@ def run(seed: int, n_cases: int) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2, 3, 4])
-def test_thousands_of_hostile_rows_never_reach_an_assertion(seed: int) -> None:
-    done = run(seed, 20_000)
-    assert done.returncode == 0, done.stderr[-500:]
-    assert int(done.stdout) > 5_000
+def test_hostile_rows_never_reach_an_assertion() -> None:
+    for seed in fuzzing.seeds(4):
+        n_cases = fuzzing.n_cases(20_000, share=20)
+        done = run(seed, n_cases)
+        assert done.returncode == 0, done.stderr[-500:]
+        assert int(done.stdout) > n_cases // 4

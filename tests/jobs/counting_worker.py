@@ -1,5 +1,5 @@
 """A job in small: cells, an importance matrix and chunk scores of a made-up model, each with figures that are
-worth comparing bit for bit. `python counting_worker.py DATABASE JOURNAL` runs it, or goes on where it stopped.
+worth comparing bit for bit. `count([DATABASE, JOURNAL])` runs it, or goes on where it stopped.
 
 Every unit adds a line to JOURNAL before it is measured, so that a test sees what was measured twice.
 """
@@ -7,8 +7,7 @@ Every unit adds a line to JOURNAL before it is measured, so that a test sees wha
 from __future__ import annotations
 
 import random
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from quantailor.jobs import JobControl, reconcile, resume, run
@@ -71,7 +70,8 @@ def score(store: Store, control: JobControl, note: Note) -> None:
         control.advance(chunk + 1, N_CHUNKS)
 
 
-def main(database: Path, journal: Path) -> None:
+def count(paths: Sequence[str]) -> None:
+    database, journal = map(Path, paths)
     with Store(database) as store, journal.open("a", buffering=1) as lines:
         reconcile(store)
         job = store.jobs.all()[0] if store.jobs.all() else store.jobs.create("count", {})
@@ -84,7 +84,3 @@ def main(database: Path, journal: Path) -> None:
                 part(store, control, lambda unit: print(unit, file=lines))
 
         run(store, job.id, work)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

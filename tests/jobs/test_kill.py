@@ -1,49 +1,59 @@
-"""A job that is killed at any moment goes on where it stopped and ends with the same store."""
+"""A job that is killed at any commit goes on where it stopped and ends with the same store."""
 
-import sys
-import time
+import os
 from pathlib import Path
 
 import pytest
-from kill_harness import kill_until_done
 
+import fuzzing
+from faults import MOST_MOMENTS, Forked
 from quantailor.store import Store, first_difference
 
-WORKER = Path(__file__).with_name("counting_worker.py")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 
 
-def argv(folder: Path) -> list[str]:
+def count_in(forked: Forked, folder: Path, stop_at: int | None = None) -> list[str]:
+    """Run the counting job in a folder; the moments at which it could have been killed."""
     folder.mkdir(exist_ok=True)
-    return [sys.executable, str(WORKER), str(folder / "quantailor.db"), str(folder / "journal")]
+    ended = forked.run(folder / "quantailor.db", folder / "journal", function="counting_worker:count", stop_at=stop_at)
+    assert ended.was_killed if stop_at is not None else ended.code == 0, ended
+    return ended.moments
 
 
 def unit_lines(folder: Path) -> list[str]:
     return (folder / "journal").read_text().splitlines()
 
 
-def kill_at_random_moments(folder: Path, n_kills: int, first_seed: int) -> int:
-    """Kill runs in fresh folders until there were `n_kills`; each must end like a run that was left alone."""
-    begun = time.monotonic()
-    kill_until_done(argv(folder / "alone"), longest_s=0, max_kills=0, seed=0)
-    longest_s = time.monotonic() - begun
-    kills, rounds = 0, 0
-    while kills < n_kills:
-        killed = folder / f"killed {rounds}"
-        report = kill_until_done(argv(killed), longest_s=longest_s, max_kills=n_kills - kills, seed=first_seed + rounds)
+def kill_at(forked: Forked, folder: Path, most: int) -> None:
+    """Kill runs in fresh folders, each at one moment; each must end like a run that was left alone."""
+    n_moments = len(count_in(forked, folder / "alone"))
+    assert n_moments > 180, "a commit for each of 90 units"
+    for moment in fuzzing.some(range(n_moments), most):
+        killed = folder / f"killed {moment}"
+        count_in(forked, killed, moment)
+        count_in(forked, killed)
         with Store(folder / "alone" / "quantailor.db") as alone, Store(killed / "quantailor.db") as resumed:
             assert first_difference(alone, resumed) is None
             assert [job.state for job in resumed.jobs.all()] == ["done"]
         units = unit_lines(killed)
         assert set(units) == set(unit_lines(folder / "alone"))
-        assert len(units) - len(set(units)) <= report.n_kills
-        kills, rounds = kills + report.n_kills, rounds + 1
-    return kills
+        assert len(units) - len(set(units)) <= 1
 
 
-def test_two_kills_change_nothing_in_the_results(tmp_path: Path) -> None:
-    assert kill_at_random_moments(tmp_path, 2, first_seed=100) == 2
+def test_a_few_kills_change_nothing_in_the_results(forked: Forked, tmp_path: Path) -> None:
+    kill_at(forked, tmp_path, 4)
 
 
 @pytest.mark.slow
-def test_thirty_kills_change_nothing_in_the_results(tmp_path: Path) -> None:
-    assert kill_at_random_moments(tmp_path, 30, first_seed=200) == 30
+def test_kills_change_nothing_in_the_results(forked: Forked, tmp_path: Path) -> None:
+    kill_at(forked, tmp_path, MOST_MOMENTS)
+
+
+def test_killed_again_and_again_it_still_ends(forked: Forked, tmp_path: Path) -> None:
+    """Each run gets a little further than the one before."""
+    n_moments = len(count_in(forked, tmp_path / "alone"))
+    for _ in range(6):
+        count_in(forked, tmp_path / "killed", n_moments // 8)
+    count_in(forked, tmp_path / "killed")
+    with Store(tmp_path / "alone" / "quantailor.db") as alone, Store(tmp_path / "killed" / "quantailor.db") as resumed:
+        assert first_difference(alone, resumed) is None

@@ -16,14 +16,15 @@ import pytest
 from checkpoint_fuzzer import GROUPS, HANG_S
 from test_hub_fuzz import N_ANSWERS, N_LISTINGS
 
+import fuzzing
 from quantailor.models.convert.families import FAMILIES
 
 FUZZER = Path(__file__).with_name("checkpoint_fuzzer.py")
 
 
-def fuzz(group: str, folder: Path, *, seed: int = 0, factor: float = 1.0) -> dict[str, tuple[int, int]]:
+def fuzz(group: str, folder: Path, *, factor: float) -> dict[str, tuple[int, int]]:
     """How many cases of each target opened and how many were refused; anything else fails here with what was seen."""
-    command = [sys.executable, "-W", "error", str(FUZZER), group, str(seed), str(factor), str(folder)]
+    command = [sys.executable, "-W", "error", str(FUZZER), group, str(fuzzing.seed()), str(factor), str(folder)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(FUZZER.parent), str(FUZZER.parent.parent), *sys.path])}
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30 * HANG_S, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -34,8 +35,9 @@ def fuzz(group: str, folder: Path, *, seed: int = 0, factor: float = 1.0) -> dic
 @pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_mutated_files_give_a_model_or_one_clear_line(group: str, tmp_path: Path) -> None:
-    outcomes = fuzz(group, tmp_path)
-    assert {name: sum(counts) for name, counts in outcomes.items()} == {target.name: target.n_cases for target in GROUPS[group]}
+    outcomes = fuzz(group, tmp_path, factor=1 if fuzzing.LONG else 0.1)
+    expected = {target.name: fuzzing.n_cases(target.n_cases, share=10) for target in GROUPS[group]}
+    assert {name: sum(counts) for name, counts in outcomes.items()} == expected
     # Were all refused or none, the mutations would be too coarse or too fine to find anything.
     opened, refused = (sum(counts) for counts in zip(*outcomes.values(), strict=True))
     assert min(opened, refused) > 0

@@ -1,4 +1,4 @@
-"""Thousands of damaged headers: each is refused with a QuantailorError or read, within bounded memory and time."""
+"""Damaged headers: each is refused with a QuantailorError or read, within bounded memory and time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import fuzzing
 
 LIMIT = """
 import runpy, sys
@@ -40,22 +42,24 @@ def fuzz(kind: str, seed: int, n_cases: int, folder: Path) -> tuple[int, int]:
 
 
 def test_some_hundred_damaged_headers(tmp_path: Path) -> None:
-    refused, read = fuzz("gguf", 0, 400, tmp_path)
+    refused, read = fuzz("gguf", fuzzing.seed(), 400, tmp_path)
     assert refused > 200
     assert read > 20
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2, 3, 4])
-def test_thousands_of_damaged_headers_never_crash(tmp_path: Path, seed: int) -> None:
-    refused, read = fuzz("gguf", seed, 4_000, tmp_path)
-    assert refused > 2_000
-    assert read > 200
+def test_damaged_headers_never_crash(tmp_path: Path) -> None:
+    for seed in fuzzing.seeds(4):
+        n_cases = fuzzing.n_cases(4_000, share=4)
+        refused, read = fuzz("gguf", seed, n_cases, tmp_path)
+        assert refused > n_cases // 2
+        assert read > n_cases // 20
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
-def test_thousands_of_damaged_importance_matrices_never_crash(tmp_path: Path, seed: int) -> None:
-    refused, read = fuzz("imatrix", seed, 2_000, tmp_path)
-    assert refused > 1_000
-    assert read > 50
+def test_damaged_importance_matrices_never_crash(tmp_path: Path) -> None:
+    for seed in fuzzing.seeds(2):
+        n_cases = fuzzing.n_cases(2_000, share=4)
+        refused, read = fuzz("imatrix", seed, n_cases, tmp_path)
+        assert refused > n_cases // 2
+        assert read > n_cases // 40

@@ -18,6 +18,7 @@ from huggingface_hub.utils._http import default_client_factory
 from mutations import change_json, mutate_bytes, mutate_header, mutate_index, mutate_name
 from odd_values import ODD, TEXTS
 
+import fuzzing
 from quantailor.app.library.hub import peek
 from quantailor.errors import QuantailorError
 from quantailor.models.hub import RepoFile, Token, choose
@@ -57,9 +58,9 @@ def assert_inside(name: str) -> None:
 
 
 def test_odd_listings_choose_files_inside_their_folder() -> None:
-    rng = random.Random("listings")
+    rng, n_listings = random.Random(f"listings {fuzzing.seed()}"), fuzzing.n_cases(N_LISTINGS, share=5)
     n_chosen = 0
-    for _ in range(N_LISTINGS):
+    for _ in range(n_listings):
         names = rng.sample(_NAMES, rng.randint(1, 6))
         names = [mutate_name(name, rng) if rng.random() < 0.4 else name for name in names] * rng.choice((1, 1, 20))
         files = [RepoFile(name, rng.choice((0, 1, 2**70)), "0" * 40) for name in names]
@@ -75,7 +76,7 @@ def test_odd_listings_choose_files_inside_their_folder() -> None:
         for file in found.files:
             assert_inside(file.name)
             assert file in files
-    assert N_LISTINGS // 10 < n_chosen < N_LISTINGS
+    assert n_listings // 10 < n_chosen < n_listings
 
 
 class OddHub:
@@ -186,19 +187,19 @@ def _damage(hub: OddHub, rng: random.Random) -> None:
 @pytest.mark.usefixtures("_own_cache")
 def test_odd_answers_give_a_report_or_one_clear_line(checkpoint: dict[str, bytes]) -> None:
     assert looked_at(OddHub(checkpoint))
-    rng, n_reports = random.Random("answers"), 0
-    for _ in range(N_ANSWERS):
+    rng, n_answers, n_reports = random.Random(f"answers {fuzzing.seed()}"), fuzzing.n_cases(N_ANSWERS, share=7), 0
+    for _ in range(n_answers):
         hub = OddHub(checkpoint)
         _damage(hub, rng)
         n_reports += looked_at(hub)
-    assert N_ANSWERS // 10 < n_reports < N_ANSWERS
+    assert n_answers // 10 < n_reports < n_answers
 
 
 @pytest.mark.usefixtures("_own_cache")
 def test_odd_gguf_headers_give_a_report_or_one_clear_line() -> None:
-    rng, whole = random.Random("ggufs"), {"m-bf16.gguf": joined()}
+    rng, whole = random.Random(f"ggufs {fuzzing.seed()}"), {"m-bf16.gguf": joined()}
     assert looked_at(OddHub(whole))
-    for _ in range(N_ANSWERS // 2):
+    for _ in range(fuzzing.n_cases(N_ANSWERS // 2, share=7)):
         hub = OddHub({"m-bf16.gguf": mutate_bytes(whole["m-bf16.gguf"], rng)})
         if rng.random() < 0.3:
             _odd_tree(hub, rng)

@@ -91,6 +91,7 @@ def test_an_index_that_tells_another_hash_is_not_believed(index: PackageIndex, t
     assert kept(tmp_path / "cache") == []
 
 
+@pytest.mark.slow
 def test_nothing_of_a_known_version_with_another_hash_is_run(index: PackageIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index.add("llama-cpp-python", "llama_cpp_python-0.3.36.tar.gz", sdist("0.3.36", FILES))
     monkeypatch.setenv("BACKEND_RAN", str(ran := tmp_path / "ran"))
@@ -103,6 +104,7 @@ def test_nothing_of_a_known_version_with_another_hash_is_run(index: PackageIndex
     assert ran.exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_copy_is_fetched_anew_and_must_be_the_same(index: PackageIndex, tmp_path: Path) -> None:
     script = find(tmp_path / "cache").script
     script.write_text("import else_where", encoding="utf-8")
@@ -117,6 +119,7 @@ def test_a_damaged_copy_is_fetched_anew_and_must_be_the_same(index: PackageIndex
     assert kept(tmp_path / "cache") == [f"converter-{VERSION}"]
 
 
+@pytest.mark.slow
 def test_what_python_compiles_there_is_no_damage(index: PackageIndex, tmp_path: Path) -> None:
     folder = find(tmp_path / "cache").script.parent
     compileall.compile_dir(folder, quiet=1)
@@ -139,6 +142,7 @@ def test_no_network_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert kept(tmp_path / "cache") == []
 
 
+@pytest.mark.slow
 def test_no_pip_is_told(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
     bare = tmp_path / "bare" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
@@ -146,6 +150,7 @@ def test_no_pip_is_told(tmp_path: Path) -> None:
         converter_folder(VERSION, tmp_path / "cache", bare, begin=Stages().begin)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("files", "told"),
     [
@@ -167,12 +172,14 @@ def test_a_cache_that_cannot_be_written_is_named(index: PackageIndex, tmp_path: 
         find(tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_leftovers_of_killed_processes_go(index: PackageIndex, tmp_path: Path) -> None:
     (tmp_path / "cache" / f".converter-{VERSION}.999999999.part" / "deep").mkdir(parents=True)
     find(tmp_path / "cache")
     assert kept(tmp_path / "cache") == [f"converter-{VERSION}"]
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_both_have_it(index: PackageIndex, tmp_path: Path) -> None:
     code = f"""
 import sys; sys.path[:0] = {sys.path!r}

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import platformdirs
+from filelock import FileLock
 
 RUNNER = Path(__file__).parent / "upstream_converter.py"
 N_PROCESSES = 2
@@ -22,7 +23,6 @@ _WANTED = ("conversion/", "gguf-py/", "convert_hf_to_gguf.py", "models/ggml-voca
 
 def fetch(version: str, place: Path) -> None:
     """Put what the tests need of llama-cpp-python's source distribution into `place`."""
-    place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent) as folder:
         command = (*("pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"), "--dest", folder, f"llama-cpp-python=={version}")
         subprocess.run([sys.executable, "-m", *command], check=True)
@@ -40,8 +40,10 @@ def llama_cpp_sources() -> Path:
         return Path(given)
     version = importlib.metadata.version("llama-cpp-python")
     place = platformdirs.user_cache_path("quantailor") / f"llama.cpp-{version}"
-    if not place.is_dir():
-        fetch(version, place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(place.with_suffix(".lock")):
+        if not place.is_dir():
+            fetch(version, place)
     return place
 
 

@@ -30,8 +30,6 @@ from quantailor.records import Strategy
 from quantailor.session import Workspace
 from quantailor.steps.plan import PlanOptions
 
-pytestmark = pytest.mark.xdist_group("workbench")
-
 
 @pytest.fixture
 def workspace(workbench: Workbench, tmp_path: Path) -> Iterator[Workspace]:

@@ -18,8 +18,6 @@ from quantailor.records import TensorInfo, WeightError
 from quantailor.session import Workspace
 from quantailor.store import MeasurementKey, ModelRecord
 
-pytestmark = pytest.mark.xdist_group("workbench")
-
 BITS = {"Q2_K": 2.625, "Q4_0": 4.5, "Q4_K": 4.5, "Q8_0": 8.5, "F16": 16.0}
 FINGERPRINT = "f" * 64
 KEY = MeasurementKey(FINGERPRINT, "", MeasureSettings().key, DEFINITION_VERSION)
