@@ -224,7 +224,7 @@ class Attacked:
 
     def rows(self) -> dict[str, list[tuple[object, ...]]]:
         """Everything in the store."""
-        with sqlite3.connect(f"file:{self.database}?mode=ro", uri=True) as store:
+        with contextlib.closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)) as store:
             tables = [name for (name,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
             return {table: sorted(store.execute(f"SELECT * FROM {table}").fetchall(), key=repr) for table in tables}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,12 @@ WIDE = TensorInfo("blk.0.attn_q.weight", (512, 512), "F16", 512 * 512 * 2)
 
 
 @pytest.fixture
-def made_up(tmp_path: Path) -> Workspace:
+def made_up(tmp_path: Path) -> Iterator[Workspace]:
     """A home that knows a model of four tensors whose files are gone."""
-    workspace = Workspace.open(tmp_path / "home")
     tensors = (NARROW, ODD, NORM, WIDE)
-    workspace.store.record_model(ModelRecord.of("f" * 64, "made up", "llama", tensors), tensors)
-    return workspace
+    with Workspace.open(tmp_path / "home") as workspace:
+        workspace.store.record_model(ModelRecord.of("f" * 64, "made up", "llama", tensors), tensors)
+        yield workspace
 
 
 def types_of(workspace: Workspace, tensor: TensorInfo) -> TensorTypes:
