@@ -328,7 +328,7 @@ def _encoded(key: str, value: MetadataValue) -> bytes:
         raise ModelFormatError(f"the metadata value of {_short(key)} cannot be written as {value.value_type}: {error}") from error
 
 
-def _plain(type_name: str, values: Sequence[Any]) -> bytes:
+def _plain(type_name: str, values: Sequence[object]) -> bytes:
     if type_name == "string":
         return _texts(values)
     if type_name == "bool" and not all(isinstance(value, bool) for value in values):

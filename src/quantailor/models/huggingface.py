@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
 
 from quantailor.errors import ModelError, ModelFormatError, TensorNotFoundError, UnsupportedModelError
 from quantailor.ggml import codec, library
@@ -13,7 +12,7 @@ from quantailor.models.convert.description import described
 from quantailor.models.convert.families import family_of
 from quantailor.models.convert.families.family import outtype
 from quantailor.models.convert.families.rows import PlannedTensor
-from quantailor.models.json_files import OTHER_WAY, is_there, read_json
+from quantailor.models.json_files import OTHER_WAY, JsonObject, is_there, read_json
 from quantailor.models.safetensors_file import SafetensorsFile, StoredArray
 from quantailor.models.source import name_of
 from quantailor.numerics import Bytes, Floats
@@ -41,7 +40,7 @@ class HuggingFaceSource:
         self.folder = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 - resolve() would follow links
         if not is_there(self.folder / "config.json"):
             raise ModelError(f"{self.folder} has no config.json", remedy="Give a GGUF file or a Hugging Face directory")
-        self.config: Mapping[str, Any] = read_json(self.folder / "config.json")
+        self.config: JsonObject = read_json(self.folder / "config.json")
         family = family_of(self.config, str(self.folder / "config.json"))
         self.family = type(family).__name__
         """For people: "Llama"."""

@@ -16,6 +16,9 @@ OTHER_WAY = "Run `quantailor convert` first, which takes llama.cpp's own convert
 MAX_FILE_BYTES = 64 << 20
 """Twice the largest tokenizer that is known."""
 
+JsonObject = Mapping[str, Any]
+"""A JSON object that a stranger wrote: whoever takes a value out of it checks what it is."""
+
 
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
     """A JSON object from UTF-8 text. Raises ModelFormatError naming `name`."""
@@ -73,11 +76,11 @@ def read_json_if_there(path: Path) -> dict[str, Any]:
     return read_json(path) if is_there(path) else {}
 
 
-def mapping(value: Any) -> Mapping[str, Any]:
+def mapping(value: object) -> JsonObject:
     """`value` where it is a JSON object, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
-def objects(value: Any) -> list[dict[str, Any]]:
+def objects(value: object) -> list[dict[str, Any]]:
     """The JSON objects in a list; empty for anything that is no list."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

@@ -10,7 +10,6 @@ import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from quantailor.errors import ModelFormatError, UnsupportedModelError
 from quantailor.models.json_files import parse_json
@@ -101,7 +100,7 @@ class SafetensorsFile:
                 raise self._corrupt(f"{before.name} and {after.name} overlap")
         return arrays
 
-    def _array(self, name: str, entry: Any, data_offset: int) -> StoredArray:
+    def _array(self, name: str, entry: object, data_offset: int) -> StoredArray:
         if not name.isprintable() or not 0 < len(name) <= MAX_NAME:
             raise self._corrupt(f"it has an array called {name[:80]!r}")
         if not isinstance(entry, dict):
@@ -122,7 +121,8 @@ class SafetensorsFile:
         return StoredArray(self, name, dtype, shape, data_offset + begin, end - begin)
 
 
-def _counts(value: Any) -> tuple[int, ...] | None:
+def _counts(value: object) -> tuple[int, ...] | None:
     """A list of counts (JSON knows floats and booleans as well), or None."""
-    fits = isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
-    return tuple(value) if fits else None
+    if isinstance(value, list) and all(type(number) is int and number >= 0 for number in value):
+        return tuple(value)
+    return None

@@ -21,6 +21,8 @@ from quantailor.store.migrations import APPLICATION_ID, MIGRATIONS, prepare
 
 Value = str | int | float | bytes | None
 Parameters = Sequence[Value] | Mapping[str, Value]
+Row = tuple[Any, ...]
+"""A row of a table; the schema fixes its types, which sqlite3 cannot tell a type checker."""
 
 Made = TypeVar("Made")
 
@@ -75,7 +77,7 @@ class Database:
         with self._lock:
             return self._run(sql, parameters)
 
-    def each(self, sql: str, parameters: Parameters, make: Callable[[tuple[Any, ...]], Made]) -> list[Made]:
+    def each(self, sql: str, parameters: Parameters, make: Callable[[Row], Made]) -> list[Made]:
         """What `make` makes of every row of a SELECT; the rows themselves are never all in memory."""
         with self._lock, self._errors():
             return [make(row) for row in self._connection.execute(sql, parameters)]

@@ -30,7 +30,7 @@ def canonical_json(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=plain)
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """A numpy scalar as Python's own number, anything else as it is. Raises TypeError for an array."""
     if isinstance(value, np.ndarray):
         raise TypeError(f"an array of shape {value.shape} is not plain data")
@@ -60,6 +60,6 @@ def verdict_from_json(text: str) -> Verdict:
     return Verdict(**document, rows=rows, comparisons=comparisons)
 
 
-def _statistics(document: dict[str, Any]) -> FidelityStatistics:
+def _statistics(document: Mapping[str, Any]) -> FidelityStatistics:
     figures: dict[str, Any] = {name: Estimate(**value) if isinstance(value, dict) else value for name, value in document.items()}
     return FidelityStatistics(**figures)

@@ -18,12 +18,12 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from quantailor.errors import StoreError
 from quantailor.records import ChunkScore, Mix, TensorInfo, Verdict, WeightError
 from quantailor.store import encoding
-from quantailor.store.database import BUSY_TIMEOUT_S, Database, Value
+from quantailor.store.database import BUSY_TIMEOUT_S, Database, Row, Value
 from quantailor.store.job_table import JobTable
 from quantailor.store.keys import (
     ImatrixKey,
@@ -350,7 +350,7 @@ def first_difference(ours: Store, other: Store) -> str | None:
     return None
 
 
-def _any(row: tuple[Value, ...]) -> tuple[Any, ...]:
+def _any(row: tuple[Value, ...]) -> Row:
     # The schema fixes the column types; sqlite3 cannot tell them to a type checker.
     return row
 
@@ -367,14 +367,14 @@ def _cell_row(key: MeasurementKey, cell: WeightError) -> dict[str, Value]:
     if cell.definition_version != key.definition_version:
         what = f"{cell.tensor} at {cell.type_name}"
         raise StoreError(f"{what} was measured by definition {cell.definition_version}, not {key.definition_version}")
-    figures: dict[str, Any] = {name: encoding.plain(getattr(cell, name)) for name in _CELL_FIELDS}
+    figures = {name: encoding.plain(getattr(cell, name)) for name in _CELL_FIELDS}
     encoding.refuse_nan(figures, f"{cell.tensor} at {cell.type_name}")
     figures.update({name: encoding.floats_to_blob(figures[name]) for name in _CELL_BLOBS})
     figures.update(model=key.model, imatrix=key.imatrix, settings=key.settings)
     return figures
 
 
-def _cell(row: tuple[Any, ...]) -> WeightError:
+def _cell(row: Row) -> WeightError:
     figures = dict(zip(_CELL_FIELDS, row, strict=True))
     figures.update({name: encoding.floats_from_blob(figures[name]) for name in _CELL_BLOBS})
     figures.update({name: sys.intern(figures[name]) for name in ("tensor", "type_name")})
@@ -382,27 +382,27 @@ def _cell(row: tuple[Any, ...]) -> WeightError:
 
 
 def _score_row(key: ScoreKey, score: ChunkScore) -> dict[str, Value]:
-    figures: dict[str, Any] = {field.name: encoding.plain(getattr(score, field.name)) for field in fields(ChunkScore)}
+    figures = {field.name: encoding.plain(getattr(score, field.name)) for field in fields(ChunkScore)}
     encoding.refuse_nan(figures, f"chunk {score.index} of {key.candidate}")
     return {**figures, **asdict(key), "klds": encoding.floats_to_blob(score.klds)}
 
 
-def _score(row: tuple[Any, ...]) -> ChunkScore:
+def _score(row: Row) -> ChunkScore:
     index, n_tokens, nll_sum, kld_sum, top_agreement, dp_square_sum, klds = row
     return ChunkScore(index, n_tokens, nll_sum, kld_sum, top_agreement, dp_square_sum, encoding.floats_from_blob(klds))
 
 
 def _mix_score_row(run: str, mix: str, score: ChunkScore) -> dict[str, Value]:
-    figures: dict[str, Any] = {name: encoding.plain(getattr(score, name)) for name in _MIX_SCORE_FIELDS}
+    figures = {name: encoding.plain(getattr(score, name)) for name in _MIX_SCORE_FIELDS}
     encoding.refuse_nan(figures, f"chunk {score.index} of {mix}")
     return {**figures, "run": run, "mix": mix}
 
 
-def _imatrix(row: tuple[Any, ...]) -> ImatrixRecord:
+def _imatrix(row: Row) -> ImatrixRecord:
     model, fingerprint, datasets, chunk_count, chunk_size, origin = row
     return ImatrixRecord(model, fingerprint, tuple(json.loads(datasets)), chunk_count, chunk_size, origin)
 
 
-def _verdict(row: tuple[Any, ...]) -> VerdictRecord:
+def _verdict(row: Row) -> VerdictRecord:
     fingerprint, strategy, document = row
     return VerdictRecord(fingerprint, encoding.verdict_from_json(document), strategy)

@@ -107,7 +107,7 @@ class RoleBand:
 
 
 @dataclass(frozen=True, slots=True)
-class CurvePoint:
+class MeasuredType:
     """One measured type of one tensor."""
 
     type_name: str
@@ -253,12 +253,14 @@ class MeasurementWatch:
             return wanted if there else None
         return min(there, key=lambda name: abs(self._bits[name] - self._bits.get(wanted, self._bits[COMMON_TYPE])))
 
-    def curve(self, tensor: str) -> tuple[CurvePoint, ...]:
+    def curve(self, tensor: str) -> tuple[MeasuredType, ...]:
         """Every measured type of a tensor by rising bits per weight."""
         at = self._row.get(tensor)
         if at is None:
             return ()
-        found = [CurvePoint(name, self._bits[name], float(self._errors[at, self._column[name]])) for name in reversed(self.common_types())]
+        found = [
+            MeasuredType(name, self._bits[name], float(self._errors[at, self._column[name]])) for name in reversed(self.common_types())
+        ]
         return tuple(point for point in found if np.isfinite(point.error))
 
     def bands(self) -> tuple[RoleBand, ...]:

@@ -20,7 +20,7 @@ from quantailor.app.jobs import JobReport, start_detached, submit
 from quantailor.app.products.checking import BuildCheck, check_build
 from quantailor.app.products.exporting import ExportReport, export, llama_quantize_command, read_strategy, require_fit
 from quantailor.app.products.verdicts import StoredVerdict, list_verdicts, verdicts_on
-from quantailor.control import Control, NullControl
+from quantailor.control import QUIET, Control
 from quantailor.costs.needs import Needs, shortfalls
 from quantailor.errors import OutputError, QuantailorError, StrategyError
 from quantailor.ggml import library
@@ -35,7 +35,6 @@ from quantailor.strategy import file as strategy_file
 ChoiceKind = Literal["draft", "stored", "file"]
 N_STORED = 12
 """So many of the latest strategies are offered."""
-_QUIET = NullControl()
 _SHARD_ENDING = len("-00001-of-00001")
 
 
@@ -327,7 +326,7 @@ def _built(
     return BuiltFile(str(first), paths, size_bytes, bits, record.fingerprint, strategy.method, kld, judged)
 
 
-def check_built(workspace: Workspace, base: Path, file: Path, *, control: Control = _QUIET) -> BuildCheck:
+def check_built(workspace: Workspace, base: Path, file: Path, *, control: Control = QUIET) -> BuildCheck:
     """A built file against the strategy that the store has for it, else the one that it carries; see `check_build`.
 
     Raises StrategyError where it carries none.

@@ -13,7 +13,7 @@ from typing import Literal
 from quantailor import build as building
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.app.products.exporting import require_fit
-from quantailor.control import Control, NullControl
+from quantailor.control import QUIET, Control
 from quantailor.errors import ModelError
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_format import aligned, alignment_of, parse_header
@@ -60,7 +60,6 @@ class BuildCheck:
 
 
 _BLOCK_BYTES = 8 * 2**20
-_QUIET = NullControl()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +75,7 @@ class _File:
         return {tensor.name: tensor.type_name for tensor in self.tensors}
 
 
-def check_build(workspace: Workspace, base: Path, strategy: Strategy, file: Path, *, control: Control = _QUIET) -> BuildCheck:
+def check_build(workspace: Workspace, base: Path, strategy: Strategy, file: Path, *, control: Control = QUIET) -> BuildCheck:
     """Compare a file with the strategy it is to be built by.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nicegui import run, ui
 
-from quantailor.app.measuring.progress import CurvePoint, MeasurementWatch, RoleBand
+from quantailor.app.measuring.progress import MeasuredType, MeasurementWatch, RoleBand
 from quantailor.gui import theme
 from quantailor.gui.context import workspace
 from quantailor.gui.pages.measure_charts import bands_chart
@@ -35,7 +35,7 @@ class AllCurves:
         self._bands = watch.bands()
         return watch
 
-    def _draw(self, tensor: str, curve: tuple[CurvePoint, ...]) -> None:
+    def _draw(self, tensor: str, curve: tuple[MeasuredType, ...]) -> None:
         options = bands_chart(self._bands, tensor, curve, role_of(tensor))
         options["legend"] = {"show": False}
         options["grid"] = {"left": 52, "right": 10, "top": 8, "bottom": 34}

@@ -9,7 +9,7 @@ from nicegui import ui
 
 from quantailor.app.choosing.planner import PlannerTensor
 from quantailor.gui.choose import rows
-from quantailor.gui.elements.curve import Curve
+from quantailor.gui.elements.curve import ErrorCurve
 from quantailor.gui.widgets import box, card, chip, text
 from quantailor.present.words import shape
 from quantailor.records import Cell
@@ -26,7 +26,7 @@ class TensorPanel:
         with card(classes="qt-tensor"):
             self._name = text("", "qt-mono qt-tensor-name", tag="h2")
             self._facts = text("", "qt-small qt-muted")
-            self._curve = Curve(on_choose=lambda type_name: self._choose(type_name))
+            self._curve = ErrorCurve(on_choose=lambda type_name: self._choose(type_name))
             self._reason = text("", "qt-small qt-reason").props('aria-live="polite"')
         with card("Candidates"):
             self._radios = ui.element("div").classes("qt-radios").props('role="radiogroup" aria-label="Types of this tensor"')

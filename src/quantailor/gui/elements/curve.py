@@ -11,7 +11,7 @@ Point = tuple[str, float, float, str, str]
 """Type, bits per weight, log10 of the error, colour, and what to say of it."""
 
 
-class Curve(Element, component="curve.js"):
+class ErrorCurve(Element, component="curve.js"):
     """A tensor's curve."""
 
     def __init__(self, *, on_choose: Callable[[str], Any], height: int = 250) -> None:

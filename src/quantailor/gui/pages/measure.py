@@ -11,7 +11,7 @@ from nicegui import run, ui
 from quantailor.app.jobs import JobReport
 from quantailor.app.library import projects
 from quantailor.app.library.projects import ProjectReport
-from quantailor.app.measuring.progress import COMMON_TYPE, CurvePoint, MeasurementMap, MeasurementWatch, RoleBand, TensorProgress
+from quantailor.app.measuring.progress import COMMON_TYPE, MeasuredType, MeasurementMap, MeasurementWatch, RoleBand, TensorProgress
 from quantailor.errors import QuantailorError
 from quantailor.gui import theme
 from quantailor.gui.context import workspace
@@ -305,7 +305,7 @@ class _Chosen:
             self._element.props('aria-live="polite"')
         self._seen: object = None
 
-    def show(self, tensor: TensorProgress | None, curve: Sequence[CurvePoint]) -> None:
+    def show(self, tensor: TensorProgress | None, curve: Sequence[MeasuredType]) -> None:
         """Say it."""
         if (tensor, tuple(curve)) == self._seen:
             return
@@ -344,7 +344,7 @@ class _Curves:
             with ui.expansion("Figures").props("dense").classes("qt-more") as self._table:
                 self._figures = ui.element("div").classes("qt-figures")
 
-    def show(self, bands: Sequence[RoleBand], tensor: TensorProgress | None, curve: Sequence[CurvePoint]) -> None:
+    def show(self, bands: Sequence[RoleBand], tensor: TensorProgress | None, curve: Sequence[MeasuredType]) -> None:
         """Draw them."""
         self._empty.set_visibility(not bands)
         for element in (self._chart, self._table):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from quantailor.app.measuring.progress import CurvePoint, MeasurementMap, RoleBand, TensorProgress
+from quantailor.app.measuring.progress import MeasuredType, MeasurementMap, RoleBand, TensorProgress
 from quantailor.gui import theme
 from quantailor.gui.theme import ThemeName
 from quantailor.present.words import percent
@@ -106,7 +106,7 @@ def label(tensor: TensorProgress, common: str | None) -> str:
     return ", ".join(parts)
 
 
-def bands_chart(bands: Sequence[RoleBand], tensor: str | None, curve: Sequence[CurvePoint], role: str | None) -> dict[str, object]:
+def bands_chart(bands: Sequence[RoleBand], tensor: str | None, curve: Sequence[MeasuredType], role: str | None) -> dict[str, object]:
     """ECharts options: a band and a median for each role, and the chosen tensor's types on top."""
     colours = theme.palette()
     figures = [value for band in bands for value in (*band.low, *band.high)] + [point.error for point in curve]
@@ -191,7 +191,7 @@ def _role_series(bands: Sequence[RoleBand], chosen: str | None) -> list[dict[str
     return found
 
 
-def _tensor_series(tensor: str | None, curve: Sequence[CurvePoint]) -> list[dict[str, object]]:
+def _tensor_series(tensor: str | None, curve: Sequence[MeasuredType]) -> list[dict[str, object]]:
     colours = theme.palette()
     points = [
         {

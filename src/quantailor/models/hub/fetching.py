@@ -13,7 +13,7 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from quantailor.control import Control
 from quantailor.errors import DownloadDamagedError, OutputError
@@ -193,8 +193,8 @@ def _bar(report: _Reporter) -> type:
         total: float | None = None
         n = 0.0
 
-        def __init__(self, *_: Any, **options: Any) -> None:
-            self.update(float(options.get("initial") or 0))
+        def __init__(self, *_: object, initial: float | None = None, **__: object) -> None:
+            self.update(initial or 0)
 
         def __enter__(self) -> Self:
             return self
@@ -209,12 +209,12 @@ def _bar(report: _Reporter) -> type:
         def update_transfer(self, n: float | None = 1) -> None:
             """Bytes from the network; `update` counts those that are on the disk."""
 
-        def set_postfix_str(self, *_: Any, **__: Any) -> None:
+        def set_postfix_str(self, *_: object, **__: object) -> None:
             """No text."""
 
         set_transfer_postfix_str = set_description = set_postfix_str
 
-        def refresh(self, *_: Any, **__: Any) -> None:
+        def refresh(self, *_: object, **__: object) -> None:
             """Nothing to draw."""
 
         def close(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from quantailor.errors import UnsupportedModelError
 from quantailor.models.json_files import parse_json, read_bytes
@@ -23,12 +22,12 @@ def refuse_code(folder: Path) -> None:
             raise UnsupportedModelError(f"{path} names code to be run: {found[:120]!r}", remedy=REMEDY)
 
 
-def _parsed(path: Path) -> Any:
+def _parsed(path: Path) -> object:
     """Also files that hold a list."""
     return parse_json(b'{"it":' + read_bytes(path) + b"}", str(path))
 
 
-def _code_in(value: Any) -> str:
+def _code_in(value: object) -> str:
     """What the first `auto_map` in it names; empty where there is none."""
     waiting = [value]
     while waiting:

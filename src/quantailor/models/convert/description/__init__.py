@@ -11,7 +11,7 @@ from quantailor.errors import ModelFormatError
 from quantailor.models.convert.description.model_card import model_card
 from quantailor.models.convert.description.model_names import ModelName, given_name, parse_model_name, title
 from quantailor.models.convert.families.config import float32
-from quantailor.models.json_files import read_json_if_there
+from quantailor.models.json_files import JsonObject, read_json_if_there
 from quantailor.records import MetadataValue, TensorInfo
 
 _SAMPLING: Sequence[tuple[str, str, tuple[str, ...]]] = (
@@ -52,7 +52,7 @@ _ORDER = (
 _ORIGIN_KEYS = ("name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url")
 
 
-def described(folder: Path, config: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> dict[str, MetadataValue]:
+def described(folder: Path, config: JsonObject, tensors: Sequence[TensorInfo]) -> dict[str, MetadataValue]:
     """Everything between `general.type` and the architecture's own keys."""
     total = sum(tensor.n_elements for tensor in tensors)
     card = model_card(folder)
@@ -105,7 +105,7 @@ def _sampling(folder: Path) -> dict[str, MetadataValue]:
     return entries
 
 
-def _values(folder: Path, config: Mapping[str, Any], card: Mapping[str, Any], total: int) -> dict[str, Any]:
+def _values(folder: Path, config: JsonObject, card: JsonObject, total: int) -> dict[str, Any]:
     """The model card's values, then what the configuration's and the folder's name tell."""
     values: dict[str, Any] = {key: _first(card, *sources) for key, sources in _CARD_KEYS.items()}
     path_name = config.get("_name_or_path")
@@ -130,7 +130,7 @@ def _named(found: ModelName) -> dict[str, str | None]:
     }
 
 
-def _origins(kind: str, stored: Any, total: int) -> dict[str, MetadataValue]:
+def _origins(kind: str, stored: object, total: int) -> dict[str, MetadataValue]:
     """`general.base_model.*` or `general.dataset.*`."""
     if stored is None:
         return {}
@@ -158,16 +158,16 @@ def _origin(text: str, total: int) -> dict[str, Any]:
     return {**record, "repo_url": text} if is_address else record
 
 
-def _first(values: Mapping[str, Any], *keys: str) -> Any:
+def _first(values: JsonObject, *keys: str) -> Any:
     return next((values[key] for key in keys if values.get(key) is not None), None)
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(value: object) -> list[str]:
     items = [value] if isinstance(value, str) else value if isinstance(value, list) else []
     return [item for item in items if isinstance(item, str)]
 
 
-def _text(folder: Path, key: str, value: Any) -> str:
+def _text(folder: Path, key: str, value: object) -> str:
     if key == "organization" and isinstance(value, str):
         return value
     if key == "license" and isinstance(value, list) and all(isinstance(item, str) for item in value):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from quantailor.errors import ModelFormatError
-from quantailor.models.json_files import is_there, mapping, read_text
+from quantailor.models.json_files import JsonObject, is_there, mapping, read_text
 
 REMEDY = "Correct or remove README.md"
 MAX_HEAD = 512 << 10
@@ -24,7 +22,7 @@ _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 class _Loader(yaml.SafeLoader):
     """Plain values, without merges: a few lines of them make billions of entries."""
 
-    def fetch_flow_collection_start(self, token_class: Any) -> None:
+    def fetch_flow_collection_start(self, token_class: object) -> None:
         if self.flow_level >= _DEEPEST:
             raise yaml.scanner.ScannerError(None, None, "lists in lists", self.get_mark())
         super().fetch_flow_collection_start(token_class)
@@ -32,7 +30,7 @@ class _Loader(yaml.SafeLoader):
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Leaves `<<` in place, which is then an unknown tag."""
 
-    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> str:
         value = super().construct_scalar(node)
         if node.tag in _NUMBERS and len(str(value)) > _LONGEST_NUMBER:
             raise yaml.constructor.ConstructorError(None, None, "a number too long to be one", node.start_mark)
@@ -41,7 +39,7 @@ class _Loader(yaml.SafeLoader):
         return value
 
 
-def model_card(folder: Path) -> Mapping[str, Any]:
+def model_card(folder: Path) -> JsonObject:
     """The YAML between the `---` lines at the head of README.md; empty where there is none. Raises ModelFormatError."""
     path = folder / "README.md"
     lines = read_text(path).splitlines() if is_there(path) else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from quantailor.errors import UnsupportedModelError
 from quantailor.models.convert.families.deepseek import DeepseekV2, DeepseekV3
@@ -14,7 +13,7 @@ from quantailor.models.convert.families.llama import Granite, Llama, Mistral, Mi
 from quantailor.models.convert.families.olmo import Olmo2
 from quantailor.models.convert.families.phi import Phi3
 from quantailor.models.convert.families.qwen import Qwen2, Qwen2Moe, Qwen3, Qwen3Moe
-from quantailor.models.json_files import OTHER_WAY, mapping
+from quantailor.models.json_files import OTHER_WAY, JsonObject, mapping
 
 FAMILIES: Mapping[str, type[Family]] = {
     "LlamaForCausalLM": Llama,
@@ -38,7 +37,7 @@ FAMILIES: Mapping[str, type[Family]] = {
 }
 
 
-def family_of(config: Mapping[str, Any], place: str) -> Family:
+def family_of(config: JsonObject, place: str) -> Family:
     """The family of config.json. Raises UnsupportedModelError where it is none that we know."""
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None

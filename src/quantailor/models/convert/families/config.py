@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from quantailor.errors import ModelFormatError
+from quantailor.models.json_files import JsonObject
 from quantailor.records import MetadataValue
 
 MAX_COUNT = 2**31 - 1
@@ -22,7 +23,7 @@ def float32(value: float) -> MetadataValue:
 class Config:
     """Values of one configuration; an absent key takes the family's default, a null one has no value."""
 
-    def __init__(self, values: Mapping[str, Any], defaults: Mapping[str, Any], place: str) -> None:
+    def __init__(self, values: JsonObject, defaults: JsonObject, place: str) -> None:
         self.place = place
         self._values = {**defaults, **values}
 
@@ -44,13 +45,13 @@ class Config:
         """A finite number. Raises ModelFormatError."""
         return self.as_number(key, self.get(key))
 
-    def as_number(self, key: str, value: Any) -> float:
+    def as_number(self, key: str, value: object) -> float:
         """A value as a finite number. Raises ModelFormatError, which names `key`."""
         if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e38 or not math.isfinite(value):
             raise self.wrong(key, value)
         return float(value)
 
-    def as_count(self, key: str, value: Any) -> int:
+    def as_count(self, key: str, value: object) -> int:
         """A value as a whole number, which may be written as a float (8192.0). Raises ModelFormatError."""
         number = self.as_number(key, value)
         if not 0 <= number <= MAX_COUNT:
@@ -71,7 +72,7 @@ class Config:
             raise self.wrong(key, value)
         return value
 
-    def wrong(self, key: str, value: Any) -> ModelFormatError:
+    def wrong(self, key: str, value: object) -> ModelFormatError:
         return ModelFormatError(f"{self.place} has {key} = {str(value)[:80]!r}", remedy="Check the file or download the model again")
 
     @property

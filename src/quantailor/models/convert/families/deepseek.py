@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from quantailor.errors import ModelFormatError
 from quantailor.models.convert.families.config import float32
 from quantailor.models.convert.families.experts import Experts
 from quantailor.models.convert.families.family import INTACT, LLAMA_NAMES, Key, Text
 from quantailor.models.convert.families.rows import PlannedTensor, picked, slices, transposed
+from quantailor.models.json_files import JsonObject
 from quantailor.records import MetadataValue
 
 _KV_B = re.compile(r"^model\.layers\.(\d{1,6})\.self_attn\.kv_b_proj\.weight$")
@@ -26,7 +27,7 @@ class DeepseekV2(Experts):
     """`DeepseekV2ForCausalLM`."""
 
     architecture = "deepseek2"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    defaults: ClassVar[JsonObject] = {
         "vocab_size": 102400,
         "hidden_size": 4096,
         "intermediate_size": 11008,
@@ -69,7 +70,7 @@ class DeepseekV2(Experts):
     )
     vocabulary_kind = "bpe"
 
-    def __init__(self, values: Mapping[str, Any], place: str) -> None:
+    def __init__(self, values: JsonObject, place: str) -> None:
         super().__init__(values, place)
         count = self.config.count
         self.latent, self.rope_part = count("kv_lora_rank"), count("qk_rope_head_dim")
@@ -154,7 +155,7 @@ class DeepseekV2(Experts):
 class DeepseekV3(DeepseekV2):
     """`DeepseekV3ForCausalLM`."""
 
-    defaults: ClassVar[Mapping[str, Any]] = {
+    defaults: ClassVar[JsonObject] = {
         **DeepseekV2.defaults,
         "vocab_size": 129280,
         "hidden_size": 7168,

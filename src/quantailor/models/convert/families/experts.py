@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from quantailor.errors import ModelFormatError
 from quantailor.models.convert.families.family import Family, Text
 from quantailor.models.convert.families.rows import PlannedTensor, picked, slices, stacked
+from quantailor.models.json_files import JsonObject
 from quantailor.records import MetadataValue
 
 INTACT = "Download the model again"
@@ -26,7 +27,7 @@ class Experts(Family):
     expert_count_key: ClassVar[str] = "num_experts"
     """Where the configuration says it; `num_local_experts` is its newer name."""
 
-    def __init__(self, values: Mapping[str, Any], place: str) -> None:
+    def __init__(self, values: JsonObject, place: str) -> None:
         super().__init__(values, place)
         newer = self.config.get("num_local_experts") is not None
         self.n_experts = self.config.count("num_local_experts" if newer else self.expert_count_key)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from quantailor.errors import ModelFormatError, UnsupportedModelError
 from quantailor.models.convert.families.config import Config, float32
@@ -26,7 +26,7 @@ from quantailor.models.convert.families.rows import (
     regrouped,
 )
 from quantailor.models.convert.vocabulary import VOCABULARIES
-from quantailor.models.json_files import OTHER_WAY, mapping
+from quantailor.models.json_files import OTHER_WAY, JsonObject, mapping
 from quantailor.models.safetensors_file import FLOAT8, READABLE, StoredArray
 from quantailor.records import MetadataValue, TensorInfo
 
@@ -100,7 +100,7 @@ class Family:
     """
 
     architecture: ClassVar[str]
-    defaults: ClassVar[Mapping[str, Any]] = {}
+    defaults: ClassVar[JsonObject] = {}
     """What transformers assumes for absent keys."""
     outer_names: ClassVar[Mapping[str, str]] = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
     layer_names: ClassVar[Mapping[str, str]] = LLAMA_NAMES
@@ -113,7 +113,7 @@ class Family:
     vocabulary_kind: ClassVar[str] = "either"
     """A key of `VOCABULARIES`."""
 
-    def __init__(self, values: Mapping[str, Any], place: str) -> None:
+    def __init__(self, values: JsonObject, place: str) -> None:
         self.config = Config({**values, **mapping(values.get("text_config"))}, self.defaults, place)
         self.n_heads = self.config.count("num_attention_heads")
         self.n_kv_heads = self.config.optional_count("num_key_value_heads") or self.n_heads
@@ -258,7 +258,7 @@ class Family:
 
     # Metadata
 
-    def vocabulary(self, folder: Path, config: Mapping[str, Any]) -> dict[str, MetadataValue]:
+    def vocabulary(self, folder: Path, config: JsonObject) -> dict[str, MetadataValue]:
         """`tokenizer.*` in file order. Raises ModelError where there is no tokenizer that the family knows."""
         size = self.config.count("vocab_size", most=MAX_VOCABULARY)
         return VOCABULARIES[self.vocabulary_kind](folder, config, size)

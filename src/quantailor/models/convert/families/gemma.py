@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from quantailor.models.convert.families.config import float32
 from quantailor.models.convert.families.family import LLAMA_NAMES, QK_NORMS, Family, Key, Text
 from quantailor.models.convert.families.rope import rope_metadata
 from quantailor.models.convert.families.rows import PlannedTensor, Rows, plus_one
+from quantailor.models.json_files import JsonObject
 from quantailor.models.safetensors_file import StoredArray
 from quantailor.records import MetadataValue
 
@@ -23,7 +24,7 @@ class Gemma2(Family):
     """`Gemma2ForCausalLM`: norms that multiply by 1 + weight, around attention and feed-forward; capped logits."""
 
     architecture = "gemma2"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    defaults: ClassVar[JsonObject] = {
         "vocab_size": 256000,
         "hidden_size": 2304,
         "intermediate_size": 9216,
@@ -74,7 +75,7 @@ class Gemma3(Gemma2):
     """`Gemma3ForCausalLM`, `Gemma3ForConditionalGeneration`: two ropes, norms of query and key, no capping."""
 
     architecture = "gemma3"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    defaults: ClassVar[JsonObject] = {
         **Gemma2.defaults,
         "vocab_size": 262208,
         "max_position_embeddings": 131072,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from quantailor.errors import ModelFormatError, UnsupportedModelError
 from quantailor.models.convert.families.experts import INTACT, Experts
@@ -21,7 +21,7 @@ from quantailor.models.convert.families.rows import (
     slices,
     transposed,
 )
-from quantailor.models.json_files import mapping
+from quantailor.models.json_files import JsonObject, mapping
 from quantailor.models.safetensors_file import READABLE, StoredArray
 from quantailor.records import MetadataValue, TensorInfo
 
@@ -35,7 +35,7 @@ class GptOss(Experts):
     """`GptOssForCausalLM`."""
 
     architecture = "gpt-oss"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    defaults: ClassVar[JsonObject] = {
         "vocab_size": 201088,
         "hidden_size": 2880,
         "intermediate_size": 2880,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from quantailor.errors import UnsupportedModelError
 from quantailor.models.convert.families.config import float32
 from quantailor.models.convert.families.experts import Experts
 from quantailor.models.convert.families.family import LLAMA_NAMES, REMEDY, Family
+from quantailor.models.json_files import JsonObject
 from quantailor.records import MetadataValue
 
 
@@ -17,7 +18,7 @@ class Llama(Family):
     """`LlamaForCausalLM`: Llama 2, 3 and 3.x, and what is built like them."""
 
     architecture = "llama"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    defaults: ClassVar[JsonObject] = {
         "vocab_size": 32000,
         "hidden_size": 4096,
         "intermediate_size": 11008,
@@ -32,7 +33,7 @@ class Llama(Family):
     implied_head_dim: ClassVar[bool] = True
     """Whether an absent `head_dim` is worked out and then written."""
 
-    def __init__(self, values: Mapping[str, Any], place: str) -> None:
+    def __init__(self, values: JsonObject, place: str) -> None:
         super().__init__(values, place)
         self.rope_dim  # noqa: B018 - a wrong head_dim is refused at once
 
@@ -50,7 +51,7 @@ class Llama(Family):
 class Mistral(Llama):
     """`MistralForCausalLM`: Llama's arrays under other defaults."""
 
-    defaults: ClassVar[Mapping[str, Any]] = {
+    defaults: ClassVar[JsonObject] = {
         **Llama.defaults,
         "intermediate_size": 14336,
         "num_key_value_heads": 8,
@@ -70,7 +71,7 @@ class Granite(Llama):
     """`GraniteForCausalLM`."""
 
     architecture = "granite"
-    defaults: ClassVar[Mapping[str, Any]] = {**Llama.defaults, **dict.fromkeys(_SCALES.values(), 1.0)}
+    defaults: ClassVar[JsonObject] = {**Llama.defaults, **dict.fromkeys(_SCALES.values(), 1.0)}
     implied_head_dim = False
 
     @property
@@ -98,7 +99,7 @@ class SmolLM3(Llama):
     """`SmolLM3ForCausalLM`."""
 
     architecture = "smollm3"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    defaults: ClassVar[JsonObject] = {
         **Llama.defaults,
         "vocab_size": 128256,
         "hidden_size": 2048,
@@ -111,7 +112,7 @@ class SmolLM3(Llama):
     }
     implied_head_dim = False
 
-    def __init__(self, values: Mapping[str, Any], place: str) -> None:
+    def __init__(self, values: JsonObject, place: str) -> None:
         """Raises UnsupportedModelError where other layers than every fourth do without rope."""
         super().__init__(values, place)
         interval = self.config.count("no_rope_layer_interval")
@@ -123,7 +124,7 @@ class SmolLM3(Llama):
 class Mixtral(Experts, Mistral):
     """`MixtralForCausalLM`."""
 
-    defaults: ClassVar[Mapping[str, Any]] = {
+    defaults: ClassVar[JsonObject] = {
         **Mistral.defaults,
         "rms_norm_eps": 1e-5,
         "default_rope_theta": 1000000.0,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from quantailor.models.convert.families.family import LLAMA_NAMES, QK_NORMS, Family
+from quantailor.models.json_files import JsonObject
 
 
 class Olmo2(Family):
     """`Olmo2ForCausalLM`."""
 
     architecture = "olmo2"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    defaults: ClassVar[JsonObject] = {
         "vocab_size": 50304,
         "hidden_size": 4096,
         "intermediate_size": 11008,

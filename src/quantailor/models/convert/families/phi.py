@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from quantailor.models.convert.families.config import float32
 from quantailor.models.convert.families.family import LLAMA_NAMES, MAX_HEAD_DIM, Family
 from quantailor.models.convert.families.rows import PlannedTensor, constant
+from quantailor.models.json_files import JsonObject
 from quantailor.records import MetadataValue
 
 
@@ -16,7 +17,7 @@ class Phi3(Family):
     """`Phi3ForCausalLM`, which Phi-4 and Phi-4-mini are too."""
 
     architecture = "phi3"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    defaults: ClassVar[JsonObject] = {
         "vocab_size": 32064,
         "hidden_size": 3072,
         "intermediate_size": 8192,
@@ -66,7 +67,7 @@ class Phi3(Family):
         for name in ("long", "short"):
             yield constant(f"rope_factors_{name}.weight", self._factors(f"{name}_factor", rope.get(f"{name}_factor")))
 
-    def _factors(self, key: str, stored: Any) -> list[float]:
+    def _factors(self, key: str, stored: object) -> list[float]:
         if not isinstance(stored, list) or len(stored) != self.rope_dim // 2:
             raise self.config.wrong(key, stored)
         return [self.config.as_number(key, value) for value in stored]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from quantailor.models.convert.families.experts import Experts
 from quantailor.models.convert.families.family import LLAMA_NAMES, QK_NORMS, Family, Key
+from quantailor.models.json_files import JsonObject
 
 
 class Qwen2(Family):
     """`Qwen2ForCausalLM`."""
 
     architecture = "qwen2"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    defaults: ClassVar[JsonObject] = {
         "vocab_size": 151936,
         "hidden_size": 4096,
         "intermediate_size": 22016,
@@ -30,7 +31,7 @@ class Qwen3(Qwen2):
     """`Qwen3ForCausalLM`: norms of query and key, heads of their own size."""
 
     architecture = "qwen3"
-    defaults: ClassVar[Mapping[str, Any]] = {**Qwen2.defaults, "head_dim": 128}
+    defaults: ClassVar[JsonObject] = {**Qwen2.defaults, "head_dim": 128}
     layer_names: ClassVar[Mapping[str, str]] = LLAMA_NAMES | QK_NORMS
 
 
@@ -38,7 +39,7 @@ class Qwen2Moe(Experts):
     """`Qwen2MoeForCausalLM`: routed experts and one shared one."""
 
     architecture = "qwen2moe"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    defaults: ClassVar[JsonObject] = {
         **Qwen2.defaults,
         "hidden_size": 2048,
         "intermediate_size": 5632,
@@ -69,7 +70,7 @@ class Qwen3Moe(Qwen2Moe):
     """`Qwen3MoeForCausalLM`: routed experts alone."""
 
     architecture = "qwen3moe"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    defaults: ClassVar[JsonObject] = {
         **Qwen2.defaults,
         "hidden_size": 2048,
         "intermediate_size": 6144,

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from quantailor.errors import UnsupportedModelError
 from quantailor.models.convert.families.config import Config, float32
 from quantailor.models.convert.families.rows import PlannedTensor, constant
-from quantailor.models.json_files import OTHER_WAY
+from quantailor.models.json_files import OTHER_WAY, JsonObject
 from quantailor.records import MetadataValue
 
 _LONG = ("su", "longrope")
 
 
-def rope_metadata(config: Config, rope: Mapping[str, Any], *, long: bool = False) -> dict[str, MetadataValue]:
+def rope_metadata(config: Config, rope: JsonObject, *, long: bool = False) -> dict[str, MetadataValue]:
     """`rope.scaling.*` and `rope.freq_base` of full attention; `long` where the family knows longrope.
 
     Raises:
@@ -40,7 +38,7 @@ def rope_metadata(config: Config, rope: Mapping[str, Any], *, long: bool = False
     return entries
 
 
-def _yarn_metadata(config: Config, rope: Mapping[str, Any]) -> dict[str, MetadataValue]:
+def _yarn_metadata(config: Config, rope: JsonObject) -> dict[str, MetadataValue]:
     length = config.as_count("original_max_position_embeddings", rope.get("original_max_position_embeddings"))
     entries = {"rope.scaling.original_context_length": MetadataValue("uint32", length)}
     attention = rope.get("attention_factor", rope.get("attn_factor"))
@@ -55,7 +53,7 @@ def _yarn_metadata(config: Config, rope: Mapping[str, Any]) -> dict[str, Metadat
     return entries
 
 
-def llama3_tensor(config: Config, rope: Mapping[str, Any], dim: int) -> PlannedTensor:
+def llama3_tensor(config: Config, rope: JsonObject, dim: int) -> PlannedTensor:
     """Llama 3.1's frequency factors (arXiv:2407.21783; transformers' rope type "llama3"). Raises ModelFormatError."""
     number = config.as_number
     base = number("rope_theta", rope["rope_theta"])

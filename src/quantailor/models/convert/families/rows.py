@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -134,7 +133,7 @@ def plus_one(inner: Rows) -> Rows:
     def read(start: int, stop: int) -> Bytes:
         data = converted(inner.read(start, stop), inner.dtype, dtype)
         with np.errstate(invalid="ignore"):
-            sums: npt.NDArray[Any] = np.add(data.reshape(-1).view(kind), kind(1), dtype=kind)
+            sums: npt.NDArray[np.generic] = np.add(data.reshape(-1).view(kind), kind(1), dtype=kind)
         out: Bytes = sums.view(np.uint8).reshape(data.shape)
         return out
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from quantailor.errors import ModelError, UnsupportedModelError
 from quantailor.models.convert.vocabulary import sentencepiece
 from quantailor.models.convert.vocabulary.bpe import BpeTokenizer
 from quantailor.models.convert.vocabulary.special_tokens import special_metadata
-from quantailor.models.json_files import OTHER_WAY, read_json_if_there
+from quantailor.models.json_files import OTHER_WAY, JsonObject, read_json_if_there
 from quantailor.records import MetadataValue
 
 Entries = dict[str, MetadataValue]
@@ -20,14 +19,14 @@ _CODE_LLAMA_IDS = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 320
 _GRANITE_SIZE = 49152
 
 
-def bpe_or_sentencepiece(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Entries:
+def bpe_or_sentencepiece(folder: Path, config: JsonObject, vocab_size: int) -> Entries:
     """tokenizer.model where there is one, else tokenizer.json. Raises ModelError where there is none that we know."""
     if (folder / "tokenizer.model").is_file():
         return _sentencepiece(folder, config, vocab_size)
     return bpe_vocabulary(folder, config, vocab_size)
 
 
-def bpe_vocabulary(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Entries:
+def bpe_vocabulary(folder: Path, config: JsonObject, vocab_size: int) -> Entries:
     """A byte-level BPE tokenizer.json. Raises ModelError where there is none, UnsupportedModelError where it is of another kind."""
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(f"{folder} has no tokenizer.json", remedy="Download the model's tokenizer as well")
@@ -37,7 +36,7 @@ def bpe_vocabulary(folder: Path, config: Mapping[str, Any], vocab_size: int) -> 
     return tokenizer.vocabulary(vocab_size).metadata(folder) | tokenizer.merges() | special_metadata(folder, config, None)
 
 
-def llama_vocabulary(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Entries:
+def llama_vocabulary(folder: Path, config: JsonObject, vocab_size: int) -> Entries:
     """Either kind; also SentencePiece's vocabulary as tokenizer.json holds it. Raises ModelError where there is none."""
     entries: Entries = {}
     prefix = read_json_if_there(folder / "tokenizer_config.json").get("add_prefix_space")
@@ -63,14 +62,14 @@ def llama_vocabulary(folder: Path, config: Mapping[str, Any], vocab_size: int) -
     return entries
 
 
-def gemma_vocabulary(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Entries:
+def gemma_vocabulary(folder: Path, config: JsonObject, vocab_size: int) -> Entries:
     """SentencePiece without a space before the text. Raises ModelError where there is no tokenizer.model."""
     if not (folder / "tokenizer.model").is_file():
         raise ModelError(f"{folder} has no tokenizer.model", remedy="Download the model's tokenizer.model as well")
     return _sentencepiece(folder, config, vocab_size) | {"tokenizer.ggml.add_space_prefix": MetadataValue("bool", False)}
 
 
-def phi3_vocabulary(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Entries:
+def phi3_vocabulary(folder: Path, config: JsonObject, vocab_size: int) -> Entries:
     """Phi-4 has byte-level BPE, which its tokenizer's class tells; Phi-3 has SentencePiece with tokens of tokenizer.json.
 
     Raises ModelError where there is neither.
@@ -83,12 +82,12 @@ def phi3_vocabulary(folder: Path, config: Mapping[str, Any], vocab_size: int) ->
     return vocabulary.metadata(folder) | special_metadata(folder, config, len(vocabulary.tokens))
 
 
-def _sentencepiece(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Entries:
+def _sentencepiece(folder: Path, config: JsonObject, vocab_size: int) -> Entries:
     vocabulary = sentencepiece.read_vocabulary(folder, vocab_size)
     return vocabulary.metadata(folder) | special_metadata(folder, config, len(vocabulary.tokens))
 
 
-VOCABULARIES: Mapping[str, Callable[[Path, Mapping[str, Any], int], Entries]] = {
+VOCABULARIES: Mapping[str, Callable[[Path, JsonObject, int], Entries]] = {
     "either": bpe_or_sentencepiece,
     "bpe": bpe_vocabulary,
     "llama": llama_vocabulary,

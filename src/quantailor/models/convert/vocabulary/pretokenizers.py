@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantailor.errors import UnsupportedModelError
-from quantailor.models.json_files import OTHER_WAY, mapping, objects
+from quantailor.models.json_files import OTHER_WAY, JsonObject, mapping, objects
 
 _ENGLISH = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -26,7 +26,7 @@ REMEDY = OTHER_WAY
 _MOST_SHOWN = 3
 
 
-def pretokenizer_name(stored: Any, normalizer: Any, place: str) -> str:
+def pretokenizer_name(stored: object, normalizer: object, place: str) -> str:
     """The value of `tokenizer.ggml.pre`.
 
     Args:
@@ -63,6 +63,6 @@ def _name(steps: list[dict[str, Any]]) -> str | None:
     return _SPLITS.get(pattern) if plain and isinstance(pattern, str) else None
 
 
-def _described(step: Mapping[str, Any]) -> str:
+def _described(step: JsonObject) -> str:
     pattern = mapping(step.get("pattern")).get("Regex")
     return f"{str(step.get('type'))[:40]}({str(pattern)[:60]})" if pattern is not None else str(step.get("type"))[:40]

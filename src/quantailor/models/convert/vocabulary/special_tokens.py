@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantailor.errors import ModelFormatError
-from quantailor.models.json_files import mapping, objects, read_json_if_there, read_text
+from quantailor.models.json_files import JsonObject, mapping, objects, read_json_if_there, read_text
 from quantailor.records import MetadataValue
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -28,7 +28,7 @@ _ID_KEYS: Mapping[str, str] = {
 _ADDED = ("bos", "eos", "sep")
 
 
-def special_metadata(folder: Path, config: Mapping[str, Any], vocab_size: int | None) -> dict[str, MetadataValue]:
+def special_metadata(folder: Path, config: JsonObject, vocab_size: int | None) -> dict[str, MetadataValue]:
     """Ids, `add_*_token`, chat templates and normalizer flags, in file order.
 
     Args:
@@ -56,16 +56,16 @@ def special_metadata(folder: Path, config: Mapping[str, Any], vocab_size: int | 
     return entries
 
 
-def content(entry: Any) -> str | None:
+def content(entry: object) -> str | None:
     """A token's text: itself, or the `content` of its object."""
     text = entry.get("content") if isinstance(entry, dict) else entry
     return text if isinstance(text, str) else None
 
 
 def _ids(
-    settings: Mapping[str, Any],
-    added_tokens: Sequence[Mapping[str, Any]],
-    config: Mapping[str, Any],
+    settings: JsonObject,
+    added_tokens: Sequence[JsonObject],
+    config: JsonObject,
     roles: Sequence[str],
     added: dict[str, bool],
     folder: Path,
@@ -91,7 +91,7 @@ def _ids(
     return ids
 
 
-def _post_processing(stored: Mapping[str, Any], settings: dict[str, Any], known: bool, roles: list[str], added: dict[str, bool]) -> None:
+def _post_processing(stored: JsonObject, settings: dict[str, Any], known: bool, roles: list[str], added: dict[str, bool]) -> None:
     """What the post-processor adds around a text decides over `add_*_token`."""
     if not settings.get("bos_token") and settings.get("cls_token"):
         settings["bos_token"] = settings["cls_token"]
@@ -106,7 +106,7 @@ def _post_processing(stored: Mapping[str, Any], settings: dict[str, Any], known:
             _template(objects(step.get("single")), settings, known, roles, added)
 
 
-def _template(single: Sequence[Mapping[str, Any]], settings: dict[str, Any], known: bool, roles: list[str], added: dict[str, bool]) -> None:
+def _template(single: Sequence[JsonObject], settings: dict[str, Any], known: bool, roles: list[str], added: dict[str, bool]) -> None:
     if len(single) < 2:
         return
     first, last = (mapping(part.get("SpecialToken")).get("id") for part in (single[0], single[-1]))
@@ -125,7 +125,7 @@ def _template(single: Sequence[Mapping[str, Any]], settings: dict[str, Any], kno
         added["eos"] = True
 
 
-def _chat_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, MetadataValue]:
+def _chat_templates(folder: Path, settings: JsonObject) -> dict[str, MetadataValue]:
     """tokenizer_config.json's template or templates, else those of the files beside it."""
     stored = settings.get("chat_template", _template_files(folder))
     if isinstance(stored, str):
@@ -159,7 +159,7 @@ def _template_files(folder: Path) -> Any:
     return [{"name": "default", "template": read_text(main)}, *({"name": path.stem, "template": read_text(path)} for path in others)]
 
 
-def _normalizer(stored: Mapping[str, Any]) -> dict[str, MetadataValue]:
+def _normalizer(stored: JsonObject) -> dict[str, MetadataValue]:
     steps = objects(stored.get("normalizers")) if stored.get("type") == "Sequence" else [dict(stored)]
     flags: dict[str, Any] = {}
     for step in steps:
