@@ -27,7 +27,7 @@ from quantailor.models.gguf_writer import FileLayout, GGUFWriter, layout
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource, fingerprint
 from quantailor.qtypes import QType, never_quantized, unavailable
-from quantailor.records import MetadataValue, Prediction, Strategy, TensorInfo
+from quantailor.records import MetadataValue, Prediction, Strategy, TensorInfo, bits_per_weight
 from quantailor.strategy.file import dumps
 
 logger = logging.getLogger(__name__)
@@ -51,18 +51,10 @@ class BuildResult:
     """Tensors that could be quantized but that the strategy does not name: they keep their type."""
 
 
-def ordered_tensors(source: ModelSource) -> list[TensorInfo]:
-    """The tensors in the order of llama-quantize's output: what is outside the blocks, then block by block, by name."""
-
-    def position(tensor: TensorInfo) -> tuple[int, bytes]:
-        match = _BLOCK_NUMBER.match(tensor.name)
-        return int(match.group(1)) if match else -1, tensor.name.encode()
-
-    return sorted(source.tensors, key=position)
-
-
 def output_tensors(source: ModelSource, types: Mapping[str, str], *, imatrix: Imatrix | None = None) -> list[TensorInfo]:
-    """The tensors of the file to be built, in its order, with the types they will have; those not in `types` keep theirs.
+    """The tensors of the file to be built, with the types they will have; those not in `types` keep theirs.
+
+    They come in the order of llama-quantize's output: what is outside the blocks, then block by block, by name.
 
     Raises:
         StrategyMismatchError: `types` names a tensor that the model does not have.
@@ -71,7 +63,12 @@ def output_tensors(source: ModelSource, types: Mapping[str, str], *, imatrix: Im
     missing = types.keys() - {tensor.name for tensor in source.tensors}
     if missing:
         raise StrategyMismatchError(f"the strategy names {min(missing)}, which {source.name} does not have", remedy="Plan for this model")
-    return [_retyped(source, tensor, types.get(tensor.name, tensor.type_name), imatrix) for tensor in ordered_tensors(source)]
+
+    def position(tensor: TensorInfo) -> tuple[int, bytes]:
+        match = _BLOCK_NUMBER.match(tensor.name)
+        return int(match.group(1)) if match else -1, tensor.name.encode()
+
+    return [_retyped(source, tensor, types.get(tensor.name, tensor.type_name), imatrix) for tensor in sorted(source.tensors, key=position)]
 
 
 def _retyped(source: ModelSource, tensor: TensorInfo, type_name: str, imatrix: Imatrix | None) -> TensorInfo:
@@ -146,19 +143,14 @@ def plain_layout(source: ModelSource, types: Mapping[str, str], *, imatrix: Imat
 
 def predict(source: ModelSource, strategy: Strategy, *, imatrix: Imatrix | None = None, split_max_bytes: int | None = None) -> Prediction:
     """The strategy's exact size, and the damage that its choices add up to; raises as `output_tensors` does."""
-    tensors = output_tensors(source, strategy.types, imatrix=imatrix)
-    tensor_bytes, n_weights = _totals(tensors)
+    planned = predict_layout(source, strategy, imatrix=imatrix, split_max_bytes=split_max_bytes)
     return Prediction(
-        file_size_bytes=predict_layout(source, strategy, imatrix=imatrix, split_max_bytes=split_max_bytes).size_bytes,
-        tensor_bytes=tensor_bytes,
-        bits_per_weight=8 * tensor_bytes / max(1, n_weights),
+        file_size_bytes=planned.size_bytes,
+        tensor_bytes=sum(tensor.size_bytes for tensor in planned.tensors),
+        bits_per_weight=bits_per_weight(planned.tensors),
         damage=sum(choice.damage for choice in strategy.tensors),
         basis=strategy.basis,
     )
-
-
-def _totals(tensors: Sequence[TensorInfo]) -> tuple[int, int]:
-    return sum(tensor.size_bytes for tensor in tensors), sum(tensor.n_elements for tensor in tensors)
 
 
 def build(
@@ -195,11 +187,12 @@ def build(
             f"the strategy was made for {strategy.model_name} ({strategy.model_fingerprint[:12]}), not for {source.name}",
             remedy="Plan again for this model",
         )
-    _spare_the_source(source, output)
-    tensors = output_tensors(source, strategy.types, imatrix=imatrix)
+    if output.resolve() in {file.resolve() for file in source.files}:
+        raise OutputError(f"{output} is the source itself", remedy="Choose another name for the output")
     planned = predict_layout(source, strategy, imatrix=imatrix, split_max_bytes=split_max_bytes)
-    tensor_bytes, n_weights = _totals(tensors)
-    kept = _kept(source, strategy)
+    tensors, named = planned.tensors, strategy.types
+    tensor_bytes = sum(tensor.size_bytes for tensor in tensors)
+    kept = tuple(each.name for each in source.tensors if each.name not in named and never_quantized(each, source.architecture) is None)
     if kept:
         logger.info("%d tensors keep their type because the strategy does not name them: %s ...", len(kept), kept[0])
     with GGUFWriter(output, planned, overwrite=overwrite) as writer:
@@ -209,19 +202,7 @@ def build(
                 writer.write(chunk)
                 progress.add(chunk.size, tensor.name)
     _check_written(writer.paths, tensors, planned)
-    return BuildResult(writer.paths, planned.size_bytes, tensor_bytes, 8 * tensor_bytes / max(1, n_weights), kept)
-
-
-def _spare_the_source(source: ModelSource, output: Path) -> None:
-    if output.resolve() in {file.resolve() for file in source.files}:
-        raise OutputError(f"{output} is the source itself", remedy="Choose another name for the output")
-
-
-def _kept(source: ModelSource, strategy: Strategy) -> tuple[str, ...]:
-    named = strategy.types
-    return tuple(
-        tensor.name for tensor in source.tensors if tensor.name not in named and never_quantized(tensor, source.architecture) is None
-    )
+    return BuildResult(writer.paths, planned.size_bytes, tensor_bytes, bits_per_weight(tensors), kept)
 
 
 def _check_written(paths: Sequence[Path], tensors: Sequence[TensorInfo], planned: FileLayout) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -89,6 +89,11 @@ class TensorInfo:
     @property
     def layer(self) -> int | None:
         return layer_of(self.name)
+
+
+def bits_per_weight(tensors: Sequence[TensorInfo]) -> float:
+    """8 x bytes / weights of these tensors together; 0 where there are none."""
+    return 8 * sum(tensor.size_bytes for tensor in tensors) / max(1, sum(tensor.n_elements for tensor in tensors))
 
 
 @dataclass(frozen=True, slots=True)

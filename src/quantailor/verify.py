@@ -24,7 +24,7 @@ from quantailor.ggml.reference import preset_name, quantize_reference
 from quantailor.models.opening import open_model
 from quantailor.models.source import fingerprint
 from quantailor.present import words
-from quantailor.records import ChunkScore, Comparison, Verdict, VerdictRow
+from quantailor.records import ChunkScore, Comparison, Verdict, VerdictRow, bits_per_weight
 
 EQUAL_SIZE = 0.001
 """Sizes that differ by no more than this share count as equal."""
@@ -48,9 +48,7 @@ def file_size(path: Path) -> tuple[int, float]:
     """A GGUF file's bytes, all parts together, and its bits per weight."""
     source = open_model(path)
     try:
-        tensor_bytes = sum(tensor.size_bytes for tensor in source.tensors)
-        n_weights = sum(tensor.n_elements for tensor in source.tensors)
-        return sum(file.stat().st_size for file in source.files), 8 * tensor_bytes / max(1, n_weights)
+        return sum(file.stat().st_size for file in source.files), bits_per_weight(source.tensors)
     finally:
         source.close()
 
@@ -145,7 +143,11 @@ def make_verdict(
         VerdictRow(file.label, file.kind, file.size_bytes, file.bits_per_weight, fidelity.statistics_of(file.scores, base.scores))
         for file in files
     )
-    comparisons = tuple(_compare(ours, file) for file in files if file.kind == "reference")
+    comparisons = tuple(
+        fidelity.compare(ours.scores, file.scores, reference=file.label, size_ratio=ours.size_bytes / file.size_bytes)
+        for file in files
+        if file.kind == "reference"
+    )
     floor = fidelity.statistics_of(null_control, base.scores).kld_mean.value
     row = rows[files.index(ours)]
     return Verdict(
@@ -170,10 +172,6 @@ def _common_chunks(files: Sequence[ScoredFile], null_control: Sequence[ChunkScor
     return [replace(file, scores=kept(file.scores)) for file in files], kept(null_control)
 
 
-def _compare(ours: ScoredFile, reference: ScoredFile) -> Comparison:
-    return fidelity.compare(ours.scores, reference.scores, reference=reference.label, size_ratio=ours.size_bytes / reference.size_bytes)
-
-
 def sentence(ours: VerdictRow, comparisons: Sequence[Comparison], *, floor_kld_nats: float) -> str:
     """The verdict in words: our figure first, then a clause on every reference that names the difference in size."""
     statistics = ours.statistics
@@ -187,12 +185,9 @@ def sentence(ours: VerdictRow, comparisons: Sequence[Comparison], *, floor_kld_n
         seen = "; ".join(f"against {comparison.reference} {_sizes(comparison)} {_ratio(comparison)}" for comparison in comparisons)
         said.append(f"That is too few to claim anything, {MIN_CHUNKS} chunks are needed. So far: {seen}.")
     else:
-        said.append(f"It is {'; '.join(_clause(comparison) for comparison in comparisons)}.")
+        clauses = (f"{each.outcome} than {each.reference} {_sizes(each)} ({_ratio(each)})" for each in comparisons)
+        said.append(f"It is {'; '.join(clauses)}.")
     return " ".join(said)
-
-
-def _clause(comparison: Comparison) -> str:
-    return f"{comparison.outcome} than {comparison.reference} {_sizes(comparison)} ({_ratio(comparison)})"
 
 
 def _sizes(comparison: Comparison) -> str:

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from quantailor import records
 from quantailor.analysis import sensitivity as probing
 from quantailor.analysis.prediction import fit_curve
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
@@ -272,8 +273,7 @@ def mix_damage(known: Knowledge, tensors: Sequence[TensorInfo], types: Mapping[s
 def bits_per_weight(tensors: Sequence[TensorInfo], types: Mapping[str, str]) -> float:
     """Of these tensors together."""
     qtypes = library.types()
-    size = sum(qtypes[types.get(tensor.name, tensor.type_name)].tensor_bytes(tensor) for tensor in tensors)
-    return 8 * size / max(1, sum(tensor.n_elements for tensor in tensors))
+    return records.bits_per_weight([qtypes[types.get(tensor.name, tensor.type_name)].retyped(tensor) for tensor in tensors])
 
 
 def _curve(workspace: Workspace, known: Knowledge, scores: Scores, tensors: Sequence[TensorInfo]) -> Curve:

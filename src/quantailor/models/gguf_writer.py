@@ -45,6 +45,11 @@ class FileLayout:
     split: bool = False
 
     @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """Those of all parts, in the order of the files."""
+        return tuple(tensor for part in self.parts for tensor in part.tensors)
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of all files, exact."""
         return sum(part.size_bytes for part in self.parts)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry
 from quantailor.app.choosing.comparing import what_is_known
 from quantailor.errors import ImatrixError, UnsupportedModelError
 from quantailor.models.source import ModelSource
+from quantailor.numerics import Doubles, Integers
 from quantailor.records import Estimate, Sensitivity, TensorInfo
 from quantailor.session import AUTO, OpenedModel, Workspace
 
@@ -68,9 +68,6 @@ class ExpertsReport:
 
 _SUFFIXES = ("_exps", "_chexps")
 """How GGUF ends the roles of tensors that hold a matrix per routed expert."""
-
-Doubles = npt.NDArray[np.float64]
-Counts = npt.NDArray[np.int64]
 
 
 def experts(workspace: Workspace, base: Path, *, imatrix: str = AUTO) -> ExpertsReport:
@@ -161,7 +158,7 @@ def _entry(imatrix: Imatrix, tensor: TensorInfo) -> ImatrixEntry:
     return entry
 
 
-def _counts(tensors: Sequence[TensorInfo], entries: Mapping[str, ImatrixEntry]) -> Counts:
+def _counts(tensors: Sequence[TensorInfo], entries: Mapping[str, ImatrixEntry]) -> Integers:
     """Tokens per expert: the same in all tensors of a layer, for they see the same routing."""
     first = entries[tensors[0].name].counts
     for tensor in tensors[1:]:
@@ -183,7 +180,7 @@ def _tensor(tensor: TensorInfo, squares: Doubles, sensitivity: Sensitivity | Non
     )
 
 
-def _shares(values: Counts | Doubles) -> Doubles:
+def _shares(values: Integers | Doubles) -> Doubles:
     """Parts of the whole; zeros where the whole is nothing."""
     total = float(values.sum())
     shares: Doubles = values / total if total > 0 else np.zeros(len(values))

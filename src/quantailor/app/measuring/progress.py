@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
 from quantailor.app.jobs import JobReport, report_of
@@ -23,6 +22,7 @@ from quantailor.evidence.knowledge import load_knowledge
 from quantailor.evidence.measurements import most_telling
 from quantailor.ggml import library
 from quantailor.jobs import Job, reconcile
+from quantailor.numerics import Doubles
 from quantailor.pipeline import StudyStep
 from quantailor.qtypes import never_quantized
 from quantailor.records import Sensitivity, TensorInfo, WeightError
@@ -39,8 +39,6 @@ RATE_SECONDS = 30.0
 READ_TENSORS = 500
 BAND = (10.0, 50.0, 90.0)
 """Percentiles over the tensors of a role."""
-
-Errors = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +174,7 @@ class MeasurementWatch:
 
     def _forget(self) -> None:
         shape = (len(self.tensors), len(self._names))
-        self._errors: Errors = np.full(shape, np.nan)  # (n_tensors, n_types)
+        self._errors: Doubles = np.full(shape, np.nan)  # (n_tensors, n_types)
         self._settled = np.zeros(shape, dtype=np.bool_)
         self._impossible = np.zeros(shape, dtype=np.bool_)
         self._counts: dict[str, int] = {}
@@ -271,14 +269,14 @@ class MeasurementWatch:
         roles = dict.fromkeys(tensor.role for tensor in self.tensors)
         return tuple(filter(None, (self._band(role, bits, best) for role in roles)))
 
-    def _best(self, names: Sequence[str], bits: Errors) -> Errors:
+    def _best(self, names: Sequence[str], bits: Doubles) -> Doubles:
         best = np.full((len(self.tensors), len(bits)), np.nan)
         for name in names:
             at = int(np.searchsorted(bits, self._bits[name]))
             best[:, at] = np.fmin(best[:, at], self._errors[:, self._column[name]])
         return np.fmin.accumulate(best, axis=1)
 
-    def _band(self, role: str, bits: Errors, best: Errors) -> RoleBand | None:
+    def _band(self, role: str, bits: Doubles, best: Doubles) -> RoleBand | None:
         rows = best[[tensor.role == role for tensor in self.tensors]]
         rows = rows[np.isfinite(rows).any(axis=1)]
         there = np.isfinite(rows).any(axis=0)

@@ -19,7 +19,7 @@ from quantailor.errors import StrategyError
 from quantailor.ggml import library
 from quantailor.models.source import ModelSource
 from quantailor.present import words
-from quantailor.records import Estimate, MetadataValue, Strategy, TensorInfo, Verdict, VerdictRow
+from quantailor.records import Estimate, MetadataValue, Strategy, TensorInfo, Verdict, VerdictRow, bits_per_weight
 from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, OpenedModel, Workspace
 from quantailor.steps.build import embedded_strategy, strategy_imatrix
 from quantailor.steps.verify import BASE
@@ -68,7 +68,7 @@ class _Facts:
 
     @property
     def bits_per_weight(self) -> float:
-        return 8 * sum(tensor.size_bytes for tensor in self.tensors) / max(1, sum(tensor.n_elements for tensor in self.tensors))
+        return bits_per_weight(self.tensors)
 
 
 def model_card(workspace: Workspace, base: Path, file: Path, *, repo_id: str | None = None) -> str:
