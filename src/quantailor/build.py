@@ -74,10 +74,13 @@ def output_tensors(source: ModelSource, types: Mapping[str, str], *, imatrix: Im
 def _retyped(source: ModelSource, tensor: TensorInfo, type_name: str, imatrix: Imatrix | None) -> TensorInfo:
     if type_name == tensor.type_name:
         return tensor
-    qtype = library.type_named(type_name)
-    has_imatrix = imatrix is not None and tensor.name in imatrix.entries
-    reason = unavailable(tensor, qtype, architecture=source.architecture, has_imatrix=has_imatrix, qtypes=library.types())
-    if reason:
+    qtypes = library.types()
+    qtype, has_imatrix = qtypes.get(type_name), imatrix is not None and tensor.name in imatrix.entries
+    if qtype is None:
+        raise TypeUnavailableError(
+            f"{tensor.name} cannot be {type_name}: ggml has no such type", remedy=f"Choose one of {', '.join(qtypes)}"
+        )
+    if reason := unavailable(tensor, qtype, architecture=source.architecture, has_imatrix=has_imatrix, qtypes=qtypes):
         raise TypeUnavailableError(f"{tensor.name} cannot be {type_name}: {reason}", remedy="Choose another type for it")
     return qtype.retyped(tensor)
 
