@@ -11,8 +11,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from quantailor import plots
 from quantailor.errors import OutputError
+from quantailor.present.charts.drawing import save
+from quantailor.present.charts.verdict import verdict_chart
 from quantailor.records import Comparison, Estimate, FidelityStatistics, Verdict, VerdictRow
 from quantailor.verify import CSV_COLUMNS, sentence, write_csv
 
@@ -89,7 +90,7 @@ def test_the_table_has_a_row_per_file(tmp_path: Path) -> None:
 
 
 def test_the_figure_is_drawn_as_png_and_svg(tmp_path: Path) -> None:
-    png, svg = plots.size_against_kld(VERDICT, tmp_path / "verdict-4.5")
+    png, svg = save(verdict_chart(VERDICT), tmp_path / "verdict-4.5")
     pixels = matplotlib.image.imread(png)
     assert pixels.shape[0] > 700
     assert np.all(pixels[0, 0, :3] == 1), "white background"
@@ -99,8 +100,8 @@ def test_the_figure_is_drawn_as_png_and_svg(tmp_path: Path) -> None:
 
 
 def test_the_same_verdict_gives_the_same_figures(tmp_path: Path) -> None:
-    first = [path.read_bytes() for path in plots.size_against_kld(VERDICT, tmp_path / "verdict")]
-    again = [path.read_bytes() for path in plots.size_against_kld(VERDICT, tmp_path / "verdict")]
+    first = [path.read_bytes() for path in save(verdict_chart(VERDICT), tmp_path / "verdict")]
+    again = [path.read_bytes() for path in save(verdict_chart(VERDICT), tmp_path / "verdict")]
     assert first == again
 
 
@@ -116,10 +117,10 @@ def test_the_same_verdict_gives_the_same_figures(tmp_path: Path) -> None:
 )
 def test_odd_verdicts_are_drawn_too(tmp_path: Path, rows: list[VerdictRow]) -> None:
     verdict = Verdict("f", "text.txt", "0", 512, tuple(rows), (), 1e-3, "")
-    assert all(path.stat().st_size > 5000 for path in plots.size_against_kld(verdict, tmp_path / "verdict"))
+    assert all(path.stat().st_size > 5000 for path in save(verdict_chart(verdict), tmp_path / "verdict"))
 
 
-@pytest.mark.parametrize("write", [write_csv, plots.size_against_kld])
+@pytest.mark.parametrize("write", [write_csv, lambda verdict, stem: save(verdict_chart(verdict), stem)], ids=["table", "figure"])
 def test_an_unwritable_place_is_one_clear_error(tmp_path: Path, write: object) -> None:
     assert callable(write)
     (tmp_path / "file").write_text("in the way")

@@ -15,7 +15,9 @@ from commands import Workbench
 from selenium.webdriver.common.keys import Keys
 
 from quantailor import cli
-from quantailor.app.products.verdicts import find_verdict, verdict_points
+from quantailor.app.products.verdicts import find_verdict
+from quantailor.present.charts.echarts import INTERVALS
+from quantailor.present.charts.verdict import verdict_points
 from quantailor.records import Verdict
 from quantailor.session import Workspace
 
@@ -67,6 +69,11 @@ def plotted(browser: Browser) -> dict[str, dict[str, Any]]:
     return {series["name"]: series for series in found}
 
 
+def bars_of(series: dict[str, dict[str, Any]]) -> list[list[float]]:
+    """(size, low, high, whether it is ours) of every interval."""
+    return [row for name, one in series.items() if name.endswith(INTERVALS) for row in one["data"]]
+
+
 def test_ours_stands_beside_the_presets_with_error_bars(
     chromium: Browser, server: Server, place: str, verified: Path, workbench: Workbench
 ) -> None:
@@ -79,7 +86,7 @@ def test_ours_stands_beside_the_presets_with_error_bars(
     for item in (*series["ours"]["data"], *series["llama.cpp's presets"]["data"]):
         point = points[item["name"]]
         assert item["value"] == pytest.approx([point.size_bytes / 2**20, point.value])
-    bars = sorted(series["95 % intervals"]["data"])
+    bars = sorted(bars_of(series))
     assert bars == sorted([point.size_bytes / 2**20, point.low, point.high, int(point.kind == "ours")] for point in points.values())
     assert all(low < high for _, low, high, _ in bars)
     assert verdict.sentence in chromium.text(".qt-sentence")
@@ -104,7 +111,7 @@ def test_exports_hold_what_is_plotted(chromium: Browser, server: Server, place: 
     chromium.enter(server, place)
     series = plotted(chromium)
     shown = {item["name"]: item["value"] for name in ("ours", "llama.cpp's presets") for item in series[name]["data"]}
-    bars = {row[0]: row[1:3] for row in series["95 % intervals"]["data"]}
+    bars = {row[0]: row[1:3] for row in bars_of(series)}
     with download(chromium, "Export as CSV", tmp_path / "csv", ".csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert {row["label"]: [int(row["size_bytes"]) / 2**20, float(row["value"])] for row in rows} == shown

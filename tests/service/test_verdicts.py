@@ -13,8 +13,9 @@ from typing import Literal
 import pytest
 from commands import Command
 
-from quantailor.app.products.verdicts import export_verdict, find_verdict, list_verdicts, render_verdict, verdict_points
+from quantailor.app.products.verdicts import export_verdict, find_verdict, list_verdicts, render_verdict
 from quantailor.errors import OutputError, StoreError
+from quantailor.present.charts.verdict import verdict_points
 from quantailor.records import Comparison, Estimate, FidelityStatistics, Verdict, VerdictRow
 from quantailor.session import Workspace
 

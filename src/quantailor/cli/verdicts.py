@@ -10,19 +10,18 @@ import typer
 from quantailor.app import Workspace
 from quantailor.app.products.builds import BuiltFile, list_builds
 from quantailor.app.products.verdicts import (
-    Measure,
     StoredVerdict,
     VerdictsReport,
     export_verdict,
     find_verdict,
     list_verdicts,
-    verdict_points,
 )
 from quantailor.app.steps import absolute
 from quantailor.cli import options
 from quantailor.cli.output import console, print_json, table
 from quantailor.cli.root import app
 from quantailor.present import words
+from quantailor.present.charts.verdict import Measure, verdict_points
 
 _SHORT = 8
 
@@ -68,18 +67,14 @@ def _show(found: tuple[StoredVerdict, ...], measure: Measure, written: str | Non
                 point.label,
                 words.size(point.size_bytes),
                 f"{point.bits_per_weight:.2f}",
-                f"{point.value:.5g}",
-                _interval(point.low, point.high),
+                words.figure(point.value, 4),
+                words.interval((point.low, point.high), 4),
             )
             for point in points
         ]
         out.print(table("", columns, rows))
     if written:
         out.print(f"wrote     {written}", markup=False)
-
-
-def _interval(low: float, high: float) -> str:
-    return f"{low:.5g} to {high:.5g}"
 
 
 @app.command(epilog="Example: quantailor builds base.gguf")

@@ -8,6 +8,7 @@ from nicegui import ui
 
 from quantailor.gui.theme import palette
 from quantailor.gui.widgets import box, named, text
+from quantailor.present.charts.colours import blend, text_on
 
 N_LEGEND_STEPS = 24
 
@@ -18,23 +19,16 @@ class HeatScale:
     def __init__(self, highest: float) -> None:
         self.highest = highest if highest > 0 else 1.0
         colours = palette()
-        self._low, self._high = _parts(colours.surface), _parts(colours.accent)
+        self._low, self._high = colours.surface, colours.accent
 
     def colour(self, value: float) -> str:
         """The colour of a value, as "#rrggbb"."""
-        share = min(1.0, max(0.0, value) / self.highest) ** 0.5
-        return "#" + "".join(f"{round(low + share * (high - low)):02x}" for low, high in zip(self._low, self._high, strict=True))
+        return blend(self._low, self._high, min(1.0, max(0.0, value) / self.highest) ** 0.5)
 
     def style(self, value: float) -> str:
         """A cell's background, and black or white upon it, whichever is read better."""
         colour = self.colour(value)
-        return f"background: {colour}; color: {'#000' if luminance(colour) > 0.179 else '#fff'}"
-
-
-def luminance(colour: str) -> float:
-    """Relative luminance of "#rrggbb" as WCAG defines it, 0 to 1."""
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in (value / 255 for value in _parts(colour))]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+        return f"background: {colour}; color: {text_on(colour)}"
 
 
 def heat_table(
@@ -84,7 +78,3 @@ def heat_legend(scale: HeatScale, name: str, write: Callable[[float], str]) -> N
                 share = step / (N_LEGEND_STEPS - 1)
                 ui.element("span").style(f"background: {scale.colour(scale.highest * share**2)}")
         text(write(scale.highest), "qt-num")
-
-
-def _parts(colour: str) -> tuple[int, int, int]:
-    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)

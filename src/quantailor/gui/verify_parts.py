@@ -18,22 +18,22 @@ from quantailor.app.products.card import CardResult, write_card
 from quantailor.app.products.verdicts import (
     EQUAL_SIZE,
     MIN_CHUNKS,
-    Measure,
     StoredVerdict,
     VerdictFormat,
     VerifyCost,
     preset_names,
     render_verdict,
-    verdict_points,
     verify_cost,
 )
 from quantailor.app.steps import DEFAULT_N_CTX, DEFAULT_REFERENCES, VerifyStep
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.picker import path_input
-from quantailor.gui.plots_view import point_words, ratio_words, verdict_chart
+from quantailor.gui.theme import palette
 from quantailor.gui.widgets import box, card, named, primary, quiet, table, text, told
-from quantailor.present.words import figure, percent_with_error, ratio, size, span, with_error
+from quantailor.present.charts import echarts
+from quantailor.present.charts.verdict import Measure, point_words, verdict_chart, verdict_points
+from quantailor.present.words import figure, percent_with_error, plural, ratio, size, span, with_error
 from quantailor.records import Comparison, Estimate, Verdict, VerdictRow
 
 OTHER = "other"
@@ -177,6 +177,19 @@ def _cost_words(cost: VerifyCost) -> str:
     return "; ".join(parts) + "."
 
 
+def ratio_words(comparison: Comparison) -> str:
+    """ "better than Q4_K_M"."""
+    return f"{comparison.outcome} than {comparison.reference}"
+
+
+def verdict_words(verdict: Verdict) -> str:
+    """A verdict in a few words: for lists."""
+    n_chunks = verdict.rows[0].statistics.n_chunks
+    if n_chunks < MIN_CHUNKS:
+        return f"{plural(n_chunks, 'chunk')}: too few to claim anything"
+    return ", ".join(ratio_words(comparison) for comparison in verdict.comparisons) or "compared with nothing"
+
+
 class VerdictCards:
     """One verdict: its sentence, graph, comparisons, table and settings."""
 
@@ -214,13 +227,13 @@ class VerdictCards:
                 with box("qt-row qt-tight"):
                     for name in MEDIA:
                         quiet(name.upper(), told(partial(self._export, name))).props(f'dense aria-label="Export as {name.upper()}"')
-            self._chart = ui.echart(verdict_chart(verdict, self._measure)).classes("qt-verdict-chart")
+            self._chart = ui.echart(echarts.options(verdict_chart(verdict, self._measure), palette())).classes("qt-verdict-chart")
             self._describe(verdict)
             self._remark = text(_remark(self._measure), "qt-small qt-muted")
 
     def _describe(self, verdict: Verdict) -> None:
         points = verdict_points(verdict, self._measure)
-        words = "; ".join(point_words(point, self._measure) for point in points).replace('"', "'")
+        words = "; ".join(point_words(point, self._measure) for point in points)
         if self._chart is not None:
             named(self._chart.props('role="img"'), f"Size against {_MEASURES[self._measure]}: {words}")
 
@@ -228,7 +241,7 @@ class VerdictCards:
         self._measure = "ppl" if event.value == "ppl" else "kld"
         if self._stored is not None and self._chart is not None:
             self._chart.options.clear()
-            self._chart.options.update(verdict_chart(self._stored.verdict, self._measure))
+            self._chart.options.update(echarts.options(verdict_chart(self._stored.verdict, self._measure), palette()))
             self._chart.update()
             self._describe(self._stored.verdict)
             self._remark.set_text(_remark(self._measure))

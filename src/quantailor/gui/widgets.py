@@ -12,7 +12,8 @@ from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
 
 from quantailor.errors import QuantailorError
-from quantailor.gui.theme import bits_colour, type_colours
+from quantailor.gui.theme import type_colours
+from quantailor.present.charts.colours import bits_colour
 
 P = ParamSpec("P")
 Tone = Literal["", "good", "bad", "warn", "muted"]

@@ -11,7 +11,7 @@ Z95 = 1.96
 """Half a 95 % interval of a normal distribution, in standard errors."""
 _SMALLEST_FIXED, _LARGEST_FIXED = -3, 6
 """Powers of ten between which a figure is written without an exponent."""
-_LARGEST_TICK = 4
+_SMALLEST_TICK, _LARGEST_TICK = -4, 4
 
 
 # Amounts
@@ -127,10 +127,10 @@ def figure(value: float, digits: int = 3) -> str:
 
 
 def tick(value: float) -> str:
-    """A value beside an axis, with two digits and no zeros to fill up: "0.01", "2", "1e-4", "1e5"."""
+    """A value beside an axis, with two digits and no zeros to fill up: "0.005", "2", "1e-5", "1e5"."""
     mantissa, exponent = f"{value:.1e}".split("e")
     power = int(exponent)
-    if value == 0 or -3 < power < _LARGEST_TICK:
+    if value == 0 or _SMALLEST_TICK <= power < _LARGEST_TICK:
         return f"{float(f'{value:.1e}'):g}"
     return f"{mantissa.removesuffix('.0')}e{power}"
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from quantailor import files, plots
+from quantailor import files
 from quantailor import verify as proving
 from quantailor.analysis.corpus import chunks
 from quantailor.analysis.importance.imatrix import Imatrix
@@ -17,6 +17,8 @@ from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
+from quantailor.present.charts.drawing import save
+from quantailor.present.charts.verdict import verdict_chart
 from quantailor.records import ChunkScore, Verdict
 from quantailor.session import AUTO, HELDOUT_TEXT, OpenedModel, Workspace, gguf_path
 from quantailor.steps.build import embedded_strategy
@@ -160,5 +162,5 @@ def _write_files(verdict: Verdict, stem: Path) -> tuple[str, ...]:
     document = json.dumps(asdict(verdict), indent=2, allow_nan=False) + "\n"
     as_json = files.write_text(stem.with_name(f"{stem.name}.json"), document)
     table = proving.write_csv(verdict, stem.with_name(f"{stem.name}.csv"))
-    figures = plots.size_against_kld(verdict, stem)
+    figures = save(verdict_chart(verdict), stem)
     return tuple(str(path) for path in (as_json, table, *figures))

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from quantailor import files, plots
+from quantailor import files
 from quantailor import verify as proving
 from quantailor.analysis.corpus import load_corpus
 from quantailor.app.measuring.cost import PROBE_PAST_SPREAD, corrected
@@ -22,21 +19,18 @@ from quantailor.costs.seconds import quantize_seconds, score_seconds
 from quantailor.errors import OutputError, StoreError
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
-from quantailor.records import Estimate, Verdict, VerdictRow
+from quantailor.present.charts.drawing import draw
+from quantailor.present.charts.verdict import Measure, verdict_chart, verdict_csv
+from quantailor.records import Verdict, VerdictRow
 from quantailor.session import HELDOUT_TEXT, OpenedModel, Workspace
 from quantailor.steps.verify import BASE, NULL_CONTROL, VerifyStep, verify_imatrix
 from quantailor.store import ScoreKey
 
-Measure = Literal["kld", "ppl"]
 VerdictFormat = Literal["png", "svg", "csv"]
 MIN_CHUNKS = proving.MIN_CHUNKS
 """Fewer chunks carry no claim."""
 EQUAL_SIZE = proving.EQUAL_SIZE
 """Sizes that differ by no more than this share count as equal."""
-Z_95 = 1.96
-_LEAST_SHARE = 0.05
-"""A logarithmic axis has no zero: an interval's lower end stays at this share of the value."""
-_MEASURE_NAMES: Mapping[Measure, str] = {"kld": "mean KLD (nats)", "ppl": "perplexity"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +52,6 @@ class VerdictsReport:
 
     verdicts: tuple[StoredVerdict, ...]
     exported: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class VerdictPoint:
-    """One file in a verdict's graph."""
-
-    label: str
-    kind: Literal["base", "ours", "reference"]
-    size_bytes: int
-    bits_per_weight: float
-    value: float
-    low: float
-    """Ends of the 95 % interval over chunks."""
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,41 +105,9 @@ def verdicts_on(workspace: Workspace, model: str, file: Path, verdicts: Sequence
 # The graph
 
 
-def verdict_points(verdict: Verdict, measure: Measure = "kld") -> tuple[VerdictPoint, ...]:
-    """What the graph of a verdict shows, the smallest file first; the base has no divergence from itself, so KLD leaves it out."""
-    shown = [row for row in verdict.rows if measure == "ppl" or row.kind != "base"]
-    return tuple(_point(row, measure) for row in sorted(shown, key=lambda row: row.size_bytes))
-
-
-def _point(row: VerdictRow, measure: Measure) -> VerdictPoint:
-    figure = _figure(row, measure)
-    half = Z_95 * figure.se
-    low = max(figure.value - half, _LEAST_SHARE * figure.value)
-    return VerdictPoint(row.label, row.kind, row.size_bytes, row.bits_per_weight, figure.value, low, figure.value + half)
-
-
-def _figure(row: VerdictRow, measure: Measure) -> Estimate:
-    return row.statistics.kld_mean if measure == "kld" else row.statistics.perplexity
-
-
 def render_verdict(verdict: Verdict, format: VerdictFormat, *, measure: Measure = "kld") -> bytes:
     """The graph as PNG or SVG, or its points as CSV, one row for each."""
-    if format == "csv":
-        return _csv(verdict, measure).encode()
-    with tempfile.TemporaryDirectory() as folder:
-        draw = plots.size_against_kld if measure == "kld" else plots.size_against_perplexity
-        paths = {path.suffix[1:]: path for path in draw(verdict, Path(folder) / "verdict")}
-        return paths[format].read_bytes()
-
-
-def _csv(verdict: Verdict, measure: Measure) -> str:
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("label", "kind", "size_bytes", "bits_per_weight", "measure", "value", "low_95", "high_95"))
-    for point in verdict_points(verdict, measure):
-        figures = (point.value, point.low, point.high)
-        rows.writerow((point.label, point.kind, point.size_bytes, point.bits_per_weight, _MEASURE_NAMES[measure], *figures))
-    return text.getvalue()
+    return verdict_csv(verdict, measure).encode() if format == "csv" else draw(verdict_chart(verdict, measure), format)
 
 
 def export_verdict(

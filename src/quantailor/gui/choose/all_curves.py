@@ -7,8 +7,9 @@ from nicegui import run, ui
 from quantailor.app.measuring.progress import MeasuredType, MeasurementWatch, RoleBand
 from quantailor.gui import theme
 from quantailor.gui.context import workspace
-from quantailor.gui.pages.measure_charts import bands_chart
+from quantailor.gui.measured import error_chart
 from quantailor.gui.widgets import card, named
+from quantailor.present.charts import echarts
 from quantailor.records import role_of
 
 
@@ -36,11 +37,8 @@ class AllCurves:
         return watch
 
     def _draw(self, tensor: str, curve: tuple[MeasuredType, ...]) -> None:
-        options = bands_chart(self._bands, tensor, curve, role_of(tensor))
-        options["legend"] = {"show": False}
-        options["grid"] = {"left": 52, "right": 10, "top": 8, "bottom": 34}
-        options["xAxis"] = theme.axis("bits per weight", nameGap=20, min=1, max=9, interval=1)
+        chart = error_chart(self._bands, tensor, curve, role_of(tensor), legend=False)
         self._chart.options.clear()
-        self._chart.options.update(options)
+        self._chart.options.update(echarts.options(chart, theme.palette(), is_small=True))
         named(self._chart, f"Weight error against bits for {len(self._bands)} roles, with {tensor} on top")
         self._chart.update()

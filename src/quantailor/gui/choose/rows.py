@@ -11,7 +11,8 @@ from quantailor.app.choosing.planner import Planner, PlannerTensor
 from quantailor.app.steps import type_bits
 from quantailor.gui.elements.curve import Point
 from quantailor.gui.elements.tensor_map import MapCell
-from quantailor.gui.theme import bits_colour, type_colours
+from quantailor.gui.theme import type_colours
+from quantailor.present.charts.colours import bits_colour
 from quantailor.present.words import percent, size
 from quantailor.records import Cell
 

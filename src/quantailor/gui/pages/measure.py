@@ -13,16 +13,17 @@ from quantailor.app.library import projects
 from quantailor.app.library.projects import ProjectReport
 from quantailor.app.measuring.progress import COMMON_TYPE, MeasuredType, MeasurementMap, MeasurementWatch, RoleBand, TensorProgress
 from quantailor.errors import QuantailorError
-from quantailor.gui import theme
+from quantailor.gui import measured, theme
 from quantailor.gui.context import workspace
 from quantailor.gui.dock import JobButtons
 from quantailor.gui.elements.tensor_map import MapCell, TensorMap
 from quantailor.gui.frame import address, frame
-from quantailor.gui.pages import measure_charts as charts
-from quantailor.gui.pages.measure_charts import Mode
+from quantailor.gui.measured import Mode
 from quantailor.gui.pages.measure_setup import STAGES, Setup
 from quantailor.gui.widgets import Stat, box, card, chip, error_note, named, primary, table, text
-from quantailor.present.words import percent
+from quantailor.present.charts import echarts
+from quantailor.present.charts.colours import LogScale
+from quantailor.present.words import percent, with_error
 from quantailor.records import Sensitivity
 
 POLL_SECONDS = 1.0
@@ -230,12 +231,14 @@ class _Map:
                     "qt-toggle-row"
                 )
                 self._type = ui.select([], label="Error at", on_change=self._changed).props("dense outlined options-dense").classes("qt-at")
-            self._painted, _ = charts.painted(found, self._mode)
+            self._painted, _ = measured.painted(found, self._mode)
             cells = [MapCell(item.name, item.role, item.layer, *self._painted[item.name]) for item in found.tensors]
             self._map = TensorMap(cells, title="Measurement by role and layer", on_pick=on_pick)
             with box("qt-row qt-legend qt-small qt-muted"):
                 self._low = text("")
-                self._bar = ui.element("div").classes("qt-legend-bar").style(f"background: {charts.gradient()}").props('aria-hidden="true"')
+                self._bar = (
+                    ui.element("div").classes("qt-legend-bar").style(f"background: {measured.gradient()}").props('aria-hidden="true"')
+                )
                 self._high = text("")
                 self._means = text("", "qt-grow qt-end qt-ellipsis")
             self.chosen = _Chosen()
@@ -276,7 +279,7 @@ class _Map:
     def _paint(self) -> None:
         self._mode = self._toggle.value
         self._type.set_visibility(self._mode == "error")
-        painted, scale = charts.painted(self._found, self._mode)
+        painted, scale = measured.painted(self._found, self._mode)
         changes = {name: cell for name, cell in painted.items() if self._painted.get(name) != cell}
         if changes:
             self._map.set_cells(changes)
@@ -286,7 +289,7 @@ class _Map:
             element.set_text(content)
         self._bar.set_visibility(bool(high))
 
-    def _legend(self, scale: charts.Scale | None) -> tuple[str, str, str]:
+    def _legend(self, scale: LogScale | None) -> tuple[str, str, str]:
         if self._mode == "progress":
             more = "brighter" if theme.theme() == "dark" else "darker"
             return "", "", f"{more}: more of its types are measured; grey: none yet"
@@ -330,7 +333,7 @@ class _Chosen:
 def _sensitivity(found: Sensitivity | None) -> str:
     if found is None:
         return "not probed"
-    return f"alpha {found.alpha.value:.3g} ± {found.alpha.se:.1g}" + ("" if found.status == "measured" else f", {found.status}")
+    return f"alpha {with_error(found.alpha, 1)}" + ("" if found.status == "measured" else f", {found.status}")
 
 
 class _Curves:
@@ -351,7 +354,8 @@ class _Curves:
             element.set_visibility(bool(bands))
         name, role = (None, None) if tensor is None else (tensor.name, tensor.role)
         self._chart.options.clear()
-        self._chart.options.update(charts.bands_chart(bands, name, curve, role))
+        chart = measured.error_chart(bands, name, curve, role, legend=True)
+        self._chart.options.update(echarts.options(chart, theme.palette(), is_small=True))
         on_top = f", with {name} on top" if name else ""
         named(self._chart, f"Error against bits per weight for {len(bands)} roles{on_top}; the figures are below")
         self._chart.update()

@@ -18,8 +18,9 @@ from quantailor.app.steps import AUTO, COMPUTE, IMATRIX_REQUIRED, LEVELS, NONE, 
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.picker import pick
-from quantailor.gui.theme import bits_colour, type_colours
+from quantailor.gui.theme import type_colours
 from quantailor.gui.widgets import box, card, note, primary, quiet, table, text, told
+from quantailor.present.charts.colours import bits_colour
 from quantailor.present.words import percent, size, span
 
 Matrix = Literal["auto", "compute", "text", "import", "none"]

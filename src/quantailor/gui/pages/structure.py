@@ -22,6 +22,7 @@ from quantailor.gui.elements.tensor_map import MapCell, TensorMap
 from quantailor.gui.frame import address, frame
 from quantailor.gui.pages.configuration import Configuration
 from quantailor.gui.widgets import Stat, box, card, chip, error_note, heading, icon_button, quiet, text, told
+from quantailor.present.charts.colours import bits_colour
 from quantailor.present.words import count, percent, size
 
 DEFAULT_LARGEST = 10
@@ -343,7 +344,7 @@ def _refusal(refusal: Refusal) -> None:
 
 
 def _chip_renderer() -> str:
-    return _CHIP % {"colours": json.dumps(theme.type_colours()), "other": json.dumps(theme.bits_colour(16))}
+    return _CHIP % {"colours": json.dumps(theme.type_colours()), "other": json.dumps(bits_colour(16))}
 
 
 _CHIP = """(params) => {

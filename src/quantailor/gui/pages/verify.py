@@ -16,8 +16,7 @@ from quantailor.errors import QuantailorError, StoreError
 from quantailor.gui.context import workspace
 from quantailor.gui.frame import address, frame
 from quantailor.gui.job_card import JobCard, unfinished
-from quantailor.gui.plots_view import verdict_words
-from quantailor.gui.verify_parts import CardCard, VerdictCards, VerifyForm
+from quantailor.gui.verify_parts import CardCard, VerdictCards, VerifyForm, verdict_words
 from quantailor.gui.widgets import box, empty, error_note, quiet, told
 
 KEY_LENGTH = 16

@@ -1,0 +1,128 @@
+"""A verdict as a figure: file size across, divergence or perplexity up, 95 % intervals, references joined, ours on top."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from quantailor.present import words
+from quantailor.present.charts.describe import Axis, Chart, Point, Rule, Series
+from quantailor.records import Verdict, VerdictRow
+
+Measure = Literal["kld", "ppl"]
+MEASURE_NAMES: Mapping[Measure, str] = {"kld": "mean KLD (nats)", "ppl": "perplexity"}
+OURS, REFERENCES = "ours", "llama.cpp's presets"
+_TITLES: Mapping[Measure, str] = {"kld": "Size against divergence from the unquantized model", "ppl": "Size against perplexity"}
+_AXES: Mapping[Measure, str] = {"kld": "mean KL divergence from the base, nats (log)", "ppl": "perplexity"}
+_LEAST_SHARE = 0.05
+"""A logarithmic axis has no zero: an interval's lower end stays at this share of the value."""
+_SMALLEST = 1e-9
+_FLOOR_IN_SIGHT = 10
+"""The floor is drawn when it is within this factor of the lowest point."""
+_ROOM_AT_LEFT = 0.4
+"""Share of the width that a long name needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictPoint:
+    """One file in a verdict's figure."""
+
+    label: str
+    kind: Literal["base", "ours", "reference"]
+    size_bytes: int
+    bits_per_weight: float
+    value: float
+    low: float
+    """Ends of the 95 % interval over chunks."""
+    high: float
+
+
+def verdict_points(verdict: Verdict, measure: Measure = "kld") -> tuple[VerdictPoint, ...]:
+    """What the figure of a verdict shows, the smallest file first; the base has no divergence from itself, so KLD leaves it out."""
+    shown = [row for row in verdict.rows if measure == "ppl" or row.kind != "base"]
+    return tuple(_point(row, measure) for row in sorted(shown, key=lambda row: row.size_bytes))
+
+
+def _point(row: VerdictRow, measure: Measure) -> VerdictPoint:
+    estimate = row.statistics.kld_mean if measure == "kld" else row.statistics.perplexity
+    half = words.Z95 * estimate.se
+    low = max(estimate.value - half, _LEAST_SHARE * estimate.value)
+    return VerdictPoint(row.label, row.kind, row.size_bytes, row.bits_per_weight, estimate.value, low, estimate.value + half)
+
+
+def verdict_csv(verdict: Verdict, measure: Measure) -> str:
+    """The points as CSV, one row for each."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("label", "kind", "size_bytes", "bits_per_weight", "measure", "value", "low_95", "high_95"))
+    for point in verdict_points(verdict, measure):
+        figures = (point.value, point.low, point.high)
+        rows.writerow((point.label, point.kind, point.size_bytes, point.bits_per_weight, MEASURE_NAMES[measure], *figures))
+    return text.getvalue()
+
+
+def point_words(point: VerdictPoint, measure: Measure, *, line: str = ", ") -> str:
+    """One point in words."""
+    what = "KLD" if measure == "kld" else "perplexity"
+    figures = f"{what} {words.figure(point.value, 4)} (95 %: {words.interval((point.low, point.high), 4)})"
+    return line.join((point.label, f"{words.size(point.size_bytes)}, {words.bits(point.bits_per_weight)}", figures))
+
+
+def verdict_chart(verdict: Verdict, measure: Measure = "kld") -> Chart:
+    """The figure; perplexity has the base as a line across, KLD the floor where it is in sight."""
+    points = verdict_points(verdict, measure)
+    shown = [point for point in points if point.kind != "base"]
+    unit, unit_bytes = ("GiB", 2**30) if max((point.size_bytes for point in shown), default=0) >= 2**30 else ("MiB", 2**20)
+    rules = _rules(verdict, points, measure)
+    n_chunks = max((row.statistics.n_chunks for row in verdict.rows), default=0)
+    x = _across([point.size_bytes / unit_bytes for point in shown], f"file size, {unit}")
+    heights = [_height(value, measure) for point in shown for value in (point.low, point.value, point.high)] + [rule.y for rule in rules]
+    kinds = {kind: tuple(_placed(point, unit_bytes, measure) for point in shown if point.kind == kind) for kind in ("reference", "ours")}
+    return Chart(
+        _TITLES[measure],
+        x,
+        Axis.log(_AXES[measure], heights) if measure == "kld" else Axis.linear(_AXES[measure], heights),
+        (
+            Series(REFERENCES, kinds["reference"], "reference", stroke="solid", size=10, label_side="right"),
+            Series(OURS, kinds["ours"], "accent", marker="star", size=22, label_side=_ours_side(kinds["ours"], x), is_strong=True),
+        ),
+        rules=rules,
+        note=f"{verdict.corpus_name}, {words.plural(n_chunks, 'chunk')} of {verdict.n_ctx} tokens. "
+        "Bars: 95 % intervals. Lower and further left is better.",
+    )
+
+
+def _rules(verdict: Verdict, points: Sequence[VerdictPoint], measure: Measure) -> tuple[Rule, ...]:
+    """What files are held against: the base, or the floor where it is in sight."""
+    if measure == "ppl":
+        return tuple(Rule(point.value, "the unquantized base") for point in points if point.kind == "base")
+    lowest = min((_height(point.value, measure) for point in points), default=0.0)
+    in_sight = lowest / _FLOOR_IN_SIGHT < verdict.floor_kld_nats
+    return (Rule(verdict.floor_kld_nats, "floor: the base against itself"),) if in_sight else ()
+
+
+def _height(value: float, measure: Measure) -> float:
+    return max(value, _SMALLEST) if measure == "kld" else value
+
+
+def _across(sizes: Sequence[float], name: str) -> Axis:
+    """Room on both sides for names."""
+    low, high = min(sizes, default=1.0), max(sizes, default=1.0)
+    width, middle = max(high - low, 0.1 * high), (low + high) / 2
+    left, right = (float(f"{max(middle + side * width, 0.0):.3g}") for side in (-0.66, 0.72))
+    return Axis(name, left, right)
+
+
+def _placed(point: VerdictPoint, unit_bytes: int, measure: Measure) -> Point:
+    value, low, high = (_height(value, measure) for value in (point.value, point.low, point.high))
+    tip = point_words(point, measure, line="\n")
+    return Point(point.size_bytes / unit_bytes, value, words.shortened(point.label, 34), tip, f"{point.bits_per_weight:.2f} bpw", low, high)
+
+
+def _ours_side(points: Sequence[Point], x: Axis) -> Literal["left", "below"]:
+    """Left of the star, away from the references' names; below and to the right where there is no room at the left."""
+    share = min(((point.x - x.low) / max(x.high - x.low, 1e-9) for point in points), default=1.0)
+    return "below" if share < _ROOM_AT_LEFT else "left"

@@ -1,0 +1,144 @@
+"""One description of a figure, drawn twice: ECharts options and matplotlib artists show the same points."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from made_up_models import verdict_of
+
+from quantailor.present.charts import drawing, echarts
+from quantailor.present.charts.colours import (
+    DARK,
+    LIGHT,
+    N_SHADES,
+    PALETTES,
+    LogScale,
+    Palette,
+    bits_colour,
+    contrast,
+    log_ticks,
+)
+from quantailor.present.charts.describe import Axis, Band, Chart, HeatCell, HeatMap, Point, Rule, Series
+from quantailor.present.charts.verdict import verdict_chart, verdict_csv
+
+EVERYTHING = Chart(
+    "Everything at once",
+    Axis("bits", 0, 10),
+    Axis.log("error", [0.001, 2.0]),
+    (
+        Series("ours", (Point(4, 0.1, "mine", "mine\n4 bits", low=0.05, high=0.2),), "accent", "star", label_side="left", is_strong=True),
+        Series("others", (Point(3, 0.4, "a"), Point(8, 0.01, "b", colour="#112233")), "series 1", stroke="dashed", label_side="right"),
+        Series("hollow", (Point(5, 1.0),), "warm", "hollow", in_legend=True),
+        Series("plain", (Point(1, 1.0), Point(9, 1.0)), "text", "", stroke="solid"),
+    ),
+    bands=(Band("usual", (1, 5, 9), (0.2, 0.1, 0.01), (0.9, 0.5, 0.1), "series 2"),),
+    rules=(Rule(0.02, "floor"),),
+    note="made up",
+)
+
+
+def series_of(options: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(series for series in options["series"] if series["name"] == name)
+
+
+@pytest.mark.parametrize("measure", ["kld", "ppl"])
+def test_csv_rows_are_the_plotted_points(measure: Literal["kld", "ppl"]) -> None:
+    verdict = verdict_of()
+    rows = list(csv.DictReader(io.StringIO(verdict_csv(verdict, measure))))
+    chart = verdict_chart(verdict, measure)
+    plotted = sorted((point.x, point.y, point.low, point.high) for point in chart.points)
+    figures = ("value", "low_95", "high_95")
+    assert plotted == sorted(
+        (int(row["size_bytes"]) / 2**20, *(float(row[name]) for name in figures)) for row in rows if row["kind"] != "base"
+    )
+    bases = [float(row["value"]) for row in rows if row["kind"] == "base"]
+    assert [rule.y for rule in chart.rules] == bases
+
+
+@pytest.mark.parametrize("chart", [EVERYTHING, verdict_chart(verdict_of()), verdict_chart(verdict_of(), "ppl")])
+def test_a_page_and_a_file_show_the_same(chart: Chart) -> None:
+    options: Any = echarts.options(chart, LIGHT)
+    picture = drawing.picture(chart)
+    axes = picture.axes[0]
+    assert axes.get_xlim() == (options["xAxis"]["min"], options["xAxis"]["max"]) == (chart.x.low, chart.x.high)
+    assert axes.get_ylim() == (options["yAxis"]["min"], options["yAxis"]["max"])
+    assert axes.get_yscale() == {"log": "log", "value": "linear"}[options["yAxis"]["type"]]
+    lines = {str(line.get_label()): np.asarray(line.get_xydata()).tolist() for line in axes.lines}
+    for series in chart.series:
+        expected = [[point.x, point.y] for point in series.points]
+        assert [datum["value"] for datum in series_of(options, series.name)["data"]] == lines[series.name] == expected
+    bars = [row[:3] for one in options["series"] if one["name"].endswith(echarts.INTERVALS) for row in one["data"]]
+    assert bars == [[point.x, point.low, point.high] for point in chart.points if point.low is not None]
+    drawn = [part.get_segments()[0].tolist() for part in axes.collections if hasattr(part, "get_segments")]
+    assert drawn == [[[x, low], [x, high]] for x, low, high in bars]
+    marks = [mark["yAxis"] for one in options["series"] for mark in one.get("markLine", {}).get("data", ())]
+    assert marks == [rule.y for rule in chart.rules]
+    texts = [text.get_text() for text in axes.texts]
+    names = [datum["name"] for one in options["series"] if "label" in one for datum in one["data"]]
+    assert all(any(text.startswith(name) for text in texts) for name in names)
+    assert {chart.note, *(rule.name for rule in chart.rules)} <= set(texts)
+
+
+def test_functions_are_the_only_code_in_options() -> None:
+    functions = echarts.functions_of(echarts.options(EVERYTHING, LIGHT))
+    assert all("=>" in source for source in functions)
+    hostile = replace(EVERYTHING, series=(Series("x => alert(1)", (Point(1, 1, "y => 1", "z => 1"),), "accent", label_side="left"),))
+    assert echarts.functions_of(echarts.options(hostile, LIGHT)) <= functions
+
+
+def test_text_in_tooltips_is_escaped_and_stays_text_beside_points() -> None:
+    name = "<img src=x onerror=alert(1)>"
+    chart = replace(EVERYTHING, series=(Series("s", (Point(1, 1, name, f"{name}\nline"),), "accent", label_side="left"),))
+    datum = series_of(echarts.options(chart, LIGHT), "s")["data"][0]
+    assert datum["tip"] == "&lt;img src=x onerror=alert(1)&gt;<br>line"
+    assert datum["name"] == name
+
+
+@pytest.mark.parametrize("palette", [DARK, LIGHT], ids=["dark", "light"])
+def test_a_heat_map_shades_by_value_and_writes_what_fits(palette: Palette) -> None:
+    cells = (
+        HeatCell(0, 0, 1e-4, "low", ("0.00010 ± 0.00001", "1e-4")),
+        HeatCell(1, 0, 1.0, "high", ("1",)),
+        HeatCell(1, 1, None, "not probed", ("·",)),
+    )
+    heat = HeatMap("map", ("one", "two"), ("attn_q", "attn_k"), cells, LogScale(1e-4, 1.0), max_column=60)
+    options: Any = echarts.heat_options(heat, palette)
+    shaded, blank = (series["data"] for series in options["series"])
+    assert [datum["value"] for datum in shaded] == [[0, 0, 0], [1, 0, N_SHADES - 1]]
+    assert [datum["name"] for datum in (*shaded, *blank)] == ["1e-4", "1", "·"]
+    assert shaded[1]["label"]["color"] == palette.on_shades[-1]
+    assert echarts.heat_height(heat) >= 2 * heat.row_height
+
+
+@pytest.mark.parametrize("palette", PALETTES.values(), ids=PALETTES)
+def test_shades_keep_their_order_in_grey_and_carry_readable_text(palette: Palette) -> None:
+    to_white = [contrast(colour, "#ffffff") for colour in palette.shades]
+    assert to_white in (sorted(to_white), sorted(to_white, reverse=True))
+    assert len(set(to_white)) == N_SHADES
+    assert all(contrast(*pair) >= 4.5 for pair in zip(palette.shades, palette.on_shades, strict=True))
+
+
+def test_black_text_is_readable_on_every_bit_width() -> None:
+    assert min(contrast(bits_colour(bits / 4), "#000000") for bits in range(2, 80)) >= 4.5
+
+
+def test_zeros_are_drawn_at_the_edge_of_a_log_scale() -> None:
+    scale = LogScale(1e-4, 1.0)
+    assert scale.share(0.0) == scale.share(-1.0) == 0
+    assert scale.share(0.01) == pytest.approx(0.5)
+    assert scale.share(5.0) == 1
+    assert log_ticks(1e-4, 1.0) == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1, 1])
+
+
+@pytest.mark.parametrize(("values", "ends"), [([0.0], (0.05, 20)), ([], (0.1, 1.0)), ([3.0], (1.5, 6.0)), ([1e-9, 1.0], (1e-4, 1.0))])
+def test_a_log_scale_always_has_room(values: Sequence[float], ends: tuple[float, float]) -> None:
+    scale = LogScale.over(list(values), decades=4)
+    assert 0 < scale.low < scale.high
+    assert all(math.isfinite(scale.share(value)) for value in (0.0, *values, *ends))
