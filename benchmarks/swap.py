@@ -66,7 +66,7 @@ def probe_cost(bench: Bench) -> tuple[float, float]:
             scorer.set_mix({})
             probed = time.perf_counter()
             for index in bench.indexes:
-                scorer.model.logits(bench.tokens[index], first=first_scored(bench.tokens.shape[1]))
+                scorer.logits(bench.tokens[index], first=first_scored(bench.tokens.shape[1]))
             probing, plain = probing + probed - started, plain + time.perf_counter() - probed
     return probing, plain
 

@@ -98,7 +98,7 @@ def bits_per_weight(tensors: Sequence[TensorInfo]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class WeightError:
-    """What one type does to one tensor; see METHODS 1 and `analysis.weight_error` for the definitions.
+    """What one type does to one tensor; see METHODS 1 and `analysis.weight_errors.weight_error` for the definitions.
 
     A cell that cannot be measured has `unavailable` set and no figures. `n_rows_measured < n_rows_total`
     means sampled: then the `*_se` fields hold standard errors and `max_abs_error` is a lower bound.
@@ -124,7 +124,7 @@ class WeightError:
     """p50, p90, p95, p99, p99.9 of abs(dW)."""
     error_quantiles_se: tuple[float, ...] = ()
     histogram: tuple[float, ...] = ()
-    """64 bins of abs(dW), as shares of all weights; edges are `analysis.weight_error.HISTOGRAM_EDGES` x rms(W)."""
+    """64 bins of abs(dW), as shares of all weights; edges are `analysis.weight_errors.weight_error.HISTOGRAM_EDGES` x rms(W)."""
     n_unseen_experts: int = 0
     unavailable: str | None = None
     definition_version: int = 1

@@ -82,7 +82,7 @@ class MixScorer(Swapper):
         try:
             self.base_kernels: BaseKernels = self._settle() if n_gpu_layers == 0 else "as stored"
         except BaseException:
-            self.model.close()
+            self.close()
             raise
         self._base = BaseLogp(base_folder(folder, self.base_kernels), chunks)
 
@@ -100,7 +100,7 @@ class MixScorer(Swapper):
         """Compute the base's log-probabilities on these chunks, where they are not on disk."""
         if self._base.missing(indexes):
             self.set_mix({})
-            self._base.compute(self.model, indexes, control=control)
+            self._base.compute(self, indexes, control=control)
 
     def score(
         self, mixes: Sequence[Mix], indexes: Sequence[int], *, done: Done | None = None, control: Control = QUIET
@@ -121,12 +121,8 @@ class MixScorer(Swapper):
             for index in missing[mix.id]:
                 control.check()
                 self.set_mix(mix.types)
-                yield mix, self._score(index)
+                yield mix, self._base.chunk(index).score(self.logits(self._chunks[index], first=first_scored(self.n_ctx)))
                 progress.add(1, _shown(mix))
-
-    def _score(self, index: int) -> ChunkScore:
-        tokens = self._chunks[index]
-        return self._base.chunk(index).score(self.logits(tokens, first=first_scored(len(tokens))))
 
 
 class FileScorer:

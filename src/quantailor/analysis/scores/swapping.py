@@ -19,8 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 
@@ -31,7 +30,7 @@ from quantailor.ggml import codec, library
 from quantailor.ggml.runtime import DEFAULT_N_CTX
 from quantailor.ggml.swapping import WritableModel
 from quantailor.models.source import ModelSource
-from quantailor.numerics import Bytes, Floats, Tokens
+from quantailor.numerics import Bytes
 
 Kernels = Literal["as built", "values"]
 
@@ -41,7 +40,7 @@ _BLOCK_WEIGHTS = 1 << 16
 """Small, so that a single tensor keeps all threads busy."""
 
 
-class Swapper:
+class Swapper(WritableModel):
     """A model in memory that can be made to hold any mix. Use as a context manager.
 
     Args:
@@ -70,26 +69,10 @@ class Swapper:
         n_gpu_layers: int = 0,
         kernels: Kernels = "as built",
     ) -> None:
-        self._source, self._imatrix, self._n_threads, self._kernels = source, imatrix, n_threads, kernels
-        self._model = WritableModel(path, names, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
-        self._rest = {name: source.tensor(name).type_name for name in self._model.weights}
+        super().__init__(path, names, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
+        self._source, self._imatrix, self._kernels = source, imatrix, kernels
+        self._rest = {name: source.tensor(name).type_name for name in self.weights}
         self._mix: dict[str, str] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._model.close()
-
-    @property
-    def model(self) -> WritableModel:
-        """The loaded model, as it is now."""
-        return self._model
-
-    @property
-    def weights(self) -> frozenset[str]:
-        """Tensors that take part in the model's graph; only these can be swapped."""
-        return self._model.weights
 
     def rest_finer(self, *, back: bool = False) -> None:
         """Let the originals rest in a type whose kernels round inputs more finely; `back` undoes it."""
@@ -119,23 +102,19 @@ class Swapper:
                 self._mix[name] = type_name  # before the first byte: what fails half-way must be put back
                 self._swap(name, type_name)
 
-    def logits(self, tokens: Tokens, *, first: int = 0) -> Floats:
-        """Logits of one chunk as the model is now, (n_tokens - first, n_vocab); see `LoadedModel.logits`."""
-        return self._model.logits(tokens, first=first)
-
     def _swap(self, name: str, type_name: str) -> None:
         qtypes = library.types()
         if self._kernels == "as built":
-            self._model.replace(name, qtypes[type_name], self._quantized(name, type_name))
+            self.replace(name, qtypes[type_name], self._quantized(name, type_name))
         else:
-            self._model.replace(name, qtypes[self._rest[name]], self._rounded(name, type_name))
+            self.replace(name, qtypes[self._rest[name]], self._rounded(name, type_name))
 
     def _put_back(self, name: str) -> None:
         resting = self._rest[name]
-        self._model.replace(name, library.types()[resting], self._quantized(name, resting))
+        self.replace(name, library.types()[resting], self._quantized(name, resting))
         start = 0
         for part in self._quantized(name, resting):
-            if not np.array_equal(self._model.read(name, start, start + part.size), part):
+            if not np.array_equal(self.read(name, start, start + part.size), part):
                 raise InferenceError(f"{name} could not be put back into the model", remedy="Check that the base file has not changed")
             start += part.size
 
