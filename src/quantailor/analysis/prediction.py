@@ -157,7 +157,9 @@ def predict_kld(curve: Curve, damage_nats: float) -> PredictedKld:
     memory = [point for point in curve.points if point.kind == "memory" and point.damage_nats > 0 and point.measured.value > 0]
     variance = curve.residual_sd**2
     if len(memory) >= MIN_POINTS:
-        variance += curve.residual_sd**2 * _leverage(memory, damage_nats) + _text_variance(memory)
+        # From text to text the error is the same for all mixes, so it does not average out.
+        text = 2 * float(np.median([(point.measured.se / point.measured.value) ** 2 for point in memory]))
+        variance += curve.residual_sd**2 * _leverage(memory, damage_nats) + text
     share = (kld - curve.c0_nats) / kld if kld > 0 else 1.0
     return PredictedKld(kld, math.sqrt(variance) * max(share, 0.0), curve.degrees_of_freedom)
 
@@ -167,8 +169,3 @@ def _leverage(points: Sequence[CurvePoint], damage_nats: float) -> float:
     design = np.array([[1.0, point.damage_nats] for point in points])
     row = np.array([1.0, damage_nats])
     return float(row @ np.linalg.pinv(design.T @ design) @ row)
-
-
-def _text_variance(points: Sequence[CurvePoint]) -> float:
-    """Relative variance from text to text; it is the same for all mixes, so it does not average out."""
-    return 2 * float(np.median([(point.measured.se / point.measured.value) ** 2 for point in points]))

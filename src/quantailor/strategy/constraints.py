@@ -298,7 +298,7 @@ def _tie_key(tie: str) -> Callable[[str], object]:
     if tie == "qkv":
         return lambda name: layer_of(name) if role_of(name) in _QKV else None
     if tie == "gate_up":
-        return _gate_up
+        return lambda name: (layer_of(name), match[1]) if (match := _GATE_UP.match(role_of(name))) else None
     if tie == "layer":
         return layer_of
     if tie == "role":
@@ -310,11 +310,6 @@ def _tie_key(tie: str) -> Callable[[str], object]:
             raise StrategyError(f"the tie {tie} is not a regular expression: {error}", remedy="Correct it") from None
         return lambda name: match.groups() if (match := expression.search(name)) else None
     raise StrategyError(f"there is no tie {tie!r}", remedy="Known: qkv, gate_up, layer, role, or re:REGEX")
-
-
-def _gate_up(name: str) -> object:
-    match = _GATE_UP.match(role_of(name))
-    return (layer_of(name), match[1]) if match else None
 
 
 def _tied(names: Sequence[str], ties: Sequence[str]) -> list[tuple[list[int], str | None]]:
@@ -344,7 +339,11 @@ def _group(tensors: tuple[TensorCells, ...], pins: tuple[str | None, ...], tie: 
     if len(tensors) == 1:
         alone = [_padded(cell, align) for cell in tensors[0].cells]
         return Group(tensors, tuple(sorted(alone, key=lambda cell: (cell.size_bytes, cell.damage))), pins, tie)
-    common = [cell.type_name for cell in tensors[0].cells if all(_has(tensor, cell.type_name) for tensor in tensors[1:])]
+    common = [
+        cell.type_name
+        for cell in tensors[0].cells
+        if all(cell.type_name in {each.type_name for each in tensor.cells} for tensor in tensors[1:])
+    ]
     if not common:
         offers = "; ".join(f"{tensor.name}: {_names(tensor.cells)}" for tensor in tensors[:4])
         raise InfeasibleError(
@@ -357,10 +356,6 @@ def _group(tensors: tuple[TensorCells, ...], pins: tuple[str | None, ...], tie: 
 def _padded(cell: Cell, align: int) -> Cell:
     size_bytes = padded(cell.size_bytes, align)
     return cell if size_bytes == cell.size_bytes else dataclasses.replace(cell, size_bytes=size_bytes)
-
-
-def _has(tensor: TensorCells, type_name: str) -> bool:
-    return any(cell.type_name == type_name for cell in tensor.cells)
 
 
 def _merged(cells: Sequence[Cell], elements: Sequence[int], align: int) -> Cell:

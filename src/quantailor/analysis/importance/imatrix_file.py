@@ -129,12 +129,8 @@ def _number(metadata: Mapping[str, MetadataValue], key: str, path: Path) -> int:
 def _strings(stored: MetadataValue, path: Path) -> tuple[str, ...]:
     if not isinstance(stored.value, tuple) or not all(isinstance(text, str) for text in stored.value):
         raise ImatrixError(f"{path} has no list of texts", remedy=_INTACT)
-    return tuple(_clean(str(text)) for text in stored.value)
-
-
-def _clean(text: str) -> str:
-    """Bytes that are no UTF-8 become replacement characters: names of texts are for people."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    # Bytes that are not UTF-8 become replacement characters: names of texts are for people.
+    return tuple(str(text).encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in stored.value)
 
 
 def _token_counts(metadata: Mapping[str, MetadataValue], path: Path) -> Integers | None:

@@ -91,7 +91,8 @@ def score_chunks(
                 control.check()
                 base_logp[index] = _log_probabilities(base, chunks[index])
                 if index in missing[BASE]:
-                    yield BASE, _base_score(index, base_logp[index], targets[index])
+                    observed = base_logp[index][np.arange(targets.shape[1]), targets[index]]
+                    yield BASE, chunk_score(index, observed, observed, np.zeros(len(observed)), len(observed))
                     progress.add(1, f"base, chunk {index + 1}")
         for label, path in {NULL_CONTROL: base_path, **candidates}.items():
             if indexes := [index for index in block if index in missing[label]]:
@@ -111,11 +112,6 @@ def _require_vocabulary(path: Path, model: LoadedModel, n_vocab: int) -> None:
 def _log_probabilities(model: LoadedModel, chunk: Tokens) -> Floats:
     """(n_scored, n_vocab): the last position has no target and is left out."""
     return numerics.log_softmax(model.logits(chunk, first=first_scored(len(chunk)))[:-1])
-
-
-def _base_score(index: int, logp: Floats, targets: Tokens) -> ChunkScore:
-    observed = logp[np.arange(len(targets)), targets]
-    return chunk_score(index, observed, observed, np.zeros(len(targets)), len(targets))
 
 
 def chunk_score(index: int, observed: Floats | Doubles, base_observed: Floats, klds: Doubles, n_same_top: int) -> ChunkScore:

@@ -106,7 +106,13 @@ def _run(
     n_options = len(program.costs)
     owner = np.repeat(np.arange(len(program.group_sizes)), program.group_sizes)
     one_each = csr_array((np.ones(n_options), (owner, np.arange(n_options))), shape=(len(program.group_sizes), n_options))
-    unit = np.maximum(1.0, [np.gcd.reduce(row.astype(np.int64)) if _whole(row) else 1.0 for row in program.uses])
+    unit = np.maximum(
+        1.0,
+        [
+            np.gcd.reduce(row.astype(np.int64)) if (row == np.floor(row)).all() and row.max(initial=0.0) < 2**53 else 1.0
+            for row in program.uses
+        ],
+    )
     rows = csr_array(program.uses / unit[:, None])
     result = milp(
         program.costs * scale,
@@ -119,10 +125,6 @@ def _run(
         return None
     bound = result.mip_dual_bound if integral and result.mip_dual_bound is not None else result.fun
     return result.x, float(bound) / scale
-
-
-def _whole(row: Doubles) -> bool:
-    return bool((row == np.floor(row)).all() and row.max(initial=0.0) < 2**53)
 
 
 def _picks(program: Program, values: Doubles) -> tuple[int, ...]:
