@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from quantailor.build import build
+from quantailor.building import build
 from quantailor.ggml import codec, library
 from quantailor.ggml.reference_worker import Request, quantize
 from quantailor.models.gguf_writer import GGUFWriter, layout

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.setting import Setting, parse, probed
-from quantailor import verify
+from quantailor import judging
 from quantailor.analysis.corpus import chunks, load_corpus
 from quantailor.analysis.scores import fidelity
 from quantailor.steps.options import DEFAULT_N_CTX
@@ -70,7 +70,7 @@ def score(setting: Setting, base: Path, files: list[Built], n_chunks: int) -> No
         candidates = {f"ours at {item.preset}": item.file for item in files}
         for item in files:
             folder = at.workspace.home.references
-            candidates[item.preset] = verify.ensure_reference(base, item.preset, imatrix=at.imatrix, folder=folder)
+            candidates[item.preset] = judging.ensure_reference(base, item.preset, imatrix=at.imatrix, folder=folder)
         names = {label: at.workspace.identity(path) for label, path in candidates.items()}
         names |= {label: label for label in (fidelity.BASE, fidelity.NULL_CONTROL)}
         keys = {label: ScoreKey(at.model.fingerprint, corpus.sha256, DEFAULT_N_CTX, name) for label, name in names.items()}

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.setting import MODELS
-from quantailor import build as building
+from quantailor import building
 from quantailor.analysis.corpus import chunks, load_corpus, spread
 from quantailor.analysis.scores.fidelity import first_scored
 from quantailor.analysis.scores.mix_scores import FileScorer, MixScorer

@@ -13,7 +13,7 @@ import pytest
 from gguf import GGUFReader
 
 from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry, quantizer_importance
-from quantailor.build import BuildResult, build, output_metadata, predict, predict_layout
+from quantailor.building import BuildResult, build, output_metadata, predict, predict_layout
 from quantailor.control import NullControl
 from quantailor.errors import Cancelled, ImatrixError, NonFiniteWeightError, OutputError, StrategyMismatchError, TypeUnavailableError
 from quantailor.ggml import library

@@ -13,10 +13,10 @@ import pytest
 from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry
 from quantailor.control import NullControl
 from quantailor.errors import Cancelled, ImatrixError, TypeUnavailableError
+from quantailor.judging import ScoredFile, ensure_reference, file_size, make_verdict
 from quantailor.models.opening import open_model
 from quantailor.models.source import fingerprint
 from quantailor.records import ChunkScore, Verdict
-from quantailor.verify import ScoredFile, ensure_reference, file_size, make_verdict
 
 
 def scores(kld: float, *, n_chunks: int = 220, seed: int = 0) -> list[ChunkScore]:

@@ -14,8 +14,10 @@ import pytest
 from quantailor.errors import OutputError
 from quantailor.present.charts.drawing import save
 from quantailor.present.charts.verdict import verdict_chart
+from quantailor.judging import CSV_COLUMNS
+from quantailor.judging import sentence
+from quantailor.judging import write_csv
 from quantailor.records import Comparison, Estimate, FidelityStatistics, Verdict, VerdictRow
-from quantailor.verify import CSV_COLUMNS, sentence, write_csv
 
 NOTHING = Estimate(0.0)
 

@@ -1,0 +1,90 @@
+"""Cut a language model to measure: measure what each GGUF type costs in every tensor, choose, build, prove.
+
+    import quantailor as q
+
+    with q.open_model("demo/books-llama") as model:
+        q.imatrix(model)
+        q.measure(model)
+        q.probe(model)
+        strategy = q.plan(model, like="Q4_K_M")
+        built = q.build(model, strategy, "books-llama.gguf")
+        print(q.verify(model, built.paths[0]).sentence)
+
+The names below are promised to stay. They are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from quantailor.api import (
+        Model,
+        build,
+        check,
+        compare,
+        convert,
+        download,
+        imatrix,
+        inspect,
+        make,
+        measure,
+        open_model,
+        plan,
+        predict,
+        probe,
+        read_strategy,
+        refine,
+        study,
+        sweep,
+        verify,
+        write_strategy,
+    )
+    from quantailor.errors import QuantailorError
+    from quantailor.records import Strategy, Verdict
+    from quantailor.steps.plan import PlanOptions
+
+__all__ = [
+    "Model",
+    "PlanOptions",
+    "QuantailorError",
+    "Strategy",
+    "Verdict",
+    "build",
+    "check",
+    "compare",
+    "convert",
+    "download",
+    "imatrix",
+    "inspect",
+    "make",
+    "measure",
+    "open_model",
+    "plan",
+    "predict",
+    "probe",
+    "read_strategy",
+    "refine",
+    "study",
+    "sweep",
+    "verify",
+    "write_strategy",
+]
+
+_HOMES = {
+    "PlanOptions": "quantailor.steps.plan",
+    "QuantailorError": "quantailor.errors",
+    "Strategy": "quantailor.records",
+    "Verdict": "quantailor.records",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'quantailor' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES.get(name, "quantailor.api")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

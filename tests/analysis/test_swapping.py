@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantailor import build as building
+from quantailor import building
 from quantailor.analysis.corpus import chunks, load_corpus
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.importance.imatrix_file import read_imatrix

@@ -10,6 +10,7 @@ import typer
 from quantailor.app import Workspace
 from quantailor.app.choosing import predicting
 from quantailor.app.measuring import reporting
+from quantailor.app.products.exporting import read_strategy
 from quantailor.app.steps import (
     AUTO,
     DEFAULT_ANCHORS,
@@ -123,7 +124,7 @@ def predict(
 ) -> None:
     """Predict a strategy's KL divergence, with intervals, before it is built; and say which tensors it comes from."""
     with Workspace.open(home) as workspace:
-        found = predicting.predict(workspace, base, strategy)
+        found = predicting.predict(workspace, base, read_strategy(workspace, strategy), name=str(strategy))
     if as_json:
         print_json("predict", found)
     else:

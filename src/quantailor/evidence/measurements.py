@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from quantailor import build as building
+from quantailor import building
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
 from quantailor.errors import StrategyError

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from quantailor import build as building
-from quantailor import files
+from quantailor import building, files
 from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
 from quantailor.analysis.prediction import damage_for
 from quantailor.errors import StrategyError

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from quantailor import build as building
+from quantailor import building
 from quantailor.analysis import sensitivity as analysis
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores

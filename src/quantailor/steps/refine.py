@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from quantailor import build as building
-from quantailor import files, numerics
+from quantailor import building, files, numerics
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.sensitivity import mean_kld
 from quantailor.control import Control
@@ -21,10 +20,9 @@ from quantailor.errors import StrategyError
 from quantailor.evidence.damages import probed_tables, require_probes, with_kld
 from quantailor.evidence.knowledge import Knowledge
 from quantailor.evidence.measurements import Measured, measured_for, model_facts, usual_types
-from quantailor.ggml import library
 from quantailor.records import ChunkScore, Estimate, Mix, Prediction, Strategy, TensorCells
 from quantailor.session import OpenedModel, Workspace
-from quantailor.steps.build import strategy_imatrix
+from quantailor.steps.build import strategy_imatrix, strategy_of
 from quantailor.steps.probe import DEFAULT_PROBE_CHUNKS
 from quantailor.steps.scoring import Scoring, ScoringStep, scoring
 from quantailor.steps.stages import Stages
@@ -81,7 +79,7 @@ class RefineStep(ScoringStep[RefineResult], kind="refine", result=RefineResult):
         """
         output = Path(self.output)
         files.refuse_existing(output, overwrite=self.overwrite)
-        strategy = strategy_file.read(self.strategy, known_types=library.types())
+        strategy = strategy_of(workspace, self.strategy)
         with workspace.model(self.base) as model:
             imatrix = strategy_imatrix(workspace, model, strategy, self.imatrix)
             measurement = measured_for(workspace, model, imatrix)

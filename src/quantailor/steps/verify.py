@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from quantailor import files
-from quantailor import verify as proving
+from quantailor import judging
 from quantailor.analysis.corpus import chunks
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.scores import fidelity
@@ -75,7 +75,7 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             threads = self.compute.n_threads
             for preset in self.presets:
                 control = stages.begin(f"reference {preset}")
-                candidates[preset] = proving.ensure_reference(
+                candidates[preset] = judging.ensure_reference(
                     base, preset, imatrix=imatrix, folder=workspace.home.references, n_threads=threads, control=control
                 )
             corpus = workspace.corpus(model, Path(self.text) if self.text else HELDOUT_TEXT)
@@ -142,7 +142,7 @@ def _judge(
     }
     scored = [_scored(BASE, "base", gguf_path(model), scores[BASE])]
     scored += [_scored(name, "ours" if name == label else "reference", path, scores[name]) for name, path in candidates.items()]
-    return proving.make_verdict(
+    return judging.make_verdict(
         scored,
         scores[NULL_CONTROL],
         model_fingerprint=model.fingerprint,
@@ -152,15 +152,15 @@ def _judge(
     )
 
 
-def _scored(label: str, kind: Literal["base", "ours", "reference"], path: Path, scores: Sequence[ChunkScore]) -> proving.ScoredFile:
-    size_bytes, bits = proving.file_size(path)
-    return proving.ScoredFile(label, kind, size_bytes, bits, scores)
+def _scored(label: str, kind: Literal["base", "ours", "reference"], path: Path, scores: Sequence[ChunkScore]) -> judging.ScoredFile:
+    size_bytes, bits = judging.file_size(path)
+    return judging.ScoredFile(label, kind, size_bytes, bits, scores)
 
 
 def _write_files(verdict: Verdict, stem: Path) -> tuple[str, ...]:
     """The verdict beside the file: JSON, CSV and the graph as PNG and SVG."""
     document = json.dumps(asdict(verdict), indent=2, allow_nan=False) + "\n"
     as_json = files.write_text(stem.with_name(f"{stem.name}.json"), document)
-    table = proving.write_csv(verdict, stem.with_name(f"{stem.name}.csv"))
+    table = judging.write_csv(verdict, stem.with_name(f"{stem.name}.csv"))
     figures = save(verdict_chart(verdict), stem)
     return tuple(str(path) for path in (as_json, table, *figures))

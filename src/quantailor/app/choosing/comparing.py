@@ -10,9 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from quantailor import build as building
+from quantailor import building
 from quantailor.analysis.prediction import PredictedKld, predict_kld
-from quantailor.app.products.exporting import is_gguf, read_strategy, require_fit
+from quantailor.app.products.exporting import is_gguf, read_strategy
 from quantailor.errors import ImatrixError, StrategyError, StrategyMismatchError, TypeUnavailableError
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import measured
@@ -21,7 +21,7 @@ from quantailor.ggml.reference import preset_name
 from quantailor.models.source import ModelSource
 from quantailor.records import Strategy, TensorInfo
 from quantailor.session import AUTO, NONE, OpenedModel, Workspace, quantizable_tensors
-from quantailor.steps.build import embedded_strategy, strategy_imatrix
+from quantailor.steps.build import embedded_strategy, require_fit, strategy_imatrix
 from quantailor.steps.plan import types_of_preset
 
 

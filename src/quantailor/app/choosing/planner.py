@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from quantailor import build as building
+from quantailor import building
 from quantailor.analysis.prediction import predict_kld
 from quantailor.errors import StrategyMismatchError
 from quantailor.evidence import measurements

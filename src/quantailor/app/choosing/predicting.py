@@ -7,16 +7,16 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantailor import build as building
+from quantailor import building
 from quantailor.analysis.prediction import predict_kld
-from quantailor.errors import StrategyError, StrategyMismatchError
-from quantailor.evidence.knowledge import Knowledge, load_knowledge
-from quantailor.evidence.measurements import measured
+from quantailor.errors import StrategyMismatchError
+from quantailor.evidence.damages import require_probes
+from quantailor.evidence.knowledge import Knowledge
+from quantailor.evidence.measurements import measured, measured_for
 from quantailor.ggml import library
 from quantailor.records import Estimate, Prediction, Strategy
 from quantailor.session import AUTO, OpenedModel, Workspace, quantizable_tensors
-from quantailor.steps.build import strategy_imatrix
-from quantailor.strategy import file as strategy_file
+from quantailor.steps.build import require_fit, strategy_imatrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +42,19 @@ class PredictResult:
     n_anchors: int
 
 
-def predict(workspace: Workspace, base: Path, strategy_path: Path) -> PredictResult:
+def predict(workspace: Workspace, base: Path, strategy: Strategy, *, name: str = "") -> PredictResult:
     """Predict what a strategy's file will be worth, with 80 % and 95 % intervals, and where the damage comes from.
+
+    `name` is what the result calls the strategy.
 
     Raises:
         StrategyError: the model has no probes, or the strategy is another model's or names a type that was not measured.
     """
-    strategy = strategy_file.read(strategy_path, known_types=library.types())
     with workspace.model(base) as model:
-        if strategy.model_fingerprint != model.fingerprint:
-            raise StrategyMismatchError(
-                f"the strategy was made for {strategy.model_name or strategy.model_fingerprint[:12]}, not for {model.source.name}",
-                remedy="Give the base it was made for",
-            )
+        require_fit(strategy, model)
         imatrix = strategy_imatrix(workspace, model, strategy, AUTO)
-        found = measured(workspace, model, AUTO if imatrix is None else str(workspace.imatrix_path(model.fingerprint, imatrix.fingerprint)))
-        known = load_knowledge(workspace, model, found.key.imatrix, found.cells)
-        if known is None:
-            raise StrategyError(f"{model.source.name} has not been probed", remedy=f"Run `quantailor probe {model.source.location}` first")
+        measurement = measured(workspace, model, AUTO) if imatrix is None else measured_for(workspace, model, imatrix)
+        known = require_probes(workspace, model, measurement)
         contributions = _contributions(model, known, strategy)
         damage = math.fsum(item.damage.value for item in contributions)
         predicted = predict_kld(known.curve, damage)
@@ -71,9 +66,7 @@ def predict(workspace: Workspace, base: Path, strategy_path: Path) -> PredictRes
             kld_interval_nats=predicted.interval(0.95),
         )
         kinds = [point.kind for point in known.curve.points]
-        return PredictResult(
-            str(strategy_path), prediction, predicted.interval(0.80), contributions, kinds.count("memory"), kinds.count("file")
-        )
+        return PredictResult(name, prediction, predicted.interval(0.80), contributions, kinds.count("memory"), kinds.count("file"))
 
 
 def _contributions(model: OpenedModel, known: Knowledge, strategy: Strategy) -> tuple[Contribution, ...]:

@@ -10,15 +10,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from quantailor import build as building
-from quantailor import files, jobs
-from quantailor import verify as proving
+from quantailor import building, files, jobs, judging
 from quantailor.app.choosing.comparing import StrategyDiff, compare_strategies
 from quantailor.app.choosing.drafts import Draft, list_drafts
 from quantailor.app.choosing.planner import Planner
 from quantailor.app.jobs import JobReport, start_detached, submit
 from quantailor.app.products.checking import BuildCheck, check_build
-from quantailor.app.products.exporting import ExportReport, export, llama_quantize_command, read_strategy, require_fit
+from quantailor.app.products.exporting import ExportReport, export, llama_quantize_command, read_strategy
 from quantailor.app.products.verdicts import StoredVerdict, list_verdicts, verdicts_on
 from quantailor.control import QUIET, Control
 from quantailor.costs.needs import Needs, shortfalls
@@ -27,7 +25,7 @@ from quantailor.ggml import library
 from quantailor.models.source import ModelSource
 from quantailor.records import Prediction, Strategy
 from quantailor.session import AUTO, Workspace, quantizable_tensors
-from quantailor.steps.build import BuildStep, embedded_strategy, strategy_imatrix
+from quantailor.steps.build import BuildStep, embedded_strategy, require_fit, strategy_imatrix
 from quantailor.steps.options import absolute
 from quantailor.store import Location, StrategyRecord
 from quantailor.strategy import file as strategy_file
@@ -317,7 +315,7 @@ def _built(
     first = min(location.path for location in locations)
     try:
         strategy = _stored(record.document)
-        size_bytes, bits = proving.file_size(first)
+        size_bytes, bits = judging.file_size(first)
         judged = tuple(item.fingerprint for item in verdicts_on(workspace, model, first, verdicts))
     except QuantailorError:
         return None

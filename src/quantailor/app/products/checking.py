@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from quantailor import build as building
+from quantailor import building
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.app.products.exporting import require_fit
-from quantailor.control import QUIET, Control
+from quantailor.control import QUIET
+from quantailor.control import Control
+from quantailor.control import NullControl
 from quantailor.errors import ModelError
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_format import aligned, alignment_of, parse_header
 from quantailor.records import MetadataValue, Strategy, TensorInfo
 from quantailor.session import AUTO, OpenedModel, Workspace
-from quantailor.steps.build import strategy_imatrix
+from quantailor.steps.build import require_fit, strategy_imatrix
 from quantailor.strategy import file as strategy_file
 
 

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from quantailor import build as building
-from quantailor import files, jobs
-from quantailor.errors import ModelError, StrategyError, StrategyMismatchError
+from quantailor import building, files, jobs
+from quantailor.errors import ModelError, StrategyError
 from quantailor.ggml import library
 from quantailor.qtypes import IMATRIX_REQUIRED, UNQUANTIZED
 from quantailor.records import Strategy
 from quantailor.session import AUTO, OpenedModel, Workspace, gguf_path, quantizable_tensors
-from quantailor.steps.build import embedded_strategy, strategy_imatrix
+from quantailor.steps.build import embedded_strategy, require_fit, strategy_imatrix
 from quantailor.strategy import file as strategy_file
 from quantailor.strategy import interchange
 
@@ -76,15 +75,6 @@ def read_strategy(workspace: Workspace, path: Path) -> Strategy:
     if found is None:
         raise StrategyError(f"{path} carries no strategy; another program made it", remedy="Give the strategy's own file")
     return found
-
-
-def require_fit(strategy: Strategy, model: OpenedModel) -> None:
-    """Raise StrategyMismatchError where a strategy was made for another model."""
-    if strategy.model_fingerprint != model.fingerprint:
-        raise StrategyMismatchError(
-            f"the strategy was made for {strategy.model_name or strategy.model_fingerprint[:12]}, not for {model.source.name}",
-            remedy="Give the base it was made for",
-        )
 
 
 def llama_quantize_command(

@@ -10,6 +10,8 @@ from typing import Literal
 
 from quantailor import files
 from quantailor import verify as proving
+from quantailor import judging
+from quantailor import plots
 from quantailor.analysis.corpus import load_corpus
 from quantailor.app.measuring.cost import PROBE_PAST_SPREAD, corrected
 from quantailor.app.measuring.past_runs import inference_ratio
@@ -27,9 +29,9 @@ from quantailor.steps.verify import BASE, NULL_CONTROL, VerifyStep, verify_imatr
 from quantailor.store import ScoreKey
 
 VerdictFormat = Literal["png", "svg", "csv"]
-MIN_CHUNKS = proving.MIN_CHUNKS
+MIN_CHUNKS = judging.MIN_CHUNKS
 """Fewer chunks carry no claim."""
-EQUAL_SIZE = proving.EQUAL_SIZE
+EQUAL_SIZE = judging.EQUAL_SIZE
 """Sizes that differ by no more than this share count as equal."""
 
 
@@ -88,7 +90,7 @@ def find_verdict(workspace: Workspace, model: str, fingerprint: str = "") -> Sto
 
 def verdicts_on(workspace: Workspace, model: str, file: Path, verdicts: Sequence[StoredVerdict]) -> Iterator[StoredVerdict]:
     """Those of a model's verdicts that judge this very file, whatever its name was: same size, and the KLD of its stored chunks."""
-    size_bytes, _ = proving.file_size(file)
+    size_bytes, _ = judging.file_size(file)
     candidates = [item for item in verdicts if item.ours.size_bytes == size_bytes]
     key = workspace.identity(file) if candidates else ""
     for item in candidates:
@@ -185,7 +187,7 @@ def _references(workspace: Workspace, model: OpenedModel, task: VerifyStep) -> t
     imatrix, folder = verify_imatrix(workspace, model, task), workspace.home.references
     there, missing = [], []
     for preset in dict.fromkeys(preset_name(name) for name in task.against):
-        path = proving.reference_path(model.fingerprint, preset, imatrix=imatrix, folder=folder)
+        path = judging.reference_path(model.fingerprint, preset, imatrix=imatrix, folder=folder)
         if path.exists():
             there.append(workspace.identity(path))
         else:

@@ -1,0 +1,93 @@
+"""The front door: what a notebook uses."""
+
+from __future__ import annotations
+
+import doctest
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import quantailor
+from quantailor import api, session
+from quantailor.app.jobs import run_job, submit
+from quantailor.models.source import ModelSource
+from quantailor.pipeline import MakeStep
+from quantailor.session import Workspace
+from quantailor.steps.plan import PlanOptions
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "first_file.py"
+
+
+@pytest.mark.slow
+def test_the_example_runs_through_the_front_door_alone(tmp_path: Path) -> None:
+    imports = re.findall(r"^(?:import|from) (\w+)", EXAMPLE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(imports) == {"sys", "pathlib", "quantailor"}
+    run = subprocess.run(
+        [sys.executable, str(EXAMPLE), "demo/books-llama", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert "Books Llama: 75 tensors, llama" in run.stdout
+    assert "bytes, KL divergence 0." in run.stdout
+    assert "against Q4_K_M at equal size" in run.stdout
+    assert {path.name for path in tmp_path.iterdir()} >= {"books.gguf", "strategy.yaml", "books.verdict.png"}
+
+
+def test_every_name_is_there_and_documented() -> None:
+    assert len(quantailor.__all__) == 24
+    for name in quantailor.__all__:
+        assert getattr(quantailor, name).__doc__, name
+    assert set(quantailor.__all__) <= set(dir(quantailor))
+    with pytest.raises(AttributeError, match="no attribute 'sesame'"):
+        quantailor.sesame  # noqa: B018
+
+
+def test_the_docstrings_examples_are_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("QUANTAILOR_HOME", str(tmp_path))
+    results = doctest.testmod(api)
+    assert (results.failed, results.attempted) == (0, results.attempted)
+    assert results.attempted >= 12
+
+
+def test_errors_are_of_one_kind(tmp_path: Path) -> None:
+    with pytest.raises(quantailor.QuantailorError, match="nowhere"):
+        quantailor.open_model(tmp_path / "nowhere", home=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_make_opens_its_model_at_most_four_times_and_identifies_it_once(
+    books_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: Counter[str] = Counter()
+    identified: Counter[str] = Counter()
+    open_model, fingerprint = session.open_model, session.fingerprint
+
+    def counted_open(path: Path | str) -> ModelSource:
+        opened[Path(path).name] += 1
+        return open_model(path)
+
+    def counted_fingerprint(source: ModelSource) -> str:
+        identified[Path(source.location).name] += 1
+        return fingerprint(source)
+
+    monkeypatch.setattr(session, "open_model", counted_open)
+    monkeypatch.setattr(session, "fingerprint", counted_fingerprint)
+    step = MakeStep(
+        model=str(books_llama_dir),
+        output=str(tmp_path / "out"),
+        plan=PlanOptions(like="Q4_K_M", basis="ranking"),
+        types=("Q4_K", "Q6_K"),
+        imatrix_chunks=2,
+        chunks=2,
+        against=("Q4_K_M",),
+    )
+    with Workspace.open(tmp_path / "home") as workspace:
+        run_job(workspace, submit(workspace, step))
+    model, base = books_llama_dir.name, "base.gguf"
+    assert opened[model] + opened[base] <= 4
+    assert identified[model] + identified[base] == 1
