@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 import quantailor
-from quantailor import api, session
+from quantailor import api
 from quantailor.app.jobs import run_job, submit
-from quantailor.models.source import ModelSource
+from quantailor.models.opening import open_model
+from quantailor.models.source import ModelSource, fingerprint
 from quantailor.pipeline import MakeStep
 from quantailor.session import Workspace
 from quantailor.steps.plan import PlanOptions
@@ -65,7 +66,6 @@ def test_a_make_opens_its_model_at_most_four_times_and_identifies_it_once(
 ) -> None:
     opened: Counter[str] = Counter()
     identified: Counter[str] = Counter()
-    open_model, fingerprint = session.open_model, session.fingerprint
 
     def counted_open(path: Path | str) -> ModelSource:
         opened[Path(path).name] += 1
@@ -75,8 +75,8 @@ def test_a_make_opens_its_model_at_most_four_times_and_identifies_it_once(
         identified[Path(source.location).name] += 1
         return fingerprint(source)
 
-    monkeypatch.setattr(session, "open_model", counted_open)
-    monkeypatch.setattr(session, "fingerprint", counted_fingerprint)
+    monkeypatch.setattr("quantailor.session.open_model", counted_open)
+    monkeypatch.setattr("quantailor.session.fingerprint", counted_fingerprint)
     step = MakeStep(
         model=str(books_llama_dir),
         output=str(tmp_path / "out"),

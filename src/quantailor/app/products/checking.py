@@ -12,10 +12,7 @@ from typing import Literal
 
 from quantailor import building
 from quantailor.analysis.importance.imatrix import Imatrix
-from quantailor.app.products.exporting import require_fit
-from quantailor.control import QUIET
-from quantailor.control import Control
-from quantailor.control import NullControl
+from quantailor.control import QUIET, Control
 from quantailor.errors import ModelError
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_format import aligned, alignment_of, parse_header
