@@ -10,9 +10,10 @@ from __future__ import annotations
 import glob
 import re
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -55,6 +56,18 @@ class OpenedModel:
         return Path(self.source.location)
 
 
+@dataclass
+class _Kept:
+    """What one thread keeps open."""
+
+    sources: dict[FileState, ModelSource] = field(default_factory=dict)
+    corpora: dict[tuple[FileState, FileState], Corpus] = field(default_factory=dict)
+
+
+class _Thread(threading.local):
+    kept: _Kept | None = None
+
+
 class Workspace:
     """An opened home. Use as a context manager."""
 
@@ -63,8 +76,7 @@ class Workspace:
         self.store = store
         self._identities: dict[FileState, str] = {}
         self._recorded: set[tuple[str, Path]] = set()
-        self._corpora: dict[tuple[FileState, FileState], Corpus] = {}
-        self._kept: dict[FileState, ModelSource] | None = None
+        self._thread = _Thread()
 
     @classmethod
     def open(cls, home: Path | None = None) -> Self:
@@ -82,31 +94,29 @@ class Workspace:
 
     @contextmanager
     def keeping_models(self) -> Iterator[None]:
-        """Inside, models and texts stay open for whoever asks for them again. For one thread, and for the length of a job."""
-        if self._kept is not None:
+        """Inside, models and texts stay open for whoever asks for them again in this thread. For the length of a job, at most."""
+        if self._thread.kept is not None:
             yield
             return
-        self._kept = {}
+        self._thread.kept = kept = _Kept()
         try:
             yield
         finally:
-            for source in self._kept.values():
+            self._thread.kept = None
+            for source in kept.sources.values():
                 source.close()
-            self._kept = None
-            self._corpora.clear()
 
     @contextmanager
     def source(self, path: str | Path) -> Iterator[ModelSource]:
         """A model's source, open. Raises ModelError."""
-        state = () if self._kept is None else _file_state(Path(path))
-        if self._kept is not None and state in self._kept:
-            yield self._kept[state]
+        kept = self._thread.kept
+        state = () if kept is None else _file_state(Path(path))
+        if kept is not None and state:
+            if state not in kept.sources:
+                kept.sources[state] = open_model(path)
+            yield kept.sources[state]
             return
         source = open_model(path)
-        if self._kept is not None and state:
-            self._kept[state] = source
-            yield source
-            return
         try:
             yield source
         finally:
@@ -152,11 +162,11 @@ class Workspace:
     def corpus(self, model: OpenedModel, text: Path) -> Corpus:
         """A text cut into the model's tokens; see `load_corpus` for what it raises, and UnsupportedModelError for a directory."""
         path = gguf_path(model)
+        corpora = {} if self._thread.kept is None else self._thread.kept.corpora
         key = (_file_state(path), _file_state(text))
-        corpus = self._corpora.get(key) or load_corpus(path, text)
-        if self._kept is not None:
-            self._corpora[key] = corpus
-        return corpus
+        if key not in corpora:
+            corpora[key] = load_corpus(path, text)
+        return corpora[key]
 
     # Importance matrices
 

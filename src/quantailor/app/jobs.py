@@ -123,7 +123,8 @@ def preflight(workspace: Workspace, step: Step[StepResult]) -> tuple[str, ...]:
     if isinstance(step, ModelStep) and step.hub is not None:
         return ()
     try:
-        needs = step.needs(workspace)
+        with workspace.keeping_models():
+            needs = step.needs(workspace)
     except QuantailorError:
         return ()  # the step itself says what is wrong
     return shortfalls(workspace.home.path, needs)
