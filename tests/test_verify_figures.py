@@ -12,11 +12,9 @@ import numpy as np
 import pytest
 
 from quantailor.errors import OutputError
+from quantailor.judging import CSV_COLUMNS, sentence, write_csv
 from quantailor.present.charts.drawing import save
 from quantailor.present.charts.verdict import verdict_chart
-from quantailor.judging import CSV_COLUMNS
-from quantailor.judging import sentence
-from quantailor.judging import write_csv
 from quantailor.records import Comparison, Estimate, FidelityStatistics, Verdict, VerdictRow
 
 NOTHING = Estimate(0.0)

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from quantailor import files
-from quantailor import judging
+from quantailor import files, judging
 from quantailor.analysis.corpus import chunks
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.scores import fidelity

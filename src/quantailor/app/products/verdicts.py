@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from quantailor import files
-from quantailor import verify as proving
-from quantailor import judging
-from quantailor import plots
+from quantailor import files, judging
 from quantailor.analysis.corpus import load_corpus
 from quantailor.app.measuring.cost import PROBE_PAST_SPREAD, corrected
 from quantailor.app.measuring.past_runs import inference_ratio
