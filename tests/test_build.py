@@ -17,13 +17,14 @@ from quantailor.building import BuildResult, build, output_metadata, predict, pr
 from quantailor.control import NullControl
 from quantailor.errors import Cancelled, ImatrixError, NonFiniteWeightError, OutputError, StrategyMismatchError, TypeUnavailableError
 from quantailor.ggml import library
-from quantailor.ggml.reference import exact_pattern, quantize_reference
+from quantailor.ggml.reference import quantize_reference
 from quantailor.models.opening import open_model
 from quantailor.models.source import MemorySource, ModelSource, fingerprint
 from quantailor.numerics import Floats
 from quantailor.qtypes import needs_imatrix, never_quantized, unavailable
 from quantailor.records import MetadataValue, Strategy, TensorChoice, TensorInfo
 from quantailor.strategy.file import loads
+from quantailor.strategy.interchange import exact_pattern
 
 
 @pytest.fixture(params=["books_llama_base", "books_moe_base"])

@@ -24,8 +24,9 @@ from quantailor.errors import (
     TypeUnavailableError,
 )
 from quantailor.ggml import reference
-from quantailor.ggml.reference import exact_pattern, preset_name, quantize_reference
+from quantailor.ggml.reference import preset_name, quantize_reference
 from quantailor.ggml.reference_worker import Request
+from quantailor.strategy.interchange import exact_pattern
 
 
 def types_of(path: Path) -> dict[str, str]:

@@ -32,7 +32,6 @@ WORKER = ("-m", "quantailor.ggml.reference_worker")
 """Arguments that make Python run the worker."""
 
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "IQ2": "IQ2_XXS"}
-_SPECIAL = frozenset(r".[]{}()*+?^$|\/")
 _POLL_SECONDS = 0.2
 _KINDS: tuple[tuple[str, type[QuantailorError]], ...] = (
     ("imatrix", ImatrixError),
@@ -55,11 +54,6 @@ def preset_name(text: str) -> str:
     return name
 
 
-def exact_pattern(tensor_name: str) -> str:
-    """The override pattern that matches this tensor and no other (llama.cpp searches unanchored)."""
-    return "^" + "".join(f"\\{letter}" if letter in _SPECIAL else letter for letter in tensor_name) + "$"
-
-
 def quantize_reference(
     base: Path,
     output: Path,
@@ -69,7 +63,6 @@ def quantize_reference(
     overrides: Sequence[tuple[str, str]] = (),
     embedding_type: str | None = None,
     output_type: str | None = None,
-    pure: bool = False,
     imatrix: Mapping[str, Floats] | None = None,
     metadata: Mapping[str, str | int] | None = None,
     allow_requantize: bool = False,
@@ -87,7 +80,6 @@ def quantize_reference(
         overrides: (pattern, type name) pairs; the first whose pattern is found in a tensor's name decides.
         embedding_type: the token embeddings' type, before any override.
         output_type: the output matrix' type, before any override.
-        pure: the preset's default type for all tensors instead of its mix.
         imatrix: importances as the quantizer takes them, (n_slices * n_cols,) per tensor.
         metadata: further keys to write, for example `quantize.imatrix.*`.
         allow_requantize: take sources that are quantized already.
@@ -110,7 +102,6 @@ def quantize_reference(
         output=str(part.resolve()),
         ftype=library.presets()[preset_name(preset) if preset is not None else "Q8_0"],
         n_threads=n_threads or os.cpu_count() or 1,
-        pure=pure,
         allow_requantize=allow_requantize,
         buffer_bytes=BUFFER_BYTES,
         overrides=tuple(

@@ -41,7 +41,6 @@ class Request:
     output: str
     ftype: int
     n_threads: int
-    pure: bool = False
     allow_requantize: bool = False
     dry_run: bool = False
     buffer_bytes: int = 0
@@ -92,7 +91,6 @@ def _parameters(llama: ModuleType, request: Request, importances: Floats) -> tup
     parameters = llama.llama_model_quantize_default_params()
     parameters.nthread = request.n_threads
     parameters.ftype = request.ftype
-    parameters.pure = request.pure
     parameters.allow_requantize = request.allow_requantize
     parameters.dry_run = request.dry_run
     parameters.max_buf_size = request.buffer_bytes or parameters.max_buf_size
