@@ -54,7 +54,7 @@ def test_the_reason_tells_the_jump() -> None:
 
 def test_a_curve_is_found_again() -> None:
     bits = np.array([8.5, 6.6, 5.5, 4.5, 3.4, 2.6, 2.0])
-    offset, scale, power = knee.fit_curve(bits, 0.01 + 7 / bits**2.5)
+    offset, scale, power = (float(figure[0]) for figure in knee.fit_curves(bits[None], (0.01 + 7 / bits**2.5)[None]))
     assert (offset, scale, power) == pytest.approx((0.01, 7, 2.5), rel=0.02)
 
 

@@ -113,10 +113,6 @@ class Group:
         return self.tensors[0].name if len(self.tensors) == 1 else f"{self.tensors[0].name} and {len(self.tensors) - 1} tied to it"
 
     @property
-    def n_elements(self) -> int:
-        return sum(tensor.n_elements for tensor in self.tensors)
-
-    @property
     def importance(self) -> float:
         """The most important tensor's."""
         return max(tensor.importance for tensor in self.tensors)

@@ -221,12 +221,6 @@ def _at_or_above(walk: _Walk, bits: float) -> Cell:
     return walk.cells[above[-1] if above else 0]
 
 
-def fit_curve(bits: Doubles, errors: Doubles) -> tuple[float, float, float]:
-    """One curve of `fit_curves`, from bits and errors of (n_types,): a, b and c."""
-    offsets, scales, powers = fit_curves(bits[None], errors[None])
-    return float(offsets[0]), float(scales[0]), float(powers[0])
-
-
 def fit_curves(bits: Doubles, errors: Doubles) -> tuple[Doubles, Doubles, Doubles]:
     """Least squares of errors = a + b / bits^c: a, b, c with c from 0.25 to 8, found to 1e-3.
 
