@@ -7,6 +7,7 @@ import json
 import os
 import struct
 import sys
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from checkpoint_fuzzer import write_model
 
 from quantailor.errors import ModelError, ModelFormatError, QuantailorError
-from quantailor.models.convert.vocabulary.patterns import UnknownPatternError, compiled
+from quantailor.models.convert.vocabulary.fingerprint import PATIENCE_S, splitter
 from quantailor.models.huggingface import HuggingFaceSource
 from quantailor.models.opening import open_model
 from tiny_models import write_tiny
@@ -25,6 +26,8 @@ pytestmark = pytest.mark.timeout(60)
 needs_pipes = pytest.mark.skipif(sys.platform == "win32", reason="no named pipes, devices or odd names")
 
 SPARSE_BYTES = 2 << 30
+SLOW = r"(?:.|[^a])*(?:.|[^b])*(?:.|[^c])*(?<=L)(?=3)"
+"""Cubic in a text, and no letter that must be there tells so at once."""
 TIMES_FILE, CONSTANT_BYTES = 40, 16 << 20
 """Memory that reading may take: JSON becomes Python objects, an empty list of two letters among them."""
 TEXT_FILES = ("tokenizer_config.json", "generation_config.json", "added_tokens.json", "README.md", "chat_template.json")
@@ -234,22 +237,31 @@ def test_a_model_card_is_no_bomb(head: str, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "pattern",
-    [".?" * 40 + "Z", r"(?:.|[^a])" * 40 + "Z", r"\s?\S?" * 30 + "Z", r"[^Z]*" * 5 + "Z", "|".join([r"[^Z]*[^Z]*Z"] * 200), r"(?=.*.*.*Z)"],
+    [
+        ".?" * 40 + "Z",
+        r"(?:.|[^a])" * 40 + "Z",
+        r"\s?\S?" * 30 + "Z",
+        r"[^Z]*" * 5 + "Z",
+        "|".join([r"[^Z]*[^Z]*Z"] * 200),
+        r"(?=.*.*.*Z)",
+        SLOW,
+    ],
 )
-def test_a_pattern_that_backtracks_is_not_tried(pattern: str, byte_level: Path) -> None:
+def test_a_pattern_that_backtracks_is_given_up(pattern: str, byte_level: Path) -> None:
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
     edit(byte_level / "tokenizer.json", lambda stored: stored.update(pre_tokenizer={"type": "Sequence", "pretokenizers": [split, bytes_]}))
+    started = time.monotonic()
     assert "pre-tokenizer" in told(byte_level)
-    with pytest.raises(UnknownPatternError):
-        compiled(pattern, "a" * 500)
+    assert time.monotonic() - started < 10 * PATIENCE_S
 
 
-def test_a_pattern_is_bounded_by_the_runs_that_the_text_has() -> None:
-    assert compiled(r"\p{L}+|\p{N}+", "abc 123").findall("abc 123") == ["abc", "123"]
-    with pytest.raises(UnknownPatternError):
-        compiled(r"\p{L}*\p{L}*\p{L}*", "a" * 100)
-    assert compiled(r"\p{L}*\p{L}*\p{L}*", "a b c").match("a")
+def test_a_pattern_has_a_time_limit() -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    assert [*splitter(r"\p{L}+|\p{N}+", deadline, keep_rest=False)("abc 123")] == ["abc", "123"]
+    assert list(splitter(r"\p{L}*\p{L}*\p{L}*x", deadline, keep_rest=False)("abx")) == ["abx"]
+    with pytest.raises(TimeoutError):
+        list(splitter(SLOW, time.monotonic() + 0.1)("L" + "a" * 500 + "3"))
 
 
 def test_ids_around_a_text_do_not_multiply(byte_level: Path) -> None:

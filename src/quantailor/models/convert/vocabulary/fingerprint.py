@@ -1,31 +1,31 @@
 """The fingerprint of a tokenizer.json: what it makes of one text.
 
-This is a byte-level BPE tokenizer for that text alone: classes such as `\\p{L}` become lists of the text's own
-characters (`patterns`), which the standard library's regular expressions can match. Patterns that could take long are
-not tried.
+This is a byte-level BPE tokenizer for that text alone. Hugging Face's `tokenizers` would do the same for any text, but a
+stranger's pattern makes its regular expressions search for minutes or end in a panic; those of `regex` have a time limit.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
+import time
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+import regex
+
 from quantailor.models.convert.vocabulary.fingerprints import NAMES, TEXT
-from quantailor.models.convert.vocabulary.patterns import UnknownPatternError, compiled
 from quantailor.models.json_files import mapping, objects
 
+PATIENCE_S = 1.0
+"""For all patterns of a tokenizer together; those of published ones take milliseconds."""
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_MOST_STEPS, _MOST_AROUND = 10, 100
-_ABSENT = "\x00"
-"""A character that the text does not have."""
+_PUNCTUATION = r"[\p{P}$+<=>^`|~]"
+_MOST_STEPS, _MOST_AROUND, _LONGEST = 10, 100, 4000
 _NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD")
 
-Split = Callable[[list[str]], list[str]]
+Split = Callable[[str], Iterable[str]]
 
 
 class _UnknownError(Exception):
@@ -43,7 +43,7 @@ def known_name(tokenizer: Mapping[str, Any], byte_letters: Mapping[int, str], me
     try:
         ids = _encode(tokenizer, byte_letters, merges)
         before, after = _around(mapping(tokenizer.get("post_processor")))
-    except (_UnknownError, UnknownPatternError, re.error, LookupError, TypeError, ValueError, OverflowError, RecursionError):
+    except (_UnknownError, regex.error, TimeoutError, LookupError, TypeError, ValueError, OverflowError, RecursionError):
         return None
     for candidate in ([*before, *ids, *after], ids, [*before, *ids]):
         if name := NAMES.get(hashlib.sha256(str(candidate).encode()).hexdigest()):
@@ -55,14 +55,17 @@ def _encode(tokenizer: Mapping[str, Any], byte_letters: Mapping[int, str], merge
     model = mapping(tokenizer.get("model"))
     vocabulary, whole = mapping(model.get("vocab")), model.get("ignore_merges") is True
     ranks = {merge: rank for rank, merge in enumerate(merges)}
-    splits = _splits(mapping(tokenizer.get("pre_tokenizer")), byte_letters)
     normalize = _normalizer(mapping(tokenizer.get("normalizer")))
+    splits = _splits(mapping(tokenizer.get("pre_tokenizer")), byte_letters)
     ids: list[int] = []
     for text, number in _without_added(TEXT, objects(tokenizer.get("added_tokens"))):
         if number is not None:
             ids.append(number)
             continue
-        for word in _split(normalize(text), splits):
+        words = [normalize(text)]
+        for split in splits:
+            words = [part for word in words for part in split(word) if part]
+        for word in words:
             parts = [word] if whole and word in vocabulary else _merged(list(word), ranks)
             ids += [vocabulary[part] for part in parts]
     return ids
@@ -70,13 +73,13 @@ def _encode(tokenizer: Mapping[str, Any], byte_letters: Mapping[int, str], merge
 
 def _without_added(text: str, added: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, int | None]]:
     """Pieces of the text, and the added tokens between them with their ids."""
-    found = {str(token.get("content")): token for token in added if token.get("content") and str(token["content"]) in text}
-    if any(token.get(flag) for token in found.values() for flag in ("lstrip", "rstrip", "single_word")):
+    present = {str(token.get("content")): token for token in added if token.get("content") and str(token["content"]) in text}
+    if any(token.get(flag) for token in present.values() for flag in ("lstrip", "rstrip", "single_word")):
         raise _UnknownError
-    pattern = "|".join(re.escape(content) for content in sorted(found, key=len, reverse=True))
-    for piece in re.split(f"({pattern})", text) if found else [text]:
+    pattern = "|".join(regex.escape(content) for content in sorted(present, key=len, reverse=True))
+    for piece in regex.split(f"({pattern})", text) if present else [text]:
         if piece:
-            yield piece, int(found[piece]["id"]) if piece in found else None
+            yield piece, int(present[piece]["id"]) if piece in present else None
 
 
 def _merged(parts: list[str], ranks: Mapping[str, int]) -> list[str]:
@@ -102,13 +105,11 @@ def _around(stored: Mapping[str, Any]) -> tuple[list[int], list[int]]:
         if step.get("type") == "TemplateProcessing":
             parts = objects(step.get("single"))
             place = next((number for number, part in enumerate(parts) if "Sequence" in part), None)
-            if place is None:
+            if place is None or len(parts) > _MOST_AROUND:
                 raise _UnknownError
-            known = mapping(step.get("special_tokens"))
-            if len(parts) > _MOST_AROUND:
-                raise _UnknownError
+            tokens = mapping(step.get("special_tokens"))
             ids = [
-                [int(i) for i in known[str(mapping(part["SpecialToken"])["id"])]["ids"][:_MOST_AROUND]]
+                [int(i) for i in tokens[str(mapping(part["SpecialToken"])["id"])]["ids"][:_MOST_AROUND]]
                 for part in parts
                 if "SpecialToken" in part
             ]
@@ -125,64 +126,45 @@ def _splits(stored: Mapping[str, Any], byte_letters: Mapping[int, str]) -> list[
     steps = objects(stored.get("pretokenizers")) if stored.get("type") == "Sequence" else [dict(stored)]
     if not 0 < len(steps) <= _MOST_STEPS:
         raise _UnknownError
-    # A step after the one that makes letters of bytes splits those.
-    text = f"{TEXT}{_ABSENT}{''.join(byte_letters[byte] for byte in TEXT.encode())}"
-    return [_step(step, byte_letters, partial(compiled, text=text)) for step in steps]
+    deadline = time.monotonic() + PATIENCE_S
+    return [_step(step, byte_letters, deadline) for step in steps]
 
 
-def _split(text: str, splits: Sequence[Split]) -> list[str]:
-    pieces = [text]
-    for split in splits:
-        pieces = split(pieces)
-    return pieces
-
-
-def _step(step: Mapping[str, Any], byte_letters: Mapping[int, str], pattern: Callable[[str], re.Pattern[str]]) -> Split:
-    kind = step.get("type")
-    if kind == "Split" and step.get("behavior") in ("Isolated", "Removed", "MergedWithPrevious"):
-        return _by_pattern(step, pattern)
+def _step(step: Mapping[str, Any], byte_letters: Mapping[int, str], deadline: float) -> Split:
+    kind, behavior = step.get("type"), step.get("behavior", "Isolated")
+    if kind == "Split":
+        stored = mapping(step.get("pattern"))
+        text = stored.get("Regex")
+        pattern = text if isinstance(text, str) else regex.escape(str(stored["String"]))
+        if behavior == "Isolated" or (behavior == "Removed" and step.get("invert") is True):
+            return splitter(pattern, deadline, keep_rest=behavior == "Isolated")
     if kind == "Digits":
-        return _isolated(pattern(r"\p{N}" if step.get("individual_digits") else r"\p{N}+"))
-    if kind == "Punctuation" and step.get("behavior", "Isolated") == "Isolated":
-        return _isolated(pattern(r"[\p{P}$+<=>^`|~]"))
-    if kind == "Punctuation" and step.get("behavior") == "Contiguous":
-        return _isolated(pattern(r"[\p{P}$+<=>^`|~]+"))
+        return splitter(r"\p{N}" if step.get("individual_digits") else r"\p{N}+", deadline)
+    if kind == "Punctuation" and behavior in ("Isolated", "Contiguous"):
+        return splitter(_PUNCTUATION + ("+" if behavior == "Contiguous" else ""), deadline)
     if kind == "ByteLevel" and not step.get("add_prefix_space"):
-        return _byte_level(byte_letters, pattern(_GPT2) if step.get("use_regex", True) is True else None)
+        words = splitter(_GPT2, deadline) if step.get("use_regex", True) is True else lambda text: [text]
+        return lambda text: ("".join(byte_letters[byte] for byte in word.encode()) for word in words(text))
     raise _UnknownError
 
 
-def _by_pattern(step: Mapping[str, Any], compile: Callable[[str], re.Pattern[str]]) -> Split:
-    stored = mapping(step.get("pattern"))
-    text, behavior = stored.get("Regex"), step["behavior"]
-    pattern = compile(text if isinstance(text, str) else re.escape(str(stored["String"])))
-    if behavior == "Isolated":
-        return _isolated(pattern)
-    if behavior == "Removed" and step.get("invert") is True:
-        return lambda pieces: [match[0] for piece in pieces for match in pattern.finditer(piece) if match[0]]
-    raise _UnknownError
+def splitter(pattern: str, deadline: float, *, keep_rest: bool = True) -> Split:
+    """What cuts a text into the matches of a pattern and, with `keep_rest`, what lies between them.
 
+    It raises TimeoutError when `deadline` (seconds of the monotonic clock) passes. Raises regex.error for what is not a pattern.
+    """
+    if len(pattern) > _LONGEST:
+        raise _UnknownError
+    compiled = regex.compile(pattern)
 
-def _isolated(pattern: re.Pattern[str]) -> Split:
-    """Every match and everything between matches is a piece."""
-
-    def split(pieces: list[str]) -> list[str]:
-        out = []
-        for piece in pieces:
-            end = 0
-            for match in pattern.finditer(piece):
-                out += [piece[end : match.start()], match[0]]
-                end = match.end()
-            out.append(piece[end:])
-        return [part for part in out if part]
-
-    return split
-
-
-def _byte_level(byte_letters: Mapping[int, str], pattern: re.Pattern[str] | None) -> Split:
-    words = _isolated(pattern) if pattern else list
-
-    def split(pieces: list[str]) -> list[str]:
-        return ["".join(byte_letters[byte] for byte in piece.encode()) for piece in words(pieces)]
+    def split(text: str) -> Iterator[str]:
+        end = 0
+        for match in compiled.finditer(text, timeout=max(1e-3, deadline - time.monotonic())):
+            if keep_rest:
+                yield text[end : match.start()]
+            yield match[0]
+            end = match.end()
+        if keep_rest:
+            yield text[end:]
 
     return split
