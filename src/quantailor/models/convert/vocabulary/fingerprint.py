@@ -23,6 +23,8 @@ PATIENCE_S = 1.0
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _PUNCTUATION = r"[\p{P}$+<=>^`|~]"
 _MOST_STEPS, _MOST_AROUND, _LONGEST = 10, 100, 4000
+_RECURSION = regex.compile(r"\(\?(?:R|&|P>|[+-]?\d)")
+"""Not known to tokenizers, and in `regex` limited by memory alone."""
 _NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD")
 
 Split = Callable[[str], Iterable[str]]
@@ -43,7 +45,7 @@ def known_name(tokenizer: Mapping[str, Any], byte_letters: Mapping[int, str], me
     try:
         ids = _encode(tokenizer, byte_letters, merges)
         before, after = _around(mapping(tokenizer.get("post_processor")))
-    except (_UnknownError, regex.error, TimeoutError, LookupError, TypeError, ValueError, OverflowError, RecursionError):
+    except (_UnknownError, regex.error, TimeoutError, LookupError, TypeError, ValueError, OverflowError, RecursionError, MemoryError):
         return None
     for candidate in ([*before, *ids, *after], ids, [*before, *ids]):
         if name := NAMES.get(hashlib.sha256(str(candidate).encode()).hexdigest()):
@@ -153,7 +155,7 @@ def splitter(pattern: str, deadline: float, *, keep_rest: bool = True) -> Split:
 
     It raises TimeoutError when `deadline` (seconds of the monotonic clock) passes. Raises regex.error for what is not a pattern.
     """
-    if len(pattern) > _LONGEST:
+    if len(pattern) > _LONGEST or _RECURSION.search(pattern):
         raise _UnknownError
     compiled = regex.compile(pattern)
 
