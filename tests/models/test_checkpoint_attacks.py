@@ -245,6 +245,7 @@ def test_a_model_card_is_no_bomb(head: str, folder: Path) -> None:
         "|".join([r"[^Z]*[^Z]*Z"] * 200),
         r"(?=.*.*.*Z)",
         SLOW,
+        "(?R)",
     ],
 )
 def test_a_pattern_that_backtracks_is_given_up(pattern: str, byte_level: Path) -> None:
