@@ -18,7 +18,7 @@ from quantailor.models.upstream import checkpoint_digest
 from tiny_models import write_tiny
 
 TYPES = ("--types", "Q4_0,Q5_0,Q8_0", "--threads", 1)
-UNKNOWN = f"has the architecture '{ARCHITECTURE}', which our own conversion does not know"
+UNKNOWN = f"has the architecture '{ARCHITECTURE}', which Quantailor's own conversion does not support"
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ def test_what_cannot_be_done_is_one_line(quantailor: Command, foreign: Path, run
 
     assert UNKNOWN in quantailor("convert", foreign, "-o", output, "--way", "native", *home).error_line
     line = quantailor("convert", foreign, "-o", output, "--converter", tmp_path, *home).error_line
-    assert f"--converter names {tmp_path}, which is neither convert_hf_to_gguf.py nor a folder that holds it" in line
+    assert f"--converter names {tmp_path}, which is neither convert_hf_to_gguf.py nor a folder that contains it" in line
     (foreign / "code.py").touch()
     assert "brings code: code.py. Read the code" in quantailor("convert", foreign, "-o", output, *home).error_line
     output.touch()

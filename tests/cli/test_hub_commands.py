@@ -146,7 +146,7 @@ def test_a_damaged_file_in_the_cache_is_replaced(hub: HubServer, run: Command) -
 def test_a_wrong_checksum_is_refused_and_the_file_removed(hub: HubServer, run: Command, tmp_path: Path, name: str) -> None:
     files = checkpoint(2)
     hub.add("org/name", files, served={name: bytes(len(files[name]))})
-    assert f"{name} of org/name arrived with another content" in run("download", "org/name").error_line
+    assert f"{name} of org/name was downloaded, but its checksum is wrong" in run("download", "org/name").error_line
     kept = {path.name for path in (tmp_path / "hf").rglob("snapshots/*/*")}
     assert name not in kept
     hub.repos["org/name"].served = {}
@@ -246,7 +246,7 @@ def test_a_refused_download_is_a_failed_job_that_names_the_page(
 def test_a_login_is_found(hub: HubServer, run: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     hub.add("org/gated", checkpoint(1), gated="manual")
     monkeypatch.delenv("HF_TOKEN")
-    assert "nobody is logged in" in run("download", "org/gated").error_line
+    assert "you are not logged in" in run("download", "org/gated").error_line
     (tmp_path / "hf").mkdir(exist_ok=True)
     (tmp_path / "hf" / "token").write_text(hub.token)
     assert run("jobs", "resume", 1).code == 0
@@ -294,7 +294,7 @@ def test_a_server_that_fails_for_a_moment_is_asked_again(hub: HubServer, run: Co
     hub.add("org/name", checkpoint(1))
     hub.broken = 1
     assert run("download", "org/name").code == 0
-    assert any("answers with the status 500; trying again in 2 s" in line for line in run("jobs", "show", 1, "--json").result["log"])
+    assert any("answered with status 500; trying again in 2 s" in line for line in run("jobs", "show", 1, "--json").result["log"])
 
 
 def test_a_missing_path_is_told_as_such(hub: HubServer, run: Command) -> None:

@@ -293,7 +293,7 @@ def test_a_login_that_is_missing_is_told(
     hub.add("org/gated", model, gated="manual")
     monkeypatch.delenv("HF_TOKEN")
     for words in steps("org/gated", tmp_path):
-        assert "nobody is logged in" in run(*words).error_line
+        assert "you are not logged in" in run(*words).error_line
     hub.asked.clear()
 
 

@@ -27,7 +27,7 @@ from tiny_models import write_tiny
 pytestmark = pytest.mark.slow
 
 N_LISTINGS, N_ANSWERS = 3000, 700
-NOBODY = Token(None, "nobody is logged in")
+NOBODY = Token(None, "you are not logged in")
 LONGEST_MESSAGE = 500
 _NAMES = (
     *("config.json", "tokenizer.json", "model.safetensors", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"),

@@ -92,7 +92,7 @@ FAILURES: dict[str, tuple[list[str], type[QuantailorError], str]] = {
     "pre-tokenizer": (
         [*TRACEBACK, "NotImplementedError: BPE pre-tokenizer was not recognized - update get_vocab_base_pre()"],
         UnsupportedModelError,
-        "way to split text",
+        "whose pre-tokenizer",
     ),
     "package": (
         [*TRACEBACK, "ModuleNotFoundError: No module named 'tiktoken'"],
@@ -168,7 +168,7 @@ def test_a_python_that_cannot_be_run_is_named(tmp_path: Path) -> None:
 
 
 def test_what_is_no_model_or_quantized_does_not_get_the_name(tmp_path: Path) -> None:
-    with pytest.raises(ModelFormatError, match=r"what llama\.cpp's converter 1\.2\.3 wrote for"):
+    with pytest.raises(ModelFormatError, match=r"the file that llama\.cpp's converter 1\.2\.3 wrote for"):
         convert(write_foreign(tmp_path / "broken", ready=joined()[:200]), tmp_path / "out" / "a.gguf")
     with pytest.raises(AlreadyQuantizedError, match="is quantized, though"):
         convert(write_foreign(tmp_path / "quantized", ready=joined()), tmp_path / "out" / "b.gguf")

@@ -45,7 +45,7 @@ def test_the_user_may_name_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert interpreter(begin=Stages().begin, needed=NEEDED, cache=tmp_path) == Path(sys.executable)
 
     monkeypatch.setenv("QUANTAILOR_CONVERT_PYTHON", str(tmp_path / "none"))
-    with pytest.raises(ConverterError, match=r"QUANTAILOR_CONVERT_PYTHON names .*none, which is no file"):
+    with pytest.raises(ConverterError, match=r"QUANTAILOR_CONVERT_PYTHON names .*none, which is not a file"):
         interpreter(begin=Stages().begin, needed=NEEDED, cache=tmp_path)
 
 

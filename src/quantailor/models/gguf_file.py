@@ -117,7 +117,7 @@ class GGUFSource:
         return self._text("general.architecture") or "unknown"
 
     def _text(self, key: str) -> str | None:
-        """A text for people: bytes that are no UTF-8 become replacement characters, controls become spaces."""
+        """A text for people: bytes that are not UTF-8 become replacement characters, controls become spaces."""
         stored = self.metadata.get(key)
         if stored is None or not isinstance(stored.value, str):
             return None
@@ -172,7 +172,7 @@ def _all_files(path: Path) -> list[Path]:
         return [path]
     count = int(match["count"])
     if not 1 <= int(match["number"]) <= count:
-        raise ModelFormatError(f"{path} is no shard of {count}", remedy="Give the first shard")
+        raise ModelFormatError(f"{path} is not one of {count} shards", remedy="Give the path of the first shard")
     files = [path.with_name(f"{match['stem']}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
     for file in files:
         if file != path and not os.path.lexists(file):

@@ -80,14 +80,14 @@ def aligned(size: int, alignment: int) -> int:
 
 
 def alignment_of(metadata: Mapping[str, MetadataValue], name: str) -> int:
-    """The file's alignment. Raises ModelFormatError where `general.alignment` is no power of two."""
+    """The file's alignment. Raises ModelFormatError where `general.alignment` is not a power of two."""
     stored = metadata.get(ALIGNMENT_KEY)
     if stored is None:
         return DEFAULT_ALIGNMENT
     value = stored.value
     if stored.value_type != "uint32" or not isinstance(value, int) or value < 1 or value & (value - 1) or value > 2**20:
         shown = value if isinstance(value, int) else stored.value_type
-        raise ModelFormatError(f"{name} has the alignment {shown}, which is no power of two up to {2**20}", remedy=INTACT)
+        raise ModelFormatError(f"{name} has the alignment {shown}, not a power of two up to {2**20}", remedy=INTACT)
     return value
 
 
@@ -127,7 +127,7 @@ class _Cursor:
             raise self.fail(f"{what} has {len(raw)} bytes; 1 to {most_bytes} are legal")
         text = str(raw, "utf-8", "replace")
         if "\ufffd" in text or not text.isprintable():
-            raise self.fail(f"{what} is no plain text: {_short(ascii(text))}")
+            raise self.fail(f"{what} is not plain text: {_short(ascii(text))}")
         return text
 
     def texts(self, count: int, what: str) -> tuple[str, ...]:
@@ -138,7 +138,7 @@ class _Cursor:
             start = at + _U64.size
             if start > end or (at := start + _U64.unpack_from(data, at)[0]) > end:
                 raise self.fail(f"the file ends within {what}")
-            # Some vocabularies hold bytes that are no UTF-8; they survive a round trip this way.
+            # Some vocabularies hold bytes that are not UTF-8; they survive a round trip this way.
             found.append(str(data[start:at], "utf-8", "surrogateescape"))
         self.at = at
         return tuple(found)
@@ -169,7 +169,7 @@ def parse_header(data: memoryview, file_size: int, name: str) -> Header:
 def _parsed(cursor: _Cursor, file_size: int) -> Header:
     name = cursor.name
     if bytes(cursor.data[:4]) != MAGIC:
-        raise ModelFormatError(f"{name} is no GGUF file", remedy="Give a GGUF file or a Hugging Face directory")
+        raise ModelFormatError(f"{name} is not a GGUF file", remedy="Give a GGUF file or a Hugging Face directory")
     cursor.at = 4
     version = cursor.number("I", "the version")
     if version not in READABLE_VERSIONS:
@@ -191,7 +191,7 @@ def _read_metadata(cursor: _Cursor, count: int) -> dict[str, MetadataValue]:
     for _ in range(count):
         key = cursor.name_of("a metadata key", MAX_KEY_BYTES)
         if key in metadata:
-            raise cursor.fail(f"the metadata key {_short(key)} is there twice")
+            raise cursor.fail(f"the metadata key {_short(key)} appears twice")
         metadata[key] = _read_value(cursor, _short(key))
     return metadata
 
@@ -239,7 +239,7 @@ def _read_tensor(cursor: _Cursor, qtypes: Mapping[int, QType]) -> _RawTensor:
     if any(size < 1 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
         raise cursor.fail(f"{name} has the shape {shape}")
     if not qtype.divides(shape[-1]):
-        raise cursor.fail(f"{name} has rows of {shape[-1]} weights, no multiple of {qtype.name}'s block of {qtype.block_size}")
+        raise cursor.fail(f"{name} has rows of {shape[-1]} weights, not a multiple of {qtype.name}'s block of {qtype.block_size}")
     return _RawTensor(name, shape, qtype, offset)
 
 
@@ -300,7 +300,7 @@ def _check_tensors(tensors: Sequence[TensorInfo]) -> None:
         if not 1 <= len(tensor.name.encode("utf-8", "replace")) <= MAX_NAME_BYTES or not tensor.name.isprintable():
             raise ModelFormatError(f"{_short(ascii(tensor.name))} cannot be a tensor's name; {MAX_NAME_BYTES} bytes of plain text can")
         if tensor.name in names:
-            raise ModelFormatError(f"the tensor {tensor.name} is to be written twice")
+            raise ModelFormatError(f"the tensor {tensor.name} would be written twice")
         if qtype is None or not 1 <= len(tensor.shape) <= MAX_DIMS or not qtype.divides(tensor.n_cols):
             raise ModelFormatError(f"{tensor.name} of shape {tensor.shape} cannot be written as {tensor.type_name}")
         if tensor.n_elements < 1 or tensor.size_bytes != qtype.row_bytes(tensor.n_cols) * tensor.n_rows:

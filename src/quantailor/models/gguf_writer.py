@@ -179,7 +179,7 @@ class GGUFWriter:
         part = self._layout.parts[self._part]
         if self._tensor == len(part.tensors):
             if self._part + 1 == len(self._layout.parts):
-                raise OutputError(f"{self.paths[-1]} got more data than its tensors hold")
+                raise OutputError(f"{self.paths[-1]} received more data than its tensors hold")
             self._next_part()
             part = self._layout.parts[self._part]
         return part.tensors[self._tensor]

@@ -51,7 +51,7 @@ class HuggingFaceSource:
             self.left_out = family.left_out
             self._planned = {tensor.info.name: tensor for tensor in planned}
             if len(self._planned) != len(planned):
-                raise ModelFormatError(f"{self.folder} has tensors that become one in GGUF", remedy="Download the model again")
+                raise ModelFormatError(f"{self.folder} has several tensors that would get the same name in GGUF", remedy="Download the model again")
             self.metadata: Mapping[str, MetadataValue] = {
                 "general.architecture": MetadataValue("string", family.architecture),
                 **family.leading(),
@@ -145,7 +145,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     stored = read_json(index).get("weight_map")
     if not isinstance(stored, dict) or not stored:
         raise ModelFormatError(f"{index} has no weight_map", remedy="Download the model again")
-    # A value that is no text does not end like a file either.
+    # A value that is not a text does not end like a file either.
     for name in dict.fromkeys(map(str, stored.values())):
         plain = name == PurePosixPath(name).name == PureWindowsPath(name).name and name.isprintable()
         if not plain or not name.endswith(".safetensors") or len(name) > MAX_NAME:
@@ -155,5 +155,5 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _no_weights(folder: Path) -> ModelError:
     if any(folder.glob("pytorch_model*.bin")):
-        return UnsupportedModelError(f"{folder} has its weights in pickle files", remedy=OTHER_WAY)
+        return UnsupportedModelError(f"{folder} stores its weights in pickle files", remedy=OTHER_WAY)
     return ModelError(f"{folder} has no model*.safetensors", remedy="Download the model's weights as well")

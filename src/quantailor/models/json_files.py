@@ -12,7 +12,7 @@ from quantailor.errors import ModelError, ModelFormatError
 from quantailor.models.random_access import unreadable
 
 INTACT = "Download the model again"
-OTHER_WAY = "Run `quantailor convert` first, which takes llama.cpp's own converter for it, and give its output"
+OTHER_WAY = "Run `quantailor convert` first, which uses llama.cpp's own converter for it, and give its output"
 MAX_FILE_BYTES = 64 << 20
 """Twice the largest tokenizer that is known."""
 
@@ -26,12 +26,12 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
         text = str(data, "utf-8")
         value = json.loads(text)
         if "\\ud" in text.lower():
-            # Half of a surrogate pair is no text and could not be written.
+            # Half of a surrogate pair is not text and could not be written.
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise ModelFormatError(f"{name} is no valid JSON: {str(error)[:120]}", remedy=INTACT) from error
+        raise ModelFormatError(f"{name} is not valid JSON: {str(error)[:120]}", remedy=INTACT) from error
     if not isinstance(value, dict):
-        raise ModelFormatError(f"{name} holds no JSON object", remedy=INTACT)
+        raise ModelFormatError(f"{name} does not hold a JSON object", remedy=INTACT)
     return value
 
 
@@ -63,7 +63,7 @@ def read_text(path: Path) -> str:
     try:
         return str(read_bytes(path), "utf-8")
     except UnicodeDecodeError as error:
-        raise ModelFormatError(f"{path} is no UTF-8 text", remedy=INTACT) from error
+        raise ModelFormatError(f"{path} is not UTF-8 text", remedy=INTACT) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -81,6 +81,6 @@ def mapping(value: object) -> JsonObject:
     return value if isinstance(value, dict) else {}
 
 
-def objects(value: object) -> list[dict[str, Any]]:
-    """The JSON objects in a list; empty for anything that is no list."""
+def objects(value: Any) -> list[dict[str, Any]]:
+    """The JSON objects in a list; empty for anything that is not a list."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

@@ -86,7 +86,7 @@ class SafetensorsFile:
         self._stored.close()
 
     def _corrupt(self, what: str) -> ModelFormatError:
-        return ModelFormatError(f"{self.path} is no intact safetensors file: {what}", remedy=INTACT)
+        return ModelFormatError(f"{self.path} is not an intact safetensors file: {what}", remedy=INTACT)
 
     def _read_header(self) -> dict[str, StoredArray]:
         length = int.from_bytes(self.read(0, 8).tobytes(), "little")
@@ -104,7 +104,7 @@ class SafetensorsFile:
         if not name.isprintable() or not 0 < len(name) <= MAX_NAME:
             raise self._corrupt(f"it has an array called {name[:80]!r}")
         if not isinstance(entry, dict):
-            raise self._corrupt(f"the entry of {name} is no object")
+            raise self._corrupt(f"the entry of {name} is not an object")
         dtype, shape, offsets = entry.get("dtype"), _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
         if not isinstance(dtype, str):
             raise self._corrupt(f"{name} has no dtype")

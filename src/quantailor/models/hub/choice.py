@@ -99,7 +99,7 @@ def choose(
     """What to download.
 
     Args:
-        files: all files of the repository; names that are no plain paths are not looked at.
+        files: all files of the repository; names that are not plain paths are ignored.
         repo_id: for messages.
         weight_names: the files that the safetensors index names, where there is one.
         gguf_file: the GGUF file to take, any of its shards, instead of the 16-bit one.
@@ -200,5 +200,5 @@ def _listed(names: Collection[str]) -> str:
 
 def _no_weights(known: Collection[str], repo_id: str) -> Exception:
     if any(re.fullmatch(r"pytorch_model[^/]*\.bin|consolidated[^/]*\.pth", name) for name in known):
-        return UnsupportedModelError(f"{repo_id} has its weights in pickle files", remedy="Look for the model as safetensors")
+        return UnsupportedModelError(f"{repo_id} stores its weights in pickle files", remedy="Look for the model as safetensors")
     return RepoFileNotFoundError(f"{repo_id} has neither model*.safetensors nor GGUF files", remedy="Give a language model's repository")

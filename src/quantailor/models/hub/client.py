@@ -177,7 +177,7 @@ class Repo(RepoAtCommit):
         found = self._api().model_info(self.asked.repo_id, revision=self.asked.revision, timeout=REQUEST_TIMEOUT_S)
         name, sha = str(found.id), str(found.sha)
         if not is_plain(name) or len(name.encode()) > _LONGEST_ID or not _HASH.fullmatch(sha):
-            raise HubUnreachableError(f"{self.settings.endpoint} does not answer as a Hugging Face hub", remedy="Check HF_ENDPOINT")
+            raise HubUnreachableError(f"{self.settings.endpoint} does not answer like a Hugging Face hub", remedy="Check HF_ENDPOINT")
         summary = found.safetensors
         return RepoInfo(
             repo_id=name,

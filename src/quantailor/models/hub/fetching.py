@@ -70,7 +70,7 @@ def fetch_all(repo: Repo, files: Sequence[RepoFile], control: Control) -> int:
         report = _Reporter(control, file, done, total)
         if not _fetch_intact(repo, file, report, control) and (report.received or not _fetch_intact(repo, file, report, control)):
             raise DownloadDamagedError(
-                f"{file.name} of {repo.repo_id} arrived with another content than its checksum says", remedy="Try again; it was removed"
+                f"{file.name} of {repo.repo_id} was downloaded, but its checksum is wrong", remedy="Try again; the file was removed"
             )
         done += file.size_bytes
         received += report.received

@@ -63,7 +63,7 @@ class RemoteSafetensors(SafetensorsFile):
     """The header of a safetensors file on the hub. Its arrays can be described, not read.
 
     Raises:
-        ModelFormatError: the header is no safetensors header.
+        ModelFormatError: the header is not a safetensors header.
     """
 
     def __init__(self, repo: RepoAtCommit, file: RepoFile) -> None:

@@ -77,7 +77,7 @@ def translated(error: Exception, asked: Asked) -> QuantailorError:
             link=f"{asked.page}/commits",
         )
     if isinstance(error, errors.RemoteEntryNotFoundError):
-        return RepoFileNotFoundError(f"{asked.repo_id} has no longer a file that it listed", remedy="Try again", link=asked.page)
+        return RepoFileNotFoundError(f"{asked.repo_id} no longer has a file that it listed", remedy="Try again", link=asked.page)
     if isinstance(error, errors.RepositoryNotFoundError):
         return _not_found(asked)
     if isinstance(error, errors.HfHubHTTPError):
@@ -97,7 +97,7 @@ def _gated(error: HfHubHTTPError, asked: Asked) -> AccessError:
     said = _said(error)
     if not asked.token:
         return TokenMissingError(
-            f"{asked.repo_id} is gated and nobody is logged in",
+            f"{asked.repo_id} is gated, and you are not logged in",
             remedy=f"Ask for access at {asked.page}, then run `hf auth login`, set HF_TOKEN or give --token-file ({asked.tokens_page})",
             link=asked.page,
         )
@@ -110,7 +110,7 @@ def _gated(error: HfHubHTTPError, asked: Asked) -> AccessError:
     if "await" in said or "pending" in said or "review" in said:
         link = f"{asked.settings.endpoint}/settings/gated-repos"
         return AccessPendingError(
-            f"your request for access to {asked.repo_id} waits for its authors", remedy=f"See {link} and try again later", link=link
+            f"your request for access to {asked.repo_id} is waiting for its authors' answer", remedy=f"See {link} and try again later", link=link
         )
     if _about_token(said):
         return _permission(asked)
@@ -140,7 +140,7 @@ def _invalid(asked: Asked) -> TokenInvalidError:
 
 
 def _not_found(asked: Asked) -> RepoNotFoundError:
-    private = f"the token ({asked.token.origin}) does not open it" if asked.token else "nobody is logged in"
+    private = f"the token ({asked.token.origin}) does not open it" if asked.token else "you are not logged in"
     return RepoNotFoundError(
         f"there is no model {asked.repo_id} at {asked.settings.endpoint}, or it is private and {private}",
         remedy="Check the spelling, or log in with `hf auth login`",
@@ -162,11 +162,11 @@ def _by_status(error: HfHubHTTPError, asked: Asked) -> HubError:
         wait = _retry_after(error)
         when = "later" if wait is None else f"in {wait:.0f} s"
         return RateLimitError(
-            f"{asked.settings.endpoint} gets too many requests from here",
+            f"{asked.settings.endpoint} is receiving too many requests from here",
             remedy=f"Try again {when}" + ("" if asked.token else "; with a token the limit is higher"),
             retry_after_s=wait,
         )
-    return HubUnreachableError(f"{asked.settings.endpoint} answers with the status {status}", remedy="Try again later")
+    return HubUnreachableError(f"{asked.settings.endpoint} answered with status {status}", remedy="Try again later")
 
 
 def _local(error: Exception, asked: Asked) -> QuantailorError:
@@ -176,13 +176,13 @@ def _local(error: Exception, asked: Asked) -> QuantailorError:
             f"{asked.settings.endpoint} cannot be reached", remedy="Check the network, HF_ENDPOINT and the proxy, then try again"
         )
     if kinds & {"HFValidationError", "InvalidURL"}:
-        return RepoNotFoundError(f"{asked.repo_id[:120]!r} is no repository's name", remedy="Give ORGANIZATION/NAME")
+        return RepoNotFoundError(f"{asked.repo_id[:120]!r} is not the name of a repository", remedy="Give ORGANIZATION/NAME")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG):
         return cannot_write(Path(error.filename or asked.settings.cache_folder), error)
     if isinstance(error, OSError) and error.errno:
         return OutputError(f"cannot use {asked.settings.cache_folder}: {error.strerror}", remedy="Choose another place with HF_HOME")
     if isinstance(error, OSError):
-        return DownloadDamagedError(f"a file of {asked.repo_id} did not arrive whole", remedy="Try again: what is whole is kept")
+        return DownloadDamagedError(f"a file of {asked.repo_id} was not downloaded completely", remedy="Try again: complete files are kept")
     return HubUnreachableError(f"{asked.repo_id} cannot be read from {asked.settings.endpoint}: {type(error).__name__}", remedy="Try again")
 
 

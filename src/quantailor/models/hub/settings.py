@@ -75,10 +75,10 @@ def find_token(token_file: Path | None = None, *, environ: Mapping[str, str] = o
         if secret := environ.get(name, "").strip():
             return Token(secret, name)
     if environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in _TRUE:
-        return Token(None, "nobody is logged in")
+        return Token(None, "you are not logged in")
     stored = _expanded(environ.get("HF_TOKEN_PATH") or str(_home(environ) / "token"))
     kept = _logged_in(stored)
-    return Token(kept, "hf auth login") if kept else Token(None, "nobody is logged in")
+    return Token(kept, "hf auth login") if kept else Token(None, "you are not logged in")
 
 
 def _from_file(path: Path) -> str:

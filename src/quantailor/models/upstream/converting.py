@@ -57,7 +57,7 @@ def convert_directory(
 
     Raises:
         UnsupportedModelError: the checkpoint brings code, or the converter does not know it.
-        ModelError: the checkpoint lacks something, or what was written is no model.
+        ModelError: the checkpoint lacks something, or what was written is not a model.
         AlreadyQuantizedError: what was written is quantized though the checkpoint is not.
         ResourceError: memory does not suffice.
         ConverterError: it failed otherwise.
@@ -141,14 +141,14 @@ def _check(partial: Path, folder: Path, converter: Converter) -> None:
         source = GGUFSource(partial)
     except ModelError as error:
         raise type(error)(
-            f"what {converter.name} wrote for {folder} cannot be read: {error.message}", remedy="Try a newer llama.cpp"
+            f"the file that {converter.name} wrote for {folder} cannot be read: {error.message}", remedy="Try a newer llama.cpp"
         ) from error
     try:
         stored_quantized = bool(read_json_if_there(folder / "config.json").get("quantization_config"))
         require_unquantized(source, allow_requantize=stored_quantized)
     except AlreadyQuantizedError as error:
         raise AlreadyQuantizedError(
-            f"what {converter.name} wrote for {folder} is quantized, though the checkpoint is not",
+            f"the file that {converter.name} wrote for {folder} is quantized, though the checkpoint is not",
             remedy="Check that it is convert_hf_to_gguf.py",
         ) from error
     finally:

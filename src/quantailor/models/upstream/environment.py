@@ -31,7 +31,7 @@ def requirements() -> tuple[str, ...]:
     stored = map(Requirement, importlib.metadata.requires("quantailor") or ())
     wanted = [item for item in stored if item.marker is not None and _is_of_extra(item.marker)]
     if not wanted:
-        raise ConverterError(f"the installed Quantailor does not know the extra {EXTRA!r}", remedy="Install Quantailor again")
+        raise ConverterError(f"the installed Quantailor has no extra {EXTRA!r}", remedy="Install Quantailor again")
     for item in wanted:
         item.marker = None
     return tuple(map(str, wanted))
@@ -67,7 +67,7 @@ def interpreter(*, begin: Begin, needed: Sequence[str] | None = None, cache: Pat
 
 def _given(python: Path) -> Path:
     if not python.is_file():
-        raise ConverterError(f"{VARIABLE} names {python}, which is no file", remedy="Name a Python that has torch and transformers")
+        raise ConverterError(f"{VARIABLE} names {python}, which is not a file", remedy="Name a Python that has torch and transformers")
     return python.absolute()
 
 

@@ -47,14 +47,14 @@ def failure(lines: Sequence[str], status: int, *, folder: Path, name: str, log: 
     text = "\n".join([*lines[-40:], last])
     if status == _KILLED or _MEMORY.search(text):
         return ResourceError(
-            f"{name} needs more memory for {folder} than there is ({where})", remedy="Close other programs or use a larger machine"
+            f"{name} needs more memory for {folder} than is available ({where})", remedy="Close other programs or use a larger machine"
         )
     if _DISK.search(text):
         return OutputError(f"{name} cannot write: the disk is full ({where})", remedy="Free some space, or write the base elsewhere")
     if match := _ARCHITECTURE.search(text):
         return UnsupportedModelError(f"{folder} has the architecture {_first(match)!r}, which {name} does not know either", remedy=NEWER)
     if _PRE_TOKENIZER.search(text):
-        return UnsupportedModelError(f"{folder} has a tokenizer whose way to split text {name} does not recognize ({where})", remedy=NEWER)
+        return UnsupportedModelError(f"{folder} has a tokenizer whose pre-tokenizer {name} does not recognize ({where})", remedy=NEWER)
     if package := next((match[1] for pattern in _PACKAGES if (match := pattern.search(last))), None):
         return ConverterError(
             f"{name} needs the Python package {package!r} for {folder} ({where})",
@@ -62,7 +62,7 @@ def failure(lines: Sequence[str], status: int, *, folder: Path, name: str, log: 
         )
     if match := _MISSING.search(last):
         return ModelError(
-            f"{folder} lacks a file that {name} needs: {Path(_first(match)).name} ({where})",
+            f"{folder} does not have a file that {name} needs: {Path(_first(match)).name} ({where})",
             remedy="Download the model again, its tokenizer files included",
         )
     if match := _TENSOR.search(last):

@@ -53,7 +53,7 @@ def _failure(python: Path, lines: Sequence[str], what: str, status: int) -> Quan
         return OutputError(f"the disk is full: pip cannot get {what}", remedy="Free some space, or set TMPDIR and XDG_CACHE_HOME")
     if "DO NOT MATCH THE HASHES" in said:
         return ConverterError(
-            f"what pip found for {what} has another hash than it should have, and was not used", remedy="Check the index that pip uses"
+            f"what pip downloaded for {what} has the wrong hash and was not used", remedy="Check the index that pip uses"
         )
     if any(word in said for word in NETWORK):
         return ConverterError(

@@ -81,7 +81,7 @@ def _extract(archive: Path, folder: Path) -> None:
             for name, member in found.items():
                 stored.extract(member.replace(name=name, deep=False), folder, filter="data")
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise ConverterError(f"{archive.name} is no intact archive: {error}", remedy="Check the index that pip uses") from error
+        raise ConverterError(f"{archive.name} is not an intact archive: {error}", remedy="Check the index that pip uses") from error
 
 
 def _wanted(member: tarfile.TarInfo) -> str | None:

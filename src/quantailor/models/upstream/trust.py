@@ -19,7 +19,7 @@ def refuse_code(folder: Path) -> None:
         if path.suffix.lower() in (".py", ".pyc", ".pyw"):
             raise UnsupportedModelError(f"{folder} brings code: {path.name}", remedy=REMEDY)
         if path.suffix.lower() == ".json" and path.is_file() and (found := _code_in(_parsed(path))):
-            raise UnsupportedModelError(f"{path} names code to be run: {found[:120]!r}", remedy=REMEDY)
+            raise UnsupportedModelError(f"{path} names code to run: {found[:120]!r}", remedy=REMEDY)
 
 
 def _parsed(path: Path) -> object:

@@ -34,7 +34,7 @@ class _Loader(yaml.SafeLoader):
         value = super().construct_scalar(node)
         if node.tag in _NUMBERS and len(str(value)) > _LONGEST_NUMBER:
             raise yaml.constructor.ConstructorError(None, None, "a number too long to be one", node.start_mark)
-        # Half of a surrogate pair is no text and could not be written.
+        # Half of a surrogate pair is not text and could not be written.
         str(value).encode()
         return value
 
@@ -46,11 +46,11 @@ def model_card(folder: Path) -> JsonObject:
     if not lines or lines[0] != "---":
         return {}
     head = lines[1 : lines.index("---", 1)] if "---" in lines[1:] else lines[1:]
-    # A bare "no" is Norwegian here, and tabs are no YAML.
+    # A bare "no" is Norwegian here, and tabs are not YAML.
     text = ("\n".join(head) + "\n").replace("- no\n", '- "no"\n').replace("\t", "  ")
     if len(text) > MAX_HEAD:
         raise ModelFormatError(f"the head of {path} has {len(text):,} letters", remedy=REMEDY)
     try:
         return mapping(yaml.load(text, _Loader))  # noqa: S506 - a safe loader
     except _REFUSALS as error:
-        raise ModelFormatError(f"the head of {path} is no valid YAML", remedy=REMEDY) from error
+        raise ModelFormatError(f"the head of {path} is not valid YAML", remedy=REMEDY) from error

@@ -107,7 +107,7 @@ def _size(part: str, n_parameters: int) -> _Part:
 
 
 def _prefer_numbers(parts: list[_Part]) -> None:
-    """Words such as "large" are no sizes beside a number."""
+    """Words such as "large" are not sizes beside a number."""
     sizes = [part for part in parts if part.has("size_label")]
     if any(letter.isdecimal() for part in sizes for letter in part.text):
         for part in sizes:

@@ -44,12 +44,12 @@ def family_of(config: JsonObject, place: str) -> Family:
     family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
         raise UnsupportedModelError(
-            f"{place} has the architecture {str(name)[:80]!r}, which our own conversion does not know", remedy=OTHER_WAY
+            f"{place} has the architecture {str(name)[:80]!r}, which Quantailor's own conversion does not support", remedy=OTHER_WAY
         )
     quantized = config.get("quantization_config")
     if quantized is not None and mapping(quantized).get("quant_method") not in family.quantizations:
         raise UnsupportedModelError(
-            f"{place} describes a quantized checkpoint that our own conversion cannot read",
+            f"{place} describes a quantized checkpoint that Quantailor's own conversion cannot read",
             remedy=f"Start from the 16-bit model. {OTHER_WAY}",
         )
     return family(config, place)

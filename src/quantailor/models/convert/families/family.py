@@ -120,7 +120,7 @@ class Family:
         self.n_layers = self.config.count("num_hidden_layers", most=MAX_LAYERS)
         self.vocab_size = self.config.count("vocab_size")
         self.left_out: tuple[str, ...] = ()
-        """Arrays that are no part of the text model, after `plan`."""
+        """Arrays that are not part of the text model, after `plan`."""
         self._scales: dict[str, StoredArray] = {}
 
     # Tensors
@@ -156,7 +156,7 @@ class Family:
         return texts
 
     def _is_extra(self, name: str) -> bool:
-        """Whether an array is no part of the text model, or of one that llama.cpp does not run."""
+        """Whether an array is not part of the text model, or of one that llama.cpp does not run."""
         return _OTHER_MODALITIES.match(name) is not None
 
     def _first(self) -> Iterable[PlannedTensor]:

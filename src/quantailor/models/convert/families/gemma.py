@@ -104,7 +104,7 @@ class Gemma3(Gemma2):
         return entries
 
     def _planned(self, text: Text, target: str) -> Iterable[PlannedTensor]:
-        """Rows of the embedding beyond the vocabulary are left away."""
+        """Rows of the embedding beyond the vocabulary are left out."""
         shape = text.array.shape
         if text.name == "model.embed_tokens.weight" and len(shape) == 2 and shape[0] > self.vocab_size:
             yield self._tensor("token_embd.weight", self._rows(text.array), (self.vocab_size, shape[1]), target)

@@ -118,7 +118,7 @@ class SmolLM3(Llama):
         interval = self.config.count("no_rope_layer_interval")
         rhythm = [int((layer + 1) % interval != 0) for layer in range(self.n_layers)]
         if (self.config.get("no_rope_layers") or rhythm) != [int((layer + 1) % _STEP != 0) for layer in range(self.n_layers)]:
-            raise UnsupportedModelError(f"{place} leaves rope out of other layers than every {_STEP}th", remedy=REMEDY)
+            raise UnsupportedModelError(f"{place} leaves rope out of layers other than every {_STEP}th", remedy=REMEDY)
 
 
 class Mixtral(Experts, Mistral):

@@ -20,7 +20,7 @@ def rope_metadata(config: Config, rope: JsonObject, *, long: bool = False) -> di
 
     Raises:
         UnsupportedModelError: a rope type that llama.cpp has no keys for.
-        ModelFormatError: a value that is no number.
+        ModelFormatError: a value that is not a number.
     """
     number = config.as_number
     kind, factor = rope["rope_type"], rope.get("factor")

@@ -32,7 +32,7 @@ def bpe_vocabulary(folder: Path, config: JsonObject, vocab_size: int) -> Entries
         raise ModelError(f"{folder} has no tokenizer.json", remedy="Download the model's tokenizer as well")
     tokenizer = BpeTokenizer(folder)
     if tokenizer.byte_fallback:
-        raise UnsupportedModelError(f"{tokenizer.path} is no byte-level vocabulary, which this family has", remedy=OTHER_WAY)
+        raise UnsupportedModelError(f"{tokenizer.path} is not a byte-level vocabulary, which this family uses", remedy=OTHER_WAY)
     return tokenizer.vocabulary(vocab_size).metadata(folder) | tokenizer.merges() | special_metadata(folder, config, None)
 
 
