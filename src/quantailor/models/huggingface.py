@@ -51,7 +51,9 @@ class HuggingFaceSource:
             self.left_out = family.left_out
             self._planned = {tensor.info.name: tensor for tensor in planned}
             if len(self._planned) != len(planned):
-                raise ModelFormatError(f"{self.folder} has several tensors that would get the same name in GGUF", remedy="Download the model again")
+                raise ModelFormatError(
+                    f"{self.folder} has several tensors that would get the same name in GGUF", remedy="Download the model again"
+                )
             self.metadata: Mapping[str, MetadataValue] = {
                 "general.architecture": MetadataValue("string", family.architecture),
                 **family.leading(),

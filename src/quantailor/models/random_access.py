@@ -48,7 +48,9 @@ class RandomAccessFile:
             while done < len(data):
                 count = self._read_part(data[done : done + _MOST_AT_ONCE], start + done)
                 if not count:
-                    raise ModelFormatError(f"{self.path} has become shorter and now ends at byte {start + done}", remedy="Get an intact copy")
+                    raise ModelFormatError(
+                        f"{self.path} has become shorter and now ends at byte {start + done}", remedy="Get an intact copy"
+                    )
                 done += count
         except (OSError, ValueError) as error:
             raise unreadable(self.path, error) from error

@@ -110,7 +110,9 @@ def _gated(error: HfHubHTTPError, asked: Asked) -> AccessError:
     if "await" in said or "pending" in said or "review" in said:
         link = f"{asked.settings.endpoint}/settings/gated-repos"
         return AccessPendingError(
-            f"your request for access to {asked.repo_id} is waiting for its authors' answer", remedy=f"See {link} and try again later", link=link
+            f"your request for access to {asked.repo_id} is waiting for its authors' answer",
+            remedy=f"See {link} and try again later",
+            link=link,
         )
     if _about_token(said):
         return _permission(asked)

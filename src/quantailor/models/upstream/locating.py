@@ -61,7 +61,8 @@ def _at(given: Path, origin: str) -> Converter:
     script = place / SCRIPT if place.is_dir() else place
     if not script.is_file():
         raise ConverterError(
-            f"{origin} names {given}, which is neither {SCRIPT} nor a folder that contains it", remedy="Give llama.cpp's folder or the script"
+            f"{origin} names {given}, which is neither {SCRIPT} nor a folder that contains it",
+            remedy="Give llama.cpp's folder or the script",
         )
     return Converter(script, f"llama.cpp's converter at {script}")
 

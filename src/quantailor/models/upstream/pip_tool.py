@@ -52,9 +52,7 @@ def _failure(python: Path, lines: Sequence[str], what: str, status: int) -> Quan
     if "No space left on device" in said or "Disk quota exceeded" in said:
         return OutputError(f"the disk is full: pip cannot get {what}", remedy="Free some space, or set TMPDIR and XDG_CACHE_HOME")
     if "DO NOT MATCH THE HASHES" in said:
-        return ConverterError(
-            f"what pip downloaded for {what} has the wrong hash and was not used", remedy="Check the index that pip uses"
-        )
+        return ConverterError(f"what pip downloaded for {what} has the wrong hash and was not used", remedy="Check the index that pip uses")
     if any(word in said for word in NETWORK):
         return ConverterError(
             f"pip cannot reach its index for {what}",

@@ -20,6 +20,24 @@ def float32(value: float) -> MetadataValue:
     return MetadataValue("float32", float(np.float32(value)))
 
 
+_SHORT = {
+    "vocab": "vocab_size",
+    "width": "hidden_size",
+    "feed_forward": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "context": "max_position_embeddings",
+    "eps": "rms_norm_eps",
+    "rope_base": "default_rope_theta",
+}
+
+
+def assumed(**values: Any) -> dict[str, Any]:
+    """Values that transformers assumes for keys that config.json leaves out, the commonest under short names (`_SHORT`)."""
+    return {_SHORT.get(key, key): value for key, value in values.items()}
+
+
 class Config:
     """Values of one configuration; an absent key takes the family's default, a null one has no value."""
 
@@ -58,21 +76,7 @@ class Config:
             raise self.wrong(key, value)
         return int(number)
 
-    def flag(self, key: str) -> bool:
-        """True or false. Raises ModelFormatError."""
-        value = self.get(key)
-        if not isinstance(value, bool):
-            raise self.wrong(key, value)
-        return value
-
-    def texts(self, key: str) -> list[str]:
-        """A list of texts. Raises ModelFormatError."""
-        value = self.get(key)
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise self.wrong(key, value)
-        return value
-
-    def wrong(self, key: str, value: object) -> ModelFormatError:
+    def wrong(self, key: str, value: Any) -> ModelFormatError:
         return ModelFormatError(f"{self.place} has {key} = {str(value)[:80]!r}", remedy="Check the file or download the model again")
 
     @property

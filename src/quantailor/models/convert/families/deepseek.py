@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from quantailor.errors import ModelFormatError
-from quantailor.models.convert.families.config import float32
+from quantailor.models.convert.families.config import assumed, float32
 from quantailor.models.convert.families.experts import Experts
 from quantailor.models.convert.families.family import INTACT, LLAMA_NAMES, Key, Text
 from quantailor.models.convert.families.rows import PlannedTensor, picked, slices, transposed
@@ -27,28 +27,13 @@ class DeepseekV2(Experts):
     """`DeepseekV2ForCausalLM`."""
 
     architecture = "deepseek2"
-    defaults: ClassVar[JsonObject] = {
-        "vocab_size": 102400,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-6,
-        "default_rope_theta": 10000.0,
-        "first_k_dense_replace": 0,
-        "kv_lora_rank": 512,
-        "q_lora_rank": 1536,
-        "n_routed_experts": 64,
-        "n_shared_experts": 2,
-        "qk_nope_head_dim": 128,
-        "qk_rope_head_dim": 64,
-        "v_head_dim": 128,
-        "routed_scaling_factor": 1.0,
-        "norm_topk_prob": False,
-        "moe_intermediate_size": 1407,
-    }
+    defaults = (
+        assumed(vocab=102400, width=4096, feed_forward=11008, layers=32, heads=32, kv_heads=32)
+        | assumed(context=2048, eps=1e-6, rope_base=10000.0)
+        | assumed(kv_lora_rank=512, q_lora_rank=1536, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128)
+        | assumed(n_routed_experts=64, n_shared_experts=2, moe_intermediate_size=1407, first_k_dense_replace=0)
+        | assumed(routed_scaling_factor=1.0, norm_topk_prob=False)
+    )
     layer_names: ClassVar[Mapping[str, str]] = {
         **{key: name for key, name in LLAMA_NAMES.items() if key not in ("self_attn.k_proj", "self_attn.v_proj")},
         "self_attn.q_a_proj": "attn_q_a",
@@ -155,22 +140,9 @@ class DeepseekV2(Experts):
 class DeepseekV3(DeepseekV2):
     """`DeepseekV3ForCausalLM`."""
 
-    defaults: ClassVar[JsonObject] = {
-        **DeepseekV2.defaults,
-        "vocab_size": 129280,
-        "hidden_size": 7168,
-        "intermediate_size": 18432,
-        "num_hidden_layers": 61,
-        "num_attention_heads": 128,
-        "num_key_value_heads": 128,
-        "max_position_embeddings": 4096,
-        "moe_intermediate_size": 2048,
-        "n_shared_experts": 1,
-        "n_routed_experts": 256,
-        "routed_scaling_factor": 2.5,
-        "n_group": 8,
-        "topk_group": 4,
-        "num_experts_per_tok": 8,
-        "first_k_dense_replace": 3,
-        "norm_topk_prob": True,
-    }
+    defaults = (
+        DeepseekV2.defaults
+        | assumed(vocab=129280, width=7168, feed_forward=18432, layers=61, heads=128, kv_heads=128, context=4096)
+        | assumed(n_routed_experts=256, n_shared_experts=1, moe_intermediate_size=2048, first_k_dense_replace=3)
+        | assumed(n_group=8, topk_group=4, num_experts_per_tok=8, routed_scaling_factor=2.5, norm_topk_prob=True)
+    )

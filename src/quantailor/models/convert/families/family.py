@@ -79,8 +79,6 @@ class Key:
             return {}
         if self.kind == "float32":
             return {self.name: float32(config.number(self.source))}
-        if self.kind == "bool":
-            return {self.name: MetadataValue("bool", config.flag(self.source))}
         return {self.name: MetadataValue("uint32", config.as_count(self.source, value))}
 
 
@@ -100,7 +98,7 @@ class Family:
     """
 
     architecture: ClassVar[str]
-    defaults: ClassVar[JsonObject] = {}
+    defaults: ClassVar[dict[str, Any]] = {}
     """What transformers assumes for absent keys."""
     outer_names: ClassVar[Mapping[str, str]] = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
     layer_names: ClassVar[Mapping[str, str]] = LLAMA_NAMES

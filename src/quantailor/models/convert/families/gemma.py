@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
-from quantailor.models.convert.families.config import float32
+from quantailor.models.convert.families.config import assumed, float32
 from quantailor.models.convert.families.family import LLAMA_NAMES, QK_NORMS, Family, Key, Text
 from quantailor.models.convert.families.rope import rope_metadata
 from quantailor.models.convert.families.rows import PlannedTensor, Rows, plus_one
@@ -24,21 +24,11 @@ class Gemma2(Family):
     """`Gemma2ForCausalLM`: norms that multiply by 1 + weight, around attention and feed-forward; capped logits."""
 
     architecture = "gemma2"
-    defaults: ClassVar[JsonObject] = {
-        "vocab_size": 256000,
-        "hidden_size": 2304,
-        "intermediate_size": 9216,
-        "num_hidden_layers": 26,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "max_position_embeddings": 8192,
-        "rms_norm_eps": 1e-6,
-        "default_rope_theta": 10000.0,
-        "sliding_window": 4096,
-        "final_logit_softcapping": 30.0,
-        "attn_logit_softcapping": 50.0,
-    }
+    defaults = (
+        assumed(vocab=256000, width=2304, feed_forward=9216, layers=26, heads=8, kv_heads=4, head_dim=256)
+        | assumed(context=8192, eps=1e-6, rope_base=10000.0, sliding_window=4096)
+        | assumed(final_logit_softcapping=30.0, attn_logit_softcapping=50.0)
+    )
     layer_names: ClassVar[Mapping[str, str]] = LLAMA_NAMES | _NORMS
     keys: ClassVar[Sequence[Key]] = (
         Key("attn_logit_softcapping", "attn_logit_softcapping", "float32"),
@@ -75,13 +65,7 @@ class Gemma3(Gemma2):
     """`Gemma3ForCausalLM`, `Gemma3ForConditionalGeneration`: two ropes, norms of query and key, no capping."""
 
     architecture = "gemma3"
-    defaults: ClassVar[JsonObject] = {
-        **Gemma2.defaults,
-        "vocab_size": 262208,
-        "max_position_embeddings": 131072,
-        "final_logit_softcapping": None,
-        "attn_logit_softcapping": None,
-    }
+    defaults = Gemma2.defaults | assumed(vocab=262208, context=131072, final_logit_softcapping=None, attn_logit_softcapping=None)
     layer_names: ClassVar[Mapping[str, str]] = LLAMA_NAMES | _NORMS | QK_NORMS
     keys = (Key("final_logit_softcapping", "final_logit_softcapping", "float32", optional=True),)
 

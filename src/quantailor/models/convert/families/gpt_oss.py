@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from quantailor.errors import ModelFormatError, UnsupportedModelError
+from quantailor.models.convert.families.config import assumed
 from quantailor.models.convert.families.experts import INTACT, Experts
 from quantailor.models.convert.families.family import LLAMA_NAMES, REMEDY, Key, Text
 from quantailor.models.convert.families.rows import (
@@ -29,35 +30,25 @@ _EXPERTS = re.compile(r"^model\.layers\.(\d{1,6})\.mlp\.experts\.(gate_up_proj|d
 _PARTS: Mapping[str, tuple[str, ...]] = {"gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"), "down_proj": ("ffn_down_exps",)}
 """Rows of gate and up alternate in one matrix."""
 _FILE_TYPE_MXFP4 = 38
+_ROPE: Mapping[str, Any] = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
 
 
 class GptOss(Experts):
     """`GptOssForCausalLM`."""
 
     architecture = "gpt-oss"
-    defaults: ClassVar[JsonObject] = {
-        "vocab_size": 201088,
-        "hidden_size": 2880,
-        "intermediate_size": 2880,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-5,
-        "default_rope_theta": 150000.0,
-        "rope_parameters": {
-            "rope_type": "yarn",
-            "factor": 32.0,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "truncate": False,
-            "original_max_position_embeddings": 4096,
-        },
-        "sliding_window": 128,
-        "num_local_experts": 128,
-        "num_experts_per_tok": 4,
-    }
+    defaults = (
+        assumed(vocab=201088, width=2880, feed_forward=2880, layers=36, heads=64, kv_heads=8, head_dim=64, context=131072)
+        | assumed(eps=1e-5, rope_base=150000.0, sliding_window=128, num_local_experts=128, num_experts_per_tok=4)
+        | {"rope_parameters": _ROPE}
+    )
     layer_names: ClassVar[Mapping[str, str]] = {
         **{key: name for key, name in LLAMA_NAMES.items() if not key.startswith("mlp.")},
         "post_attention_layernorm": "post_attention_norm",

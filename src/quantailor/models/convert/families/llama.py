@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from quantailor.errors import UnsupportedModelError
-from quantailor.models.convert.families.config import float32
+from quantailor.models.convert.families.config import assumed, float32
 from quantailor.models.convert.families.experts import Experts
 from quantailor.models.convert.families.family import LLAMA_NAMES, REMEDY, Family
 from quantailor.models.json_files import JsonObject
@@ -18,16 +18,7 @@ class Llama(Family):
     """`LlamaForCausalLM`: Llama 2, 3 and 3.x, and what is built like them."""
 
     architecture = "llama"
-    defaults: ClassVar[JsonObject] = {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-6,
-        "default_rope_theta": 10000.0,
-    }
+    defaults = assumed(vocab=32000, width=4096, feed_forward=11008, layers=32, heads=32, context=2048, eps=1e-6, rope_base=10000.0)
     rotates = True
     vocabulary_kind = "llama"
     implied_head_dim: ClassVar[bool] = True
@@ -51,12 +42,7 @@ class Llama(Family):
 class Mistral(Llama):
     """`MistralForCausalLM`: Llama's arrays under other defaults."""
 
-    defaults: ClassVar[JsonObject] = {
-        **Llama.defaults,
-        "intermediate_size": 14336,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-    }
+    defaults = Llama.defaults | assumed(feed_forward=14336, kv_heads=8, context=131072)
 
 
 _SCALES: Mapping[str, str] = {
@@ -124,13 +110,7 @@ class SmolLM3(Llama):
 class Mixtral(Experts, Mistral):
     """`MixtralForCausalLM`."""
 
-    defaults: ClassVar[JsonObject] = {
-        **Mistral.defaults,
-        "rms_norm_eps": 1e-5,
-        "default_rope_theta": 1000000.0,
-        "num_local_experts": 8,
-        "num_experts_per_tok": 2,
-    }
+    defaults = Mistral.defaults | assumed(eps=1e-5, rope_base=1000000.0, num_local_experts=8, num_experts_per_tok=2)
     implied_head_dim = False
     layer_names: ClassVar[Mapping[str, str]] = {
         **{key: name for key, name in LLAMA_NAMES.items() if not key.startswith("mlp.")},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from quantailor.models.convert.families.config import assumed
 from quantailor.models.convert.families.family import LLAMA_NAMES, QK_NORMS, Family
 from quantailor.models.json_files import JsonObject
 
@@ -13,16 +14,7 @@ class Olmo2(Family):
     """`Olmo2ForCausalLM`."""
 
     architecture = "olmo2"
-    defaults: ClassVar[JsonObject] = {
-        "vocab_size": 50304,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-5,
-        "default_rope_theta": 10000.0,
-    }
+    defaults = assumed(vocab=50304, width=4096, feed_forward=11008, layers=32, heads=32, context=2048, eps=1e-5, rope_base=10000.0)
     layer_names: ClassVar[Mapping[str, str]] = {
         **{key: name for key, name in LLAMA_NAMES.items() if key != "input_layernorm"},
         **QK_NORMS,

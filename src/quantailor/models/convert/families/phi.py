@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
-from quantailor.models.convert.families.config import float32
+from quantailor.models.convert.families.config import assumed, float32
 from quantailor.models.convert.families.family import LLAMA_NAMES, MAX_HEAD_DIM, Family
 from quantailor.models.convert.families.rows import PlannedTensor, constant
 from quantailor.models.json_files import JsonObject
@@ -17,18 +17,9 @@ class Phi3(Family):
     """`Phi3ForCausalLM`, which Phi-4 and Phi-4-mini are too."""
 
     architecture = "phi3"
-    defaults: ClassVar[JsonObject] = {
-        "vocab_size": 32064,
-        "hidden_size": 3072,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "max_position_embeddings": 4096,
-        "original_max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-5,
-        "default_rope_theta": 10000.0,
-        "partial_rotary_factor": 1.0,
-    }
+    defaults = assumed(vocab=32064, width=3072, feed_forward=8192, layers=32, heads=32, context=4096) | assumed(
+        original_max_position_embeddings=4096, eps=1e-5, rope_base=10000.0, partial_rotary_factor=1.0
+    )
     layer_names: ClassVar[Mapping[str, str]] = {
         **{key: name for key, name in LLAMA_NAMES.items() if key not in ("mlp.gate_proj", "mlp.up_proj")},
         "self_attn.qkv_proj": "attn_qkv",

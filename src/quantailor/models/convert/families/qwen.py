@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from quantailor.models.convert.families.config import assumed
 from quantailor.models.convert.families.experts import Experts
 from quantailor.models.convert.families.family import LLAMA_NAMES, QK_NORMS, Family, Key
 from quantailor.models.json_files import JsonObject
@@ -14,24 +15,16 @@ class Qwen2(Family):
     """`Qwen2ForCausalLM`."""
 
     architecture = "qwen2"
-    defaults: ClassVar[JsonObject] = {
-        "vocab_size": 151936,
-        "hidden_size": 4096,
-        "intermediate_size": 22016,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "max_position_embeddings": 32768,
-        "rms_norm_eps": 1e-6,
-        "default_rope_theta": 10000.0,
-    }
+    defaults = assumed(vocab=151936, width=4096, feed_forward=22016, layers=32, heads=32, kv_heads=32) | assumed(
+        context=32768, eps=1e-6, rope_base=10000.0
+    )
 
 
 class Qwen3(Qwen2):
     """`Qwen3ForCausalLM`: norms of query and key, heads of their own size."""
 
     architecture = "qwen3"
-    defaults: ClassVar[JsonObject] = {**Qwen2.defaults, "head_dim": 128}
+    defaults = Qwen2.defaults | assumed(head_dim=128)
     layer_names: ClassVar[Mapping[str, str]] = LLAMA_NAMES | QK_NORMS
 
 
@@ -39,18 +32,11 @@ class Qwen2Moe(Experts):
     """`Qwen2MoeForCausalLM`: routed experts and one shared one."""
 
     architecture = "qwen2moe"
-    defaults: ClassVar[JsonObject] = {
-        **Qwen2.defaults,
-        "hidden_size": 2048,
-        "intermediate_size": 5632,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "moe_intermediate_size": 1408,
-        "shared_expert_intermediate_size": 5632,
-        "num_experts": 60,
-        "num_experts_per_tok": 4,
-    }
+    defaults = (
+        Qwen2.defaults
+        | assumed(width=2048, feed_forward=5632, layers=24, heads=16, kv_heads=16)
+        | assumed(moe_intermediate_size=1408, shared_expert_intermediate_size=5632, num_experts=60, num_experts_per_tok=4)
+    )
     layer_names: ClassVar[Mapping[str, str]] = {
         **LLAMA_NAMES,
         "mlp.gate": "ffn_gate_inp",
@@ -70,14 +56,9 @@ class Qwen3Moe(Qwen2Moe):
     """`Qwen3MoeForCausalLM`: routed experts alone."""
 
     architecture = "qwen3moe"
-    defaults: ClassVar[JsonObject] = {
-        **Qwen2.defaults,
-        "hidden_size": 2048,
-        "intermediate_size": 6144,
-        "num_hidden_layers": 24,
-        "num_key_value_heads": 4,
-        "moe_intermediate_size": 768,
-        "num_experts": 128,
-        "num_experts_per_tok": 8,
-    }
+    defaults = (
+        Qwen2.defaults
+        | assumed(width=2048, feed_forward=6144, layers=24, kv_heads=4)
+        | assumed(moe_intermediate_size=768, num_experts=128, num_experts_per_tok=8)
+    )
     layer_names: ClassVar[Mapping[str, str]] = {**Qwen2Moe.layer_names, **QK_NORMS}
