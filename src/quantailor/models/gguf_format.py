@@ -217,15 +217,8 @@ def _read_value(cursor: _Cursor, key: str) -> MetadataValue:
     return MetadataValue("array", struct.unpack(f"<{count}{letter}", cursor.take(count * size, key)), type_name)
 
 
-@dataclass(frozen=True, slots=True)
-class _RawTensor:
-    name: str
-    shape: tuple[int, ...]
-    qtype: QType
-    offset: int
-
-
-def _read_tensor(cursor: _Cursor, qtypes: Mapping[int, QType]) -> _RawTensor:
+def _read_tensor(cursor: _Cursor, qtypes: Mapping[int, QType]) -> StoredTensor:
+    """A tensor whose offset still counts from where data begin."""
     name = cursor.name_of("a tensor's name", MAX_NAME_BYTES)
     n_dims = cursor.number("I", f"the dimensions of {name}")
     if not 1 <= n_dims <= MAX_DIMS:
@@ -240,25 +233,23 @@ def _read_tensor(cursor: _Cursor, qtypes: Mapping[int, QType]) -> _RawTensor:
         raise cursor.fail(f"{name} has the shape {shape}")
     if not qtype.divides(shape[-1]):
         raise cursor.fail(f"{name} has rows of {shape[-1]} weights, not a multiple of {qtype.name}'s block of {qtype.block_size}")
-    return _RawTensor(name, shape, qtype, offset)
+    size = qtype.row_bytes(shape[-1]) * (math.prod(shape) // shape[-1])
+    return StoredTensor(TensorInfo(name, shape, qtype.name, size), offset)
 
 
-def _placed(raw: Sequence[_RawTensor], data_offset: int, alignment: int, file_size: int, name: str) -> tuple[StoredTensor, ...]:
+def _placed(raw: Sequence[StoredTensor], data_offset: int, alignment: int, file_size: int, name: str) -> tuple[StoredTensor, ...]:
     placed: list[StoredTensor] = []
     names: set[str] = set()
-    for tensor in raw:
-        if tensor.name in names:
-            raise ModelFormatError(f"{name} holds the tensor {tensor.name} twice", remedy=INTACT)
-        names.add(tensor.name)
-        size = tensor.qtype.row_bytes(tensor.shape[-1]) * (math.prod(tensor.shape) // tensor.shape[-1])
-        start = data_offset + tensor.offset
-        if tensor.offset % alignment:
-            raise ModelFormatError(f"{name} is corrupt: {tensor.name} starts at {tensor.offset}, not aligned to {alignment}", remedy=INTACT)
-        if start + size > file_size:
-            raise ModelFormatError(
-                f"{name} is truncated: {tensor.name} ends at byte {start + size}, the file has {file_size}", remedy=INTACT
-            )
-        placed.append(StoredTensor(TensorInfo(tensor.name, tensor.shape, tensor.qtype.name, size), start))
+    for info, offset in ((tensor.info, tensor.offset) for tensor in raw):
+        if info.name in names:
+            raise ModelFormatError(f"{name} holds the tensor {info.name} twice", remedy=INTACT)
+        names.add(info.name)
+        if offset % alignment:
+            raise ModelFormatError(f"{name} is corrupt: {info.name} starts at {offset}, not aligned to {alignment}", remedy=INTACT)
+        end = data_offset + offset + info.size_bytes
+        if end > file_size:
+            raise ModelFormatError(f"{name} is truncated: {info.name} ends at byte {end}, the file has {file_size}", remedy=INTACT)
+        placed.append(StoredTensor(info, data_offset + offset))
     end = 0
     for stored in sorted(placed, key=lambda stored: stored.offset):
         if stored.offset < end:

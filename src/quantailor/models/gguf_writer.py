@@ -173,7 +173,9 @@ class GGUFWriter:
             self._written += len(part)
             flat = flat[len(part) :]
             if self._written == tensor.size_bytes:
-                self._end_tensor(tensor)
+                alignment = self._layout.parts[self._part].alignment
+                self._put(bytes(aligned(tensor.size_bytes, alignment) - tensor.size_bytes))
+                self._tensor, self._written = self._tensor + 1, 0
 
     def _current(self) -> TensorInfo:
         part = self._layout.parts[self._part]
@@ -183,11 +185,6 @@ class GGUFWriter:
             self._next_part()
             part = self._layout.parts[self._part]
         return part.tensors[self._tensor]
-
-    def _end_tensor(self, tensor: TensorInfo) -> None:
-        alignment = self._layout.parts[self._part].alignment
-        self._put(bytes(aligned(tensor.size_bytes, alignment) - tensor.size_bytes))
-        self._tensor, self._written = self._tensor + 1, 0
 
     def _put(self, data: memoryview | bytes) -> None:
         if self._stream is None:

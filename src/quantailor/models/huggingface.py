@@ -12,7 +12,7 @@ from quantailor.models.convert.description import described
 from quantailor.models.convert.families import family_of
 from quantailor.models.convert.families.family import outtype
 from quantailor.models.convert.families.rows import PlannedTensor
-from quantailor.models.json_files import OTHER_WAY, JsonObject, is_there, read_json
+from quantailor.models.json_files import INTACT, OTHER_WAY, is_there, read_json
 from quantailor.models.safetensors_file import SafetensorsFile, StoredArray
 from quantailor.models.source import name_of
 from quantailor.numerics import Bytes, Floats
@@ -51,9 +51,7 @@ class HuggingFaceSource:
             self.left_out = family.left_out
             self._planned = {tensor.info.name: tensor for tensor in planned}
             if len(self._planned) != len(planned):
-                raise ModelFormatError(
-                    f"{self.folder} has several tensors that would get the same name in GGUF", remedy="Download the model again"
-                )
+                raise ModelFormatError(f"{self.folder} has several tensors that would get the same name in GGUF", remedy=INTACT)
             self.metadata: Mapping[str, MetadataValue] = {
                 "general.architecture": MetadataValue("string", family.architecture),
                 **family.leading(),
@@ -79,13 +77,11 @@ class HuggingFaceSource:
             self._files.append(SafetensorsFile(self.folder / name))
             for array in self._files[-1].arrays.values():
                 if array.name in arrays:
-                    raise ModelFormatError(f"{self.folder} holds the tensor {array.name} twice", remedy="Download the model again")
+                    raise ModelFormatError(f"{self.folder} holds the tensor {array.name} twice", remedy=INTACT)
                 arrays[array.name] = array
         if listed is not None and listed.keys() != arrays.keys():
             odd = sorted(listed.keys() ^ arrays.keys())
-            raise ModelFormatError(
-                f"{index} and its files differ in {len(odd)} tensors, {odd[0][:120]!r} for one", remedy="Download the model again"
-            )
+            raise ModelFormatError(f"{index} and its files differ in {len(odd)} tensors, {odd[0][:120]!r} for one", remedy=INTACT)
         return arrays
 
     @property
@@ -146,12 +142,12 @@ def _weight_map(index: Path) -> dict[str, str]:
     """Tensor name -> file name. Raises ModelFormatError for a name that is more than a file's."""
     stored = read_json(index).get("weight_map")
     if not isinstance(stored, dict) or not stored:
-        raise ModelFormatError(f"{index} has no weight_map", remedy="Download the model again")
+        raise ModelFormatError(f"{index} has no weight_map", remedy=INTACT)
     # A value that is not a text does not end like a file either.
     for name in dict.fromkeys(map(str, stored.values())):
         plain = name == PurePosixPath(name).name == PureWindowsPath(name).name and name.isprintable()
         if not plain or not name.endswith(".safetensors") or len(name) > MAX_NAME:
-            raise ModelFormatError(f"{index} names the file {name[:120]!r}", remedy="Download the model again")
+            raise ModelFormatError(f"{index} names the file {name[:120]!r}", remedy=INTACT)
     return stored
 
 

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantailor.errors import ModelFormatError, UnsupportedModelError
-from quantailor.models.json_files import parse_json
+from quantailor.models.json_files import INTACT, parse_json
 from quantailor.models.random_access import RandomAccessFile
 from quantailor.numerics import Bytes
 
-INTACT = "Download the model again"
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
 MAX_DIMS = 4

@@ -148,13 +148,10 @@ def _gguf_sets(files: Iterable[RepoFile]) -> dict[str, list[RepoFile]]:
     for file in sorted(files, key=lambda file: file.name):
         base = file.base_name.lower()
         if base.endswith(".gguf") and not is_imatrix(file.name) and not base.startswith(_NO_MODEL):
-            sets.setdefault(_first_shard(file.name), []).append(file)
+            match = SHARD_NAME.match(file.name)
+            first = file.name if match is None else f"{match['stem']}-00001-of-{match['count']}.gguf"
+            sets.setdefault(first, []).append(file)
     return sets
-
-
-def _first_shard(name: str) -> str:
-    match = SHARD_NAME.match(name)
-    return name if match is None else f"{match['stem']}-00001-of-{match['count']}.gguf"
 
 
 def _named(ggufs: dict[str, list[RepoFile]], wanted: str, repo_id: str) -> tuple[RepoFile, ...]:

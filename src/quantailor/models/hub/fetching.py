@@ -11,7 +11,7 @@ import contextlib
 import re
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -32,7 +32,7 @@ def check_cached(repo: RepoAtCommit, files: Sequence[RepoFile], control: Control
     total, done, missing = sum(file.size_bytes for file in files), 0, []
     for file in files:
         control.advance(done, total, file.name)
-        if not _shown(repo, file) or not is_intact(repo.snapshot(file), file, control):
+        if not repo.snapshot(file).is_file() or not is_intact(repo.snapshot(file), file, control):
             missing.append(file)
         done += file.size_bytes
     control.advance(done, total)
@@ -94,10 +94,6 @@ def discard(repo: Repo, file: RepoFile) -> None:
             path.unlink(missing_ok=True)
 
 
-def _shown(repo: RepoAtCommit, file: RepoFile) -> bool:
-    return repo.snapshot(file).is_file()
-
-
 def _gib(n_bytes: int) -> str:
     return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**20 else f"{n_bytes:,} bytes"
 
@@ -119,7 +115,7 @@ class _Reporter:
             raise _StoppedError
         self.received += n_bytes
 
-    def tell(self) -> None:
+    def show(self) -> None:
         """Called by the job's own thread."""
         self._control.check()
         size = max(1, self._file.size_bytes)
@@ -134,7 +130,9 @@ class _StoppedError(Exception):
 
 def _fetch(repo: Repo, file: RepoFile, report: _Reporter) -> None:
     _remove_parts(repo, file)
-    force = repo.snapshot(file).is_file() or _is_damaged_blob(repo, file)
+    blob = repo.blob(file)
+    # Content of another commit is used again unless its size is wrong already; its hash is compared afterwards.
+    force = repo.snapshot(file).is_file() or (blob.is_file() and blob.stat().st_size != file.size_bytes)
     outcome: list[BaseException] = []
 
     def transfer() -> None:
@@ -146,32 +144,18 @@ def _fetch(repo: Repo, file: RepoFile, report: _Reporter) -> None:
     thread = threading.Thread(target=transfer, name=f"download of {file.base_name}", daemon=True)
     thread.start()
     try:
-        _wait(thread, report.tell)
+        report.show()
+        while thread.is_alive():
+            thread.join(_POLL_S)
+            report.show()
     except BaseException:
         report.stopped = True
-        _abort_xet()
+        with contextlib.suppress(ImportError, AttributeError):
+            hub_module("utils._xet").abort_xet_session()  # chunked transfers run outside Python and hear of nothing else
         thread.join(_GRACE_S)
         raise
     if outcome:
         raise outcome[0]
-
-
-def _is_damaged_blob(repo: Repo, file: RepoFile) -> bool:
-    """Content of another commit is used again unless its size is wrong already; its hash is compared afterwards."""
-    return repo.blob(file).is_file() and repo.blob(file).stat().st_size != file.size_bytes
-
-
-def _wait(thread: threading.Thread, tell: Callable[[], None]) -> None:
-    tell()
-    while thread.is_alive():
-        thread.join(_POLL_S)
-        tell()
-
-
-def _abort_xet() -> None:
-    """Chunked transfers run outside Python and hear of nothing else."""
-    with contextlib.suppress(ImportError, AttributeError):
-        hub_module("utils._xet").abort_xet_session()
 
 
 def _remove_parts(repo: Repo, file: RepoFile) -> None:

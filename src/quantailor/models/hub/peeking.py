@@ -110,7 +110,7 @@ def _of_checkpoint(repo: RepoAtCommit, choice: Choice) -> Structure:
         entries = family.metadata(outtype(arrays.values()))
         return Structure(family.architecture, tensors, entries, vocab)
     except ModelError as error:
-        stored = tuple(_as_stored(array) for array in arrays.values())
+        stored = tuple(TensorInfo(array.name, array.shape, array.dtype, array.size_bytes) for array in arrays.values())
         return Structure(architecture, stored, {}, vocab, converts=False, why_not=_why_not(error))
 
 
@@ -131,10 +131,6 @@ def _arrays(repo: RepoAtCommit, files: Sequence[RepoFile]) -> dict[str, StoredAr
     for stored in _at_once(lambda file: RemoteSafetensors(repo, file), files):
         arrays |= stored.arrays
     return arrays
-
-
-def _as_stored(array: StoredArray) -> TensorInfo:
-    return TensorInfo(array.name, array.shape, array.dtype, array.size_bytes)
 
 
 # GGUF

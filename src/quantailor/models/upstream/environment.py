@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from packaging.markers import Marker
 from packaging.requirements import Requirement
 
 from quantailor.control import Control
@@ -29,16 +28,16 @@ LARGE = "torch is large: this may download gigabytes, once"
 def requirements() -> tuple[str, ...]:
     """What the extra `quantailor[convert]` names. Raises ConverterError where the installed Quantailor has no such extra."""
     stored = map(Requirement, importlib.metadata.requires("quantailor") or ())
-    wanted = [item for item in stored if item.marker is not None and _is_of_extra(item.marker)]
+    wanted = [
+        item
+        for item in stored
+        if item.marker is not None and item.marker.evaluate({"extra": EXTRA}) and not item.marker.evaluate({"extra": ""})
+    ]
     if not wanted:
         raise ConverterError(f"the installed Quantailor has no extra {EXTRA!r}", remedy="Install Quantailor again")
     for item in wanted:
         item.marker = None
     return tuple(map(str, wanted))
-
-
-def _is_of_extra(marker: Marker) -> bool:
-    return marker.evaluate({"extra": EXTRA}) and not marker.evaluate({"extra": ""})
 
 
 def interpreter(*, begin: Begin, needed: Sequence[str] | None = None, cache: Path | None = None) -> Path:
@@ -54,7 +53,9 @@ def interpreter(*, begin: Begin, needed: Sequence[str] | None = None, cache: Pat
         OutputError: the cache cannot be written.
     """
     if given := os.environ.get(VARIABLE):
-        return _given(Path(given))
+        if not Path(given).is_file():
+            raise ConverterError(f"{VARIABLE} names {given}, which is not a file", remedy="Name a Python that has torch and transformers")
+        return Path(given).absolute()
     wanted = tuple(requirements() if needed is None else needed)
     if all(_is_here(Requirement(text)) for text in wanted):
         return Path(sys.executable)
@@ -65,12 +66,6 @@ def interpreter(*, begin: Begin, needed: Sequence[str] | None = None, cache: Pat
     return _python(place)
 
 
-def _given(python: Path) -> Path:
-    if not python.is_file():
-        raise ConverterError(f"{VARIABLE} names {python}, which is not a file", remedy="Name a Python that has torch and transformers")
-    return python.absolute()
-
-
 def _is_here(item: Requirement) -> bool:
     try:
         return item.specifier.contains(importlib.metadata.version(item.name), prereleases=True)
@@ -79,18 +74,13 @@ def _is_here(item: Requirement) -> bool:
 
 
 def _make(place: Path, wanted: Sequence[str], begin: Begin) -> None:
-    names = ", ".join(Requirement(text).name for text in wanted)
-    control = begin(f"set up {names} for llama.cpp's converter ({LARGE})")
+    names = [Requirement(text).name for text in wanted]
+    control = begin(f"set up {', '.join(names)} for llama.cpp's converter ({LARGE})")
     with new_folder(place, is_whole=_is_whole) as folder:
         _create(folder, control)
-        pip(_python(folder), ("install", "--quiet", *wanted, *_made_for(wanted)), what=names, control=control)
+        bounds = [text for text in MADE_FOR if Requirement(text).name in names]
+        pip(_python(folder), ("install", "--quiet", *wanted, *bounds), what=", ".join(names), control=control)
         (folder / MARKER).write_text("\n".join(wanted), encoding="utf-8")
-
-
-def _made_for(wanted: Sequence[str]) -> list[str]:
-    """The bounds of MADE_FOR on what is wanted."""
-    names = {Requirement(text).name for text in wanted}
-    return [text for text in MADE_FOR if Requirement(text).name in names]
 
 
 def _create(folder: Path, control: Control) -> None:

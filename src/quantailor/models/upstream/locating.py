@@ -51,7 +51,10 @@ def locate(
         return _at(given, "--converter")
     if place := environ.get(VARIABLE):
         return _at(Path(place), VARIABLE)
-    wanted = version or _installed()
+    try:
+        wanted = version or importlib.metadata.version(PACKAGE)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ConverterError(f"{PACKAGE} is not installed", remedy="Install it, or give llama.cpp's folder with --converter") from error
     folder = converter_folder(wanted, cache or cache_folder(), Path(sys.executable), begin=begin)
     return Converter(folder / SCRIPT, f"llama.cpp's converter {wanted}")
 
@@ -65,10 +68,3 @@ def _at(given: Path, origin: str) -> Converter:
             remedy="Give llama.cpp's folder or the script",
         )
     return Converter(script, f"llama.cpp's converter at {script}")
-
-
-def _installed() -> str:
-    try:
-        return importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError as error:
-        raise ConverterError(f"{PACKAGE} is not installed", remedy="Install it, or give llama.cpp's folder with --converter") from error

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from quantailor.errors import ModelFormatError
 from quantailor.models.convert.description.model_card import model_card
-from quantailor.models.convert.description.model_names import ModelName, given_name, parse_model_name, title
+from quantailor.models.convert.description.model_names import given_name, parse_model_name, title
 from quantailor.models.convert.families.config import float32
 from quantailor.models.json_files import JsonObject, read_json_if_there
 from quantailor.records import MetadataValue, TensorInfo
@@ -45,10 +46,7 @@ _CARD_KEYS: Mapping[str, tuple[str, ...]] = {
     "source.uuid": ("uuid", "model_uuid"),
     "source.repo_url": ("repo_url", "model_repo_url"),
 }
-_ORDER = (
-    *("name", "author", "version", "organization", "finetune", "basename", "description", "size_label"),
-    *("license", "license.name", "license.link", "source.url", "source.doi", "source.uuid", "source.repo_url"),
-)
+"""In file order."""
 _ORIGIN_KEYS = ("name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url")
 
 
@@ -59,7 +57,7 @@ def described(folder: Path, config: JsonObject, tensors: Sequence[TensorInfo]) -
     values = _values(folder, config, card, total)
     values.setdefault("size_label", size_label(tensors))
     entries = _sampling(folder)
-    for key in _ORDER:
+    for key in _CARD_KEYS:
         if values.get(key) is not None:
             entries[f"general.{key}"] = MetadataValue("string", _text(folder, key, values[key]))
     entries.update(_origins("base_model", _first(card, "base_model", "base_models", "base_model_sources"), total))
@@ -111,26 +109,15 @@ def _values(folder: Path, config: JsonObject, card: JsonObject, total: int) -> d
     path_name = config.get("_name_or_path")
     names = [path_name] if isinstance(path_name, str) and path_name and path_name.count("/") <= 1 else []
     for text in (*names, given_name(folder)):
-        found = parse_model_name(text, total)
-        for key, value in _named(found).items():
-            if values.get(key) is None:
-                values[key] = value
+        named = asdict(parse_model_name(text, total))
+        named["name"] = title(named.pop("full"))
+        named["organization"] = named["organization"] and title(named["organization"])
+        values |= {key: value for key, value in named.items() if values.get(key) is None}
     values["name"] = values["name"] or given_name(folder)
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _named(found: ModelName) -> dict[str, str | None]:
-    return {
-        "name": title(found.full),
-        "organization": None if found.organization is None else title(found.organization),
-        "basename": found.basename,
-        "finetune": found.finetune,
-        "version": found.version,
-        "size_label": found.size_label,
-    }
-
-
-def _origins(kind: str, stored: object, total: int) -> dict[str, MetadataValue]:
+def _origins(kind: str, stored: Any, total: int) -> dict[str, MetadataValue]:
     """`general.base_model.*` or `general.dataset.*`."""
     if stored is None:
         return {}

@@ -9,10 +9,9 @@ from typing import ClassVar
 from quantailor.errors import ModelFormatError
 from quantailor.models.convert.families.family import Family, Text
 from quantailor.models.convert.families.rows import PlannedTensor, picked, slices, stacked
-from quantailor.models.json_files import JsonObject
+from quantailor.models.json_files import INTACT
 from quantailor.records import MetadataValue
 
-INTACT = "Download the model again"
 _FUSED = re.compile(r"^model\.layers\.(\d{1,6})\.mlp\.experts\.(gate_up_proj|down_proj)(?:\.weight)?$")
 
 

@@ -26,15 +26,13 @@ from quantailor.models.convert.families.rows import (
     regrouped,
 )
 from quantailor.models.convert.vocabulary import VOCABULARIES
-from quantailor.models.json_files import OTHER_WAY, JsonObject, mapping
+from quantailor.models.json_files import INTACT, OTHER_WAY, mapping
 from quantailor.models.safetensors_file import FLOAT8, READABLE, StoredArray
 from quantailor.records import MetadataValue, TensorInfo
 
 MAX_HEAD_DIM, MAX_LAYERS, MAX_VOCABULARY = 1 << 16, 10_000, 1 << 22
 """Beyond any model; what is counted up to them fits in memory."""
 FILE_TYPES = {"F16": 1, "BF16": 32}
-REMEDY = OTHER_WAY
-INTACT = "Download the model again"
 _IGNORED = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
 _ACTIVATION_SCALES = (".activation_scale", "_activation_scale", ".input_scale")
 _OTHER_MODALITIES = re.compile(
@@ -208,7 +206,7 @@ class Family:
         scale = self._scales.get(array.name)
         if scale is None or len(array.shape) != 2 or scale.dtype not in READABLE:
             raise UnsupportedModelError(
-                f"{array.name} in {array.file.path} has the dtype {array.dtype} without scales that we know", remedy=REMEDY
+                f"{array.name} in {array.file.path} has the dtype {array.dtype} without scales that we know", remedy=OTHER_WAY
             )
         rows, cols = array.shape
         size = mapping(self.config.get("quantization_config")).get("weight_block_size")
@@ -237,7 +235,7 @@ class Family:
     def unknown(self, array: StoredArray) -> UnsupportedModelError:
         return UnsupportedModelError(
             f"{array.file.path} has the tensor {array.name[:120]}, which no {type(self).__name__} model of {self.n_layers} layers has",
-            remedy=REMEDY,
+            remedy=OTHER_WAY,
         )
 
     def _check_whole(self) -> None:

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from quantailor.errors import ModelFormatError, UnsupportedModelError
 from quantailor.models.convert.families.config import assumed
-from quantailor.models.convert.families.experts import INTACT, Experts
-from quantailor.models.convert.families.family import LLAMA_NAMES, REMEDY, Key, Text
+from quantailor.models.convert.families.experts import Experts
+from quantailor.models.convert.families.family import LLAMA_NAMES, Key, Text
 from quantailor.models.convert.families.rows import (
     MXFP4_BYTES,
     MXFP4_SIZE,
@@ -22,7 +22,7 @@ from quantailor.models.convert.families.rows import (
     slices,
     transposed,
 )
-from quantailor.models.json_files import JsonObject, mapping
+from quantailor.models.json_files import INTACT, OTHER_WAY, mapping
 from quantailor.models.safetensors_file import READABLE, StoredArray
 from quantailor.records import MetadataValue, TensorInfo
 
@@ -128,7 +128,7 @@ class GptOss(Experts):
     def _check_sizes(self, tensors: Mapping[str, TensorInfo]) -> None:
         super()._check_sizes(tensors)
         if self._is_mxfp4 and not self._blocks:
-            raise UnsupportedModelError(f"{self.config.place} describes MXFP4 experts, the files hold none", remedy=REMEDY)
+            raise UnsupportedModelError(f"{self.config.place} describes MXFP4 experts, the files hold none", remedy=OTHER_WAY)
 
 
 def _every(rows: Rows, number: int, step: int) -> Rows:

@@ -9,8 +9,8 @@ from typing import ClassVar
 from quantailor.errors import UnsupportedModelError
 from quantailor.models.convert.families.config import assumed, float32
 from quantailor.models.convert.families.experts import Experts
-from quantailor.models.convert.families.family import LLAMA_NAMES, REMEDY, Family
-from quantailor.models.json_files import JsonObject
+from quantailor.models.convert.families.family import LLAMA_NAMES, Family
+from quantailor.models.json_files import OTHER_WAY
 from quantailor.records import MetadataValue
 
 
@@ -57,7 +57,7 @@ class Granite(Llama):
     """`GraniteForCausalLM`."""
 
     architecture = "granite"
-    defaults: ClassVar[JsonObject] = {**Llama.defaults, **dict.fromkeys(_SCALES.values(), 1.0)}
+    defaults = Llama.defaults | dict.fromkeys(_SCALES.values(), 1.0)
     implied_head_dim = False
 
     @property
@@ -85,17 +85,11 @@ class SmolLM3(Llama):
     """`SmolLM3ForCausalLM`."""
 
     architecture = "smollm3"
-    defaults: ClassVar[JsonObject] = {
-        **Llama.defaults,
-        "vocab_size": 128256,
-        "hidden_size": 2048,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 32768,
-        "default_rope_theta": 2000000.0,
-        "no_rope_layer_interval": _STEP,
-    }
+    defaults = (
+        Llama.defaults
+        | assumed(vocab=128256, width=2048, layers=36, heads=16, kv_heads=4, context=32768, rope_base=2000000.0)
+        | assumed(no_rope_layer_interval=_STEP)
+    )
     implied_head_dim = False
 
     def __init__(self, values: JsonObject, place: str) -> None:
@@ -104,7 +98,7 @@ class SmolLM3(Llama):
         interval = self.config.count("no_rope_layer_interval")
         rhythm = [int((layer + 1) % interval != 0) for layer in range(self.n_layers)]
         if (self.config.get("no_rope_layers") or rhythm) != [int((layer + 1) % _STEP != 0) for layer in range(self.n_layers)]:
-            raise UnsupportedModelError(f"{place} leaves rope out of layers other than every {_STEP}th", remedy=REMEDY)
+            raise UnsupportedModelError(f"{place} leaves rope out of layers other than every {_STEP}th", remedy=OTHER_WAY)
 
 
 class Mixtral(Experts, Mistral):

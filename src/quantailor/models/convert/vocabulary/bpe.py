@@ -14,10 +14,9 @@ from quantailor.models.convert.vocabulary.fingerprint import known_name
 from quantailor.models.convert.vocabulary.pretokenizers import pretokenizer_name
 from quantailor.models.convert.vocabulary.special_tokens import ROLES, content
 from quantailor.models.convert.vocabulary.tokens import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, looks_special
-from quantailor.models.json_files import mapping, objects, read_json, read_json_if_there, read_text
+from quantailor.models.json_files import INTACT, mapping, objects, read_json, read_json_if_there, read_text
 from quantailor.records import MetadataValue
 
-INTACT = "Download the model again"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _UNSCORED = -1000.0
 _LLAMA_NAMED = frozenset({"<unk>", "<s>", "</s>"})
@@ -185,9 +184,12 @@ def byte_letters() -> Mapping[str, int]:
 
 def _named_tokens(settings: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Tokens that tokenizer_config.json gives a role, and its further special tokens."""
+    extra: list[Any] = []
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        stored = settings.get(key)
+        extra += stored.values() if isinstance(stored, dict) else stored if isinstance(stored, list) else ()
     roles = [content(settings.get(f"{role}_token")) for role in ROLES]
-    extra = [content(item) for key in ("additional_special_tokens", "extra_special_tokens") for item in _items(settings.get(key))]
-    return tuple(text for text in roles if text is not None), tuple(text for text in extra if text is not None)
+    return tuple(text for text in roles if text is not None), tuple(text for item in extra if (text := content(item)) is not None)
 
 
 def _repeated(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -196,9 +198,3 @@ def _repeated(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     numbered = {int(key): mapping(entry) for key, entry in stored.items() if key.isascii() and key.isdecimal() and len(key) < 10}
     keys = ("content", "special", "normalized")
     return [{key: entry[key] for key in keys if key in entry} for _, entry in sorted(numbered.items(), key=lambda item: item[0])]
-
-
-def _items(value: Any) -> Sequence[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else ()

@@ -22,7 +22,6 @@ _SPLITS: Mapping[str, str] = {
     rf"{_ENGLISH}|{_LEAD}\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_TAIL}": "qwen2",
     rf"{_LEAD}[{_UPPER}]*[{_LOWER}]+|{_LEAD}[{_UPPER}]+[{_LOWER}]*|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_TAIL}": "tekken",
 }
-REMEDY = OTHER_WAY
 _MOST_SHOWN = 3
 
 
@@ -43,7 +42,7 @@ def pretokenizer_name(stored: object, normalizer: object, place: str) -> str:
     if known is None:
         more = f" and {len(steps) - _MOST_SHOWN} more" if len(steps) > _MOST_SHOWN else ""
         text = (", ".join(_described(step) for step in steps[:_MOST_SHOWN]) or "none") + more
-        raise UnsupportedModelError(f"{place} has the pre-tokenizer {text}, which this version does not know", remedy=REMEDY)
+        raise UnsupportedModelError(f"{place} has the pre-tokenizer {text}, which this version does not know", remedy=OTHER_WAY)
     return known
 
 

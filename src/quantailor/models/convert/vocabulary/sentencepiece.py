@@ -12,9 +12,8 @@ from typing import Any
 
 from quantailor.errors import ModelFormatError
 from quantailor.models.convert.vocabulary.tokens import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, looks_special
-from quantailor.models.json_files import mapping, objects, read_bytes, read_json_if_there
+from quantailor.models.json_files import INTACT, mapping, objects, read_bytes, read_json_if_there
 
-INTACT = "Download the model again"
 _PIECE_USER_DEFINED = 4
 _PAD_SCORE, _ADDED_SCORE = -10000.0, -1000.0
 
