@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,13 +28,16 @@ def temporary_path(path: Path) -> Path:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete temporary files of `path` whose processes are gone."""
-    pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)\.part")
+    """Delete temporary files and folders of `path` whose processes are gone."""
+    pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)\.(?:part|old)")
     with contextlib.suppress(OSError):
         for file in path.parent.iterdir():
             match = pattern.fullmatch(file.name)
             if match and not psutil.pid_exists(int(match[1])):
-                file.unlink(missing_ok=True)
+                if file.is_dir():
+                    shutil.rmtree(file, ignore_errors=True)
+                else:
+                    file.unlink(missing_ok=True)
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:

@@ -19,15 +19,13 @@ from quantailor.records import MetadataValue, TensorInfo
 SHARD_NAME = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 
-class _Part:
+class _Part(RandomAccessFile):
     """One file: its header, read at once, and its rows."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = RandomAccessFile(path)
-        self.size_bytes = self._file.size_bytes
+        super().__init__(path)
         try:
-            self.header: Header = self._read_header()
+            self.header = self._read_header()
         except OSError as error:
             self.close()
             raise unreadable(path, error) from error
@@ -44,12 +42,6 @@ class _Part:
             memoryview(mapped) as view,
         ):
             return parse_header(view, self.size_bytes, str(self.path))
-
-    def read(self, start: int, stop: int) -> Bytes:
-        return self._file.read(start, stop)
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class GGUFSource:

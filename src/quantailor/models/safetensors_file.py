@@ -57,7 +57,7 @@ class StoredArray:
         return self.file.read(self.offset + start, self.offset + stop)
 
 
-class SafetensorsFile:
+class SafetensorsFile(RandomAccessFile):
     """A safetensors file; `.arrays` in the order of their names.
 
     Raises:
@@ -66,28 +66,19 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._stored = RandomAccessFile(path)
-        self.size_bytes = self._stored.size_bytes
+        super().__init__(path)
         try:
-            if self.size_bytes < 8:
-                raise self._corrupt(f"it has {self.size_bytes} bytes")
             self.arrays = self._read_header()
         except BaseException:
             self.close()
             raise
 
-    def read(self, start: int, stop: int) -> Bytes:
-        """The file's bytes [start, stop) as a fresh array, (stop - start,)."""
-        return self._stored.read(start, stop)
-
-    def close(self) -> None:
-        self._stored.close()
-
     def _corrupt(self, what: str) -> ModelFormatError:
         return ModelFormatError(f"{self.path} is not an intact safetensors file: {what}", remedy=INTACT)
 
     def _read_header(self) -> dict[str, StoredArray]:
+        if self.size_bytes < 8:
+            raise self._corrupt(f"it has {self.size_bytes} bytes")
         length = int.from_bytes(self.read(0, 8).tobytes(), "little")
         if length > min(self.size_bytes - 8, MAX_HEADER_BYTES):
             raise self._corrupt(f"its header says {length:,} bytes, the file has {self.size_bytes:,}")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from quantailor.models.random_access import unreadable
+from quantailor.models.safetensors_file import MAX_HEADER_BYTES
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 TEXTS = (".json", ".jsonl", ".jinja", ".model", ".txt", ".tiktoken", ".py")
-MOST_HEADER_BYTES = 100_000_000
 N_SAMPLES = 256
 SAMPLE_BYTES = 4096
 
@@ -42,7 +42,7 @@ def _samples(stream: BinaryIO, path: Path) -> Iterator[bytes]:
     size = path.stat().st_size
     length = 0
     if path.suffix.lower() == ".safetensors":
-        length = min(8 + int.from_bytes(stream.read(8), "little"), size, MOST_HEADER_BYTES)
+        length = min(8 + int.from_bytes(stream.read(8), "little"), size, MAX_HEADER_BYTES)
         stream.seek(0)
         yield stream.read(length)
     step = max(SAMPLE_BYTES, (size - length) // N_SAMPLES)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tempfile
 from collections import deque
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from quantailor import files
 from quantailor.control import Control
@@ -93,7 +92,7 @@ def _run(folder: Path, partial: Path, converter: Converter, python: Path, module
     arguments = (str(converter.script), str(folder), "--outfile", str(partial.with_name(name)), "--outtype", "auto")
     environment = child.environment(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_MODULES_CACHE=str(modules))
     environment.pop("NO_LOCAL_GGUF", None)
-    with _Transcript(log, control) as transcript:
+    with contextlib.closing(_Transcript(log, control)) as transcript:
         try:
             status = child.run(python, arguments, environment=environment, control=control, on_line=transcript.add, partial=partial)
         except OSError as error:
@@ -126,10 +125,7 @@ class _Transcript:
         if line.startswith("INFO:") and not self._writes:
             self._control.advance(0, 1, line.split(":", 2)[-1].partition(",")[0].strip()[:_MAX_MESSAGE])
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def close(self) -> None:
         self._stream.close()
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
-import psutil
 
+from quantailor import files
 from quantailor.errors import OutputError
 
 
@@ -28,10 +26,10 @@ def new_folder(place: Path, *, is_whole: Callable[[Path], bool]) -> Iterator[Pat
     What stands there and is not whole is removed; where another process was quicker, its folder stays. What killed processes
     left is removed. Raises OutputError where the cache cannot be written.
     """
-    partial = place.with_name(f".{place.name}.{os.getpid()}.part")
+    partial = files.temporary_path(place)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(place)
+        files.remove_leftovers(place)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         yield partial
@@ -54,11 +52,3 @@ def _settle(partial: Path, place: Path, is_whole: Callable[[Path], bool]) -> Non
     place.rename(damaged)
     shutil.rmtree(damaged, ignore_errors=True)
     partial.rename(place)
-
-
-def _remove_leftovers(place: Path) -> None:
-    pattern = re.compile(re.escape(f".{place.name}.") + r"(\d+)\.(?:part|old)")
-    for path in place.parent.iterdir():
-        match = pattern.fullmatch(path.name)
-        if match and not psutil.pid_exists(int(match[1])):
-            shutil.rmtree(path, ignore_errors=True)

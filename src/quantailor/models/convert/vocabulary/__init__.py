@@ -9,7 +9,8 @@ from quantailor.errors import ModelError, UnsupportedModelError
 from quantailor.models.convert.vocabulary import sentencepiece
 from quantailor.models.convert.vocabulary.bpe import BpeTokenizer
 from quantailor.models.convert.vocabulary.special_tokens import special_metadata
-from quantailor.models.json_files import OTHER_WAY, JsonObject, read_json_if_there
+from quantailor.models.convert.vocabulary.tokens import Vocabulary
+from quantailor.models.json_files import OTHER_WAY, read_json_if_there
 from quantailor.records import MetadataValue
 
 Entries = dict[str, MetadataValue]
@@ -28,8 +29,6 @@ def bpe_or_sentencepiece(folder: Path, config: JsonObject, vocab_size: int) -> E
 
 def bpe_vocabulary(folder: Path, config: JsonObject, vocab_size: int) -> Entries:
     """A byte-level BPE tokenizer.json. Raises ModelError where there is none, UnsupportedModelError where it is of another kind."""
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelError(f"{folder} has no tokenizer.json", remedy="Download the model's tokenizer as well")
     tokenizer = BpeTokenizer(folder)
     if tokenizer.byte_fallback:
         raise UnsupportedModelError(f"{tokenizer.path} is not a byte-level vocabulary, which this family uses", remedy=OTHER_WAY)
@@ -46,12 +45,9 @@ def llama_vocabulary(folder: Path, config: JsonObject, vocab_size: int) -> Entri
         entries |= _sentencepiece(folder, config, vocab_size)
     elif (folder / "tokenizer.json").is_file():
         tokenizer = BpeTokenizer(folder)
-        vocabulary = tokenizer.vocabulary(vocab_size)
-        entries |= vocabulary.metadata(folder)
-        if tokenizer.byte_fallback:
-            entries |= special_metadata(folder, config, len(vocabulary.tokens))
-        else:
-            entries |= tokenizer.merges() | special_metadata(folder, config, None)
+        vocabulary, byte_level = tokenizer.vocabulary(vocab_size), not tokenizer.byte_fallback
+        entries |= vocabulary.metadata(folder) | (tokenizer.merges() if byte_level else {})
+        entries |= special_metadata(folder, config, None if byte_level else len(vocabulary.tokens))
     else:
         raise ModelError(f"{folder} has neither tokenizer.model nor tokenizer.json", remedy="Download the model's tokenizer as well")
     if vocab_size == _CODE_LLAMA_SIZE:
@@ -64,8 +60,6 @@ def llama_vocabulary(folder: Path, config: JsonObject, vocab_size: int) -> Entri
 
 def gemma_vocabulary(folder: Path, config: JsonObject, vocab_size: int) -> Entries:
     """SentencePiece without a space before the text. Raises ModelError where there is no tokenizer.model."""
-    if not (folder / "tokenizer.model").is_file():
-        raise ModelError(f"{folder} has no tokenizer.model", remedy="Download the model's tokenizer.model as well")
     return _sentencepiece(folder, config, vocab_size) | {"tokenizer.ggml.add_space_prefix": MetadataValue("bool", False)}
 
 
@@ -76,14 +70,17 @@ def phi3_vocabulary(folder: Path, config: JsonObject, vocab_size: int) -> Entrie
     """
     if read_json_if_there(folder / "tokenizer_config.json").get("tokenizer_class") == "GPT2Tokenizer":
         return bpe_vocabulary(folder, config, vocab_size)
-    if not (folder / "tokenizer.model").is_file():
-        raise ModelError(f"{folder} has no tokenizer.model", remedy="Download the model's tokenizer.model as well")
-    vocabulary = sentencepiece.read_phi3_vocabulary(folder, vocab_size)
-    return vocabulary.metadata(folder) | special_metadata(folder, config, len(vocabulary.tokens))
+    return _sentencepiece(folder, config, vocab_size, read=sentencepiece.read_phi3_vocabulary)
 
 
-def _sentencepiece(folder: Path, config: JsonObject, vocab_size: int) -> Entries:
-    vocabulary = sentencepiece.read_vocabulary(folder, vocab_size)
+def _sentencepiece(
+    folder: Path,
+    config: Mapping[str, Any],
+    vocab_size: int,
+    *,
+    read: Callable[[Path, int], Vocabulary] = sentencepiece.read_vocabulary,
+) -> Entries:
+    vocabulary = read(folder, vocab_size)
     return vocabulary.metadata(folder) | special_metadata(folder, config, len(vocabulary.tokens))
 
 
