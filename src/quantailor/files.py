@@ -52,6 +52,15 @@ def cannot_write(path: Path, error: OSError) -> OutputError:
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system refuses within the block becomes the error of `cannot_write`."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+@contextmanager
 def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
     """A stream whose content becomes `path` when the block ends well; nothing changes otherwise.
 

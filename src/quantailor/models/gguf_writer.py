@@ -111,11 +111,9 @@ def write_hollow(path: Path, planned: FileLayout) -> None:
     Raises OutputError where the file system does not take it.
     """
     part = planned.parts[0]
-    try:
+    with files.writing(path):
         path.write_bytes(part.header)
         os.truncate(path, part.size_bytes)
-    except OSError as error:
-        raise files.cannot_write(path, error) from error
 
 
 class GGUFWriter:
@@ -137,14 +135,12 @@ class GGUFWriter:
 
     def __enter__(self) -> Self:
         folder = self.paths[0].parent
-        try:
+        with files.writing(folder):
             for path in self.paths:
                 files.refuse_existing(path, overwrite=self._overwrite)
                 files.remove_leftovers(path)
             folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(folder).free
-        except OSError as error:
-            raise files.cannot_write(folder, error) from error
         if free < self._layout.size_bytes + SPARE_BYTES:
             raise OutputError(
                 f"{folder} has {free:,} bytes free, {self.paths[0].name} needs {self._layout.size_bytes:,}", remedy="Free some disk space"
@@ -189,29 +185,23 @@ class GGUFWriter:
     def _put(self, data: memoryview | bytes) -> None:
         if self._stream is None:
             raise OutputError(f"{self.paths[0]} is not open for writing")
-        try:
+        with files.writing(self.paths[self._part]):
             self._stream.write(data)
-        except OSError as error:
-            raise files.cannot_write(self.paths[self._part], error) from error
 
     def _next_part(self) -> None:
         self._close_part()
         self._part, self._tensor = self._part + 1, 0
-        try:
+        with files.writing(self.paths[self._part]):
             self._stream = self._temporary[self._part].open("wb")
-        except OSError as error:
-            raise files.cannot_write(self.paths[self._part], error) from error
         self._put(self._layout.parts[self._part].header)
 
     def _close_part(self) -> None:
         if self._stream is None:
             return
-        try:
+        with files.writing(self.paths[self._part]):
             self._stream.flush()
             os.fsync(self._stream.fileno())
             self._stream.close()
-        except OSError as error:
-            raise files.cannot_write(self.paths[self._part], error) from error
         self._stream = None
 
     def _finish(self) -> None:

@@ -26,15 +26,16 @@ _KNOWN_SIZES = {
     "F32": 4,
     "F16": 2,
     "BF16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
     "I64": 8,
     "I32": 4,
     "I16": 2,
     "I8": 1,
     "U8": 1,
     "BOOL": 1,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
 }
+"""Bytes of a number."""
 READABLE = ("BF16", "F16", "F32")
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
 """8-bit floats; they mean something with their scales only."""

@@ -20,6 +20,10 @@ def float32(value: float) -> MetadataValue:
     return MetadataValue("float32", float(np.float32(value)))
 
 
+def uint32(value: int) -> MetadataValue:
+    return MetadataValue("uint32", value)
+
+
 _SHORT = {
     "vocab": "vocab_size",
     "width": "hidden_size",

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from quantailor.errors import ModelFormatError
-from quantailor.models.convert.families.config import assumed, float32
+from quantailor.models.convert.families.config import assumed, float32, uint32
 from quantailor.models.convert.families.experts import Experts
 from quantailor.models.convert.families.family import LLAMA_NAMES, Key, Text
 from quantailor.models.convert.families.rows import PlannedTensor, picked, slices, transposed
@@ -100,7 +100,7 @@ class DeepseekV2(Experts):
     def common(self) -> dict[str, MetadataValue]:
         """For llama.cpp all heads share one key and value: the latent vector."""
         entries = super().common()
-        entries["attention.head_count_kv"] = MetadataValue("uint32", 1)
+        entries["attention.head_count_kv"] = uint32(1)
         return entries
 
     @property
@@ -108,7 +108,7 @@ class DeepseekV2(Experts):
         return self.latent + self.rope_part
 
     def _expert_entries(self) -> dict[str, MetadataValue]:
-        entries = {"expert_count": MetadataValue("uint32", self.n_experts)}
+        entries = {"expert_count": uint32(self.n_experts)}
         for key in (
             Key("expert_used_count", "num_experts_per_tok", optional=True),
             Key("expert_group_count", "n_group", optional=True),
@@ -118,20 +118,22 @@ class DeepseekV2(Experts):
         if (function := self.config.get("scoring_func")) is not None:
             if not isinstance(function, str) or function not in _GATING:
                 raise self.config.wrong("scoring_func", function)
-            entries["expert_gating_func"] = MetadataValue("uint32", _GATING[function])
+            entries["expert_gating_func"] = uint32(_GATING[function])
         return entries
 
     def entries(self, file_type: MetadataValue) -> dict[str, MetadataValue]:
         entries, config = super().entries(file_type), self.config
-        entries["attention.value_length"] = MetadataValue("uint32", self.latent)
-        entries["attention.key_length_mla"] = MetadataValue("uint32", self.key_part + self.rope_part)
-        entries["attention.value_length_mla"] = MetadataValue("uint32", self.value_part)
-        entries["expert_feed_forward_length"] = MetadataValue("uint32", config.count("moe_intermediate_size"))
-        entries["expert_shared_count"] = MetadataValue("uint32", config.as_count("n_shared_experts", config.get("n_shared_experts") or 0))
+        entries |= {
+            "attention.value_length": uint32(self.latent),
+            "attention.key_length_mla": uint32(self.key_part + self.rope_part),
+            "attention.value_length_mla": uint32(self.value_part),
+            "expert_feed_forward_length": uint32(config.count("moe_intermediate_size")),
+            "expert_shared_count": uint32(config.as_count("n_shared_experts", config.get("n_shared_experts") or 0)),
+        }
         entries |= Key("expert_weights_scale", "routed_scaling_factor", "float32", optional=True).entry(config)
         if config.get("norm_topk_prob"):
             entries["expert_weights_norm"] = MetadataValue("bool", True)
-        entries["rope.dimension_count"] = MetadataValue("uint32", self.rope_part)
+        entries["rope.dimension_count"] = uint32(self.rope_part)
         if (scale := config.rope.get("mscale_all_dim")) is not None:
             entries["rope.scaling.yarn_log_multiplier"] = float32(0.1 * config.as_number("mscale_all_dim", scale))
         return entries

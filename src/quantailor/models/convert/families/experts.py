@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from quantailor.errors import ModelFormatError
+from quantailor.models.convert.families.config import uint32
 from quantailor.models.convert.families.family import Family, Text
 from quantailor.models.convert.families.rows import PlannedTensor, picked, slices, stacked
 from quantailor.models.json_files import INTACT
@@ -82,6 +83,6 @@ class Experts(Family):
 
     def _expert_entries(self) -> dict[str, MetadataValue]:
         return {
-            "expert_count": MetadataValue("uint32", self.n_experts),
-            "expert_used_count": MetadataValue("uint32", self.config.count("num_experts_per_tok")),
+            "expert_count": uint32(self.n_experts),
+            "expert_used_count": uint32(self.config.count("num_experts_per_tok")),
         }

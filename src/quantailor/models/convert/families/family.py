@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from quantailor.errors import ModelFormatError, UnsupportedModelError
-from quantailor.models.convert.families.config import Config, float32
+from quantailor.models.convert.families.config import Config, float32, uint32
 from quantailor.models.convert.families.rope import llama3_tensor, rope_metadata
 from quantailor.models.convert.families.rows import (
     ITEM_BYTES,
@@ -77,7 +77,7 @@ class Key:
             return {}
         if self.kind == "float32":
             return {self.name: float32(config.number(self.source))}
-        return {self.name: MetadataValue("uint32", config.as_count(self.source, value))}
+        return {self.name: uint32(config.as_count(self.source, value))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +261,7 @@ class Family:
 
     def metadata(self, file_type: str) -> dict[str, MetadataValue]:
         """The architecture's keys and `general.file_type` in file order."""
-        entries = self.entries(MetadataValue("uint32", FILE_TYPES[file_type]))
+        entries = self.entries(uint32(FILE_TYPES[file_type]))
         return {key if key.startswith("general.") else f"{self.architecture}.{key}": value for key, value in entries.items()}
 
     def leading(self) -> dict[str, MetadataValue]:
@@ -272,7 +272,7 @@ class Family:
         """The same without the architecture's name."""
         entries = self.common()
         if (dim := self.head_dim) is not None:
-            entries["attention.key_length"] = entries["attention.value_length"] = MetadataValue("uint32", dim)
+            entries["attention.key_length"] = entries["attention.value_length"] = uint32(dim)
         entries["general.file_type"] = file_type
         for key in self.keys:
             entries |= key.entry(self.config)
@@ -281,20 +281,17 @@ class Family:
     def common(self) -> dict[str, MetadataValue]:
         """Sizes, rope, norms and experts."""
         count, config = self.config.count, self.config
-        entries: dict[str, MetadataValue] = {}
-        for key, value in (
-            ("block_count", self.n_layers),
-            ("context_length", count("max_position_embeddings")),
-            ("embedding_length", count("hidden_size")),
-            ("feed_forward_length", count("intermediate_size")),
-            ("attention.head_count", self.n_heads),
-            ("attention.head_count_kv", self.n_kv_heads),
-        ):
-            entries[key] = MetadataValue("uint32", value)
-        entries.update(self._rope_entries())
-        entries["attention.layer_norm_rms_epsilon"] = float32(config.number("rms_norm_eps"))
-        entries.update(self._expert_entries())
-        return entries
+        return {
+            "block_count": uint32(self.n_layers),
+            "context_length": uint32(count("max_position_embeddings")),
+            "embedding_length": uint32(count("hidden_size")),
+            "feed_forward_length": uint32(count("intermediate_size")),
+            "attention.head_count": uint32(self.n_heads),
+            "attention.head_count_kv": uint32(self.n_kv_heads),
+            **self._rope_entries(),
+            "attention.layer_norm_rms_epsilon": float32(config.number("rms_norm_eps")),
+            **self._expert_entries(),
+        }
 
     @property
     def head_dim(self) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
-from quantailor.models.convert.families.config import assumed, float32
+from quantailor.models.convert.families.config import assumed, float32, uint32
 from quantailor.models.convert.families.family import LLAMA_NAMES, QK_NORMS, Family, Key, Text
 from quantailor.models.convert.families.rope import rope_metadata
 from quantailor.models.convert.families.rows import PlannedTensor, Rows, plus_one
@@ -36,21 +36,18 @@ class Gemma2(Family):
         Key("attention.sliding_window", "sliding_window"),
     )
     vocabulary_kind = "gemma"
-    head_keys: ClassVar[Sequence[Key]] = (
-        Key("context_length", "max_position_embeddings"),
-        Key("embedding_length", "hidden_size"),
-        Key("block_count", "num_hidden_layers"),
-        Key("feed_forward_length", "intermediate_size"),
-    )
 
     def common(self) -> dict[str, MetadataValue]:
-        entries: dict[str, MetadataValue] = {}
-        for key in self.head_keys:
-            entries |= key.entry(self.config)
-        entries["attention.head_count"] = MetadataValue("uint32", self.n_heads)
-        entries["attention.head_count_kv"] = MetadataValue("uint32", self.n_kv_heads)
-        entries["attention.layer_norm_rms_epsilon"] = float32(self.config.number("rms_norm_eps"))
-        return entries
+        count = self.config.count
+        return {
+            "context_length": uint32(count("max_position_embeddings")),
+            "embedding_length": uint32(count("hidden_size")),
+            "block_count": uint32(self.n_layers),
+            "feed_forward_length": uint32(count("intermediate_size")),
+            "attention.head_count": uint32(self.n_heads),
+            "attention.head_count_kv": uint32(self.n_kv_heads),
+            "attention.layer_norm_rms_epsilon": float32(self.config.number("rms_norm_eps")),
+        }
 
     def _texts(self, arrays: Mapping[str, StoredArray]) -> list[Text]:
         """Without the copy of the embedding that some checkpoints carry."""
@@ -78,7 +75,7 @@ class Gemma3(Gemma2):
     def entries(self, file_type: MetadataValue) -> dict[str, MetadataValue]:
         entries = super().entries(file_type)
         if self.config.get("sliding_window_pattern") != 1:
-            entries["attention.sliding_window"] = MetadataValue("uint32", self.config.count("sliding_window"))
+            entries["attention.sliding_window"] = uint32(self.config.count("sliding_window"))
         return entries
 
     def _rope_entries(self) -> dict[str, MetadataValue]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from quantailor.errors import ModelFormatError, UnsupportedModelError
-from quantailor.models.convert.families.config import assumed
+from quantailor.models.convert.families.config import assumed, uint32
 from quantailor.models.convert.families.experts import Experts
 from quantailor.models.convert.families.family import LLAMA_NAMES, Key, Text
 from quantailor.models.convert.families.rows import (
@@ -65,7 +65,7 @@ class GptOss(Experts):
         return mapping(self.config.get("quantization_config")).get("quant_method") == "mxfp4"
 
     def entries(self, file_type: MetadataValue) -> dict[str, MetadataValue]:
-        return super().entries(MetadataValue("uint32", _FILE_TYPE_MXFP4) if self._is_mxfp4 else file_type)
+        return super().entries(uint32(_FILE_TYPE_MXFP4) if self._is_mxfp4 else file_type)
 
     def _texts(self, arrays: Mapping[str, StoredArray]) -> list[Text]:
         """The MXFP4 experts come first; their blocks follow their scales, which stand for both."""

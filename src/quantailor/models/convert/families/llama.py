@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from quantailor.errors import UnsupportedModelError
-from quantailor.models.convert.families.config import assumed, float32
+from quantailor.models.convert.families.config import assumed, float32, uint32
 from quantailor.models.convert.families.experts import Experts
 from quantailor.models.convert.families.family import LLAMA_NAMES, Family
 from quantailor.models.json_files import OTHER_WAY
@@ -34,8 +34,8 @@ class Llama(Family):
 
     def entries(self, file_type: MetadataValue) -> dict[str, MetadataValue]:
         entries = super().entries(file_type)
-        entries["vocab_size"] = MetadataValue("uint32", self.vocab_size)
-        entries["rope.dimension_count"] = MetadataValue("uint32", self.rope_dim)
+        entries["vocab_size"] = uint32(self.vocab_size)
+        entries["rope.dimension_count"] = uint32(self.rope_dim)
         return entries
 
 

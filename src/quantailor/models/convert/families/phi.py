@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
-from quantailor.models.convert.families.config import assumed, float32
+from quantailor.models.convert.families.config import assumed, float32, uint32
 from quantailor.models.convert.families.family import LLAMA_NAMES, MAX_HEAD_DIM, Family
 from quantailor.models.convert.families.rows import PlannedTensor, constant
 from quantailor.models.json_files import JsonObject
@@ -68,21 +68,17 @@ class Phi3(Family):
         rope, count, config = self.config.rope, self.config.count, self.config
         if rope["rope_type"] not in ("default", "longrope", "su", "yarn"):
             raise config.wrong("rope_type", rope["rope_type"])
-        entries = {
-            key: MetadataValue("uint32", value)
-            for key, value in (
-                ("context_length", count("max_position_embeddings")),
-                ("rope.scaling.original_context_length", self._original_length),
-                ("embedding_length", count("hidden_size")),
-                ("feed_forward_length", count("intermediate_size")),
-                ("block_count", self.n_layers),
-                ("attention.head_count", self.n_heads),
-                ("attention.head_count_kv", self.n_kv_heads),
-            )
+        return {
+            "context_length": uint32(count("max_position_embeddings")),
+            "rope.scaling.original_context_length": uint32(self._original_length),
+            "embedding_length": uint32(count("hidden_size")),
+            "feed_forward_length": uint32(count("intermediate_size")),
+            "block_count": uint32(self.n_layers),
+            "attention.head_count": uint32(self.n_heads),
+            "attention.head_count_kv": uint32(self.n_kv_heads),
+            "attention.layer_norm_rms_epsilon": float32(config.number("rms_norm_eps")),
+            "rope.dimension_count": uint32(self.rope_dim),
+            "rope.freq_base": float32(config.as_number("rope_theta", rope["rope_theta"])),
+            "general.file_type": file_type,
+            "attention.sliding_window": uint32(config.optional_count("sliding_window") or 0),
         }
-        entries["attention.layer_norm_rms_epsilon"] = float32(config.number("rms_norm_eps"))
-        entries["rope.dimension_count"] = MetadataValue("uint32", self.rope_dim)
-        entries["rope.freq_base"] = float32(config.as_number("rope_theta", rope["rope_theta"]))
-        entries["general.file_type"] = file_type
-        entries["attention.sliding_window"] = MetadataValue("uint32", config.optional_count("sliding_window") or 0)
-        return entries

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from quantailor.errors import UnsupportedModelError
-from quantailor.models.convert.families.config import Config, float32
+from quantailor.models.convert.families.config import Config, float32, uint32
 from quantailor.models.convert.families.rows import PlannedTensor, constant
 from quantailor.models.json_files import OTHER_WAY, JsonObject
 from quantailor.records import MetadataValue
@@ -40,7 +40,7 @@ def rope_metadata(config: Config, rope: JsonObject, *, long: bool = False) -> di
 
 def _yarn_metadata(config: Config, rope: JsonObject) -> dict[str, MetadataValue]:
     length = config.as_count("original_max_position_embeddings", rope.get("original_max_position_embeddings"))
-    entries = {"rope.scaling.original_context_length": MetadataValue("uint32", length)}
+    entries = {"rope.scaling.original_context_length": uint32(length)}
     attention = rope.get("attention_factor", rope.get("attn_factor"))
     for key, value in (
         ("ext_factor", rope.get("extrapolation_factor")),

@@ -99,19 +99,17 @@ class BpeTokenizer:
             raise ModelFormatError(
                 f"{self.path} has the token id {max(texts)}, config.json a vocabulary of {vocab_size}", remedy="Correct vocab_size"
             )
-        pre = self._pre_name()
+        # Published vocabularies are known by their fingerprint, others by how they split.
+        letters = {byte: letter for letter, byte in byte_letters().items()}
+        pre = known_name(self._stored, letters, self._merge_texts()) or pretokenizer_name(
+            self._stored.get("pre_tokenizer"), self._stored.get("normalizer"), str(self.path)
+        )
         tokens, kinds = [], []
         for number in range(vocab_size):
             text, kind = self._token(number, texts.get(number))
             tokens.append(text)
             kinds.append(kind)
         return Vocabulary("gpt2", pre, tuple(tokens), tuple(kinds))
-
-    def _pre_name(self) -> str:
-        """Published vocabularies are known by their fingerprint, others by how they split."""
-        letters = {byte: letter for letter, byte in byte_letters().items()}
-        published = known_name(self._stored, letters, self._merge_texts())
-        return published or pretokenizer_name(self._stored.get("pre_tokenizer"), self._stored.get("normalizer"), str(self.path))
 
     def _token(self, number: int, text: str | None) -> tuple[str, int]:
         if text is None:
@@ -149,7 +147,10 @@ class BpeTokenizer:
         """ "a b", whichever of its two formats tokenizer.json uses; merges.txt where it has none."""
         stored = self._model.get("merges")
         if not isinstance(stored, list) or not stored:
-            return self._merges_file()
+            path = self._folder / "merges.txt"
+            lines = read_text(path).splitlines() if path.is_file() else []
+            pairs = [line.split() for line in (lines[1:] if lines and lines[0].startswith("#") else lines)]
+            return [" ".join(pair) for pair in pairs if len(pair) == 2]
         return [self._merge(merge, pairs=isinstance(stored[0], list)) for merge in stored]
 
     def _merge(self, merge: Any, *, pairs: bool) -> str:
@@ -158,12 +159,6 @@ class BpeTokenizer:
         if pairs and isinstance(merge, list) and len(merge) == 2 and all(isinstance(part, str) for part in merge):
             return " ".join(part.replace(" ", _SPACE) for part in merge)
         raise ModelFormatError(f"{self.path} has the merge {str(merge)[:80]!r}", remedy=INTACT)
-
-    def _merges_file(self) -> list[str]:
-        path = self._folder / "merges.txt"
-        lines = read_text(path).splitlines() if path.is_file() else []
-        pairs = [line.split() for line in (lines[1:] if lines and lines[0].startswith("#") else lines)]
-        return [" ".join(pair) for pair in pairs if len(pair) == 2]
 
 
 def decoded(text: str) -> str:
