@@ -76,7 +76,7 @@ def test_truncation_at_every_boundary_is_told(folder: Path) -> None:
         (lambda h: h["model.norm.weight"].pop("dtype"), "no dtype"),
         (lambda h: h["model.norm.weight"].update(dtype="F8_E8M0"), "F8_E8M0"),
         (lambda h: h["model.norm.weight"].update(dtype="I16"), "I16"),
-        (lambda h: h.update({"model.norm.weight": [1, 2]}), "no object"),
+        (lambda h: h.update({"model.norm.weight": [1, 2]}), "not an object"),
     ],
 )
 def test_contradictory_header_is_told(folder: Path, change: Edit, message: str) -> None:
