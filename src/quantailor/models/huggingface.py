@@ -12,7 +12,7 @@ from quantailor.models.convert.description import described
 from quantailor.models.convert.families import family_of
 from quantailor.models.convert.families.family import outtype
 from quantailor.models.convert.families.rows import PlannedTensor
-from quantailor.models.json_files import INTACT, OTHER_WAY, is_there, read_json
+from quantailor.models.json_files import INTACT, OTHER_WAY, JsonObject, is_there, read_json
 from quantailor.models.safetensors_file import SafetensorsFile, StoredArray
 from quantailor.models.source import name_of
 from quantailor.numerics import Bytes, Floats

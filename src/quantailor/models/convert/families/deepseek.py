@@ -15,7 +15,7 @@ from quantailor.models.convert.families.config import assumed, float32, uint32
 from quantailor.models.convert.families.experts import Experts
 from quantailor.models.convert.families.family import LLAMA_NAMES, Key, Text
 from quantailor.models.convert.families.rows import PlannedTensor, picked, slices, transposed
-from quantailor.models.json_files import INTACT
+from quantailor.models.json_files import INTACT, JsonObject
 from quantailor.records import MetadataValue
 
 _KV_B = re.compile(r"^model\.layers\.(\d{1,6})\.self_attn\.kv_b_proj\.weight$")

@@ -10,7 +10,7 @@ from quantailor.errors import ModelFormatError
 from quantailor.models.convert.families.config import uint32
 from quantailor.models.convert.families.family import Family, Text
 from quantailor.models.convert.families.rows import PlannedTensor, picked, slices, stacked
-from quantailor.models.json_files import INTACT
+from quantailor.models.json_files import INTACT, JsonObject
 from quantailor.records import MetadataValue
 
 _FUSED = re.compile(r"^model\.layers\.(\d{1,6})\.mlp\.experts\.(gate_up_proj|down_proj)(?:\.weight)?$")

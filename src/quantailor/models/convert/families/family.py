@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from quantailor.errors import ModelFormatError, UnsupportedModelError
 from quantailor.models.convert.families.config import Config, float32, uint32
@@ -26,7 +26,7 @@ from quantailor.models.convert.families.rows import (
     regrouped,
 )
 from quantailor.models.convert.vocabulary import VOCABULARIES
-from quantailor.models.json_files import INTACT, OTHER_WAY, mapping
+from quantailor.models.json_files import INTACT, OTHER_WAY, JsonObject, mapping
 from quantailor.models.safetensors_file import FLOAT8, READABLE, StoredArray
 from quantailor.records import MetadataValue, TensorInfo
 

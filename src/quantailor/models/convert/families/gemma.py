@@ -9,7 +9,6 @@ from quantailor.models.convert.families.config import assumed, float32, uint32
 from quantailor.models.convert.families.family import LLAMA_NAMES, QK_NORMS, Family, Key, Text
 from quantailor.models.convert.families.rope import rope_metadata
 from quantailor.models.convert.families.rows import PlannedTensor, Rows, plus_one
-from quantailor.models.json_files import JsonObject
 from quantailor.models.safetensors_file import StoredArray
 from quantailor.records import MetadataValue
 

@@ -22,7 +22,7 @@ from quantailor.models.convert.families.rows import (
     slices,
     transposed,
 )
-from quantailor.models.json_files import INTACT, OTHER_WAY, mapping
+from quantailor.models.json_files import INTACT, OTHER_WAY, JsonObject, mapping
 from quantailor.models.safetensors_file import READABLE, StoredArray
 from quantailor.records import MetadataValue, TensorInfo
 
@@ -30,7 +30,7 @@ _EXPERTS = re.compile(r"^model\.layers\.(\d{1,6})\.mlp\.experts\.(gate_up_proj|d
 _PARTS: Mapping[str, tuple[str, ...]] = {"gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"), "down_proj": ("ffn_down_exps",)}
 """Rows of gate and up alternate in one matrix."""
 _FILE_TYPE_MXFP4 = 38
-_ROPE: Mapping[str, Any] = {
+_ROPE: JsonObject = {
     "rope_type": "yarn",
     "factor": 32.0,
     "beta_fast": 32.0,

@@ -10,7 +10,7 @@ from quantailor.errors import UnsupportedModelError
 from quantailor.models.convert.families.config import assumed, float32, uint32
 from quantailor.models.convert.families.experts import Experts
 from quantailor.models.convert.families.family import LLAMA_NAMES, Family
-from quantailor.models.json_files import OTHER_WAY
+from quantailor.models.json_files import OTHER_WAY, JsonObject
 from quantailor.records import MetadataValue
 
 

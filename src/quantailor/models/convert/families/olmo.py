@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from quantailor.models.convert.families.config import assumed
 from quantailor.models.convert.families.family import LLAMA_NAMES, QK_NORMS, Family
-from quantailor.models.json_files import JsonObject
 
 
 class Olmo2(Family):

@@ -9,7 +9,6 @@ from typing import ClassVar
 from quantailor.models.convert.families.config import assumed, float32, uint32
 from quantailor.models.convert.families.family import LLAMA_NAMES, MAX_HEAD_DIM, Family
 from quantailor.models.convert.families.rows import PlannedTensor, constant
-from quantailor.models.json_files import JsonObject
 from quantailor.records import MetadataValue
 
 

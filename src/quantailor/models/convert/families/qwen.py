@@ -8,7 +8,6 @@ from typing import ClassVar
 from quantailor.models.convert.families.config import assumed
 from quantailor.models.convert.families.experts import Experts
 from quantailor.models.convert.families.family import LLAMA_NAMES, QK_NORMS, Family, Key
-from quantailor.models.json_files import JsonObject
 
 
 class Qwen2(Family):

@@ -10,7 +10,7 @@ from quantailor.models.convert.vocabulary import sentencepiece
 from quantailor.models.convert.vocabulary.bpe import BpeTokenizer
 from quantailor.models.convert.vocabulary.special_tokens import special_metadata
 from quantailor.models.convert.vocabulary.tokens import Vocabulary
-from quantailor.models.json_files import OTHER_WAY, read_json_if_there
+from quantailor.models.json_files import OTHER_WAY, JsonObject, read_json_if_there
 from quantailor.records import MetadataValue
 
 Entries = dict[str, MetadataValue]
@@ -75,7 +75,7 @@ def phi3_vocabulary(folder: Path, config: JsonObject, vocab_size: int) -> Entrie
 
 def _sentencepiece(
     folder: Path,
-    config: Mapping[str, Any],
+    config: JsonObject,
     vocab_size: int,
     *,
     read: Callable[[Path, int], Vocabulary] = sentencepiece.read_vocabulary,

@@ -14,7 +14,7 @@ from quantailor.models.convert.vocabulary.fingerprint import known_name
 from quantailor.models.convert.vocabulary.pretokenizers import pretokenizer_name
 from quantailor.models.convert.vocabulary.special_tokens import ROLES, content
 from quantailor.models.convert.vocabulary.tokens import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, looks_special
-from quantailor.models.json_files import INTACT, mapping, objects, read_json, read_json_if_there, read_text
+from quantailor.models.json_files import INTACT, JsonObject, mapping, objects, read_json, read_json_if_there, read_text
 from quantailor.records import MetadataValue
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -63,7 +63,7 @@ class BpeTokenizer:
             raise ModelFormatError(f"{self.path} has the token id {str(value)[:40]!r}", remedy=INTACT)
         return value
 
-    def _added(self, stored: Sequence[Mapping[str, Any]]) -> dict[int, _Added]:
+    def _added(self, stored: Sequence[JsonObject]) -> dict[int, _Added]:
         """Added tokens by id. A token with a role is special whatever else is said; named tokens that are nowhere get new ids."""
         ids: dict[str, int] = {}
         added: dict[int, _Added] = {}
@@ -177,7 +177,7 @@ def byte_letters() -> Mapping[str, int]:
     return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
-def _named_tokens(settings: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _named_tokens(settings: JsonObject) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Tokens that tokenizer_config.json gives a role, and its further special tokens."""
     extra: list[Any] = []
     for key in ("additional_special_tokens", "extra_special_tokens"):
@@ -187,7 +187,7 @@ def _named_tokens(settings: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[s
     return tuple(text for text in roles if text is not None), tuple(text for item in extra if (text := content(item)) is not None)
 
 
-def _repeated(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _repeated(settings: JsonObject) -> list[dict[str, Any]]:
     """tokenizer_config.json's `added_tokens_decoder`, which overrides tokenizer.json where both know a token."""
     stored = mapping(settings.get("added_tokens_decoder"))
     numbered = {int(key): mapping(entry) for key, entry in stored.items() if key.isascii() and key.isdecimal() and len(key) < 10}

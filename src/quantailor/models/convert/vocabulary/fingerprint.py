@@ -11,12 +11,11 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any
 
 import regex
 
 from quantailor.models.convert.vocabulary.fingerprints import NAMES, TEXT
-from quantailor.models.json_files import mapping, objects
+from quantailor.models.json_files import JsonObject, mapping, objects
 
 PATIENCE_S = 1.0
 """For all patterns of a tokenizer together; those of published ones take milliseconds."""
@@ -34,7 +33,7 @@ class _UnknownError(Exception):
     """A part of the tokenizer that is not imitated here."""
 
 
-def known_name(tokenizer: Mapping[str, Any], byte_letters: Mapping[int, str], merges: Iterable[str]) -> str | None:
+def known_name(tokenizer: JsonObject, byte_letters: Mapping[int, str], merges: Iterable[str]) -> str | None:
     """llama.cpp's name for this vocabulary's pre-tokenizer, None where its converter knows no such vocabulary.
 
     Args:
@@ -53,7 +52,7 @@ def known_name(tokenizer: Mapping[str, Any], byte_letters: Mapping[int, str], me
     return None
 
 
-def _encode(tokenizer: Mapping[str, Any], byte_letters: Mapping[int, str], merges: Iterable[str]) -> list[int]:
+def _encode(tokenizer: JsonObject, byte_letters: Mapping[int, str], merges: Iterable[str]) -> list[int]:
     model = mapping(tokenizer.get("model"))
     vocabulary, whole = mapping(model.get("vocab")), model.get("ignore_merges") is True
     ranks = {merge: rank for rank, merge in enumerate(merges)}
@@ -73,7 +72,7 @@ def _encode(tokenizer: Mapping[str, Any], byte_letters: Mapping[int, str], merge
     return ids
 
 
-def _without_added(text: str, added: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, int | None]]:
+def _without_added(text: str, added: Sequence[JsonObject]) -> Iterable[tuple[str, int | None]]:
     """Pieces of the text, and the added tokens between them with their ids."""
     present = {str(token.get("content")): token for token in added if token.get("content") and str(token["content"]) in text}
     if any(token.get(flag) for token in present.values() for flag in ("lstrip", "rstrip", "single_word")):
@@ -93,7 +92,7 @@ def _merged(parts: list[str], ranks: Mapping[str, int]) -> list[str]:
     return parts
 
 
-def _normalizer(stored: Mapping[str, Any]) -> Callable[[str], str]:
+def _normalizer(stored: JsonObject) -> Callable[[str], str]:
     if not stored or (stored.get("type") == "Sequence" and not stored.get("normalizers")):
         return str
     if (kind := stored.get("type")) in _NORMALIZERS:
@@ -101,7 +100,7 @@ def _normalizer(stored: Mapping[str, Any]) -> Callable[[str], str]:
     raise _UnknownError
 
 
-def _around(stored: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+def _around(stored: JsonObject) -> tuple[list[int], list[int]]:
     """Ids before and after a text."""
     for step in objects(stored.get("processors")) or ([dict(stored)] if stored else []):
         if step.get("type") == "TemplateProcessing":
@@ -124,7 +123,7 @@ def _around(stored: Mapping[str, Any]) -> tuple[list[int], list[int]]:
 # Pre-tokenizers
 
 
-def _splits(stored: Mapping[str, Any], byte_letters: Mapping[int, str]) -> list[Split]:
+def _splits(stored: JsonObject, byte_letters: Mapping[int, str]) -> list[Split]:
     steps = objects(stored.get("pretokenizers")) if stored.get("type") == "Sequence" else [dict(stored)]
     if not 0 < len(steps) <= _MOST_STEPS:
         raise _UnknownError
@@ -132,7 +131,7 @@ def _splits(stored: Mapping[str, Any], byte_letters: Mapping[int, str]) -> list[
     return [_step(step, byte_letters, deadline) for step in steps]
 
 
-def _step(step: Mapping[str, Any], byte_letters: Mapping[int, str], deadline: float) -> Split:
+def _step(step: JsonObject, byte_letters: Mapping[int, str], deadline: float) -> Split:
     kind, behavior = step.get("type"), step.get("behavior", "Isolated")
     if kind == "Split":
         stored = mapping(step.get("pattern"))

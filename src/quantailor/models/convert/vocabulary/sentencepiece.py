@@ -5,14 +5,14 @@ Only the message is parsed; SentencePiece's own loader would also build the norm
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quantailor.errors import ModelFormatError
 from quantailor.models.convert.vocabulary.tokens import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, looks_special
-from quantailor.models.json_files import INTACT, mapping, objects, read_bytes, read_json_if_there
+from quantailor.models.json_files import INTACT, JsonObject, mapping, objects, read_bytes, read_json_if_there
 
 _PIECE_USER_DEFINED = 4
 _PAD_SCORE, _ADDED_SCORE = -10000.0, -1000.0
@@ -83,14 +83,14 @@ def _added_tokens_json(folder: Path) -> Iterator[tuple[int, str, int]]:
         yield _id(number, path), text, USER_DEFINED
 
 
-def _decoder(path: Path) -> Iterator[Mapping[str, Any]]:
+def _decoder(path: Path) -> Iterator[JsonObject]:
     """tokenizer_config.json's `added_tokens_decoder`, each with its id."""
     for key, entry in mapping(read_json_if_there(path).get("added_tokens_decoder")).items():
         is_number = key.isascii() and key.isdecimal() and len(key) < 10
         yield {**mapping(entry), "id": int(key) if is_number else key}
 
 
-def _tokens(stored: Iterable[Mapping[str, Any]], path: Path, *, by_look: bool = False) -> Iterator[tuple[int, str, int]]:
+def _tokens(stored: Iterable[JsonObject], path: Path, *, by_look: bool = False) -> Iterator[tuple[int, str, int]]:
     """Tokens as `stored`; with `by_look` those that look special are so too, and others get their spaces back."""
     for token in stored:
         number, content = _id(token.get("id"), path), token.get("content")
