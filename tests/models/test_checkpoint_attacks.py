@@ -252,9 +252,9 @@ def test_a_pattern_that_backtracks_is_given_up(pattern: str, byte_level: Path) -
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
     edit(byte_level / "tokenizer.json", lambda stored: stored.update(pre_tokenizer={"type": "Sequence", "pretokenizers": [split, bytes_]}))
-    started = time.monotonic()
+    started = time.process_time()
     assert "pre-tokenizer" in told(byte_level)
-    assert time.monotonic() - started < 10 * PATIENCE_S
+    assert time.process_time() - started < 10 * PATIENCE_S
 
 
 def test_a_pattern_has_a_time_limit() -> None:

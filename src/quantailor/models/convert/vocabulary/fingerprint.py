@@ -17,7 +17,7 @@ import regex
 from quantailor.models.convert.vocabulary.fingerprints import NAMES, TEXT
 from quantailor.models.json_files import JsonObject, mapping, objects
 
-PATIENCE_S = 1.0
+PATIENCE_S = 0.5
 """For all patterns of a tokenizer together; those of published ones take milliseconds."""
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _PUNCTUATION = r"[\p{P}$+<=>^`|~]"
