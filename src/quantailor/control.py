@@ -20,7 +20,7 @@ class Control(Protocol):
 
 
 class NullControl:
-    """A control that never stops the work and reports to nobody; tests build theirs upon it."""
+    """Never stops the work and reports to nobody."""
 
     def check(self) -> None:
         """Nothing asks this work to stop."""

@@ -280,7 +280,7 @@ class Sensitivity:
 
     tensor: str
     status: Literal["measured", "drowned", "not in the graph"]
-    """"drowned": its probes cannot be told from the floor, and `alpha` is an upper bound."""
+    """"drowned": its probes cannot be distinguished from the floor, and `alpha` is an upper bound."""
     alpha: Estimate
     """Nats per unit of `weighted_mse`."""
     noise: Mapping[int, float] = field(default_factory=dict)

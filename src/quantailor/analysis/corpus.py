@@ -57,7 +57,7 @@ def load_corpus(model_path: Path, text_path: Path) -> Corpus:
 
 @lru_cache(maxsize=4)
 def _tokenized(model_path: Path, version: tuple[int, int], text: str) -> tuple[Tokens, int | None]:
-    """The tokens (read only, because they are kept for the next call) and BOS; `version` tells one file from its successor."""
+    """The tokens (read only, because they are kept for the next call) and BOS; `version` distinguishes a file from its successor."""
     del version
     with runtime.tokenizer(model_path) as vocabulary:
         tokens = vocabulary.tokenize(text)
@@ -66,7 +66,7 @@ def _tokenized(model_path: Path, version: tuple[int, int], text: str) -> tuple[T
 
 
 def _version(path: Path) -> tuple[int, int]:
-    """Size and time of a file; what cannot be read is told by whoever opens it."""
+    """Size and time of a file; zeros where it cannot be read, which is reported when it is opened."""
     try:
         stat = path.stat()
     except OSError:

@@ -7,7 +7,7 @@ layers, and a text other than the probes' weighs tensors a little differently. S
 
 is fitted to them on a logarithmic scale: gamma, kappa and the scales on random mixes in memory, c0 on files, which are
 compared with the base as it is stored (its own kernels round inputs too). The parts are the output, the embeddings and
-the blocks: an error in the output meets no later layer. Few mixes tell kappa and the scales badly, so both are held near
+the blocks: an error in the output meets no later layer. A few mixes determine kappa and the scales poorly, so both are held near
 0 and 1 by a prior.
 
 The interval of a new mix combines, as relative variances,

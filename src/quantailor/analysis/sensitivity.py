@@ -37,7 +37,7 @@ Scores = Mapping[str, Sequence[ChunkScore]]
 
 NULL_MIX = Mix.of({})
 MAX_PROBE_KLD = 0.05
-"""Above this a probe is no small perturbation; a larger type is tried."""
+"""Above this a probe is not a small perturbation; a larger type is tried."""
 DROWNED_BELOW_FLOORS = 3.0
 DROWNED_BELOW_ERRORS = 2.0
 """A probe below so many floors, or so many of its own standard errors, says nothing."""
@@ -94,7 +94,7 @@ def mean_kld(scores: Sequence[ChunkScore]) -> Estimate:
 def kld_over_sections(scores: Sequence[ChunkScore], n_sections: int = N_SECTIONS) -> Estimate:
     """Mean KLD, nats per token, with the standard error over contiguous sections of the text.
 
-    A text is often several works in a row, and what a mix costs differs from work to work: more than single chunks tell.
+    A text is often several works in a row, and what a mix costs differs from work to work, by more than single chunks show.
     """
     ordered = sorted(scores, key=lambda score: score.index)
     sections = np.array_split(np.arange(len(ordered)), min(n_sections, len(ordered)))
@@ -114,7 +114,7 @@ def _typical(klds: Doubles, tokens: Doubles) -> Doubles:
 
 
 def is_drowned(kld: Estimate, floor_nats: float) -> bool:
-    """Whether a probe cannot be told from the floor or from its own error."""
+    """Whether a probe cannot be distinguished from the floor or from its own error."""
     return kld.value < max(DROWNED_BELOW_FLOORS * floor_nats, DROWNED_BELOW_ERRORS * kld.se)
 
 
@@ -189,7 +189,7 @@ def _solve(errors: Doubles, blocks: Sequence[int], klds: Doubles, tokens: Double
 
     means = klds.sum(axis=1) / tokens.sum()
     unknown_blocks = sorted(set(blocks) - {1}) if len(blocks) > 1 else []
-    if len(unknown_blocks) == len(blocks):  # one probe per kernel: the one with the larger error tells alpha alone
+    if len(unknown_blocks) == len(blocks):  # one probe per kernel: the one with the larger error gives alpha alone
         unknown_blocks.remove(blocks[int(np.argmax(errors))])
     design = np.stack([errors, *(np.equal(blocks, block).astype(np.float64) for block in unknown_blocks)], axis=1)
     usable = means > 0
@@ -223,7 +223,7 @@ def weigh(mixes: Sequence[Mix], tensors: Sequence[str], klds: Sequence[Estimate]
     """Each tensor's KLD from those of mixes: least squares, none negative (Hotelling's weighing design).
 
     Args:
-        mixes: more than there are tensors, from `weighing_mixes`; complements tell only the sum, so it takes about twice as many.
+        mixes: more than there are tensors, from `weighing_mixes`; complements give only the sum, so it takes about twice as many.
         tensors: the tensors the mixes are made of.
         klds: the mixes' mean KLDs, nats.
 

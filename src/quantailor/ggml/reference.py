@@ -85,7 +85,7 @@ def quantize_reference(
         allow_requantize: take sources that are quantized already.
         n_threads: None takes all processors.
         check: called with the complete file before it gets its final name; may raise.
-        control: asked whether to go on, told about every tensor.
+        control: asked whether to go on; progress counts tensors.
 
     Raises:
         QuantailorError: of the class that fits what llama.cpp reported; nothing is left under `output`.

@@ -35,7 +35,7 @@ _NEW_TYPE = re.compile(r"-> .*\((\w+)\)$|converting to (\w+) \.\.")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Everything `llama_model_quantize` is told; types and presets are ggml's and llama.cpp's numbers."""
+    """Everything that `llama_model_quantize` is given; types and presets are ggml's and llama.cpp's numbers."""
 
     base: str
     output: str

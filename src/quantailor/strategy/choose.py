@@ -99,7 +99,7 @@ def select(
 
     Raises:
         InfeasibleError: nothing meets the target and the constraints.
-        StrategyError: an unknown method, target or parameter, or cells that are no numbers.
+        StrategyError: an unknown method, target or parameter, or cells that are not numbers.
     """
     limits, goal, settings = constraints or Constraints(), dict(target or {}), dict(parameters or {})
     options = _options(method, settings)
@@ -268,7 +268,7 @@ def _run(task: _Task, solver: optimal.Solver | None) -> Outcome:
 
 
 def _roughly(task: _Task, solver: optimal.Solver | None) -> Outcome | None:
-    """A mix near the answer, to see what header it gives; None where only the rule itself can tell."""
+    """A mix near the answer, to see what header it gives; None where only the rule itself knows."""
     if solver is None or task.budget_bytes is None or len(task.tables) < _MANY_TENSORS:
         return None
     solution = solver.roughly(task.budget_bytes, task.fixed_bytes)

@@ -1,6 +1,6 @@
 """The strategy file: YAML for people, JSON for programs, the same content in both.
 
-A file names every quantizable tensor with its type; everything else tells where the choice came from. By
+A file names every quantizable tensor with its type; everything else says where the choice came from. By
 hand it may be as short as
 
     model: {fingerprint: 3f6c...}
@@ -68,7 +68,7 @@ class _Tensor(_Section):
     pinned: bool = Field(default=False, description="Set by the user, not by the method.")
     knee: str | None = Field(default=None, description="The type at this tensor's own knee, as a diagnostic.")
     price_range: tuple[float, float | None] | None = Field(
-        default=None, description="Prices (damage per byte) between which the optimum keeps this type; null is no upper end."
+        default=None, description="Prices (damage per byte) between which the optimum keeps this type; null means no upper end."
     )
     reason: str = Field(default="", description="Why, in plain words.")
 

@@ -51,7 +51,7 @@ def _escaped_letter(letter: str) -> str:
 def all_types(strategy: Strategy, source_types: Mapping[str, str]) -> dict[str, str]:
     """The type of every tensor in `source_types` (tensor -> its type in the base) that the strategy's file has.
 
-    Tensors that the strategy does not name keep their type, which llama-quantize must be told.
+    Tensors that the strategy does not name keep their type, which llama-quantize has to be given.
     """
     chosen = strategy.types
     return {name: chosen.get(name, type_name) for name, type_name in source_types.items()}

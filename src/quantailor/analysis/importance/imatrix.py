@@ -109,7 +109,7 @@ def quantizer_importance(imatrix: Imatrix, tensor: TensorInfo) -> Floats | None:
 
 
 def quantize_metadata(imatrix: Imatrix) -> dict[str, str | int]:
-    """The keys by which llama-quantize tells of the importance matrix, in its order.
+    """The metadata that llama-quantize writes about the importance matrix, in its order.
 
     The file is named by the matrix' fingerprint, so that a copy elsewhere gives the same model file; names are cut
     to the length that llama.cpp can hold.

@@ -215,8 +215,8 @@ def compare(
 ) -> Comparison:
     """ln(KLD_ours / KLD_theirs) over the chunks both have, with a paired bootstrap (METHODS 3).
 
-    Better or worse where the 95 % interval leaves out 0, else no better. How many chunks a claim needs is for
-    whoever states it.
+    Better or worse where the 95 % interval leaves out 0, else no better. How many chunks a claim
+    needs is decided where it is made.
 
     Raises:
         InferenceError: they have no chunk in common.

@@ -139,7 +139,7 @@ def _batches(tensor: TensorInfo, qtypes: Sequence[QType], settings: MeasureSetti
 
 
 def _set_up(qtypes: Sequence[QType], control: Control) -> None:
-    """Let ggml make its tables, seconds for some types, before the work whose rate tells how long the rest will take."""
+    """Let ggml make its tables, which takes seconds for some types, before the work whose speed predicts the rest."""
     for qtype in qtypes:
         control.check()
         codec.quantize(np.ones((1, qtype.block_size), np.float32), qtype, np.ones(qtype.block_size, np.float32))

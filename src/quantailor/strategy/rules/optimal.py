@@ -2,7 +2,7 @@
 
 With one budget the problem is a multiple-choice knapsack, solved by `knapsack` to within 1e-6 of its bound or
 exactly. Its multiplier is a common *price*: the damage that one more byte saves, wherever it is spent. Each
-tensor's own range of prices tells how firmly its type stands.
+tensor's own range of prices shows how firmly its type stands.
 
 Separate budgets (say, tensors on the GPU and those on the CPU) that share no tensor are solved one by one;
 anything more tangled goes to HiGHS as a mixed-integer program, to within 1e-6 of its bound.
@@ -105,7 +105,7 @@ class Solver:
         return _solution(self._tables, self._groups, chosen, fixed_bytes)
 
     def roughly(self, budget_bytes: int, fixed_bytes: int) -> Solution | None:
-        """A mix within a budget without search, for what depends on a mix but little; None where there is no quick one."""
+        """A mix within a budget, found without search, for what hardly depends on the mix; None where there is no quick one."""
         answer = None if self._knapsack is None else self._knapsack.before(budget_bytes - fixed_bytes)
         return None if answer is None else _solution(self._tables, self._groups, _of_answer(self._groups, answer), fixed_bytes)
 

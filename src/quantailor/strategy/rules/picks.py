@@ -1,4 +1,4 @@
-"""What every rule ends with: one cell per group, put into budgets if need be, told as choices per tensor."""
+"""What every rule ends with: one cell per group, made to fit the budgets if need be, and turned into a choice for each tensor."""
 
 from __future__ import annotations
 
