@@ -176,7 +176,7 @@ def build(
         imatrix: importances for the quantizers.
         split_max_bytes: tensor bytes per part; None writes one file.
         n_threads: None takes all processors; the bytes do not depend on it.
-        control: asked between blocks whether to go on, told the bytes written.
+        control: asked between blocks whether to go on; progress counts bytes.
         overwrite: replace an existing file.
 
     Raises:
