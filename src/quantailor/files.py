@@ -53,7 +53,7 @@ def cannot_write(path: Path, error: OSError) -> OutputError:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the system refuses within the block becomes the error of `cannot_write`."""
+    """Raises OutputError, as `cannot_write` words it, where the system refuses something within the block."""
     try:
         yield
     except OSError as error:
