@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from quantailor.errors import InfeasibleError, StrategyError, StrategyMismatchError
 from quantailor.records import Basis, Prediction, Strategy, TensorCells, TensorChoice
-from quantailor.strategy.constraints import ALIGNMENT, Constraints, apply, padded
+from quantailor.strategy.constraints import ALIGNMENT, Constraints, apply, padded, plain
 from quantailor.strategy.importance import with_importance
 from quantailor.strategy.rules import bins, greedy, knee, optimal
 
@@ -239,16 +239,12 @@ def _number(key: str, value: str | int | float) -> float:
 
 
 def _recorded(parameters: Mapping[str, object], limits: Constraints, outcome: Mapping[str, object]) -> dict[str, object]:
-    record = {key: _plain(value) for key, value in parameters.items() if value is not None}
-    if plain := limits.as_parameters():
-        record["constraints"] = plain
+    record = {key: plain(value) for key, value in parameters.items() if value is not None}
+    if limits_set := limits.as_parameters():
+        record["constraints"] = limits_set
     if outcome:
         record["outcome"] = dict(outcome)
     return record
-
-
-def _plain(value: object) -> object:
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 # --- the rules

@@ -65,29 +65,29 @@ class Constraints:
 
     def as_parameters(self) -> dict[str, object]:
         """The limits that are set, as plain data for a strategy's record."""
-        plain: dict[str, object] = {
-            "pins": dict(self.pins),
-            "allowed": list(self.allowed),
-            "allowed_by_pattern": {pattern: list(types) for pattern, types in self.allowed_by_pattern.items()},
-            "min_bits": self.min_bits,
-            "max_bits": self.max_bits,
-            "min_bits_by_pattern": dict(self.min_bits_by_pattern),
-            "max_bits_by_pattern": dict(self.max_bits_by_pattern),
-            "ties": list(self.ties),
-            "budgets": {budget.pattern: budget.size_bytes for budget in self.budgets},
-        }
-        return {key: value for key, value in plain.items() if value not in (None, [], {})}
+        values = {item.name: plain(getattr(self, item.name)) for item in dataclasses.fields(self) if item.name != "budgets"}
+        values["budgets"] = {budget.pattern: budget.size_bytes for budget in self.budgets}
+        return {key: value for key, value in values.items() if value not in (None, [], {})}
 
     @classmethod
-    def from_parameters(cls, plain: Mapping[str, Any]) -> Constraints:
+    def from_parameters(cls, parameters: Mapping[str, Any]) -> Constraints:
         """The limits that `as_parameters` wrote. Raises StrategyError where a record holds something else."""
         names = {item.name for item in dataclasses.fields(cls)}
-        if unknown := sorted(set(plain) - names):
+        if unknown := sorted(set(parameters) - names):
             raise StrategyError(f"the strategy has the unknown constraint {unknown[0]}", remedy="Plan again")
-        values = {key: _as_tuples(value) for key, value in plain.items()}
+        values = {key: _as_tuples(value) for key, value in parameters.items()}
         if budgets := values.get("budgets"):
             values["budgets"] = tuple(Budget(pattern, int(size)) for pattern, size in budgets.items())
         return cls(**values)
+
+
+def plain(value: object) -> object:
+    """Mappings, sequences and number subclasses as what YAML and JSON know."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return float(value) if isinstance(value, float) else value
 
 
 def _as_tuples(value: Any) -> Any:

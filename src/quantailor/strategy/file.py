@@ -30,6 +30,7 @@ from pydantic_core import CoreSchema
 from quantailor import files
 from quantailor.errors import StrategyError, StrategyFormatError
 from quantailor.records import Basis, Prediction, Strategy, TensorChoice
+from quantailor.strategy.constraints import plain
 
 FORMAT_VERSION = 1
 MAX_FILE_BYTES = 64 * 2**20
@@ -169,9 +170,9 @@ def _to_document(strategy: Strategy, *, include_prediction: bool) -> dict[str, A
         "model": {"fingerprint": strategy.model_fingerprint, "name": strategy.model_name, "architecture": strategy.architecture},
         "method": strategy.method,
         "basis": strategy.basis,
-        "target": _plain(strategy.target),
-        "parameters": _plain(strategy.parameters),
-        "inputs": _plain(strategy.inputs),
+        "target": plain(strategy.target),
+        "parameters": plain(strategy.parameters),
+        "inputs": plain(strategy.inputs),
         "prediction": None if prediction is None else {key: getattr(prediction, key) for key in _Prediction.model_fields},
         "tensors": {choice.name: _tensor_entry(choice) for choice in strategy.tensors},
     }
@@ -221,17 +222,6 @@ def _to_choice(name: str, entry: _Tensor, type_name: str) -> TensorChoice:
         low, high = entry.price_range
         price_range = (low, math.inf if high is None else high)
     return TensorChoice(name, type_name, entry.reason, entry.damage, entry.pinned, entry.knee, price_range)
-
-
-def _plain(value: object) -> object:
-    """Mappings, sequences and number subclasses as what YAML and JSON know."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return float(value)
-    return value
 
 
 # --- YAML
