@@ -98,7 +98,8 @@ def build_file(bench: Bench, mix: Mapping[str, str], output: Path) -> Path:
     return output
 
 
-@pytest.mark.parametrize(("n_swaps", "finer"), [(20, True), pytest.param(500, False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("n_swaps", "finer"), [(20, True), (500, False)])
 def test_after_random_swaps_the_model_is_untouched(bench: Bench, n_swaps: int, finer: bool) -> None:
     generator = random.Random(n_swaps)
     with bench.swapper() as swapper:
@@ -135,6 +136,7 @@ def test_a_mix_as_built_is_the_built_file(bench: Bench, tmp_path: Path, seed: in
         assert swapper.weights == set(bench.names)
 
 
+@pytest.mark.slow
 def test_the_built_file_costs_more_than_its_values(dense: Bench, tmp_path: Path) -> None:
     mix = dict.fromkeys(dense.names, "Q6_K")
     scored = score(dense, tmp_path, [mix])[0]
@@ -149,6 +151,7 @@ def score(bench: Bench, folder: Path, mixes: list[dict[str, str]]) -> list[list[
     return [[scored for mix, scored in found if mix.id == Mix.of(wanted).id] for wanted in mixes]
 
 
+@pytest.mark.slow
 def test_scores_in_memory_are_those_of_the_file(dense: Bench, tmp_path: Path) -> None:
     mix = dict.fromkeys(dense.names, "Q4_K")
     path = build_file(dense, mix, tmp_path / "built.gguf")
@@ -158,6 +161,7 @@ def test_scores_in_memory_are_those_of_the_file(dense: Bench, tmp_path: Path) ->
     assert sum(one.nll_sum for one in file) == pytest.approx(sum(one.nll_sum for one in memory), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_score_does_not_depend_on_what_was_scored_before(dense: Bench, tmp_path: Path) -> None:
     first, second = {dense.names[3]: "Q2_K"}, {dense.names[9]: "Q3_K", dense.names[10]: "IQ3_XXS"}
     together = score(dense, tmp_path / "a", [first, second])
