@@ -54,6 +54,10 @@ class Ended:
     def was_killed(self) -> bool:
         return self.code == -signal.SIGKILL
 
+    def stopped_at(self, moment: int) -> bool:
+        """Whether it was killed at this moment, or ended before it: progress is written by the clock, so that moments vary in number."""
+        return self.was_killed or (self.code == 0 and len(self.moments) <= moment)
+
     @property
     def result(self) -> Any:
         """The result in the JSON document of a command that must have succeeded."""
@@ -178,8 +182,7 @@ def kill_at_each_moment(
         home = home_called(f"killed-{moment}")
         before = count(home)
         killed = run(home, moment)
-        # Progress is written by the clock, so that a run may have fewer moments than the one before.
-        assert killed.was_killed or (killed.code == 0 and moment >= len(killed.moments)), killed
+        assert killed.stopped_at(moment), killed
         done_before = count(home)
         assert done_before >= before
         ended = run(home)

@@ -72,7 +72,7 @@ def test_metadata_is_written(books_llama_base: Path, tmp_path: Path) -> None:
     assert reader.fields["quantize.imatrix.chunks_count"].contents() == 7
 
 
-@pytest.mark.parametrize("preset", ["Q4_K_M", "Q3_K_M", "MXFP4_MOE"])
+@pytest.mark.parametrize("preset", ["Q4_K_M", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Q3_K_M", "MXFP4_MOE"))])
 def test_a_presets_types_are_known_without_quantizing(books_llama_base: Path, tmp_path: Path, preset: str) -> None:
     imatrix = {name: np.ones(256 if "down" not in name else 768, np.float32) for name in types_of(books_llama_base)}
     written = types_of(quantize_reference(books_llama_base, tmp_path / "q.gguf", preset=preset, imatrix=imatrix))
