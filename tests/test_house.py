@@ -65,6 +65,11 @@ def test_getattr_with_a_known_name_is_found_but_where_it_probes(tmp_path: Path) 
     assert broken(tmp_path, 'getattr(yaml, "CSafeLoader", 0)\n', name="strategy/file.py") == []
 
 
+def test_two_classes_of_one_name_are_found(tmp_path: Path) -> None:
+    assert broken(tmp_path, "class Curve: pass\nclass _Part: pass\n", name="one.py") == []
+    assert broken(tmp_path, "class Curve: pass\nclass _Part: pass\n", name="two.py") == ["names"]
+
+
 def test_too_many_any_and_too_full_a_folder_are_found(tmp_path: Path) -> None:
     assert broken(tmp_path, "x: Any\n" * 151) == ["any"]
     for number in range(MOST_MODULES):

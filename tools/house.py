@@ -94,6 +94,7 @@ def offences(source: Source) -> Iterator[Offence]:
                 yield Offence(f"{path}:{line}", "getattr", "say it in the protocol, or in PROBES why it cannot be said")
     if n_any > MOST_ANY:
         yield Offence(source.root.name, "any", f"{n_any} times Any, at most {MOST_ANY} are allowed")
+    yield from _shared_names(source)
     yield from _full_folders(source.root)
 
 
@@ -186,6 +187,17 @@ def _probing_lines(tree: ast.Module) -> Iterator[int]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and _last_name(node.func) == "getattr" and isinstance(node.args[1], ast.Constant):
             yield node.lineno
+
+
+def _shared_names(source: Source) -> Iterator[Offence]:
+    homes: dict[str, list[str]] = {}
+    for path, tree in source.modules.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(path)
+    for name, paths in homes.items():
+        if len(paths) > 1:
+            yield Offence(paths[0], "names", f"{name} is a class in {' and in '.join(paths)}")
 
 
 def _full_folders(root: Path) -> Iterator[Offence]:

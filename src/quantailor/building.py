@@ -20,7 +20,7 @@ from pathlib import Path
 
 from quantailor.analysis.importance.imatrix import Imatrix, quantize_metadata
 from quantailor.analysis.quantize import quantized_blocks
-from quantailor.control import QUIET, Control, Progress
+from quantailor.control import QUIET, Control, ProgressCounter
 from quantailor.errors import OutputError, StrategyMismatchError, TypeUnavailableError
 from quantailor.ggml import codec, library
 from quantailor.models.gguf_writer import FileLayout, GGUFWriter, layout
@@ -199,7 +199,7 @@ def build(
     if kept:
         logger.info("%d tensors keep their type because the strategy does not name them: %s ...", len(kept), kept[0])
     with GGUFWriter(output, planned, overwrite=overwrite) as writer:
-        progress = Progress(control, tensor_bytes)
+        progress = ProgressCounter(control, tensor_bytes)
         with contextlib.closing(quantized_blocks(source, tensors, imatrix, n_threads=n_threads, control=control)) as blocks:
             for tensor, chunk in blocks:
                 writer.write(chunk)

@@ -33,7 +33,7 @@ QUIET: Control = NullControl()
 """The control of work that nobody watches."""
 
 
-class Progress:
+class ProgressCounter:
     """Adds up finished work and reports it.
 
     Args:

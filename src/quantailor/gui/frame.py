@@ -27,20 +27,20 @@ _THEME_SCRIPT = f"""
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One of the six steps; `done` is the name of what a project must have."""
+class Stage:
+    """One of the six screens on a project's way."""
 
     key: str
     label: str
 
 
 STEPS = (
-    Step("model", "Model"),
-    Step("structure", "Structure"),
-    Step("measure", "Measure"),
-    Step("choose", "Choose"),
-    Step("build", "Build"),
-    Step("verify", "Verify"),
+    Stage("model", "Model"),
+    Stage("structure", "Structure"),
+    Stage("measure", "Measure"),
+    Stage("choose", "Choose"),
+    Stage("build", "Build"),
+    Stage("verify", "Verify"),
 )
 
 

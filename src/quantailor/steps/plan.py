@@ -39,7 +39,7 @@ class Target(TypedDict):
     kld_nats: float | None
 
 
-class Rule(TypedDict):
+class RuleOptions(TypedDict):
     """The part of PlanOptions that says how to choose."""
 
     method: Method
@@ -101,7 +101,7 @@ _TESTS = {"second-difference": "second_difference"}
 _PENALTIES = {"damage": "damage_per_byte", "max_error": "max_abs_error"}
 
 
-def plan_rule(method: Method, rule: str | None = None, options: Sequence[str] = ()) -> Rule:
+def plan_rule(method: Method, rule: str | None = None, options: Sequence[str] = ()) -> RuleOptions:
     """A rule from what a user typed.
 
     Args:
@@ -132,7 +132,7 @@ def plan_rule(method: Method, rule: str | None = None, options: Sequence[str] = 
         if not separator:
             raise StrategyError(f"the option {option!r} is not of the form NAME=VALUE", remedy="Write for example epsilon=3")
         parameters[name.strip()] = _value(value.strip())
-    return Rule(method=method, parameters=parameters, bins=bins)
+    return RuleOptions(method=method, parameters=parameters, bins=bins)
 
 
 def _number(what: str, text: str) -> float:

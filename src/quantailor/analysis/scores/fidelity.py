@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 
 from quantailor import numerics
-from quantailor.control import QUIET, Control, Progress
+from quantailor.control import QUIET, Control, ProgressCounter
 from quantailor.errors import InferenceError
 from quantailor.ggml.runtime import LoadedModel
 from quantailor.numerics import Doubles, Floats, Tokens
@@ -78,7 +78,7 @@ def score_chunks(
     if not wanted:
         return
     control.check()
-    progress = Progress(control, sum(map(len, missing.values())))
+    progress = ProgressCounter(control, sum(map(len, missing.values())))
     load = functools.partial(LoadedModel, n_ctx=chunks.shape[1], n_threads=n_threads, n_gpu_layers=n_gpu_layers)
     targets = chunks[:, first_scored(chunks.shape[1]) + 1 :]  # (n_chunks, n_scored)
     while wanted:

@@ -15,7 +15,7 @@ from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.scores.base_logp import BaseLogp
 from quantailor.analysis.scores.fidelity import first_scored
 from quantailor.analysis.scores.swapping import Kernels, Swapper
-from quantailor.control import QUIET, Control, Progress
+from quantailor.control import QUIET, Control, ProgressCounter
 from quantailor.errors import InferenceError, TypeUnavailableError
 from quantailor.ggml.runtime import LoadedModel
 from quantailor.models.source import ModelSource
@@ -115,7 +115,7 @@ class MixScorer(Swapper):
             InferenceError: llama.cpp failed, or gave NaN.
         """
         missing = {mix.id: [index for index in indexes if index not in (done or {}).get(mix.id, ())] for mix in mixes}
-        progress = Progress(control, sum(map(len, missing.values())))
+        progress = ProgressCounter(control, sum(map(len, missing.values())))
         self.prepare(sorted(set().union(*missing.values())), control=control)
         for mix in mixes:
             for index in missing[mix.id]:

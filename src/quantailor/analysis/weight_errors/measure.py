@@ -31,7 +31,7 @@ from quantailor.analysis.weight_errors.weight_error import (
     Totals,
     Weighting,
 )
-from quantailor.control import QUIET, Control, Progress
+from quantailor.control import QUIET, Control, ProgressCounter
 from quantailor.errors import NonFiniteWeightError, QuantailorError
 from quantailor.ggml import codec, library
 from quantailor.models.source import ModelSource, fingerprint
@@ -110,7 +110,7 @@ def measure_model(
     missing = [(tensor, [t for t in wanted if done is None or not done(tensor.name, t.name)]) for tensor in map(source.tensor, names)]
     seed = seed or fingerprint(source)
     ready: set[str] = set()
-    progress = Progress(control, sum(expected_work(tensor, len(qtypes), settings) for tensor, qtypes in missing))
+    progress = ProgressCounter(control, sum(expected_work(tensor, len(qtypes), settings) for tensor, qtypes in missing))
     with Workers(n_threads, control) as workers:
         for tensor, qtypes in missing:
             control.check()
