@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from math import exp
 from typing import Any
 
@@ -473,7 +474,14 @@ SHOW: dict[type, Callable[[Any], None]] = {
 
 
 def result(value: StepResult) -> None:
-    """Whatever a task answered."""
-    SHOW[type(value)](value)
+    """Whatever a step answered: as its kind is shown, else field by field."""
+    SHOW.get(type(value), _fields)(value)
     if value.origin:
         console().print(f"model     {value.origin}")
+
+
+def _fields(value: StepResult) -> None:
+    items = [(item.name.replace("_", " "), getattr(value, item.name)) for item in fields(value) if item.name != "origin"]
+    width = max((len(name) for name, _ in items), default=0)
+    for name, figure in items:
+        console().print(f"{name:{width}}  {figure}", markup=False)
