@@ -13,7 +13,7 @@ import pytest
 from quantailor import cli
 from quantailor.app.jobs import job_places, list_jobs, run_job, show_job, submit
 from quantailor.app.schema import output_schema
-from quantailor.cli.execution import execute
+from quantailor.cli.options import Run
 from quantailor.costs.needs import Needs
 from quantailor.errors import Paused, ResourceError
 from quantailor.session import Workspace
@@ -91,11 +91,11 @@ def test_what_it_needs_is_asked_before_it_starts(counting: type[Step[StepResult]
 
 def test_the_command_line_shows_it(counting: type[Step[StepResult]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     step = counting(file=str(tmp_path / "numbers"), to=2)  # type: ignore[call-arg]
-    execute(step, home=tmp_path / "home", as_json=True, detach=False)
+    Run(home=tmp_path / "home", as_json=True).execute(step)
     document = json.loads(capsys.readouterr().out)
     assert document == {"version": 1, "command": "count", "result": {"origin": None, "n_counted": 2, "n_now": 0}}
     assert any(one["properties"]["command"] == {"const": "count"} for one in output_schema()["oneOf"])
-    execute(step, home=tmp_path / "home", as_json=False, detach=False)
+    Run(home=tmp_path / "home", as_json=False).execute(step)
     assert "n counted  2" in capsys.readouterr().out
     assert cli.run(["jobs", "list", "--home", str(tmp_path / "home")]) == 0
     assert "count" in capsys.readouterr().out

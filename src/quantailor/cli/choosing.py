@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from quantailor.app import Workspace
 from quantailor.app.choosing import drafts as drafts_module
-from quantailor.app.choosing.drafts import drafts_of, save_draft
+from quantailor.app.choosing.drafts import DraftInfo, EditResult, drafts_of, save_draft
 from quantailor.app.steps import AUTO
 from quantailor.cli import options
-from quantailor.cli.output import console, print_json, table
-from quantailor.cli.root import app
+from quantailor.cli.output import console, table
+from quantailor.cli.root import command
 from quantailor.cli.values import imatrix_choice
 from quantailor.present import words
 
 
-@app.command(epilog="Example: quantailor edit base.gguf s.yaml --set attn_v=Q6_K --set output=Q8_0 -o edited.yaml")
+@command(epilog="Example: quantailor edit base.gguf s.yaml --set attn_v=Q6_K --set output=Q8_0 -o edited.yaml")
 def edit(
+    answer: options.Answer,
     base: options.Source,
     strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file, YAML or JSON.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the edited strategy goes.")],
     changes: Annotated[list[str], typer.Option("--set", help="PATTERN=TYPE; may be given more than once.")],
     imatrix: options.Imatrix = AUTO,
     force: options.Force = False,
-    home: options.Home = None,
-    as_json: options.Json = False,
 ) -> None:
     """Change types in a strategy by pattern and pin them; show the size and the KL divergence that this gives the file."""
-    with Workspace.open(home) as workspace:
+    with answer.workspace() as workspace:
         found = drafts_module.edit(workspace, base, strategy, changes, output, imatrix=imatrix_choice(imatrix), overwrite=force)
-    if as_json:
-        print_json("edit", found)
-        return
+    answer.tell("edit", found, lambda: _show_edit(found))
+
+
+def _show_edit(found: EditResult) -> None:
     out = console()
     out.print(f"wrote     {found.path}", markup=False)
     out.print(f"changed   {found.n_changed} tensors, {found.n_pinned} pinned in all")
@@ -43,26 +43,27 @@ def edit(
         out.print(f"KLD       {found.prediction.kld_nats:.3g} nats predicted")
 
 
-@app.command(epilog="Example: quantailor drafts base.gguf --save draft -o s.yaml")
+@command(epilog="Example: quantailor drafts base.gguf --save draft -o s.yaml")
 def drafts(
+    answer: options.Answer,
     base: options.Source,
     save: Annotated[str | None, typer.Option("--save", help="Write this draft as a strategy file, to --output.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the strategy goes.")] = None,
     force: options.Force = False,
-    home: options.Home = None,
-    as_json: options.Json = False,
 ) -> None:
     """List the drafts that the GUI keeps of a model, or write one as a strategy file."""
     if (save is None) != (output is None):
         raise typer.BadParameter("--save and --output go together")
-    with Workspace.open(home) as workspace:
+    with answer.workspace() as workspace:
         if save is not None and output is not None:
             save_draft(workspace, base, save, output, overwrite=force)
         found = drafts_of(workspace, base)
-    if as_json:
-        print_json("drafts", found)
-    elif save is not None:
+    answer.tell("drafts", found, lambda: _show_drafts(found, output))
+
+
+def _show_drafts(found: Sequence[DraftInfo], output: Path | None) -> None:
+    if output is not None:
         console().print(f"wrote {output}", markup=False)
-    else:
-        rows = [(item.name, item.changed, str(item.n_steps), str(item.n_pinned)) for item in found]
-        console().print(table("Drafts", {"name": "left", "changed": "left", "steps of undo": "right", "pinned": "right"}, rows))
+        return
+    rows = [(item.name, item.changed, str(item.n_steps), str(item.n_pinned)) for item in found]
+    console().print(table("Drafts", {"name": "left", "changed": "left", "steps of undo": "right", "pinned": "right"}, rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,57 +10,18 @@ import typer
 
 from quantailor.app.library import hub as hub_module
 from quantailor.app.library.hub import PeekReport
-from quantailor.app.steps import AUTO, REPO, DownloadResult, DownloadStep, HubModel, absolute, cached_model, find_token, shipped_imatrix
+from quantailor.app.steps import AUTO, REPO, DownloadResult, DownloadStep, HubModel, cached_model, find_token, shipped_imatrix
 from quantailor.cli import options, show
-from quantailor.cli.execution import execute
-from quantailor.cli.output import console, print_json, table
-from quantailor.cli.root import app
+from quantailor.cli.output import console, table
+from quantailor.cli.root import command
 from quantailor.cli.values import imatrix_choice, optional_path
 from quantailor.errors import HubOfflineError, HubUnreachableError, RepoNotFoundError
 from quantailor.present import words
 from quantailor.present.words import plural
 
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_FILES = (".gguf", ".safetensors", ".json")
-_ONLY_HUB = "--revision, --token-file and --gguf-file are for repositories of the hub"
 _GATES = {"no": "", "auto": ", gated", "manual": ", gated by its authors"}
 
 Repository = Annotated[str, typer.Argument(metavar="ORG/NAME", help="A model's repository on the hub; or ORG/NAME@REVISION.")]
-Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.", rich_help_panel="Hub")]
-TokenFile = Annotated[
-    Path | None,
-    typer.Option("--token-file", help="A file with the access token, instead of HF_TOKEN or `hf auth login`.", rich_help_panel="Hub"),
-]
-GgufFile = Annotated[str | None, typer.Option("--gguf-file", help="Take this GGUF file instead of the 16-bit one.", rich_help_panel="Hub")]
-
-
-def repository(model: Path, revision: str | None = None, token_file: Path | None = None, gguf_file: str | None = None) -> HubModel | None:
-    """The repository that this names, ORG/NAME or ORG/NAME@REVISION; None for a path. What is here is no repository.
-
-    Raises typer.BadParameter where an option for repositories comes with a path, or a revision comes twice.
-    """
-    repo_id, at, named = model.as_posix().partition("@")
-    if _REPO_ID.fullmatch(repo_id) is None or Path(repo_id).suffix in _FILES or _exists(model):
-        if revision or token_file or gguf_file:
-            raise typer.BadParameter(_ONLY_HUB)
-        return None
-    if at and (revision or not named):
-        raise typer.BadParameter(f"give one revision: {repo_id}@REVISION, or --revision")
-    # A file that holds no token is refused before anything is stored.
-    find_token(token_file)
-    return HubModel(repo_id=repo_id, revision=named or revision, token_file=optional_path(token_file), gguf_file=gguf_file)
-
-
-def _exists(model: Path) -> bool:
-    try:
-        return model.exists()
-    except OSError:
-        return False
-
-
-def place(model: Path, hub: HubModel | None) -> str:
-    """What a task calls its model: an absolute path, or ORG/NAME."""
-    return absolute(model) if hub is None else hub.repo_id
 
 
 def here(model: Path, hub: HubModel | None, imatrix: str = AUTO) -> Here:
@@ -85,48 +45,41 @@ class Here:
     """ORG/NAME@COMMIT where it came from the hub."""
 
 
-def peek(wanted: HubModel, token_file: Path | None, *, types: bool, as_json: bool) -> None:
+def peek(wanted: HubModel, token_file: Path | None, *, types: bool, answer: options.Answer) -> None:
     """`quantailor inspect ORG/NAME`."""
     token = find_token(token_file)
     try:
         report = hub_module.peek(wanted.repo_id, revision=wanted.revision, token=token, gguf_file=wanted.gguf_file)
     except (RepoNotFoundError, HubUnreachableError, HubOfflineError) as error:
         raise type(error)(f"{wanted.repo_id} is not here, and {error.message}", remedy=error.remedy, link=error.link) from error
-    if as_json:
-        print_json("inspect", report)
-    else:
-        peeked(report, all_types=types)
+    answer.tell("inspect", report, lambda: peeked(report, all_types=types))
 
 
-@app.command(epilog="Examples: quantailor download meta-llama/Llama-3.2-1B | quantailor download org/name-GGUF --imatrix-only")
+@command(epilog="Examples: quantailor download meta-llama/Llama-3.2-1B | quantailor download org/name-GGUF --imatrix-only")
 def download(
+    hub: options.Hub,
+    run: options.Run,
     repository: Repository,
-    revision: Revision = None,
-    token_file: TokenFile = None,
-    gguf_file: GgufFile = None,
     imatrix_only: Annotated[bool, typer.Option("--imatrix-only", help="Only importance matrices.", rich_help_panel="Hub")] = False,
-    home: options.Home = None,
-    as_json: options.Json = False,
-    detach: options.Detach = False,
 ) -> None:
     """Fetch a model into the Hugging Face cache, only the files that conversion needs; run it again to resume."""
     repo_id, at, named = repository.partition("@")
-    if not _REPO_ID.fullmatch(repo_id) or (at and not named):
+    if not options.REPO_ID.fullmatch(repo_id) or (at and not named):
         raise typer.BadParameter("give ORG/NAME, for example meta-llama/Llama-3.2-1B")
-    if named and revision:
+    if named and hub.revision:
         raise typer.BadParameter(f"give one revision: {repo_id}@REVISION, or --revision")
-    if gguf_file is not None and imatrix_only:
+    if hub.gguf_file is not None and imatrix_only:
         raise typer.BadParameter("--gguf-file and --imatrix-only exclude each other")
     # A file that holds no token is refused before anything is stored.
-    find_token(token_file)
+    find_token(hub.token_file)
     task = DownloadStep(
         repo_id=repo_id,
-        revision=named or revision,
-        token_file=optional_path(token_file),
-        gguf_file=gguf_file,
+        revision=named or hub.revision,
+        token_file=optional_path(hub.token_file),
+        gguf_file=hub.gguf_file,
         imatrix_only=imatrix_only,
     )
-    execute(task, home=home, as_json=as_json, detach=detach)
+    run.execute(task)
 
 
 def peeked(report: PeekReport, *, all_types: bool = False) -> None:

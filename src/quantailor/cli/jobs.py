@@ -6,86 +6,73 @@ from typing import Annotated
 
 import typer
 
-from quantailor.app import Workspace, jobs
-from quantailor.app.jobs import JobReport, cancel_job, follow_job, pause_job, remove_job, resume_job, start_detached
+from quantailor.app import jobs
 from quantailor.cli import options, show
-from quantailor.cli.execution import foreground, started
-from quantailor.cli.output import print_json
 from quantailor.cli.progress import listening
+from quantailor.cli.root import command, with_groups
 
 jobs_app = typer.Typer(help="List, show, pause, resume, cancel and remove jobs.", invoke_without_command=True)
 
 JobId = Annotated[int, typer.Argument(metavar="ID", help="The job's number.")]
 
 
-@jobs_app.callback()
-def _default(context: typer.Context, home: options.Home = None, as_json: options.Json = False) -> None:
+def _default(context: typer.Context, answer: options.Answer) -> None:
     if context.invoked_subcommand is None:
-        list_jobs(home=home, as_json=as_json)
+        list_jobs(answer)
 
 
-@jobs_app.command("list", epilog="Example: quantailor jobs list --json")
-def list_jobs(home: options.Home = None, as_json: options.Json = False) -> None:
+jobs_app.callback()(with_groups(_default))
+
+
+@command("list", epilog="Example: quantailor jobs list --json", to=jobs_app)
+def list_jobs(answer: options.Answer) -> None:
     """Every job, the newest first."""
-    with Workspace.open(home) as workspace:
+    with answer.workspace() as workspace:
         reports = jobs.list_jobs(workspace)
-    if as_json:
-        print_json("jobs", reports)
-    else:
-        show.jobs(reports)
+    answer.tell("jobs", reports, lambda: show.jobs(reports))
 
 
-@jobs_app.command("show", epilog="Example: quantailor jobs show 3 --follow")
+@command("show", epilog="Example: quantailor jobs show 3 --follow", to=jobs_app)
 def show_job(
-    job: JobId,
-    follow: Annotated[bool, typer.Option("--follow", help="Watch it until it ends.")] = False,
-    home: options.Home = None,
-    as_json: options.Json = False,
+    answer: options.Answer, job: JobId, follow: Annotated[bool, typer.Option("--follow", help="Watch it until it ends.")] = False
 ) -> None:
     """One job with its log."""
-    with Workspace.open(home) as workspace:
+    with answer.workspace() as workspace:
         if follow:
-            with listening(f"job {job}", quiet=as_json) as listener:
-                follow_job(workspace, job, listener)
+            with listening(f"job {job}", quiet=answer.as_json) as listener:
+                jobs.follow_job(workspace, job, listener)
         report = jobs.show_job(workspace, job)
-    _tell(report, as_json)
+    _tell(answer, report)
 
 
-def _tell(report: JobReport, as_json: bool) -> None:
-    if as_json:
-        print_json("job", report)
-    else:
-        show.job(report)
+def _tell(answer: options.Answer, report: jobs.JobReport) -> None:
+    answer.tell("job", report, lambda: show.job(report))
 
 
-@jobs_app.command(epilog="Example: quantailor jobs pause 3")
-def pause(job: JobId, home: options.Home = None, as_json: options.Json = False) -> None:
+@command(epilog="Example: quantailor jobs pause 3", to=jobs_app)
+def pause(answer: options.Answer, job: JobId) -> None:
     """Ask a running job to stop at its next safe point; it can be resumed."""
-    with Workspace.open(home) as workspace:
-        _tell(pause_job(workspace, job), as_json)
+    with answer.workspace() as workspace:
+        _tell(answer, jobs.pause_job(workspace, job))
 
 
-@jobs_app.command(epilog="Example: quantailor jobs resume 3 --detach")
-def resume(job: JobId, home: options.Home = None, as_json: options.Json = False, detach: options.Detach = False) -> None:
+@command(epilog="Example: quantailor jobs resume 3 --detach", to=jobs_app)
+def resume(run: options.Run, job: JobId) -> None:
     """Take up a paused, interrupted or failed job where it stopped."""
-    with Workspace.open(home) as workspace:
-        report = resume_job(workspace, job)
-        if detach:
-            started(start_detached(workspace, job), as_json=as_json)
-        else:
-            foreground(workspace, job, report.kind, as_json=as_json)
+    with run.workspace() as workspace:
+        run.start(workspace, job, jobs.resume_job(workspace, job).kind)
 
 
-@jobs_app.command(epilog="Example: quantailor jobs cancel 3")
-def cancel(job: JobId, home: options.Home = None, as_json: options.Json = False) -> None:
+@command(epilog="Example: quantailor jobs cancel 3", to=jobs_app)
+def cancel(answer: options.Answer, job: JobId) -> None:
     """Stop a job for good; what it measured stays in the store."""
-    with Workspace.open(home) as workspace:
-        _tell(cancel_job(workspace, job), as_json)
+    with answer.workspace() as workspace:
+        _tell(answer, jobs.cancel_job(workspace, job))
 
 
-@jobs_app.command(epilog="Example: quantailor jobs remove 3")
-def remove(job: JobId, home: options.Home = None, as_json: options.Json = False) -> None:
-    """Forget a job that does not run; what it measured stays in the store."""
-    with Workspace.open(home) as workspace:
-        report = remove_job(workspace, job)
-    _tell(report, as_json)
+@command(epilog="Example: quantailor jobs remove 3", to=jobs_app)
+def remove(answer: options.Answer, job: JobId) -> None:
+    """Forget a job that is not running; what it measured stays in the store."""
+    with answer.workspace() as workspace:
+        report = jobs.remove_job(workspace, job)
+    _tell(answer, report)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from quantailor.app import Workspace
 from quantailor.app import steps as options
-from quantailor.app.steps import Conversion, Grouping, HubModel
+from quantailor.app.jobs import JobReport, run_job, start_detached, submit
+from quantailor.app.steps import Compute, Conversion, Grouping, HubModel, Step, StepResult, absolute, find_token
+from quantailor.cli import show
+from quantailor.cli.output import console, print_json
+from quantailor.cli.progress import listening
 from quantailor.cli.values import optional_path
 
 _PLAINLY_LOCAL = re.compile(r"\.{1,2}(?:[/\\].*)?|~.*|.*[/\\]", re.DOTALL)
@@ -30,9 +38,6 @@ Home = Annotated[
     typer.Option("--home", envvar="QUANTAILOR_HOME", help="Where the store, logs and references live.", rich_help_panel="Common"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document (see docs/JSON.md).", rich_help_panel="Common")]
-Detach = Annotated[bool, typer.Option("--detach", help="Run as a background job and return at once.", rich_help_panel="Common")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads; all cores by default.", rich_help_panel="Common")]
-GpuLayers = Annotated[int, typer.Option("--gpu-layers", "-ngl", min=0, help="Layers on the GPU, for inference.", rich_help_panel="Common")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.", rich_help_panel="Common")]
 Requantize = Annotated[bool, typer.Option("--allow-requantize", help="Accept a source that is already quantized.")]
 Imatrix = Annotated[str, typer.Option("--imatrix", help="auto, none, or an imatrix file (GGUF or .dat).")]
@@ -84,10 +89,148 @@ TrustRemoteCode = Annotated[
 ]
 
 
-def conversion(converter: Path | None, way: options.Way, trust_remote_code: bool, hub: HubModel | None) -> Conversion:
-    """The part of a task that says how a directory is converted. Raises typer.BadParameter where options contradict each other."""
-    if way == "native" and (converter is not None or trust_remote_code):
-        raise typer.BadParameter("--converter and --trust-remote-code are llama.cpp's converter's, and --way native does without it")
-    if hub is not None and trust_remote_code:
-        raise typer.BadParameter("code of a repository is not downloaded: fetch it yourself, read it, and give the directory")
-    return Conversion(converter=optional_path(converter), way=way, trust_remote_code=trust_remote_code)
+# Groups of options; see `root.command`
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """What a command that needs no inference may use of the machine."""
+
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads; all cores by default.", rich_help_panel="Common")] = None
+
+    @property
+    def compute(self) -> Compute:
+        return Compute(n_threads=self.threads)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a command that runs the model may use."""
+
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads; all cores by default.", rich_help_panel="Common")] = None
+    gpu_layers: Annotated[
+        int, typer.Option("--gpu-layers", "-ngl", min=0, help="Layers on the GPU, for inference.", rich_help_panel="Common")
+    ] = 0
+
+    @property
+    def compute(self) -> Compute:
+        return Compute(n_threads=self.threads, n_gpu_layers=self.gpu_layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """Where a model's repository is looked up."""
+
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.", rich_help_panel="Hub")] = None
+    token_file: Annotated[
+        Path | None,
+        typer.Option("--token-file", help="A file with the access token, instead of HF_TOKEN or `hf auth login`.", rich_help_panel="Hub"),
+    ] = None
+    gguf_file: Annotated[
+        str | None, typer.Option("--gguf-file", help="Take this GGUF file instead of the 16-bit one.", rich_help_panel="Hub")
+    ] = None
+
+    def repository(self, model: Path) -> HubModel | None:
+        """The repository that this names, ORG/NAME or ORG/NAME@REVISION; None for a path. What is here is not a repository.
+
+        Raises typer.BadParameter where an option for repositories comes with a path, or a revision comes twice.
+        """
+        repo_id, at, named = model.as_posix().partition("@")
+        if REPO_ID.fullmatch(repo_id) is None or Path(repo_id).suffix in _FILES or _exists(model):
+            if self.revision or self.token_file or self.gguf_file:
+                raise typer.BadParameter("--revision, --token-file and --gguf-file are for repositories of the hub")
+            return None
+        if at and (self.revision or not named):
+            raise typer.BadParameter(f"give one revision: {repo_id}@REVISION, or --revision")
+        # A file that holds no token is refused before anything is stored.
+        find_token(self.token_file)
+        return HubModel(
+            repo_id=repo_id, revision=named or self.revision, token_file=optional_path(self.token_file), gguf_file=self.gguf_file
+        )
+
+
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILES = (".gguf", ".safetensors", ".json")
+
+
+def _exists(model: Path) -> bool:
+    try:
+        return model.exists()
+    except OSError:
+        return False
+
+
+def place(model: Path, hub: HubModel | None) -> str:
+    """What a step calls its model: an absolute path, or ORG/NAME."""
+    return absolute(model) if hub is None else hub.repo_id
+
+
+@dataclass(frozen=True, slots=True)
+class Converting:
+    """How a directory becomes GGUF."""
+
+    converter: Converter = None
+    way: Way = "auto"
+    trust_remote_code: TrustRemoteCode = False
+
+    def conversion(self, hub: HubModel | None) -> Conversion:
+        """The same as a step takes it. Raises typer.BadParameter where options contradict each other."""
+        if self.way == "native" and (self.converter is not None or self.trust_remote_code):
+            raise typer.BadParameter("--converter and --trust-remote-code are llama.cpp's converter's, and --way native does without it")
+        if hub is not None and self.trust_remote_code:
+            raise typer.BadParameter("code of a repository is not downloaded: fetch it yourself, read it, and give the directory")
+        return Conversion(converter=optional_path(self.converter), way=self.way, trust_remote_code=self.trust_remote_code)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Where a command works, and how it answers."""
+
+    home: Home = None
+    as_json: Json = False
+
+    def workspace(self) -> Workspace:
+        """The home, opened. Raises StoreError."""
+        return Workspace.open(self.home)
+
+    def tell(self, command: str, result: object, show_result: Callable[[], None]) -> None:
+        """One JSON document, or what `show_result` prints."""
+        if self.as_json:
+            print_json(command, result)
+        else:
+            show_result()
+
+
+@dataclass(frozen=True, slots=True)
+class Run(Answer):
+    """The same for a command that is a job."""
+
+    detach: Annotated[bool, typer.Option("--detach", help="Run as a background job and return at once.", rich_help_panel="Common")] = False
+
+    def execute(self, step: Step[StepResult]) -> None:
+        """Submit the step (taking up an unfinished job for the same step), run it and show its result."""
+        with self.workspace() as workspace:
+            self.start(workspace, submit(workspace, step), step.kind)
+
+    def start(self, workspace: Workspace, job: int, kind: str) -> None:
+        """Run a queued job here with a progress bar, or start a process for it."""
+        if self.detach:
+            _started(start_detached(workspace, job), as_json=self.as_json)
+            return
+        with listening(kind, quiet=self.as_json) as listener:
+            result = run_job(workspace, job, listener, on_stopping=_say_stopping)
+        if self.as_json:
+            print_json(kind, result)
+        else:
+            show.result(result)
+
+
+def _started(report: JobReport, *, as_json: bool) -> None:
+    if as_json:
+        print_json("job", report)
+    else:
+        console().print(f"job {report.id} runs in the background; follow it with: quantailor jobs show {report.id} --follow")
+
+
+def _say_stopping() -> None:
+    sys.stderr.write("pausing at the next safe point; Ctrl-C again stops at once\n")

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from quantailor.app import Workspace
 from quantailor.app.choosing import predicting
 from quantailor.app.measuring import reporting
 from quantailor.app.products.exporting import read_strategy
@@ -20,23 +19,23 @@ from quantailor.app.steps import (
     DEFAULT_PROBE_CHUNKS,
     DEFAULT_PROBE_TYPES,
     DEFAULT_SWEEP_CHUNKS,
-    Compute,
     ProbeStep,
     RefineStep,
     SweepStep,
     absolute,
 )
-from quantailor.cli import hub, options, show
-from quantailor.cli.execution import execute
-from quantailor.cli.output import print_json
-from quantailor.cli.root import app
+from quantailor.cli import options, show
+from quantailor.cli.root import command
 from quantailor.cli.values import imatrix_choice, optional_path, split_list
 
 _PROBE_TYPES = ",".join(DEFAULT_PROBE_TYPES)
 
 
-@app.command(epilog="Example: quantailor probe base.gguf -f text.txt --group role-depth")
+@command(epilog="Example: quantailor probe base.gguf -f text.txt --group role-depth")
 def probe(
+    hub: options.Hub,
+    machine: options.Machine,
+    run: options.Run,
     base: options.Runnable,
     text: options.Text = None,
     chunks: Annotated[int, typer.Option("--chunks", min=1, help="Chunks per probe, at most.")] = DEFAULT_PROBE_CHUNKS,
@@ -49,19 +48,11 @@ def probe(
     anchors: Annotated[int, typer.Option("--anchors", min=0, max=3, help="Mixes to build as files.")] = DEFAULT_ANCHORS,
     imatrix: options.AnyImatrix = AUTO,
     n_ctx: options.Context = DEFAULT_N_CTX,
-    revision: hub.Revision = None,
-    token_file: hub.TokenFile = None,
-    gguf_file: hub.GgufFile = None,
-    threads: options.Threads = None,
-    gpu_layers: options.GpuLayers = 0,
-    home: options.Home = None,
-    as_json: options.Json = False,
-    detach: options.Detach = False,
 ) -> None:
     """Measure how much each tensor's error matters to the model, by swapping quantized weights into it; only figures are written."""
-    repository = hub.repository(base, revision, token_file, gguf_file)
+    repository = hub.repository(base)
     task = ProbeStep(
-        base=hub.place(base, repository),
+        base=options.place(base, repository),
         hub=repository,
         text=optional_path(text),
         chunks=chunks,
@@ -74,13 +65,16 @@ def probe(
         anchors=anchors,
         n_ctx=n_ctx,
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
-        compute=Compute(n_gpu_layers=gpu_layers, n_threads=threads),
+        compute=machine.compute,
     )
-    execute(task, home=home, as_json=as_json, detach=detach)
+    run.execute(task)
 
 
-@app.command(epilog="Example: quantailor sweep base.gguf -f text.txt --types Q2_K,Q4_K --tensors attn_v")
+@command(epilog="Example: quantailor sweep base.gguf -f text.txt --types Q2_K,Q4_K --tensors attn_v")
 def sweep(
+    hub: options.Hub,
+    machine: options.Machine,
+    run: options.Run,
     base: options.Runnable,
     text: options.Text = None,
     chunks: Annotated[int, typer.Option("--chunks", min=1, help="Chunks per cell.")] = DEFAULT_SWEEP_CHUNKS,
@@ -89,19 +83,11 @@ def sweep(
     only_uncertain: Annotated[bool, typer.Option("--only-uncertain", help="Skip types whose outcome the probes predict.")] = False,
     imatrix: options.AnyImatrix = AUTO,
     n_ctx: options.Context = DEFAULT_N_CTX,
-    revision: hub.Revision = None,
-    token_file: hub.TokenFile = None,
-    gguf_file: hub.GgufFile = None,
-    threads: options.Threads = None,
-    gpu_layers: options.GpuLayers = 0,
-    home: options.Home = None,
-    as_json: options.Json = False,
-    detach: options.Detach = False,
 ) -> None:
     """Perplexity and KL divergence of every tensor at every type, with all others unquantized. Plans use what it finds."""
-    repository = hub.repository(base, revision, token_file, gguf_file)
+    repository = hub.repository(base)
     task = SweepStep(
-        base=hub.place(base, repository),
+        base=options.place(base, repository),
         hub=repository,
         text=optional_path(text),
         chunks=chunks,
@@ -110,29 +96,28 @@ def sweep(
         only_uncertain=only_uncertain,
         n_ctx=n_ctx,
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
-        compute=Compute(n_gpu_layers=gpu_layers, n_threads=threads),
+        compute=machine.compute,
     )
-    execute(task, home=home, as_json=as_json, detach=detach)
+    run.execute(task)
 
 
-@app.command(epilog="Example: quantailor predict base.gguf strategy.yaml")
+@command(epilog="Example: quantailor predict base.gguf strategy.yaml")
 def predict(
+    answer: options.Answer,
     base: options.Base,
     strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file, YAML or JSON.")],
-    home: options.Home = None,
-    as_json: options.Json = False,
 ) -> None:
     """Predict a strategy's KL divergence, with intervals, before it is built; and say which tensors it comes from."""
-    with Workspace.open(home) as workspace:
+    with answer.workspace() as workspace:
         found = predicting.predict(workspace, base, read_strategy(workspace, strategy), name=str(strategy))
-    if as_json:
-        print_json("predict", found)
-    else:
-        show.predicted(found)
+    answer.tell("predict", found, lambda: show.predicted(found))
 
 
-@app.command(epilog="Example: quantailor refine base.gguf strategy.yaml -o better.yaml --swaps 100")
+@command(epilog="Example: quantailor refine base.gguf strategy.yaml -o better.yaml --swaps 100")
 def refine(
+    hub: options.Hub,
+    machine: options.Machine,
+    run: options.Run,
     base: options.Runnable,
     strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file, YAML or JSON.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the better strategy goes.")],
@@ -141,20 +126,12 @@ def refine(
     relinearize: Annotated[bool, typer.Option(help="Probe again with all other tensors at their chosen types, solve once more.")] = True,
     swaps: Annotated[int, typer.Option("--swaps", min=0, help="Exchanges of bytes between two tensors to try by true KLD.")] = 0,
     n_ctx: options.Context = DEFAULT_N_CTX,
-    revision: hub.Revision = None,
-    token_file: hub.TokenFile = None,
-    gguf_file: hub.GgufFile = None,
-    threads: options.Threads = None,
-    gpu_layers: options.GpuLayers = 0,
     force: options.Force = False,
-    home: options.Home = None,
-    as_json: options.Json = False,
-    detach: options.Detach = False,
 ) -> None:
     """Improve a strategy at its size with measurements around it, and report what that gained."""
-    repository = hub.repository(base, revision, token_file, gguf_file)
+    repository = hub.repository(base)
     task = RefineStep(
-        base=hub.place(base, repository),
+        base=options.place(base, repository),
         hub=repository,
         strategy=absolute(strategy),
         output=absolute(output),
@@ -164,9 +141,9 @@ def refine(
         swaps=swaps,
         overwrite=force,
         n_ctx=n_ctx,
-        compute=Compute(n_gpu_layers=gpu_layers, n_threads=threads),
+        compute=machine.compute,
     )
-    execute(task, home=home, as_json=as_json, detach=detach)
+    run.execute(task)
 
 
 Outputs = Annotated[
@@ -174,37 +151,29 @@ Outputs = Annotated[
 ]
 
 
-@app.command(epilog="Example: quantailor report base.gguf -o report.html -o cells.csv")
+@command(epilog="Example: quantailor report base.gguf -o report.html -o cells.csv")
 def report(
+    answer: options.Answer,
     base: options.Source,
     output: Outputs,
     imatrix: options.Imatrix = AUTO,
     force: options.Force = False,
-    home: options.Home = None,
-    as_json: options.Json = False,
 ) -> None:
     """Write everything that is known of a model: heat maps, curves, sensitivities, predictions against measurements, verdicts."""
-    with Workspace.open(home) as workspace:
+    with answer.workspace() as workspace:
         found = reporting.report(workspace, base, output, imatrix=imatrix_choice(imatrix), overwrite=force)
-    if as_json:
-        print_json("report", found)
-    else:
-        show.reported(found)
+    answer.tell("report", found, lambda: show.reported(found))
 
 
-@app.command("compare-models", epilog="Example: quantailor compare-models a.gguf b.gguf -o comparison.html")
+@command("compare-models", epilog="Example: quantailor compare-models a.gguf b.gguf -o comparison.html")
 def compare_models(
+    answer: options.Answer,
     base_a: Annotated[Path, typer.Argument(metavar="BASE_A", help="A base that was probed.")],
     base_b: Annotated[Path, typer.Argument(metavar="BASE_B", help="Another one.")],
     output: Annotated[list[Path] | None, typer.Option("--output", "-o", help="A file that ends in .html, .json or .csv.")] = None,
     force: options.Force = False,
-    home: options.Home = None,
-    as_json: options.Json = False,
 ) -> None:
     """Show side by side where the sensitivity of two models sits, by role and relative depth."""
-    with Workspace.open(home) as workspace:
+    with answer.workspace() as workspace:
         found = reporting.compare_models(workspace, base_a, base_b, output or (), overwrite=force)
-    if as_json:
-        print_json("compare-models", found)
-    else:
-        show.compared(found)
+    answer.tell("compare-models", found, lambda: show.compared(found))

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from quantailor.app import Workspace
 from quantailor.app.choosing.comparing import DiffSide, StrategyDiff, compare_strategies
 from quantailor.app.library import experts as experts_module
 from quantailor.app.library.experts import ExpertLayer, ExpertsReport
@@ -18,8 +17,8 @@ from quantailor.app.products.checking import BuildCheck, check_build
 from quantailor.app.products.exporting import ExportFormat, ExportReport, read_strategy
 from quantailor.app.steps import AUTO, absolute
 from quantailor.cli import EXIT_ERROR, options
-from quantailor.cli.output import console, print_json, table
-from quantailor.cli.root import app
+from quantailor.cli.output import console, table
+from quantailor.cli.root import command
 from quantailor.cli.values import imatrix_choice
 from quantailor.errors import StrategyMismatchError
 from quantailor.present import words
@@ -32,8 +31,9 @@ BaseOption = Annotated[Path, typer.Option("--base", help="The 16-bit base it was
 StrategyArgument = Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file, or a GGUF file that carries one.")]
 
 
-@app.command(epilog="Example: quantailor export s.yaml --base base.gguf -o tensor-types.txt")
+@command(epilog="Example: quantailor export s.yaml --base base.gguf -o tensor-types.txt")
 def export(
+    answer: options.Answer,
     strategy: StrategyArgument,
     base: BaseOption,
     output: Annotated[Path, typer.Option("--output", "-o", help="The text to write.")],
@@ -43,18 +43,13 @@ def export(
     gguf: Annotated[Path | None, typer.Option("--gguf", help="The file that the command is to make; named by the strategy.")] = None,
     imatrix: options.Imatrix = AUTO,
     force: options.Force = False,
-    home: options.Home = None,
-    as_json: options.Json = False,
 ) -> None:
     """Write a strategy for llama.cpp's own llama-quantize (--tensor-type-file) or ik_llama.cpp's (--custom-q), and the line to run."""
-    with Workspace.open(home) as workspace:
+    with answer.workspace() as workspace:
         paths = tuple(Path(absolute(path)) for path in (base, strategy, output))
         target = None if gguf is None else Path(absolute(gguf))
         found = exporting.export(workspace, *paths, output=target, format=format, imatrix=imatrix_choice(imatrix), overwrite=force)
-    if as_json:
-        print_json("export", found)
-    else:
-        _show_export(found)
+    answer.tell("export", found, lambda: _show_export(found))
 
 
 def _show_export(report: ExportReport) -> None:
@@ -70,23 +65,19 @@ def _show_export(report: ExportReport) -> None:
         out.print(line, markup=False, soft_wrap=True)
 
 
-@app.command(epilog="Example: quantailor diff base.gguf s.yaml Q4_K_M")
+@command(epilog="Example: quantailor diff base.gguf s.yaml Q4_K_M")
 def diff(
+    answer: options.Answer,
     base: options.Source,
     a: Annotated[str, typer.Argument(metavar="A", help="A strategy file, a GGUF file of this model, or a preset's name.")],
     b: Annotated[str, typer.Argument(metavar="B", help="What to compare it with.")],
     all_tensors: Annotated[bool, typer.Option("--all", help="Show every tensor that differs.")] = False,
     imatrix: options.Imatrix = AUTO,
-    home: options.Home = None,
-    as_json: options.Json = False,
 ) -> None:
     """Compare two choices of types for one model: sizes, predicted KL divergence, and every tensor that differs."""
-    with Workspace.open(home) as workspace:
+    with answer.workspace() as workspace:
         found = compare_strategies(workspace, base, a, b, imatrix=imatrix_choice(imatrix))
-    if as_json:
-        print_json("diff", found)
-    else:
-        _show_diff(found, most=None if all_tensors else _MANY)
+    answer.tell("diff", found, lambda: _show_diff(found, most=None if all_tensors else _MANY))
 
 
 def _show_diff(found: StrategyDiff, *, most: int | None) -> None:
@@ -121,28 +112,25 @@ def _change(a: int, b: int) -> str:
     return f"{'+' if b >= a else '-'}{words.size(abs(b - a))}"
 
 
-@app.command(epilog="Example: quantailor card out.gguf --base base.gguf -o README.md")
+@command(epilog="Example: quantailor card out.gguf --base base.gguf -o README.md")
 def card(
+    answer: options.Answer,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The quantized GGUF file, or the first part of a split one.")],
     base: BaseOption,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write; shown if not given.")] = None,
     repo_id: Annotated[str | None, typer.Option("--base-model", help="The original model's name on the hub, ORG/NAME.")] = None,
     force: options.Force = False,
-    home: options.Home = None,
-    as_json: options.Json = False,
 ) -> None:
     """Write a model card (README.md) for the hub: what was measured, what is predicted, what neither, and how to do it again."""
-    with Workspace.open(home) as workspace:
+    with answer.workspace() as workspace:
         found = write_card(workspace, base, file, output, repo_id=repo_id, overwrite=force)
-    if as_json:
-        print_json("card", found)
-    elif found.path is None:
-        sys.stdout.write(found.text)
-    else:
-        _show_card(found, file)
+    answer.tell("card", found, lambda: _show_card(found, file))
 
 
 def _show_card(found: CardResult, file: Path) -> None:
+    if found.path is None:
+        sys.stdout.write(found.text)
+        return
     out = console()
     out.print(f"wrote     {found.path}", markup=False)
     out.print(f"verdict   {found.verdict or f'none; measure the file with: quantailor verify {file} --base ...'}", markup=False)
@@ -150,20 +138,16 @@ def _show_card(found: CardResult, file: Path) -> None:
         out.print(f"note      The hub's list does not show the type of {file.name}; it would for {found.suggested_name}", markup=False)
 
 
-@app.command(epilog="Example: quantailor experts base.gguf")
+@command(epilog="Example: quantailor experts base.gguf")
 def experts(
+    answer: options.Answer,
     base: options.Base,
     imatrix: options.Imatrix = AUTO,
-    home: options.Home = None,
-    as_json: options.Json = False,
 ) -> None:
     """How the router of a mixture spreads the calibration text over its experts, and how much each layer's experts matter."""
-    with Workspace.open(home) as workspace:
+    with answer.workspace() as workspace:
         found = experts_module.experts(workspace, base, imatrix=imatrix_choice(imatrix))
-    if as_json:
-        print_json("experts", found)
-    else:
-        _show_experts(found)
+    answer.tell("experts", found, lambda: _show_experts(found))
 
 
 def _show_experts(found: ExpertsReport) -> None:
@@ -199,21 +183,19 @@ def _named_share(shares: tuple[float, ...], share: float) -> str:
     return f"{shares.index(share)}: {words.percent(share, 1)}"
 
 
-@app.command(epilog="Example: quantailor check out.gguf s.yaml --base base.gguf")
+@command(epilog="Example: quantailor check out.gguf s.yaml --base base.gguf")
 def check(
+    answer: options.Answer,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The built GGUF file, or the first part of a split one.")],
     strategy: StrategyArgument,
     base: BaseOption,
-    home: options.Home = None,
-    as_json: options.Json = False,
 ) -> None:
     """Check that a file is what its strategy says: every tensor's type, the size to the byte; and show its SHA-256. Exit code 1 if not."""
-    with Workspace.open(home) as workspace:
+    with answer.workspace() as workspace:
         found = check_build(workspace, base, read_strategy(workspace, strategy), file)
-    if as_json:
-        print_json("check", found)
+    answer.tell("check", found, lambda: _show_check(found))
+    if answer.as_json:
         raise typer.Exit(0 if found.ok else EXIT_ERROR)
-    _show_check(found)
     if not found.ok:
         raise StrategyMismatchError(f"{file} is not what {strategy} says", remedy="Build it again, or give the strategy it was built by")
 

@@ -8,32 +8,27 @@ from typing import Annotated
 
 import typer
 
-from quantailor.app import Workspace
 from quantailor.app.library.projects import open_project
 from quantailor.app.measuring.progress import COMMON_TYPE, MeasurementMap, TensorProgress, measurement_map
 from quantailor.cli import options
-from quantailor.cli.output import console, print_json, table
-from quantailor.cli.root import app
+from quantailor.cli.output import console, table
+from quantailor.cli.root import command
 from quantailor.present import words
 
 TypeOption = Annotated[str, typer.Option("--type", help="The type at which tensors are compared.")]
 
 
-@app.command(epilog="Example: quantailor status base.gguf")
+@command(epilog="Example: quantailor status base.gguf")
 def status(
+    answer: options.Answer,
     model: options.Source,
     type_name: TypeOption = COMMON_TYPE,
-    home: options.Home = None,
-    as_json: options.Json = False,
 ) -> None:
     """How far the measurement of a model has come: cells, tensors, probes, its running job, and the errors by role so far."""
-    with Workspace.open(home) as workspace:
+    with answer.workspace() as workspace:
         fingerprint = open_project(workspace, model).fingerprint
         found = measurement_map(workspace, fingerprint, type_name=type_name.upper())
-    if as_json:
-        print_json("status", found)
-    else:
-        _show(found)
+    answer.tell("status", found, lambda: _show(found))
 
 
 def _show(found: MeasurementMap) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,6 @@ from quantailor.app.steps import (
     NONE,
     BasisWish,
     BuildStep,
-    Compute,
     ConvertStep,
     Grouping,
     ImatrixStep,
@@ -34,11 +34,10 @@ from quantailor.app.steps import (
     plan_rule,
     use_imatrix,
 )
-from quantailor.cli import hub, options, show, structure
-from quantailor.cli.execution import execute
+from quantailor.cli import hub as hub_commands
+from quantailor.cli import options, show, structure
 from quantailor.cli.jobs import jobs_app
-from quantailor.cli.output import print_json
-from quantailor.cli.root import app
+from quantailor.cli.root import app, command
 from quantailor.cli.values import imatrix_choice, optional_path, parse_size, split_list
 
 app.add_typer(jobs_app, name="jobs")
@@ -59,75 +58,68 @@ def _common(
     del version
 
 
-@app.command(epilog="Examples: quantailor inspect base.gguf --types | quantailor inspect meta-llama/Llama-3.2-1B")
+@command(epilog="Examples: quantailor inspect base.gguf --types | quantailor inspect meta-llama/Llama-3.2-1B")
 def inspect(
+    hub: options.Hub,
     model: options.Model,
     types: Annotated[bool, typer.Option("--types", help="List every tensor's types.")] = False,
     largest: structure.Largest = None,
     config: structure.Config = None,
-    revision: hub.Revision = None,
-    token_file: hub.TokenFile = None,
-    gguf_file: hub.GgufFile = None,
     as_json: options.Json = False,
 ) -> None:
     """Show a model's structure: configuration, tensors, shapes, and which types each tensor can take and why not the others.
 
     ORG/NAME looks at a repository of the Hugging Face hub without downloading it: headers, size, licence, and the disk needed.
     """
+    answer = options.Answer(as_json=as_json)
     if (types, largest is not None, config is not None).count(True) > 1:
         raise typer.BadParameter("--types, --largest and --config exclude each other")
-    if repository := hub.repository(model, revision, token_file, gguf_file):
+    if repository := hub.repository(model):
         if largest is not None or config is not None:
             raise typer.BadParameter("--largest and --config are for models on this machine: download it first")
-        hub.peek(repository, token_file, types=types, as_json=as_json)
+        hub_commands.peek(repository, hub.token_file, types=types, answer=answer)
         return
     if config is not None:
-        structure.configuration(model, config, as_json=as_json)
+        structure.configuration(model, config, answer)
         return
     if largest is not None:
-        structure.largest(model, largest, as_json=as_json)
+        structure.largest(model, largest, answer)
         return
     report = inspection.inspect(model)
-    if as_json:
-        print_json("inspect", report)
-    else:
-        show.model(report, all_types=types)
+    answer.tell("inspect", report, lambda: show.model(report, all_types=types))
 
 
-@app.command(epilog="Examples: quantailor convert ./Llama-3.2-1B -o base.gguf | quantailor convert meta-llama/Llama-3.2-1B -o base.gguf")
+@command(epilog="Examples: quantailor convert ./Llama-3.2-1B -o base.gguf | quantailor convert meta-llama/Llama-3.2-1B -o base.gguf")
 def convert(
+    hub: options.Hub,
+    converting: options.Converting,
+    run: options.Run,
     model: Annotated[
         Path, typer.Argument(metavar="HF_DIR", parser=options.model_path, help="A Hugging Face directory, or ORG/NAME of the hub.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The base to write.")],
-    revision: hub.Revision = None,
-    token_file: hub.TokenFile = None,
-    gguf_file: hub.GgufFile = None,
-    converter: options.Converter = None,
-    way: options.Way = "auto",
-    trust_remote_code: options.TrustRemoteCode = False,
     force: options.Force = False,
-    home: options.Home = None,
-    as_json: options.Json = False,
-    detach: options.Detach = False,
 ) -> None:
     """Write the 16-bit base GGUF of a Hugging Face directory or a repository; parts outside the text model are left out and listed.
 
     Models that Quantailor does not convert itself go through llama.cpp's converter, which needs torch and transformers.
     """
-    repository = hub.repository(model, revision, token_file, gguf_file)
+    repository = hub.repository(model)
     task = ConvertStep(
-        model=hub.place(model, repository),
+        model=options.place(model, repository),
         hub=repository,
         output=absolute(output),
         overwrite=force,
-        conversion=options.conversion(converter, way, trust_remote_code, repository),
+        conversion=converting.conversion(repository),
     )
-    execute(task, home=home, as_json=as_json, detach=detach)
+    run.execute(task)
 
 
-@app.command(epilog="Examples: quantailor imatrix base.gguf -f text.txt | quantailor imatrix base.gguf --import imatrix.dat")
+@command(epilog="Examples: quantailor imatrix base.gguf -f text.txt | quantailor imatrix base.gguf --import imatrix.dat")
 def imatrix(
+    hub: options.Hub,
+    machine: options.Machine,
+    run: options.Run,
     base: options.Runnable,
     text: options.Text = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", "--export", help="Also write it here, as GGUF.")] = None,
@@ -136,31 +128,20 @@ def imatrix(
     chunks: options.Chunks = None,
     n_ctx: options.Context = DEFAULT_N_CTX,
     process_output: Annotated[bool, typer.Option("--process-output", help="Include output.weight, for the quantizer.")] = False,
-    revision: hub.Revision = None,
-    token_file: hub.TokenFile = None,
-    gguf_file: hub.GgufFile = None,
-    threads: options.Threads = None,
-    gpu_layers: options.GpuLayers = 0,
     force: options.Force = False,
-    home: options.Home = None,
-    as_json: options.Json = False,
-    detach: options.Detach = False,
 ) -> None:
     """Compute, import, export or show an importance matrix; later commands use the newest of a model."""
-    repository = hub.repository(base, revision, token_file, gguf_file)
+    repository = hub.repository(base)
     if import_file is not None or show_only:
         if import_file is not None and (show_only or text is not None):
             raise typer.BadParameter("--import goes with neither --show nor --file")
-        found = hub.here(base, repository)
-        with Workspace.open(home) as workspace:
-            report = use_imatrix(workspace, found.path, import_file=import_file, export=output, overwrite=force)
-        if as_json:
-            print_json("imatrix", report)
-        else:
-            show.imatrix(report)
+        here = hub_commands.here(base, repository)
+        with run.workspace() as workspace:
+            report = use_imatrix(workspace, here.path, import_file=import_file, export=output, overwrite=force)
+        run.tell("imatrix", report, lambda: show.imatrix(report))
         return
     task = ImatrixStep(
-        base=hub.place(base, repository),
+        base=options.place(base, repository),
         hub=repository,
         text=optional_path(text),
         chunks=chunks,
@@ -168,40 +149,36 @@ def imatrix(
         process_output=process_output,
         output=optional_path(output),
         overwrite=force,
-        compute=Compute(n_gpu_layers=gpu_layers, n_threads=threads),
+        compute=machine.compute,
     )
-    execute(task, home=home, as_json=as_json, detach=detach)
+    run.execute(task)
 
 
-@app.command(epilog="Example: quantailor measure base.gguf --types Q3_K,Q4_K,Q5_K,Q6_K,Q8_0")
+@command(epilog="Example: quantailor measure base.gguf --types Q3_K,Q4_K,Q5_K,Q6_K,Q8_0")
 def measure(
+    hub: options.Hub,
+    machine: options.Threads,
+    run: options.Run,
     base: options.Model,
     types: options.Types = None,
     tensors: Annotated[str | None, typer.Option("--tensors", help="Only tensors that match these patterns, e.g. 'blk.0.*'.")] = None,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Every row instead of a sample with a stated error.")] = False,
     imatrix: options.AnyImatrix = AUTO,
-    revision: hub.Revision = None,
-    token_file: hub.TokenFile = None,
-    gguf_file: hub.GgufFile = None,
     requantize: options.Requantize = False,
-    threads: options.Threads = None,
-    home: options.Home = None,
-    as_json: options.Json = False,
-    detach: options.Detach = False,
 ) -> None:
     """Measure the error of every tensor at every type. What the store has already is not measured again."""
-    repository = hub.repository(base, revision, token_file, gguf_file)
+    repository = hub.repository(base)
     task = MeasureStep(
-        base=hub.place(base, repository),
+        base=options.place(base, repository),
         hub=repository,
         types=split_list(types),
         tensors=split_list(tensors),
         exhaustive=exhaustive,
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
         allow_requantize=requantize,
-        compute=Compute(n_threads=threads),
+        compute=machine.compute,
     )
-    execute(task, home=home, as_json=as_json, detach=detach)
+    run.execute(task)
 
 
 Size = Annotated[str | None, typer.Option("--size", help="Size of the file, e.g. 4.2GiB.", rich_help_panel="Target")]
@@ -233,45 +210,63 @@ Budget = Annotated[
 ]
 
 
-def _targets(size: str | None, bpw: float | None, like: str | None, kld: float | None, *, needed: bool) -> Target:
-    given = [name for name, value in (("--size", size), ("--bpw", bpw), ("--like", like), ("--kld", kld)) if value is not None]
-    if len(given) > 1:
-        raise typer.BadParameter(f"{' and '.join(given)} say the same thing twice; give one")
-    if needed and not given:
-        raise typer.BadParameter("give a target: --size, --bpw, --like or --kld")
-    if bpw is not None and not 0 < bpw <= 32:
-        raise typer.BadParameter(f"--bpw {bpw}: bits per weight lie between 0 and 32")
-    if kld is not None and not kld > 0:
-        raise typer.BadParameter(f"--kld {kld}: a divergence must be more than zero")
-    return Target(size_bytes=None if size is None else parse_size(size), bits_per_weight=bpw, like=like, kld_nats=kld)
+@dataclass(frozen=True, slots=True)
+class TargetOptions:
+    """How large the file is to be."""
+
+    size: Size = None
+    bpw: Bpw = None
+    like: Like = None
+    kld: Kld = None
+
+    def target(self, *, needed: bool) -> Target:
+        """The part of a plan's options. Raises typer.BadParameter for more than one target, none where one is needed, or a bad value."""
+        values = {"--size": self.size, "--bpw": self.bpw, "--like": self.like, "--kld": self.kld}
+        given = [name for name, value in values.items() if value is not None]
+        if len(given) > 1:
+            raise typer.BadParameter(f"{' and '.join(given)} say the same thing twice; give one")
+        if needed and not given:
+            raise typer.BadParameter("give a target: --size, --bpw, --like or --kld")
+        if self.bpw is not None and not 0 < self.bpw <= 32:
+            raise typer.BadParameter(f"--bpw {self.bpw}: bits per weight lie between 0 and 32")
+        if self.kld is not None and not self.kld > 0:
+            raise typer.BadParameter(f"--kld {self.kld}: a divergence must be more than zero")
+        size_bytes = None if self.size is None else parse_size(self.size)
+        return Target(size_bytes=size_bytes, bits_per_weight=self.bpw, like=self.like, kld_nats=self.kld)
 
 
-def _constraints(
-    pin: list[str] | None,
-    tie: list[str] | None,
-    allow: list[str] | None,
-    minimum: list[str] | None,
-    maximum: list[str] | None,
-    budget: list[str] | None,
-) -> Limits:
-    sizes = [f"{pattern}={parse_size(size)}" for pattern, _, size in (text.rpartition("=") for text in budget or ())]
-    return Limits(
-        pins=tuple(pin or ()),
-        allow=tuple(allow or ()),
-        minimum=tuple(minimum or ()),
-        maximum=tuple(maximum or ()),
-        ties=tuple(tie or ()),
-        budgets=tuple(sizes),
-    )
+@dataclass(frozen=True, slots=True)
+class ConstraintOptions:
+    """What holds in every rule."""
+
+    pin: Pin = None
+    tie: Tie = None
+    allow: Allow = None
+    minimum: Minimum = None
+    maximum: Maximum = None
+    budget: Budget = None
+
+    @property
+    def limits(self) -> Limits:
+        """The part of a plan's options. Raises typer.BadParameter for a budget that is not a size."""
+        sizes = ((pattern, parse_size(size)) for pattern, _, size in (text.rpartition("=") for text in self.budget or ()))
+        return Limits(
+            pins=tuple(self.pin or ()),
+            allow=tuple(self.allow or ()),
+            minimum=tuple(self.minimum or ()),
+            maximum=tuple(self.maximum or ()),
+            ties=tuple(self.tie or ()),
+            budgets=tuple(f"{pattern}={size}" for pattern, size in sizes),
+        )
 
 
-@app.command(epilog="Examples: quantailor plan base.gguf --like Q4_K_M -o s.yaml | quantailor plan base.gguf --knee relative:300 -o s.yaml")
+@command(epilog="Examples: quantailor plan base.gguf --like Q4_K_M -o s.yaml | quantailor plan base.gguf --knee relative:300 -o s.yaml")
 def plan(
+    hub: options.Hub,
+    target: TargetOptions,
+    constraints: ConstraintOptions,
+    answer: options.Answer,
     base: options.Model,
-    size: Size = None,
-    bpw: Bpw = None,
-    like: Like = None,
-    kld: Kld = None,
     basis: BasisOption = "auto",
     knee: Annotated[
         str | None,
@@ -295,21 +290,10 @@ def plan(
             rich_help_panel="Rule",
         ),
     ] = None,
-    pin: Pin = None,
-    tie: Tie = None,
-    allow: Allow = None,
-    minimum: Minimum = None,
-    maximum: Maximum = None,
-    budget: Budget = None,
     imatrix: options.AnyImatrix = AUTO,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Save it here, as YAML or JSON according to the name.")] = None,
-    revision: hub.Revision = None,
-    token_file: hub.TokenFile = None,
-    gguf_file: hub.GgufFile = None,
     force: options.Force = False,
     all_tensors: Annotated[bool, typer.Option("--all", help="Show every tensor's choice and reason.")] = False,
-    home: options.Home = None,
-    as_json: options.Json = False,
 ) -> None:
     """Choose a type for every tensor from the measurements; the default rule is the optimum for a size."""
     rules: dict[Method, str] = {}
@@ -325,42 +309,35 @@ def plan(
     method, rule = next(iter(rules.items()), optimal)
     plan_options = PlanOptions(
         **plan_rule(method, rule, option or ()),
-        **_targets(size, bpw, like, kld, needed=method in ("optimal", "greedy")),
-        **_constraints(pin, tie, allow, minimum, maximum, budget),
+        **target.target(needed=method in ("optimal", "greedy")),
+        **constraints.limits,
         basis=basis,
     )
-    here = hub.here(base, hub.repository(base, revision, token_file, gguf_file), imatrix)
-    with Workspace.open(home) as workspace:
+    here = hub_commands.here(base, hub.repository(base), imatrix)
+    with answer.workspace() as workspace:
         found = steps.plan(workspace, here.path, plan_options, imatrix=here.imatrix, output=output, overwrite=force, origin=here.origin)
-    if as_json:
-        print_json("plan", found)
-    else:
-        show.planned(found, all_tensors=all_tensors or output is None)
+    answer.tell("plan", found, lambda: show.planned(found, all_tensors=all_tensors or output is None))
 
 
-@app.command(
+@command(
     epilog="Examples: quantailor build base.gguf strategy.yaml -o model-4.5bpw.gguf | quantailor build ORG/NAME strategy.yaml -o out.gguf"
 )
 def build(
+    hub: options.Hub,
+    machine: options.Threads,
+    run: options.Run,
     base: options.Model,
     strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file, YAML or JSON.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The GGUF file to write.")],
     imatrix: options.AnyImatrix = AUTO,
     split_max_size: Annotated[str | None, typer.Option("--split-max-size", help="Write shards of at most this size.")] = None,
-    revision: hub.Revision = None,
-    token_file: hub.TokenFile = None,
-    gguf_file: hub.GgufFile = None,
     requantize: options.Requantize = False,
-    threads: options.Threads = None,
     force: options.Force = False,
-    home: options.Home = None,
-    as_json: options.Json = False,
-    detach: options.Detach = False,
 ) -> None:
     """Write the file that a strategy describes; it appears under its name only when it is whole and checked."""
-    repository = hub.repository(base, revision, token_file, gguf_file)
+    repository = hub.repository(base)
     task = BuildStep(
-        base=hub.place(base, repository),
+        base=options.place(base, repository),
         hub=repository,
         strategy=absolute(strategy),
         output=absolute(output),
@@ -368,13 +345,16 @@ def build(
         split_max_bytes=None if split_max_size is None else parse_size(split_max_size),
         overwrite=force,
         allow_requantize=requantize,
-        compute=Compute(n_threads=threads),
+        compute=machine.compute,
     )
-    execute(task, home=home, as_json=as_json, detach=detach)
+    run.execute(task)
 
 
-@app.command(epilog="Example: quantailor verify out.gguf --base base.gguf --against Q8_0,Q6_K,Q4_K_M -f heldout.txt")
+@command(epilog="Example: quantailor verify out.gguf --base base.gguf --against Q8_0,Q6_K,Q4_K_M -f heldout.txt")
 def verify(
+    hub: options.Hub,
+    machine: options.Machine,
+    run: options.Run,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The quantized GGUF file.")],
     base: Annotated[Path, typer.Option("--base", help="The 16-bit base it was made from: a file, or ORG/NAME of one on the hub.")],
     against: options.Against = _AGAINST,
@@ -383,20 +363,12 @@ def verify(
     n_ctx: options.Context = DEFAULT_N_CTX,
     imatrix: options.AnyImatrix = AUTO,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Stem of the .json, .csv, .png and .svg files.")] = None,
-    revision: hub.Revision = None,
-    token_file: hub.TokenFile = None,
-    gguf_file: hub.GgufFile = None,
-    threads: options.Threads = None,
-    gpu_layers: options.GpuLayers = 0,
-    home: options.Home = None,
-    as_json: options.Json = False,
-    detach: options.Detach = False,
 ) -> None:
     """Perplexity and KL divergence of a file against its base, beside llama.cpp's presets; ends with a verdict and a graph."""
-    repository = hub.repository(base, revision, token_file, gguf_file)
+    repository = hub.repository(base)
     task = VerifyStep(
         file=absolute(file),
-        base=hub.place(base, repository),
+        base=options.place(base, repository),
         hub=repository,
         against=split_list(against),
         text=optional_path(text),
@@ -404,29 +376,25 @@ def verify(
         n_ctx=n_ctx,
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
         output=optional_path(output),
-        compute=Compute(n_gpu_layers=gpu_layers, n_threads=threads),
+        compute=machine.compute,
     )
-    execute(task, home=home, as_json=as_json, detach=detach)
+    run.execute(task)
 
 
-@app.command(
+@command(
     epilog="Examples: quantailor make ./Llama-3.2-1B --size 700MiB -o out | "
     "quantailor make ORG/NAME --imatrix imatrix.gguf --basis ranking --no-verify --like Q4_K_M -o out"
 )
 def make(
+    target: TargetOptions,
+    constraints: ConstraintOptions,
+    hub: options.Hub,
+    converting: options.Converting,
+    machine: options.Machine,
+    run: options.Run,
     model: options.Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for everything that is made.")],
-    size: Size = None,
-    bpw: Bpw = None,
-    like: Like = None,
-    kld: Kld = None,
     basis: BasisOption = "auto",
-    pin: Pin = None,
-    tie: Tie = None,
-    allow: Allow = None,
-    minimum: Minimum = None,
-    maximum: Maximum = None,
-    budget: Budget = None,
     types: options.Types = None,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Measure every row.")] = False,
     text: Annotated[
@@ -449,30 +417,17 @@ def make(
     ] = None,
     chunks: options.Chunks = None,
     against: options.Against = _AGAINST,
-    revision: hub.Revision = None,
-    token_file: hub.TokenFile = None,
-    gguf_file: hub.GgufFile = None,
-    converter: options.Converter = None,
-    way: options.Way = "auto",
-    trust_remote_code: options.TrustRemoteCode = False,
     requantize: options.Requantize = False,
-    threads: options.Threads = None,
-    gpu_layers: options.GpuLayers = 0,
-    home: options.Home = None,
-    as_json: options.Json = False,
-    detach: options.Detach = False,
 ) -> None:
     """All of it in one go: convert, importance matrix, measure, probe, plan, build, verify. Run it again to resume.
 
     A base is written if a step runs the model. With --imatrix FILE, --basis ranking and --no-verify none does: the file is built from
     the checkpoint itself.
     """
-    plan_options = PlanOptions(
-        **_targets(size, bpw, like, kld, needed=True), **_constraints(pin, tie, allow, minimum, maximum, budget), basis=basis
-    )
-    repository = hub.repository(model, revision, token_file, gguf_file)
+    plan_options = PlanOptions(**target.target(needed=True), **constraints.limits, basis=basis)
+    repository = hub.repository(model)
     task = MakeStep(
-        model=hub.place(model, repository),
+        model=options.place(model, repository),
         hub=repository,
         output=absolute(output),
         plan=plan_options,
@@ -488,10 +443,10 @@ def make(
         chunks=chunks,
         against=split_list(against),
         allow_requantize=requantize,
-        compute=Compute(n_gpu_layers=gpu_layers, n_threads=threads),
-        conversion=options.conversion(converter, way, trust_remote_code, repository),
+        compute=machine.compute,
+        conversion=converting.conversion(repository),
     )
-    execute(task, home=home, as_json=as_json, detach=detach)
+    run.execute(task)
 
 
 @app.command(hidden=True)

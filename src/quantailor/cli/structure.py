@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from quantailor.app.library.structure import configuration_text, inspect, largest_tensors
-from quantailor.cli import show
-from quantailor.cli.output import console, print_json, table
+from quantailor.app.library.structure import ConfigurationText, LargestTensors, configuration_text, inspect, largest_tensors
+from quantailor.cli import options, show
+from quantailor.cli.output import console, table
 from quantailor.present import words
 from quantailor.present.words import plural
 
@@ -20,23 +20,25 @@ Config = Annotated[
 Largest = Annotated[int | None, typer.Option("--largest", metavar="N", min=1, help="The N largest tensors and their share of all bytes.")]
 
 
-def configuration(model: Path, file_name: str, *, as_json: bool) -> None:
+def configuration(model: Path, file_name: str, answer: options.Answer) -> None:
     """`quantailor inspect MODEL --config FILE`."""
     found = configuration_text(model.expanduser(), file_name)
-    if as_json:
-        print_json("inspect", found)
-        return
+    answer.tell("inspect", found, lambda: _show_text(found))
+
+
+def _show_text(found: ConfigurationText) -> None:
     typer.echo(found.text, nl=not found.text.endswith("\n"))
     if not found.is_whole:
         typer.echo(f"... {words.size(found.size_bytes)} in all", err=True)
 
 
-def largest(model: Path, n: int, *, as_json: bool) -> None:
+def largest(model: Path, n: int, answer: options.Answer) -> None:
     """`quantailor inspect MODEL --largest N`."""
     found = largest_tensors(inspect(model).tensors, n)
-    if as_json:
-        print_json("inspect", found)
-        return
+    answer.tell("inspect", found, lambda: _show_largest(found))
+
+
+def _show_largest(found: LargestTensors) -> None:
     rows = [(show.plain(item.name), words.size(item.size_bytes), words.percent(item.share, 1)) for item in found.tensors]
     out = console()
     out.print(table("Largest tensors", {"tensor": "left", "size": "right", "share": "right"}, rows))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from quantailor.app import Workspace, steps
+from quantailor.app import steps
 from quantailor.app.library.projects import ProjectReport, list_projects
 from quantailor.app.measuring.cost import CostReport, StageCost, study_cost
-from quantailor.app.steps import AUTO, COMPUTE, NONE, Compute, StudyStep
-from quantailor.cli import hub, options
-from quantailor.cli.execution import execute
-from quantailor.cli.output import console, print_json, table
-from quantailor.cli.root import app
+from quantailor.app.steps import AUTO, COMPUTE, NONE, StudyStep
+from quantailor.cli import hub as hub_commands
+from quantailor.cli import options
+from quantailor.cli.output import console, table
+from quantailor.cli.root import command
 from quantailor.cli.values import imatrix_choice, optional_path, split_list
 from quantailor.present import words
 from quantailor.present.words import plural
@@ -26,8 +27,12 @@ Level = Annotated[
 ]
 
 
-@app.command(epilog="Example: quantailor study ./Llama-3.2-1B --level balanced --cost")
+@command(epilog="Example: quantailor study ./Llama-3.2-1B --level balanced --cost")
 def study(
+    hub: options.Hub,
+    converting: options.Converting,
+    machine: options.Machine,
+    run: options.Run,
     model: options.Model,
     level: Level = "balanced",
     types: options.Types = None,
@@ -35,23 +40,12 @@ def study(
     imatrix: options.MakeImatrix = AUTO,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the base of a Hugging Face directory goes.")] = None,
     cost: Annotated[bool, typer.Option("--cost", help="Say what it will take, without starting it.")] = False,
-    revision: hub.Revision = None,
-    token_file: hub.TokenFile = None,
-    gguf_file: hub.GgufFile = None,
-    converter: options.Converter = None,
-    way: options.Way = "auto",
-    trust_remote_code: options.TrustRemoteCode = False,
     requantize: options.Requantize = False,
-    threads: options.Threads = None,
-    gpu_layers: options.GpuLayers = 0,
-    home: options.Home = None,
-    as_json: options.Json = False,
-    detach: options.Detach = False,
 ) -> None:
     """Everything that measuring needs, in one job: base, importance matrix, weight errors, probes, sweep. Run it again to resume."""
-    repository = hub.repository(model, revision, token_file, gguf_file)
+    repository = hub.repository(model)
     task = StudyStep(
-        model=hub.place(model, repository),
+        model=options.place(model, repository),
         hub=repository,
         level=level,
         types=split_list(types),
@@ -59,25 +53,22 @@ def study(
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None, words=(AUTO, COMPUTE, NONE)),
         output=optional_path(output),
         allow_requantize=requantize,
-        compute=Compute(n_gpu_layers=gpu_layers, n_threads=threads),
-        conversion=options.conversion(converter, way, trust_remote_code, repository),
+        compute=machine.compute,
+        conversion=converting.conversion(repository),
     )
     if cost:
-        _tell_cost(task, home, as_json=as_json)
+        _tell_cost(task, run)
     else:
-        execute(task, home=home, as_json=as_json, detach=detach)
+        run.execute(task)
 
 
-def _tell_cost(task: StudyStep, home: Path | None, *, as_json: bool) -> None:
+def _tell_cost(task: StudyStep, answer: options.Answer) -> None:
     if task.hub is not None:
-        here = hub.here(Path(task.model), task.hub, task.imatrix)
+        here = hub_commands.here(Path(task.model), task.hub, task.imatrix)
         task = replace(task, model=str(here.path), hub=None, imatrix=here.imatrix)
-    with Workspace.open(home) as workspace:
+    with answer.workspace() as workspace:
         found = study_cost(workspace, task)
-    if as_json:
-        print_json("study-cost", found)
-    else:
-        _show_cost(found)
+    answer.tell("study-cost", found, lambda: _show_cost(found))
 
 
 def _show_cost(found: CostReport) -> None:
@@ -94,14 +85,16 @@ def _cost(item: StageCost | CostReport) -> tuple[str, ...]:
     return words.span(*item.seconds), words.percent(item.share_done, 0), words.size(item.disk_bytes), words.size(item.memory_bytes)
 
 
-@app.command(epilog="Example: quantailor models")
-def models(home: options.Home = None, as_json: options.Json = False) -> None:
+@command(epilog="Example: quantailor models")
+def models(answer: options.Answer) -> None:
     """The models you have worked on, the latest first: what is known of each, and where its files are."""
-    with Workspace.open(home) as workspace:
+    with answer.workspace() as workspace:
         found = list_projects(workspace)
-    if as_json:
-        print_json("models", found)
-    elif found:
+    answer.tell("models", found, lambda: _show_models(found))
+
+
+def _show_models(found: Sequence[ProjectReport]) -> None:
+    if found:
         columns = {"identity": "left", "model": "left", "size": "right", "known": "left", "where": "left"}
         rows = [(item.fingerprint[:12], item.name, words.size(item.size_bytes), _known(item), _place(item)) for item in found]
         console().print(table("Models", columns, rows))

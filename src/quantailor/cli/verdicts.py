@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from quantailor.app import Workspace
 from quantailor.app.products.builds import BuiltFile, list_builds
 from quantailor.app.products.verdicts import (
     StoredVerdict,
@@ -18,26 +18,25 @@ from quantailor.app.products.verdicts import (
 )
 from quantailor.app.steps import absolute
 from quantailor.cli import options
-from quantailor.cli.output import console, print_json, table
-from quantailor.cli.root import app
+from quantailor.cli.output import console, table
+from quantailor.cli.root import command
 from quantailor.present import words
 from quantailor.present.charts.verdict import Measure, verdict_points
 
 _SHORT = 8
 
 
-@app.command(epilog="Example: quantailor verdicts base.gguf --export verdict.svg")
+@command(epilog="Example: quantailor verdicts base.gguf --export verdict.svg")
 def verdicts(
+    answer: options.Answer,
     base: options.Source,
     verdict: Annotated[str, typer.Option("--verdict", help="One of them, by the beginning of its fingerprint; else the latest.")] = "",
     export: Annotated[Path | None, typer.Option("--export", help="Write its graph (.png, .svg) or the points of the graph (.csv).")] = None,
     measure: Annotated[Measure, typer.Option("--measure", help="What the graph shows against size: KLD or perplexity.")] = "kld",
     force: options.Force = False,
-    home: options.Home = None,
-    as_json: options.Json = False,
 ) -> None:
     """List the verdicts on a model's files, show one, and export its graph."""
-    with Workspace.open(home) as workspace:
+    with answer.workspace() as workspace:
         with workspace.model(base) as model:
             fingerprint = model.fingerprint
         found = tuple(list_verdicts(workspace, fingerprint))
@@ -47,10 +46,7 @@ def verdicts(
         if export is not None:
             place = Path(absolute(export))
             written = str(export_verdict(workspace, fingerprint, place, fingerprint=found[0].fingerprint, measure=measure, overwrite=force))
-    if as_json:
-        print_json("verdicts", VerdictsReport(found, written))
-    else:
-        _show(found, measure, written)
+    answer.tell("verdicts", VerdictsReport(found, written), lambda: _show(found, measure, written))
 
 
 def _show(found: tuple[StoredVerdict, ...], measure: Measure, written: str | None) -> None:
@@ -77,16 +73,17 @@ def _show(found: tuple[StoredVerdict, ...], measure: Measure, written: str | Non
         out.print(f"wrote     {written}", markup=False)
 
 
-@app.command(epilog="Example: quantailor builds base.gguf")
-def builds(base: options.Source, home: options.Home = None, as_json: options.Json = False) -> None:
+@command(epilog="Example: quantailor builds base.gguf")
+def builds(answer: options.Answer, base: options.Source) -> None:
     """List the files that were built from a model and are still there."""
-    with Workspace.open(home) as workspace:
+    with answer.workspace() as workspace:
         with workspace.model(base) as model:
             fingerprint = model.fingerprint
         found = list_builds(workspace, fingerprint)
-    if as_json:
-        print_json("builds", found)
-        return
+    answer.tell("builds", found, lambda: _show_builds(found))
+
+
+def _show_builds(found: Sequence[BuiltFile]) -> None:
     columns = {"file": "left", "size": "right", "bits per weight": "right", "rule": "left", "predicted KLD": "right", "verdicts": "left"}
     console().print(table("Built files", columns, [_row(item) for item in found]))
 
