@@ -9,6 +9,8 @@ from typing import Literal
 
 import numpy as np
 
+from quantailor.present.report import ImatrixFacts, LabelledStrategy, ReportData
+from quantailor.present.report.damage import predicted_kld
 from quantailor.records import (
     Comparison,
     Curve,
@@ -25,8 +27,6 @@ from quantailor.records import (
     VerdictRow,
     WeightError,
 )
-from quantailor.report import ImatrixFacts, LabelledStrategy, ReportData
-from quantailor.report.damage import predicted_kld
 
 # type, bits per weight, weighted_mse of a typical tensor
 TYPES = (

@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 from made_up_models import BARE, DENSE, MOE, model, simple
 
+from quantailor.present.report import ReportData, role_profile, sensitivity_profile
+from quantailor.present.report.damage import damage_curves, predicted_kld, t95
+from quantailor.present.report.data import common_type
+from quantailor.present.report.profile import DEPTHS, quarters
 from quantailor.records import Curve, CurvePoint, Estimate
-from quantailor.report import ReportData, role_profile, sensitivity_profile
-from quantailor.report.damage import damage_curves, predicted_kld
-from quantailor.report.data import common_type
-from quantailor.report.figures import t95
-from quantailor.report.profile import DEPTHS, quarters
-from quantailor.report.style import DARK_RAMP, LIGHT_RAMP, bit_color, contrast, ramp_color, text_color
-from quantailor.report.svg import STEPS, Scale
 
 
 @pytest.fixture(scope="module")
@@ -132,24 +129,3 @@ def test_the_prediction_is_gamma_s_plus_kappa_s_squared_and_c0_for_files() -> No
 @pytest.mark.parametrize(("degrees", "expected"), [(1, 12.706), (2, 4.303), (3, 3.182), (5, 2.571), (10, 2.228), (1000, 1.962)])
 def test_intervals_are_wide_where_little_is_known(degrees: int, expected: float) -> None:
     assert t95(degrees) == pytest.approx(expected, rel=0.01)
-
-
-def test_zeros_are_drawn_at_the_edge_of_a_log_scale() -> None:
-    scale = Scale(1e-4, 1.0, 0, 100, log=True)
-    assert scale(0.0) == scale(-1.0) == 0
-    assert scale(0.01) == pytest.approx(50)
-    assert scale(5.0) == 100
-    assert scale.ticks() == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1, 1])
-
-
-@pytest.mark.parametrize("ramp", [LIGHT_RAMP, DARK_RAMP])
-def test_shades_keep_their_order_in_grey_and_carry_readable_text(ramp: tuple[str, ...]) -> None:
-    colors = [ramp_color(step, ramp) for step in range(STEPS)]
-    to_white = [contrast(color, "#ffffff") for color in colors]
-    assert to_white in (sorted(to_white), sorted(to_white, reverse=True))
-    assert len(set(to_white)) == STEPS
-    assert all(contrast(color, {"#000": "#000000", "#fff": "#ffffff"}[text_color(color)]) >= 4.5 for color in colors)
-
-
-def test_black_text_is_readable_on_every_bit_width() -> None:
-    assert min(contrast(bit_color(bits / 4), "#000000") for bits in range(2, 80)) >= 4.5

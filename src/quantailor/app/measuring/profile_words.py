@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from quantailor.app.measuring.reporting import CompareResult, ProfileReport
+from quantailor.present.report.profile import ALL_DEPTHS
 from quantailor.present.words import Z95, percent, percent_with_error
 from quantailor.records import Estimate
-from quantailor.report.profile import ALL_DEPTHS
 
 
 def profile_findings(comparison: CompareResult) -> tuple[str, ...]:

@@ -18,8 +18,7 @@ from quantailor.errors import OutputError
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import measured
 from quantailor.ggml import library
-from quantailor.records import Estimate, SwapCell, WeightError
-from quantailor.report import (
+from quantailor.present.report import (
     ImatrixFacts,
     LabelledStrategy,
     ProfileRow,
@@ -30,6 +29,7 @@ from quantailor.report import (
     role_profile,
     sensitivity_profile,
 )
+from quantailor.records import Estimate, SwapCell, WeightError
 from quantailor.session import AUTO, OpenedModel, Workspace, quantizable_tensors
 from quantailor.strategy import file as strategy_file
 

@@ -94,6 +94,8 @@ class Series:
     is_strong: bool = False
     """Drawn over the others: bold names, wide bars."""
     in_legend: bool = False
+    tip: str = ""
+    """What all its points say when pointed at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,25 +165,27 @@ class HeatMap:
     """Of the whole map in pixels, where its place is as wide as it wants."""
     row_height: float = 24.0
     max_column: float = 132.0
+    beside: tuple[str, ...] = ()
+    """Names of rows of the maps that stand above and below, which begin at the same place."""
 
     @property
     def gutter(self) -> float:
         """Pixels for the names of rows."""
-        return 24 + 7.0 * max((len(name) for name in self.rows), default=0)
+        return 24 + 7.0 * max((len(name) for name in (*self.rows, *self.beside)), default=0)
 
     @property
     def column_width(self) -> float:
         """Pixels of one column."""
         return min(self.max_column, (self.width - self.gutter) / max(1, len(self.columns)))
 
-    def shown(self, cell: HeatCell) -> str:
-        """The longest of a cell's texts that fits; nothing on a map where most have no room, which reads better without."""
-        return next((text for text in cell.texts if _fits(text, self.column_width)), "") if self._has_room else ""
-
     @property
-    def _has_room(self) -> bool:
-        shortest = [cell.texts[-1] for cell in self.cells if cell.texts]
-        return sum(_fits(text, self.column_width) for text in shortest) >= 0.6 * len(shortest)
+    def texts(self) -> list[str]:
+        """What stands in each cell: the longest that fits; nothing on a map where most have no room, which reads better without."""
+        width = self.column_width
+        shortest = [_fits(cell.texts[-1], width) for cell in self.cells if cell.texts]
+        if sum(shortest) < 0.6 * len(shortest):
+            return [""] * len(self.cells)
+        return [next((text for text in cell.texts if _fits(text, width)), "") for cell in self.cells]
 
 
 def _fits(text: str, width: float) -> bool:

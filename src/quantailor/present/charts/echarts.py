@@ -40,9 +40,11 @@ _BAND = """(params, api) => {
     clipPath: { type: 'rect', shape: { x, y, width, height } },
   };
 }"""
+FUNCTIONS = (_TIP, _TICK, _PERCENT_TICK, _BARS, _BAND)
+"""Every function that options may hold."""
 _SYMBOLS: Mapping[Marker, str] = {
     "circle": "circle",
-    "hollow": "emptyCircle",
+    "hollow": "circle",
     "diamond": "diamond",
     "star": "path://M0,-10L2.9,-3.4L9.5,-3.1L4.4,1.2L6,8.1L0,4.4L-6,8.1L-4.4,1.2L-9.5,-3.1L-2.9,-3.4Z",
     "": "none",
@@ -93,17 +95,17 @@ def options(chart: Chart, palette: Palette, *, is_small: bool = False) -> Option
 
 def heat_options(heat: HeatMap, palette: Palette) -> Options:
     """A heat map; `heat_height` says how high its place must be."""
-    shaded = [cell for cell in heat.cells if cell.value is not None]
-    blank = [cell for cell in heat.cells if cell.value is None]
+    written = list(zip(heat.cells, heat.texts, strict=True))
+    width = heat.column_width
     names: Options = {"type": "category", "axisTick": {"show": False}, "axisLine": {"show": False}, "splitLine": {"show": False}}
     label: Options = {"show": True, "formatter": "{b}", "fontSize": 10.5}
     turned = _is_turned(heat)
-    across = {"color": palette.muted, "fontSize": 11, "rotate": 55 if turned else 0, **({"interval": 0} if turned else {})}
+    across = {"color": palette.muted, "fontSize": 11, "rotate": 55 if turned else 0, **({} if _is_numbered(heat) else {"interval": 0})}
     return {
         **base(palette),
         "grid": {
             "left": heat.gutter,
-            "width": heat.column_width * len(heat.columns),
+            "width": width * len(heat.columns),
             "top": _heat_top(heat),
             "height": heat.row_height * len(heat.rows),
         },
@@ -113,7 +115,7 @@ def heat_options(heat: HeatMap, palette: Palette) -> Options:
             "position": "top",
             "name": heat.column_name,
             "nameLocation": "start",
-            "nameTextStyle": {"color": palette.muted, "padding": [0, 6, 0, 0]},
+            "nameTextStyle": {"color": palette.muted, "align": "right", "verticalAlign": "bottom", "padding": [0, 0, 8, 0]},
             "axisLabel": {**across, "show": any(heat.columns)},
         },
         "yAxis": {**names, "data": list(heat.rows), "inverse": True, "axisLabel": {"color": palette.text, "fontSize": 12, "interval": 0}},
@@ -121,18 +123,21 @@ def heat_options(heat: HeatMap, palette: Palette) -> Options:
         "series": [
             {
                 "type": "heatmap",
-                "data": [_heat_datum(heat, cell, palette) for cell in shaded],
+                "progressive": 0,
+                "data": [_heat_datum(heat, cell, text, palette) for cell, text in written if cell.value is not None],
                 "label": label,
-                "itemStyle": {"borderColor": palette.surface, "borderWidth": 1 if heat.column_width > 8 else 0},
+                "itemStyle": {"borderColor": palette.surface, "borderWidth": 1 if width > 8 else 0},
                 "emphasis": {"itemStyle": {"borderColor": palette.text, "borderWidth": 1.5}},
             },
             {
                 "type": "scatter",
                 "symbol": "rect",
-                "symbolSize": [max(2.0, heat.column_width - 3), heat.row_height - 3],
+                "symbolSize": [max(2.0, width - 3), heat.row_height - 3],
                 "itemStyle": {"color": "transparent"},
                 "label": {**label, "color": palette.muted},
-                "data": [{"value": [cell.column, cell.row], "name": heat.shown(cell), "tip": _tip(cell.tip)} for cell in blank],
+                "data": [
+                    {"value": [cell.column, cell.row], "name": text, "tip": _tip(cell.tip)} for cell, text in written if cell.value is None
+                ],
             },
         ],
     }
@@ -141,14 +146,6 @@ def heat_options(heat: HeatMap, palette: Palette) -> Options:
 def heat_height(heat: HeatMap) -> float:
     """Pixels that a heat map needs."""
     return _heat_top(heat) + heat.row_height * len(heat.rows) + 6
-
-
-def functions_of(option: object) -> set[str]:
-    """The JavaScript functions that options hold."""
-    if isinstance(option, Mapping):
-        own = {str(value) for key, value in option.items() if str(key).startswith(":")}
-        return own.union(*(functions_of(value) for value in option.values()))
-    return set().union(*(functions_of(item) for item in option)) if isinstance(option, list) else set()
 
 
 def _axis(axis: Axis, palette: Palette, *, gap: int) -> Options:
@@ -178,10 +175,12 @@ def _series(series: Series, palette: Palette) -> Options:
         "type": "line" if series.stroke else "scatter",
         "symbol": _SYMBOLS[series.marker],
         "symbolSize": series.size,
-        "itemStyle": {"color": colour, **({"borderColor": palette.surface, "borderWidth": 1} if series.is_strong else {})},
+        "itemStyle": _mark_style(series, palette),
         "data": [_datum(point, palette) for point in series.points],
         "z": 5 if series.is_strong else 3,
     }
+    if series.tip:
+        drawn["tooltip"] = {"formatter": _tip(series.tip)}
     if series.stroke:
         drawn["lineStyle"] = {"color": colour, "width": series.width, "opacity": series.opacity, "type": series.stroke}
         drawn["showSymbol"] = bool(series.marker)
@@ -203,16 +202,23 @@ def _series(series: Series, palette: Palette) -> Options:
     return drawn
 
 
-def _datum(point: Point, palette: Palette) -> Options:
-    own: Options = (
-        {"itemStyle": {"color": palette.colour(point.colour), "borderColor": palette.text, "borderWidth": 1}} if point.colour else {}
-    )
-    return {
-        "value": [point.x, point.y],
-        **({"name": point.name} if point.name else {}),
-        **({"tip": _tip(point.tip)} if point.tip else {}),
-        **own,
-    }
+def _mark_style(series: Series, palette: Palette) -> Options:
+    colour = palette.colour(series.colour)
+    if series.marker == "hollow":
+        return {"color": palette.surface, "borderColor": colour, "borderWidth": 1.6, "opacity": 1}
+    return {"color": colour, "opacity": 1, **({"borderColor": palette.surface, "borderWidth": 1} if series.is_strong else {})}
+
+
+def _datum(point: Point, palette: Palette) -> Options | list[float]:
+    datum: Options = {}
+    if point.name:
+        datum["name"] = point.name
+    if point.tip:
+        datum["tip"] = _tip(point.tip)
+    if point.colour:
+        datum["itemStyle"] = {"color": palette.colour(point.colour), "borderColor": palette.text, "borderWidth": 1}
+    place = [point.x, point.y]
+    return {"value": place, **datum} if datum else place
 
 
 def _tip(text: str) -> str:
@@ -273,17 +279,21 @@ def _legend(names: Sequence[str], palette: Palette) -> Options:
     }
 
 
-def _heat_datum(heat: HeatMap, cell: HeatCell, palette: Palette) -> Options:
+def _heat_datum(heat: HeatMap, cell: HeatCell, text: str, palette: Palette) -> Options:
     step = heat.scale.step(cell.value or 0.0)
     datum: Options = {"value": [cell.column, cell.row, step], "tip": _tip(cell.tip)}
-    if text := heat.shown(cell):
+    if text:
         datum |= {"name": text, "label": {"color": palette.on_shades[step]}}
     return datum
 
 
 def _is_turned(heat: HeatMap) -> bool:
     """Whether the names of columns stand slanted; numbers are thinned instead."""
-    return not all(name.isdigit() for name in heat.columns) and any(len(name) * 6.3 > heat.column_width - 4 for name in heat.columns)
+    return not _is_numbered(heat) and any(len(name) * 6.3 > heat.column_width - 4 for name in heat.columns)
+
+
+def _is_numbered(heat: HeatMap) -> bool:
+    return all(name.isdigit() for name in heat.columns)
 
 
 def _heat_top(heat: HeatMap) -> float:

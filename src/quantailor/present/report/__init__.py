@@ -3,15 +3,15 @@
     html = render_report(ReportData(model_name="books-llama", ...))
     html = render_comparison(a, b)
 
-Pure: data in, text out. Nothing here reads a file, a database or a clock.
+Pure: data in, text out. Nothing here reads a store or a clock; a page needs no file and no network.
 """
 
 from __future__ import annotations
 
-from quantailor.report.compare import render_comparison
-from quantailor.report.data import ImatrixFacts, LabelledStrategy, ReportData, common_type
-from quantailor.report.page import render_report
-from quantailor.report.profile import ProfileRow, role_profile, sensitivity_profile
+from quantailor.present.report.compare import render_comparison
+from quantailor.present.report.data import ImatrixFacts, LabelledStrategy, ReportData, common_type
+from quantailor.present.report.one_model import render_report
+from quantailor.present.report.profile import ProfileRow, role_profile, sensitivity_profile
 
 __all__ = [
     "ImatrixFacts",

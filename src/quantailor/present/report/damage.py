@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from quantailor.present.report.data import ReportData, measured
 from quantailor.records import Basis, Curve, CurvePoint, Sensitivity, WeightError
-from quantailor.report.data import ReportData, measured
 
 PLAIN_BITS = 16
 """Types of this many bits per weight hold plain floats; the base has them."""
@@ -80,6 +81,19 @@ def predicted_kld(curve: Curve, point: CurvePoint) -> float:
     total = point.damage_nats
     bend = max(1 + curve.kappa * total, 1e-3)
     return curve.gamma * total * bend + (curve.c0_nats if point.kind == "file" else 0.0)
+
+
+def t95(degrees_of_freedom: int) -> float:
+    """Half a 95 % interval of Student's t, in standard deviations.
+
+    Exact for 1 and 2 degrees of freedom, else the expansion in 1/n of Abramowitz and Stegun 26.7.5, within 1 %.
+    """
+    n = max(1, degrees_of_freedom)
+    if n <= 2:
+        return (12.706, 4.303)[n - 1]
+    z = 1.959964
+    terms = (z, (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
+    return math.fsum(term / n**power for power, term in enumerate(terms))
 
 
 def _least(points: list[DamagePoint]) -> tuple[DamagePoint, ...]:

@@ -15,8 +15,8 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from quantailor.present.report.data import COMMON_BITS, ReportData, common_type, layers_of, measured, role_order
 from quantailor.records import Estimate, Sensitivity, TensorInfo, WeightError
-from quantailor.report.data import COMMON_BITS, ReportData, common_type, layers_of, measured, role_order
 
 QUARTERS = ("0-25 %", "25-50 %", "50-75 %", "75-100 %")
 OUTSIDE = "outside the blocks"

@@ -1,0 +1,206 @@
+"""Two models' sensitivity profiles side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from quantailor.present.charts.colours import LogScale
+from quantailor.present.charts.describe import HeatMap
+from quantailor.present.report.data import ReportData, common_type, error_basis, layers_of, probe_basis, role_order
+from quantailor.present.report.figures import NOT_IN_MODEL, profile_map
+from quantailor.present.report.page import Cell, Column, Table, Whisker, render
+from quantailor.present.report.profile import ALL_DEPTHS, DEPTHS, ProfileRow, role_profile, sensitivity_profile
+from quantailor.present.words import Z95, count, listed, percent_with_error, plural, size, with_error
+from quantailor.records import Estimate
+
+_SMALLEST_SHARE = 1e-4
+"""Smaller shares are drawn at this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two models with its profiles."""
+
+    letter: str
+    data: ReportData
+    rows: tuple[ProfileRow, ...]
+    """By role and depth."""
+    roles: tuple[ProfileRow, ...]
+    """By role."""
+
+    @property
+    def name(self) -> str:
+        """ "A: books-llama"."""
+        return f"{self.letter}: {self.data.model_name}"
+
+    @property
+    def most(self) -> ProfileRow:
+        """The role that holds most."""
+        return max(self.roles, key=lambda row: row.share.value)
+
+
+def render_comparison(a: ReportData, b: ReportData) -> str:
+    """The document as text, to be written as UTF-8. Both profiles are at one common type where the models share one."""
+    type_name = common_type(a, b)
+    sides = [
+        Side(letter, data, sensitivity_profile(data, type_name=type_name), role_profile(data, type_name=type_name))
+        for letter, data in (("A", a), ("B", b))
+    ]
+    roles = sorted({row.role for side in sides for row in side.roles}, key=role_order)
+    every_row = [row for side in sides for row in side.rows]
+    share_scale = LogScale.over([100 * row.share.value for row in every_row], decades=4)
+    weight_scale = LogScale.over([row.per_weight.value for row in every_row], decades=5)
+    missing = [side for side in sides if not side.rows]
+    context = {
+        "title": f"{a.model_name} and {b.model_name}: Quantailor comparison",
+        "names": f"{a.model_name} and {b.model_name}",
+        "sides": sides,
+        "missing": missing,
+        "models": _models_table(sides),
+        "most_different": None if missing else _most_different(sides),
+        "only": [] if missing else [(side, _only(side, other)) for side, other in (sides, sides[::-1])],
+        "caveats": _caveats(sides, type_name),
+        "share_scale": share_scale,
+        "share_maps": [_map("Share of the sensitivity", side, roles, share_scale, is_share=True) for side in sides],
+        "weight_scale": weight_scale,
+        "weight_maps": [_map("Sensitivity per weight", side, roles, weight_scale, is_share=False) for side in sides],
+        "has_bounds": any(row.bounds == len(row.tensors) for row in every_row),
+        "roles": None if missing else _roles_table(sides, roles),
+        "table_rows": None if missing else _table(sides, roles),
+        "both_basis": _basis(sides),
+    }
+    return render("comparison.html", (a, b), context)
+
+
+def _map(title: str, side: Side, roles: Sequence[str], scale: LogScale, *, is_share: bool) -> HeatMap:
+    shown = (lambda row: _hundredths(row.share)) if is_share else (lambda row: row.per_weight)
+    return profile_map(f"{title}, {side.name}", side.rows, roles, scale, shown, " %" if is_share else "")
+
+
+def _hundredths(share: Estimate) -> Estimate:
+    return Estimate(100 * share.value, 100 * share.se)
+
+
+def _models_table(sides: Sequence[Side]) -> Table:
+    facts = [_facts(side.data) for side in sides]
+    rows = [(Cell(name), Cell(facts[0][name]), Cell(facts[1][name])) for name in facts[0]]
+    return Table("The two models", (Column("Fact"), *(Column(side.name, "prose") for side in sides)), rows)
+
+
+def _facts(data: ReportData) -> dict[str, str]:
+    probes = f"{plural(data.n_chunks, 'chunk')} of {data.n_ctx:,} tokens of {data.calibration_name}"
+    return {
+        "Architecture": data.architecture,
+        "Parameters": count(data.n_parameters),
+        "Base": size(data.base_size_bytes),
+        "Blocks": f"{len(layers_of(data.tensors)):,}",
+        "Quantizable tensors": f"{len(data.tensors):,}",
+        "Probes": probes if data.sensitivities else "none",
+        "Importance matrix": data.imatrix.fingerprint[:12] if data.imatrix else "none",
+        "Fingerprint": data.fingerprint[:16],
+    }
+
+
+def _most_different(sides: Sequence[Side]) -> tuple[ProfileRow, ProfileRow] | None:
+    """Of the roles that both have, the one whose share differs most."""
+    pairs = [(row, other) for row in sides[0].roles for other in sides[1].roles if row.role == other.role]
+    return max(pairs, key=lambda pair: abs(pair[0].share.value - pair[1].share.value), default=None)
+
+
+def _only(side: Side, other: Side) -> list[str]:
+    """The roles that the first has and the second has not."""
+    return sorted({row.role for row in side.roles} - {row.role for row in other.roles}, key=role_order)
+
+
+def _caveats(sides: Sequence[Side], type_name: str | None) -> str:
+    a, b = (side.data for side in sides)
+    words = [f"A tensor's sensitivity is alpha × weighted error at {type_name}, and shares are of its sum over the probed tensors."]
+    if (a.calibration_name, a.n_ctx) != (b.calibration_name, b.n_ctx):
+        words.append("The models were probed on different texts or contexts, which can shift shares.")
+    if (a.imatrix is None) != (b.imatrix is None):
+        words.append("Only one has an importance matrix, which lowers the errors of some types and so can shift shares.")
+    bounds = [(side.letter, sum(s.status == "drowned" for s in side.data.sensitivities)) for side in sides]
+    if any(n for _, n in bounds):
+        words.append(f"Upper bounds count as they are ({listed([f'{n:,} in {letter}' for letter, n in bounds])}).")
+    return " ".join(words)
+
+
+def _basis(sides: Sequence[Side]) -> str:
+    a, b = (f"{probe_basis(side.data)}; {error_basis(side.data)}" for side in sides)
+    return f"A and B: {a}" if a == b else f"A: {a}. B: {b}"
+
+
+def _roles_table(sides: Sequence[Side], roles: Sequence[str]) -> Table:
+    """Each role's share in A and in B on one line, with 95 % intervals; the largest shares first."""
+    shares = [{row.role: row.share for row in side.roles} for side in sides]
+    order = sorted(roles, key=lambda role: -max(found[role].value for found in shares if role in found))
+    everything = [share for found in shares for share in found.values()]
+    ends = [max(share.value, _SMALLEST_SHARE) for share in everything] + [share.value + Z95 * share.se for share in everything]
+    scale = LogScale.over(ends, margin=1.25)
+    rows = []
+    for role in order:
+        pair = [found.get(role) for found in shares]
+        whiskers = tuple(_wide(share, scale, is_other=bool(index)) for index, share in enumerate(pair) if share)
+        cells = (
+            Cell(percent_with_error(share), share.value) if share else Cell(f"not in {side.letter}")
+            for share, side in zip(pair, sides, strict=True)
+        )
+        rows.append((Cell(role), Cell(whiskers=whiskers), *cells))
+    columns = (Column("Role"), Column("Share, 95 %, log scale", "picture"), *(Column(side.name, "number") for side in sides))
+    return Table("Share of the sensitivity by role, A against B", columns, rows)
+
+
+def _wide(share: Estimate, scale: LogScale, *, is_other: bool) -> Whisker:
+    whisker = Whisker.on(scale, share.value, share.value - Z95 * share.se, share.value + Z95 * share.se)
+    return replace(whisker, tone="wide other" if is_other else "wide")
+
+
+def _table(sides: Sequence[Side], roles: Sequence[str]) -> Table:
+    letters = [side.letter for side in sides]
+    columns = (
+        *(Column("Role"), Column("Depth")),
+        *(Column(f"Share in {letter}", "number") for letter in letters),
+        Column("A / B", "number", "Ratio of the shares."),
+        *(Column(f"Per weight in {letter}", "number", "Share of the sensitivity over share of the weights.") for letter in letters),
+        Column("A / B per weight", "number"),
+    )
+    a, b = ({(row.role, row.depth): row for row in (*side.roles, *side.rows)} for side in sides)
+    keys = [(role, depth) for role in roles for depth in (ALL_DEPTHS, *DEPTHS) if (role, depth) in a or (role, depth) in b]
+    has = [{row.role for row in side.roles} for side in sides]
+    rows = [
+        _row(role, depth, (a.get((role, depth)), b.get((role, depth))), [role in roles_of_side for roles_of_side in has])
+        for role, depth in keys
+    ]
+    strong = frozenset(index for index, (_, depth) in enumerate(keys) if depth == ALL_DEPTHS)
+    return Table("Shares by role and depth", columns, rows, is_sortable=True, strong=strong)
+
+
+def _row(role: str, depth: str, pair: tuple[ProfileRow | None, ProfileRow | None], has: Sequence[bool]) -> tuple[Cell, ...]:
+    shares = [row.share if row else None for row in pair]
+    per_weight = [row.per_weight if row else None for row in pair]
+    return (
+        Cell(role),
+        Cell(depth),
+        *(
+            Cell(percent_with_error(share), share.value) if share else Cell("none at this depth" if present else NOT_IN_MODEL)
+            for share, present in zip(shares, has, strict=True)
+        ),
+        _ratio_cell(*shares),
+        *(Cell(with_error(value), value.value) if value else Cell() for value in per_weight),
+        _ratio_cell(*per_weight),
+    )
+
+
+def _ratio_cell(a: Estimate | None, b: Estimate | None) -> Cell:
+    found = None if a is None or b is None else ratio(a, b)
+    return Cell() if found is None else Cell(with_error(found), found.value)
+
+
+def ratio(a: Estimate, b: Estimate) -> Estimate | None:
+    """a / b with its standard error, to first order and for independent errors; None where b is nothing."""
+    if not b.value > 0 or math.isnan(a.value):
+        return None
+    value = a.value / b.value
+    return Estimate(value, math.hypot(a.se, value * b.se) / b.value)
