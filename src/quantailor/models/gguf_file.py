@@ -106,15 +106,12 @@ class GGUFSource:
 
     @property
     def architecture(self) -> str:
-        return self._text("general.architecture") or "unknown"
-
-    def _text(self, key: str) -> str | None:
-        """A text for people: bytes that are not UTF-8 become replacement characters, controls become spaces."""
-        stored = self.metadata.get(key)
+        """For people too: bytes that are not UTF-8 become replacement characters, controls become spaces."""
+        stored = self.metadata.get("general.architecture")
         if stored is None or not isinstance(stored.value, str):
-            return None
+            return "unknown"
         plain = stored.value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        return "".join(letter if letter.isprintable() else " " for letter in plain).strip()
+        return "".join(letter if letter.isprintable() else " " for letter in plain).strip() or "unknown"
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -163,24 +163,20 @@ class GGUFWriter:
         """The next bytes of the tensors' data, in any shape, (n_bytes,) or more; chunks need not end where tensors do."""
         flat = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
         while len(flat):
-            tensor = self._current()
-            part = flat[: tensor.size_bytes - self._written]
-            self._put(part)
-            self._written += len(part)
-            flat = flat[len(part) :]
-            if self._written == tensor.size_bytes:
-                alignment = self._layout.parts[self._part].alignment
-                self._put(bytes(aligned(tensor.size_bytes, alignment) - tensor.size_bytes))
-                self._tensor, self._written = self._tensor + 1, 0
-
-    def _current(self) -> TensorInfo:
-        part = self._layout.parts[self._part]
-        if self._tensor == len(part.tensors):
-            if self._part + 1 == len(self._layout.parts):
-                raise OutputError(f"{self.paths[-1]} received more data than its tensors hold")
-            self._next_part()
             part = self._layout.parts[self._part]
-        return part.tensors[self._tensor]
+            if self._tensor == len(part.tensors):
+                if self._part + 1 == len(self._layout.parts):
+                    raise OutputError(f"{self.paths[-1]} received more data than its tensors hold")
+                self._next_part()
+                continue
+            tensor = part.tensors[self._tensor]
+            data = flat[: tensor.size_bytes - self._written]
+            self._put(data)
+            self._written += len(data)
+            flat = flat[len(data) :]
+            if self._written == tensor.size_bytes:
+                self._put(bytes(aligned(tensor.size_bytes, part.alignment) - tensor.size_bytes))
+                self._tensor, self._written = self._tensor + 1, 0
 
     def _put(self, data: memoryview | bytes) -> None:
         if self._stream is None:

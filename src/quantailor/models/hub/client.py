@@ -202,7 +202,12 @@ class Repo(RepoAtCommit):
             utils.hf_raise_for_status(response)
             # A server that ignores ranges sends the file from its beginning.
             skip = start if response.status_code == 200 else 0
-            data = _first_bytes(response.iter_bytes(), skip + stop - start)[skip:]
+            received = bytearray()
+            for block in response.iter_bytes():
+                received += block
+                if len(received) >= skip + stop - start:
+                    break
+            data = bytes(received[skip : skip + stop - start])
         if len(data) != stop - start:
             raise HubUnreachableError(f"{file.name} of {self.repo_id} ended after {len(data)} bytes", remedy="Try again")
         return data
@@ -261,15 +266,6 @@ def is_intact(path: Path, file: RepoFile, control: Control = QUIET) -> bool:
             control.check()
             digest.update(block)
     return digest.hexdigest() == file.etag
-
-
-def _first_bytes(blocks: Iterable[bytes], n_bytes: int) -> bytes:
-    found = bytearray()
-    for block in blocks:
-        found += block
-        if len(found) >= n_bytes:
-            break
-    return bytes(found[:n_bytes])
 
 
 def _files(entries: Iterable[Any]) -> Iterable[RepoFile]:

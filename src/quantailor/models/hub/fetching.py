@@ -19,6 +19,7 @@ from quantailor.control import Control
 from quantailor.errors import DownloadDamagedError, OutputError
 from quantailor.models.hub.choice import RepoFile
 from quantailor.models.hub.client import Repo, RepoAtCommit, hub_module, is_intact
+from quantailor.present.words import size
 
 _POLL_S = 0.05
 _GRACE_S = 2.0
@@ -45,8 +46,8 @@ def check_room(repo: Repo, files: Sequence[RepoFile]) -> None:
     free = free_bytes(repo.settings.cache_folder)
     if needed > free:
         raise OutputError(
-            f"{repo.repo_id} needs {_gib(needed)} more in {repo.settings.cache_folder}, which has {_gib(free)} free: "
-            f"{_gib(needed - free)} too little",
+            f"{repo.repo_id} needs {size(needed)} more in {repo.settings.cache_folder}, which has {size(free)} free: "
+            f"{size(needed - free)} too little",
             remedy="Free some space, or choose another place with HF_HOME",
         )
 
@@ -94,10 +95,6 @@ def discard(repo: Repo, file: RepoFile) -> None:
             path.unlink(missing_ok=True)
 
 
-def _gib(n_bytes: int) -> str:
-    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**20 else f"{n_bytes:,} bytes"
-
-
 # One transfer
 
 
@@ -118,9 +115,9 @@ class _Reporter:
     def show(self) -> None:
         """Called by the job's own thread."""
         self._control.check()
-        size = max(1, self._file.size_bytes)
-        received = min(self.received, size)
-        message = f"{self._file.name} {100 * received / size:.0f} %"
+        n_bytes = max(1, self._file.size_bytes)
+        received = min(self.received, n_bytes)
+        message = f"{self._file.name} {100 * received / n_bytes:.0f} %"
         self._control.advance(min(self._before + received, self._total), self._total, message)
 
 

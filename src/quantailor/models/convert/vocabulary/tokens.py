@@ -27,7 +27,12 @@ class Vocabulary:
 
     def metadata(self, folder: Path) -> dict[str, MetadataValue]:
         """`tokenizer.ggml.*` up to the token types, in file order. Raises ModelFormatError where two tokens have the same text."""
-        self._check_texts(folder)
+        if len(set(self.tokens)) < len(self.tokens):
+            text, count = Counter(self.tokens).most_common(1)[0]
+            raise ModelFormatError(
+                f"the vocabulary of {folder} has the token {text[:40]!r} {count} times, which llama.cpp cannot load",
+                remedy="Download the tokenizer again",
+            )
         entries = {
             "tokenizer.ggml.model": MetadataValue("string", self.model),
             "tokenizer.ggml.pre": MetadataValue("string", self.pre),
@@ -37,15 +42,6 @@ class Vocabulary:
             entries["tokenizer.ggml.scores"] = MetadataValue("array", self.scores, "float32")
         entries["tokenizer.ggml.token_type"] = MetadataValue("array", self.kinds, "int32")
         return entries
-
-    def _check_texts(self, folder: Path) -> None:
-        if len(set(self.tokens)) == len(self.tokens):
-            return
-        text, count = Counter(self.tokens).most_common(1)[0]
-        raise ModelFormatError(
-            f"the vocabulary of {folder} has the token {text[:40]!r} {count} times, which llama.cpp cannot load",
-            remedy="Download the tokenizer again",
-        )
 
 
 def looks_special(text: str) -> bool:
