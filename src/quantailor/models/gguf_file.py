@@ -82,11 +82,11 @@ class GGUFSource:
     def _check_shards(self) -> None:
         for number, part in enumerate(self._parts):
             stored = part.header.metadata
-            found = stored["split.no"].value if "split.no" in stored else number
+            stated = stored["split.no"].value if "split.no" in stored else number
             count = stored["split.count"].value if "split.count" in stored else len(self._parts)
-            if (found, count) != (number, len(self._parts)):
+            if (stated, count) != (number, len(self._parts)):
                 raise ModelFormatError(
-                    f"{part.path} is shard {_shown(found)} of {_shown(count)}, not {number} of {len(self._parts)}",
+                    f"{part.path} is shard {_shown(stated)} of {_shown(count)}, not {number} of {len(self._parts)}",
                     remedy="Keep the shards' original names, and all shards in one directory",
                 )
         expected = self._parts[0].header.metadata.get("split.tensors.count")

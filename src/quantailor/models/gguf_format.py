@@ -98,16 +98,16 @@ class _Cursor:
     """Reads little-endian values from a buffer and never past its end."""
 
     def __init__(self, data: memoryview, name: str) -> None:
-        self.data, self.name, self.at = data, name, 0
+        self.data, self.name, self.position = data, name, 0
 
     def fail(self, what: str) -> ModelFormatError:
-        return ModelFormatError(f"{self.name} is corrupt at byte {self.at}: {what}", remedy=INTACT)
+        return ModelFormatError(f"{self.name} is corrupt at byte {self.position}: {what}", remedy=INTACT)
 
     def take(self, n_bytes: int, what: str) -> memoryview:
-        if n_bytes > len(self.data) - self.at:
+        if n_bytes > len(self.data) - self.position:
             raise self.fail(f"the file ends within {what}")
-        part = self.data[self.at : self.at + n_bytes]
-        self.at += n_bytes
+        part = self.data[self.position : self.position + n_bytes]
+        self.position += n_bytes
         return part
 
     def number(self, letter: str, what: str) -> Any:
@@ -116,7 +116,7 @@ class _Cursor:
     def count(self, what: str, *, least_bytes: int) -> int:
         """A count of things that take at least so many bytes each; more than the file can hold is an error."""
         count = int(self.number("Q", what))
-        if count * least_bytes > len(self.data) - self.at:
+        if count * least_bytes > len(self.data) - self.position:
             raise self.fail(f"{what} is {count}, more than the file can hold")
         return count
 
@@ -132,16 +132,16 @@ class _Cursor:
 
     def texts(self, count: int, what: str) -> tuple[str, ...]:
         """So many strings in a row."""
-        data, at, end = self.data, self.at, len(self.data)
-        found = []
+        data, position, end = self.data, self.position, len(self.data)
+        texts = []
         for _ in range(count):
-            start = at + _U64.size
-            if start > end or (at := start + _U64.unpack_from(data, at)[0]) > end:
+            start = position + _U64.size
+            if start > end or (position := start + _U64.unpack_from(data, position)[0]) > end:
                 raise self.fail(f"the file ends within {what}")
             # Some vocabularies hold bytes that are not UTF-8; they survive a round trip this way.
-            found.append(str(data[start:at], "utf-8", "surrogateescape"))
-        self.at = at
-        return tuple(found)
+            texts.append(str(data[start:position], "utf-8", "surrogateescape"))
+        self.position = position
+        return tuple(texts)
 
 
 def _short(text: str) -> str:
@@ -170,7 +170,7 @@ def _parsed(cursor: _Cursor, file_size: int) -> Header:
     name = cursor.name
     if bytes(cursor.data[:4]) != MAGIC:
         raise ModelFormatError(f"{name} is not a GGUF file", remedy="Give a GGUF file or a Hugging Face directory")
-    cursor.at = 4
+    cursor.position = 4
     version = cursor.number("I", "the version")
     if version not in READABLE_VERSIONS:
         big_endian = version & 0xFFFF == 0
@@ -182,7 +182,7 @@ def _parsed(cursor: _Cursor, file_size: int) -> Header:
     alignment = alignment_of(metadata, name)
     qtypes = {qtype.id: qtype for qtype in library.types().values()}
     raw = [_read_tensor(cursor, qtypes) for _ in range(n_tensors)]
-    data_offset = aligned(cursor.at, alignment)
+    data_offset = aligned(cursor.position, alignment)
     return Header(metadata, _placed(raw, data_offset, alignment, file_size, name), alignment, data_offset)
 
 

@@ -79,8 +79,8 @@ def name_of(metadata: Mapping[str, MetadataValue], otherwise: str) -> str:
     """`general.name` as people may see it, short and without letters that steer a terminal, or `otherwise`."""
     stored = metadata.get("general.name")
     text = stored.value if stored is not None and isinstance(stored.value, str) else ""
-    for found in (text, otherwise):
-        if shown := "".join(letter for letter in found if letter.isprintable())[:_MAX_NAME].strip():
+    for candidate in (text, otherwise):
+        if shown := "".join(letter for letter in candidate if letter.isprintable())[:_MAX_NAME].strip():
             return shown
     return "model"
 

@@ -40,8 +40,8 @@ class CachedRepo(RepoAtCommit):
 def _described(path: Path, name: str) -> RepoFile:
     # The cache shows links to contents that are named by their hash; where there are no links, copies.
     etag = path.resolve().name if path.is_symlink() else ""
-    known = etag if _HASH.fullmatch(etag) else ""
-    return RepoFile(name, path.stat().st_size, known, known if len(known) == 64 else None)
+    digest = etag if _HASH.fullmatch(etag) else ""
+    return RepoFile(name, path.stat().st_size, digest, digest if len(digest) == 64 else None)
 
 
 def cached_commit(repo_id: str, revision: str | None, settings: HubSettings) -> str | None:

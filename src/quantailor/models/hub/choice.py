@@ -109,37 +109,37 @@ def choose(
         RepoFileNotFoundError: no such file, no weights, or several that could be meant.
         UnsupportedModelError: weights in pickle files.
     """
-    known = {file.name: file for file in files if is_plain(file.name)}
-    imatrices = tuple(file for file in known.values() if is_imatrix(file.name))
+    plain = {file.name: file for file in files if is_plain(file.name)}
+    imatrices = tuple(file for file in plain.values() if is_imatrix(file.name))
     if imatrix_only:
         if not imatrices:
             raise RepoFileNotFoundError(f"{repo_id} has no importance matrix", remedy="Compute one with `quantailor imatrix`")
         return Choice("imatrix", (), imatrices=imatrices)
-    ggufs = _gguf_sets(known.values())
+    ggufs = _gguf_sets(plain.values())
     if gguf_file is not None:
         return Choice("gguf", _named(ggufs, gguf_file, repo_id), imatrices=imatrices)
-    weights = _safetensors(known, weight_names, repo_id)
+    weights = _safetensors(plain, weight_names, repo_id)
     if weights:
-        companions = tuple(known[name] for name in COMPANIONS if name in known)
-        companions += tuple(file for name, file in known.items() if _TOKENIZERS.fullmatch(name) and name not in COMPANIONS)
+        companions = tuple(plain[name] for name in COMPANIONS if name in plain)
+        companions += tuple(file for name, file in plain.items() if _TOKENIZERS.fullmatch(name) and name not in COMPANIONS)
         return Choice("safetensors", weights, companions, imatrices)
     if ggufs:
         chosen, by_name = _sixteen_bit(ggufs, repo_id, has_imatrix=bool(imatrices))
         return Choice("gguf", chosen, imatrices=imatrices, by_name=by_name)
-    raise _no_weights(known, repo_id)
+    raise _no_weights(plain, repo_id)
 
 
-def _safetensors(known: dict[str, RepoFile], weight_names: Collection[str] | None, repo_id: str) -> tuple[RepoFile, ...]:
+def _safetensors(plain: dict[str, RepoFile], weight_names: Collection[str] | None, repo_id: str) -> tuple[RepoFile, ...]:
     if weight_names is None:
-        names = sorted(name for name in known if re.fullmatch(r"model[^/]*\.safetensors", name))
+        names = sorted(name for name in plain if re.fullmatch(r"model[^/]*\.safetensors", name))
         counts = {int(match[1]) for name in names if (match := _PART.search(name))}
         if counts and (len(counts) > 1 or len(names) != min(counts)):
             raise RepoFileNotFoundError(f"{repo_id} has {len(names)} of {max(counts)} parts of its weights")
-        return tuple(known[name] for name in names)
+        return tuple(plain[name] for name in names)
     for name in sorted(weight_names):
-        if "/" in name or name not in known or not name.endswith(".safetensors"):
+        if "/" in name or name not in plain or not name.endswith(".safetensors"):
             raise RepoFileNotFoundError(f"{INDEX_NAME} of {repo_id} names {name[:120]!r}, which the repository does not have")
-    return tuple(known[name] for name in sorted(weight_names))
+    return tuple(plain[name] for name in sorted(weight_names))
 
 
 def _gguf_sets(files: Iterable[RepoFile]) -> dict[str, list[RepoFile]]:
@@ -155,11 +155,11 @@ def _gguf_sets(files: Iterable[RepoFile]) -> dict[str, list[RepoFile]]:
 
 
 def _named(ggufs: dict[str, list[RepoFile]], wanted: str, repo_id: str) -> tuple[RepoFile, ...]:
-    found = [first for first, files in ggufs.items() if any(wanted in (file.name, file.base_name) for file in files)]
-    if len(found) != 1:
-        what = f"{len(found)} files called" if found else "no GGUF file"
+    matching = [first for first, files in ggufs.items() if any(wanted in (file.name, file.base_name) for file in files)]
+    if len(matching) != 1:
+        what = f"{len(matching)} files called" if matching else "no GGUF file"
         raise RepoFileNotFoundError(f"{repo_id} has {what} {wanted[:120]!r}", remedy=f"It has {_listed(ggufs)}")
-    return _whole(found[0], ggufs[found[0]], repo_id)
+    return _whole(matching[0], ggufs[matching[0]], repo_id)
 
 
 def _whole(first: str, files: Sequence[RepoFile], repo_id: str) -> tuple[RepoFile, ...]:
@@ -174,11 +174,11 @@ def _sixteen_bit(ggufs: dict[str, list[RepoFile]], repo_id: str, *, has_imatrix:
     """The 16-bit model, and whether its name says so."""
     plain = [first for first in ggufs if not _QUANTIZED.search(first.lower())]
     for names in _TYPES:
-        found = [first for first in plain if set(_TYPE.findall(first.lower())) & set(names)]
-        if len(found) > 1:
-            raise RepoFileNotFoundError(f"{repo_id} has several 16-bit files: {_listed(found)}", remedy="Choose one with --gguf-file")
-        if found:
-            return _whole(found[0], ggufs[found[0]], repo_id), True
+        matching = [first for first in plain if set(_TYPE.findall(first.lower())) & set(names)]
+        if len(matching) > 1:
+            raise RepoFileNotFoundError(f"{repo_id} has several 16-bit files: {_listed(matching)}", remedy="Choose one with --gguf-file")
+        if matching:
+            return _whole(matching[0], ggufs[matching[0]], repo_id), True
     if len(plain) == 1:
         return _whole(plain[0], ggufs[plain[0]], repo_id), False
     matrix = ", or take its importance matrix with --imatrix-only" if has_imatrix else ""
@@ -195,7 +195,7 @@ def _listed(names: Collection[str]) -> str:
     return (", ".join(shown) or "none") + more
 
 
-def _no_weights(known: Collection[str], repo_id: str) -> Exception:
-    if any(re.fullmatch(r"pytorch_model[^/]*\.bin|consolidated[^/]*\.pth", name) for name in known):
+def _no_weights(plain: Collection[str], repo_id: str) -> Exception:
+    if any(re.fullmatch(r"pytorch_model[^/]*\.bin|consolidated[^/]*\.pth", name) for name in plain):
         return UnsupportedModelError(f"{repo_id} stores its weights in pickle files", remedy="Look for the model as safetensors")
     return RepoFileNotFoundError(f"{repo_id} has neither model*.safetensors nor GGUF files", remedy="Give a language model's repository")

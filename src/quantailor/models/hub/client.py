@@ -174,17 +174,17 @@ class Repo(RepoAtCommit):
         return HfApi(endpoint=self.settings.endpoint, token=self._token.for_hub(), library_name="quantailor")
 
     def _read_info(self) -> RepoInfo:
-        found = self._api().model_info(self.asked.repo_id, revision=self.asked.revision, timeout=REQUEST_TIMEOUT_S)
-        name, sha = str(found.id), str(found.sha)
+        answer = self._api().model_info(self.asked.repo_id, revision=self.asked.revision, timeout=REQUEST_TIMEOUT_S)
+        name, sha = str(answer.id), str(answer.sha)
         if not is_plain(name) or len(name.encode()) > _LONGEST_ID or not _HASH.fullmatch(sha):
             raise HubUnreachableError(f"{self.settings.endpoint} does not answer like a Hugging Face hub", remedy="Check HF_ENDPOINT")
-        summary = found.safetensors
+        summary = answer.safetensors
         return RepoInfo(
             repo_id=name,
             sha=sha,
-            license=_license(found),
-            gated=found.gated if found.gated in ("auto", "manual") else "no",
-            private=bool(found.private),
+            license=_license(answer),
+            gated=answer.gated if answer.gated in ("auto", "manual") else "no",
+            private=bool(answer.private),
             n_parameters=None if summary is None else int(summary.total),
         )
 
@@ -279,15 +279,15 @@ def _files(entries: Iterable[Any]) -> Iterable[RepoFile]:
                 yield file
 
 
-def _license(found: Any) -> str | None:
-    card = found.card_data
+def _license(answer: Any) -> str | None:
+    card = answer.card_data
     stated = None if card is None else card.get("license")
     if stated == "other" and card.get("license_name"):
         stated = card.get("license_name")
     if isinstance(stated, list):
         stated = ", ".join(str(item) for item in stated)
     if not stated:
-        stated = next((tag.removeprefix("license:") for tag in found.tags or () if tag.startswith("license:")), "")
+        stated = next((tag.removeprefix("license:") for tag in answer.tags or () if tag.startswith("license:")), "")
     return shown(str(stated)) or None
 
 

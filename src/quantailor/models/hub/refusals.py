@@ -88,8 +88,8 @@ def translated(error: Exception, asked: Asked) -> QuantailorError:
 def offline(asked: Asked) -> HubOfflineError:
     """HF_HUB_OFFLINE is set; names what the cache has."""
     snapshots = asked.settings.repo_folder(asked.repo_id) / "snapshots"
-    found = sorted(snapshots.iterdir(), key=lambda path: path.stat().st_mtime) if snapshots.is_dir() else []
-    remedy = f"The cache has {found[-1]}: give that path, or unset" if found else "Unset"
+    cached = sorted(snapshots.iterdir(), key=lambda path: path.stat().st_mtime) if snapshots.is_dir() else []
+    remedy = f"The cache has {cached[-1]}: give that path, or unset" if cached else "Unset"
     return HubOfflineError(f"{asked.repo_id} cannot be looked up in offline mode", remedy=f"{remedy} HF_HUB_OFFLINE")
 
 

@@ -72,14 +72,14 @@ def failure(lines: Sequence[str], status: int, *, folder: Path, name: str, log: 
 
 def last_line(lines: Sequence[str]) -> str:
     """The line that says what went wrong: of a traceback its last, else the last that is not empty."""
-    told = [line.strip() for line in lines if line.strip()]
-    raised = [line for line in told if _DATA.match(line)]
-    logged = [line for line in told if line.startswith("ERROR:")]
+    said = [line.strip() for line in lines if line.strip()]
+    raised = [line for line in said if _DATA.match(line)]
+    logged = [line for line in said if line.startswith("ERROR:")]
     if raised and ":" not in raised[-1]:
-        code = [line for line in told[: told.index(raised[-1])] if line.strip("^~ ")]
+        code = [line for line in said[: said.index(raised[-1])] if line.strip("^~ ")]
         return f"{raised[-1]} at {code[-1]}" if code else raised[-1]
-    found = (raised or logged or told)[-1:]
-    return found[0] if found else ""
+    candidates = (raised or logged or said)[-1:]
+    return candidates[0] if candidates else ""
 
 
 def _first(match: re.Match[str]) -> str:

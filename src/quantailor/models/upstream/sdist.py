@@ -73,12 +73,12 @@ def _extract(archive: Path, folder: Path) -> None:
     """Put the converter's files into `folder`, as they lie in llama.cpp's own."""
     try:
         with tarfile.open(archive) as stored:
-            found = {name: member for member in stored if (name := _wanted(member)) is not None}
-            if SCRIPT not in found:
+            wanted = {name: member for member in stored if (name := _wanted(member)) is not None}
+            if SCRIPT not in wanted:
                 raise ConverterError(f"{archive.name} holds no {SCRIPT}", remedy="Give llama.cpp's folder with --converter")
-            if sum(member.size for member in found.values()) > MOST_BYTES:
+            if sum(member.size for member in wanted.values()) > MOST_BYTES:
                 raise ConverterError(f"the converter in {archive.name} is too large to be one", remedy="Check the index that pip uses")
-            for name, member in found.items():
+            for name, member in wanted.items():
                 stored.extract(member.replace(name=name, deep=False), folder, filter="data")
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise ConverterError(f"{archive.name} is not an intact archive: {error}", remedy="Check the index that pip uses") from error

@@ -137,11 +137,11 @@ def _origin(text: str, total: int) -> dict[str, Any]:
     match = re.match(r"https?://huggingface.co/([^/]+/[^/]+)$", text) if is_address else None
     if is_address and match is None:
         return {"repo_url": text}
-    found = parse_model_name(match[1] if match else text, total)
-    record: dict[str, Any] = {"name": title(found.full), "version": found.version}
-    if found.organization is not None:
-        record["organization"] = title(found.organization)
-        record["repo_url"] = f"https://huggingface.co/{found.organization}/{found.full}"
+    parsed = parse_model_name(match[1] if match else text, total)
+    record: dict[str, Any] = {"name": title(parsed.full), "version": parsed.version}
+    if parsed.organization is not None:
+        record["organization"] = title(parsed.organization)
+        record["repo_url"] = f"https://huggingface.co/{parsed.organization}/{parsed.full}"
     return {**record, "repo_url": text} if is_address else record
 
 

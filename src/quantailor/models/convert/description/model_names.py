@@ -65,14 +65,14 @@ def parse_model_name(text: str, n_parameters: int) -> ModelName:
     _prefer_numbers(parts)
     _mark_basename(parts)
     sizes = dict.fromkeys(part.text for part in parts if part.has("size_label"))
-    found = {
+    parts_of_name = {
         "size_label": "-".join(sizes) or None,
         "finetune": _joined(part for part in parts if part.has("finetune")),
         "version": _joined(part for part in parts if part.has("version") and not part.has("basename")),
     }
     # A name without any of these says too little to be taken apart.
-    basename = _joined(part for part in parts if part.has("basename")) if any(found.values()) else None
-    return ModelName(name, owner, basename, **found)
+    basename = _joined(part for part in parts if part.has("basename")) if any(parts_of_name.values()) else None
+    return ModelName(name, owner, basename, **parts_of_name)
 
 
 def _joined(parts: Iterable[_Part]) -> str | None:

@@ -109,7 +109,7 @@ class Config:
         if not isinstance(stored, dict) or not isinstance(outer, dict):
             raise self.wrong("rope_parameters", stored or outer)
         older = {"full_attention": ("rope_theta", outer), "sliding_attention": ("rope_local_base_freq", {})}
-        found = []
+        ropes = []
         for kind, base in bases.items():
             key, scaling = older[kind]
             own = stored.get(kind) or {}
@@ -118,5 +118,5 @@ class Config:
             rope = {**own, **scaling}
             rope.setdefault("rope_theta", self.get(key) if self.get(key) is not None else base)
             rope.setdefault("rope_type", rope.get("type", "default"))
-            found.append(rope)
-        return found
+            ropes.append(rope)
+        return ropes

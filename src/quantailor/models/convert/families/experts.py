@@ -45,12 +45,12 @@ class Experts(Family):
         layer, expert = int(match[1]), int(match[2])
         if layer >= self.n_layers or expert >= self.n_experts:
             raise self.unknown(text.array)
-        found = self._waiting.setdefault(layer, {})
-        found[match[3], expert] = text
-        if len(found) == 3 * self.n_experts:
+        waiting = self._waiting.setdefault(layer, {})
+        waiting[match[3], expert] = text
+        if len(waiting) == 3 * self.n_experts:
             del self._waiting[layer]
             for key, name in self.matrices.items():
-                yield self._stack(f"blk.{layer}.{name}.weight", [found[key, number] for number in range(self.n_experts)], target)
+                yield self._stack(f"blk.{layer}.{name}.weight", [waiting[key, number] for number in range(self.n_experts)], target)
 
     def _stack(self, name: str, experts: list[Text], target: str) -> PlannedTensor:
         first = experts[0].array
@@ -77,9 +77,9 @@ class Experts(Family):
             yield self._tensor(f"blk.{layer}.{name}.weight", part, (self.n_experts, half, shape[2]), target)
 
     def _check_whole(self) -> None:
-        for layer, found in sorted(self._waiting.items()):
-            told = f"layer {layer} has {len(found)} expert matrices, not {3 * self.n_experts} as {self.config.place} says"
-            raise ModelFormatError(told, remedy=INTACT)
+        for layer, waiting in sorted(self._waiting.items()):
+            message = f"layer {layer} has {len(waiting)} expert matrices, not {3 * self.n_experts} as {self.config.place} says"
+            raise ModelFormatError(message, remedy=INTACT)
 
     def _expert_entries(self) -> dict[str, MetadataValue]:
         return {

@@ -38,12 +38,12 @@ def pretokenizer_name(stored: object, normalizer: object, place: str) -> str:
     """
     outer = mapping(stored)
     steps = objects(outer.get("pretokenizers")) if outer.get("type") == "Sequence" else [dict(outer)]
-    known = _name(steps) if not normalizer or mapping(normalizer).get("type") == "NFC" else None
-    if known is None:
+    name = _name(steps) if not normalizer or mapping(normalizer).get("type") == "NFC" else None
+    if name is None:
         more = f" and {len(steps) - _MOST_SHOWN} more" if len(steps) > _MOST_SHOWN else ""
         text = (", ".join(_described(step) for step in steps[:_MOST_SHOWN]) or "none") + more
         raise UnsupportedModelError(f"{place} has the pre-tokenizer {text}, which this version does not know", remedy=OTHER_WAY)
-    return known
+    return name
 
 
 def _name(steps: list[dict[str, Any]]) -> str | None:

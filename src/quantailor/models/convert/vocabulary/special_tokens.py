@@ -38,10 +38,10 @@ def special_metadata(folder: Path, config: JsonObject, vocab_size: int | None) -
     """
     tokenizer = read_json_if_there(folder / "tokenizer.json")
     settings = dict(read_json_if_there(folder / "tokenizer_config.json"))
-    known = bool(settings)
+    has_settings = bool(settings)
     roles, added = list(ROLES), dict[str, bool]()
     if tokenizer:
-        _post_processing(mapping(tokenizer.get("post_processor")), settings, known, roles, added)
+        _post_processing(mapping(tokenizer.get("post_processor")), settings, has_settings, roles, added)
     ids = _ids(settings, objects(tokenizer.get("added_tokens")), config, roles, added, folder)
     entries: dict[str, MetadataValue] = {}
     for role, number in ids.items():
@@ -50,7 +50,7 @@ def special_metadata(folder: Path, config: JsonObject, vocab_size: int | None) -
     for role, value in added.items():
         if role in _ADDED:
             entries[f"tokenizer.ggml.add_{role}_token"] = MetadataValue("bool", value)
-    if known:
+    if has_settings:
         entries.update(_chat_templates(folder, settings))
     entries.update(_normalizer(mapping(tokenizer.get("normalizer"))))
     return entries
