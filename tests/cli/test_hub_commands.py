@@ -166,7 +166,7 @@ def test_a_disk_that_is_too_small_is_named_before_anything_is_fetched(hub: HubSe
     files = checkpoint(1)
     hub.add("org/name", files, listed_sizes={"model-00001-of-00001.safetensors": 2**60})
     line = run("download", "org/name").error_line
-    assert "org/name needs 1073741824.00 GiB more in" in line
+    assert "org/name needs 1048576.00 TiB more in" in line
     assert "too little" in line
     assert hub.gets("model-00001-of-00001.safetensors") == hub.gets("tokenizer.json") == 0
 
