@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from quantailor.building import build
 from quantailor.ggml import codec, library
 from quantailor.ggml.reference_worker import Request, quantize
+from quantailor.making.building import build
 from quantailor.models.gguf_writer import GGUFWriter, layout
 from quantailor.models.opening import open_model
 from quantailor.models.source import fingerprint

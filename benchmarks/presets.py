@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.setting import Setting, parse, probed
-from quantailor import judging
 from quantailor.analysis.corpus import chunks, load_corpus
 from quantailor.analysis.scores import fidelity
+from quantailor.making import judging
 from quantailor.steps.options import DEFAULT_N_CTX
 from quantailor.store import ScoreKey
 from quantailor.strategy.file import read

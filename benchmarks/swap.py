@@ -19,10 +19,10 @@ from pathlib import Path
 import psutil
 
 from benchmarks.setting import MODELS
-from quantailor import building
 from quantailor.analysis.corpus import chunks, load_corpus, spread
 from quantailor.analysis.scores.fidelity import first_scored
 from quantailor.analysis.scores.mix_scores import FileScorer, MixScorer
+from quantailor.making import building
 from quantailor.models.convert.base import write_base
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource, fingerprint

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import quantailor
-from quantailor import api
+from quantailor.app import api
 from quantailor.app.jobs import run_job, submit
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource, fingerprint

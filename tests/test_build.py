@@ -13,11 +13,11 @@ import pytest
 from gguf import GGUFReader
 
 from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry, quantizer_importance
-from quantailor.building import BuildResult, build, output_metadata, predict, predict_layout
 from quantailor.control import NullControl
 from quantailor.errors import Cancelled, ImatrixError, NonFiniteWeightError, OutputError, StrategyMismatchError, TypeUnavailableError
 from quantailor.ggml import library
 from quantailor.ggml.reference import quantize_reference
+from quantailor.making.building import BuildResult, build, output_metadata, predict, predict_layout
 from quantailor.models.opening import open_model
 from quantailor.models.source import MemorySource, ModelSource, fingerprint
 from quantailor.numerics import Floats

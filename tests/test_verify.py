@@ -13,7 +13,7 @@ import pytest
 from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry
 from quantailor.control import NullControl
 from quantailor.errors import Cancelled, ImatrixError, TypeUnavailableError
-from quantailor.judging import ScoredFile, ensure_reference, file_size, make_verdict
+from quantailor.making.judging import ScoredFile, ensure_reference, file_size, make_verdict
 from quantailor.models.opening import open_model
 from quantailor.models.source import fingerprint
 from quantailor.records import ChunkScore, Verdict

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from quantailor.errors import OutputError
-from quantailor.judging import CSV_COLUMNS, sentence, write_csv
+from quantailor.making.judging import CSV_COLUMNS, sentence, write_csv
 from quantailor.present.charts.drawing import save
 from quantailor.present.charts.verdict import verdict_chart
 from quantailor.records import Comparison, Estimate, FidelityStatistics, Verdict, VerdictRow

@@ -19,7 +19,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from quantailor.api import (
+    from quantailor.app.api import (
         Model,
         build,
         check,
@@ -83,7 +83,7 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'quantailor' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES.get(name, "quantailor.api")), name)
+    return getattr(importlib.import_module(_HOMES.get(name, "quantailor.app.api")), name)
 
 
 def __dir__() -> list[str]:

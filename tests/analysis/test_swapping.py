@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantailor import building
 from quantailor.analysis.corpus import chunks, load_corpus
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.importance.imatrix_file import read_imatrix
@@ -19,6 +18,7 @@ from quantailor.errors import TensorNotFoundError, TypeUnavailableError
 from quantailor.ggml import codec, library
 from quantailor.ggml.runtime import LoadedModel
 from quantailor.ggml.swapping import WritableModel
+from quantailor.making import building
 from quantailor.models.gguf_writer import GGUFWriter, layout
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource, fingerprint

@@ -16,7 +16,7 @@ from quantailor.steps.download import DownloadResult, DownloadStep, cached_model
 from quantailor.steps.imatrix import ImatrixReport, ImatrixStep, use_imatrix
 from quantailor.steps.measure import MeasureResult, MeasureStep
 from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX, REPO, Compute, Conversion, HubModel, Way, absolute
-from quantailor.steps.plan import BasisWish, Limits, Method, PlanOptions, PlanResult, Target, plan, plan_rule
+from quantailor.steps.plan import BasisWish, Limits, Method, PlanOptions, PlanResult, Target, plan
 from quantailor.steps.probe import (
     DEFAULT_ANCHORS,
     DEFAULT_MIX_CHUNKS,
@@ -93,7 +93,6 @@ __all__ = [
     "find_token",
     "kinds",
     "plan",
-    "plan_rule",
     "shipped_imatrix",
     "type_bits",
     "use_imatrix",

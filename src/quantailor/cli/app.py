@@ -7,6 +7,6 @@ import importlib
 from quantailor.cli.root import app as app
 
 for _name in ("hub", "steps", "sensitivity", "choosing", "study", "status", "sharing", "verdicts", "gui"):
-    importlib.import_module(f"quantailor.cli.{_name}")
+    importlib.import_module(f"quantailor.cli.commands.{_name}")
 
 __all__ = ["app"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from quantailor import building
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
 from quantailor.errors import StrategyError
 from quantailor.ggml import library
+from quantailor.making import building
 from quantailor.models.source import ModelSource
 from quantailor.records import Cell, TensorCells, TensorInfo, WeightError
 from quantailor.session import AUTO, NONE, OpenedModel, Workspace, quantizable_tensors

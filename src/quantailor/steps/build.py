@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from quantailor import building
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.costs.needs import Needs
 from quantailor.errors import StrategyError, StrategyMismatchError
 from quantailor.ggml import library
+from quantailor.making import building
 from quantailor.records import Strategy
 from quantailor.session import AUTO, OpenedModel, Workspace
 from quantailor.steps.stages import Stages

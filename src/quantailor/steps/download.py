@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from quantailor.errors import (
-    AlreadyQuantizedError,
     DownloadDamagedError,
     HubOfflineError,
     HubUnreachableError,
@@ -26,7 +25,6 @@ from quantailor.errors import (
     RevisionNotFoundError,
     UnsupportedModelError,
 )
-from quantailor.ggml import library
 from quantailor.models.hub import (
     DOWNLOAD_PATIENCE_S,
     CachedRepo,
@@ -35,16 +33,12 @@ from quantailor.models.hub import (
     Repo,
     RepoAtCommit,
     RepoFile,
-    Structure,
-    choose,
     find_token,
     structure_of,
 )
 from quantailor.models.hub.cached import MAIN, cached_commit, keep_commit
 from quantailor.models.hub.fetching import check_cached, check_room, fetch_all
-from quantailor.models.hub.peeking import weight_names
-from quantailor.models.huggingface import INDEX_NAME
-from quantailor.records import TensorInfo
+from quantailor.models.hub.taking import check_header, choose_files, index_of
 from quantailor.session import Workspace
 from quantailor.steps.options import REPO, HubModel
 from quantailor.steps.stages import Stages
@@ -294,33 +288,3 @@ def _not_whole(repo: RepoAtCommit, error: RepoFileNotFoundError) -> Exception:
     if not isinstance(repo, CachedRepo) or repo.why is None:
         return error
     return type(repo.why)(f"{repo.why.message}; the cache has {repo.repo_id} only in part", remedy=repo.why.remedy, link=repo.why.link)
-
-
-def choose_files(repo: RepoAtCommit, gguf_file: str | None = None, imatrix_only: bool = False) -> Choice:
-    """What to take from a repository; raises as `models.hub.choose` does, and HubError where the index cannot be read."""
-    index = index_of(repo, gguf_file, imatrix_only)
-    names = None if index is None else weight_names(repo, index)
-    return choose(repo.files, repo_id=repo.repo_id, weight_names=names, gguf_file=gguf_file, imatrix_only=imatrix_only)
-
-
-def index_of(repo: RepoAtCommit, gguf_file: str | None, imatrix_only: bool) -> RepoFile | None:
-    """The safetensors index, where it says which files are needed."""
-    if gguf_file is not None or imatrix_only:
-        return None
-    return next((file for file in repo.files if file.name == INDEX_NAME), None)
-
-
-def check_header(choice: Choice, structure: Structure) -> None:
-    """Raise AlreadyQuantizedError where a file whose name says nothing turns out to be quantized."""
-    quantized = quantized_types(structure.tensors)
-    if not choice.by_name and quantized:
-        raise AlreadyQuantizedError(
-            f"{choice.weights[0].name} is quantized already ({', '.join(quantized)})",
-            remedy="Look for the 16-bit model, or name the file with --gguf-file to take it nevertheless",
-        )
-
-
-def quantized_types(tensors: Sequence[TensorInfo]) -> list[str]:
-    """The quantized types that these tensors have, by name."""
-    qtypes = library.types()
-    return sorted({tensor.type_name for tensor in tensors if tensor.type_name in qtypes and qtypes[tensor.type_name].is_quantized})

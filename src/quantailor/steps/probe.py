@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from quantailor import building
 from quantailor.analysis import sensitivity as analysis
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
@@ -19,6 +18,7 @@ from quantailor.errors import InfeasibleError, InferenceError
 from quantailor.evidence.knowledge import ANCHOR, CURVE, STORED, WEIGHING, errors_by_tensor, floor_of, load_knowledge, stored_mix
 from quantailor.evidence.measurements import UNUSUAL_TYPES, Measured
 from quantailor.ggml import library
+from quantailor.making import building
 from quantailor.records import Curve, Mix, Sensitivity, Strategy, TensorCells, TensorChoice
 from quantailor.session import OpenedModel, Workspace, quantizable_tensors
 from quantailor.steps.measure import known_types

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from quantailor import building, files, numerics
+from quantailor import files, numerics
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.sensitivity import mean_kld
 from quantailor.control import Control
@@ -20,6 +20,7 @@ from quantailor.errors import StrategyError
 from quantailor.evidence.damages import probed_tables, require_probes, with_kld
 from quantailor.evidence.knowledge import Knowledge
 from quantailor.evidence.measurements import Measured, measured_for, model_facts, usual_types
+from quantailor.making import building
 from quantailor.records import ChunkScore, Estimate, Mix, Prediction, Strategy, TensorCells
 from quantailor.session import OpenedModel, Workspace
 from quantailor.steps.build import strategy_imatrix, strategy_of

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from quantailor import files, judging
+from quantailor import files
 from quantailor.analysis.corpus import chunks
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.scores import fidelity
@@ -16,6 +16,7 @@ from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
+from quantailor.making import judging
 from quantailor.present.charts.drawing import save
 from quantailor.present.charts.verdict import verdict_chart
 from quantailor.records import ChunkScore, Verdict

@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from quantailor import building
 from quantailor.analysis.prediction import PredictedKld, predict_kld
 from quantailor.app.products.exporting import is_gguf, read_strategy
 from quantailor.errors import ImatrixError, StrategyError, StrategyMismatchError, TypeUnavailableError
@@ -18,6 +17,7 @@ from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import measured
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
+from quantailor.making import building
 from quantailor.models.source import ModelSource
 from quantailor.records import Strategy, TensorInfo
 from quantailor.session import AUTO, NONE, OpenedModel, Workspace, quantizable_tensors

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from quantailor import building
 from quantailor.analysis.prediction import predict_kld
 from quantailor.errors import StrategyMismatchError
 from quantailor.evidence import measurements
@@ -24,6 +23,7 @@ from quantailor.evidence.damages import basis_of, inputs_of, probed_tables
 from quantailor.evidence.knowledge import load_knowledge
 from quantailor.evidence.measurements import Measured, model_facts
 from quantailor.ggml import library
+from quantailor.making import building
 from quantailor.qtypes import availability
 from quantailor.records import Cell, Prediction, Strategy, TensorCells, TensorChoice
 from quantailor.session import AUTO, OpenedModel, Workspace, quantizable_tensors

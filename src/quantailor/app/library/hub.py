@@ -10,9 +10,9 @@ from quantailor.errors import AlreadyQuantizedError, RepoFileNotFoundError, Unsu
 from quantailor.ggml import library
 from quantailor.models.hub import Choice, HubSettings, Repo, RepoFile, Structure, Token, find_token, structure_of
 from quantailor.models.hub.fetching import free_bytes
+from quantailor.models.hub.taking import check_header, choose_files, quantized_types
 from quantailor.qtypes import QType
 from quantailor.records import MetadataValue
-from quantailor.steps.download import check_header, choose_files, quantized_types
 from quantailor.steps.options import DEFAULT_N_CTX
 from quantailor.steps.probe import DEFAULT_MIX_CHUNKS
 from quantailor.steps.verify import DEFAULT_REFERENCES

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from quantailor import building, files, jobs, judging
+from quantailor import files, jobs
 from quantailor.app.choosing.comparing import StrategyDiff, compare_strategies
 from quantailor.app.choosing.drafts import Draft, list_drafts
 from quantailor.app.choosing.planner import Planner
@@ -22,6 +22,7 @@ from quantailor.control import QUIET, Control
 from quantailor.costs.needs import Needs, shortfalls
 from quantailor.errors import OutputError, QuantailorError, StrategyError
 from quantailor.ggml import library
+from quantailor.making import building, judging
 from quantailor.models.source import ModelSource
 from quantailor.records import Prediction, Strategy
 from quantailor.session import AUTO, Workspace, quantizable_tensors

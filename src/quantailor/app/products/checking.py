@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from quantailor import building
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.control import QUIET, Control
 from quantailor.errors import ModelError
+from quantailor.making import building
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_format import aligned, alignment_of, parse_header
 from quantailor.records import MetadataValue, Strategy, TensorInfo

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from quantailor import building, files, jobs
+from quantailor import files, jobs
 from quantailor.errors import ModelError, StrategyError
 from quantailor.ggml import library
+from quantailor.making import building
 from quantailor.qtypes import IMATRIX_REQUIRED, UNQUANTIZED
 from quantailor.records import Strategy
 from quantailor.session import AUTO, OpenedModel, Workspace, gguf_path, quantizable_tensors

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from quantailor import files, judging
+from quantailor import files
 from quantailor.analysis.corpus import load_corpus
 from quantailor.app.measuring.cost import PROBE_PAST_SPREAD, corrected
 from quantailor.app.measuring.past_runs import inference_ratio
@@ -18,6 +18,7 @@ from quantailor.costs.seconds import quantize_seconds, score_seconds
 from quantailor.errors import OutputError, StoreError
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
+from quantailor.making import judging
 from quantailor.present.charts.drawing import draw
 from quantailor.present.charts.verdict import Measure, verdict_chart, verdict_csv
 from quantailor.records import Verdict, VerdictRow

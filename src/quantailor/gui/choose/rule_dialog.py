@@ -8,7 +8,8 @@ from typing import Any
 
 from nicegui import ui
 
-from quantailor.app.steps import Method, PlanOptions, plan_rule, type_bits
+from quantailor.app.choosing.rules import plan_rule
+from quantailor.app.steps import Method, PlanOptions, type_bits
 from quantailor.errors import StrategyError
 from quantailor.gui.widgets import box, primary, quiet, text, told
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from quantailor.app import Workspace, steps
+from quantailor.app.choosing.rules import plan_rule
 from quantailor.app.jobs import run_job
 from quantailor.app.library import structure as inspection
 from quantailor.app.steps import (
@@ -31,12 +32,12 @@ from quantailor.app.steps import (
     Target,
     VerifyStep,
     absolute,
-    plan_rule,
     use_imatrix,
 )
-from quantailor.cli import hub as hub_commands
-from quantailor.cli import options, show, structure
-from quantailor.cli.jobs import jobs_app
+from quantailor.cli import options, show
+from quantailor.cli.commands import hub as hub_commands
+from quantailor.cli.commands import structure
+from quantailor.cli.commands.jobs import jobs_app
 from quantailor.cli.root import app, command
 from quantailor.cli.values import imatrix_choice, optional_path, parse_size, split_list
 

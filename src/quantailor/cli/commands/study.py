@@ -13,8 +13,8 @@ from quantailor.app import steps
 from quantailor.app.library.projects import ProjectReport, list_projects
 from quantailor.app.measuring.cost import CostReport, StageCost, study_cost
 from quantailor.app.steps import AUTO, COMPUTE, NONE, StudyStep
-from quantailor.cli import hub as hub_commands
 from quantailor.cli import options
+from quantailor.cli.commands import hub as hub_commands
 from quantailor.cli.output import console, table
 from quantailor.cli.root import command
 from quantailor.cli.values import imatrix_choice, optional_path, split_list

@@ -1,0 +1,1 @@
+"""The commands, a module for each part of the way; importing one hangs its commands on the root."""

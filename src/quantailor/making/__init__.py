@@ -1,0 +1,1 @@
+"""A file is built from a strategy, and judged by its scores."""
