@@ -160,7 +160,10 @@ class GGUFWriter:
             self._discard()
 
     def write(self, chunk: Bytes) -> None:
-        """The next bytes of the tensors' data, in any shape, (n_bytes,) or more; chunks need not end where tensors do."""
+        """The next bytes of the tensors' data, in any shape, (n_bytes,) or more; chunks need not end where tensors do.
+
+        Raises OutputError where they cannot be written or are more than the tensors hold.
+        """
         flat = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
         while len(flat):
             part = self._layout.parts[self._part]

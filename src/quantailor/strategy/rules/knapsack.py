@@ -52,7 +52,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Packing:
     """The option chosen in each group."""
 
     picks: tuple[int, ...]
@@ -102,7 +102,7 @@ class Knapsack:
         """Damage with unlimited bytes."""
         return float(self._damages[-1])
 
-    def within(self, budget: int) -> Answer | None:
+    def within(self, budget: int) -> Packing | None:
         """The least damage in at most `budget` bytes; None where not even the smallest solution fits."""
         if budget < self.smallest:
             return None
@@ -114,13 +114,13 @@ class Knapsack:
         bound = float(self._damages[position] - staircase.price * (budget - self._sizes[position]))
         return self._answer(position, staircase, index, bound)
 
-    def before(self, budget: int) -> Answer | None:
+    def before(self, budget: int) -> Packing | None:
         """The last solution of the chain within `budget`, without search: among thousands of groups it leaves next to nothing unspent."""
         if budget < self.smallest:
             return None
         return self._chain_answer(int(np.searchsorted(self._sizes, budget, side="right")) - 1)
 
-    def down_to(self, damage: float) -> Answer | None:
+    def down_to(self, damage: float) -> Packing | None:
         """The fewest bytes with at most `damage`; None where the damage cannot be that low."""
         position = int(np.searchsorted(-self._damages, -damage, side="left"))
         if position > len(self._steps):
@@ -156,19 +156,19 @@ class Knapsack:
     def _damage_of(self, picks: Sequence[int]) -> float:
         return math.fsum(float(options.damages[pick]) for options, pick in zip(self._groups, picks, strict=True))
 
-    def _chain_answer(self, position: int) -> Answer:
+    def _chain_answer(self, position: int) -> Packing:
         picks = self._picks_at(position)
         price = self._steps[position].price if position < len(self._steps) else 0.0
         damage = self._damage_of(picks)
-        return Answer(tuple(picks), int(self._sizes[position]), damage, damage, price)
+        return Packing(tuple(picks), int(self._sizes[position]), damage, damage, price)
 
-    def _answer(self, position: int, staircase: _Staircase, index: int, bound: float) -> Answer:
+    def _answer(self, position: int, staircase: _Staircase, index: int, bound: float) -> Packing:
         picks = self._picks_at(position)
         for group, option in staircase.deviations(index):
             picks[group] = option
         damage = self._damage_of(picks)
         size = int(self._sizes[position] + staircase.sizes[index])
-        return Answer(tuple(picks), size, damage, damage if staircase.exact else min(bound, damage), staircase.price)
+        return Packing(tuple(picks), size, damage, damage if staircase.exact else min(bound, damage), staircase.price)
 
     def _staircase(self, position: int) -> _Staircase:
         """The staircase of a segment; the latest is kept, because budgets come close to each other."""

@@ -20,7 +20,7 @@ from quantailor.errors import InfeasibleError, StrategyError
 from quantailor.records import Cell, TensorCells, TensorChoice
 from quantailor.strategy.constraints import ALIGNMENT, Budget, Constraints, Group, apply, matches
 from quantailor.strategy.rules import picks as rule
-from quantailor.strategy.rules.knapsack import Answer, Knapsack, Options
+from quantailor.strategy.rules.knapsack import Knapsack, Options, Packing
 from quantailor.strategy.rules.picks import Pick
 
 QUICK_TOLERANCE = 1e-3
@@ -192,7 +192,7 @@ def _one(groups: Sequence[Group], knapsack: Knapsack, room: int | None, max_dama
     return _of_answer(groups, answer)
 
 
-def _of_answer(groups: Sequence[Group], answer: Answer) -> _Chosen:
+def _of_answer(groups: Sequence[Group], answer: Packing) -> _Chosen:
     cells = tuple(group.cells[pick] for group, pick in zip(groups, answer.picks, strict=True))
     return _Chosen(cells, (answer.price,) * len(groups), answer.lower_bound)
 
