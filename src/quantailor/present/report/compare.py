@@ -10,7 +10,7 @@ from quantailor.present.charts.colours import LogScale
 from quantailor.present.charts.describe import HeatMap
 from quantailor.present.report.data import ReportData, common_type, error_basis, layers_of, probe_basis, role_order
 from quantailor.present.report.figures import NOT_IN_MODEL, profile_map
-from quantailor.present.report.page import Cell, Column, Table, Whisker, render
+from quantailor.present.report.page import Column, Table, TableCell, Whisker, render
 from quantailor.present.report.profile import ALL_DEPTHS, DEPTHS, ProfileRow, role_profile, sensitivity_profile
 from quantailor.present.words import Z95, count, listed, percent_with_error, plural, size, with_error
 from quantailor.records import Estimate
@@ -85,7 +85,7 @@ def _hundredths(share: Estimate) -> Estimate:
 
 def _models_table(sides: Sequence[Side]) -> Table:
     facts = [_facts(side.data) for side in sides]
-    rows = [(Cell(name), Cell(facts[0][name]), Cell(facts[1][name])) for name in facts[0]]
+    rows = [(TableCell(name), TableCell(facts[0][name]), TableCell(facts[1][name])) for name in facts[0]]
     return Table("The two models", (Column("Fact"), *(Column(side.name, "prose") for side in sides)), rows)
 
 
@@ -144,10 +144,10 @@ def _roles_table(sides: Sequence[Side], roles: Sequence[str]) -> Table:
         pair = [found.get(role) for found in shares]
         whiskers = tuple(_wide(share, scale, is_other=bool(index)) for index, share in enumerate(pair) if share)
         cells = (
-            Cell(percent_with_error(share), share.value) if share else Cell(f"not in {side.letter}")
+            TableCell(percent_with_error(share), share.value) if share else TableCell(f"not in {side.letter}")
             for share, side in zip(pair, sides, strict=True)
         )
-        rows.append((Cell(role), Cell(whiskers=whiskers), *cells))
+        rows.append((TableCell(role), TableCell(whiskers=whiskers), *cells))
     columns = (Column("Role"), Column("Share, 95 %, log scale", "picture"), *(Column(side.name, "number") for side in sides))
     return Table("Share of the sensitivity by role, A against B", columns, rows)
 
@@ -177,25 +177,25 @@ def _table(sides: Sequence[Side], roles: Sequence[str]) -> Table:
     return Table("Shares by role and depth", columns, rows, is_sortable=True, strong=strong)
 
 
-def _row(role: str, depth: str, pair: tuple[ProfileRow | None, ProfileRow | None], has: Sequence[bool]) -> tuple[Cell, ...]:
+def _row(role: str, depth: str, pair: tuple[ProfileRow | None, ProfileRow | None], has: Sequence[bool]) -> tuple[TableCell, ...]:
     shares = [row.share if row else None for row in pair]
     per_weight = [row.per_weight if row else None for row in pair]
     return (
-        Cell(role),
-        Cell(depth),
+        TableCell(role),
+        TableCell(depth),
         *(
-            Cell(percent_with_error(share), share.value) if share else Cell("none at this depth" if present else NOT_IN_MODEL)
+            TableCell(percent_with_error(share), share.value) if share else TableCell("none at this depth" if present else NOT_IN_MODEL)
             for share, present in zip(shares, has, strict=True)
         ),
         _ratio_cell(*shares),
-        *(Cell(with_error(value), value.value) if value else Cell() for value in per_weight),
+        *(TableCell(with_error(value), value.value) if value else TableCell() for value in per_weight),
         _ratio_cell(*per_weight),
     )
 
 
-def _ratio_cell(a: Estimate | None, b: Estimate | None) -> Cell:
+def _ratio_cell(a: Estimate | None, b: Estimate | None) -> TableCell:
     found = None if a is None or b is None else ratio(a, b)
-    return Cell() if found is None else Cell(with_error(found), found.value)
+    return TableCell() if found is None else TableCell(with_error(found), found.value)
 
 
 def ratio(a: Estimate, b: Estimate) -> Estimate | None:

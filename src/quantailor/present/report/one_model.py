@@ -23,16 +23,16 @@ from quantailor.present.report.data import (
     probe_basis,
     role_order,
 )
-from quantailor.present.report.page import Cell, Column, Table, Whisker, render
+from quantailor.present.report.page import Column, Table, TableCell, Whisker, render
 from quantailor.present.report.profile import joint_share, tensor_shares
 from quantailor.present.words import Z95, counted, figure, percent, percent_with_error, plural, ratio, size, tick, with_error
 from quantailor.records import Comparison, Curve, Estimate, Sensitivity, Strategy, Verdict, VerdictRow
 
 _TOP = 5
 _OUTCOMES = {
-    "better": Cell("▲ better", tone="good"),
-    "no better": Cell("= no better"),
-    "worse": Cell("▼ worse", tone="bad"),
+    "better": TableCell("▲ better", tone="good"),
+    "no better": TableCell("= no better"),
+    "worse": TableCell("▼ worse", tone="bad"),
 }
 
 
@@ -137,13 +137,16 @@ def _alpha_spread(data: ReportData) -> str:
 # Tables
 
 
-def _number(estimate: Estimate) -> Cell:
-    return Cell(with_error(estimate), None if math.isnan(estimate.value) else estimate.value)
+def _number(estimate: Estimate) -> TableCell:
+    return TableCell(with_error(estimate), None if math.isnan(estimate.value) else estimate.value)
 
 
 def _unprobed_table(data: ReportData) -> Table:
     columns = (Column("Tensor", "mono"), Column("Weights", "number"), Column("Type in the base"))
-    rows = [(Cell(tensor.name), Cell(f"{tensor.n_elements:,}", tensor.n_elements), Cell(tensor.type_name)) for tensor in data.tensors]
+    rows = [
+        (TableCell(tensor.name), TableCell(f"{tensor.n_elements:,}", tensor.n_elements), TableCell(tensor.type_name))
+        for tensor in data.tensors
+    ]
     return Table("Quantizable tensors", columns, rows, is_sortable=True)
 
 
@@ -170,37 +173,40 @@ def _alpha_table(data: ReportData) -> Table:
         share = shares.get(sensitivity.tensor)
         rows.append(
             [
-                Cell(sensitivity.tensor),
-                Cell(sensitivity.status),
+                TableCell(sensitivity.tensor),
+                TableCell(sensitivity.status),
                 *_alpha_cells(sensitivity, scale),
                 *((_share_cell(share, sensitivity),) if shares else ()),
-                *(Cell(figure(nats, 2), nats) if (nats := sensitivity.noise.get(block)) is not None else Cell() for block in blocks),
-                Cell(", ".join(sensitivity.probes)),
-                *((Cell(sensitivity.group or "itself"),) if grouped else ()),
+                *(
+                    TableCell(figure(nats, 2), nats) if (nats := sensitivity.noise.get(block)) is not None else TableCell()
+                    for block in blocks
+                ),
+                TableCell(", ".join(sensitivity.probes)),
+                *((TableCell(sensitivity.group or "itself"),) if grouped else ()),
             ]
         )
     probed = {sensitivity.tensor for sensitivity in data.sensitivities}
-    rest = [Cell()] * (len(columns) - 2)
-    rows += [[Cell(tensor.name), Cell("not probed"), *rest] for tensor in data.tensors if tensor.name not in probed]
+    rest = [TableCell()] * (len(columns) - 2)
+    rows += [[TableCell(tensor.name), TableCell("not probed"), *rest] for tensor in data.tensors if tensor.name not in probed]
     return Table("Sensitivity of every tensor, by alpha", columns, rows, is_sortable=True, sorted_by=2)
 
 
-def _alpha_cells(sensitivity: Sensitivity, scale: LogScale) -> tuple[Cell, Cell]:
+def _alpha_cells(sensitivity: Sensitivity, scale: LogScale) -> tuple[TableCell, TableCell]:
     alpha = sensitivity.alpha
     if sensitivity.status == "not in the graph":
-        return Cell("none"), Cell()
+        return TableCell("none"), TableCell()
     if sensitivity.status == "drowned":
         bound = Whisker(100 * scale.share(alpha.value), 0, 100 * scale.share(alpha.value), tone="bound")
-        return Cell(f"≤ {figure(alpha.value)}", alpha.value), Cell(whiskers=(bound,))
+        return TableCell(f"≤ {figure(alpha.value)}", alpha.value), TableCell(whiskers=(bound,))
     whisker = Whisker.on(scale, alpha.value, alpha.value - Z95 * alpha.se, alpha.value + Z95 * alpha.se)
-    return Cell(with_error(alpha), alpha.value), Cell(whiskers=(whisker,))
+    return TableCell(with_error(alpha), alpha.value), TableCell(whiskers=(whisker,))
 
 
-def _share_cell(share: Estimate | None, sensitivity: Sensitivity) -> Cell:
+def _share_cell(share: Estimate | None, sensitivity: Sensitivity) -> TableCell:
     if share is None or sensitivity.status == "not in the graph":
-        return Cell()
+        return TableCell()
     bound = f"≤ {figure(100 * share.value, 2)} %"
-    return Cell(bound if sensitivity.status == "drowned" else percent_with_error(share), share.value)
+    return TableCell(bound if sensitivity.status == "drowned" else percent_with_error(share), share.value)
 
 
 def _sweep_table(data: ReportData) -> Table:
@@ -214,8 +220,8 @@ def _sweep_table(data: ReportData) -> Table:
     )
     rows = []
     for cell in data.cells:
-        numbers = (_number(cell.kld), _number(cell.ln_ppl_ratio), _number(cell.perplexity), Cell(f"{cell.n_chunks:,}", cell.n_chunks))
-        rows.append((Cell(cell.tensor), Cell(cell.type_name), *numbers))
+        numbers = (_number(cell.kld), _number(cell.ln_ppl_ratio), _number(cell.perplexity), TableCell(f"{cell.n_chunks:,}", cell.n_chunks))
+        rows.append((TableCell(cell.tensor), TableCell(cell.type_name), *numbers))
     return Table("Every swept cell", columns, rows, is_sortable=True)
 
 
@@ -227,9 +233,9 @@ def _fit_table(curve: Curve) -> Table:
         predicted, measured = predicted_kld(curve, point), point.measured
         factor = Estimate(measured.value / predicted, measured.se / predicted) if predicted > 0 else Estimate(math.nan)
         kind = "built file" if point.kind == "file" else "in memory"
-        bits = Cell(f"{point.bits_per_weight:.3f}", point.bits_per_weight)
-        sums = (Cell(figure(value), value) for value in (point.damage_nats, predicted))
-        rows.append((Cell(point.mix), Cell(kind), bits, *sums, _number(measured), _number(factor)))
+        bits = TableCell(f"{point.bits_per_weight:.3f}", point.bits_per_weight)
+        sums = (TableCell(figure(value), value) for value in (point.damage_nats, predicted))
+        rows.append((TableCell(point.mix), TableCell(kind), bits, *sums, _number(measured), _number(factor)))
     return Table("Measured mixes", columns, rows, is_sortable=True)
 
 
@@ -251,28 +257,28 @@ def _verdict_table(verdict: Verdict) -> Table:
     return Table(caption, columns, rows, strong=frozenset(i for i, row in enumerate(order) if row.kind == "ours"))
 
 
-def _verdict_row(row: VerdictRow, comparison: Comparison | None, scale: LogScale) -> tuple[Cell, ...]:
+def _verdict_row(row: VerdictRow, comparison: Comparison | None, scale: LogScale) -> tuple[TableCell, ...]:
     found, is_base = row.statistics, row.kind == "base"
     cells = (
-        Cell(f"{row.label} (ours)" if row.kind == "ours" else row.label),
-        Cell(size(row.size_bytes), row.size_bytes),
-        Cell(f"{row.bits_per_weight:.2f}", row.bits_per_weight),
+        TableCell(f"{row.label} (ours)" if row.kind == "ours" else row.label),
+        TableCell(size(row.size_bytes), row.size_bytes),
+        TableCell(f"{row.bits_per_weight:.2f}", row.bits_per_weight),
         _number(found.perplexity),
-        Cell() if is_base else _number(found.kld_mean),
-        Cell() if is_base else _number(found.top_agreement),
+        TableCell() if is_base else _number(found.kld_mean),
+        TableCell() if is_base else _number(found.top_agreement),
     )
     if comparison is None:
-        return (*cells, Cell(), Cell(), Cell())
+        return (*cells, TableCell(), TableCell(), TableCell())
     middle, low, high = (math.exp(value) for value in (comparison.ln_kld_ratio, *comparison.interval))
     whisker = Whisker.on(scale, middle, low, high, mark=1.0)
-    return (*cells, Cell(ratio(middle, (low, high)), middle), Cell(whiskers=(whisker,)), _OUTCOMES[comparison.outcome])
+    return (*cells, TableCell(ratio(middle, (low, high)), middle), TableCell(whiskers=(whisker,)), _OUTCOMES[comparison.outcome])
 
 
 # Strategies
 
 
 @dataclass(frozen=True, slots=True)
-class Mix:
+class TypeMix:
     """The types of one strategy."""
 
     label: str
@@ -282,7 +288,7 @@ class Mix:
     table: Table
 
 
-def _mix(item: LabelledStrategy, data: ReportData) -> Mix:
+def _mix(item: LabelledStrategy, data: ReportData) -> TypeMix:
     weights = {tensor.name: tensor.n_elements for tensor in data.tensors}
     roles = {tensor.name: tensor.role for tensor in data.tensors}
     bits, types = bits_by_type(data), item.strategy.types
@@ -295,16 +301,16 @@ def _mix(item: LabelledStrategy, data: ReportData) -> Mix:
     shares = {name: counted_weights[name] / total if total else 0.0 for name in order}
     counts = Counter((roles.get(name, name), type_name) for name, type_name in types.items())
     rows = [
-        [Cell(role), *(Cell(f"{counts[role, name]:,}" if counts[role, name] else "", counts[role, name]) for name in order)]
+        [TableCell(role), *(TableCell(f"{counts[role, name]:,}" if counts[role, name] else "", counts[role, name]) for name in order)]
         for role in sorted({role for role, _ in counts}, key=role_order)
     ]
     totals = Counter(types.values())
-    rows.append([Cell("all tensors"), *(Cell(f"{totals[name]:,}", totals[name]) for name in order)])
-    rows.append([Cell("share of weights"), *(Cell(percent(shares[name], 1), shares[name]) for name in order)])
+    rows.append([TableCell("all tensors"), *(TableCell(f"{totals[name]:,}", totals[name]) for name in order)])
+    rows.append([TableCell("share of weights"), *(TableCell(percent(shares[name], 1), shares[name]) for name in order)])
     columns = (Column("Role"), *(Column(name, "number", swatch=bits_colour(widths[name])) for name in order))
     table = Table("Tensors by role and type", columns, rows, strong=frozenset((len(rows) - 2, len(rows) - 1)))
     drawn = tuple((name, shares[name], bits_colour(widths[name])) for name in order) if total else ()
-    return Mix(item.label, _strategy_words(item.strategy), drawn, table)
+    return TypeMix(item.label, _strategy_words(item.strategy), drawn, table)
 
 
 def _strategy_words(strategy: Strategy) -> str:

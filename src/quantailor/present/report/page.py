@@ -58,7 +58,7 @@ class Whisker:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class TableCell:
     """One cell; a number sorts by its key, last where it has none."""
 
     text: str = ""
@@ -73,7 +73,7 @@ class Table:
 
     caption: str
     columns: Sequence[Column]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[TableCell]]
     is_sortable: bool = False
     sorted_by: int | None = None
     """The column that the rows descend by already."""
