@@ -8,7 +8,6 @@ from functools import cache
 from nicegui import ui
 
 from quantailor.app.steps import type_bits
-from quantailor.present.charts import echarts
 from quantailor.present.charts.colours import PALETTES, Palette, ThemeName, bits_colour
 
 COOKIE = "quantailor_theme"
@@ -43,24 +42,3 @@ def variables() -> str:
 def _declarations(colours: Palette) -> str:
     single = {key: value for key, value in asdict(colours).items() if isinstance(value, str)}
     return " ".join(f"--qt-{key.replace('_', '-')}: {value};" for key, value in single.items())
-
-
-def chart_base() -> echarts.Options:
-    """ECharts options that every chart starts from: text, tooltips and series in the theme's colours."""
-    return echarts.base(palette())
-
-
-def axis(name: str, *, log: bool = False, **more: object) -> dict[str, object]:
-    """An ECharts axis in the theme's colours."""
-    colours = palette()
-    return {
-        "type": "log" if log else "value",
-        "name": name,
-        "nameLocation": "middle",
-        "nameGap": 30,
-        "nameTextStyle": {"color": colours.muted},
-        "axisLabel": {"color": colours.muted},
-        "axisLine": {"lineStyle": {"color": colours.line}},
-        "splitLine": {"lineStyle": {"color": colours.line, "opacity": 0.5}},
-        **more,
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,9 @@ from quantailor.gui.context import context, workspace
 from quantailor.gui.frame import address, frame
 from quantailor.gui.heat import HeatScale, heat_legend, heat_table
 from quantailor.gui.widgets import box, card, empty, error_note, named, note, quiet, table, text, told
-from quantailor.present.words import percent, percent_with_error, with_error
+from quantailor.present.charts import echarts
+from quantailor.present.charts.describe import Axis, Chart, Point, Series
+from quantailor.present.words import Z95, percent, percent_with_error, with_error
 from quantailor.records import Estimate
 
 WHOLE = "all depths"
@@ -175,13 +177,13 @@ class _Comparison:
 
     def _bars(self, side: _Side) -> None:
         roles = [row for row in self._whole if side.has(row)]
-        ends = [max(s.share(row).value + 1.96 * s.share(row).se, s.weights(row)) for s in self._sides for row in self._whole]
+        ends = [max(s.share(row).value + Z95 * s.share(row).se, s.weights(row)) for s in self._sides for row in self._whole]
         top = max(roles, key=lambda row: side.share(row).value)
         with card(f"{side.name}: sensitivity against weights"):
-            options = {**theme.chart_base(), **_bar_options(side, roles, 100 * max(ends))}
-            chart = ui.echart(options).classes("qt-bars").style(f"height: {90 + 30 * len(self._whole)}px").props("role=img")
+            options = echarts.options(_share_chart(side, roles, 100 * max(ends)), theme.palette(), is_small=True)
+            chart = ui.echart(options).classes("qt-bars").style("height: 360px").props("role=img")
             named(
-                chart, f"Bars by role for {side.name}; {top.role} holds most: {percent(side.share(top).value)}. The table has the figures."
+                chart, f"Shares by role of {side.name}; {top.role} holds most: {percent(side.share(top).value)}. The table has the figures."
             )
 
     def _table(self) -> None:
@@ -219,67 +221,26 @@ def _cells(side: _Side, row: ProfileReport) -> tuple[str, str, str]:
     return percent_with_error(share), percent(weights, 1), with_error(Estimate(share.value / weights, share.se / weights))
 
 
-_ERROR_BAR = """(params, api) => {
-  const at = api.value(0), low = api.coord([api.value(1), at]), high = api.coord([api.value(2), at]), cap = 4;
-  const style = {stroke: api.visual('color'), lineWidth: 1.5};
-  const line = (x1, y1, x2, y2) => ({type: 'line', shape: {x1, y1, x2, y2}, style});
-  const ends = [low, high].map(([x, y]) => line(x, y - cap, x, y + cap));
-  return {type: 'group', children: [line(low[0], low[1], high[0], high[1]), ...ends]};
-}"""
-
-
-def _bar_options(side: _Side, roles: Sequence[ProfileReport], highest: float) -> Mapping[str, object]:
-    """A wide pale bar for weights behind a narrow one for sensitivity, with its 95 % interval."""
-    colours = theme.palette()
+def _share_chart(side: _Side, roles: Sequence[ProfileReport], highest: float) -> Chart:
+    """Each role's share of the sensitivity with its 95 % interval, and its share of the weights."""
     shares = [side.share(row) for row in roles]
-    intervals = [
-        [at, 100 * max(0.0, share.value - 1.96 * share.se), 100 * (share.value + 1.96 * share.se)] for at, share in enumerate(shares)
-    ]
-    names = {"type": "category", "data": [row.role for row in roles], "inverse": True, "axisTick": {"show": False}}
-    return {
-        "legend": {"top": 0, "textStyle": {"color": colours.text}, "data": ["sensitivity", "weights"]},
-        "grid": {"left": 8, "right": 16, "top": 30, "bottom": 34, "containLabel": True},
-        "xAxis": theme.axis("share, %", max=5 * math.ceil(highest / 5)),
-        "yAxis": [
-            {**names, "axisLabel": {"color": colours.text}, "axisLine": {"lineStyle": {"color": colours.line}}},
-            {**names, "show": False, "axisLabel": {"show": False}},
-        ],
-        "series": [
-            {
-                "type": "bar",
-                "yAxisIndex": 1,
-                "name": "weights",
-                "barWidth": 18,
-                "data": [round(100 * side.weights(row), 2) for row in roles],
-                "itemStyle": {"color": colours.line, "borderRadius": 3},
-            },
-            {
-                "type": "bar",
-                "name": "sensitivity",
-                "barWidth": 8,
-                "data": [round(100 * share.value, 2) for share in shares],
-                "itemStyle": {"color": colours.accent, "borderRadius": 2},
-            },
-            {
-                "type": "custom",
-                "name": "95 % interval",
-                ":renderItem": _ERROR_BAR,
-                "data": intervals,
-                "encode": {"x": [1, 2], "y": 0},
-                "itemStyle": {"color": colours.text},
-                "z": 5,
-                "tooltip": {"show": False},
-            },
-        ],
-        "tooltip": {
-            **_tooltip(),
-            "trigger": "axis",
-            "axisPointer": {"type": "shadow"},
-            ":valueFormatter": "value => Array.isArray(value) ? '' : value + ' %'",
-        },
-    }
-
-
-def _tooltip() -> dict[str, object]:
-    found = theme.chart_base()["tooltip"]
-    return dict(found) if isinstance(found, dict) else {}
+    sensitivity = tuple(
+        Point(
+            index,
+            100 * share.value,
+            tip=f"{row.role}\nsensitivity {percent_with_error(share)}\nweights {percent(side.weights(row), 1)}",
+            low=100 * max(0.0, share.value - Z95 * share.se),
+            high=100 * (share.value + Z95 * share.se),
+        )
+        for index, (row, share) in enumerate(zip(roles, shares, strict=True))
+    )
+    weights = tuple(Point(index, 100 * side.weights(row)) for index, row in enumerate(roles))
+    return Chart(
+        f"{side.name}: sensitivity against weights",
+        Axis(names=tuple(row.role for row in roles)),
+        Axis("share", 0, 5 * math.ceil(highest / 5), unit="%"),
+        (
+            Series("weights", weights, "muted", "hollow", size=12, in_legend=True),
+            Series("sensitivity", sensitivity, "accent", size=10, in_legend=True, is_strong=True),
+        ),
+    )

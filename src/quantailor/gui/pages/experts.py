@@ -18,7 +18,11 @@ from quantailor.gui.context import workspace
 from quantailor.gui.frame import address, frame
 from quantailor.gui.heat import HeatScale, heat_legend, heat_table
 from quantailor.gui.widgets import Stat, box, card, empty, error_note, named, note, table, text
-from quantailor.present.words import count, percent, with_error
+from quantailor.present.charts import echarts
+from quantailor.present.charts.colours import LogScale
+from quantailor.present.charts.describe import Axis, Chart, HeatCell, HeatMap, Point, Series
+from quantailor.present.words import Z95, count, percent, with_error
+from quantailor.records import Estimate
 
 MAX_TABLE_CELLS = 600
 """Larger maps are drawn on a canvas; their figures are in the table by layer."""
@@ -121,59 +125,37 @@ def _unseen_note(report: ExpertsReport) -> None:
 
 
 def _map(title: str, report: ExpertsReport, shares: Callable[[ExpertLayer], Sequence[float]]) -> None:
-    scale = HeatScale(max(max(shares(layer)) for layer in report.layers))
     caption = f"{title} by layer and expert"
     with card(title):
         if len(report.layers) * report.n_experts <= MAX_TABLE_CELLS:
+            scale = HeatScale(max(max(shares(layer)) for layer in report.layers))
             rows: Mapping[str, Sequence[float | None]] = {f"layer {layer.layer}": shares(layer) for layer in report.layers}
             names = [str(number) for number in range(report.n_experts)]
             heat_table(names, rows, scale=scale, caption=caption, write=_share, corner="Expert")
-        else:
-            chart = ui.echart(_map_options(report, shares, scale)).style(f"height: {min(760, 90 + 14 * len(report.layers))}px; width: 100%")
-            named(chart.props("role=img"), f"{caption}; the table below names the busiest expert of each layer")
-        with box("qt-row qt-spread"):
             heat_legend(scale, "", lambda value: percent(value, 0))
-            text(f"{_UNSEEN} no token", "qt-small qt-muted")
+        else:
+            heat = _heat_map(title, report, shares)
+            chart = ui.echart(echarts.heat_options(heat, theme.palette())).style(f"height: {echarts.heat_height(heat)}px; width: 100%")
+            named(chart.props("role=img"), f"{caption}; the table below names the busiest expert of each layer")
+            text(f"Colours from {percent(heat.scale.low)} to {percent(heat.scale.high)} on a log scale.", "qt-small qt-muted")
+        text(f"{_UNSEEN} no token", "qt-small qt-muted")
 
 
 def _share(value: float) -> str:
     return f"{100 * value:.1f}" if value > 0 else _UNSEEN
 
 
-def _map_options(report: ExpertsReport, shares: Callable[[ExpertLayer], Sequence[float]], scale: HeatScale) -> dict[str, object]:
-    seen: list[list[float]] = []
-    unseen: list[list[float]] = []
-    for at, layer in enumerate(report.layers):
-        for expert, share in enumerate(shares(layer)):
-            (seen if share > 0 else unseen).append([expert, at, round(100 * share, 3)])
-    colours = theme.palette()
-    place = {"type": "category", "axisLabel": {"color": colours.muted}, "axisTick": {"show": False}}
-    steps = [scale.colour(scale.highest * (step / 12) ** 2) for step in range(13)]
-    return {
-        **theme.chart_base(),
-        "grid": {"left": 8, "right": 8, "top": 8, "bottom": 34, "containLabel": True},
-        "xAxis": {**place, "name": "expert", "nameLocation": "middle", "nameGap": 26, "data": [str(at) for at in range(report.n_experts)]},
-        "yAxis": {**place, "inverse": True, "data": [str(layer.layer) for layer in report.layers]},
-        "visualMap": {
-            "show": False,
-            "min": 0,
-            "max": 10 * scale.highest**0.5,
-            "dimension": 3,
-            "inRange": {"color": steps},
-            "seriesIndex": 0,
-        },
-        "series": [
-            {"type": "heatmap", "name": "share, %", "data": [[*cell, round(cell[2] ** 0.5, 3)] for cell in seen], "encode": {"value": 2}},
-            {
-                "type": "scatter",
-                "name": "no token",
-                "data": unseen,
-                "symbol": "path://M0,0L10,10M10,0L0,10",
-                "symbolSize": 6,
-                "itemStyle": {"color": colours.bad, "borderColor": colours.bad},
-            },
-        ],
-    }
+def _heat_map(title: str, report: ExpertsReport, shares: Callable[[ExpertLayer], Sequence[float]]) -> HeatMap:
+    """The map where its cells are too many for a table."""
+    cells = tuple(
+        HeatCell(expert, row, share or None, f"layer {layer.layer}, expert {expert}: {percent(share)}", ("" if share else _UNSEEN,))
+        for row, layer in enumerate(report.layers)
+        for expert, share in enumerate(shares(layer))
+    )
+    scale = LogScale.over([share for layer in report.layers for share in shares(layer)], decades=3)
+    rows = tuple(str(layer.layer) for layer in report.layers)
+    columns = tuple(map(str, range(report.n_experts)))
+    return HeatMap(title, columns, rows, cells, scale, column_name="expert", row_height=14)
 
 
 def _sensitivities(report: ExpertsReport) -> None:
@@ -182,55 +164,42 @@ def _sensitivities(report: ExpertsReport) -> None:
         return
     roles = list(dict.fromkeys(tensor.role for layer in report.layers for tensor in layer.tensors))
     with card("Sensitivity of the expert tensors by layer, nats per unit of error"):
-        chart = ui.echart(_sensitivity_options(report, roles)).style("height: 300px; width: 100%").props("role=img")
+        chart = (
+            ui.echart(echarts.options(_sensitivity_chart(report, roles), theme.palette(), is_small=True))
+            .style("height: 300px; width: 100%")
+            .props("role=img")
+        )
         named(chart, f"Sensitivity by layer of {', '.join(roles)}, with 95 % intervals; the table has the figures")
 
 
-_ERROR_BAR = """(params, api) => {
-  const low = api.coord([api.value(0), api.value(1)]), high = api.coord([api.value(0), api.value(2)]), cap = 4;
-  const style = {stroke: api.visual('color'), lineWidth: 1.5};
-  const line = (x1, y1, x2, y2) => ({type: 'line', shape: {x1, y1, x2, y2}, style});
-  const ends = [low, high].map(([x, y]) => line(x - cap, y, x + cap, y));
-  return {type: 'group', children: [line(low[0], low[1], high[0], high[1]), ...ends]};
-}"""
-
-
-def _sensitivity_options(report: ExpertsReport, roles: Sequence[str]) -> dict[str, object]:
-    series: list[dict[str, object]] = []
-    for role, colour in zip(roles, (*theme.series_colours(),) * len(roles), strict=False):
-        points = [(str(layer.layer), tensor) for layer in report.layers for tensor in layer.tensors if tensor.role == role]
-        series += _role_series(role, colour, points)
-    layers = {"type": "category", "data": [str(layer.layer) for layer in report.layers], "name": "layer"}
-    return {
-        **theme.chart_base(),
-        "legend": {"top": 0, "textStyle": {"color": theme.palette().text}, "data": list(roles)},
-        "grid": {"left": 8, "right": 16, "top": 34, "bottom": 34, "containLabel": True},
-        "xAxis": {**theme.axis("layer"), **layers},
-        "yAxis": theme.axis("", log=True),
-        "series": series,
-    }
-
-
-def _role_series(role: str, colour: str, points: Sequence[tuple[str, ExpertTensor]]) -> list[dict[str, object]]:
+def _sensitivity_chart(report: ExpertsReport, roles: Sequence[str]) -> Chart:
     """A line through a role's sensitivities with their 95 % intervals; what is no more than a bound is hollow."""
-    known = [(layer, tensor.alpha, tensor.alpha_status) for layer, tensor in points if tensor.alpha is not None and tensor.alpha.value > 0]
-    data = [
-        {"value": [layer, alpha.value], "symbol": "circle" if status == "measured" else "emptyCircle"} for layer, alpha, status in known
-    ]
-    bars = [[layer, max(alpha.value - 1.96 * alpha.se, alpha.value / 10), alpha.value + 1.96 * alpha.se] for layer, alpha, _ in known]
-    style = {"color": colour}
-    return [
-        {"type": "line", "name": role, "data": data, "symbolSize": 8, "itemStyle": style, "lineStyle": style},
-        {
-            "type": "custom",
-            "name": f"{role}, 95 %",
-            ":renderItem": _ERROR_BAR,
-            "data": bars,
-            "itemStyle": style,
-            "encode": {"x": 0, "y": [1, 2]},
-            "tooltip": {"show": False},
-        },
-    ]
+    series = []
+    for number, role in enumerate(roles):
+        found = [
+            (index, layer.layer, tensor.alpha, tensor.alpha_status == "measured")
+            for index, layer in enumerate(report.layers)
+            for tensor in layer.tensors
+            if tensor.role == role and tensor.alpha is not None and tensor.alpha.value > 0
+        ]
+        colour = f"series {number}"
+        points = {
+            is_measured: tuple(
+                _alpha_point(index, f"{role}, layer {layer}", alpha) for index, layer, alpha, measured in found if measured == is_measured
+            )
+            for is_measured in (True, False)
+        }
+        series.append(Series(role, points[True], colour, stroke="solid", in_legend=True))
+        series.append(Series(f"{role}, upper bounds", points[False], colour, "hollow"))
+    ends = [end for one in series for point in one.points for end in (point.low, point.high) if end is not None]
+    return Chart(
+        "Sensitivity by layer", Axis("layer", names=tuple(str(layer.layer) for layer in report.layers)), Axis.log("", ends), tuple(series)
+    )
+
+
+def _alpha_point(index: int, name: str, alpha: Estimate) -> Point:
+    low, high = max(alpha.value - Z95 * alpha.se, alpha.value / 10), alpha.value + Z95 * alpha.se
+    return Point(index, alpha.value, tip=f"{name}: {with_error(alpha)}", low=low, high=high)
 
 
 def _table(report: ExpertsReport) -> None:

@@ -159,7 +159,8 @@ def _axis(axis: Axis, palette: Palette, *, gap: int) -> Options:
     }
     label: Options = {"color": palette.muted, "hideOverlap": True}
     if axis.names:
-        return {**common, "type": "category", "data": list(axis.names), "axisLabel": label}
+        slanted: Options = {} if all(name.isdigit() for name in axis.names) else {"rotate": 40, "interval": 0}
+        return {**common, "type": "category", "data": list(axis.names), "axisLabel": {**label, **slanted}}
     label[":formatter"] = _PERCENT_TICK if axis.unit == "%" else _TICK
     ends: Options = {"min": axis.low, "max": axis.high}
     if not axis.is_log:
