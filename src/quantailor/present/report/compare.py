@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from quantailor.present.charts.colours import LogScale
 from quantailor.present.charts.describe import HeatMap
 from quantailor.present.report.data import ReportData, common_type, error_basis, layers_of, probe_basis, role_order
-from quantailor.present.report.figures import NOT_IN_MODEL, profile_map
-from quantailor.present.report.page import Column, Table, TableCell, Whisker, render
+from quantailor.present.report.figures import profile_map
+from quantailor.present.report.page import render
 from quantailor.present.report.profile import ALL_DEPTHS, DEPTHS, ProfileRow, role_profile, sensitivity_profile
-from quantailor.present.words import Z95, count, listed, percent_with_error, plural, size, with_error
+from quantailor.present.words import Z95, count, listed, plural, size
 from quantailor.records import Estimate
 
 _SMALLEST_SHARE = 1e-4
@@ -53,12 +53,13 @@ def render_comparison(a: ReportData, b: ReportData) -> str:
     share_scale = LogScale.over([100 * row.share.value for row in every_row], decades=4)
     weight_scale = LogScale.over([row.per_weight.value for row in every_row], decades=5)
     missing = [side for side in sides if not side.rows]
+    by_role, role_scale = _by_role(sides, roles)
     context = {
         "title": f"{a.model_name} and {b.model_name}: Quantailor comparison",
         "names": f"{a.model_name} and {b.model_name}",
         "sides": sides,
         "missing": missing,
-        "models": _models_table(sides),
+        "facts": [_facts(side.data) for side in sides],
         "most_different": None if missing else _most_different(sides),
         "only": [] if missing else [(side, _only(side, other)) for side, other in (sides, sides[::-1])],
         "caveats": _caveats(sides, type_name),
@@ -67,8 +68,9 @@ def render_comparison(a: ReportData, b: ReportData) -> str:
         "weight_scale": weight_scale,
         "weight_maps": [_map("Sensitivity per weight", side, roles, weight_scale, is_share=False) for side in sides],
         "has_bounds": any(row.bounds == len(row.tensors) for row in every_row),
-        "roles": None if missing else _roles_table(sides, roles),
-        "table_rows": None if missing else _table(sides, roles),
+        "by_role": by_role,
+        "role_scale": role_scale,
+        "paired": _paired(sides, roles),
         "both_basis": _basis(sides),
     }
     return render("comparison.html", (a, b), context)
@@ -81,12 +83,6 @@ def _map(title: str, side: Side, roles: Sequence[str], scale: LogScale, *, is_sh
 
 def _hundredths(share: Estimate) -> Estimate:
     return Estimate(100 * share.value, 100 * share.se)
-
-
-def _models_table(sides: Sequence[Side]) -> Table:
-    facts = [_facts(side.data) for side in sides]
-    rows = [(TableCell(name), TableCell(facts[0][name]), TableCell(facts[1][name])) for name in facts[0]]
-    return Table("The two models", (Column("Fact"), *(Column(side.name, "prose") for side in sides)), rows)
 
 
 def _facts(data: ReportData) -> dict[str, str]:
@@ -132,70 +128,48 @@ def _basis(sides: Sequence[Side]) -> str:
     return f"A and B: {a}" if a == b else f"A: {a}. B: {b}"
 
 
-def _roles_table(sides: Sequence[Side], roles: Sequence[str]) -> Table:
-    """Each role's share in A and in B on one line, with 95 % intervals; the largest shares first."""
+def _by_role(sides: Sequence[Side], roles: Sequence[str]) -> tuple[list[tuple[str, list[Estimate | None]]], LogScale]:
+    """Each role's share in A and in B, the largest first, and a scale for their intervals."""
     shares = [{row.role: row.share for row in side.roles} for side in sides]
-    order = sorted(roles, key=lambda role: -max(found[role].value for found in shares if role in found))
-    everything = [share for found in shares for share in found.values()]
+    everything = [share for of_side in shares for share in of_side.values()]
     ends = [max(share.value, _SMALLEST_SHARE) for share in everything] + [share.value + Z95 * share.se for share in everything]
-    scale = LogScale.over(ends, margin=1.25)
-    rows = []
-    for role in order:
-        pair = [found.get(role) for found in shares]
-        whiskers = tuple(_wide(share, scale, is_other=bool(index)) for index, share in enumerate(pair) if share)
-        cells = (
-            TableCell(percent_with_error(share), share.value) if share else TableCell(f"not in {side.letter}")
-            for share, side in zip(pair, sides, strict=True)
-        )
-        rows.append((TableCell(role), TableCell(whiskers=whiskers), *cells))
-    columns = (Column("Role"), Column("Share, 95 %, log scale", "picture"), *(Column(side.name, "number") for side in sides))
-    return Table("Share of the sensitivity by role, A against B", columns, rows)
+    order = sorted(roles, key=lambda role: -max(of_side[role].value for of_side in shares if role in of_side))
+    return [(role, [of_side.get(role) for of_side in shares]) for role in order], LogScale.over(ends, margin=1.25)
 
 
-def _wide(share: Estimate, scale: LogScale, *, is_other: bool) -> Whisker:
-    whisker = Whisker.on(scale, share.value, share.value - Z95 * share.se, share.value + Z95 * share.se)
-    return replace(whisker, tone="wide other" if is_other else "wide")
+@dataclass(frozen=True, slots=True)
+class PairedRow:
+    """One role at one depth in both models; None where a model has none."""
+
+    role: str
+    depth: str
+    pair: tuple[ProfileRow | None, ProfileRow | None]
+    has_role: tuple[bool, ...]
+    """Whether each model has the role at any depth."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the role over all depths."""
+        return self.depth == ALL_DEPTHS
+
+    @property
+    def share_ratio(self) -> Estimate | None:
+        """A's share over B's."""
+        a, b = self.pair
+        return None if a is None or b is None else ratio(a.share, b.share)
+
+    @property
+    def weight_ratio(self) -> Estimate | None:
+        """A's share per weight over B's."""
+        a, b = self.pair
+        return None if a is None or b is None else ratio(a.per_weight, b.per_weight)
 
 
-def _table(sides: Sequence[Side], roles: Sequence[str]) -> Table:
-    letters = [side.letter for side in sides]
-    columns = (
-        *(Column("Role"), Column("Depth")),
-        *(Column(f"Share in {letter}", "number") for letter in letters),
-        Column("A / B", "number", "Ratio of the shares."),
-        *(Column(f"Per weight in {letter}", "number", "Share of the sensitivity over share of the weights.") for letter in letters),
-        Column("A / B per weight", "number"),
-    )
+def _paired(sides: Sequence[Side], roles: Sequence[str]) -> list[PairedRow]:
     a, b = ({(row.role, row.depth): row for row in (*side.roles, *side.rows)} for side in sides)
     keys = [(role, depth) for role in roles for depth in (ALL_DEPTHS, *DEPTHS) if (role, depth) in a or (role, depth) in b]
     has = [{row.role for row in side.roles} for side in sides]
-    rows = [
-        _row(role, depth, (a.get((role, depth)), b.get((role, depth))), [role in roles_of_side for roles_of_side in has])
-        for role, depth in keys
-    ]
-    strong = frozenset(index for index, (_, depth) in enumerate(keys) if depth == ALL_DEPTHS)
-    return Table("Shares by role and depth", columns, rows, is_sortable=True, strong=strong)
-
-
-def _row(role: str, depth: str, pair: tuple[ProfileRow | None, ProfileRow | None], has: Sequence[bool]) -> tuple[TableCell, ...]:
-    shares = [row.share if row else None for row in pair]
-    per_weight = [row.per_weight if row else None for row in pair]
-    return (
-        TableCell(role),
-        TableCell(depth),
-        *(
-            TableCell(percent_with_error(share), share.value) if share else TableCell("none at this depth" if present else NOT_IN_MODEL)
-            for share, present in zip(shares, has, strict=True)
-        ),
-        _ratio_cell(*shares),
-        *(TableCell(with_error(value), value.value) if value else TableCell() for value in per_weight),
-        _ratio_cell(*per_weight),
-    )
-
-
-def _ratio_cell(a: Estimate | None, b: Estimate | None) -> TableCell:
-    found = None if a is None or b is None else ratio(a, b)
-    return TableCell() if found is None else TableCell(with_error(found), found.value)
+    return [PairedRow(*key, (a.get(key), b.get(key)), tuple(key[0] in of_side for of_side in has)) for key in keys]
 
 
 def ratio(a: Estimate, b: Estimate) -> Estimate | None:

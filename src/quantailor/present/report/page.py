@@ -9,76 +9,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from functools import cache
 from importlib import resources
-from typing import Literal
 
 import jinja2
 from markupsafe import Markup
 
 from quantailor.present import words
 from quantailor.present.charts import echarts
-from quantailor.present.charts.colours import DARK, LIGHT, LogScale, Palette, bits_colour
+from quantailor.present.charts.colours import DARK, LIGHT, Palette
 from quantailor.present.charts.describe import Chart, HeatMap
 from quantailor.present.report.data import ReportData
-
-PROBE_COMMAND = "quantailor probe BASE"
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column of a table; numbers stand on the right and sort as numbers, prose may break into lines."""
-
-    title: str
-    kind: Literal["text", "number", "prose", "picture", "mono"] = "text"
-    hint: str = ""
-    """A tooltip that says what the column holds."""
-    swatch: str = ""
-    """A colour that stands for the column elsewhere."""
-
-
-@dataclass(frozen=True, slots=True)
-class Whisker:
-    """A small picture of a figure with its interval on a scale that a column shares; places are in per cent of the width."""
-
-    value: float
-    low: float
-    high: float
-    mark: float | None = None
-    """A value to compare with."""
-    tone: Literal["", "bound", "wide", "wide other"] = ""
-
-    @classmethod
-    def on(cls, scale: LogScale, value: float, low: float, high: float, mark: float | None = None) -> Whisker:
-        """Of a figure and the ends of its interval."""
-        middle, left, right = (100 * scale.share(place) for place in (value, low, high))
-        return cls(middle, left, right, None if mark is None else 100 * scale.share(mark))
-
-
-@dataclass(frozen=True, slots=True)
-class TableCell:
-    """One cell; a number sorts by its key, last where it has none."""
-
-    text: str = ""
-    key: float | None = None
-    tone: Literal["", "good", "bad"] = ""
-    whiskers: tuple[Whisker, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table whose first column names the rows."""
-
-    caption: str
-    columns: Sequence[Column]
-    rows: Sequence[Sequence[TableCell]]
-    is_sortable: bool = False
-    sorted_by: int | None = None
-    """The column that the rows descend by already."""
-    strong: frozenset[int] = frozenset()
-    """Rows that stand out."""
 
 
 class Figures:
@@ -162,7 +106,7 @@ def _templates() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         finalize=_unbroken,
     )
-    environment.globals |= {"words": words, "bits_colour": bits_colour, "probe": PROBE_COMMAND}
+    environment.globals |= {"words": words, "exp": math.exp, "probe": "quantailor probe BASE"}
     return environment
 
 
