@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import typer.main
@@ -20,6 +22,9 @@ from studied import prove, study
 import fuzzing
 from faults import Forked, forking
 from quantailor import cli
+
+if TYPE_CHECKING:
+    from visitor import Visitor
 
 ROOT = Path(__file__).parent.parent
 MEMORY_DISK = Path("/dev", "shm")
@@ -208,6 +213,22 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def empty_server(tmp_path: Path) -> Iterator[Server]:
     """A server on a home without anything."""
     with serving(tmp_path / "home") as server:
+        yield server
+
+
+@pytest.fixture
+def visit() -> Iterator[Callable[..., Visitor]]:
+    """A visitor of a home's pages without a browser: `visit(home, folder)`; see `visitor.visiting`."""
+    from visitor import visiting
+
+    with ExitStack() as visits:
+        yield lambda home, *allowed: visits.enter_context(visiting(home, *allowed))
+
+
+@pytest.fixture(scope="session")
+def studied_server(studied_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server on the studied home, which may write into a worker's temporary folder."""
+    with serving(studied_home, "--allow", str(tmp_path_factory.getbasetemp())) as server:
         yield server
 
 

@@ -142,7 +142,7 @@ class Browser:
             "the page is connected",
         )
 
-    def settle(self, *, seconds: float = 1.0) -> None:
+    def settle(self, *, seconds: float = 0.6) -> None:
         """Wait until the page says no more that it is "Reading ...", and has said the same for a while."""
         seen, since = "", time.monotonic()
 

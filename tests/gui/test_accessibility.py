@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Browser, Server, serving
+from browser import Browser, Server
 from studied import SCREENS, screen_path
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("studied")]
+pytestmark = pytest.mark.slow
 _RUN = """
 const done = arguments[0];
 axe.run(document, {resultTypes: ['violations']}).then(found => done(found.violations), error => done(String(error)));
 """
-
-
-@pytest.fixture(scope="module")
-def server(studied_home: Path) -> Iterator[Server]:
-    with serving(studied_home) as running:
-        yield running
 
 
 @pytest.fixture(scope="session")
@@ -35,8 +29,8 @@ def axe() -> str:
 
 @pytest.mark.parametrize("theme", ["dark", "light"])
 @pytest.mark.parametrize("screen", SCREENS)
-def test_no_serious_finding(chromium: Browser, server: Server, axe: str, screen: str, theme: str) -> None:
-    chromium.enter(server, screen_path(server.home, screen), theme=theme)
+def test_no_serious_finding(chromium: Browser, studied_server: Server, axe: str, screen: str, theme: str) -> None:
+    chromium.enter(studied_server, screen_path(studied_server.home, screen), theme=theme)
     chromium.settle()
     assert chromium.js("return document.body.classList.contains('body--dark')") == (theme == "dark")
     chromium.js(axe)
@@ -55,8 +49,8 @@ def _told(violations: Sequence[Any]) -> list[str]:
     ]
 
 
-def test_the_check_finds_what_is_wrong(chromium: Browser, server: Server, axe: str) -> None:
-    chromium.enter(server)
+def test_the_check_finds_what_is_wrong(chromium: Browser, studied_server: Server, axe: str) -> None:
+    chromium.enter(studied_server)
     chromium.js("document.querySelector('main').innerHTML += '<button></button><p style=\"color: #888; background: #999\">faint</p>'")
     chromium.js(axe)
     rules = {item["id"] for item in chromium.driver.execute_async_script(_RUN)}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from browser import Browser, serving, wait_for
 from commands import Workbench
 from selenium.webdriver.common.keys import Keys
+from visitor import Visitor
 
 from quantailor.app.choosing.drafts import Draft
 from quantailor.app.choosing.planner import Planner
@@ -18,7 +20,7 @@ from quantailor.app.library.structure import inspect
 from quantailor.session import Workspace
 from quantailor.steps.plan import PlanOptions
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workbench")]
+pytestmark = pytest.mark.slow
 
 SECONDS = 60.0
 
@@ -52,10 +54,6 @@ def fill(browser: Browser, label: str, content: str) -> None:
     field.send_keys(content)
 
 
-def value_of(browser: Browser, label: str) -> str:
-    return str(browser.js("return document.querySelector(`input[aria-label='${arguments[0]}']`).value", label))
-
-
 def ask_for(browser: Browser, folder: Path, name: str) -> None:
     """Wait for the draft's figures, then name the file to build."""
     browser.sees("bytes, exactly", seconds=SECONDS)
@@ -68,26 +66,28 @@ def types_in(path: Path) -> dict[str, str]:
     return {tensor.name: tensor.type_name for tensor in inspect(path).tensors}
 
 
-def test_the_file_has_the_draft_s_types(chromium: Browser, home: Path, workbench: Workbench, tmp_path: Path) -> None:
+def test_the_file_has_the_draft_s_types(visit: Callable[..., Visitor], home: Path, workbench: Workbench, tmp_path: Path) -> None:
     wanted = drafted_types(home, workbench.base)
-    with serving(home, "--allow", str(tmp_path)) as server:
-        chromium.enter(server, address(home, workbench.base, "build") + "?draft=mine")
-        chromium.sees("bytes, exactly", seconds=SECONDS)
-        kind = value_of(chromium, "File name").partition("bpw-")[2].removesuffix(".gguf")
-        chromium.until(lambda: value_of(chromium, "Beside") == f"llama.cpp's {kind}", "the preset of its kind stands beside it")
-        ask_for(chromium, tmp_path, "mine.gguf")
-        chromium.sees("ranking only")
-        assert "llama-quantize" in chromium.text(".qt-commands")
-        chromium.click("Build")
-        chromium.sees("exactly as predicted", seconds=SECONDS)
-        chromium.sees("Every tensor has the type that the strategy says")
-        found = types_in(tmp_path / "mine.gguf")
-        assert {name: found[name] for name in wanted} == wanted
-        assert f"{(tmp_path / 'mine.gguf').stat().st_size:,} bytes, exactly" in chromium.text()
-        assert "mine.gguf" in chromium.text(".qt-built")
-        chromium.click("Build")
-        chromium.sees("mine.gguf exists")
-        assert not chromium.errors()
+    page = visit(home, tmp_path)
+    page.go(address(home, workbench.base, "build") + "?draft=mine")
+    page.sees("bytes, exactly", seconds=SECONDS)
+    kind = str(page.field("File name").value).partition("bpw-")[2].removesuffix(".gguf")
+    page.until(lambda: page.field("Beside").value == f"preset:{kind}", "the preset of its kind stands beside it")
+    page.sees(f"llama.cpp's {kind}")
+    page.fill("File name", "mine.gguf")
+    page.fill("Folder", str(tmp_path))
+    page.sees(f"one file: {tmp_path / 'mine.gguf'}", seconds=SECONDS)
+    page.sees("ranking only")
+    assert "llama-quantize" in page.text(".qt-commands")
+    page.click("Build")
+    page.sees("exactly as predicted", seconds=SECONDS)
+    page.sees("Every tensor has the type that the strategy says")
+    found = types_in(tmp_path / "mine.gguf")
+    assert {name: found[name] for name in wanted} == wanted
+    assert f"{(tmp_path / 'mine.gguf').stat().st_size:,} bytes, exactly" in page.text()
+    assert "mine.gguf" in page.text(".qt-built")
+    page.click("Build")
+    page.sees("mine.gguf exists")
 
 
 def test_a_build_outlives_its_server(chromium: Browser, home: Path, workbench: Workbench, tmp_path: Path) -> None:
@@ -110,13 +110,12 @@ def test_a_build_outlives_its_server(chromium: Browser, home: Path, workbench: W
     assert types_in(tmp_path / "outlives.gguf").items() >= wanted.items()
 
 
-def test_without_measurements_the_page_says_what_to_do(chromium: Browser, books_llama_base: Path, tmp_path: Path) -> None:
+def test_without_measurements_the_page_says_what_to_do(visit: Callable[..., Visitor], books_llama_base: Path, tmp_path: Path) -> None:
     with Workspace.open(tmp_path / "home") as workspace:
         open_project(workspace, books_llama_base)
-    with serving(tmp_path / "home") as server:
-        for screen, words in (("build", "No strategy to build yet"), ("verify", "Nothing to verify yet")):
-            chromium.enter(server, address(tmp_path / "home", books_llama_base, screen))
-            chromium.sees(words)
-        chromium.go(server, "/p/0123456789abcdef/build")
-        chromium.sees("0 known models")
-    assert not chromium.errors()
+    page = visit(tmp_path / "home")
+    for screen, words in (("build", "No strategy to build yet"), ("verify", "Nothing to verify yet")):
+        page.go(address(tmp_path / "home", books_llama_base, screen))
+        page.sees(words)
+    page.go("/p/0123456789abcdef/build")
+    page.sees("0 known models")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from browser import Browser, Server, serving
+from browser import Browser, Server
+from visitor import Visitor
 
 from quantailor.app.library.projects import list_projects
 from quantailor.app.measuring.profile_words import profile_findings
@@ -14,15 +16,15 @@ from quantailor.app.measuring.reporting import CompareResult, ProfileReport, com
 from quantailor.records import Estimate
 from quantailor.session import Workspace
 
-pytestmark = pytest.mark.xdist_group("studied")
-
 
 @pytest.mark.slow
-def test_two_models_side_by_side(chromium: Browser, studied_home: Path, tmp_path: Path) -> None:
-    with serving(studied_home, "--allow", str(tmp_path)) as server, Workspace.open(studied_home) as workspace:
+def test_two_models_side_by_side(
+    chromium: Browser, visit: Callable[..., Visitor], studied_home: Path, studied_server: Server, tmp_path: Path
+) -> None:
+    with Workspace.open(studied_home) as workspace:
         moe, dense = sorted(list_projects(workspace), key=lambda project: project.name, reverse=True)
         a, b = dense.fingerprint[:16], moe.fingerprint[:16]
-        chromium.enter(server, f"/compare?a={a}&b={b}")
+        chromium.enter(studied_server, f"/compare?a={a}&b={b}")
         chromium.sees("holds most of the sensitivity")
         assert "Only Books Moe has ffn_down_exps" in chromium.text(".qt-findings")
         result = compare_models(workspace, Path(dense.base or ""), Path(moe.base or ""))
@@ -34,35 +36,34 @@ def test_two_models_side_by_side(chromium: Browser, studied_home: Path, tmp_path
         assert len(chromium.all(".qt-bars canvas")) == 2
         chromium.click("Swap")
         chromium.until(lambda: chromium.js("return location.search") == f"?a={b}&b={a}", "the address has the models swapped")
-        _save_and_read(chromium, tmp_path, [row.role for row in result.profiles])
         assert chromium.errors() == []
+        page = visit(studied_home, tmp_path)
+        page.go(f"/compare?a={b}&b={a}")
+        _save_and_read(page, tmp_path, [row.role for row in result.profiles])
 
 
-def _save_and_read(chromium: Browser, folder: Path, roles: list[str]) -> None:
-    chromium.sees("Figures by role")
-    chromium.button("Save as CSV")
-    field = chromium.find("input[aria-label='Folder']")
-    chromium.js("arguments[0].select()", field)
-    field.send_keys("/")
-    chromium.click("Save as CSV")
-    chromium.sees("lies outside the folders")
-    chromium.js("arguments[0].select()", field)
-    field.send_keys(str(folder))
-    chromium.click("Save as CSV")
-    chromium.sees("Saved ")
+def _save_and_read(page: Visitor, folder: Path, roles: list[str]) -> None:
+    page.sees("Figures by role")
+    page.button("Save as CSV")
+    page.fill("Folder", "/")
+    page.click("Save as CSV")
+    page.sees("lies outside the folders")
+    page.fill("Folder", str(folder))
+    page.click("Save as CSV")
+    page.sees("Saved ")
     file = folder / "compare-books-moe-books-llama.csv"
     with file.open(encoding="utf-8") as rows:
         assert sorted(row["role"] for row in csv.DictReader(rows)) == sorted(roles)
-    chromium.click("Save as CSV")
-    chromium.sees("exists")
+    page.click("Save as CSV")
+    page.sees("exists")
 
 
-@pytest.mark.slow
-def test_with_fewer_than_two_it_says_what_to_do(chromium: Browser, empty_server: Server) -> None:
-    chromium.enter(empty_server, "/compare")
-    chromium.sees("None is probed yet")
-    chromium.click("Open a model")
-    chromium.until(lambda: chromium.js("return location.pathname") == "/open", "the button leads on")
+def test_with_fewer_than_two_it_says_what_to_do(visit: Callable[..., Visitor], tmp_path: Path) -> None:
+    page = visit(tmp_path / "home")
+    page.go("/compare")
+    page.sees("None is probed yet")
+    page.click("Open a model")
+    page.until(lambda: page.address == "/open", "the button leads on")
 
 
 def _row(role: str, depth: str, a: tuple[float, float, float], b: tuple[float, float, float]) -> ProfileReport:

@@ -7,9 +7,6 @@ import re
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,13 +17,16 @@ import psutil
 import pytest
 from browser import Browser, Server, serving
 from commands import Workbench
+from nicegui import ui
 from selenium.webdriver.common.keys import Keys
+from visitor import Visitor, words_of
 
 from quantailor.app.library.projects import list_projects, open_project
 from quantailor.app.steps import type_bits
+from quantailor.costs import machine
 from quantailor.session import Workspace
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workbench")]
+pytestmark = pytest.mark.slow
 
 SLOW_SECONDS = 90.0
 """What a busy machine may take."""
@@ -113,55 +113,82 @@ def end_of(condition: Callable[[], bool], what: str) -> None:
     wait_for(condition, what, seconds=SLOW_SECONDS)
 
 
-def test_presets_tell_their_cost_before_the_start(chromium: Browser, workbench: Workbench, tmp_path: Path) -> None:
+def test_presets_tell_their_cost_before_the_start(visit: Callable[..., Visitor], workbench: Workbench, tmp_path: Path) -> None:
     home = tmp_path / "home"
     shutil.copytree(workbench.home, home)
     with Workspace.open(home) as workspace:
         (project,) = list_projects(workspace)
-    with serving(home) as server:
-        chromium.enter(server, f"/p/{project.fingerprint[:16]}/measure")
-        chromium.find(".qt-more-form .q-item").click()
-        for at, title in enumerate(("Quick", "Balanced", "Thorough", "Exhaustive sweep")):
-            end_of(partial(has_cost, chromium, at), f"{title} has its cost")
-            assert preset(chromium, at).startswith(title)
-            assert re.search(r"\d+.* to [\d.]+ (s|min|h|days)\n", preset(chromium, at))
-        assert chromium.js("return document.querySelector('.qt-preset[aria-pressed=true]').innerText").startswith("Balanced")
-        stages = chromium.js("return [...document.querySelectorAll('.qt-stage-costs tbody tr')].map(row => row.cells[0].innerText)")
-        assert stages == ["Importance matrix", "Weight errors", "Probes", "In all"]
-        assert chromium.errors() == []
+    page = visit(home)
+    page.go(f"/p/{project.fingerprint[:16]}/measure")
+    expansion = page.find(".qt-more-form")
+    assert isinstance(expansion, ui.expansion)
+    page.act(expansion.open)
+    for at, title in enumerate(("Quick", "Balanced", "Thorough", "Exhaustive sweep")):
+        page.until(partial(has_cost, page, at), f"{title} has its cost", seconds=SLOW_SECONDS)
+        assert preset(page, at).startswith(title)
+        assert re.search(r"\d+.* to [\d.]+ (s|min|h|days)\n", preset(page, at))
+    assert [words_of(card).splitlines()[0] for card in page.all(".qt-preset") if is_pressed(card)] == ["Balanced"]
+    stages = [words_of(row).splitlines()[0] for row in page.rows(".qt-stage-costs")]
+    assert stages == ["Importance matrix", "Weight errors", "Probes", "In all"]
 
 
-def has_cost(chromium: Browser, at: int) -> bool:
-    return "of memory" in preset(chromium, at)
+def is_pressed(element: ui.element) -> bool:
+    return bool(element.props.get("aria-pressed") == "true")
 
 
-def preset(chromium: Browser, at: int) -> str:
-    return str(chromium.js("return document.querySelectorAll('.qt-preset')[arguments[0]].innerText", at))
+def has_cost(page: Visitor, at: int) -> bool:
+    return "of memory" in preset(page, at)
 
 
-def test_types_are_chips_that_can_be_toggled(chromium: Browser, study: Study) -> None:
-    with serving(study.home) as server:
-        chromium.enter(server, study.page)
-        pressed = "return [...document.querySelectorAll('.qt-toggle[aria-pressed=true]')].map(chip => chip.firstChild.textContent)"
-        usual = set(chromium.js(pressed))
-        assert "Q4_K" in usual
-        assert "TQ1_0" not in usual
-        chromium.click("All")
-        chromium.until(lambda: set(chromium.js(pressed)) == set(type_bits()), "all types are chosen")
-        chromium.js("[...document.querySelectorAll('.qt-toggle')].find(chip => chip.innerText === 'Q4_K').click()")
-        chromium.until(lambda: "Q4_K" not in chromium.js(pressed), "Q4_K is left out")
-        chromium.click("Usual")
-        chromium.until(lambda: set(chromium.js(pressed)) == usual, "the usual ones are back")
-        assert chromium.errors() == []
+def preset(page: Visitor, at: int) -> str:
+    return words_of(page.all(".qt-preset")[at])
 
 
-def test_a_directory_is_told_to_be_converted_first(chromium: Browser, books_llama_dir: Path, tmp_path: Path) -> None:
+def chips(page: Visitor) -> dict[str, ui.element]:
+    """The chips of the candidate types by their names."""
+    return {words_of(chip): chip for chip in page.all(".qt-toggle")}
+
+
+def pressed(page: Visitor) -> set[str]:
+    return {name for name, chip in chips(page).items() if is_pressed(chip)}
+
+
+def test_types_are_chips_that_can_be_toggled(visit: Callable[..., Visitor], study: Study) -> None:
+    page = visit(study.home)
+    page.go(study.page)
+    usual = pressed(page)
+    assert "Q4_K" in usual
+    assert "TQ1_0" not in usual
+    page.click("All")
+    assert pressed(page) == set(type_bits())
+    page.trigger(chips(page)["Q4_K"], "click")
+    assert "Q4_K" not in pressed(page)
+    page.click("Usual")
+    assert pressed(page) == usual
+
+
+def test_a_directory_is_told_to_be_converted_first(visit: Callable[..., Visitor], books_llama_dir: Path, tmp_path: Path) -> None:
     with Workspace.open(tmp_path) as workspace:
         fingerprint = open_project(workspace, books_llama_dir).fingerprint
-    with serving(tmp_path) as server:
-        chromium.enter(server, f"/p/{fingerprint[:16]}/measure")
-        chromium.sees("first converted to a 16-bit GGUF")
-        assert chromium.errors() == []
+    page = visit(tmp_path)
+    page.go(f"/p/{fingerprint[:16]}/measure")
+    page.sees("first converted to a 16-bit GGUF")
+
+
+def start(page: Visitor, study: Study, types: tuple[str, ...]) -> None:
+    """Begin a thorough measurement of these types without an importance matrix."""
+    page.go(study.page)
+    thorough = next(card for card in page.all(".qt-preset") if words_of(card).startswith("Thorough"))
+    page.trigger(thorough, "click")
+    for name, chip in chips(page).items():
+        if is_pressed(chip) != (name in types):
+            page.trigger(chip, "click")
+    page.fill("Importance matrix", "none")
+    page.sees(f"{len(types)} of {len(type_bits())} types")
+    ready = lambda: page.button("Start measuring").enabled and "Thorough: " in page.text(".qt-start-bar")  # noqa: E731
+    page.until(ready, "the start is free", seconds=SLOW_SECONDS)
+    page.click("Start measuring")
+    page.until(lambda: study.n_cells >= 1, "cells are recorded", seconds=SLOW_SECONDS)
 
 
 def test_the_map_fills_in_and_choose_opens_on_partial_results(chromium: Browser, study: Study) -> None:
@@ -228,28 +255,28 @@ def cells_shown(chromium: Browser) -> int:
     return int(found[1].replace(",", "")) if found else -1
 
 
-def test_no_cell_is_measured_twice_after_pause_kill_and_resume(chromium: Browser, study: Study) -> None:
+def test_no_cell_is_measured_twice_after_pause_kill_and_resume(visit: Callable[..., Visitor], study: Study) -> None:
     study.query("CREATE TABLE touched (tensor TEXT, type_name TEXT)")
     for event in ("INSERT", "UPDATE"):
         body = "BEGIN INSERT INTO touched VALUES (NEW.tensor, NEW.type_name); END"
         study.query(f"CREATE TRIGGER touched_{event} AFTER {event} ON cells {body}")
-    with serving(study.home) as server:
-        chromium.enter(server, study.page)
-        fill_in(chromium)
-        begin(chromium, study)
-        (worker,) = study.workers()
-        chromium.find(".qt-dock")
-        chromium.click("Pause")
-        end_of(lambda: study.query("SELECT requested = 'pause' OR state = 'paused' FROM jobs")[0][0] == 1, "the pause is asked for")
-        kill(worker)
-        before = study.n_cells
-        assert 0 < before < N_TENSORS * len(FEW)
-        chromium.until(lambda: chromium.button("Resume"), "the job can be resumed", seconds=SLOW_SECONDS)
-        assert study.n_cells == before
-        chromium.click("Resume")
-        end_of(lambda: study.n_cells >= N_TENSORS * len(FEW), "all cells are measured")
-        study.stop()
-        assert chromium.errors() == []
+    page = visit(study.home)
+    start(page, study, FEW)
+    (worker,) = study.workers()
+    page.click("Pause")
+    page.until(
+        lambda: study.query("SELECT requested = 'pause' OR state = 'paused' FROM jobs")[0][0] == 1,
+        "the pause is asked for",
+        seconds=SLOW_SECONDS,
+    )
+    kill(worker)
+    before = study.n_cells
+    assert 0 < before < N_TENSORS * len(FEW)
+    page.until(lambda: page.button("Resume"), "the job can be resumed", seconds=SLOW_SECONDS)
+    assert study.n_cells == before
+    page.click("Resume")
+    page.until(lambda: study.n_cells >= N_TENSORS * len(FEW), "all cells are measured", seconds=SLOW_SECONDS)
+    study.stop()
     assert study.query("SELECT MAX(n) FROM (SELECT COUNT(*) AS n FROM touched GROUP BY tensor, type_name)") == [(1,)]
     assert study.query("SELECT COUNT(DISTINCT tensor || type_name) FROM touched") == [(N_TENSORS * len(FEW),)]
 
@@ -262,53 +289,29 @@ def kill(pid: int) -> None:
         return
 
 
-def test_the_time_left_is_a_range_beside_the_elapsed_time(chromium: Browser, study: Study) -> None:
-    with serving(study.home) as server:
-        chromium.enter(server, study.page)
-        fill_in(chromium, types=(*FEW, "IQ2_S", "IQ4_XS", "Q5_K"))
-        begin(chromium, study)
-        chromium.until(
-            lambda: re.search(r"\d+ (s|min) so far, \d+.* to \d+.* (s|min) left in this stage", chromium.text(".qt-dock")),
-            "a range is told",
-            seconds=SLOW_SECONDS,
-        )
-        assert re.search(r"1 of 2: measure", chromium.text(".qt-dock"))
-        assert re.search(r"weights per second", chromium.text(".qt-dock"))
-        study.stop()
-        assert chromium.errors() == []
+def test_the_time_left_is_a_range_beside_the_elapsed_time(visit: Callable[..., Visitor], study: Study) -> None:
+    page = visit(study.home)
+    start(page, study, (*FEW, "IQ2_S", "IQ4_XS", "Q5_K"))
+    page.until(
+        lambda: re.search(r"\d+ (s|min) so far, \d+.* to \d+.* (s|min) left in this stage", page.text(".qt-dock")),
+        "a range is told",
+        seconds=SLOW_SECONDS,
+    )
+    assert re.search(r"1 of 2: measure", page.text(".qt-dock"))
+    assert re.search(r"weights per second", page.text(".qt-dock"))
+    study.stop()
 
 
-class FullDisk(Server):
-    """A server on a machine whose disk is full."""
-
-    def __init__(self, home: Path, free_bytes: int) -> None:
-        script = (
-            "import sys; from quantailor.service import machine; from quantailor import cli; "
-            f"machine.free_disk_bytes = lambda path: {free_bytes}; "
-            "sys.exit(cli.run(sys.argv[1:]))"
-        )
-        self.home = home
-        command = [sys.executable, "-c", script, "gui", "--no-browser", "--home", str(home)]
-        plain = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "NICEGUI_"))}
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=plain)
-        self.lines = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        self.port, self.token = self._address()
-        self._answering()
-
-
-def test_too_little_disk_blocks_the_start_and_names_the_shortfall(chromium: Browser, study: Study) -> None:
-    server = FullDisk(study.home, free_bytes=1 << 20)
-    try:
-        chromium.enter(server, study.page)
-        chromium.sees("Cannot start: needs", seconds=SLOW_SECONDS)
-        told = chromium.text(".qt-start-bar [role=alert]")
-        assert re.search(rf"needs [\d.]+ MiB on {re.escape(str(study.home))}, 1.00 MiB free: free [\d.]+ MiB", told), told
-        assert not chromium.button("Start measuring").is_enabled()
-        assert study.query("SELECT COUNT(*) FROM jobs") == [(0,)]
-        chromium.js("document.querySelector('.qt-preset').click()")
-        chromium.until(lambda: chromium.button("Start measuring").is_enabled(), "a quick study needs no disk", seconds=SLOW_SECONDS)
-        assert chromium.errors() == []
-    finally:
-        server.stop()
+def test_too_little_disk_blocks_the_start_and_names_the_shortfall(
+    visit: Callable[..., Visitor], study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "free_disk_bytes", lambda path: 1 << 20)
+    page = visit(study.home)
+    page.go(study.page)
+    page.sees("Cannot start: needs", seconds=SLOW_SECONDS)
+    alert = page.text(".qt-blocked")
+    assert re.search(rf"needs [\d.]+ MiB on {re.escape(str(study.home))}, 1.00 MiB free: free [\d.]+ MiB", alert), alert
+    assert not page.button("Start measuring").enabled
+    assert study.query("SELECT COUNT(*) FROM jobs") == [(0,)]
+    page.trigger(page.all(".qt-preset")[0], "click")
+    page.until(lambda: page.button("Start measuring").enabled, "a quick study needs no disk", seconds=SLOW_SECONDS)

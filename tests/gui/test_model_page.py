@@ -1,18 +1,19 @@
-"""Opening models in a browser: files, directories, repositories of the hub, and the file picker."""
+"""Opening models: files, directories, repositories of the hub, and the file picker."""
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from browser import Browser, Server, serving
+from browser import Browser, serving
 from foreign_models import ARCHITECTURE, SCRIPT, write_foreign
 from hub_server import HubServer, assert_no_token, running_hub
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
+from visitor import Visitor
 
 from quantailor.ggml.reference import quantize_reference
 
@@ -30,117 +31,89 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         yield server
 
 
-@pytest.fixture(autouse=True)
-def left(chromium: Browser) -> Iterator[None]:
-    """Leave the page before the next test: it would go on to ask for a server that is gone."""
-    yield
-    chromium.driver.get("about:blank")
-    chromium.errors()
-
-
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    """A server that may use the test's folder."""
-    with serving(tmp_path / "home", "--allow", str(tmp_path)) as running:
-        yield running
+def page(visit: Callable[..., Visitor], tmp_path: Path) -> Visitor:
+    """A visitor of pages that may use the test's folder."""
+    return visit(tmp_path / "home", tmp_path)
 
 
-def ask(browser: Browser, words: str) -> None:
+def ask(page: Visitor, words: str) -> None:
     """Type something into the one box and open it."""
-    write(browser.find(".qt-main input"), words)
-    browser.click("Open")
+    page.go("/open")
+    page.fill("Repository, directory or GGUF file", words)
+    page.click("Open")
 
 
-def write(field: WebElement, words: str) -> None:
-    """Replace what a box holds."""
-    field.send_keys(Keys.CONTROL, "a")
-    field.send_keys(words)
-
-
-def test_a_gguf_file_is_opened_and_named(chromium: Browser, server: Server, books_llama_base: Path, tmp_path: Path) -> None:
+def test_a_gguf_file_is_opened_and_named(page: Visitor, books_llama_base: Path, tmp_path: Path) -> None:
     model = tmp_path / "mine.gguf"
     shutil.copy(books_llama_base, model)
-    chromium.enter(server, "/open")
-    ask(chromium, str(model))
-    chromium.until(lambda: chromium.driver.current_url.endswith("/model"), "its page opens")
+    ask(page, str(model))
+    page.until(lambda: page.address.endswith("/model"), "its page opens")
     for words in ("llama", "8.39 M", "75", "16.01", "not stated", "mine.gguf", "Nothing is measured yet", "Continue: Measure"):
-        chromium.sees(words)
-    chromium.sees("free at")
-    chromium.click("Look at its structure")
-    chromium.until(lambda: chromium.driver.current_url.endswith("/structure"), "Structure opens")
-    assert chromium.errors() == []
+        page.sees(words)
+    page.sees("free at")
+    page.click("Look at its structure")
+    page.until(lambda: page.address.endswith("/structure"), "Structure opens")
 
 
-def test_a_directory_is_converted_to_a_base(chromium: Browser, server: Server, books_llama_dir: Path, tmp_path: Path) -> None:
+def test_a_directory_is_converted_to_a_base(page: Visitor, books_llama_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(books_llama_dir, tmp_path / "books")
-    chromium.enter(server, "/open")
-    ask(chromium, str(tmp_path / "books"))
-    chromium.sees("Convert to a base")
-    chromium.sees("generation_config.json")
-    chromium.click("Convert to a base (16.02 MiB)")
-    chromium.sees("Its 16-bit base", seconds=40)
+    ask(page, str(tmp_path / "books"))
+    page.sees("Convert to a base")
+    page.sees("generation_config.json")
+    page.click("Convert to a base (16.02 MiB)")
+    page.sees("Its 16-bit base", seconds=40)
     base = next((tmp_path / "home" / "bases").glob("books-????????.gguf"))
-    chromium.sees(base.name)
-    assert chromium.errors() == []
+    page.sees(base.name)
 
 
 def test_a_directory_of_an_unknown_family_is_offered_to_llama_cpp(
-    chromium: Browser, books_llama_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Visitor, books_llama_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLAMA_CPP_DIR", str(SCRIPT))
     monkeypatch.setenv("QUANTAILOR_CONVERT_PYTHON", sys.executable)
     folder = write_foreign(tmp_path / "foreign", ready=books_llama_base.read_bytes())
-    with serving(tmp_path / "home", "--allow", str(tmp_path)) as server:
-        chromium.enter(server, "/open")
-        ask(chromium, str(folder))
-        chromium.sees(f"has the architecture '{ARCHITECTURE}', which our own conversion does not know")
-        chromium.sees("Code that a directory brings is never run from here.")
-        chromium.click("Convert with llama.cpp")
-        chromium.until(lambda: chromium.driver.current_url.endswith("/model"), "the converted model opens")
-        chromium.sees("8.39 M")
-        base = next((tmp_path / "home" / "bases").glob("foreign-????????.gguf"))
-        chromium.sees(base.name)
+    ask(page, str(folder))
+    page.sees(f"has the architecture '{ARCHITECTURE}', which our own conversion does not know")
+    page.sees("Code that a directory brings is never run from here.")
+    page.click("Convert with llama.cpp")
+    page.until(lambda: page.address.endswith("/model"), "the converted model opens")
+    page.sees("8.39 M")
+    base = next((tmp_path / "home" / "bases").glob("foreign-????????.gguf"))
+    page.sees(base.name)
     assert base.read_bytes() == books_llama_base.read_bytes()
-    assert chromium.errors() == []
 
 
-def test_a_quantized_file_says_so_with_the_remedy(chromium: Browser, server: Server, books_llama_base: Path, tmp_path: Path) -> None:
+def test_a_quantized_file_says_so_with_the_remedy(page: Visitor, books_llama_base: Path, tmp_path: Path) -> None:
     quantized = tmp_path / "q8.gguf"
     quantize_reference(books_llama_base, quantized, preset="Q8_0")
-    chromium.enter(server, f"/open?model={quantized}")
-    chromium.sees("These weights are quantized already (Q8_0)")
-    chromium.sees("Open the 16-bit model instead.")
-    assert chromium.errors() == []
+    page.go(f"/open?model={quantized}")
+    page.sees("These weights are quantized already (Q8_0)")
+    page.sees("Open the 16-bit model instead.")
 
 
-def test_nothing_opens_outside_the_allowed_folders(chromium: Browser, server: Server) -> None:
-    chromium.enter(server, "/open")
-    ask(chromium, "/etc/hostname")
-    chromium.sees("lies outside the folders that this server may use")
-    ask(chromium, "no such thing")
-    chromium.sees("there is nothing at no such thing, and it is no ORG/NAME")
-    assert chromium.errors() == []
+def test_nothing_opens_outside_the_allowed_folders(page: Visitor) -> None:
+    ask(page, "/etc/hostname")
+    page.sees("lies outside the folders that this server may use")
+    ask(page, "no such thing")
+    page.sees("there is nothing at no such thing, and it is no ORG/NAME")
 
 
-def test_a_repository_is_looked_at_downloaded_and_opened(
-    chromium: Browser, hub: HubServer, server: Server, books_llama_dir: Path, tmp_path: Path
-) -> None:
+def test_a_repository_is_looked_at_downloaded_and_opened(hub: HubServer, page: Visitor, books_llama_dir: Path, tmp_path: Path) -> None:
     hub.add("books/llama", {**{path.name: path.read_bytes() for path in books_llama_dir.iterdir()}, "notes.pdf": b"x"})
-    chromium.enter(server, "/open")
-    ask(chromium, "books/llama")
+    ask(page, "books/llama")
     for words in ("apache-2.0", "8.39 M", "1 other file is not needed", "model.safetensors", "to download", "free at"):
-        chromium.sees(words)
-    assert "model=books%2Fllama" in chromium.driver.current_url
-    chromium.click("Download 16.08 MiB")
-    chromium.button("Open the model")
-    chromium.sees("All of it is here")
+        page.sees(words)
+    assert "model=books%2Fllama" in page.address
+    page.click("Download 16.08 MiB")
+    page.button("Open the model")
+    page.sees("All of it is here")
     snapshots = tmp_path / "hf" / "hub" / "models--books--llama" / "snapshots"
     assert [path.name for path in snapshots.rglob("*.pdf")] == []
     assert next(snapshots.rglob("model.safetensors")).read_bytes() == (books_llama_dir / "model.safetensors").read_bytes()
-    chromium.click("Open the model")
-    chromium.until(lambda: chromium.driver.current_url.endswith("/model"), "its page opens")
-    chromium.sees("Convert to a base")
-    assert chromium.errors() == []
+    page.click("Open the model")
+    page.until(lambda: page.address.endswith("/model"), "its page opens")
+    page.sees("Convert to a base")
 
 
 REFUSALS = {
@@ -150,38 +123,42 @@ REFUSALS = {
 }
 
 
-def test_three_refusals_have_three_texts_and_the_right_link(
-    chromium: Browser, hub: HubServer, server: Server, books_llama_dir: Path, tmp_path: Path
-) -> None:
+def test_three_refusals_have_three_texts_and_the_right_link(hub: HubServer, page: Visitor, books_llama_dir: Path, tmp_path: Path) -> None:
     hub.add("books/gated", books_llama_dir, gated="manual")
-    chromium.enter(server, "/open?model=books/gated")
-    chromium.sees("It is gated, and nobody is logged in here")
-    chromium.sees("hf auth login")
+    page.go("/open?model=books/gated")
+    page.sees("It is gated, and nobody is logged in here")
+    page.sees("hf auth login")
     for access, (title, step, link) in REFUSALS.items():
         login = tmp_path / "hf" / "token"
         login.parent.mkdir(exist_ok=True)
         login.write_text(hub.user(access))  # type: ignore[arg-type]
-        chromium.click("Look again")
-        chromium.sees(title)
-        chromium.sees(step)
-        assert chromium.find(".qt-outside").get_attribute("href") == f"{hub.url}{link}"
-    assert chromium.errors() == []
+        page.click("Look again")
+        page.sees(title)
+        page.sees(step)
+        assert page.find(".qt-outside").props["href"] == f"{hub.url}{link}"
 
 
 def test_a_token_file_opens_a_gated_repository_and_is_never_shown(
-    chromium: Browser, hub: HubServer, server: Server, books_llama_dir: Path, tmp_path: Path
+    chromium: Browser, hub: HubServer, books_llama_dir: Path, tmp_path: Path
 ) -> None:
     hub.add("books/gated", books_llama_dir, gated="auto")
     (tmp_path / "token.txt").write_text(hub.token)
-    chromium.enter(server, "/open?model=books/gated")
-    chromium.click("Choose a token file")
-    write(chromium.find(".qt-pick input"), f"{tmp_path / 'token.txt'}\n")
-    chromium.click("Choose token.txt")
-    chromium.sees("gated, you have access")
-    chromium.click("Download 16.08 MiB")
-    chromium.button("Open the model")
-    assert_no_token(hub, tmp_path / "home", chromium.driver.page_source, "".join(server.lines))
-    assert chromium.errors() == []
+    with serving(tmp_path / "home", "--allow", str(tmp_path)) as server:
+        chromium.enter(server, "/open?model=books/gated")
+        chromium.click("Choose a token file")
+        write(chromium.find(".qt-pick input"), f"{tmp_path / 'token.txt'}\n")
+        chromium.click("Choose token.txt")
+        chromium.sees("gated, you have access")
+        chromium.click("Download 16.08 MiB")
+        chromium.button("Open the model")
+        assert_no_token(hub, tmp_path / "home", chromium.driver.page_source, "".join(server.lines))
+        assert chromium.errors() == []
+
+
+def write(field: WebElement, words: str) -> None:
+    """Replace what a box holds."""
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys(words)
 
 
 def test_the_picker_works_by_keyboard_and_stays_inside(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from browser import Browser, Server, serving
+from browser import Browser, Server
 from studied import SCREENS, screen_path
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("studied")]
+pytestmark = pytest.mark.slow
 
 
 def _asked(browser: Browser) -> list[str]:
@@ -21,29 +19,25 @@ def _asked(browser: Browser) -> list[str]:
     return sent + [event["params"]["url"] for event in events if event["method"] == "Network.webSocketCreated"]
 
 
-@pytest.fixture(scope="module")
-def server(studied_home: Path) -> Iterator[Server]:
-    with serving(studied_home) as running:
-        yield running
-
-
 @pytest.mark.parametrize("screen", SCREENS)
-def test_every_request_goes_to_the_server_itself(chromium: Browser, server: Server, screen: str) -> None:
-    path = screen_path(server.home, screen)
+def test_every_request_goes_to_the_server_itself(chromium: Browser, studied_server: Server, screen: str) -> None:
+    path = screen_path(studied_server.home, screen)
     chromium.driver.get("about:blank")  # else the last test's page goes on asking its own server
     _asked(chromium)
-    chromium.enter(server, path)
+    chromium.enter(studied_server, path)
     chromium.settle()
     addresses = [urlsplit(address) for address in _asked(chromium)]
-    outside = [address for address in addresses if address.scheme not in ("data", "blob") and address.netloc != f"127.0.0.1:{server.port}"]
+    outside = [
+        address for address in addresses if address.scheme not in ("data", "blob") and address.netloc != f"127.0.0.1:{studied_server.port}"
+    ]
     assert outside == []
     assert {"http", "ws"} <= {address.scheme for address in addresses}
     assert any(address.path == path for address in addresses)
     assert chromium.errors() == []
 
 
-def test_a_request_elsewhere_would_be_seen_and_is_refused(chromium: Browser, server: Server) -> None:
-    chromium.enter(server)
+def test_a_request_elsewhere_would_be_seen_and_is_refused(chromium: Browser, studied_server: Server) -> None:
+    chromium.enter(studied_server)
     _asked(chromium)
     chromium.driver.execute_async_script(
         "const done = arguments[0]; const image = new Image(); image.onload = image.onerror = () => done(); image.src = 'http://127.0.0.2:9/x.png';"

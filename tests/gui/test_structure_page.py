@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from browser import Browser, Server, serving
 from large_model import write_large_model
-from selenium.webdriver.common.keys import Keys
+from visitor import Visitor, words_of
 
 from quantailor.app.library.projects import open_project
 from quantailor.session import Workspace
@@ -71,25 +71,22 @@ def test_the_filter_box_narrows_the_table(chromium: Browser, large: tuple[Server
     assert chromium.errors() == []
 
 
-def chips(browser: Browser, css: str) -> set[str]:
-    """Names of types in a part of the chosen tensor's panel."""
-    return set(browser.js(f"return [...document.querySelectorAll('.qt-m-tensor {css} .qt-chip')].map(e => e.textContent)"))
-
-
-def test_only_types_that_divide_the_row_are_offered_and_it_says_why(chromium: Browser, large: tuple[Server, str]) -> None:
+def test_only_types_that_divide_the_row_are_offered_and_it_says_why(visit: Callable[..., Visitor], large: tuple[Server, str]) -> None:
     server, fingerprint = large
-    chromium.enter(server, f"/p/{fingerprint}/structure?tensor=blk.7.ffn_down.weight")
-    chromium.sees("It can take")
-    offered, refused = (chips(chromium, f".qt-m-chips{kind}") for kind in (":not(.qt-m-refused)", ".qt-m-refused"))
+    page = visit(server.home)
+    page.go(f"/p/{fingerprint}/structure?tensor=blk.7.ffn_down.weight")
+    page.sees("It can take")
+    groups = page.all(".qt-m-chips")
+    offered = {name for group in groups if "qt-m-refused" not in group.classes for name in words_of(group).splitlines()}
+    refused = {name for group in groups if "qt-m-refused" in group.classes for name in words_of(group).splitlines()}
     assert {"Q8_0", "Q4_0", "IQ4_NL"} <= offered
     assert {"Q4_K", "Q6_K", "IQ4_XS", "IQ2_XXS"} <= refused
     assert not offered & refused
-    said = chromium.text(".qt-m-tensor")
+    said = page.text(".qt-m-tensor")
     assert "Its rows are 1408 weights wide, no multiple of 256" in said
     assert "llama.cpp would write Q4_0 for Q2_K" in said
-    chromium.go(server, f"/p/{fingerprint}/structure?tensor=blk.7.attn_norm.weight")
-    chromium.sees("It stays F32: it has one dimension.")
-    assert chromium.errors() == []
+    page.go(f"/p/{fingerprint}/structure?tensor=blk.7.attn_norm.weight")
+    page.sees("It stays F32: it has one dimension.")
 
 
 def test_a_tensor_chosen_in_the_table_is_in_the_address_and_survives_a_reload(chromium: Browser, large: tuple[Server, str]) -> None:
@@ -104,39 +101,38 @@ def test_a_tensor_chosen_in_the_table_is_in_the_address_and_survives_a_reload(ch
     assert chromium.errors() == []
 
 
-def test_the_largest_tensors_are_counted(chromium: Browser, large: tuple[Server, str]) -> None:
+def test_the_largest_tensors_are_counted(chromium: Browser, visit: Callable[..., Visitor], large: tuple[Server, str]) -> None:
     server, fingerprint = large
+    page = visit(server.home)
+    page.go(f"/p/{fingerprint}/structure")
+    page.sees("The 10 largest tensors hold 0.8 % of the bytes")
+    page.fill("How many", 2)
+    page.sees("The 2 largest tensors hold 0.3 % of the bytes")
     chromium.enter(server, f"/p/{fingerprint}/structure")
-    chromium.sees("The 10 largest tensors hold 0.8 % of the bytes")
-    field = chromium.find(".qt-m-number input")
-    field.send_keys(Keys.CONTROL, "a")
-    field.send_keys("2\t")
-    chromium.sees("The 2 largest tensors hold 0.3 % of the bytes")
     chromium.click("Show them")
     chromium.until(lambda: chromium.js(f"return {FIRST}") in ("token_embd.weight", "output.weight"), "the largest is first")
     assert chromium.errors() == []
 
 
-def test_metadata_can_be_searched(chromium: Browser, large: tuple[Server, str]) -> None:
+def test_metadata_can_be_searched(visit: Callable[..., Visitor], large: tuple[Server, str]) -> None:
     server, fingerprint = large
-    chromium.enter(server, f"/p/{fingerprint}/structure?view=configuration")
-    chromium.sees("tokenizer.ggml.tokens")
-    chromium.sees("… 4,096 in all]")
-    chromium.find(".q-tab-panel input").send_keys("feed_forward")
-    chromium.sees("1 of 17 entries")
-    assert "tokenizer.ggml.tokens" not in chromium.js("return document.body.innerText")
-    assert chromium.errors() == []
+    page = visit(server.home)
+    page.go(f"/p/{fingerprint}/structure?view=configuration")
+    page.sees("tokenizer.ggml.tokens")
+    page.sees("… 4,096 in all]")
+    page.fill("Search keys and values", "feed_forward")
+    page.sees("1 of 17 entries")
+    assert "tokenizer.ggml.tokens" not in page.text()
 
 
-def test_configuration_files_of_a_directory_are_readable(chromium: Browser, books_llama_dir: Path, tmp_path: Path) -> None:
+def test_configuration_files_of_a_directory_are_readable(visit: Callable[..., Visitor], books_llama_dir: Path, tmp_path: Path) -> None:
     with Workspace.open(tmp_path / "home") as workspace:
         fingerprint = open_project(workspace, books_llama_dir).fingerprint[:16]
-    with serving(tmp_path / "home") as server:
-        chromium.enter(server, f"/p/{fingerprint}/structure?view=configuration")
-        chromium.sees('"LlamaForCausalLM"')
-        next(item for item in chromium.all(".qt-m-config .q-radio") if "tokenizer_config" in item.text).click()
-        chromium.sees("tokenizer_config.json: 240 B")
-        assert chromium.errors() == []
+    page = visit(tmp_path / "home")
+    page.go(f"/p/{fingerprint}/structure?view=configuration")
+    page.sees('"LlamaForCausalLM"')
+    page.fill("File", "tokenizer_config.json")
+    page.sees("tokenizer_config.json: 240 B")
 
 
 def test_the_table_s_rows_come_with_the_token_only(large: tuple[Server, str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,16 @@ import pytest
 import yaml
 from browser import Browser, Server, serving
 from commands import Workbench
-from selenium.webdriver.common.keys import Keys
+from studied import run
+from visitor import Visitor
 
-from quantailor import cli
 from quantailor.app.products.verdicts import find_verdict
 from quantailor.present.charts.echarts import INTERVALS
 from quantailor.present.charts.verdict import verdict_points
 from quantailor.records import Verdict
 from quantailor.session import Workspace
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workbench")]
+pytestmark = pytest.mark.slow
 
 SECONDS = 90.0
 CHUNKS = 6
@@ -30,19 +30,17 @@ REFERENCES = ("Q8_0", "Q6_K", "Q4_K_M")
 
 
 @pytest.fixture(scope="module")
-def verified(workbench: Workbench, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a home, a built file, and a verdict on it beside three presets."""
-    folder = tmp_path_factory.mktemp("verified")
-    shutil.copytree(workbench.home, folder / "home")
-    base, strategy, file = str(workbench.base), str(folder / "s.yaml"), str(folder / "mine-4.5bpw.gguf")
-    steps = (
-        ("plan", base, "--bpw", "4.5", "-o", strategy),
-        ("build", base, strategy, "-o", file),
-        ("verify", file, "--base", base, "--chunks", str(CHUNKS)),
-    )
-    for step in steps:
-        assert cli.run([*step, "--home", str(folder / "home"), "--json"]) == 0
-    return folder
+def verified(measured_home: Path, books_llama_base: Path, share: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """A folder with a home, a built file, and a verdict on it beside three presets. Workers share it."""
+
+    def build(folder: Path) -> None:
+        shutil.copytree(measured_home, folder / "home")
+        strategy, file = folder / "s.yaml", folder / "mine-4.5bpw.gguf"
+        run("plan", books_llama_base, "--bpw", 4.5, "-o", strategy, "--home", folder / "home")
+        run("build", books_llama_base, strategy, "-o", file, "--home", folder / "home")
+        run("verify", file, "--base", books_llama_base, "--chunks", CHUNKS, "--home", folder / "home")
+
+    return share("verified", build)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +55,8 @@ def place(verified: Path, workbench: Workbench) -> str:
         return f"/p/{model.fingerprint[:16]}/verify"
 
 
-def latest(verified: Path, base: Path) -> Verdict:
-    with Workspace.open(verified / "home") as workspace, workspace.model(base) as model:
+def latest(home: Path, base: Path) -> Verdict:
+    with Workspace.open(home) as workspace, workspace.model(base) as model:
         return find_verdict(workspace, model.fingerprint).verdict
 
 
@@ -77,7 +75,7 @@ def bars_of(series: dict[str, dict[str, Any]]) -> list[list[float]]:
 def test_ours_stands_beside_the_presets_with_error_bars(
     chromium: Browser, server: Server, place: str, verified: Path, workbench: Workbench
 ) -> None:
-    verdict = latest(verified, workbench.base)
+    verdict = latest(verified / "home", workbench.base)
     points = {point.label: point for point in verdict_points(verdict)}
     chromium.enter(server, place)
     series = plotted(chromium)
@@ -121,37 +119,38 @@ def test_exports_hold_what_is_plotted(chromium: Browser, server: Server, place: 
     assert not chromium.errors()
 
 
-def test_the_model_card_is_shown_and_saved(chromium: Browser, server: Server, place: str, verified: Path) -> None:
-    chromium.enter(server, place)
-    chromium.until(lambda: "library_name" in chromium.text(".qt-front"), "the card is written", seconds=SECONDS)
-    front = yaml.safe_load(chromium.text(".qt-front").strip("-\n "))
+def test_the_model_card_is_shown_and_saved(visit: Callable[..., Visitor], place: str, verified: Path, tmp_path: Path) -> None:
+    page = visit(verified / "home", verified, tmp_path)
+    page.go(place)
+    page.until(lambda: "library_name" in page.text(".qt-front"), "the card is written", seconds=SECONDS)
+    front = yaml.safe_load(page.text(".qt-front").strip("-\n "))
     assert front["library_name"] == "gguf"
     assert "quantailor" in front["tags"]
-    rendered = chromium.text(".qt-markdown")
+    rendered = page.text(".qt-markdown")
     for words in ("Measured", "Predicted", "Not measured", "mine-4.5bpw.gguf"):
         assert words in rendered
-    chromium.click("Save")
-    chromium.sees("Saved ")
-    saved = (verified / "README.md").read_text(encoding="utf-8")
+    assert page.field("Save as").value == str(verified / "README.md")
+    page.fill("Save as", str(tmp_path / "README.md"))
+    page.click("Save")
+    page.sees("Saved ")
+    saved = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert yaml.safe_load(saved.split("---\n")[1]) == front
-    assert not chromium.errors()
 
 
-def test_a_verdict_from_the_page(chromium: Browser, server: Server, place: str, verified: Path, workbench: Workbench) -> None:
-    chromium.enter(server, place)
-    chromium.click("Measure a file")
-    chromium.sees("393 of 393 chunks", seconds=SECONDS)
-    chromium.click("Leave Q6_K out")
-    field = chromium.find('input[aria-label="Chunks of 512 tokens"]')
-    field.send_keys("4", Keys.TAB)
-    chromium.sees("4 of 393 chunks", seconds=SECONDS)
-    chromium.until(lambda: chromium.button("Verify").is_enabled(), "it can start")
-    chromium.click("Verify")
-    chromium.sees("4 of 512 tokens", seconds=SECONDS)
-    verdict = latest(verified, workbench.base)
+def test_a_verdict_from_the_page(visit: Callable[..., Visitor], place: str, verified: Path, workbench: Workbench, tmp_path: Path) -> None:
+    home = Path(shutil.copytree(verified / "home", tmp_path / "home"))
+    page = visit(home, verified)
+    page.go(place)
+    page.click("Measure a file")
+    page.sees("393 of 393 chunks", seconds=SECONDS)
+    page.click("Leave Q6_K out")
+    page.fill("Chunks of 512 tokens", 4)
+    page.sees("4 of 393 chunks", seconds=SECONDS)
+    page.until(lambda: page.button("Verify").enabled, "it can start")
+    page.click("Verify")
+    page.sees("4 of 512 tokens", seconds=SECONDS)
+    verdict = latest(home, workbench.base)
     assert [row.label for row in verdict.rows if row.kind == "reference"] == ["Q8_0", "Q4_K_M"]
-    assert "?verdict=" in chromium.driver.current_url
-    chromium.driver.refresh()
-    chromium.ready()
-    assert verdict.sentence in chromium.text(".qt-sentence")
-    assert not chromium.errors()
+    assert "?verdict=" in page.address
+    page.reload()
+    assert verdict.sentence in page.text(".qt-sentence")

@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -159,20 +159,28 @@ def _own_names() -> set[str]:
     return {name, f"{name.split('.')[0]}.local", socket.getfqdn().lower(), *shown}
 
 
-def _run(options: ServeOptions, workspace: Workspace, *, port: int, token: str, native: bool, say: Callable[[str], None]) -> None:
-    # NiceGUI reads this when it is imported: its storage would else go to the working directory.
-    os.environ["NICEGUI_STORAGE_PATH"] = str(workspace.home.path / "gui")
+def add_pages(workspace: Workspace, allow: Sequence[Path] = ()) -> None:
+    """Make NiceGUI serve the pages of a workspace; `allow` are folders that file pickers may show besides the usual ones."""
     from nicegui import app, ui
 
     from quantailor.gui import context, pages, theme
-    from quantailor.gui.guard import Guard
 
-    roots = tuple(dict.fromkeys(path.expanduser().resolve() for path in (Path.home(), Path.cwd(), workspace.home.path, *options.allow)))
+    roots = tuple(dict.fromkeys(path.expanduser().resolve() for path in (Path.home(), Path.cwd(), workspace.home.path, *allow)))
     context.use(context.Context(workspace, roots))
     app.add_static_files("/static", _STATIC)
     ui.add_css(theme.variables(), shared=True)
     ui.add_head_html('<link rel="stylesheet" href="/static/quantailor.css">', shared=True)
     pages.register()
+
+
+def _run(options: ServeOptions, workspace: Workspace, *, port: int, token: str, native: bool, say: Callable[[str], None]) -> None:
+    # NiceGUI reads this when it is imported: its storage would else go to the working directory.
+    os.environ["NICEGUI_STORAGE_PATH"] = str(workspace.home.path / "gui")
+    from nicegui import app, ui
+
+    from quantailor.gui.guard import Guard
+
+    add_pages(workspace, options.allow)
     if native:
         app.native.window_args["url"] = f"http://{_shown_name(options.host)}:{port}{_entry(token)}"
     app.add_middleware(Guard, token=token, hosts=_hosts(options.host), cookie=f"quantailor_{port}")
