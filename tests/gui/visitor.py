@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 os.environ.setdefault("NICEGUI_STORAGE_PATH", str(Path(tempfile.gettempdir()) / "quantailor-tests-nicegui"))
 
 from browser import WAIT_SECONDS
-from nicegui import Client, events, ui
+from nicegui import Client, events, helpers, ui
 from nicegui.elements.mixins.disableable_element import DisableableElement
 from nicegui.elements.mixins.text_element import TextElement
 from nicegui.elements.mixins.value_element import ValueElement
@@ -50,6 +50,10 @@ class Visitor:
         """JavaScript that the pages sent."""
         self.address = ""
         """Path and query of the present page."""
+
+    def tab(self) -> Visitor:
+        """Another tab of the same user."""
+        return Visitor(User(self._user.http_client), self._loop)
 
     def go(self, path: str) -> None:
         """Open a page."""
@@ -93,6 +97,11 @@ class Visitor:
         wanted = set(css.split(".")[1:])
         return [item for item in _visible(self._user.current_layout) if isinstance(item, kind) and wanted <= set(item.classes)]
 
+    @property
+    def layout(self) -> ui.element:
+        """The whole page, which hears what scripts emit."""
+        return self._user.current_layout
+
     def find(self, css: str, *, seconds: float = WAIT_SECONDS) -> ui.element:
         """The first visible element of a class, waited for."""
         return self.until(lambda: next(iter(self.all(css)), None), f"{css} is there", seconds=seconds)
@@ -127,7 +136,7 @@ class Visitor:
 
     def _hear(self, element: ui.element, event: str, argument: Any) -> None:
         for listener in list(element._event_listeners.values()):
-            if listener.type == event:
+            if listener.type == helpers.event_type_to_camel_case(event):
                 heard = events.GenericEventArguments(sender=element, client=element.client, args=argument)
                 events.handle_event(listener.handler, heard)
         if isinstance(element, ui.link) and event == "click":

@@ -41,7 +41,7 @@ class Measured:
 
 def measured(workspace: Workspace, model: OpenedModel, imatrix: str, exhaustive: bool | None = None, *, partial: bool = False) -> Measured:
     """The measurement to work with; see `plan` and `tensor_tables` for the arguments. Raises StrategyError where there is none."""
-    key = _measurement(workspace, model, imatrix, exhaustive)
+    key = _measurement(workspace, model, imatrix, exhaustive, partial=partial)
     cells = workspace.store.cells(key, distributions=False)
     return Measured(key, cells, tensor_tables(model.source, cells, partial=partial))
 
@@ -52,7 +52,7 @@ def measured_for(workspace: Workspace, model: OpenedModel, imatrix: Imatrix | No
     return measured(workspace, model, wanted)
 
 
-def _measurement(workspace: Workspace, model: OpenedModel, imatrix: str, exhaustive: bool | None) -> MeasurementKey:
+def _measurement(workspace: Workspace, model: OpenedModel, imatrix: str, exhaustive: bool | None, *, partial: bool) -> MeasurementKey:
     """The measurement to plan with; see `plan`. Raises StrategyError where there is none."""
     counts = {
         key: count
@@ -65,6 +65,11 @@ def _measurement(workspace: Workspace, model: OpenedModel, imatrix: str, exhaust
     else:
         chosen = workspace.choose_imatrix(model, imatrix)
         wanted = ["" if chosen is None else chosen.fingerprint]
+    if partial:
+        # One that has just begun takes no tensor away from one that has them all.
+        n_tensors = workspace.store.measured_tensors(model.fingerprint)
+        most = max((n_tensors[key] for key in counts if key.imatrix in wanted), default=0)
+        counts = {key: count for key, count in counts.items() if n_tensors[key] == most}
     key = most_telling(counts, wanted)
     if key is None:
         raise StrategyError(

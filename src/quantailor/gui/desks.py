@@ -6,8 +6,8 @@ import gc
 import threading
 from pathlib import Path
 
-from quantailor.app.choosing.drafts import Draft
 from quantailor.app.choosing.planner import Planner, planner_state
+from quantailor.app.choosing.shared_draft import SharedDraft
 from quantailor.app.library.projects import ProjectReport
 from quantailor.app.steps import PlanOptions
 from quantailor.errors import StrategyError
@@ -18,21 +18,22 @@ START_BITS = 4.5
 STRATEGY_BYTES = 512
 """Room for a tensor's line of the strategy in the file's header; it counts in tiny models alone."""
 _lock = threading.RLock()
-_desks: dict[str, Planner] = {}
-_drafts: dict[tuple[str, str], Draft] = {}
+_desks: dict[tuple[Path, str], Planner] = {}
+_drafts: dict[tuple[Path, str, str], SharedDraft] = {}
 
 
 def desk_of(project: ProjectReport) -> Planner:
     """The project's desk, with everything that is known now. Raises StrategyError where nothing is measured."""
     with _lock:
-        known = _desks.get(project.fingerprint)
+        key = (workspace().home.path, project.fingerprint)
+        known = _desks.get(key)
         if known is not None and known.state == planner_state(workspace(), project.fingerprint):
             return known
         place = project.base or project.source
         if place is None:
             raise StrategyError(f"the file of {project.name} is gone", remedy="Open the model again")
         # The old desk stays open for the pages that still hold it.
-        desk = _desks[project.fingerprint] = Planner.open(workspace(), Path(place))
+        desk = _desks[key] = Planner.open(workspace(), Path(place))
         # Its hundred thousands of objects stay: looking through them again and again would hold up every page.
         gc.unfreeze()
         gc.collect()
@@ -40,18 +41,11 @@ def desk_of(project: ProjectReport) -> Planner:
         return desk
 
 
-def draft_of(project: ProjectReport, desk: Planner, name: str) -> Draft:
-    """The draft of that name, from the store or begun now."""
+def draft_of(project: ProjectReport, name: str) -> SharedDraft:
+    """The draft of that name, which all pages share."""
     with _lock:
-        known = _drafts.get((project.fingerprint, name))
-        if known is not None and known.types.keys() == desk.measured:
-            return known
-        draft = Draft.load(workspace(), desk, name)
-        if draft is None:
-            draft = Draft.start(desk, _first_options(desk), name=name)
-            draft.save(workspace(), project.fingerprint)
-        _drafts[project.fingerprint, name] = draft
-        return draft
+        key = (workspace().home.path, project.fingerprint, name)
+        return _drafts.setdefault(key, SharedDraft(workspace(), name, _first_options))
 
 
 def _first_options(desk: Planner) -> PlanOptions:

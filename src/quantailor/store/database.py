@@ -146,9 +146,9 @@ class Database:
     def _migrate(self) -> None:
         with self.transaction(), self._errors():
             prepare(self._connection)
-            for name, step in MIGRATIONS.items():
+            for name in sorted(MIGRATIONS):
                 if name not in self._applied():
-                    step(self._connection)
+                    MIGRATIONS[name](self._connection)
                     self._run("INSERT INTO migrations (name, applied) VALUES (?, ?)", (name, self.now()))
 
     def _run(self, sql: str, parameters: Parameters = ()) -> list[tuple[Value, ...]]:

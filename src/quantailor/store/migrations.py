@@ -61,6 +61,11 @@ def options_schema(connection: sqlite3.Connection) -> None:
         connection.execute("UPDATE jobs SET arguments = ? WHERE id = ?", (json.dumps(arguments), job))
 
 
+def revisions_schema(connection: sqlite3.Connection) -> None:
+    """Drafts count their changes, so that nobody overwrites what he has not seen."""
+    connection.execute("ALTER TABLE drafts ADD COLUMN revision INTEGER NOT NULL DEFAULT 1")
+
+
 MIGRATIONS: dict[str, Migration] = {
     "0001 first schema": first_schema,
     "0002 mixes and their scores": swap_schema,
@@ -68,6 +73,7 @@ MIGRATIONS: dict[str, Migration] = {
     "0004 drafts": drafts_schema,
     "0005 commits of jobs": commits_schema,
     "0006 options of jobs in groups": options_schema,
+    "0007 revisions of drafts": revisions_schema,
 }
 
 

@@ -81,6 +81,9 @@ class SQL:
     measurements = """
         SELECT model, imatrix, settings, definition_version, COUNT(*) FROM cells WHERE model = ?
         GROUP BY model, imatrix, settings, definition_version ORDER BY imatrix, settings, definition_version"""
+    measured_tensors = """
+        SELECT model, imatrix, settings, definition_version, COUNT(DISTINCT tensor) FROM cells WHERE model = ?
+        GROUP BY model, imatrix, settings, definition_version"""
     forget_cells = """
         DELETE FROM cells WHERE model = :model AND imatrix = :imatrix AND settings = :settings
             AND definition_version = :definition_version"""
@@ -166,9 +169,16 @@ class SQL:
         WHERE model = ? ORDER BY recorded DESC, fingerprint"""
 
     record_draft = """
-        INSERT INTO drafts (model, name, document, changed) VALUES (?, ?, ?, ?)
-        ON CONFLICT (model, name) DO UPDATE SET document = excluded.document, changed = excluded.changed"""
-    draft = "SELECT document FROM drafts WHERE model = ? AND name = ?"
+        INSERT INTO drafts (model, name, document, changed, revision) VALUES (?1, ?2, ?3, ?4, ?5)
+        ON CONFLICT (model, name) DO UPDATE SET
+            document = excluded.document, changed = excluded.changed, revision = max(drafts.revision + 1, excluded.revision)"""
+    begin_draft = """
+        INSERT INTO drafts (model, name, document, changed, revision) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING"""
+    change_draft = """
+        UPDATE drafts SET document = ?3, changed = ?4, revision = max(revision + 1, ?5)
+        WHERE model = ?1 AND name = ?2 AND revision = ?6"""
+    draft = "SELECT document, revision FROM drafts WHERE model = ? AND name = ?"
+    draft_revision = "SELECT revision FROM drafts WHERE model = ? AND name = ?"
     drafts = "SELECT name, changed FROM drafts WHERE model = ? ORDER BY changed DESC, name"
     forget_draft = "DELETE FROM drafts WHERE model = ? AND name = ?"
 

@@ -143,7 +143,14 @@ class Store:
 
     def measurements(self, model: str) -> dict[MeasurementKey, int]:
         """Every measurement of a model with its number of cells."""
-        rows = [_any(row) for row in self._database.query(SQL.measurements, (model,))]
+        return self._counted(SQL.measurements, model)
+
+    def measured_tensors(self, model: str) -> dict[MeasurementKey, int]:
+        """Every measurement of a model with the number of tensors that have a cell in it."""
+        return self._counted(SQL.measured_tensors, model)
+
+    def _counted(self, sql: str, model: str) -> dict[MeasurementKey, int]:
+        rows = [_any(row) for row in self._database.query(sql, (model,))]
         return {MeasurementKey(*row[:-1]): row[-1] for row in rows}
 
     def forget_cells(self, key: MeasurementKey) -> int:
@@ -268,12 +275,35 @@ class Store:
     # Drafts
 
     def record_draft(self, model: str, name: str, document: str) -> None:
-        """Keep a strategy in the making in place of the earlier one of that name."""
-        self._database.change(SQL.record_draft, (model, name, document, self._database.now()))
+        """Keep a strategy in the making in place of the earlier one of that name, whatever that has become."""
+        self._database.change(SQL.record_draft, self._draft_row(model, name, document))
 
-    def draft(self, model: str, name: str) -> str | None:
-        """The document of that name."""
-        return _only(str(document) for (document,) in self._database.query(SQL.draft, (model, name)))
+    def change_draft(self, model: str, name: str, document: str, *, revision: int) -> int | None:
+        """Keep a strategy in the making in place of that revision (0: of none).
+
+        Returns:
+            Its own revision, or None, and nothing is kept, where the present one is another than that.
+        """
+        row = self._draft_row(model, name, document)
+        with self._database.transaction():
+            if revision == 0:
+                is_kept = self._database.change(SQL.begin_draft, row)
+            else:
+                is_kept = self._database.change(SQL.change_draft, (*row, revision))
+            return self.draft_revision(model, name) if is_kept else None
+
+    def _draft_row(self, model: str, name: str, document: str) -> tuple[str, str, str, float, int]:
+        """A revision is the time of the change in microseconds, or one more than the last: a draft begun anew never has an old one's."""
+        now = self._database.now()
+        return model, name, document, now, int(1e6 * now)
+
+    def draft(self, model: str, name: str) -> tuple[str, int] | None:
+        """The document of that name and its revision."""
+        return _only((str(document), int(revision)) for document, revision in map(_any, self._database.query(SQL.draft, (model, name))))
+
+    def draft_revision(self, model: str, name: str) -> int:
+        """The revision of the draft of that name; 0 where there is none."""
+        return _only(int(revision) for (revision,) in map(_any, self._database.query(SQL.draft_revision, (model, name)))) or 0
 
     def drafts(self, model: str) -> list[tuple[str, float]]:
         """A model's drafts by name, with wall-clock seconds of the last change, the latest first."""

@@ -88,8 +88,6 @@ class Draft:
     undone: list[_Step] = field(default_factory=list)
     _went_back: bool = True
     """Undo, redo or loading may have brought back a rule's very answer."""
-    revision: int = 0
-    """Counts changes, for faces that show the same draft."""
 
     @classmethod
     def start(cls, desk: Planner, options: PlanOptions, *, name: str = DEFAULT_NAME) -> Self:
@@ -120,9 +118,20 @@ class Draft:
 
     def solve(self, desk: Planner, options: PlanOptions) -> str:
         """Choose all tensors that are not pinned anew. Raises StrategyError, and changes nothing."""
-        solved = desk.solve(options, self.pins)
+        return self.accept(desk.solve(options, self.pins_known_to(desk)), options, self.pins)
+
+    def accept(self, solved: Strategy, options: PlanOptions, pins: Mapping[str, str]) -> str:
+        """Take over a rule's answer.
+
+        Args:
+            solved: the answer.
+            options: what the rule was asked for.
+            pins: the pins it was asked with; tensors whose pin has changed since keep what they have now.
+        """
         self.origin = solved
-        return self._change(_told(options), _State(options, solved.types, self.pins))
+        since = {name for name in self.pins.keys() | pins.keys() if self.pins.get(name) != pins.get(name)}
+        answer = {name: type_name for name, type_name in solved.types.items() if name not in since}
+        return self._change(_told(options), _State(options, {**self.types, **answer}, self.pins))
 
     def take(self, desk: Planner, types: Mapping[str, str], label: str) -> str:
         """Take over the types of a preset or another draft. Raises StrategyMismatchError, and changes nothing."""
@@ -178,7 +187,6 @@ class Draft:
         return label
 
     def _apply(self, step: _Step, side: int) -> None:
-        self.revision += 1
         self.types.update({name: pair[side] for name, pair in step.types.items()})
         for name, pair in step.pins.items():
             if (pinned := pair[side]) is None:
@@ -190,57 +198,75 @@ class Draft:
 
     # What it comes to
 
+    def types_known_to(self, desk: Planner) -> dict[str, str]:
+        """The types of the tensors that have measurements there. A draft may hold more: those of another measurement."""
+        return {name: type_name for name, type_name in self.types.items() if name in desk.measured}
+
+    def pins_known_to(self, desk: Planner) -> dict[str, str]:
+        """The pins of the tensors that have measurements there."""
+        return {name: type_name for name, type_name in self.pins.items() if name in desk.measured}
+
     def strategy(self, desk: Planner) -> Strategy:
         """The draft as a strategy, its size exact: the rule's own, or the file's, where nothing was changed since."""
-        if self._is(self.origin):
+        types, pins = self.types_known_to(desk), self.pins_known_to(desk)
+        if _is(self.origin, types, pins):
             self.origin = desk.current(self.origin)
             return self.origin
-        if self._went_back and (again := self._solved_again(desk)) is not None and self._is(again):
+        if self._went_back and (again := self._solved_again(desk, pins)) is not None and _is(again, types, pins):
             self.origin = again
             return again
-        return desk.by_hand(self.types, self.pins, self.origin)
+        return desk.by_hand(types, pins, self.origin)
 
     def reason(self, desk: Planner, name: str) -> str:
         """Why a tensor has its type, in words."""
         return next((choice.reason for choice in self.strategy(desk).tensors if choice.name == name), "it is not measured")
 
-    def _is(self, strategy: Strategy) -> bool:
-        pins = {choice.name: choice.type_name for choice in strategy.tensors if choice.pinned}
-        return strategy.types == self.types and pins == self.pins
-
-    def _solved_again(self, desk: Planner) -> Strategy | None:
+    def _solved_again(self, desk: Planner, pins: Mapping[str, str]) -> Strategy | None:
         """The rule's answer to the present options and pins, which it may be after undo; None where there is none."""
         try:
-            return desk.solve(self.options, self.pins)
+            return desk.solve(self.options, pins)
         except StrategyError:
             return None
 
     # Keeping it
 
     def save(self, workspace: Workspace, model: str, *, name: str | None = None) -> None:
-        """Keep the draft under its name, or a copy under another."""
-        workspace.store.record_draft(model, name or self.name, self._to_json())
+        """Keep the draft under its name, or a copy under another, in place of what is there; see `SharedDraft` for edits."""
+        workspace.store.record_draft(model, name or self.name, self.to_json())
 
     @classmethod
     def load(cls, workspace: Workspace, desk: Planner, name: str) -> Self | None:
-        """The draft of that name with its undo; None where there is none. Tensors measured since keep their base's type.
+        """The draft of that name with its undo; None where there is none. Tensors measured since have their first type.
 
         Raises StoreError where a newer version wrote it.
         """
-        document = workspace.store.draft(desk.model.fingerprint, name)
-        if document is None:
-            return None
+        stored = workspace.store.draft(desk.model.fingerprint, name)
+        return None if stored is None else cls.from_json(stored[0], name).covering(desk)
+
+    @classmethod
+    def from_json(cls, document: str, name: str) -> Self:
+        """A draft as the store has it. Raises StoreError where a newer version wrote it."""
         try:
             found = TypeAdapter(_Document).validate_json(document)
         except ValidationError as error:
             raise StoreError(f"the draft {name!r} cannot be read", remedy="Update Quantailor, or delete the draft") from error
         origin = strategy_file.loads(found.origin, name=f"the draft {name!r}")
-        here = {tensor.name: tensor.base_type for tensor in desk.tensors() if tensor.cells}
-        types = {tensor: found.types.get(tensor, base_type) for tensor, base_type in here.items()}
-        pins = {tensor: type_name for tensor, type_name in found.pins.items() if tensor in here}
-        return cls(name, found.options, origin, types, pins, list(found.done), list(found.undone))
+        return cls(name, found.options, origin, dict(found.types), dict(found.pins), list(found.done), list(found.undone))
 
-    def _to_json(self) -> str:
+    def covering(self, desk: Planner) -> Self:
+        """The draft with a type for every measured tensor: itself, or a copy in which those measured since have their first type."""
+        if desk.measured <= self.types.keys():
+            return self
+        copy = self.copy()
+        copy.types.update({name: desk.first_type(name) for name in desk.measured - self.types.keys()})
+        return copy
+
+    def copy(self) -> Self:
+        """A draft of its own that is equal."""
+        return dataclasses.replace(self, types=dict(self.types), pins=dict(self.pins), done=list(self.done), undone=list(self.undone))
+
+    def to_json(self) -> str:
+        """The draft for the store."""
         origin = strategy_file.dumps(self.origin, format="json")
         document = _Document(_VERSION, self.options, self.types, self.pins, tuple(self.done), tuple(self.undone), origin)
         return json.dumps(dataclasses.asdict(document), separators=(",", ":"))
@@ -257,6 +283,11 @@ class _Document:
     origin: str
 
 
+def _is(strategy: Strategy, types: Mapping[str, str], pins: Mapping[str, str]) -> bool:
+    pinned = {choice.name: choice.type_name for choice in strategy.tensors if choice.pinned}
+    return strategy.types == types and pinned == pins
+
+
 def strategy_text(strategy: Strategy, file_format: FileFormat = "yaml") -> str:
     """A strategy as the text of its file."""
     return strategy_file.dumps(strategy, format=file_format)
@@ -271,7 +302,8 @@ def list_drafts(workspace: Workspace, model: str) -> list[DraftInfo]:
     """A model's drafts, the latest changed first."""
     found = []
     for name, changed in workspace.store.drafts(model):
-        document = json.loads(workspace.store.draft(model, name) or "{}")
+        stored = workspace.store.draft(model, name)
+        document = json.loads(stored[0]) if stored else {}
         when = datetime.fromtimestamp(changed, UTC).isoformat(timespec="seconds")
         found.append(DraftInfo(name, when, len(document.get("done", ())), len(document.get("pins", ()))))
     return found

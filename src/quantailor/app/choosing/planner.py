@@ -158,6 +158,11 @@ class Planner:
             for tensor in quantizable_tensors(self.model.source)
         )
 
+    def first_type(self, name: str) -> str:
+        """The type of a measured tensor that nobody has chosen yet: its base's, or, where that was not measured, the closest to it."""
+        cells, base_type = self._cells[name], self.model.source.tensor(name).type_name
+        return base_type if base_type in cells else min(cells.values(), key=lambda cell: (cell.damage, cell.size_bytes)).type_name
+
     def not_offered(self, name: str) -> dict[str, str]:
         """Type -> why the tensor cannot take it."""
         qtypes, source, matrix = library.types(), self.model.source, self._evidence.matrix

@@ -60,7 +60,7 @@ class DifferenceDialog:
 
     def _types_of(self, kind: str, name: str) -> dict[str, str]:
         if kind == "draft":
-            return dict(desks.draft_of(self._project, self._desk, name).types)
+            return dict(desks.draft_of(self._project, name).latest(self._desk).types)
         return dict(preset_types_of(workspace(), Path(self._desk.model.source.location), name))
 
     async def _take(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 from urllib.parse import urlencode
@@ -12,6 +12,7 @@ from nicegui import events, run, ui
 
 from quantailor.app.choosing.drafts import Draft
 from quantailor.app.choosing.planner import Planner
+from quantailor.app.choosing.shared_draft import Action, SharedDraft
 from quantailor.app.library import projects
 from quantailor.app.library.projects import ProjectReport
 from quantailor.app.steps import PlanOptions, type_bits
@@ -39,19 +40,18 @@ SHALLOW_LAYERS = 13
 class ChooseScreen:
     """One page's view of a draft, which other pages may share."""
 
-    def __init__(self, project: ProjectReport, desk: Planner, draft: Draft, tensor: str | None) -> None:
-        self._project, self._desk, self._draft = project, desk, draft
+    def __init__(self, project: ProjectReport, desk: Planner, shared: SharedDraft, draft: Draft, tensor: str | None) -> None:
+        self._project, self._desk, self._shared, self._draft = project, desk, shared, draft
         self._tensors = {item.name: item for item in desk.tensors()}
         self._places = {name: at for at, name in enumerate(self._tensors)}
         self._name = tensor if tensor in self._tensors else next(iter(self._tensors))
         self._shown: dict[str, str] = dict(draft.types)
         self._shown_pins: dict[str, str] = dict(draft.pins)
-        self._revision = draft.revision
         self._ticked: list[str] = []
         self._wanted: int | None = None
         self._dragging = False
         self._curves: AllCurves | None = None
-        self._range = desk.size_range(draft.options, draft.pins)
+        self._range = desk.size_range(draft.options, draft.pins_known_to(desk))
 
     @property
     def _is_shallow(self) -> bool:
@@ -178,17 +178,16 @@ class ChooseScreen:
 
     # Changes
 
-    async def _change(self, action: Callable[[], str | None]) -> None:
-        """Change the draft in a thread, keep it, show it."""
-        said = await run.io_bound(action)
-        await run.io_bound(self._draft.save, workspace(), self._project.fingerprint)
+    async def _change(self, action: Action, *, is_edit: bool = True) -> None:
+        """Change the latest draft in a thread, and show it."""
+        said = await run.io_bound(self._shared.change, self._desk, action, is_edit=is_edit)
         await self._refresh()
         if said and ("undone" in said or "again" in said):
             ui.notify(said, position="bottom-right", timeout=1500)
 
     async def _set_type(self, names: list[str], type_name: str) -> None:
         try:
-            await self._change(lambda: self._draft.set_type(self._desk, names, type_name))
+            await self._change(lambda draft: draft.set_type(self._desk, names, type_name))
         except QuantailorError:
             self._table.change({name: {"type": self._draft.types.get(name, "")} for name in names})
             raise
@@ -202,29 +201,31 @@ class ChooseScreen:
 
     async def _pin_ticked(self, *, pinned: bool) -> None:
         names = [name for name in self._ticked if name in self._draft.types] or [self._name]
-        await self._change(lambda: self._draft.pin(names) if pinned else self._draft.unpin(names))
+        await self._change(lambda draft: draft.pin(names) if pinned else draft.unpin(names))
 
     async def _toggle_pin(self, name: str | bool) -> None:
         if isinstance(name, str) and name in self._draft.types:
             pinned = name in self._draft.pins
-            await self._change(lambda: self._draft.unpin([name]) if pinned else self._draft.pin([name]))
+            await self._change(lambda draft: draft.unpin([name]) if pinned else draft.pin([name]))
 
     async def _solve(self, options: PlanOptions) -> None:
-        await self._change(lambda: self._draft.solve(self._desk, options))
-        self._range = await run.io_bound(self._desk.size_range, options, self._draft.pins) or self._range
+        await run.io_bound(self._shared.solve, self._desk, options)
+        await self._refresh()
+        pins = self._draft.pins_known_to(self._desk)
+        self._range = await run.io_bound(self._desk.size_range, options, pins) or self._range
         self._place_slider()
 
     async def _take(self, types: dict[str, str], label: str) -> None:
-        await self._change(lambda: self._draft.take(self._desk, types, label))
+        await self._change(lambda draft: draft.take(self._desk, types, label), is_edit=False)
 
     async def _load_text(self, content: str, name: str) -> None:
-        await self._change(lambda: self._draft.load_file(self._desk, content, name))
+        await self._change(lambda draft: draft.load_file(self._desk, content, name), is_edit=False)
 
     async def _do_undo(self) -> None:
-        await self._change(self._draft.undo)
+        await self._change(Draft.undo, is_edit=False)
 
     async def _do_redo(self) -> None:
-        await self._change(self._draft.redo)
+        await self._change(Draft.redo, is_edit=False)
 
     async def _key(self, event: events.KeyEventArguments) -> None:
         if not event.action.keydown or not (event.modifiers.ctrl or event.modifiers.meta):
@@ -235,8 +236,8 @@ class ChooseScreen:
             await told(self._do_redo)()
 
     async def _look_for_others(self) -> None:
-        """Another tab may have changed the draft."""
-        if self._draft.revision != self._revision and not self._dragging:
+        """Another tab or process may have changed the draft."""
+        if await run.io_bound(self._shared.latest, self._desk) is not self._draft and not self._dragging:
             await self._refresh()
 
     # The slider
@@ -250,7 +251,8 @@ class ChooseScreen:
         try:
             while (wanted := self._wanted) is not None:
                 self._wanted = None
-                preview = await run.io_bound(self._desk.preview, self._draft.options, wanted, self._draft.pins)
+                pins = self._draft.pins_known_to(self._desk)
+                preview = await run.io_bound(self._desk.preview, self._draft.options, wanted, pins)
                 if preview is not None:
                     self._show_types(dict(preview.types))
                     self._show_figures(preview.prediction)
@@ -260,7 +262,9 @@ class ChooseScreen:
             self._dragging = False
 
     async def _release(self, event: events.GenericEventArguments) -> None:
-        await self._change(lambda: self._draft.solve(self._desk, with_size(self._draft.options, self._size_at(float(event.args)))))
+        size_bytes = self._size_at(float(event.args))
+        await run.io_bound(self._shared.solve, self._desk, with_size(self._draft.options, size_bytes))
+        await self._refresh()
 
     def _size_at(self, position: float) -> int:
         low, high = self._range
@@ -276,10 +280,11 @@ class ChooseScreen:
 
     async def _refresh(self) -> None:
         """Show the draft as it is now, its size exact."""
-        strategy = await run.io_bound(self._draft.strategy, self._desk)
-        if strategy is None or strategy.prediction is None:
+        draft = await run.io_bound(self._shared.latest, self._desk)
+        strategy = None if draft is None else await run.io_bound(draft.strategy, self._desk)
+        if draft is None or strategy is None or strategy.prediction is None:
             return
-        self._revision, self._latest = self._draft.revision, strategy.prediction
+        self._draft, self._latest = draft, strategy.prediction
         self._show_types(dict(self._draft.types), pins=dict(self._draft.pins))
         self._show_figures(strategy.prediction)
         self._place_slider()
@@ -333,9 +338,9 @@ class ChooseScreen:
 async def open_screen(project: ProjectReport, *, draft_name: str, tensor: str | None) -> ChooseScreen:
     """The screen's state, read in a thread. Raises QuantailorError where nothing is measured or the server stops."""
 
-    def read() -> tuple[Planner, Draft]:
-        desk = desks.desk_of(project)
-        return desk, desks.draft_of(project, desk, draft_name)
+    def read() -> tuple[Planner, SharedDraft, Draft]:
+        desk, shared = desks.desk_of(project), desks.draft_of(project, draft_name)
+        return desk, shared, shared.latest(desk)
 
     found = await run.io_bound(read)
     if found is None:
@@ -347,4 +352,4 @@ def rows_of(fingerprint: str, draft_name: str) -> dict[str, Any]:
     """The table's rows, for the page's own request."""
     project = projects.project(workspace(), fingerprint)
     desk = desks.desk_of(project)
-    return rows.table_data(desk, desks.draft_of(project, desk, draft_name))
+    return rows.table_data(desk, desks.draft_of(project, draft_name).latest(desk))

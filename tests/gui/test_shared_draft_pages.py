@@ -1,0 +1,153 @@
+"""Two tabs, a slow rule and a growing measurement: what somebody set by hand stays, and the page says what is so."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from commands import Command, Workbench
+from nicegui import ui
+from visitor import Visitor
+
+from quantailor.app.choosing.drafts import Draft
+from quantailor.app.choosing.planner import Planner
+from quantailor.app.library.projects import list_projects
+from quantailor.session import Workspace
+
+NAMES = ("output.weight", "blk.0.ffn_down.weight", "blk.3.attn_q.weight")
+
+
+@dataclass
+class HeldRule:
+    """Holds every answer of a rule until `free` is set."""
+
+    asked: threading.Event
+    free: threading.Event
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldRule]:
+    rule, solve = HeldRule(threading.Event(), threading.Event()), Planner.solve
+
+    def slow(*arguments: object) -> object:
+        rule.asked.set()
+        assert rule.free.wait(60)
+        return solve(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Planner, "solve", slow)
+    rule.free.set()
+    yield rule
+    rule.free.set()
+
+
+def path_of(home: Path, draft: str) -> str:
+    with Workspace.open(home) as workspace:
+        return f"/p/{list_projects(workspace)[0].fingerprint[:16]}/choose?draft={draft}"
+
+
+def kept(home: Path, base: Path, name: str) -> Draft:
+    with Workspace.open(home) as workspace, Planner.open(workspace, base) as planner:
+        draft = Draft.load(workspace, planner, name)
+        assert draft is not None
+        return draft
+
+
+def opened(page: Visitor, path: str) -> Visitor:
+    page.go(path)
+    page.until(lambda: "bytes" in page.text(".qt-choose-top"), "the size is shown")
+    return page
+
+
+def set_type(page: Visitor, name: str, type_name: str) -> None:
+    """Choose in the table."""
+    page.trigger(page.layout, "quantailor-choose", {"kind": "type", "value": [name, type_name]})
+
+
+def move_slider(page: Visitor, position: int) -> None:
+    """Let the slider go, which solves anew."""
+    page.trigger(next(iter(page.all(kind=ui.slider))), "change", position)
+
+
+def choose(page: Visitor, name: str) -> str:
+    """Look at a tensor; what is said of its type."""
+    page.trigger(page.layout, "quantailor-choose", {"kind": "row", "value": name})
+    page.until(lambda: page.text(".qt-tensor-name") == name, f"{name} is shown")
+    return page.text(".qt-reason")
+
+
+def test_an_edit_during_a_solve_is_kept(visit: Callable[..., Visitor], held: HeldRule, workbench: Workbench) -> None:
+    page = opened(visit(workbench.home), path_of(workbench.home, "slow"))
+    other = opened(page.tab(), path_of(workbench.home, "slow"))
+    before = kept(workbench.home, workbench.base, "slow")
+    held.asked.clear()
+    held.free.clear()
+    move_slider(page, 100)
+    page.until(held.asked.is_set, "the rule is asked")
+    for editor, name in zip((page, other, page), NAMES, strict=True):
+        set_type(editor, name, "IQ4_XS")
+    page.until(lambda: set(kept(workbench.home, workbench.base, "slow").pins) == set(NAMES), "all edits are kept while it is solved")
+    held.free.set()
+    page.until(lambda: kept(workbench.home, workbench.base, "slow").options != before.options, "the answer is taken over")
+    after = kept(workbench.home, workbench.base, "slow")
+    assert after.pins == dict.fromkeys(NAMES, "IQ4_XS")
+    assert {after.types[name] for name in NAMES} == {"IQ4_XS"}
+    assert after.types != {**before.types, **after.pins}, "the other tensors have the rule's types"
+    for tab in (page, other):
+        tab.until(lambda: "IQ4_XS: set by hand" in choose(tab, NAMES[0]), "the page says what is so")  # noqa: B023
+
+
+def test_edits_of_two_tabs_are_both_kept(visit: Callable[..., Visitor], workbench: Workbench, quantailor: Command) -> None:
+    path = path_of(workbench.home, "tabs")
+    first = opened(visit(workbench.home), path)
+    assert quantailor("measure", workbench.base, "--types", "Q4_0", "--home", workbench.home).code == 0
+    second = opened(first.tab(), path)
+    for tab, name in zip((first, second, first), NAMES, strict=True):
+        set_type(tab, name, "IQ4_XS")
+    first.until(lambda: kept(workbench.home, workbench.base, "tabs").pins == dict.fromkeys(NAMES, "IQ4_XS"), "all edits are kept")
+    for tab in (first, second):
+        tab.until(lambda: "\n3\n" in tab.text(".qt-choose-top"), "both tabs count three")  # noqa: B023
+
+
+def test_a_growing_measurement_takes_no_type_and_no_pin_away(
+    visit: Callable[..., Visitor], quantailor: Command, books_llama_base: Path, calibration_text: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+
+    def measure(tensors: str, *more: object) -> None:
+        done = quantailor("measure", books_llama_base, "--tensors", tensors, "--types", "Q4_K,Q6_K,Q8_0", *more, "--home", home)
+        assert done.code == 0, done.err
+
+    def draft() -> Draft:
+        return kept(home, books_llama_base, "draft")
+
+    def solve(tab: Visitor, position: int) -> None:
+        before = draft().options
+        move_slider(tab, position)
+        tab.until(lambda: draft().options != before, "solved anew")
+
+    measure("*attn_[qk]*", "--imatrix", "none")
+    early = opened(visit(home), path_of(home, "draft"))
+    set_type(early, "blk.3.attn_q.weight", "Q8_0")
+    measure("*", "--imatrix", "none")
+    late = opened(early.tab(), path_of(home, "draft"))
+    set_type(late, "output.weight", "Q8_0")
+    late.until(lambda: "output.weight" in draft().pins, "the late tab's edit is kept")
+    solve(late, 500)
+    types = draft().types
+    solve(early, 900)
+    set_type(early, "blk.0.attn_k.weight", "Q6_K")
+    pins = {"blk.3.attn_q.weight": "Q8_0", "output.weight": "Q8_0", "blk.0.attn_k.weight": "Q6_K"}
+    early.until(lambda: draft().pins == pins, "no pin is lost")
+    now = draft()
+    unknown_to_early = {name for name in types if "attn_q" not in name and "attn_k" not in name}
+    assert {name: now.types[name] for name in unknown_to_early} == {name: types[name] for name in unknown_to_early}
+    assert now.types.items() >= pins.items()
+    assert quantailor("imatrix", books_llama_base, "-f", calibration_text, "--chunks", 2, "--threads", 1, "--home", home).code == 0
+    measure("*attn_q*")
+    newest = opened(early.tab(), path_of(home, "draft"))
+    set_type(newest, "blk.1.attn_q.weight", "Q6_K")
+    newest.until(lambda: draft().pins == {**pins, "blk.1.attn_q.weight": "Q6_K"}, "nothing is lost")
+    assert draft().types == {**now.types, "blk.1.attn_q.weight": "Q6_K"}

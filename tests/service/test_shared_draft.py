@@ -1,0 +1,180 @@
+"""One draft, many hands: threads, answers that come late, and another process."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from commands import Workbench
+
+from quantailor.app.choosing.drafts import Draft
+from quantailor.app.choosing.planner import Planner
+from quantailor.app.choosing.shared_draft import SharedDraft
+from quantailor.records import Strategy
+from quantailor.session import Workspace
+from quantailor.steps.plan import PlanOptions
+
+SMALL, LARGE = PlanOptions(size_bytes=4_000_000), PlanOptions(size_bytes=9_000_000)
+FIRST, SECOND = "output.weight", "blk.0.ffn_down.weight"
+
+
+@pytest.fixture
+def workspace(workbench: Workbench, tmp_path: Path) -> Iterator[Workspace]:
+    shutil.copytree(workbench.home, tmp_path / "home")
+    with Workspace.open(tmp_path / "home") as opened:
+        yield opened
+
+
+@pytest.fixture
+def planner(workspace: Workspace, workbench: Workbench) -> Iterator[Planner]:
+    with Planner.open(workspace, workbench.base) as opened:
+        yield opened
+
+
+@pytest.fixture
+def shared(workspace: Workspace) -> SharedDraft:
+    return SharedDraft(workspace, "draft", lambda planner: SMALL)
+
+
+def setting(planner: Planner, name: str, type_name: str) -> Callable[[Draft], str]:
+    return lambda draft: draft.set_type(planner, [name], type_name)
+
+
+class Held:
+    """A planner whose answers wait until they are let go."""
+
+    def __init__(self, planner: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.n_asked = 0
+        self._asked, self._free, self._solve = threading.Semaphore(0), threading.Event(), planner.solve
+        monkeypatch.setattr(planner, "solve", self.solve)
+
+    def solve(self, *arguments: object) -> Strategy:
+        self._asked.release()
+        assert self._free.wait(60)
+        return self._solve(*arguments)  # type: ignore[arg-type]
+
+    def ask(self, shared: SharedDraft, planner: Planner, options: PlanOptions) -> Callable[[], str | None]:
+        """Begin to solve in a thread; the result lets all answers go and waits for this one."""
+        said: list[str | None] = []
+        thread = threading.Thread(target=lambda: said.append(shared.solve(planner, options)))
+        thread.start()
+        assert self._asked.acquire(timeout=60)
+
+        def answer() -> str | None:
+            self._free.set()
+            thread.join(60)
+            return said[0]
+
+        return answer
+
+
+def test_edits_pins_and_unpins_during_a_solve_stay(shared: SharedDraft, planner: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared.change(planner, setting(planner, SECOND, "Q3_K"))
+    held = Held(planner, monkeypatch)
+    answer = held.ask(shared, planner, LARGE)
+    kept_at = shared.latest(planner).types["blk.3.attn_q.weight"]
+    shared.change(planner, setting(planner, FIRST, "IQ3_XXS"))
+    shared.change(planner, lambda draft: draft.pin(["blk.3.attn_q.weight"]))
+    shared.change(planner, lambda draft: draft.unpin([SECOND]))
+    before = shared.latest(planner)
+    assert answer() is not None
+    draft = shared.latest(planner)
+    assert draft.pins == {FIRST: "IQ3_XXS", "blk.3.attn_q.weight": kept_at}
+    assert draft.types.items() >= draft.pins.items()
+    assert draft.types[SECOND] == "Q3_K", "it was pinned when the rule was asked"
+    assert draft.options == LARGE
+    assert len({name for name, type_name in draft.types.items() if before.types[name] != type_name}) > 10
+    reasons = {choice.name: choice.reason for choice in draft.strategy(planner).tensors if choice.pinned}
+    assert reasons == dict.fromkeys(draft.pins, "set by hand")
+    shared.change(planner, Draft.undo, is_edit=False)
+    assert (shared.latest(planner).types, shared.latest(planner).pins) == (before.types, before.pins), "the answer is one step of undo"
+
+
+def test_an_answer_that_nobody_waits_for_any_more_is_dropped(
+    shared: SharedDraft, planner: Planner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared.change(planner, setting(planner, FIRST, "Q3_K"))
+    held = Held(planner, monkeypatch)
+    first = held.ask(shared, planner, SMALL)
+    second = held.ask(shared, planner, LARGE)
+    assert (first(), second() is None) == (None, False)
+    assert shared.latest(planner).options == LARGE
+    held = Held(planner, monkeypatch)
+    answer = held.ask(shared, planner, SMALL)
+    shared.change(planner, Draft.undo, is_edit=False)
+    undone = shared.latest(planner)
+    assert answer() is None
+    assert shared.latest(planner) is undone
+
+
+def test_a_refused_edit_changes_nothing(shared: SharedDraft, planner: Planner) -> None:
+    before = shared.latest(planner)
+    with pytest.raises(ValueError, match="refused"):
+        shared.change(planner, lambda draft: refuse(draft))
+    assert shared.latest(planner) is before
+    assert Draft.from_json(before.to_json(), "draft").types == before.types
+
+
+def refuse(draft: Draft) -> str:
+    draft.types.clear()
+    raise ValueError("refused")
+
+
+EDITOR = """
+import sys
+from pathlib import Path
+from quantailor.app.choosing.planner import Planner
+from quantailor.app.choosing.shared_draft import SharedDraft
+from quantailor.session import Workspace
+from quantailor.steps.plan import PlanOptions
+
+home, base, pattern = sys.argv[1:]
+with Workspace.open(Path(home)) as workspace, Planner.open(workspace, Path(base)) as planner:
+    shared = SharedDraft(workspace, "draft", lambda planner: PlanOptions(size_bytes=4_000_000))
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for name in planner.matching(pattern):
+        shared.change(planner, lambda draft: draft.set_type(planner, [name], "Q6_K"))
+"""
+
+
+def test_two_processes_lose_no_edit(workspace: Workspace, planner: Planner, shared: SharedDraft, workbench: Workbench) -> None:
+    command = [sys.executable, "-c", EDITOR, str(workspace.home.path), str(workbench.base), "ffn_*"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        other.stdin.write("\n")
+        other.stdin.flush()
+        for name in planner.matching("attn_*"):
+            shared.change(planner, setting(planner, name, "Q8_0"))
+        assert other.wait(120) == 0
+    pins = {**dict.fromkeys(planner.matching("attn_*"), "Q8_0"), **dict.fromkeys(planner.matching("ffn_*"), "Q6_K")}
+    draft = shared.latest(planner)
+    assert draft.pins == pins
+    assert draft.types.items() >= pins.items()
+    with Workspace.open(workspace.home.path) as later:
+        assert SharedDraft(later, "draft", lambda planner: LARGE).latest(planner).pins == pins
+
+
+def test_a_draft_that_was_deleted_meanwhile_is_begun_anew(workspace: Workspace, planner: Planner, shared: SharedDraft) -> None:
+    shared.change(planner, setting(planner, FIRST, "Q8_0"))
+    workspace.store.forget_draft(planner.model.fingerprint, "draft")
+    shared.change(planner, setting(planner, SECOND, "Q8_0"))
+    assert shared.latest(planner).pins == {SECOND: "Q8_0"}
+
+
+def test_a_draft_keeps_what_another_measurement_knows(shared: SharedDraft, planner: Planner) -> None:
+    before = shared.latest(planner)
+    more = replace(before.copy(), types={**before.types, "blk.9.attn_q.weight": "Q4_K"}, pins={"blk.9.attn_q.weight": "Q4_K"})
+    loaded = Draft.from_json(more.to_json(), "draft").covering(planner)
+    loaded.solve(planner, LARGE)
+    assert loaded.types["blk.9.attn_q.weight"] == "Q4_K"
+    assert loaded.pins == {"blk.9.attn_q.weight": "Q4_K"}
+    assert set(loaded.strategy(planner).types) == planner.measured
