@@ -19,18 +19,19 @@ RESULT_TABLES = {
 """Every row of every result table, by key."""
 
 
+def _upsert(table: str, key: str, columns: str, *, named: bool = False, **parameters: str) -> str:
+    """Insert a row, or replace the one of that key; parameters are by position, or named like their columns but for `parameters`."""
+    names = columns.split(", ")
+    values = ", ".join(f":{parameters.get(name, name)}" for name in names) if named else ", ".join("?" * len(names))
+    changes = ", ".join(f"{name} = excluded.{name}" for name in names if name not in key.split(", "))
+    return " ".join(("INSERT INTO", table, f"({columns}) VALUES ({values}) ON CONFLICT ({key}) DO UPDATE SET", changes))
+
+
 class SQL:
     """One statement per method of the store."""
 
-    record_model = """
-        INSERT INTO models (fingerprint, name, architecture, n_tensors, n_elements, size_bytes)
-        VALUES (:fingerprint, :name, :architecture, :n_tensors, :n_elements, :size_bytes)
-        ON CONFLICT (fingerprint) DO UPDATE SET name = excluded.name, architecture = excluded.architecture,
-            n_tensors = excluded.n_tensors, n_elements = excluded.n_elements, size_bytes = excluded.size_bytes"""
-    record_tensor = """
-        INSERT INTO tensors (model, name, position, shape, type_name, size_bytes) VALUES (?, ?, ?, ?, ?, ?)
-        ON CONFLICT (model, name) DO UPDATE SET position = excluded.position, shape = excluded.shape,
-            type_name = excluded.type_name, size_bytes = excluded.size_bytes"""
+    record_model = _upsert("models", "fingerprint", "fingerprint, name, architecture, n_tensors, n_elements, size_bytes", named=True)
+    record_tensor = _upsert("tensors", "model, name", "model, name, position, shape, type_name, size_bytes")
     model = "SELECT fingerprint, name, architecture, n_tensors, n_elements, size_bytes FROM models WHERE fingerprint = ?"
     models = """
         SELECT fingerprint, name, architecture, n_tensors, n_elements, size_bytes FROM models
@@ -38,24 +39,15 @@ class SQL:
     tensors = "SELECT name, shape, type_name, size_bytes FROM tensors WHERE model = ? ORDER BY position"
     forget_model = "DELETE FROM models WHERE fingerprint = ?"
 
-    record_cell = """
-        INSERT INTO cells (model, imatrix, settings, definition_version, tensor, type_name, size_bytes, bits_per_weight,
-            n_rows_measured, n_rows_total, rmse, max_abs_error, relative_mse, sqnr_db, weighted_mse, output_error,
-            rmse_se, relative_mse_se, weighted_mse_se, output_error_se, error_quantiles, error_quantiles_se, histogram,
-            n_unseen_experts, unavailable)
-        VALUES (:model, :imatrix, :settings, :definition_version, :tensor, :type_name, :size_bytes, :bits_per_weight,
-            :n_rows_measured, :n_rows_total, :rmse, :max_abs_error, :relative_mse, :sqnr_db, :weighted_mse, :output_error,
-            :rmse_se, :relative_mse_se, :weighted_mse_se, :output_error_se, :error_quantiles, :error_quantiles_se, :histogram,
-            :n_unseen_experts, :unavailable)
-        ON CONFLICT (model, imatrix, settings, definition_version, tensor, type_name) DO UPDATE SET
-            size_bytes = excluded.size_bytes, bits_per_weight = excluded.bits_per_weight,
-            n_rows_measured = excluded.n_rows_measured, n_rows_total = excluded.n_rows_total, rmse = excluded.rmse,
-            max_abs_error = excluded.max_abs_error, relative_mse = excluded.relative_mse, sqnr_db = excluded.sqnr_db,
-            weighted_mse = excluded.weighted_mse, output_error = excluded.output_error, rmse_se = excluded.rmse_se,
-            relative_mse_se = excluded.relative_mse_se, weighted_mse_se = excluded.weighted_mse_se,
-            output_error_se = excluded.output_error_se, error_quantiles = excluded.error_quantiles,
-            error_quantiles_se = excluded.error_quantiles_se, histogram = excluded.histogram,
-            n_unseen_experts = excluded.n_unseen_experts, unavailable = excluded.unavailable"""
+    record_cell = _upsert(
+        "cells",
+        "model, imatrix, settings, definition_version, tensor, type_name",
+        "model, imatrix, settings, definition_version, tensor, type_name, size_bytes, bits_per_weight, "
+        "n_rows_measured, n_rows_total, rmse, max_abs_error, relative_mse, sqnr_db, weighted_mse, output_error, "
+        "rmse_se, relative_mse_se, weighted_mse_se, output_error_se, error_quantiles, error_quantiles_se, "
+        "histogram, n_unseen_experts, unavailable",
+        named=True,
+    )
     cells = """
         SELECT tensor, cells.type_name, cells.size_bytes, bits_per_weight, n_rows_measured, n_rows_total, rmse,
             max_abs_error, relative_mse, sqnr_db, weighted_mse, output_error, rmse_se, relative_mse_se, weighted_mse_se,
@@ -88,25 +80,18 @@ class SQL:
         DELETE FROM cells WHERE model = :model AND imatrix = :imatrix AND settings = :settings
             AND definition_version = :definition_version"""
 
-    record_imatrix_progress = """
-        INSERT INTO imatrix_progress (model, corpus, n_ctx, options, n_chunks_done, state)
-        VALUES (:model, :corpus, :n_ctx, :options, :n_chunks_done, :state)
-        ON CONFLICT (model, corpus, n_ctx, options) DO UPDATE SET
-            n_chunks_done = excluded.n_chunks_done, state = excluded.state"""
+    record_imatrix_progress = _upsert(
+        "imatrix_progress", "model, corpus, n_ctx, options", "model, corpus, n_ctx, options, n_chunks_done, state", named=True
+    )
     imatrix_progress = """
         SELECT n_chunks_done, state FROM imatrix_progress
         WHERE model = :model AND corpus = :corpus AND n_ctx = :n_ctx AND options = :options"""
     forget_imatrix_progress = """
         DELETE FROM imatrix_progress WHERE model = :model AND corpus = :corpus AND n_ctx = :n_ctx AND options = :options"""
-    record_imatrix = """
-        INSERT INTO imatrices (model, fingerprint, datasets, chunk_count, chunk_size, origin)
-        VALUES (:model, :fingerprint, :datasets, :chunk_count, :chunk_size, :origin)
-        ON CONFLICT (model, fingerprint) DO UPDATE SET datasets = excluded.datasets, chunk_count = excluded.chunk_count,
-            chunk_size = excluded.chunk_size, origin = excluded.origin"""
-    record_computation = """
-        INSERT INTO imatrix_computations (model, corpus, n_ctx, options, fingerprint)
-        VALUES (:model, :corpus, :n_ctx, :options, :fingerprint)
-        ON CONFLICT (model, corpus, n_ctx, options) DO UPDATE SET fingerprint = excluded.fingerprint"""
+    record_imatrix = _upsert("imatrices", "model, fingerprint", "model, fingerprint, datasets, chunk_count, chunk_size, origin", named=True)
+    record_computation = _upsert(
+        "imatrix_computations", "model, corpus, n_ctx, options", "model, corpus, n_ctx, options, fingerprint", named=True
+    )
     imatrix = """
         SELECT model, fingerprint, datasets, chunk_count, chunk_size, origin FROM imatrices WHERE model = ? AND fingerprint = ?"""
     imatrices = """
@@ -118,14 +103,13 @@ class SQL:
         FROM imatrix_computations JOIN imatrices USING (model, fingerprint)
         WHERE model = :model AND corpus = :corpus AND n_ctx = :n_ctx AND options = :options"""
 
-    record_chunk_score = """
-        INSERT INTO chunk_scores (model, corpus, n_ctx, candidate, chunk, n_tokens, nll_sum, kld_sum, top_agreement,
-            dp_square_sum, klds)
-        VALUES (:model, :corpus, :n_ctx, :candidate, :index, :n_tokens, :nll_sum, :kld_sum, :top_agreement,
-            :dp_square_sum, :klds)
-        ON CONFLICT (model, corpus, n_ctx, candidate, chunk) DO UPDATE SET n_tokens = excluded.n_tokens,
-            nll_sum = excluded.nll_sum, kld_sum = excluded.kld_sum, top_agreement = excluded.top_agreement,
-            dp_square_sum = excluded.dp_square_sum, klds = excluded.klds"""
+    record_chunk_score = _upsert(
+        "chunk_scores",
+        "model, corpus, n_ctx, candidate, chunk",
+        "model, corpus, n_ctx, candidate, chunk, n_tokens, nll_sum, kld_sum, top_agreement, dp_square_sum, klds",
+        named=True,
+        chunk="index",
+    )
     chunk_scores = """
         SELECT chunk, n_tokens, nll_sum, kld_sum, top_agreement, dp_square_sum, klds FROM chunk_scores
         WHERE model = :model AND corpus = :corpus AND n_ctx = :n_ctx AND candidate = :candidate ORDER BY chunk"""
@@ -140,22 +124,20 @@ class SQL:
     swap_runs = """
         SELECT model, imatrix, corpus, n_ctx, kernels, base_kernels FROM swap_runs LEFT JOIN history ON kind = 'swap run' AND key = run
         WHERE model = ? ORDER BY recorded DESC, run"""
-    record_mix = """
-        INSERT INTO mixes (model, mix, purpose, document) VALUES (:model, :mix, :purpose, :document)
-        ON CONFLICT (model, mix, purpose) DO UPDATE SET document = excluded.document"""
+    record_mix = _upsert("mixes", "model, mix, purpose", "model, mix, purpose, document", named=True)
     mixes = "SELECT mix, document FROM mixes WHERE model = ? AND purpose = ? ORDER BY mix"
-    record_mix_score = """
-        INSERT INTO mix_scores (run, mix, chunk, n_tokens, nll_sum, kld_sum, top_agreement, dp_square_sum)
-        VALUES (:run, :mix, :index, :n_tokens, :nll_sum, :kld_sum, :top_agreement, :dp_square_sum)
-        ON CONFLICT (run, mix, chunk) DO UPDATE SET n_tokens = excluded.n_tokens, nll_sum = excluded.nll_sum,
-            kld_sum = excluded.kld_sum, top_agreement = excluded.top_agreement, dp_square_sum = excluded.dp_square_sum"""
+    record_mix_score = _upsert(
+        "mix_scores",
+        "run, mix, chunk",
+        "run, mix, chunk, n_tokens, nll_sum, kld_sum, top_agreement, dp_square_sum",
+        named=True,
+        chunk="index",
+    )
     mix_scores = """
         SELECT mix, chunk, n_tokens, nll_sum, kld_sum, top_agreement, dp_square_sum FROM mix_scores
         WHERE run = ? ORDER BY mix, chunk"""
 
-    record_strategy = """
-        INSERT INTO strategies (fingerprint, model, method, document) VALUES (:fingerprint, :model, :method, :document)
-        ON CONFLICT (fingerprint) DO UPDATE SET model = excluded.model, method = excluded.method, document = excluded.document"""
+    record_strategy = _upsert("strategies", "fingerprint", "fingerprint, model, method, document", named=True)
     strategy = "SELECT fingerprint, model, method, document FROM strategies WHERE fingerprint = ?"
     strategies = """
         SELECT fingerprint, model, method, document FROM strategies LEFT JOIN history ON kind = 'strategy' AND key = fingerprint
@@ -182,9 +164,7 @@ class SQL:
     drafts = "SELECT name, changed FROM drafts WHERE model = ? ORDER BY changed DESC, name"
     forget_draft = "DELETE FROM drafts WHERE model = ? AND name = ?"
 
-    record_location = """
-        INSERT INTO locations (kind, key, path, seen) VALUES (?, ?, ?, ?)
-        ON CONFLICT (kind, key, path) DO UPDATE SET seen = excluded.seen"""
+    record_location = _upsert("locations", "kind, key, path", "kind, key, path, seen")
     locations = "SELECT path FROM locations WHERE kind = ? AND key = ? ORDER BY seen DESC, path"
     n_available_cells = """
         SELECT COALESCE(MAX(n), 0) FROM (
@@ -202,6 +182,4 @@ class SQL:
             COALESCE(MAX(n_cells), 0), COALESCE(MAX(n_mixes), 0) FROM runs"""
     builds = """
         SELECT path FROM locations JOIN strategies ON kind = 'build' AND key = fingerprint WHERE model = ? ORDER BY seen DESC, path"""
-    note = """
-        INSERT INTO history (kind, key, recorded) VALUES (?, ?, ?)
-        ON CONFLICT (kind, key) DO UPDATE SET recorded = excluded.recorded"""
+    note = _upsert("history", "kind, key", "kind, key, recorded")

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from quantailor import files, jobs
+from quantailor import files
 from quantailor.app.choosing.comparing import StrategyDiff, compare_strategies
 from quantailor.app.choosing.drafts import Draft, list_drafts
 from quantailor.app.choosing.planner import Planner
 from quantailor.app.jobs import JobReport, start_detached, submit
 from quantailor.app.products.checking import BuildCheck, check_build
-from quantailor.app.products.exporting import ExportReport, export, llama_quantize_command, read_strategy
+from quantailor.app.products.exporting import ExportReport, export, llama_quantize_command, own_commands, read_strategy
 from quantailor.app.products.verdicts import StoredVerdict, list_verdicts, verdicts_on
 from quantailor.control import QUIET, Control
 from quantailor.costs.needs import Needs, shortfalls
@@ -60,6 +59,12 @@ class BuildWish:
     def strategy_path(self) -> Path:
         """Where the strategy is kept beside the file: NAME.strategy.yaml."""
         return self.output.with_name(f"{self.output.name.removesuffix('.gguf')}.strategy.yaml")
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What the command line calls its other fields."""
+        split = () if self.split_max_bytes is None else ("--split-max-size", str(self.split_max_bytes))
+        return (*split, "--force") if self.overwrite else split
 
     def task(self, strategy_path: Path) -> BuildStep:
         """The build as a job's task."""
@@ -199,7 +204,7 @@ def build_offer(workspace: Workspace, wish: BuildWish) -> BuildOffer:
         paths=tuple(str(path) for path in layout.paths(wish.output)),
         n_tensors=sum(counts.values()),
         type_counts=counts,
-        own_lines=_own_lines(workspace, wish),
+        own_lines=own_commands(workspace, wish.base, wish.strategy_path, wish.output, options=wish.options),
         quantize=quantize,
         no_quantize=reason,
         shortfalls=shortfalls(workspace.home.path, needs),
@@ -217,22 +222,6 @@ def _with_kld(predicted: Prediction, known: Prediction | None) -> Prediction:
     if known is None:
         return predicted
     return dataclasses.replace(predicted, kld_nats=known.kld_nats, kld_interval_nats=known.kld_interval_nats)
-
-
-def _own_lines(workspace: Workspace, wish: BuildWish) -> tuple[str, ...]:
-    base, strategy, first = str(wish.base), str(wish.strategy_path), str(wish.output)
-    build = ["quantailor", "build", base, strategy, "-o", first]
-    if wish.split_max_bytes is not None:
-        build += ["--split-max-size", str(wish.split_max_bytes)]
-    if wish.overwrite:
-        build.append("--force")
-    lines: Sequence[Sequence[str]] = (
-        build,
-        ("quantailor", "check", first, strategy, "--base", base),
-        ("quantailor", "verify", first, "--base", base),
-    )
-    home = () if workspace.home == jobs.resolve() else ("--home", str(workspace.home.path))
-    return tuple(shlex.join((*line, *home)) for line in lines)
 
 
 # Building

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ import yaml
 from quantailor import files
 from quantailor.app.choosing.comparing import Known, file_imatrix, require_same_tensors, what_is_known
 from quantailor.app.products.exporting import closest_preset
+from quantailor.app.products.verdicts import list_verdicts, verdicts_on
 from quantailor.errors import StrategyError
 from quantailor.ggml import library
 from quantailor.models.source import ModelSource
@@ -23,7 +23,7 @@ from quantailor.records import Estimate, MetadataValue, Strategy, TensorInfo, Ve
 from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, OpenedModel, Workspace
 from quantailor.steps.build import embedded_strategy, require_fit, strategy_imatrix
 from quantailor.steps.verify import BASE
-from quantailor.store import ImatrixRecord, ScoreKey
+from quantailor.store import ImatrixRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ def _facts(workspace: Workspace, base: Path, file: Path, repo_id: str | None) ->
             require_same_tensors(source, model.source)
             matrix = file_imatrix(workspace, model, file)
             predicted, reason = _predicted(source, model, what_is_known(workspace, model, matrix))
-            paths = source.files
+            paths, verdicts = source.files, list_verdicts(workspace, model.fingerprint)
             made_by = source.metadata.get("quantailor.version")
             size = sum(path.stat().st_size for path in paths)
             return _Facts(
@@ -158,7 +158,7 @@ def _facts(workspace: Workspace, base: Path, file: Path, repo_id: str | None) ->
                 strategy=strategy,
                 imatrix=workspace.store.imatrix(model.fingerprint, matrix) if matrix else None,
                 uses_imatrix=bool(matrix) or "quantize.imatrix.file" in source.metadata,
-                verdict=_verdict(workspace, model, workspace.identity(file), size),
+                verdict=next((item.verdict for item in verdicts_on(workspace, model.fingerprint, file, verdicts)), None),
                 predicted=predicted,
                 no_prediction=reason,
                 repo_id=_repo_id(model.source, repo_id),
@@ -168,20 +168,6 @@ def _facts(workspace: Workspace, base: Path, file: Path, repo_id: str | None) ->
 def _predicted(source: ModelSource, model: OpenedModel, known: Known) -> tuple[tuple[float, tuple[float, float]] | None, str | None]:
     found, reason = known.kld(model.source, {tensor.name: tensor.type_name for tensor in source.tensors})
     return (None if found is None else (found.kld_nats, found.interval(0.95))), reason
-
-
-def _verdict(workspace: Workspace, model: OpenedModel, key: str, size_bytes: int) -> Verdict | None:
-    """The latest verdict on this very file: of its size, and with the KLD that its stored chunks have, whatever its name was."""
-    for record in workspace.store.verdicts(model.fingerprint):
-        row = next(row for row in record.verdict.rows if row.kind == "ours")
-        scores = workspace.store.chunk_scores(ScoreKey(model.fingerprint, record.verdict.corpus_sha256, record.verdict.n_ctx, key))
-        counted = [score for score in scores if score.index < row.statistics.n_chunks]
-        n_tokens = sum(score.n_tokens for score in counted)
-        if row.size_bytes != size_bytes or len(counted) != row.statistics.n_chunks or not n_tokens:
-            continue
-        if math.isclose(sum(score.kld_sum for score in counted) / n_tokens, row.statistics.kld_mean.value, rel_tol=1e-6, abs_tol=1e-12):
-            return record.verdict
-    return None
 
 
 def _repo_id(source: ModelSource, given: str | None) -> str | None:

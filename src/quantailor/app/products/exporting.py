@@ -211,15 +211,25 @@ def _own_lines(
     workspace: Workspace, model: OpenedModel, strategy: Path, output: Path, place: Path, format: ExportFormat
 ) -> tuple[str, ...]:
     """Our commands for the same file, from the base to the verdict."""
-    base = model.source.location
-    lines: list[Sequence[str]] = []
+    base = Path(model.source.location)
+    first: list[Sequence[str]] = []
     if format == "yaml":
         strategy = place
     elif is_gguf(strategy):
         source, strategy = strategy, output.with_suffix(".yaml")
-        lines.append(("quantailor", "export", str(source), "--base", base, "--format", "yaml", "-o", str(strategy)))
-    lines.append(("quantailor", "build", base, str(strategy), "-o", str(output)))
-    lines.append(("quantailor", "check", str(output), str(strategy), "--base", base))
-    lines.append(("quantailor", "verify", str(output), "--base", base))
+        first.append(("export", str(source), "--base", str(base), "--format", "yaml", "-o", str(strategy)))
+    return own_commands(workspace, base, strategy, output, first=first)
+
+
+def own_commands(
+    workspace: Workspace, base: Path, strategy: Path, output: Path, *, options: Sequence[str] = (), first: Sequence[Sequence[str]] = ()
+) -> tuple[str, ...]:
+    """The commands that build, check and verify a file, quoted for a shell; `options` are for the build, `first` comes before it."""
+    lines = (
+        *first,
+        ("build", str(base), str(strategy), "-o", str(output), *options),
+        ("check", str(output), str(strategy), "--base", str(base)),
+        ("verify", str(output), "--base", str(base)),
+    )
     home = () if workspace.home == jobs.resolve() else ("--home", str(workspace.home.path))
-    return tuple(shlex.join((*line, *home)) for line in lines)
+    return tuple(shlex.join(("quantailor", *line, *home)) for line in lines)
