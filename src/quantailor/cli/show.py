@@ -258,7 +258,8 @@ def predicted(result: PredictResult) -> None:
         f"[bold]{words.size(prediction.file_size_bytes)}[/bold] ({prediction.file_size_bytes:,} bytes), "
         f"{words.bits(prediction.bits_per_weight, 3)}"
     )
-    out.print(f"mean KLD  {_kld(prediction)}  (95 %)" + _interval(result.kld_interval_80_nats))
+    more = "" if result.kld_interval_80_nats is None else f", {words.interval(result.kld_interval_80_nats)} (80 %)"
+    out.print(f"mean KLD  {_kld(prediction)} (95 %){more}")
     out.print(f"basis     probes, fitted to {plural(result.n_mixes, 'whole mix')} in memory and {plural(result.n_anchors, 'file')}")
     rows = [
         (item.tensor, item.type_name, f"{item.damage.value:.3g}", f"± {item.damage.se:.1g}", words.percent(item.share, 1))
@@ -269,13 +270,7 @@ def predicted(result: PredictResult) -> None:
 
 
 def _kld(prediction: Prediction) -> str:
-    if prediction.kld_nats is None:
-        return "unknown"
-    return f"{prediction.kld_nats:.4g}{_interval(prediction.kld_interval_nats)}"
-
-
-def _interval(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f" \\[{interval[0]:.4g}, {interval[1]:.4g}]"
+    return words.kld(prediction.kld_nats, prediction.kld_interval_nats)
 
 
 def studied(result: StudyResult) -> None:

@@ -21,7 +21,7 @@ from quantailor.gui.frame import address
 from quantailor.gui.picker import pick
 from quantailor.gui.verify_parts import verdict_words
 from quantailor.gui.widgets import box, card, chip, icon_button, note, quiet, table, text, told
-from quantailor.present.words import percent, plural, size
+from quantailor.present.words import kld, percent, plural, size, size_change
 from quantailor.records import Strategy
 
 STRATEGY_KINDS: tuple[EntryKind, ...] = ("text", "file", "gguf")
@@ -256,7 +256,7 @@ def _show_difference(found: StrategyDiff) -> None:
         note("No tensor differs: both give every tensor the same type.")
         return
     with box("qt-grid qt-diff-tables"):
-        rows = [(row.role, f"{row.n_changed} of {row.n_tensors}", _change(row.size_b_bytes, row.size_a_bytes)) for row in found.roles]
+        rows = [(row.role, f"{row.n_changed} of {row.n_tensors}", size_change(row.size_a_bytes - row.size_b_bytes)) for row in found.roles]
         with box("qt-scroll") as scroll:
             scroll.props('tabindex="0" role="region" aria-label="Difference by role"')
             table({"Role": False, "Changed": True, "Larger by": True}, rows, caption="By role")
@@ -278,18 +278,11 @@ def _tensors(found: StrategyDiff) -> None:
                     for type_name in (row.type_a, row.type_b):
                         with ui.element("td"):
                             chip(type_name)
-                    text(_change(row.size_b_bytes, row.size_a_bytes), "qt-num", tag="td")
+                    text(size_change(row.size_a_bytes - row.size_b_bytes), "qt-num", tag="td")
     if len(ranked) > MAX_DIFFERENCES:
         text(f"and {len(ranked) - MAX_DIFFERENCES} smaller changes", "qt-small qt-muted")
 
 
 def _side(side: DiffSide) -> tuple[str, ...]:
-    kld = "ranking only"
-    if side.kld_nats is not None and side.kld_interval_nats is not None:
-        low, high = side.kld_interval_nats
-        kld = f"{side.kld_nats:.3g} ({low:.2g} to {high:.2g})"
-    return (side.label, size(side.size_bytes), f"{side.size_bytes:,}", f"{side.bits_per_weight:.3f}", kld)
-
-
-def _change(before: int, after: int) -> str:
-    return f"{'−' if after < before else '+'}{size(abs(after - before))}"
+    exact = (f"{side.size_bytes:,}", f"{side.bits_per_weight:.3f}", kld(side.kld_nats, side.kld_interval_nats))
+    return (side.label, size(side.size_bytes), *exact)

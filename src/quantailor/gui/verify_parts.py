@@ -33,7 +33,7 @@ from quantailor.gui.theme import palette
 from quantailor.gui.widgets import box, card, named, primary, quiet, table, text, told
 from quantailor.present.charts import echarts
 from quantailor.present.charts.verdict import Measure, point_words, verdict_chart, verdict_points
-from quantailor.present.words import figure, percent_with_error, plural, ratio, size, span, with_error
+from quantailor.present.words import around, figure, percent_with_error, plural, size, span, with_error
 from quantailor.records import Comparison, Estimate, Verdict, VerdictRow
 
 OTHER = "other"
@@ -287,7 +287,7 @@ def _comparisons(verdict: Verdict) -> None:
 def _comparison(comparison: Comparison, enough: bool) -> tuple[str, ...]:
     low, high = (math.exp(end) for end in comparison.interval)
     words = ratio_words(comparison) if enough else f"against {comparison.reference}"
-    return (words, _size_words(comparison.size_ratio), ratio(math.exp(comparison.ln_kld_ratio), (low, high)))
+    return (words, _size_words(comparison.size_ratio), around(math.exp(comparison.ln_kld_ratio), (low, high)))
 
 
 def _size_words(ratio: float) -> str:

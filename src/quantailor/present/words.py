@@ -26,6 +26,11 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.2f} TiB"
 
 
+def size_change(n_bytes: int) -> str:
+    """ "+11.00 MiB", "−2.30 GiB"."""
+    return f"{'−' if n_bytes < 0 else '+'}{size(abs(n_bytes))}"
+
+
 def exact_size(n_bytes: int) -> str:
     """ "4.20 GiB (4,509,715,660 bytes)"."""
     return f"{size(n_bytes)} ({n_bytes:,} bytes)"
@@ -153,9 +158,16 @@ def interval(ends: tuple[float, float], digits: int = 3) -> str:
     return " to ".join(figure(end, digits) for end in ends)
 
 
-def ratio(value: float, ends: tuple[float, float]) -> str:
-    """A ratio with its interval: "0.651 (0.589 to 0.733)"."""
+def around(value: float, ends: tuple[float, float]) -> str:
+    """A figure with its interval: "0.651 (0.589 to 0.733)"."""
     return f"{figure(value)} ({interval(ends)})"
+
+
+def kld(nats: float | None, ends: tuple[float, float] | None) -> str:
+    """A predicted KL divergence with its interval: "0.0121 (0.0104 to 0.0146)"; "ranking only" where none is predicted."""
+    if nats is None:
+        return "ranking only"
+    return figure(nats) if ends is None else around(nats, ends)
 
 
 def percent(share: float, places: int | None = None) -> str:

@@ -90,26 +90,21 @@ def _show_diff(found: StrategyDiff, *, most: int | None) -> None:
     if not found.tensors:
         out.print("No tensor differs.")
         return
-    rows = [(row.role, f"{row.n_changed} of {row.n_tensors}", _change(row.size_a_bytes, row.size_b_bytes)) for row in found.roles]
+    rows = [
+        (row.role, f"{row.n_changed} of {row.n_tensors}", words.size_change(row.size_b_bytes - row.size_a_bytes)) for row in found.roles
+    ]
     out.print(table("By role", {"role": "left", "changed": "right", "B - A": "right"}, rows))
     shown = found.tensors[:most]
-    tensors = [(row.tensor, row.type_a, row.type_b, _change(row.size_a_bytes, row.size_b_bytes)) for row in shown]
+    tensors = [(row.tensor, row.type_a, row.type_b, words.size_change(row.size_b_bytes - row.size_a_bytes)) for row in shown]
     out.print(table("Tensors", {"tensor": "left", "A": "left", "B": "left", "B - A": "right"}, tensors))
     if len(shown) < len(found.tensors):
         out.print(f"and {len(found.tensors) - len(shown)} more; --all shows them")
 
 
 def _side_row(name: str, side: DiffSide) -> tuple[str, ...]:
-    kld = "unknown"
-    if side.kld_nats is not None and side.kld_interval_nats is not None:
-        low, high = side.kld_interval_nats
-        kld = rf"{side.kld_nats:.4g} \[{low:.4g}, {high:.4g}]"
+    kld = words.kld(side.kld_nats, side.kld_interval_nats)
     types = ", ".join(f"{count} x {type_name}" for type_name, count in side.type_counts.items())
     return (f"{name}: {side.label}".replace("[", r"\["), side.kind, words.size(side.size_bytes), f"{side.bits_per_weight:.3f}", kld, types)
-
-
-def _change(a: int, b: int) -> str:
-    return f"{'+' if b >= a else '-'}{words.size(abs(b - a))}"
 
 
 @command(epilog="Example: quantailor card out.gguf --base base.gguf -o README.md")

@@ -16,8 +16,7 @@ from quantailor.gui import desks
 from quantailor.gui.choose.rule_dialog import PRESETS
 from quantailor.gui.context import workspace
 from quantailor.gui.widgets import box, chip, note, quiet, text, told
-from quantailor.present.words import size
-from quantailor.records import Prediction
+from quantailor.present.words import kld, size, size_change
 
 MAX_ROWS = 60
 
@@ -72,9 +71,9 @@ class DifferenceDialog:
 def _told(found: Difference, other: str) -> None:
     columns = ("", "this draft", other)
     rows = [
-        ("file", _size(found.ours), _size(found.theirs)),
+        ("file", size(found.ours.file_size_bytes), size(found.theirs.file_size_bytes)),
         ("bits per weight", f"{found.ours.bits_per_weight:.3f}", f"{found.theirs.bits_per_weight:.3f}"),
-        ("predicted KLD", _kld(found.ours), _kld(found.theirs)),
+        ("predicted KLD", *(kld(side.kld_nats, side.kld_interval_nats) for side in (found.ours, found.theirs))),
     ]
     with ui.element("table").classes("qt-table").props('aria-label="Figures of both"'):
         with ui.element("thead"), ui.element("tr"):
@@ -104,15 +103,4 @@ def _told(found: Difference, other: str) -> None:
                     for type_name in (item.ours, item.theirs):
                         with ui.element("td"):
                             chip(type_name)
-                    text(f"{'−' if item.bytes_more < 0 else '+'}{size(abs(item.bytes_more))}", "qt-num", tag="td")
-
-
-def _size(prediction: Prediction) -> str:
-    return size(prediction.file_size_bytes)
-
-
-def _kld(prediction: Prediction) -> str:
-    if prediction.kld_nats is None or prediction.kld_interval_nats is None:
-        return "not known (ranking only)"
-    low, high = prediction.kld_interval_nats
-    return f"{prediction.kld_nats:.3g} ({low:.2g} to {high:.2g})"
+                    text(size_change(item.bytes_more), "qt-num", tag="td")

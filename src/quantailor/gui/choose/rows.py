@@ -13,7 +13,7 @@ from quantailor.gui.elements.curve import Point
 from quantailor.gui.elements.tensor_map import MapCell
 from quantailor.gui.theme import type_colours
 from quantailor.present.charts.colours import bits_colour
-from quantailor.present.words import percent, size
+from quantailor.present.words import percent, size, size_change
 from quantailor.records import Cell
 
 
@@ -76,7 +76,7 @@ def candidate_hint(cell: Cell, chosen: Cell) -> tuple[str, str]:
     if cell.type_name == chosen.type_name:
         return size(cell.size_bytes), "as chosen"
     more = cell.size_bytes - chosen.size_bytes
-    bytes_told = f"{'+' if more >= 0 else '−'}{size(abs(more))}"
+    bytes_told = size_change(more)
     if cell.damage <= 0:
         return bytes_told, "no loss"
     if chosen.damage <= 0:

@@ -32,7 +32,7 @@ from quantailor.gui.frame import address, frame
 from quantailor.gui.job_card import JobCard, unfinished
 from quantailor.gui.picker import path_input, pick
 from quantailor.gui.widgets import Stat, box, card, chip, copy_line, empty, error_note, note, primary, quiet, text, told
-from quantailor.present.words import size
+from quantailor.present.words import figure, interval, size
 from quantailor.records import Prediction, Strategy
 
 MB = 10**6
@@ -316,7 +316,7 @@ class _Screen:
 
 def _kld(predicted: Prediction) -> tuple[str, str]:
     """Figure and label."""
-    return ("ranking only", "predicted KLD") if predicted.kld_nats is None else (f"{predicted.kld_nats:.3g}", "predicted KLD, nats")
+    return ("ranking only", "predicted KLD") if predicted.kld_nats is None else (figure(predicted.kld_nats), "predicted KLD, nats")
 
 
 def _kld_words(predicted: Prediction) -> str:
@@ -324,5 +324,4 @@ def _kld_words(predicted: Prediction) -> str:
         return "No KLD is predicted without probes: the strategy only ranks."
     if predicted.kld_interval_nats is None:
         return ""
-    low, high = predicted.kld_interval_nats
-    return f"The KLD will be between {low:.2g} and {high:.2g} with a probability of 95 %."
+    return f"With a probability of 95 % the KLD will be {interval(predicted.kld_interval_nats)}."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -84,16 +83,10 @@ def predicted_kld(curve: Curve, point: CurvePoint) -> float:
 
 
 def t95(degrees_of_freedom: int) -> float:
-    """Half a 95 % interval of Student's t, in standard deviations.
+    """Half a 95 % interval of Student's t, in standard deviations."""
+    from scipy.special import stdtrit
 
-    Exact for 1 and 2 degrees of freedom, else the expansion in 1/n of Abramowitz and Stegun 26.7.5, within 1 %.
-    """
-    n = max(1, degrees_of_freedom)
-    if n <= 2:
-        return (12.706, 4.303)[n - 1]
-    z = 1.959964
-    terms = (z, (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
-    return math.fsum(term / n**power for power, term in enumerate(terms))
+    return float(stdtrit(max(1, degrees_of_freedom), 0.975))
 
 
 def _least(points: list[DamagePoint]) -> tuple[DamagePoint, ...]:

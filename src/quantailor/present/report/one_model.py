@@ -26,7 +26,7 @@ from quantailor.present.report.data import (
 )
 from quantailor.present.report.page import render
 from quantailor.present.report.profile import joint_share, tensor_shares
-from quantailor.present.words import Z95, counted, figure, percent, percent_with_error, plural, size, tick
+from quantailor.present.words import Z95, counted, figure, kld, percent, percent_with_error, plural, size, tick
 from quantailor.records import Comparison, Curve, CurvePoint, Estimate, Sensitivity, Strategy, Verdict, VerdictRow
 
 _TOP = 5
@@ -223,13 +223,9 @@ def _strategy_words(strategy: Strategy) -> str:
     words = f"Rule: {rule}; {plural(len(strategy.tensors), 'tensor')}; basis: {strategy.basis}."
     if (prediction := strategy.prediction) is None:
         return words
-    words += f" Predicted: {size(prediction.file_size_bytes)}, {prediction.bits_per_weight:.3f} bpw"
-    if prediction.kld_nats is not None:
-        words += f", KLD {figure(prediction.kld_nats)} nats"
-        if prediction.kld_interval_nats is not None:
-            low, high = prediction.kld_interval_nats
-            words += f" (interval {figure(low)} to {figure(high)})"
-    return f"{words}."
+    sizes = f"{size(prediction.file_size_bytes)}, {prediction.bits_per_weight:.3f} bpw"
+    nats = "" if prediction.kld_nats is None else f", KLD {kld(prediction.kld_nats, prediction.kld_interval_nats)} nats"
+    return f"{words} Predicted: {sizes}{nats}."
 
 
 def _target(key: str, value: str | int | float) -> str:

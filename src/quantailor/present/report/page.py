@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import cache
 from importlib import resources
+from typing import TYPE_CHECKING
 
-import jinja2
 from markupsafe import Markup
 
 from quantailor.present import words
@@ -23,6 +23,9 @@ from quantailor.present.charts import echarts
 from quantailor.present.charts.colours import DARK, LIGHT, Palette
 from quantailor.present.charts.describe import Chart, HeatMap
 from quantailor.present.report.data import ReportData
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 class Figures:
@@ -97,7 +100,9 @@ def _numbered(option: object) -> object:
 
 
 @cache
-def _templates() -> jinja2.Environment:
+def _templates() -> Environment:
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("quantailor.present.report"),
         autoescape=True,
