@@ -26,10 +26,11 @@ from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
 from quantailor.errors import OutputError
 from quantailor.evidence.measurements import usual_types
+from quantailor.evidence.strategies import embedded_strategy
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.records import Strategy
 from quantailor.session import AUTO, CALIBRATION_TEXT, NONE, OpenedModel, Workspace, plain_label
-from quantailor.steps.build import BuildReport, BuildStep, embedded_strategy
+from quantailor.steps.build import BuildReport, BuildStep
 from quantailor.steps.convert import ConvertStep, WholeStep, with_base, with_known_base
 from quantailor.steps.imatrix import ImatrixStep, use_imatrix
 from quantailor.steps.measure import MeasureResult, MeasureStep, known_types

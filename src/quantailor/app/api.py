@@ -21,12 +21,13 @@ from quantailor.app.library.structure import ModelReport
 from quantailor.app.library.structure import inspect as inspect_model
 from quantailor.app.products.checking import BuildCheck, check_build
 from quantailor.errors import UnsupportedModelError
+from quantailor.evidence.strategies import store_strategy
 from quantailor.jobs import Listener
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.pipeline import Level, MakeResult, MakeStep, StudyResult, StudyStep
 from quantailor.records import Strategy, TensorInfo, Verdict
 from quantailor.session import AUTO, Workspace
-from quantailor.steps.build import BuildReport, BuildStep, store_strategy
+from quantailor.steps.build import BuildReport, BuildStep
 from quantailor.steps.convert import ConvertStep
 from quantailor.steps.download import DownloadResult, DownloadStep
 from quantailor.steps.imatrix import ImatrixReport, ImatrixStep, use_imatrix

@@ -20,10 +20,10 @@ from quantailor.errors import StrategyError
 from quantailor.evidence.damages import probed_tables, require_probes, with_kld
 from quantailor.evidence.knowledge import Knowledge
 from quantailor.evidence.measurements import Measured, measured_for, model_facts, usual_types
+from quantailor.evidence.strategies import strategy_imatrix, strategy_of
 from quantailor.making import building
 from quantailor.records import ChunkScore, Estimate, Mix, Prediction, Strategy, TensorCells
 from quantailor.session import OpenedModel, Workspace
-from quantailor.steps.build import strategy_imatrix, strategy_of
 from quantailor.steps.probe import DEFAULT_PROBE_CHUNKS
 from quantailor.steps.scoring import Scoring, ScoringStep, scoring
 from quantailor.steps.stages import Stages

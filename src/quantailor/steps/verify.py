@@ -14,6 +14,7 @@ from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.scores import fidelity
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
+from quantailor.evidence.strategies import embedded_strategy
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
 from quantailor.making import judging
@@ -21,7 +22,6 @@ from quantailor.present.charts.drawing import save
 from quantailor.present.charts.verdict import verdict_chart
 from quantailor.records import ChunkScore, Verdict
 from quantailor.session import AUTO, HELDOUT_TEXT, OpenedModel, Workspace, gguf_path
-from quantailor.steps.build import embedded_strategy
 from quantailor.steps.options import DEFAULT_N_CTX
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Screen, StepResult, WeightedStep

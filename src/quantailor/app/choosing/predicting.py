@@ -12,11 +12,11 @@ from quantailor.errors import StrategyMismatchError
 from quantailor.evidence.damages import require_probes
 from quantailor.evidence.knowledge import Knowledge
 from quantailor.evidence.measurements import measured, measured_for
+from quantailor.evidence.strategies import require_fit, strategy_imatrix
 from quantailor.ggml import library
 from quantailor.making import building
 from quantailor.records import Estimate, Prediction, Strategy
 from quantailor.session import AUTO, OpenedModel, Workspace, quantizable_tensors
-from quantailor.steps.build import require_fit, strategy_imatrix
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,12 +20,13 @@ from quantailor.app.products.verdicts import StoredVerdict, list_verdicts, verdi
 from quantailor.control import QUIET, Control
 from quantailor.costs.needs import Needs, shortfalls
 from quantailor.errors import OutputError, QuantailorError, StrategyError
+from quantailor.evidence.strategies import embedded_strategy, require_fit, strategy_imatrix
 from quantailor.ggml import library
 from quantailor.making import building, judging
 from quantailor.models.source import ModelSource
 from quantailor.records import Prediction, Strategy
 from quantailor.session import AUTO, Workspace, quantizable_tensors
-from quantailor.steps.build import BuildStep, embedded_strategy, require_fit, strategy_imatrix
+from quantailor.steps.build import BuildStep
 from quantailor.steps.options import absolute
 from quantailor.store import Location, StrategyRecord
 from quantailor.strategy import file as strategy_file

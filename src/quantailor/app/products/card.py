@@ -16,12 +16,12 @@ from quantailor.app.choosing.comparing import Known, file_imatrix, require_same_
 from quantailor.app.products.exporting import closest_preset
 from quantailor.app.products.verdicts import list_verdicts, verdicts_on
 from quantailor.errors import StrategyError
+from quantailor.evidence.strategies import embedded_strategy, require_fit, strategy_imatrix
 from quantailor.ggml import library
 from quantailor.models.source import ModelSource
 from quantailor.present import words
 from quantailor.records import Estimate, MetadataValue, Strategy, TensorInfo, Verdict, VerdictRow, bits_per_weight
 from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, OpenedModel, Workspace
-from quantailor.steps.build import embedded_strategy, require_fit, strategy_imatrix
 from quantailor.steps.verify import BASE
 from quantailor.store import ImatrixRecord
 

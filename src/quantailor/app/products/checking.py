@@ -13,12 +13,12 @@ from typing import Literal
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.control import QUIET, Control
 from quantailor.errors import ModelError
+from quantailor.evidence.strategies import require_fit, strategy_imatrix
 from quantailor.making import building
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_format import aligned, alignment_of, parse_header
 from quantailor.records import MetadataValue, Strategy, TensorInfo
 from quantailor.session import AUTO, OpenedModel, Workspace
-from quantailor.steps.build import require_fit, strategy_imatrix
 from quantailor.strategy import file as strategy_file
 
 

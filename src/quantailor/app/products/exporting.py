@@ -11,12 +11,12 @@ from typing import Literal
 
 from quantailor import files, jobs
 from quantailor.errors import ModelError, StrategyError
+from quantailor.evidence.strategies import embedded_strategy, require_fit, strategy_imatrix
 from quantailor.ggml import library
 from quantailor.making import building
 from quantailor.qtypes import IMATRIX_REQUIRED, UNQUANTIZED
 from quantailor.records import Strategy
 from quantailor.session import AUTO, OpenedModel, Workspace, gguf_path, quantizable_tensors
-from quantailor.steps.build import embedded_strategy, require_fit, strategy_imatrix
 from quantailor.strategy import file as strategy_file
 from quantailor.strategy import interchange
 
