@@ -40,6 +40,9 @@ AUTO, NONE = "auto", "none"
 
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 
+SEEN_EVERY_S = 60.0
+"""How often a model that is opened again and again is recorded as seen."""
+
 FileState = tuple[tuple[str, int, int, int], ...]
 """(path, inode, size, time of the last change in nanoseconds) of a file, or of all files of a directory or a split model."""
 
@@ -75,7 +78,8 @@ class Workspace:
         self.home = home
         self.store = store
         self._identities: dict[FileState, str] = {}
-        self._recorded: set[tuple[str, Path]] = set()
+        self._recorded: dict[tuple[str, Path], float] = {}
+        """(fingerprint, place) -> when it was recorded last."""
         self._thread = _Thread()
 
     @classmethod
@@ -128,10 +132,12 @@ class Workspace:
         with self.source(path) as source:
             require_unquantized(source, allow_requantize=allow_requantize)
             key, place = self._identified(source), Path(source.location)
-            if (key, place) not in self._recorded:
+            recorded, now = self._recorded.get((key, place)), self.store.now
+            if recorded is None:
                 self.store.record_model(ModelRecord.of(key, source.name, source.architecture, source.tensors), source.tensors)
+            if recorded is None or now - recorded > SEEN_EVERY_S:
                 self.store.record_location("model", key, place)
-                self._recorded.add((key, place))
+                self._recorded[key, place] = now
             yield OpenedModel(source, key)
 
     def identity(self, path: str | Path) -> str:
