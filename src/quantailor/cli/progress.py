@@ -17,7 +17,7 @@ _PLAIN_INTERVAL_SECONDS = 10.0
 
 
 class _Reported(Protocol):
-    """What the service reports; see `quantailor.store.Progress`."""
+    """What a job reports; see `quantailor.store.Progress`."""
 
     @property
     def stage(self) -> str: ...

@@ -1,4 +1,4 @@
-"""What the service answers where no job is needed: a strategy's prediction, reports, two models side by side."""
+"""Reports of one model, and two models side by side, as HTML, JSON or CSV."""
 
 from __future__ import annotations
 
