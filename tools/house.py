@@ -28,7 +28,7 @@ PROBES: Mapping[str, str] = {
 }
 """Files that may look for what a platform or a library may lack, and what that is."""
 
-LEFT: tuple[tuple[str, str], ...] = (("folders", ""), ("names", "present/report/"))
+LEFT: tuple[tuple[str, str], ...] = (("folders", "gui/pages"),)
 """Rules that some rooms do not keep yet: rule and the beginning of the place."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
