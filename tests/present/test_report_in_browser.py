@@ -9,6 +9,7 @@ import pytest
 from browser import Browser
 from made_up_models import DENSE, model
 
+from quantailor.present.charts.colours import DARK
 from quantailor.present.report import render_report
 
 pytestmark = pytest.mark.slow
@@ -21,6 +22,7 @@ IS_DRAWN = """return [...document.querySelectorAll(".chart")].map(place => {
 ONE_TIP = """const chart = echarts.getInstanceByDom(document.querySelector(".chart"));
 chart.dispatchAction({type: "showTip", seriesIndex: 0, dataIndex: 0});
 return document.querySelector(".chart").innerText"""
+TEXT_COLOUR = "return echarts.getInstanceByDom(document.querySelector('.chart')).getOption().textStyle.color"
 REQUESTED = """return performance.getEntriesByType("resource").map(entry => entry.name).filter(name => !name.startsWith("data:"))"""
 
 
@@ -47,6 +49,6 @@ def test_a_report_draws_everything_and_requests_nothing(chromium: Browser, tmp_p
     assert chromium.js("return document.querySelectorAll('img, iframe, object').length") == 0
     dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     chromium.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
-    assert chromium.js("return echarts.getInstanceByDom(document.querySelector('.chart')).getOption().textStyle.color") == "#e8edf3"
+    chromium.until(lambda: chromium.js(TEXT_COLOUR) == DARK.text, "the figures follow the theme")
     assert not chromium.errors()
     chromium.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
