@@ -10,7 +10,7 @@ from nicegui import ui
 
 from quantailor.app.library.projects import ProjectReport
 from quantailor.gui import theme
-from quantailor.gui.dock import dock
+from quantailor.gui.jobs.dock import dock
 from quantailor.gui.widgets import box, heading, text
 
 _THEME_SCRIPT = f"""

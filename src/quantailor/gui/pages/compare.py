@@ -17,8 +17,8 @@ from quantailor.app.measuring.reporting import CompareResult, ProfileReport, com
 from quantailor.errors import OutputError, QuantailorError
 from quantailor.gui import theme
 from quantailor.gui.context import context, workspace
+from quantailor.gui.elements.heat import HeatScale, heat_legend, heat_table
 from quantailor.gui.frame import address, frame
-from quantailor.gui.heat import HeatScale, heat_legend, heat_table
 from quantailor.gui.widgets import box, card, empty, error_note, named, note, quiet, table, text, told
 from quantailor.present.charts import echarts
 from quantailor.present.charts.describe import Axis, Chart, Point, Series

@@ -15,8 +15,8 @@ from quantailor.app.library.projects import ProjectReport
 from quantailor.errors import ImatrixError, QuantailorError, UnsupportedModelError
 from quantailor.gui import theme
 from quantailor.gui.context import workspace
+from quantailor.gui.elements.heat import HeatScale, heat_legend, heat_table
 from quantailor.gui.frame import address, frame
-from quantailor.gui.heat import HeatScale, heat_legend, heat_table
 from quantailor.gui.widgets import Stat, box, card, empty, error_note, named, note, table, text
 from quantailor.present.charts import echarts
 from quantailor.present.charts.colours import LogScale

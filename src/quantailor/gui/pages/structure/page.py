@@ -20,7 +20,7 @@ from quantailor.gui import theme
 from quantailor.gui.context import workspace
 from quantailor.gui.elements.tensor_map import MapCell, TensorMap
 from quantailor.gui.frame import address, frame
-from quantailor.gui.pages.configuration import Configuration
+from quantailor.gui.pages.structure.configuration import Configuration
 from quantailor.gui.widgets import Stat, box, card, chip, error_note, heading, icon_button, quiet, text, told
 from quantailor.present.charts.colours import bits_colour
 from quantailor.present.words import count, percent, size

@@ -19,7 +19,7 @@ from quantailor.app.products.verdicts import list_verdicts, preset_names
 from quantailor.gui.context import context, workspace
 from quantailor.gui.frame import address
 from quantailor.gui.picker import pick
-from quantailor.gui.verify_parts import verdict_words
+from quantailor.gui.pages.verify.parts import verdict_words
 from quantailor.gui.widgets import box, card, chip, icon_button, note, quiet, table, text, told
 from quantailor.present.words import kld, percent, plural, size, size_change
 from quantailor.records import Strategy

@@ -16,8 +16,8 @@ from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.elements.disk_bar import disk_bar
 from quantailor.gui.frame import STEPS, address, done_steps, frame
-from quantailor.gui.pages.conversion import conversion_form, offered_conversion
-from quantailor.gui.pages.hub import HubCard
+from quantailor.gui.pages.model.conversion import conversion_form, offered_conversion
+from quantailor.gui.pages.model.hub import HubCard
 from quantailor.gui.picker import MODEL, pick
 from quantailor.gui.widgets import Stat, box, card, chip, error_note, heading, note, primary, quiet, table, text, told
 from quantailor.present.words import count, plural, size

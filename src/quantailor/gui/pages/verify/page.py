@@ -15,8 +15,8 @@ from quantailor.app.products.verdicts import StoredVerdict, list_verdicts
 from quantailor.errors import QuantailorError, StoreError
 from quantailor.gui.context import workspace
 from quantailor.gui.frame import address, frame
-from quantailor.gui.job_card import JobCard, unfinished
-from quantailor.gui.verify_parts import CardCard, VerdictCards, VerifyForm, verdict_words
+from quantailor.gui.jobs.job_card import JobCard, unfinished
+from quantailor.gui.pages.verify.parts import CardCard, VerdictCards, VerifyForm, verdict_words
 from quantailor.gui.widgets import box, empty, error_note, quiet, told
 
 KEY_LENGTH = 16

@@ -15,11 +15,11 @@ from quantailor.app.measuring.progress import COMMON_TYPE, MeasuredType, Measure
 from quantailor.errors import QuantailorError
 from quantailor.gui import measured, theme
 from quantailor.gui.context import workspace
-from quantailor.gui.dock import JobButtons
 from quantailor.gui.elements.tensor_map import MapCell, TensorMap
 from quantailor.gui.frame import address, frame
+from quantailor.gui.jobs.dock import JobButtons
 from quantailor.gui.measured import Mode
-from quantailor.gui.pages.measure_setup import STAGES, Setup
+from quantailor.gui.pages.measure.setup import STAGES, Setup
 from quantailor.gui.widgets import Stat, box, card, chip, error_note, named, primary, table, text
 from quantailor.present.charts import echarts
 from quantailor.present.charts.colours import LogScale

@@ -16,9 +16,9 @@ from quantailor.errors import HubError, QuantailorError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.elements.disk_bar import disk_bar
 from quantailor.gui.frame import address
-from quantailor.gui.pages.conversion import offered_conversion
+from quantailor.gui.jobs.watch import watch_job
+from quantailor.gui.pages.model.conversion import offered_conversion
 from quantailor.gui.picker import pick
-from quantailor.gui.watch import watch_job
 from quantailor.gui.widgets import Stat, box, card, copy_line, error_note, heading, note, primary, quiet, table, text, told
 from quantailor.present.words import count, size
 

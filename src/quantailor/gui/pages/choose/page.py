@@ -10,9 +10,9 @@ from nicegui import app, run, ui
 from quantailor.app.choosing.drafts import DEFAULT_NAME
 from quantailor.app.library import projects
 from quantailor.errors import QuantailorError
-from quantailor.gui.choose.screen import open_screen, rows_of
 from quantailor.gui.context import workspace
 from quantailor.gui.frame import address, frame
+from quantailor.gui.pages.choose.screen import open_screen, rows_of
 from quantailor.gui.widgets import empty, error_note, text
 
 

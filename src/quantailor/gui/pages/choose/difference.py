@@ -13,8 +13,8 @@ from quantailor.app.choosing.drafts import Draft, list_drafts
 from quantailor.app.choosing.planner import Difference, Planner
 from quantailor.app.library.projects import ProjectReport
 from quantailor.gui import desks
-from quantailor.gui.choose.rule_dialog import PRESETS
 from quantailor.gui.context import workspace
+from quantailor.gui.pages.choose.rule_dialog import PRESETS
 from quantailor.gui.widgets import box, chip, note, quiet, text, told
 from quantailor.present.words import kld, size, size_change
 

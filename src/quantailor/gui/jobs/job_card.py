@@ -10,7 +10,7 @@ from nicegui import run, ui
 from quantailor.app.jobs import JobReport, show_job
 from quantailor.app.library.projects import ProjectReport
 from quantailor.gui.context import workspace
-from quantailor.gui.dock import ACTIVE, told_time
+from quantailor.gui.jobs.dock import ACTIVE, told_time
 from quantailor.gui.widgets import box, heading, icon_button, note, text, told
 from quantailor.present.words import percent
 

@@ -18,16 +18,16 @@ from quantailor.app.library.projects import ProjectReport
 from quantailor.app.steps import PlanOptions, type_bits
 from quantailor.errors import QuantailorError
 from quantailor.gui import desks
-from quantailor.gui.choose import rows
-from quantailor.gui.choose.all_curves import AllCurves
-from quantailor.gui.choose.difference import DifferenceDialog
-from quantailor.gui.choose.files import FilesDialog
-from quantailor.gui.choose.rule_dialog import RuleDialog, with_size
-from quantailor.gui.choose.table import TensorTable
-from quantailor.gui.choose.tensor_panel import TensorPanel
 from quantailor.gui.context import workspace
 from quantailor.gui.elements.tensor_map import TensorMap
 from quantailor.gui.frame import address
+from quantailor.gui.pages.choose import rows
+from quantailor.gui.pages.choose.all_curves import AllCurves
+from quantailor.gui.pages.choose.difference import DifferenceDialog
+from quantailor.gui.pages.choose.files import FilesDialog
+from quantailor.gui.pages.choose.rule_dialog import RuleDialog, with_size
+from quantailor.gui.pages.choose.table import TensorTable
+from quantailor.gui.pages.choose.tensor_panel import TensorPanel
 from quantailor.gui.widgets import Stat, box, card, icon_button, note, primary, quiet, tell_error, text, told
 from quantailor.present.words import plural, size
 from quantailor.records import Prediction, role_of

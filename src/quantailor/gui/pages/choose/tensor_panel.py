@@ -8,8 +8,8 @@ from typing import Any
 from nicegui import ui
 
 from quantailor.app.choosing.planner import PlannerTensor
-from quantailor.gui.choose import rows
 from quantailor.gui.elements.curve import ErrorCurve
+from quantailor.gui.pages.choose import rows
 from quantailor.gui.widgets import box, card, chip, text
 from quantailor.present.words import shape
 from quantailor.records import Cell

@@ -12,8 +12,8 @@ from nicegui import run, ui
 from quantailor.app.jobs import start_detached, submit
 from quantailor.app.steps import ConversionOffer, ConvertStep, absolute
 from quantailor.gui.context import context, workspace
+from quantailor.gui.jobs.watch import watch_job
 from quantailor.gui.picker import path_input
-from quantailor.gui.watch import watch_job
 from quantailor.gui.widgets import box, card, copy_line, primary, text, told
 
 

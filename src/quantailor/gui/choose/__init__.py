@@ -1,1 +1,0 @@
-"""The Choose screen, part by part."""

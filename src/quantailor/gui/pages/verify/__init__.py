@@ -1,0 +1,5 @@
+"""Verify: what a built file is worth."""
+
+from quantailor.gui.pages.verify.page import register
+
+__all__ = ["register"]
