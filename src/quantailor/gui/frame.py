@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
-from nicegui import ui
+from nicegui import run, ui
 
 from quantailor.app.library.projects import ProjectReport
+from quantailor.errors import QuantailorError
 from quantailor.gui import theme
 from quantailor.gui.jobs.dock import dock
-from quantailor.gui.widgets import box, heading, text
+from quantailor.gui.widgets import box, error_note, heading, text
 
+Read = TypeVar("Read")
 _THEME_SCRIPT = f"""
 <script>
 (() => {{
@@ -80,6 +83,16 @@ def frame(
                         actions()
             yield main
         dock()
+
+
+async def opened(screen: str, read: Callable[[], Read]) -> Read | None:
+    """What a thread reads for a screen; None where it cannot be read, and then a page that says why is built."""
+    try:
+        return await run.io_bound(read)
+    except QuantailorError as error:
+        with frame(screen, screen.capitalize()):
+            error_note(error)
+        return None
 
 
 def _rail(screen: str, project: ProjectReport | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -16,6 +16,8 @@ from quantailor.gui.theme import type_colours
 from quantailor.present.charts.colours import bits_colour
 
 P = ParamSpec("P")
+TableCell = str | Callable[[], object]
+"""A cell's text, or what builds its content."""
 Tone = Literal["", "good", "bad", "warn", "muted"]
 
 
@@ -140,7 +142,7 @@ def told(action: Callable[P, Any]) -> Callable[P, Awaitable[None]]:
     return wrapped
 
 
-def table(columns: Mapping[str, bool], rows: Sequence[Sequence[str]], *, caption: str) -> ui.element:
+def table(columns: Mapping[str, bool], rows: Iterable[Sequence[TableCell]], *, caption: str) -> ui.element:
     """A small plain table. `columns` maps a heading to whether its cells are numbers; `caption` names it for screen readers."""
     with named(ui.element("table").classes("qt-table"), caption) as element:
         with ui.element("thead"), ui.element("tr"):
@@ -150,17 +152,28 @@ def table(columns: Mapping[str, bool], rows: Sequence[Sequence[str]], *, caption
             for row in rows:
                 with ui.element("tr"):
                     for cell, number in zip(row, columns.values(), strict=True):
-                        text(cell, "qt-num" if number else "", tag="td")
+                        if isinstance(cell, str):
+                            text(cell, "qt-num" if number else "", tag="td")
+                        else:
+                            with ui.element("td"):
+                                cell()
     return element
+
+
+def scrolling_table(columns: Mapping[str, bool], rows: Iterable[Sequence[TableCell]], *, caption: str) -> None:
+    """A table that scrolls by itself, also by keyboard."""
+    with named(ui.element("div").classes("qt-scroll"), caption).props('tabindex="0" role="region"'):
+        table(columns, rows, caption=caption)
 
 
 def copy_line(line: str) -> None:
     """A command line with a button that copies it."""
     with box("qt-row"):
         text(line, "qt-code qt-grow")
-        icon_button("content_copy", "Copy", lambda: _copy(line))
+        icon_button("content_copy", "Copy", lambda: copy(line))
 
 
-def _copy(line: str) -> None:
-    ui.clipboard.write(line)
+def copy(content: str) -> None:
+    """Put something on the clipboard, and say so."""
+    ui.clipboard.write(content)
     ui.notify("Copied")

@@ -207,7 +207,7 @@ class _Comparison:
     async def _save(self, folder: ui.input, ending: str) -> None:
         place = context().allowed(folder.value or "")
         if not place.is_dir():
-            raise OutputError(f"{place} is no folder", remedy="Name one that exists")
+            raise OutputError(f"{place} is not a folder", remedy="Name one that exists")
         names = [re.sub(r"\W+", "-", name).strip("-").lower() for name in self._result.models]
         output = place / f"compare-{names[0]}-{names[1]}{ending}"
         await run.io_bound(_compared, self._pair, [output])

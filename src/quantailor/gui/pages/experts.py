@@ -16,7 +16,7 @@ from quantailor.errors import ImatrixError, QuantailorError, UnsupportedModelErr
 from quantailor.gui import theme
 from quantailor.gui.context import workspace
 from quantailor.gui.elements.heat import HeatScale, heat_legend, heat_table
-from quantailor.gui.frame import address, frame
+from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.widgets import Stat, box, card, empty, error_note, named, note, table, text
 from quantailor.present.charts import echarts
 from quantailor.present.charts.colours import LogScale
@@ -36,12 +36,7 @@ def register() -> None:
 
 async def experts(fingerprint: str) -> None:
     """The screen of one project."""
-    try:
-        project = await run.io_bound(projects.project, workspace(), fingerprint)
-    except QuantailorError as error:
-        with frame("experts", "Experts"):
-            error_note(error)
-        return
+    project = await opened("experts", functools.partial(projects.project, workspace(), fingerprint))
     if project is None:
         return
     with frame("experts", "Experts", project=project, subtitle="Who works on the calibration text, and whose errors matter"):
@@ -78,7 +73,7 @@ def _dense(project: ProjectReport) -> None:
     empty(
         f"{project.name} is dense",
         "Every weight works on every token, so there is no routing to show. A mixture of experts sends each token to a few experts;"
-        " this screen tells how evenly, and which experts a text never reached.",
+        " this screen shows how evenly, and which experts a text never reached.",
         action="See its structure",
         target=address(project, "structure"),
     )

@@ -28,7 +28,7 @@ from quantailor.errors import QuantailorError
 from quantailor.gui.pages.build.parts import STRATEGY_KINDS, BuiltList, CheckCard, DiffCard
 from quantailor.gui.context import context, workspace
 from quantailor.gui.desks import desk_of
-from quantailor.gui.frame import address, frame
+from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.jobs.job_card import JobCard, unfinished
 from quantailor.gui.picker import path_input, pick
 from quantailor.gui.widgets import Stat, box, card, chip, copy_line, empty, error_note, note, primary, quiet, text, told
@@ -47,12 +47,7 @@ def register() -> None:
 
 async def build(fingerprint: str) -> None:
     """The screen of one project; `?draft=`, `?strategy=` or `?file=` names the strategy."""
-    try:
-        project = await run.io_bound(projects.project, workspace(), fingerprint)
-    except QuantailorError as error:
-        with frame("build", "Build"):
-            error_note(error)
-        return
+    project = await opened("build", partial(projects.project, workspace(), fingerprint))
     if project is None:
         return
     with frame("build", "Build", project=project, subtitle="the file that a strategy describes"):

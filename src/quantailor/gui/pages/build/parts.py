@@ -20,7 +20,7 @@ from quantailor.gui.context import context, workspace
 from quantailor.gui.frame import address
 from quantailor.gui.picker import pick
 from quantailor.gui.pages.verify.parts import verdict_words
-from quantailor.gui.widgets import box, card, chip, icon_button, note, quiet, table, text, told
+from quantailor.gui.widgets import box, card, chip, copy, icon_button, note, quiet, scrolling_table, table, text, told, TableCell
 from quantailor.present.words import kld, percent, plural, size, size_change
 from quantailor.records import Strategy
 
@@ -86,20 +86,15 @@ class CheckCard:
                 with box("qt-row"):
                     text("SHA-256", "qt-small qt-muted")
                     text(part.sha256, "qt-mono qt-ellipsis qt-grow")
-                    icon_button("content_copy", f"Copy the checksum of {Path(part.path).name}", partial(_copy, part.sha256))
+                    icon_button("content_copy", f"Copy the checksum of {Path(part.path).name}", partial(copy, part.sha256))
             with box("qt-row"):
                 text("File", "qt-small qt-muted")
                 text(item.path, "qt-mono qt-ellipsis qt-grow")
-                icon_button("content_copy", "Copy the path", partial(_copy, item.path))
+                icon_button("content_copy", "Copy the path", partial(copy, item.path))
         with box("qt-row"):
             quiet("Verify", lambda: to_verify(self._project, item), icon="balance")
             quiet("Show in Structure", told(partial(to_structure, item)), icon="grid_on")
             quiet("Hide", self.hide)
-
-
-def _copy(content: str) -> None:
-    ui.clipboard.write(content)
-    ui.notify("Copied")
 
 
 def _line(is_good: bool, words: str) -> None:
@@ -155,39 +150,40 @@ class BuiltList:
             self._table(words)
 
     def _table(self, words: dict[str, str]) -> None:
-        with ui.element("table").classes("qt-table qt-built").props('aria-label="Built files"'):
-            with ui.element("thead"), ui.element("tr"):
-                for name, number in (("File", 0), ("Size", 1), ("bpw", 1), ("Predicted KLD", 1), ("Verdict", 0)):
-                    text(name, "qt-num" if number else "", tag="th").props('scope="col"')
-                with ui.element("th").props('scope="col"'):
-                    text("Actions", "qt-sr", tag="span")
-            with ui.element("tbody"):
-                for item in self.items:
-                    self._row(item, words)
+        columns = {"File": False, "Size": True, "bpw": True, "Predicted KLD": True, "Verdict": False, "Actions": False}
+        table(columns, [self._row(item, words) for item in self.items], caption="Built files").classes("qt-built")
 
-    def _row(self, item: BuiltFile, words: dict[str, str]) -> None:
+    def _row(self, item: BuiltFile, words: dict[str, str]) -> tuple[TableCell, ...]:
+        kld = "ranking only" if item.predicted_kld_nats is None else f"{item.predicted_kld_nats:.3g}"
+        name, n_bytes, verdict, actions = (
+            partial(show, item) for show in (self._name, _size_cell, partial(self._verdict, words), self._actions)
+        )
+        return name, n_bytes, f"{item.bits_per_weight:.2f}", kld, verdict, actions
+
+    def _name(self, item: BuiltFile) -> None:
         path = Path(item.path)
-        with ui.element("tr"):
-            with ui.element("td").classes("qt-built-name"):
-                text(path.name, "qt-mono qt-ellipsis").props["title"] = item.path
-                text(_parts(item) + str(path.parent), "qt-small qt-muted qt-ellipsis")
-            text(size(item.size_bytes), "qt-num", tag="td").props(f'title="{item.size_bytes:,} bytes"')
-            text(f"{item.bits_per_weight:.2f}", "qt-num", tag="td")
-            text("ranking only" if item.predicted_kld_nats is None else f"{item.predicted_kld_nats:.3g}", "qt-num", tag="td")
-            with ui.element("td"):
-                if item.verdicts:
-                    target = f"{address(self._project, 'verify')}?verdict={item.verdicts[0][:16]}"
-                    ui.link(words.get(item.verdicts[0], "verdict"), target).classes("qt-link")
-                else:
-                    text("not measured", "qt-muted")
-            with ui.element("td"), box("qt-row qt-tight"):
-                icon_button("fact_check", f"Check {path.name}", told(partial(self._on_check, item)))
-                icon_button("balance", f"Verify {path.name}", partial(to_verify, self._project, item))
-                icon_button("grid_on", f"Show {path.name} in Structure", told(partial(to_structure, item)))
+        with box("qt-built-name"):
+            text(path.name, "qt-mono qt-ellipsis").props["title"] = item.path
+            parts = f"{len(item.paths)} parts in " if len(item.paths) > 1 else ""
+            text(f"{parts}{path.parent}", "qt-small qt-muted qt-ellipsis")
+
+    def _verdict(self, words: dict[str, str], item: BuiltFile) -> None:
+        if item.verdicts:
+            target = f"{address(self._project, 'verify')}?verdict={item.verdicts[0][:16]}"
+            ui.link(words.get(item.verdicts[0], "verdict"), target).classes("qt-link")
+        else:
+            text("not measured", "qt-muted")
+
+    def _actions(self, item: BuiltFile) -> None:
+        name = Path(item.path).name
+        with box("qt-row qt-tight"):
+            icon_button("fact_check", f"Check {name}", told(partial(self._on_check, item)))
+            icon_button("balance", f"Verify {name}", partial(to_verify, self._project, item))
+            icon_button("grid_on", f"Show {name} in Structure", told(partial(to_structure, item)))
 
 
-def _parts(item: BuiltFile) -> str:
-    return f"{len(item.paths)} parts in " if len(item.paths) > 1 else ""
+def _size_cell(item: BuiltFile) -> None:
+    text(size(item.size_bytes), "qt-num").props(f'title="{item.size_bytes:,} bytes"')
 
 
 class DiffCard:
@@ -256,31 +252,23 @@ def _show_difference(found: StrategyDiff) -> None:
         note("No tensor differs: both give every tensor the same type.")
         return
     with box("qt-grid qt-diff-tables"):
-        rows = [(row.role, f"{row.n_changed} of {row.n_tensors}", size_change(row.size_a_bytes - row.size_b_bytes)) for row in found.roles]
-        with box("qt-scroll") as scroll:
-            scroll.props('tabindex="0" role="region" aria-label="Difference by role"')
-            table({"Role": False, "Changed": True, "Larger by": True}, rows, caption="By role")
-        with box("qt-scroll") as scroll:
-            scroll.props('tabindex="0" role="region" aria-label="Tensors that differ"')
-            _tensors(found)
-
-
-def _tensors(found: StrategyDiff) -> None:
-    ranked = sorted(found.tensors, key=lambda row: -abs(row.size_a_bytes - row.size_b_bytes))
-    with ui.element("table").classes("qt-table").props('aria-label="Tensors that differ"'):
-        with ui.element("thead"), ui.element("tr"):
-            for name, number in (("Tensor", False), ("Here", False), ("There", False), ("Larger by", True)):
-                text(name, "qt-num" if number else "", tag="th").props('scope="col"')
-        with ui.element("tbody"):
-            for row in ranked[:MAX_DIFFERENCES]:
-                with ui.element("tr"):
-                    text(row.tensor, "qt-mono", tag="td")
-                    for type_name in (row.type_a, row.type_b):
-                        with ui.element("td"):
-                            chip(type_name)
-                    text(size_change(row.size_a_bytes - row.size_b_bytes), "qt-num", tag="td")
-    if len(ranked) > MAX_DIFFERENCES:
-        text(f"and {len(ranked) - MAX_DIFFERENCES} smaller changes", "qt-small qt-muted")
+        roles = [(row.role, f"{row.n_changed} of {row.n_tensors}", size_change(row.size_a_bytes - row.size_b_bytes)) for row in found.roles]
+        scrolling_table({"Role": False, "Changed": True, "Larger by": True}, roles, caption="Difference by role")
+        ranked = sorted(found.tensors, key=lambda row: -abs(row.size_a_bytes - row.size_b_bytes))
+        tensors = [
+            (
+                partial(text, row.tensor, "qt-mono"),
+                partial(chip, row.type_a),
+                partial(chip, row.type_b),
+                size_change(row.size_a_bytes - row.size_b_bytes),
+            )
+            for row in ranked[:MAX_DIFFERENCES]
+        ]
+        with box(""):
+            columns = {"Tensor": False, "Here": False, "There": False, "Larger by": True}
+            scrolling_table(columns, tensors, caption="Tensors that differ")
+            if len(ranked) > MAX_DIFFERENCES:
+                text(f"and {len(ranked) - MAX_DIFFERENCES} smaller changes", "qt-small qt-muted")
 
 
 def _side(side: DiffSide) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from quantailor.app.library.projects import ProjectReport
 from quantailor.gui import desks
 from quantailor.gui.context import workspace
 from quantailor.gui.pages.choose.rule_dialog import PRESETS
-from quantailor.gui.widgets import box, chip, note, quiet, text, told
+from quantailor.gui.widgets import box, chip, note, quiet, scrolling_table, table, text, told
 from quantailor.present.words import kld, size, size_change
 
 MAX_ROWS = 60
@@ -55,7 +56,7 @@ class DifferenceDialog:
         self._result.clear()
         if found is not None:
             with self._result:
-                _told(found, self._other.options[self._other.value])
+                _show_difference(found, self._other.options[self._other.value])
 
     def _types_of(self, kind: str, name: str) -> dict[str, str]:
         if kind == "draft":
@@ -68,39 +69,20 @@ class DifferenceDialog:
         self._dialog.close()
 
 
-def _told(found: Difference, other: str) -> None:
-    columns = ("", "this draft", other)
+def _show_difference(found: Difference, other: str) -> None:
     rows = [
         ("file", size(found.ours.file_size_bytes), size(found.theirs.file_size_bytes)),
         ("bits per weight", f"{found.ours.bits_per_weight:.3f}", f"{found.theirs.bits_per_weight:.3f}"),
         ("predicted KLD", *(kld(side.kld_nats, side.kld_interval_nats) for side in (found.ours, found.theirs))),
     ]
-    with ui.element("table").classes("qt-table").props('aria-label="Figures of both"'):
-        with ui.element("thead"), ui.element("tr"):
-            for name in columns:
-                text(name, "qt-num" if name else "", tag="th").props('scope="col"')
-        with ui.element("tbody"):
-            for first, *figures in rows:
-                with ui.element("tr"):
-                    text(first, tag="th").props('scope="row"')
-                    for figure in figures:
-                        text(figure, "qt-num", tag="td")
+    table({"": False, "this draft": True, other: True}, rows, caption="Figures of both")
     if not found.tensors:
         note("No tensor differs.")
         return
     text(f"{len(found.tensors)} tensors differ" + (f"; the {MAX_ROWS} largest changes:" if len(found.tensors) > MAX_ROWS else ":"))
-    with (
-        ui.element("div").classes("qt-scroll").props('tabindex="0" role="region" aria-label="Tensors that differ"'),
-        ui.element("table").classes("qt-table"),
-    ):
-        with ui.element("thead"), ui.element("tr"):
-            for name in ("Tensor", "this draft", other, "bytes more here"):
-                text(name, tag="th").props('scope="col"')
-        with ui.element("tbody"):
-            for item in found.tensors[:MAX_ROWS]:
-                with ui.element("tr"):
-                    text(item.name, "qt-mono", tag="td")
-                    for type_name in (item.ours, item.theirs):
-                        with ui.element("td"):
-                            chip(type_name)
-                    text(size_change(item.bytes_more), "qt-num", tag="td")
+    changes = [
+        (partial(text, item.name, "qt-mono"), partial(chip, item.ours), partial(chip, item.theirs), size_change(item.bytes_more))
+        for item in found.tensors[:MAX_ROWS]
+    ]
+    columns = {"Tensor": False, "this draft": False, other: False, "bytes more here": True}
+    scrolling_table(columns, changes, caption="Tensors that differ")

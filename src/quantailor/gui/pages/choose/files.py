@@ -64,7 +64,7 @@ class FilesDialog:
     async def _save_version(self) -> None:
         name = str(self._name.value or "").strip()
         if not name or not all(letter.isalnum() or letter in " ._-" for letter in name):
-            raise StrategyError(f"{name!r} is no name for a version", remedy="Use letters, digits, blanks, dots and dashes")
+            raise StrategyError(f"{name!r} cannot name a version", remedy="Use letters, digits, blanks, dots and dashes")
         await run.io_bound(lambda: self._draft().save(workspace(), self._project.fingerprint, name=name))
         self._name.set_value("")
         await self._list()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fastapi.responses import JSONResponse
-from nicegui import app, run, ui
+from nicegui import app, ui
 
 from quantailor.app.choosing.drafts import DEFAULT_NAME
 from quantailor.app.library import projects
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import workspace
-from quantailor.gui.frame import address, frame
+from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.pages.choose.screen import open_screen, rows_of
 from quantailor.gui.widgets import empty, error_note, text
 
@@ -32,12 +33,7 @@ def choose_rows(fingerprint: str, draft: str = DEFAULT_NAME) -> Any:
 
 async def choose(fingerprint: str, draft: str = DEFAULT_NAME, tensor: str | None = None) -> None:
     """The screen of one project; `draft` names the version, `tensor` the one whose curve is shown."""
-    try:
-        project = await run.io_bound(projects.project, workspace(), fingerprint)
-    except QuantailorError as error:
-        with frame("choose", "Choose"):
-            error_note(error)
-        return
+    project = await opened("choose", partial(projects.project, workspace(), fingerprint))
     if project is None:
         return
     ui.add_head_html('<script src="/static/choose.js"></script>')

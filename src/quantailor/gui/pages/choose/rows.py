@@ -1,4 +1,4 @@
-"""What the table, the map and the curve are told of tensors."""
+"""What the table, the map and the curve show of tensors."""
 
 from __future__ import annotations
 

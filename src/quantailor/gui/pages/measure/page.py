@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -16,11 +17,11 @@ from quantailor.errors import QuantailorError
 from quantailor.gui import measured, theme
 from quantailor.gui.context import workspace
 from quantailor.gui.elements.tensor_map import MapCell, TensorMap
-from quantailor.gui.frame import address, frame
+from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.jobs.dock import JobButtons
 from quantailor.gui.measured import Mode
 from quantailor.gui.pages.measure.setup import STAGES, Setup
-from quantailor.gui.widgets import Stat, box, card, chip, error_note, named, primary, table, text
+from quantailor.gui.widgets import Stat, box, card, chip, named, primary, table, text
 from quantailor.present.charts import echarts
 from quantailor.present.charts.colours import LogScale
 from quantailor.present.words import percent, with_error
@@ -42,26 +43,22 @@ def register() -> None:
 
 async def measure(fingerprint: str) -> None:
     """A project's measurement."""
-    try:
-        project = await run.io_bound(projects.project, workspace(), fingerprint)
-        watch = None if project is None else await run.io_bound(_watch, project)
-    except QuantailorError as error:
-        with frame("measure", "Measure"):
-            error_note(error)
+    found = await opened("measure", partial(_read, fingerprint))
+    if found is None:
         return
-    if project is None or watch is None:
-        return
+    project, watch = found
     chosen = ui.context.client.request.query_params.get("tensor")
     with frame("measure", "Measure", project=project, subtitle="what each type costs in every tensor"), box("qt-stack"):
         _Page(project, watch, chosen)
 
 
-def _watch(project: ProjectReport) -> MeasurementWatch:
+def _read(fingerprint: str) -> tuple[ProjectReport, MeasurementWatch]:
+    project = projects.project(workspace(), fingerprint)
     watch = MeasurementWatch(workspace(), project.fingerprint)
     watch.look()
     if project.is_probed:
         watch.look_at_probes()
-    return watch
+    return project, watch
 
 
 class _Page:
@@ -406,7 +403,7 @@ class _Probes:
             self._grid.props('role="group" aria-label="Sensitivities"')
             self._grid.on("cellClicked", lambda event: on_pick(event.args["data"]["tensor"]), ["data"])
             text(
-                "Alpha: nats of KL divergence per unit of error. Drowned: too small to be told from the floor; alpha is an upper bound.",
+                "Alpha: nats of KL divergence per unit of error. Drowned: too small to stand out from the floor; alpha is an upper bound.",
                 "qt-small qt-muted",
             )
         self._rows: list[dict[str, Any]] = []

@@ -10,13 +10,13 @@ from typing import Any, Literal
 from nicegui import run, ui
 from nicegui.elements.mixins.text_element import TextElement
 
-from quantailor.app.jobs import start_detached, submit
 from quantailor.app.library.opening import EntryKind
 from quantailor.app.library.projects import ProjectReport
 from quantailor.app.measuring.cost import CostReport, StageCost, study_cost
 from quantailor.app.steps import AUTO, COMPUTE, IMATRIX_REQUIRED, LEVELS, NONE, Compute, Level, StudyStep, type_bits, usual_types
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, workspace
+from quantailor.gui.jobs import start as start_job
 from quantailor.gui.picker import pick
 from quantailor.gui.theme import type_colours
 from quantailor.gui.widgets import box, card, note, primary, quiet, table, text, told
@@ -43,7 +43,7 @@ _MATRICES: Mapping[Matrix, tuple[str, str]] = {
     "auto": ("Keep what is there", ""),
     "compute": (
         "Compute it from the text that ships",
-        "500 kB of English prose. The running model shows which inputs matter, and errors are weighed by that.",
+        "500 kB of English prose. Running the model shows which inputs matter; errors are weighted accordingly.",
     ),
     "text": ("Compute it from a text of yours", "Best where the text is like what the model will read. Probes run on it too."),
     "import": ("Import a file", "One that llama-imatrix made of this very model, GGUF or .dat."),
@@ -297,14 +297,10 @@ class Setup:
     async def _submit(self) -> None:
         self._start.disable()
         try:
-            await run.io_bound(_submit, self.task())
+            await run.io_bound(start_job, self.task())
         finally:
             self._start.enable()
         await self._on_start()
-
-
-def _submit(task: StudyStep) -> None:
-    start_detached(workspace(), submit(workspace(), task))
 
 
 def _in_all(title: str, cost: CostReport | None) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 
 from nicegui import run, ui
 
-from quantailor.app.jobs import start_detached, submit
 from quantailor.app.steps import ConversionOffer, ConvertStep, absolute
-from quantailor.gui.context import context, workspace
+from quantailor.gui.context import context
+from quantailor.gui.jobs import start as start_job
 from quantailor.gui.jobs.watch import watch_job
 from quantailor.gui.picker import path_input
 from quantailor.gui.widgets import box, card, copy_line, primary, text, told
@@ -44,19 +44,13 @@ def conversion_form(source: str, suggested: str, label: str, on_done: Callable[[
     async def start() -> None:
         output = context().allowed(field.value)
         output = output / Path(suggested).name if await run.io_bound(output.is_dir) else output
-        job = await run.io_bound(_submit, ConvertStep(model=absolute(source), output=str(output)))
+        job = await run.io_bound(start_job, ConvertStep(model=absolute(source), output=str(output)))
         if job is not None:
             button.disable()
             watched.clear()
             with watched:
-                watch_job(job, on_done, on_stop=button.enable)
+                watch_job(job.id, on_done, on_stop=button.enable)
 
     button = primary(label, told(start))
     text("The same as a command:", "qt-small qt-muted")
     copy_line(shlex.join(("quantailor", "convert", source, "-o", suggested)))
-
-
-def _submit(task: ConvertStep) -> int:
-    job = submit(workspace(), task)
-    start_detached(workspace(), job)
-    return job

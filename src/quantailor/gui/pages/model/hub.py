@@ -7,7 +7,6 @@ from pathlib import Path
 
 from nicegui import events, run, ui
 
-from quantailor.app.jobs import start_detached, submit
 from quantailor.app.library.hub import PeekReport, peek
 from quantailor.app.library.opening import downloaded_model
 from quantailor.app.library.projects import open_project
@@ -16,6 +15,7 @@ from quantailor.errors import HubError, QuantailorError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.elements.disk_bar import disk_bar
 from quantailor.gui.frame import address
+from quantailor.gui.jobs import start as start_job
 from quantailor.gui.jobs.watch import watch_job
 from quantailor.gui.pages.model.conversion import offered_conversion
 from quantailor.gui.picker import pick
@@ -170,9 +170,11 @@ class HubCard:
 
     def _offer(self, report: PeekReport, watched: ui.element) -> None:
         async def start() -> None:
-            job = await run.io_bound(self._submit)
+            token_file = None if self._token_file is None else str(self._token_file)
+            step = DownloadStep(repo_id=self._repo_id, revision=self._revision, token_file=token_file, gguf_file=self._gguf_file)
+            job = await run.io_bound(start_job, step)
             if job is not None:
-                self._watch(job, watched)
+                self._watch(job.id, watched)
 
         with box("qt-row"):
             primary(f"Download {size(report.download_bytes)}", told(start), icon="download")
@@ -191,17 +193,6 @@ class HubCard:
     def _again(self, watched: ui.element) -> None:
         with watched, box("qt-row"):
             quiet("Look again", told(self.look), icon="refresh")
-
-    def _submit(self) -> int:
-        task = DownloadStep(
-            repo_id=self._repo_id,
-            revision=self._revision,
-            token_file=None if self._token_file is None else str(self._token_file),
-            gguf_file=self._gguf_file,
-        )
-        job = submit(workspace(), task)
-        start_detached(workspace(), job)
-        return job
 
     def _downloaded(self, path: Path) -> None:
         async def open_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -15,7 +16,7 @@ from quantailor.app.steps import UNQUANTIZED, conversion_offer
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.elements.disk_bar import disk_bar
-from quantailor.gui.frame import STEPS, address, done_steps, frame
+from quantailor.gui.frame import STEPS, address, done_steps, frame, opened
 from quantailor.gui.pages.model.conversion import conversion_form, offered_conversion
 from quantailor.gui.pages.model.hub import HubCard
 from quantailor.gui.picker import MODEL, pick
@@ -121,15 +122,10 @@ def _examples() -> None:
 
 async def known(fingerprint: str) -> None:
     """What a project's model is, where it lies, and what comes next."""
-    try:
-        project = await run.io_bound(projects.project, workspace(), fingerprint)
-        overview = None if project is None else await run.io_bound(model_overview, workspace(), project)
-    except QuantailorError as error:
-        with frame("model", "Model"):
-            error_note(error)
+    found = await opened("model", partial(_read, fingerprint))
+    if found is None:
         return
-    if project is None or overview is None:
-        return
+    project, overview = found
     with frame("model", "Model", project=project, subtitle=project.source or "its files are gone"), box("qt-stack"):
         _facts(project, overview)
         with box("qt-grid qt-m-halves"):
@@ -141,6 +137,11 @@ async def known(fingerprint: str) -> None:
                 _next(project)
                 if overview.kind != "gone":
                     _disk(project)
+
+
+def _read(fingerprint: str) -> tuple[ProjectReport, ModelOverview]:
+    project = projects.project(workspace(), fingerprint)
+    return project, model_overview(workspace(), project)
 
 
 def _facts(project: ProjectReport, overview: ModelOverview) -> None:

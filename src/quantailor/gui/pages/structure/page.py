@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -19,9 +20,9 @@ from quantailor.errors import QuantailorError
 from quantailor.gui import theme
 from quantailor.gui.context import workspace
 from quantailor.gui.elements.tensor_map import MapCell, TensorMap
-from quantailor.gui.frame import address, frame
+from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.pages.structure.configuration import Configuration
-from quantailor.gui.widgets import Stat, box, card, chip, error_note, heading, icon_button, quiet, text, told
+from quantailor.gui.widgets import Stat, box, card, chip, heading, icon_button, quiet, text, told
 from quantailor.present.charts.colours import bits_colour
 from quantailor.present.words import count, percent, size
 
@@ -73,18 +74,18 @@ def shape_text(shape: Sequence[int]) -> str:
 
 async def structure(fingerprint: str) -> None:
     """The screen of one project; `?tensor=` is the chosen tensor, `?view=configuration` the other half."""
-    try:
-        project = await run.io_bound(projects.project, workspace(), fingerprint)
-        rows = () if project is None else await run.io_bound(tensor_rows, workspace(), project.fingerprint, project.architecture)
-    except QuantailorError as error:
-        with frame("structure", "Structure"):
-            error_note(error)
+    found = await opened("structure", partial(_read, fingerprint))
+    if found is None:
         return
-    if project is None or rows is None:
-        return
+    project, rows = found
     asked = ui.context.client.request.query_params
     with frame("structure", "Structure", project=project):
         await _Structure(project, rows, asked.get("tensor")).show(asked.get("view", "tensors"))
+
+
+def _read(fingerprint: str) -> tuple[ProjectReport, tuple[TensorRow, ...]]:
+    project = projects.project(workspace(), fingerprint)
+    return project, tensor_rows(workspace(), project.fingerprint, project.architecture)
 
 
 class _Structure:

@@ -12,9 +12,9 @@ from quantailor.app.library import projects
 from quantailor.app.library.projects import ProjectReport
 from quantailor.app.products.builds import BuiltFile, list_builds
 from quantailor.app.products.verdicts import StoredVerdict, list_verdicts
-from quantailor.errors import QuantailorError, StoreError
+from quantailor.errors import StoreError
 from quantailor.gui.context import workspace
-from quantailor.gui.frame import address, frame
+from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.jobs.job_card import JobCard, unfinished
 from quantailor.gui.pages.verify.parts import CardCard, VerdictCards, VerifyForm, verdict_words
 from quantailor.gui.widgets import box, empty, error_note, quiet, told
@@ -30,12 +30,7 @@ def register() -> None:
 
 async def verify(fingerprint: str, verdict: str = "", built: str = "") -> None:
     """The screen of one project; `?verdict=` selects one, `?built=` a file to measure."""
-    try:
-        project = await run.io_bound(projects.project, workspace(), fingerprint)
-    except QuantailorError as error:
-        with frame("verify", "Verify"):
-            error_note(error)
-        return
+    project = await opened("verify", partial(projects.project, workspace(), fingerprint))
     if project is None:
         return
     with frame("verify", "Verify", project=project, subtitle="measured on text that nothing has seen"):
@@ -57,7 +52,7 @@ def _nothing(project: ProjectReport) -> None:
     is_there = project.base is not None
     empty(
         "Nothing to verify yet" if is_there else "There is no GGUF base to compare with",
-        "Build a file first. Here it is measured beside llama.cpp's presets, and told whether it is better."
+        "Build a file first. Here it is measured beside llama.cpp's presets, to see whether it is better."
         if is_there
         else "Open the model again from where it is now.",
         action="Build" if is_there else "Open a model",

@@ -11,7 +11,7 @@ from typing import Any
 
 from nicegui import run, ui
 
-from quantailor.app.jobs import JobReport, start_detached, submit
+from quantailor.app.jobs import JobReport
 from quantailor.app.library.projects import ProjectReport
 from quantailor.app.products.builds import BuiltFile
 from quantailor.app.products.card import CardResult, write_card
@@ -28,6 +28,7 @@ from quantailor.app.products.verdicts import (
 from quantailor.app.steps import DEFAULT_N_CTX, DEFAULT_REFERENCES, VerifyStep
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, workspace
+from quantailor.gui.jobs import start as start_job
 from quantailor.gui.picker import path_input
 from quantailor.gui.theme import palette
 from quantailor.gui.widgets import box, card, named, primary, quiet, table, text, told
@@ -158,13 +159,9 @@ class VerifyForm:
         self._go.set_enabled(is_ready)
 
     async def _start(self) -> None:
-        job = await run.io_bound(_submit, self._task())
+        job = await run.io_bound(start_job, self._task())
         if job is not None:
             self._on_start(job)
-
-
-def _submit(task: VerifyStep) -> JobReport:
-    return start_detached(workspace(), submit(workspace(), task))
 
 
 def _cost_words(cost: VerifyCost) -> str:
