@@ -82,10 +82,10 @@ def options(chart: Chart, palette: Palette, *, is_small: bool = False) -> Option
     if chart.rules and drawn:
         drawn[-1]["markLine"] = _rules(chart.rules, palette)
     left, right, top, bottom = (52, 10, 10, 36) if is_small else (76, 48, 28, 48)
-    legend_rows = 1 + sum(5 + len(name) for name in legend) // 75 if legend else 0
+    legend_rows = 1 + sum(5 + len(name) for name in legend) // 75
     return {
         **base(palette),
-        "grid": {"left": left, "right": right, "top": top, "bottom": bottom + 22 * legend_rows},
+        "grid": {"left": left, "right": right, "top": top, "bottom": bottom + (12 + 22 * legend_rows if legend else 0)},
         "xAxis": _axis(chart.x, palette, gap=22 if is_small else 30),
         "yAxis": _axis(chart.y, palette, gap=40 if is_small else 56),
         "series": drawn,
@@ -199,7 +199,8 @@ def _series(series: Series, palette: Palette) -> Options:
             "textBorderColor": palette.surface,
             "textBorderWidth": 3,
         }
-        drawn["labelLayout"] = {"moveOverlap": "shiftY"}
+        if not series.is_strong:
+            drawn["labelLayout"] = {"moveOverlap": "shiftY"}
     return drawn
 
 
