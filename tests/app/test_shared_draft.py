@@ -55,9 +55,10 @@ class Held:
         monkeypatch.setattr(planner, "solve", self.solve)
 
     def solve(self, *arguments: object) -> Strategy:
+        answer = self._solve(*arguments)  # type: ignore[arg-type]
         self._asked.release()
         assert self._free.wait(60)
-        return self._solve(*arguments)  # type: ignore[arg-type]
+        return answer
 
     def ask(self, shared: SharedDraft, planner: Planner, options: PlanOptions) -> Callable[[], str | None]:
         """Begin to solve in a thread; the result lets all answers go and waits for this one."""

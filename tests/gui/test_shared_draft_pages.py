@@ -22,7 +22,7 @@ NAMES = ("output.weight", "blk.0.ffn_down.weight", "blk.3.attn_q.weight")
 
 @dataclass
 class HeldRule:
-    """Holds every answer of a rule until `free` is set."""
+    """Holds every answer of a rule back until `free` is set."""
 
     asked: threading.Event
     free: threading.Event
@@ -33,9 +33,10 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldRule]:
     rule, solve = HeldRule(threading.Event(), threading.Event()), Planner.solve
 
     def slow(*arguments: object) -> object:
+        answer = solve(*arguments)  # type: ignore[arg-type]
         rule.asked.set()
         assert rule.free.wait(60)
-        return solve(*arguments)  # type: ignore[arg-type]
+        return answer
 
     monkeypatch.setattr(Planner, "solve", slow)
     rule.free.set()
@@ -117,7 +118,7 @@ def test_a_growing_measurement_takes_no_type_and_no_pin_away(
     home = tmp_path / "home"
 
     def measure(tensors: str, *more: object) -> None:
-        done = quantailor("measure", books_llama_base, "--tensors", tensors, "--types", "Q4_K,Q6_K,Q8_0", *more, "--home", home)
+        done = quantailor("measure", books_llama_base, "--tensors", tensors, "--types", "Q4_K,Q6_K,Q8_0,BF16", *more, "--home", home)
         assert done.code == 0, done.err
 
     def draft() -> Draft:
