@@ -25,13 +25,13 @@ from quantailor.app.products.builds import (
 )
 from quantailor.app.products.card import suggested_file_name
 from quantailor.errors import QuantailorError
-from quantailor.gui.pages.build.parts import STRATEGY_KINDS, BuiltList, CheckCard, DiffCard
 from quantailor.gui.context import context, workspace
 from quantailor.gui.desks import desk_of
 from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.jobs.job_card import JobCard, unfinished
+from quantailor.gui.pages.build.parts import STRATEGY_KINDS, BuiltList, CheckCard, DiffCard
 from quantailor.gui.picker import path_input, pick
-from quantailor.gui.widgets import Stat, box, card, chip, copy_line, empty, error_note, note, primary, quiet, text, told
+from quantailor.gui.widgets import Stat, box, card, chip, copy_line, empty, note, primary, quiet, text, told
 from quantailor.present.words import figure, interval, size
 from quantailor.records import Prediction, Strategy
 

@@ -18,9 +18,9 @@ from quantailor.app.products.checking import BuildCheck
 from quantailor.app.products.verdicts import list_verdicts, preset_names
 from quantailor.gui.context import context, workspace
 from quantailor.gui.frame import address
-from quantailor.gui.picker import pick
 from quantailor.gui.pages.verify.parts import verdict_words
-from quantailor.gui.widgets import box, card, chip, copy, icon_button, note, quiet, scrolling_table, table, text, told, TableCell
+from quantailor.gui.picker import pick
+from quantailor.gui.widgets import TableCell, box, card, chip, copy, icon_button, note, quiet, scrolling_table, table, text, told
 from quantailor.present.words import kld, percent, plural, size, size_change
 from quantailor.records import Strategy
 

@@ -1,0 +1,5 @@
+"""Build: from a strategy to a file, checked."""
+
+from quantailor.gui.pages.build.page import register
+
+__all__ = ["register"]
