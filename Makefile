@@ -62,7 +62,7 @@ check: setup
 	$(RUN)/lint-imports
 	@echo "== deptry: every import declared, every dependency used"
 	$(RUN)/deptry src
-	$(RUN)/deptry tests tools benchmarks --ignore DEP001,DEP002,DEP004
+	$(RUN)/deptry tests tools benchmarks examples --ignore DEP001,DEP002,DEP004
 	@echo "== the rules of the house that can be counted"
 	$(RUN)/python -m tools.house
 	@echo "== fast tests"
