@@ -112,8 +112,9 @@ def open_model(
         ModelError: there is no model, or it is damaged.
         StoreError: the home cannot be used.
 
-    >>> model = open_model("demo/books-llama")
-    >>> model.name, model.architecture, len(model.tensors)
+    >>> with open_model("demo/books-llama") as model:
+    ...     tensors = model.tensors
+    >>> model.name, model.architecture, len(tensors)
     ('Books Llama', 'llama', 75)
     """
     workspace = Workspace.open(None if home is None else Path(home))
