@@ -324,7 +324,7 @@ def test_a_token_in_place_of_its_file_is_neither_told_nor_stored(
 def test_a_disk_too_small_for_the_download_is_named_first(hub: HubServer, run: Command, repo: str, tmp_path: Path) -> None:
     hub.repos[repo].listed_sizes = {SHARD: 2**60}
     for words in steps(repo, tmp_path):
-        assert "org/tiny needs 1073741824.00 GiB more in" in run(*words).error_line
+        assert "org/tiny needs 1048576.00 TiB more in" in run(*words).error_line
     assert weights_asked(hub) == 0
 
 
