@@ -259,7 +259,7 @@ def gguf_path(model: OpenedModel) -> Path:
     if isinstance(source, GGUFSource):
         return source.files[0]
     raise UnsupportedModelError(
-        f"{source.location} is no GGUF file, which llama.cpp needs here", remedy="Run `quantailor convert` first and give its output"
+        f"{source.location} is not a GGUF file, which llama.cpp needs here", remedy="Run `quantailor convert` first and give its output"
     )
 
 

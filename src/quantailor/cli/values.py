@@ -21,7 +21,7 @@ def parse_size(text: str) -> int:
     """Bytes of "4.2GiB", "700 MB" or "123456"; raises typer.BadParameter."""
     match = _SIZE.fullmatch(text)
     if not match or match.group(2).upper() not in _UNITS:
-        raise typer.BadParameter(f"{text!r} is no size; write for example 4.2GiB, 700MB or 123456")
+        raise typer.BadParameter(f"{text!r} is not a size; write for example 4.2GiB, 700MB or 123456")
     size = int(float(match.group(1)) * _UNITS[match.group(2).upper()])
     if size <= 0:
         raise typer.BadParameter(f"{text!r}: a size must be more than zero")

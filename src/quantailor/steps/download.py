@@ -115,7 +115,7 @@ def with_model_here(workspace: Workspace, step: Work, stages: Stages) -> tuple[W
     Raises:
         HubError: the hub refuses or is not there.
         OutputError: the disk is too small.
-        UnsupportedModelError: llama.cpp is to run the model, and it is no GGUF file.
+        UnsupportedModelError: llama.cpp is to run the model, and it is not a GGUF file.
         ImatrixError: its importance matrix is wanted, and it has none or several.
     """
     if not isinstance(step, ModelStep) or step.hub is None:

@@ -169,7 +169,7 @@ def _file_choice(workspace: Workspace, model: OpenedModel, path: Path) -> _Choic
 
 
 def require_same_tensors(source: ModelSource, base: ModelSource) -> None:
-    """Raise StrategyMismatchError where a file is no quantization of the base, naming the first difference."""
+    """Raise StrategyMismatchError where a file is not a quantization of the base, naming the first difference."""
     ours, theirs = ({tensor.name: tensor.shape for tensor in each.tensors} for each in (source, base))
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):

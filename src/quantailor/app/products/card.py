@@ -82,7 +82,7 @@ def model_card(workspace: Workspace, base: Path, file: Path, *, repo_id: str | N
 
     Raises:
         ModelError: a file cannot be read.
-        StrategyMismatchError: the file is no quantization of that base.
+        StrategyMismatchError: the file is not a quantization of that base.
     """
     return _card(_facts(workspace, base, file, repo_id))
 

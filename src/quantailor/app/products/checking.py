@@ -115,7 +115,7 @@ def check_build(workspace: Workspace, base: Path, strategy: Strategy, file: Path
 def _opened(workspace: Workspace, path: Path) -> _File:
     with workspace.source(path) as source:
         if not isinstance(source, GGUFSource):
-            raise ModelError(f"{path} is no GGUF file", remedy="Give the file that was built")
+            raise ModelError(f"{path} is not a GGUF file", remedy="Give the file that was built")
         return _File(tuple(source.files), tuple(source.tensors), dict(source.metadata))
 
 

@@ -104,7 +104,7 @@ def llama_quantize_command(
     Raises:
         StrategyError: the strategy is another model's or has a type that the quantizer lacks.
         TypeUnavailableError: a tensor cannot take its type.
-        UnsupportedModelError: the base is no GGUF file.
+        UnsupportedModelError: the base is not a GGUF file.
     """
     with workspace.model(base, allow_requantize=True) as model:
         require_fit(strategy, model)
