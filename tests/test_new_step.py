@@ -93,7 +93,7 @@ def test_the_command_line_shows_it(counting: type[Step[StepResult]], tmp_path: P
     step = counting(file=str(tmp_path / "numbers"), to=2)  # type: ignore[call-arg]
     Run(home=tmp_path / "home", as_json=True).execute(step)
     document = json.loads(capsys.readouterr().out)
-    assert document == {"version": 1, "command": "count", "result": {"origin": None, "n_counted": 2, "n_now": 0}}
+    assert document == {"version": 2, "command": "count", "result": {"origin": None, "n_counted": 2, "n_now": 0}}
     assert any(one["properties"]["command"] == {"const": "count"} for one in output_schema()["oneOf"])
     Run(home=tmp_path / "home", as_json=False).execute(step)
     assert "n counted  2" in capsys.readouterr().out

@@ -24,7 +24,7 @@ from quantailor.app.products.exporting import ExportReport
 from quantailor.app.products.verdicts import VerdictsReport
 from quantailor.app.steps import PlanResult, kinds
 
-VERSION = 1
+VERSION = 2
 _RESULTS: dict[str, Any] = {
     "inspect": ModelReport | PeekReport | LargestTensors | ConfigurationText,
     "study-cost": CostReport,
