@@ -25,6 +25,7 @@ os.environ.setdefault("NICEGUI_STORAGE_PATH", str(Path(tempfile.gettempdir()) / 
 
 from browser import WAIT_SECONDS
 from nicegui import Client, events, helpers, ui
+from nicegui.elements.choice_element import ChoiceElement
 from nicegui.elements.mixins.disableable_element import DisableableElement
 from nicegui.elements.mixins.text_element import TextElement
 from nicegui.elements.mixins.value_element import ValueElement
@@ -169,7 +170,8 @@ class Visitor:
 
         def typed() -> None:
             field.value = value.rstrip("\n") if isinstance(value, str) else value
-            self._hear(field, "update:model-value", field.value)
+            if not isinstance(field, ChoiceElement):  # theirs hears the number of the choice
+                self._hear(field, "update:model-value", field.value)
             if enters:
                 self._hear(field, "keydown.enter", None)
 
