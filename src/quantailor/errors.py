@@ -36,6 +36,7 @@ one line. Code raises the most specific class; the faces (command line, GUI) tra
       OutputError               a result that cannot be written (disk full, no permission, exists)
       ResourceError             too little disk or memory for the work
       InferenceError            llama.cpp could not load the model or run the text
+        CrashError                llama.cpp ended its process instead of answering
       ConverterError            llama.cpp's converter cannot be found, set up or brought to its end
       StoreError                the project database cannot be opened or is of a newer version
       JobError                  no such job, or the job is not in a state that allows this
@@ -229,6 +230,20 @@ class ResourceError(QuantailorError):
 
 class InferenceError(QuantailorError):
     """llama.cpp could not load the model or run the text."""
+
+
+class CrashError(InferenceError):
+    """llama.cpp ended its process instead of answering: an assertion, a stack overflow, a kill.
+
+    `doing` is what it was doing ("loading tiny.gguf"), `reason` how it ended.
+    """
+
+    def __init__(self, doing: str, reason: str, *, remedy: str | None = None) -> None:
+        super().__init__(f"llama.cpp ended its process while {doing}: {reason}", remedy=remedy)
+        self.doing, self.reason = doing, reason
+
+    def __reduce__(self) -> tuple[type[CrashError], tuple[str, str], dict[str, object]]:
+        return CrashError, (self.doing, self.reason), self.__dict__
 
 
 class ConverterError(QuantailorError):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from gguf_models import write_llama
+from quantailor.analysis import corpus as corpus_module
 from quantailor.analysis.corpus import chunks, load_corpus, spread
 from quantailor.errors import CorpusError, InferenceError
 
@@ -78,6 +80,34 @@ def test_a_model_without_vocabulary(tmp_path: Path, calibration_text: Path) -> N
     path.write_bytes(b"GGUF")
     with pytest.raises(InferenceError):
         load_corpus(path, calibration_text)
+
+
+def text_with_a_run(folder: Path, run: str) -> Path:
+    path = folder / "run.txt"
+    path.write_text(f"One line.\nAnd another one.\n{run}\nThe last.\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("pre", ["gpt-4o", "tekken", "deepseek-v3"])
+@pytest.mark.parametrize("letter", ["Q", " ", "\n", ".", "\u6f22"])
+def test_a_long_run_of_one_letter_is_tokenized(tmp_path: Path, pre: str, letter: str) -> None:
+    corpus = load_corpus(write_llama(tmp_path / f"{pre}.gguf", pre=pre), text_with_a_run(tmp_path, letter * 100_000))
+    assert corpus.tokens.size == len((tmp_path / "run.txt").read_bytes()) - 1, "the vocabulary has nothing but bytes"
+
+
+def test_a_run_that_no_stack_holds_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus_module, "MAX_STACK_BYTES", 8 << 20)
+    model, text = write_llama(tmp_path / "tiny.gguf", pre="gpt-4o"), text_with_a_run(tmp_path, "Q" * 100_000)
+    for _ in range(2):
+        with pytest.raises(CorpusError) as caught:
+            load_corpus(model, text)
+        expected = (
+            f"llama.cpp cannot tokenize {text} with tiny.gguf (segmentation fault, SIGSEGV); "
+            "its longest unbroken run, 100,000 letters, begins in line 3 (byte 27). Break it up with spaces or lines, or take it out"
+        )
+        assert str(caught.value) == expected
+    text.write_text("One line.\n" * 9, encoding="utf-8")
+    assert load_corpus(model, text).tokens.size == 89
 
 
 @pytest.mark.parametrize("n_chunks", [0, 1, 2, 3, 5, 16, 100, 257])

@@ -8,16 +8,27 @@ token of every chunk is replaced by BOS where the model adds one.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from quantailor.errors import CorpusError
+from quantailor.analysis.threads import LEAST_STACK_BYTES, with_stack
+from quantailor.errors import CorpusError, CrashError
 from quantailor.ggml import runtime
 from quantailor.numerics import Tokens
+from quantailor.present import words
+from quantailor.processes import apart
+from quantailor.processes.messages import doing
 
 MIN_N_CTX = 32
 """Shorter chunks would leave next to nothing to score, and llama.cpp skips inputs of fewer than 16 tokens."""
+
+STACK_BYTES_PER_BYTE = 1024
+"""Stack for each byte of a text: some of llama.cpp's pre-tokenizers call themselves for every letter of an unbroken run (400 bytes)."""
+MAX_STACK_BYTES = 4 << 30
+_UNBROKEN = re.compile(r"[^\W_]+|\s+|(?:[^\w\s]|_)+")
+_TOKENIZING = "tokenizing"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +52,21 @@ def load_corpus(model_path: Path, text_path: Path) -> Corpus:
         CorpusError: the text cannot be read, is empty or not UTF-8.
         InferenceError: llama.cpp cannot read the model's vocabulary.
     """
+    text, sha256 = _read(text_path)
+    try:
+        tokens, bos = _tokenized(model_path, _version(model_path), text)
+    except CrashError as error:
+        if error.doing != _TOKENIZING:
+            raise
+        raise CorpusError(
+            f"llama.cpp cannot tokenize {text_path} with {model_path.name} ({error.reason}); {_longest_run(text)}",
+            remedy="Break it up with spaces or lines, or take it out",
+        ) from error
+    return Corpus(text_path.name, sha256, tokens, bos)
+
+
+def _read(text_path: Path) -> tuple[str, str]:
+    """The text without its last newline, and the SHA-256 of its bytes."""
     try:
         data = text_path.read_bytes()
     except OSError as error:
@@ -51,17 +77,32 @@ def load_corpus(model_path: Path, text_path: Path) -> Corpus:
         raise CorpusError(f"{text_path} is not UTF-8 (byte {error.start})", remedy="Save it as UTF-8 text") from error
     if not text.strip():
         raise CorpusError(f"{text_path} is empty", remedy="Give a text of some hundred kilobytes")
-    tokens, bos = _tokenized(model_path, _version(model_path), text.removesuffix("\n"))
-    return Corpus(text_path.name, hashlib.sha256(data).hexdigest(), tokens, bos)
+    return text.removesuffix("\n"), hashlib.sha256(data).hexdigest()
+
+
+def _longest_run(text: str) -> str:
+    """Where the longest run of letters, of spaces or of other signs lies, in words."""
+    run = max(_UNBROKEN.finditer(text), key=lambda match: len(match[0]))
+    kind = "letters" if run[0][0].isalnum() else "spaces and newlines" if run[0][0].isspace() else "signs"
+    line, before = text.count("\n", 0, run.start()) + 1, len(text[: run.start()].encode())
+    return f"its longest unbroken run, {words.count(len(run[0]))} {kind}, begins in line {words.count(line)} (byte {words.count(before)})"
 
 
 @lru_cache(maxsize=4)
 def _tokenized(model_path: Path, version: tuple[int, int], text: str) -> tuple[Tokens, int | None]:
     """The tokens (read only, because they are kept for the next call) and BOS; `version` distinguishes a file from its successor."""
     del version
+    tokens, bos = apart.call(_tokenize, model_path, text, MAX_STACK_BYTES)
+    tokens.flags.writeable = False
+    return tokens, bos
+
+
+def _tokenize(model_path: Path, text: str, max_stack_bytes: int) -> tuple[Tokens, int | None]:
+    """Tokens and BOS."""
     with runtime.tokenizer(model_path) as vocabulary:
-        tokens = vocabulary.tokenize(text)
-        tokens.flags.writeable = False
+        doing(_TOKENIZING)
+        stack_bytes = max(LEAST_STACK_BYTES, min(STACK_BYTES_PER_BYTE * len(text.encode()), max_stack_bytes))
+        tokens = with_stack(stack_bytes, lambda: vocabulary.tokenize(text))
         return tokens, vocabulary.bos_token if vocabulary.adds_bos else None
 
 

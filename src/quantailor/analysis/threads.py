@@ -1,9 +1,10 @@
-"""Work in threads whose results come back in order."""
+"""Work in threads: results that come back in order, and a stack as large as the work needs."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,8 +15,29 @@ from quantailor.control import Control
 AHEAD = 3
 """Items per thread that may be under way or wait to be taken."""
 
+LEAST_STACK_BYTES = 8 << 20
+"""What main threads have on most systems."""
+
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+
+
+def with_stack(n_bytes: int, function: Callable[[], _Result]) -> _Result:
+    """Call a function in a thread with a stack of so many bytes, or the half, or a quarter, where the system gives no more.
+
+    Memory is taken as far as the stack is used.
+    """
+    while True:
+        before = threading.stack_size(n_bytes)
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                return pool.submit(function).result()
+        except RuntimeError:  # the thread cannot be started
+            if n_bytes < 2 * LEAST_STACK_BYTES:
+                raise
+            n_bytes //= 2
+        finally:
+            threading.stack_size(before)
 
 
 class Workers:

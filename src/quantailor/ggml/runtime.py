@@ -29,6 +29,7 @@ from quantailor.errors import InferenceError
 from quantailor.ggml import library
 from quantailor.ggml.library import GgmlTensor, TensorPointer
 from quantailor.numerics import Floats, Tokens
+from quantailor.processes.messages import doing
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +125,7 @@ class Tokenizer:
             # Mapped pages are read-only, and repacked weights cannot be read back.
             parameters.load_mode = self._llama.LLAMA_LOAD_MODE_NONE
             parameters.use_extra_bufts = False
+        doing(f"loading {path}")
         self._model = self._llama.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self._model:
             raise InferenceError(f"llama.cpp cannot load {path}: {self._log.last_error()}")

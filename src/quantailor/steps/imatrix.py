@@ -88,14 +88,14 @@ def _compute(workspace: Workspace, step: ImatrixStep, stages: Stages, model: Ope
     tokens = chunks(corpus, step.n_ctx, limit=step.chunks)
 
     def keep(state: ImatrixState) -> None:
-        if state.n_chunks_done % CHECKPOINT_CHUNKS == 0:
-            store.record_imatrix_progress(key, state.n_chunks_done, state.to_bytes())
+        store.record_imatrix_progress(key, state.n_chunks_done, state.to_bytes())
 
     return imatrices.compute_imatrix(
         gguf_path(model),
         tokens,
         state=ImatrixState.from_bytes(progress.state) if progress else None,
         on_chunk=keep,
+        every=CHECKPOINT_CHUNKS,
         control=stages.begin("imatrix"),
         n_threads=step.compute.n_threads,
         n_gpu_layers=step.compute.n_gpu_layers,

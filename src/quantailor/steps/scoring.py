@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from quantailor.analysis.corpus import Corpus, chunks, spread
 from quantailor.analysis.importance.imatrix import Imatrix
-from quantailor.analysis.scores.mix_scores import FileScorer, MixScorer
+from quantailor.analysis.scores.mix_scores import ApartScorer, FileScorer, scoring_apart
 from quantailor.control import Control
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_with_swaps
@@ -75,7 +75,7 @@ class Scoring:
 
     workspace: Workspace
     key: SwapKey
-    scorer: MixScorer
+    scorer: ApartScorer
     files: FileScorer
     corpus: Corpus
     order: tuple[int, ...]
@@ -138,7 +138,7 @@ def scoring(workspace: Workspace, model: OpenedModel, imatrix: Imatrix | None, s
     names = [tensor.name for tensor in quantizable_tensors(model.source)]
     threads, layers = step.compute.n_threads, step.compute.n_gpu_layers
     files = FileScorer(path, tokens, folder, n_threads=threads, n_gpu_layers=layers)
-    with MixScorer(model.source, path, names, tokens, folder, imatrix=imatrix, n_threads=threads, n_gpu_layers=layers) as scorer:
+    with scoring_apart(path, names, tokens, folder, imatrix=imatrix, n_threads=threads, n_gpu_layers=layers) as scorer:
         fingerprint = imatrix.fingerprint if imatrix else ""
         key = SwapKey(model.fingerprint, fingerprint, corpus.sha256, step.n_ctx, "as built", scorer.base_kernels)
         yield Scoring(workspace, key, scorer, files, corpus, tuple(spread(len(tokens))))

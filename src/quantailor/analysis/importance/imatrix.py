@@ -19,7 +19,7 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,8 @@ from quantailor.ggml import codec
 from quantailor.ggml.reference_worker import MAX_TEXT_BYTES
 from quantailor.ggml.runtime import Activation, LoadedModel
 from quantailor.numerics import Doubles, Floats, Integers, Tokens
+from quantailor.processes import apart
+from quantailor.processes.messages import doing
 from quantailor.records import TensorInfo, layer_of
 
 TOKEN_EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
@@ -328,6 +330,7 @@ def compute_imatrix(
     *,
     state: ImatrixState | None = None,
     on_chunk: Callable[[ImatrixState], None] | None = None,
+    every: int = 1,
     control: Control = QUIET,
     n_threads: int | None = None,
     n_gpu_layers: int = 0,
@@ -340,7 +343,8 @@ def compute_imatrix(
         model_path: a base GGUF.
         chunks: (n_chunks, n_ctx) from `corpus.chunks`.
         state: where an interrupted run of the same chunks stopped.
-        on_chunk: called with the state after every chunk; it may save `state.to_bytes()`.
+        on_chunk: called with the state after every `every` chunks; it may save `state.to_bytes()`.
+        every: see `on_chunk`.
         control: asked before every chunk whether to go on.
         n_threads: None takes all processors.
         n_gpu_layers: layers on a GPU, -1 for all.
@@ -358,15 +362,27 @@ def compute_imatrix(
     state.check_whole()
     if state.n_chunks_done < n_chunks:
         control.check()
-        with LoadedModel(model_path, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers, capture=state.add) as model:
-            for index in range(state.n_chunks_done, n_chunks):
-                control.check()
-                model.decode(chunks[index])
-                state.finish_chunk(chunks[index], model.n_vocab)
-                if on_chunk is not None:
-                    on_chunk(state)
-                control.advance(index + 1, n_chunks, f"chunk {index + 1} of {n_chunks}")
+        step = every if on_chunk else n_chunks
+        states = apart.stream(_states, model_path, chunks, state, step, n_threads=n_threads, n_gpu_layers=n_gpu_layers, control=control)
+        for state in states:
+            if on_chunk is not None and state.n_chunks_done % step == 0:
+                on_chunk(state)
     return state.result(dataset)
+
+
+def _states(
+    model_path: Path, chunks: Tokens, state: ImatrixState, every: int, *, n_threads: int | None, n_gpu_layers: int, control: Control
+) -> Iterator[ImatrixState]:
+    """The state after every so many chunks, and after the last."""
+    n_chunks, n_ctx = chunks.shape
+    with LoadedModel(model_path, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers, capture=state.add) as model:
+        for index in range(state.n_chunks_done, n_chunks):
+            doing(f"running chunk {index + 1} through {model_path}")
+            model.decode(chunks[index])
+            state.finish_chunk(chunks[index], model.n_vocab)
+            if (index + 1) % every == 0 or index + 1 == n_chunks:
+                yield state
+            control.advance(index + 1, n_chunks, f"chunk {index + 1} of {n_chunks}")
 
 
 # Statistics

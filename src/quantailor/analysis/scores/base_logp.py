@@ -20,6 +20,7 @@ from quantailor.control import QUIET, Control
 from quantailor.errors import InferenceError
 from quantailor.ggml.runtime import LoadedModel
 from quantailor.numerics import Codes, Doubles, Floats, Tokens
+from quantailor.processes.messages import doing
 from quantailor.records import ChunkScore
 
 
@@ -97,6 +98,7 @@ class BaseLogp:
         for n_done, index in enumerate(missing):
             control.check()
             tokens = self._chunks[index]
+            doing(f"running chunk {index + 1} through the base")
             self._write(BaseChunk.of(index, tokens, model.logits(tokens, first=first_scored(len(tokens)))))
             control.advance(n_done + 1, len(missing), f"base, chunk {index + 1}")
 

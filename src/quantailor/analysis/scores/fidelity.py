@@ -27,6 +27,8 @@ from quantailor.control import QUIET, Control, ProgressCounter
 from quantailor.errors import InferenceError
 from quantailor.ggml.runtime import LoadedModel
 from quantailor.numerics import Doubles, Floats, Tokens
+from quantailor.processes import apart
+from quantailor.processes.messages import doing
 from quantailor.records import ChunkScore, Comparison, Estimate, FidelityStatistics
 
 BASE = "base"
@@ -75,9 +77,24 @@ def score_chunks(
         raise InferenceError(f"no file can be called {min(taken)!r} in a comparison", remedy="Rename it")
     missing = {label: set(range(len(chunks))).difference((done or {}).get(label, ())) for label in (BASE, NULL_CONTROL, *candidates)}
     wanted = sorted(set().union(*missing.values()))
-    if not wanted:
-        return
-    control.check()
+    if wanted:
+        control.check()
+        yield from apart.stream(_scores, base_path, candidates, chunks, missing, block_bytes, n_threads, n_gpu_layers, control=control)
+
+
+def _scores(
+    base_path: Path,
+    candidates: Mapping[str, Path],
+    chunks: Tokens,
+    missing: Mapping[str, Collection[int]],
+    block_bytes: int,
+    n_threads: int | None,
+    n_gpu_layers: int,
+    *,
+    control: Control,
+) -> Iterator[tuple[str, ChunkScore]]:
+    """As `score_chunks`; `missing` is label -> indexes."""
+    wanted = sorted(set().union(*missing.values()))
     progress = ProgressCounter(control, sum(map(len, missing.values())))
     load = functools.partial(LoadedModel, n_ctx=chunks.shape[1], n_threads=n_threads, n_gpu_layers=n_gpu_layers)
     targets = chunks[:, first_scored(chunks.shape[1]) + 1 :]  # (n_chunks, n_scored)
@@ -88,7 +105,7 @@ def score_chunks(
             n_held = max(1, block_bytes // (4 * n_vocab * targets.shape[1]))
             block, wanted = wanted[:n_held], wanted[n_held:]
             for index in block:
-                control.check()
+                doing(f"running chunk {index + 1} through {base_path}")
                 base_logp[index] = _log_probabilities(base, chunks[index])
                 if index in missing[BASE]:
                     observed = base_logp[index][np.arange(targets.shape[1]), targets[index]]
@@ -99,7 +116,7 @@ def score_chunks(
                 with load(path) as model:
                     _require_vocabulary(path, model, n_vocab)
                     for index in indexes:
-                        control.check()
+                        doing(f"running chunk {index + 1} through {path}")
                         yield label, score(index, base_logp[index], _log_probabilities(model, chunks[index]), targets[index])
                         progress.add(1, f"{label}, chunk {index + 1}")
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,8 +20,12 @@ from quantailor.analysis.scores.swapping import Kernels, Swapper
 from quantailor.control import QUIET, Control, ProgressCounter
 from quantailor.errors import InferenceError, TypeUnavailableError
 from quantailor.ggml.runtime import LoadedModel
+from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource
 from quantailor.numerics import Tokens
+from quantailor.processes import apart
+from quantailor.processes.apart import Apart
+from quantailor.processes.messages import doing
 from quantailor.records import ChunkScore, Mix
 
 Done = Mapping[str, Collection[int]]
@@ -89,6 +95,7 @@ class MixScorer(Swapper):
     def _settle(self) -> BaseKernels:
         try:
             self.rest_finer()
+            doing(f"running chunk 1 through {self.path}")
             self.logits(self._chunks[0])
         except (InferenceError, TypeUnavailableError) as error:
             logger.info("the base stays as it is stored: %s", error)
@@ -121,8 +128,71 @@ class MixScorer(Swapper):
             for index in missing[mix.id]:
                 control.check()
                 self.set_mix(mix.types)
+                doing(f"running chunk {index + 1} through {self.path}, {_shown(mix)}")
                 yield mix, self._base.chunk(index).score(self.logits(self._chunks[index], first=first_scored(self.n_ctx)))
                 progress.add(1, _shown(mix))
+
+
+@dataclass(frozen=True)
+class ApartScorer:
+    """A `MixScorer` in a process of its own, see `scoring_apart`."""
+
+    weights: frozenset[str]
+    base_kernels: BaseKernels
+    _scorer: Apart[_OwnScorer]
+
+    def score(
+        self, mixes: Sequence[Mix], indexes: Sequence[int], *, done: Done | None = None, control: Control = QUIET
+    ) -> Iterator[tuple[Mix, ChunkScore]]:
+        """As `MixScorer.score`."""
+        return self._scorer.stream(_OwnScorer.score, mixes, indexes, done=done, control=control)
+
+
+@contextmanager
+def scoring_apart(
+    path: Path,
+    names: Collection[str],
+    chunks: Tokens,
+    folder: Path,
+    *,
+    imatrix: Imatrix | None,
+    n_threads: int | None = None,
+    n_gpu_layers: int = 0,
+) -> Iterator[ApartScorer]:
+    """A `MixScorer` of a base in a process of its own, which keeps the model loaded until the block ends.
+
+    The arguments are those of `MixScorer`, `chunks` (n_chunks, n_ctx) among them.
+
+    Raises:
+        InferenceError: llama.cpp cannot load or run the model.
+    """
+    opened = apart.holding(_OwnScorer, path, names, chunks, folder, imatrix, n_threads, n_gpu_layers)
+    with opened as scorer:
+        yield ApartScorer(*scorer.call(_OwnScorer.facts), scorer)
+
+
+class _OwnScorer(MixScorer):
+    """A scorer that opens the base by itself, and closes it."""
+
+    def __init__(
+        self,
+        path: Path,
+        names: Collection[str],
+        chunks: Tokens,
+        folder: Path,
+        imatrix: Imatrix | None,
+        n_threads: int | None,
+        n_gpu_layers: int,
+    ) -> None:
+        self._opened = open_model(path)
+        super().__init__(self._opened, path, names, chunks, folder, imatrix=imatrix, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
+
+    def facts(self) -> tuple[frozenset[str], BaseKernels]:
+        return self.weights, self.base_kernels
+
+    def close(self) -> None:
+        super().close()
+        self._opened.close()
 
 
 class FileScorer:
@@ -142,13 +212,16 @@ class FileScorer:
 
     def score(self, file: Path, indexes: Sequence[int], *, control: Control = QUIET) -> Iterator[ChunkScore]:
         """Score a file on these chunks, in order. Raises InferenceError where llama.cpp cannot load or run it."""
+        return apart.stream(self._score, file, indexes, control=control)
+
+    def _score(self, file: Path, indexes: Sequence[int], *, control: Control) -> Iterator[ChunkScore]:
         if self._base.missing(indexes):
             with self._load(self._path) as base:
                 self._base.compute(base, indexes, control=control)
         with self._load(file) as model:
             for n_done, index in enumerate(indexes):
-                control.check()
                 tokens = self._chunks[index]
+                doing(f"running chunk {index + 1} through {file}")
                 yield self._base.chunk(index).score(model.logits(tokens, first=first_scored(len(tokens))))
                 control.advance(n_done + 1, len(indexes), f"{file.name}, chunk {index + 1}")
 

@@ -1,0 +1,42 @@
+"""What `apart` and `worker` say to each other: pickles, one after the other, through the worker's standard input and output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["doing", "log", "advance", "item", "returned", "raised"]
+Answer = tuple[Kind, object]
+"""What a worker says: the last of a request is "returned" or "raised"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call for the worker."""
+
+    function: Callable[..., object]
+    arguments: tuple[object, ...]
+    options: Mapping[str, object]
+    folder: str
+    """The working directory that paths are meant in."""
+    log_level: int
+    """Records of the logger "quantailor" from this level on are wanted."""
+    reports: bool
+    """Whether the function takes a `control`, whose progress is wanted."""
+    use: Literal["nothing", "result", "held"] = "nothing"
+    """Hold what the function gives, or call it with what is held before its arguments."""
+
+
+_listeners: list[Callable[[str], None]] = []
+
+
+def listen(listener: Callable[[str], None]) -> None:
+    """Call this from now on with what `doing` is told."""
+    _listeners.append(listener)
+
+
+def doing(what: str) -> None:
+    """Say what begins now ("loading tiny.gguf"), so that whoever waits can tell what this process ended in."""
+    for listener in _listeners:
+        listener(what)

@@ -1,0 +1,44 @@
+"""Texts and models that end llama.cpp's process: commands and jobs say so in one line, and nothing else ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from commands import Command
+
+from gguf_models import write_llama
+from quantailor.analysis import corpus
+from quantailor.app.measuring.cost import study_cost
+from quantailor.errors import CorpusError
+from quantailor.pipeline import StudyStep
+from quantailor.session import Workspace
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_llama(tmp_path / "tiny.gguf", pre="gpt-4o")
+
+
+@pytest.fixture
+def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A text whose longest run overflows a stack that cannot grow."""
+    monkeypatch.setattr(corpus, "MAX_STACK_BYTES", 8 << 20)
+    path = tmp_path / "run.txt"
+    path.write_text("One line.\n" + "Q" * 100_000, encoding="utf-8")
+    return path
+
+
+def test_a_job_fails_with_the_reason_and_says_it_again_when_resumed(run: Command, model: Path, text: Path) -> None:
+    line = run("imatrix", model, "-f", text, "--chunks", 2).error_line
+    assert "its longest unbroken run, 100,000 letters, begins in line 2" in line
+    job = run("jobs", "show", 1, "--json").result
+    assert (job["state"], f"error: {job['error']}") == ("failed", line)
+    assert run("jobs", "resume", 1).error_line == line
+
+
+def test_the_cost_of_a_study_of_such_a_text_is_refused_and_the_next_one_told(model: Path, text: Path, tmp_path: Path) -> None:
+    with Workspace.open(tmp_path / "home") as workspace:
+        with pytest.raises(CorpusError, match="longest unbroken run"):
+            study_cost(workspace, StudyStep(model=str(model), level="quick", text=str(text)))
+        assert study_cost(workspace, StudyStep(model=str(model), level="quick")).stages
