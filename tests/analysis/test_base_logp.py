@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from large_vocabulary import FAMILIES, HIDDEN, write_model
+from large_vocabulary import N_VOCAB as LARGE_VOCAB
 from scipy import special
 
 from quantailor import numerics
 from quantailor.analysis.scores import fidelity
-from quantailor.analysis.scores.base_logp import BaseChunk, BaseLogp
+from quantailor.analysis.scores.base_logp import LARGE_BYTES, BaseChunk, BaseLogp
 from quantailor.control import NullControl
 from quantailor.errors import InferenceError, Paused
+from quantailor.ggml.runtime import LoadedModel
+from quantailor.models.opening import open_model
+from quantailor.models.source import MemorySource
 from quantailor.numerics import Floats, Tokens
 from quantailor.records import ChunkScore
 
@@ -195,3 +201,80 @@ def chunks() -> Tokens:
 def tokens(chunks: Tokens) -> Tokens:
     found: Tokens = chunks[0]
     return found
+
+
+# Large vocabularies
+
+
+@pytest.mark.parametrize(("family", "kind"), [*((name, "F16") for name in FAMILIES), ("plain", "BF16"), ("tied", "F32")])
+def test_a_large_vocabulary_keeps_what_the_output_matrix_was_given_and_scores_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, kind: str
+) -> None:
+    monkeypatch.setattr("quantailor.analysis.scores.base_logp.LARGE_BYTES", 1 << 20)
+    path, tokens = write_model(tmp_path, family, kind), large_chunks(n_ctx=128)
+    with closing(open_model(path)) as source, loaded(path) as base:
+        kept, codes = BaseLogp(tmp_path / "kept", tokens, source), BaseLogp(tmp_path / "codes", tokens)
+        kept.compute(base, [0])
+        codes.compute(base, [0])
+        n_scored = tokens.shape[1] // 2 - 1
+        assert written(tmp_path / "codes") > 2 * n_scored * LARGE_VOCAB
+        assert written(tmp_path / "kept") < n_scored * (HIDDEN * (4 if kind == "F32" else 2) + 24) + 1000
+        logits = base.logits(tokens[0], first=tokens.shape[1] // 2)
+        noise = np.random.default_rng(0).standard_normal(logits.shape).astype(np.float32)
+        exact = codes.chunk(0)
+        for again in (kept, BaseLogp(tmp_path / "kept", tokens, source)):
+            for apart in (0.0, 0.1, 1.0):
+                found, expected = again.chunk(0).score(logits + apart * noise), exact.score(logits + apart * noise)
+                assert found.kld_sum / n_scored == pytest.approx(expected.kld_sum / n_scored, abs=1e-6)
+                assert (found.nll_sum, found.dp_square_sum, found.n_tokens) == (expected.nll_sum, expected.dp_square_sum, expected.n_tokens)
+                assert found.top_agreement == expected.top_agreement
+            assert again.chunk(0).base_score == exact.base_score
+        assert base.logits(tokens[0], first=tokens.shape[1] // 2).tobytes() == logits.tobytes()
+
+
+def test_a_model_whose_last_stage_is_another_keeps_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantailor.analysis.scores.base_logp.LARGE_BYTES", 1 << 20)
+    path, tokens = write_model(tmp_path, "capped"), large_chunks(n_ctx=128)
+    with closing(open_model(path)) as source, loaded(path) as base:
+        uncapped = MemorySource({"token_embd.weight": source.rows("token_embd.weight", 0, LARGE_VOCAB)}, architecture="gemma2")
+        kept = BaseLogp(tmp_path / "kept", tokens, uncapped)
+        kept.compute(base, [0])
+        assert written(tmp_path / "kept") > (tokens.shape[1] // 2 - 1) * 2 * LARGE_VOCAB
+        assert kept.chunk(0).codes.shape[1] == LARGE_VOCAB
+
+
+def test_what_an_earlier_version_kept_is_read(tmp_path: Path) -> None:
+    path, tokens = write_model(tmp_path), large_chunks()
+    with closing(open_model(path)) as source, loaded(path) as base:
+        BaseLogp(tmp_path / "logp", tokens).compute(base, [0])
+        later = BaseLogp(tmp_path / "logp", tokens, source)
+        assert later.missing([0, 1]) == [1]
+        assert later.chunk(0).codes.shape[1] == LARGE_VOCAB
+
+
+def test_chunks_that_do_not_fit_into_memory_are_computed_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, tokens = write_model(tmp_path), large_chunks(3)
+    assert (tokens.shape[1] - 2) * LARGE_VOCAB > LARGE_BYTES  # the codes of one chunk
+    monkeypatch.setattr("quantailor.analysis.scores.base_logp.CACHE_BYTES", int(1.5 * tokens.shape[1] * LARGE_VOCAB))
+    with closing(open_model(path)) as source, loaded(path) as base:
+        kept = BaseLogp(tmp_path / "kept", tokens, source)
+        kept.compute(base, range(3))
+        again = BaseLogp(tmp_path / "kept", tokens, source)
+        codes = [[part.chunk(index).codes for index in (0, 1, 2, 1, 0)] for part in (kept, again)]
+    for first, second, third, another_second, another_first in codes:
+        assert first is another_first
+        assert second is not another_second
+        assert np.array_equal(second, another_second)
+        assert first.shape == third.shape
+
+
+def large_chunks(count: int = 1, n_ctx: int = 512) -> Tokens:
+    return np.random.default_rng(2).integers(LARGE_VOCAB, size=(count, n_ctx), dtype=np.int32)
+
+
+def loaded(path: Path) -> LoadedModel:
+    return LoadedModel(path, n_ctx=512, n_threads=1)
+
+
+def written(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())

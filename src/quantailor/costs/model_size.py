@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from quantailor.analysis.scores.base_logp import CACHE_BYTES, LARGE_BYTES
 from quantailor.models.source import ModelSource
 from quantailor.qtypes import IMATRIX_EXEMPT, never_quantized
 from quantailor.records import TensorInfo
@@ -29,6 +30,8 @@ class ModelSize:
     n_output: int
     """Weights of the matrix that gives the logits; it runs only where logits are wanted."""
     n_vocab: int
+    output_input_bytes: int
+    """What the output matrix is multiplied with at one position, in the matrix' precision."""
     n_inputs: int
     """Inputs of all matrices, expert by expert: what an importance matrix has figures for."""
     kv_bytes_per_token: int
@@ -51,14 +54,20 @@ class ModelSize:
             n_active=sum(round(tensor.n_elements * _active_share(source, tensor)) for tensor in blocks),
             n_output=0 if output is None else output.n_elements,
             n_vocab=0 if embeddings is None else embeddings.n_rows,
+            output_input_bytes=0 if output is None else output.n_cols * (_F32_BYTES if output.type_name == "F32" else _F16_BYTES),
             n_inputs=sum(tensor.n_cols * tensor.n_slices for tensor in blocks),
             kv_bytes_per_token=_kv_bytes_per_token(source),
             is_bfloat=any(tensor.type_name == "BF16" for tensor in tensors),
         )
 
     def score_flops(self, n_ctx: int) -> float:
-        """Floating point operations of one chunk with logits for its second half."""
-        return self.decode_flops(n_ctx) + 2.0 * self.n_output * n_ctx / 2
+        """Floating point operations of one chunk with logits for its second half, and the base's where they are not kept."""
+        n_outputs = 2 if self.computes_base_again(n_ctx) else 1
+        return self.decode_flops(n_ctx) + 2.0 * n_outputs * self.n_output * n_ctx / 2
+
+    def computes_base_again(self, n_ctx: int) -> bool:
+        """Whether the base's log-probabilities are too large to be kept on disk (`analysis.base_logp`)."""
+        return 2 * _n_scored(n_ctx) * self.n_vocab > LARGE_BYTES
 
     def decode_flops(self, n_ctx: int) -> float:
         """Floating point operations of one chunk without logits."""
@@ -72,13 +81,22 @@ class ModelSize:
         """What llama.cpp holds beside the weights at the least: keys, values, logits."""
         return self.kv_bytes_per_token * n_ctx + self.logits_bytes(n_ctx)
 
+    def scoring_bytes(self, n_ctx: int) -> int:
+        """What scoring a chunk holds beside the model and llama.cpp's context."""
+        return 4 * self.logits_bytes(n_ctx) + CACHE_BYTES if self.computes_base_again(n_ctx) else 3 * self.logits_bytes(n_ctx)
+
     def base_logp_bytes(self, n_ctx: int) -> int:
-        """One chunk of the base's log-probabilities on disk (`analysis.base_logp`): two bytes per token of the vocabulary."""
-        return max(0, n_ctx - n_ctx // 2 - 1) * (2 * self.n_vocab + 16)
+        """One chunk of the base's log-probabilities on disk (`analysis.base_logp`): two bytes per token of the vocabulary, or inputs."""
+        per_position = self.output_input_bytes + 24 if self.computes_base_again(n_ctx) else 2 * self.n_vocab + 16
+        return _n_scored(n_ctx) * per_position
 
     def bytes_at(self, bits_per_weight: float) -> int:
         """All tensors that can be quantized at so many bits."""
         return math.floor(self.n_weights * bits_per_weight / 8)
+
+
+def _n_scored(n_ctx: int) -> int:
+    return max(0, n_ctx - n_ctx // 2 - 1)
 
 
 def _active_share(source: ModelSource, tensor: TensorInfo) -> float:

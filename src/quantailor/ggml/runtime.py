@@ -16,7 +16,7 @@ import functools
 import logging
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_N_CTX = 512
 MAX_UBATCH = 512
 """Tokens per graph, llama.cpp's own default; longer chunks run in several graphs."""
+OUTPUT_MATRICES = ("output.weight", "token_embd.weight")
+"""What may give the logits: a matrix of its own, or the token embeddings."""
 ALL_LAYERS = 999
 _F32_ID = 0
 _LOG_ERROR, _LOG_CONTINUES = 4, 5
@@ -308,12 +310,32 @@ class LoadedModel(Tokenizer):
             raise InferenceError(f"{self.path} gives logits that are NaN or Inf", remedy="Check the file; its weights may be damaged")
         return values
 
+    def logits_and_inputs(self, tokens: Tokens, *, first: int = 0) -> tuple[Floats, Floats | None]:
+        """The logits, and what the output matrix was multiplied with to give them: (n_tokens - first, n_vocab) and (..., n_cols).
+
+        The second is None where the graph does not show it. Takes a context of its own, which costs some milliseconds.
+        Raises InferenceError as `logits` does.
+        """
+        seen: list[Floats] = []
+        watching = _Observer(lambda activation: seen.append(activation.x[:, 0].copy()), OUTPUT_MATRICES)
+        before, self._observer = self._observer, watching
+        try:
+            self._close_context()
+            self._open_context(watching.callback)
+            logits = self.logits(tokens, first=first)
+        finally:
+            self._observer = before
+            self._close_context()
+            self._open_context(before.callback if before else None)
+        inputs = np.concatenate(seen) if len({part.shape[1] for part in seen}) == 1 else None
+        return logits, inputs if inputs is not None and len(inputs) == len(logits) else None
+
 
 class _Observer:
-    """Turns ggml's graph callback into calls of a `Capture`."""
+    """Turns ggml's graph callback into calls of a `Capture`, for all weights or those of some names."""
 
-    def __init__(self, capture: Capture) -> None:
-        self._capture = capture
+    def __init__(self, capture: Capture, names: Collection[str] = ()) -> None:
+        self._capture, self._names = capture, names
         self._failure: BaseException | None = None
         self._ops = _operations()
         self._ggml = library.load().ggml
@@ -337,7 +359,8 @@ class _Observer:
             return False
         weight, source = node.src[0].contents, node.src[1].contents
         if ask:
-            return source.type == _F32_ID and is_weight(weight_name(weight.name))
+            name = weight_name(weight.name)
+            return source.type == _F32_ID and is_weight(name) and (not self._names or name in self._names)
         self._capture(self._activation(node, weight, source))
         return self._failure is None
 
@@ -404,4 +427,4 @@ def weight_name(node_name: bytes) -> str:
 
 def is_weight(name: str) -> bool:
     """Whether a product's first factor is a weight that we watch: a block's, or the output (its own or the tied embeddings')."""
-    return name.startswith("blk.") or name in ("output.weight", "token_embd.weight")
+    return name.startswith("blk.") or name in OUTPUT_MATRICES

@@ -1,27 +1,40 @@
-"""The base's log-probabilities, computed once and kept on disk in 16 bits.
+"""The base's log-probabilities, computed once and kept on disk.
 
-One file per chunk, written whole or not at all and memory-mapped when it is read: a killed run goes on with the next
-chunk, and a vocabulary of 256 k takes no memory. A file holds, for every scored token, the codes of the base's
-probabilities (`numerics.pack_probabilities`), the sum they stand for, the probability of the token that followed and
-the most likely one. The last two are kept as they are.
+One file per chunk, written whole or not at all: a killed run goes on with the next chunk. A file holds, for every scored
+token, the probability of the token that followed, the most likely one, and one of two:
+
+    codes     of the base's probabilities, 16 bits each (`numerics.pack_probabilities`), memory-mapped when they are read
+    inputs    of the output matrix, from which the codes are computed again (`output_stage`): a chunk of a vocabulary of
+              262,144 tokens takes 134 MB as codes and, of a model 1,152 wide, 0.6 MB as inputs. Codes that were computed
+              stay in memory as long as they fit into `CACHE_BYTES`.
+
+Inputs are kept where codes would take more than `LARGE_BYTES` a chunk and where they were seen to give the same logits.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from quantailor import files, numerics
 from quantailor.analysis.scores.fidelity import chunk_score, first_scored
+from quantailor.analysis.scores.output_stage import KeptInputs, OutputStage
 from quantailor.control import QUIET, Control
 from quantailor.errors import InferenceError
 from quantailor.ggml.runtime import LoadedModel
+from quantailor.models.source import ModelSource
 from quantailor.numerics import Codes, Doubles, Floats, Tokens
 from quantailor.processes.messages import doing
 from quantailor.records import ChunkScore
+
+LARGE_BYTES = 8 << 20
+"""Codes of one chunk that take more are not kept on disk: a vocabulary of 16,384 tokens at 512 tokens a chunk."""
+CACHE_BYTES = 512 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +93,16 @@ class BaseLogp:
     Args:
         folder: of this model, text and context alone.
         chunks: (n_chunks, n_ctx) from `corpus.chunks`.
+        source: the base's weights; None keeps codes, whatever they take.
     """
 
-    def __init__(self, folder: Path, chunks: Tokens) -> None:
-        self._folder, self._chunks = folder, chunks
+    def __init__(self, folder: Path, chunks: Tokens, source: ModelSource | None = None) -> None:
+        self._folder, self._chunks, self._source = folder, chunks, source
+        self._cached: dict[int, BaseChunk] = {}
+
+    @functools.cached_property
+    def _stage(self) -> OutputStage | None:
+        return None if self._source is None else OutputStage(self._source)
 
     def missing(self, indexes: Sequence[int]) -> list[int]:
         """Those chunks that have no file yet."""
@@ -97,36 +116,74 @@ class BaseLogp:
         missing = self.missing(indexes)
         for n_done, index in enumerate(missing):
             control.check()
-            tokens = self._chunks[index]
             doing(f"running chunk {index + 1} through the base")
-            self._write(BaseChunk.of(index, tokens, model.logits(tokens, first=first_scored(len(tokens)))))
+            self._compute(model, index)
             control.advance(n_done + 1, len(missing), f"base, chunk {index + 1}")
+
+    def _compute(self, model: LoadedModel, index: int) -> None:
+        tokens = self._chunks[index]
+        first, stage = first_scored(len(tokens)), self._stage
+        n_targets = len(tokens) - first - 1
+        if stage is None or 2 * n_targets * model.n_vocab <= LARGE_BYTES:
+            self._write(BaseChunk.of(index, tokens, model.logits(tokens, first=first)), None)
+            return
+        logits, inputs = model.logits_and_inputs(tokens, first=first)
+        kept = stage.kept(None if inputs is None else inputs[:n_targets], logits[:n_targets])
+        chunk = BaseChunk.of(index, tokens, logits)
+        self._write(chunk, kept)
+        if kept is not None:
+            self._cache(chunk)
+
+    def _cache(self, chunk: BaseChunk) -> None:
+        # What does not fit is computed each time: chunks are read in turn, so that giving one up for another gains nothing.
+        if sum(known.codes.nbytes for known in self._cached.values()) + chunk.codes.nbytes <= CACHE_BYTES:
+            self._cached[chunk.index] = chunk
 
     def chunk(self, index: int) -> BaseChunk:
         """One chunk from its file.
 
         Raises InferenceError where the file is damaged or gone.
         """
+        if index in self._cached:
+            return self._cached[index]
         path, tokens = self._path(index), self._chunks[index]
         targets = tokens[first_scored(len(tokens)) + 1 :]
         try:
             rows = np.load(path, mmap_mode="r", allow_pickle=False)
-            if not isinstance(rows, np.ndarray) or rows.dtype.names != _FIELDS or rows.shape != targets.shape:
+            names = rows.dtype.names if isinstance(rows, np.ndarray) else None
+            if names not in (_WITH_CODES, _WITH_INPUTS) or rows.shape != targets.shape:
                 raise ValueError("its layout is different")
-            return BaseChunk(index, targets, rows["codes"], rows["mass"].copy(), rows["observed"].copy(), rows["top"].copy())
+            if names == _WITH_CODES:
+                return BaseChunk(index, targets, rows["codes"], rows["mass"].copy(), rows["observed"].copy(), rows["top"].copy())
+            return self._recomputed(index, targets, rows)
         except (OSError, ValueError, EOFError) as error:
             raise InferenceError(f"{path} cannot be read ({error})", remedy="Delete it; it is computed again") from error
 
     def _path(self, index: int) -> Path:
         return self._folder / f"chunk-{index:06d}.npy"
 
-    def _write(self, chunk: BaseChunk) -> None:
-        n_rows, n_vocab = chunk.codes.shape
-        rows = np.empty(n_rows, dtype=[("mass", "<f8"), ("observed", "<f4"), ("top", "<i4"), ("codes", "<u2", (n_vocab,))])
-        for name in _FIELDS:
-            rows[name] = getattr(chunk, name)
+    def _recomputed(self, index: int, targets: Tokens, rows: npt.NDArray[np.void]) -> BaseChunk:
+        if self._stage is None:
+            raise ValueError("it needs the base's weights")
+        logits = self._stage.logits(KeptInputs(rows["inputs"], float(rows["scale"][0])))
+        codes, mass = numerics.pack_probabilities(numerics.log_softmax(logits))
+        chunk = BaseChunk(index, targets, codes, mass, rows["observed"].copy(), rows["top"].copy())
+        self._cache(chunk)
+        return chunk
+
+    def _write(self, chunk: BaseChunk, kept: KeptInputs | None) -> None:
+        fields: dict[str, npt.NDArray[np.generic]] = {"mass": chunk.mass, "observed": chunk.observed, "top": chunk.top}
+        if kept is None:
+            fields["codes"] = chunk.codes
+        else:
+            fields |= {"scale": np.full(len(chunk.targets), kept.scale), "inputs": kept.inputs}
+        kinds = [(name, values.dtype.newbyteorder("<"), values.shape[1:]) for name, values in fields.items()]
+        rows = np.empty(len(chunk.targets), dtype=kinds)
+        for name, values in fields.items():
+            rows[name] = values
         with files.whole_file(self._path(chunk.index)) as stream:
             np.save(stream, rows, allow_pickle=False)
 
 
-_FIELDS = ("mass", "observed", "top", "codes")
+_WITH_CODES = ("mass", "observed", "top", "codes")
+_WITH_INPUTS = ("mass", "observed", "top", "scale", "inputs")

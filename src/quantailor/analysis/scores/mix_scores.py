@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -90,7 +90,7 @@ class MixScorer(Swapper):
         except BaseException:
             self.close()
             raise
-        self._base = BaseLogp(base_folder(folder, self.base_kernels), chunks)
+        self._base = BaseLogp(base_folder(folder, self.base_kernels), chunks, source)
 
     def _settle(self) -> BaseKernels:
         try:
@@ -208,22 +208,24 @@ class FileScorer:
 
     def __init__(self, path: Path, chunks: Tokens, folder: Path, *, n_threads: int | None = None, n_gpu_layers: int = 0) -> None:
         self._path, self._chunks, self._n_threads, self._n_gpu_layers = path, chunks, n_threads, n_gpu_layers
-        self._base = BaseLogp(base_folder(folder, "as stored"), chunks)
+        self._folder = base_folder(folder, "as stored")
 
     def score(self, file: Path, indexes: Sequence[int], *, control: Control = QUIET) -> Iterator[ChunkScore]:
         """Score a file on these chunks, in order. Raises InferenceError where llama.cpp cannot load or run it."""
         return apart.stream(self._score, file, indexes, control=control)
 
     def _score(self, file: Path, indexes: Sequence[int], *, control: Control) -> Iterator[ChunkScore]:
-        if self._base.missing(indexes):
-            with self._load(self._path) as base:
-                self._base.compute(base, indexes, control=control)
-        with self._load(file) as model:
-            for n_done, index in enumerate(indexes):
-                tokens = self._chunks[index]
-                doing(f"running chunk {index + 1} through {file}")
-                yield self._base.chunk(index).score(model.logits(tokens, first=first_scored(len(tokens))))
-                control.advance(n_done + 1, len(indexes), f"{file.name}, chunk {index + 1}")
+        with closing(open_model(self._path)) as source:
+            kept = BaseLogp(self._folder, self._chunks, source)
+            if kept.missing(indexes):
+                with self._load(self._path) as base:
+                    kept.compute(base, indexes, control=control)
+            with self._load(file) as model:
+                for n_done, index in enumerate(indexes):
+                    tokens = self._chunks[index]
+                    doing(f"running chunk {index + 1} through {file}")
+                    yield kept.chunk(index).score(model.logits(tokens, first=first_scored(len(tokens))))
+                    control.advance(n_done + 1, len(indexes), f"{file.name}, chunk {index + 1}")
 
     def _load(self, path: Path) -> LoadedModel:
         return LoadedModel(path, n_ctx=self._chunks.shape[1], n_threads=self._n_threads, n_gpu_layers=self._n_gpu_layers)

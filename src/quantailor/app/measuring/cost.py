@@ -324,7 +324,7 @@ def _swapping(
     n_files = sum(1 for _ in folder.glob(f"{at.model.fingerprint[:16]}-{at.corpus[:16]}-{DEFAULT_N_CTX}*/*/*.npy"))
     n_missing = max(0, n_copies * n_base_chunks(task, at.n_text_chunks) - n_files) if left.n_chunks[1] else 0
     disk = n_missing * at.size.base_logp_bytes(DEFAULT_N_CTX) + round(left.n_chunks[1]) * SCORE_BYTES + file_bytes
-    memory = at.running_bytes() + 3 * at.size.logits_bytes(DEFAULT_N_CTX)
+    memory = at.running_bytes() + at.size.scoring_bytes(DEFAULT_N_CTX)
     return _Estimate(stage, seconds, in_all, max(0.0, share), disk, memory)
 
 

@@ -1,0 +1,110 @@
+"""The last stage of a model, from what its output matrix is multiplied with to its logits, outside of llama.cpp.
+
+    logits = cap(scale * inputs @ output^T + bias),  cap(x) = c tanh(x / c) where the model caps its logits
+
+The inputs of a position are its hidden state after the last norm, some thousand numbers where the logits are hundreds of
+thousands. A kernel rounds them to the precision of the output matrix (F16, BF16), so that 16 bits are often all of them.
+Whether a model's stage is this one is never assumed: `kept` tries, and compares what comes out with llama.cpp's own logits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from quantailor import numerics
+from quantailor.ggml.runtime import OUTPUT_MATRICES
+from quantailor.models.source import ModelSource
+from quantailor.numerics import Floats
+
+MAX_SPREAD_NATS = 1e-5
+"""See `numerics.logit_spread`: keeps the mean divergence of a chunk within 1e-6 nats, and 1e-6 of itself where that is more."""
+_BLOCK_WEIGHTS = 1 << 23
+
+_Narrow = npt.NDArray[Any]
+"""Inputs as they are kept: float16, float32, or the upper halves of float32 (BF16) as uint16."""
+
+
+@dataclass(frozen=True, eq=False)
+class KeptInputs:
+    """What the logits of some positions can be computed from again."""
+
+    inputs: _Narrow
+    """(n_positions, n_cols)."""
+    scale: float
+
+
+class OutputStage:
+    """The stage of one model. Raises TensorNotFoundError where it has no output matrix."""
+
+    def __init__(self, source: ModelSource) -> None:
+        names = {tensor.name for tensor in source.tensors}
+        self._source = source
+        self._matrix = source.tensor(next((name for name in OUTPUT_MATRICES if name in names), OUTPUT_MATRICES[0]))
+        self._bias = source.rows("output.bias", 0, 1)[0] if "output.bias" in names else None
+        self._cap = _number(source, "final_logit_softcapping")
+        scale = _number(source, "logit_scale")
+        self._ways = [(kind, factor) for factor in ((scale, 1 / scale) if scale else (1.0,)) for kind in _KINDS]
+
+    def logits(self, kept: KeptInputs) -> Floats:
+        """(n_positions, n_vocab) float32."""
+        inputs = _widened(kept.inputs) * np.float32(kept.scale)
+        found = np.empty((len(inputs), self._matrix.n_rows), dtype=np.float32)
+        step = max(1, _BLOCK_WEIGHTS // self._matrix.n_cols)
+        for start in range(0, self._matrix.n_rows, step):
+            stop = min(start + step, self._matrix.n_rows)
+            found[:, start:stop] = inputs @ self._source.rows(self._matrix.name, start, stop).T
+        if self._bias is not None:
+            found += self._bias
+        if self._cap:
+            found /= np.float32(self._cap)
+            np.tanh(found, out=found)
+            found *= np.float32(self._cap)
+        return found
+
+    def kept(self, inputs: Floats | None, logits: Floats) -> KeptInputs | None:
+        """The inputs in the fewest bits that give these logits again; None where none does.
+
+        Args:
+            inputs: (n_positions, n_cols), None where they are not known.
+            logits: llama.cpp's, (n_positions, n_vocab).
+        """
+        if inputs is None or (inputs.shape[1], logits.shape[1]) != (self._matrix.n_cols, self._matrix.n_rows):
+            return None
+        for way in list(self._ways):
+            kept = KeptInputs(_narrowed(inputs, way[0]), way[1])
+            if np.isfinite(_widened(kept.inputs)).all() and numerics.logit_spread(logits, self.logits(kept)) <= MAX_SPREAD_NATS:
+                self._ways.remove(way)
+                self._ways.insert(0, way)  # what fits one chunk fits the next
+                return kept
+        return None
+
+
+_KINDS = ("F16", "BF16", "F32")
+
+
+def _narrowed(inputs: Floats, kind: str) -> _Narrow:
+    if kind == "F16":
+        with np.errstate(over="ignore"):
+            return inputs.astype(np.float16)
+    if kind == "BF16":
+        bits = np.ascontiguousarray(inputs).view(np.uint32)
+        return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+    return inputs
+
+
+def _widened(inputs: _Narrow) -> Floats:
+    if inputs.dtype == np.uint16:
+        return (inputs.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return inputs.astype(np.float32)
+
+
+def _number(source: ModelSource, key: str) -> float:
+    """A number of the header above 0, else 0."""
+    stored = source.metadata.get(f"{source.architecture}.{key}")
+    value = 0.0 if stored is None or not isinstance(stored.value, int | float) else float(stored.value)
+    return value if math.isfinite(value) and value > 0 else 0.0
