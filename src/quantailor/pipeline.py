@@ -40,7 +40,7 @@ from quantailor.steps.probe import DEFAULT_PROBE_CHUNKS, Grouping, ProbeResult, 
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Answer, Screen, StepResult
 from quantailor.steps.sweep import SweepResult, SweepStep
-from quantailor.steps.verify import DEFAULT_REFERENCES, VerifyResult, VerifyStep
+from quantailor.steps.verify import VerifyResult, VerifyStep
 from quantailor.store import ImatrixRecord
 from quantailor.strategy import file as strategy_file
 
@@ -339,7 +339,8 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
     """Without it, and where nothing else runs the model, a checkpoint needs no base."""
     verify_text: str | None = None
     chunks: int | None = None
-    against: tuple[str, ...] = DEFAULT_REFERENCES
+    against: tuple[str, ...] | None = None
+    """As of `VerifyStep`."""
 
     @property
     def folder(self) -> Path:
@@ -489,7 +490,8 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
             probes = step.probes_step(step.model, AUTO, step.probe_chunks, "tensor")
             needs += dataclasses.replace(probes, mix_chunks=step.probe_chunks, anchors=0).needs(workspace)
         if step.verify:
-            return needs + step.verify_step("", step.model, AUTO).needs(workspace)
+            named = (step.plan.like,) if step.against is None and step.plan.like else step.against
+            return needs + dataclasses.replace(step, against=named).verify_step("", step.model, AUTO).needs(workspace)
         return needs + run_as_it_is(size, DEFAULT_N_CTX, step.compute.n_gpu_layers) if runs else needs
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from commands import Command
+from commands import Command, Workbench
 
-from quantailor.app.products.verdicts import export_verdict, find_verdict, list_verdicts, render_verdict
+from quantailor.app.products.verdicts import export_verdict, find_verdict, list_verdicts, render_verdict, verify_cost
+from quantailor.app.steps import VerifyStep
 from quantailor.errors import OutputError, StoreError
+from quantailor.ggml.reference import quantize_reference
 from quantailor.present.charts.verdict import verdict_points
 from quantailor.records import Comparison, Estimate, FidelityStatistics, Verdict, VerdictRow
 from quantailor.session import Workspace
@@ -128,3 +130,33 @@ def test_without_verdicts_the_command_says_what_to_do(quantailor: Command, books
 def test_unknown_endings_are_refused(home: Path, books_llama_base: Path, tmp_path: Path) -> None:
     with Workspace.open(home) as workspace, workspace.model(books_llama_base) as model, pytest.raises(OutputError, match="jpg"):
         export_verdict(workspace, model.fingerprint, tmp_path / "x.jpg")
+
+
+@pytest.mark.parametrize(
+    ("made_as", "references"),
+    [
+        pytest.param({"type_name": "Q2_K"}, ("Q2_K",), id="below the smallest"),
+        pytest.param({"preset": "Q4_K_S"}, ("Q4_K_M", "IQ4_XS"), id="between two"),
+        pytest.param({"preset": "Q3_K_M"}, ("Q3_K_M",), id="equal to one"),
+        pytest.param({"type_name": "F16"}, ("Q8_0",), id="above the largest"),
+    ],
+)
+def test_a_file_is_compared_with_the_presets_around_its_size(
+    books_llama_base: Path, tmp_path: Path, made_as: dict[str, str], references: tuple[str, ...]
+) -> None:
+    file = tmp_path / "file.gguf"
+    quantize_reference(books_llama_base, file, preset=made_as.get("preset"), type_name=made_as.get("type_name"), n_threads=1)
+    step = VerifyStep(file=str(file), base=str(books_llama_base), imatrix="none")
+    with Workspace.open(tmp_path / "home") as workspace:
+        assert verify_cost(workspace, step).references == references
+        assert verify_cost(workspace, dataclasses.replace(step, against=("q8_0", "Q2_K"))).references == ("Q8_0", "Q2_K")
+
+
+def test_the_preset_that_a_file_was_planned_like_is_always_compared(quantailor: Command, workbench: Workbench, tmp_path: Path) -> None:
+    strategy, file, home = tmp_path / "s.yaml", tmp_path / "file.gguf", ("--home", workbench.home, "--json")
+    assert quantailor("plan", workbench.base, "--like", "Q5_K_M", "--max", "4.6", "-o", strategy, *home).code == 0
+    assert quantailor("build", workbench.base, strategy, "-o", file, *home).code == 0
+    with Workspace.open(workbench.home) as workspace:
+        references = verify_cost(workspace, VerifyStep(file=str(file), base=str(workbench.base))).references
+    assert references[0] == "Q5_K_M"
+    assert len(references) > 1  # and those around its real size

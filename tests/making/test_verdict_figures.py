@@ -58,14 +58,14 @@ def test_better_at_equal_size_is_said_so() -> None:
 
 def test_a_gain_bought_with_bytes_names_the_bytes() -> None:
     text = sentence(OURS, [comparison("Q4_K_M", 0.5, "better", 1.031)], floor_kld_nats=1e-6)
-    assert "better than Q4_K_M in a file 3.1 % larger" in text
+    assert "better than Q4_K_M, which is 3.0 % smaller" in text
     assert "equal size" not in text
 
 
 def test_worse_and_no_better_are_said_as_plainly() -> None:
     text = sentence(OURS, [comparison("Q4_K_M", 1.02, "no better"), comparison("Q8_0", 60, "worse", 0.6)], floor_kld_nats=1e-6)
     assert "no better than Q4_K_M at equal size" in text
-    assert "worse than Q8_0 in a file 40.0 % smaller" in text
+    assert "worse than Q8_0, which is 66.7 % larger" in text
 
 
 def test_few_chunks_claim_nothing() -> None:

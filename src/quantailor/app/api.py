@@ -47,7 +47,7 @@ from quantailor.steps.probe import (
 from quantailor.steps.refine import RefineResult, RefineStep
 from quantailor.steps.step import Step, StepResult
 from quantailor.steps.sweep import DEFAULT_SWEEP_CHUNKS, SweepResult, SweepStep
-from quantailor.steps.verify import DEFAULT_REFERENCES, VerifyStep
+from quantailor.steps.verify import VerifyStep
 from quantailor.strategy import file as strategy_file
 
 Result = TypeVar("Result", bound=StepResult)
@@ -419,7 +419,7 @@ def verify(
     model: Model,
     file: str | Path,
     *,
-    against: Sequence[str] = DEFAULT_REFERENCES,
+    against: Sequence[str] | None = None,
     text: str | Path | None = None,
     chunks: int | None = None,
     output: str | Path | None = None,
@@ -429,7 +429,8 @@ def verify(
     Args:
         model: the model that the file was made from.
         file: the GGUF file.
-        against: presets to compare with; llama.cpp builds those that are missing.
+        against: presets to compare with, which llama.cpp builds where they are missing; None takes those whose sizes lie around the
+            file's, and the one that it was planned like.
         text: held-out text; None is the one that ships.
         chunks: at most so many chunks; fewer than 200 carry no claim.
         output: stem of the .json, .csv, .png and .svg files; by default beside the file.
@@ -439,7 +440,7 @@ def verify(
     step = VerifyStep(
         file=absolute(file),
         base=str(model.base),
-        against=tuple(against),
+        against=None if against is None else tuple(against),
         text=_text(text),
         chunks=chunks,
         output=None if output is None else absolute(output),

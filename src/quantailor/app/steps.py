@@ -30,7 +30,7 @@ from quantailor.steps.probe import (
 from quantailor.steps.refine import RefineResult, RefineStep
 from quantailor.steps.step import Step, StepResult, kinds
 from quantailor.steps.sweep import DEFAULT_SWEEP_CHUNKS, SweepCellReport, SweepResult, SweepStep
-from quantailor.steps.verify import DEFAULT_REFERENCES, VerifyResult, VerifyStep
+from quantailor.steps.verify import VerifyResult, VerifyStep
 
 __all__ = [
     "AUTO",
@@ -41,7 +41,6 @@ __all__ = [
     "DEFAULT_N_CTX",
     "DEFAULT_PROBE_CHUNKS",
     "DEFAULT_PROBE_TYPES",
-    "DEFAULT_REFERENCES",
     "DEFAULT_SWEEP_CHUNKS",
     "IMATRIX_REQUIRED",
     "LEVELS",

@@ -61,7 +61,13 @@ Runnable = Annotated[
 ]
 Text = Annotated[Path | None, typer.Option("--file", "-f", help="Text to use instead of the one that ships with Quantailor.")]
 Chunks = Annotated[int | None, typer.Option("--chunks", min=1, help="Use at most this many chunks of the text.")]
-Against = Annotated[str, typer.Option("--against", help="llama.cpp presets to compare with, separated by commas.")]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        "--against",
+        help="llama.cpp presets to compare with, separated by commas; by default those around the file's size, and that of --like.",
+    ),
+]
 ProbeChunks = Annotated[int, typer.Option("--probe-chunks", min=1, help="Chunks for probes, at most.")]
 Group = Annotated[Grouping, typer.Option("--group", help="Probe every tensor, a role by quarters of the depth, or whole roles.")]
 

@@ -130,7 +130,19 @@ def preset_types(base: Path, preset: str, *, imatrix: Mapping[str, Floats] | Non
     """
     ftype = library.presets()[preset_name(preset)]
     request = Request(base=str(base.resolve()), output="", ftype=ftype, n_threads=1, allow_requantize=True, dry_run=True)
-    return _run(request, _vectors(imatrix or {}), preset, QUIET)
+    return _run(request, _vectors(imatrix or {}), preset, QUIET).types
+
+
+def types_by_preset(base: Path, presets: Sequence[str], *, imatrix: Mapping[str, Floats] | None = None) -> dict[str, dict[str, str]]:
+    """`preset_types` of several presets, asked in one process; presets that llama.cpp refuses are left out.
+
+    `imatrix` is tensor -> (n_slices * n_cols,).
+
+    Raises InferenceError where it can make none of them.
+    """
+    known = tuple((name, library.presets()[name]) for name in presets)
+    request = Request(base=str(base.resolve()), output="", ftype=0, presets=known, n_threads=1, allow_requantize=True, dry_run=True)
+    return _run(request, _vectors(imatrix or {}), "a preset", QUIET).presets
 
 
 def _vectors(imatrix: Mapping[str, Floats]) -> dict[str, Floats]:
@@ -146,12 +158,13 @@ class _Report:
     """What the worker said."""
 
     types: dict[str, str] = field(default_factory=dict)
+    presets: dict[str, dict[str, str]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
 
 
-def _run(request: Request, vectors: Mapping[str, Floats], what: str, control: Control) -> dict[str, str]:
-    """Run the worker; returns the types it reports."""
+def _run(request: Request, vectors: Mapping[str, Floats], what: str, control: Control) -> _Report:
+    """Run the worker; returns what it reports. Where it dies over one of several presets, those before it count."""
     sizes = tuple(vector.size for vector in vectors.values())
     request = replace(request, imatrix_names=tuple(vectors), imatrix_sizes=sizes)
     with tempfile.TemporaryDirectory(prefix="quantailor-") as name:
@@ -179,9 +192,9 @@ def _run(request: Request, vectors: Mapping[str, Floats], what: str, control: Co
                 raise
             finally:
                 reader.join()
-    if process.returncode != 0:
+    if (process.returncode != 0 or request.presets) and not report.presets:
         raise _failure(Path(request.base), what, process.returncode, report.errors or report.others[-3:])
-    return report.types
+    return report
 
 
 def _python_path() -> str:
@@ -208,6 +221,9 @@ def _follow(lines: queue.Queue[str | None], control: Control) -> _Report:
         elif word == "type":
             name, type_name = rest.split()
             report.types[name] = type_name
+        elif word == "preset":
+            report.presets |= {rest: report.types} if rest else {}
+            report.types = {}
         else:
             (report.errors if word == "error" else report.others).append(rest if word == "error" else line)
 

@@ -2,7 +2,8 @@
 
 llama.cpp may end a process on input it does not expect, so it gets one of its own. The protocol is plain text on
 standard output: `progress DONE TOTAL` for each tensor, `type TENSOR TYPE` for each one that changes its type, and
-`error MESSAGE` for each line llama.cpp logs as an error.
+`error MESSAGE` for each line llama.cpp logs as an error. Where several presets are tried, `preset NAME` ends the types of
+one, and `preset` alone those of one that llama.cpp refuses.
 Standard input carries nothing; when it closes, whoever asked is gone, and the worker stops and removes its output.
 """
 
@@ -15,7 +16,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -43,6 +44,8 @@ class Request:
     n_threads: int
     allow_requantize: bool = False
     dry_run: bool = False
+    presets: tuple[tuple[str, int], ...] = ()
+    """Names and numbers of presets to try one after the other, instead of `ftype`."""
     buffer_bytes: int = 0
     """Rows of one tensor kept in memory; 0 is llama.cpp's own 8 GiB."""
     overrides: tuple[tuple[str, int], ...] = ()
@@ -62,6 +65,7 @@ class Request:
         fields = json.loads(text)
         for name in ("imatrix_names", "imatrix_sizes"):
             fields[name] = tuple(fields[name])
+        fields["presets"] = tuple((name, int(ftype)) for name, ftype in fields["presets"])
         fields["overrides"] = tuple((pattern, int(type_id)) for pattern, type_id in fields["overrides"])
         return Request(**fields)
 
@@ -182,7 +186,10 @@ def main(folder: Path) -> int:
     importances = np.load(folder / "importances.npy", allow_pickle=False)
     threading.Thread(target=_stop_with_parent, args=(Path(request.output),), daemon=True).start()
     try:
-        return 0 if quantize(request, importances, _LineLog()) else 1
+        for name, ftype in request.presets:
+            is_made = quantize(replace(request, ftype=ftype), importances, _LineLog())
+            _say(f"preset {name if is_made else ''}")
+        return 0 if request.presets or quantize(request, importances, _LineLog()) else 1
     except QuantailorError as error:
         _say(f"error {error}")
         return 1

@@ -173,7 +173,7 @@ def _common_chunks(files: Sequence[ScoredFile], null_control: Sequence[ChunkScor
 
 
 def sentence(ours: VerdictRow, comparisons: Sequence[Comparison], *, floor_kld_nats: float) -> str:
-    """The verdict in words: our figure first, then a clause on every reference that names the difference in size."""
+    """The verdict in words: our figure first, then a clause on every reference that says how much larger or smaller it is."""
     statistics = ours.statistics
     file = f"{ours.label} ({words.size(ours.size_bytes)}, {words.bits(ours.bits_per_weight)})"
     where = f"mean KLD over {words.plural(statistics.n_chunks, 'chunk')}; the floor is {floor_kld_nats:.1e}"
@@ -182,20 +182,31 @@ def sentence(ours: VerdictRow, comparisons: Sequence[Comparison], *, floor_kld_n
     if not comparisons:
         said.append("It was compared with no reference.")
     elif statistics.n_chunks < MIN_CHUNKS:
-        seen = "; ".join(f"against {comparison.reference} {_sizes(comparison)} {_ratio(comparison)}" for comparison in comparisons)
+        seen = "; ".join(f"against {_reference(comparison)} {_ratio(comparison)}" for comparison in comparisons)
         said.append(f"That is too few to claim anything, {MIN_CHUNKS} chunks are needed. So far: {seen}.")
     else:
-        clauses = (f"{each.outcome} than {each.reference} {_sizes(each)} ({_ratio(each)})" for each in comparisons)
+        clauses = (f"{each.outcome} than {_reference(each)} ({_ratio(each)})" for each in comparisons)
         said.append(f"It is {'; '.join(clauses)}.")
+    if comparisons and all(size_difference(each) for each in comparisons):
+        said.append("No reference has its size.")
     return " ".join(said)
 
 
-def _sizes(comparison: Comparison) -> str:
-    difference = comparison.size_ratio - 1
-    if abs(difference) <= EQUAL_SIZE:
-        return "at equal size"
-    percent = words.percent(abs(difference), 1)
-    return f"in a file {percent} {'larger' if difference > 0 else 'smaller'}"
+def size_difference(comparison: Comparison) -> float:
+    """How much larger the reference is than ours, as a share of ours; 0 for equal sizes."""
+    return 0.0 if abs(comparison.size_ratio - 1) <= EQUAL_SIZE else 1 / comparison.size_ratio - 1
+
+
+def counts_against(comparison: Comparison) -> bool:
+    """Whether a comparison speaks against ours: it is no better than a reference that is not larger."""
+    return comparison.outcome != "better" and size_difference(comparison) <= 0
+
+
+def _reference(comparison: Comparison) -> str:
+    difference = size_difference(comparison)
+    if not difference:
+        return f"{comparison.reference} at equal size"
+    return f"{comparison.reference}, which is {words.percent(abs(difference), 1)} {'larger' if difference > 0 else 'smaller'}"
 
 
 def _ratio(comparison: Comparison) -> str:

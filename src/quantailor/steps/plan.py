@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from quantailor import files
-from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
+from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.prediction import damage_for
 from quantailor.errors import StrategyError
 from quantailor.evidence.damages import basis_of, inputs_of, probed_tables, require_probes, with_kld
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import Measured, measured, model_facts, usual_types
+from quantailor.evidence.presets import preset_size_bytes
 from quantailor.ggml import library
-from quantailor.ggml.reference import preset_name, preset_types
+from quantailor.ggml.reference import preset_name
 from quantailor.making import building
 from quantailor.records import Prediction, Strategy, TensorCells, TensorChoice
-from quantailor.session import AUTO, OpenedModel, Workspace, header_path
+from quantailor.session import AUTO, OpenedModel, Workspace
 from quantailor.steps.step import StepResult
 from quantailor.store import StrategyRecord
 from quantailor.strategy import file as strategy_file
@@ -229,22 +230,6 @@ def target_of(options: PlanOptions) -> dict[str, str | int | float]:
         "kld_nats": options.kld_nats,
     }
     return {key: value for key, value in said.items() if value is not None}
-
-
-def types_of_preset(model: OpenedModel, preset: str, imatrix: Imatrix | None) -> dict[str, str]:
-    """The type that llama.cpp's preset gives each tensor with this importance matrix, those included that keep theirs."""
-    importances = None
-    if imatrix is not None:
-        vectors = {tensor.name: quantizer_importance(imatrix, tensor) for tensor in model.source.tensors}
-        importances = {name: vector.reshape(-1) for name, vector in vectors.items() if vector is not None}
-    with header_path(model) as header:
-        types = preset_types(header, preset, imatrix=importances)
-    return {tensor.name: types.get(tensor.name, tensor.type_name) for tensor in model.source.tensors}
-
-
-def preset_size_bytes(model: OpenedModel, preset: str, imatrix: Imatrix | None) -> int:
-    """Size of the file that llama-quantize would write for a preset with this importance matrix, without writing it."""
-    return building.plain_layout(model.source, types_of_preset(model, preset, imatrix), imatrix=imatrix).size_bytes
 
 
 def _parameters(options: PlanOptions) -> Mapping[str, object]:

@@ -14,6 +14,7 @@ from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.scores import fidelity
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
+from quantailor.evidence.presets import presets_around
 from quantailor.evidence.strategies import embedded_strategy
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
@@ -27,7 +28,6 @@ from quantailor.steps.stages import Stages
 from quantailor.steps.step import Screen, StepResult, WeightedStep
 from quantailor.store import ScoreKey
 
-DEFAULT_REFERENCES = ("Q8_0", "Q6_K", "Q4_K_M")
 BASE = "base"
 NULL_CONTROL = "null control"
 PRESET_SHARE = 0.8
@@ -52,7 +52,8 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
 
     file: str
     base: str
-    against: tuple[str, ...] = DEFAULT_REFERENCES
+    against: tuple[str, ...] | None = None
+    """Presets to compare with; None means those whose sizes lie around the file's, and the one that it was planned like."""
     text: str | None = None
     """None means the held-out text that ships with Quantailor."""
     chunks: int | None = None
@@ -60,20 +61,25 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
     output: str | None = None
     """Where the verdict's files go: this path plus .json, .csv, .png and .svg."""
 
-    @property
-    def presets(self) -> tuple[str, ...]:
+    def presets(self, workspace: Workspace, model: OpenedModel, imatrix: Imatrix | None) -> tuple[str, ...]:
         """The presets to compare with, as llama.cpp spells them. Raises TypeUnavailableError for an unknown one."""
-        return tuple(dict.fromkeys(preset_name(name) for name in self.against))
+        if self.against is not None:
+            return tuple(dict.fromkeys(preset_name(name) for name in self.against))
+        file = Path(self.file)
+        embedded = embedded_strategy(workspace, file)
+        named = None if embedded is None else embedded.target.get("like")
+        return presets_around(model, imatrix, judging.file_size(file)[0], None if named is None else preset_name(str(named)))
 
     def run(self, workspace: Workspace, stages: Stages) -> VerifyResult:
         """Score a file and its references against the base, chunk by chunk, and judge. Stored chunks are not scored again."""
         with workspace.model(self.base) as model:
             imatrix = verify_imatrix(workspace, model, self)
             base, ours = gguf_path(model), Path(self.file)
-            label = f"{ours.stem} (ours)" if ours.stem in (BASE, NULL_CONTROL, *self.presets) else ours.stem
+            presets = self.presets(workspace, model, imatrix)
+            label = f"{ours.stem} (ours)" if ours.stem in (BASE, NULL_CONTROL, *presets) else ours.stem
             candidates = {label: ours}
             threads = self.compute.n_threads
-            for preset in self.presets:
+            for preset in presets:
                 control = stages.begin(f"reference {preset}")
                 candidates[preset] = judging.ensure_reference(
                     base, preset, imatrix=imatrix, folder=workspace.home.references, n_threads=threads, control=control
@@ -102,8 +108,10 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
         """References that no earlier run made, whatever the importance matrix; and the base in memory."""
         with workspace.model(self.base) as model:
             size, fingerprint = ModelSize.of(model.source), model.fingerprint
+            is_known = self.against is not None or Path(self.file).is_file()
+            presets = self.presets(workspace, model, verify_imatrix(workspace, model, self)) if is_known else ()
         folder, n_bytes = workspace.home.references, 0
-        for preset in self.presets:
+        for preset in presets:
             if not any(folder.glob(f"{fingerprint[:12]}-*-{preset}.gguf")):
                 bits = [qtype.bits_per_weight for name, qtype in library.types().items() if name == _main_type(preset)]
                 n_bytes += size.bytes_at(PRESET_SHARE * sum(bits))

@@ -15,6 +15,7 @@ from quantailor.app.products.exporting import is_gguf, read_strategy
 from quantailor.errors import ImatrixError, StrategyError, StrategyMismatchError, TypeUnavailableError
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import measured
+from quantailor.evidence.presets import types_of_preset
 from quantailor.evidence.strategies import embedded_strategy, require_fit, strategy_imatrix
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
@@ -22,7 +23,6 @@ from quantailor.making import building
 from quantailor.models.source import ModelSource
 from quantailor.records import Strategy, TensorInfo
 from quantailor.session import AUTO, NONE, OpenedModel, Workspace, quantizable_tensors
-from quantailor.steps.plan import types_of_preset
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ from quantailor.qtypes import QType
 from quantailor.records import MetadataValue
 from quantailor.steps.options import DEFAULT_N_CTX
 from quantailor.steps.probe import DEFAULT_MIX_CHUNKS
-from quantailor.steps.verify import DEFAULT_REFERENCES
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +85,7 @@ class PeekReport:
     """As they are stored, without types, where our own conversion cannot take the model."""
 
 
-_MIXTURE_BITS: Mapping[str, float] = {"Q4_K_M": 4.9, "Q5_K_M": 5.7, "Q3_K_M": 4.0}
-"""Bits per weight of presets that mix types, for a dense model of 8 B weights; rounded up."""
+_LARGEST_REFERENCES = ("Q8_0", "Q6_K")
 _LOGP_BYTES = 2
 """Of one token's probability in the base's cached answers."""
 
@@ -178,7 +176,7 @@ def _disk_needs(download_bytes: int, base_bytes: int, n_parameters: int, n_vocab
         return (DiskNeed("download", download_bytes, "into the Hugging Face cache"),)
     qtypes = library.types()
     largest = _preset_bytes("Q8_0", n_parameters, qtypes)
-    references = sum(_preset_bytes(name, n_parameters, qtypes) for name in DEFAULT_REFERENCES)
+    references = sum(_preset_bytes(name, n_parameters, qtypes) for name in _LARGEST_REFERENCES)
     tokens = (DEFAULT_MIX_CHUNKS * DEFAULT_N_CTX) // 2
     answers = tokens * (n_vocab or 0) * _LOGP_BYTES
     return (
@@ -186,13 +184,12 @@ def _disk_needs(download_bytes: int, base_bytes: int, n_parameters: int, n_vocab
         DiskNeed("convert", base_bytes, "the 16-bit base"),
         DiskNeed("probe", largest + answers, "one file at a time, deleted afterwards, and the base's cached answers"),
         DiskNeed("build", largest, "the result, if it is as large as Q8_0"),
-        DiskNeed("verify", references, f"references: {', '.join(DEFAULT_REFERENCES)}"),
+        DiskNeed("verify", references, f"two presets around its size, at most {' and '.join(_LARGEST_REFERENCES)}"),
     )
 
 
 def _preset_bytes(name: str, n_parameters: int, qtypes: Mapping[str, QType]) -> int:
-    bits = qtypes[name].bits_per_weight if name in qtypes else _MIXTURE_BITS[name]
-    return int(n_parameters * bits / 8)
+    return int(n_parameters * qtypes[name].bits_per_weight / 8)
 
 
 def _tensor_reports(structure: Structure) -> tuple[TensorReport, ...]:

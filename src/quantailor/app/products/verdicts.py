@@ -17,7 +17,6 @@ from quantailor.costs.model_size import ModelSize
 from quantailor.costs.seconds import quantize_seconds, score_seconds
 from quantailor.errors import OutputError, StoreError
 from quantailor.ggml import library
-from quantailor.ggml.reference import preset_name
 from quantailor.making import judging
 from quantailor.present.charts.drawing import draw
 from quantailor.present.charts.verdict import Measure, verdict_chart, verdict_csv
@@ -31,6 +30,7 @@ MIN_CHUNKS = judging.MIN_CHUNKS
 """Fewer chunks carry no claim."""
 EQUAL_SIZE = judging.EQUAL_SIZE
 """Sizes that differ by no more than this share count as equal."""
+size_difference, counts_against = judging.size_difference, judging.counts_against
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,10 @@ class VerifyCost:
     """Of these, how many will be used."""
     n_runs: int
     """(file, chunk) pairs that are still to be run; the store has the others."""
+    references: tuple[str, ...]
+    """Presets that the file will be compared with."""
     new_references: tuple[str, ...]
-    """Presets that llama.cpp must build first."""
+    """Those of them that llama.cpp must build first."""
     seconds: Range
 
 
@@ -166,31 +168,23 @@ def verify_cost(workspace: Workspace, task: VerifyStep) -> VerifyCost:
         corpus = load_corpus(Path(task.base), Path(task.text) if task.text else HELDOUT_TEXT)
         n_text_chunks = int(corpus.tokens.size // task.n_ctx)
         n_chunks = min(task.chunks or n_text_chunks, n_text_chunks)
-        references, new = _references(workspace, model, task)
-        keys = {key for key in (_candidate(workspace, Path(task.file)), *references) if key is not None}
+        imatrix = verify_imatrix(workspace, model, task)
+        references = task.presets(workspace, model, imatrix)
+        folder = workspace.home.references
+        places = {name: judging.reference_path(model.fingerprint, name, imatrix=imatrix, folder=folder) for name in references}
+        new = tuple(name for name, path in places.items() if not path.exists())
+        there = [workspace.identity(path) for path in places.values() if path.exists()]
+        keys = {key for key in (_candidate(workspace, Path(task.file)), *there) if key is not None}
         done = {
             key: workspace.store.scored_chunks(ScoreKey(model.fingerprint, corpus.sha256, task.n_ctx, key))
             for key in (BASE, NULL_CONTROL, *keys)
         }
         n_runs = _n_runs(done, n_chunks, n_new=len(new))
-        return VerifyCost(n_text_chunks, n_chunks, n_runs, new, _seconds(workspace, model, task, n_runs, new))
+        return VerifyCost(n_text_chunks, n_chunks, n_runs, references, new, _seconds(workspace, model, task, n_runs, new))
 
 
 def _candidate(workspace: Workspace, file: Path) -> str | None:
     return workspace.identity(file) if file.is_file() else None
-
-
-def _references(workspace: Workspace, model: OpenedModel, task: VerifyStep) -> tuple[list[str], tuple[str, ...]]:
-    """Fingerprints of the presets that are built, and the names of those that are not."""
-    imatrix, folder = verify_imatrix(workspace, model, task), workspace.home.references
-    there, missing = [], []
-    for preset in dict.fromkeys(preset_name(name) for name in task.against):
-        path = judging.reference_path(model.fingerprint, preset, imatrix=imatrix, folder=folder)
-        if path.exists():
-            there.append(workspace.identity(path))
-        else:
-            missing.append(preset)
-    return there, tuple(missing)
 
 
 def _n_runs(done: Mapping[str, frozenset[int]], n_chunks: int, *, n_new: int) -> int:

@@ -17,7 +17,6 @@ from quantailor.app.steps import (
     COMPUTE,
     DEFAULT_N_CTX,
     DEFAULT_PROBE_CHUNKS,
-    DEFAULT_REFERENCES,
     NONE,
     BasisWish,
     BuildStep,
@@ -42,8 +41,6 @@ from quantailor.cli.root import app, command
 from quantailor.cli.values import imatrix_choice, optional_path, parse_size, split_list
 
 app.add_typer(jobs_app, name="jobs")
-
-_AGAINST = ",".join(DEFAULT_REFERENCES)
 
 
 def _version(value: bool) -> None:
@@ -351,14 +348,14 @@ def build(
     run.execute(task)
 
 
-@command(epilog="Example: quantailor verify out.gguf --base base.gguf --against Q8_0,Q6_K,Q4_K_M -f heldout.txt")
+@command(epilog="Example: quantailor verify out.gguf --base base.gguf --against Q6_K,Q4_K_M -f heldout.txt")
 def verify(
     hub: options.Hub,
     machine: options.Machine,
     run: options.Run,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The quantized GGUF file.")],
     base: Annotated[Path, typer.Option("--base", help="The 16-bit base it was made from: a file, or ORG/NAME of one on the hub.")],
-    against: options.Against = _AGAINST,
+    against: options.Against = None,
     text: options.Text = None,
     chunks: options.Chunks = None,
     n_ctx: options.Context = DEFAULT_N_CTX,
@@ -371,7 +368,7 @@ def verify(
         file=absolute(file),
         base=options.place(base, repository),
         hub=repository,
-        against=split_list(against),
+        against=None if against is None else split_list(against),
         text=optional_path(text),
         chunks=chunks,
         n_ctx=n_ctx,
@@ -417,7 +414,7 @@ def make(
         Path | None, typer.Option("--verify-text", help="Held-out text instead of the one that ships with Quantailor.")
     ] = None,
     chunks: options.Chunks = None,
-    against: options.Against = _AGAINST,
+    against: options.Against = None,
     requantize: options.Requantize = False,
 ) -> None:
     """All of it in one go: convert, importance matrix, measure, probe, plan, build, verify. Run it again to resume.
@@ -442,7 +439,7 @@ def make(
         verify=verify,
         verify_text=optional_path(verify_text),
         chunks=chunks,
-        against=split_list(against),
+        against=None if against is None else split_list(against),
         allow_requantize=requantize,
         compute=machine.compute,
         conversion=converting.conversion(repository),

@@ -21,11 +21,13 @@ from quantailor.app.products.verdicts import (
     StoredVerdict,
     VerdictFormat,
     VerifyCost,
+    counts_against,
     preset_names,
     render_verdict,
+    size_difference,
     verify_cost,
 )
-from quantailor.app.steps import DEFAULT_N_CTX, DEFAULT_REFERENCES, VerifyStep
+from quantailor.app.steps import DEFAULT_N_CTX, VerifyStep
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.jobs import start as start_job
@@ -51,7 +53,9 @@ class VerifyForm:
     ) -> None:
         self._project, self._base, self._on_start = project, base, on_start
         self._n_text_chunks: int | None = None
-        self._references = list(DEFAULT_REFERENCES)
+        self._references: list[str] = []
+        self._is_chosen = False
+        """Whether the visitor chose the references; until then they are those around the file's size."""
         self._wanted = self._shown = 0
         with card("Measure a file", "qt-verify-form") as self._element:
             self._files(builds, built)
@@ -95,12 +99,12 @@ class VerifyForm:
         self._show_chips()
 
     def _show_chips(self) -> None:
+        """What will be compared, and what can be added."""
         self._chips.clear()
         with self._chips:
             for name in self._references:
                 self._chip(name)
         self._add.set_options([name for name in preset_names() if name not in self._references], value=None)
-        self._changed()
 
     def _chip(self, name: str) -> None:
         button = ui.button(name, icon="close", on_click=partial(self._removed, name), color=None)
@@ -109,12 +113,15 @@ class VerifyForm:
     def _added(self, event: Any) -> None:
         if event.value and event.value not in self._references:
             order = preset_names()
-            self._references = sorted([*self._references, str(event.value)], key=order.index)
-            self._show_chips()
+            self._choose(sorted([*self._references, str(event.value)], key=order.index))
 
     def _removed(self, name: str) -> None:
-        self._references.remove(name)
+        self._choose([each for each in self._references if each != name])
+
+    def _choose(self, references: list[str]) -> None:
+        self._references, self._is_chosen = references, True
         self._show_chips()
+        self._changed()
 
     def _text(self) -> None:
         with box("qt-grid qt-form-2"):
@@ -134,7 +141,7 @@ class VerifyForm:
         return VerifyStep(
             file=str(file),
             base=str(self._base),
-            against=tuple(self._references),
+            against=tuple(self._references) if self._is_chosen else None,
             text=own,
             chunks=int(self._chunks.value) if self._chunks.value else None,
         )
@@ -152,6 +159,9 @@ class VerifyForm:
             self._tell(str(error), is_ready=False)
             return
         if cost is not None:
+            if not self._is_chosen and list(cost.references) != self._references:
+                self._references = list(cost.references)
+                self._show_chips()
             self._tell(_cost_words(cost), is_ready=cost.n_chunks > 0)
 
     def _tell(self, words: str, *, is_ready: bool) -> None:
@@ -175,8 +185,10 @@ def _cost_words(cost: VerifyCost) -> str:
 
 
 def ratio_words(comparison: Comparison) -> str:
-    """ "better than Q4_K_M"."""
-    return f"{comparison.outcome} than {comparison.reference}"
+    """ "better than Q4_K_M", "worse than Q5_K_M (larger)"."""
+    difference = size_difference(comparison)
+    beside = f" ({'larger' if difference > 0 else 'smaller'})" if difference else ""
+    return f"{comparison.outcome} than {comparison.reference}{beside}"
 
 
 def verdict_words(verdict: Verdict) -> str:
@@ -262,10 +274,10 @@ def _remark(measure: Measure) -> str:
 
 def _sentence(verdict: Verdict) -> None:
     """The outcome first and large, the figures after it."""
-    outcomes = {comparison.outcome for comparison in verdict.comparisons}
+    is_good = any(each.outcome == "better" for each in verdict.comparisons) and not any(map(counts_against, verdict.comparisons))
     n_chunks = verdict.rows[0].statistics.n_chunks
     claim = n_chunks >= MIN_CHUNKS and bool(verdict.comparisons)
-    icon, tone = ("help", "qt-muted") if not claim else ("verified", "qt-good") if outcomes == {"better"} else ("balance", "qt-warn")
+    icon, tone = ("help", "qt-muted") if not claim else ("verified", "qt-good") if is_good else ("balance", "qt-warn")
     with box("qt-row qt-sentence-row"):
         ui.icon(icon).classes(f"qt-sentence-icon {tone}").props('aria-hidden="true"')
         text(verdict.sentence, "qt-sentence-text")

@@ -1,0 +1,90 @@
+"""llama.cpp's presets of one model: the types they give its tensors, how large they are, and which lie around a size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
+from quantailor.ggml.reference import preset_types, types_by_preset
+from quantailor.making import building
+from quantailor.making.judging import EQUAL_SIZE
+from quantailor.numerics import Floats
+from quantailor.qtypes import needs_imatrix
+from quantailor.session import OpenedModel, header_path
+
+LADDER = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ3_XXS", "Q2_K", "IQ2_M", "IQ2_XXS", "IQ1_S")
+"""The presets that most published files are made with, from large to small."""
+
+Types = Mapping[str, str]
+"""Tensor -> type, of every tensor of a model."""
+_known: dict[tuple[str, str], dict[str, Types]] = {}
+"""(model, importance matrix) -> preset -> types: asking llama.cpp takes a process."""
+
+
+def types_of_preset(model: OpenedModel, preset: str, imatrix: Imatrix | None) -> Types:
+    """The type that llama.cpp's preset gives each tensor with this importance matrix, those included that keep theirs."""
+    known = _known.get(_key(model, imatrix), {})
+    if preset in known:
+        return known[preset]
+    with header_path(model) as header:
+        return _whole(model, preset_types(header, preset, imatrix=_importances(model, imatrix)))
+
+
+def preset_size_bytes(model: OpenedModel, preset: str, imatrix: Imatrix | None) -> int:
+    """Size of the file that llama-quantize would write for a preset with this importance matrix, without writing it."""
+    return building.plain_layout(model.source, types_of_preset(model, preset, imatrix), imatrix=imatrix).size_bytes
+
+
+def ladder(model: OpenedModel, imatrix: Imatrix | None) -> Mapping[str, Types]:
+    """The types of every preset of `LADDER` that llama.cpp can make of this model with this importance matrix."""
+    key = _key(model, imatrix)
+    if key not in _known:
+        importances = _importances(model, imatrix)
+        with header_path(model) as header:
+            found = types_by_preset(header, LADDER, imatrix=importances)
+        _known[key] = {
+            preset: _whole(model, types)
+            for preset, types in found.items()
+            if all(name in (importances or ()) or not needs_imatrix(name, type_name) for name, type_name in types.items())
+        }
+    return _known[key]
+
+
+def presets_around(model: OpenedModel, imatrix: Imatrix | None, size_bytes: int, named: str | None = None) -> tuple[str, ...]:
+    """The presets to compare a file of that size with, the largest first: the one as large as it, else the next on either side.
+
+    Args:
+        model: the base.
+        imatrix: what the presets are made with.
+        size_bytes: the file's.
+        named: a preset that is compared in any case.
+    """
+    names = dict.fromkeys((*ladder(model, imatrix), *([named] if named else ())))
+    sizes = {name: preset_size_bytes(model, name, imatrix) for name in names}
+    found = {*around(sizes, size_bytes), *([named] if named else ())}
+    return tuple(sorted(found, key=lambda name: -sizes[name]))
+
+
+def around(sizes: Mapping[str, int], size_bytes: int) -> tuple[str, ...]:
+    """Of things with sizes, the one of this size (within 0.1 %), else the next smaller and the next larger one."""
+    nearest = min(sizes, key=lambda name: abs(sizes[name] - size_bytes), default=None)
+    if nearest is not None and abs(sizes[nearest] - size_bytes) <= EQUAL_SIZE * size_bytes:
+        return (nearest,)
+    below = max((name for name in sizes if sizes[name] < size_bytes), key=lambda name: sizes[name], default=None)
+    above = min((name for name in sizes if sizes[name] > size_bytes), key=lambda name: sizes[name], default=None)
+    return tuple(name for name in (below, above) if name is not None)
+
+
+def _key(model: OpenedModel, imatrix: Imatrix | None) -> tuple[str, str]:
+    return model.fingerprint, "" if imatrix is None else imatrix.fingerprint
+
+
+def _whole(model: OpenedModel, types: Types) -> dict[str, str]:
+    return {tensor.name: types.get(tensor.name, tensor.type_name) for tensor in model.source.tensors}
+
+
+def _importances(model: OpenedModel, imatrix: Imatrix | None) -> dict[str, Floats] | None:
+    if imatrix is None:
+        return None
+    vectors = {tensor.name: quantizer_importance(imatrix, tensor) for tensor in model.source.tensors}
+    return {name: vector.reshape(-1) for name, vector in vectors.items() if vector is not None}
