@@ -15,6 +15,9 @@ WORKERS ?= 2
 # pip keeps the wheel: without the machine's own instructions it also runs on an older or newer one. Slower by little.
 export CMAKE_ARGS ?= -DGGML_NATIVE=OFF
 
+# The tests start hundreds of processes: modules are compiled once, whatever the shell says.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo check test fuzz coverage bench screenshots oracle oracle-setup docs dist lock clean
 
 help:

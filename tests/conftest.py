@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -22,6 +24,9 @@ from studied import prove, study
 import fuzzing
 from faults import Forked, forking
 from quantailor import cli
+from quantailor.models.convert.base import write_base
+from quantailor.models.opening import open_model
+from tiny_models import write_tiny
 
 if TYPE_CHECKING:
     from visitor import Visitor
@@ -44,6 +49,14 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("run")
     # Typer builds its tree of commands anew at each run, which takes longer than most commands.
     typer.main.get_command = cache(typer.main.get_command)
+    # Each session of huggingface_hub reads all certificates of the system, and the hub of the tests is asked without TLS.
+    pytest.MonkeyPatch().setattr(ssl, "create_default_context", cache(ssl.create_default_context))
+
+
+def pytest_collection_finish() -> None:
+    """What collecting made stays until the end: the garbage collector need not look at it in every test."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -102,8 +115,6 @@ def share(tmp_path_factory: pytest.TempPathFactory) -> Share:
 def _base(directory: Path, share: Share) -> Path:
     if ready := os.environ.get("QUANTAILOR_TEST_BASES"):
         return Path(ready) / f"{directory.name}.gguf"
-    from quantailor.models.convert.base import write_base
-    from quantailor.models.opening import open_model
 
     def make(folder: Path) -> None:
         source = open_model(directory)
@@ -117,6 +128,16 @@ def _base(directory: Path, share: Share) -> Path:
 def books_llama_base(books_llama_dir: Path, share: Share) -> Path:
     """The dense model's 16-bit base GGUF."""
     return _base(books_llama_dir, share)
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base of an untrained model with rows of 64 weights, for what any model would do."""
+    source = open_model(write_tiny("mistral", tmp_path_factory.mktemp("small")))
+    base = tmp_path_factory.mktemp("small") / "small.gguf"
+    write_base(source, base)
+    source.close()
+    return base
 
 
 @pytest.fixture(scope="session")

@@ -65,9 +65,9 @@ def test_overrides_win_over_one_type_for_all(books_moe_base: Path, tmp_path: Pat
     assert types["blk.0.ffn_gate_inp.weight"] == "F32"
 
 
-def test_metadata_is_written(books_llama_base: Path, tmp_path: Path) -> None:
+def test_metadata_is_written(small_base: Path, tmp_path: Path) -> None:
     metadata: dict[str, str | int] = {"quantize.imatrix.file": "x" * 200, "quantize.imatrix.chunks_count": 7}
-    reader = GGUFReader(quantize_reference(books_llama_base, tmp_path / "q.gguf", preset="Q8_0", metadata=metadata))
+    reader = GGUFReader(quantize_reference(small_base, tmp_path / "q.gguf", preset="Q8_0", metadata=metadata))
     assert reader.fields["quantize.imatrix.file"].contents() == "x" * 127
     assert reader.fields["quantize.imatrix.chunks_count"].contents() == 7
 
@@ -113,8 +113,8 @@ def test_failures_are_told_and_leave_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_quantized_source_is_refused_unless_asked_for(books_llama_base: Path, tmp_path: Path) -> None:
-    small = quantize_reference(books_llama_base, tmp_path / "q8.gguf", preset="Q8_0")
+def test_a_quantized_source_is_refused_unless_asked_for(small_base: Path, tmp_path: Path) -> None:
+    small = quantize_reference(small_base, tmp_path / "q8.gguf", preset="Q8_0")
     with pytest.raises(AlreadyQuantizedError):
         quantize_reference(small, tmp_path / "q4.gguf", preset="Q4_0")
     assert quantize_reference(small, tmp_path / "q4.gguf", preset="Q4_0", allow_requantize=True).exists()
@@ -126,32 +126,32 @@ def test_a_file_that_is_no_model_is_an_error(tmp_path: Path) -> None:
         quantize_reference(tmp_path / "text.gguf", tmp_path / "q.gguf", preset="Q8_0")
 
 
-def test_an_unwritable_folder_is_an_output_error(books_llama_base: Path, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_an_output_error(small_base: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError):
-        quantize_reference(books_llama_base, tmp_path / "file" / "q.gguf", preset="Q8_0")
+        quantize_reference(small_base, tmp_path / "file" / "q.gguf", preset="Q8_0")
 
 
-def test_a_cancelled_run_leaves_nothing(books_llama_base: Path, tmp_path: Path) -> None:
+def test_a_cancelled_run_leaves_nothing(small_base: Path, tmp_path: Path) -> None:
     with pytest.raises(Cancelled):
-        quantize_reference(books_llama_base, tmp_path / "q.gguf", preset="Q2_K", control=CountingControl(limit=5))
+        quantize_reference(small_base, tmp_path / "q.gguf", preset="Q2_K", control=CountingControl(limit=5))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_check_keeps_the_final_name_free(books_llama_base: Path, tmp_path: Path) -> None:
+def test_a_failed_check_keeps_the_final_name_free(small_base: Path, tmp_path: Path) -> None:
     def refuse(path: Path) -> None:
         raise OutputError(f"{path.name} looks wrong")
 
     with pytest.raises(OutputError, match="looks wrong"):
-        quantize_reference(books_llama_base, tmp_path / "q.gguf", preset="Q8_0", check=refuse)
+        quantize_reference(small_base, tmp_path / "q.gguf", preset="Q8_0", check=refuse)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_death_of_the_worker_is_an_error_not_ours(books_llama_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_death_of_the_worker_is_an_error_not_ours(small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "abort.py").write_text("import os; os.abort()")
     monkeypatch.setattr(reference, "WORKER", (str(tmp_path / "abort.py"),))
     with pytest.raises(InferenceError, match="status"):
-        quantize_reference(books_llama_base, tmp_path / "q.gguf", preset="Q8_0")
+        quantize_reference(small_base, tmp_path / "q.gguf", preset="Q8_0")
 
 
 def test_the_worker_ends_with_whoever_started_it(tmp_path: Path) -> None:

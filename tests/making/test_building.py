@@ -100,8 +100,7 @@ def reference_rows(source: ModelSource, strategy: Strategy, path: Path, imatrix:
     return quantize_reference(Path(source.location), path, preset="Q8_0", overrides=overrides, imatrix=importances or None)
 
 
-@pytest.mark.parametrize("split_max_bytes", [None, 3_000_000])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("seed", "split_max_bytes"), [(0, None), (1, 3_000_000)])
 def test_the_size_is_predicted_to_the_byte(source: ModelSource, tmp_path: Path, seed: int, split_max_bytes: int | None) -> None:
     imatrix = synthetic_imatrix(source)
     strategy = random_mix(source, seed, imatrix, QUICK)
@@ -155,7 +154,7 @@ def test_order_and_metadata_are_llama_quantizes(source: ModelSource, tmp_path: P
 
 
 def test_the_file_tells_which_strategy_made_it(source: ModelSource, tmp_path: Path) -> None:
-    strategy = all_of(source, "Q5_K")
+    strategy = all_of(source, "Q8_0")
     build(source, strategy, tmp_path / "q.gguf")
     text = GGUFReader(tmp_path / "q.gguf").fields["quantailor.strategy"].contents()
     assert loads(text) == strategy
@@ -179,7 +178,7 @@ def test_the_number_of_threads_changes_no_byte(source: ModelSource, tmp_path: Pa
 
 
 def test_parts_hold_what_one_file_holds(source: ModelSource, tmp_path: Path) -> None:
-    strategy = all_of(source, "Q6_K")
+    strategy = all_of(source, "Q8_0")
     build(source, strategy, tmp_path / "whole.gguf")
     result = build(source, strategy, tmp_path / "parts.gguf", split_max_bytes=2_000_000)
     assert result.paths[0].name == f"parts-00001-of-{len(result.paths):05d}.gguf"
