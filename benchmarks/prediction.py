@@ -70,7 +70,7 @@ def measure_cases(setting: Setting, at: Probed, n_chunks: int) -> list[Case]:
     task = ProbeStep(base=str(at.model.path), text=str(setting.heldout), compute=Compute(n_threads=setting.threads))
     mixes = held_out_mixes(at.found.tables)
     control = NullControl()
-    with scoring(at.workspace, at.model, at.imatrix, task) as run:
+    with scoring(at.workspace, at.model, at.imatrix, task, None) as run:
         indexes = run.first(n_chunks)
         run.run([mix for _, mix in mixes], indexes, control)
         for _, mix in mixes[:: len(mixes) // N_FILES]:

@@ -35,8 +35,12 @@ def write_llama(
     architecture: str = "llama",
     metadata: Mapping[str, int | bool] | None = None,
     more: Mapping[str, tuple[int, ...]] | None = None,
+    flat: bool = False,
 ) -> Path:
-    """A Llama of one layer with a byte-level vocabulary; `metadata` and `more` tensors (name -> shape) come on top."""
+    """A Llama of one layer with a byte-level vocabulary; `metadata` and `more` tensors (name -> shape) come on top.
+
+    The output matrix of a `flat` one is zero.
+    """
     writer, weight = _begin(path, architecture, context), _Weights()
     writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-5)
     _add(writer, metadata or {})
@@ -44,7 +48,7 @@ def write_llama(
     tensors: Arrays = {
         "token_embd.weight": weight(N_BPE, HIDDEN),
         "output_norm.weight": np.ones(HIDDEN, np.float32),
-        "output.weight": weight(N_BPE, HIDDEN),
+        "output.weight": np.zeros((N_BPE, HIDDEN), np.float16) if flat else weight(N_BPE, HIDDEN),
     }
     tensors |= {f"blk.0.{name}.weight": np.ones(HIDDEN, np.float32) for name in ("attn_norm", "ffn_norm")}
     tensors |= {f"blk.0.{name}.weight": weight(HIDDEN, HIDDEN) for name in ("attn_q", "attn_k", "attn_v", "attn_output")}

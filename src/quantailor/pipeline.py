@@ -20,13 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from quantailor.analysis.corpus import chunks
+from quantailor.analysis.corpus import chunk_length, chunks
 from quantailor.analysis.importance.imatrix_file import read_imatrix
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
 from quantailor.errors import OutputError
 from quantailor.evidence.measurements import usual_types
 from quantailor.evidence.strategies import embedded_strategy
+from quantailor.models.abilities import require_predictions
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.records import Strategy
 from quantailor.session import AUTO, CALIBRATION_TEXT, NONE, OpenedModel, Workspace, plain_label
@@ -189,6 +190,8 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
         """Convert, importance matrix, weight errors, probes, sweep, as far as the level goes. What is found is kept."""
         step = with_base(workspace, self, None if self.output is None else Path(self.output), stages, overwrite=False)
         with workspace.model(step.model, allow_requantize=step.allow_requantize) as model:
+            if step.settings.probe_chunks:
+                require_predictions(model.source)
             parts = _Parts(step.parts(workspace, model), stages)
             n_weights = sum(tensor.n_elements for tensor in model.source.tensors)
             base = str(step.known_base(workspace, model) or step.base_place(workspace, model))
@@ -270,7 +273,7 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
         if not records:
             return None
         text = Path(self.text) if self.text else CALIBRATION_TEXT
-        n_tokens = chunks(workspace.corpus(model, text), DEFAULT_N_CTX, limit=self.settings.imatrix_chunks).size
+        n_tokens = chunks(workspace.corpus(model, text), chunk_length(model.source, DEFAULT_N_CTX), limit=self.settings.imatrix_chunks).size
 
         def is_enough(record: ImatrixRecord) -> bool:
             is_right_text = self.text is None or text.name in record.datasets
@@ -363,6 +366,9 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
                 f"cannot create {self.folder}: {error.strerror or error}", remedy="Choose another directory with -o"
             ) from error
         step = with_base(workspace, self, self.folder / "base.gguf", stages, overwrite=True)
+        if step.probed or step.verify:
+            with workspace.source(step.model) as source:
+                require_predictions(source)
         known = step.known_imatrix(workspace)
         if known not in (None, NONE):
             read_imatrix(Path(known))  # one that cannot be read stops the run before anything is written

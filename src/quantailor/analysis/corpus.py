@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,9 @@ from pathlib import Path
 from quantailor.analysis.threads import LEAST_STACK_BYTES, with_stack
 from quantailor.errors import CorpusError, CrashError
 from quantailor.ggml import runtime
+from quantailor.ggml.runtime import DEFAULT_N_CTX
+from quantailor.models.abilities import BY_WEIGHT_ERRORS, n_positions
+from quantailor.models.source import ModelSource
 from quantailor.numerics import Tokens
 from quantailor.present import words
 from quantailor.processes import apart
@@ -136,6 +140,27 @@ def chunks(corpus: Corpus, n_ctx: int, *, limit: int | None = None) -> Tokens:
     if corpus.bos is not None:
         rows[:, 0] = corpus.bos
     return rows
+
+
+def chunk_length(source: ModelSource, n_ctx: int, tell: Callable[[str], None] | None = None) -> int:
+    """Tokens in a chunk for this model: `n_ctx`, or all positions of a model that has learned fewer than the default.
+
+    The second is told to `tell`. Raises CorpusError where another length was asked for than the model has positions.
+    """
+    positions = n_positions(source)
+    if positions is None or n_ctx <= positions:
+        return n_ctx
+    if positions < MIN_N_CTX:
+        raise CorpusError(
+            f"{source.name} has {positions} positions, too few to run it: chunks have at least {MIN_N_CTX} tokens", remedy=BY_WEIGHT_ERRORS
+        )
+    if n_ctx != DEFAULT_N_CTX:
+        raise CorpusError(
+            f"{source.name} has {positions} positions, too few for chunks of {n_ctx} tokens", remedy=f"Give --n-ctx {positions} or less"
+        )
+    if tell is not None:
+        tell(f"{source.name} has {positions} positions: chunks have {positions} tokens instead of {DEFAULT_N_CTX}")
+    return positions
 
 
 def spread(n_chunks: int) -> list[int]:

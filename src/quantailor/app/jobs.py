@@ -73,6 +73,7 @@ class JobLine:
     logged: float
     """Seconds since 1970."""
     message: str
+    level: str = "info"
 
 
 def job_places(workspace: Workspace) -> list[JobPlace]:
@@ -96,7 +97,7 @@ def _place(workspace: Workspace, job: Job, models: Mapping[str, str]) -> JobPlac
 
 def job_lines(workspace: Workspace, job_id: int, *, after: int = 0) -> list[JobLine]:
     """A job's log in order; `after` is the number of the last line that was seen."""
-    return [JobLine(line.id, line.logged, line.message) for line in workspace.store.jobs.log_lines(job_id, after=after)]
+    return [JobLine(line.id, line.logged, line.message, line.level) for line in workspace.store.jobs.log_lines(job_id, after=after)]
 
 
 def submit(workspace: Workspace, step: Step[StepResult]) -> int:

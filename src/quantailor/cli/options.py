@@ -13,7 +13,7 @@ import typer
 
 from quantailor.app import Workspace
 from quantailor.app import steps as options
-from quantailor.app.jobs import JobReport, run_job, start_detached, submit
+from quantailor.app.jobs import JobReport, job_lines, run_job, start_detached, submit
 from quantailor.app.steps import Compute, Conversion, Grouping, HubModel, Step, StepResult, absolute, find_token
 from quantailor.cli import show
 from quantailor.cli.output import console, print_json
@@ -225,6 +225,8 @@ class Run(Answer):
             return
         with listening(kind, quiet=self.as_json) as listener:
             result = run_job(workspace, job, listener, on_stopping=_say_stopping)
+        for warning in dict.fromkeys(line.message for line in job_lines(workspace, job) if line.level == "warning"):
+            sys.stderr.write(f"note: {warning}\n")
         if self.as_json:
             print_json(kind, result)
         else:

@@ -9,13 +9,18 @@ from quantailor.errors import StrategyError
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import Measured
 from quantailor.ggml import library
+from quantailor.models.abilities import require_predictions
 from quantailor.models.source import ModelSource
 from quantailor.records import Basis, Strategy, TensorCells
 from quantailor.session import OpenedModel, Workspace
 
 
 def require_probes(workspace: Workspace, model: OpenedModel, measurement: Measured) -> Knowledge:
-    """What probes say beside these weight errors. Raises StrategyError where nothing was probed."""
+    """What probes say beside these weight errors.
+
+    Raises StrategyError where nothing was probed, UnsupportedModelError where nothing can be.
+    """
+    require_predictions(model.source)
     known = load_knowledge(workspace, model, measurement.key.imatrix, measurement.cells)
     if known is None:
         raise StrategyError(f"{model.source.name} has not been probed", remedy=f"Run `quantailor probe {model.source.location}` first")

@@ -17,6 +17,7 @@ from quantailor.analysis import sensitivity as probing
 from quantailor.analysis.prediction import fit_curve
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
 from quantailor.ggml import library
+from quantailor.models.abilities import why_no_predictions
 from quantailor.qtypes import QType
 from quantailor.records import Curve, CurvePoint, Estimate, Mix, Sensitivity, SwapCell, TensorInfo, WeightError, part_of
 from quantailor.session import OpenedModel, Workspace, quantizable_tensors
@@ -127,6 +128,8 @@ def load_knowledge(
         cells: the weight errors that alphas refer to.
         key: the run to take; None is the latest one that has probes.
     """
+    if why_no_predictions(model.source):
+        return None  # what an earlier version may have stored says nothing
     tensors = quantizable_tensors(model.source)
     for run in known_runs(workspace, model, imatrix) if key is None else [key]:
         scores = workspace.store.mix_scores(run)

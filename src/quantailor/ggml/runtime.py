@@ -299,13 +299,15 @@ class LoadedModel(Tokenizer):
     def logits(self, tokens: Tokens, *, first: int = 0) -> Floats:
         """Run one chunk and return the logits from position `first` on: (n_tokens - first, n_vocab) float32, a copy.
 
-        Raises InferenceError as `decode` does, and where a logit is NaN or Inf.
+        Raises InferenceError as `decode` does, and where a logit is NaN or Inf or all are equal.
         """
         self.decode(tokens, first=first)
         pointer = self._llama.llama_get_logits(self._context)
         if not pointer:
             raise InferenceError(f"{self.path} gives no logits")
         values = np.ctypeslib.as_array(pointer, (len(tokens) - first, self.n_vocab)).copy()
+        if values.size > 1 and (values[0] == values[0, 0]).all():
+            raise InferenceError(f"{self.path} gives no predictions of next tokens: all logits are {values[0, 0]:g}")
         if not np.isfinite(values).all():
             raise InferenceError(f"{self.path} gives logits that are NaN or Inf", remedy="Check the file; its weights may be damaged")
         return values

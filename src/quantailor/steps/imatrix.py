@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from quantailor.analysis.corpus import Corpus, chunks
+from quantailor.analysis.corpus import Corpus, chunk_length, chunks
 from quantailor.analysis.importance import imatrix as imatrices
 from quantailor.analysis.importance.imatrix import Imatrix, ImatrixState, ImatrixStatistics
 from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imatrix
@@ -63,8 +63,9 @@ class ImatrixStep(ModelStep[ImatrixReport], kind="imatrix", result=ImatrixReport
         """Compute it, or take the one that the same computation gave before."""
         with workspace.model(self.base) as model:
             corpus = workspace.corpus(model, Path(self.text) if self.text else CALIBRATION_TEXT)
+            n_ctx = chunk_length(model.source, self.n_ctx, stages.warn)
             options = f"chunks={self.chunks or 'all'} output={int(self.process_output)}"
-            key = ImatrixKey(model.fingerprint, corpus.sha256, self.n_ctx, options)
+            key = ImatrixKey(model.fingerprint, corpus.sha256, n_ctx, options)
             earlier = workspace.store.computed_imatrix(key)
             if earlier is None or not workspace.imatrix_path(model.fingerprint, earlier.fingerprint).exists():
                 imatrix = _compute(workspace, self, stages, model, corpus, key)
@@ -85,7 +86,7 @@ class ImatrixStep(ModelStep[ImatrixReport], kind="imatrix", result=ImatrixReport
 def _compute(workspace: Workspace, step: ImatrixStep, stages: Stages, model: OpenedModel, corpus: Corpus, key: ImatrixKey) -> Imatrix:
     store = workspace.store
     progress = store.imatrix_progress(key)
-    tokens = chunks(corpus, step.n_ctx, limit=step.chunks)
+    tokens = chunks(corpus, key.n_ctx, limit=step.chunks)
 
     def keep(state: ImatrixState) -> None:
         store.record_imatrix_progress(key, state.n_chunks_done, state.to_bytes())

@@ -19,6 +19,7 @@ from quantailor.evidence.knowledge import ANCHOR, CURVE, STORED, WEIGHING, error
 from quantailor.evidence.measurements import UNUSUAL_TYPES, Measured
 from quantailor.ggml import library
 from quantailor.making import building
+from quantailor.models.abilities import require_predictions
 from quantailor.records import Curve, Mix, Sensitivity, Strategy, TensorCells, TensorChoice
 from quantailor.session import OpenedModel, Workspace, quantizable_tensors
 from quantailor.steps.measure import known_types
@@ -93,9 +94,10 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
         """Probe every tensor or group, then measure whole mixes and anchors. Raises InferenceError where no tensor is in the graph."""
         known_types(self.types)
         with workspace.model(self.base) as model:
+            require_predictions(model.source)
             imatrix = workspace.choose_imatrix(model, self.imatrix)
             measurement = measured_with(workspace, model, self, self.types, stages)
-            with scoring(workspace, model, imatrix, self) as at:
+            with scoring(workspace, model, imatrix, self, stages) as at:
                 before = n_scored(at)
                 null_control(at, model, at.first(self.chunks), stages)
                 _Probes(at, model, measurement, self).run(stages)
@@ -111,7 +113,7 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
                     model_fingerprint=model.fingerprint,
                     imatrix_fingerprint=at.key.imatrix or None,
                     corpus_name=at.corpus.name,
-                    n_ctx=self.n_ctx,
+                    n_ctx=at.key.n_ctx,
                     n_chunks=known.n_chunks,
                     base_kernels=at.key.base_kernels,
                     floor_nats=known.floor_nats,

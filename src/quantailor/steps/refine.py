@@ -86,7 +86,7 @@ class RefineStep(ScoringStep[RefineResult], kind="refine", result=RefineResult):
             measurement = measured_for(workspace, model, imatrix)
             known = require_probes(workspace, model, measurement)
             size = building.predict_layout(model.source, strategy, imatrix=imatrix).size_bytes
-            with scoring(workspace, model, imatrix, self) as at:
+            with scoring(workspace, model, imatrix, self, stages) as at:
                 scene = _Scene(at, model, imatrix, measurement, known, _limits(strategy), at.first(self.chunks), size)
                 return _refined(scene, strategy, self, stages, output)
 

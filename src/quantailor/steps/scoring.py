@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from quantailor.analysis.corpus import Corpus, chunks, spread
+from quantailor.analysis.corpus import Corpus, chunk_length, chunks, spread
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.scores.mix_scores import ApartScorer, FileScorer, scoring_apart
 from quantailor.control import Control
@@ -124,7 +124,9 @@ class Scoring:
 
 
 @contextmanager
-def scoring(workspace: Workspace, model: OpenedModel, imatrix: Imatrix | None, step: ScoringStep[StepResult]) -> Iterator[Scoring]:
+def scoring(
+    workspace: Workspace, model: OpenedModel, imatrix: Imatrix | None, step: ScoringStep[StepResult], stages: Stages | None
+) -> Iterator[Scoring]:
     """Load a base to score mixes of it on the step's text.
 
     Raises:
@@ -132,15 +134,16 @@ def scoring(workspace: Workspace, model: OpenedModel, imatrix: Imatrix | None, s
     """
     path = gguf_path(model)
     corpus = workspace.corpus(model, step.text_path)
-    tokens: npt.NDArray[np.int32] = chunks(corpus, step.n_ctx)
+    n_ctx = chunk_length(model.source, step.n_ctx, None if stages is None else stages.warn)
+    tokens: npt.NDArray[np.int32] = chunks(corpus, n_ctx)
     where = "-gpu" if step.compute.n_gpu_layers else ""  # another backend rounds otherwise
-    folder = workspace.home.base_logp / f"{model.fingerprint[:16]}-{corpus.sha256[:16]}-{step.n_ctx}{where}"
+    folder = workspace.home.base_logp / f"{model.fingerprint[:16]}-{corpus.sha256[:16]}-{n_ctx}{where}"
     names = [tensor.name for tensor in quantizable_tensors(model.source)]
     threads, layers = step.compute.n_threads, step.compute.n_gpu_layers
     files = FileScorer(path, tokens, folder, n_threads=threads, n_gpu_layers=layers)
     with scoring_apart(path, names, tokens, folder, imatrix=imatrix, n_threads=threads, n_gpu_layers=layers) as scorer:
         fingerprint = imatrix.fingerprint if imatrix else ""
-        key = SwapKey(model.fingerprint, fingerprint, corpus.sha256, step.n_ctx, "as built", scorer.base_kernels)
+        key = SwapKey(model.fingerprint, fingerprint, corpus.sha256, n_ctx, "as built", scorer.base_kernels)
         yield Scoring(workspace, key, scorer, files, corpus, tuple(spread(len(tokens))))
 
 

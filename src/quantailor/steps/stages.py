@@ -38,3 +38,7 @@ class Stages:
     def note(self, message: str) -> None:
         """A line for the job's log."""
         self._control.log(message)
+
+    def warn(self, message: str) -> None:
+        """The same for what a user should hear at once."""
+        self._control.log(message, level="warning")

@@ -14,6 +14,7 @@ from quantailor.errors import StrategyError
 from quantailor.evidence.knowledge import Knowledge, errors_by_tensor, load_knowledge
 from quantailor.evidence.measurements import Measured, usual_types
 from quantailor.ggml import library
+from quantailor.models.abilities import require_predictions
 from quantailor.records import Mix, SwapCell, TensorInfo
 from quantailor.session import OpenedModel, Workspace
 from quantailor.steps.measure import chosen_tensors, known_types
@@ -77,9 +78,10 @@ class SweepStep(ScoringStep[SweepResult], kind="sweep", result=SweepResult):
     def run(self, workspace: Workspace, stages: Stages) -> SweepResult:
         """Measure every missing cell, chunk by chunk; each score is stored as it comes."""
         with workspace.model(self.base) as model:
+            require_predictions(model.source)
             imatrix = workspace.choose_imatrix(model, self.imatrix)
             measurement = measured_with(workspace, model, self, known_types(self.types) if self.types else (), stages)
-            with scoring(workspace, model, imatrix, self) as at:
+            with scoring(workspace, model, imatrix, self, stages) as at:
                 cells = _cells(at, model, measurement, self)
                 indexes = at.first(self.chunks)
                 scores = workspace.store.mix_scores(at.key)

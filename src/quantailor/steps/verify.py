@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from quantailor import files
-from quantailor.analysis.corpus import chunks
+from quantailor.analysis.corpus import chunk_length, chunks
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.scores import fidelity
 from quantailor.costs.model_size import ModelSize
@@ -19,6 +19,7 @@ from quantailor.evidence.strategies import embedded_strategy
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
 from quantailor.making import judging
+from quantailor.models.abilities import require_predictions
 from quantailor.present.charts.drawing import save
 from quantailor.present.charts.verdict import verdict_chart
 from quantailor.records import ChunkScore, Verdict
@@ -73,6 +74,8 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
     def run(self, workspace: Workspace, stages: Stages) -> VerifyResult:
         """Score a file and its references against the base, chunk by chunk, and judge. Stored chunks are not scored again."""
         with workspace.model(self.base) as model:
+            require_predictions(model.source)
+            n_ctx = chunk_length(model.source, self.n_ctx, stages.warn)
             imatrix = verify_imatrix(workspace, model, self)
             base, ours = gguf_path(model), Path(self.file)
             presets = self.presets(workspace, model, imatrix)
@@ -85,10 +88,10 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
                     base, preset, imatrix=imatrix, folder=workspace.home.references, n_threads=threads, control=control
                 )
             corpus = workspace.corpus(model, Path(self.text) if self.text else HELDOUT_TEXT)
-            tokens = chunks(corpus, self.n_ctx, limit=self.chunks)
-            keys = {name: ScoreKey(model.fingerprint, corpus.sha256, self.n_ctx, name) for name in (BASE, NULL_CONTROL)}
+            tokens = chunks(corpus, n_ctx, limit=self.chunks)
+            keys = {name: ScoreKey(model.fingerprint, corpus.sha256, n_ctx, name) for name in (BASE, NULL_CONTROL)}
             for name, path in candidates.items():
-                keys[name] = ScoreKey(model.fingerprint, corpus.sha256, self.n_ctx, workspace.identity(path))
+                keys[name] = ScoreKey(model.fingerprint, corpus.sha256, n_ctx, workspace.identity(path))
             scores = fidelity.score_chunks(
                 base,
                 candidates,
@@ -100,7 +103,7 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             )
             for name, score in scores:
                 workspace.store.record_chunk_scores(keys[name], [score])
-            verdict = _judge(workspace, model, keys, candidates, label, len(tokens), corpus_name=corpus.name, n_ctx=self.n_ctx)
+            verdict = _judge(workspace, model, keys, candidates, label, len(tokens), corpus_name=corpus.name, n_ctx=n_ctx)
             workspace.store.record_verdict(verdict)
             return VerifyResult(verdict, _write_files(verdict, Path(self.output) if self.output else ours.with_suffix(".verdict")))
 

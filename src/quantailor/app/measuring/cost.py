@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from quantailor.analysis.corpus import load_corpus
+from quantailor.analysis.corpus import chunk_length, load_corpus
 from quantailor.analysis.importance.imatrix_file import read_imatrix
 from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
 from quantailor.app.measuring import past_runs
@@ -146,6 +146,10 @@ class _Counted:
         return ModelSize.of(self.model.source)
 
     @cached_property
+    def n_ctx(self) -> int:
+        return chunk_length(self.model.source, DEFAULT_N_CTX)
+
+    @cached_property
     def types(self) -> tuple[str, ...]:
         return self.task.candidate_types
 
@@ -169,8 +173,8 @@ class _Counted:
     def n_text_chunks(self) -> int:
         """By the model's vocabulary, or by `BYTES_PER_TOKEN` where there is no file that llama.cpp could load."""
         if self.base is None:
-            return max(1, len(self.corpus) and self.text.stat().st_size // (BYTES_PER_TOKEN * DEFAULT_N_CTX))
-        return max(1, load_corpus(self.base, self.text).tokens.size // DEFAULT_N_CTX)
+            return max(1, len(self.corpus) and self.text.stat().st_size // (BYTES_PER_TOKEN * self.n_ctx))
+        return max(1, load_corpus(self.base, self.text).tokens.size // self.n_ctx)
 
     @cached_property
     def n_imatrix_chunks(self) -> int:
@@ -194,7 +198,7 @@ class _Counted:
     @cached_property
     def imatrix_key(self) -> ImatrixKey:
         chunks = self.task.settings.imatrix_chunks or "all"
-        return ImatrixKey(self.model.fingerprint, self.corpus, DEFAULT_N_CTX, f"chunks={chunks} output=0")
+        return ImatrixKey(self.model.fingerprint, self.corpus, self.n_ctx, f"chunks={chunks} output=0")
 
     @cached_property
     def measure_ratio(self) -> float | None:
@@ -219,17 +223,17 @@ class _Counted:
     @cached_property
     def swap_key(self) -> SwapKey | None:
         runs = self.workspace.store.swap_runs(self.model.fingerprint)
-        wanted = (self.imatrix, self.corpus, DEFAULT_N_CTX, "as built")
+        wanted = (self.imatrix, self.corpus, self.n_ctx, "as built")
         return next((key for key in runs if (key.imatrix, key.corpus, key.n_ctx, key.kernels) == wanted), None)
 
     def running_bytes(self) -> int:
         """A loaded model with its context; weights on a GPU are not here."""
         weights = 0 if self.task.compute.n_gpu_layers else self.size.tensor_bytes
-        return PROCESS_BYTES + weights + self.size.context_bytes(DEFAULT_N_CTX)
+        return PROCESS_BYTES + weights + self.size.context_bytes(self.n_ctx)
 
     def score_seconds(self, n_chunks: float) -> Range:
         threads, layers = self.task.compute.n_threads, self.task.compute.n_gpu_layers
-        seconds = seconds_module.score_seconds(self.size, n_chunks, DEFAULT_N_CTX, n_threads=threads, n_gpu_layers=layers)
+        seconds = seconds_module.score_seconds(self.size, n_chunks, self.n_ctx, n_threads=threads, n_gpu_layers=layers)
         return corrected(seconds, self.inference_ratio, PROBE_PAST_SPREAD)
 
 
@@ -257,7 +261,7 @@ def _convert(at: _Counted) -> _Estimate:
 
 
 def _imatrix(at: _Counted) -> _Estimate:
-    flops = at.n_imatrix_chunks * at.size.decode_flops(DEFAULT_N_CTX)
+    flops = at.n_imatrix_chunks * at.size.decode_flops(at.n_ctx)
     running = corrected(
         inference_seconds(flops, n_threads=at.task.compute.n_threads, n_gpu_layers=at.task.compute.n_gpu_layers),
         at.inference_ratio,
@@ -321,10 +325,10 @@ def _swapping(
     seconds, in_all = (_swap_seconds(at, work) for work in (left, total))
     share = 1.0 - left.n_chunks[0] / total.n_chunks[0] if total.n_chunks[0] else 1.0
     folder = at.workspace.home.base_logp
-    n_files = sum(1 for _ in folder.glob(f"{at.model.fingerprint[:16]}-{at.corpus[:16]}-{DEFAULT_N_CTX}*/*/*.npy"))
+    n_files = sum(1 for _ in folder.glob(f"{at.model.fingerprint[:16]}-{at.corpus[:16]}-{at.n_ctx}*/*/*.npy"))
     n_missing = max(0, n_copies * n_base_chunks(task, at.n_text_chunks) - n_files) if left.n_chunks[1] else 0
-    disk = n_missing * at.size.base_logp_bytes(DEFAULT_N_CTX) + round(left.n_chunks[1]) * SCORE_BYTES + file_bytes
-    memory = at.running_bytes() + at.size.scoring_bytes(DEFAULT_N_CTX)
+    disk = n_missing * at.size.base_logp_bytes(at.n_ctx) + round(left.n_chunks[1]) * SCORE_BYTES + file_bytes
+    memory = at.running_bytes() + at.size.scoring_bytes(at.n_ctx)
     return _Estimate(stage, seconds, in_all, max(0.0, share), disk, memory)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from quantailor import files
-from quantailor.analysis.corpus import load_corpus
+from quantailor.analysis.corpus import chunk_length, load_corpus
 from quantailor.app.measuring.cost import PROBE_PAST_SPREAD, corrected
 from quantailor.app.measuring.past_runs import inference_ratio
 from quantailor.costs.machine import Range
@@ -166,7 +166,8 @@ def verify_cost(workspace: Workspace, task: VerifyStep) -> VerifyCost:
     """
     with workspace.model(task.base) as model:
         corpus = load_corpus(Path(task.base), Path(task.text) if task.text else HELDOUT_TEXT)
-        n_text_chunks = int(corpus.tokens.size // task.n_ctx)
+        n_ctx = chunk_length(model.source, task.n_ctx)
+        n_text_chunks = int(corpus.tokens.size // n_ctx)
         n_chunks = min(task.chunks or n_text_chunks, n_text_chunks)
         imatrix = verify_imatrix(workspace, model, task)
         references = task.presets(workspace, model, imatrix)
@@ -176,7 +177,7 @@ def verify_cost(workspace: Workspace, task: VerifyStep) -> VerifyCost:
         there = [workspace.identity(path) for path in places.values() if path.exists()]
         keys = {key for key in (_candidate(workspace, Path(task.file)), *there) if key is not None}
         done = {
-            key: workspace.store.scored_chunks(ScoreKey(model.fingerprint, corpus.sha256, task.n_ctx, key))
+            key: workspace.store.scored_chunks(ScoreKey(model.fingerprint, corpus.sha256, n_ctx, key))
             for key in (BASE, NULL_CONTROL, *keys)
         }
         n_runs = _n_runs(done, n_chunks, n_new=len(new))

@@ -1,0 +1,113 @@
+"""Models that cannot do all that a language model can: few learned positions, no predictions of next tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from commands import Command
+
+from gguf_models import HIDDEN, write_bert, write_gpt2, write_llama
+from quantailor.app.measuring.cost import study_cost
+from quantailor.jobs import resolve
+from quantailor.pipeline import StudyStep
+from quantailor.session import Workspace
+from quantailor.store import Store
+
+NO_PREDICTIONS = "gives no predictions of next tokens"
+FEW = ("--threads", 1)
+
+
+@pytest.fixture
+def gpt2(tmp_path: Path) -> Path:
+    return write_gpt2(tmp_path / "positions.gguf", positions=64)
+
+
+def test_chunks_are_as_long_as_a_model_has_positions(run: Command, gpt2: Path) -> None:
+    done = run("imatrix", gpt2, "--chunks", 2, *FEW)
+    assert (done.code, "2 chunks of 64" in done.out) == (0, True)
+    assert "note: positions has 64 positions: chunks have 64 tokens instead of 512" in done.err
+    assert run("imatrix", gpt2, "--chunks", 2, "--n-ctx", 64, "--json", *FEW).result["chunk_size"] == 64
+    line = run("imatrix", gpt2, "--chunks", 2, "--n-ctx", 128, *FEW).error_line
+    assert line == "error: positions has 64 positions, too few for chunks of 128 tokens. Give --n-ctx 64 or less"
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "short.txt"
+    path.write_text("a quick study of cloth and scissors\n" * 30, encoding="utf-8")
+    return path
+
+
+def test_a_model_with_few_positions_is_studied_and_verified(run: Command, gpt2: Path, text: Path, tmp_path: Path) -> None:
+    few = ("--level", "quick", "--types", "Q4_K,Q8_0", "-f", text, *FEW)
+    with Workspace.open(tmp_path / "home") as workspace:
+        assert study_cost(workspace, StudyStep(model=str(gpt2), level="balanced")).stages
+    assert run("study", gpt2, *few).code == 0
+    assert run("plan", gpt2, "--bpw", 6, "-o", tmp_path / "s.yaml").code == 0
+    assert run("build", gpt2, tmp_path / "s.yaml", "-o", tmp_path / "ours.gguf").code == 0
+    verified = run("verify", tmp_path / "ours.gguf", "--base", gpt2, "--against", "Q8_0", "--chunks", 2, "--json", *FEW)
+    assert verified.result["verdict"]["n_ctx"] == 64
+    probed = run("probe", gpt2, "--type", "Q4_K", "--group", "role", "--chunks", 1, "--mixes", 0, "--anchors", 0, "--json", *FEW)
+    assert (probed.result["n_ctx"], probed.result["n_scored"] > 0) == (64, True)
+
+
+def test_too_few_positions_for_any_chunk(run: Command, tmp_path: Path) -> None:
+    line = run("imatrix", write_gpt2(tmp_path / "short.gguf", positions=16)).error_line
+    assert "short has 16 positions, too few to run it: chunks have at least 32 tokens" in line
+
+
+def test_computed_positions_set_no_limit(run: Command, tmp_path: Path) -> None:
+    model = write_llama(tmp_path / "rope.gguf", context=64)
+    done = run("imatrix", model, "--chunks", 1, "--json", *FEW)
+    assert (done.result["chunk_size"], done.err) == (512, "")
+
+
+@pytest.fixture(params=["encoder", "embeddings", "reranker"])
+def no_predictor(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    path = tmp_path / f"{request.param}.gguf"
+    if request.param == "encoder":
+        return write_bert(path, positions=64)
+    if request.param == "embeddings":
+        return write_llama(path, metadata={"llama.pooling_type": 3})
+    return write_llama(path, architecture="qwen3", more={"cls.output.weight": (1, HIDDEN)})
+
+
+def test_what_needs_no_predictions_works(run: Command, no_predictor: Path, tmp_path: Path) -> None:
+    if no_predictor.stem != "reranker":  # llama.cpp wants more of one than this has
+        assert run("imatrix", no_predictor, "--chunks", 1, *FEW).code == 0
+    assert run("measure", no_predictor, "--types", "Q4_K,Q8_0", "--imatrix", "none").code == 0
+    assert run("plan", no_predictor, "--bpw", 12, "--basis", "ranking", "--imatrix", "none", "-o", tmp_path / "s.yaml").code == 0
+    assert run("build", no_predictor, tmp_path / "s.yaml", "-o", tmp_path / "ours.gguf").code == 0
+
+
+def test_what_needs_predictions_ends_with_one_line_and_stores_nothing(run: Command, no_predictor: Path, tmp_path: Path) -> None:
+    assert run("measure", no_predictor, "--types", "Q4_K,Q8_0", "--imatrix", "none").code == 0
+    for words in (
+        ("verify", no_predictor, "--base", no_predictor, "--against", "Q8_0", "--chunks", 1),
+        ("probe", no_predictor, "--chunks", 1),
+        ("sweep", no_predictor, "--chunks", 1),
+        ("plan", no_predictor, "--kld", 0.01, "-o", tmp_path / "kld.yaml"),
+        ("plan", no_predictor, "--bpw", 9, "--basis", "probes", "-o", tmp_path / "kld.yaml"),
+        ("make", no_predictor, "--bpw", 9, "-o", tmp_path / "made"),
+        ("make", no_predictor, "--bpw", 9, "--basis", "ranking", "-o", tmp_path / "made"),
+        ("study", no_predictor),
+    ):
+        assert NO_PREDICTIONS in run(*words).error_line
+    assert not list((tmp_path / "home").rglob("*.npy"))
+    with Store(resolve(tmp_path / "home").database) as store:
+        rows = store.result_rows()
+        assert {table: len(rows[table]) for table in ("chunk_scores", "mix_scores", "verdicts", "imatrices") if rows.get(table)} == {}
+
+
+def test_the_ways_that_the_refusal_names_work(run: Command, text: Path, tmp_path: Path) -> None:
+    model, few = write_bert(tmp_path / "bert.gguf", positions=64), ("-f", text, "--types", "Q4_K,Q8_0", *FEW)
+    assert run("study", model, "--level", "quick", *few).code == 0
+    assert run("make", model, "--bpw", 12, "--basis", "ranking", "--no-verify", "-o", tmp_path / "made", *few).code == 0
+
+
+def test_logits_that_are_all_equal_are_no_predictions(run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder whose header does not say that it is one."""
+    model = write_llama(tmp_path / "flat.gguf", flat=True)
+    line = run("verify", model, "--base", model, "--against", "Q8_0", "--chunks", 1, *FEW).error_line
+    assert f"{NO_PREDICTIONS}: all logits are 0" in line
