@@ -38,6 +38,7 @@ from quantailor.steps.measure import MeasureStep
 
 WORD = "open sesame & more+"
 COOKIE = "quantailor_8371"
+NAVIGATING = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
 INSIDE = {"Cookie": f"{COOKIE}={cookie_value(WORD)}"}
 
 
@@ -69,6 +70,51 @@ def test_the_first_address_gives_a_cookie_and_loses_its_token(client: TestClient
     assert "domain" not in cookie.lower()
     assert answer.headers["cache-control"] == "no-store"
     assert client.get("/p/1").text == "inside /p/1?"
+
+
+@pytest.fixture
+def proxied() -> TestClient:
+    """The guard behind proxies called lab.example and lab.example:8443."""
+    guarded = Guard(
+        Starlette(routes=[Route("/{path:path}", _page)]),
+        token=WORD,
+        hosts={"127.0.0.1"},
+        cookie=COOKIE,
+        proxies=["lab.example", "dev:8443"],
+    )
+    return TestClient(guarded, base_url="http://127.0.0.1:8371", follow_redirects=False)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "lab.example"}, 200),
+        ({"Host": "lab.example", "Origin": "https://lab.example"}, 200),
+        ({"Host": "127.0.0.1:8371", "Origin": "https://lab.example"}, 200),
+        ({"Host": "127.0.0.1:8371", "Origin": "https://dev:8443"}, 200),
+        ({"Host": "dev:8443", "Origin": "https://dev:8443"}, 200),
+        ({"Host": "127.0.0.1:8371", "Origin": "https://dev"}, 403),
+        ({"Host": "127.0.0.1:8371", "Origin": "https://lab.example:9"}, 403),
+        ({"Host": "127.0.0.1:8371", "Origin": "https://evil.lab.example"}, 403),
+        ({"Host": "127.0.0.1:8371", "Origin": "ftp://lab.example"}, 403),
+        ({"Host": "lab.example", "Origin": "https://evil.example"}, 403),
+        ({"Host": "lab.example", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403),
+        ({"Host": "lab.example.evil.example"}, 421),
+        ({"Host": "evil.example"}, 421),
+    ],
+)
+def test_an_allowed_name_is_a_proxys(proxied: TestClient, headers: dict[str, str], status: int) -> None:
+    assert proxied.get("/", headers={**INSIDE, **headers}).status_code == status
+    assert proxied.get("/", headers=headers).status_code in (401, status)
+
+
+@pytest.mark.parametrize(
+    ("given", "path"), [("/tools/qt", "/tools/qt"), ("/tools/qt/", "/tools/qt"), ("//evil.example", "/"), ('/"><b', "/")]
+)
+def test_the_cookie_is_for_the_path_of_the_proxy(client: TestClient, given: str, path: str) -> None:
+    answer = client.get(f"/?token={quote(WORD)}", headers={"X-Forwarded-Prefix": given, "Sec-Fetch-Site": "cross-site"} | NAVIGATING)
+    assert f"Path={path};" in f"{answer.headers['set-cookie']};"
+    assert f'content="0; url={path.rstrip("/")}/"' in answer.text
 
 
 def test_entering_again_is_no_harm(client: TestClient) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from nicegui import ui
+
 from quantailor.app import Workspace
 from quantailor.errors import OutputError
+from quantailor.gui.guard import forwarded_prefix
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,16 @@ class Context:
         raise OutputError(
             f"{path} lies outside the folders that this server may use ({named})", remedy="Start it with --allow FOLDER to add one"
         )
+
+
+def outside(path: str) -> str:
+    """A path of this server as the page's browser must ask for it: below the prefix of a proxy. NiceGUI's links do that by themselves."""
+    return forwarded_prefix(ui.context.client.request.headers) + path
+
+
+def show_address(path: str) -> None:
+    """Let the browser show this path, without going there."""
+    ui.navigate.history.replace(outside(path))
 
 
 _current: Context | None = None

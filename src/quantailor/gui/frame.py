@@ -12,6 +12,7 @@ from nicegui import run, ui
 from quantailor.app.library.projects import ProjectReport
 from quantailor.errors import QuantailorError
 from quantailor.gui import theme
+from quantailor.gui.context import outside
 from quantailor.gui.jobs.dock import dock
 from quantailor.gui.widgets import box, error_note, heading, text
 
@@ -67,6 +68,7 @@ def frame(
         actions: builds buttons at the right end of the heading.
     """
     ui.page_title(f"{title} · {project.name if project else 'Quantailor'}")
+    ui.add_head_html(f'<link rel="stylesheet" href="{outside("/static/quantailor.css")}">')
     ui.add_head_html(_THEME_SCRIPT)
     ui.dark_mode(theme.theme() == "dark")
     ui.colors(primary=theme.palette().accent, negative=theme.palette().bad, positive=theme.palette().good)

@@ -4,11 +4,15 @@ Four checks on every request and websocket, before any page, file or socket sees
 
 1. `Host` is one of the server's names, so that a foreign name that resolves to this machine (DNS rebinding) is refused.
    Its port may differ, for a tunnel may begin at another one.
-2. `Origin`, where there is one, is the server itself, so that pages from elsewhere cannot drive it.
+2. `Origin`, where there is one, is the server itself, so that pages from elsewhere cannot drive it. A name that the user allowed
+   is that of a proxy, which may pass another `Host` on.
 3. `Sec-Fetch-Site`, where there is one, says that the request is the server's own, or that the user goes to a page. Cookies know
    no ports, so that another program's page on this machine would otherwise bring ours along.
 4. The token: in the first URL (`?token=...`), which turns it into a cookie and drops it from the address; then in the cookie.
    The cookie holds a digest of the token, so that whoever sees it does not learn the token.
+
+A proxy that serves us below a path names it in `X-Forwarded-Prefix`; pages then ask for their addresses below it, and the cookie
+is for that path alone. A prefix that is not a plain path counts as none.
 """
 
 from __future__ import annotations
@@ -51,20 +55,35 @@ _SAFE_HEADERS = {
     "X-Frame-Options": "DENY",
 }
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]/@]+)(:\d{1,5})?")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?|\[[0-9a-f:.]+\](:\d{1,5})?")
+_PREFIX_HEADER = "x-forwarded-prefix"
+_PREFIX = re.compile(r"(/[\w.~@:+=-]+)+", re.ASCII)
+_WEB = ("http", "https")
 _OWN_SITE = ("same-origin", "none")
 _READING = ("GET", "HEAD")
 
 
 class Guard:
-    """ASGI middleware; `hosts` are the server's names in lower case and without ports, IPv6 addresses in brackets."""
+    """ASGI middleware.
 
-    def __init__(self, app: ASGIApp, *, token: str, hosts: Iterable[str], cookie: str) -> None:
-        self._app, self._token, self._hosts, self._cookie = app, token, frozenset(hosts), cookie
+    Args:
+        app: what it stands in front of.
+        token: what a visitor must present.
+        hosts: the server's names in lower case and without ports, IPv6 addresses in brackets.
+        cookie: the cookie's name.
+        proxies: further names, with their ports where these are not the usual ones.
+    """
+
+    def __init__(self, app: ASGIApp, *, token: str, hosts: Iterable[str], cookie: str, proxies: Iterable[str] = ()) -> None:
+        self._app, self._token, self._cookie = app, token, cookie
+        self._proxies = frozenset(proxies)
+        self._hosts = frozenset(hosts) | {_without_port(name) for name in self._proxies}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
+        scope = _with_plain_prefix(scope)
         answer = self._answer(scope)
         if answer is None:
             await self._app(scope, receive, _with_headers(send))
@@ -85,9 +104,12 @@ class Guard:
         host = headers.get("host", "").lower()
         name = _HOST.fullmatch(host)
         if name is None or name[1] not in self._hosts:
-            return PlainTextResponse(f"This server does not answer to the host {host[:100]!r}.\n", 421)
+            advice = "If it is the name of a proxy before it, start it with --allow-host."
+            return PlainTextResponse(f"This server does not answer to the host {host[:100]!r}. {advice}\n", 421)
         origin = headers.get("origin")
-        is_own = origin is None or origin.lower() in (f"http://{host}", f"https://{host}")
+        is_own = origin is None or origin.lower().partition("://")[::2] in {
+            (kind, name) for kind in _WEB for name in (host, *self._proxies)
+        }
         if not is_own or not _may_fetch(scope, headers):
             return PlainTextResponse("Requests from other sites are refused.\n", 403)
         return None
@@ -106,16 +128,43 @@ class Guard:
     def _entry(self, scope: Scope, headers: Mapping[str, str], rest: list[tuple[str, str]]) -> Response:
         """Take the token out of the address and keep it as a cookie."""
         path = "/" + quote(scope["path"].lstrip("/"))
-        address = f"{path}?{urlencode(rest)}" if rest else path
+        address, prefix = f"{path}?{urlencode(rest)}" if rest else path, headers.get(_PREFIX_HEADER, "")
         # A redirect would still count as coming from the other site, and the browser would hold the strict cookie back.
-        answer = _onward(address) if headers.get("sec-fetch-site", "none") not in _OWN_SITE else RedirectResponse(address, 303)
-        answer.set_cookie(self._cookie, cookie_value(self._token), httponly=True, samesite="strict", path="/")
+        # NiceGUI puts the prefix before the address of a redirect.
+        answer = _onward(prefix + address) if headers.get("sec-fetch-site", "none") not in _OWN_SITE else RedirectResponse(address, 303)
+        answer.set_cookie(self._cookie, cookie_value(self._token), httponly=True, samesite="strict", path=prefix or "/")
         return answer
 
 
 def cookie_value(token: str) -> str:
     """What the cookie holds instead of the token: 64 hexadecimal digits."""
     return hmac.new(token.encode("utf-8", "surrogatepass"), b"quantailor gui cookie", hashlib.sha256).hexdigest()
+
+
+def is_host_name(text: str) -> bool:
+    """Whether this is a name that `proxies` may hold."""
+    return _NAME.fullmatch(text) is not None
+
+
+def _without_port(name: str) -> str:
+    return name if name.endswith("]") else re.sub(r":\d+$", "", name)
+
+
+def forwarded_prefix(headers: Mapping[str, str]) -> str:
+    """The path below which a proxy serves us, as the guard lets it pass; "" where none does."""
+    return headers.get(_PREFIX_HEADER, "")
+
+
+def _with_plain_prefix(scope: Scope) -> Scope:
+    """The request with a prefix that is a plain path without a slash at its end, or with none."""
+    name = _PREFIX_HEADER.encode()
+    given = [value for key, value in scope["headers"] if key.lower() == name]
+    if not given:
+        return scope
+    prefix = given[0].decode("latin-1").rstrip("/")
+    others = [(key, value) for key, value in scope["headers"] if key.lower() != name]
+    is_plain = len(given) == 1 and _PREFIX.fullmatch(prefix)
+    return {**scope, "headers": [*others, (name, prefix.encode())] if is_plain else others}
 
 
 def _may_fetch(scope: Scope, headers: Mapping[str, str]) -> bool:

@@ -17,6 +17,7 @@ import psutil
 
 from quantailor.app import Workspace
 from quantailor.errors import QuantailorError
+from quantailor.gui.guard import Guard, is_host_name
 
 DEFAULT_PORT = 8371
 LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -40,6 +41,8 @@ class ServeOptions:
     """None makes a random one; needed where `host` is not this machine alone."""
     allow: tuple[Path, ...] = ()
     """Folders that file pickers may show, besides the user's home, the working directory and Quantailor's own."""
+    allow_hosts: tuple[str, ...] = ()
+    """Names of proxies through which the server is reached, with their ports where these are not the usual ones."""
     native: bool = False
     open_browser: bool = True
 
@@ -52,8 +55,11 @@ def serve(options: ServeOptions, say: Callable[[str], None] = print) -> None:
     """Run the server until it is stopped; `say` hears the address.
 
     Raises:
-        ServeError: an address that needs a token, or a port that is taken.
+        ServeError: an address that needs a token, a port that is taken, or a name that is none.
     """
+    for name in options.allow_hosts:
+        if not is_host_name(name.lower()):
+            raise ServeError(f"{name!r} is not the name of a host", remedy="Give it as browsers show it: lab.example or lab.example:8443")
     _require_token(options)
     port = _port(options)
     token = options.token or secrets.token_urlsafe(24)
@@ -69,11 +75,13 @@ def _greet(options: ServeOptions, say: Callable[[str], None], *, port: int, toke
 
 
 def _require_token(options: ServeOptions) -> None:
-    if options.host in LOCAL or (options.token and len(options.token) >= MIN_REMOTE_TOKEN):
+    is_closed = options.host in LOCAL and not options.allow_hosts
+    is_random = options.token is None and options.host in LOCAL
+    if is_closed or is_random or (options.token and len(options.token) >= MIN_REMOTE_TOKEN):
         return
     what = f"with a token of fewer than {MIN_REMOTE_TOKEN} characters" if options.token else "without a token"
     raise ServeError(
-        f"serving on {options.host} {what} would let anybody in",
+        f"serving on {', '.join((options.host, *options.allow_hosts))} {what} would let anybody in",
         remedy=f"Give --token, or stay local and tunnel: {tunnel(options.port or DEFAULT_PORT)}",
     )
 
@@ -169,7 +177,6 @@ def add_pages(workspace: Workspace, allow: Sequence[Path] = ()) -> None:
     context.use(context.Context(workspace, roots))
     app.add_static_files("/static", _STATIC)
     ui.add_css(theme.variables(), shared=True)
-    ui.add_head_html('<link rel="stylesheet" href="/static/quantailor.css">', shared=True)
     pages.register()
 
 
@@ -178,12 +185,11 @@ def _run(options: ServeOptions, workspace: Workspace, *, port: int, token: str, 
     os.environ["NICEGUI_STORAGE_PATH"] = str(workspace.home.path / "gui")
     from nicegui import app, ui
 
-    from quantailor.gui.guard import Guard
-
     add_pages(workspace, options.allow)
+    proxies = [name.lower() for name in options.allow_hosts]
     if native:
         app.native.window_args["url"] = f"http://{_shown_name(options.host)}:{port}{_entry(token)}"
-    app.add_middleware(Guard, token=token, hosts=_hosts(options.host), cookie=f"quantailor_{port}")
+    app.add_middleware(Guard, token=token, hosts=_hosts(options.host), cookie=f"quantailor_{port}", proxies=proxies)
     app.on_startup(lambda: _greet(options, say, port=port, token=token))
     ui.run(
         host=options.host,

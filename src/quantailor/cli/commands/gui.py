@@ -26,6 +26,12 @@ def gui(
         str | None, typer.Option("--token", envvar="QUANTAILOR_GUI_TOKEN", help="What a browser must present; random by default.")
     ] = None,
     allow: Annotated[list[Path] | None, typer.Option("--allow", help="A further folder that file pickers may show.")] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-host", metavar="NAME", help="Name of a proxy through which a browser comes, such as lab.example or lab.example:8443."
+        ),
+    ] = None,
     native: Annotated[bool, typer.Option("--native", help="Open a window of its own, if possible.")] = False,
     open_browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser, if there is one.")] = True,
     home: options.Home = None,
@@ -36,6 +42,13 @@ def gui(
     from quantailor.gui import ServeOptions, serve
 
     options_ = ServeOptions(
-        home=home, host=host, port=port, token=token, allow=tuple(allow or ()), native=native, open_browser=open_browser
+        home=home,
+        host=host,
+        port=port,
+        token=token,
+        allow=tuple(allow or ()),
+        allow_hosts=tuple(allow_host or ()),
+        native=native,
+        open_browser=open_browser,
     )
     serve(options_, say=lambda line: console().print(line, soft_wrap=True, highlight=False, markup=False))

@@ -25,7 +25,7 @@ from quantailor.app.products.builds import (
 )
 from quantailor.app.products.card import suggested_file_name
 from quantailor.errors import QuantailorError
-from quantailor.gui.context import context, workspace
+from quantailor.gui.context import context, show_address, workspace
 from quantailor.gui.desks import desk_of
 from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.jobs.job_card import JobCard, unfinished
@@ -160,7 +160,7 @@ class _Screen:
         choice = self._choices[str(self._select.value)]
         if choice.kind == "file":
             context().allowed(choice.name)
-        ui.navigate.history.replace(f"{address(self._project, 'build')}?{urlencode({QUERY[choice.kind]: choice.name})}")
+        show_address(f"{address(self._project, 'build')}?{urlencode({QUERY[choice.kind]: choice.name})}")
         self._strategy, self._offer = None, None
         self._strategy = await run.io_bound(self._strategy_of, choice)
         if self._strategy is None:

@@ -11,7 +11,7 @@ from nicegui import app, ui
 from quantailor.app.choosing.drafts import DEFAULT_NAME
 from quantailor.app.library import projects
 from quantailor.errors import QuantailorError
-from quantailor.gui.context import workspace
+from quantailor.gui.context import outside, workspace
 from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.pages.choose.screen import open_screen, rows_of
 from quantailor.gui.widgets import empty, error_note, text
@@ -36,7 +36,7 @@ async def choose(fingerprint: str, draft: str = DEFAULT_NAME, tensor: str | None
     project = await opened("choose", partial(projects.project, workspace(), fingerprint))
     if project is None:
         return
-    ui.add_head_html('<script src="/static/choose.js"></script>')
+    ui.add_head_html(f'<script src="{outside("/static/choose.js")}"></script>')
     subtitle = f"version {draft}" if draft != DEFAULT_NAME else "drag the slider, or change any tensor"
     head: list[ui.element] = []
     with frame("choose", "Choose", project=project, subtitle=subtitle, actions=lambda: head.append(box_of_actions())):

@@ -18,7 +18,7 @@ from quantailor.app.library.projects import ProjectReport
 from quantailor.app.steps import PlanOptions, type_bits
 from quantailor.errors import QuantailorError
 from quantailor.gui import desks
-from quantailor.gui.context import workspace
+from quantailor.gui.context import outside, show_address, workspace
 from quantailor.gui.elements.tensor_map import TensorMap
 from quantailor.gui.frame import address
 from quantailor.gui.pages.choose import rows
@@ -138,7 +138,7 @@ class ChooseScreen:
             self._unpin = quiet("Unpin", told(partial(self._pin_ticked, pinned=False))).props("dense")
 
     def _build_table(self) -> None:
-        url = f"/api/p/{self._project.fingerprint[:16]}/choose?{urlencode({'draft': self._draft.name})}"
+        url = outside(f"/api/p/{self._project.fingerprint[:16]}/choose?{urlencode({'draft': self._draft.name})}")
         self._table = TensorTable(
             url,
             selected=self._name,
@@ -161,7 +161,7 @@ class ChooseScreen:
             return
         self._name = name
         query = urlencode({"draft": self._draft.name, "tensor": name})
-        ui.navigate.history.replace(f"{address(self._project, 'choose')}?{query}")
+        show_address(f"{address(self._project, 'choose')}?{query}")
         self._map.select(name)
         self._table.mark(name, show=show)
         await self._show_tensor()

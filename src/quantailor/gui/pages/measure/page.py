@@ -15,7 +15,7 @@ from quantailor.app.library.projects import ProjectReport
 from quantailor.app.measuring.progress import COMMON_TYPE, MeasuredType, MeasurementMap, MeasurementWatch, RoleBand, TensorProgress
 from quantailor.errors import QuantailorError
 from quantailor.gui import measured, theme
-from quantailor.gui.context import workspace
+from quantailor.gui.context import show_address, workspace
 from quantailor.gui.elements.tensor_map import MapCell, TensorMap
 from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.jobs.dock import JobButtons
@@ -149,14 +149,14 @@ class _Page:
     async def _started(self) -> None:
         self._polls = IDLE_POLLS - 1
         await self._poll()
-        ui.navigate.history.replace(self._address())
+        show_address(self._address())
         ui.run_javascript("document.getElementById('main').scrollTo({top: 0})")
 
     def _pick(self, name: str) -> None:
         self._chosen = name
         self._map.select(name)
         self._show_chosen(self._watch.map(self._map.type_name))
-        ui.navigate.history.replace(self._address())
+        show_address(self._address())
 
     def _address(self) -> str:
         place = address(self._project, "measure")

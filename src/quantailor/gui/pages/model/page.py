@@ -14,7 +14,7 @@ from quantailor.app.library.opening import ModelFile, ModelOverview, Repository,
 from quantailor.app.library.projects import ProjectReport, open_project
 from quantailor.app.steps import UNQUANTIZED, conversion_offer
 from quantailor.errors import QuantailorError
-from quantailor.gui.context import context, workspace
+from quantailor.gui.context import context, show_address, workspace
 from quantailor.gui.elements.disk_bar import disk_bar
 from quantailor.gui.frame import STEPS, address, done_steps, frame, opened
 from quantailor.gui.pages.model.conversion import conversion_form, offered_conversion
@@ -87,7 +87,7 @@ class _Opening:
         wanted = await run.io_bound(understand, self.field.value or "")
         if isinstance(wanted, Repository):
             revision = wanted.revision or self._revision or None
-            ui.navigate.history.replace(_open_address(wanted.repo_id, revision, self._gguf_file))
+            show_address(_open_address(wanted.repo_id, revision, self._gguf_file))
             with self._found:
                 await HubCard(wanted.repo_id, revision, self._gguf_file or None).look()
         elif wanted is not None:

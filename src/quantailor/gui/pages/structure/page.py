@@ -18,7 +18,7 @@ from quantailor.app.library.projects import ProjectReport
 from quantailor.app.library.structure import Refusal, TensorRow, TensorTypes, largest_tensors, tensor_rows, tensor_types
 from quantailor.errors import QuantailorError
 from quantailor.gui import theme
-from quantailor.gui.context import workspace
+from quantailor.gui.context import outside, show_address, workspace
 from quantailor.gui.elements.tensor_map import MapCell, TensorMap
 from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.pages.structure.configuration import Configuration
@@ -129,7 +129,7 @@ class _Structure:
     def _remember(self, *, view: str = "tensors") -> None:
         parts = [f"tensor={quote(self._chosen)}"] if self._chosen else []
         parts += ["view=configuration"] if view == "configuration" else []
-        ui.navigate.history.replace(address(self._project, "structure") + (f"?{'&'.join(parts)}" if parts else ""))
+        show_address(address(self._project, "structure") + (f"?{'&'.join(parts)}" if parts else ""))
 
     # Summary
 
@@ -248,7 +248,8 @@ class _Structure:
             "animateRows": False,
             "suppressFieldDotNotation": True,
             ":getRowId": "(params) => params.data.name",
-            ":onGridReady": _LOAD % {"url": json.dumps(f"/api{address(self._project, 'tensors')}"), "chosen": json.dumps(self._chosen)},
+            ":onGridReady": _LOAD
+            % {"url": json.dumps(outside(f"/api{address(self._project, 'tensors')}")), "chosen": json.dumps(self._chosen)},
             ":onModelUpdated": _COUNT % label,
         }
 

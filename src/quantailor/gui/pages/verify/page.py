@@ -13,7 +13,7 @@ from quantailor.app.library.projects import ProjectReport
 from quantailor.app.products.builds import BuiltFile, list_builds
 from quantailor.app.products.verdicts import StoredVerdict, list_verdicts
 from quantailor.errors import StoreError
-from quantailor.gui.context import workspace
+from quantailor.gui.context import show_address, workspace
 from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.jobs.job_card import JobCard, unfinished
 from quantailor.gui.pages.verify.parts import CardCard, VerdictCards, VerifyForm, verdict_words
@@ -119,7 +119,7 @@ class _Screen:
         chosen = next((item for item in self._verdicts if item.fingerprint == self._history.value), None)
         self._show(chosen)
         if chosen is not None:
-            ui.navigate.history.replace(f"{address(self._project, 'verify')}?verdict={chosen.fingerprint[:KEY_LENGTH]}")
+            show_address(f"{address(self._project, 'verify')}?verdict={chosen.fingerprint[:KEY_LENGTH]}")
 
     def _show(self, chosen: StoredVerdict | None) -> None:
         self._history.set_visibility(bool(self._verdicts))
