@@ -217,7 +217,17 @@ class StrategyMismatchError(StrategyError):
 
 
 class InfeasibleError(StrategyError):
-    """No strategy meets the target and the constraints."""
+    """No strategy meets the target and the constraints.
+
+    `smallest_bytes` is the tensor data, padding included, of the smallest mix where a size is too small, and `least_damage` what the
+    best mix does where a damage is too little.
+    """
+
+    def __init__(
+        self, message: str, *, remedy: str | None = None, smallest_bytes: int | None = None, least_damage: float | None = None
+    ) -> None:
+        super().__init__(message, remedy=remedy)
+        self.smallest_bytes, self.least_damage = smallest_bytes, least_damage
 
 
 class OutputError(QuantailorError):

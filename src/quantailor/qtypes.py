@@ -144,9 +144,12 @@ def tensor_dimensions(tensor: TensorInfo) -> int:
     return len(shape)
 
 
-def needs_imatrix(tensor_name: str, type_name: str) -> bool:
-    """Whether llama.cpp refuses this type for this tensor without an importance matrix."""
-    return type_name in IMATRIX_REQUIRED and tensor_name not in IMATRIX_EXEMPT
+def needs_imatrix(tensor_name: str, qtype: QType) -> bool:
+    """Whether llama.cpp cannot write this type for this tensor without importances.
+
+    It refuses some types, but for embeddings and output; of these, ggml's own quantizers end the process for some.
+    """
+    return qtype.aborts_without_imatrix or (qtype.name in IMATRIX_REQUIRED and tensor_name not in IMATRIX_EXEMPT)
 
 
 def unavailable(tensor: TensorInfo, qtype: QType, *, architecture: str, has_imatrix: bool, qtypes: Mapping[str, QType]) -> str | None:
@@ -163,7 +166,7 @@ def unavailable(tensor: TensorInfo, qtype: QType, *, architecture: str, has_imat
         instead = fallback(qtype, tensor.n_cols, qtypes)
         what = f"llama.cpp would write {instead.name} instead" if instead else "llama.cpp has no fallback for it"
         return f"row width {tensor.n_cols} is not a multiple of {qtype.name}'s block of {qtype.block_size}; {what}"
-    if not has_imatrix and needs_imatrix(tensor.name, qtype.name):
+    if not has_imatrix and needs_imatrix(tensor.name, qtype):
         return f"{qtype.name} needs an importance matrix that holds this tensor"
     return None
 

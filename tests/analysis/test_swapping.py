@@ -50,7 +50,8 @@ class Bench:
 
     def random_mix(self, seed: int, every: int) -> dict[str, str]:
         generator = random.Random(seed)
-        return {name: generator.choice(TYPES) for name in self.names[::every]}
+        held = {name: TYPES if name in self.imatrix.entries else TYPES[1:] for name in self.names}
+        return {name: generator.choice(held[name]) for name in self.names[::every]}
 
 
 @pytest.fixture(params=MODELS)
@@ -70,7 +71,7 @@ def write_dequantized(bench: Bench, mix: Mapping[str, str], output: Path) -> Pat
         for tensor in source.tensors:
             data = source.raw_rows(tensor.name, 0, tensor.n_rows)
             if tensor.name in mix:
-                importances = building_importances(bench.imatrix, bench.source, tensor.name, mix[tensor.name])
+                importances = building_importances(bench.imatrix, bench.source, tensor.name)
                 per_slice = source.rows(tensor.name, 0, tensor.n_rows).reshape(tensor.n_slices, -1, tensor.n_cols)
                 parts = [codec.quantize(rows, qtypes[mix[tensor.name]], w) for rows, w in zip(per_slice, importances, strict=True)]
                 values = codec.dequantize(np.concatenate(parts), qtypes[mix[tensor.name]], tensor.n_cols)
@@ -79,13 +80,12 @@ def write_dequantized(bench: Bench, mix: Mapping[str, str], output: Path) -> Pat
     return output
 
 
-def building_importances(imatrix: Imatrix, source: ModelSource, name: str, type_name: str) -> list[Floats | None]:
+def building_importances(imatrix: Imatrix, source: ModelSource, name: str) -> list[Floats | None]:
     """What llama-quantize gives the quantizer of each slice, spelt out."""
     tensor = source.tensor(name)
     entry = imatrix.entries.get(name)
     if entry is None:
-        ones = np.ones(tensor.n_cols, dtype=np.float32) if library.types()[type_name].aborts_without_imatrix else None
-        return [ones] * tensor.n_slices
+        return [None] * tensor.n_slices
     seen = np.maximum(entry.counts, 1).astype(np.float32)[:, None]
     means = np.where(entry.counts[:, None] > 0, entry.sum2 / seen, np.float32(1)).reshape(tensor.n_slices, tensor.n_cols)
     return list(means.astype(np.float32))

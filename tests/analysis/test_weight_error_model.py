@@ -115,14 +115,15 @@ def test_progress_ends_at_its_total() -> None:
 
 def test_every_cell_comes_with_figures_or_a_reason() -> None:
     source = model()
-    cells = list(measure_model(source, list(source.arrays), ("Q4_K", "IQ2_XXS", "F16"), settings=EXHAUSTIVE))
+    cells = list(measure_model(source, list(source.arrays), ("Q4_K", "IQ2_XXS", "IQ3_XXS"), settings=EXHAUSTIVE))
     reasons = {(cell.tensor, cell.type_name): cell.unavailable for cell in cells}
     assert len(cells) == 15
     assert reasons["blk.0.attn_norm.weight", "Q4_K"] == "it has one dimension"
     assert "row width 288" in str(reasons["blk.0.ffn_down.weight", "Q4_K"])
     assert "llama.cpp would write Q5_0" in str(reasons["blk.0.ffn_down.weight", "Q4_K"])
     assert reasons["blk.0.attn_q.weight", "IQ2_XXS"] == "IQ2_XXS needs an importance matrix that holds this tensor"
-    assert reasons["token_embd.weight", "IQ2_XXS"] is None
+    assert reasons["token_embd.weight", "IQ2_XXS"] == "IQ2_XXS needs an importance matrix that holds this tensor", "ggml would abort"
+    assert reasons["token_embd.weight", "IQ3_XXS"] is None
     assert all((cell.weighted_mse is None) == (cell.unavailable is not None) for cell in cells)
 
 

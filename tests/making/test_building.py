@@ -87,15 +87,13 @@ def rows_of(path: Path) -> dict[str, tuple[str, bytes]]:
 
 
 def reference_rows(source: ModelSource, strategy: Strategy, path: Path, imatrix: Imatrix | None = None) -> Path:
-    """The same types from `llama_model_quantize`; ones where ggml cannot do without importances and llama.cpp asks for none."""
+    """The same types from `llama_model_quantize`."""
     importances: dict[str, Floats] = {}
-    for name, type_name in strategy.types.items():
+    for name in strategy.types:
         tensor = source.tensor(name)
         importance = quantizer_importance(imatrix, tensor) if imatrix else None
         if importance is not None:
             importances[name] = importance.reshape(-1)
-        elif library.types()[type_name].aborts_without_imatrix:
-            importances[name] = np.ones(tensor.n_slices * tensor.n_cols, np.float32)
     overrides = [(exact_pattern(name), type_name) for name, type_name in strategy.types.items()]
     return quantize_reference(Path(source.location), path, preset="Q8_0", overrides=overrides, imatrix=importances or None)
 
@@ -204,6 +202,8 @@ def test_a_strategy_for_another_model_is_refused(source: ModelSource, tmp_path: 
     [
         ("blk.0.attn_norm.weight", "Q8_0", "one dimension"),
         ("blk.0.attn_q.weight", "IQ2_XS", "importance matrix"),
+        ("output.weight", "IQ2_XXS", "importance matrix"),
+        ("token_embd.weight", "IQ1_S", "importance matrix"),
         ("blk.0.attn_q.weight", "Q9_K", "no such type"),
     ],
 )
@@ -307,7 +307,7 @@ def test_every_type_has_the_bytes_that_llama_cpp_writes(source: ModelSource, tmp
     for tensor in quantizable(source):
         held = with_imatrix and tensor.layer is not None
         reason = unavailable(tensor, qtype, architecture=source.architecture, has_imatrix=held, qtypes=qtypes)
-        assert reason is None or (not held and needs_imatrix(tensor.name, type_name))
+        assert reason is None or (not held and needs_imatrix(tensor.name, qtype))
         if reason is None and tensor.layer in (None, 0, last):
             types[tensor.name] = type_name
     strategy = strategy_for(source, types)

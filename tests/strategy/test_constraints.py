@@ -20,6 +20,7 @@ from quantailor.strategy.constraints import (
     parse_pin,
     parse_tie,
 )
+from quantailor.strategy.rules import optimal
 
 CELLS = (Cell("Q8_0", 1088, 8.5, 1.0), Cell("Q6_K", 840, 6.5625, 3.0), Cell("Q4_K", 576, 4.5, 20.0), Cell("Q2_K", 336, 2.625, 90.0))
 
@@ -65,10 +66,48 @@ def test_the_more_specific_rule_replaces_the_overall_one() -> None:
     assert allowed(Constraints(allowed=("Q*_K",))) == {"Q6_K", "Q4_K", "Q2_K"}
 
 
-def test_the_first_pattern_wins_and_pins_beat_limits() -> None:
-    pins = {"attn_v": "Q2_K", "attn_*": "Q8_0"}
-    assert allowed(Constraints(pins=pins, allowed=("Q4_K",), min_bits=4.0)) == {"Q2_K"}
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_narrower_pattern_is_an_exception_to_a_wider_one(turn: int) -> None:
+    def ordered(*pairs: tuple[str, Any]) -> dict[str, Any]:
+        return dict(pairs[::turn])
+
+    pins = ordered(("attn_v", "Q2_K"), ("attn_*", "Q8_0"), ("blk.0.attn_k.weight", "Q6_K"), ("attn_k", "Q4_K"))
+    assert allowed(Constraints(pins=pins, allowed=("Q4_K",))) == {"Q2_K"}, "a pin may leave the overall list"
     assert allowed(Constraints(pins=pins), "blk.0.attn_q.weight") == {"Q8_0"}
+    assert allowed(Constraints(pins=pins), "blk.0.attn_k.weight") == {"Q6_K"}, "a whole name is the narrowest"
+    low = ordered(("attn_v", 6.0), ("attn_*", 4.0))
+    assert allowed(Constraints(min_bits_by_pattern=low)) == {"Q6_K", "Q8_0"}
+    assert allowed(Constraints(min_bits_by_pattern=low), "blk.0.attn_q.weight") == {"Q4_K", "Q6_K", "Q8_0"}
+    types = ordered(("*_v.weight", ("Q6_K",)), ("attn_*", ("Q4_K", "Q8_0")))
+    assert allowed(Constraints(allowed_by_pattern=types)) == {"Q6_K"}
+
+
+@pytest.mark.parametrize(
+    ("constraints", "words"),
+    [
+        (Constraints(pins={"attn_v": "Q2_K", "role:attn_v": "Q8_0"}), "--pin attn_v=Q2_K and --pin role:attn_v=Q8_0 contradict"),
+        (Constraints(pins={"*.attn_[qv].weight": "Q2_K", "attn_[vk]": "Q8_0"}), r"contradict each other for blk\.0\.attn_v\.weight"),
+        (Constraints(min_bits_by_pattern={"attn_v": 4.5, "role:attn_v": 6.0}), "--min attn_v=4.5 and --min role:attn_v=6 contradict"),
+        (Constraints(max_bits_by_pattern={"attn_v": 4.5, "role:attn_v": 6.0}), "--max attn_v=4.5 and --max role:attn_v=6 contradict"),
+        (Constraints(allowed_by_pattern={"attn_v": ("Q4_K",), "role:attn_v": ("Q6_K",)}), "--allow attn_v=Q4_K and --allow role:attn_v"),
+        (Constraints(pins={"attn_v": "Q2_K"}, min_bits=4.0), "--pin attn_v=Q2_K contradicts --min 4: Q2_K has 2.625 bits"),
+        (Constraints(pins={"attn_v": "Q2_K"}, min_bits_by_pattern={"attn_*": 4.0}), r"--pin attn_v=Q2_K contradicts --min attn_\*=4"),
+        (Constraints(pins={"attn_*": "Q8_0"}, max_bits=5.0), r"--pin attn_\*=Q8_0 contradicts --max 5"),
+        (Constraints(pins={"attn_v": "Q2_K"}, allowed_by_pattern={"attn_*": ("Q4_K",)}), "--pin attn_v=Q2_K contradicts --allow attn_"),
+        (Constraints(pins={"attn_q": "Q6_K", "attn_k": "Q4_K"}, ties=("qkv",)), "given --pin attn_k=Q4_K and --pin attn_q=Q6_K"),
+        (Constraints(budgets=(Budget("attn_*", 5), Budget("attn_*", 6))), r"--budget attn_\*=5 and --budget attn_\*=6 contradict"),
+        (Constraints(ties=("re:no such name",)), "the tie re:no such name ties no two tensors"),
+    ],
+)
+def test_contradictions_are_refused_and_both_are_named(constraints: Constraints, words: str) -> None:
+    with pytest.raises(InfeasibleError, match=words):
+        apply(LAYER, constraints)
+
+
+def test_a_budget_that_pins_exceed_names_them() -> None:
+    limits = Constraints(pins={"attn_*": "Q8_0"}, budgets=(Budget("layer:0", 3000),))
+    with pytest.raises(InfeasibleError, match=r"the budget layer:0=3000 is too small.* at least 4,\d\d\d bytes, with --pin attn_\*=Q8_0"):
+        optimal.solve(LAYER, constraints=limits)
 
 
 def test_ties_share_one_type_and_add_up() -> None:
@@ -103,13 +142,13 @@ def test_a_pin_pulls_its_tie_along() -> None:
     ("constraints", "words"),
     [
         (Constraints(pins={"attn_v": "IQ1_S"}), r"blk\.0\.attn_v\.weight cannot take IQ1_S, to which attn_v pins it.*It can take Q2_K"),
-        (Constraints(pins={"attn_z": "Q4_K"}), "the pin pattern attn_z matches no tensor"),
+        (Constraints(pins={"attn_z": "Q4_K"}), "the pattern of --pin attn_z=Q4_K matches no tensor"),
         (Constraints(allowed=("IQ4_XS",)), r"can take none of the allowed types \(IQ4_XS\)"),
         (Constraints(allowed_by_pattern={"ffn_up": ("F16",)}), "the allowed types for ffn_up"),
         (Constraints(min_bits=9), "has no type with at least 9 bits"),
         (Constraints(max_bits_by_pattern={"ffn_up": 2}), r"ffn_up.* at most 2 bits \(for ffn_up\)"),
         (Constraints(pins={"attn_q": "Q6_K", "attn_k": "Q4_K"}, ties=("qkv",)), "the tie qkv leaves no common type for 3 tensors"),
-        (Constraints(budgets=(Budget("nothing", 5),)), "the budget pattern nothing matches no tensor"),
+        (Constraints(budgets=(Budget("nothing", 5),)), "the pattern of --budget nothing=5 matches no tensor"),
     ],
 )
 def test_what_cannot_be_met_is_named(constraints: Constraints, words: str) -> None:

@@ -174,7 +174,7 @@ def test_impossible_requests_say_why() -> None:
         optimal.solve(tables, budget_bytes=10, max_damage=1.0)
     with pytest.raises(InfeasibleError, match="no strategy fits 10 bytes"):
         optimal.solve(tables, budget_bytes=10)
-    with pytest.raises(InfeasibleError, match=r"for ffn_\*"):
+    with pytest.raises(InfeasibleError, match=r"the budget ffn_\*=10 is too small"):
         optimal.solve(tables, constraints=Constraints(budgets=(budget,)))
 
 

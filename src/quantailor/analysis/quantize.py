@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
 from quantailor.analysis.threads import Workers
 from quantailor.control import QUIET, Control
@@ -65,21 +63,13 @@ def quantized_blocks(
 def _blocks(source: ModelSource, tensors: Sequence[TensorInfo], imatrix: Imatrix | None, block_weights: int) -> Iterator[Block]:
     for tensor in tensors:
         changes = tensor.type_name != source.tensor(tensor.name).type_name
-        importances = _importances(tensor, imatrix) if changes else None
+        importances = quantizer_importance(imatrix, tensor) if changes and imatrix is not None else None
         n_rows_per_block = max(1, block_weights // max(1, tensor.n_cols))
         for index in range(tensor.n_slices):
             first, last = index * tensor.rows_per_slice, (index + 1) * tensor.rows_per_slice
             importance = None if importances is None else importances[index]
             for start in range(first, last, n_rows_per_block):
                 yield Block(tensor, start, min(start + n_rows_per_block, last), importance)
-
-
-def _importances(tensor: TensorInfo, imatrix: Imatrix | None) -> Floats | None:
-    """Importances per slice, (n_slices, n_cols), or None. Where llama.cpp asks for none but ggml cannot do without, ones."""
-    importances = None if imatrix is None else quantizer_importance(imatrix, tensor)
-    if importances is None and library.types()[tensor.type_name].aborts_without_imatrix:
-        return np.ones((tensor.n_slices, tensor.n_cols), dtype=np.float32)
-    return importances
 
 
 def _block_bytes(source: ModelSource, block: Block) -> Bytes:

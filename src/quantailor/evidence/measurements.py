@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from quantailor.analysis.importance.imatrix import Imatrix
+from quantailor.analysis.importance.imatrix import Imatrix, holds
 from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
 from quantailor.errors import StrategyError
 from quantailor.ggml import library
 from quantailor.making import building
 from quantailor.models.source import ModelSource
+from quantailor.qtypes import IMATRIX_EXEMPT, needs_imatrix
 from quantailor.records import Cell, TensorCells, TensorInfo, WeightError
 from quantailor.session import AUTO, NONE, OpenedModel, Workspace, quantizable_tensors
 from quantailor.store import MeasurementKey
@@ -42,8 +43,23 @@ class Measured:
 def measured(workspace: Workspace, model: OpenedModel, imatrix: str, exhaustive: bool | None = None, *, partial: bool = False) -> Measured:
     """The measurement to work with; see `plan` and `tensor_tables` for the arguments. Raises StrategyError where there is none."""
     key = _measurement(workspace, model, imatrix, exhaustive, partial=partial)
-    cells = workspace.store.cells(key, distributions=False)
+    cells = _possible(workspace, model, key, workspace.store.cells(key, distributions=False))
     return Measured(key, cells, tensor_tables(model.source, cells, partial=partial))
+
+
+def _possible(workspace: Workspace, model: OpenedModel, key: MeasurementKey, cells: Sequence[WeightError]) -> Sequence[WeightError]:
+    """Without types that need importances which a tensor lacks; earlier versions measured them for embeddings and output."""
+    qtypes = library.types()
+    doubtful = {
+        (cell.tensor, cell.type_name)
+        for cell in cells
+        if cell.unavailable is None and cell.tensor in IMATRIX_EXEMPT and needs_imatrix(cell.tensor, qtypes[cell.type_name])
+    }
+    if not doubtful:
+        return cells
+    imatrix = workspace.imatrix(model.fingerprint, key.imatrix) if key.imatrix else None
+    held = {name for name, _ in doubtful if holds(imatrix, model.source.tensor(name))}
+    return [cell for cell in cells if (cell.tensor, cell.type_name) not in doubtful or cell.tensor in held]
 
 
 def measured_for(workspace: Workspace, model: OpenedModel, imatrix: Imatrix | None) -> Measured:

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 
 from quantailor.errors import NativeLibraryError, TypeUnavailableError
+from quantailor.present import words
 from quantailor.qtypes import QType
 
 MINIMUM_VERSION = (0, 3, 36)
@@ -234,11 +235,11 @@ def types() -> Mapping[str, QType]:
 
 
 def type_named(name: str) -> QType:
-    """The type of this name. Raises TypeUnavailableError where ggml has none."""
+    """The type of this name, however its letters are written. Raises TypeUnavailableError where ggml has none."""
     try:
-        return types()[name]
+        return types()[name.upper()]
     except KeyError:
-        raise TypeUnavailableError(f"there is no type {name!r}", remedy=f"Known types: {', '.join(types())}") from None
+        raise TypeUnavailableError(f"there is no type {name!r}", remedy=words.nearest(name, types())) from None
 
 
 def _activation_block(ggml: ctypes.CDLL, index: int) -> int:

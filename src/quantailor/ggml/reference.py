@@ -24,6 +24,7 @@ from quantailor.errors import AlreadyQuantizedError, ImatrixError, InferenceErro
 from quantailor.ggml import library
 from quantailor.ggml.reference_worker import Request
 from quantailor.numerics import Floats
+from quantailor.present import words
 
 BUFFER_BYTES = 512 * 1024**2
 """Rows of one tensor that the reference quantizer keeps in memory; the result does not depend on it."""
@@ -50,7 +51,7 @@ def preset_name(text: str) -> str:
     """
     name = _ALIASES.get(text.upper(), text.upper())
     if name not in library.presets():
-        raise TypeUnavailableError(f"llama.cpp has no preset {text}", remedy=f"Choose one of {', '.join(sorted(library.presets()))}")
+        raise TypeUnavailableError(f"llama.cpp has no preset {text}", remedy=words.nearest(text, sorted(library.presets())))
     return name
 
 

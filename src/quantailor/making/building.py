@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantailor.analysis.importance.imatrix import Imatrix, quantize_metadata
+from quantailor.analysis.importance.imatrix import Imatrix, holds, quantize_metadata
 from quantailor.analysis.quantize import quantized_blocks
 from quantailor.control import QUIET, Control, ProgressCounter
 from quantailor.errors import OutputError, StrategyMismatchError, TypeUnavailableError
@@ -75,12 +75,12 @@ def _retyped(source: ModelSource, tensor: TensorInfo, type_name: str, imatrix: I
     if type_name == tensor.type_name:
         return tensor
     qtypes = library.types()
-    qtype, has_imatrix = qtypes.get(type_name), imatrix is not None and tensor.name in imatrix.entries
+    qtype = qtypes.get(type_name)
     if qtype is None:
         raise TypeUnavailableError(
             f"{tensor.name} cannot be {type_name}: ggml has no such type", remedy=f"Choose one of {', '.join(qtypes)}"
         )
-    if reason := unavailable(tensor, qtype, architecture=source.architecture, has_imatrix=has_imatrix, qtypes=qtypes):
+    if reason := unavailable(tensor, qtype, architecture=source.architecture, has_imatrix=holds(imatrix, tensor), qtypes=qtypes):
         raise TypeUnavailableError(f"{tensor.name} cannot be {type_name}: {reason}", remedy="Choose another type for it")
     return qtype.retyped(tensor)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from quantailor.records import Estimate
 
@@ -188,3 +189,10 @@ def bits(bits_per_weight: float, places: int = 2) -> str:
 def _power(value: float, digits: int = 3) -> int:
     """The power of ten of the first digit, after rounding to so many digits."""
     return int(f"{value:.{digits - 1}e}".split("e")[1])
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """What to say of a name that is none of the known ones: those it was probably meant to be, then all."""
+    close = difflib.get_close_matches(name.upper(), sorted(known), n=3)
+    hint = f"Did you mean {' or '.join(close)}? " if close else ""
+    return f"{hint}Known: {', '.join(known)}"

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from quantailor.analysis.importance import imatrix as imatrices
 from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings, measure_model
-from quantailor.errors import TensorNotFoundError, TypeUnavailableError
+from quantailor.errors import TensorNotFoundError
 from quantailor.ggml import library
 from quantailor.models.source import ModelSource
 from quantailor.records import TensorInfo, WeightError
@@ -99,12 +99,7 @@ def _measure_result(
 
 def known_types(names: Collection[str]) -> tuple[str, ...]:
     """The types asked for, as ggml spells them; all for none. Raises TypeUnavailableError for an unknown one."""
-    qtypes = library.types()
-    wanted = tuple(dict.fromkeys(name.upper() for name in names)) or tuple(qtypes)
-    for name in wanted:
-        if name not in qtypes:
-            raise TypeUnavailableError(f"there is no type {name}", remedy=f"Known: {', '.join(qtypes)}")
-    return wanted
+    return tuple(dict.fromkeys(library.type_named(name).name for name in names)) or tuple(library.types())
 
 
 def chosen_tensors(source: ModelSource, patterns: Collection[str]) -> list[TensorInfo]:

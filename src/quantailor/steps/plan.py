@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, TypeVar
 
 from quantailor import files
 from quantailor.analysis.importance.imatrix import Imatrix
-from quantailor.analysis.prediction import damage_for
-from quantailor.errors import StrategyError
+from quantailor.analysis.prediction import curve_kld, damage_for
+from quantailor.errors import InfeasibleError, StrategyError
 from quantailor.evidence.damages import basis_of, inputs_of, probed_tables, require_probes, with_kld
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import Measured, measured, model_facts, usual_types
@@ -28,6 +30,7 @@ from quantailor.strategy.choose import select
 from quantailor.strategy.constraints import Constraints, parse_allowed, parse_bits, parse_budget, parse_pin, parse_tie
 from quantailor.strategy.rules.bins import parse_bins
 
+T = TypeVar("T")
 Method = Literal["optimal", "knee", "greedy", "bins"]
 BasisWish = Literal["auto", "probes", "ranking"]
 
@@ -170,19 +173,35 @@ def solve(at: Evidence, options: PlanOptions, *, knees: Mapping[str, str] | None
     `knees` are the tensors' own within the options' constraints, where the caller has them. Raises StrategyError.
     """
     target, preset_size = _target(at.model, options, at.matrix, at.known)
-    strategy = select(
-        at.tables,
-        model=model_facts(at.model, at.tables),
-        method=options.method,
-        target=target,
-        parameters=_parameters(options),
-        constraints=constraints_of(options),
-        inputs=inputs_of(at.found, at.known),
-        basis=basis_of(at.known),
-        exact_size=lambda planned: building.predict_layout(at.model.source, planned, imatrix=at.matrix).size_bytes,
-        knees=knees,
-    )
+    try:
+        strategy = select(
+            at.tables,
+            model=model_facts(at.model, at.tables),
+            method=options.method,
+            target=target,
+            parameters=_parameters(options),
+            constraints=constraints_of(options),
+            inputs=inputs_of(at.found, at.known),
+            basis=basis_of(at.known),
+            exact_size=lambda planned: building.predict_layout(at.model.source, planned, imatrix=at.matrix).size_bytes,
+            knees=knees,
+        )
+    except InfeasibleError as error:
+        if error.least_damage is None or options.kld_nats is None or at.known is None:
+            raise
+        raise _too_little(options.kld_nats, curve_kld(at.known.curve, error.least_damage)) from None
+    if options.kld_nats is not None and at.known is not None and options.kld_nats <= at.known.curve.c0_nats:
+        raise _too_little(options.kld_nats, at.known.curve.c0_nats)
     return with_kld(strategy, at.known), preset_size
+
+
+def _too_little(kld_nats: float, least_nats: float) -> InfeasibleError:
+    digits = 2 - math.floor(math.log10(least_nats)) if least_nats > 0 else 0
+    enough = math.ceil(least_nats * 10**digits + 1e-6) / 10**digits
+    return InfeasibleError(
+        f"no strategy has a predicted KLD of {kld_nats:g} nats: the least that the constraints allow has {enough:.3g}",
+        remedy=f"Ask for {enough:.3g} or more, or allow larger types",
+    )
 
 
 def plan_result(strategy: Strategy, output: Path | None, preset_size: int | None, *, origin: str | None = None) -> PlanResult:
@@ -209,7 +228,9 @@ def _target(
 ) -> tuple[dict[str, str | int | float], int | None]:
     """The target, and the preset's size where it is "as large as"."""
     if options.kld_nats is not None and known is not None:
-        return {"kld_nats": options.kld_nats, "damage": damage_for(known.curve, options.kld_nats)}, None
+        # Every quantized file costs c0; the least that can be had above it is told where the search finds nothing.
+        damage = damage_for(known.curve, options.kld_nats) if options.kld_nats > known.curve.c0_nats else 0.0
+        return {"kld_nats": options.kld_nats, "damage": damage}, None
     if options.like is not None:
         preset = preset_name(options.like)
         size = preset_size_bytes(model, preset, imatrix)
@@ -242,28 +263,48 @@ def constraints_of(options: PlanOptions) -> Constraints:
     """The limits that the options spell out. Raises StrategyError for one that cannot be read."""
     allowed = [parse_allowed(text) for text in options.allow]
     minimum, maximum = ([_bits(text) for text in texts] for texts in (options.minimum, options.maximum))
-    overall = tuple(name for pattern, names in allowed if pattern is None for name in names)
+    by_pattern: dict[str, tuple[str, ...]] = {}
+    for pattern, names in allowed:
+        if pattern is not None:
+            by_pattern[pattern] = (*by_pattern.get(pattern, ()), *_types(names))
+    overall = _types([name for pattern, names in allowed if pattern is None for name in names])
     return Constraints(
-        pins=dict(_typed(*parse_pin(text)) for text in options.pins),
-        allowed=tuple(name.upper() for name in overall) or usual_types(),
-        allowed_by_pattern={pattern: tuple(name.upper() for name in names) for pattern, names in allowed if pattern is not None},
-        min_bits=_overall(minimum),
-        max_bits=_overall(maximum),
-        min_bits_by_pattern={pattern: bits for pattern, bits in minimum if pattern is not None},
-        max_bits_by_pattern={pattern: bits for pattern, bits in maximum if pattern is not None},
+        pins=_once("--pin", [_typed(*parse_pin(text)) for text in options.pins]),
+        allowed=overall or usual_types(),
+        allowed_by_pattern=by_pattern,
+        min_bits=_overall("--min", minimum),
+        max_bits=_overall("--max", maximum),
+        min_bits_by_pattern=_once("--min", [(pattern, bits) for pattern, bits in minimum if pattern is not None]),
+        max_bits_by_pattern=_once("--max", [(pattern, bits) for pattern, bits in maximum if pattern is not None]),
         ties=tuple(parse_tie(text) for text in options.ties),
         budgets=tuple(parse_budget(text) for text in options.budgets),
     )
 
 
 def _typed(pattern: str, type_name: str) -> tuple[str, str]:
-    if type_name.upper() not in library.types():
-        raise StrategyError(f"there is no type {type_name}, to which {pattern} is pinned", remedy=f"Known: {', '.join(library.types())}")
-    return pattern, type_name.upper()
+    return pattern, library.type_named(type_name).name
 
 
-def _overall(limits: Sequence[tuple[str | None, float]]) -> float | None:
-    return next((bits for pattern, bits in limits if pattern is None), None)
+def _types(names: Sequence[str]) -> tuple[str, ...]:
+    """Types and globs of types, as ggml spells them. Raises TypeUnavailableError for one that is or selects none."""
+    spelled = [name.upper() for name in names]
+    return tuple(name if any(fnmatchcase(known, name) for known in library.types()) else library.type_named(name).name for name in spelled)
+
+
+def _once(use: str, given: Sequence[tuple[str, T]]) -> dict[str, T]:
+    """Pattern -> value. Raises StrategyError where a pattern is given two values."""
+    values: dict[str, T] = {}
+    for pattern, value in given:
+        if values.setdefault(pattern, value) != value:
+            raise StrategyError(f"{use} {pattern}={values[pattern]} and {use} {pattern}={value} contradict each other", remedy="Drop one")
+    return values
+
+
+def _overall(use: str, limits: Sequence[tuple[str | None, float]]) -> float | None:
+    given = dict.fromkeys(bits for pattern, bits in limits if pattern is None)
+    if len(given) > 1:
+        raise StrategyError(f"{' and '.join(f'{use} {bits:g}' for bits in given)} contradict each other", remedy="Drop one")
+    return next(iter(given), None)
 
 
 def _bits(text: str) -> tuple[str | None, float]:

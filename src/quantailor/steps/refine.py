@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from quantailor import files, numerics
 from quantailor.analysis.importance.imatrix import Imatrix
@@ -21,6 +21,7 @@ from quantailor.evidence.damages import probed_tables, require_probes, with_kld
 from quantailor.evidence.knowledge import Knowledge
 from quantailor.evidence.measurements import Measured, measured_for, model_facts, usual_types
 from quantailor.evidence.strategies import strategy_imatrix, strategy_of
+from quantailor.ggml import library
 from quantailor.making import building
 from quantailor.records import ChunkScore, Estimate, Mix, Prediction, Strategy, TensorCells
 from quantailor.session import OpenedModel, Workspace
@@ -34,6 +35,7 @@ from quantailor.strategy.choose import select
 from quantailor.strategy.constraints import Constraints
 from quantailor.strategy.rules import neighbours
 
+T = TypeVar("T")
 GIVE_UP_AFTER = 24
 """Exchanges in a row that gain nothing before the search ends."""
 
@@ -126,7 +128,20 @@ def _limits(strategy: Strategy) -> Constraints:
     recorded = strategy.parameters.get("constraints", {})
     limits = Constraints.from_parameters(recorded if isinstance(recorded, Mapping) else {})
     pins = {choice.name: choice.type_name for choice in strategy.tensors if choice.pinned}
-    return dataclasses.replace(limits, pins={**pins, **limits.pins}, allowed=limits.allowed or usual_types())
+    # What was set by hand afterwards is an exception to the limits that the plan had.
+    bits = {name: library.types()[type_name].bits_per_weight for name, type_name in pins.items()}
+    return dataclasses.replace(
+        limits,
+        pins={**pins, **limits.pins},
+        allowed=limits.allowed or usual_types(),
+        allowed_by_pattern=_with_exceptions(limits.allowed_by_pattern, {name: (type_name,) for name, type_name in pins.items()}),
+        min_bits_by_pattern=_with_exceptions(limits.min_bits_by_pattern, bits, overall=limits.min_bits),
+        max_bits_by_pattern=_with_exceptions(limits.max_bits_by_pattern, bits, overall=limits.max_bits),
+    )
+
+
+def _with_exceptions(rules: Mapping[str, T], exceptions: Mapping[str, T], *, overall: T | None = None) -> Mapping[str, T]:
+    return {**rules, **exceptions} if rules or overall is not None else rules
 
 
 def _refined(scene: _Scene, strategy: Strategy, step: RefineStep, stages: Stages, output: Path) -> RefineResult:

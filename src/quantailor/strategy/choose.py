@@ -8,6 +8,7 @@ Targets: `size_bytes` (the whole file), `bits_per_weight` (all tensors of the fi
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +30,8 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
 """Options of each method, beside `importance_type`, which all take."""
 IMPORTANCE_TYPE = "importance_type"
 
-_MAX_REFINEMENTS = 12
+_FINE_STEPS = 12
+"""So often a budget shrinks by what was too much; then by ever more, so that the search ends."""
 _MANY_TENSORS = 400
 """From here on a look at the header's size comes before the search, which then needs to be done but once or twice."""
 
@@ -65,6 +67,15 @@ class _Task:
 
 Outcome = tuple[tuple[TensorChoice, ...], Mapping[str, object]]
 """Choices, and what a rule found beside them, for the record."""
+Target = Mapping[str, str | int | float]
+
+
+class _TooSmallError(Exception):
+    """The smallest file is larger than was asked for."""
+
+    def __init__(self, smallest_bytes: int) -> None:
+        super().__init__(smallest_bytes)
+        self.smallest_bytes = smallest_bytes
 
 
 def select(
@@ -72,7 +83,7 @@ def select(
     *,
     model: ModelFacts,
     method: str = "optimal",
-    target: Mapping[str, str | int | float] | None = None,
+    target: Target | None = None,
     parameters: Mapping[str, object] | None = None,
     constraints: Constraints | None = None,
     inputs: Mapping[str, str | int | float | None] | None = None,
@@ -110,8 +121,9 @@ def select(
     task = _task(tables, model, method, options, limits, goal, align)
     solver = optimal.Solver(tables, limits, align=task.align) if method == "optimal" else None
     knees = knees_within(tables, limits, align=align) if knees is None else knees
+    size_of = exact_size or _size
 
-    def described(outcome: Outcome) -> tuple[Strategy, Prediction]:
+    def described(outcome: Outcome, asked: Target) -> Strategy:
         choices, findings = outcome
         strategy = Strategy(
             model_fingerprint=model.fingerprint,
@@ -119,29 +131,90 @@ def select(
             architecture=model.architecture,
             method=method,
             tensors=tuple(replace(choice, knee=knees.get(choice.name)) for choice in choices),
-            target=goal,
+            target=asked,
             parameters=_recorded(settings, limits, findings),
             inputs=dict(inputs or {}),
             basis=basis,
         )
-        prediction = predict(strategy.types, tables, model=model, basis=basis, align=align)
-        return replace(strategy, prediction=prediction), prediction
+        return replace(strategy, prediction=predict(strategy.types, tables, model=model, basis=basis, align=align))
 
-    if exact_size is None:
-        return described(_run(task, solver))[0]
-    limit = goal.get("size_bytes")
-    if limit is not None and (rough := _roughly(task, solver)) is not None:
-        strategy, prediction = described(rough)
-        task = replace(task, budget_bytes=int(limit) - max(0, exact_size(strategy) - prediction.file_size_bytes))
-    # What the header takes more than was thought is taken from the budget, until the file fits.
-    for _ in range(_MAX_REFINEMENTS):
-        strategy, prediction = described(_run(task, solver))
+    def fitted(asked: Target) -> Strategy:
+        planned = replace(task, budget_bytes=int(asked["size_bytes"]))
+        return _fitted(planned, solver, lambda outcome: described(outcome, asked), size_of)
+
+    if "size_bytes" in goal:
+        try:
+            return fitted(goal)
+        except _TooSmallError as error:
+            raise _too_small(goal, _size_that_works(fitted, error.smallest_bytes)) from None
+    try:
+        return _with_size(described(_run(task, solver), goal), size_of)
+    except InfeasibleError as error:
+        if error.smallest_bytes is None or "bits_per_weight" not in goal:
+            raise
+        elements = sum(tensor.n_elements for tensor in tables) + model.fixed_elements
+        least = math.ceil(8e4 * (error.smallest_bytes + model.fixed_tensor_bytes) / elements) / 1e4
+        message = (
+            f"no strategy has {goal['bits_per_weight']:g} bits per weight or fewer: the smallest that the constraints allow has {least:g}"
+        )
+        raise InfeasibleError(message, remedy=f"Ask for {least:g} or more, or allow smaller types") from None
+
+
+def _fitted(
+    task: _Task, solver: optimal.Solver | None, described: Callable[[Outcome], Strategy], exact_size: Callable[[Strategy], int]
+) -> Strategy:
+    """The rule's answer whose file, header and all, has at most `task.budget_bytes`. Raises _TooSmallError."""
+    limit = task.budget_bytes or 0
+    if (rough := _roughly(task, solver)) is not None:
+        planned = described(rough)
+        task = replace(task, budget_bytes=limit - max(0, exact_size(planned) - _size(planned)))
+    # What the header takes more than was thought is taken from the budget, until the file fits or is the smallest.
+    for attempt in itertools.count():
+        is_smallest = False
+        try:
+            strategy = described(_run(task, solver))
+        except InfeasibleError as error:
+            if error.smallest_bytes is None:
+                raise
+            strategy, is_smallest = described(_run(replace(task, budget_bytes=error.smallest_bytes + task.fixed_bytes), solver)), True
         size = exact_size(strategy)
-        if task.budget_bytes is None or limit is None or size <= int(limit):
-            return replace(strategy, prediction=replace(prediction, file_size_bytes=size))
+        if size <= limit:
+            return _with_size(strategy, exact_size)
+        if is_smallest:
+            raise _TooSmallError(size)
         # From what this answer took, not from what it was allowed: else the same answer could come again.
-        task = replace(task, budget_bytes=min(task.budget_bytes, prediction.file_size_bytes) - (size - int(limit)))
-    raise InfeasibleError(f"no strategy was found whose file has at most {limit} bytes", remedy="Allow a few kilobytes more")
+        taken = min(task.budget_bytes or 0, _size(strategy))
+        task = replace(task, budget_bytes=taken - ((size - limit) << max(0, attempt - _FINE_STEPS)))
+    raise AssertionError("the smallest mix ends the search")
+
+
+def _size_that_works(fitted: Callable[[Target], Strategy], size_bytes: int) -> int:
+    """The size of the smallest file when that size is asked for, which its header says."""
+    while True:
+        try:
+            fitted({"size_bytes": size_bytes})
+        except _TooSmallError as error:
+            size_bytes = error.smallest_bytes
+        else:
+            return size_bytes
+
+
+def _too_small(goal: Target, smallest_bytes: int) -> InfeasibleError:
+    what = f"{goal['size_bytes']:,} bytes" + (f", the size of {goal['like']}" if "like" in goal else "")
+    return InfeasibleError(
+        f"no strategy fits {what}: the smallest file that the constraints allow takes {smallest_bytes:,}",
+        remedy=f"Ask for {smallest_bytes} bytes or more, or allow smaller types",
+    )
+
+
+def _size(strategy: Strategy) -> int:
+    return 0 if strategy.prediction is None else strategy.prediction.file_size_bytes
+
+
+def _with_size(strategy: Strategy, exact_size: Callable[[Strategy], int]) -> Strategy:
+    if strategy.prediction is None:
+        return strategy
+    return replace(strategy, prediction=replace(strategy.prediction, file_size_bytes=exact_size(strategy)))
 
 
 def knees_within(tables: Sequence[TensorCells], constraints: Constraints, *, align: int = ALIGNMENT) -> dict[str, str]:

@@ -10,9 +10,10 @@ name, its name without `.weight`, or its role:
     role:attn_v, name:blk.0.*      only roles, only names
     layer:0-3                      those layers
 
-Where several rules could speak about a tensor, the first pattern that matches does; a rule with a pattern
-replaces the overall one. Pins beat allowed types and bit limits. Tied tensors get one type that all of them
-can take.
+A rule with a pattern replaces the overall one. Where patterns overlap, the narrower one is an exception to the wider: a tensor's
+whole name, or a pattern all of whose tensors the other selects too. Other overlaps are contradictions unless both say the same.
+So are a pin outside the bits, or outside the types of a pattern, that another rule allows; a pin may leave the overall list of
+types. Tied tensors get one type that all of them can take. Contradictions are refused by name.
 """
 
 from __future__ import annotations
@@ -214,51 +215,139 @@ def apply(tables: Sequence[TensorCells], constraints: Constraints, *, align: int
         InfeasibleError: a tensor is left without a type, or a pattern matches nothing; names both.
         StrategyError: a pattern or tie that cannot be read.
     """
-    _check_patterns(tables, constraints)
-    narrowed = [_narrow(tensor, constraints) for tensor in tables]
+    names = [tensor.name for tensor in tables]
+    deciding = _Deciding(
+        _deciding("--pin", constraints.pins, names),
+        _deciding("--allow", constraints.allowed_by_pattern, names),
+        _deciding("--min", constraints.min_bits_by_pattern, names),
+        _deciding("--max", constraints.max_bits_by_pattern, names),
+    )
+    _check_budgets(names, constraints.budgets)
+    narrowed = [_narrow(tensor, constraints, deciding) for tensor in tables]
+    if any(bits is None for bits in narrowed):
+        raise _no_type_within(tables, constraints, deciding)
     groups: list[Group] = []
-    for members, tie in _tied([tensor.name for tensor in tables], constraints.ties):
-        tensors = tuple(narrowed[index][0] for index in members)
-        pins = tuple(narrowed[index][1] for index in members)
-        groups.append(_group(tensors, pins, tie, align))
+    for members, tie in _tied(names, constraints.ties):
+        found = [each for index in members if (each := narrowed[index]) is not None]
+        groups.append(_group(tuple(tensor for tensor, _ in found), tuple(pin for _, pin in found), tie, align))
     return groups
 
 
-def _check_patterns(tables: Sequence[TensorCells], constraints: Constraints) -> None:
-    uses = {
-        "pin": constraints.pins,
-        "allowed types": constraints.allowed_by_pattern,
-        "minimum bits": constraints.min_bits_by_pattern,
-        "maximum bits": constraints.max_bits_by_pattern,
-        "budget": [budget.pattern for budget in constraints.budgets],
-    }
-    for use, patterns in uses.items():
-        for pattern in patterns:
-            if not any(matches(pattern, tensor.name) for tensor in tables):
-                raise InfeasibleError(
-                    f"the {use} pattern {pattern} matches no tensor", remedy="`inspect` lists the names that can be quantized"
+_By = Mapping[str, tuple[str, T]]
+"""Tensor -> (the pattern that decides, its value)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Deciding:
+    """Which pattern of each use decides about each tensor."""
+
+    pins: _By[str]
+    allowed: _By[tuple[str, ...]]
+    low: _By[float]
+    high: _By[float]
+
+
+def _deciding(use: str, patterns: Mapping[str, T], names: Sequence[str]) -> _By[T]:
+    selected = {pattern: frozenset(name for name in names if matches(pattern, name)) for pattern in patterns}
+    found: dict[str, tuple[str, T]] = {}
+    for pattern, chosen in selected.items():
+        if not chosen:
+            message = f"the pattern of {_said(use, pattern, patterns[pattern])} matches no tensor"
+            raise InfeasibleError(message, remedy="`inspect` lists the names that can be quantized")
+        for name in chosen:
+            other = found.get(name, (pattern, patterns[pattern]))[0]
+            if _is_exception(pattern, other, selected, name):
+                found[name] = (pattern, patterns[pattern])
+            elif patterns[pattern] != patterns[other] and not _is_exception(other, pattern, selected, name):
+                both = f"{_said(use, other, patterns[other])} and {_said(use, pattern, patterns[pattern])}"
+                raise InfeasibleError(f"{both} contradict each other for {name}", remedy="Drop one of them")
+    return found
+
+
+def _is_exception(pattern: str, other: str, selected: Mapping[str, frozenset[str]], name: str) -> bool:
+    return pattern in (other, name) or (other != name and selected[pattern] < selected[other])
+
+
+def _said(use: str, pattern: str | None, value: object) -> str:
+    """A rule as it is written on the command line."""
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{use} {pattern}={text}" if pattern else f"{use} {text}"
+
+
+def _check_budgets(names: Sequence[str], budgets: Sequence[Budget]) -> None:
+    said: dict[str, int] = {}
+    for budget in budgets:
+        if not any(matches(budget.pattern, name) for name in names):
+            message = f"the pattern of {_said('--budget', budget.pattern, budget.size_bytes)} matches no tensor"
+            raise InfeasibleError(message, remedy="`inspect` lists the names that can be quantized")
+        if said.setdefault(budget.pattern, budget.size_bytes) != budget.size_bytes:
+            both = f"{_said('--budget', budget.pattern, said[budget.pattern])} and {_said('--budget', budget.pattern, budget.size_bytes)}"
+            raise InfeasibleError(f"{both} contradict each other", remedy="Drop one of them")
+
+
+def _narrow(tensor: TensorCells, constraints: Constraints, deciding: _Deciding) -> tuple[TensorCells, str | None] | None:
+    """The tensor with the cells it may take, and the pattern that pinned it; None where none has the bits."""
+    name = tensor.name
+    low_pattern, low = deciding.low.get(name, (None, constraints.min_bits))
+    high_pattern, high = deciding.high.get(name, (None, constraints.max_bits))
+    if (pin := deciding.pins.get(name)) is not None:
+        cell, pinned = _pinned(tensor, *pin), _said("--pin", *pin)
+        for use, pattern, limit in (("--min", low_pattern, low), ("--max", high_pattern, high)):
+            if limit is not None and (cell.bits_per_weight < limit if use == "--min" else cell.bits_per_weight > limit):
+                message = (
+                    f"{pinned} contradicts {_said(use, pattern, limit)}: {cell.type_name} has {cell.bits_per_weight:g} bits per weight"
                 )
+                raise InfeasibleError(f"{message} in {name}", remedy="Drop one of them")
+        if name in deciding.allowed and not _is_among(cell.type_name, deciding.allowed[name][1]):
+            raise InfeasibleError(f"{pinned} contradicts {_said('--allow', *deciding.allowed[name])} for {name}", remedy="Drop one of them")
+        return dataclasses.replace(tensor, cells=(cell,)), pin[0]
+    cells = _allowed_cells(tensor, constraints, deciding)
+    fitting = [cell for cell in cells if (low is None or cell.bits_per_weight >= low) and (high is None or cell.bits_per_weight <= high)]
+    return (dataclasses.replace(tensor, cells=tuple(fitting)), None) if fitting else None
 
 
-def _narrow(tensor: TensorCells, constraints: Constraints) -> tuple[TensorCells, str | None]:
-    """The tensor with the cells it may take, and the pattern that pinned it."""
-    for pattern, type_name in constraints.pins.items():
-        if matches(pattern, tensor.name):
-            return dataclasses.replace(tensor, cells=(_pinned(tensor, pattern, type_name),)), pattern
-    scope_pattern, types = _first(tensor.name, constraints.allowed_by_pattern, constraints.allowed)
+def _allowed_cells(tensor: TensorCells, constraints: Constraints, deciding: _Deciding) -> list[Cell]:
+    scope_pattern, types = deciding.allowed.get(tensor.name, (None, constraints.allowed))
     cells = [cell for cell in tensor.cells if not types or _is_among(cell.type_name, types)]
     if not cells:
         scope = f"the allowed types for {scope_pattern}" if scope_pattern else "the allowed types"
         raise InfeasibleError(f"{tensor.name} can take none of {scope} ({', '.join(types)})", remedy=f"It can take {_names(tensor.cells)}")
-    low_pattern, low = _first(tensor.name, constraints.min_bits_by_pattern, constraints.min_bits)
-    high_pattern, high = _first(tensor.name, constraints.max_bits_by_pattern, constraints.max_bits)
-    fitting = [cell for cell in cells if (low is None or cell.bits_per_weight >= low) and (high is None or cell.bits_per_weight <= high)]
-    if not fitting:
-        limits = [f"at least {low:g} bits{_for(low_pattern)}"] if low is not None else []
-        limits += [f"at most {high:g} bits{_for(high_pattern)}"] if high is not None else []
-        offered = ", ".join(f"{cell.type_name} ({cell.bits_per_weight:g})" for cell in sorted(cells, key=lambda cell: cell.bits_per_weight))
-        raise InfeasibleError(f"{tensor.name} has no type with {' and '.join(limits)}", remedy=f"It may take {offered}")
-    return dataclasses.replace(tensor, cells=tuple(fitting)), None
+    return cells
+
+
+def _no_type_within(tables: Sequence[TensorCells], constraints: Constraints, deciding: _Deciding) -> InfeasibleError:
+    """The refusal of bits that a tensor cannot have, with bits that every tensor has for which the same limits decide."""
+    limits: dict[str, tuple[tuple[str | None, float | None], tuple[str | None, float | None]]] = {
+        tensor.name: (
+            deciding.low.get(tensor.name, (None, constraints.min_bits)),
+            deciding.high.get(tensor.name, (None, constraints.max_bits)),
+        )
+        for tensor in tables
+        if tensor.name not in deciding.pins
+    }
+    failed = next(tensor for tensor in tables if tensor.name in limits and _narrow(tensor, constraints, deciding) is None)
+    (low_pattern, low), (high_pattern, high) = limits[failed.name]
+    said = [f"at least {low:g} bits{_for(low_pattern)}"] if low is not None else []
+    said += [f"at most {high:g} bits{_for(high_pattern)}"] if high is not None else []
+    offered = {
+        tensor.name: [cell.bits_per_weight for cell in _allowed_cells(tensor, constraints, deciding)]
+        for tensor in tables
+        if tensor.name in limits
+    }
+    remedies = []
+    if low is not None and max(offered[failed.name]) < low:
+        most = min(max(bits) for name, bits in offered.items() if limits[name][0] == (low_pattern, low))
+        remedies.append(f"Give {_said('--min', low_pattern, _rounded(most, math.floor))} or less")
+    if high is not None and min(offered[failed.name]) > high:
+        least = max(min(bits) for name, bits in offered.items() if limits[name][1] == (high_pattern, high))
+        remedies.append(f"Give {_said('--max', high_pattern, _rounded(least, math.ceil))} or more")
+    cells = sorted(_allowed_cells(failed, constraints, deciding), key=lambda cell: cell.bits_per_weight)
+    types = ", ".join(f"{cell.type_name} ({cell.bits_per_weight:g})" for cell in cells)
+    return InfeasibleError(f"{failed.name} has no type with {' and '.join(said)}", remedy=". ".join([*remedies, f"It may take {types}"]))
+
+
+def _rounded(bits: float, rounding: Callable[[float], int]) -> float:
+    return rounding(bits * 1e4) / 1e4
 
 
 @lru_cache(maxsize=4096)
@@ -272,13 +361,6 @@ def _pinned(tensor: TensorCells, pattern: str, type_name: str) -> Cell:
     except KeyError:
         message = f"{tensor.name} cannot take {type_name}, to which {pattern} pins it"
         raise InfeasibleError(message, remedy=f"It can take {_names(tensor.cells)}") from None
-
-
-def _first(name: str, by_pattern: Mapping[str, T], overall: T) -> tuple[str | None, T]:
-    for pattern, value in by_pattern.items():
-        if matches(pattern, name):
-            return pattern, value
-    return None, overall
 
 
 def _for(pattern: str | None) -> str:
@@ -319,12 +401,15 @@ def _tied(names: Sequence[str], ties: Sequence[str]) -> list[tuple[list[int], st
 
     label: dict[int, str] = {}
     for tie in ties:
-        key, first = _tie_key(tie), dict[object, int]()
+        key, first, n_bound = _tie_key(tie), dict[object, int](), 0
         for index, name in enumerate(names):
             if (value := key(name)) is not None:
                 low, high = sorted((find(first.setdefault(value, index)), find(index)))
                 leader[high] = low
                 label[low] = tie
+                n_bound += index != first[value]
+        if not n_bound:
+            raise InfeasibleError(f"the tie {tie} ties no two tensors", remedy="`inspect` lists their names")
     members: dict[int, list[int]] = {}
     for index in range(len(names)):
         members.setdefault(find(index), []).append(index)
@@ -341,9 +426,11 @@ def _group(tensors: tuple[TensorCells, ...], pins: tuple[str | None, ...], tie: 
         if all(cell.type_name in {each.type_name for each in tensor.cells} for tensor in tensors[1:])
     ]
     if not common:
+        said = sorted({_said("--pin", pin, tensor.cells[0].type_name) for tensor, pin in zip(tensors, pins, strict=True) if pin})
+        by = f", given {' and '.join(said)}" if said else ""
         offers = "; ".join(f"{tensor.name}: {_names(tensor.cells)}" for tensor in tensors[:4])
         raise InfeasibleError(
-            f"the tie {tie} leaves no common type for {len(tensors)} tensors ({offers})", remedy="Drop the tie or widen the types"
+            f"the tie {tie} leaves no common type for {len(tensors)} tensors{by} ({offers})", remedy="Drop the tie or widen the types"
         )
     cells = [_merged([tensor.cell(name) for tensor in tensors], [tensor.n_elements for tensor in tensors], align) for name in common]
     return Group(tensors, tuple(sorted(cells, key=lambda cell: (cell.size_bytes, cell.damage))), pins, tie)

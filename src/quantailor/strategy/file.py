@@ -15,7 +15,6 @@ Saving what was loaded gives the same bytes again.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections import Counter
@@ -29,6 +28,7 @@ from pydantic_core import CoreSchema
 
 from quantailor import files
 from quantailor.errors import StrategyError, StrategyFormatError
+from quantailor.present import words
 from quantailor.records import Basis, Prediction, Strategy, TensorChoice
 from quantailor.strategy.constraints import plain
 
@@ -336,12 +336,8 @@ def _known_type(type_name: str, tensor: str, text: str, name: str, known_types: 
         return type_name
     if type_name.upper() in known_types:
         return type_name.upper()
-    close = difflib.get_close_matches(type_name.upper(), sorted(known_types), n=1)
-    hint = f"Did you mean {close[0]}? " if close else ""
     where = _where(text, name, ("tensors", tensor))
-    raise StrategyFormatError(
-        f"{where}: {tensor} has the unknown type {type_name}", remedy=f"{hint}Known: {', '.join(sorted(known_types))}"
-    )
+    raise StrategyFormatError(f"{where}: {tensor} has the unknown type {type_name}", remedy=words.nearest(type_name, sorted(known_types)))
 
 
 def _explain(error: ValidationError, data: object, text: str, name: str) -> StrategyFormatError:

@@ -90,6 +90,12 @@ class Imatrix:
 # What others make of it
 
 
+def holds(imatrix: Imatrix | None, tensor: TensorInfo) -> bool:
+    """Whether the quantizer gets importances for this tensor, as `quantizer_importance` has them."""
+    entry = None if imatrix is None else imatrix.entries.get(tensor.name)
+    return entry is not None and (tensor.name not in TOKEN_EMBEDDINGS or entry.sum2.size == tensor.n_slices * tensor.n_cols)
+
+
 def quantizer_importance(imatrix: Imatrix, tensor: TensorInfo) -> Floats | None:
     """The importances that llama-quantize hands to the quantizer: (n_slices, n_cols), or None where it has none.
 

@@ -253,7 +253,8 @@ class _Measurement:
     def _errors(self, values: Floats, qtype: QType, rows: Integers) -> tuple[RowSums, Floats]:
         """Sums of one type's errors in some rows, and the squares."""
         slice_index = int(rows[0]) // self._tensor.rows_per_slice
-        importance = weight_error.quantizer_importance(self._weights, qtype, slice_index, self._tensor.n_cols)
+        given = self._weights.quantizer
+        importance = None if given is None else np.asarray(given[slice_index], dtype=np.float32)
         error, squares = weight_error.quantization_error(values, qtype, importance)
         with np.errstate(all="ignore"):
             return weight_error.row_sums(error, squares, self._scales, rows), squares

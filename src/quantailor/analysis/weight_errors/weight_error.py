@@ -131,17 +131,6 @@ def row_sums(values: Floats, squares: Floats, scales: Weighting, rows: Integers)
     return RowSums(plain, v * weighted, output, squares.max(axis=1).astype(np.float64))
 
 
-def quantizer_importance(weights: ErrorWeights, qtype: QType, slice_index: int, n_cols: int) -> Floats | None:
-    """What to hand to ggml's quantizer for one slice, (n_cols,) or None.
-
-    Types that ggml refuses without importance get unit weights; `qtypes.unavailable` lets only those tensors
-    come here without an importance matrix that llama.cpp exempts (token embeddings, output).
-    """
-    if weights.quantizer is not None:
-        return np.asarray(weights.quantizer[slice_index], dtype=np.float32)
-    return np.ones(n_cols, dtype=np.float32) if qtype.aborts_without_imatrix else None
-
-
 def quantization_error(values: Floats, qtype: QType, importance: Floats | None) -> tuple[Floats, Floats]:
     """dW and dW^2 of some rows, each (n_rows, n_cols) float32. Overflow gives Inf, not a warning."""
     with np.errstate(all="ignore"):

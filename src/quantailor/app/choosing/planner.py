@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from quantailor.analysis.importance.imatrix import holds
 from quantailor.analysis.prediction import predict_kld
 from quantailor.errors import StrategyMismatchError
 from quantailor.evidence import measurements
@@ -165,8 +166,9 @@ class Planner:
 
     def not_offered(self, name: str) -> dict[str, str]:
         """Type -> why the tensor cannot take it."""
-        qtypes, source, matrix = library.types(), self.model.source, self._evidence.matrix
-        tensor, has = source.tensor(name), matrix is not None and name in matrix.entries
+        qtypes, source = library.types(), self.model.source
+        tensor = source.tensor(name)
+        has = holds(self._evidence.matrix, tensor)
         reasons = availability(tensor, architecture=source.architecture, has_imatrix=has, qtypes=qtypes)
         return {type_name: reason for type_name, reason in reasons.items() if reason is not None}
 

@@ -188,7 +188,7 @@ def tensor_types(workspace: Workspace, project: ProjectReport, name: str) -> Ten
         n_slices=tensor.n_slices,
         share=tensor.size_bytes / sum(other.size_bytes for other in tensors),
         types=tuple(sorted(types, key=lambda type_name: -qtypes[type_name].bits_per_weight)),
-        imatrix_types=tuple(type_name for type_name in types if type_name != tensor.type_name and needs_imatrix(name, type_name)),
+        imatrix_types=tuple(type_name for type_name in types if type_name != tensor.type_name and needs_imatrix(name, qtypes[type_name])),
         refusals=tuple(_refusals(tensor, project.architecture, qtypes)),
     )
 

@@ -290,8 +290,8 @@ def _measure(at: _Counted) -> _Estimate:
 
 
 def _can_take(at: _Counted, tensor: TensorInfo, type_name: str) -> bool:
-    has_imatrix = at.task.imatrix != NONE or not needs_imatrix(tensor.name, type_name)
-    return has_imatrix and library.types()[type_name].divides(tensor.n_cols)
+    qtype = library.types()[type_name]
+    return (at.task.imatrix != NONE or not needs_imatrix(tensor.name, qtype)) and qtype.divides(tensor.n_cols)
 
 
 def _measure_seconds(at: _Counted, cells: Mapping[TensorInfo, Sequence[str]], settings: MeasureSettings) -> Range:

@@ -133,7 +133,7 @@ def _descend(groups: Sequence[Group], penalty: Penalty, room: int, fixed_bytes: 
     heapq.heapify(heap)
     while size > room:
         if not heap:
-            raise rule.too_small(room + fixed_bytes, size + fixed_bytes)
+            raise rule.too_small(room, size, fixed_bytes)
         _, index, below = heapq.heappop(heap)
         size -= useful[index][positions[index]].size_bytes - useful[index][below].size_bytes
         positions[index] = below

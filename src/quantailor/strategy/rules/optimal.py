@@ -180,15 +180,12 @@ def _one(groups: Sequence[Group], knapsack: Knapsack, room: int | None, max_dama
     if max_damage is not None:
         answer = knapsack.down_to(max_damage)
         if answer is None:
-            message = (
-                f"no strategy does as little damage as {max_damage:g}: the least that the constraints allow is {knapsack.least_damage:g}"
-            )
-            raise InfeasibleError(message, remedy="Accept more damage or allow larger types")
+            raise _too_little_damage(max_damage, knapsack.least_damage)
     else:
         size = knapsack.smallest if room is None else room
         answer = knapsack.within(size)
         if answer is None:
-            raise rule.too_small(size + fixed_bytes, knapsack.smallest + fixed_bytes)
+            raise rule.too_small(size, knapsack.smallest, fixed_bytes)
     return _of_answer(groups, answer)
 
 
@@ -255,14 +252,18 @@ def _together(groups: Sequence[Group], room: int | None, max_damage: float | Non
         rows, limits = [*rows, damages], [*limits, max_damage]
     costs = damages if max_damage is None else sizes
     result = highs.solve(highs.Program(tuple(len(group) for group in cells), costs, np.array(rows), np.array(limits)))
-    if result is None:
-        named = ", ".join(f"{budget.pattern}={budget.size_bytes:,}" for budget in budgets)
-        raise InfeasibleError(
-            f"no strategy was found that meets all budgets ({named}) and the target", remedy="Allow more bytes or smaller types"
-        )
-    picked = tuple(group[pick] for group, pick in zip(cells, result.picks, strict=True))
-    bound = result.lower_bound if max_damage is None else -math.inf
-    return _Chosen(picked, (None,) * len(groups), bound)
+    if result is None and max_damage is not None:
+        least = math.fsum(cell.damage for cell in _together(groups, room, None, budgets, align).cells)
+        raise _too_little_damage(max_damage, least)
+    # Every budget holds the smallest types, as was checked: where the search finds nothing in time, they are the answer.
+    picks = [0] * len(cells) if result is None else result.picks
+    bound = -math.inf if result is None or max_damage is not None else result.lower_bound
+    return _Chosen(tuple(group[pick] for group, pick in zip(cells, picks, strict=True)), (None,) * len(groups), bound)
+
+
+def _too_little_damage(max_damage: float, least_damage: float) -> InfeasibleError:
+    message = f"no strategy does as little damage as {max_damage:g}: the least that the constraints allow is {least_damage:g}"
+    return InfeasibleError(message, remedy="Accept more damage or allow larger types", least_damage=least_damage)
 
 
 def _solution(tables: Sequence[TensorCells], groups: Sequence[Group], chosen: _Chosen, fixed_bytes: int) -> Solution:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from quantailor.errors import InfeasibleError
 from quantailor.records import Cell, TensorChoice
-from quantailor.strategy.constraints import ALIGNMENT, Budget, Group
+from quantailor.strategy.constraints import ALIGNMENT, Budget, Group, matches
 from quantailor.strategy.rules import hull
 
 EVERYTHING = "*"
@@ -103,13 +103,27 @@ def check_smallest(groups: Sequence[Group], budget: Budget, align: int) -> None:
     """Raise InfeasibleError where a budget cannot be met whatever is chosen."""
     smallest = sum(min(_part(group, cell, budget, align) for cell in group.cells) for group in groups)
     if smallest > budget.size_bytes:
-        raise too_small(budget.size_bytes, smallest, _for(budget))
+        raise _exceeded(groups, budget, smallest)
 
 
-def too_small(budget_bytes: int, smallest_bytes: int, what: str = "") -> InfeasibleError:
-    """The error for a budget below the smallest possible size."""
-    message = f"no strategy fits {budget_bytes:,} bytes{what}: the smallest that the constraints allow takes {smallest_bytes:,}"
-    return InfeasibleError(message, remedy="Allow more bytes or smaller types")
+def too_small(room: int, smallest: int, fixed_bytes: int = 0) -> InfeasibleError:
+    """The error for less room for tensor data, both with padding, than the smallest mix takes."""
+    message = f"no strategy fits {room + fixed_bytes:,} bytes: the smallest that the constraints allow takes {smallest + fixed_bytes:,}"
+    return InfeasibleError(message, remedy="Allow more bytes or smaller types", smallest_bytes=smallest)
+
+
+def _exceeded(groups: Sequence[Group], budget: Budget, smallest_bytes: int) -> InfeasibleError:
+    if budget.pattern == EVERYTHING:
+        return too_small(budget.size_bytes, smallest_bytes)
+    pins = {
+        f"{pin}={group.cells[0].type_name}": None
+        for group in groups
+        for tensor, pin in zip(group.tensors, group.pins, strict=False)
+        if pin and matches(budget.pattern, tensor.name)
+    }
+    given = f", with --pin {' --pin '.join(pins)}" if pins else ""
+    message = f"the budget {budget.pattern}={budget.size_bytes} is too small: what matches takes at least {smallest_bytes:,} bytes{given}"
+    return InfeasibleError(message, remedy=f"Give {budget.pattern}={smallest_bytes}, or allow smaller types")
 
 
 def _for(budget: Budget) -> str:
@@ -135,5 +149,5 @@ def _cheapest_step(picks: Sequence[Pick], uses: Sequence[int], budget: Budget, a
                 if best is None or price < best[0]:
                     best = (price, index, cell)
     if best is None:
-        raise too_small(budget.size_bytes, sum(uses), _for(budget))
+        raise _exceeded([pick.group for pick in picks], budget, sum(uses))
     return best[1], best[2]

@@ -1,0 +1,96 @@
+"""A refusal names what was asked for and a value that works, and the value works."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import Command, Workbench
+
+from small_base import write_small_base
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    """A small model with measurements."""
+    from quantailor import cli
+
+    folder = tmp_path_factory.mktemp("small")
+    base = write_small_base(folder / "base.gguf")
+    arguments = ("measure", base, "--types", "Q8_0,Q4_K,Q2_K", "--home", folder / "home", "--json")
+    assert cli.run([str(argument) for argument in arguments]) == 0
+    return Workbench(folder / "home", base)
+
+
+def advised(line: str, before: str = "Ask for ") -> str:
+    found = re.search(rf"{before}([0-9.e-]*[0-9])", line)
+    assert found is not None, line
+    return found[1]
+
+
+RULES = [(), ("--knee", "relative"), ("--greedy", "damage"), ("--bins", "50=Q4_K,100=Q2_K"), ("--pin", "output=Q8_0"), ("--tie", "layer")]
+
+
+@pytest.mark.parametrize(
+    "rule", [*RULES, ("--budget", "ffn_*=10MB"), ("--budget", "ffn_*=10MB", "--budget", "*.0.*=10MB", "--allow", "Q4_K")]
+)
+def test_a_size_that_is_too_small_names_one_that_works(
+    quantailor: Command, small: Workbench, tmp_path: Path, rule: tuple[str, ...]
+) -> None:
+    words = ("plan", small.base, *rule, "--basis", "ranking", "--home", small.home)
+    line = quantailor(*words, "--size", "1000").error_line
+    assert "1,000 bytes" in line
+    size = advised(line)
+    planned = quantailor(*words, "--size", size, "-o", tmp_path / "s.yaml", "--json").result
+    assert planned["prediction"]["file_size_bytes"] == int(size)
+    built = quantailor("build", small.base, tmp_path / "s.yaml", "-o", tmp_path / "q.gguf", "--home", small.home, "--json").result
+    assert built["size_bytes"] == int(size)
+    again = quantailor(*words, "--size", int(size) - 1).error_line
+    assert f"{int(size) - 1:,} bytes" in again
+    assert advised(again) == size
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_bits_that_are_too_few_name_what_works(quantailor: Command, small: Workbench, rule: tuple[str, ...]) -> None:
+    words = ("plan", small.base, *rule, "--basis", "ranking", "--home", small.home)
+    line = quantailor(*words, "--bpw", "1.2").error_line
+    assert "1.2 bits per weight" in line
+    assert quantailor(*words, "--bpw", advised(line)).code == 0
+
+
+def test_a_preset_that_is_too_small_is_named(quantailor: Command, small: Workbench) -> None:
+    words = ("plan", small.base, "--allow", "Q8_0", "--home", small.home)
+    line = quantailor(*words, "--like", "Q4_K_M").error_line
+    assert "the size of Q4_K_M" in line
+    assert quantailor(*words, "--size", advised(line)).code == 0
+
+
+def test_a_budget_that_is_too_small_names_one_that_works(quantailor: Command, small: Workbench) -> None:
+    words = ("plan", small.base, "--bpw", "6", "--home", small.home, "--budget")
+    for pattern, other in (("ffn_*", ()), ("blk.0.*", ("--budget", "ffn_*=2MB"))):
+        line = quantailor(*words, f"{pattern}=10kB", *other).error_line
+        assert f"{pattern}=10000 " in line
+        assert quantailor(*words, f"{pattern}={advised(line, re.escape(f'Give {pattern}='))}", *other).code == 0
+
+
+@pytest.mark.parametrize(("option", "value"), [("--min", "9"), ("--max", "2"), ("--min", "output=12"), ("--max", "ffn_*=1.5")])
+def test_a_limit_that_no_type_meets_names_one_that_works(quantailor: Command, small: Workbench, option: str, value: str) -> None:
+    words = ("plan", small.base, "--bpw", "12", "--allow", "Q8_0,Q4_K,Q2_K", "--home", small.home, option)
+    line = quantailor(*words, value).error_line
+    pattern = value.rpartition("=")[0]
+    prefix = f"{pattern}=" if pattern else ""
+    assert quantailor(*words, f"{prefix}{advised(line, re.escape(f'Give {option} {prefix}'))}").code == 0
+
+
+def test_a_divergence_that_no_mix_reaches_names_one_that_works(
+    quantailor: Command, studied_home: Path, books_llama_base: Path, tmp_path: Path
+) -> None:
+    home = shutil.copytree(studied_home, tmp_path / "home")
+    for rule in ((), ("--allow", "Q4_K,Q2_K"), ("--budget", "ffn_*=2MB", "--budget", "blk.[0-3].*=1.5MB", "--allow", "Q6_K,Q4_K,Q2_K")):
+        words = ("plan", books_llama_base, *rule, "--home", home)
+        line = quantailor(*words, "--kld", "1e-12").error_line
+        assert "1e-12" in line
+        assert quantailor(*words, "--kld", advised(line)).code == 0
+        assert quantailor(*words, "--kld", "1e5").code == 0
