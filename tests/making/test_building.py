@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Collection, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,17 +15,26 @@ from gguf import GGUFReader
 
 from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry, quantizer_importance
 from quantailor.control import NullControl
-from quantailor.errors import Cancelled, ImatrixError, NonFiniteWeightError, OutputError, StrategyMismatchError, TypeUnavailableError
+from quantailor.errors import (
+    Cancelled,
+    ImatrixError,
+    NonFiniteWeightError,
+    OutputError,
+    QuantailorError,
+    StrategyMismatchError,
+    TypeUnavailableError,
+)
 from quantailor.ggml import library
 from quantailor.ggml.reference import quantize_reference
 from quantailor.making.building import BuildResult, build, output_metadata, predict, predict_layout
 from quantailor.models.opening import open_model
 from quantailor.models.source import MemorySource, ModelSource, fingerprint
 from quantailor.numerics import Floats
-from quantailor.qtypes import needs_imatrix, never_quantized, unavailable
+from quantailor.qtypes import IMATRIX_REQUIRED, needs_imatrix, never_quantized, unavailable
 from quantailor.records import MetadataValue, Strategy, TensorChoice, TensorInfo
 from quantailor.strategy.file import loads
 from quantailor.strategy.interchange import exact_pattern
+from small_base import write_small_base
 
 
 @pytest.fixture(params=["books_llama_base", "books_moe_base"])
@@ -314,3 +324,19 @@ def test_every_type_has_the_bytes_that_llama_cpp_writes(source: ModelSource, tmp
     build(source, strategy, tmp_path / "ours.gguf", imatrix=imatrix)
     reference = reference_rows(source, strategy, tmp_path / "reference.gguf", imatrix)
     assert rows_of(tmp_path / "ours.gguf") == rows_of(reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["token_embd.weight", "output.weight", "blk.0.attn_q.weight"])
+def test_what_needs_importances_is_what_llama_cpp_cannot_write_without(tmp_path: Path, name: str) -> None:
+    base = write_small_base(tmp_path / "base.gguf")
+    with closing(open_model(base)) as source:
+        tensor, qtypes = source.tensor(name), library.types()
+        for type_name in sorted(IMATRIX_REQUIRED):
+            reason = unavailable(tensor, qtypes[type_name], architecture="llama", has_imatrix=False, qtypes=qtypes)
+            try:
+                quantize_reference(base, tmp_path / "q.gguf", preset="Q8_0", overrides=[(exact_pattern(name), type_name)], n_threads=1)
+            except QuantailorError:
+                assert reason is not None, type_name
+            else:
+                assert reason is None, type_name
