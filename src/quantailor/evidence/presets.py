@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
+from quantailor.ggml import library
 from quantailor.ggml.reference import preset_types, types_by_preset
 from quantailor.making import building
 from quantailor.making.judging import EQUAL_SIZE
@@ -45,7 +46,7 @@ def ladder(model: OpenedModel, imatrix: Imatrix | None) -> Mapping[str, Types]:
         _known[key] = {
             preset: _whole(model, types)
             for preset, types in found.items()
-            if all(name in (importances or ()) or not needs_imatrix(name, type_name) for name, type_name in types.items())
+            if all(name in (importances or ()) or not needs_imatrix(name, library.types()[type_name]) for name, type_name in types.items())
         }
     return _known[key]
 
