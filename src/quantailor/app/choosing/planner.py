@@ -29,7 +29,8 @@ from quantailor.qtypes import availability
 from quantailor.records import Cell, Prediction, Strategy, TensorCells, TensorChoice
 from quantailor.session import AUTO, OpenedModel, Workspace, quantizable_tensors
 from quantailor.steps import plan
-from quantailor.steps.plan import Evidence, PlanOptions, constraints_of
+from quantailor.steps.plan import Evidence, PlanOptions
+from quantailor.steps.planning.limits import constraints_of
 from quantailor.strategy import choose
 from quantailor.strategy.constraints import matches, padded
 from quantailor.strategy.rules.optimal import OptimumBySize

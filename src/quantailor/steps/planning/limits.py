@@ -1,0 +1,72 @@
+"""The limits that a plan's options spell out, read from what a user typed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, TypeVar
+
+from quantailor.errors import StrategyError
+from quantailor.evidence.measurements import usual_types
+from quantailor.ggml import library
+from quantailor.strategy.constraints import Constraints, parse_allowed, parse_bits, parse_budget, parse_pin, parse_tie
+
+if TYPE_CHECKING:
+    from quantailor.steps.plan import PlanOptions
+
+T = TypeVar("T")
+
+
+def constraints_of(options: PlanOptions) -> Constraints:
+    """The limits that the options spell out. Raises StrategyError for one that cannot be read."""
+    allowed = [parse_allowed(text) for text in options.allow]
+    minimum, maximum = ([_bits(text) for text in texts] for texts in (options.minimum, options.maximum))
+    by_pattern: dict[str, tuple[str, ...]] = {}
+    for pattern, names in allowed:
+        if pattern is not None:
+            by_pattern[pattern] = (*by_pattern.get(pattern, ()), *_types(names))
+    overall = _types([name for pattern, names in allowed if pattern is None for name in names])
+    return Constraints(
+        pins=_once("--pin", [_typed(*parse_pin(text)) for text in options.pins]),
+        allowed=overall or usual_types(),
+        allowed_by_pattern=by_pattern,
+        min_bits=_overall("--min", minimum),
+        max_bits=_overall("--max", maximum),
+        min_bits_by_pattern=_once("--min", [(pattern, bits) for pattern, bits in minimum if pattern is not None]),
+        max_bits_by_pattern=_once("--max", [(pattern, bits) for pattern, bits in maximum if pattern is not None]),
+        ties=tuple(parse_tie(text) for text in options.ties),
+        budgets=tuple(parse_budget(text) for text in options.budgets),
+    )
+
+
+def _typed(pattern: str, type_name: str) -> tuple[str, str]:
+    return pattern, library.type_named(type_name).name
+
+
+def _types(names: Sequence[str]) -> tuple[str, ...]:
+    """Types and globs of types, as ggml spells them. Raises TypeUnavailableError for one that is or selects none."""
+    spelled = [name.upper() for name in names]
+    return tuple(name if any(fnmatchcase(known, name) for known in library.types()) else library.type_named(name).name for name in spelled)
+
+
+def _once(use: str, given: Sequence[tuple[str, T]]) -> dict[str, T]:
+    """Pattern -> value. Raises StrategyError where a pattern is given two values."""
+    values: dict[str, T] = {}
+    for pattern, value in given:
+        if values.setdefault(pattern, value) != value:
+            raise StrategyError(f"{use} {pattern}={values[pattern]} and {use} {pattern}={value} contradict each other", remedy="Drop one")
+    return values
+
+
+def _overall(use: str, limits: Sequence[tuple[str | None, float]]) -> float | None:
+    given = dict.fromkeys(bits for pattern, bits in limits if pattern is None)
+    if len(given) > 1:
+        raise StrategyError(f"{' and '.join(f'{use} {bits:g}' for bits in given)} contradict each other", remedy="Drop one")
+    return next(iter(given), None)
+
+
+def _bits(text: str) -> tuple[str | None, float]:
+    """A limit in bits, or by a type's name: "3.5", "Q4_K", "ffn_down=Q4_K"."""
+    pattern, separator, value = text.rpartition("=")
+    qtype = library.types().get(value.strip().upper())
+    return parse_bits(text if qtype is None else f"{pattern}{separator}{qtype.bits_per_weight}")
