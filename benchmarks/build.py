@@ -25,8 +25,8 @@ from quantailor.ggml import codec, library
 from quantailor.ggml.reference_worker import Request, quantize
 from quantailor.making.building import build
 from quantailor.models.gguf_writer import GGUFWriter, layout
+from quantailor.models.identity import fingerprint
 from quantailor.models.opening import open_model
-from quantailor.models.source import fingerprint
 from quantailor.qtypes import never_quantized
 from quantailor.records import MetadataValue, Strategy, TensorChoice, TensorInfo
 

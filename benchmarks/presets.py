@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.setting import Setting, parse, probed
 from quantailor.analysis.corpus import chunks, load_corpus
 from quantailor.analysis.scores import fidelity
-from quantailor.making import judging
+from quantailor.evidence.written import reference
 from quantailor.steps.options import DEFAULT_N_CTX
 from quantailor.store import ScoreKey
 from quantailor.strategy.file import read
@@ -69,9 +69,8 @@ def score(setting: Setting, base: Path, files: list[Built], n_chunks: int) -> No
         store, corpus = at.workspace.store, load_corpus(base, setting.heldout)
         candidates = {f"ours at {item.preset}": item.file for item in files}
         for item in files:
-            folder = at.workspace.home.references
-            candidates[item.preset] = judging.ensure_reference(base, item.preset, imatrix=at.imatrix, folder=folder)
-        names = {label: at.workspace.identity(path) for label, path in candidates.items()}
+            candidates[item.preset] = reference(at.workspace, at.model, item.preset, at.imatrix)
+        names = {label: at.workspace.identity(path).fingerprint for label, path in candidates.items()}
         names |= {label: label for label in (fidelity.BASE, fidelity.NULL_CONTROL)}
         keys = {label: ScoreKey(at.model.fingerprint, corpus.sha256, DEFAULT_N_CTX, name) for label, name in names.items()}
         done = {label: store.scored_chunks(key) for label, key in keys.items()}

@@ -24,8 +24,9 @@ from quantailor.analysis.scores.fidelity import first_scored
 from quantailor.analysis.scores.mix_scores import FileScorer, MixScorer
 from quantailor.making import building
 from quantailor.models.convert.base import write_base
+from quantailor.models.identity import fingerprint
 from quantailor.models.opening import open_model
-from quantailor.models.source import ModelSource, fingerprint
+from quantailor.models.source import ModelSource
 from quantailor.records import Mix, Strategy, TensorChoice
 from quantailor.session import CALIBRATION_TEXT, quantizable_tensors
 

@@ -14,8 +14,10 @@ import pytest
 import quantailor
 from quantailor.app import api
 from quantailor.app.jobs import run_job, submit
+from quantailor.control import Control
+from quantailor.models.identity import Identity, identify
 from quantailor.models.opening import open_model
-from quantailor.models.source import ModelSource, fingerprint
+from quantailor.models.source import ModelSource
 from quantailor.pipeline import MakeStep
 from quantailor.session import Workspace
 from quantailor.steps.plan import PlanOptions
@@ -71,12 +73,12 @@ def test_a_make_opens_its_model_at_most_four_times_and_identifies_it_once(
         opened[Path(path).name] += 1
         return open_model(path)
 
-    def counted_fingerprint(source: ModelSource) -> str:
+    def counted_identify(source: ModelSource, *, control: Control) -> Identity:
         identified[Path(source.location).name] += 1
-        return fingerprint(source)
+        return identify(source, control=control)
 
     monkeypatch.setattr("quantailor.session.open_model", counted_open)
-    monkeypatch.setattr("quantailor.session.fingerprint", counted_fingerprint)
+    monkeypatch.setattr("quantailor.session.identify", counted_identify)
     step = MakeStep(
         model=str(books_llama_dir),
         output=str(tmp_path / "out"),

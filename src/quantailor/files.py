@@ -10,7 +10,9 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +21,13 @@ import psutil
 
 from quantailor.errors import OutputError
 
+FilesState = tuple[tuple[str, int, int, int, int, int], ...]
+"""Of every file its path, device, inode, size, and the times of its last change and of its state's, in nanoseconds."""
+
+_TICK_S = 0.05
+"""File systems count changes in steps of at most some milliseconds; a change within a step leaves no trace."""
+_COARSE_TICK_S = 2.0
+"""The same where times are whole seconds."""
 _REMEDY = "Check the folder, its permissions and the free space"
 
 
@@ -89,6 +98,34 @@ def write_text(path: Path, text: str, *, overwrite: bool = True) -> Path:
     with whole_file(path, overwrite=overwrite) as stream:
         stream.write(text.encode("utf-8"))
     return path
+
+
+def state_of(paths: Iterable[Path]) -> FilesState:
+    """What tells files from what they were before; links are followed. Raises OSError where one cannot be looked at."""
+    found = []
+    for path in paths:
+        state = path.stat()
+        found.append((str(path.absolute()), state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
+    return tuple(found)
+
+
+def is_settled(state: FilesState) -> bool:
+    """Whether any change from now on would show in the files' state: the last one is longer ago than their clock's step."""
+    return _unsettled_s(state) <= 0
+
+
+def wait_until_settled(state: FilesState) -> None:
+    """Wait for that; nothing where the clock of the file system is ahead of ours."""
+    if (seconds := _unsettled_s(state)) <= _COARSE_TICK_S:
+        time.sleep(max(0.0, seconds))
+
+
+def _unsettled_s(state: FilesState) -> float:
+    """Seconds until it is settled."""
+    # On Windows st_ctime is when the file was made.
+    times = [entry[4] if sys.platform == "win32" else entry[5] for entry in state]
+    is_coarse = all(at % 1_000_000_000 == 0 for at in times)
+    return max(times, default=0) / 1e9 + (_COARSE_TICK_S if is_coarse else _TICK_S) - time.time()
 
 
 def sync_folder(folder: Path) -> None:

@@ -26,7 +26,8 @@ from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
 from quantailor.errors import OutputError
 from quantailor.evidence.measurements import usual_types
-from quantailor.evidence.strategies import embedded_strategy
+from quantailor.evidence.strategies import strategy_imatrix
+from quantailor.evidence.written import recipe
 from quantailor.models.abilities import require_predictions
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.records import Strategy
@@ -246,11 +247,11 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
         if isinstance(model.source, GGUFSource):
             return Path(self.model)
         places = workspace.store.locations("model", model.fingerprint) if self.output is None else [Path(self.output)]
-        return next((path for path in places if workspace.is_model(path, model.fingerprint)), None)
+        return next((path for path in places if workspace.is_copy(path, model)), None)
 
     def base_place(self, workspace: Workspace, model: OpenedModel) -> Path:
         """Where the conversion goes: `output`, else a file in the home that is named after the directory and the model."""
-        return workspace.base_path(model.path, model.fingerprint) if self.output is None else Path(self.output)
+        return workspace.base_path(model.path, model.description) if self.output is None else Path(self.output)
 
     def take_imatrix(self, workspace: Workspace, base: str, stages: Stages) -> str:
         """The path of the importance matrix to go on with: the file that was named, one that is ready, or a computed one."""
@@ -414,7 +415,7 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
             return None
         if self.imatrix != AUTO:
             return self.imatrix
-        model = workspace.identity(self.model)
+        model = workspace.identity(self.model).fingerprint
         return next((str(workspace.imatrix_path(model, record.fingerprint)) for record in workspace.stored_imatrices(model)), None)
 
     def runs_the_model(self, workspace: Workspace) -> bool:
@@ -427,7 +428,7 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
             if isinstance(model.source, GGUFSource):
                 return self.model, True
             base = self.folder / "base.gguf"
-            return str(base), workspace.is_model(base, model.fingerprint)
+            return str(base), workspace.is_copy(base, model)
 
     def probes(self, workspace: Workspace, weights: str, imatrix: str) -> ProbeStep:
         """The probes of this model."""
@@ -451,13 +452,13 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
     def build(
         self, workspace: Workspace, weights: str, strategy: Strategy, planned: PlanResult, output: Path, stages: Stages
     ) -> BuildReport:
-        """Build the file, unless it is there already, of that size and from that strategy."""
+        """Build the file, unless it is there already as that strategy, model and importance matrix gave it."""
         size, bits = planned.prediction.file_size_bytes, planned.prediction.bits_per_weight
-        if output.exists() and output.stat().st_size == size:
-            embedded = embedded_strategy(workspace, output)
-            if embedded is not None and _without_prediction(embedded) == _without_prediction(strategy):
-                stages.note(f"{output.name} was built before")
-                return BuildReport((str(output),), size, bits, size)
+        with workspace.model(weights) as model:
+            wanted = recipe(model, strategy, strategy_imatrix(workspace, model, strategy, AUTO))
+        if workspace.is_as_written(output, wanted):
+            stages.note(f"{output.name} was built before")
+            return BuildReport((str(output),), size, bits, size)
         step = BuildStep(
             base=weights,
             strategy=str(self.strategy_path),
@@ -499,7 +500,3 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
             named = (step.plan.like,) if step.against is None and step.plan.like else step.against
             return needs + dataclasses.replace(step, against=named).verify_step("", step.model, AUTO).needs(workspace)
         return needs + run_as_it_is(size, DEFAULT_N_CTX, step.compute.n_gpu_layers) if runs else needs
-
-
-def _without_prediction(strategy: Strategy) -> str:
-    return strategy_file.dumps(strategy, format="json", include_prediction=False)

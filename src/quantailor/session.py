@@ -7,27 +7,31 @@ get the same open source.
 
 from __future__ import annotations
 
-import glob
+import hashlib
 import re
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from quantailor import files
 from quantailor.analysis.corpus import Corpus, load_corpus
 from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
 from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imatrix
-from quantailor.errors import ImatrixError, QuantailorError, UnsupportedModelError
+from quantailor.control import QUIET, Control
+from quantailor.errors import ImatrixError, ModelError, NonFiniteWeightError, QuantailorError, UnsupportedModelError
+from quantailor.files import FilesState
 from quantailor.jobs import Home, resolve
 from quantailor.models.convert.description.model_names import given_name
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_writer import layout, write_hollow
-from quantailor.models.opening import open_model, require_unquantized
-from quantailor.models.source import ModelSource, fingerprint
+from quantailor.models.identity import DEFINITION, Identity, description, identify
+from quantailor.models.opening import model_files, open_model, require_unquantized
+from quantailor.models.source import ModelSource
 from quantailor.qtypes import never_quantized
 from quantailor.records import TensorInfo
 from quantailor.store import ImatrixKey, ImatrixRecord, ModelRecord, Store
@@ -38,21 +42,30 @@ HELDOUT_TEXT = DATA / "heldout.txt"
 AUTO, NONE = "auto", "none"
 """What an importance matrix may be instead of a file: the newest of the model, or none."""
 
-_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
-
 SEEN_EVERY_S = 60.0
 """How often a model that is opened again and again is recorded as seen."""
 
-FileState = tuple[tuple[str, int, int, int], ...]
-"""(path, inode, size, time of the last change in nanoseconds) of a file, or of all files of a directory or a split model."""
+SHOWN_BYTES = 256 << 20
+"""Smaller models are identified before anybody could read of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedModel:
-    """A source that is open, with its fingerprint."""
+    """A source that is open, and which model it is."""
 
     source: ModelSource
-    fingerprint: str
+    identity: Identity
+    files: FilesState = ()
+    """The state that its files are in."""
+
+    @property
+    def fingerprint(self) -> str:
+        return self.identity.fingerprint
+
+    @property
+    def description(self) -> str:
+        """What a file that is made from it is filed under; see `models.identity.description`."""
+        return description(self.source, self.fingerprint)
 
     @property
     def path(self) -> Path:
@@ -63,12 +76,13 @@ class OpenedModel:
 class _Kept:
     """What one thread keeps open."""
 
-    sources: dict[FileState, ModelSource] = field(default_factory=dict)
-    corpora: dict[tuple[FileState, FileState], Corpus] = field(default_factory=dict)
+    sources: dict[FilesState, ModelSource] = field(default_factory=dict)
+    corpora: dict[tuple[FilesState, FilesState], Corpus] = field(default_factory=dict)
 
 
 class _Thread(threading.local):
     kept: _Kept | None = None
+    begin: Callable[[str], Control] | None = None
 
 
 class Workspace:
@@ -77,7 +91,7 @@ class Workspace:
     def __init__(self, home: Home, store: Store) -> None:
         self.home = home
         self.store = store
-        self._identities: dict[FileState, str] = {}
+        self._identities: dict[FilesState, Identity] = {}
         self._recorded: dict[tuple[str, Path], float] = {}
         """(fingerprint, place) -> when it was recorded last."""
         self._thread = _Thread()
@@ -111,65 +125,129 @@ class Workspace:
                 source.close()
 
     @contextmanager
+    def watched(self, begin: Callable[[str], Control]) -> Iterator[None]:
+        """Inside, `begin` is asked for a stage to report to whenever this thread reads a large model to identify it."""
+        before, self._thread.begin = self._thread.begin, begin
+        try:
+            yield
+        finally:
+            self._thread.begin = before
+
+    @contextmanager
     def source(self, path: str | Path) -> Iterator[ModelSource]:
         """A model's source, open. Raises ModelError."""
-        kept = self._thread.kept
-        state = () if kept is None else _file_state(Path(path))
+        with self._opened(path) as (source, _):
+            yield source
+
+    @contextmanager
+    def _opened(self, path: str | Path) -> Iterator[tuple[ModelSource, FilesState]]:
+        """A source and the state that its files were in before it was opened."""
+        kept, state = self._thread.kept, _state_of_model(Path(path))
         if kept is not None and state:
             if state not in kept.sources:
                 kept.sources[state] = open_model(path)
-            yield kept.sources[state]
+            yield kept.sources[state], state
             return
         source = open_model(path)
         try:
-            yield source
+            yield source, state
         finally:
             source.close()
 
     @contextmanager
     def model(self, path: str | Path, *, allow_requantize: bool = True) -> Iterator[OpenedModel]:
         """Open a model and record it; a GGUF that is quantized already is refused unless allowed. Raises ModelError."""
-        with self.source(path) as source:
+        with self._opened(path) as (source, state):
             require_unquantized(source, allow_requantize=allow_requantize)
-            key, place = self._identified(source), Path(source.location)
+            identity, place = self._identified(source, state), Path(source.location)
+            key = identity.fingerprint
             recorded, now = self._recorded.get((key, place)), self.store.now
             if recorded is None:
                 self.store.record_model(ModelRecord.of(key, source.name, source.architecture, source.tensors), source.tensors)
             if recorded is None or now - recorded > SEEN_EVERY_S:
                 self.store.record_location("model", key, place)
                 self._recorded[key, place] = now
-            yield OpenedModel(source, key)
+            yield OpenedModel(source, identity, state)
 
-    def identity(self, path: str | Path) -> str:
-        """The fingerprint of the model at a path, quantized or not. Raises ModelError."""
-        known = self._identities.get(_file_state(Path(path)))
+    def identity(self, path: str | Path) -> Identity:
+        """Which model is at a path, quantized or not. Raises ModelError."""
+        known = self.known_identity(path)
         if known is not None:
             return known
-        with self.source(path) as source:
-            return self._identified(source)
+        with self._opened(path) as (source, state):
+            return self._identified(source, state)
 
-    def remember(self, path: Path, fingerprint: str) -> None:
-        """Note that a file which was just written holds the model of that fingerprint."""
-        self._identities[_file_state(path)] = fingerprint
+    def known_identity(self, path: str | Path) -> Identity | None:
+        """The same where it can be said without reading the model: its files are as they were when it was read."""
+        state = _state_of_model(Path(path))
+        return self._remembered(Path(path), state) if state else None
+
+    def remember(self, path: Path, model: OpenedModel) -> None:
+        """Note that a file which was just written holds that model, whose own files must be as they were when it was identified."""
+        if _state_of_model(model.path) == model.files:
+            files.wait_until_settled(_state_of_model(path))
+            self._keep(path, _state_of_model(path), model.identity)
+
+    def is_copy(self, path: Path, model: OpenedModel) -> bool:
+        """Whether the model at a path can be read and is that one, down to what describes it."""
+        try:
+            return path.is_file() and self._content(path) == model.description
+        except QuantailorError:
+            return False
 
     def is_model(self, path: Path, fingerprint: str) -> bool:
         """Whether the model at a path can be read and has that fingerprint."""
         try:
-            return path.is_file() and self.identity(path) == fingerprint
+            return path.is_file() and self.identity(path).fingerprint == fingerprint
         except QuantailorError:
             return False
 
-    def _identified(self, source: ModelSource) -> str:
-        state = _file_state(Path(source.location))
-        if state not in self._identities:
-            self._identities[state] = fingerprint(source)
-        return self._identities[state]
+    def note_written(self, path: Path, recipe: str) -> None:
+        """Note that the file which was just written is what that recipe gives."""
+        self.store.record_location("written", f"{recipe}:{self._content(path)}", path)
+
+    def is_as_written(self, path: Path, recipe: str) -> bool:
+        """Whether a file is what that recipe gave when it was written, down to what describes it."""
+        written = [each.key for each in self.store.every_location("written") if each.path == path.absolute()]
+        try:
+            return bool(written) and path.is_file() and f"{recipe}:{self._content(path)}" in written
+        except QuantailorError:
+            return False
+
+    def _content(self, path: Path) -> str:
+        fingerprint = self.identity(path).fingerprint
+        with self.source(path) as source:
+            return description(source, fingerprint)
+
+    def _identified(self, source: ModelSource, state: FilesState) -> Identity:
+        path = Path(source.location)
+        known = self._remembered(path, state)
+        if known is not None:
+            return known
+        n_bytes = sum(tensor.size_bytes for tensor in source.tensors)
+        begin = self._thread.begin
+        found = identify(source, control=begin("identify") if begin is not None and n_bytes >= SHOWN_BYTES else QUIET)
+        if _state_of_model(path) != state:
+            raise ModelError(f"{path} changed while it was read", remedy="Try again when nothing writes to it any more")
+        self._keep(path, state, found)
+        return found
+
+    def _remembered(self, path: Path, state: FilesState) -> Identity | None:
+        if state not in self._identities and (stored := self.store.identity(path.absolute(), _text_of(state))) is not None:
+            self._identities[state] = Identity(*stored)
+        return self._identities.get(state)
+
+    def _keep(self, path: Path, state: FilesState, identity: Identity) -> None:
+        """Remember it, unless a change would leave no trace because the files were changed a moment ago."""
+        if files.is_settled(state):
+            self._identities[state] = identity
+            self.store.record_identity(path.absolute(), _text_of(state), identity.fingerprint, identity.not_finite)
 
     def corpus(self, model: OpenedModel, text: Path) -> Corpus:
         """A text cut into the model's tokens; see `load_corpus` for what it raises, and UnsupportedModelError for a directory."""
         path = gguf_path(model)
         corpora = {} if self._thread.kept is None else self._thread.kept.corpora
-        key = (_file_state(path), _file_state(text))
+        key = (_state_of_model(path), files.state_of([text]))
         if key not in corpora:
             corpora[key] = load_corpus(path, text)
         return corpora[key]
@@ -181,7 +259,7 @@ class Workspace:
         return self.home.imatrices / f"{model[:16]}-{imatrix[:16]}.gguf"
 
     def base_path(self, model: Path, identity: str) -> Path:
-        """Where the home keeps a model's base: named after its place and its contents, so that no two models share one."""
+        """Where the home keeps a model's base: named after its place and what it copies, so that no two models share one."""
         return self.home.bases / f"{plain_label(model)}-{identity[:8]}.gguf"
 
     def keep_imatrix(self, model: str, imatrix: Imatrix, *, imported: bool, computed: ImatrixKey | None = None) -> Path:
@@ -207,7 +285,13 @@ class Workspace:
             raise ImatrixError(
                 f"importance matrix {imatrix[:12]} is not at {path}", remedy="Compute it again with `quantailor imatrix`, or give the file"
             )
-        return read_imatrix(path)
+        found = read_imatrix(path)
+        if found.fingerprint != imatrix:
+            raise ImatrixError(
+                f"{path} is not importance matrix {imatrix[:12]} any more",
+                remedy="Delete it and compute it again",
+            )
+        return found
 
     def stored_imatrices(self, model: str) -> list[ImatrixRecord]:
         """A model's importance matrices whose files are there, the latest first."""
@@ -235,22 +319,22 @@ class Workspace:
         return imatrix
 
 
-def _file_state(path: Path) -> FileState:
-    """What tells a file, or a directory's own files, from what they were before; empty where there is nothing to read."""
+def _state_of_model(path: Path) -> FilesState:
+    """What tells a model's files from what they were before; empty where there is nothing to read."""
     try:
-        shard = _SHARD.fullmatch(path.name)
-        if shard is not None:
-            files = sorted(path.parent.glob(f"{glob.escape(shard[1])}-*-of-{shard[2]}.gguf"))
-        else:
-            files = sorted(path.iterdir()) if path.is_dir() else [path]
-        return tuple(_state_of(file) for file in files if file.is_file())
+        return files.state_of(model_files(path))
     except OSError:
         return ()
 
 
-def _state_of(file: Path) -> tuple[str, int, int, int]:
-    state = file.stat()
-    return str(file.absolute()), state.st_ino, state.st_size, state.st_mtime_ns
+def _text_of(state: FilesState) -> str:
+    return hashlib.sha256(f"{DEFINITION} {state}".encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def require_finite(identity: Identity) -> None:
+    """Raise NonFiniteWeightError where weights that a model is to run with are NaN or Inf."""
+    if identity.not_finite:
+        raise NonFiniteWeightError(identity.not_finite, remedy="Get an intact copy of the model")
 
 
 def gguf_path(model: OpenedModel) -> Path:

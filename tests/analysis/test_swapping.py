@@ -20,8 +20,9 @@ from quantailor.ggml.runtime import LoadedModel
 from quantailor.ggml.swapping import WritableModel
 from quantailor.making import building
 from quantailor.models.gguf_writer import GGUFWriter, layout
+from quantailor.models.identity import fingerprint
 from quantailor.models.opening import open_model
-from quantailor.models.source import ModelSource, fingerprint
+from quantailor.models.source import ModelSource
 from quantailor.numerics import Floats, Tokens
 from quantailor.records import ChunkScore, Mix, Strategy, TensorChoice
 from quantailor.session import quantizable_tensors

@@ -234,8 +234,8 @@ def test_rules_presets_and_versions(page: Browser, home: Path, workbench: Workbe
 
 
 def _fingerprint(base: Path) -> str:
+    from quantailor.models.identity import fingerprint
     from quantailor.models.opening import open_model
-    from quantailor.models.source import fingerprint
 
     source = open_model(base)
     try:

@@ -27,8 +27,9 @@ from quantailor.errors import (
 from quantailor.ggml import library
 from quantailor.ggml.reference import quantize_reference
 from quantailor.making.building import BuildResult, build, output_metadata, predict, predict_layout
+from quantailor.models.identity import fingerprint
 from quantailor.models.opening import open_model
-from quantailor.models.source import MemorySource, ModelSource, fingerprint
+from quantailor.models.source import MemorySource, ModelSource
 from quantailor.numerics import Floats
 from quantailor.qtypes import IMATRIX_REQUIRED, needs_imatrix, never_quantized, unavailable
 from quantailor.records import MetadataValue, Strategy, TensorChoice, TensorInfo

@@ -13,9 +13,10 @@ import pytest
 from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry
 from quantailor.control import NullControl
 from quantailor.errors import Cancelled, ImatrixError, TypeUnavailableError
+from quantailor.ggml import library
 from quantailor.making.judging import ScoredFile, ensure_reference, file_size, make_verdict
+from quantailor.models.identity import description, fingerprint
 from quantailor.models.opening import open_model
-from quantailor.models.source import fingerprint
 from quantailor.records import ChunkScore, Verdict
 
 
@@ -80,7 +81,7 @@ def test_a_larger_file_is_not_at_equal_size() -> None:
 def test_a_reference_is_built_once_and_named_by_what_it_is_made_of(books_llama_base: Path, tmp_path: Path) -> None:
     path = ensure_reference(books_llama_base, "q4_k_m", imatrix=None, folder=tmp_path)
     source = open_model(books_llama_base)
-    assert path.name == f"{fingerprint(source)[:12]}-none-Q4_K_M.gguf"
+    assert path.name == f"{description(source, fingerprint(source))[:16]}-none-{library.engine().replace(' ', '-')}-Q4_K_M.gguf"
     source.close()
     before = path.stat().st_mtime_ns
     assert ensure_reference(books_llama_base, "Q4_K_M", imatrix=None, folder=tmp_path) == path

@@ -20,7 +20,7 @@ from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry
 from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imatrix
 from quantailor.errors import QuantailorError
 from quantailor.models.gguf_file import GGUFSource
-from quantailor.models.source import fingerprint
+from quantailor.models.identity import fingerprint
 
 ODD = (0, 1, 2, 3, 4, 7, 8, 9, 31, 32, 33, 63, 64, 255, 256, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
 

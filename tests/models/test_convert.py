@@ -16,8 +16,8 @@ from quantailor.errors import Cancelled, OutputError
 from quantailor.models.convert.base import write_base
 from quantailor.models.convert.vocabulary.sentencepiece import read_pieces
 from quantailor.models.huggingface import HuggingFaceSource
+from quantailor.models.identity import fingerprint
 from quantailor.models.opening import open_model
-from quantailor.models.source import fingerprint
 from tiny_models import TINY, numbers, packed, safetensors_bytes, write_tiny
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "convert.json").read_text(encoding="utf-8"))

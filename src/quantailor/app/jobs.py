@@ -152,7 +152,7 @@ def run_job(
 
     def work(control: JobControl) -> None:
         stages = Stages(control, unit_of)
-        with workspace.keeping_models():
+        with workspace.keeping_models(), workspace.watched(stages.begin):
             ready, origin = with_model_here(workspace, step, stages)
             if origin is not None:
                 _require_resources(workspace, ready)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+import importlib.metadata
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -212,6 +213,15 @@ def _check_known_tensor(library: Library) -> None:
             raise _unsupported(library.version, "ggml tensors are laid out differently")
     finally:
         ggml.ggml_free(context)
+
+
+@functools.cache
+def engine() -> str:
+    """Which llama.cpp this is, for what must not be mixed with the results of another; nothing is loaded to know it."""
+    try:
+        return f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "llama-cpp-python"
 
 
 @functools.cache

@@ -24,8 +24,9 @@ from quantailor.control import QUIET, Control, ProgressCounter
 from quantailor.errors import OutputError, StrategyMismatchError, TypeUnavailableError
 from quantailor.ggml import codec, library
 from quantailor.models.gguf_writer import FileLayout, GGUFWriter, layout
+from quantailor.models.identity import fingerprint as fingerprint_of
 from quantailor.models.opening import open_model
-from quantailor.models.source import ModelSource, fingerprint
+from quantailor.models.source import ModelSource
 from quantailor.qtypes import QType, never_quantized, unavailable
 from quantailor.records import MetadataValue, Prediction, Strategy, TensorInfo, bits_per_weight
 from quantailor.strategy.file import dumps
@@ -166,6 +167,7 @@ def build(
     n_threads: int | None = None,
     control: Control = QUIET,
     overwrite: bool = False,
+    fingerprint: str | None = None,
 ) -> BuildResult:
     """Write the file that `strategy` describes.
 
@@ -178,6 +180,7 @@ def build(
         n_threads: None takes all processors; the bytes do not depend on it.
         control: asked between blocks whether to go on; progress counts bytes.
         overwrite: replace an existing file.
+        fingerprint: the source's, read from it unless given.
 
     Raises:
         StrategyMismatchError: the strategy was made for another model.
@@ -185,7 +188,7 @@ def build(
         NonFiniteWeightError: NaN or Inf among the weights.
         OutputError: the file cannot be written. Whatever fails, nothing is left under the final name.
     """
-    if strategy.model_fingerprint != fingerprint(source):
+    if strategy.model_fingerprint != (fingerprint or fingerprint_of(source)):
         raise StrategyMismatchError(
             f"the strategy was made for {strategy.model_name} ({strategy.model_fingerprint[:12]}), not for {source.name}",
             remedy="Plan again for this model",

@@ -10,7 +10,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,9 +21,11 @@ from quantailor.analysis.scores import fidelity
 from quantailor.control import QUIET, Control
 from quantailor.errors import ModelError, OutputError
 from quantailor.files import write_text
+from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name, quantize_reference
+from quantailor.models.identity import description as described
+from quantailor.models.identity import fingerprint
 from quantailor.models.opening import open_model
-from quantailor.models.source import fingerprint
 from quantailor.present import words
 from quantailor.records import ChunkScore, Comparison, Verdict, VerdictRow, bits_per_weight
 
@@ -53,10 +56,13 @@ def file_size(path: Path) -> tuple[int, float]:
         source.close()
 
 
-def reference_path(base_fingerprint: str, preset: str, *, imatrix: Imatrix | None, folder: Path) -> Path:
-    """Where `ensure_reference` keeps a preset of a model; raises TypeUnavailableError for an unknown preset."""
-    matrix = imatrix.fingerprint[:12] if imatrix else "none"
-    return folder / f"{base_fingerprint[:12]}-{matrix}-{preset_name(preset)}.gguf"
+def reference_path(base: str, preset: str, *, imatrix: Imatrix | None, folder: Path) -> Path:
+    """Where `ensure_reference` keeps a preset of a base (by `models.identity.description`), importance matrix and llama.cpp.
+
+    Raises TypeUnavailableError for an unknown preset.
+    """
+    matrix, engine = imatrix.fingerprint[:16] if imatrix else "none", re.sub(r"[^\w.]+", "-", library.engine())
+    return folder / f"{base[:16]}-{matrix}-{engine}-{preset_name(preset)}.gguf"
 
 
 def ensure_reference(
@@ -65,10 +71,22 @@ def ensure_reference(
     *,
     imatrix: Imatrix | None,
     folder: Path,
+    description: str | None = None,
+    is_intact: Callable[[Path], bool] | None = None,
     n_threads: int | None = None,
     control: Control = QUIET,
 ) -> Path:
     """The preset of this base as llama.cpp builds it with this importance matrix, from the folder or made now.
+
+    Args:
+        base: the GGUF file.
+        preset: llama.cpp's name.
+        imatrix: importances for the quantizers.
+        folder: where references are kept.
+        description: the base's, see `models.identity`; read from it unless given.
+        is_intact: whether a file that is there is what was written; by default whether it can be read.
+        n_threads: None takes all processors.
+        control: asked whether to go on.
 
     Raises:
         TypeUnavailableError: llama.cpp has no such preset.
@@ -77,8 +95,8 @@ def ensure_reference(
     """
     source = open_model(base)
     try:
-        path = reference_path(fingerprint(source), preset, imatrix=imatrix, folder=folder)
-        if _is_complete(path):
+        path = reference_path(description or described(source, fingerprint(source)), preset, imatrix=imatrix, folder=folder)
+        if (is_intact or _is_complete)(path):
             return path
         importances = {
             tensor.name: importance.reshape(-1)

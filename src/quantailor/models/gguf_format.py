@@ -272,7 +272,7 @@ def encode_header(metadata: Mapping[str, MetadataValue], tensors: Sequence[Tenso
     for key, value in metadata.items():
         if not 1 <= len(key.encode("utf-8", "replace")) <= MAX_KEY_BYTES or not key.isprintable():
             raise ModelFormatError(f"{_short(ascii(key))} cannot be a metadata key; {MAX_KEY_BYTES} bytes of plain text can")
-        parts += [_texts((key,)), _encoded(key, value)]
+        parts.append(encode_entry(key, value))
     qtypes = library.types()
     offset = 0
     for tensor in tensors:
@@ -281,6 +281,11 @@ def encode_header(metadata: Mapping[str, MetadataValue], tensors: Sequence[Tenso
         offset += aligned(tensor.size_bytes, alignment)
     header = b"".join(parts)
     return header + bytes(aligned(len(header), alignment) - len(header))
+
+
+def encode_entry(key: str, value: MetadataValue) -> bytes:
+    """One entry of the metadata as a header holds it. Raises ModelFormatError for a value that its type cannot hold."""
+    return _texts((key,)) + _encoded(key, value)
 
 
 def _check_tensors(tensors: Sequence[TensorInfo]) -> None:

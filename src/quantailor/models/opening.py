@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 
 from quantailor.errors import AlreadyQuantizedError, ModelError
 from quantailor.ggml import library
-from quantailor.models.gguf_file import GGUFSource
+from quantailor.models.gguf_file import SHARD_NAME, GGUFSource
 from quantailor.models.random_access import unreadable
 from quantailor.models.source import ModelSource
 
@@ -30,6 +31,21 @@ def open_model(path: Path | str) -> ModelSource:
     if not exists:
         raise ModelError(f"there is no model at {place}", remedy="Give a GGUF file or a Hugging Face directory")
     return GGUFSource(place)
+
+
+def model_files(path: Path) -> list[Path]:
+    """The files that a model at a path is read from, as far as they are there: all shards, or whatever a directory holds of it.
+
+    Raises OSError where the directory cannot be read.
+    """
+    path = path.expanduser()
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if not file.name.startswith(".") and file.suffix.lower() != ".gguf")
+    elif shard := SHARD_NAME.match(path.name):
+        found = sorted(path.parent.glob(f"{glob.escape(shard['stem'])}-*-of-{shard['count']}.gguf"))
+    else:
+        found = [path]
+    return [file for file in found if file.is_file()]
 
 
 def require_unquantized(source: ModelSource, *, allow_requantize: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The protocol of a model source, its fingerprint, and a small in-memory source for tests and experiments.
+"""The protocol of a model source, and a small in-memory source for tests and experiments.
 
 Every source shows a model as llama.cpp would hold it: GGUF tensor names, GGUF metadata, rows as ggml stores
 them. A Hugging Face directory is therefore converted on the way, row by row, and whoever reads rows need not
@@ -7,7 +7,6 @@ know where they come from.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,7 +70,6 @@ class ModelSource(Protocol):
         """Release files and maps."""
 
 
-_SAMPLED_BYTES = 4096
 _MAX_NAME = 200
 
 
@@ -83,24 +81,6 @@ def name_of(metadata: Mapping[str, MetadataValue], otherwise: str) -> str:
         if shown := "".join(letter for letter in candidate if letter.isprintable())[:_MAX_NAME].strip():
             return shown
     return "model"
-
-
-def fingerprint(source: ModelSource) -> str:
-    """SHA-256 over the architecture's metadata, the tensor list and three samples of every tensor's bytes.
-
-    Equal for a Hugging Face directory and the base converted from it, and independent of tensor order;
-    reads at most 12 KiB per tensor.
-    """
-    digest = hashlib.sha256()
-    prefix = f"{source.architecture}."
-    for key in sorted(key for key in source.metadata if key.startswith(prefix)):
-        digest.update(f"{key}={source.metadata[key].value!r}\n".encode())
-    for tensor in sorted(source.tensors, key=lambda info: info.name):
-        digest.update(f"{tensor.name} {tensor.shape} {tensor.type_name}\n".encode())
-        for row in sorted({0, tensor.n_rows // 2, max(0, tensor.n_rows - 1)}):
-            if row < tensor.n_rows:
-                digest.update(source.raw_rows(tensor.name, row, row + 1).reshape(-1)[:_SAMPLED_BYTES].tobytes())
-    return digest.hexdigest()
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from quantailor.costs.needs import Needs
 from quantailor.evidence.strategies import strategy_imatrix, strategy_of
+from quantailor.evidence.written import recipe
 from quantailor.making import building
 from quantailor.session import Workspace
 from quantailor.steps.stages import Stages
@@ -57,11 +58,13 @@ class BuildStep(WeightedStep[BuildReport], kind="build", result=BuildReport):
                 n_threads=self.compute.n_threads,
                 control=stages.begin("build"),
                 overwrite=self.overwrite,
+                fingerprint=model.fingerprint,
             )
             record = StrategyRecord.of(model.fingerprint, strategy.method, strategy_file.dumps(strategy))
             workspace.store.record_strategy(record)
             for path in result.paths:
                 workspace.store.record_location("build", record.fingerprint, path)
+            workspace.note_written(result.paths[0], recipe(model, strategy, imatrix))
             return BuildReport(
                 paths=tuple(str(path) for path in result.paths),
                 size_bytes=result.size_bytes,

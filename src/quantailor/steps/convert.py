@@ -126,7 +126,7 @@ def _natively(workspace: Workspace, step: ConvertStep, stages: Stages) -> Conver
         why = f"native: the {source.family} family" if isinstance(source, HuggingFaceSource) else "native: it is GGUF already"
         stages.note(why)
         path = write_base(model.source, Path(step.output), control=stages.begin("convert"), overwrite=step.overwrite)
-        workspace.remember(path, model.fingerprint)
+        workspace.remember(path, model)
         workspace.store.record_location("model", model.fingerprint, path)
         left_out = source.left_out
         return ConvertResult(str(path), model.fingerprint, path.stat().st_size, len(model.source.tensors), left_out, OWN, why)

@@ -15,7 +15,7 @@ from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
 from quantailor.errors import ImatrixError
 from quantailor.qtypes import IMATRIX_EXEMPT
-from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, check_fit, gguf_path, quantizable_tensors
+from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, check_fit, gguf_path, quantizable_tensors, require_finite
 from quantailor.steps.options import DEFAULT_N_CTX
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import ModelStep, Screen, StepResult
@@ -84,6 +84,7 @@ class ImatrixStep(ModelStep[ImatrixReport], kind="imatrix", result=ImatrixReport
 
 
 def _compute(workspace: Workspace, step: ImatrixStep, stages: Stages, model: OpenedModel, corpus: Corpus, key: ImatrixKey) -> Imatrix:
+    require_finite(model.identity)
     store = workspace.store
     progress = store.imatrix_progress(key)
     tokens = chunks(corpus, key.n_ctx, limit=step.chunks)

@@ -314,7 +314,16 @@ def builder(
             tensors=tuple(TensorChoice(name, type_name, "a random mix") for name, type_name in mix.types.items()),
         )
         output = at.workspace.home.references / f"anchor-{at.key.run}-{mix.id[-12:]}.gguf"
-        building.build(model.source, strategy, output, imatrix=imatrix, n_threads=n_threads, control=control, overwrite=True)
+        building.build(
+            model.source,
+            strategy,
+            output,
+            imatrix=imatrix,
+            n_threads=n_threads,
+            control=control,
+            overwrite=True,
+            fingerprint=model.fingerprint,
+        )
         return output
 
     return build

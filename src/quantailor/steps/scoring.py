@@ -21,7 +21,7 @@ from quantailor.errors import StrategyError
 from quantailor.evidence.knowledge import file_key
 from quantailor.evidence.measurements import Measured, measured
 from quantailor.records import ChunkScore, Mix
-from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, gguf_path, quantizable_tensors
+from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, gguf_path, quantizable_tensors, require_finite
 from quantailor.steps.measure import MeasureStep
 from quantailor.steps.options import DEFAULT_N_CTX, Compute
 from quantailor.steps.stages import Stages
@@ -132,6 +132,7 @@ def scoring(
     Raises:
         InferenceError, CorpusError: the model or the text cannot be used.
     """
+    require_finite(model.identity)
     path = gguf_path(model)
     corpus = workspace.corpus(model, step.text_path)
     n_ctx = chunk_length(model.source, step.n_ctx, None if stages is None else stages.warn)

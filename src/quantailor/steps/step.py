@@ -100,7 +100,7 @@ def kinds() -> Mapping[str, type[Step[StepResult]]]:
 
 def unit_of(stage: str) -> str:
     """What a stage counts; "" where no step says."""
-    units = (item for step in _KINDS.values() for item in step.units.items())
+    units = (item for units in ({"identify": "bytes"}, *(step.units for step in _KINDS.values())) for item in units.items())
     return next((unit for beginning, unit in units if stage.startswith(beginning)), "")
 
 

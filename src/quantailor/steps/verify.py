@@ -16,6 +16,7 @@ from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
 from quantailor.evidence.presets import presets_around
 from quantailor.evidence.strategies import embedded_strategy
+from quantailor.evidence.written import reference
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
 from quantailor.making import judging
@@ -23,7 +24,7 @@ from quantailor.models.abilities import require_predictions
 from quantailor.present.charts.drawing import save
 from quantailor.present.charts.verdict import verdict_chart
 from quantailor.records import ChunkScore, Verdict
-from quantailor.session import AUTO, HELDOUT_TEXT, OpenedModel, Workspace, gguf_path
+from quantailor.session import AUTO, HELDOUT_TEXT, OpenedModel, Workspace, gguf_path, require_finite
 from quantailor.steps.options import DEFAULT_N_CTX
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Screen, StepResult, WeightedStep
@@ -77,21 +78,21 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             require_predictions(model.source)
             n_ctx = chunk_length(model.source, self.n_ctx, stages.warn)
             imatrix = verify_imatrix(workspace, model, self)
+            require_finite(model.identity)
             base, ours = gguf_path(model), Path(self.file)
             presets = self.presets(workspace, model, imatrix)
             label = f"{ours.stem} (ours)" if ours.stem in (BASE, NULL_CONTROL, *presets) else ours.stem
             candidates = {label: ours}
             threads = self.compute.n_threads
+            require_finite(workspace.identity(ours))
             for preset in presets:
                 control = stages.begin(f"reference {preset}")
-                candidates[preset] = judging.ensure_reference(
-                    base, preset, imatrix=imatrix, folder=workspace.home.references, n_threads=threads, control=control
-                )
+                candidates[preset] = reference(workspace, model, preset, imatrix, n_threads=threads, control=control)
             corpus = workspace.corpus(model, Path(self.text) if self.text else HELDOUT_TEXT)
             tokens = chunks(corpus, n_ctx, limit=self.chunks)
             keys = {name: ScoreKey(model.fingerprint, corpus.sha256, n_ctx, name) for name in (BASE, NULL_CONTROL)}
             for name, path in candidates.items():
-                keys[name] = ScoreKey(model.fingerprint, corpus.sha256, n_ctx, workspace.identity(path))
+                keys[name] = ScoreKey(model.fingerprint, corpus.sha256, n_ctx, workspace.identity(path).fingerprint)
             scores = fidelity.score_chunks(
                 base,
                 candidates,
@@ -110,12 +111,12 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
     def needs(self, workspace: Workspace) -> Needs:
         """References that no earlier run made, whatever the importance matrix; and the base in memory."""
         with workspace.model(self.base) as model:
-            size, fingerprint = ModelSize.of(model.source), model.fingerprint
+            size, description = ModelSize.of(model.source), model.description
             is_known = self.against is not None or Path(self.file).is_file()
             presets = self.presets(workspace, model, verify_imatrix(workspace, model, self)) if is_known else ()
         folder, n_bytes = workspace.home.references, 0
         for preset in presets:
-            if not any(folder.glob(f"{fingerprint[:12]}-*-{preset}.gguf")):
+            if not any(folder.glob(f"{description[:16]}-*-{preset}.gguf")):
                 bits = [qtype.bits_per_weight for name, qtype in library.types().items() if name == _main_type(preset)]
                 n_bytes += size.bytes_at(PRESET_SHARE * sum(bits))
         return Needs(((folder, n_bytes),)) + run_as_it_is(size, self.n_ctx, self.compute.n_gpu_layers)

@@ -66,6 +66,18 @@ def revisions_schema(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE drafts ADD COLUMN revision INTEGER NOT NULL DEFAULT 1")
 
 
+def identities_schema(connection: sqlite3.Connection) -> None:
+    """Which model the files at a path are, as long as they stay as they were.
+
+    What was filed under identities that rested on samples stays there, and no file is said to be such a model any more.
+    """
+    connection.execute(
+        "CREATE TABLE identities (path TEXT NOT NULL PRIMARY KEY, files TEXT NOT NULL, fingerprint TEXT NOT NULL, not_finite TEXT NOT NULL)"
+        " WITHOUT ROWID"
+    )
+    connection.execute("DELETE FROM locations WHERE kind IN ('model', 'conversion')")
+
+
 MIGRATIONS: dict[str, Migration] = {
     "0001 first schema": first_schema,
     "0002 mixes and their scores": swap_schema,
@@ -74,6 +86,7 @@ MIGRATIONS: dict[str, Migration] = {
     "0005 commits of jobs": commits_schema,
     "0006 options of jobs in groups": options_schema,
     "0007 revisions of drafts": revisions_schema,
+    "0008 identities of files": identities_schema,
 }
 
 

@@ -315,9 +315,25 @@ class Store:
 
     # Files
 
+    def record_identity(self, path: Path, files: str, fingerprint: str, not_finite: str) -> None:
+        """Remember which model the files at a path are in this state of theirs, in place of an earlier one."""
+        self._database.change(SQL.record_identity, (str(path), files, fingerprint, not_finite))
+
+    def identity(self, path: Path, files: str) -> tuple[str, str] | None:
+        """The fingerprint of the model at a path, and which tensor is not finite, if its files are in that state."""
+        rows = map(_any, self._database.query(SQL.identity, (str(path), files)))
+        return _only((str(fingerprint), str(not_finite)) for fingerprint, not_finite in rows)
+
     def record_location(self, kind: LocationKind, key: str, path: Path) -> None:
-        """Remember where the file of a model, imatrix, strategy or build (by strategy fingerprint) lies."""
-        self._database.change(SQL.record_location, (kind, key, str(Path(path).absolute()), self._database.now()))
+        """Remember where the file of a model, imatrix, strategy or build (by strategy fingerprint) lies, or how it was written.
+
+        A path holds one model, written in one way: what it held before is not there any more.
+        """
+        place = str(Path(path).absolute())
+        with self.transaction():
+            if kind in ("model", "written"):
+                self._database.change(SQL.forget_other_locations, (kind, key, place))
+            self._database.change(SQL.record_location, (kind, key, place, self._database.now()))
 
     def locations(self, kind: LocationKind, key: str) -> list[Path]:
         """Where it was seen, the latest first; the files may be gone."""

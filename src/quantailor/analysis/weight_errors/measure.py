@@ -34,7 +34,8 @@ from quantailor.analysis.weight_errors.weight_error import (
 from quantailor.control import QUIET, Control, ProgressCounter
 from quantailor.errors import NonFiniteWeightError, QuantailorError
 from quantailor.ggml import codec, library
-from quantailor.models.source import ModelSource, fingerprint
+from quantailor.models.identity import fingerprint
+from quantailor.models.source import ModelSource
 from quantailor.numerics import Doubles, Floats, Integers
 from quantailor.qtypes import QType, unavailable
 from quantailor.records import Estimate, TensorInfo, WeightError

@@ -151,8 +151,9 @@ class _Found:
 def _found(workspace: Workspace, project: ProjectReport) -> _Found:
     if project.source is None:
         return _Found()
-    with workspace.source(project.source) as source:
-        return _described(workspace, project, OpenedModel(source, project.fingerprint))
+    with workspace.model(project.source) as model:
+        # What lies there now may be another model.
+        return _described(workspace, project, model) if model.fingerprint == project.fingerprint else _Found()
 
 
 def _described(workspace: Workspace, project: ProjectReport, model: OpenedModel) -> _Found:

@@ -150,7 +150,7 @@ def _is_known(report: ProjectReport) -> bool:
 def _report(workspace: Workspace, record: ModelRecord, seen: _Seen) -> ProjectReport:
     store, fingerprint = workspace.store, record.fingerprint
     locations = seen.models.get(fingerprint, ())
-    there = [location.path for location in locations if location.path.exists()]
+    there = [location.path for location in locations if _may_hold(workspace, location.path, fingerprint)]
     base = next((path for path in there if path.is_file()), None)
     measurements, counts = store.measurements(fingerprint), store.counts(fingerprint)
     jobs, tensors = seen.jobs_of(fingerprint), store.tensors(fingerprint)
@@ -178,6 +178,12 @@ def _report(workspace: Workspace, record: ModelRecord, seen: _Seen) -> ProjectRe
         active_jobs=tuple(job.id for job in jobs if job.state in ACTIVE),
         is_moe=any(tensor.layer is not None and tensor.n_slices > 1 for tensor in tensors),
     )
+
+
+def _may_hold(workspace: Workspace, path: Path, fingerprint: str) -> bool:
+    """Whether something is there that is not known to be another model by now; no weights are read for this."""
+    known = workspace.known_identity(path)
+    return path.exists() and (known is None or known.fingerprint == fingerprint)
 
 
 def _is_quantized(tensors: Sequence[TensorInfo]) -> bool:

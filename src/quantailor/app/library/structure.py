@@ -6,18 +6,22 @@ Tensors of a known project come from the store, so that they can be looked at wh
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from quantailor.app.library.projects import ProjectReport
-from quantailor.errors import ModelError, TensorNotFoundError
+from quantailor.errors import ModelError, StoreError, TensorNotFoundError
 from quantailor.ggml import library
+from quantailor.jobs import Listener, Progress, resolve
+from quantailor.models.identity import identify
 from quantailor.models.opening import open_model
-from quantailor.models.source import ModelSource, fingerprint
+from quantailor.models.source import ModelSource
 from quantailor.qtypes import QType, availability, fallback, needs_imatrix, never_quantized, unavailable
 from quantailor.records import MetadataValue, TensorInfo
-from quantailor.session import Workspace
+from quantailor.session import SHOWN_BYTES, Workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,27 +320,56 @@ def _plain(value: bool | int | float | str) -> str:
     return f"{value:.7g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def inspect(model: str | Path, *, imatrix_tensors: Collection[str] | None = None) -> ModelReport:
-    """The structure of a GGUF file or a Hugging Face directory; no weights are read but a few sample rows.
+def inspect(model: str | Path, *, imatrix_tensors: Collection[str] | None = None, listener: Listener | None = None) -> ModelReport:
+    """The structure of a GGUF file or a Hugging Face directory, and which model it is.
 
-    `imatrix_tensors` names the tensors an importance matrix holds; None shows what one would allow.
+    The weights are read to tell it from all others, unless the user's home remembers these very files.
+
+    Args:
+        model: its path.
+        imatrix_tensors: names of the tensors that an importance matrix holds; None shows what one would allow.
+        listener: hears of progress where a large model has to be read.
+
     Raises ModelError where the model cannot be read.
     """
-    source = open_model(model)
-    try:
-        return _report(source, imatrix_tensors)
-    finally:
-        source.close()
+    with ExitStack() as opened:
+        source = open_model(model)
+        opened.callback(source.close)
+        try:
+            # Looking at a model makes no home.
+            workspace = opened.enter_context(Workspace.open()) if resolve().database.exists() else None
+        except StoreError:
+            workspace = None
+        begin = partial(_Told, listener or (lambda _: None))
+        if workspace is None:
+            return _report(source, identify(source, control=begin("identify")).fingerprint, imatrix_tensors)
+        with workspace.watched(begin):
+            return _report(source, workspace.identity(model).fingerprint, imatrix_tensors)
 
 
-def _report(source: ModelSource, imatrix_tensors: Collection[str] | None) -> ModelReport:
+class _Told:
+    """Work that a listener hears of and nobody stops but by Ctrl-C."""
+
+    def __init__(self, listener: Listener, stage: str) -> None:
+        self._listener, self._stage = listener, stage
+
+    def check(self) -> None:
+        """Ctrl-C ends the program by itself."""
+
+    def advance(self, done: float, total: float, message: str = "") -> None:
+        """Tell it, unless it is over at once."""
+        if total >= SHOWN_BYTES:
+            self._listener(Progress(stage=self._stage, unit="bytes", done=done, total=total, message=message))
+
+
+def _report(source: ModelSource, fingerprint: str, imatrix_tensors: Collection[str] | None) -> ModelReport:
     qtypes = library.types()
     n_parameters = sum(tensor.n_elements for tensor in source.tensors)
     tensor_bytes = sum(tensor.size_bytes for tensor in source.tensors)
     return ModelReport(
         name=source.name,
         location=source.location,
-        fingerprint=fingerprint(source),
+        fingerprint=fingerprint,
         architecture=source.architecture,
         n_parameters=n_parameters,
         tensor_bytes=tensor_bytes,

@@ -26,7 +26,7 @@ from quantailor.numerics import Doubles
 from quantailor.pipeline import StudyStep
 from quantailor.qtypes import never_quantized
 from quantailor.records import Sensitivity, TensorInfo, WeightError
-from quantailor.session import NONE, OpenedModel, Workspace
+from quantailor.session import NONE, Workspace
 from quantailor.steps.download import STAGES
 from quantailor.steps.measure import MeasureStep, known_types
 from quantailor.steps.step import from_json, kinds
@@ -344,8 +344,10 @@ class MeasurementWatch:
         if place is None:
             return {}
         try:
-            with self._workspace.source(place) as source:
-                known = load_knowledge(self._workspace, OpenedModel(source, key.model), key.imatrix, self._cells())
+            with self._workspace.model(place) as model:
+                if model.fingerprint != key.model:
+                    return {}
+                known = load_knowledge(self._workspace, model, key.imatrix, self._cells())
         except QuantailorError:
             return {}
         return {} if known is None else {name: item for name, item in known.sensitivities.items() if item.probes}

@@ -92,7 +92,7 @@ def verdicts_on(workspace: Workspace, model: str, file: Path, verdicts: Sequence
     """Those of a model's verdicts that judge this very file, whatever its name was: same size, and the KLD of its stored chunks."""
     size_bytes, _ = judging.file_size(file)
     candidates = [item for item in verdicts if item.ours.size_bytes == size_bytes]
-    key = workspace.identity(file) if candidates else ""
+    key = workspace.identity(file).fingerprint if candidates else ""
     for item in candidates:
         figures = item.ours.statistics
         scores = workspace.store.chunk_scores(ScoreKey(model, item.verdict.corpus_sha256, item.verdict.n_ctx, key))
@@ -172,10 +172,11 @@ def verify_cost(workspace: Workspace, task: VerifyStep) -> VerifyCost:
         imatrix = verify_imatrix(workspace, model, task)
         references = task.presets(workspace, model, imatrix)
         folder = workspace.home.references
-        places = {name: judging.reference_path(model.fingerprint, name, imatrix=imatrix, folder=folder) for name in references}
-        new = tuple(name for name, path in places.items() if not path.exists())
-        there = [workspace.identity(path) for path in places.values() if path.exists()]
-        keys = {key for key in (_candidate(workspace, Path(task.file)), *there) if key is not None}
+        places = {name: judging.reference_path(model.description, name, imatrix=imatrix, folder=folder) for name in references}
+        there = {name: path for name, path in places.items() if workspace.is_as_written(path, path.name)}
+        new = tuple(name for name in places if name not in there)
+        judged = (Path(task.file), *there.values())
+        keys = {key for key in (_candidate(workspace, path) for path in judged) if key is not None}
         done = {
             key: workspace.store.scored_chunks(ScoreKey(model.fingerprint, corpus.sha256, n_ctx, key))
             for key in (BASE, NULL_CONTROL, *keys)
@@ -185,7 +186,7 @@ def verify_cost(workspace: Workspace, task: VerifyStep) -> VerifyCost:
 
 
 def _candidate(workspace: Workspace, file: Path) -> str | None:
-    return workspace.identity(file) if file.is_file() else None
+    return workspace.identity(file).fingerprint if file.is_file() else None
 
 
 def _n_runs(done: Mapping[str, frozenset[int]], n_chunks: int, *, n_new: int) -> int:

@@ -10,6 +10,7 @@ import typer
 from quantailor.app.library.structure import ConfigurationText, LargestTensors, configuration_text, inspect, largest_tensors
 from quantailor.cli import options, show
 from quantailor.cli.output import console, table
+from quantailor.cli.progress import listening
 from quantailor.present import words
 from quantailor.present.words import plural
 
@@ -34,7 +35,8 @@ def _show_text(found: ConfigurationText) -> None:
 
 def largest(model: Path, n: int, answer: options.Answer) -> None:
     """`quantailor inspect MODEL --largest N`."""
-    found = largest_tensors(inspect(model).tensors, n)
+    with listening("identify") as listener:
+        found = largest_tensors(inspect(model, listener=listener).tensors, n)
     answer.tell("inspect", found, lambda: _show_largest(found))
 
 

@@ -1,0 +1,45 @@
+"""Files that we write and use again, and what they are filed under: everything that goes into them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from quantailor.analysis.importance.imatrix import Imatrix
+from quantailor.control import QUIET, Control
+from quantailor.ggml import library
+from quantailor.making import judging
+from quantailor.records import Strategy
+from quantailor.session import OpenedModel, Workspace, gguf_path
+from quantailor.strategy import file as strategy_file
+
+
+def recipe(model: OpenedModel, strategy: Strategy, imatrix: Imatrix | None) -> str:
+    """What a built file is filed under: equal only where a build would write the same bytes again."""
+    text = strategy_file.dumps(strategy, format="json", include_prediction=False)
+    parts = (library.engine(), model.description, imatrix.fingerprint if imatrix else "none", text)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def reference(
+    workspace: Workspace,
+    model: OpenedModel,
+    preset: str,
+    imatrix: Imatrix | None,
+    *,
+    n_threads: int | None = None,
+    control: Control = QUIET,
+) -> Path:
+    """The home's file of a preset, made anew where it is not what was written; raises as `judging.ensure_reference` does."""
+    path = judging.ensure_reference(
+        gguf_path(model),
+        preset,
+        imatrix=imatrix,
+        folder=workspace.home.references,
+        description=model.description,
+        is_intact=lambda path: workspace.is_as_written(path, path.name),
+        n_threads=n_threads,
+        control=control,
+    )
+    workspace.note_written(path, path.name)
+    return path

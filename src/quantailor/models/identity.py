@@ -1,0 +1,135 @@
+"""Which model it is: a digest of everything that what is measured depends on.
+
+A model's fingerprint is SHA-256 over its metadata (all of it but what `_DESCRIPTIVE` lists), its tensors' names, shapes and
+types, and every byte of every row, as the source shows them. A Hugging Face directory shows what its base holds, so both have
+one fingerprint. Rows are digested block by block with XXH3 (128 bits), several blocks at a time; memory stays at a few blocks.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+
+from quantailor.control import QUIET, Control, ProgressCounter
+from quantailor.ggml import codec, library
+from quantailor.models.gguf_format import encode_entry
+from quantailor.models.source import ModelSource
+from quantailor.numerics import Bytes
+from quantailor.records import TensorInfo
+
+DEFINITION = 1
+"""What is digested, and how; another number makes every model another one."""
+BLOCK_BYTES = 4 << 20
+"""Part of the definition: a tensor's digest is that of its blocks' digests."""
+MAX_THREADS = 4
+"""More are no faster than a disk."""
+
+_DESCRIPTIVE = re.compile(
+    r"general\.(name|author|version|organization|finetune|basename|description|quantized_by|size_label|tags|languages|file_type"
+    r"|quantization_version|alignment|uuid|doi|url|repo_url|license|license\..+|source\..+|base_model\..+|dataset\..+|sampling\..+)"
+    r"|tokenizer\.chat_template(s|\..+)?|split\..+|quantize\.imatrix\..+|quantailor\..+"
+)
+"""Metadata that no logit depends on."""
+
+_SIGN_AND_INFINITY = {"F32": (np.uint32, 0x7FFFFFFF, 0x7F800000), "F16": (np.uint16, 0x7FFF, 0x7C00), "BF16": (np.uint16, 0x7FFF, 0x7F80)}
+"""Type -> how a weight is read as a number, all bits but the sign, and infinity; whatever is as large is Inf or NaN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which model it is, and whether it can be run."""
+
+    fingerprint: str
+    """Equal for two models only if they are equal in all that inference depends on."""
+    not_finite: str = ""
+    """The first tensor that holds NaN or Inf, in words; empty where none does."""
+
+
+def identify(source: ModelSource, *, control: Control = QUIET) -> Identity:
+    """Read a whole model and say which it is; independent of the order of tensors and metadata, and of shards.
+
+    Args:
+        source: the model.
+        control: told the bytes that are read, asked between blocks whether to go on.
+
+    Raises:
+        ModelError: the model cannot be read.
+        Paused, Cancelled: from `control`.
+    """
+    digest = hashlib.sha256(f"identity {DEFINITION}\n".encode())
+    for key in sorted(source.metadata):
+        if not _DESCRIPTIVE.fullmatch(key):
+            digest.update(encode_entry(key, source.metadata[key]))
+    tensors = sorted(source.tensors, key=lambda info: info.name)
+    progress = ProgressCounter(control, sum(tensor.size_bytes for tensor in tensors))
+    not_finite = ""
+    pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="identify")
+    try:
+        for tensor in tensors:
+            rows, n_bad = xxhash.xxh3_128(), 0
+            step = max(1, BLOCK_BYTES * tensor.n_rows // max(1, tensor.size_bytes))
+            for block, n_bytes, bad in pool.map(functools.partial(_block, source, tensor, step), range(0, tensor.n_rows, step)):
+                control.check()
+                rows.update(block)
+                n_bad += bad
+                progress.add(n_bytes, tensor.name)
+            digest.update(f"{json.dumps([tensor.name, tensor.shape, tensor.type_name])} {rows.hexdigest()}\n".encode())
+            if n_bad and not not_finite:
+                what = "weights" if tensor.type_name in _SIGN_AND_INFINITY else "rows with weights"
+                not_finite = f"{tensor.name} has {n_bad} {what} that are NaN or Inf"
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return Identity(digest.hexdigest(), not_finite)
+
+
+def fingerprint(source: ModelSource) -> str:
+    """The fingerprint alone; see `identify`."""
+    return identify(source).fingerprint
+
+
+def description(source: ModelSource, fingerprint: str) -> str:
+    """What a file that is made from a model takes over from it: its identity, all other metadata, and the order of both.
+
+    Two models of one fingerprint may differ here, by their names or chat templates for example. Costs no reading of weights.
+    """
+    digest = hashlib.sha256(f"description {DEFINITION} {fingerprint}\n".encode())
+    for key, value in source.metadata.items():
+        if not key.startswith("split."):
+            digest.update(encode_entry(key, value) if _DESCRIPTIVE.fullmatch(key) else f"{key}\n".encode("utf-8", "surrogateescape"))
+    digest.update(json.dumps([tensor.name for tensor in source.tensors]).encode())
+    return digest.hexdigest()
+
+
+def _block(source: ModelSource, tensor: TensorInfo, step: int, start: int) -> tuple[bytes, int, int]:
+    """A block's digest, its bytes, and how many of its weights (of quantized types: rows) are NaN or Inf."""
+    data = np.ascontiguousarray(source.raw_rows(tensor.name, start, min(start + step, tensor.n_rows)))
+    return xxhash.xxh3_128_digest(data.data), data.nbytes, _n_not_finite(data, tensor.type_name)
+
+
+def _n_not_finite(data: Bytes, type_name: str) -> int:
+    """Of rows, (n_rows, row_bytes)."""
+    if type_name in _SIGN_AND_INFINITY:
+        kind, mask, infinity = _SIGN_AND_INFINITY[type_name]
+        bad = 0
+        flat = data.reshape(-1).view(kind)
+        for at in range(0, flat.size, _CACHED):
+            magnitudes = flat[at : at + _CACHED] & kind(mask)
+            if magnitudes.max() >= infinity:
+                bad += int(np.count_nonzero(magnitudes >= infinity))
+        return bad
+    qtype = library.types().get(type_name)
+    if qtype is None or codec.is_valid(data, qtype):
+        return 0
+    return sum(not codec.is_valid(row, qtype) for row in data)
+
+
+_CACHED = 1 << 17
+"""Weights that fit the processor's cache."""
