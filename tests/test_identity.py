@@ -390,12 +390,12 @@ def test_a_base_is_used_again_only_where_it_says_what_its_checkpoint_says(checkp
     with Workspace.open(tmp_path / "home") as workspace:
         with workspace.model(model) as opened:
             written = write_base(opened.source, tmp_path / "base.gguf")
-            assert workspace.is_copy(written, opened)
+            assert workspace.holds(written, opened.description)
         settings = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
         (model / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{{ new }}"}), encoding="utf-8")
         with workspace.model(model) as opened:
-            assert workspace.is_model(written, opened.fingerprint)
-            assert not workspace.is_copy(written, opened)
+            assert workspace.identity(written) == opened.identity
+            assert not workspace.holds(written, opened.description)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

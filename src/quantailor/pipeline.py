@@ -247,7 +247,7 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
         if isinstance(model.source, GGUFSource):
             return Path(self.model)
         places = workspace.store.locations("model", model.fingerprint) if self.output is None else [Path(self.output)]
-        return next((path for path in places if workspace.is_copy(path, model)), None)
+        return next((path for path in places if workspace.holds(path, model.description)), None)
 
     def base_place(self, workspace: Workspace, model: OpenedModel) -> Path:
         """Where the conversion goes: `output`, else a file in the home that is named after the directory and the model."""
@@ -428,7 +428,7 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
             if isinstance(model.source, GGUFSource):
                 return self.model, True
             base = self.folder / "base.gguf"
-            return str(base), workspace.is_copy(base, model)
+            return str(base), workspace.holds(base, model.description)
 
     def probes(self, workspace: Workspace, weights: str, imatrix: str) -> ProbeStep:
         """The probes of this model."""

@@ -32,6 +32,7 @@ from quantailor.models.gguf_writer import layout, write_hollow
 from quantailor.models.identity import DEFINITION, Identity, description, identify
 from quantailor.models.opening import model_files, open_model, require_unquantized
 from quantailor.models.source import ModelSource
+from quantailor.models.upstream.checkpoint import checkpoint_digest, checkpoint_files
 from quantailor.qtypes import never_quantized
 from quantailor.records import TensorInfo
 from quantailor.store import ImatrixKey, ImatrixRecord, ModelRecord, Store
@@ -91,7 +92,7 @@ class Workspace:
     def __init__(self, home: Home, store: Store) -> None:
         self.home = home
         self.store = store
-        self._identities: dict[FilesState, Identity] = {}
+        self._identities: dict[tuple[str, FilesState], Identity] = {}
         self._recorded: dict[tuple[str, Path], float] = {}
         """(fingerprint, place) -> when it was recorded last."""
         self._thread = _Thread()
@@ -180,25 +181,18 @@ class Workspace:
     def known_identity(self, path: str | Path) -> Identity | None:
         """The same where it can be said without reading the model: its files are as they were when it was read."""
         state = _state_of_model(Path(path))
-        return self._remembered(Path(path), state) if state else None
+        return self._remembered(str(Path(path).absolute()), state) if state else None
 
     def remember(self, path: Path, model: OpenedModel) -> None:
         """Note that a file which was just written holds that model, whose own files must be as they were when it was identified."""
         if _state_of_model(model.path) == model.files:
             files.wait_until_settled(_state_of_model(path))
-            self._keep(path, _state_of_model(path), model.identity)
+            self._keep(str(path.absolute()), _state_of_model(path), model.identity)
 
-    def is_copy(self, path: Path, model: OpenedModel) -> bool:
-        """Whether the model at a path can be read and is that one, down to what describes it."""
+    def holds(self, path: Path, description: str) -> bool:
+        """Whether the model at a path can be read and is the one of that description; see `OpenedModel.description`."""
         try:
-            return path.is_file() and self._content(path) == model.description
-        except QuantailorError:
-            return False
-
-    def is_model(self, path: Path, fingerprint: str) -> bool:
-        """Whether the model at a path can be read and has that fingerprint."""
-        try:
-            return path.is_file() and self.identity(path).fingerprint == fingerprint
+            return path.is_file() and self._content(path) == description
         except QuantailorError:
             return False
 
@@ -208,40 +202,57 @@ class Workspace:
 
     def is_as_written(self, path: Path, recipe: str) -> bool:
         """Whether a file is what that recipe gave when it was written, down to what describes it."""
-        written = [each.key for each in self.store.every_location("written") if each.path == path.absolute()]
-        try:
-            return bool(written) and path.is_file() and f"{recipe}:{self._content(path)}" in written
-        except QuantailorError:
-            return False
+        keys = (each.key.rpartition(":") for each in self.store.every_location("written") if each.path == path.absolute())
+        return any(made == recipe and self.holds(path, content) for made, _, content in keys)
 
     def _content(self, path: Path) -> str:
         fingerprint = self.identity(path).fingerprint
         with self.source(path) as source:
             return description(source, fingerprint)
 
+    def checkpoint(self, folder: Path) -> str:
+        """A digest of a directory that we need not be able to read ourselves. Raises ModelError."""
+        state = files.state_of(checkpoint_files(folder))
+        n_bytes = sum(size for _, _, _, size, _, _ in state)
+        return self._read_once(
+            f"checkpoint {folder.absolute()}",
+            state,
+            lambda: files.state_of(checkpoint_files(folder)),
+            lambda: Identity(checkpoint_digest(folder, control=self._watching(n_bytes))),
+        ).fingerprint
+
     def _identified(self, source: ModelSource, state: FilesState) -> Identity:
         path = Path(source.location)
-        known = self._remembered(path, state)
+        n_bytes = sum(tensor.size_bytes for tensor in source.tensors)
+        return self._read_once(
+            str(path.absolute()), state, lambda: _state_of_model(path), lambda: identify(source, control=self._watching(n_bytes))
+        )
+
+    def _watching(self, n_bytes: int) -> Control:
+        """Who is told of reading so much, which is a stage of its own where it takes long."""
+        return QUIET if self._thread.begin is None or n_bytes < SHOWN_BYTES else self._thread.begin("identify")
+
+    def _read_once(self, name: str, state: FilesState, now: Callable[[], FilesState], read: Callable[[], Identity]) -> Identity:
+        """What reading files gave, or gives; remembered under that name as long as they stay in this state."""
+        known = self._remembered(name, state)
         if known is not None:
             return known
-        n_bytes = sum(tensor.size_bytes for tensor in source.tensors)
-        begin = self._thread.begin
-        found = identify(source, control=begin("identify") if begin is not None and n_bytes >= SHOWN_BYTES else QUIET)
-        if _state_of_model(path) != state:
-            raise ModelError(f"{path} changed while it was read", remedy="Try again when nothing writes to it any more")
-        self._keep(path, state, found)
+        found = read()
+        if now() != state:
+            raise ModelError(f"{name} changed while it was read", remedy="Try again when nothing writes to it any more")
+        self._keep(name, state, found)
         return found
 
-    def _remembered(self, path: Path, state: FilesState) -> Identity | None:
-        if state not in self._identities and (stored := self.store.identity(path.absolute(), _text_of(state))) is not None:
-            self._identities[state] = Identity(*stored)
-        return self._identities.get(state)
+    def _remembered(self, name: str, state: FilesState) -> Identity | None:
+        if (name, state) not in self._identities and (stored := self.store.identity(name, _text_of(state))) is not None:
+            self._identities[name, state] = Identity(*stored)
+        return self._identities.get((name, state))
 
-    def _keep(self, path: Path, state: FilesState, identity: Identity) -> None:
+    def _keep(self, name: str, state: FilesState, identity: Identity) -> None:
         """Remember it, unless a change would leave no trace because the files were changed a moment ago."""
         if files.is_settled(state):
-            self._identities[state] = identity
-            self.store.record_identity(path.absolute(), _text_of(state), identity.fingerprint, identity.not_finite)
+            self._identities[name, state] = identity
+            self.store.record_identity(name, _text_of(state), identity.fingerprint, identity.not_finite)
 
     def corpus(self, model: OpenedModel, text: Path) -> Corpus:
         """A text cut into the model's tokens; see `load_corpus` for what it raises, and UnsupportedModelError for a directory."""

@@ -43,3 +43,27 @@ def reference(
     )
     workspace.note_written(path, path.name)
     return path
+
+
+def known_conversion(workspace: Workspace, folder: Path, converter: str | None = None) -> Path | None:
+    """The base that llama.cpp's converter made of a directory, where both are still what they were then.
+
+    Where a `converter` is named, one that it made.
+    """
+    made_by = converted_by(workspace.checkpoint(folder), converter)
+    for location in workspace.store.every_location("conversion"):
+        key, _, content = location.key.partition(":")
+        if key == made_by and workspace.holds(location.path, content):
+            return location.path
+    return None
+
+
+def converted_by(checkpoint: str, converter: str | None) -> str:
+    """What a conversion by llama.cpp's converter is filed under: the checkpoint's digest, llama.cpp, and a converter that was named."""
+    text = f"{checkpoint} {library.engine()} {converter or ''}"
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
+def home_place(workspace: Workspace, folder: Path) -> Path:
+    """A file in the home for the base of a directory that only llama.cpp's converter knows."""
+    return workspace.base_path(folder, workspace.checkpoint(folder))

@@ -15,6 +15,7 @@ from typing import ClassVar, TypeVar
 
 from quantailor.costs.needs import Needs
 from quantailor.errors import UnsupportedModelError
+from quantailor.evidence.written import converted_by, home_place, known_conversion
 from quantailor.models import upstream
 from quantailor.models.convert.base import write_base
 from quantailor.models.huggingface import HuggingFaceSource
@@ -135,7 +136,7 @@ def _natively(workspace: Workspace, step: ConvertStep, stages: Stages) -> Conver
 def _upstream(workspace: Workspace, step: ConvertStep, refusal: str, stages: Stages) -> ConvertResult:
     folder, output = Path(step.model), Path(step.output)
     upstream.check_before(folder, output, overwrite=step.overwrite, trust_remote_code=step.conversion.trust_remote_code)
-    checkpoint = upstream.checkpoint_digest(folder)
+    checkpoint = workspace.checkpoint(folder)
     converter = upstream.locate(None if step.conversion.converter is None else Path(step.conversion.converter), begin=stages.begin)
     why = f"{converter.name}: {refusal}"
     stages.note(why)
@@ -151,30 +152,12 @@ def _upstream(workspace: Workspace, step: ConvertStep, refusal: str, stages: Sta
         trust_remote_code=step.conversion.trust_remote_code,
     )
     with workspace.model(output) as model:
-        for known in sorted({checkpoint, _made_by(checkpoint, step.conversion.converter)}):
-            workspace.store.record_location("conversion", f"{known}:{model.fingerprint}", output)
+        for known in sorted({converted_by(checkpoint, None), converted_by(checkpoint, step.conversion.converter)}):
+            workspace.store.record_location("conversion", f"{known}:{model.description}", output)
         return ConvertResult(str(output), model.fingerprint, output.stat().st_size, len(model.source.tensors), (), UPSTREAM, why)
 
 
 # Conversions that are there
-
-
-def known_conversion(workspace: Workspace, folder: Path, converter: str | None = None) -> Path | None:
-    """The base that llama.cpp's converter made of a directory, where both are still what they were then.
-
-    Where a `converter` is named, one that it made.
-    """
-    digest = _made_by(upstream.checkpoint_digest(folder), converter)
-    for location in workspace.store.every_location("conversion"):
-        checkpoint, _, fingerprint = location.key.partition(":")
-        if checkpoint == digest and workspace.is_model(location.path, fingerprint):
-            return location.path
-    return None
-
-
-def _made_by(checkpoint: str, converter: str | None) -> str:
-    """A checkpoint's digest, with the converter in it where one was named."""
-    return checkpoint if converter is None else hashlib.sha256(f"{checkpoint} {converter}".encode(errors="surrogateescape")).hexdigest()
 
 
 def conversion_offer(workspace: Workspace, model: Path) -> ConversionOffer | None:
@@ -227,8 +210,3 @@ def with_base(workspace: Workspace, step: Whole, place: Path | None, stages: Sta
         conversion=step.conversion,
     )
     return dataclasses.replace(step, model=wanted.run(workspace, stages).path)
-
-
-def home_place(workspace: Workspace, folder: Path) -> Path:
-    """A file in the home for the base of a directory that only llama.cpp's converter knows."""
-    return workspace.base_path(folder, upstream.checkpoint_digest(folder))

@@ -315,13 +315,13 @@ class Store:
 
     # Files
 
-    def record_identity(self, path: Path, files: str, fingerprint: str, not_finite: str) -> None:
+    def record_identity(self, path: str, files: str, fingerprint: str, not_finite: str) -> None:
         """Remember which model the files at a path are in this state of theirs, in place of an earlier one."""
-        self._database.change(SQL.record_identity, (str(path), files, fingerprint, not_finite))
+        self._database.change(SQL.record_identity, (path, files, fingerprint, not_finite))
 
-    def identity(self, path: Path, files: str) -> tuple[str, str] | None:
+    def identity(self, path: str, files: str) -> tuple[str, str] | None:
         """The fingerprint of the model at a path, and which tensor is not finite, if its files are in that state."""
-        rows = map(_any, self._database.query(SQL.identity, (str(path), files)))
+        rows = map(_any, self._database.query(SQL.identity, (path, files)))
         return _only((str(fingerprint), str(not_finite)) for fingerprint, not_finite in rows)
 
     def record_location(self, kind: LocationKind, key: str, path: Path) -> None:
