@@ -77,10 +77,8 @@ def build_ours(base: Path, output: Path, type_name: str) -> None:
 def build_theirs(base: Path, output: Path, type_name: str) -> None:
     type_id = library.types()[type_name].id
     n_threads = psutil.cpu_count() or 1
-    request = Request(
-        base=str(base), output=str(output), ftype=library.presets()["Q8_0"], n_threads=n_threads, overrides=((".*", type_id),)
-    )
-    assert quantize(request, np.empty(0, np.float32), lambda *_: None)
+    request = Request(base=str(base), output=str(output), presets=(), n_threads=n_threads, overrides=((".*", type_id),))
+    assert quantize(request, library.presets()["Q8_0"], np.empty(0, np.float32), lambda *_: None)
 
 
 class PeakMemory(threading.Thread):

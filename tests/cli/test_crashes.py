@@ -37,6 +37,16 @@ def test_a_job_fails_with_the_reason_and_says_it_again_when_resumed(run: Command
     assert run("jobs", "resume", 1).error_line == line
 
 
+def test_a_model_that_ends_llama_cpp_while_it_is_loaded(run: Command, tmp_path: Path) -> None:
+    """A mixture of experts that uses none of them."""
+    model = write_llama(tmp_path / "none.gguf", metadata={"llama.expert_count": 4, "llama.expert_used_count": 0})
+    for command in ("imatrix", model), ("probe", model), ("verify", model, "--base", model, "--against", "Q8_0"):
+        line = run(*command, "--chunks", 1).error_line
+        doing = f"quantizing {model} to Q8_0" if command[0] == "verify" else f"loading {model}"
+        assert f"llama.cpp ended its process while {doing}: aborted, SIGABRT: " in line
+        assert "GGML_ASSERT(" in line
+
+
 def test_the_cost_of_a_study_of_such_a_text_is_refused_and_the_next_one_told(model: Path, text: Path, tmp_path: Path) -> None:
     with Workspace.open(tmp_path / "home") as workspace:
         with pytest.raises(CorpusError, match="longest unbroken run"):

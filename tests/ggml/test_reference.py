@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +10,12 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
+from gguf_models import write_llama
 from quantailor.control import NullControl
 from quantailor.errors import (
     AlreadyQuantizedError,
     Cancelled,
+    CrashError,
     ImatrixError,
     InferenceError,
     OutputError,
@@ -25,7 +24,8 @@ from quantailor.errors import (
 )
 from quantailor.ggml import reference
 from quantailor.ggml.reference import preset_name, quantize_reference
-from quantailor.ggml.reference_worker import Request
+from quantailor.ggml.runtime import tokenizer
+from quantailor.processes import apart
 from quantailor.strategy.interchange import exact_pattern
 
 
@@ -147,26 +147,17 @@ def test_a_failed_check_keeps_the_final_name_free(small_base: Path, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_death_of_the_worker_is_an_error_not_ours(small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "abort.py").write_text("import os; os.abort()")
-    monkeypatch.setattr(reference, "WORKER", (str(tmp_path / "abort.py"),))
-    with pytest.raises(InferenceError, match="status"):
-        quantize_reference(small_base, tmp_path / "q.gguf", preset="Q8_0")
+def test_a_model_that_ends_the_quantizer_is_an_error(tmp_path: Path) -> None:
+    """A mixture of experts that uses none of them."""
+    model = write_llama(tmp_path / "none.gguf", metadata={"llama.expert_count": 4, "llama.expert_used_count": 0})
+    with pytest.raises(CrashError, match=r"while quantizing .*none\.gguf to Q8_0: aborted, SIGABRT: .*GGML_ASSERT"):
+        quantize_reference(model, tmp_path / "q.gguf", preset="Q8_0")
+    assert list(tmp_path.iterdir()) == [model]
 
 
-def test_the_worker_ends_with_whoever_started_it(tmp_path: Path) -> None:
-    request = Request(base=str(tmp_path / "none.gguf"), output=str(tmp_path / "q.part"), ftype=7, n_threads=1)
-    (tmp_path / "request.json").write_text(request.to_json())
-    np.save(tmp_path / "importances.npy", np.empty(0, np.float32))
-    (tmp_path / "q.part").write_text("half a file")
-    code = (
-        "import quantailor.ggml.reference_worker as worker, pathlib, sys, threading;"
-        "worker.quantize = lambda *_: threading.Event().wait();"
-        "worker.main(pathlib.Path(sys.argv[1]))"
-    )
-    source = Path(reference.__file__).resolve().parents[2]
-    finished = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.DEVNULL, timeout=60, env=os.environ | {"PYTHONPATH": str(source)}
-    )
-    assert finished.returncode == 1
-    assert not (tmp_path / "q.part").exists()
+def test_a_model_that_cannot_be_loaded_is_told_the_same_way_afterwards(small_base: Path, tmp_path: Path) -> None:
+    """Both read llama.cpp's messages, in the same process."""
+    (tmp_path / "text.gguf").write_text("no model")
+    quantize_reference(small_base, tmp_path / "q.gguf", preset="Q8_0")
+    with pytest.raises(InferenceError, match="invalid magic characters"):
+        apart.call(tokenizer, tmp_path / "text.gguf")

@@ -12,7 +12,7 @@ from pathlib import Path
 from quantailor.control import Control
 from quantailor.errors import ImatrixError
 from quantailor.processes import apart
-from quantailor.processes.messages import doing
+from quantailor.processes.messages import doing, remove_when_left
 
 
 def pid() -> int:
@@ -37,6 +37,8 @@ def count(n: int, *, control: Control) -> Iterator[int]:
 
 
 def count_and_wait(place: Path) -> Iterator[int]:
+    remove_when_left(place.with_suffix(".part"))
+    place.with_suffix(".part").touch()
     place.write_text(str(os.getpid()), encoding="utf-8")
     yield 1
     time.sleep(600)

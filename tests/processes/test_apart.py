@@ -114,12 +114,14 @@ def test_callers_in_threads_have_a_process_each() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are killed otherwise")
-def test_it_ends_with_us(tmp_path: Path) -> None:
+def test_it_ends_with_us_and_removes_what_it_had_half_written(tmp_path: Path) -> None:
     place = tmp_path / "pid"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([sys.executable, ended.__file__, str(place)], env=environment) as ours:
         wait_until(lambda: place.exists() and place.read_text())
         other = psutil.Process(int(place.read_text()))
         assert other.is_running()
+        assert place.with_suffix(".part").exists()
         ours.kill()
     wait_until(lambda: not other.is_running() or other.status() == psutil.STATUS_ZOMBIE)
+    assert not place.with_suffix(".part").exists()

@@ -1,39 +1,39 @@
 """Builds reference files with llama.cpp's own `llama_model_quantize`: presets, one type for all, or any mix.
 
-Everything runs in a process of its own (`reference_worker`): whatever llama.cpp does there, this process goes on.
+Everything runs in a process of its own (`processes.apart`): whatever llama.cpp does there, this process goes on.
 The file is written beside its final name and moved there when it is complete.
 """
 
 from __future__ import annotations
 
 import os
-import queue
-import subprocess
-import sys
-import tempfile
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from quantailor import files
 from quantailor.control import QUIET, Control
-from quantailor.errors import AlreadyQuantizedError, ImatrixError, InferenceError, OutputError, QuantailorError, TypeUnavailableError
+from quantailor.errors import (
+    AlreadyQuantizedError,
+    CrashError,
+    ImatrixError,
+    InferenceError,
+    OutputError,
+    QuantailorError,
+    TypeUnavailableError,
+)
 from quantailor.ggml import library
-from quantailor.ggml.reference_worker import Request
+from quantailor.ggml.reference_worker import Outcome, Request, outcomes
 from quantailor.numerics import Floats
 from quantailor.present import words
+from quantailor.processes import apart
 
 BUFFER_BYTES = 512 * 1024**2
 """Rows of one tensor that the reference quantizer keeps in memory; the result does not depend on it."""
 
-WORKER = ("-m", "quantailor.ggml.reference_worker")
-"""Arguments that make Python run the worker."""
-
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "IQ2": "IQ2_XXS"}
-_POLL_SECONDS = 0.2
 _KINDS: tuple[tuple[str, type[QuantailorError]], ...] = (
     ("imatrix", ImatrixError),
     ("importance matrix", ImatrixError),
@@ -101,7 +101,7 @@ def quantize_reference(
     request = Request(
         base=str(base.resolve()),
         output=str(part.resolve()),
-        ftype=library.presets()[preset_name(preset) if preset is not None else "Q8_0"],
+        presets=((preset or type_name or "the given types", library.presets()[preset_name(preset) if preset is not None else "Q8_0"]),),
         n_threads=n_threads or os.cpu_count() or 1,
         allow_requantize=allow_requantize,
         buffer_bytes=BUFFER_BYTES,
@@ -113,7 +113,7 @@ def quantize_reference(
         metadata=dict(metadata or {}),
     )
     try:
-        _run(request, vectors, preset or type_name or "the given types", control)
+        _run(request, vectors, control)
         if check is not None:
             check(part)
         part.replace(output)
@@ -129,9 +129,7 @@ def preset_types(base: Path, preset: str, *, imatrix: Mapping[str, Floats] | Non
 
     The mix depends on whether there is an importance matrix, tensor -> (n_slices * n_cols,). Raises as `quantize_reference` does.
     """
-    ftype = library.presets()[preset_name(preset)]
-    request = Request(base=str(base.resolve()), output="", ftype=ftype, n_threads=1, allow_requantize=True, dry_run=True)
-    return _run(request, _vectors(imatrix or {}), preset, QUIET).types
+    return types_by_preset(base, [preset_name(preset)], imatrix=imatrix)[preset_name(preset)]
 
 
 def types_by_preset(base: Path, presets: Sequence[str], *, imatrix: Mapping[str, Floats] | None = None) -> dict[str, dict[str, str]]:
@@ -142,8 +140,8 @@ def types_by_preset(base: Path, presets: Sequence[str], *, imatrix: Mapping[str,
     Raises InferenceError where it can make none of them.
     """
     known = tuple((name, library.presets()[name]) for name in presets)
-    request = Request(base=str(base.resolve()), output="", ftype=0, presets=known, n_threads=1, allow_requantize=True, dry_run=True)
-    return _run(request, _vectors(imatrix or {}), "a preset", QUIET).presets
+    request = Request(base=str(base.resolve()), output="", presets=known, n_threads=1, allow_requantize=True, dry_run=True)
+    return _run(request, _vectors(imatrix or {}), QUIET)
 
 
 def _vectors(imatrix: Mapping[str, Floats]) -> dict[str, Floats]:
@@ -154,92 +152,30 @@ def _vectors(imatrix: Mapping[str, Floats]) -> dict[str, Floats]:
     return vectors
 
 
-@dataclass
-class _Report:
-    """What the worker said."""
-
-    types: dict[str, str] = field(default_factory=dict)
-    presets: dict[str, dict[str, str]] = field(default_factory=dict)
-    errors: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
-
-
-def _run(request: Request, vectors: Mapping[str, Floats], what: str, control: Control) -> _Report:
-    """Run the worker; returns what it reports. Where it dies over one of several presets, those before it count."""
-    sizes = tuple(vector.size for vector in vectors.values())
-    request = replace(request, imatrix_names=tuple(vectors), imatrix_sizes=sizes)
-    with tempfile.TemporaryDirectory(prefix="quantailor-") as name:
-        folder = Path(name)
-        (folder / "request.json").write_text(request.to_json(), encoding="utf-8")
-        np.save(folder / "importances.npy", np.concatenate([np.empty(0, np.float32), *vectors.values()]), allow_pickle=False)
-        process = subprocess.Popen(
-            [sys.executable, *WORKER, name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            env=os.environ | {"PYTHONPATH": _python_path()},
-        )
-        lines: queue.Queue[str | None] = queue.Queue()
-        reader = threading.Thread(target=_read_lines, args=(process, lines), daemon=True)
-        with process:
-            reader.start()
-            try:
-                report = _follow(lines, control)
-            except BaseException:
-                process.kill()
-                raise
-            finally:
-                reader.join()
-    if (process.returncode != 0 or request.presets) and not report.presets:
-        raise _failure(Path(request.base), what, process.returncode, report.errors or report.others[-3:])
-    return report
+def _run(request: Request, vectors: Mapping[str, Floats], control: Control) -> dict[str, dict[str, str]]:
+    """Preset -> the types that it gives, of those that llama.cpp can make; where it dies over one of several, those before it count."""
+    request = replace(request, imatrix_names=tuple(vectors), imatrix_sizes=tuple(vector.size for vector in vectors.values()))
+    importances = np.concatenate([np.empty(0, np.float32), *vectors.values()])
+    made: dict[str, dict[str, str]] = {}
+    failure: QuantailorError | None = None
+    try:
+        for outcome in apart.stream(outcomes, request, importances, control=control):
+            if outcome.is_made:
+                made[outcome.name] = dict(outcome.types)
+            else:
+                failure = _failure(Path(request.base), outcome)
+    except CrashError as error:
+        failure = error
+    if failure is not None and not made:
+        raise failure
+    return made
 
 
-def _python_path() -> str:
-    """The worker must find this very package, installed or not."""
-    here = str(Path(__file__).resolve().parents[2])
-    return os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
-
-
-def _follow(lines: queue.Queue[str | None], control: Control) -> _Report:
-    """Pass the worker's progress on until it ends."""
-    report = _Report()
-    while True:
-        control.check()
-        try:
-            line = lines.get(timeout=_POLL_SECONDS)
-        except queue.Empty:
-            continue
-        if line is None:
-            return report
-        word, _, rest = line.partition(" ")
-        if word == "progress":
-            done, total = (int(number) for number in rest.split())
-            control.advance(done, total, "quantizing with llama.cpp")
-        elif word == "type":
-            name, type_name = rest.split()
-            report.types[name] = type_name
-        elif word == "preset":
-            report.presets |= {rest: report.types} if rest else {}
-            report.types = {}
-        else:
-            (report.errors if word == "error" else report.others).append(rest if word == "error" else line)
-
-
-def _read_lines(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
-    for line in process.stdout or ():
-        lines.put(line.strip())
-    lines.put(None)
-
-
-def _failure(base: Path, what: str, status: int, tail: Sequence[str]) -> QuantailorError:
-    reason = next((line for line in reversed(tail) if "failed to quantize" in line), " ".join(tail))
-    reason = reason.rpartition("failed to quantize: ")[2] or f"its process ended with status {status}"
-    text = " ".join(tail)
-    if "iostream error" in text:
+def _failure(base: Path, outcome: Outcome) -> QuantailorError:
+    said, what = " ".join(outcome.errors), outcome.name
+    reason = next((line for line in reversed(outcome.errors) if "failed to quantize" in line), said)
+    reason = reason.rpartition("failed to quantize: ")[2] or "it gives no reason"
+    if "iostream error" in said:
         return OutputError(f"llama.cpp cannot write {base.name} as {what}", remedy="Check the folder, its permissions and the free space")
-    kind = next((kind for words, kind in _KINDS if words in text), InferenceError)
+    kind = next((kind for words, kind in _KINDS if words in said), InferenceError)
     return kind(f"llama.cpp cannot quantize {base.name} to {what}: {reason}")

@@ -1,30 +1,22 @@
-"""The process that runs `llama_model_quantize`; `quantailor.ggml.reference` starts it and reads its lines.
-
-llama.cpp may end a process on input it does not expect, so it gets one of its own. The protocol is plain text on
-standard output: `progress DONE TOTAL` for each tensor, `type TENSOR TYPE` for each one that changes its type, and
-`error MESSAGE` for each line llama.cpp logs as an error. Where several presets are tried, `preset NAME` ends the types of
-one, and `preset` alone those of one that llama.cpp refuses.
-Standard input carries nothing; when it closes, whoever asked is gone, and the worker stops and removes its output.
-"""
+"""What runs `llama_model_quantize`; `quantailor.ggml.reference` calls it in a process of its own, see `processes.apart`."""
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import re
-import sys
-import threading
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
-from quantailor.errors import QuantailorError
+from quantailor.control import Control
 from quantailor.ggml import library
+from quantailor.ggml.runtime import take_log
 from quantailor.numerics import Floats
+from quantailor.processes import messages
 
 _LEVEL_ERROR = 4
 _TAG_INT, _TAG_STR = 0, 3
@@ -40,12 +32,11 @@ class Request:
 
     base: str
     output: str
-    ftype: int
+    presets: tuple[tuple[str, int], ...]
+    """Names and numbers of presets to make one after the other, of which the last stays."""
     n_threads: int
     allow_requantize: bool = False
     dry_run: bool = False
-    presets: tuple[tuple[str, int], ...] = ()
-    """Names and numbers of presets to try one after the other, instead of `ftype`."""
     buffer_bytes: int = 0
     """Rows of one tensor kept in memory; 0 is llama.cpp's own 8 GiB."""
     overrides: tuple[tuple[str, int], ...] = ()
@@ -57,24 +48,13 @@ class Request:
     imatrix_sizes: tuple[int, ...] = ()
     metadata: Mapping[str, str | int] = field(default_factory=dict)
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
 
-    @staticmethod
-    def from_json(text: str) -> Request:
-        fields = json.loads(text)
-        for name in ("imatrix_names", "imatrix_sizes"):
-            fields[name] = tuple(fields[name])
-        fields["presets"] = tuple((name, int(ftype)) for name, ftype in fields["presets"])
-        fields["overrides"] = tuple((pattern, int(type_id)) for pattern, type_id in fields["overrides"])
-        return Request(**fields)
-
-
-def quantize(request: Request, importances: Floats, log: Callable[[int, str], None]) -> bool:
+def quantize(request: Request, ftype: int, importances: Floats, log: Callable[[int, str], None]) -> bool:
     """Call `llama_model_quantize` in this process; True on success.
 
     Args:
         request: what to do.
+        ftype: the preset's number.
         importances: all importance vectors end to end, in the order of `request.imatrix_names`: (n_values,).
         log: called with ggml's log level and text, not always a whole line.
     """
@@ -83,18 +63,18 @@ def quantize(request: Request, importances: Floats, log: Callable[[int, str], No
     llama.llama_log_set(on_log, ctypes.c_void_p(None))
     try:
         # the arrays behind `parameters` must outlive the call
-        parameters, kept = _parameters(llama, request, np.ascontiguousarray(importances, dtype=np.float32))
+        parameters, kept = _parameters(llama, request, ftype, np.ascontiguousarray(importances, dtype=np.float32))
         failed = llama.llama_model_quantize(os.fsencode(request.base), os.fsencode(request.output), ctypes.byref(parameters))
         del kept
     finally:
-        llama.llama_log_set(llama.llama_log_callback(), ctypes.c_void_p(None))
+        take_log()
     return not failed
 
 
-def _parameters(llama: ModuleType, request: Request, importances: Floats) -> tuple[ctypes.Structure, list[object]]:
+def _parameters(llama: ModuleType, request: Request, ftype: int, importances: Floats) -> tuple[ctypes.Structure, list[object]]:
     parameters = llama.llama_model_quantize_default_params()
     parameters.nthread = request.n_threads
-    parameters.ftype = request.ftype
+    parameters.ftype = ftype
     parameters.allow_requantize = request.allow_requantize
     parameters.dry_run = request.dry_run
     parameters.max_buf_size = request.buffer_bytes or parameters.max_buf_size
@@ -141,16 +121,39 @@ def _metadata_entries(llama: ModuleType, metadata: Mapping[str, str | int]) -> c
     return entries
 
 
-class _LineLog:
-    """Joins llama.cpp's log fragments to lines and sends what matters to standard output."""
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What llama.cpp said when it made one preset or mix."""
 
-    def __init__(self) -> None:
-        self._line = ""
+    name: str
+    is_made: bool
+    types: Mapping[str, str]
+    """Tensor -> the type that it changes to."""
+    errors: tuple[str, ...]
+
+
+def outcomes(request: Request, importances: Floats, *, control: Control) -> Iterator[Outcome]:
+    """Make one after the other of `request.presets`; progress counts tensors. `importances` as for `quantize`, (n_values,)."""
+    messages.remove_when_left(Path(request.output) if request.output else None)
+    for name, ftype in request.presets:
+        messages.doing(f"quantizing {request.base} to {name}")
+        log = _LineLog(control)
+        is_made = quantize(request, ftype, importances, log)
+        yield Outcome(name, is_made, log.types, tuple(log.errors))
+    messages.remove_when_left(None)
+
+
+class _LineLog:
+    """Joins llama.cpp's log fragments to lines and keeps what matters."""
+
+    def __init__(self, control: Control) -> None:
+        self._control, self._line = control, ""
+        self.types: dict[str, str] = {}
+        self.errors: list[str] = []
 
     def __call__(self, level: int, text: str) -> None:
         if level == _LEVEL_ERROR:
-            for line in filter(None, (part.strip(" =") for part in text.splitlines())):
-                _say(f"error {line}")
+            self.errors += filter(None, (part.strip(" =") for part in text.splitlines()))
             return
         head, newline, rest = text.rpartition("\n")
         if not newline:
@@ -162,38 +165,6 @@ class _LineLog:
 
     def _tell(self, line: str) -> None:
         if match := _TENSOR_LINE.match(line):
-            _say(f"progress {match.group(1)} {match.group(2)}")
+            self._control.advance(float(match.group(1)), float(match.group(2)), "quantizing with llama.cpp")
             if new_type := _NEW_TYPE.search(line):
-                _say(f"type {match.group(3)} {(new_type.group(1) or new_type.group(2)).upper()}")
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
-def _stop_with_parent(output: Path) -> None:
-    # not through sys.stdin: its lock must be free when the interpreter ends
-    while os.read(0, 1024):
-        pass
-    output.unlink(missing_ok=True)
-    os._exit(1)
-
-
-def main(folder: Path) -> int:
-    """Run the request in `folder` (request.json, importances.npy); the exit status is 0 on success."""
-    request = Request.from_json((folder / "request.json").read_text(encoding="utf-8"))
-    importances = np.load(folder / "importances.npy", allow_pickle=False)
-    threading.Thread(target=_stop_with_parent, args=(Path(request.output),), daemon=True).start()
-    try:
-        for name, ftype in request.presets:
-            is_made = quantize(replace(request, ftype=ftype), importances, _LineLog())
-            _say(f"preset {name if is_made else ''}")
-        return 0 if request.presets or quantize(request, importances, _LineLog()) else 1
-    except QuantailorError as error:
-        _say(f"error {error}")
-        return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+                self.types[match.group(3)] = (new_type.group(1) or new_type.group(2)).upper()

@@ -107,6 +107,11 @@ def _log() -> _Log:
     return log
 
 
+def take_log() -> None:
+    """Let llama.cpp's messages come here again."""
+    library.load().llama.llama_log_set(_log().callback, None)
+
+
 class Tokenizer:
     """The vocabulary of a model file. Use as a context manager, or call `close`.
 

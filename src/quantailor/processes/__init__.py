@@ -1,1 +1,8 @@
-"""Processes that end with us, and work that is done in one because the library it calls may end it."""
+"""Processes that end with us.
+
+apart     functions of ours in a process of its own, because the library that they call may end it
+worker    that process
+messages  what the two say to each other
+child     programs of others: llama.cpp's converter, pip and venv
+runner    what ends them with us; it needs the standard library alone
+"""

@@ -215,8 +215,16 @@ def _asked(
 ) -> tuple[Call, Control]:
     control = options.pop("control", None)
     level = _logger.getEffectiveLevel()
-    request = Call(function, arguments, options, str(Path.cwd()), level, control is not None, use)
+    request = Call(function, arguments, options, _folder(), level, control is not None, use)
     return request, cast(Control, control) if control is not None else QUIET
+
+
+def _folder() -> str | None:
+    """The working directory; None where somebody deleted it."""
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return None
 
 
 def _drained(answers: Generator[object, None, object]) -> object:

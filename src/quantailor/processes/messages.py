@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 Kind = Literal["doing", "log", "advance", "item", "returned", "raised"]
@@ -18,8 +20,8 @@ class Call:
     function: Callable[..., object]
     arguments: tuple[object, ...]
     options: Mapping[str, object]
-    folder: str
-    """The working directory that paths are meant in."""
+    folder: str | None
+    """The working directory that paths are meant in; None where there is none."""
     log_level: int
     """Records of the logger "quantailor" from this level on are wanted."""
     reports: bool
@@ -40,3 +42,19 @@ def doing(what: str) -> None:
     """Say what begins now ("loading tiny.gguf"), so that whoever waits can tell what this process ended in."""
     for listener in _listeners:
         listener(what)
+
+
+_partial: Path | None = None
+
+
+def remove_when_left(path: Path | None) -> None:
+    """Name the half-written file to remove where whoever waits ends before this process is done; None when there is none any more."""
+    global _partial
+    _partial = path
+
+
+def remove_partial() -> None:
+    """Remove that file."""
+    if _partial is not None:
+        with contextlib.suppress(OSError):
+            _partial.unlink(missing_ok=True)

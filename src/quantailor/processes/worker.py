@@ -63,7 +63,8 @@ class _Worker:
     def answer(self, request: Call) -> None:
         """Run one request to its end."""
         try:
-            os.chdir(request.folder)
+            if request.folder is not None:
+                os.chdir(request.folder)
             logging.getLogger("quantailor").setLevel(request.log_level)
             self._line.send("returned", self._result(request))
         except Exception as error:
@@ -97,6 +98,7 @@ def _read(stream: IO[bytes], requests: queue.Queue[Call]) -> None:
     with contextlib.suppress(EOFError, OSError):
         while True:
             requests.put(pickle.load(stream))
+    messages.remove_partial()
     os._exit(0)
 
 

@@ -7,7 +7,6 @@ trust         checkpoints that bring code
 converting    the run itself
 failures      what it says as errors
 checkpoint    a digest by which a conversion is found again
-child runner  processes that end with us
 places        folders in the cache that appear whole
 """
 

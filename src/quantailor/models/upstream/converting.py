@@ -15,10 +15,10 @@ from quantailor.errors import AlreadyQuantizedError, ConverterError, ModelError
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.json_files import read_json_if_there
 from quantailor.models.opening import require_unquantized
-from quantailor.models.upstream import child
 from quantailor.models.upstream.failures import failure
 from quantailor.models.upstream.locating import Converter
 from quantailor.models.upstream.trust import refuse_code
+from quantailor.processes import child
 
 N_KEPT_LINES = 400
 MAX_LOG_BYTES = 16 << 20

@@ -13,9 +13,9 @@ from packaging.requirements import Requirement
 
 from quantailor.control import Control
 from quantailor.errors import ConverterError
-from quantailor.models.upstream import child
 from quantailor.models.upstream.pip_tool import Begin, pip
 from quantailor.models.upstream.places import cache_folder, new_folder
+from quantailor.processes import child
 
 EXTRA = "convert"
 VARIABLE = "QUANTAILOR_CONVERT_PYTHON"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from quantailor.control import Control
 from quantailor.errors import ConverterError, OutputError, QuantailorError
-from quantailor.models.upstream import child
+from quantailor.processes import child
 
 Begin = Callable[[str], Control]
 """Begins a stage of that name; called only where there is something to set up."""

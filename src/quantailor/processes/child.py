@@ -1,4 +1,4 @@
-"""Processes that do not outlive us: llama.cpp's converter, pip and venv, all started through `runner`."""
+"""Programs of others that do not outlive us: llama.cpp's converter, pip and venv, all started through `runner`."""
 
 from __future__ import annotations
 
