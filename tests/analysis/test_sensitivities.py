@@ -12,7 +12,9 @@ from quantailor.analysis.sensitivity import (
     ProbeGroup,
     groups_of,
     is_drowned,
+    is_readable,
     mean_kld,
+    readable,
     sensitivity,
     swap_cell,
     weigh,
@@ -193,6 +195,30 @@ def test_a_probe_drowns_in_the_floor_or_in_its_own_error(klds: list[float], floo
 def test_the_largest_probe_decides_whether_a_tensor_drowns() -> None:
     klds = {"Q2_K": [0.024] * 4, "Q8_0": [1e-6, -1e-6] * 2}
     assert sensitivity(TENSOR, {TENSOR.name: ERRORS}, probed(TENSOR, klds), QTYPES, PROBES, floor_nats=1e-4)[0].status == "measured"
+
+
+def test_a_probe_on_fewer_chunks_is_compared_on_those_it_has() -> None:
+    hard = np.array([1.0, 1.0, 1.0, 5.0])
+    klds = {"Q2_K": kld_of("Q2_K", ERRORS["Q2_K"]) * hard, "Q4_K": kld_of("Q4_K", ERRORS["Q4_K"]) * hard[:2]}
+    one, both = (sensitivity(TENSOR, {TENSOR.name: ERRORS}, probed(TENSOR, klds), QTYPES, types)[0] for types in (["Q2_K"], klds))
+    assert both.probes == ("Q2_K", "Q4_K")
+    assert both.alpha.value == pytest.approx(one.alpha.value, rel=0.03)
+
+
+def test_what_a_large_error_has_too_much_is_not_noise() -> None:
+    klds = {"Q2_K": [0.024] * 4, "Q4_K": [0.0024] * 4}  # 60 % more than in proportion
+    (found,) = sensitivity(TENSOR, {TENSOR.name: ERRORS}, probed(TENSOR, klds), QTYPES, ("Q2_K", "Q4_K"))
+    assert found.noise == {}
+    assert 0.3 < found.alpha.value < 0.48
+
+
+def test_text_that_the_base_was_never_taught_does_not_count() -> None:
+    known, foreign = ChunkScore(0, 100, 450.0, 0.0, 100, 0.0), ChunkScore(1, 100, 1300.0, 0.0, 100, 0.0)
+    assert [is_readable(score, 4096) for score in (known, foreign)] == [True, False]
+    rows = {"both": scores([0.1, 0.9]), "foreign alone": scores([0.1, 0.9])[1:]}
+    found = readable(rows, [known, foreign], 4096)
+    assert {mix: [score.index for score in row] for mix, row in found.items()} == {"both": [0], "foreign alone": [1]}
+    assert readable(rows, [foreign], 4096) == rows
 
 
 # Standard errors

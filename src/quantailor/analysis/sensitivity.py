@@ -7,7 +7,9 @@ depend on the weights' bits:
     KLD_t(q) = alpha_t e_t(q) + noise_t(activation block of q)
 
 Q2_K, Q6_K and Q8_0 tell the three unknowns apart: a large error, and next to none in either kind of kernel. Least
-squares on relative errors, none of the unknowns negative; where there is one probe alone all of it counts as alpha.
+squares on relative errors, none of the unknowns negative. Where there is one probe alone all of it counts as alpha.
+Only a probe of next to no error tells the noise (`TELLS_NOISE`): in one of a large error, what it has too much for alpha
+would count as noise, and make all larger types look as bad. Where no probe tells it, it is what is usual beside alpha.
 
 Standard errors are over chunks: the estimate is a linear map of the probes' KLDs, and that map is applied to every chunk.
 
@@ -19,6 +21,7 @@ too, so this part does not add up over tensors. What a tensor is *typically* wor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -26,6 +29,7 @@ from typing import Literal
 import numpy as np
 
 from quantailor import numerics
+from quantailor.analysis.pooling import Departure, Departures, Finding
 from quantailor.analysis.scores.fidelity import paired_chunks, perplexity_of
 from quantailor.errors import InferenceError
 from quantailor.numerics import Doubles
@@ -43,6 +47,19 @@ DROWNED_BELOW_ERRORS = 2.0
 """A probe below so many floors, or so many of its own standard errors, says nothing."""
 TYPICAL_MEDIANS = 3.0
 N_SECTIONS = 8
+UNREADABLE_SHARE = 2 / 3
+"""A chunk in which the base needs more than this share of ln(vocabulary) nats a token is text that it was never taught. What an
+error costs there says nothing about text that it knows: other tensors matter, the embeddings of rare tokens above all."""
+TELLS_NOISE = 1e-3
+"""A probe of a larger error than this says nothing of what rounding the inputs costs."""
+USUAL_NOISE: Mapping[int, float] = {32: 1e-4, 256: 3e-4}
+"""noise / alpha by activation block where no probe tells it: the share of the inputs' energy that rounding them loses."""
+LARGE_KLD = 0.05
+"""Nats. From here on a probe is no small perturbation and counts less."""
+ALPHA_CHUNK_SD, TYPE_CHUNK_SD = 0.35, 0.15
+"""How much alpha scatters from chunk to chunk, relative, where too few chunks tell; and a type beside the tensor's others."""
+_USUAL_CHUNKS = 6
+"""What is usual counts like so many chunks."""
 _DEPTH_BANDS = 4
 _UNDETERMINED = 1e-6
 
@@ -102,6 +119,23 @@ def kld_over_sections(scores: Sequence[ChunkScore], n_sections: int = N_SECTIONS
     return numerics.ratio_over_chunks(sums, [sum(ordered[index].n_tokens for index in section) for section in sections])
 
 
+def is_readable(base: ChunkScore, n_vocab: int) -> bool:
+    """Whether the base knows text like this chunk, by its own score there; see `UNREADABLE_SHARE`."""
+    return base.nll_sum < UNREADABLE_SHARE * math.log(max(n_vocab, 2)) * base.n_tokens
+
+
+def readable(scores: Scores, base: Sequence[ChunkScore], n_vocab: int) -> Scores:
+    """The scores of chunks that the base can read; those of a mix that has no such chunk stay as they are.
+
+    Args:
+        scores: of any mixes, or files.
+        base: those of the empty mix.
+        n_vocab: tokens in the vocabulary.
+    """
+    known = {score.index for score in base if is_readable(score, n_vocab)}
+    return {mix: [score for score in rows if score.index in known] or rows for mix, rows in scores.items()}
+
+
 def typical_kld(scores: Sequence[ChunkScore]) -> Estimate:
     """Mean KLD over chunks without the tail that router flips make, nats per token; see the module docstring."""
     tokens = np.array([score.n_tokens for score in scores], dtype=np.float64)
@@ -146,10 +180,12 @@ def sensitivity(
     own_name = "" if group.tensors == (group.name,) else group.name
     if not probes:
         return tuple(Sensitivity(name, "not in the graph", Estimate(0.0), group=own_name) for name in group.tensors)
-    klds, tokens = _by_chunk([scores[group.mix(name).id] for name in probes])  # (n_probes, n_chunks), (n_chunks,)
     summed = [sum(errors[tensor][name] for tensor in group.tensors) for name in probes]
+    klds, tokens = _by_chunk([scores[group.mix(name).id] for name in probes], summed, len(group.tensors))  # (n_probes, n_chunks)
+    kept = [number for number, row in enumerate(klds) if np.isfinite(row).all()]
+    klds, probes, summed = klds[kept], [probes[number] for number in kept], [summed[number] for number in kept]
     blocks = [qtypes[name].activation_block for name in probes]
-    alpha, noise = _solve(np.asarray(summed), blocks, klds, tokens)
+    alpha, noise = _solve(np.asarray(summed), blocks, klds, tokens, len(group.tensors))
     largest = max((numerics.ratio_over_chunks(row, tokens) for row in klds), key=lambda kld: kld.value)
     status: Literal["measured", "drowned"] = "measured"
     if is_drowned(largest, floor_nats):
@@ -167,15 +203,29 @@ def sensitivity(
     )
 
 
-def _by_chunk(scores: Sequence[Sequence[ChunkScore]]) -> tuple[Doubles, Doubles]:
-    """Typical KLD sums of several mixes over the chunks they have in common, and those chunks' tokens."""
-    common = set.intersection(*({score.index for score in row} for row in scores))
-    rows = [sorted((score for score in row if score.index in common), key=lambda score: score.index) for row in scores]
-    tokens = np.array([score.n_tokens for score in rows[0]], dtype=np.float64)
-    return _typical(np.array([[score.kld_sum for score in row] for row in rows]), tokens), tokens
+def _by_chunk(scores: Sequence[Sequence[ChunkScore]], errors: Sequence[float], n: int) -> tuple[Doubles, Doubles]:
+    """Typical KLD sums of a group's probes over the chunks of the one that tells most of alpha, and those chunks' tokens.
+
+    A probe that lacks some of these chunks is taken to cost there what it costs beside that one elsewhere; with no chunk in
+    common it is left as NaN.
+    """
+    telling = [row for row, error in zip(scores, errors, strict=True) if error > n * TELLS_NOISE] or scores
+    chunks = sorted({score.index: float(score.n_tokens) for score in max(telling, key=len)}.items())
+    tokens = np.array([count for _, count in chunks])
+    klds = np.full((len(scores), len(chunks)), np.nan)
+    for row, found in zip(klds, scores, strict=True):
+        sums = {score.index: score.kld_sum for score in found}
+        there = np.array([index in sums for index, _ in chunks])
+        row[there] = _typical(np.array([[sums[index] for index, _ in chunks if index in sums]]), tokens[there])[0]
+    whole = next(row for row in klds if np.isfinite(row).all())
+    for row in klds:
+        there = np.isfinite(row)
+        if there.any() and whole[there].sum() > 0:
+            row[~there] = whole[~there] * row[there].sum() / whole[there].sum()
+    return klds, tokens
 
 
-def _solve(errors: Doubles, blocks: Sequence[int], klds: Doubles, tokens: Doubles) -> tuple[Estimate, dict[int, float]]:
+def _solve(errors: Doubles, blocks: Sequence[int], klds: Doubles, tokens: Doubles, n: int) -> tuple[Estimate, dict[int, float]]:
     """alpha with its error, and the noise per activation block, from probes with these errors and blocks.
 
     Args:
@@ -183,26 +233,73 @@ def _solve(errors: Doubles, blocks: Sequence[int], klds: Doubles, tokens: Double
         blocks: the activation blocks of their types.
         klds: sums per chunk, (n_probes, n_chunks).
         tokens: scored tokens per chunk, (n_chunks,).
+        n: tensors that were probed together.
     """
     # scipy takes long to import, and much memory; who fits nothing does without.
     from scipy.optimize import nnls
 
     means = klds.sum(axis=1) / tokens.sum()
-    unknown_blocks = sorted(set(blocks) - {1}) if len(blocks) > 1 else []
-    if len(unknown_blocks) == len(blocks):  # one probe per kernel: the one with the larger error gives alpha alone
-        unknown_blocks.remove(blocks[int(np.argmax(errors))])
+    unknown_blocks = sorted({block for block, error in zip(blocks, errors, strict=True) if error <= n * TELLS_NOISE} - {1})
+    if len(set(blocks)) == len(blocks):  # one probe per kernel: the one with the larger error gives alpha alone
+        unknown_blocks = [block for block in unknown_blocks if block != blocks[int(np.argmax(errors))]]
     design = np.stack([errors, *(np.equal(blocks, block).astype(np.float64) for block in unknown_blocks)], axis=1)
     usable = means > 0
     if not usable.any() or not errors[usable].any():
         return Estimate(0.0), dict.fromkeys(unknown_blocks, 0.0)
-    weights = np.where(usable, 1 / np.where(usable, means, 1.0), 0.0)
-    solution, _ = nnls(design * weights[:, None], np.ones(len(means)) * usable)
+    weights = np.where(usable, 1 / np.where(usable, means * np.hypot(1, means / LARGE_KLD), 1.0), 0.0)
+    solution, _ = nnls(design * weights[:, None], means * weights)
     active = solution > 0
     to_alpha: Doubles = np.zeros(len(means))
     if active[0]:
         to_alpha = (np.linalg.pinv(design[:, active] * weights[:, None]) * weights[None, :])[0]
     spread = numerics.ratio_over_chunks(to_alpha @ klds, tokens)
     return Estimate(float(solution[0]), spread.se), {block: float(value) for block, value in zip(unknown_blocks, solution[1:], strict=True)}
+
+
+def finding(group: ProbeGroup, found: Sensitivity, scores: Scores, usual_variance: float) -> Finding | None:
+    """What a group's own probes say of its tensors' alpha, for `pooling`; None where they say nothing.
+
+    `usual_variance` is that of one chunk, relative: the scatter over a few chunks is itself a matter of luck.
+    """
+    if found.status != "measured" or found.alpha.value <= 0:
+        return None
+    n_chunks = max(len(scores[group.mix(name).id]) for name in found.probes)
+    variance = chunk_variance(found, n_chunks)
+    shared = (_USUAL_CHUNKS * usual_variance + (n_chunks - 1) * variance) / (_USUAL_CHUNKS + n_chunks - 1)
+    return Finding(group.tensors, math.log(found.alpha.value), shared / n_chunks)
+
+
+def kernel_noise(found: Sensitivity, qtype: QType) -> float:
+    """What the kernel of a type costs this tensor by rounding its inputs, nats: as probes tell, else what is usual beside alpha."""
+    block = qtype.activation_block
+    return found.noise.get(block, found.alpha.value * USUAL_NOISE.get(block, 0.0))
+
+
+def chunk_variance(found: Sensitivity, n_chunks: int) -> float:
+    """The variance of alpha from chunk to chunk, relative."""
+    return n_chunks * found.alpha.relative_se**2
+
+
+def departures(
+    tensor: str, found: Sensitivity, errors: Mapping[str, float], scores: Scores, qtypes: Mapping[str, QType], floor_nats: float
+) -> Departures:
+    """How far the measured cells of a tensor lie from its own alpha x error + noise, each on the chunks it has."""
+    group = ProbeGroup(tensor, (tensor,))
+    names = [name for name in found.probes if errors.get(name, 0.0) > 0]
+    if found.group or found.status != "measured" or found.alpha.value <= 0 or not names:
+        return Departures()
+    klds, tokens = _by_chunk([scores[group.mix(name).id] for name in names], [errors[name] for name in names], 1)
+    means = klds.sum(axis=1) / tokens.sum()
+    modelled = [found.alpha.value * errors[name] + kernel_noise(found, qtypes[name]) for name in names]
+    profile = klds / np.where(means > 0, means, 1.0)[:, None] / tokens
+    apart = np.square(profile - profile.mean(axis=0)) * (tokens / tokens.mean())
+    measured = []
+    for name, mean, expected, row in zip(names, means, modelled, apart, strict=True):
+        n_chunks = len(scores[group.mix(name).id])
+        if mean > DROWNED_BELOW_FLOORS * floor_nats and expected > 0:
+            variance = (_USUAL_CHUNKS * TYPE_CHUNK_SD**2 + float(row.sum())) / (_USUAL_CHUNKS + n_chunks - 1) / n_chunks
+            measured.append(Departure(name, math.log(errors[name]), math.log(mean / expected), variance))
+    return Departures(measured)
 
 
 # Probes that drown alone, weighed together

@@ -7,19 +7,17 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal
-
-import numpy as np
 
 from quantailor import records
 from quantailor.analysis import sensitivity as probing
+from quantailor.analysis.pooling import Departures, pooled
 from quantailor.analysis.prediction import fit_curve
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
 from quantailor.ggml import library
 from quantailor.models.abilities import why_no_predictions
 from quantailor.qtypes import QType
-from quantailor.records import Curve, CurvePoint, Estimate, Mix, Sensitivity, SwapCell, TensorInfo, WeightError, part_of
+from quantailor.records import Curve, CurvePoint, Estimate, Mix, Sensitivity, SwapCell, TensorInfo, WeightError, layer_of, part_of
 from quantailor.session import OpenedModel, Workspace, quantizable_tensors
 from quantailor.store import SwapKey
 
@@ -27,8 +25,6 @@ CURVE, ANCHOR, WEIGHING, STORED = "curve", "anchor", "weighing", "stored"
 """What mixes of many tensors are for."""
 GROUPINGS = ("tensor", "role-depth", "role")
 """From the finest; a tensor's sensitivity is that of the finest group that was probed."""
-MODEL_SD = 0.2
-"""How far a cell lies from alpha x error + noise, relative: what a measured cell's own error is weighed against."""
 FINER_FLOOR = 1 / 64
 """F16 kernels round inputs 8 times more finely than BF16 ones, so the floor is that share of theirs."""
 
@@ -50,14 +46,14 @@ class Knowledge:
     """The most chunks that a probe has."""
     errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Tensor -> type -> `weighted_mse`."""
-    typical: Mapping[tuple[str, str], Estimate] = field(default_factory=dict)
-    """The KLD of `cells` without the tail that router flips make, which does not add up over tensors."""
+    departures: Mapping[str, Departures] = field(default_factory=dict)
+    """How each tensor's measured cells differ from alpha x error + noise."""
 
     def damage(self, tensor: TensorInfo, qtype: QType, weighted_mse: float) -> Estimate:
         """Nats that this type of this tensor adds to S, scaled as the curve says.
 
-        A cell that was measured counts by its own precision; a type between measured ones takes over how those differ
-        from alpha x error + noise.
+        A cell that was measured counts by its own precision, beside alpha x error + noise; a type between measured ones
+        takes over how those differ from it.
         """
         if not qtype.is_quantized or tensor.type_name == qtype.name:
             return Estimate(0.0)
@@ -67,48 +63,22 @@ class Knowledge:
 
     def _unscaled(self, name: str, qtype: QType, weighted_mse: float) -> Estimate:
         modelled = self.modelled(name, qtype, weighted_mse)
-        cell = self.typical.get((name, qtype.name))
-        if cell is not None and not probing.is_drowned(cell, self.floor_nats):
-            return cell if modelled.value <= 0 else _weighed(cell, modelled)
-        factor = math.exp(self._ln_departure(name, weighted_mse))
-        return Estimate(factor * modelled.value, factor * modelled.se)
-
-    def _ln_departure(self, name: str, weighted_mse: float) -> float:
-        """ln(measured / modelled), interpolated between the tensor's measured cells over ln(error)."""
-        known = self._departures.get(name)
-        if known is None or weighted_mse <= 0:
-            return 0.0
-        return float(np.interp(math.log(weighted_mse), *known))
-
-    @cached_property
-    def _departures(self) -> dict[str, tuple[list[float], list[float]]]:
-        """Tensor -> ln(error) of its measured cells, ascending, and ln(measured / modelled) there."""
-        qtypes, found = library.types(), dict[str, list[tuple[float, float]]]()
-        for (name, type_name), cell in self.typical.items():
-            error = self.errors.get(name, {}).get(type_name, 0.0)
-            modelled = self.modelled(name, qtypes[type_name], error).value
-            if error > 0 and modelled > 0 and not probing.is_drowned(cell, self.floor_nats):
-                departure = math.log(_weighed(cell, Estimate(modelled)).value / modelled)
-                found.setdefault(name, []).append((math.log(error), departure))
-        return {name: ([at for at, _ in sorted(rows)], [value for _, value in sorted(rows)]) for name, rows in found.items()}
+        if weighted_mse <= 0:
+            return modelled
+        departure = self.departures.get(name, _NONE_MEASURED).of(qtype.name, math.log(weighted_mse))
+        value = modelled.value * math.exp(departure.value)
+        return Estimate(value, value * math.hypot(modelled.relative_se, departure.se))
 
     def modelled(self, name: str, qtype: QType, weighted_mse: float) -> Estimate:
         """alpha x error + noise, nats, whether or not the cell was measured."""
         known = self.sensitivities.get(name)
         if known is None:
             return Estimate(0.0)
-        noise = known.noise.get(qtype.activation_block, max(known.noise.values(), default=0.0)) if qtype.activation_block > 1 else 0.0
-        value = known.alpha.value * weighted_mse + noise
-        relative = known.alpha.se / known.alpha.value if known.alpha.value > 0 else 1.0
-        return Estimate(value, value * math.hypot(relative, MODEL_SD))
+        value = known.alpha.value * weighted_mse + probing.kernel_noise(known, qtype)
+        return Estimate(value, value * (known.alpha.relative_se or 1.0))
 
 
-def _weighed(measured: Estimate, modelled: Estimate) -> Estimate:
-    """The geometric mean, weighed by relative precision. The error that both share (the text's) stays out of the weights."""
-    own = max((measured.se / measured.value) ** 2 / 4, 1e-6)
-    weight = 1 / own / (1 / own + 1 / MODEL_SD**2)
-    value = math.exp(weight * math.log(measured.value) + (1 - weight) * math.log(modelled.value))
-    return Estimate(value, value * measured.se / measured.value)
+_NONE_MEASURED = Departures()
 
 
 def known_runs(workspace: Workspace, model: OpenedModel, imatrix: str) -> list[SwapKey]:
@@ -142,19 +112,22 @@ def _knowledge(
     workspace: Workspace, model: OpenedModel, key: SwapKey, tensors: Sequence[TensorInfo], scores: Scores, cells: Sequence[WeightError]
 ) -> Knowledge:
     errors = errors_by_tensor(cells)
+    n_vocab = max((tensor.n_rows for tensor in tensors if layer_of(tensor.name) is None), default=0)
+    scores = probing.readable(scores, scores.get(NULL_MIX.id, ()), n_vocab)
     floor, stored_nats = floor_of(workspace, key, scores)
     base = scores.get(NULL_MIX.id, [])
     swept = {cell: probing.swap_cell(*cell, rows, base) for mix, rows in scores.items() if base and (cell := _single(mix))}
+    sensitivities, departures = _sensitivities(workspace, model, tensors, errors, scores, floor)
     known = Knowledge(
         key=key,
-        sensitivities=_sensitivities(workspace, model, tensors, errors, scores, floor),
+        sensitivities=sensitivities,
         cells=swept,
         curve=fit_curve(()),
         floor_nats=floor,
         stored_nats=stored_nats,
         n_chunks=max((cell.n_chunks for cell in swept.values()), default=len(base)),
         errors=errors,
-        typical={cell: probing.typical_kld(rows) for mix, rows in scores.items() if (cell := _single(mix))},
+        departures=departures,
     )
     return dataclasses.replace(known, curve=_curve(workspace, known, scores, tensors))
 
@@ -208,20 +181,55 @@ def _sensitivities(
     errors: Mapping[str, Mapping[str, float]],
     scores: Scores,
     floor: float,
-) -> dict[str, Sensitivity]:
-    """Every tensor's, from the finest group that was probed; those that drowned alone from a weighing, where there is one."""
+) -> tuple[dict[str, Sensitivity], dict[str, Departures]]:
+    """Every tensor's, from all that was probed, and how its own cells depart from it.
+
+    Those that drowned alone come from a weighing, where there is one.
+    """
     qtypes = library.types()
-    found: dict[str, Sensitivity] = {}
     probed: dict[str, list[str]] = {}
     for cell in filter(None, map(_single, scores)):
         probed.setdefault(cell[0], []).append(cell[1])
     singles = [(ProbeGroup(tensor.name, (tensor.name,)), sorted(probed.get(tensor.name, ()))) for tensor in tensors]
-    for group, types in (*singles, *_groups(tensors, scores)):
-        for item in probing.sensitivity(group, errors, scores, qtypes, types, floor_nats=floor):
-            if item.tensor not in found or found[item.tensor].status == "not in the graph":
-                found[item.tensor] = item
+    groups = [
+        (group, probing.sensitivity(group, errors, scores, qtypes, types, floor_nats=floor))
+        for group, types in (*singles, *_groups(tensors, scores))
+    ]
+    found: dict[str, Sensitivity] = {}
+    for item in (item for _, items in groups for item in items):
+        if item.tensor not in found or found[item.tensor].status == "not in the graph":
+            found[item.tensor] = item
+    departures = {
+        name: probing.departures(name, item, errors.get(name, {}), scores, qtypes, floor)
+        for name, item in found.items()
+        if item.status == "measured" and not item.group
+    }
+    found = _pooled(groups, found, scores)
     found |= _weighed_together(workspace, model, tensors, errors, scores, found)
-    return found | _by_role(tensors, found)
+    return found | _by_role(tensors, found), departures
+
+
+def _pooled(
+    groups: Sequence[tuple[ProbeGroup, Sequence[Sensitivity]]], found: Mapping[str, Sensitivity], scores: Scores
+) -> dict[str, Sensitivity]:
+    """The same with alphas from all probes together; the noise keeps its proportion to alpha."""
+    firsts = [(group, items[0]) for group, items in groups if items[0].status == "measured"]
+    scatter = [
+        probing.chunk_variance(item, n) for group, item in firsts if (n := max(len(scores[group.mix(name).id]) for name in item.probes)) > 1
+    ]
+    usual = statistics.median(scatter) if scatter else probing.ALPHA_CHUNK_SD**2
+    findings = [finding for group, item in firsts if (finding := probing.finding(group, item, scores, usual))]
+    there = [name for name, item in found.items() if item.status != "not in the graph"]
+    alphas, better = pooled(findings, there), dict(found)
+    for name in there if alphas else ():
+        item, alpha = found[name], alphas[name]
+        if item.status == "drowned" and alpha.value > item.alpha.value:
+            continue  # its own probes give an upper bound
+        own = item.alpha.value or alpha.value
+        better[name] = dataclasses.replace(
+            item, alpha=alpha, noise={block: value * alpha.value / own for block, value in item.noise.items()}
+        )
+    return better
 
 
 def _by_role(tensors: Sequence[TensorInfo], found: Mapping[str, Sensitivity]) -> dict[str, Sensitivity]:
@@ -281,6 +289,8 @@ def bits_per_weight(tensors: Sequence[TensorInfo], types: Mapping[str, str]) -> 
 
 def _curve(workspace: Workspace, known: Knowledge, scores: Scores, tensors: Sequence[TensorInfo]) -> Curve:
     in_files = workspace.store.mix_scores(file_key(known.key))
+    chunks = {score.index for score in scores.get(NULL_MIX.id, ())}  # those that the base can read
+    in_files = {mix: [score for score in rows if score.index in chunks] or rows for mix, rows in in_files.items()}
     kinds: tuple[tuple[str, Literal["memory", "file"], Scores], ...] = ((CURVE, "memory", scores), (ANCHOR, "file", in_files))
     return fit_curve(
         [

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from quantailor.analysis.corpus import Corpus, chunk_length, chunks, spread
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.scores.mix_scores import ApartScorer, FileScorer, scoring_apart
-from quantailor.control import Control
+from quantailor.analysis.sensitivity import NULL_MIX, is_readable
+from quantailor.control import QUIET, Control
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_with_swaps
 from quantailor.errors import StrategyError
@@ -28,6 +29,8 @@ from quantailor.steps.stages import Stages
 from quantailor.steps.step import Answer, Screen, StepResult, WeightedStep
 from quantailor.store import SwapKey
 
+LOOK_AT = 4
+"""So many times the chunks that are wanted are looked at for ones that the base can read."""
 CHECKPOINT_CHUNKS = 4
 """Chunks of one mix after which its scores are stored; a mix that is finished is stored at once."""
 
@@ -81,9 +84,17 @@ class Scoring:
     order: tuple[int, ...]
     """All chunks, spread over the text."""
 
+    n_vocab: int
+
     def first(self, n_chunks: int) -> list[int]:
-        """The chunks to use when so many are asked for."""
-        return sorted(self.order[:n_chunks])
+        """The chunks to use when so many are asked for: the first that the base can read (METHODS 4); if none is, the first."""
+        n_looked_at, readable = 0, list[int]()
+        while len(readable) < n_chunks and n_looked_at < min(len(self.order), LOOK_AT * n_chunks):
+            n_looked_at += n_chunks - len(readable)
+            self.run([NULL_MIX], self.order[:n_looked_at], QUIET)
+            base = {score.index: score for score in self.workspace.store.mix_scores(self.key)[NULL_MIX.id]}
+            readable = [index for index in self.order[:n_looked_at] if is_readable(base[index], self.n_vocab)]
+        return sorted(readable or self.order[:n_chunks])
 
     def run(self, mixes: Sequence[Mix], indexes: Sequence[int], control: Control) -> None:
         """Score every mix on these chunks; what the store has is not scored again."""
@@ -145,7 +156,8 @@ def scoring(
     with scoring_apart(path, names, tokens, folder, imatrix=imatrix, n_threads=threads, n_gpu_layers=layers) as scorer:
         fingerprint = imatrix.fingerprint if imatrix else ""
         key = SwapKey(model.fingerprint, fingerprint, corpus.sha256, n_ctx, "as built", scorer.base_kernels)
-        yield Scoring(workspace, key, scorer, files, corpus, tuple(spread(len(tokens))))
+        n_vocab = ModelSize.of(model.source).n_vocab
+        yield Scoring(workspace, key, scorer, files, corpus, tuple(spread(len(tokens))), n_vocab)
 
 
 def measured_with(

@@ -1,0 +1,82 @@
+"""More evidence never makes a plan worse beyond its noise, whatever is added to whatever there was."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from made_up_evidence import MadeUpModel, Probes
+
+from quantailor.evidence.knowledge import Knowledge
+
+SEEDS = range(8)
+BITS = (3.5,)
+
+
+def regrets(*probes: Probes, foreign: tuple[int, ...] = ()) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """ln(true damage of the plan / least there is), for every made-up model and size."""
+    found = []
+    for seed in SEEDS:
+        model = MadeUpModel(seed, foreign=foreign)
+        known = model.known(*probes)
+        found += [math.log(model.truth(model.plan(known, bits)) / model.truth(model.plan(None, bits))) for bits in BITS]
+    return np.array(found)
+
+
+CASES: dict[str, tuple[tuple[Probes, ...], tuple[Probes, ...]]] = {
+    "a type on few chunks": (
+        (("tensor", ("Q2_K", "Q6_K", "Q8_0"), range(16)),),
+        (("tensor", ("IQ3_XXS", "Q4_K"), range(1)),),
+    ),
+    "single tensors on one chunk beside groups": (
+        (("role-depth", ("Q2_K", "Q6_K", "Q8_0"), range(8)),),
+        (("tensor", ("Q2_K",), range(1)),),
+    ),
+    "a type that tells neither alpha alone nor noise": (
+        (("tensor", ("Q2_K",), range(2)),),
+        (("tensor", ("Q4_K",), range(2)),),
+    ),
+    "groups beside single tensors": (
+        (("tensor", ("Q2_K",), range(4)),),
+        (("role", ("Q2_K", "Q4_K"), range(2)), ("role-depth", ("Q4_K",), range(1))),
+    ),
+    "another chunk": ((("tensor", ("Q2_K",), range(1)),), (("tensor", ("Q2_K",), range(2)),)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_added_does_not_hurt(name: str) -> None:
+    before, added = CASES[name]
+    worse = regrets(*before, *added) - regrets(*before)
+    error = worse.std(ddof=1) / math.sqrt(len(worse))
+    assert worse.mean() < max(0.01, 2 * error)
+    assert np.quantile(worse, 0.9) < 0.08
+
+
+def test_chunks_that_the_base_cannot_read_do_not_count() -> None:
+    few, more = ("role-depth", ("Q2_K", "Q4_K"), range(1)), ("role-depth", ("Q2_K", "Q4_K"), range(2))
+    assert regrets(more, foreign=(1,)).mean() < regrets(few, foreign=(1,)).mean() + 0.005
+
+
+def test_random_subsets_of_evidence() -> None:
+    rng = np.random.default_rng(5)
+    groupings, types = ("role", "role-depth", "tensor"), ("IQ2_XXS", "Q2_K", "IQ3_XXS", "Q4_K", "Q6_K", "Q8_0")
+    worse = []
+    for seed in range(8):
+        model = MadeUpModel(seed, foreign=(1, 5))
+        probes: list[Probes] = []
+        last: float | None = None
+        for _ in range(4):
+            chosen = tuple(rng.choice(types, size=rng.integers(1, 4), replace=False))
+            probes.append((str(rng.choice(groupings)), ("Q2_K", *chosen), range(int(rng.integers(1, 9)))))
+            regret = _regret(model, model.known(*probes))
+            if last is not None:
+                worse.append(regret - last)
+            last = regret
+    assert np.mean(worse) < 0
+    assert np.quantile(worse, 0.95) < 0.08
+
+
+def _regret(model: MadeUpModel, known: Knowledge) -> float:
+    return math.log(model.truth(model.plan(known, 3.5)) / model.truth(model.plan(None, 3.5)))
