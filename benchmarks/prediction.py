@@ -30,7 +30,7 @@ from quantailor.analysis.prediction import fit_curve, predict_kld, scaled_damage
 from quantailor.analysis.sensitivity import Scores, mean_kld
 from quantailor.control import NullControl
 from quantailor.evidence.damages import probed_tables
-from quantailor.evidence.knowledge import CURVE, file_key
+from quantailor.evidence.grounds import CURVE, file_key
 from quantailor.records import Curve, Mix, TensorCells, part_of
 from quantailor.steps.options import Compute
 from quantailor.steps.probe import ProbeStep, builder, usual

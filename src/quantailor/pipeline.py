@@ -392,10 +392,9 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
             imatrix = step.imatrix_step(weights, step.imatrix_chunks, step.folder / "imatrix.gguf").run(workspace, stages).path
         parts.begin("measure")
         step.measure_step(weights, imatrix, step.types, exhaustive=step.exhaustive).run(workspace, stages)
-        if parts.begin("probes"):
-            step.probes(workspace, weights, imatrix).run(workspace, stages)
+        probed = step.probes(workspace, weights, imatrix).run(workspace, stages) if parts.begin("probes") else None
         parts.begin("plan")
-        strategy, planned = step.plan_types(workspace, weights, imatrix, stages)
+        strategy, planned = step.plan_types(workspace, weights, imatrix, None if probed is None else probed.grounds.name, stages)
         parts.begin("build")
         # The file is named after what was asked for, not after the base that llama.cpp's converter made of it.
         name = f"{plain_label(self.model)}-{planned.prediction.bits_per_weight:.2f}bpw.gguf"
@@ -437,17 +436,19 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         group = self.group or grouping_of(n_weights, self.compute.n_gpu_layers)
         return self.probes_step(weights, imatrix, self.probe_chunks, group)
 
-    def plan_types(self, workspace: Workspace, weights: str, imatrix: str, stages: Stages) -> tuple[Strategy, PlanResult]:
-        """Plan with the types that were asked for and no others, also where probes measured more; and write the strategy."""
-        options = self.plan
+    def plan_types(
+        self, workspace: Workspace, weights: str, imatrix: str, evidence: str | None, stages: Stages
+    ) -> tuple[Strategy, PlanResult]:
+        """Plan on its own probes, with the types that were asked for and no others, whatever else was measured; and write the strategy."""
+        options = dataclasses.replace(self.plan, evidence=evidence)
         if self.types and all("=" in text for text in options.allow):
             options = dataclasses.replace(options, allow=(*options.allow, ",".join(self.types)))
         control = stages.begin("plan")
         with workspace.model(weights) as model:
-            strategy, preset_size = choose(workspace, model, options, imatrix=imatrix, exhaustive=self.exhaustive)
+            strategy, preset_size, grounds = choose(workspace, model, options, imatrix=imatrix, exhaustive=self.exhaustive)
         strategy_file.write(strategy, self.strategy_path, overwrite=True)
         control.advance(1, 1)
-        return strategy, plan_result(strategy, self.strategy_path, preset_size)
+        return strategy, plan_result(strategy, self.strategy_path, preset_size, grounds)
 
     def build(
         self, workspace: Workspace, weights: str, strategy: Strategy, planned: PlanResult, output: Path, stages: Stages

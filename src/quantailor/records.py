@@ -209,6 +209,35 @@ class TensorChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class Grounds:
+    """The evidence that a plan or a prediction stands on: probes and whole mixes of one model on one text (METHODS 4)."""
+
+    name: str
+    """What `--evidence` calls it."""
+    text: str
+    """The text's name."""
+    n_ctx: int
+    imatrix: str | None
+    """Fingerprint of the importance matrix that the swapped weights were quantized with."""
+    carried: bool
+    """Whether alphas are carried over to another importance matrix than that."""
+    n_probed: int
+    """Tensors that were probed, by themselves or in a group."""
+    n_tensors: int
+    """Tensors that can be probed: all whose type is a choice, without those known to be outside the graph."""
+    weight_share: float
+    """Part of these tensors' weights that was probed, 0 to 1."""
+    n_chunks: int
+    """Of a probe; the median where they differ."""
+    n_mixes: int
+    """Whole mixes measured in memory."""
+    n_files: int
+    """Whole mixes built as files."""
+    command: str
+    """What would make it cover more, or predict more closely."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """What a strategy will give, before it is built."""
 
@@ -220,6 +249,8 @@ class Prediction:
     basis: Basis = "ranking only"
     kld_nats: float | None = None
     kld_interval_nats: tuple[float, float] | None = None
+    no_prediction: str | None = None
+    """Why probes predict no KLD; None where they do, and without probes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,8 +310,9 @@ class Sensitivity:
     """How much the weight error of one tensor matters: KLD = alpha x weighted_mse + noise of its kernel (METHODS 4)."""
 
     tensor: str
-    status: Literal["measured", "drowned", "not in the graph"]
-    """"drowned": its probes cannot be distinguished from the floor, and `alpha` is an upper bound."""
+    status: Literal["measured", "drowned", "not in the graph", "not probed"]
+    """"drowned": its probes cannot be distinguished from the floor, and `alpha` is an upper bound. The last two have no probes, and
+    what plans count with in place of `alpha` is the median of their role."""
     alpha: Estimate
     """Nats per unit of `weighted_mse`."""
     noise: Mapping[int, float] = field(default_factory=dict)

@@ -167,7 +167,7 @@ def test_what_was_not_probed_is_not_in_the_graph() -> None:
     for group, own_name in ((TENSOR, ""), (PAIR, "attn_v")):
         found = sensitivity(group, dict.fromkeys(group.tensors, ERRORS), {NULL_MIX.id: scores([0.0])}, QTYPES, PROBES)
         assert [(item.tensor, item.status, item.alpha.value, item.group) for item in found] == [
-            (name, "not in the graph", 0, own_name) for name in group.tensors
+            (name, "not probed", 0, own_name) for name in group.tensors
         ]
 
 

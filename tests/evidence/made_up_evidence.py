@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -13,6 +14,7 @@ import numpy as np
 from quantailor.analysis.sensitivity import NULL_MIX, groups_of
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.ggml import library
+from quantailor.jobs import Home
 from quantailor.records import Cell, ChunkScore, Mix, TensorCells, TensorInfo, WeightError
 from quantailor.session import OpenedModel, Workspace
 from quantailor.store import SwapKey
@@ -80,14 +82,16 @@ class MadeUpModel:
         key = SwapKey("model", "imatrix", "text", 512, "as built", "finer")
         store = SimpleNamespace(mixes=lambda model, purpose: [], mix_scores=lambda wanted: rows if wanted == key else {})
         store.swap_runs = lambda model: [key]
-        source = SimpleNamespace(tensors=tuple(self.tensors), architecture="llama", metadata={})
+        store.scored_mixes, store.locations = lambda wanted: {}, lambda kind, wanted: []
+        source = SimpleNamespace(tensors=tuple(self.tensors), architecture="llama", metadata={}, location="base.gguf")
         cells = [
             WeightError(tensor.name, name, 0, 4.0, weighted_mse=error)
             for tensor in self.tensors
             for name, error in self.errors[tensor.name].items()
         ]
-        workspace, model = SimpleNamespace(store=store), SimpleNamespace(fingerprint="model", source=source)
-        found = load_knowledge(cast("Workspace", workspace), cast("OpenedModel", model), "imatrix", cells, key=key)
+        workspace = SimpleNamespace(store=store, home=Home(Path("home")), stored_imatrices=lambda model: [])
+        model = SimpleNamespace(fingerprint="model", source=source)
+        found = load_knowledge(cast("Workspace", workspace), cast("OpenedModel", model), "imatrix", cells, evidence=key)
         assert found is not None
         return found
 

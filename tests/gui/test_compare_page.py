@@ -28,7 +28,9 @@ def test_two_models_side_by_side(
         chromium.sees("holds most of the sensitivity")
         assert "Only Books Moe has ffn_down_exps" in chromium.text(".qt-findings")
         result = compare_models(workspace, Path(dense.base or ""), Path(moe.base or ""))
-        figure = next(row.share_a.value for row in result.profiles if (row.role, row.depth) == ("output", "outside the blocks"))
+        (figure,) = (
+            row.share_a.value for row in result.profiles if (row.role, row.depth) == ("output", "outside the blocks") and row.share_a
+        )
         maps = chromium.all(".qt-heat")
         assert len(maps) == 2
         assert f"{100 * figure:.2f}" in maps[0].text
@@ -74,14 +76,16 @@ def test_the_sentences_name_what_differs_most() -> None:
     rows = (
         _row("attn_v", "all depths", (0.6, 0.01, 0.2), (0.3, 0.01, 0.2)),
         _row("attn_q", "all depths", (0.4, 0.01, 0.8), (0.5, 0.01, 0.7)),
-        _row("attn_k", "all depths", (0.0, 0.0, 0.0), (0.2, 0.01, 0.1)),
+        ProfileReport("attn_k", "all depths", None, Estimate(0.2, 0.01), 0.0, 0.1),
+        ProfileReport("ffn_up", "all depths", None, Estimate(0.9, 0.01), None, 0.3),
         _row("attn_q", "0-25 %", (0.1, 0.05, 0.2), (0.2, 0.05, 0.2)),
     )
-    assert profile_findings(CompareResult(("One", "Two"), (), rows)) == (
+    assert profile_findings(CompareResult(("One", "Two"), (), rows, (12, 0))) == (
         "In One, attn_v holds most of the sensitivity: 60.0 ± 1.0 %, with 20.0 % of the weights.",
-        "In Two, attn_q holds most of the sensitivity: 50.0 ± 1.0 %, with 70.0 % of the weights.",
+        "In Two, ffn_up holds most of the sensitivity: 90.0 ± 1.0 %, with 30.0 % of the weights.",
         "Of the roles that both have, attn_v differs most: 60.0 ± 1.0 % in One, 30.0 ± 1.0 % in Two.",
         "Within the blocks, attn_q at 0-25 % of the depth differs most: 10.0 ± 5.0 % in One, 20.0 ± 5.0 % in Two (within the error).",
         "Only Two has attn_k.",
+        "In One, 12 tensors are not probed or not measured, and left out of all shares.",
     )
-    assert profile_findings(CompareResult(("One", "Two"), (), ())) == ()
+    assert profile_findings(CompareResult(("One", "Two"), (), (), (0, 0))) == ()

@@ -34,6 +34,8 @@ from quantailor.numerics import Doubles
 from quantailor.records import Curve, CurvePoint
 
 LEVELS = (0.80, 0.95)
+MOST_SPAN = 10.0
+"""A prediction whose 95 % interval spans more than this factor is too early to be stated."""
 MIN_POINTS = 5
 """Fewer measured mixes do not fit a curve; gamma is then 1 and the scatter that of `UNFITTED_SD`."""
 UNFITTED_SD = 0.35
@@ -61,6 +63,12 @@ class PredictedKld:
 
         width = float(stdtrit(max(1, self.degrees_of_freedom), (1 + level) / 2)) * self.relative_sd
         return self.kld_nats * math.exp(-min(width, _MAX_LN)), self.kld_nats * math.exp(min(width, _MAX_LN))
+
+    @property
+    def is_early(self) -> bool:
+        """Whether too little was measured to state it."""
+        low, high = self.interval(0.95)
+        return not math.isfinite(self.kld_nats) or high > MOST_SPAN * low
 
 
 def fit_curve(points: Sequence[CurvePoint]) -> Curve:

@@ -179,7 +179,7 @@ def sensitivity(
     probes = [name for name in probe_types if group.mix(name).id in scores and all(name in errors.get(t, {}) for t in group.tensors)]
     own_name = "" if group.tensors == (group.name,) else group.name
     if not probes:
-        return tuple(Sensitivity(name, "not in the graph", Estimate(0.0), group=own_name) for name in group.tensors)
+        return tuple(Sensitivity(name, "not probed", Estimate(0.0), group=own_name) for name in group.tensors)
     summed = [sum(errors[tensor][name] for tensor in group.tensors) for name in probes]
     klds, tokens = _by_chunk([scores[group.mix(name).id] for name in probes], summed, len(group.tensors))  # (n_probes, n_chunks)
     kept = [number for number, row in enumerate(klds) if np.isfinite(row).all()]

@@ -351,16 +351,18 @@ def plan(
         allow=(",".join(types),) if types else (),
     )
     with model.workspace.model(model.path) as opened:
-        strategy, _ = choose(model.workspace, opened, wanted, imatrix=_matrix(imatrix))
+        strategy, *_ = choose(model.workspace, opened, wanted, imatrix=_matrix(imatrix))
     return strategy
 
 
-def predict(model: Model, strategy: Strategy) -> PredictResult:
+def predict(model: Model, strategy: Strategy, *, evidence: str | None = None) -> PredictResult:
     """The KL divergence of a strategy's file before it is built, with 80 % and 95 % intervals, and where it comes from.
+
+    `evidence` names the probes to stand on, as `quantailor status` lists them; None takes those that cover most.
 
     Raises StrategyError where the model has no probes, or the strategy is another model's.
     """
-    return predict_strategy(model.workspace, model.path, strategy)
+    return predict_strategy(model.workspace, model.path, strategy, evidence=evidence)
 
 
 def refine(

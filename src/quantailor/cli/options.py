@@ -46,6 +46,9 @@ MakeImatrix = Annotated[
     str,
     typer.Option("--imatrix", help="compute, auto (an existing one, else computed), none, a file, or repo: the one that ORG/NAME ships."),
 ]
+Evidence = Annotated[
+    str | None, typer.Option("--evidence", help="The probes to stand on, as `status` names them; by default those that cover most.")
+]
 Types = Annotated[str | None, typer.Option("--types", help="Types, separated by commas; all that ggml can write by default.")]
 Context = Annotated[int, typer.Option("--n-ctx", min=32, help="Tokens in a chunk.")]
 Base = Annotated[Path, typer.Argument(metavar="BASE", help="A 16-bit GGUF file (the first shard if it has several).")]

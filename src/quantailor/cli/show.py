@@ -31,7 +31,7 @@ from quantailor.app.steps import (
 from quantailor.cli.output import console, table
 from quantailor.present import words
 from quantailor.present.words import plural
-from quantailor.records import Estimate, MetadataValue, Prediction, Verdict, VerdictRow, WeightError
+from quantailor.records import Estimate, Grounds, MetadataValue, Prediction, Verdict, VerdictRow, WeightError
 
 
 def model(report: ModelReport, *, all_types: bool = False) -> None:
@@ -198,8 +198,8 @@ def probed(result: ProbeResult) -> None:
         (
             item.tensor,
             item.status if not item.group else f"{item.status}, with {item.group}",
-            f"{item.alpha.value:.4g}",
-            f"± {item.alpha.se:.2g}",
+            f"{item.alpha.value:.4g}" if item.probes else "–",
+            f"± {item.alpha.se:.2g}" if item.probes else "",
             f"{item.noise[32]:.2g}" if 32 in item.noise else "",
             f"{item.noise[256]:.2g}" if 256 in item.noise else "",
             ", ".join(item.probes),
@@ -259,8 +259,9 @@ def predicted(result: PredictResult) -> None:
         f"{words.bits(prediction.bits_per_weight, 3)}"
     )
     more = "" if result.kld_interval_80_nats is None else f", {words.interval(result.kld_interval_80_nats)} (80 %)"
-    out.print(f"mean KLD  {_kld(prediction)} (95 %){more}")
-    out.print(f"basis     probes, fitted to {plural(result.n_mixes, 'whole mix')} in memory and {plural(result.n_anchors, 'file')}")
+    _show_kld(out, "mean KLD ", prediction, result.grounds, more)
+    out.print(f"basis     {words.grounds(result.grounds)}", markup=False, soft_wrap=True)
+    out.print(f"curve     fitted to {plural(result.n_mixes, 'whole mix')} in memory and {plural(result.n_anchors, 'file')}")
     rows = [
         (item.tensor, item.type_name, f"{item.damage.value:.3g}", f"± {item.damage.se:.1g}", words.percent(item.share, 1))
         for item in result.contributions[:_N_CONTRIBUTIONS]
@@ -269,8 +270,21 @@ def predicted(result: PredictResult) -> None:
     out.print(table("Where it comes from (nats)", columns, rows))
 
 
-def _kld(prediction: Prediction) -> str:
-    return words.kld(prediction.kld_nats, prediction.kld_interval_nats)
+def _show_kld(out: Console, label: str, prediction: Prediction, found: Grounds | None, more: str = "") -> None:
+    """The predicted KLD with its interval; where it is too early for one, why, and what would make one possible."""
+    if prediction.kld_nats is not None:
+        out.print(f"{label} {words.kld(prediction.kld_nats, prediction.kld_interval_nats)} (95 %){more}")
+    elif prediction.no_prediction is not None:
+        out.print(f"{label} {prediction.no_prediction}", markup=False, soft_wrap=True)
+        if found is not None:
+            out.print(f"to do so  {found.command}", markup=False, soft_wrap=True)
+
+
+def _show_grounds(out: Console, found: Grounds | None) -> None:
+    out.print(f"stands on {words.grounds(found)}", markup=False, soft_wrap=True)
+    if found is not None and found.n_probed < found.n_tensors:
+        out.print("[yellow]The tensors that were not probed count as the median of their role.[/yellow]")
+        out.print(f"for all   {found.command}", markup=False, soft_wrap=True)
 
 
 def studied(result: StudyResult) -> None:
@@ -303,7 +317,9 @@ def refined(result: RefineResult) -> None:
     if result.n_swaps_tried:
         out.print(f"exchanges {result.n_swaps_tried} tried, {result.n_swaps_kept} kept")
     out.print("types     " + ", ".join(f"{count} x {name}" for name, count in result.type_counts.items()))
-    out.print(f"predicted KLD {_kld(result.prediction)}, {words.size(result.prediction.file_size_bytes)}")
+    out.print(f"file      {words.size(result.prediction.file_size_bytes)}")
+    _show_kld(out, "predicted mean KLD", result.prediction, result.grounds)
+    _show_grounds(out, result.grounds)
     out.print(f"saved     {result.path}")
 
 
@@ -315,6 +331,7 @@ def reported(result: ReportResult) -> None:
         f"{plural(result.n_cells, 'cell')} measured in the model, "
         f"{plural(result.n_mixes, 'whole mix')}, {plural(result.n_verdicts, 'verdict')}"
     )
+    _show_grounds(out, result.grounds)
     for path in result.paths:
         out.print(f"wrote     {path}")
 
@@ -328,6 +345,9 @@ def compared(result: CompareResult) -> None:
         if row.depth == _WHOLE
     ]
     out.print(table("Share of the sensitivity (and of the weights)", {"role": "left", **dict.fromkeys(result.models, "right")}, rows))
+    for name, n in zip(result.models, result.left_out, strict=True):
+        if n:
+            out.print(f"left out  {plural(n, 'tensor')} of {plain(name)}: not probed or not measured")
     for path in result.paths:
         out.print(f"wrote     {path}")
 
@@ -335,9 +355,9 @@ def compared(result: CompareResult) -> None:
 _WHOLE = "all depths"
 
 
-def _share(share: Estimate, weights: float) -> str:
-    if not weights:
-        return "not in this model"
+def _share(share: Estimate | None, weights: float | None) -> str:
+    if share is None or weights is None:
+        return "not in this model" if weights == 0 else "– (not measured)"
     return f"{words.percent_with_error(share)} ({words.percent(weights, 1)})"
 
 
@@ -349,8 +369,8 @@ def planned(result: PlanResult, *, all_tensors: bool = False) -> None:
         f"[bold]{result.method}[/bold]: {words.exact_size(prediction.file_size_bytes)}, "
         f"{words.bits(prediction.bits_per_weight, 3)}, damage {prediction.damage:.4g} ({result.basis})"
     )
-    if prediction.kld_nats is not None:
-        out.print(f"predicted mean KLD {_kld(prediction)} (95 %)")
+    _show_kld(out, "predicted mean KLD", prediction, result.grounds)
+    _show_grounds(out, result.grounds)
     if result.preset_size_bytes is not None:
         out.print(f"the preset's own file: {words.exact_size(result.preset_size_bytes)}")
     out.print("types     " + ", ".join(f"{count} x {name}" for name, count in result.type_counts.items()))

@@ -4,27 +4,51 @@ from __future__ import annotations
 
 import dataclasses
 
-from quantailor.analysis.prediction import predict_kld
+from quantailor.analysis.prediction import PredictedKld, predict_kld
 from quantailor.errors import StrategyError
+from quantailor.evidence.grounds import command_line, imatrix_option
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import Measured
 from quantailor.ggml import library
 from quantailor.models.abilities import require_predictions
 from quantailor.models.source import ModelSource
-from quantailor.records import Basis, Strategy, TensorCells
+from quantailor.present.words import EARLY, figure, plural
+from quantailor.records import Basis, Prediction, Strategy, TensorCells
 from quantailor.session import OpenedModel, Workspace
 
 
-def require_probes(workspace: Workspace, model: OpenedModel, measurement: Measured) -> Knowledge:
+def require_probes(workspace: Workspace, model: OpenedModel, measurement: Measured, evidence: str | None = None) -> Knowledge:
     """What probes say beside these weight errors.
 
-    Raises StrategyError where nothing was probed, UnsupportedModelError where nothing can be.
+    Raises StrategyError where nothing was probed or there is no such evidence, UnsupportedModelError where nothing can be.
     """
     require_predictions(model.source)
-    known = load_knowledge(workspace, model, measurement.key.imatrix, measurement.cells)
+    known = load_knowledge(workspace, model, measurement.key.imatrix, measurement.cells, evidence=evidence)
     if known is None:
-        raise StrategyError(f"{model.source.name} has not been probed", remedy=f"Run `quantailor probe {model.source.location}` first")
+        imatrix = imatrix_option(workspace, model, measurement.key.imatrix)
+        command = command_line(workspace, "probe", model.source.location, *imatrix)
+        raise StrategyError(f"{model.source.name} has not been probed", remedy=f"Run `{command}` first")
     return known
+
+
+def kld_of(known: Knowledge, damage: float) -> tuple[PredictedKld | None, str | None]:
+    """The KLD that the curve predicts for a sum of damages, or why it is too early to state one (METHODS 4)."""
+    predicted = predict_kld(known.curve, damage)
+    if not predicted.is_early:
+        return predicted, None
+    low, high = predicted.interval(0.95)
+    n_mixes = known.grounds.n_mixes
+    span = f"after {plural(n_mixes, 'whole mix')} the 95 % interval would span a factor of {figure(high / low, 2)}" if n_mixes else ""
+    return None, f"{EARLY}: {span or 'no whole mixes were measured'}"
+
+
+def with_kld_of(prediction: Prediction, known: Knowledge | None) -> Prediction:
+    """A prediction with the KLD of its damage and the 95 % interval, or the reason why it has none; as it is without probes."""
+    if known is None:
+        return prediction
+    found, reason = kld_of(known, prediction.damage)
+    kld, interval = (None, None) if found is None else (found.kld_nats, found.interval(0.95))
+    return dataclasses.replace(prediction, basis="probes", kld_nats=kld, kld_interval_nats=interval, no_prediction=reason)
 
 
 def probed_tables(source: ModelSource, found: Measured, known: Knowledge) -> list[TensorCells]:
@@ -44,13 +68,9 @@ def probed_tables(source: ModelSource, found: Measured, known: Knowledge) -> lis
 
 def with_kld(strategy: Strategy, known: Knowledge | None) -> Strategy:
     """The strategy with its predicted KLD and 95 % interval, where probes tell."""
-    if known is None or strategy.prediction is None:
+    if strategy.prediction is None:
         return strategy
-    predicted = predict_kld(known.curve, strategy.prediction.damage)
-    prediction = dataclasses.replace(
-        strategy.prediction, kld_nats=predicted.kld_nats, kld_interval_nats=predicted.interval(0.95), basis="probes"
-    )
-    return dataclasses.replace(strategy, prediction=prediction)
+    return dataclasses.replace(strategy, prediction=with_kld_of(strategy.prediction, known))
 
 
 def basis_of(known: Knowledge | None) -> Basis:
@@ -62,5 +82,13 @@ def inputs_of(found: Measured, known: Knowledge | None) -> dict[str, str | int |
     """Where a strategy's figures came from, for its record."""
     inputs: dict[str, str | int | float | None] = {"imatrix": found.key.imatrix or None, "measurement": found.key.settings}
     if known is not None:
-        inputs |= {"probes": known.key.run, "probe_chunks": known.n_chunks}
+        found_on = known.grounds
+        inputs |= {
+            "probes": known.key.run,
+            "probe_imatrix": found_on.imatrix,
+            "probe_text": found_on.text,
+            "probe_chunks": found_on.n_chunks,
+            "probed_tensors": f"{found_on.n_probed} of {found_on.n_tensors}",
+            "mixes": found_on.n_mixes,
+        }
     return inputs

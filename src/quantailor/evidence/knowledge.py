@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,17 +14,14 @@ from quantailor.analysis import sensitivity as probing
 from quantailor.analysis.pooling import Departures, pooled
 from quantailor.analysis.prediction import fit_curve
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
+from quantailor.evidence.grounds import ANCHOR, CURVE, STORED, WEIGHING, chosen, file_key, groups, single
 from quantailor.ggml import library
 from quantailor.models.abilities import why_no_predictions
 from quantailor.qtypes import QType
-from quantailor.records import Curve, CurvePoint, Estimate, Mix, Sensitivity, SwapCell, TensorInfo, WeightError, layer_of, part_of
+from quantailor.records import Curve, CurvePoint, Estimate, Grounds, Mix, Sensitivity, SwapCell, TensorInfo, WeightError, layer_of, part_of
 from quantailor.session import OpenedModel, Workspace, quantizable_tensors
 from quantailor.store import SwapKey
 
-CURVE, ANCHOR, WEIGHING, STORED = "curve", "anchor", "weighing", "stored"
-"""What mixes of many tensors are for."""
-GROUPINGS = ("tensor", "role-depth", "role")
-"""From the finest; a tensor's sensitivity is that of the finest group that was probed."""
 FINER_FLOOR = 1 / 64
 """F16 kernels round inputs 8 times more finely than BF16 ones, so the floor is that share of theirs."""
 
@@ -34,6 +31,7 @@ class Knowledge:
     """What probes, sweeps and whole mixes say about one model with one importance matrix on one text."""
 
     key: SwapKey
+    grounds: Grounds
     sensitivities: Mapping[str, Sensitivity]
     cells: Mapping[tuple[str, str], SwapCell]
     """(tensor, type) -> what was measured with that tensor alone at that type."""
@@ -48,6 +46,14 @@ class Knowledge:
     """Tensor -> type -> `weighted_mse`."""
     departures: Mapping[str, Departures] = field(default_factory=dict)
     """How each tensor's measured cells differ from alpha x error + noise."""
+
+    def carried(self, errors: Mapping[str, Mapping[str, float]]) -> Knowledge:
+        """The same for files made with another importance matrix, whose weight errors these are.
+
+        alpha is nats per unit of the error that was swapped in, so it belongs to the model and the text, and so do noise,
+        departures over ln(error), and the curve. What was measured of single cells belongs to their very bytes, and is left out.
+        """
+        return dataclasses.replace(self, errors=errors, cells={})
 
     def damage(self, tensor: TensorInfo, qtype: QType, weighted_mse: float) -> Estimate:
         """Nats that this type of this tensor adds to S, scaled as the curve says.
@@ -81,45 +87,42 @@ class Knowledge:
 _NONE_MEASURED = Departures()
 
 
-def known_runs(workspace: Workspace, model: OpenedModel, imatrix: str) -> list[SwapKey]:
-    """What the store has scored in memory with this importance matrix, the latest first."""
-    return [key for key in workspace.store.swap_runs(model.fingerprint) if key.kernels == "as built" and key.imatrix == imatrix]
-
-
 def load_knowledge(
-    workspace: Workspace, model: OpenedModel, imatrix: str, cells: Sequence[WeightError], *, key: SwapKey | None = None
+    workspace: Workspace,
+    model: OpenedModel,
+    imatrix: str,
+    cells: Sequence[WeightError],
+    *,
+    evidence: str | SwapKey | None = None,
 ) -> Knowledge | None:
-    """What is known with this importance matrix (by fingerprint, or ""); None where no tensor was probed.
+    """What probes say about files made with this importance matrix (by fingerprint, or ""); None where no tensor was probed.
 
     Args:
         workspace: the store.
         model: the base.
-        imatrix: fingerprint of the importance matrix that the quantizers saw.
-        cells: the weight errors that alphas refer to.
-        key: the run to take; None is the latest one that has probes.
+        imatrix: fingerprint of the importance matrix that files are made with.
+        cells: the weight errors with it.
+        evidence: the run to take, by its name or its key; None is the one that counts (see `grounds`).
+
+    Raises:
+        StrategyError: there is no evidence of that name.
     """
     if why_no_predictions(model.source):
         return None  # what an earlier version may have stored says nothing
-    tensors = quantizable_tensors(model.source)
-    for run in known_runs(workspace, model, imatrix) if key is None else [key]:
-        scores = workspace.store.mix_scores(run)
-        if any(_single(mix) for mix in scores) or _groups(tensors, scores):
-            return _knowledge(workspace, model, run, tensors, scores, cells)
-    return None
-
-
-def _knowledge(
-    workspace: Workspace, model: OpenedModel, key: SwapKey, tensors: Sequence[TensorInfo], scores: Scores, cells: Sequence[WeightError]
-) -> Knowledge:
-    errors = errors_by_tensor(cells)
+    run = chosen(workspace, model, imatrix, cells, evidence)
+    if run is None:
+        return None
+    tensors, key, scores = quantizable_tensors(model.source), run.key, run.scores
+    errors = errors_by_tensor(run.cells)
     n_vocab = max((tensor.n_rows for tensor in tensors if layer_of(tensor.name) is None), default=0)
     scores = probing.readable(scores, scores.get(NULL_MIX.id, ()), n_vocab)
     floor, stored_nats = floor_of(workspace, key, scores)
     base = scores.get(NULL_MIX.id, [])
-    swept = {cell: probing.swap_cell(*cell, rows, base) for mix, rows in scores.items() if base and (cell := _single(mix))}
+    swept = {cell: probing.swap_cell(*cell, rows, base) for mix, rows in scores.items() if base and (cell := single(mix))}
     sensitivities, departures = _sensitivities(workspace, model, tensors, errors, scores, floor)
     known = Knowledge(
         key=key,
+        grounds=run.grounds,
         sensitivities=sensitivities,
         cells=swept,
         curve=fit_curve(()),
@@ -129,7 +132,8 @@ def _knowledge(
         errors=errors,
         departures=departures,
     )
-    return dataclasses.replace(known, curve=_curve(workspace, known, scores, tensors))
+    known = dataclasses.replace(known, curve=_curve(workspace, known, scores, tensors))
+    return known.carried(errors_by_tensor(cells)) if run.grounds.carried else known
 
 
 def errors_by_tensor(cells: Sequence[WeightError]) -> dict[str, dict[str, float]]:
@@ -156,24 +160,6 @@ def stored_mix(tensors: Sequence[TensorInfo]) -> Mix:
     return Mix.of({tensor.name: tensor.type_name for tensor in tensors})
 
 
-def _single(mix: str) -> tuple[str, str] | None:
-    """Tensor and type of a mix of one tensor, from its id."""
-    name, separator, type_name = mix.rpartition("=")
-    return (name, type_name) if separator else None
-
-
-def _groups(tensors: Sequence[TensorInfo], scores: Scores) -> list[tuple[ProbeGroup, list[str]]]:
-    """Groups of several tensors that were probed, with the types they were probed at."""
-    qtypes = library.types()
-    found = []
-    for grouping in GROUPINGS[1:]:
-        for group in probing.groups_of(tensors, grouping):
-            types = [name for name in qtypes if len(group.tensors) > 1 and group.mix(name).id in scores]
-            if types:
-                found.append((group, types))
-    return found
-
-
 def _sensitivities(
     workspace: Workspace,
     model: OpenedModel,
@@ -188,25 +174,26 @@ def _sensitivities(
     """
     qtypes = library.types()
     probed: dict[str, list[str]] = {}
-    for cell in filter(None, map(_single, scores)):
+    for cell in filter(None, map(single, scores)):
         probed.setdefault(cell[0], []).append(cell[1])
     singles = [(ProbeGroup(tensor.name, (tensor.name,)), sorted(probed.get(tensor.name, ()))) for tensor in tensors]
-    groups = [
+    probes = [
         (group, probing.sensitivity(group, errors, scores, qtypes, types, floor_nats=floor))
-        for group, types in (*singles, *_groups(tensors, scores))
+        for group, types in (*singles, *groups(tensors, scores))
     ]
     found: dict[str, Sensitivity] = {}
-    for item in (item for _, items in groups for item in items):
-        if item.tensor not in found or found[item.tensor].status == "not in the graph":
+    for item in (item for _, items in probes for item in items):
+        if item.tensor not in found or not found[item.tensor].probes:
             found[item.tensor] = item
     departures = {
         name: probing.departures(name, item, errors.get(name, {}), scores, qtypes, floor)
         for name, item in found.items()
         if item.status == "measured" and not item.group
     }
-    found = _pooled(groups, found, scores)
+    found = _pooled(probes, found, scores)
     found |= _weighed_together(workspace, model, tensors, errors, scores, found)
-    return found | _by_role(tensors, found), departures
+    in_graph = next((mix.types for mix in workspace.store.mixes(model.fingerprint, STORED)), None)
+    return found | _by_role(tensors, found, in_graph), departures
 
 
 def _pooled(
@@ -219,7 +206,7 @@ def _pooled(
     ]
     usual = statistics.median(scatter) if scatter else probing.ALPHA_CHUNK_SD**2
     findings = [finding for group, item in firsts if (finding := probing.finding(group, item, scores, usual))]
-    there = [name for name, item in found.items() if item.status != "not in the graph"]
+    there = [name for name, item in found.items() if item.probes]
     alphas, better = pooled(findings, there), dict(found)
     for name in there if alphas else ():
         item, alpha = found[name], alphas[name]
@@ -232,15 +219,18 @@ def _pooled(
     return better
 
 
-def _by_role(tensors: Sequence[TensorInfo], found: Mapping[str, Sensitivity]) -> dict[str, Sensitivity]:
-    """Tensors that take no part in the graph (they may in another use of the model) count as the median of their role."""
+def _by_role(tensors: Sequence[TensorInfo], found: Mapping[str, Sensitivity], in_graph: Collection[str] | None) -> dict[str, Sensitivity]:
+    """Tensors without probes (some take no part in the graph, but may in another use of the model) count as the median of their role."""
     measured = [(tensor.role, found[tensor.name]) for tensor in tensors if found[tensor.name].status == "measured"]
     guessed = {}
     for tensor in tensors:
-        if found[tensor.name].status == "not in the graph" and measured:
+        if found[tensor.name].status == "not probed":
             alike = [item for role, item in measured if role == tensor.role] or [item for _, item in measured]
-            alpha = statistics.median(item.alpha.value for item in alike)
-            guessed[tensor.name] = dataclasses.replace(found[tensor.name], alpha=Estimate(alpha, alpha))
+            alpha = statistics.median(item.alpha.value for item in alike) if alike else 0.0
+            status: Literal["not probed", "not in the graph"] = "not probed"
+            if in_graph is not None and tensor.name not in in_graph:
+                status = "not in the graph"
+            guessed[tensor.name] = dataclasses.replace(found[tensor.name], status=status, alpha=Estimate(alpha, alpha))
     return guessed
 
 
@@ -309,8 +299,3 @@ def _point(known: Knowledge, mix: Mix, kind: Literal["memory", "file"], scores: 
         parts[part_of(tensor.name)] = parts.get(part_of(tensor.name), 0.0) + damage
     measured = probing.kld_over_sections(scores[mix.id])
     return CurvePoint(mix.id, kind, bits_per_weight(tensors, mix.types), math.fsum(parts.values()), measured, parts)
-
-
-def file_key(key: SwapKey) -> SwapKey:
-    """The key of files, to that of mixes in memory."""
-    return SwapKey(key.model, key.imatrix, key.corpus, key.n_ctx, "file", "as stored")

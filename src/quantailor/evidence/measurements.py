@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from quantailor.analysis.importance.imatrix import Imatrix, holds
 from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
 from quantailor.errors import StrategyError
+from quantailor.evidence.grounds import imatrix_option, measure_command
 from quantailor.ggml import library
 from quantailor.making import building
 from quantailor.models.source import ModelSource
@@ -41,10 +42,22 @@ class Measured:
 
 
 def measured(workspace: Workspace, model: OpenedModel, imatrix: str, exhaustive: bool | None = None, *, partial: bool = False) -> Measured:
-    """The measurement to work with; see `plan` and `tensor_tables` for the arguments. Raises StrategyError where there is none."""
+    """The measurement to work with; see `plan` and `tensor_tables` for the arguments.
+
+    "auto" is the newest importance matrix; with `partial` an earlier one where the newest was not measured as far.
+
+    Raises:
+        StrategyError: there is none.
+    """
     key = _measurement(workspace, model, imatrix, exhaustive, partial=partial)
     cells = _possible(workspace, model, key, workspace.store.cells(key, distributions=False))
-    return Measured(key, cells, tensor_tables(model.source, cells, partial=partial))
+    try:
+        tables = tensor_tables(model.source, cells, partial=partial)
+    except StrategyError as error:
+        is_exhaustive = key.settings == MeasureSettings(exhaustive=True).key
+        command = measure_command(workspace, model, key.imatrix, exhaustive=is_exhaustive)
+        raise StrategyError(error.message, remedy=f"Run `{command}`") from None
+    return Measured(key, cells, tables)
 
 
 def _possible(workspace: Workspace, model: OpenedModel, key: MeasurementKey, cells: Sequence[WeightError]) -> Sequence[WeightError]:
@@ -77,7 +90,7 @@ def _measurement(workspace: Workspace, model: OpenedModel, imatrix: str, exhaust
         and (exhaustive is None or key.settings == MeasureSettings(exhaustive=exhaustive).key)
     }
     if imatrix == AUTO:
-        wanted = [record.fingerprint for record in workspace.store.imatrices(model.fingerprint)] + [""]
+        wanted = [record.fingerprint for record in workspace.stored_imatrices(model.fingerprint)] + [""]
     else:
         chosen = workspace.choose_imatrix(model, imatrix)
         wanted = ["" if chosen is None else chosen.fingerprint]
@@ -87,10 +100,12 @@ def _measurement(workspace: Workspace, model: OpenedModel, imatrix: str, exhaust
         most = max((n_tensors[key] for key in counts if key.imatrix in wanted), default=0)
         counts = {key: count for key, count in counts.items() if n_tensors[key] == most}
     key = most_telling(counts, wanted)
-    if key is None:
-        raise StrategyError(
-            f"nothing is measured for {model.source.name}", remedy=f"Run `quantailor measure {model.source.location}` first"
-        )
+    if key is None or (key.imatrix != wanted[0] and not partial):
+        with_it = f"with importance matrix {wanted[0][:12]}" if wanted[0] else "without an importance matrix"
+        remedy = f"Run `{measure_command(workspace, model, wanted[0], exhaustive=bool(exhaustive))}` first"
+        if key is not None:
+            remedy += f", or use what was measured: {' '.join(imatrix_option(workspace, model, key.imatrix))}"
+        raise StrategyError(f"nothing is measured {with_it} for {model.source.name}", remedy=remedy)
     return key
 
 

@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Collection, Sequence
 
-from quantailor.records import Estimate
+from quantailor.records import Estimate, Grounds
 
 Z95 = 1.96
 """Half a 95 % interval of a normal distribution, in standard errors."""
@@ -164,11 +164,25 @@ def around(value: float, ends: tuple[float, float]) -> str:
     return f"{figure(value)} ({interval(ends)})"
 
 
-def kld(nats: float | None, ends: tuple[float, float] | None) -> str:
-    """A predicted KL divergence with its interval: "0.0121 (0.0104 to 0.0146)"; "ranking only" where none is predicted."""
+EARLY = "too early to predict"
+
+
+def kld(nats: float | None, ends: tuple[float, float] | None, no_prediction: str | None = None) -> str:
+    """A predicted KL divergence with its interval: "0.0121 (0.0104 to 0.0146)"; where none is predicted, why not in two or three words."""
     if nats is None:
-        return "ranking only"
+        return EARLY if no_prediction is not None and no_prediction.startswith(EARLY) else "ranking only"
     return figure(nats) if ends is None else around(nats, ends)
+
+
+def grounds(found: Grounds | None) -> str:
+    """What a plan stands on: "probes: 58 of 58 tensors, calibration.txt, 16 chunks; 24 mixes"."""
+    if found is None:
+        return "weight errors alone, no probes"
+    share = "" if found.n_probed == found.n_tensors else f" ({percent(found.weight_share, 0)} of the weights)"
+    other = ", with another importance matrix" if found.carried else ""
+    probes = f"{found.n_probed} of {plural(found.n_tensors, 'tensor')}{share}, {found.text}, {plural(found.n_chunks, 'chunk')}{other}"
+    mixes = plural(found.n_mixes, "mix") if found.n_mixes else "no mixes"
+    return f"probes: {probes}; {mixes}"
 
 
 def percent(share: float, places: int | None = None) -> str:

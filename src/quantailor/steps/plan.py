@@ -13,13 +13,13 @@ from quantailor import files
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.prediction import curve_kld, damage_for
 from quantailor.errors import InfeasibleError, StrategyError
-from quantailor.evidence.damages import basis_of, inputs_of, probed_tables, require_probes, with_kld
+from quantailor.evidence.damages import basis_of, inputs_of, kld_of, probed_tables, require_probes, with_kld
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import Measured, measured, model_facts
 from quantailor.evidence.presets import preset_size_bytes
 from quantailor.ggml.reference import preset_name
 from quantailor.making import building
-from quantailor.records import Prediction, Strategy, TensorCells, TensorChoice
+from quantailor.records import Grounds, Prediction, Strategy, TensorCells, TensorChoice
 from quantailor.session import AUTO, OpenedModel, Workspace
 from quantailor.steps.planning.limits import constraints_of
 from quantailor.steps.step import StepResult
@@ -72,6 +72,8 @@ class PlanOptions:
     """The smallest file whose predicted KLD is at most this; needs probes."""
     basis: BasisWish = "auto"
     """"auto" takes probes where there are any."""
+    evidence: str | None = None
+    """The name of the probes to stand on; None takes those that cover most (see `evidence.grounds`)."""
     parameters: Mapping[str, float | str] = field(default_factory=dict)
     """The method's own options, e.g. {"test": "relative", "threshold": 0.5} for knees."""
     bins: tuple[str, ...] = ()
@@ -97,6 +99,8 @@ class PlanResult(StepResult):
     tensors: tuple[TensorChoice, ...]
     preset_size_bytes: int | None = None
     """The size of the preset's own file where `--like` asked for it."""
+    grounds: Grounds | None = None
+    """What it stands on; None for weight errors alone."""
 
 
 def plan(
@@ -123,33 +127,33 @@ def plan(
         origin: where the model came from, for the result.
 
     Raises:
-        StrategyError: there are no measurements, or no strategy meets target and constraints.
+        StrategyError: there are no measurements or no such evidence, or no strategy meets target and constraints.
     """
     if output is not None:
         files.refuse_existing(output, overwrite=overwrite)
     with workspace.model(base) as model:
-        strategy, preset_size = choose(workspace, model, options, imatrix=imatrix, exhaustive=exhaustive)
+        strategy, preset_size, grounds = choose(workspace, model, options, imatrix=imatrix, exhaustive=exhaustive)
     if output is not None:
         strategy_file.write(strategy, output, overwrite=overwrite)
-    return plan_result(strategy, output, preset_size, origin=origin)
+    return plan_result(strategy, output, preset_size, grounds, origin=origin)
 
 
 def choose(
     workspace: Workspace, model: OpenedModel, options: PlanOptions, *, imatrix: str = AUTO, exhaustive: bool | None = None
-) -> tuple[Strategy, int | None]:
-    """The strategy of `plan`, which is recorded, and the preset's size where it is "as large as" one. Raises StrategyError."""
+) -> tuple[Strategy, int | None, Grounds | None]:
+    """The strategy of `plan`, which is recorded; the preset's size where it is "as large as" one; its grounds. Raises StrategyError."""
     measurement = measured(workspace, model, imatrix, exhaustive)
     key = measurement.key
     matrix = workspace.imatrix(model.fingerprint, key.imatrix) if key.imatrix else None
     known = None
     if options.basis != "ranking" or options.kld_nats is not None:
-        known = load_knowledge(workspace, model, key.imatrix, measurement.cells)
+        known = load_knowledge(workspace, model, key.imatrix, measurement.cells, evidence=options.evidence)
         if known is None and (options.basis == "probes" or options.kld_nats is not None):
             known = require_probes(workspace, model, measurement)
     tables = measurement.tables if known is None else probed_tables(model.source, measurement, known)
     strategy, preset_size = solve(Evidence(model, measurement, known, tables, matrix), options)
     workspace.store.record_strategy(StrategyRecord.of(model.fingerprint, strategy.method, strategy_file.dumps(strategy)))
-    return strategy, preset_size
+    return strategy, preset_size, None if known is None else known.grounds
 
 
 @dataclass(frozen=True)
@@ -201,7 +205,9 @@ def _too_little(kld_nats: float, least_nats: float) -> InfeasibleError:
     )
 
 
-def plan_result(strategy: Strategy, output: Path | None, preset_size: int | None, *, origin: str | None = None) -> PlanResult:
+def plan_result(
+    strategy: Strategy, output: Path | None, preset_size: int | None, grounds: Grounds | None, *, origin: str | None = None
+) -> PlanResult:
     """A strategy as the answer of a plan. Raises StrategyError where it has no prediction."""
     if strategy.prediction is None:
         raise StrategyError("the strategy has no prediction")
@@ -213,6 +219,7 @@ def plan_result(strategy: Strategy, output: Path | None, preset_size: int | None
         type_counts=dict(Counter(strategy.types.values()).most_common()),
         tensors=strategy.tensors,
         preset_size_bytes=preset_size,
+        grounds=grounds,
         origin=origin,
     )
 
@@ -227,6 +234,9 @@ def _target(
     if options.kld_nats is not None and known is not None:
         # Every quantized file costs c0; the least that can be had above it is told where the search finds nothing.
         damage = damage_for(known.curve, options.kld_nats) if options.kld_nats > known.curve.c0_nats else 0.0
+        _, reason = kld_of(known, damage)
+        if reason is not None:
+            raise StrategyError(f"no file can be chosen by its KLD: {reason}", remedy=f"Run `{known.grounds.command}`, or ask for a size")
         return {"kld_nats": options.kld_nats, "damage": damage}, None
     if options.like is not None:
         preset = preset_name(options.like)

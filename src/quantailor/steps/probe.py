@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,19 +13,20 @@ from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
 from quantailor.control import Control
 from quantailor.costs.needs import Needs
-from quantailor.errors import InfeasibleError, InferenceError
-from quantailor.evidence.knowledge import ANCHOR, CURVE, STORED, WEIGHING, errors_by_tensor, floor_of, load_knowledge, stored_mix
+from quantailor.errors import InferenceError
+from quantailor.evidence.grounds import ANCHOR, CURVE, STORED, WEIGHING
+from quantailor.evidence.knowledge import errors_by_tensor, floor_of, load_knowledge, stored_mix
 from quantailor.evidence.measurements import UNUSUAL_TYPES, Measured
 from quantailor.ggml import library
 from quantailor.making import building
 from quantailor.models.abilities import require_predictions
-from quantailor.records import Curve, Mix, Sensitivity, Strategy, TensorCells, TensorChoice
+from quantailor.records import Curve, Grounds, Mix, Sensitivity, Strategy, TensorCells, TensorChoice
 from quantailor.session import OpenedModel, Workspace, quantizable_tensors
 from quantailor.steps.measure import known_types
 from quantailor.steps.scoring import Scoring, ScoringStep, measured_with, scoring
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import StepResult
-from quantailor.strategy.random_mixes import random_mix
+from quantailor.strategy.random_mixes import curve_mixes
 
 DEFAULT_PROBE_TYPES = ("IQ1_S", "IQ2_XXS", "Q2_K", "IQ3_XXS", "Q4_K", "Q6_K", "Q8_0")
 DEFAULT_PROBE_CHUNKS = 16
@@ -57,6 +57,8 @@ class ProbeResult(StepResult):
     n_scored: int
     sensitivities: tuple[Sensitivity, ...]
     curve: Curve
+    grounds: Grounds
+    """What plans can stand on now."""
 
 
 FIRST_CHUNKS = 4
@@ -104,7 +106,7 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
                 if self.weighing:
                     _weigh(at, model, self, stages)
                 score_whole_mixes(at, model, imatrix, measurement, self, stages)
-                known = load_knowledge(workspace, model, at.key.imatrix, measurement.cells, key=at.key)
+                known = load_knowledge(workspace, model, at.key.imatrix, measurement.cells, evidence=at.key)
                 if known is None:
                     raise InferenceError(
                         f"no tensor of {model.source.name} takes part in its graph", remedy="Check the model with `inspect`"
@@ -122,6 +124,7 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
                     n_scored=n_scored(at),
                     sensitivities=tuple(known.sensitivities.values()),
                     curve=known.curve,
+                    grounds=known.grounds,
                 )
 
     def needs(self, workspace: Workspace) -> Needs:
@@ -140,10 +143,9 @@ def null_control(at: Scoring, model: OpenedModel, indexes: Sequence[int], stages
     mixes = [NULL_MIX]
     control = stages.begin("null control")
     at.run(mixes, indexes, control)
+    mix = stored_mix([tensor for tensor in quantizable_tensors(model.source) if tensor.name in at.scorer.weights])
+    at.workspace.store.record_mixes(model.fingerprint, STORED, [mix])  # which also says what is in the graph
     if at.key.base_kernels == "finer":
-        tensors = [tensor for tensor in quantizable_tensors(model.source) if tensor.name in at.scorer.weights]
-        mix = stored_mix(tensors)
-        at.workspace.store.record_mixes(model.fingerprint, STORED, [mix])
         at.run([mix], indexes[:FIRST_CHUNKS], control)
 
 
@@ -247,12 +249,8 @@ def _weigh(at: Scoring, model: OpenedModel, step: ProbeStep, stages: Stages) -> 
     at.run(mixes, at.first(step.chunks), stages.begin("weighing"))
 
 
-MIX_BITS = (2.4, 6.0)
-"""Bits per weight between which random mixes are drawn."""
 ANCHOR_SHARES = (0.25, 0.6)
 """Where between the smallest and the largest random mix those lie that are built as files, beside one all Q8_0."""
-_ROOM = 0.05
-"""How far random mixes stay from the smallest and the largest size there is, as a share of it."""
 
 
 def score_whole_mixes(at: Scoring, model: OpenedModel, imatrix: Imatrix | None, found: Measured, step: ProbeStep, stages: Stages) -> None:
@@ -274,24 +272,6 @@ def usual(table: TensorCells) -> TensorCells:
     qtypes = library.types()
     kept = tuple(cell for cell in table.cells if cell.type_name not in UNUSUAL_TYPES and qtypes[cell.type_name].is_quantized)
     return TensorCells(table.name, table.n_elements, kept or table.cells, table.importance)
-
-
-def curve_mixes(tables: Sequence[TensorCells], n_mixes: int) -> list[Mix]:
-    """Random mixes of sizes from `MIX_BITS`, evenly apart in logarithm; equal tables give equal mixes.
-
-    Sizes that a model of few tensors cannot hit are left out.
-    """
-    n_weights = sum(table.n_elements for table in tables)
-    smallest, largest = (sum(pick(cell.size_bytes for cell in table.cells) for table in tables) for pick in (min, max))
-    low = max(MIX_BITS[0] * n_weights / 8, smallest * (1 + _ROOM))
-    high = max(low, min(MIX_BITS[1] * n_weights / 8, largest * (1 - _ROOM)))
-    ratio = (high / low) ** (1 / max(1, n_mixes - 1))
-    found: dict[str, Mix] = {}
-    for number in range(n_mixes):
-        with contextlib.suppress(InfeasibleError):
-            mix = Mix.of(random_mix(tables, int(low * ratio**number), seed=number, tolerance=_ROOM / 5))
-            found[mix.id] = mix
-    return list(found.values())
 
 
 def _anchors(tables: Sequence[TensorCells], mixes: Sequence[Mix], n_anchors: int) -> list[Mix]:

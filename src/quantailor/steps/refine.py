@@ -23,7 +23,7 @@ from quantailor.evidence.measurements import Measured, measured_for, model_facts
 from quantailor.evidence.strategies import strategy_imatrix, strategy_of
 from quantailor.ggml import library
 from quantailor.making import building
-from quantailor.records import ChunkScore, Estimate, Mix, Prediction, Strategy, TensorCells
+from quantailor.records import ChunkScore, Estimate, Grounds, Mix, Prediction, Strategy, TensorCells
 from quantailor.session import OpenedModel, Workspace
 from quantailor.steps.probe import DEFAULT_PROBE_CHUNKS
 from quantailor.steps.scoring import Scoring, ScoringStep, scoring
@@ -55,6 +55,8 @@ class RefineResult(StepResult):
     n_swaps_tried: int
     n_swaps_kept: int
     type_counts: Mapping[str, int]
+    grounds: Grounds
+    """What the damages that it began with stand on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,8 @@ class RefineStep(ScoringStep[RefineResult], kind="refine", result=RefineResult):
     swaps: int = 0
     """Exchanges of bytes between tensors to try, judged by their true KLD; 0 for none."""
     overwrite: bool = False
+    evidence: str | None = None
+    """The name of the probes to stand on; None takes those that cover most."""
 
     def run(self, workspace: Workspace, stages: Stages) -> RefineResult:
         """Improve a strategy at its size; the better of old and new is written, by what was measured.
@@ -86,7 +90,7 @@ class RefineStep(ScoringStep[RefineResult], kind="refine", result=RefineResult):
         with workspace.model(self.base) as model:
             imatrix = strategy_imatrix(workspace, model, strategy, self.imatrix)
             measurement = measured_for(workspace, model, imatrix)
-            known = require_probes(workspace, model, measurement)
+            known = require_probes(workspace, model, measurement, self.evidence)
             size = building.predict_layout(model.source, strategy, imatrix=imatrix).size_bytes
             with scoring(workspace, model, imatrix, self, stages) as at:
                 scene = _Scene(at, model, imatrix, measurement, known, _limits(strategy), at.first(self.chunks), size)
@@ -176,6 +180,7 @@ def _refined(scene: _Scene, strategy: Strategy, step: RefineStep, stages: Stages
         n_swaps_tried=tried,
         n_swaps_kept=kept,
         type_counts=dict(Counter(best.types.values()).most_common()),
+        grounds=scene.known.grounds,
     )
 
 

@@ -19,7 +19,7 @@ from quantailor.control import QUIET, Control
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_with_swaps
 from quantailor.errors import StrategyError
-from quantailor.evidence.knowledge import file_key
+from quantailor.evidence.grounds import file_key
 from quantailor.evidence.measurements import Measured, measured
 from quantailor.records import ChunkScore, Mix
 from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, gguf_path, quantizable_tensors, require_finite
@@ -146,6 +146,7 @@ def scoring(
     require_finite(model.identity)
     path = gguf_path(model)
     corpus = workspace.corpus(model, step.text_path)
+    workspace.store.record_location("text", corpus.sha256, step.text_path)
     n_ctx = chunk_length(model.source, step.n_ctx, None if stages is None else stages.warn)
     tokens: npt.NDArray[np.int32] = chunks(corpus, n_ctx)
     where = "-gpu" if step.compute.n_gpu_layers else ""  # another backend rounds otherwise

@@ -124,7 +124,7 @@ def _uncertain(
     at: Scoring, model: OpenedModel, found: Measured, cells: Sequence[_Cell], indexes: Sequence[int], stages: Stages
 ) -> list[_Cell]:
     """The cells whose outcome the probes do not tell: of types that a sample of tensors shows to differ from the prediction."""
-    known = load_knowledge(at.workspace, model, at.key.imatrix, found.cells, key=at.key)
+    known = load_knowledge(at.workspace, model, at.key.imatrix, found.cells, evidence=at.key)
     if known is None:
         raise StrategyError(
             "there are no probes that could predict a cell", remedy="Run `quantailor probe` first, or leave out --only-uncertain"
@@ -162,7 +162,7 @@ def _predicted(known: Knowledge | None, cell: _Cell) -> float | None:
 def _result(
     at: Scoring, model: OpenedModel, found: Measured, cells: Sequence[_Cell], indexes: Sequence[int], before: set[str]
 ) -> SweepResult:
-    known = load_knowledge(at.workspace, model, at.key.imatrix, found.cells, key=at.key)
+    known = load_knowledge(at.workspace, model, at.key.imatrix, found.cells, evidence=at.key)
     reports = [_report(known, cell) for cell in cells]
     return SweepResult(
         model_fingerprint=model.fingerprint,

@@ -10,7 +10,7 @@ from typing import Literal
 from quantailor.records import TensorInfo, Verdict
 from quantailor.store.encoding import sha256
 
-LocationKind = Literal["model", "imatrix", "strategy", "build", "conversion", "written"]
+LocationKind = Literal["model", "imatrix", "strategy", "build", "conversion", "written", "text"]
 
 
 @dataclass(frozen=True, slots=True)

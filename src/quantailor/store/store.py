@@ -325,13 +325,13 @@ class Store:
         return _only((str(fingerprint), str(not_finite)) for fingerprint, not_finite in rows)
 
     def record_location(self, kind: LocationKind, key: str, path: Path) -> None:
-        """Remember where the file of a model, imatrix, strategy or build (by strategy fingerprint) lies, or how it was written.
+        """Remember where the file of a model, imatrix, strategy, text (SHA-256) or build (by strategy) lies, or how it was written.
 
-        A path holds one model, written in one way: what it held before is not there any more.
+        A path holds one model or text, written in one way: what it held before is not there any more.
         """
         place = str(Path(path).absolute())
         with self.transaction():
-            if kind in ("model", "written"):
+            if kind in ("model", "written", "text"):
                 self._database.change(SQL.forget_other_locations, (kind, key, place))
             self._database.change(SQL.record_location, (kind, key, place, self._database.now()))
 

@@ -61,6 +61,7 @@ class _Prediction(_Section):
     basis: Basis = "ranking only"
     kld_nats: float | None = Field(default=None, description="Predicted mean KL divergence from the base, nats.")
     kld_interval_nats: tuple[float, float] | None = None
+    no_prediction: str | None = Field(default=None, description="Why probes predict no KL divergence, where they do not.")
 
 
 class _Tensor(_Section):

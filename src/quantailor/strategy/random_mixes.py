@@ -6,14 +6,19 @@ right. Nothing measured takes part, so that predictions are tested where no opti
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Sequence
 
 from quantailor.errors import InfeasibleError
-from quantailor.records import Cell, TensorCells
+from quantailor.records import Cell, Mix, TensorCells
 
 TOLERANCE = 0.001
 """Mixes whose sizes differ by no more than this share count as equally large."""
+MIX_BITS = (2.4, 6.0)
+"""Bits per weight between which random mixes are drawn."""
+_ROOM = 0.05
+"""How far random mixes stay from the smallest and the largest size there is, as a share of it."""
 _ATTEMPTS, _STEPS_PER_TENSOR = 50, 400
 
 
@@ -51,3 +56,21 @@ def _steer(cells: list[Cell], tables: Sequence[TensorCells], wanted: int, tolera
         if abs(changed) < abs(excess):
             cells[index], excess = cell, changed
     return False
+
+
+def curve_mixes(tables: Sequence[TensorCells], n_mixes: int) -> list[Mix]:
+    """Random mixes of sizes from `MIX_BITS`, evenly apart in logarithm; equal tables give equal mixes.
+
+    Sizes that a model of few tensors cannot hit are left out.
+    """
+    n_weights = sum(table.n_elements for table in tables)
+    smallest, largest = (sum(pick(cell.size_bytes for cell in table.cells) for table in tables) for pick in (min, max))
+    low = max(MIX_BITS[0] * n_weights / 8, smallest * (1 + _ROOM))
+    high = max(low, min(MIX_BITS[1] * n_weights / 8, largest * (1 - _ROOM)))
+    ratio = (high / low) ** (1 / max(1, n_mixes - 1))
+    found: dict[str, Mix] = {}
+    for number in range(n_mixes):
+        with contextlib.suppress(InfeasibleError):
+            mix = Mix.of(random_mix(tables, int(low * ratio**number), seed=number, tolerance=_ROOM / 5))
+            found[mix.id] = mix
+    return list(found.values())

@@ -10,9 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from quantailor.analysis.prediction import PredictedKld, predict_kld
+from quantailor.analysis.prediction import PredictedKld
 from quantailor.app.products.exporting import is_gguf, read_strategy
 from quantailor.errors import ImatrixError, StrategyError, StrategyMismatchError, TypeUnavailableError
+from quantailor.evidence.damages import kld_of
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import measured
 from quantailor.evidence.presets import types_of_preset
@@ -217,7 +218,7 @@ class Known:
             if error is None and type_name != tensor.type_name:
                 return None, f"{tensor.name} has not been measured at {type_name}"
             damages.append(known.damage(tensor, qtypes[type_name], error or 0.0).value)
-        return predict_kld(known.curve, math.fsum(damages)), None
+        return kld_of(known, math.fsum(damages))
 
 
 def what_is_known(workspace: Workspace, model: OpenedModel, imatrix: str) -> Known:
@@ -228,7 +229,7 @@ def what_is_known(workspace: Workspace, model: OpenedModel, imatrix: str) -> Kno
     except (StrategyError, ImatrixError) as error:
         return Known(None, error.message)
     known = load_knowledge(workspace, model, found.key.imatrix, found.cells)
-    return Known(known, "" if known else f"{model.source.name} has not been probed with this importance matrix")
+    return Known(known, "" if known else f"{model.source.name} has not been probed")
 
 
 def _side(model: OpenedModel, choice: _Choice, known: Known) -> DiffSide:

@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from quantailor.analysis.importance.imatrix import holds
-from quantailor.analysis.prediction import predict_kld
 from quantailor.errors import StrategyMismatchError
 from quantailor.evidence import measurements
-from quantailor.evidence.damages import basis_of, inputs_of, probed_tables
+from quantailor.evidence.damages import basis_of, inputs_of, probed_tables, with_kld_of
 from quantailor.evidence.knowledge import load_knowledge
 from quantailor.evidence.measurements import Measured, model_facts
 from quantailor.ggml import library
 from quantailor.making import building
 from quantailor.qtypes import availability
-from quantailor.records import Cell, Prediction, Strategy, TensorCells, TensorChoice
+from quantailor.records import Cell, Grounds, Prediction, Strategy, TensorCells, TensorChoice
 from quantailor.session import AUTO, OpenedModel, Workspace, quantizable_tensors
 from quantailor.steps import plan
 from quantailor.steps.plan import Evidence, PlanOptions
@@ -127,6 +126,11 @@ class Planner:
     def basis(self) -> str:
         """ "probes", or "ranking only"."""
         return "ranking only" if self._evidence.known is None else "probes"
+
+    @property
+    def grounds(self) -> Grounds | None:
+        """What predictions stand on; None for weight errors alone."""
+        return None if self._evidence.known is None else self._evidence.known.grounds
 
     @property
     def n_unmeasured(self) -> int:
@@ -340,14 +344,7 @@ class Planner:
             self._header_excess = strategy.prediction.file_size_bytes - padded_bytes - self._facts.fixed_bytes
 
     def _with_kld(self, prediction: Prediction) -> Prediction:
-        known = self._evidence.known
-        if known is None:
-            return prediction
-        predicted = predict_kld(known.curve, prediction.damage)
-        low, high = predicted.interval(0.95)
-        if not math.isfinite(predicted.kld_nats):
-            return prediction
-        return dataclasses.replace(prediction, kld_nats=predicted.kld_nats, kld_interval_nats=(low, high))
+        return with_kld_of(prediction, self._evidence.known)
 
 
 def planner_state(workspace: Workspace, fingerprint: str) -> tuple[object, ...]:

@@ -7,15 +7,15 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantailor.analysis.prediction import predict_kld
 from quantailor.errors import StrategyMismatchError
-from quantailor.evidence.damages import require_probes
+from quantailor.evidence.damages import kld_of, require_probes, with_kld_of
+from quantailor.evidence.grounds import measure_command
 from quantailor.evidence.knowledge import Knowledge
-from quantailor.evidence.measurements import measured, measured_for
+from quantailor.evidence.measurements import Measured, measured, measured_for
 from quantailor.evidence.strategies import require_fit, strategy_imatrix
 from quantailor.ggml import library
 from quantailor.making import building
-from quantailor.records import Estimate, Prediction, Strategy
+from quantailor.records import Estimate, Grounds, Prediction, Strategy
 from quantailor.session import AUTO, OpenedModel, Workspace, quantizable_tensors
 
 
@@ -40,44 +40,56 @@ class PredictResult:
     """The largest first."""
     n_mixes: int
     n_anchors: int
+    grounds: Grounds
 
 
-def predict(workspace: Workspace, base: Path, strategy: Strategy, *, name: str = "") -> PredictResult:
+def predict(workspace: Workspace, base: Path, strategy: Strategy, *, name: str = "", evidence: str | None = None) -> PredictResult:
     """Predict what a strategy's file will be worth, with 80 % and 95 % intervals, and where the damage comes from.
 
-    `name` is what the result calls the strategy.
+    Args:
+        workspace: the probes.
+        base: the model.
+        strategy: what is to be built.
+        name: what the result calls the strategy.
+        evidence: the name of the probes to stand on; None takes those that cover most.
 
     Raises:
-        StrategyError: the model has no probes, or the strategy is another model's or names a type that was not measured.
+        StrategyError: the model has no probes or not this evidence, or the strategy is another model's or names a type that was
+            not measured.
     """
     with workspace.model(base) as model:
         require_fit(strategy, model)
         imatrix = strategy_imatrix(workspace, model, strategy, AUTO)
-        measurement = measured(workspace, model, AUTO) if imatrix is None else measured_for(workspace, model, imatrix)
-        known = require_probes(workspace, model, measurement)
-        contributions = _contributions(model, known, strategy)
+        # A strategy that tells nothing of its importance matrix was written by hand or by another program.
+        is_told = imatrix is not None or "imatrix" in strategy.inputs
+        measurement = measured_for(workspace, model, imatrix) if is_told else measured(workspace, model, AUTO)
+        known = require_probes(workspace, model, measurement, evidence)
+        contributions = _contributions(workspace, model, measurement, known, strategy)
         damage = math.fsum(item.damage.value for item in contributions)
-        predicted = predict_kld(known.curve, damage)
-        prediction = dataclasses.replace(
-            building.predict(model.source, strategy, imatrix=imatrix),
-            damage=damage,
-            basis="probes",
-            kld_nats=predicted.kld_nats,
-            kld_interval_nats=predicted.interval(0.95),
-        )
+        prediction = dataclasses.replace(building.predict(model.source, strategy, imatrix=imatrix), damage=damage)
+        found, _ = kld_of(known, damage)
         kinds = [point.kind for point in known.curve.points]
-        return PredictResult(name, prediction, predicted.interval(0.80), contributions, kinds.count("memory"), kinds.count("file"))
+        return PredictResult(
+            strategy=name,
+            prediction=with_kld_of(prediction, known),
+            kld_interval_80_nats=None if found is None else found.interval(0.80),
+            contributions=contributions,
+            n_mixes=kinds.count("memory"),
+            n_anchors=kinds.count("file"),
+            grounds=known.grounds,
+        )
 
 
-def _contributions(model: OpenedModel, known: Knowledge, strategy: Strategy) -> tuple[Contribution, ...]:
+def _contributions(
+    workspace: Workspace, model: OpenedModel, measurement: Measured, known: Knowledge, strategy: Strategy
+) -> tuple[Contribution, ...]:
     qtypes, found = library.types(), []
     for tensor in quantizable_tensors(model.source):
         type_name = strategy.types.get(tensor.name, tensor.type_name)
         error = known.errors.get(tensor.name, {}).get(type_name)
         if error is None:
-            raise StrategyMismatchError(
-                f"{tensor.name} has not been measured at {type_name}", remedy=f"Run `quantailor measure {model.source.location}`"
-            )
+            command = measure_command(workspace, model, measurement.key.imatrix, exhaustive=measurement.is_exhaustive)
+            raise StrategyMismatchError(f"{tensor.name} has not been measured at {type_name}", remedy=f"Run `{command}`")
         found.append((tensor.name, type_name, known.damage(tensor, qtypes[type_name], error)))
     total = math.fsum(damage.value for _, _, damage in found) or 1.0
     rows = [Contribution(name, type_name, damage, damage.value / total) for name, type_name, damage in found]

@@ -118,7 +118,7 @@ def _report(
         imatrix_fingerprint=imatrix.fingerprint,
         datasets=imatrix.datasets,
         n_tokens=imatrix.chunk_count * imatrix.chunk_size,
-        probed=any(tensor.name in sensitivities for tensor in tensors),
+        probed=any(tensor.name in sensitivities and sensitivities[tensor.name].probes for tensor in tensors),
         layers=tuple(layers),
     )
 
@@ -175,7 +175,7 @@ def _tensor(tensor: TensorInfo, squares: Doubles, sensitivity: Sensitivity | Non
         role=tensor.role,
         size_bytes=tensor.size_bytes,
         importance=_plain(_shares(squares)),
-        alpha=None if sensitivity is None else sensitivity.alpha,
+        alpha=None if sensitivity is None or not sensitivity.probes else sensitivity.alpha,
         alpha_status="not probed" if sensitivity is None else sensitivity.status,
     )
 

@@ -30,7 +30,8 @@ from quantailor.costs.needs import shortfalls
 from quantailor.costs.seconds import measure_seconds, write_seconds
 from quantailor.costs.trial import inference_seconds, middle
 from quantailor.errors import CorpusError
-from quantailor.evidence.knowledge import CURVE, load_knowledge
+from quantailor.evidence.grounds import CURVE
+from quantailor.evidence.knowledge import load_knowledge
 from quantailor.ggml import library
 from quantailor.pipeline import StudyStep
 from quantailor.qtypes import needs_imatrix
@@ -352,7 +353,7 @@ def _is_precise(at: _Counted, task: ProbeStep) -> bool:
         settings = MeasureSettings(exhaustive=at.task.settings.exhaustive)
         key = MeasurementKey(model.fingerprint, at.imatrix or "", settings.key, DEFINITION_VERSION)
         cells = at.workspace.store.cells(key, distributions=False)
-        known = load_knowledge(at.workspace, model, at.imatrix or "", cells, key=at.swap_key)
+        known = load_knowledge(at.workspace, model, at.imatrix or "", cells, evidence=at.swap_key)
     found = [item for item in (known.sensitivities.values() if known else ()) if item.status == "measured" and item.alpha.value > 0]
     precise = [item for item in found if item.alpha.se <= task.target_error * item.alpha.value]
     return bool(found) and len(precise) >= math.ceil(ENOUGH_SHARE * len(found))

@@ -12,8 +12,9 @@ from quantailor.costs.model_size import ModelSize
 from quantailor.costs.seconds import quantize_seconds
 from quantailor.ggml import library
 from quantailor.records import Mix, TensorInfo
-from quantailor.steps.probe import ALPHA_BITS, FIRST_CHUNKS, LEAST_BITS, MIX_BITS, ProbeStep
+from quantailor.steps.probe import ALPHA_BITS, FIRST_CHUNKS, LEAST_BITS, ProbeStep
 from quantailor.steps.sweep import SweepStep
+from quantailor.strategy.random_mixes import MIX_BITS
 
 EXTRA_TYPES = 2
 """Types that a probe may have to try beyond those asked for, at the most."""

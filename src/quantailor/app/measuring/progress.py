@@ -11,13 +11,17 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 
 from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
 from quantailor.app.jobs import JobReport, report_of
 from quantailor.errors import ModelError, QuantailorError
+from quantailor.evidence.damages import kld_of
+from quantailor.evidence.grounds import runs
 from quantailor.evidence.knowledge import load_knowledge
 from quantailor.evidence.measurements import most_telling
 from quantailor.ggml import library
@@ -25,7 +29,7 @@ from quantailor.jobs import Job, reconcile
 from quantailor.numerics import Doubles
 from quantailor.pipeline import StudyStep
 from quantailor.qtypes import never_quantized
-from quantailor.records import Sensitivity, TensorInfo, WeightError
+from quantailor.records import Grounds, Sensitivity, TensorInfo, WeightError
 from quantailor.session import NONE, Workspace
 from quantailor.steps.download import STAGES
 from quantailor.steps.measure import MeasureStep, known_types
@@ -83,6 +87,10 @@ class MeasurementMap:
     """Of the settled ones: types that a tensor cannot take."""
     n_tensors_done: int
     n_probed: int
+    evidence: tuple[Grounds, ...]
+    """Every run of probes that a plan could stand on; by default it stands on the first."""
+    no_prediction: str | None
+    """Why probes predict no KLD yet; None where they do, and without probes."""
     cells_per_second: float | None
     """While a job measures and enough is known."""
     job: JobReport | None
@@ -170,6 +178,8 @@ class MeasurementWatch:
         self._key: MeasurementKey | None = None
         self._job: Job | None = None
         self._sensitivities: Mapping[str, Sensitivity] = {}
+        self._evidence: tuple[Grounds, ...] = ()
+        self._no_prediction: str | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -212,7 +222,9 @@ class MeasurementWatch:
 
     def look_at_probes(self) -> bool:
         """Read sensitivities anew, which takes a while; whether there are some."""
-        self._sensitivities = {} if self._key is None else self._probed(self._key)
+        self._sensitivities, self._evidence, self._no_prediction = {}, (), None
+        if self._key is not None:
+            self._look_at_probes(self._key)
         return bool(self._sensitivities)
 
     def map(self, type_name: str = COMMON_TYPE) -> MeasurementMap:
@@ -233,6 +245,8 @@ class MeasurementWatch:
             n_unavailable=int(self._impossible[:, list(self._wanted)].sum()),
             n_tensors_done=int((rows == settled.shape[1]).sum()) if settled.size else 0,
             n_probed=len(self._sensitivities),
+            evidence=self._evidence,
+            no_prediction=self._no_prediction,
             cells_per_second=self._rate(),
             job=job,
             tensors=tuple(self._tensor(at, int(rows[at]), common) for at in range(len(self.tensors))),
@@ -338,19 +352,21 @@ class MeasurementWatch:
             return tuple(map(int, np.flatnonzero(self._settled.any(axis=0))))
         return tuple(sorted(self._column[name] for name in asked.types))
 
-    def _probed(self, key: MeasurementKey) -> Mapping[str, Sensitivity]:
-        """Tensor -> what its own probes say; nothing where the model's file is gone."""
+    def _look_at_probes(self, key: MeasurementKey) -> None:
+        """What probes say of every tensor; nothing where the model's file is gone."""
         place = next((path for path in self._workspace.store.locations("model", key.model) if path.exists()), None)
         if place is None:
-            return {}
-        try:
-            with self._workspace.model(place) as model:
-                if model.fingerprint != key.model:
-                    return {}
-                known = load_knowledge(self._workspace, model, key.imatrix, self._cells())
-        except QuantailorError:
-            return {}
-        return {} if known is None else {name: item for name, item in known.sensitivities.items() if item.probes}
+            return
+        with suppress(QuantailorError), self._workspace.model(place) as model:
+            if model.fingerprint != key.model:
+                return
+            cells = self._cells()
+            known = load_knowledge(self._workspace, model, key.imatrix, cells)
+            if known is not None:
+                self._sensitivities = {name: item for name, item in known.sensitivities.items() if item.probes}
+                self._evidence = tuple(run.grounds for run in runs(self._workspace, model, key.imatrix, cells))
+                points = [point.damage_nats for point in known.curve.points if point.kind == "memory"]
+                _, self._no_prediction = kld_of(known, median(points or [1.0]))
 
     def _cells(self) -> list[WeightError]:
         return [

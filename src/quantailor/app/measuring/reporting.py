@@ -8,7 +8,7 @@ import importlib.metadata
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,19 @@ from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import measured
 from quantailor.ggml import library
 from quantailor.present.report import (
+    ALL_DEPTHS,
     ImatrixFacts,
     LabelledStrategy,
-    ProfileRow,
     ReportData,
     common_type,
+    left_out,
+    places,
     render_comparison,
     render_report,
     role_profile,
     sensitivity_profile,
 )
-from quantailor.records import Estimate, SwapCell, WeightError
+from quantailor.records import Estimate, Grounds, SwapCell, WeightError
 from quantailor.session import AUTO, OpenedModel, Workspace, quantizable_tensors
 from quantailor.strategy import file as strategy_file
 
@@ -45,18 +47,22 @@ class ReportResult:
     n_cells: int
     n_mixes: int
     n_verdicts: int
+    grounds: Grounds | None = None
+    """What damages and predictions stand on; None for weight errors alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileReport:
-    """A role at a depth in two models: its share of the model's sensitivity and of its weights, 0 to 1."""
+    """A role at a depth in two models: its share of the sensitivity and of the weights, 0 to 1, of all that is probed and measured."""
 
     role: str
     depth: str
-    share_a: Estimate
-    share_b: Estimate
-    parameter_share_a: float
-    parameter_share_b: float
+    share_a: Estimate | None
+    """None where the model has no such tensors, or none of them is probed and measured."""
+    share_b: Estimate | None
+    parameter_share_a: float | None
+    """0 where the model has no such tensors; None where it has, but none is probed and measured."""
+    parameter_share_b: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,8 @@ class CompareResult:
     models: tuple[str, str]
     paths: tuple[str, ...]
     profiles: tuple[ProfileReport, ...]
+    left_out: tuple[int, int]
+    """Tensors of each that are not probed or not measured, and so in no share."""
 
 
 FORMATS = (".html", ".json", ".csv")
@@ -94,6 +102,7 @@ def report(workspace: Workspace, base: Path, outputs: Sequence[Path], *, imatrix
         n_cells=len(data.cells),
         n_mixes=0 if data.curve is None else len(data.curve.points),
         n_verdicts=len(data.verdicts),
+        grounds=data.grounds,
     )
 
 
@@ -109,7 +118,8 @@ def compare_models(
     result = CompareResult(
         models=(a.model_name, b.model_name),
         paths=tuple(map(str, outputs)),
-        profiles=tuple(ProfileReport(row.role, row.depth, *_sides(row, other)) for row, other in _paired(a, b)),
+        profiles=tuple(_profiles(a, b)),
+        left_out=(len(left_out(a)), len(left_out(b))),
     )
     for output in outputs:
         text = render_comparison(a, b) if output.suffix == ".html" else _profile_text(result, output.suffix)
@@ -128,7 +138,7 @@ def _check(outputs: Sequence[Path], *, overwrite: bool) -> None:
 
 
 def _data(workspace: Workspace, model: OpenedModel, imatrix: str) -> tuple[ReportData, Knowledge | None]:
-    found = measured(workspace, model, imatrix)
+    found = measured(workspace, model, imatrix, partial=True)
     known = load_knowledge(workspace, model, found.key.imatrix, found.cells)
     record = workspace.store.imatrix(model.fingerprint, found.key.imatrix) if found.key.imatrix else None
     source, store = model.source, workspace.store
@@ -151,11 +161,12 @@ def _data(workspace: Workspace, model: OpenedModel, imatrix: str) -> tuple[Repor
     return (
         dataclasses.replace(
             data,
-            calibration_name=f"text {known.key.corpus[:12]}",
+            calibration_name=known.grounds.text,
+            grounds=known.grounds,
             n_ctx=known.key.n_ctx,
             n_chunks=known.n_chunks,
             floor_kld_nats=known.floor_nats,
-            sensitivities=tuple(known.sensitivities.values()),
+            sensitivities=tuple(item for item in known.sensitivities.values() if item.status != "not probed"),
             cells=tuple(known.cells.values()),
             curve=known.curve if known.curve.points else None,
         ),
@@ -199,14 +210,15 @@ def _cell_rows(data: ReportData, known: Knowledge | None) -> list[dict[str, obje
         if error.tensor not in tensors or error.unavailable is not None:
             continue
         damage = None
-        if known is not None:
-            damage = known.damage(tensors[error.tensor], qtypes[error.type_name], error.weighted_mse or 0.0)
+        if known is not None and error.weighted_mse is not None:
+            damage = known.damage(tensors[error.tensor], qtypes[error.type_name], error.weighted_mse)
         rows.append(_cell_row(error, damage, cells.get((error.tensor, error.type_name)), known))
     return rows
 
 
 def _cell_row(error: WeightError, damage: Estimate | None, cell: SwapCell | None, known: Knowledge | None) -> dict[str, object]:
     sensitivity = None if known is None else known.sensitivities.get(error.tensor)
+    is_probed = sensitivity is not None and bool(sensitivity.probes)
     return {
         "tensor": error.tensor,
         "type": error.type_name,
@@ -214,12 +226,12 @@ def _cell_row(error: WeightError, damage: Estimate | None, cell: SwapCell | None
         "bits_per_weight": error.bits_per_weight,
         "weighted_mse": error.weighted_mse,
         "weighted_mse_se": error.weighted_mse_se,
-        "alpha": None if sensitivity is None else sensitivity.alpha.value,
-        "alpha_se": None if sensitivity is None else sensitivity.alpha.se,
+        "alpha": sensitivity.alpha.value if sensitivity is not None and is_probed else None,
+        "alpha_se": sensitivity.alpha.se if sensitivity is not None and is_probed else None,
         "alpha_status": "" if sensitivity is None else sensitivity.status,
         "damage_nats": None if damage is None else damage.value,
         "damage_se": None if damage is None else damage.se,
-        "damage_basis": "" if damage is None else "measured" if cell else "alpha and noise",
+        "damage_basis": "" if damage is None else "measured" if cell else "alpha and noise" if is_probed else "median of its role",
         "kld_nats": None if cell is None else cell.kld.value,
         "kld_se": None if cell is None else cell.kld.se,
         "perplexity": None if cell is None else cell.perplexity.value,
@@ -250,22 +262,17 @@ def _plain(value: Any) -> Any:
 # Comparing
 
 
-def _paired(a: ReportData, b: ReportData) -> list[tuple[ProfileRow, ProfileRow]]:
-    """Rows of both models by role and depth, whole roles first; a row that one of them lacks is empty."""
-    found: dict[tuple[str, str], list[ProfileRow | None]] = {}
+def _profiles(a: ReportData, b: ReportData) -> Iterator[ProfileReport]:
+    """Rows of both models by role and depth, whole roles first."""
     type_name = common_type(a, b)
-    for side, data in enumerate((a, b)):
-        for row in (*role_profile(data, type_name=type_name), *sensitivity_profile(data, type_name=type_name)):
-            found.setdefault((row.role, row.depth), [None, None])[side] = row
-    zero = Estimate(0.0)
-    return [
-        (one or ProfileRow(role, depth, zero, 0.0, zero, ()), other or ProfileRow(role, depth, zero, 0.0, zero, ()))
-        for (role, depth), (one, other) in found.items()
-    ]
-
-
-def _sides(one: ProfileRow, other: ProfileRow) -> tuple[Estimate, Estimate, float, float]:
-    return one.share, other.share, one.parameter_share, other.parameter_share
+    sides = []
+    for data in (a, b):
+        rows = (*role_profile(data, type_name=type_name), *sensitivity_profile(data, type_name=type_name))
+        unknown: dict[tuple[str, str], tuple[Estimate | None, float | None]] = dict.fromkeys(places(data), (None, None))
+        sides.append(unknown | {(row.role, row.depth): (row.share, row.parameter_share) for row in rows})
+    for role, depth in dict.fromkeys(key for side in sides for key in sorted(side, key=lambda key: key[1] != ALL_DEPTHS)):
+        (share_a, weights_a), (share_b, weights_b) = (side.get((role, depth), (None, 0.0)) for side in sides)
+        yield ProfileReport(role, depth, share_a, share_b, weights_a, weights_b)
 
 
 def _profile_text(result: CompareResult, suffix: str) -> str:
@@ -278,12 +285,12 @@ def _profile_text(result: CompareResult, suffix: str) -> str:
                 "role": row.role,
                 "depth": row.depth,
                 "model_a": a,
-                "share_a": row.share_a.value,
-                "share_a_se": row.share_a.se,
+                "share_a": None if row.share_a is None else row.share_a.value,
+                "share_a_se": None if row.share_a is None else row.share_a.se,
                 "parameter_share_a": row.parameter_share_a,
                 "model_b": b,
-                "share_b": row.share_b.value,
-                "share_b_se": row.share_b.se,
+                "share_b": None if row.share_b is None else row.share_b.value,
+                "share_b_se": None if row.share_b is None else row.share_b.se,
                 "parameter_share_b": row.parameter_share_b,
             }
             for row in result.profiles

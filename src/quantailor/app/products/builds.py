@@ -222,7 +222,9 @@ def _counts(source: ModelSource, strategy: Strategy) -> dict[str, int]:
 def _with_kld(predicted: Prediction, known: Prediction | None) -> Prediction:
     if known is None:
         return predicted
-    return dataclasses.replace(predicted, kld_nats=known.kld_nats, kld_interval_nats=known.kld_interval_nats)
+    return dataclasses.replace(
+        predicted, kld_nats=known.kld_nats, kld_interval_nats=known.kld_interval_nats, no_prediction=known.no_prediction
+    )
 
 
 # Building

@@ -41,6 +41,8 @@ def _show_edit(found: EditResult) -> None:
     out.print(f"file      {words.size(found.prediction.file_size_bytes)}, {words.bits(found.prediction.bits_per_weight, 3)}")
     if found.prediction.kld_nats is not None:
         out.print(f"KLD       {found.prediction.kld_nats:.3g} nats predicted")
+    elif found.prediction.no_prediction is not None:
+        out.print(f"KLD       {found.prediction.no_prediction}", markup=False)
 
 
 @command(epilog="Example: quantailor drafts base.gguf --save draft -o s.yaml")

@@ -106,10 +106,11 @@ def predict(
     answer: options.Answer,
     base: options.Base,
     strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file, YAML or JSON.")],
+    evidence: options.Evidence = None,
 ) -> None:
     """Predict a strategy's KL divergence, with intervals, before it is built; and say which tensors it comes from."""
     with answer.workspace() as workspace:
-        found = predicting.predict(workspace, base, read_strategy(workspace, strategy), name=str(strategy))
+        found = predicting.predict(workspace, base, read_strategy(workspace, strategy), name=str(strategy), evidence=evidence)
     answer.tell("predict", found, lambda: show.predicted(found))
 
 
@@ -125,6 +126,7 @@ def refine(
     chunks: Annotated[int, typer.Option("--chunks", min=2, help="Chunks per mix.")] = DEFAULT_PROBE_CHUNKS,
     relinearize: Annotated[bool, typer.Option(help="Probe again with all other tensors at their chosen types, solve once more.")] = True,
     swaps: Annotated[int, typer.Option("--swaps", min=0, help="Exchanges of bytes between two tensors to try by true KLD.")] = 0,
+    evidence: options.Evidence = None,
     n_ctx: options.Context = DEFAULT_N_CTX,
     force: options.Force = False,
 ) -> None:
@@ -139,6 +141,7 @@ def refine(
         chunks=chunks,
         relinearize=relinearize,
         swaps=swaps,
+        evidence=evidence,
         overwrite=force,
         n_ctx=n_ctx,
         compute=machine.compute,

@@ -102,7 +102,7 @@ def _show_diff(found: StrategyDiff, *, most: int | None) -> None:
 
 
 def _side_row(name: str, side: DiffSide) -> tuple[str, ...]:
-    kld = words.kld(side.kld_nats, side.kld_interval_nats)
+    kld = words.kld(side.kld_nats, side.kld_interval_nats, side.no_prediction)
     types = ", ".join(f"{count} x {type_name}" for type_name, count in side.type_counts.items())
     return (f"{name}: {side.label}".replace("[", r"\["), side.kind, words.size(side.size_bytes), f"{side.bits_per_weight:.3f}", kld, types)
 

@@ -42,9 +42,19 @@ def _show(found: MeasurementMap) -> None:
             f"cells     {found.n_cells:,} of {found.n_possible:,}, {found.n_unavailable:,} of them impossible; {matrix}, {found.settings}"
         )
         out.print(f"tensors   {found.n_tensors_done:,} of {len(found.tensors):,} done, {found.n_probed:,} probed")
+    if found.evidence:
+        out.print(f"stands on {words.grounds(found.evidence[0])}", markup=False, soft_wrap=True)
+        if found.no_prediction is not None:
+            out.print(f"KLD       {found.no_prediction}", markup=False, soft_wrap=True)
+        if found.no_prediction is not None or found.evidence[0].n_probed < found.evidence[0].n_tensors:
+            out.print(f"next      {found.evidence[0].command}", markup=False, soft_wrap=True)
     if found.job is not None:
         job = found.job
         out.print(f"job       {job.id}: {job.kind}, {job.state}, {job.message} {words.time_left(job.eta_seconds)}".rstrip())
+    if len(found.evidence) > 1:
+        rows = [(item.name, words.grounds(item), str(item.n_ctx), (item.imatrix or "none")[:12]) for item in found.evidence]
+        columns = {"--evidence": "left", "what it is": "wrap", "tokens": "right", "imatrix": "left"}
+        out.print(table("Evidence, that which plans stand on first", columns, rows))
     if found.common_type is not None:
         columns = {
             "role": "left",

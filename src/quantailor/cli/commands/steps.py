@@ -268,6 +268,7 @@ def plan(
     answer: options.Answer,
     base: options.Model,
     basis: BasisOption = "auto",
+    evidence: options.Evidence = None,
     knee: Annotated[
         str | None,
         typer.Option(
@@ -305,6 +306,8 @@ def plan(
         rules["bins"] = bins
     if len(rules) > 1:
         raise typer.BadParameter(f"--{' and --'.join(rules)} are different rules; give one")
+    if evidence is not None and basis == "ranking":
+        raise typer.BadParameter("--basis ranking stands on no probes, so --evidence chooses nothing")
     optimal: tuple[Method, str | None] = ("optimal", None)
     method, rule = next(iter(rules.items()), optimal)
     plan_options = PlanOptions(
@@ -312,6 +315,7 @@ def plan(
         **target.target(needed=method in ("optimal", "greedy")),
         **constraints.limits,
         basis=basis,
+        evidence=evidence,
     )
     here = hub_commands.here(base, hub.repository(base), imatrix)
     with answer.workspace() as workspace:

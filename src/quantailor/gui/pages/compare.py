@@ -124,19 +124,25 @@ class _Side:
     """One of the two models, and how to read its half of a row."""
 
     name: str
-    share: Callable[[ProfileReport], Estimate]
-    weights: Callable[[ProfileReport], float]
+    shares: Callable[[ProfileReport], tuple[Estimate | None, float | None]]
 
-    def has(self, row: ProfileReport) -> bool:
-        return self.weights(row) > 0
+    def measured(self, row: ProfileReport) -> tuple[Estimate, float] | None:
+        """The row's share of the sensitivity and of the weights; None where it is not in the model, or not measured there."""
+        share, weights = self.shares(row)
+        return None if share is None or not weights else (share, weights)
+
+    def share(self, row: ProfileReport) -> Estimate:
+        """Its share of the sensitivity; nothing where there is none."""
+        found = self.measured(row)
+        return Estimate(0.0) if found is None else found[0]
 
 
 class _Comparison:
     def __init__(self, pair: tuple[ProjectReport, ProjectReport], result: CompareResult) -> None:
         self._pair, self._result = pair, result
         self._sides = (
-            _Side(f"A: {result.models[0]}", lambda row: row.share_a, lambda row: row.parameter_share_a),
-            _Side(f"B: {result.models[1]}", lambda row: row.share_b, lambda row: row.parameter_share_b),
+            _Side(f"A: {result.models[0]}", lambda row: (row.share_a, row.parameter_share_a)),
+            _Side(f"B: {result.models[1]}", lambda row: (row.share_b, row.parameter_share_b)),
         )
         self._whole = [row for row in result.profiles if row.depth == WHOLE]
 
@@ -169,15 +175,16 @@ class _Comparison:
             heat_legend(scale, "Both maps have one scale:", percent)
 
     def _map(self, side: _Side, rows: Sequence[ProfileReport], depths: Sequence[str], scale: HeatScale) -> None:
-        shares = {(row.role, row.depth): side.share(row).value for row in rows if side.has(row)}
+        shares = {(row.role, row.depth): side.share(row).value for row in rows if side.measured(row)}
         filled = {row.role: [shares.get((row.role, depth)) for depth in depths] for row in self._whole}
         caption = f"Share of the sensitivity of {side.name} by role and depth, per cent"
         columns = ["outside" if depth == _OUTSIDE else depth for depth in depths]
         heat_table(columns, filled, scale=scale, caption=caption, write=lambda value: f"{100 * value:.2f}", corner="Role")
 
     def _bars(self, side: _Side) -> None:
-        roles = [row for row in self._whole if side.has(row)]
-        ends = [max(s.share(row).value + Z95 * s.share(row).se, s.weights(row)) for s in self._sides for row in self._whole]
+        roles = [row for row in self._whole if side.measured(row)]
+        found = [pair for s in self._sides for row in self._whole if (pair := s.measured(row))]
+        ends = [max(share.value + Z95 * share.se, weights) for share, weights in found]
         top = max(roles, key=lambda row: side.share(row).value)
         with card(f"{side.name}: sensitivity against weights"):
             options = echarts.options(_share_chart(side, roles, 100 * max(ends)), theme.palette(), is_small=True)
@@ -192,7 +199,8 @@ class _Comparison:
         with card("Figures by role"):
             table(columns, rows, caption="Shares of sensitivity and of weights by role")
             text(
-                "± is one standard error. Per weight: share of the sensitivity over share of the weights; 1 is the model's average.",
+                "± is one standard error. Per weight: share of the sensitivity over share of the weights; 1 is the model's average."
+                " –: not in this model, or not measured there.",
                 "qt-small qt-muted",
             )
 
@@ -215,26 +223,27 @@ class _Comparison:
 
 
 def _cells(side: _Side, row: ProfileReport) -> tuple[str, str, str]:
-    if not side.has(row):
-        return "–", "–", "–"
-    share, weights = side.share(row), side.weights(row)
+    found = side.measured(row)
+    if found is None:
+        return "–", "–" if side.shares(row)[1] == 0 else "not measured", "–"
+    share, weights = found
     return percent_with_error(share), percent(weights, 1), with_error(Estimate(share.value / weights, share.se / weights))
 
 
 def _share_chart(side: _Side, roles: Sequence[ProfileReport], highest: float) -> Chart:
     """Each role's share of the sensitivity with its 95 % interval, and its share of the weights."""
-    shares = [side.share(row) for row in roles]
+    pairs = [pair for row in roles if (pair := side.measured(row))]
     sensitivity = tuple(
         Point(
             index,
             100 * share.value,
-            tip=f"{row.role}\nsensitivity {percent_with_error(share)}\nweights {percent(side.weights(row), 1)}",
+            tip=f"{row.role}\nsensitivity {percent_with_error(share)}\nweights {percent(of_weights, 1)}",
             low=100 * max(0.0, share.value - Z95 * share.se),
             high=100 * (share.value + Z95 * share.se),
         )
-        for index, (row, share) in enumerate(zip(roles, shares, strict=True))
+        for index, (row, (share, of_weights)) in enumerate(zip(roles, pairs, strict=True))
     )
-    weights = tuple(Point(index, 100 * side.weights(row)) for index, row in enumerate(roles))
+    weights = tuple(Point(index, 100 * of_weights) for index, (_, of_weights) in enumerate(pairs))
     return Chart(
         f"{side.name}: sensitivity against weights",
         Axis(names=tuple(row.role for row in roles)),

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from quantailor.present.charts.colours import LogScale
 from quantailor.present.charts.describe import HeatMap
 from quantailor.present.report.data import ReportData, common_type, error_basis, layers_of, probe_basis, role_order
-from quantailor.present.report.figures import profile_map
+from quantailor.present.report.figures import NOT_IN_MODEL, NOT_MEASURED, profile_map
 from quantailor.present.report.page import render
-from quantailor.present.report.profile import ALL_DEPTHS, DEPTHS, ProfileRow, role_profile, sensitivity_profile
+from quantailor.present.report.profile import ALL_DEPTHS, DEPTHS, ProfileRow, left_out, places, role_profile, sensitivity_profile
 from quantailor.present.words import Z95, count, listed, plural, size
 from quantailor.records import Estimate
 
@@ -69,6 +69,7 @@ def render_comparison(a: ReportData, b: ReportData) -> str:
         "weight_maps": [_map("Sensitivity per weight", side, roles, weight_scale, is_share=False) for side in sides],
         "has_bounds": any(row.bounds == len(row.tensors) for row in every_row),
         "by_role": by_role,
+        "role_absent": [{role for role in roles if (role, ALL_DEPTHS) not in places(side.data)} for side in sides],
         "role_scale": role_scale,
         "paired": _paired(sides, roles),
         "both_basis": _basis(sides),
@@ -78,7 +79,8 @@ def render_comparison(a: ReportData, b: ReportData) -> str:
 
 def _map(title: str, side: Side, roles: Sequence[str], scale: LogScale, *, is_share: bool) -> HeatMap:
     shown = (lambda row: _hundredths(row.share)) if is_share else (lambda row: row.per_weight)
-    return profile_map(f"{title}, {side.name}", side.rows, roles, scale, shown, " %" if is_share else "")
+    there = {tensor.role for tensor in side.data.tensors}
+    return profile_map(f"{title}, {side.name}", side.rows, roles, there, scale, shown, " %" if is_share else "")
 
 
 def _hundredths(share: Estimate) -> Estimate:
@@ -106,8 +108,9 @@ def _most_different(sides: Sequence[Side]) -> tuple[ProfileRow, ProfileRow] | No
 
 
 def _only(side: Side, other: Side) -> list[str]:
-    """The roles that the first has and the second has not."""
-    return sorted({row.role for row in side.roles} - {row.role for row in other.roles}, key=role_order)
+    """The roles that the first has and the second has not, measured or not."""
+    a, b = ({tensor.role for tensor in each.data.tensors} for each in (side, other))
+    return sorted(a - b, key=role_order)
 
 
 def _caveats(sides: Sequence[Side], type_name: str | None) -> str:
@@ -120,6 +123,9 @@ def _caveats(sides: Sequence[Side], type_name: str | None) -> str:
     bounds = [(side.letter, sum(s.status == "drowned" for s in side.data.sensitivities)) for side in sides]
     if any(n for _, n in bounds):
         words.append(f"Upper bounds count as they are ({listed([f'{n:,} in {letter}' for letter, n in bounds])}).")
+    for letter, n in ((side.letter, len(left_out(side.data))) for side in sides):
+        if n:
+            words.append(f"{plural(n, 'tensor')} of {letter} {'is' if n == 1 else 'are'} not probed or not measured, and left out.")
     return " ".join(words)
 
 
@@ -144,8 +150,8 @@ class PairedRow:
     role: str
     depth: str
     pair: tuple[ProfileRow | None, ProfileRow | None]
-    has_role: tuple[bool, ...]
-    """Whether each model has the role at any depth."""
+    missing: tuple[str, ...]
+    """Why each model has no figure here, where it has none."""
 
     @property
     def is_whole(self) -> bool:
@@ -168,8 +174,15 @@ class PairedRow:
 def _paired(sides: Sequence[Side], roles: Sequence[str]) -> list[PairedRow]:
     a, b = ({(row.role, row.depth): row for row in (*side.roles, *side.rows)} for side in sides)
     keys = [(role, depth) for role in roles for depth in (ALL_DEPTHS, *DEPTHS) if (role, depth) in a or (role, depth) in b]
-    has = [{row.role for row in side.roles} for side in sides]
-    return [PairedRow(*key, (a.get(key), b.get(key)), tuple(key[0] in of_side for of_side in has)) for key in keys]
+    there = [set(places(side.data)) for side in sides]
+    return [PairedRow(*key, (a.get(key), b.get(key)), tuple(_missing(*key, of_side) for of_side in there)) for key in keys]
+
+
+def _missing(role: str, depth: str, there: Collection[tuple[str, str]]) -> str:
+    """What to say where a row has no figure."""
+    if (role, depth) in there:
+        return NOT_MEASURED
+    return "none at this depth" if (role, ALL_DEPTHS) in there else NOT_IN_MODEL
 
 
 def ratio(a: Estimate, b: Estimate) -> Estimate | None:

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from quantailor.records import Curve, Sensitivity, Strategy, SwapCell, TensorInfo, Verdict, WeightError
+from quantailor.present.words import grounds
+from quantailor.records import Curve, Grounds, Sensitivity, Strategy, SwapCell, TensorInfo, Verdict, WeightError
 
 COMMON_BITS = 4.5
 """Tensors are compared at the type nearest to this many bits per weight."""
@@ -66,6 +67,8 @@ class ReportData:
     """Type name -> `QType.activation_block`. Where given, a tensor's damage includes the noise of the type's kernel."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """What the footer names: {"Quantailor": "0.2.0", "llama-cpp-python": "0.3.36"}."""
+    grounds: Grounds | None = None
+    """What damages and predictions stand on."""
 
 
 def role_order(role: str) -> tuple[int, str]:
@@ -115,6 +118,8 @@ def most_sensitive(data: ReportData) -> list[Sensitivity]:
 
 def probe_basis(data: ReportData) -> str:
     """Text, chunks and floor of the probes, as one phrase."""
+    if data.grounds is not None:
+        return f"{grounds(data.grounds)}; chunks of {data.n_ctx:,} tokens, over which standard errors are"
     where = f" of {data.calibration_name}" if data.calibration_name else ""
     chunks = f"{data.n_chunks:,} chunks of {data.n_ctx:,} tokens{where}"
     return f"probes on {chunks}; standard errors are over chunks"

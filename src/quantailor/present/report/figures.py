@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from quantailor.present.charts.colours import LogScale
 from quantailor.present.charts.describe import Axis, Band, Chart, HeatCell, HeatMap, Point, Rule, Series
@@ -18,7 +18,7 @@ BOUND, ABSENT, UNKNOWN = "▼", "✕", "·"
 """Signs in a cell: the value is an upper bound; there is nothing to measure; it has not been measured."""
 MOST_CELLS = 6000
 """A sweep of more cells is drawn by role, so that the page stays small."""
-NOT_IN_MODEL = "not in this model"
+NOT_IN_MODEL, NOT_MEASURED = "not in this model", "not measured"
 _NAMED_OUTSIDE, _OUTSIDE_PER_ROW = 9, 40
 _MANY = 40
 """More lines than this are drawn paler."""
@@ -242,13 +242,19 @@ def _fit_point(point: CurvePoint, predicted: float, y: Axis) -> Point:
 
 
 def profile_map(
-    title: str, rows: Sequence[ProfileRow], roles: Sequence[str], scale: LogScale, shown: Callable[[ProfileRow], Estimate], unit: str
+    title: str,
+    rows: Sequence[ProfileRow],
+    roles: Sequence[str],
+    there: Collection[str],
+    scale: LogScale,
+    shown: Callable[[ProfileRow], Estimate],
+    unit: str,
 ) -> HeatMap:
-    """One model's profile by role and depth, with the same rows and colours as the other's."""
+    """One model's profile by role and depth, with the same rows and colours as the other's; `there` are the roles that it has."""
     has = {row.role for row in rows}
     cells = [_profile_cell(row, roles.index(row.role), shown(row), unit) for row in rows]
     cells += [
-        HeatCell(column, index, None, f"{role}: {NOT_IN_MODEL}", ("–",))
+        HeatCell(column, index, None, f"{role}: {NOT_MEASURED if role in there else NOT_IN_MODEL}", ("–",))
         for index, role in enumerate(roles)
         if role not in has
         for column in range(len(DEPTHS))

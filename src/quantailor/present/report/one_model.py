@@ -224,7 +224,9 @@ def _strategy_words(strategy: Strategy) -> str:
     if (prediction := strategy.prediction) is None:
         return words
     sizes = f"{size(prediction.file_size_bytes)}, {prediction.bits_per_weight:.3f} bpw"
-    nats = "" if prediction.kld_nats is None else f", KLD {kld(prediction.kld_nats, prediction.kld_interval_nats)} nats"
+    nats = f"; {prediction.no_prediction}" if prediction.no_prediction else ""
+    if prediction.kld_nats is not None:
+        nats = f", KLD {kld(prediction.kld_nats, prediction.kld_interval_nats)} nats"
     return f"{words} Predicted: {sizes}{nats}."
 
 

@@ -94,6 +94,22 @@ def role_profile(data: ReportData, *, type_name: str | None = None) -> tuple[Pro
     return _profile(data, type_name, lambda _: {ALL_DEPTHS: 1.0})
 
 
+def places(data: ReportData) -> list[tuple[str, str]]:
+    """(role, depth) of everything in a model that could have a share, in the order of the profiles."""
+    layers = layers_of(data.tensors)
+    found = {(tensor.role, ALL_DEPTHS) for tensor in data.tensors}
+    for tensor in data.tensors:
+        index = 0 if tensor.layer is None else layers.index(tensor.layer)
+        found |= {(tensor.role, depth) for depth in quarters(index, len(layers), tensor.layer is None)}
+    return sorted(found, key=lambda key: (role_order(key[0]), (*DEPTHS, ALL_DEPTHS).index(key[1])))
+
+
+def left_out(data: ReportData) -> list[TensorInfo]:
+    """The tensors that are in no share: not probed, or not measured."""
+    counted = {part.tensor.name for part in _parts(data, None)}
+    return [tensor for tensor in data.tensors if tensor.name not in counted]
+
+
 def tensor_shares(data: ReportData, *, type_name: str | None = None) -> dict[str, Estimate]:
     """Every probed and measured tensor's share of the model's sensitivity; empty where there is none."""
     whole = _Whole.of(_parts(data, type_name or common_type(data)))

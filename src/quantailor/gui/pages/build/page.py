@@ -32,7 +32,7 @@ from quantailor.gui.jobs.job_card import JobCard, unfinished
 from quantailor.gui.pages.build.parts import STRATEGY_KINDS, BuiltList, CheckCard, DiffCard
 from quantailor.gui.picker import path_input, pick
 from quantailor.gui.widgets import Stat, box, card, chip, copy_line, empty, note, primary, quiet, text, told
-from quantailor.present.words import figure, interval, size
+from quantailor.present.words import figure, interval, kld, size
 from quantailor.records import Prediction, Strategy
 
 MB = 10**6
@@ -311,12 +311,15 @@ class _Screen:
 
 def _kld(predicted: Prediction) -> tuple[str, str]:
     """Figure and label."""
-    return ("ranking only", "predicted KLD") if predicted.kld_nats is None else (figure(predicted.kld_nats), "predicted KLD, nats")
+    if predicted.kld_nats is None:
+        return kld(None, None, predicted.no_prediction), "predicted KLD"
+    return figure(predicted.kld_nats), "predicted KLD, nats"
 
 
 def _kld_words(predicted: Prediction) -> str:
     if predicted.kld_nats is None:
-        return "No KLD is predicted without probes: the strategy only ranks."
+        reason = f"It is {predicted.no_prediction}." if predicted.no_prediction else ""
+        return reason or "No KLD is predicted without probes: the strategy only ranks."
     if predicted.kld_interval_nats is None:
         return ""
     return f"With a probability of 95 % the KLD will be {interval(predicted.kld_interval_nats)}."

@@ -272,5 +272,5 @@ def _show_difference(found: StrategyDiff) -> None:
 
 
 def _side(side: DiffSide) -> tuple[str, ...]:
-    exact = (f"{side.size_bytes:,}", f"{side.bits_per_weight:.3f}", kld(side.kld_nats, side.kld_interval_nats))
+    exact = (f"{side.size_bytes:,}", f"{side.bits_per_weight:.3f}", kld(side.kld_nats, side.kld_interval_nats, side.no_prediction))
     return (side.label, size(side.size_bytes), *exact)

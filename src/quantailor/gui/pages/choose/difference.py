@@ -73,7 +73,7 @@ def _show_difference(found: Difference, other: str) -> None:
     rows = [
         ("file", size(found.ours.file_size_bytes), size(found.theirs.file_size_bytes)),
         ("bits per weight", f"{found.ours.bits_per_weight:.3f}", f"{found.theirs.bits_per_weight:.3f}"),
-        ("predicted KLD", *(kld(side.kld_nats, side.kld_interval_nats) for side in (found.ours, found.theirs))),
+        ("predicted KLD", *(kld(side.kld_nats, side.kld_interval_nats, side.no_prediction) for side in (found.ours, found.theirs))),
     ]
     table({"": False, "this draft": True, other: True}, rows, caption="Figures of both")
     if not found.tensors:

@@ -310,7 +310,7 @@ class ChooseScreen:
         self._size.set(size(prediction.file_size_bytes), f"{prediction.file_size_bytes:,} bytes")
         self._bits.set(f"{prediction.bits_per_weight:.3f}")
         if prediction.kld_nats is None or prediction.kld_interval_nats is None:
-            self._kld.set("not known", "ranking only: no probes")
+            self._kld.set("not known", prediction.no_prediction or "ranking only: no probes")
         else:
             low, high = prediction.kld_interval_nats
             self._kld.set(f"KLD {prediction.kld_nats:#.3g}", f"{low:#.2g} to {high:#.2g} nats")

@@ -1,0 +1,202 @@
+"""Which evidence counts: every run of probes on a text, ranked by what it covers and how much was scored, never by date.
+
+A run is what mixes scored with one importance matrix on one text have in common (`SwapKey`). Of several, that one counts
+which covers most of the weights, to the whole per cent; among equals that with most tokens scored. One whose weights were
+quantized with another importance matrix than the plan's is carried over (see `Knowledge.carried`), and counts as
+`CARRIED_WORTH` of its tokens.
+"""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from quantailor.analysis import sensitivity as probing
+from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
+from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION
+from quantailor.errors import StrategyError
+from quantailor.ggml import library
+from quantailor.jobs import resolve
+from quantailor.present import words
+from quantailor.records import Grounds, TensorInfo, WeightError
+from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, quantizable_tensors
+from quantailor.store import MeasurementKey, SwapKey
+
+CURVE, ANCHOR, WEIGHING, STORED = "curve", "anchor", "weighing", "stored"
+"""What mixes of many tensors are for."""
+GROUPINGS = ("tensor", "role-depth", "role")
+"""From the finest; a tensor's sensitivity is that of the finest group that was probed."""
+CARRIED_WORTH = 0.25
+"""What a token that was scored with another importance matrix is worth."""
+ENOUGH_MIXES, ENOUGH_MIX_CHUNKS = 24, 48
+"""What a command asks for that is to make predictions closer, at least."""
+NAME_LENGTH = 8
+
+
+@dataclass(frozen=True)
+class ProbeRun:
+    """One run of probes, with its scores and the weight errors of what was swapped in."""
+
+    key: SwapKey
+    scores: Scores
+    cells: Sequence[WeightError]
+    grounds: Grounds
+    n_tokens: float
+    """Scored on probes and mixes, as they count for the question's importance matrix."""
+
+    @property
+    def rank(self) -> tuple[int, float, str]:
+        """The larger counts."""
+        return round(100 * self.grounds.weight_share), self.n_tokens, self.key.run
+
+
+def runs(workspace: Workspace, model: OpenedModel, imatrix: str, cells: Sequence[WeightError]) -> list[ProbeRun]:
+    """Every run that probed a tensor of the model, that which counts first; `imatrix` is the question's, `cells` its weight errors."""
+    keys = [key for key in workspace.store.swap_runs(model.fingerprint) if key.kernels == "as built"]
+    found = [run for key in keys if (run := _run(workspace, model, key, imatrix, cells)) is not None]
+    return sorted(found, key=lambda run: run.rank, reverse=True)
+
+
+def chosen(
+    workspace: Workspace, model: OpenedModel, imatrix: str, cells: Sequence[WeightError], name: str | SwapKey | None
+) -> ProbeRun | None:
+    """The run of that name, or of that key if it probed anything; for none the one that counts, or None where nothing was probed.
+
+    Raises:
+        StrategyError: no run has that name.
+    """
+    found = runs(workspace, model, imatrix, cells)
+    if not isinstance(name, str):
+        return next((run for run in found if name in (None, run.key)), None)
+    named = [run for run in found if run.key.run.startswith(name)] if len(name) > 2 else []
+    if len(named) != 1:
+        there = "; ".join(f"{run.grounds.name} ({words.grounds(run.grounds)})" for run in found) or "nothing was probed"
+        raise StrategyError(f"{model.source.name} has no evidence {name!r}", remedy=f"There is: {there}")
+    return named[0]
+
+
+def _run(workspace: Workspace, model: OpenedModel, key: SwapKey, imatrix: str, cells: Sequence[WeightError]) -> ProbeRun | None:
+    tensors, scores = quantizable_tensors(model.source), workspace.store.mix_scores(key)
+    names = {tensor.name for tensor in tensors}
+    singles = {cell[0] for mix in scores if (cell := single(mix)) is not None and cell[0] in names}
+    grouped = groups(tensors, scores)
+    probed = singles | {name for group, _ in grouped for name in group.tensors}
+    carried = key.imatrix != imatrix
+    own = cells_with(workspace, model, key.imatrix) if carried else cells
+    if not probed or not own:
+        return None
+    stored = workspace.store.mixes(model.fingerprint, STORED)
+    possible = [tensor for tensor in tensors if not stored or tensor.name in stored[0].types or tensor.name in probed]
+    probes = [(cell[1], len(rows)) for mix, rows in scores.items() if (cell := single(mix)) is not None and cell[0] in names]
+    probes += [(name, len(scores[group.mix(name).id])) for group, types in grouped for name in types]
+    mix_chunks = [len(scores[mix.id]) for mix in workspace.store.mixes(model.fingerprint, CURVE) if mix.id in scores]
+    in_files = workspace.store.scored_mixes(file_key(key))
+    without = {NULL_MIX.id, *(mix.id for mix in stored)}
+    more = _more_mixes([group.name for group, _ in grouped], probes, mix_chunks) if len(probed) == len(possible) else ()
+    n_tokens = sum(score.n_tokens for mix, rows in scores.items() if mix not in without for score in rows)
+    place = text_place(workspace, key.corpus)
+    grounds = Grounds(
+        name=key.run[:NAME_LENGTH],
+        text=f"text {key.corpus[:NAME_LENGTH]}" if place is None else place.name,
+        n_ctx=key.n_ctx,
+        imatrix=key.imatrix or None,
+        carried=carried,
+        n_probed=len(probed),
+        n_tensors=len(possible),
+        weight_share=sum(tensor.n_elements for tensor in possible if tensor.name in probed) / sum(t.n_elements for t in possible),
+        n_chunks=statistics.median_low([n_chunks for _, n_chunks in probes]),
+        n_mixes=len(mix_chunks),
+        n_files=sum(mix.id in in_files for mix in workspace.store.mixes(model.fingerprint, ANCHOR)),
+        command=command_line(workspace, "probe", model.source.location, *_probe_options(workspace, model, key, place), *more),
+    )
+    return ProbeRun(key, scores, own, grounds, CARRIED_WORTH * n_tokens if carried else n_tokens)
+
+
+def cells_with(workspace: Workspace, model: OpenedModel, imatrix: str) -> list[WeightError]:
+    """The weight errors with that importance matrix, of the measurement that has the most."""
+    counts = {
+        key: count
+        for key, count in workspace.store.measurements(model.fingerprint).items()
+        if key.imatrix == imatrix and key.definition_version == DEFINITION_VERSION
+    }
+    most: MeasurementKey | None = max(counts, key=lambda key: (counts[key], key.settings), default=None)
+    return [] if most is None else workspace.store.cells(most, distributions=False)
+
+
+def file_key(key: SwapKey) -> SwapKey:
+    """The key of files, to that of mixes in memory."""
+    return SwapKey(key.model, key.imatrix, key.corpus, key.n_ctx, "file", "as stored")
+
+
+def single(mix: str) -> tuple[str, str] | None:
+    """Tensor and type of a mix of one tensor, from its id."""
+    name, separator, type_name = mix.rpartition("=")
+    return (name, type_name) if separator else None
+
+
+def groups(tensors: Sequence[TensorInfo], scores: Scores) -> list[tuple[ProbeGroup, list[str]]]:
+    """Groups of several tensors that were probed, with the types they were probed at."""
+    qtypes = library.types()
+    found = []
+    for grouping in GROUPINGS[1:]:
+        for group in probing.groups_of(tensors, grouping):
+            types = [name for name in qtypes if len(group.tensors) > 1 and group.mix(name).id in scores]
+            if types:
+                found.append((group, types))
+    return found
+
+
+# Commands that are advised
+
+
+def text_place(workspace: Workspace, corpus: str) -> Path | None:
+    """Where a text lies or lay, by its SHA-256; the one that ships first."""
+    if sha256(CALIBRATION_TEXT.read_bytes()).hexdigest() == corpus:
+        return CALIBRATION_TEXT
+    places = workspace.store.locations("text", corpus)
+    return next((path for path in places if path.exists()), next(iter(places), None))
+
+
+def command_line(workspace: Workspace, *arguments: object) -> str:
+    """A command of ours as it is typed in a shell, with the home where it is not the usual one."""
+    home = () if workspace.home == resolve() else ("--home", workspace.home.path)
+    return shlex.join(str(argument) for argument in ("quantailor", *arguments, *home))
+
+
+def imatrix_option(workspace: Workspace, model: OpenedModel, imatrix: str) -> tuple[str, ...]:
+    """What a command must say to use that importance matrix (by fingerprint, or "")."""
+    records = workspace.stored_imatrices(model.fingerprint)
+    if not imatrix:
+        return ("--imatrix", "none") if records else ()
+    if records and records[0].fingerprint == imatrix:
+        return ()
+    return ("--imatrix", str(workspace.imatrix_path(model.fingerprint, imatrix)))
+
+
+def measure_command(workspace: Workspace, model: OpenedModel, imatrix: str, *, exhaustive: bool = False) -> str:
+    """The command that measures weight errors with that importance matrix."""
+    more = ("--exhaustive",) if exhaustive else ()
+    return command_line(workspace, "measure", model.source.location, *imatrix_option(workspace, model, imatrix), *more)
+
+
+def _probe_options(workspace: Workspace, model: OpenedModel, key: SwapKey, place: Path | None) -> list[object]:
+    """What makes a probe command go on with that run."""
+    text = () if place == CALIBRATION_TEXT else ("-f", place or "TEXT")
+    return [*text, "--n-ctx", key.n_ctx, *imatrix_option(workspace, model, key.imatrix)]
+
+
+def _more_mixes(grouped: Sequence[str], probes: Sequence[tuple[str, int]], mix_chunks: Sequence[int]) -> list[object]:
+    """The options of a probe command that adds whole mixes to the probes that are there, (type, chunks) each."""
+    n_mixes, n_chunks = len(mix_chunks), max(mix_chunks, default=0)
+    factor = 2 if n_mixes >= ENOUGH_MIXES and n_chunks >= ENOUGH_MIX_CHUNKS else 1
+    counts = Counter(name for name, _ in probes)
+    types = sorted(name for name, count in counts.items() if 2 * count >= max(counts.values()))
+    grouping = ["--group", "role-depth" if any("depth" in name for name in grouped) else "role"] if grouped else []
+    chunks = max(n for _, n in probes)
+    mixes = ["--mixes", max(ENOUGH_MIXES, factor * n_mixes), "--mix-chunks", max(ENOUGH_MIX_CHUNKS, factor * n_chunks)]
+    return [*grouping, "--type", ",".join(types), "--chunks", chunks, *mixes]

@@ -1,0 +1,226 @@
+"""Which evidence a plan stands on, what it says of it, and what it does where there is too little."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import made_up_runs as made_up
+import pytest
+from commands import Command, Outcome, validate
+
+from quantailor.session import OpenedModel, Workspace, quantizable_tensors
+
+BITS = "4.6"
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return made_up.write_model(tmp_path / "base.gguf")
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> tuple[Path, Path]:
+    found = tmp_path / "first.txt", tmp_path / "second text.txt"
+    for path in found:
+        path.write_text(path.name, encoding="utf-8")
+    return found
+
+
+@pytest.fixture
+def at(tmp_path: Path, base: Path) -> Iterator[tuple[Workspace, OpenedModel]]:
+    """A home in which the model is measured."""
+    with Workspace.open(tmp_path / "home") as workspace, workspace.model(base) as model:
+        made_up.measure(workspace, model)
+        yield workspace, model
+
+
+Home = tuple[Workspace, OpenedModel]
+
+
+@pytest.fixture
+def run(quantailor: Command, tmp_path: Path) -> Command:
+    def run_command(*words: object) -> Outcome:
+        return quantailor(*words, "--home", tmp_path / "home")
+
+    return run_command
+
+
+def plan(run: Command, base: Path, *more: object) -> Any:
+    outcome = run("plan", base, "--bpw", BITS, *more, "--json")
+    validate(outcome.out)
+    return outcome.result
+
+
+def types(result: Any) -> dict[str, str]:
+    return {choice["name"]: choice["type_name"] for choice in result["tensors"]}
+
+
+def test_a_probe_that_is_half_done_takes_nothing_over(at: Home, run: Command, base: Path, texts: tuple[Path, Path]) -> None:
+    made_up.probe(*at, texts[0])
+    before = plan(run, base)
+    made_up.probe(*at, texts[1], only="attn_v", types=("Q4_K",), n_mixes=0, salt="other")
+    after = plan(run, base)
+    assert after == before
+    assert after["grounds"]["text"] == "first.txt"
+    said = run("plan", base, "--bpw", BITS).out
+    assert re.search(r"stands on probes: (\d+) of \1 tensors, first.txt, 8 chunks; 8 mixes\n", said)
+
+
+def test_evidence_is_not_chosen_by_date(tmp_path: Path, base: Path, texts: tuple[Path, Path], quantailor: Command) -> None:
+    found = []
+    for name, order in (("one", (0, 1)), ("other", (1, 0))):
+        with Workspace.open(tmp_path / name) as workspace, workspace.model(base) as model:
+            made_up.measure(workspace, model)
+            for number in order:
+                made_up.probe(workspace, model, texts[number], salt=str(number))
+        found.append(quantailor("plan", base, "--bpw", BITS, "--home", tmp_path / name, "--json").result)
+        assert str(tmp_path / name) in found[-1]["grounds"].pop("command")
+    assert found[0] == found[1]
+
+
+def test_more_text_counts_among_equals(at: Home, run: Command, base: Path, texts: tuple[Path, Path]) -> None:
+    made_up.probe(*at, texts[0], n_chunks=16)
+    made_up.probe(*at, texts[1], n_chunks=4)
+    assert plan(run, base)["grounds"]["text"] == "first.txt"
+
+
+def test_evidence_can_be_chosen_and_is_listed(at: Home, run: Command, base: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
+    made_up.probe(*at, texts[0])
+    other = made_up.probe(*at, texts[1], n_chunks=4, salt="other")
+    strategy = tmp_path / "s.yaml"
+    usual, chosen = plan(run, base), plan(run, base, "--evidence", other.run[:8], "-o", strategy)
+    assert chosen["grounds"]["text"] == "second text.txt"
+    assert types(chosen) != types(usual)
+    listed = run("status", base, "--json").result["evidence"]
+    assert [item["text"] for item in listed] == ["first.txt", "second text.txt"]
+    assert other.run[:8] in run("status", base).out
+    predicted = run("predict", base, strategy, "--evidence", other.run[:8], "--json").result
+    assert predicted["prediction"] == chosen["prediction"]
+    assert predicted["grounds"]["text"] == "second text.txt"
+    wrong = run("plan", base, "--bpw", BITS, "--evidence", "feedbeef").error_line
+    assert "no evidence 'feedbeef'" in wrong
+    assert all(item["name"] in wrong for item in listed)
+
+
+def test_a_plan_on_part_of_the_model_says_so(at: Home, run: Command, base: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
+    made_up.probe(*at, texts[1], only="attn", n_mixes=0)
+    strategy = tmp_path / "s.yaml"
+    said = run("plan", base, "--bpw", BITS, "-o", strategy).out
+    n_probed, n_tensors = map(int, re.findall(r"probes: (\d+) of (\d+) tensors \(\d+ % of the weights\)", said)[0])
+    assert 0 < n_probed < n_tensors
+    assert "count as the median of their role" in said
+    assert f"probed_tensors: {n_probed} of {n_tensors}" in strategy.read_text(encoding="utf-8")
+    command = shlex.split(next(line for line in said.splitlines() if line.startswith("for all")).removeprefix("for all"))
+    assert command[:3] == ["quantailor", "probe", str(base)]
+    assert command[command.index("-f") + 1] == str(texts[1])
+    assert command[command.index("--home") + 1] == str(tmp_path / "home")
+
+
+def test_it_is_too_early_to_predict_without_whole_mixes(
+    at: Home, run: Command, base: Path, texts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    made_up.probe(*at, texts[0], n_mixes=2, n_chunks=2)
+    strategy = tmp_path / "s.yaml"
+    planned = plan(run, base, "-o", strategy)["prediction"]
+    predicted = run("predict", base, strategy, "--json").result
+    assert predicted["kld_interval_80_nats"] is None
+    for prediction in (planned, predicted["prediction"]):
+        assert prediction["kld_nats"] is prediction["kld_interval_nats"] is None
+        assert prediction["no_prediction"].startswith("too early to predict: after 2 whole mixes")
+    for words in (("plan", base, "--bpw", BITS), ("predict", base, strategy), ("status", base)):
+        said = run(*words).out
+        assert "too early to predict" in said
+        assert f"quantailor probe {base} -f {texts[0]}" in said
+        assert "--mixes 24" in said
+    compared = run("diff", base, strategy, "Q4_K_M", "--json").result
+    assert compared["a"]["kld_nats"] is None
+    assert compared["a"]["no_prediction"].startswith("too early")
+    assert "too early to predict" in run("diff", base, strategy, "Q4_K_M").out
+    refused = run("plan", base, "--kld", 0.01).error_line
+    assert "too early to predict" in refused
+    assert "quantailor probe" in refused
+    made_up.probe(*at, texts[0], n_mixes=8)
+    enough = plan(run, base)["prediction"]
+    low, high = enough["kld_interval_nats"]
+    assert low < enough["kld_nats"] < high <= 10 * low
+    assert enough["no_prediction"] is None
+
+
+def test_probes_carry_over_to_a_new_importance_matrix(at: Home, run: Command, base: Path, texts: tuple[Path, Path]) -> None:
+    """Its errors are half as large, so the same alphas predict half of the damage, and the types stay the best."""
+    workspace, model = at
+    made_up.probe(*at, texts[0])
+    before = plan(run, base)
+    newest = made_up.matrix(workspace, model, 1)
+    refused = run("plan", base, "--bpw", BITS).error_line
+    assert f"nothing is measured with importance matrix {newest[:12]}" in refused
+    assert f"`quantailor measure {base} --home " in refused
+    assert types(plan(run, base, "--imatrix", "none")) == types(before)
+    made_up.measure(workspace, model, newest, factor=0.5)
+    after = plan(run, base)
+    assert after["grounds"]["carried"] is True
+    assert after["grounds"]["text"] == "first.txt"
+    quantized = {name for name, kind in types(after).items() if kind != "F16" and "ffn_down" not in name}
+    damage = {choice["name"]: choice["damage"] for choice in after["tensors"]}
+    tensors = {tensor.name: tensor for tensor in model.source.tensors}
+    for name in quantized:
+        expected = made_up.alpha_of(tensors[name]) * made_up.error_of(types(after)[name], 0.5) + made_up.NOISE_NATS
+        assert damage[name] == pytest.approx(expected, rel=0.05)
+    assert "with another importance matrix" in run("plan", base, "--bpw", BITS).out
+
+
+def test_own_probes_count_before_those_with_another_matrix(at: Home, run: Command, base: Path, texts: tuple[Path, Path]) -> None:
+    workspace, model = at
+    made_up.probe(*at, texts[0], n_chunks=16)
+    newest = made_up.matrix(workspace, model, 1)
+    made_up.measure(workspace, model, newest, factor=0.5)
+    made_up.probe(*at, texts[1], newest, factor=0.5, n_chunks=8)
+    assert plan(run, base)["grounds"]["text"] == "second text.txt"
+
+
+def test_the_advised_measurement_is_with_the_matrix_that_was_asked_for(
+    at: Home, run: Command, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, model = at
+    workspace.store.forget_cells(next(iter(workspace.store.measurements(model.fingerprint))))
+    newest = made_up.matrix(workspace, model, 1)
+    made_up.measure(workspace, model, newest)
+    monkeypatch.setenv("QUANTAILOR_HOME", str(tmp_path / "home"))
+    advised = re.findall(r"`quantailor (measure [^`]*)`", run("plan", base, "--bpw", BITS, "--imatrix", "none").error_line)
+    assert advised == [f"measure {base} --imatrix none"]
+    assert run(*shlex.split(advised[0]), "--types", "Q4_K,Q8_0", "--json").result["imatrix_fingerprint"] is None
+    assert run("plan", base, "--bpw", 12, "--imatrix", "none").code == 0
+
+
+def test_tensors_that_were_not_probed_are_left_out_of_comparisons(
+    at: Home, run: Command, base: Path, texts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    made_up.probe(*at, texts[0], only="attn_q", n_mixes=0)
+    other = made_up.write_model(tmp_path / "other.gguf")
+    page, table = tmp_path / "compared.html", tmp_path / "compared.csv"
+    found = run("compare-models", base, other, "-o", page, "-o", table, "--json")
+    validate(found.out)
+    whole = {row["role"]: row for row in found.result["profiles"] if row["depth"] == "all depths"}
+    assert whole["attn_q"]["share_a"]["value"] > 0
+    for role in ("attn_v", "output", "ffn_up"):
+        assert whole[role]["share_a"] is whole[role]["parameter_share_a"] is None
+    n_tensors = len(quantizable_tensors(at[1].source))
+    n_probed = sum("attn_q" in tensor.name for tensor in quantizable_tensors(at[1].source))
+    assert found.result["left_out"] == [n_tensors - n_probed] * 2
+    said = run("compare-models", base, other).out
+    assert "– (not measured)" in said
+    assert "0.00 %" not in said
+    assert f"left out  {n_tensors - n_probed} tensors" in said
+    assert f"{n_tensors - n_probed} tensors of A are not probed or not measured, and left out" in page.read_text(encoding="utf-8")
+    rows = {row["role"]: row for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines()) if row["depth"] == "all depths"}
+    assert rows["output"]["share_a"] == rows["output"]["parameter_share_a"] == ""
+    report = tmp_path / "report.csv"
+    run("report", base, "-o", report)
+    cells = list(csv.DictReader(report.read_text(encoding="utf-8").splitlines()))
+    assert {row["alpha"] for row in cells if row["tensor"] == "output.weight"} == {""}
+    assert {row["damage_basis"] for row in cells if row["tensor"] == "output.weight"} == {"median of its role"}
