@@ -39,8 +39,7 @@ N_CHUNKS = 8
 class Bench:
     """A base, its chunks and a scorer."""
 
-    def __init__(self, model: Path, folder: Path, n_threads: int | None = None) -> None:
-        self.n_threads = n_threads
+    def __init__(self, model: Path, folder: Path) -> None:
         self.path = folder / f"{model.name}.gguf"
         if not self.path.exists():
             directory = open_model(model)
@@ -53,7 +52,7 @@ class Bench:
         self.folder = folder
 
     def scorer(self) -> MixScorer:
-        return MixScorer(self.source, self.path, self.names, self.tokens, self.folder / "logp", imatrix=None, n_threads=self.n_threads)
+        return MixScorer(self.source, self.path, self.names, self.tokens, self.folder / "logp", imatrix=None)
 
 
 def probe_cost(bench: Bench) -> tuple[float, float]:

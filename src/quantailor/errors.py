@@ -8,6 +8,7 @@ one line. Code raises the most specific class; the faces (command line, GUI) tra
       ModelError                something about the model that was read
         ModelFormatError          a file that is truncated, corrupt or inconsistent
         UnsupportedModelError     a valid model that we cannot handle
+          ConverterNeededError      one that llama.cpp's own converter may know
         AlreadyQuantizedError     a source whose weights are quantized already
         TensorNotFoundError       no tensor of that name
         NonFiniteWeightError      NaN or Inf among the weights
@@ -77,6 +78,10 @@ class ModelFormatError(ModelError):
 
 class UnsupportedModelError(ModelError):
     """A valid model that this version cannot handle."""
+
+
+class ConverterNeededError(UnsupportedModelError):
+    """A checkpoint that our own conversion does not know, and llama.cpp's converter may."""
 
 
 class AlreadyQuantizedError(ModelError):

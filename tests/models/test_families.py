@@ -257,21 +257,23 @@ SMALL: Mapping[str, Small] = {
         {
             **_ATTENTION,
             **_NORMS,
+            "self_attn.o_proj.bias": (HIDDEN,),
             "self_attn.sinks": (HEADS,),
             "mlp.router": (4, HIDDEN),
+            "mlp.router.bias": (4,),
             "mlp.experts.gate_up_proj": (4, HIDDEN, 2 * INNER),
             "mlp.experts.gate_up_proj_bias": (4, 2 * INNER),
             "mlp.experts.down_proj": (4, INNER, HIDDEN),
             "mlp.experts.down_proj_bias": (4, HIDDEN),
         },
-        "attn_norm attn_q attn_k attn_v attn_output attn_sinks post_attention_norm ffn_gate_inp "
+        "attn_norm attn_q attn_k attn_v attn_output attn_output.bias attn_sinks post_attention_norm ffn_gate_inp ffn_gate_inp.bias "
         "ffn_gate_exps ffn_gate_exps.bias ffn_up_exps ffn_up_exps.bias ffn_down_exps ffn_down_exps.bias",
         {"head_dim": HEAD_DIM, "num_local_experts": 4, "num_experts_per_tok": 2},
         {"gpt-oss.attention.sliding_window": 128, "gpt-oss.expert_feed_forward_length": INNER, "gpt-oss.rope.scaling.type": "yarn"},
         BPE,
     ),
 }
-_BARE = ("sinks", "_bias", "experts.gate_up_proj", "experts.down_proj")
+_BARE = ("sinks", "_bias", ".bias", "experts.gate_up_proj", "experts.down_proj")
 """Ends of names that have no `.weight`."""
 
 Arrays = dict[str, tuple[str, Sequence[int], bytes]]
@@ -284,6 +286,8 @@ def small_arrays(family: str) -> dict[str, Shape]:
     for layer in range(N_LAYERS):
         for name, shape in SMALL[family].layer.items():
             shapes[f"model.layers.{layer}.{name}" + ("" if name.endswith(_BARE) else ".weight")] = shape
+    if not family.startswith("Gemma"):
+        shapes["lm_head.weight"] = (SENTENCEPIECE_SIZE, HIDDEN)
     return shapes
 
 
@@ -309,7 +313,7 @@ def test_names_and_metadata_of_a_family(family: str, tmp_path: Path) -> None:
     small = SMALL[family]
 
     names = {name if "." in name else f"{name}.weight" for name in small.names.split()}
-    outer = {"token_embd.weight", "output_norm.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
+    outer = {"token_embd.weight", "output_norm.weight", "output.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
     found = {tensor.name for tensor in source.tensors} - outer
     assert found == {f"blk.{layer}.{name}" for layer in range(N_LAYERS) for name in names}
     assert source.architecture == small.architecture
@@ -539,7 +543,7 @@ def test_a_text_that_two_tokens_share_is_told(tmp_path: Path) -> None:
         ("DeepseekV3ForCausalLM", {"scoring_func": "cosine"}, "scoring_func"),
         ("GptOssForCausalLM", {"num_local_experts": 5}, "the shape"),
         ("GptOssForCausalLM", {"quantization_config": {"quant_method": "mxfp4"}}, "MXFP4"),
-        ("Qwen2ForCausalLM", {"quantization_config": {"quant_method": "mxfp4"}}, "quantized checkpoint"),
+        ("Qwen2ForCausalLM", {"quantization_config": {"quant_method": "mxfp4"}}, "quantized by MXFP4"),
     ],
 )
 def test_an_odd_configuration_is_told_in_one_line(family: str, config: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -569,7 +573,7 @@ def test_any_value_of_a_key_converts_or_is_told_in_one_line(family: str, tmp_pat
 def _told(config: dict[str, Any], stored: SafetensorsFile) -> str:
     """What is said of a configuration; empty where it converts."""
     try:
-        found = family_of(config, "config.json")
+        found = family_of(config, stored.arrays, "config.json", "the model")
         tensors = found.plan(stored.arrays)
         found.metadata("BF16")
         found.leading()

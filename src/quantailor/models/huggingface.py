@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
-from quantailor.errors import ModelError, ModelFormatError, TensorNotFoundError, UnsupportedModelError
+from quantailor.errors import ConverterNeededError, ModelError, ModelFormatError, TensorNotFoundError, UnsupportedModelError
 from quantailor.ggml import codec, library
+from quantailor.models.convert.checkpoint import refuse_arrays, refuse_files
 from quantailor.models.convert.description import described
 from quantailor.models.convert.families import family_of
 from quantailor.models.convert.families.family import outtype
 from quantailor.models.convert.families.rows import PlannedTensor
+from quantailor.models.convert.vocabulary.special_tokens import TEMPLATES
 from quantailor.models.json_files import INTACT, OTHER_WAY, JsonObject, is_there, read_json
 from quantailor.models.safetensors_file import SafetensorsFile, StoredArray
 from quantailor.models.source import name_of
@@ -25,6 +29,9 @@ CONFIG_NAMES = (
 )
 QUANTIZATION_VERSION = 2
 MAX_NAME = 200
+_MORE_NAMES = ("README.md", "merges.txt", "vocab.json")
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
+_WHICH = "Keep the one that belongs to the model, and move the other out of the directory"
 
 
 class HuggingFaceSource:
@@ -38,15 +45,13 @@ class HuggingFaceSource:
     def __init__(self, path: Path | str) -> None:
         # Only made absolute: the name of a link is the name its owner chose.
         self.folder = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 - resolve() would follow links
-        if not is_there(self.folder / "config.json"):
-            raise ModelError(f"{self.folder} has no config.json", remedy="Give a GGUF file or a Hugging Face directory")
-        self.config: JsonObject = read_json(self.folder / "config.json")
-        family = family_of(self.config, str(self.folder / "config.json"))
-        self.family = type(family).__name__
-        """For people: "Llama"."""
+        self.config: JsonObject = checked_config(self.folder)
         self._files: list[SafetensorsFile] = []
         try:
-            arrays = self._arrays()
+            arrays = stored_arrays(self.folder, self._files)
+            family = family_of(self.config, arrays, str(self.folder / "config.json"), str(self.folder))
+            self.family = type(family).__name__
+            """For people: "Llama"."""
             planned = family.plan(arrays)
             self.left_out = family.left_out
             self._planned = {tensor.info.name: tensor for tensor in planned}
@@ -61,28 +66,11 @@ class HuggingFaceSource:
                 "general.quantization_version": MetadataValue("uint32", QUANTIZATION_VERSION),
                 **family.vocabulary(self.folder, self.config),
             }
+            self.notes = tuple(family.notes)
+            """What of the checkpoint is not in the base, for people."""
         except BaseException:
             self.close()
             raise
-
-    def _arrays(self) -> dict[str, StoredArray]:
-        """All arrays in the order of the parts and, within one, of their names."""
-        index = self.folder / INDEX_NAME
-        listed = _weight_map(index) if index.is_file() else None
-        names = sorted(set(listed.values())) if listed is not None else sorted(path.name for path in self.folder.glob("model*.safetensors"))
-        if not names:
-            raise _no_weights(self.folder)
-        arrays: dict[str, StoredArray] = {}
-        for name in names:
-            self._files.append(SafetensorsFile(self.folder / name))
-            for array in self._files[-1].arrays.values():
-                if array.name in arrays:
-                    raise ModelFormatError(f"{self.folder} holds the tensor {array.name} twice", remedy=INTACT)
-                arrays[array.name] = array
-        if listed is not None and listed.keys() != arrays.keys():
-            odd = sorted(listed.keys() ^ arrays.keys())
-            raise ModelFormatError(f"{index} and its files differ in {len(odd)} tensors, {odd[0][:120]!r} for one", remedy=INTACT)
-        return arrays
 
     @property
     def name(self) -> str:
@@ -138,6 +126,40 @@ class HuggingFaceSource:
             raise TensorNotFoundError(f"{self.location} has no tensor {name}", remedy="`quantailor inspect` lists them") from None
 
 
+def stored_arrays(folder: Path, files: list[SafetensorsFile]) -> dict[str, StoredArray]:
+    """All arrays of a directory in the order of the parts and, within one, of their names.
+
+    `files` gets every file that is opened, for the caller to close. Raises ModelError where parts do not belong together.
+    """
+    arrays: dict[str, StoredArray] = {}
+    index = folder / INDEX_NAME
+    listed = _weight_map(index) if is_there(index) else None
+    for name in _part_names(folder, listed):
+        files.append(SafetensorsFile(folder / name))
+        for array in files[-1].arrays.values():
+            if array.name in arrays:
+                others = f"{arrays[array.name].file.path.name} and {name}"
+                raise ModelFormatError(f"{folder} holds the tensor {array.name} twice, in {others}", remedy=_WHICH)
+            arrays[array.name] = array
+    if listed is not None and listed.keys() != arrays.keys():
+        odd = sorted(listed.keys() - arrays.keys()) or sorted(arrays.keys() - listed.keys())
+        n_odd = len(listed.keys() ^ arrays.keys())
+        raise ModelFormatError(f"{index} and its files differ in {n_odd} tensors, {odd[0][:120]!r} for one", remedy=INTACT)
+    return arrays
+
+
+def refuse_unconvertible(folder: Path) -> None:
+    """Raise ModelError where a directory is not what llama.cpp's converter could take either."""
+    config, files = checked_config(folder), list[SafetensorsFile]()
+    try:
+        refuse_arrays(config, stored_arrays(folder, files), str(folder), asked=True)
+    except ConverterNeededError:
+        return
+    finally:
+        for file in files:
+            file.close()
+
+
 def _weight_map(index: Path) -> dict[str, str]:
     """Tensor name -> file name. Raises ModelFormatError for a name that is more than a file's."""
     stored = read_json(index).get("weight_map")
@@ -151,7 +173,45 @@ def _weight_map(index: Path) -> dict[str, str]:
     return stored
 
 
+def _part_names(folder: Path, listed: Mapping[str, str] | None) -> list[str]:
+    """The files that hold the weights: those of the index, else `model*.safetensors`. Raises ModelError where one is missing."""
+    found = sorted(path.name for path in folder.glob("model*.safetensors"))
+    if listed is None:
+        if not found:
+            raise _no_weights(folder)
+        parts = [(name, match) for name in found if (match := _PART.fullmatch(name))]
+        for name, match in parts:
+            wanted = [f"{match[1]}-{number:05d}-of-{match[3]}.safetensors" for number in range(1, min(int(match[3]), len(found) + 1) + 1)]
+            if missing := next((other for other in wanted if other not in found), None):
+                raise ModelFormatError(f"{folder} has {name}, but not {missing}", remedy=f"Download {missing} as well")
+        return found
+    names = sorted(set(listed.values()))
+    gone = [name for name in names if not is_there(folder / name)]
+    if gone:
+        whole = [name for name in found if name not in names]
+        remedy = f"To convert {whole[0]} instead, delete {INDEX_NAME}" if whole else f"Download {gone[0]} as well"
+        beside = f", while {whole[0]} is" if whole else ""
+        raise ModelError(
+            f"{folder / INDEX_NAME} names {len(gone)} of {len(names)} files that are not there, {gone[0]} for one{beside}", remedy=remedy
+        )
+    return names
+
+
+def checked_config(folder: Path) -> dict[str, Any]:
+    """config.json of a directory whose small files are all there. Raises ModelError."""
+    if is_there(folder / "config.json"):
+        refuse_files([*(folder / name for name in (*CONFIG_NAMES, *_MORE_NAMES)), *sorted((folder / TEMPLATES).glob("*.jinja"))])
+        return read_json(folder / "config.json")
+    if is_there(folder / "adapter_config.json"):
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        raise UnsupportedModelError(
+            f"{folder} has an adapter alone, for {str(base)[:120]}",
+            remedy="Merge it into that model first (PEFT: merge_and_unload), and give what that saves",
+        )
+    raise ModelError(f"{folder} has no config.json", remedy="Give a GGUF file or a Hugging Face directory")
+
+
 def _no_weights(folder: Path) -> ModelError:
     if any(folder.glob("pytorch_model*.bin")):
-        return UnsupportedModelError(f"{folder} stores its weights in pickle files", remedy=OTHER_WAY)
+        return ConverterNeededError(f"{folder} stores its weights in pickle files", remedy=OTHER_WAY)
     return ModelError(f"{folder} has no model*.safetensors", remedy="Download the model's weights as well")

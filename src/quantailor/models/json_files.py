@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from quantailor.errors import ModelError, ModelFormatError
-from quantailor.models.random_access import unreadable
+from quantailor.models.random_access import refuse_missing, refuse_pointer, unreadable
 
 INTACT = "Download the model again"
 OTHER_WAY = "Run `quantailor convert` first, which uses llama.cpp's own converter for it, and give its output"
+INSIST = "A newer llama.cpp may: give its folder with `--way llama.cpp --converter FOLDER`"
 MAX_FILE_BYTES = 64 << 20
 """Twice the largest tokenizer that is known."""
 
@@ -38,6 +39,7 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
 def read_bytes(path: Path) -> bytes:
     """A whole small file. Raises ModelError, ModelFormatError when it is larger than any tokenizer."""
     try:
+        refuse_missing(path)
         # A pipe would keep us waiting, a device never end.
         if not path.is_file():
             raise ModelError(f"there is no file {path}", remedy=INTACT)
@@ -45,14 +47,17 @@ def read_bytes(path: Path) -> bytes:
             size = os.fstat(stream.fileno()).st_size
             if size > MAX_FILE_BYTES:
                 raise ModelFormatError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB", remedy=INTACT)
-            return stream.read(size)
+            data = stream.read(size)
     except OSError as error:
         raise unreadable(path, error, remedy=INTACT) from error
+    refuse_pointer(path, data[:64])
+    return data
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is such a file. Raises ModelError where that cannot be told."""
+    """Whether there is such a file. Raises ModelError where that cannot be told, and for a link to nothing."""
     try:
+        refuse_missing(path)
         return path.is_file()
     except OSError as error:
         raise unreadable(path, error, remedy=INTACT) from error

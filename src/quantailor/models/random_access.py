@@ -15,6 +15,8 @@ from quantailor.numerics import Bytes
 
 _MOST_AT_ONCE = 1 << 30
 """Bytes of one read; some systems refuse 2 GiB."""
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_LARGEST_POINTER = 1024
 
 
 class RandomAccessFile:
@@ -24,6 +26,7 @@ class RandomAccessFile:
         self.path = path
         self._lock = threading.Lock()
         try:
+            refuse_missing(path)
             if not path.is_file():
                 raise ModelError(f"there is no file {path}", remedy="Check the path")
             flags = os.O_RDONLY
@@ -34,6 +37,8 @@ class RandomAccessFile:
             raise unreadable(path, error) from error
         self._closing = weakref.finalize(self, os.close, self._descriptor)
         self.size_bytes = os.fstat(self._descriptor).st_size
+        if self.size_bytes < _LARGEST_POINTER:
+            refuse_pointer(path, self.read(0, min(self.size_bytes, 64)).tobytes())
 
     def read(self, start: int, stop: int) -> Bytes:
         """Bytes [start, stop) as a fresh array, (stop - start,).
@@ -75,3 +80,15 @@ def unreadable(path: Path | str, error: Exception, *, remedy: str = "Check the p
     """The error for a file that cannot be read, with what the system says of it."""
     why = error.strerror if isinstance(error, OSError) and error.strerror else error
     return ModelError(f"cannot read {path}: {why}", remedy=remedy)
+
+
+def refuse_missing(path: Path) -> None:
+    """Raise ModelError where a path is a link to something that is not there."""
+    if path.is_symlink() and not path.exists():
+        raise ModelError(f"{path} is a link to {path.readlink()}, which is not there", remedy="Download the model again")
+
+
+def refuse_pointer(path: Path, start: bytes) -> None:
+    """Raise ModelFormatError where a file's first bytes are those of what git keeps in place of a large file."""
+    if start.startswith(_POINTER):
+        raise ModelFormatError(f"{path} is a Git LFS pointer, not the file itself", remedy="Run `git lfs pull` there, or download the file")

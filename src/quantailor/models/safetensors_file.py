@@ -21,21 +21,15 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_DIMS = 4
 MAX_NAME = 200
 """Letters of an array's name; GGUF has 64."""
-_KNOWN_SIZES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
+_KNOWN_BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I8", "U8", "BOOL"), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
 }
-"""Bytes of a number."""
+"""Bits of a number."""
 READABLE = ("BF16", "F16", "F32")
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
 """8-bit floats; they mean something with their scales only."""
@@ -99,7 +93,7 @@ class SafetensorsFile(RandomAccessFile):
         dtype, shape, offsets = entry.get("dtype"), _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
         if not isinstance(dtype, str):
             raise self._corrupt(f"{name} has no dtype")
-        if dtype not in _KNOWN_SIZES:
+        if dtype not in _KNOWN_BITS:
             raise UnsupportedModelError(f"{name} in {self.path} has the dtype {dtype[:40]!r}", remedy="Use a BF16, F16 or F32 checkpoint")
         if shape is None or offsets is None or len(offsets) != 2:
             stored = str(entry.get("shape"))[:80], str(entry.get("data_offsets"))[:80]
@@ -107,8 +101,8 @@ class SafetensorsFile(RandomAccessFile):
         begin, end = offsets
         if not begin <= end <= self.size_bytes - data_offset:
             raise self._corrupt(f"{name} lies at {str(offsets)[:80]}, outside the file")
-        if len(shape) > MAX_DIMS or math.prod(shape) * _KNOWN_SIZES[dtype] != end - begin:
-            raise self._corrupt(f"{name} has the shape {str(shape)[:80]} but {end - begin} bytes")
+        if len(shape) > MAX_DIMS or math.prod(shape) * _KNOWN_BITS[dtype] != 8 * (end - begin):
+            raise self._corrupt(f"{name} has the type {dtype} and the shape {str(shape)[:80]} but {end - begin} bytes")
         return StoredArray(self, name, dtype, shape, data_offset + begin, end - begin)
 
 

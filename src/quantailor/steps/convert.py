@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from quantailor.costs.needs import Needs
-from quantailor.errors import UnsupportedModelError
+from quantailor.errors import ConverterNeededError
 from quantailor.evidence.written import converted_by, home_place, known_conversion
 from quantailor.models import upstream
 from quantailor.models.convert.base import write_base
-from quantailor.models.huggingface import HuggingFaceSource
+from quantailor.models.huggingface import HuggingFaceSource, refuse_unconvertible
 from quantailor.session import Workspace
 from quantailor.steps.options import Conversion, Way
 from quantailor.steps.stages import Stages
@@ -108,23 +108,25 @@ Whole = TypeVar("Whole", bound=WholeStep[StepResult])
 def native_refusal(workspace: Workspace, model: Path, way: Way = "auto") -> str | None:
     """Why llama.cpp's converter is to take a directory; None where our own conversion can, and for GGUF files.
 
-    Raises UnsupportedModelError where only ours was allowed and cannot, ModelError where the model is damaged.
+    Raises ModelError where the model is damaged, where only ours was allowed and cannot, and where neither can.
     """
     if way == UPSTREAM and model.is_dir():
+        refuse_unconvertible(model)
         return "it was asked for"
     try:
         with workspace.source(model):
             return None
-    except UnsupportedModelError as error:
-        if way == OWN or not model.is_dir():
-            raise
+    except ConverterNeededError as error:
+        if way == OWN:
+            raise ConverterNeededError(error.message, remedy="Without `--way native`, llama.cpp's own converter takes it") from error
         return error.message
 
 
 def _natively(workspace: Workspace, step: ConvertStep, stages: Stages) -> ConvertResult:
     with workspace.model(step.model) as model:
         source = model.source
-        why = f"native: the {source.family} family" if isinstance(source, HuggingFaceSource) else "native: it is GGUF already"
+        said = [f"the {source.family} family", *source.notes] if isinstance(source, HuggingFaceSource) else ["it is GGUF already"]
+        why = f"native: {'; '.join(said)}"
         stages.note(why)
         path = write_base(model.source, Path(step.output), control=stages.begin("convert"), overwrite=step.overwrite)
         workspace.remember(path, model)
@@ -138,6 +140,7 @@ def _upstream(workspace: Workspace, step: ConvertStep, refusal: str, stages: Sta
     upstream.check_before(folder, output, overwrite=step.overwrite, trust_remote_code=step.conversion.trust_remote_code)
     checkpoint = workspace.checkpoint(folder)
     converter = upstream.locate(None if step.conversion.converter is None else Path(step.conversion.converter), begin=stages.begin)
+    upstream.refuse_unknown(folder, converter)
     why = f"{converter.name}: {refusal}"
     stages.note(why)
     python = upstream.interpreter(begin=stages.begin)

@@ -38,8 +38,10 @@ from quantailor.models.hub import (
 )
 from quantailor.models.hub.cached import MAIN, cached_commit, keep_commit
 from quantailor.models.hub.fetching import check_cached, check_room, fetch_all
+from quantailor.models.hub.peeking import refuse_unconvertible
 from quantailor.models.hub.taking import check_header, choose_files, index_of
 from quantailor.session import Workspace
+from quantailor.steps.convert import UPSTREAM, ConvertStep, WholeStep
 from quantailor.steps.options import REPO, HubModel
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import ModelStep, Step, StepResult, WeightedStep
@@ -128,6 +130,8 @@ def with_model_here(workspace: Workspace, step: Work, stages: Stages) -> tuple[W
             raise _not_runnable(repo)
         if wants_imatrix:
             shipped_imatrix(repo.repo_id, [file.name for file in choice.imatrices])
+        check_room(repo, choice.files)
+        refuse_unconvertible(repo, choice, converter=isinstance(step, ConvertStep | WholeStep) and step.conversion.way == UPSTREAM)
 
     try:
         found = _fetch(workspace, wanted, stages, check=check)

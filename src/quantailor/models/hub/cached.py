@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from quantailor import files
-from quantailor.errors import HubError
+from quantailor.errors import HubError, RepoFileNotFoundError
 from quantailor.models.hub.choice import RepoFile, is_plain
 from quantailor.models.hub.client import RepoAtCommit
 from quantailor.models.hub.settings import HubSettings
@@ -27,8 +27,14 @@ class CachedRepo(RepoAtCommit):
 
     @cached_property
     def files(self) -> tuple[RepoFile, ...]:
-        """The files that are there; those whose hash the cache does not tell have an empty one."""
-        paths = (path for path in sorted(self.folder.rglob("*")) if path.is_file())
+        """The files that are there; those whose hash the cache does not tell have an empty one.
+
+        Raises RepoFileNotFoundError where the cache has the name of a file and not its content.
+        """
+        paths = [path for path in sorted(self.folder.rglob("*")) if path.is_file() or path.is_symlink()]
+        if gone := next((path for path in paths if not path.exists()), None):
+            name = gone.relative_to(self.folder).as_posix()
+            raise RepoFileNotFoundError(f"{name} of {self.repo_id} is in the cache by name alone", remedy="Download it again")
         return tuple(_described(path, path.relative_to(self.folder).as_posix()) for path in paths)
 
     def read(self, file: RepoFile, start: int, stop: int) -> bytes:

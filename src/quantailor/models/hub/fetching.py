@@ -40,7 +40,7 @@ def check_cached(repo: RepoAtCommit, files: Sequence[RepoFile], control: Control
     return missing
 
 
-def check_room(repo: Repo, files: Sequence[RepoFile]) -> None:
+def check_room(repo: RepoAtCommit, files: Sequence[RepoFile]) -> None:
     """Raise OutputError, naming the shortfall, where the cache's disk cannot take what is still to come."""
     needed = sum(file.size_bytes for file in files if not repo.cached(file))
     free = free_bytes(repo.settings.cache_folder)

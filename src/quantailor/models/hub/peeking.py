@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,13 +11,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from quantailor.errors import ModelError, ModelFormatError, UnsupportedModelError
+from quantailor.errors import ConverterNeededError, HubError, ModelError, ModelFormatError, UnsupportedModelError
+from quantailor.models.convert.checkpoint import refuse_arrays
 from quantailor.models.convert.families import family_of
-from quantailor.models.convert.families.family import outtype
+from quantailor.models.convert.families.family import Family, outtype
 from quantailor.models.gguf_format import MAGIC, Header, parse_header
 from quantailor.models.hub.choice import Choice, RepoFile
 from quantailor.models.hub.client import RepoAtCommit, shown
-from quantailor.models.json_files import parse_json
+from quantailor.models.json_files import JsonObject, parse_json
 from quantailor.models.safetensors_file import MAX_HEADER_BYTES, SafetensorsFile, StoredArray
 from quantailor.numerics import Bytes
 from quantailor.records import MetadataValue, TensorInfo
@@ -103,8 +105,7 @@ def _of_checkpoint(repo: RepoAtCommit, choice: Choice) -> Structure:
     except UnsupportedModelError as error:
         return Structure(architecture, n_vocab=vocab, converts=False, why_not=_why_not(error))
     try:
-        family = family_of(config, f"config.json of {repo.repo_id}")
-        tensors = tuple(tensor.info for tensor in family.plan(arrays))
+        family, tensors = _planned(repo, config, arrays)
         entries = family.metadata(outtype(arrays.values()))
         return Structure(family.architecture, tensors, entries, vocab)
     except ModelError as error:
@@ -112,9 +113,32 @@ def _of_checkpoint(repo: RepoAtCommit, choice: Choice) -> Structure:
         return Structure(architecture, stored, {}, vocab, converts=False, why_not=_why_not(error))
 
 
+def refuse_unconvertible(repo: RepoAtCommit, choice: Choice, *, converter: bool) -> None:
+    """Raise ModelError where headers tell that neither way of conversion can take a checkpoint that is still to be fetched.
+
+    `converter` says that llama.cpp's converter was asked for. What cannot be read is left to the download to tell.
+    """
+    if choice.kind != "safetensors" or any(repo.cached(file) for file in choice.weights):
+        return
+    try:
+        config, arrays = _config(repo, choice), _arrays(repo, choice.weights)
+    except (HubError, ModelFormatError):
+        return
+    if converter:
+        refuse_arrays(config, arrays, repo.repo_id, asked=True)
+        return
+    with contextlib.suppress(ConverterNeededError):
+        _planned(repo, config, arrays)
+
+
+def _planned(repo: RepoAtCommit, config: JsonObject, arrays: Mapping[str, StoredArray]) -> tuple[Family, tuple[TensorInfo, ...]]:
+    family = family_of(config, arrays, f"config.json of {repo.repo_id}", repo.repo_id)
+    return family, tuple(tensor.info for tensor in family.plan(arrays))
+
+
 def _why_not(error: ModelError) -> str:
     """What stops our own conversion, and what comes then."""
-    return f"{error.message}; llama.cpp's own converter will be tried" if isinstance(error, UnsupportedModelError) else str(error)
+    return f"{error.message}; llama.cpp's own converter will be tried" if isinstance(error, ConverterNeededError) else str(error)
 
 
 def _config(repo: RepoAtCommit, choice: Choice) -> dict[str, Any]:

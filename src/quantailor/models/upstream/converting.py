@@ -13,9 +13,10 @@ from quantailor import files
 from quantailor.control import Control
 from quantailor.errors import AlreadyQuantizedError, ConverterError, ModelError
 from quantailor.models.gguf_file import GGUFSource
-from quantailor.models.json_files import read_json_if_there
+from quantailor.models.json_files import mapping, read_json_if_there
 from quantailor.models.opening import require_unquantized
-from quantailor.models.upstream.failures import failure
+from quantailor.models.random_access import unreadable
+from quantailor.models.upstream.failures import failure, unknown_architecture
 from quantailor.models.upstream.locating import Converter
 from quantailor.models.upstream.trust import refuse_code
 from quantailor.processes import child
@@ -26,6 +27,8 @@ _BAR = re.compile(r"\d{1,3}%\|[^|]*\| *(\d{1,9}(?:\.\d{1,9})?)([kMGT]?)/(\d{1,9}
 _LONGEST_BAR = 400
 _UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _MAX_MESSAGE = 80
+_REGISTERS = re.compile(r"@Model(Base)?\.register\(")
+"""How the converter's classes name the architectures that they convert."""
 
 
 def convert_directory(
@@ -84,6 +87,23 @@ def check_before(folder: Path, output: Path, *, overwrite: bool, trust_remote_co
     files.refuse_existing(output, overwrite=overwrite)
     if not trust_remote_code:
         refuse_code(folder)
+
+
+def refuse_unknown(folder: Path, converter: Converter) -> None:
+    """Raise UnsupportedModelError where the converter's sources do not name the architecture: before an interpreter is set up for it."""
+    config = read_json_if_there(folder / "config.json")
+    stored = [*_names(config.get("architectures")), *_names(mapping(config.get("text_config")).get("architectures"))]
+    sources = [converter.script, *sorted((converter.script.parent / "conversion").glob("*.py"))]
+    try:
+        text = "".join(path.read_text(encoding="utf-8", errors="replace") for path in sources)
+    except OSError as error:
+        raise unreadable(converter.script, error) from error
+    if stored and _REGISTERS.search(text) and not any(f'"{name}"' in text for name in stored):
+        raise unknown_architecture(folder, stored[0], converter.name)
+
+
+def _names(stored: object) -> list[str]:
+    return [name for name in stored if isinstance(name, str)] if isinstance(stored, list) else []
 
 
 def _run(folder: Path, partial: Path, converter: Converter, python: Path, modules: Path, log: Path, control: Control) -> None:

@@ -52,7 +52,7 @@ def failure(lines: Sequence[str], status: int, *, folder: Path, name: str, log: 
     if _DISK.search(text):
         return OutputError(f"{name} cannot write: the disk is full ({where})", remedy="Free some space, or write the base elsewhere")
     if match := _ARCHITECTURE.search(text):
-        return UnsupportedModelError(f"{folder} has the architecture {_first(match)!r}, which {name} does not know either", remedy=NEWER)
+        return unknown_architecture(folder, _first(match), name)
     if _PRE_TOKENIZER.search(text):
         return UnsupportedModelError(f"{folder} has a tokenizer whose pre-tokenizer {name} does not recognize ({where})", remedy=NEWER)
     if package := next((match[1] for pattern in _PACKAGES if (match := pattern.search(last))), None):
@@ -68,6 +68,11 @@ def failure(lines: Sequence[str], status: int, *, folder: Path, name: str, log: 
     if match := _TENSOR.search(last):
         return UnsupportedModelError(f"{folder} has the tensor {_first(match)[:120]}, which {name} does not know ({where})", remedy=NEWER)
     return ConverterError(f"{name} cannot convert {folder}: {last[:_MAX_SHOWN]}", remedy=f"Its output is in {log}. {OLDER}")
+
+
+def unknown_architecture(folder: Path, architecture: str, name: str) -> UnsupportedModelError:
+    """The error for a converter, called `name`, that does not know an architecture."""
+    return UnsupportedModelError(f"{folder} has the architecture {architecture[:80]!r}, which {name} does not know either", remedy=NEWER)
 
 
 def last_line(lines: Sequence[str]) -> str:

@@ -63,7 +63,7 @@ def described(folder: Path, config: JsonObject, tensors: Sequence[TensorInfo]) -
     entries.update(_origins("base_model", _first(card, "base_model", "base_models", "base_model_sources"), total))
     entries.update(_origins("dataset", _first(card, "datasets", "dataset", "dataset_sources"), total))
     for key, sources in (("tags", ("tags", "pipeline_tag")), ("languages", ("languages", "language"))):
-        texts = tuple(text for source in sources for text in _texts(card.get(source)))
+        texts = tuple(text for source in sources for text in _texts(card.get(source), no="no" if key == "languages" else None))
         if texts:
             entries[f"general.{key}"] = MetadataValue("array", texts, "string")
     return entries
@@ -149,9 +149,10 @@ def _first(values: JsonObject, *keys: str) -> Any:
     return next((values[key] for key in keys if values.get(key) is not None), None)
 
 
-def _texts(value: object) -> list[str]:
-    items = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-    return [item for item in items if isinstance(item, str)]
+def _texts(value: object, *, no: str | None = None) -> list[str]:
+    """The texts in a list or alone; `no` is what programs write as "false" that take Norwegian for a boolean."""
+    items = value if isinstance(value, list) else [value]
+    return [item for item in (no if item is False else item for item in items) if isinstance(item, str)]
 
 
 def _text(folder: Path, key: str, value: object) -> str:

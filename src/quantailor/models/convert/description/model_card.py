@@ -39,6 +39,13 @@ class _Loader(yaml.SafeLoader):
         return value
 
 
+# "no" is Norwegian, "on" and "y" are words: of YAML 1.1's booleans those of YAML 1.2 are left.
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or letter in "tTfF"]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def model_card(folder: Path) -> JsonObject:
     """The YAML between the `---` lines at the head of README.md; empty where there is none. Raises ModelFormatError."""
     path = folder / "README.md"
@@ -46,8 +53,8 @@ def model_card(folder: Path) -> JsonObject:
     if not lines or lines[0] != "---":
         return {}
     head = lines[1 : lines.index("---", 1)] if "---" in lines[1:] else lines[1:]
-    # A bare "no" is Norwegian here, and tabs are not YAML.
-    text = ("\n".join(head) + "\n").replace("- no\n", '- "no"\n').replace("\t", "  ")
+    # Tabs are not YAML.
+    text = ("\n".join(head) + "\n").replace("\t", "  ")
     if len(text) > MAX_HEAD:
         raise ModelFormatError(f"the head of {path} has {len(text):,} letters", remedy=REMEDY)
     try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from quantailor.errors import UnsupportedModelError
+from quantailor.errors import ConverterNeededError
+from quantailor.models.convert.checkpoint import READABLE_METHODS, refuse_arrays
 from quantailor.models.convert.families.deepseek import DeepseekV2, DeepseekV3
 from quantailor.models.convert.families.family import Family
 from quantailor.models.convert.families.gemma import Gemma2, Gemma3
@@ -13,7 +14,8 @@ from quantailor.models.convert.families.llama import Granite, Llama, Mistral, Mi
 from quantailor.models.convert.families.olmo import Olmo2
 from quantailor.models.convert.families.phi import Phi3
 from quantailor.models.convert.families.qwen import Qwen2, Qwen2Moe, Qwen3, Qwen3Moe
-from quantailor.models.json_files import OTHER_WAY, JsonObject, mapping
+from quantailor.models.json_files import OTHER_WAY, JsonObject
+from quantailor.models.safetensors_file import StoredArray
 
 FAMILIES: Mapping[str, type[Family]] = {
     "LlamaForCausalLM": Llama,
@@ -37,19 +39,25 @@ FAMILIES: Mapping[str, type[Family]] = {
 }
 
 
-def family_of(config: JsonObject, place: str) -> Family:
-    """The family of config.json. Raises UnsupportedModelError where it is none that we know."""
+def family_of(config: JsonObject, arrays: Mapping[str, StoredArray], place: str, where: str) -> Family:
+    """The family of a checkpoint.
+
+    Args:
+        config: config.json.
+        arrays: all arrays by name.
+        place: how messages call config.json.
+        where: how they call the checkpoint.
+
+    Raises:
+        ConverterNeededError: a family that we do not know.
+        ModelError: what nobody can convert; see `checkpoint.refuse_arrays`.
+    """
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
     family = FAMILIES.get(name) if isinstance(name, str) else None
+    refuse_arrays(config, arrays, where, methods=() if family is None else (*READABLE_METHODS, *family.quantizations))
     if family is None:
-        raise UnsupportedModelError(
+        raise ConverterNeededError(
             f"{place} has the architecture {str(name)[:80]!r}, which Quantailor's own conversion does not support", remedy=OTHER_WAY
-        )
-    quantized = config.get("quantization_config")
-    if quantized is not None and mapping(quantized).get("quant_method") not in family.quantizations:
-        raise UnsupportedModelError(
-            f"{place} describes a quantized checkpoint that Quantailor's own conversion cannot read",
-            remedy=f"Start from the 16-bit model. {OTHER_WAY}",
         )
     return family(config, place)

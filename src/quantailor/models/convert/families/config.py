@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from quantailor.errors import ModelFormatError
-from quantailor.models.json_files import JsonObject
+from quantailor.models.json_files import JsonObject, mapping
 from quantailor.records import MetadataValue
 
 MAX_COUNT = 2**31 - 1
+_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Of layers that may have rope parameters of their own."""
 
 
 def float32(value: float) -> MetadataValue:
@@ -48,6 +50,8 @@ class Config:
     def __init__(self, values: JsonObject, defaults: JsonObject, place: str) -> None:
         self.place = place
         self._values = {**defaults, **values}
+        if values.get("rope_scaling"):
+            self._values["rope_parameters"] = values.get("rope_parameters")
 
     def get(self, key: str) -> Any:
         """The raw value, None where there is none."""
@@ -85,13 +89,18 @@ class Config:
 
     @property
     def rope(self) -> dict[str, Any]:
-        """Rope parameters: `rope_parameters`, or the older `rope_scaling` with `rope_theta` beside it. Raises ModelFormatError."""
-        stored = self.get("rope_scaling") or self.get("rope_parameters") or {}
-        if not isinstance(stored, dict):
-            raise self.wrong("rope_parameters", stored)
-        rope = {**stored}
+        """Rope parameters of all layers: `rope_parameters` and the older `rope_scaling`, with `rope_theta` beside them.
+
+        Raises ModelFormatError where they contradict each other.
+        """
+        stored = self._objects("rope_parameters")
+        if _KINDS & stored.keys():
+            kinds = [self._object(f"rope_parameters.{kind}", stored.get(kind)) for kind in sorted(_KINDS & stored.keys())]
+            if any(kind != kinds[0] for kind in kinds):
+                raise self.wrong("rope_parameters", stored)
+            stored = kinds[0]
+        rope = self._merged(stored, self._objects("rope_scaling"))
         rope.setdefault("rope_theta", self.get("rope_theta") if self.get("rope_theta") is not None else self.get("default_rope_theta"))
-        rope.setdefault("rope_type", rope.get("type", "default"))
         if rope["rope_type"] in ("llama3", "yarn", "longrope", "su"):
             outer = self.get("original_max_position_embeddings")
             rope.setdefault("original_max_position_embeddings", self.get("max_position_embeddings"))
@@ -104,19 +113,38 @@ class Config:
 
         Raises ModelFormatError.
         """
-        stored = self.get("rope_parameters") or {}
-        outer = self.get("rope_scaling") or {}
-        if not isinstance(stored, dict) or not isinstance(outer, dict):
-            raise self.wrong("rope_parameters", stored or outer)
+        stored, outer = self._objects("rope_parameters"), self._objects("rope_scaling")
         older = {"full_attention": ("rope_theta", outer), "sliding_attention": ("rope_local_base_freq", {})}
         ropes = []
         for kind, base in bases.items():
             key, scaling = older[kind]
-            own = stored.get(kind) or {}
-            if not isinstance(own, dict):
-                raise self.wrong("rope_parameters", stored)
-            rope = {**own, **scaling}
+            flat = stored if kind == "full_attention" and not _KINDS & stored.keys() else {}
+            rope = self._merged(self._object("rope_parameters", stored.get(kind)) or flat, scaling)
             rope.setdefault("rope_theta", self.get(key) if self.get(key) is not None else base)
-            rope.setdefault("rope_type", rope.get("type", "default"))
             ropes.append(rope)
         return ropes
+
+    def _merged(self, newer: JsonObject, older: JsonObject) -> dict[str, Any]:
+        """What `rope_parameters` and `rope_scaling` say together; the type "default" says nothing. Raises ModelFormatError."""
+        sides = []
+        for side in (newer, older):
+            kind = side.get("rope_type") or side.get("type")
+            plain = {key: value for key, value in side.items() if key not in ("rope_type", "type")}
+            sides.append(plain if kind in (None, "default") else {**plain, "rope_type": kind})
+        for key in sides[0].keys() & sides[1].keys():
+            if sides[0][key] != sides[1][key]:
+                said = [str(side[key])[:40] for side in sides]
+                raise ModelFormatError(
+                    f"{self.place} has {key} = {said[0]!r} in rope_parameters and {said[1]!r} in rope_scaling",
+                    remedy="Keep the right one of the two entries",
+                )
+        return {"rope_type": "default", **sides[0], **sides[1]}
+
+    def _objects(self, key: str) -> JsonObject:
+        """An object, empty where there is none. Raises ModelFormatError."""
+        return self._object(key, self.get(key))
+
+    def _object(self, key: str, value: object) -> JsonObject:
+        if value and not isinstance(value, dict):
+            raise self.wrong(key, value)
+        return mapping(value)

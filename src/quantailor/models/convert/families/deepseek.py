@@ -13,7 +13,7 @@ from typing import ClassVar
 from quantailor.errors import ModelFormatError
 from quantailor.models.convert.families.config import assumed, float32, uint32
 from quantailor.models.convert.families.experts import Experts
-from quantailor.models.convert.families.family import LLAMA_NAMES, Key, Text
+from quantailor.models.convert.families.family import LLAMA_NAMES, Key, Shape, Text
 from quantailor.models.convert.families.rows import PlannedTensor, picked, slices, transposed
 from quantailor.models.json_files import INTACT, JsonObject
 from quantailor.records import MetadataValue
@@ -94,6 +94,45 @@ class DeepseekV2(Experts):
         block = f"blk.{int(match[1])}"
         yield self._tensor(f"{block}.attn_k_b.weight", transposed(keys, self.key_part), (self.n_heads, self.latent, self.key_part), target)
         yield self._tensor(f"{block}.attn_v_b.weight", values, (self.n_heads, self.value_part, self.latent), target)
+
+    def attention(self) -> dict[str, Shape]:
+        """Through the latent vector; the query as well where the configuration gives it a rank."""
+        width, heads = self.config.count("hidden_size"), self.n_heads
+        query, rank = heads * (self.key_part + self.rope_part), self.config.optional_count("q_lora_rank")
+        direct: dict[str, Shape] = {"attn_q.weight": (query, width)}
+        latent: dict[str, Shape] = {
+            "attn_q_a.weight": (rank or 0, width),
+            "attn_q_a_norm.weight": (rank or 0,),
+            "attn_q_b.weight": (query, rank or 0),
+        }
+        return {
+            "attn_norm.weight": (width,),
+            **(latent if rank else direct),
+            "attn_kv_a_mqa.weight": (self.latent + self.rope_part, width),
+            "attn_kv_a_norm.weight": (self.latent,),
+            "attn_k_b.weight": (heads, self.latent, self.key_part),
+            "attn_v_b.weight": (heads, self.value_part, self.latent),
+            "attn_output.weight": (width, heads * self.value_part),
+        }
+
+    def layers(self) -> list[tuple[dict[str, Shape], dict[str, Shape]]]:
+        """Dense first layers, then such with routed and shared experts."""
+        config, width = self.config, self.config.count("hidden_size")
+        n_dense = min(self.n_layers, config.as_count("first_k_dense_replace", config.get("first_k_dense_replace")))
+        layers: list[tuple[dict[str, Shape], dict[str, Shape]]] = [(self.layer(), {})] * n_dense
+        if n_dense == self.n_layers:
+            return layers
+        config.count("num_experts_per_tok")
+        inner = config.count("moe_intermediate_size")
+        shared = inner * config.as_count("n_shared_experts", config.get("n_shared_experts") or 0)
+        routed = {
+            **self.attention(),
+            **self.routed(inner),
+            "ffn_gate_shexp.weight": (shared, width),
+            "ffn_up_shexp.weight": (shared, width),
+            "ffn_down_shexp.weight": (width, shared),
+        }
+        return layers + [(routed, {"exp_probs_b.bias": (self.n_experts,)})] * (self.n_layers - n_dense)
 
     # Metadata
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from quantailor.errors import ModelFormatError
 from quantailor.models.convert.families.config import uint32
-from quantailor.models.convert.families.family import Family, Text
+from quantailor.models.convert.families.family import Family, Shape, Text
 from quantailor.models.convert.families.rows import PlannedTensor, picked, slices, stacked
 from quantailor.models.json_files import INTACT, JsonObject
 from quantailor.records import MetadataValue
@@ -75,6 +75,17 @@ class Experts(Family):
         for number, name in enumerate(("ffn_gate_exps", "ffn_up_exps")):
             part = picked(rows, self.n_experts * half, slices(shape[1], half, number * half))
             yield self._tensor(f"blk.{layer}.{name}.weight", part, (self.n_experts, half, shape[2]), target)
+
+    def routed(self, inner: int) -> dict[str, Shape]:
+        """The router and its experts of `inner` columns, after their norm."""
+        width, count = self.config.count("hidden_size"), self.n_experts
+        return {
+            "ffn_norm.weight": (width,),
+            "ffn_gate_inp.weight": (count, width),
+            "ffn_gate_exps.weight": (count, inner, width),
+            "ffn_up_exps.weight": (count, inner, width),
+            "ffn_down_exps.weight": (count, width, inner),
+        }
 
     def _check_whole(self) -> None:
         for layer, waiting in sorted(self._waiting.items()):

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from quantailor.errors import ModelFormatError, UnsupportedModelError
+from quantailor.errors import AlreadyQuantizedError, ModelFormatError, UnsupportedModelError
+from quantailor.models.convert.checkpoint import START_FROM, plain_name
 from quantailor.models.convert.families.config import Config, float32, uint32
 from quantailor.models.convert.families.rope import llama3_tensor, rope_metadata
 from quantailor.models.convert.families.rows import (
@@ -26,7 +27,7 @@ from quantailor.models.convert.families.rows import (
     regrouped,
 )
 from quantailor.models.convert.vocabulary import VOCABULARIES
-from quantailor.models.json_files import INTACT, OTHER_WAY, JsonObject, mapping
+from quantailor.models.json_files import INSIST, INTACT, JsonObject, mapping
 from quantailor.models.safetensors_file import FLOAT8, READABLE, StoredArray
 from quantailor.records import MetadataValue, TensorInfo
 
@@ -34,7 +35,12 @@ MAX_HEAD_DIM, MAX_LAYERS, MAX_VOCABULARY = 1 << 16, 10_000, 1 << 22
 """Beyond any model; what is counted up to them fits in memory."""
 FILE_TYPES = {"F16": 1, "BF16": 32}
 _IGNORED = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
-_ACTIVATION_SCALES = (".activation_scale", "_activation_scale", ".input_scale")
+_ACTIVATION_SCALES = (
+    *(".activation_scale", "_activation_scale", ".input_scale", ".input_scale_ub", ".output_scale"),
+    *(".k_scale", ".v_scale", ".kv_scale", ".q_scale"),
+)
+_WEIGHT_SCALES = ("_scale_inv", "_scale")
+"""Ends of the names of 8-bit matrices' scales, after the matrix's own name; all are multiplied."""
 _OTHER_MODALITIES = re.compile(
     r"^(model\.)?(vision_tower|vision_model|visual|audio_tower|multi_modal_projector|embed_vision|embed_audio|mm_projector|"
     r"vision_embed_tokens|embed_tokens_extend|image_newline|img_processor)\b"
@@ -56,9 +62,24 @@ LLAMA_NAMES: dict[str, str] = {
 QK_NORMS: dict[str, str] = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
 
 
+def _block_size(quantization: object) -> object:
+    """Rows and columns that share a scale, as quantization_config says; None where it does not."""
+    entry = mapping(quantization)
+    groups = [mapping(mapping(group).get("weights")) for group in mapping(entry.get("config_groups")).values()]
+    return entry.get("weight_block_size", next((group["block_structure"] for group in groups if group.get("block_structure")), None))
+
+
+def _without_ones(shape: Shape) -> Shape:
+    """A shape without the slices that GGUF does not tell from none."""
+    return shape[next((place for place, count in enumerate(shape) if count != 1), len(shape)) :]
+
+
 def outtype(arrays: Iterable[StoredArray]) -> str:
     """The type of matrices: that of the first 16-bit matrix, F16 where there is none."""
     return next((array.dtype for array in arrays if len(array.shape) > 1 and array.dtype in FILE_TYPES), "F16")
+
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +125,10 @@ class Family:
     """Metadata after the common part."""
     rotates: ClassVar[bool] = False
     """Whether rows of the query and key matrices are interleaved for ggml's rope."""
-    quantizations: ClassVar[Sequence[str]] = ("fp8",)
-    """Values of `quant_method` that are read."""
+    quantizations: ClassVar[Sequence[str]] = ()
+    """Values of `quant_method` that are read beside 8-bit floats."""
+    needs_output: ClassVar[bool] = False
+    """Whether llama.cpp needs an output matrix of its own also where it is the embedding."""
     vocabulary_kind: ClassVar[str] = "either"
     """A key of `VOCABULARIES`."""
 
@@ -117,6 +140,8 @@ class Family:
         self.vocab_size = self.config.count("vocab_size")
         self.left_out: tuple[str, ...] = ()
         """Arrays that are not part of the text model, after `plan`."""
+        self.notes: list[str] = []
+        """What the tokenizer has and the base has not, after `vocabulary`."""
         self._scales: dict[str, StoredArray] = {}
 
     # Tensors
@@ -126,15 +151,20 @@ class Family:
 
         Raises:
             UnsupportedModelError: an array that this family does not have, or of a type we cannot read.
-            ModelFormatError: shapes that contradict the configuration.
+            AlreadyQuantizedError: 8-bit floats whose scales we do not know.
+            ModelFormatError: a tensor is missing, or shapes contradict the configuration.
         """
         target = outtype(arrays.values())
         texts = self._texts(arrays)
         planned = [*self._first()]
+        origins: dict[str, StoredArray] = {}
         for text in texts:
-            planned.extend(self._planned(text, target))
+            for tensor in self._planned(text, target):
+                planned.append(tensor)
+                origins[tensor.info.name] = text.array
         self._check_whole()
         self._check_sizes({tensor.info.name: tensor.info for tensor in planned})
+        self._check_loadable({tensor.info.name: tensor.info for tensor in planned}, origins)
         return planned
 
     def _texts(self, arrays: Mapping[str, StoredArray]) -> list[Text]:
@@ -142,12 +172,14 @@ class Family:
         texts, left_out = [], []
         self._scales = {}
         for array in arrays.values():
-            if self._is_extra(array.name):
+            name = plain_name(array.name)
+            matrix = next((array.name.removesuffix(end) for end in _WEIGHT_SCALES if array.name.endswith(f".weight{end}")), None)
+            if self._is_extra(name):
                 left_out.append(array.name)
-            elif array.name.endswith("_scale_inv"):
-                self._scales[array.name.removesuffix("_scale_inv")] = array
+            elif matrix is not None or array.name.endswith("_scale_inv"):
+                self._scales[matrix or array.name.removesuffix("_scale_inv")] = array
             elif not array.name.endswith(_IGNORED) and not array.name.endswith(_ACTIVATION_SCALES):
-                texts.append(Text(array.name.replace("language_model.", "", 1), array))
+                texts.append(Text(name, array))
         self.left_out = tuple(left_out)
         return texts
 
@@ -191,7 +223,7 @@ class Family:
         return self.n_kv_heads if self.rotates and ".self_attn.k_proj." in name else None
 
     def _rows(self, array: StoredArray) -> Rows:
-        """An array's rows as numbers. Raises ModelFormatError, UnsupportedModelError."""
+        """An array's rows as numbers. Raises ModelFormatError, UnsupportedModelError, AlreadyQuantizedError."""
         if not array.shape or 0 in array.shape or len(array.shape) > 3:
             raise ModelFormatError(f"{array.name} in {array.file.path} has the shape {array.shape}", remedy=INTACT)
         if array.dtype in FLOAT8:
@@ -203,14 +235,16 @@ class Family:
         return array_rows(array, array.shape[-1])
 
     def _float8(self, array: StoredArray) -> Rows:
+        """A matrix with one scale, one for each row, or one for each block."""
         scale = self._scales.get(array.name)
         if scale is None or len(array.shape) != 2 or scale.dtype not in READABLE:
-            raise UnsupportedModelError(
-                f"{array.name} in {array.file.path} has the dtype {array.dtype} without scales that we know", remedy=OTHER_WAY
+            raise AlreadyQuantizedError(
+                f"{array.name} in {array.file.path} has the dtype {array.dtype} without scales that we know", remedy=START_FROM
             )
         rows, cols = array.shape
-        size = mapping(self.config.get("quantization_config")).get("weight_block_size")
-        high, wide = size if isinstance(size, list) and len(size) == 2 else (rows, cols)
+        size = _block_size(self.config.get("quantization_config"))
+        per_row = size is None and scale.shape in ((rows,), (rows, 1))
+        high, wide = (1, cols) if per_row else size if isinstance(size, list) and len(size) == 2 else (rows, cols)
         if type(high) is not int or type(wide) is not int or high < 1 or wide < 1:
             raise self.config.wrong("weight_block_size", size)
         expected = (-(-rows // high), -(-cols // wide))
@@ -235,7 +269,7 @@ class Family:
     def unknown(self, array: StoredArray) -> UnsupportedModelError:
         return UnsupportedModelError(
             f"{array.file.path} has the tensor {array.name[:120]}, which no {type(self).__name__} model of {self.n_layers} layers has",
-            remedy=OTHER_WAY,
+            remedy="Save the language model alone, without heads, adapters and the state of training. " + INSIST,
         )
 
     def _check_whole(self) -> None:
@@ -252,12 +286,119 @@ class Family:
         if len(layers) != self.n_layers:
             raise ModelFormatError(f"{self.config.place} describes {self.n_layers} layers, the files hold {len(layers)}", remedy=INTACT)
 
+    # What llama.cpp loads: each model's load_arch_tensors in llama.cpp's src/models
+
+    def _check_loadable(self, tensors: Mapping[str, TensorInfo], origins: Mapping[str, StoredArray]) -> None:
+        """Every tensor that llama.cpp needs is there and as large as it expects, and there is no other."""
+        needed, optional = self.outer(), self.outer_optional()
+        for layer, (has, may_have) in enumerate(self.layers()):
+            needed |= {f"blk.{layer}.{name}": shape for name, shape in has.items()}
+            optional |= {f"blk.{layer}.{name}": shape for name, shape in may_have.items()}
+        for name in needed:
+            if name not in tensors:
+                raise self._missing(name)
+        for name, scale in self._scales.items():
+            if all(array.name != name or array.dtype not in FLOAT8 for array in origins.values()):
+                raise self.unknown(scale)
+        for name, tensor in tensors.items():
+            expected, array = needed.get(name, optional.get(name)), origins.get(name)
+            said = f"{array.name[:120]} in {array.file.path}" if array else f"{name} of {self.config.place}"
+            if expected is None:
+                raise UnsupportedModelError(
+                    f"{said} is a tensor that llama.cpp does not have in a {self.architecture} model", remedy=INSIST
+                )
+            if _without_ones(tensor.shape) != _without_ones(expected):
+                raise ModelFormatError(
+                    f"{said} has the shape {array.shape if array else tensor.shape}, not the one that fits {self.config.place}",
+                    remedy="Check config.json, or download the model again",
+                )
+        if self.n_heads % self.n_kv_heads:
+            raise self.config.wrong("num_key_value_heads", self.n_kv_heads)
+
+    def _missing(self, name: str) -> ModelFormatError:
+        """The error for a tensor that is not there, under the name that its array would have."""
+        stem, _, suffix = name.rpartition(".")
+        _, block, key = stem.split(".", 2) if stem.startswith("blk.") else ("", "", stem)
+        names, start = (self.layer_names, f"model.layers.{block}.") if block else (self.outer_names, "")
+        stored = next((f"{start}{array}.{suffix}" for array, tensor in names.items() if tensor == key), name)
+        place = self.config.place
+        if name == "output.weight" and not self.needs_output:
+            return ModelFormatError(
+                f"{place} does not tie the output to the embedding, and the files have no output matrix ({stored})",
+                remedy="Save or download the whole model (AutoModelForCausalLM), or set tie_word_embeddings where its makers tied them",
+            )
+        return ModelFormatError(
+            f"the model that {place} describes lacks the tensor {stored}", remedy="Download the model again, all parts of it"
+        )
+
+    def outer(self) -> dict[str, Shape]:
+        """Tensors beside the layers that llama.cpp needs, with their shapes."""
+        width = self.config.count("hidden_size")
+        shapes: dict[str, Shape] = {"token_embd.weight": (self.vocab_size, width), "output_norm.weight": (width,)}
+        if self.needs_output or not self.config.get("tie_word_embeddings"):
+            shapes["output.weight"] = (self.vocab_size, width)
+        return shapes
+
+    def outer_optional(self) -> dict[str, Shape]:
+        """Tensors beside the layers that it takes as well."""
+        return {"output.weight": (self.vocab_size, self.config.count("hidden_size"))}
+
+    def layers(self) -> list[tuple[dict[str, Shape], dict[str, Shape]]]:
+        """For each layer the tensors that it needs and those that it takes as well."""
+        return [(self.layer(), self.layer_optional())] * self.n_layers
+
+    def layer(self) -> dict[str, Shape]:
+        """Tensors of a layer that it needs."""
+        return {**self.attention(), **self.feed_forward()}
+
+    def layer_optional(self) -> dict[str, Shape]:
+        """Tensors of a layer that it takes as well."""
+        return {"attn_q.bias": (self.query_rows,), "attn_k.bias": (self.key_rows,), "attn_v.bias": (self.key_rows,)}
+
+    @property
+    def head_rows(self) -> int:
+        """Rows of a head."""
+        return self.head_dim or self.config.count("hidden_size") // self.n_heads
+
+    @property
+    def query_rows(self) -> int:
+        return self.n_heads * self.head_rows
+
+    @property
+    def key_rows(self) -> int:
+        return self.n_kv_heads * self.head_rows
+
+    def attention(self) -> dict[str, Shape]:
+        """The half of a layer that attends."""
+        width = self.config.count("hidden_size")
+        return {
+            "attn_norm.weight": (width,),
+            "attn_q.weight": (self.query_rows, width),
+            "attn_k.weight": (self.key_rows, width),
+            "attn_v.weight": (self.key_rows, width),
+            "attn_output.weight": (width, self.query_rows),
+        }
+
+    def head_norms(self) -> dict[str, Shape]:
+        """Norms of each query and key head, for families that have them."""
+        return {"attn_q_norm.weight": (self.head_rows,), "attn_k_norm.weight": (self.head_rows,)}
+
+    def feed_forward(self) -> dict[str, Shape]:
+        """The other half."""
+        width, inner = self.config.count("hidden_size"), self.config.count("intermediate_size")
+        return {
+            "ffn_norm.weight": (width,),
+            "ffn_gate.weight": (inner, width),
+            "ffn_up.weight": (inner, width),
+            "ffn_down.weight": (width, inner),
+        }
+
     # Metadata
 
     def vocabulary(self, folder: Path, config: JsonObject) -> dict[str, MetadataValue]:
         """`tokenizer.*` in file order. Raises ModelError where there is no tokenizer that the family knows."""
         size = self.config.count("vocab_size", most=MAX_VOCABULARY)
-        return VOCABULARIES[self.vocabulary_kind](folder, config, size)
+        return VOCABULARIES[self.vocabulary_kind](folder, config, size, self.notes)
 
     def metadata(self, file_type: str) -> dict[str, MetadataValue]:
         """The architecture's keys and `general.file_type` in file order."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from quantailor.models.convert.families.config import assumed, float32, uint32
-from quantailor.models.convert.families.family import LLAMA_NAMES, QK_NORMS, Family, Key, Text
+from quantailor.models.convert.families.family import LLAMA_NAMES, QK_NORMS, Family, Key, Shape, Text
 from quantailor.models.convert.families.rope import rope_metadata
 from quantailor.models.convert.families.rows import PlannedTensor, Rows, plus_one
 from quantailor.models.safetensors_file import StoredArray
@@ -25,7 +25,7 @@ class Gemma2(Family):
     architecture = "gemma2"
     defaults = (
         assumed(vocab=256000, width=2304, feed_forward=9216, layers=26, heads=8, kv_heads=4, head_dim=256)
-        | assumed(context=8192, eps=1e-6, rope_base=10000.0, sliding_window=4096)
+        | assumed(context=8192, eps=1e-6, rope_base=10000.0, sliding_window=4096, tie_word_embeddings=True)
         | assumed(final_logit_softcapping=30.0, attn_logit_softcapping=50.0)
     )
     layer_names: ClassVar[Mapping[str, str]] = LLAMA_NAMES | _NORMS
@@ -48,6 +48,14 @@ class Gemma2(Family):
             "attention.layer_norm_rms_epsilon": float32(self.config.number("rms_norm_eps")),
         }
 
+    def outer(self) -> dict[str, Shape]:
+        """The output is the embedding."""
+        return {name: shape for name, shape in super().outer().items() if name != "output.weight"}
+
+    def layer(self) -> dict[str, Shape]:
+        width = self.config.count("hidden_size")
+        return {**super().layer(), "post_attention_norm.weight": (width,), "post_ffw_norm.weight": (width,)}
+
     def _texts(self, arrays: Mapping[str, StoredArray]) -> list[Text]:
         """Without the copy of the embedding that some checkpoints carry."""
         return [text for text in super()._texts(arrays) if text.name != "lm_head.weight"]
@@ -64,6 +72,12 @@ class Gemma3(Gemma2):
     defaults = Gemma2.defaults | assumed(vocab=262208, context=131072, final_logit_softcapping=None, attn_logit_softcapping=None)
     layer_names: ClassVar[Mapping[str, str]] = LLAMA_NAMES | _NORMS | QK_NORMS
     keys = (Key("final_logit_softcapping", "final_logit_softcapping", "float32", optional=True),)
+
+    def outer(self) -> dict[str, Shape]:
+        return Family.outer(self)
+
+    def attention(self) -> dict[str, Shape]:
+        return {**super().attention(), **self.head_norms()}
 
     def _first(self) -> Iterable[PlannedTensor]:
         return ()

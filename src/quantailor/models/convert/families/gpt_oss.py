@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
-from quantailor.errors import ModelFormatError, UnsupportedModelError
+from quantailor.errors import ModelFormatError
 from quantailor.models.convert.families.config import assumed, uint32
 from quantailor.models.convert.families.experts import Experts
-from quantailor.models.convert.families.family import LLAMA_NAMES, Key, Text
+from quantailor.models.convert.families.family import LLAMA_NAMES, Key, Shape, Text
 from quantailor.models.convert.families.rows import (
     MXFP4_BYTES,
     MXFP4_SIZE,
@@ -22,7 +22,7 @@ from quantailor.models.convert.families.rows import (
     slices,
     transposed,
 )
-from quantailor.models.json_files import INTACT, OTHER_WAY, JsonObject, mapping
+from quantailor.models.json_files import INTACT, JsonObject, mapping
 from quantailor.models.safetensors_file import READABLE, StoredArray
 from quantailor.records import MetadataValue, TensorInfo
 
@@ -59,6 +59,24 @@ class GptOss(Experts):
     expert_count_key = "num_local_experts"
     quantizations = ("mxfp4",)
     vocabulary_kind = "bpe"
+    needs_output = True
+
+    def layer(self) -> dict[str, Shape]:
+        """Sinks, a norm of its own name, and biases."""
+        width, inner, count = self.config.count("hidden_size"), self.config.count("intermediate_size"), self.n_experts
+        routed = self.routed(inner)
+        del routed["ffn_norm.weight"]
+        return {
+            **self.attention(),
+            **routed,
+            "attn_output.bias": (width,),
+            "attn_sinks.weight": (self.n_heads,),
+            "post_attention_norm.weight": (width,),
+            "ffn_gate_inp.bias": (count,),
+            "ffn_gate_exps.bias": (count, inner),
+            "ffn_up_exps.bias": (count, inner),
+            "ffn_down_exps.bias": (count, width),
+        }
 
     @property
     def _is_mxfp4(self) -> bool:
@@ -128,7 +146,7 @@ class GptOss(Experts):
     def _check_sizes(self, tensors: Mapping[str, TensorInfo]) -> None:
         super()._check_sizes(tensors)
         if self._is_mxfp4 and not self._blocks:
-            raise UnsupportedModelError(f"{self.config.place} describes MXFP4 experts, the files hold none", remedy=OTHER_WAY)
+            raise ModelFormatError(f"{self.config.place} describes MXFP4 experts, the files hold none", remedy=INTACT)
 
 
 def _every(rows: Rows, number: int, step: int) -> Rows:

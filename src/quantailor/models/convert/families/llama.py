@@ -9,8 +9,8 @@ from typing import ClassVar
 from quantailor.errors import UnsupportedModelError
 from quantailor.models.convert.families.config import assumed, float32, uint32
 from quantailor.models.convert.families.experts import Experts
-from quantailor.models.convert.families.family import LLAMA_NAMES, Family
-from quantailor.models.json_files import OTHER_WAY, JsonObject
+from quantailor.models.convert.families.family import LLAMA_NAMES, Family, Shape
+from quantailor.models.json_files import INSIST, JsonObject
 from quantailor.records import MetadataValue
 
 
@@ -31,6 +31,14 @@ class Llama(Family):
     @property
     def head_dim(self) -> int | None:
         return self.rope_dim if self.implied_head_dim else super().head_dim
+
+    def outer_optional(self) -> dict[str, Shape]:
+        return {**super().outer_optional(), "rope_freqs.weight": (self.rope_dim // 2,)}
+
+    def layer_optional(self) -> dict[str, Shape]:
+        """Biases of all matrices."""
+        matrices = [name for name, shape in self.layer().items() if len(shape) == 2 and name != "ffn_gate_inp.weight"]
+        return {name.replace("weight", "bias"): self.layer()[name][:1] for name in matrices}
 
     def entries(self, file_type: MetadataValue) -> dict[str, MetadataValue]:
         entries = super().entries(file_type)
@@ -88,9 +96,15 @@ class SmolLM3(Llama):
     defaults = (
         Llama.defaults
         | assumed(vocab=128256, width=2048, layers=36, heads=16, kv_heads=4, context=32768, rope_base=2000000.0)
-        | assumed(no_rope_layer_interval=_STEP)
+        | assumed(no_rope_layer_interval=_STEP, tie_word_embeddings=True)
     )
     implied_head_dim = False
+
+    def outer_optional(self) -> dict[str, Shape]:
+        return Family.outer_optional(self)
+
+    def layer_optional(self) -> dict[str, Shape]:
+        return Family.layer_optional(self)
 
     def __init__(self, values: JsonObject, place: str) -> None:
         """Raises UnsupportedModelError where other layers than every fourth do without rope."""
@@ -98,7 +112,7 @@ class SmolLM3(Llama):
         interval = self.config.count("no_rope_layer_interval")
         rhythm = [int((layer + 1) % interval != 0) for layer in range(self.n_layers)]
         if (self.config.get("no_rope_layers") or rhythm) != [int((layer + 1) % _STEP != 0) for layer in range(self.n_layers)]:
-            raise UnsupportedModelError(f"{place} leaves rope out of layers other than every {_STEP}th", remedy=OTHER_WAY)
+            raise UnsupportedModelError(f"{place} leaves rope out of layers other than every {_STEP}th", remedy=INSIST)
 
 
 class Mixtral(Experts, Mistral):
@@ -113,3 +127,6 @@ class Mixtral(Experts, Mistral):
     expert_pattern = re.compile(r"^model\.layers\.(\d{1,6})\.block_sparse_moe\.experts\.(\d{1,6})\.(w[123])\.weight$")
     matrices: ClassVar[Mapping[str, str]] = {"w1": "ffn_gate_exps", "w2": "ffn_down_exps", "w3": "ffn_up_exps"}
     expert_count_key = "num_local_experts"
+
+    def feed_forward(self) -> dict[str, Shape]:
+        return self.routed(self.config.count("intermediate_size"))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from quantailor.models.convert.families.config import assumed
-from quantailor.models.convert.families.family import LLAMA_NAMES, QK_NORMS, Family
+from quantailor.models.convert.families.family import LLAMA_NAMES, QK_NORMS, Family, Shape
 
 
 class Olmo2(Family):
@@ -21,3 +21,11 @@ class Olmo2(Family):
         "post_feedforward_layernorm": "post_ffw_norm",
     }
     vocabulary_kind = "bpe"
+    needs_output = True
+
+    def layer(self) -> dict[str, Shape]:
+        """Norms after attention and feed-forward instead of before them."""
+        shapes, width = super().layer(), self.config.count("hidden_size")
+        shapes = {name: shape for name, shape in shapes.items() if name not in ("attn_norm.weight", "ffn_norm.weight")}
+        around = {"post_attention_norm.weight": (width,), "post_ffw_norm.weight": (width,)}
+        return {**shapes, **around, "attn_q_norm.weight": (width,), "attn_k_norm.weight": (self.key_rows,)}

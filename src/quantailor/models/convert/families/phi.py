@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from quantailor.models.convert.families.config import assumed, float32, uint32
-from quantailor.models.convert.families.family import LLAMA_NAMES, MAX_HEAD_DIM, Family
+from quantailor.models.convert.families.family import LLAMA_NAMES, MAX_HEAD_DIM, Family, Shape
 from quantailor.models.convert.families.rows import PlannedTensor, constant
 from quantailor.records import MetadataValue
+
+_FUSED = ("attn_q.weight", "attn_k.weight", "attn_v.weight", "ffn_gate.weight")
 
 
 class Phi3(Family):
@@ -25,6 +27,29 @@ class Phi3(Family):
         "mlp.gate_up_proj": "ffn_up",
     }
     vocabulary_kind = "phi3"
+
+    def outer_optional(self) -> dict[str, Shape]:
+        factors = {f"rope_factors_{name}.weight": (self.rope_dim // 2,) for name in ("long", "short")}
+        return {**super().outer_optional(), **factors}
+
+    def layer(self) -> dict[str, Shape]:
+        """Query, key and value in one matrix, gate and up in another."""
+        shapes, width = super().layer(), self.config.count("hidden_size")
+        shapes = {name: shape for name, shape in shapes.items() if name not in _FUSED}
+        fused = {"attn_qkv.weight": (self._fused_rows, width), "ffn_up.weight": (2 * shapes["ffn_up.weight"][0], width)}
+        return {**shapes, **fused}
+
+    def layer_optional(self) -> dict[str, Shape]:
+        return {"attn_qkv.bias": (self._fused_rows,)}
+
+    @property
+    def head_dim(self) -> int | None:
+        """Phi's heads divide the hidden size; a `head_dim` is not looked at."""
+        return None
+
+    @property
+    def _fused_rows(self) -> int:
+        return self.config.count("hidden_size") + 2 * self.key_rows
 
     @property
     def rope_dim(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from quantailor.errors import UnsupportedModelError
 from quantailor.models.convert.families.config import Config, float32, uint32
 from quantailor.models.convert.families.rows import PlannedTensor, constant
-from quantailor.models.json_files import OTHER_WAY, JsonObject
+from quantailor.models.json_files import INSIST, JsonObject
 from quantailor.records import MetadataValue
 
 _LONG = ("su", "longrope")
@@ -33,7 +33,9 @@ def rope_metadata(config: Config, rope: JsonObject, *, long: bool = False) -> di
     if long and kind in _LONG:
         entries["rope.scaling.type"] = MetadataValue("string", "longrope")
     if kind not in ("default", "linear", "yarn", "llama3", "dynamic", *(_LONG if long else ())):
-        raise UnsupportedModelError(f"{config.place} has the rope type {str(kind)[:40]!r}", remedy=OTHER_WAY)
+        raise UnsupportedModelError(
+            f"{config.place} has the rope type {str(kind)[:40]!r}, which llama.cpp does not have for this family", remedy=INSIST
+        )
     entries["rope.freq_base"] = float32(number("rope_theta", rope["rope_theta"]))
     return entries
 

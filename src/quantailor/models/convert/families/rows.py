@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from quantailor.errors import ModelFormatError
+from quantailor.errors import ModelFormatError, NonFiniteWeightError
 from quantailor.models.safetensors_file import StoredArray
 from quantailor.numerics import Bytes, Floats
 from quantailor.records import TensorInfo
@@ -45,10 +45,19 @@ class PlannedTensor:
     source: Rows
 
     def raw_rows(self, start: int, stop: int) -> Bytes:
-        """Rows [start, stop) in the type of `info`: (stop - start, row_bytes). Raises IndexError for rows that are not there."""
+        """Rows [start, stop) in the type of `info`: (stop - start, row_bytes).
+
+        Raises IndexError for rows that are not there, NonFiniteWeightError where that type does not hold a weight.
+        """
         if not 0 <= start <= stop <= self.info.n_rows:
             raise IndexError(f"{self.info.name} has {self.info.n_rows} rows, not [{start}, {stop})")
-        return converted(self.source.read(start, stop), self.source.dtype, self.info.type_name)
+        try:
+            return converted(self.source.read(start, stop), self.source.dtype, self.info.type_name)
+        except OverflowError as error:
+            raise NonFiniteWeightError(
+                f"{self.info.name} has the weight {error}, which {self.info.type_name} does not hold",
+                remedy='Save the checkpoint in bfloat16, which holds it (model.to(torch.bfloat16).save_pretrained("..."))',
+            ) from error
 
 
 # Views
@@ -229,17 +238,22 @@ def _float8_values(dtype: str) -> Floats:
 
 
 def converted(data: Bytes, source: str, target: str) -> Bytes:
-    """Rows in another type: (n_rows, row_bytes) of `source` -> (n_rows, row_bytes) of `target`."""
+    """Rows in another type: (n_rows, row_bytes) of `source` -> (n_rows, row_bytes) of `target`.
+
+    Raises OverflowError, which holds the largest weight, where finite ones would become infinite.
+    """
     if source == target:
         return np.ascontiguousarray(data)
     with np.errstate(over="ignore", invalid="ignore"):
         values = _to_float32(np.ascontiguousarray(data).reshape(-1), source)
         if target == "F32":
             out = values.view(np.uint8)
-        elif target == "F16":
-            out = values.astype(np.float16).view(np.uint8)
         else:
-            out = _to_bfloat16(values).view(np.uint8)
+            narrow = values.astype(np.float16) if target == "F16" else _to_bfloat16(values)
+            lost = np.isfinite(values) & ~np.isfinite(narrow if target == "F16" else _to_float32(narrow.view(np.uint8), "BF16"))
+            if lost.any():
+                raise OverflowError(f"{values[lost][np.argmax(np.abs(values[lost]))]:,.6g}")
+            out = narrow.view(np.uint8)
     return out.reshape(len(data), data.shape[1] // ITEM_BYTES[source] * ITEM_BYTES[target])
 
 

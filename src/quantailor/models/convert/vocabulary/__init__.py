@@ -10,20 +10,21 @@ from quantailor.models.convert.vocabulary import sentencepiece
 from quantailor.models.convert.vocabulary.bpe import BpeTokenizer
 from quantailor.models.convert.vocabulary.special_tokens import special_metadata
 from quantailor.models.convert.vocabulary.tokens import Vocabulary
-from quantailor.models.json_files import OTHER_WAY, JsonObject, read_json_if_there
+from quantailor.models.json_files import JsonObject, is_there, mapping, read_json_if_there
 from quantailor.records import MetadataValue
 
 Entries = dict[str, MetadataValue]
 
+NEEDS_PIECES = "Put the tokenizer.model of the model that it was made from beside it"
 _CODE_LLAMA_SIZE = 32016
 _CODE_LLAMA_IDS = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
 _GRANITE_SIZE = 49152
 
 
-def bpe_or_sentencepiece(folder: Path, config: JsonObject, vocab_size: int) -> Entries:
+def bpe_or_sentencepiece(folder: Path, config: JsonObject, vocab_size: int, notes: list[str]) -> Entries:
     """tokenizer.model where there is one, else tokenizer.json. Raises ModelError where there is none that we know."""
-    if (folder / "tokenizer.model").is_file():
-        return _sentencepiece(folder, config, vocab_size)
+    if is_there(folder / "tokenizer.model"):
+        return _sentencepiece(folder, config, vocab_size, notes)
     return bpe_vocabulary(folder, config, vocab_size)
 
 
@@ -31,19 +32,19 @@ def bpe_vocabulary(folder: Path, config: JsonObject, vocab_size: int) -> Entries
     """A byte-level BPE tokenizer.json. Raises ModelError where there is none, UnsupportedModelError where it is of another kind."""
     tokenizer = BpeTokenizer(folder)
     if tokenizer.byte_fallback:
-        raise UnsupportedModelError(f"{tokenizer.path} is not a byte-level vocabulary, which this family uses", remedy=OTHER_WAY)
+        raise UnsupportedModelError(f"{tokenizer.path} is not a byte-level vocabulary, which this family uses", remedy=NEEDS_PIECES)
     return tokenizer.vocabulary(vocab_size).metadata(folder) | tokenizer.merges() | special_metadata(folder, config, None)
 
 
-def llama_vocabulary(folder: Path, config: JsonObject, vocab_size: int) -> Entries:
+def llama_vocabulary(folder: Path, config: JsonObject, vocab_size: int, notes: list[str]) -> Entries:
     """Either kind; also SentencePiece's vocabulary as tokenizer.json holds it. Raises ModelError where there is none."""
     entries: Entries = {}
     prefix = read_json_if_there(folder / "tokenizer_config.json").get("add_prefix_space")
     if isinstance(prefix, bool):
         entries["tokenizer.ggml.add_space_prefix"] = MetadataValue("bool", prefix)
-    if (folder / "tokenizer.model").is_file():
-        entries |= _sentencepiece(folder, config, vocab_size)
-    elif (folder / "tokenizer.json").is_file():
+    if is_there(folder / "tokenizer.model"):
+        entries |= _sentencepiece(folder, config, vocab_size, notes)
+    elif is_there(folder / "tokenizer.json"):
         tokenizer = BpeTokenizer(folder)
         vocabulary, byte_level = tokenizer.vocabulary(vocab_size), not tokenizer.byte_fallback
         entries |= vocabulary.metadata(folder) | (tokenizer.merges() if byte_level else {})
@@ -58,35 +59,39 @@ def llama_vocabulary(folder: Path, config: JsonObject, vocab_size: int) -> Entri
     return entries
 
 
-def gemma_vocabulary(folder: Path, config: JsonObject, vocab_size: int) -> Entries:
+def gemma_vocabulary(folder: Path, config: JsonObject, vocab_size: int, notes: list[str]) -> Entries:
     """SentencePiece without a space before the text. Raises ModelError where there is no tokenizer.model."""
-    return _sentencepiece(folder, config, vocab_size) | {"tokenizer.ggml.add_space_prefix": MetadataValue("bool", False)}
+    return _sentencepiece(folder, config, vocab_size, notes) | {"tokenizer.ggml.add_space_prefix": MetadataValue("bool", False)}
 
 
-def phi3_vocabulary(folder: Path, config: JsonObject, vocab_size: int) -> Entries:
-    """Phi-4 has byte-level BPE, which its tokenizer's class tells; Phi-3 has SentencePiece with tokens of tokenizer.json.
+def phi3_vocabulary(folder: Path, config: JsonObject, vocab_size: int, notes: list[str]) -> Entries:
+    """Phi-4 has byte-level BPE, which tokenizer.json tells; Phi-3 has SentencePiece with tokens of tokenizer.json.
 
     Raises ModelError where there is neither.
     """
-    if read_json_if_there(folder / "tokenizer_config.json").get("tokenizer_class") == "GPT2Tokenizer":
-        return bpe_vocabulary(folder, config, vocab_size)
-    return _sentencepiece(folder, config, vocab_size, read=sentencepiece.read_phi3_vocabulary)
+    stored = read_json_if_there(folder / "tokenizer.json")
+    if mapping(stored.get("model")).get("byte_fallback") is True if stored else is_there(folder / "tokenizer.model"):
+        return _sentencepiece(folder, config, vocab_size, notes, read=sentencepiece.read_phi3_vocabulary)
+    return bpe_vocabulary(folder, config, vocab_size)
 
 
 def _sentencepiece(
     folder: Path,
     config: JsonObject,
     vocab_size: int,
+    notes: list[str],
     *,
-    read: Callable[[Path, int], Vocabulary] = sentencepiece.read_vocabulary,
+    read: Callable[[Path, int, list[str]], Vocabulary] = sentencepiece.read_vocabulary,
 ) -> Entries:
-    vocabulary = read(folder, vocab_size)
+    if not is_there(folder / "tokenizer.model"):
+        raise ModelError(f"{folder} has no tokenizer.model, which this family needs", remedy=NEEDS_PIECES)
+    vocabulary = read(folder, vocab_size, notes)
     return vocabulary.metadata(folder) | special_metadata(folder, config, len(vocabulary.tokens))
 
 
-VOCABULARIES: Mapping[str, Callable[[Path, JsonObject, int], Entries]] = {
+VOCABULARIES: Mapping[str, Callable[[Path, JsonObject, int, list[str]], Entries]] = {
     "either": bpe_or_sentencepiece,
-    "bpe": bpe_vocabulary,
+    "bpe": lambda folder, config, vocab_size, _: bpe_vocabulary(folder, config, vocab_size),
     "llama": llama_vocabulary,
     "gemma": gemma_vocabulary,
     "phi3": phi3_vocabulary,

@@ -13,7 +13,16 @@ from quantailor.errors import ModelFormatError, UnsupportedModelError
 from quantailor.models.convert.vocabulary.fingerprint import known_name
 from quantailor.models.convert.vocabulary.pretokenizers import pretokenizer_name
 from quantailor.models.convert.vocabulary.special_tokens import ROLES, content
-from quantailor.models.convert.vocabulary.tokens import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, looks_special
+from quantailor.models.convert.vocabulary.tokens import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNUSED,
+    USER_DEFINED,
+    Vocabulary,
+    looks_special,
+    refuse_rowless,
+)
 from quantailor.models.json_files import INTACT, JsonObject, mapping, objects, read_json, read_json_if_there, read_text
 from quantailor.records import MetadataValue
 
@@ -50,7 +59,8 @@ class BpeTokenizer:
         self._stored = stored
         if self._model.get("type", "BPE") != "BPE" or not isinstance(self._model.get("vocab"), dict):
             raise UnsupportedModelError(
-                f"{self.path} is a tokenizer of type {str(self._model.get('type'))[:40]!r}", remedy="Use a model with a BPE tokenizer"
+                f"{self.path} is a tokenizer of type {str(self._model.get('type'))[:40]!r}, which llama.cpp cannot use for this family",
+                remedy="Where it was made from a SentencePiece tokenizer.model, put that beside it; else use a model with a BPE tokenizer",
             )
         self.base = {text: self._id(number) for text, number in self._model["vocab"].items()}
         settings = read_json_if_there(folder / "tokenizer_config.json")
@@ -93,16 +103,14 @@ class BpeTokenizer:
     def vocabulary(self, vocab_size: int) -> Vocabulary:
         """The vocabulary under the name that llama.cpp gives its kind. Raises ModelFormatError for ids beyond `vocab_size`."""
         if self.byte_fallback:
-            return self._llama_vocabulary()
+            return self._llama_vocabulary(vocab_size)
         texts = {number: text for text, number in self.base.items()} | {number: token.text for number, token in self.added.items()}
-        if texts and max(texts) >= vocab_size:
-            raise ModelFormatError(
-                f"{self.path} has the token id {max(texts)}, config.json a vocabulary of {vocab_size}", remedy="Correct vocab_size"
-            )
+        refuse_rowless(texts, vocab_size, str(self.path))
         # Published vocabularies are known by their fingerprint, others by how they split.
         letters = {byte: letter for letter, byte in byte_letters().items()}
-        pre = known_name(self._stored, letters, self._merge_texts()) or pretokenizer_name(
-            self._stored.get("pre_tokenizer"), self._stored.get("normalizer"), str(self.path)
+        known = known_name(self._stored, letters, self._merge_texts())
+        pre = known or pretokenizer_name(
+            self._stored.get("pre_tokenizer"), self._stored.get("normalizer"), str(self.path), converter_may=known is None
         )
         tokens, kinds = [], []
         for number in range(vocab_size):
@@ -122,8 +130,11 @@ class BpeTokenizer:
             return shown, CONTROL
         return shown.replace("▁", " "), USER_DEFINED
 
-    def _llama_vocabulary(self) -> Vocabulary:
-        """A SentencePiece vocabulary in BPE clothing (Llama 2 without tokenizer.model); only tokens with a role are control tokens."""
+    def _llama_vocabulary(self, vocab_size: int) -> Vocabulary:
+        """A SentencePiece vocabulary in BPE clothing (Llama 2 without tokenizer.model); only tokens with a role are control tokens.
+
+        Rows of the embedding beyond the vocabulary get unused tokens.
+        """
         special = {*self._roles, *self._extra} or _LLAMA_NAMED
         texts = {number: text for text, number in self.base.items()}
         if sorted(texts) != list(range(len(self.base))):
@@ -132,10 +143,11 @@ class BpeTokenizer:
         for number in range(len(texts)):
             tokens.append(texts[number])
             kinds.append(BYTE if _BYTE_TOKEN.fullmatch(texts[number]) else CONTROL if texts[number] in special else NORMAL)
-        for number, token in sorted(self.added.items()):
-            if number >= len(texts):
-                tokens.append(token.text)
-                kinds.append(CONTROL if token.text in special else USER_DEFINED)
+        refuse_rowless({*texts, *self.added}, vocab_size, str(self.path))
+        for number in range(len(texts), vocab_size):
+            added = self.added.get(number)
+            tokens.append(f"[PAD{number}]" if added is None else added.text)
+            kinds.append(UNUSED if added is None else CONTROL if added.text in special else USER_DEFINED)
         return Vocabulary("llama", "default", tuple(tokens), tuple(kinds), (_UNSCORED,) * len(tokens))
 
     def merges(self) -> dict[str, MetadataValue]:

@@ -34,7 +34,7 @@ class _UnknownError(Exception):
 
 
 def known_name(tokenizer: JsonObject, byte_letters: Mapping[int, str], merges: Iterable[str]) -> str | None:
-    """llama.cpp's name for this vocabulary's pre-tokenizer, None where its converter knows no such vocabulary.
+    """llama.cpp's name for this vocabulary's pre-tokenizer, "" where its converter knows no such vocabulary, None where that is not told.
 
     Args:
         tokenizer: tokenizer.json.
@@ -49,7 +49,7 @@ def known_name(tokenizer: JsonObject, byte_letters: Mapping[int, str], merges: I
     for candidate in ([*before, *ids, *after], ids, [*before, *ids]):
         if name := NAMES.get(hashlib.sha256(str(candidate).encode()).hexdigest()):
             return name
-    return None
+    return ""
 
 
 def _encode(tokenizer: JsonObject, byte_letters: Mapping[int, str], merges: Iterable[str]) -> list[int]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from quantailor.errors import UnsupportedModelError
-from quantailor.models.json_files import OTHER_WAY, JsonObject, mapping, objects
+from quantailor.errors import ConverterNeededError, UnsupportedModelError
+from quantailor.models.json_files import INSIST, OTHER_WAY, JsonObject, mapping, objects
 
 _ENGLISH = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -25,13 +25,14 @@ _SPLITS: Mapping[str, str] = {
 _MOST_SHOWN = 3
 
 
-def pretokenizer_name(stored: object, normalizer: object, place: str) -> str:
+def pretokenizer_name(stored: object, normalizer: object, place: str, *, converter_may: bool) -> str:
     """The value of `tokenizer.ggml.pre`.
 
     Args:
         stored: `pre_tokenizer` of tokenizer.json.
         normalizer: `normalizer` of tokenizer.json.
         place: how messages call the file.
+        converter_may: whether llama.cpp's converter may know the vocabulary nevertheless.
 
     Raises:
         UnsupportedModelError: a definition we do not know; a wrong name would make llama.cpp split texts wrongly.
@@ -42,7 +43,8 @@ def pretokenizer_name(stored: object, normalizer: object, place: str) -> str:
     if name is None:
         more = f" and {len(steps) - _MOST_SHOWN} more" if len(steps) > _MOST_SHOWN else ""
         text = (", ".join(_described(step) for step in steps[:_MOST_SHOWN]) or "none") + more
-        raise UnsupportedModelError(f"{place} has the pre-tokenizer {text}, which this version does not know", remedy=OTHER_WAY)
+        message = f"{place} has the pre-tokenizer {text}, which this version does not know"
+        raise ConverterNeededError(message, remedy=OTHER_WAY) if converter_may else UnsupportedModelError(message, remedy=INSIST)
     return name
 
 

@@ -5,17 +5,29 @@ Only the message is parsed; SentencePiece's own loader would also build the norm
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from quantailor.errors import ModelFormatError
-from quantailor.models.convert.vocabulary.tokens import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, looks_special
+from quantailor.models.convert.vocabulary.special_tokens import content
+from quantailor.models.convert.vocabulary.tokens import (
+    CONTROL,
+    NORMAL,
+    OTHER_TOKENIZER,
+    UNUSED,
+    USER_DEFINED,
+    Vocabulary,
+    looks_special,
+    refuse_rowless,
+)
 from quantailor.models.json_files import INTACT, JsonObject, mapping, objects, read_bytes, read_json_if_there
 
 _PIECE_USER_DEFINED = 4
 _PAD_SCORE, _ADDED_SCORE = -10000.0, -1000.0
+_MOST_SHOWN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,39 +57,78 @@ def read_pieces(path: Path) -> list[Piece]:
     return pieces
 
 
-def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
-    """The vocabulary that llama.cpp calls "llama", cut or padded to `vocab_size`, with the tokens that other files add."""
+def read_vocabulary(folder: Path, vocab_size: int, notes: list[str]) -> Vocabulary:
+    """The vocabulary that llama.cpp calls "llama", padded to `vocab_size`, with the tokens that other files add.
+
+    Added tokens without a row are left out and told in `notes`. Raises ModelFormatError where one of them has a role, where a
+    piece has no row, and where two files name different tokens for one id.
+    """
     decoder_path = folder / "tokenizer_config.json"
-    added = [*_added_tokens_json(folder), *_tokens(_decoder(decoder_path), decoder_path, by_look=True)]
-    return _vocabulary(read_pieces(folder / "tokenizer.model")[:vocab_size], vocab_size, added)
+    added = [_added_tokens_json(folder), _tokens(_decoder(decoder_path), decoder_path, by_look=True)]
+    return _vocabulary(folder, vocab_size, chain(*added), _further_tokens(folder, by_look=True), notes)
 
 
-def read_phi3_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
+def read_phi3_vocabulary(folder: Path, vocab_size: int, notes: list[str]) -> Vocabulary:
     """Phi-3's: added tokens of tokenizer_config.json and tokenizer.json as they are, special where marked so."""
+    decoder_path = folder / "tokenizer_config.json"
+    added = [_added_tokens_json(folder), _tokens(_decoder(decoder_path), decoder_path)]
+    return _vocabulary(folder, vocab_size, chain(*added, _further_tokens(folder)), (), notes)
+
+
+Added = tuple[int, str, int]
+"""Id, text and type of an added token."""
+
+
+def _vocabulary(folder: Path, size: int, added: Iterable[Added], further: Iterable[Added], notes: list[str]) -> Vocabulary:
+    """The pieces with `added` in their places, later ones before earlier ones, and `further` ones where nothing is yet."""
     pieces = read_pieces(folder / "tokenizer.model")
-    decoder_path, path = folder / "tokenizer_config.json", folder / "tokenizer.json"
-    added = [
-        *_added_tokens_json(folder),
-        *_tokens(_decoder(decoder_path), decoder_path),
-        *_tokens(objects(read_json_if_there(path).get("added_tokens")), path),
-    ]
-    return _vocabulary(pieces, max(vocab_size, len(pieces)), added)
-
-
-def _vocabulary(pieces: list[Piece], size: int, added: Iterable[tuple[int, str, int]]) -> Vocabulary:
+    refuse_rowless(range(len(pieces)), size, str(folder / "tokenizer.model"))
     entries = [(piece.text, piece.score, NORMAL if piece.kind == _PIECE_USER_DEFINED else piece.kind) for piece in pieces]
     entries += [(f"[PAD{number}]", _PAD_SCORE, UNUSED) for number in range(len(pieces), size)]
-    for number, text, kind in added:
-        if number < size:
+    rowless, named = dict[int, str](), dict[int, str]()
+    for number, text, kind, only_unused in chain(((*token, False) for token in added), ((*token, True) for token in further)):
+        if named.setdefault(number, text).replace("▁", " ") != text.replace("▁", " "):
+            raise ModelFormatError(
+                f"the files of {folder} disagree about token {number}: {named[number][:40]!r} and {text[:40]!r}",
+                remedy="Make added_tokens.json, tokenizer_config.json (added_tokens_decoder) and tokenizer.json say the same",
+            )
+        if number >= size:
+            rowless[number] = text
+        elif not only_unused or entries[number][2] == UNUSED:
             entries[number] = (text, _ADDED_SCORE, kind)
     tokens, scores, kinds = zip(*entries, strict=True)
+    _refuse_roles(folder, rowless, tokens, size)
+    if rowless:
+        shown = ", ".join(text[:40] for text in list(rowless.values())[:_MOST_SHOWN])
+        notes.append(f"{len(rowless)} tokens without a row in the embedding were left out: {shown}")
     return Vocabulary("llama", "default", tokens, kinds, scores)
 
 
-# Added tokens: id, text, type
+def _refuse_roles(folder: Path, rowless: Mapping[int, str], tokens: Collection[str], size: int) -> None:
+    """Raise ModelFormatError where the begin or end of a text is a token that has no row, or is none at all."""
+    settings = read_json_if_there(folder / "tokenizer_config.json")
+    known = {*tokens}
+    for role in ("bos", "eos"):
+        text = content(settings.get(f"{role}_token"))
+        if text and text not in known:
+            number = next((f", {number}," for number, other in rowless.items() if other == text), "")
+            raise ModelFormatError(
+                f"tokenizer_config.json in {folder} names {text[:40]!r} as {role} token, which{number} is not among the {size:,} that have "
+                "a row in the embedding",
+                remedy=OTHER_TOKENIZER,
+            )
 
 
-def _added_tokens_json(folder: Path) -> Iterator[tuple[int, str, int]]:
+# Added tokens
+
+
+def _further_tokens(folder: Path, *, by_look: bool = False) -> list[Added]:
+    """tokenizer.json's added tokens."""
+    path = folder / "tokenizer.json"
+    return list(_tokens(objects(read_json_if_there(path).get("added_tokens")), path, by_look=by_look))
+
+
+def _added_tokens_json(folder: Path) -> Iterator[Added]:
     path = folder / "added_tokens.json"
     for text, number in read_json_if_there(path).items():
         yield _id(number, path), text, USER_DEFINED
@@ -90,7 +141,7 @@ def _decoder(path: Path) -> Iterator[JsonObject]:
         yield {**mapping(entry), "id": int(key) if is_number else key}
 
 
-def _tokens(stored: Iterable[JsonObject], path: Path, *, by_look: bool = False) -> Iterator[tuple[int, str, int]]:
+def _tokens(stored: Iterable[JsonObject], path: Path, *, by_look: bool = False) -> Iterator[Added]:
     """Tokens as `stored`; with `by_look` those that look special are so too, and others get their spaces back."""
     for token in stored:
         number, content = _id(token.get("id"), path), token.get("content")

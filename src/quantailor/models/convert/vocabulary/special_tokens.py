@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from quantailor.errors import ModelFormatError
-from quantailor.models.json_files import JsonObject, mapping, objects, read_json_if_there, read_text
+from quantailor.models.json_files import JsonObject, is_there, mapping, objects, read_json_if_there, read_text
 from quantailor.records import MetadataValue
 
+TEMPLATES = "additional_chat_templates"
+"""A folder beside tokenizer_config.json."""
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _ID_KEYS: Mapping[str, str] = {
     "bos": "bos_token_id",
@@ -50,8 +52,7 @@ def special_metadata(folder: Path, config: JsonObject, vocab_size: int | None) -
     for role, value in added.items():
         if role in _ADDED:
             entries[f"tokenizer.ggml.add_{role}_token"] = MetadataValue("bool", value)
-    if has_settings:
-        entries.update(_chat_templates(folder, settings))
+    entries.update(_chat_templates(folder, settings))
     entries.update(_normalizer(mapping(tokenizer.get("normalizer"))))
     return entries
 
@@ -126,37 +127,26 @@ def _template(single: Sequence[JsonObject], settings: dict[str, Any], known: boo
 
 
 def _chat_templates(folder: Path, settings: JsonObject) -> dict[str, MetadataValue]:
-    """tokenizer_config.json's template or templates, else those of the files beside it."""
-    stored = settings.get("chat_template", _template_files(folder))
-    if isinstance(stored, str):
-        return {"tokenizer.chat_template": MetadataValue("string", stored)}
-    entries: dict[str, MetadataValue] = {}
-    default, names = None, list[str]()
-    for choice in objects(stored):
-        name, template = str(choice.get("name", "")), choice.get("template")
-        name = "".join(letter if letter in string.ascii_letters + string.digits else "_" for letter in name)
-        if not name or not isinstance(template, str):
-            continue
-        if name == "default":
-            default = template
-        else:
-            names.append(name)
-            entries[f"tokenizer.chat_template.{name}"] = MetadataValue("string", template)
-    if names:
-        entries["tokenizer.chat_templates"] = MetadataValue("array", tuple(sorted(set(names))), "string")
-    if default is not None:
-        entries["tokenizer.chat_template"] = MetadataValue("string", default)
+    """Templates by name: those of files, else tokenizer_config.json's, as transformers chooses; others keep what nobody replaces."""
+    stored = settings.get("chat_template")
+    if stored is None:
+        stored = read_json_if_there(folder / "chat_template.json").get("chat_template")
+    templates: dict[str, str] = {"default": stored} if isinstance(stored, str) else {}
+    templates |= {str(one.get("name", "")): one["template"] for one in objects(stored) if isinstance(one.get("template"), str)}
+    if is_there(folder / "chat_template.jinja"):
+        templates["default"] = read_text(folder / "chat_template.jinja")
+    templates |= {path.stem: read_text(path) for path in sorted((folder / TEMPLATES).glob("*.jinja"))}
+    named: dict[str, str] = {}
+    for name, template in templates.items():
+        plain = "".join(letter if letter in string.ascii_letters + string.digits else "_" for letter in name)
+        if plain and plain != "default":
+            named[plain] = template
+    entries = {f"tokenizer.chat_template.{name}": MetadataValue("string", template) for name, template in named.items()}
+    if named:
+        entries["tokenizer.chat_templates"] = MetadataValue("array", tuple(sorted(named)), "string")
+    if "default" in templates:
+        entries["tokenizer.chat_template"] = MetadataValue("string", templates["default"])
     return entries
-
-
-def _template_files(folder: Path) -> Any:
-    main = folder / "chat_template.jinja"
-    if not main.is_file():
-        return read_json_if_there(folder / "chat_template.json").get("chat_template")
-    others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
-    if not others:
-        return read_text(main)
-    return [{"name": "default", "template": read_text(main)}, *({"name": path.stem, "template": read_text(path)} for path in others)]
 
 
 def _normalizer(stored: JsonObject) -> dict[str, MetadataValue]:

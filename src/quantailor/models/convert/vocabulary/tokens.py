@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from quantailor.records import MetadataValue
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
+OTHER_TOKENIZER = "Use the tokenizer that the model was trained with, or give the embedding the missing rows (resize_token_embeddings)"
 _SPECIAL = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
 _SPECIAL_FRAMES = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
 
@@ -42,6 +44,15 @@ class Vocabulary:
             entries["tokenizer.ggml.scores"] = MetadataValue("array", self.scores, "float32")
         entries["tokenizer.ggml.token_type"] = MetadataValue("array", self.kinds, "int32")
         return entries
+
+
+def refuse_rowless(ids: Collection[int], vocab_size: int, place: str) -> None:
+    """Raise ModelFormatError where a token has no row in the embedding."""
+    if ids and max(ids) >= vocab_size:
+        raise ModelFormatError(
+            f"{place} has {len(ids):,} tokens with ids up to {max(ids):,}, but the embedding has {vocab_size:,} rows",
+            remedy=OTHER_TOKENIZER,
+        )
 
 
 def looks_special(text: str) -> bool:

@@ -1,0 +1,519 @@
+"""Checkpoints as people publish and train them: what converts, and what is refused with its cause before anything is set up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import Command
+from hub_server import HubServer
+from test_families import write_small
+
+from quantailor.errors import ConverterNeededError, ModelError, NonFiniteWeightError
+from quantailor.models.convert.base import write_base
+from quantailor.models.huggingface import HuggingFaceSource
+from quantailor.models.safetensors_file import SafetensorsFile
+from quantailor.records import MetadataValue
+from tiny_models import BPE_SIZE, BYTE_FALLBACK_SIZE, SENTENCEPIECE_SIZE, added_token, numbers, packed, safetensors_bytes, write_tiny
+
+Entry = tuple[str, Sequence[int], bytes]
+Arrays = dict[str, Entry]
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+QUERY = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small Llama 3 in one file, with a byte-level vocabulary."""
+    return write_tiny("llama3", tmp_path)
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    change(stored)
+    path.write_text(json.dumps(stored, ensure_ascii=False), encoding="utf-8")
+
+
+def arrays_of(folder: Path) -> Arrays:
+    found: Arrays = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        file = SafetensorsFile(path)
+        found |= {name: (array.dtype, array.shape, array.read(0, array.size_bytes).tobytes()) for name, array in file.arrays.items()}
+        file.close()
+    return found
+
+
+def write_arrays(folder: Path, arrays: Mapping[str, Entry]) -> None:
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(arrays))
+
+
+def metadata(folder: Path) -> Mapping[str, MetadataValue]:
+    source = HuggingFaceSource(folder)
+    source.close()
+    return source.metadata
+
+
+def refusal(folder: Path) -> str:
+    """The line that refuses a directory, which no converter could take either."""
+    with pytest.raises(ModelError) as told:
+        HuggingFaceSource(folder)
+    assert not isinstance(told.value, ConverterNeededError)
+    assert "quantailor convert" not in str(told.value)
+    assert told.value.remedy
+    return str(told.value)
+
+
+# Rope parameters in two places
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "rope_scaling": YARN},
+        {"rope_parameters": {"rope_theta": 1e6}, "rope_scaling": {**YARN, "type": "yarn"}},
+        {"rope_parameters": {**YARN, "rope_theta": 1e6}, "rope_scaling": {"rope_type": "default"}},
+        {"rope_parameters": {**YARN, "rope_theta": 1e6}, "rope_scaling": YARN},
+        {"rope_parameters": {"full_attention": {**YARN, "rope_theta": 1e6}}},
+        {"rope_theta": 1e6, "rope_scaling": YARN, "rope_parameters": None},
+    ],
+)
+def test_every_spelling_of_rope_is_the_same(rope: dict[str, Any], tmp_path: Path) -> None:
+    newer = metadata(write_small("Qwen3ForCausalLM", tmp_path / "model", rope_parameters={**YARN, "rope_theta": 1e6}))
+    found = metadata(write_small("Qwen3ForCausalLM", tmp_path / "model", **{"rope_theta": 1e4, **rope}))
+    assert found == newer
+    assert found["qwen3.rope.freq_base"].value == 1e6
+
+
+@pytest.mark.parametrize("newer", [{"rope_type": "linear", "factor": 4.0}, {**YARN, "factor": 8.0}])
+def test_ropes_that_contradict_each_other_are_told_with_both_keys(newer: dict[str, Any], tmp_path: Path) -> None:
+    line = refusal(write_small("Qwen3ForCausalLM", tmp_path, rope_parameters=newer, rope_scaling=YARN))
+    assert "in rope_parameters and" in line
+    assert "in rope_scaling" in line
+
+
+def test_ropes_by_kind_of_layer_are_read_where_they_are_one_and_refused_where_the_family_has_one(tmp_path: Path) -> None:
+    kinds = {"full_attention": {"rope_theta": 5e5}, "sliding_attention": {"rope_theta": 1e4}}
+    assert "rope_parameters" in refusal(write_small("Qwen3ForCausalLM", tmp_path / "qwen", rope_parameters=kinds))
+    flat = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}
+    found = metadata(write_small("Gemma3ForCausalLM", tmp_path / "gemma", rope_theta=None, rope_scaling=None, rope_parameters=flat))
+    assert found["gemma3.rope.freq_base"].value == 5e5
+    assert found["gemma3.rope.scaling.factor"].value == 2.0
+
+
+# Vocabularies and rows
+
+
+def rows_of(name: str, rows: int, tmp_path: Path) -> Path:
+    """A model whose embedding and output have that many rows, as its configuration says."""
+    folder = write_tiny(name, tmp_path)
+    arrays = arrays_of(folder)
+    for key in ("model.embed_tokens.weight", "lm_head.weight"):
+        dtype, shape, _ = arrays[key]
+        arrays[key] = (dtype, (rows, shape[1]), packed(numbers(key, (rows, shape[1])), dtype))
+    for path in folder.glob("model*"):
+        path.unlink()
+    write_arrays(folder, arrays)
+    edit(folder / "config.json", lambda config: config.update(vocab_size=rows))
+    return folder
+
+
+@pytest.mark.parametrize(("name", "size"), [("byte-fallback", BYTE_FALLBACK_SIZE), ("llama3", BPE_SIZE), ("llama2", SENTENCEPIECE_SIZE)])
+def test_spare_rows_get_unused_tokens_and_tokens_without_a_row_are_told(name: str, size: int, tmp_path: Path) -> None:
+    tokens = metadata(rows_of(name, size + 7, tmp_path / "more"))["tokenizer.ggml.tokens"].value
+    assert isinstance(tokens, tuple)
+    assert len(tokens) == size + 7
+    assert tokens[-1] == f"[PAD{size + 6}]"
+    line = refusal(rows_of(name, size - 1, tmp_path / "fewer"))
+    assert f"{size:,} tokens" in line
+    assert f"{size - 1:,} rows" in line
+
+
+CHAT = ("<|turn|>", "<|end_turn|>")
+
+
+def with_chat_tokens(place: Path, n_rows: int, **files: dict[str, Any]) -> Path:
+    """A SentencePiece model with so many rows beyond its pieces, whose end is the second chat token."""
+    folder = rows_of("biases", SENTENCEPIECE_SIZE + n_rows, place)
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": CHAT[1]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    edit(folder / "config.json", lambda config: config.update(eos_token_id=SENTENCEPIECE_SIZE + n_rows - 1))
+    for name, content in files.items():
+        edit(folder / f"{name}.json", lambda stored, content=content: stored.update(content))  # type: ignore[misc]
+    return folder
+
+
+ADDED_TOKENS = {text: SENTENCEPIECE_SIZE + place for place, text in enumerate(CHAT)}
+TOKENIZER = {
+    "added_tokens": [added_token(number, text) for text, number in ADDED_TOKENS.items()],
+    "model": {"type": "BPE", "byte_fallback": True, "vocab": {}, "merges": []},
+}
+DECODER = {"added_tokens_decoder": {str(number): {"content": text, "special": True} for text, number in ADDED_TOKENS.items()}}
+
+
+@pytest.mark.parametrize("files", [{"tokenizer": TOKENIZER}, {"added_tokens": ADDED_TOKENS}, {"tokenizer_config": DECODER}])
+def test_tokens_added_to_sentencepiece_are_found_wherever_they_stand(files: dict[str, Any], tmp_path: Path) -> None:
+    found = metadata(with_chat_tokens(tmp_path, 2, **files))
+    tokens = found["tokenizer.ggml.tokens"].value
+    assert isinstance(tokens, tuple)
+    assert tokens[-2:] == CHAT
+    assert found["tokenizer.ggml.eos_token_id"].value == SENTENCEPIECE_SIZE + 1
+
+
+@pytest.mark.parametrize("files", [{"tokenizer": TOKENIZER}, {"added_tokens": ADDED_TOKENS}, {"tokenizer_config": DECODER}, {}])
+def test_an_end_of_text_without_a_row_is_refused(files: dict[str, Any], tmp_path: Path) -> None:
+    line = refusal(with_chat_tokens(tmp_path, 0, **files))
+    assert CHAT[1] in line
+    assert f"{SENTENCEPIECE_SIZE:,}" in line
+
+
+def test_further_tokens_without_a_row_are_told(quantailor: Command, tmp_path: Path) -> None:
+    folder = with_chat_tokens(tmp_path, 0, added_tokens=ADDED_TOKENS)
+    edit(folder / "tokenizer_config.json", lambda settings: settings.update({"eos_token": "</s>"}))
+    shown = quantailor("convert", folder, "-o", tmp_path / "base.gguf", "--home", tmp_path / "home").out
+    assert "2 tokens without a row in the embedding were left out: <|turn|>, <|end_turn|>" in shown
+
+
+def test_files_that_disagree_about_a_token_are_told(tmp_path: Path) -> None:
+    other = {"added_tokens_decoder": {str(SENTENCEPIECE_SIZE): {"content": "<|other|>"}}}
+    line = refusal(with_chat_tokens(tmp_path, 2, added_tokens=ADDED_TOKENS, tokenizer_config=other))
+    assert "disagree about token 4096: '<|turn|>' and '<|other|>'" in line
+
+
+@pytest.mark.parametrize("kind", ["GPT2Tokenizer", "GPT2TokenizerFast", "TokenizersBackend", None])
+def test_what_a_tokenizer_is_its_file_tells(kind: str | None, tmp_path: Path) -> None:
+    folder = write_small("Phi3ForCausalLM", tmp_path / "phi")
+    (folder / "tokenizer.model").unlink()
+    for path in write_tiny("llama3", tmp_path).glob("tokenizer*.json"):
+        path.rename(folder / path.name)
+    edit(folder / "tokenizer_config.json", lambda settings: settings.update(tokenizer_class=kind))
+    assert metadata(folder)["tokenizer.ggml.model"].value == "gpt2"
+
+
+@pytest.mark.parametrize("kind", ["Unigram", "WordPiece", "WordLevel"])
+def test_another_kind_of_tokenizer_is_refused_without_trying_llama_cpp(kind: str, folder: Path) -> None:
+    edit(folder / "tokenizer.json", lambda stored: stored["model"].update(type=kind))
+    assert kind in refusal(folder)
+
+
+# Parts that do not belong together
+
+
+def split_in_two(folder: Path, last: Sequence[str] = ("lm_head.weight", "model.norm.weight")) -> dict[str, str]:
+    """Two parts without an index; returns what an index would say."""
+    arrays = arrays_of(folder)
+    (folder / "model.safetensors").unlink()
+    (folder / FIRST).write_bytes(safetensors_bytes({name: entry for name, entry in arrays.items() if name not in last}))
+    (folder / SECOND).write_bytes(safetensors_bytes({name: arrays[name] for name in last}))
+    return {name: SECOND if name in last else FIRST for name in arrays}
+
+
+def test_an_index_of_files_that_are_not_there_says_what_to_delete(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(arrays_of(folder), FIRST)}), encoding="utf-8")
+    line = refusal(folder)
+    assert f"{FIRST} for one, while model.safetensors is. To convert model.safetensors instead, delete {index.name}" in line
+    index.unlink()
+    assert metadata(folder)
+
+
+@pytest.mark.parametrize("gone", [FIRST, SECOND])
+def test_a_part_that_is_missing_is_named(gone: str, folder: Path) -> None:
+    weight_map = split_in_two(folder)
+    assert metadata(folder)
+    (folder / gone).unlink()
+    assert f"not {gone}" in refusal(folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
+    assert gone in refusal(folder)
+
+
+def test_a_tensor_in_two_parts_is_told_with_both(folder: Path) -> None:
+    split_in_two(folder)
+    arrays = arrays_of(folder)
+    (folder / SECOND).write_bytes(
+        safetensors_bytes({name: arrays[name] for name in ("model.norm.weight", "lm_head.weight", f"{QUERY}.weight")})
+    )
+    assert f"{QUERY}.weight twice, in {FIRST} and {SECOND}" in refusal(folder)
+
+
+def test_files_beside_the_model_are_not_read(folder: Path) -> None:
+    (folder / "consolidated.safetensors").write_bytes(b"none")
+    (folder / "pytorch_model.bin").write_bytes(b"none")
+    assert metadata(folder)
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.self_attn.k_proj.weight", "model.norm.weight", "model.layers.0.input_layernorm.weight"])
+def test_a_missing_tensor_is_named_by_every_command(name: str, folder: Path, quantailor: Command, tmp_path: Path) -> None:
+    write_arrays(folder, {other: entry for other, entry in arrays_of(folder).items() if other != name})
+    base, home = tmp_path / "base.gguf", ("--home", tmp_path / "home")
+    lines = {
+        quantailor("inspect", folder).error_line,
+        quantailor("convert", folder, "-o", base, *home).error_line,
+        quantailor("measure", folder, *home).error_line,
+        quantailor("plan", folder, "--bpw", 5, *home).error_line,
+        quantailor("make", folder, "--bpw", 5, "-o", tmp_path / "out", *home).error_line,
+    }
+    assert len(lines) == 1
+    assert f"lacks the tensor {name}" in lines.pop()
+    assert not base.exists()
+
+
+def test_an_output_is_missing_unless_it_is_the_embedding(folder: Path) -> None:
+    write_arrays(folder, {name: entry for name, entry in arrays_of(folder).items() if name != "lm_head.weight"})
+    assert "no output matrix (lm_head.weight)" in refusal(folder)
+    edit(folder / "config.json", lambda config: config.update(tie_word_embeddings=True))
+    assert metadata(folder)
+
+
+# Weights beyond the 16 bits
+
+
+@pytest.mark.parametrize(
+    ("dtype", "weight", "fits"), [("F32", 60_000, True), ("F32", -70_000, False), ("F32", 3e9, False), ("BF16", 7e4, True)]
+)
+def test_no_infinity_is_written_that_the_checkpoint_did_not_have(
+    dtype: str, weight: float, fits: bool, folder: Path, tmp_path: Path
+) -> None:
+    arrays: Arrays = {}
+    for name, (_, shape, _data) in arrays_of(folder).items():
+        values = numbers(name, shape)
+        if name == f"{QUERY}.weight":
+            values.reshape(-1)[77] = weight
+        arrays[name] = (dtype, shape, packed(values, dtype))
+    write_arrays(folder, arrays)
+    source = HuggingFaceSource(folder)
+    if fits:
+        write_base(source, tmp_path / "base.gguf")
+        assert np.abs(source.rows("blk.0.attn_q.weight", 0, 64)).max() == pytest.approx(abs(weight), rel=0.01)
+    else:
+        with pytest.raises(
+            NonFiniteWeightError, match=rf"blk.0.attn_q.weight has the weight {weight:,.6g}, which F16 .*bfloat16".replace("+", r"\+")
+        ):
+            write_base(source, tmp_path / "base.gguf")
+        assert not (tmp_path / "base.gguf").exists()
+    source.close()
+
+
+# Quantized already
+
+U8: Entry = ("U8", (4, 4), bytes(16))
+I32: Entry = ("I32", (4, 4), bytes(64))
+FLOATS: Entry = ("F16", (4, 4), bytes(32))
+PACKED: Mapping[str, tuple[str, dict[str, Entry]]] = {
+    "bitsandbytes NF4": ("bitsandbytes", {".weight": U8, ".weight.absmax": FLOATS, ".weight.quant_state.bitsandbytes__nf4": U8}),
+    "bitsandbytes int8": ("bitsandbytes", {".weight": ("I8", (4, 4), bytes(16)), ".SCB": FLOATS}),
+    "GPTQ": ("GPTQ", {".qweight": I32, ".qzeros": I32, ".scales": FLOATS, ".g_idx": I32}),
+    "AWQ": ("AWQ", {".qweight": I32, ".qzeros": I32, ".scales": FLOATS}),
+    "MLX": ("MLX", {".weight": ("U32", (4, 4), bytes(64)), ".scales": FLOATS, ".biases": FLOATS}),
+    "HQQ": ("HQQ", {".W_q": U8, ".scale": FLOATS, ".zero": FLOATS}),
+    "AQLM": ("AQLM", {".codes": U8, ".codebooks": FLOATS, ".scales": FLOATS}),
+    "compressed-tensors": ("compressed-tensors", {".weight_packed": I32, ".weight_scale": FLOATS, ".weight_shape": I32}),
+    "EETQ": ("EETQ", {".weight": ("I8", (4, 4), bytes(16)), ".weight_scales": FLOATS}),
+    "Quanto": ("Quanto", {".weight._data": U8, ".weight._scale": FLOATS}),
+    "ExLlamaV2": ("ExLlamaV2", {".q_weight": I32, ".q_scale": I32, ".q_groups": ("I16", (4, 4), bytes(32))}),
+}
+
+
+@pytest.mark.parametrize("method", PACKED)
+def test_packed_weights_are_told_with_their_method_also_where_the_configuration_is_lost(method: str, folder: Path) -> None:
+    title, more = PACKED[method]
+    stated = {"quant_method": title.lower().replace("exllamav", "exl")}
+    arrays = arrays_of(folder)
+    del arrays[f"{QUERY}.weight"]
+    write_arrays(folder, {**arrays, **{QUERY + end: entry for end, entry in more.items()}})
+    line = refusal(folder)
+    assert f"quantized by {title} already" in line
+    assert "Start from the 16-bit model" in line
+    edit(folder / "config.json", lambda config: config.update(quantization_config=stated))
+    assert f"quantized by {title} already" in refusal(folder)
+
+
+@pytest.mark.parametrize("entry", [{}, None, []])
+def test_an_empty_entry_about_quantization_says_nothing(entry: object, folder: Path) -> None:
+    edit(folder / "config.json", lambda config: config.update(quantization_config=entry))
+    assert metadata(folder)
+
+
+@pytest.mark.parametrize("way", [(), ("--way", "native"), ("--way", "llama.cpp")])
+def test_no_way_of_conversion_sets_anything_up_for_a_quantized_checkpoint(
+    way: tuple[str, ...], folder: Path, quantailor: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path / "nowhere"))
+    write_arrays(folder, {**arrays_of(folder), f"{QUERY}.weight.absmax": FLOATS})
+    line = quantailor("convert", folder, "-o", tmp_path / "base.gguf", *way, "--home", tmp_path / "home").error_line
+    assert "quantized by bitsandbytes already" in line
+
+
+@pytest.mark.parametrize(("shape", "method"), [((64,), "fbgemm_fp8"), ((64, 1), "compressed-tensors"), ((1,), "modelopt"), ((), "fp8")])
+def test_float8_with_a_scale_for_each_row_or_for_all_is_read(shape: tuple[int, ...], method: str, folder: Path) -> None:
+    scales = np.resize(np.array([0.5, 2, 4], np.float32), shape)
+    codes = np.resize(np.array([0x38, 0xC0], np.uint8), (64, 64))
+    more: Arrays = {f"{QUERY}.weight": ("F8_E4M3", (64, 64), codes.tobytes()), f"{QUERY}.weight_scale": ("F32", shape, scales.tobytes())}
+    write_arrays(folder, {**arrays_of(folder), **more})
+    edit(folder / "config.json", lambda config: config.update(quantization_config={"quant_method": method}))
+    source = HuggingFaceSource(folder)
+    first = np.resize(np.array([1, -2], np.float32), 64) * scales.reshape(-1)[0]
+    assert np.array_equal(source.rows("blk.0.attn_q.weight", 0, 1)[0], first)
+    source.close()
+
+
+# What training leaves
+
+
+def renamed(prefix: str) -> Callable[[Arrays], Arrays]:
+    return lambda arrays: {prefix + name: entry for name, entry in arrays.items()}
+
+
+def more(name: str) -> Callable[[Arrays], Arrays]:
+    return lambda arrays: {**arrays, name: FLOATS}
+
+
+def emptied(arrays: Arrays) -> Arrays:
+    return {name: (dtype, (0,), b"") if len(shape) > 1 else (dtype, shape, data) for name, (dtype, shape, data) in arrays.items()}
+
+
+def inside(part: str, inner: str) -> Callable[[Arrays], Arrays]:
+    return lambda arrays: {name.replace(part, f"{part}.{inner}"): entry for name, entry in arrays.items()}
+
+
+WRAPPERS = ("module.", "_orig_mod.", "_forward_module.", "base_model.model.", "policy.net.")
+HEADS = ("value_head.weight", "score.weight", "v_head.summary.weight", "optimizer.state.exp_avg")
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        *((renamed(prefix), f"prefix '{prefix}'") for prefix in WRAPPERS),
+        (inside("layers.0", "_fsdp_wrapped_module"), "of FSDP"),
+        (more(f"{QUERY}.lora_A.default.weight"), "adapters that are not merged"),
+        (more(f"{QUERY}.lora_magnitude_vector"), "adapters that are not merged"),
+        (more("model.layers.0.mlp.down_proj.ia3_l"), "adapters that are not merged"),
+        (more("lm_head.modules_to_save.default.weight"), "adapters that are not merged"),
+        (inside("q_proj", "base_layer"), "adapters that are not merged"),
+        (emptied, "ZeRO-3"),
+        *((more(name), name) for name in HEADS),
+    ],
+)
+def test_what_training_leaves_is_refused_with_its_cause(change: Callable[[Arrays], Arrays], cause: str, folder: Path) -> None:
+    write_arrays(folder, change(arrays_of(folder)))
+    assert cause in refusal(folder)
+
+
+@pytest.mark.parametrize("prefix", ["", "language_model.", "model.language_model."])
+def test_a_model_saved_without_its_outermost_name_converts_where_the_output_is_tied(prefix: str, folder: Path) -> None:
+    edit(folder / "config.json", lambda config: config.update(tie_word_embeddings=True))
+    arrays = {name: entry for name, entry in arrays_of(folder).items() if name != "lm_head.weight"}
+    write_arrays(folder, arrays)
+    plain = HuggingFaceSource(folder)
+    write_arrays(folder, {prefix + name.removeprefix("model."): entry for name, entry in arrays.items()})
+    bare = HuggingFaceSource(folder)
+    assert sorted(tensor.name for tensor in bare.tensors) == sorted(tensor.name for tensor in plain.tensors)
+    plain.close()
+    bare.close()
+
+
+def test_an_adapter_alone_names_its_base(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    edit(folder / "adapter_config.json", lambda stored: stored.update(base_model_name_or_path="org/base"))
+    assert "an adapter alone, for org/base" in refusal(folder)
+
+
+# Pointers and links
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + 64 * "0" + "\nsize 1234\n"
+READ = (
+    *("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "added_tokens.json", "special_tokens_map.json"),
+    *("chat_template.jinja", "additional_chat_templates/tools.jinja", "README.md", "model.safetensors", "model.safetensors.index.json"),
+)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_pointer_and_a_dangling_link_are_called_so(name: str, folder: Path) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(POINTER, encoding="utf-8")
+    line = refusal(folder)
+    assert f"{name} is a Git LFS pointer" in line
+    assert "git lfs pull" in line
+    (folder / name).unlink()
+    (folder / name).symlink_to("/nowhere/blob")
+    assert f"{name} is a link to /nowhere/blob, which is not there" in refusal(folder)
+
+
+def test_a_pointer_in_place_of_a_gguf_file_is_called_so(quantailor: Command, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_text(POINTER, encoding="utf-8")
+    assert "is a Git LFS pointer" in quantailor("inspect", tmp_path / "model.gguf").error_line
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "model.safetensors"])
+def test_a_repository_with_a_name_and_no_content_is_not_whole_offline(
+    name: str, hub: HubServer, run: Command, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "generation_config.json").write_text('{"temperature": 0.6}', encoding="utf-8")
+    hub.add("org/tiny", folder)
+    kept = Path(run("download", "org/tiny", "--json").result["path"])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert run("convert", "org/tiny", "-o", tmp_path / "whole.gguf").code == 0
+    (kept / name).resolve().unlink()
+    assert "only in part" in run("convert", "org/tiny", "-o", tmp_path / "part.gguf").error_line
+
+
+def test_a_repository_that_nobody_can_convert_is_refused_before_its_weights_are_fetched(
+    hub: HubServer, run: Command, folder: Path, tmp_path: Path
+) -> None:
+    write_arrays(folder, {**arrays_of(folder), f"{QUERY}.weight.absmax": FLOATS})
+    repo = hub.add("org/nf4", folder)
+    line = run("convert", "org/nf4", "-o", tmp_path / "base.gguf").error_line
+    assert "org/nf4 is quantized by bitsandbytes already" in line
+    assert not list(tmp_path.rglob(f"{repo.sha}/model.safetensors"))
+    assert "quantized by bitsandbytes already" in " ".join(run("inspect", "org/nf4").out.split())
+
+
+# Templates and model cards
+
+OLD, NEW, TOOL = ("{{ bos_token }}" + name for name in ("old", "new", "tool"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "files", "expected"),
+    [
+        (OLD, {}, {"": OLD}),
+        (None, {"chat_template.jinja": NEW}, {"": NEW}),
+        (OLD, {"chat_template.jinja": NEW}, {"": NEW}),
+        ([{"name": "default", "template": OLD}, {"name": "rag", "template": TOOL}], {"chat_template.jinja": NEW}, {"": NEW, ".rag": TOOL}),
+        ([{"name": "default", "template": OLD}, {"name": "rag", "template": None}], {}, {"": OLD}),
+        (None, {"additional_chat_templates/tool_use.jinja": TOOL}, {".tool_use": TOOL}),
+        (OLD, {"additional_chat_templates/tool_use.jinja": TOOL}, {"": OLD, ".tool_use": TOOL}),
+        (None, {"chat_template.jinja": NEW, "additional_chat_templates/tool_use.jinja": TOOL}, {"": NEW, ".tool_use": TOOL}),
+        (None, {"chat_template.json": json.dumps({"chat_template": NEW})}, {"": NEW}),
+    ],
+)
+def test_chat_templates_are_those_that_transformers_takes(
+    setting: object, files: dict[str, str], expected: dict[str, str], folder: Path
+) -> None:
+    edit(folder / "tokenizer_config.json", lambda settings: settings.update(chat_template=setting))
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    found = {key.removeprefix("tokenizer.chat_template"): entry.value for key, entry in metadata(folder).items() if "chat_template" in key}
+    found.pop("s", None)
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("head", "languages"),
+    [
+        ("language: [en, no]", ("en", "no")),
+        ("language: no", ("no",)),
+        ("language:\n- no\n- en", ("no", "en")),
+        ("language: [en, NO, on, y]", ("en", "NO", "on", "y")),
+        ("language:\n- false\n- en", ("no", "en")),
+    ],
+)
+def test_norwegian_is_a_language(head: str, languages: tuple[str, ...], folder: Path) -> None:
+    (folder / "README.md").write_text(f"---\n{head}\n---\n", encoding="utf-8")
+    assert metadata(folder)["general.languages"].value == languages
