@@ -466,6 +466,7 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
             output=str(output),
             overwrite=True,
             allow_requantize=self.allow_requantize,
+            verdict=str(self.folder / "verdict"),
             compute=self.compute,
         )
         return step.run(workspace, stages)

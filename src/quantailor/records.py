@@ -413,6 +413,8 @@ class VerdictRow:
     size_bytes: int
     bits_per_weight: float
     statistics: FidelityStatistics
+    content: str = ""
+    """The identity of the file that was measured; "" in verdicts of earlier versions."""
 
 
 @dataclass(frozen=True, slots=True)

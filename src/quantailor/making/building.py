@@ -22,6 +22,7 @@ from quantailor.analysis.importance.imatrix import Imatrix, holds, quantize_meta
 from quantailor.analysis.quantize import quantized_blocks
 from quantailor.control import QUIET, Control, ProgressCounter
 from quantailor.errors import OutputError, StrategyMismatchError, TypeUnavailableError
+from quantailor.files import writing
 from quantailor.ggml import codec, library
 from quantailor.models.gguf_writer import FileLayout, GGUFWriter, layout
 from quantailor.models.identity import fingerprint as fingerprint_of
@@ -157,6 +158,11 @@ def predict(source: ModelSource, strategy: Strategy, *, imatrix: Imatrix | None 
     )
 
 
+def verdict_paths(stem: Path) -> tuple[Path, ...]:
+    """The files of a verdict: JSON, CSV and the graph as PNG and SVG."""
+    return tuple(stem.with_name(f"{stem.name}{ending}") for ending in (".json", ".csv", ".png", ".svg"))
+
+
 def build(
     source: ModelSource,
     strategy: Strategy,
@@ -168,8 +174,9 @@ def build(
     control: Control = QUIET,
     overwrite: bool = False,
     fingerprint: str | None = None,
+    verdict: Path | None = None,
 ) -> BuildResult:
-    """Write the file that `strategy` describes.
+    """Write the file that `strategy` describes. A verdict on the file that it replaces goes in the same step.
 
     Args:
         source: the 16-bit model the strategy was made for.
@@ -181,6 +188,7 @@ def build(
         control: asked between blocks whether to go on; progress counts bytes.
         overwrite: replace an existing file.
         fingerprint: the source's, read from it unless given.
+        verdict: where the verdict on an earlier file is, beside the usual place; the path of its files without their endings.
 
     Raises:
         StrategyMismatchError: the strategy was made for another model.
@@ -207,6 +215,10 @@ def build(
             for tensor, chunk in blocks:
                 writer.write(chunk)
                 progress.add(chunk.size, tensor.name)
+        for stem in (planned.paths(output)[0].with_suffix(".verdict"), *([] if verdict is None else [verdict])):
+            for path in verdict_paths(stem):
+                with writing(path):
+                    path.unlink(missing_ok=True)
     _check_written(writer.paths, tensors, planned)
     return BuildResult(writer.paths, planned.size_bytes, tensor_bytes, bits_per_weight(tensors), kept)
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,13 +21,16 @@ from quantailor.analysis.importance.imatrix import Imatrix, quantize_metadata, q
 from quantailor.analysis.scores import fidelity
 from quantailor.control import QUIET, Control
 from quantailor.errors import ModelError, OutputError
-from quantailor.files import write_text
+from quantailor.files import write_text, writing
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name, quantize_reference
+from quantailor.making.building import verdict_paths
 from quantailor.models.identity import description as described
 from quantailor.models.identity import fingerprint
 from quantailor.models.opening import open_model
 from quantailor.present import words
+from quantailor.present.charts.drawing import save
+from quantailor.present.charts.verdict import verdict_chart
 from quantailor.records import ChunkScore, Comparison, Verdict, VerdictRow, bits_per_weight
 
 EQUAL_SIZE = 0.001
@@ -45,6 +49,8 @@ class ScoredFile:
     size_bytes: int
     bits_per_weight: float
     scores: Sequence[ChunkScore]
+    content: str = ""
+    """Its identity."""
 
 
 def file_size(path: Path) -> tuple[int, float]:
@@ -158,7 +164,9 @@ def make_verdict(
     base = next(file for file in files if file.kind == "base")
     ours = next(file for file in files if file.kind == "ours")
     rows = tuple(
-        VerdictRow(file.label, file.kind, file.size_bytes, file.bits_per_weight, fidelity.statistics_of(file.scores, base.scores))
+        VerdictRow(
+            file.label, file.kind, file.size_bytes, file.bits_per_weight, fidelity.statistics_of(file.scores, base.scores), file.content
+        )
         for file in files
     )
     comparisons = tuple(
@@ -239,6 +247,18 @@ CSV_COLUMNS = (
     *("size_ratio", "kld_ratio", "kld_ratio_low", "kld_ratio_high", "outcome"),
 )
 """One row per file; the last five compare ours with that reference and are empty elsewhere."""
+
+
+def write_verdict(verdict: Verdict, stem: Path) -> tuple[Path, ...]:
+    """Write a verdict's files; those of an earlier one go first, so that no two ever stand together. Raises OutputError."""
+    as_json, as_csv, *_ = paths = verdict_paths(stem)
+    for path in paths:
+        with writing(path):
+            path.unlink(missing_ok=True)
+    write_text(as_json, json.dumps(asdict(verdict), indent=2, allow_nan=False) + "\n")
+    write_csv(verdict, as_csv)
+    save(verdict_chart(verdict), stem)
+    return paths
 
 
 def write_csv(verdict: Verdict, path: Path) -> Path:

@@ -42,6 +42,8 @@ class BuildStep(WeightedStep[BuildReport], kind="build", result=BuildReport):
     split_max_bytes: int | None = None
     overwrite: bool = False
     allow_requantize: bool = False
+    verdict: str | None = None
+    """Where a verdict on an earlier file lies, if not beside it: it goes with that file."""
 
     def run(self, workspace: Workspace, stages: Stages) -> BuildReport:
         """Write it, and record which strategy it was built from."""
@@ -59,6 +61,7 @@ class BuildStep(WeightedStep[BuildReport], kind="build", result=BuildReport):
                 control=stages.begin("build"),
                 overwrite=self.overwrite,
                 fingerprint=model.fingerprint,
+                verdict=None if self.verdict is None else Path(self.verdict),
             )
             record = StrategyRecord.of(model.fingerprint, strategy.method, strategy_file.dumps(strategy))
             workspace.store.record_strategy(record)

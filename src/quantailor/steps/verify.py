@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from quantailor import files
 from quantailor.analysis.corpus import chunk_length, chunks
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.scores import fidelity
@@ -21,8 +19,6 @@ from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
 from quantailor.making import judging
 from quantailor.models.abilities import require_predictions
-from quantailor.present.charts.drawing import save
-from quantailor.present.charts.verdict import verdict_chart
 from quantailor.records import ChunkScore, Verdict
 from quantailor.session import AUTO, HELDOUT_TEXT, OpenedModel, Workspace, gguf_path, require_finite
 from quantailor.steps.options import DEFAULT_N_CTX
@@ -106,7 +102,8 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
                 workspace.store.record_chunk_scores(keys[name], [score])
             verdict = _judge(workspace, model, keys, candidates, label, len(tokens), corpus_name=corpus.name, n_ctx=n_ctx)
             workspace.store.record_verdict(verdict)
-            return VerifyResult(verdict, _write_files(verdict, Path(self.output) if self.output else ours.with_suffix(".verdict")))
+            written = judging.write_verdict(verdict, Path(self.output) if self.output else ours.with_suffix(".verdict"))
+            return VerifyResult(verdict, tuple(map(str, written)))
 
     def needs(self, workspace: Workspace) -> Needs:
         """References that no earlier run made, whatever the importance matrix; and the base in memory."""
@@ -152,8 +149,9 @@ def _judge(
     scores: dict[str, Sequence[ChunkScore]] = {
         name: [score for score in workspace.store.chunk_scores(key) if score.index < n_chunks] for name, key in keys.items()
     }
-    scored = [_scored(BASE, "base", gguf_path(model), scores[BASE])]
-    scored += [_scored(name, "ours" if name == label else "reference", path, scores[name]) for name, path in candidates.items()]
+    scored = [_scored(BASE, "base", gguf_path(model), scores[BASE], model.fingerprint)]
+    for name, path in candidates.items():
+        scored.append(_scored(name, "ours" if name == label else "reference", path, scores[name], keys[name].candidate))
     return judging.make_verdict(
         scored,
         scores[NULL_CONTROL],
@@ -164,15 +162,8 @@ def _judge(
     )
 
 
-def _scored(label: str, kind: Literal["base", "ours", "reference"], path: Path, scores: Sequence[ChunkScore]) -> judging.ScoredFile:
+def _scored(
+    label: str, kind: Literal["base", "ours", "reference"], path: Path, scores: Sequence[ChunkScore], content: str
+) -> judging.ScoredFile:
     size_bytes, bits = judging.file_size(path)
-    return judging.ScoredFile(label, kind, size_bytes, bits, scores)
-
-
-def _write_files(verdict: Verdict, stem: Path) -> tuple[str, ...]:
-    """The verdict beside the file: JSON, CSV and the graph as PNG and SVG."""
-    document = json.dumps(asdict(verdict), indent=2, allow_nan=False) + "\n"
-    as_json = files.write_text(stem.with_name(f"{stem.name}.json"), document)
-    table = judging.write_csv(verdict, stem.with_name(f"{stem.name}.csv"))
-    figures = save(verdict_chart(verdict), stem)
-    return tuple(str(path) for path in (as_json, table, *figures))
+    return judging.ScoredFile(label, kind, size_bytes, bits, scores, content)

@@ -89,11 +89,18 @@ def find_verdict(workspace: Workspace, model: str, fingerprint: str = "") -> Sto
 
 
 def verdicts_on(workspace: Workspace, model: str, file: Path, verdicts: Sequence[StoredVerdict]) -> Iterator[StoredVerdict]:
-    """Those of a model's verdicts that judge this very file, whatever its name was: same size, and the KLD of its stored chunks."""
+    """Those of a model's verdicts that judge these very bytes, whatever the file's name was.
+
+    A verdict of an earlier version does not name them: it is known by the size and by the KLD of the stored chunks.
+    """
     size_bytes, _ = judging.file_size(file)
     candidates = [item for item in verdicts if item.ours.size_bytes == size_bytes]
     key = workspace.identity(file).fingerprint if candidates else ""
     for item in candidates:
+        if item.ours.content:
+            if item.ours.content == key:
+                yield item
+            continue
         figures = item.ours.statistics
         scores = workspace.store.chunk_scores(ScoreKey(model, item.verdict.corpus_sha256, item.verdict.n_ctx, key))
         counted = [score for score in scores if score.index < figures.n_chunks]
