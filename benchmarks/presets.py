@@ -1,7 +1,7 @@
 """Files at the exact sizes of llama.cpp's presets: `python -m benchmarks.presets`.
 
-For every preset: the optimal mix from probes at the preset's size, built as a file and verified beside the preset (same
-importance matrix) on held-out text. `--swaps N` refines each mix first. The table is written to `--table`.
+For every preset: the optimal mix at the preset's size, from probes or (`--ranking 1`) without, built as a file and verified
+beside the preset (same importance matrix) on held-out text. `--swaps N` refines each mix first.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.setting import Setting, parse, probed
+from benchmarks.setting import Setting, parse
 from quantailor.analysis.corpus import chunks, load_corpus
 from quantailor.analysis.scores import fidelity
 from quantailor.evidence.written import reference
+from quantailor.session import Workspace
 from quantailor.steps.options import DEFAULT_N_CTX
 from quantailor.store import ScoreKey
 from quantailor.strategy.file import read
 
-PRESETS = ("Q2_K", "IQ3_XXS", "Q3_K_M", "IQ4_XS", "Q4_K_M", "Q5_K_M")
+PRESETS = ("Q2_K", "IQ3_XXS", "Q3_K_M", "IQ4_XS", "Q4_K_M", "Q5_K_M", "Q6_K")
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Row:
     preset: str
     size_bytes: int
     size_ratio: float
-    predicted: tuple[float, float, float]
-    """KLD and the ends of its 95 % interval, nats."""
+    predicted: tuple[float, float, float] | None
+    """KLD and the ends of its 95 % interval, nats; None without probes."""
     ours: float
     theirs: float
     ratio: float
@@ -48,12 +49,12 @@ class Built:
     file: Path
 
 
-def build(setting: Setting, base: Path, preset: str, n_swaps: int, relinearize: bool) -> Built:
+def build(setting: Setting, base: Path, preset: str, n_swaps: int, relinearize: bool, basis: str) -> Built:
     """Plan, refine and build at one preset's size."""
     folder = setting.folder / "presets" / base.stem
     folder.mkdir(parents=True, exist_ok=True)
     strategy, file = folder / f"{preset}.yaml", folder / f"{preset}-size.gguf"
-    setting.run("plan", base, "--like", preset, "--basis", "probes", "-o", strategy, "--force")
+    setting.run("plan", base, "--like", preset, "--basis", basis, "-o", strategy, "--force")
     if n_swaps or relinearize:
         refined = folder / f"{preset}-refined.yaml"
         switch = "--relinearize" if relinearize else "--no-relinearize"
@@ -65,14 +66,15 @@ def build(setting: Setting, base: Path, preset: str, n_swaps: int, relinearize: 
 
 def score(setting: Setting, base: Path, files: list[Built], n_chunks: int) -> None:
     """Score all files and presets in one go, so that `verify` finds every chunk scored and the base runs once."""
-    with probed(setting, base) as at:
-        store, corpus = at.workspace.store, load_corpus(base, setting.heldout)
+    with Workspace.open(setting.home) as workspace, workspace.model(base) as model:
+        store, corpus = workspace.store, load_corpus(base, setting.heldout)
+        imatrix = workspace.newest_imatrix(model.fingerprint)
         candidates = {f"ours at {item.preset}": item.file for item in files}
         for item in files:
-            candidates[item.preset] = reference(at.workspace, at.model, item.preset, at.imatrix)
-        names = {label: at.workspace.identity(path).fingerprint for label, path in candidates.items()}
+            candidates[item.preset] = reference(workspace, model, item.preset, imatrix)
+        names = {label: workspace.identity(path).fingerprint for label, path in candidates.items()}
         names |= {label: label for label in (fidelity.BASE, fidelity.NULL_CONTROL)}
-        keys = {label: ScoreKey(at.model.fingerprint, corpus.sha256, DEFAULT_N_CTX, name) for label, name in names.items()}
+        keys = {label: ScoreKey(model.fingerprint, corpus.sha256, DEFAULT_N_CTX, name) for label, name in names.items()}
         done = {label: store.scored_chunks(key) for label, key in keys.items()}
         tokens = chunks(corpus, DEFAULT_N_CTX, limit=n_chunks)
         for label, found in fidelity.score_chunks(base, candidates, tokens, done=done, n_threads=setting.threads):
@@ -93,14 +95,13 @@ def _row(preset: str, strategy: Path, verdict: Path) -> Row:
     comparison = found["comparisons"][0]
     prediction = read(strategy).prediction
     assert prediction is not None
-    assert prediction.kld_nats is not None
-    assert prediction.kld_interval_nats is not None
+    kld, ends = prediction.kld_nats, prediction.kld_interval_nats
     low, high = (math.exp(end) for end in comparison["interval"])
     return Row(
         preset=preset,
         size_bytes=files["ours"]["size_bytes"],
         size_ratio=comparison["size_ratio"],
-        predicted=(prediction.kld_nats, *prediction.kld_interval_nats),
+        predicted=None if kld is None or ends is None else (kld, *ends),
         ours=files["ours"]["statistics"]["kld_mean"]["value"],
         theirs=files["reference"]["statistics"]["kld_mean"]["value"],
         ratio=math.exp(comparison["ln_kld_ratio"]),
@@ -121,9 +122,9 @@ def table(name: str, rows: list[Row], n_chunks: int, text: Path) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        predicted, low, high = row.predicted
+        predicted = "-" if row.predicted is None else "{:.5f} ({:.5f} to {:.5f})".format(*row.predicted)
         lines.append(
-            f"| {row.preset} | {row.size_bytes / 2**20:.2f} MiB | {row.size_ratio:.5f} | {predicted:.5f} ({low:.5f} to {high:.5f}) "
+            f"| {row.preset} | {row.size_bytes / 2**20:.2f} MiB | {row.size_ratio:.5f} | {predicted} "
             f"| {row.ours:.5f} | {row.theirs:.5f} | {row.ratio:.3f} ({row.interval[0]:.3f} to {row.interval[1]:.3f}) "
             f"| {row.ppl_ours:.2f} | {row.ppl_theirs:.2f} |"
         )
@@ -138,16 +139,18 @@ def main() -> None:
         ("--chunks", int, 200, "held-out chunks"),
         ("--swaps", int, 0, "exchanges to try on each mix"),
         ("--relinearize", int, 0, "1 probes again around each mix"),
+        ("--ranking", int, 0, "1 plans without probes"),
     )
+    basis = "ranking" if options.ranking else "probes"
     for model in setting.models:
         base = setting.base(model)
-        setting.prepare(base)
-        files = [build(setting, base, preset, options.swaps, bool(options.relinearize)) for preset in PRESETS]
+        setting.prepare(base, probes=basis == "probes")
+        files = [build(setting, base, preset, options.swaps, bool(options.relinearize), basis) for preset in PRESETS]
         score(setting, base, files, options.chunks)
         rows = [judge(setting, base, item, options.chunks) for item in files]
         text = table(model.name, rows, options.chunks, setting.heldout)
         print(text, flush=True)
-        (setting.folder / f"presets-{model.name}.md").write_text(text, encoding="utf-8")
+        (setting.folder / f"presets-{basis}-{model.name}.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

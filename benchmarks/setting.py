@@ -49,10 +49,10 @@ class Setting:
         if code:
             raise SystemExit(f"quantailor {' '.join(arguments)} failed with exit code {code}")
 
-    def prepare(self, base: Path) -> None:
+    def prepare(self, base: Path, *, probes: bool = True) -> None:
         """Importance matrix, measurements, probes; what is there already is taken as it is."""
         self.run("imatrix", base, "-f", self.text)
-        self.run("probe", base, "-f", self.text)
+        self.run(*(("probe", base, "-f", self.text) if probes else ("measure", base)))
 
 
 @dataclass(frozen=True)

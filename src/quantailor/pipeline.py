@@ -448,7 +448,7 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
             strategy, preset_size, grounds = choose(workspace, model, options, imatrix=imatrix, exhaustive=self.exhaustive)
         strategy_file.write(strategy, self.strategy_path, overwrite=True)
         control.advance(1, 1)
-        return strategy, plan_result(strategy, self.strategy_path, preset_size, grounds)
+        return strategy, plan_result(workspace, strategy, self.strategy_path, preset_size, grounds, base=weights)
 
     def build(
         self, workspace: Workspace, weights: str, strategy: Strategy, planned: PlanResult, output: Path, stages: Stages

@@ -17,7 +17,7 @@ from typing import Literal
 _BLOCK_NAME = re.compile(r"^blk\.(\d+)\.(.+?)(?:\.(?:weight|bias))?$")
 
 Basis = Literal["ranking only", "probes"]
-"""What a damage figure rests on: weight error alone (it ranks mixes), or measured probes (nats)."""
+"""What a damage figure rests on: what is expected of weight errors (it ranks mixes), or measured probes (nats)."""
 
 
 def layer_of(tensor_name: str) -> int | None:
@@ -160,7 +160,7 @@ class Cell:
     size_bytes: int
     bits_per_weight: float
     damage: float
-    """What the objective adds up; without probes `relative_mse x elements`."""
+    """What the objective adds up; without probes what is expected of the weight error, see METHODS 4."""
     relative_mse: float = 0.0
     weighted_mse: float = 0.0
     rmse: float = 0.0

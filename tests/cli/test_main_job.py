@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -169,6 +170,22 @@ def test_make_goes_the_whole_way_and_a_second_run_takes_what_is_there(quantailor
     before = built.stat().st_mtime_ns
     assert quantailor(*arguments).result == first
     assert built.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_without_probes_a_file_is_better_than_the_preset_of_its_size(quantailor: Command, books_llama_base: Path, tmp_path: Path) -> None:
+    few = ("--imatrix-chunks", 20, "--chunks", 12, "--threads", 1, "--home", tmp_path / "home")
+    made = quantailor("make", books_llama_base, "--like", "Q5_K_M", "--basis", "ranking", *few, "-o", tmp_path / "out", "--json").result
+    (comparison,) = made["verify"]["verdict"]["comparisons"]  # with nothing but the preset of its size
+    assert comparison["reference"] == "Q5_K_M"
+    assert 0.998 < comparison["size_ratio"] <= 1
+    assert comparison["interval"][1] < math.log(0.9)
+
+
+def test_a_plan_without_probes_says_so_and_how_to_probe(quantailor: Command, workbench: Workbench) -> None:
+    command = ("plan", workbench.base, "--bpw", "4.5", "--home", workbench.home)
+    assert quantailor(*command, "--json").result["probe_command"].startswith(f"quantailor probe {workbench.base}")
+    assert f"predict it: quantailor probe {workbench.base}" in quantailor(*command).out
 
 
 @pytest.mark.slow

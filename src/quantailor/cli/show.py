@@ -371,6 +371,9 @@ def planned(result: PlanResult, *, all_tensors: bool = False) -> None:
     )
     _show_kld(out, "predicted mean KLD", prediction, result.grounds)
     _show_grounds(out, result.grounds)
+    if result.probe_command is not None:
+        advice = f"probes    usually lower the divergence by a sixth, and predict it: {result.probe_command}"
+        out.print(advice, markup=False, soft_wrap=True)
     if result.preset_size_bytes is not None:
         out.print(f"the preset's own file: {words.exact_size(result.preset_size_bytes)}")
     out.print("types     " + ", ".join(f"{count} x {name}" for name, count in result.type_counts.items()))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from quantailor.analysis.expected import expected_alphas, expected_damage
+from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.prediction import PredictedKld, predict_kld
 from quantailor.errors import StrategyError
 from quantailor.evidence.grounds import command_line, imatrix_option
@@ -59,6 +61,21 @@ def probed_tables(source: ModelSource, found: Measured, known: Knowledge) -> lis
             table,
             cells=tuple(
                 dataclasses.replace(cell, damage=known.damage(source.tensor(table.name), qtypes[cell.type_name], cell.weighted_mse).value)
+                for cell in table.cells
+            ),
+        )
+        for table in found.tables
+    ]
+
+
+def expected_tables(source: ModelSource, found: Measured, imatrix: Imatrix | None) -> list[TensorCells]:
+    """The rules' input with the damages that are expected where nothing was probed, nats."""
+    qtypes, alphas = library.types(), expected_alphas(source, imatrix)
+    return [
+        dataclasses.replace(
+            table,
+            cells=tuple(
+                dataclasses.replace(cell, damage=expected_damage(table.role, qtypes[cell.type_name], cell.weighted_mse, alphas[table.name]))
                 for cell in table.cells
             ),
         )

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
+from quantailor.errors import InferenceError
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_types, types_by_preset
 from quantailor.making import building
 from quantailor.making.judging import EQUAL_SIZE
 from quantailor.numerics import Floats
 from quantailor.qtypes import needs_imatrix
+from quantailor.records import TensorCells
 from quantailor.session import OpenedModel, header_path
 
 LADDER = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ3_XXS", "Q2_K", "IQ2_M", "IQ2_XXS", "IQ1_S")
 """The presets that most published files are made with, from large to small."""
+
+FARTHEST = 8.0
+"""Without probes, an error of more than so many times that of the preset counts more than it is expected to."""
 
 Types = Mapping[str, str]
 """Tensor -> type, of every tensor of a model."""
@@ -74,6 +80,40 @@ def around(sizes: Mapping[str, int], size_bytes: int) -> tuple[str, ...]:
     below = max((name for name in sizes if sizes[name] < size_bytes), key=lambda name: sizes[name], default=None)
     above = min((name for name in sizes if sizes[name] > size_bytes), key=lambda name: sizes[name], default=None)
     return tuple(name for name in (below, above) if name is not None)
+
+
+def near_a_preset(
+    tables: Sequence[TensorCells], model: OpenedModel, imatrix: Imatrix | None, target: Mapping[str, str | int | float]
+) -> Sequence[TensorCells]:
+    """The tables of a plan without probes, with errors far above those of llama.cpp's preset of that size made dear.
+
+    What is expected of a tensor can be wrong in a model of another kind; what the preset does there is known to be tolerable.
+    """
+    n_weights = sum(tensor.n_elements for tensor in model.source.tensors)
+    size = float(target.get("size_bytes", 0)) or float(target.get("bits_per_weight", 0)) * n_weights / 8
+    if not size:
+        return tables
+    try:
+        types = types_of_preset(model, str(target["like"]), imatrix) if "like" in target else _below(model, imatrix, size)
+    except InferenceError:
+        return tables  # a model of which llama.cpp makes no preset
+    return [_near(table, types[table.name]) for table in tables]
+
+
+def _below(model: OpenedModel, imatrix: Imatrix | None, size_bytes: float) -> Types:
+    """The largest preset that is not larger than that, else the smallest there is."""
+    presets = ladder(model, imatrix)
+    sizes = {name: preset_size_bytes(model, name, imatrix) for name in presets}
+    fitting = [name for name in presets if sizes[name] <= size_bytes]
+    return presets[max(fitting, key=lambda name: sizes[name]) if fitting else min(presets, key=lambda name: sizes[name])]
+
+
+def _near(table: TensorCells, type_name: str) -> TensorCells:
+    limit = next((FARTHEST * cell.weighted_mse for cell in table.cells if cell.type_name == type_name), 0.0)
+    if limit <= 0:
+        return table
+    cells = [dataclasses.replace(cell, damage=cell.damage * max(1.0, cell.weighted_mse / limit) ** 2) for cell in table.cells]
+    return dataclasses.replace(table, cells=tuple(cells))
 
 
 def _key(model: OpenedModel, imatrix: Imatrix | None) -> tuple[str, str]:

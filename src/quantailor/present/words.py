@@ -177,7 +177,7 @@ def kld(nats: float | None, ends: tuple[float, float] | None, no_prediction: str
 def grounds(found: Grounds | None) -> str:
     """What a plan stands on: "probes: 58 of 58 tensors, calibration.txt, 16 chunks; 24 mixes"."""
     if found is None:
-        return "weight errors alone, no probes"
+        return "what is expected of weight errors, no probes"
     share = "" if found.n_probed == found.n_tensors else f" ({percent(found.weight_share, 0)} of the weights)"
     other = ", with another importance matrix" if found.carried else ""
     probes = f"{found.n_probed} of {plural(found.n_tensors, 'tensor')}{share}, {found.text}, {plural(found.n_chunks, 'chunk')}{other}"

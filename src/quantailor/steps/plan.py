@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,19 +13,20 @@ from quantailor import files
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.prediction import curve_kld, damage_for
 from quantailor.errors import InfeasibleError, StrategyError
-from quantailor.evidence.damages import basis_of, inputs_of, kld_of, probed_tables, require_probes, with_kld
+from quantailor.evidence.damages import basis_of, expected_tables, inputs_of, kld_of, probed_tables, require_probes, with_kld
+from quantailor.evidence.grounds import command_line
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import Measured, measured, model_facts
-from quantailor.evidence.presets import preset_size_bytes
+from quantailor.evidence.presets import near_a_preset, preset_size_bytes
 from quantailor.ggml.reference import preset_name
 from quantailor.making import building
 from quantailor.records import Grounds, Prediction, Strategy, TensorCells, TensorChoice
 from quantailor.session import AUTO, OpenedModel, Workspace
-from quantailor.steps.planning.limits import constraints_of
+from quantailor.steps.planning.limits import constraints_of, too_little
 from quantailor.steps.step import StepResult
 from quantailor.store import StrategyRecord
 from quantailor.strategy import file as strategy_file
-from quantailor.strategy.choose import select
+from quantailor.strategy.choose import predict, select
 from quantailor.strategy.rules.bins import parse_bins
 
 Method = Literal["optimal", "knee", "greedy", "bins"]
@@ -100,7 +101,9 @@ class PlanResult(StepResult):
     preset_size_bytes: int | None = None
     """The size of the preset's own file where `--like` asked for it."""
     grounds: Grounds | None = None
-    """What it stands on; None for weight errors alone."""
+    """What it stands on; None without probes."""
+    probe_command: str | None = None
+    """What measures the damages that this plan only expects; None where it rests on probes."""
 
 
 def plan(
@@ -135,7 +138,7 @@ def plan(
         strategy, preset_size, grounds = choose(workspace, model, options, imatrix=imatrix, exhaustive=exhaustive)
     if output is not None:
         strategy_file.write(strategy, output, overwrite=overwrite)
-    return plan_result(strategy, output, preset_size, grounds, origin=origin)
+    return plan_result(workspace, strategy, output, preset_size, grounds, base=base, origin=origin)
 
 
 def choose(
@@ -150,7 +153,7 @@ def choose(
         known = load_knowledge(workspace, model, key.imatrix, measurement.cells, evidence=options.evidence)
         if known is None and (options.basis == "probes" or options.kld_nats is not None):
             known = require_probes(workspace, model, measurement)
-    tables = measurement.tables if known is None else probed_tables(model.source, measurement, known)
+    tables = expected_tables(model.source, measurement, matrix) if known is None else probed_tables(model.source, measurement, known)
     strategy, preset_size = solve(Evidence(model, measurement, known, tables, matrix), options)
     workspace.store.record_strategy(StrategyRecord.of(model.fingerprint, strategy.method, strategy_file.dumps(strategy)))
     return strategy, preset_size, None if known is None else known.grounds
@@ -163,7 +166,7 @@ class Evidence:
     model: OpenedModel
     found: Measured
     known: Knowledge | None
-    """None plans by weight error alone."""
+    """None plans by what is expected of weight errors."""
     tables: Sequence[TensorCells]
     matrix: Imatrix | None
 
@@ -174,10 +177,11 @@ def solve(at: Evidence, options: PlanOptions, *, knees: Mapping[str, str] | None
     `knees` are the tensors' own within the options' constraints, where the caller has them. Raises StrategyError.
     """
     target, preset_size = _target(at.model, options, at.matrix, at.known)
+    facts = model_facts(at.model, at.tables)
     try:
         strategy = select(
-            at.tables,
-            model=model_facts(at.model, at.tables),
+            at.tables if at.known else near_a_preset(at.tables, at.model, at.matrix, target),
+            model=facts,
             method=options.method,
             target=target,
             parameters=_parameters(options),
@@ -190,23 +194,24 @@ def solve(at: Evidence, options: PlanOptions, *, knees: Mapping[str, str] | None
     except InfeasibleError as error:
         if error.least_damage is None or options.kld_nats is None or at.known is None:
             raise
-        raise _too_little(options.kld_nats, curve_kld(at.known.curve, error.least_damage)) from None
+        raise too_little(options.kld_nats, curve_kld(at.known.curve, error.least_damage)) from None
     if options.kld_nats is not None and at.known is not None and options.kld_nats <= at.known.curve.c0_nats:
-        raise _too_little(options.kld_nats, at.known.curve.c0_nats)
+        raise too_little(options.kld_nats, at.known.curve.c0_nats)
+    if strategy.prediction is not None:
+        damage = predict(strategy.types, at.tables, model=facts).damage
+        strategy = dataclasses.replace(strategy, prediction=dataclasses.replace(strategy.prediction, damage=damage))
     return with_kld(strategy, at.known), preset_size
 
 
-def _too_little(kld_nats: float, least_nats: float) -> InfeasibleError:
-    digits = 2 - math.floor(math.log10(least_nats)) if least_nats > 0 else 0
-    enough = math.ceil(least_nats * 10**digits + 1e-6) / 10**digits
-    return InfeasibleError(
-        f"no strategy has a predicted KLD of {kld_nats:g} nats: the least that the constraints allow has {enough:.3g}",
-        remedy=f"Ask for {enough:.3g} or more, or allow larger types",
-    )
-
-
 def plan_result(
-    strategy: Strategy, output: Path | None, preset_size: int | None, grounds: Grounds | None, *, origin: str | None = None
+    workspace: Workspace,
+    strategy: Strategy,
+    output: Path | None,
+    preset_size: int | None,
+    grounds: Grounds | None,
+    *,
+    base: str | Path,
+    origin: str | None = None,
 ) -> PlanResult:
     """A strategy as the answer of a plan. Raises StrategyError where it has no prediction."""
     if strategy.prediction is None:
@@ -220,6 +225,7 @@ def plan_result(
         tensors=strategy.tensors,
         preset_size_bytes=preset_size,
         grounds=grounds,
+        probe_command=None if strategy.basis == "probes" else command_line(workspace, "study" if Path(base).is_dir() else "probe", base),
         origin=origin,
     )
 

@@ -19,7 +19,7 @@ from typing import Any, Self
 from quantailor.analysis.importance.imatrix import holds
 from quantailor.errors import StrategyMismatchError
 from quantailor.evidence import measurements
-from quantailor.evidence.damages import basis_of, inputs_of, probed_tables, with_kld_of
+from quantailor.evidence.damages import basis_of, expected_tables, inputs_of, probed_tables, with_kld_of
 from quantailor.evidence.knowledge import load_knowledge
 from quantailor.evidence.measurements import Measured, model_facts
 from quantailor.ggml import library
@@ -94,7 +94,7 @@ class Planner:
         self.model, self.found = model, found
         known = load_knowledge(workspace, model, found.key.imatrix, found.cells)
         matrix = workspace.imatrix(model.fingerprint, found.key.imatrix) if found.key.imatrix else None
-        tables = found.tables if known is None else probed_tables(model.source, found, known)
+        tables = expected_tables(model.source, found, matrix) if known is None else probed_tables(model.source, found, known)
         self._evidence = Evidence(model, found, known, tables, matrix)
         self._cells = {table.name: {cell.type_name: cell for cell in table.cells} for table in tables}
         self._facts = model_facts(model, tables)

@@ -249,7 +249,7 @@ def _making(facts: _Facts) -> str:
 def _choosing(facts: _Facts, strategy: Strategy) -> str:
     basis = {
         "probes": "The choice rests on probes: the effect of each tensor's error on the model's output was measured.",
-        "ranking only": "The choice rests on weight errors alone, which rank mixes; their effect on the output was not measured.",
+        "ranking only": "The choice rests on what is expected of each tensor's error; what it does to the output was not measured.",
     }[strategy.basis]
     target = ", ".join(f"{key} {value}" for key, value in strategy.target.items() if key != "damage")
     sought = f" for the target {target}" if target else ""

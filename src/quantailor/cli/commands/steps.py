@@ -190,7 +190,7 @@ Kld = Annotated[
 ]
 BasisOption = Annotated[
     BasisWish,
-    typer.Option("--basis", help="auto (probes if there are any), probes, or ranking (weight error alone).", rich_help_panel="Rule"),
+    typer.Option("--basis", help="auto (probes if there are any), probes, or ranking (what is expected without).", rich_help_panel="Rule"),
 ]
 Pin = Annotated[list[str] | None, typer.Option("--pin", help="PATTERN=TYPE, e.g. 'attn_v=Q6_K'.", rich_help_panel="Constraints")]
 Tie = Annotated[list[str] | None, typer.Option("--tie", help="qkv, gate_up, layer or patterns.", rich_help_panel="Constraints")]

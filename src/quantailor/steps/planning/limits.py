@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeVar
 
-from quantailor.errors import StrategyError
+from quantailor.errors import InfeasibleError, StrategyError
 from quantailor.evidence.measurements import usual_types
 from quantailor.ggml import library
 from quantailor.strategy.constraints import Constraints, parse_allowed, parse_bits, parse_budget, parse_pin, parse_tie
@@ -70,3 +71,13 @@ def _bits(text: str) -> tuple[str | None, float]:
     pattern, separator, value = text.rpartition("=")
     qtype = library.types().get(value.strip().upper())
     return parse_bits(text if qtype is None else f"{pattern}{separator}{qtype.bits_per_weight}")
+
+
+def too_little(kld_nats: float, least_nats: float) -> InfeasibleError:
+    """Less KLD was asked for than can be had; names what can."""
+    digits = 2 - math.floor(math.log10(least_nats)) if least_nats > 0 else 0
+    enough = math.ceil(least_nats * 10**digits + 1e-6) / 10**digits
+    return InfeasibleError(
+        f"no strategy has a predicted KLD of {kld_nats:g} nats: the least that the constraints allow has {enough:.3g}",
+        remedy=f"Ask for {enough:.3g} or more, or allow larger types",
+    )

@@ -43,7 +43,7 @@ class TensorPanel:
         self._tensor, self._chosen = tensor, chosen
         self._name.set_text(tensor.name)
         lengths = shape(tensor.shape)
-        what = "predicted damage (nats)" if self._basis == "probes" else "error (ranking only)"
+        what = "predicted damage (nats)" if self._basis == "probes" else "expected damage (ranking only)"
         self._facts.set_text(f"{lengths} · {tensor.base_type} · {what}")
         self._curve.show(tensor.name, rows.curve_points(tensor), knee=tensor.knee, chosen=chosen, what=what)
         self._reason.set_text(f"{chosen}: {reason}" if tensor.cells else "This tensor is not measured yet.")

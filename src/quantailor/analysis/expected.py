@@ -1,0 +1,125 @@
+"""What a tensor's error is expected to do to the output where nothing was probed: from what each block adds to the residual stream.
+
+Attention and feed-forward network of a block add their outputs to one stream. An error there counts by the share that this
+output has in the stream at that place, and so does an error in any tensor on the way to it: a relative error of `attn_v` or
+`ffn_up` becomes one of the same size in the output. An error of the output matrix counts by how large the logits are. All of
+this follows from the weights and the importance matrix; nothing runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from quantailor.analysis.importance.imatrix import Imatrix, error_weights
+from quantailor.models.source import ModelSource
+from quantailor.numerics import Doubles
+from quantailor.qtypes import QType
+from quantailor.records import TensorInfo
+
+OUTPUT_ALPHA, EMBEDDING_ALPHA, WRITE_ALPHA = 0.25, 0.5, 0.25
+"""Nats for a relative error of 1: of logits whose mean square is 1, of embeddings, and of an output that is all of the stream."""
+USUAL_LOGIT_SQUARE, USUAL_SHARE = 10.0, 0.1
+"""The mean square of logits, and the share of an output in the stream, where the importance matrix does not tell them."""
+INPUT_ERROR: Mapping[int, float] = {256: 8e-5, 32: 2.5e-5}
+"""The share of an input's energy that a kernel's rounding takes, by the block that shares a scale."""
+PRODUCT_FACTOR = 7.0
+"""How much larger it is for `ffn_down`, whose inputs are products with heavy tails."""
+
+OUTPUT, EMBEDDINGS = "output.weight", "token_embd.weight"
+_SAMPLED_ROWS = 64
+_DOWN = re.compile(r"ffn_down(_\w+)?$")
+_MIXED = re.compile(r"(attn_output|ssm_out|time_mix_output|shortconv\.out_proj|ffn_down(_\w+)?)$")
+"""Roles whose product is added to the stream."""
+
+
+def expected_alphas(source: ModelSource, imatrix: Imatrix | None) -> dict[str, float]:
+    """The KLD that a relative error of 1 in each matrix is expected to make, nats."""
+    shares = dict(_shares(source, imatrix))
+    found = {tensor.name: WRITE_ALPHA * shares.get((tensor.layer, _branch(tensor)), USUAL_SHARE) for tensor in source.tensors}
+    if EMBEDDINGS in found:
+        found[EMBEDDINGS] = EMBEDDING_ALPHA
+    output = OUTPUT if OUTPUT in found else EMBEDDINGS
+    if output in found:
+        found[output] = found[output] * (output == EMBEDDINGS) + OUTPUT_ALPHA * _logit_square(source, source.tensor(output), imatrix)
+    return found
+
+
+def expected_damage(role: str, qtype: QType, weighted_mse: float, alpha: float) -> float:
+    """What a type of a tensor is expected to add to the KLD, nats: the weights' rounding and that of the product's inputs."""
+    rounding = INPUT_ERROR.get(qtype.activation_block, 0.0) * (PRODUCT_FACTOR if _DOWN.match(role) else 1.0)
+    # Embeddings alone are looked up, not multiplied.
+    return alpha * weighted_mse + rounding * (alpha - EMBEDDING_ALPHA if role == "token_embd" else alpha)
+
+
+def _branch(tensor: TensorInfo) -> str:
+    """Which of a block's two additions to the stream a tensor takes part in."""
+    return "ffn" if tensor.role.startswith(("ffn", "channel_mix", "exp_probs")) else "mixer"
+
+
+def _shares(source: ModelSource, imatrix: Imatrix | None) -> Iterator[tuple[tuple[int | None, str], float]]:
+    """(block, branch) -> what part its output has of the stream after it, where that can be told, from the first block to the last."""
+    by_block: dict[tuple[int, str], list[TensorInfo]] = {}
+    vectors = {}
+    for tensor in source.tensors:
+        if tensor.layer is not None and len(tensor.shape) > 1 and _MIXED.match(tensor.role):
+            by_block.setdefault((tensor.layer, _branch(tensor)), []).append(tensor)
+        elif tensor.layer is not None and tensor.role in ("post_attention_norm", "post_ffw_norm"):
+            vectors[tensor.layer, "ffn" if tensor.role == "post_ffw_norm" else "mixer"] = tensor
+    stream = _embedding_energy(source, imatrix)
+    scale = _number(source, "residual_scale", 1.0) ** 2
+    for place in sorted(by_block, key=lambda place: (place[0], place[1] == "ffn")):
+        layer = place[0]
+        if (layer, "ffn") in vectors and (layer, "mixer") in vectors:  # both outputs are normalized before they are added
+            energy: float | None = float((source.rows(vectors[place].name, 0, 1).astype(np.float64) ** 2).sum())
+        else:
+            energies = [_product_energy(source, tensor, imatrix) for tensor in by_block[place]]
+            energy = None if None in energies else sum(filter(None, energies))
+        if energy is not None:
+            stream += scale * energy
+            yield place, scale * energy / stream if stream > 0 else USUAL_SHARE
+
+
+def _logit_square(source: ModelSource, tensor: TensorInfo, imatrix: Imatrix | None) -> float:
+    """The mean square of a logit over the calibration text."""
+    energy = _product_energy(source, tensor, imatrix)
+    scale = _number(source, "logit_scale", 1.0)
+    factor = scale if source.architecture in ("command-r", "cohere2") else 1 / scale
+    return USUAL_LOGIT_SQUARE if energy is None else energy / tensor.n_rows * factor**2
+
+
+def _embedding_energy(source: ModelSource, imatrix: Imatrix | None) -> float:
+    """Mean energy of a token's embedding as it enters the stream, over tokens as frequent as in the calibration text."""
+    tensor = next((tensor for tensor in source.tensors if tensor.name == EMBEDDINGS), None)
+    if tensor is None:
+        return 0.0
+    counts = None if imatrix is None else imatrix.token_counts
+    weights = np.ones(tensor.n_rows) if counts is None or len(counts) != tensor.n_rows else counts + 1.0
+    at = np.searchsorted(np.cumsum(weights), (np.arange(4 * _SAMPLED_ROWS) + 0.5) / (4 * _SAMPLED_ROWS) * weights.sum())
+    energies = [float((source.rows(tensor.name, row, row + 1).astype(np.float64) ** 2).sum()) for row in at.tolist()]
+    own = tensor.n_cols**0.5 if source.architecture.startswith("gemma") else 1.0
+    return float(np.mean(energies)) * _number(source, "embedding_scale", own) ** 2
+
+
+def _product_energy(source: ModelSource, tensor: TensorInfo, imatrix: Imatrix | None) -> float | None:
+    """Mean energy of a matrix' product over the calibration text, from some of its rows; None where the input is not known."""
+    weighting = error_weights(imatrix, tensor)
+    if weighting.columns is None:
+        return None
+    n_rows = max(1, _SAMPLED_ROWS // tensor.n_slices)
+    rows = np.unique(np.linspace(0, tensor.rows_per_slice - 1, n_rows).astype(int))
+    means: Doubles = np.zeros(tensor.n_slices)
+    for index, inputs in enumerate(weighting.columns.astype(np.float64)):
+        first = index * tensor.rows_per_slice
+        means[index] = np.mean([(source.rows(tensor.name, first + row, first + row + 1) ** 2 @ inputs)[0] for row in rows.tolist()])
+    shares = np.full(tensor.n_slices, 1 / tensor.n_slices) if weighting.slice_shares is None else weighting.slice_shares
+    # Of k experts each adds its output with a weight of about 1/k.
+    n_used = _number(source, "expert_used_count", 1.0) if tensor.n_slices > 1 else 1.0
+    return float(means @ shares) * tensor.rows_per_slice / n_used
+
+
+def _number(source: ModelSource, key: str, otherwise: float) -> float:
+    stored = source.metadata.get(f"{source.architecture}.{key}")
+    return float(stored.value) if stored is not None and isinstance(stored.value, int | float) and stored.value > 0 else otherwise
