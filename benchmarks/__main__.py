@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("measure", "build", "solve", "swap", "eta")
+BENCHMARKS = ("measure", "build", "solve", "swap", "apart", "eta")
 
 
 def main() -> int:

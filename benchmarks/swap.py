@@ -39,7 +39,8 @@ N_CHUNKS = 8
 class Bench:
     """A base, its chunks and a scorer."""
 
-    def __init__(self, model: Path, folder: Path) -> None:
+    def __init__(self, model: Path, folder: Path, n_threads: int | None = None) -> None:
+        self.n_threads = n_threads
         self.path = folder / f"{model.name}.gguf"
         if not self.path.exists():
             directory = open_model(model)
@@ -52,7 +53,7 @@ class Bench:
         self.folder = folder
 
     def scorer(self) -> MixScorer:
-        return MixScorer(self.source, self.path, self.names, self.tokens, self.folder / "logp", imatrix=None)
+        return MixScorer(self.source, self.path, self.names, self.tokens, self.folder / "logp", imatrix=None, n_threads=self.n_threads)
 
 
 def probe_cost(bench: Bench) -> tuple[float, float]:

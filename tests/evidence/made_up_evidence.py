@@ -90,6 +90,7 @@ class MadeUpModel:
             for name, error in self.errors[tensor.name].items()
         ]
         workspace = SimpleNamespace(store=store, home=Home(Path("home")), stored_imatrices=lambda model: [])
+        workspace.imatrix_path = lambda model, imatrix: Path(imatrix)
         model = SimpleNamespace(fingerprint="model", source=source)
         found = load_knowledge(cast("Workspace", workspace), cast("OpenedModel", model), "imatrix", cells, evidence=key)
         assert found is not None
