@@ -77,7 +77,7 @@ test: check
 
 fuzz: setup
 	@echo "== every case of the fuzzers, and a kill at every moment"
-	QUANTAILOR_FUZZ_LONG=1 $(RUN)/pytest -q -n $(WORKERS) -m "not oracle" --timeout=7200 -k "fuzz or kill or hypothesis"
+	QUANTAILOR_FUZZ_LONG=1 $(RUN)/pytest -q -n $(WORKERS) -m "not oracle" --timeout=7200 -k "fuzz or kill or hypothesis or honest"
 
 coverage: setup
 	rm -f .coverage .coverage.*
