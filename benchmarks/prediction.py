@@ -1,11 +1,18 @@
 """How honest predictions are: `python -m benchmarks.prediction`.
 
-Random mixes at three sizes, 20 each, that nothing was fitted to, are measured on held-out text, in memory and (ten of
-them) as built files, and compared with what was predicted for them. Printed per model: the median of
-|ln(predicted / measured)|, the rank correlation among mixes of equal size, how many of the measured values the 80 % and
-95 % intervals hold, and how many of the equal-size pairs whose predictions differ by more than 10 % are ordered rightly.
+Mixes of three kinds that nothing was fitted to are measured on held-out text, in memory (which is bit for bit what a built file
+computes), and compared with what was predicted for them:
 
-The same table for predictions without what probes know, each with a curve of its own fitted to the same whole mixes:
+    random     a type for every tensor at random, at sizes from 2.5 to 6 bits per weight
+    optima     what plans choose: many sizes, optimal and greedy, all types and subsets of them
+    presets    llama.cpp's, as it assigns types with the importance matrix and without one
+
+Printed per model and kind: mean and standard deviation of ln(measured / predicted), the median of its absolute value, and how many of the
+measured values the 80 % and 95 % intervals hold; for random mixes also the rank correlation and the share of pairs of
+nearly equal size (within 10 %) whose predictions differ by more than 10 % that are ordered rightly. `--seed` draws random mixes and optima
+afresh, `--skip` takes other held-out chunks: what a method was developed on is no test of it. A few random mixes are built as files too.
+
+The same for predictions without what probes know, each with a curve of its own fitted to the same whole mixes:
 
     parameters   relative_mse x number of weights
     RMSE         the sum of the tensors' RMSE
@@ -15,11 +22,13 @@ The same table for predictions without what probes know, each with a curve of it
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
+import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy.stats import spearmanr
@@ -29,51 +38,90 @@ from benchmarks.shuffled_damage import with_shuffled_damage
 from quantailor.analysis.prediction import fit_curve, predict_kld, scaled_damage
 from quantailor.analysis.sensitivity import Scores, mean_kld
 from quantailor.control import NullControl
+from quantailor.errors import InfeasibleError, QuantailorError
 from quantailor.evidence.damages import probed_tables
 from quantailor.evidence.grounds import CURVE, file_key
+from quantailor.evidence.knowledge import bits_per_weight
+from quantailor.evidence.presets import types_of_preset
+from quantailor.ggml import library
 from quantailor.records import Curve, Mix, TensorCells, part_of
+from quantailor.session import quantizable_tensors
 from quantailor.steps.options import Compute
+from quantailor.steps.plan import Evidence, PlanOptions, solve
 from quantailor.steps.probe import ProbeStep, builder, usual
 from quantailor.steps.scoring import scoring
 from quantailor.strategy.random_mixes import random_mix
 
-SIZES = (2.7, 3.5, 4.8)
-MIXES_PER_SIZE = 20
-N_FILES = 10
-FIRST_SEED = 10_000
+KINDS = ("random", "optima", "presets")
+N_FILES = 4
+RANDOM_BITS, OPTIMA_BITS = (2.5, 6.0), (2.9, 6.5)
+SUBSETS = (
+    (),
+    ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0"),
+    ("IQ1_S", "IQ2_XXS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS", "Q5_K", "Q6_K", "Q8_0"),
+    ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K"),
+)
+"""Types that optima may use; none means all."""
+NOT_FOR_EVERY_MODEL = frozenset({"BF16", "F16", "MXFP4_MOE", "NVFP4", "Q1_0", "Q2_0", "TQ1_0", "TQ2_0"})
 Tables = Sequence[TensorCells]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One held-out mix: its size class, and its KLD in memory and as a file (None where it was not built)."""
+    """One held-out mix: its kind and size, and its KLD in memory and as a file (None where it was not built)."""
 
+    kind: str
     bits: float
     mix: Mix
     memory: float
     file: float | None
 
 
-def held_out_mixes(tables: Tables) -> list[tuple[float, Mix]]:
-    """Random mixes within 0.1 % of each size."""
-    n_weights = sum(table.n_elements for table in tables)
-    usual_tables = [usual(table) for table in tables]
-    return [
-        (bits, Mix.of(random_mix(usual_tables, int(bits * n_weights / 8), seed=FIRST_SEED + number)))
-        for bits in SIZES
-        for number in range(MIXES_PER_SIZE)
-    ]
+def drawn(at: Probed, seed: int, n_mixes: int) -> list[tuple[str, Mix]]:
+    """The mixes of all kinds, each once."""
+    generator = random.Random(seed)
+    names = {tensor.name: tensor.type_name for tensor in quantizable_tensors(at.model.source)}
+    found: dict[str, tuple[str, Mix]] = {}
+
+    def add(kind: str, types: Mapping[str, str]) -> None:
+        mix = Mix.of({name: type_name for name, type_name in types.items() if names.get(name, type_name) != type_name})
+        found.setdefault(mix.id, (kind, mix))
+
+    for preset in sorted(library.presets().keys() - NOT_FOR_EVERY_MODEL):
+        for matrix in (at.imatrix, None):
+            with contextlib.suppress(QuantailorError):  # some presets need an importance matrix
+                add("presets", types_of_preset(at.model, preset, matrix))
+    tables, n_weights = [usual(table) for table in at.found.tables], sum(table.n_elements for table in at.found.tables)
+    for number in range(n_mixes):
+        bits = _log_uniform(generator, RANDOM_BITS)
+        add("random", random_mix(tables, int(bits * n_weights / 8), seed=1000 * seed + number, tolerance=0.01))
+    evidence = Evidence(at.model, at.found, at.known, probed_tables(at.model.source, at.found, at.known), at.imatrix)
+    for number in range(n_mixes):
+        allow = ",".join(SUBSETS[number % len(SUBSETS)])
+        options = PlanOptions(
+            method="greedy" if number % 5 == 4 else "optimal",
+            bits_per_weight=_log_uniform(generator, OPTIMA_BITS),
+            allow=(allow,) if allow else (),
+        )
+        with contextlib.suppress(InfeasibleError):
+            add("optima", solve(evidence, options)[0].types)
+    return list(found.values())
 
 
-def measure_cases(setting: Setting, at: Probed, n_chunks: int) -> list[Case]:
+def _log_uniform(generator: random.Random, ends: tuple[float, float]) -> float:
+    return math.exp(generator.uniform(*map(math.log, ends)))
+
+
+def measure_cases(setting: Setting, at: Probed, n_chunks: int, skip: int, mixes: Sequence[tuple[str, Mix]]) -> list[Case]:
     """Score the mixes on the held-out text; what an earlier run scored is taken as it is."""
     task = ProbeStep(base=str(at.model.path), text=str(setting.heldout), compute=Compute(n_threads=setting.threads))
-    mixes = held_out_mixes(at.found.tables)
     control = NullControl()
+    tensors = quantizable_tensors(at.model.source)
     with scoring(at.workspace, at.model, at.imatrix, task, None) as run:
-        indexes = run.first(n_chunks)
+        indexes = sorted(run.order[skip : skip + n_chunks])
         run.run([mix for _, mix in mixes], indexes, control)
-        for _, mix in mixes[:: len(mixes) // N_FILES]:
+        randoms = [mix for kind, mix in mixes if kind == "random"]
+        for mix in randoms[:: max(1, len(randoms) // N_FILES)]:
             run.run_file(mix, builder(run, at.model, at.imatrix, mix, control, setting.threads), indexes, control)
         memory, files = at.workspace.store.mix_scores(run.key), at.workspace.store.mix_scores(file_key(run.key))
     chosen = set(indexes)
@@ -82,7 +130,7 @@ def measure_cases(setting: Setting, at: Probed, n_chunks: int) -> list[Case]:
         scores = [score for score in rows.get(mix.id, ()) if score.index in chosen]
         return mean_kld(scores).value if scores else None
 
-    return [Case(bits, mix, kld(memory, mix) or math.nan, kld(files, mix)) for bits, mix in mixes]
+    return [Case(kind, bits_per_weight(tensors, mix.types), mix, kld(memory, mix) or math.nan, kld(files, mix)) for kind, mix in mixes]
 
 
 def parts_of(tables: Tables, mix: Mix) -> dict[str, float]:
@@ -131,41 +179,32 @@ def bases(at: Probed) -> dict[str, tuple[Tables, Curve]]:
 
 
 def figures(cases: Sequence[Case], tables: Tables, curve: Curve) -> dict[str, object]:
-    """The row of one basis."""
+    """The row of one basis and kind."""
     predictions = [predict_kld(curve, scaled_damage(curve.scales, parts_of(tables, case.mix))) for case in cases]
-    errors = [math.log(p.kld_nats / case.memory) for p, case in zip(predictions, cases, strict=True)]
-    files = [math.log(p.kld_nats / case.file) for p, case in zip(predictions, cases, strict=True) if case.file]
+    errors = [math.log(case.memory / p.kld_nats) for p, case in zip(predictions, cases, strict=True)]
     held = {
-        level: statistics.fmean(
-            low <= case.memory <= high for case, (low, high) in zip(cases, (p.interval(level) for p in predictions), strict=True)
-        )
+        level: sum(low <= case.memory <= high for case, (low, high) in zip(cases, (p.interval(level) for p in predictions), strict=True))
         for level in (0.80, 0.95)
     }
     return {
-        "median |ln|, memory": statistics.median(map(abs, errors)),
-        "mean ln, memory": statistics.fmean(errors),
-        "sd ln, memory": statistics.stdev(errors),
-        "median |ln|, files": statistics.median(map(abs, files)) if files else None,
-        "rank": [rank(cases, [p.kld_nats for p in predictions], bits) for bits in SIZES],
-        "in 80 %": held[0.80],
-        "in 95 %": held[0.95],
+        "n": len(cases),
+        "mean ln": statistics.fmean(errors),
+        "sd ln": statistics.stdev(errors),
+        "median |ln|": statistics.median(map(abs, errors)),
+        "in 80 %": held[0.80] / len(cases),
+        "in 95 %": held[0.95] / len(cases),
+        "rank": float(spearmanr([p.kld_nats for p in predictions], [case.memory for case in cases]).statistic),
         "ordered": ordered(cases, [p.kld_nats for p in predictions]),
     }
 
 
-def rank(cases: Sequence[Case], predictions: Sequence[float], bits: float) -> float:
-    """Spearman's correlation among the mixes of one size."""
-    pairs = [(p, case.memory) for p, case in zip(predictions, cases, strict=True) if case.bits == bits]
-    return float(spearmanr([p for p, _ in pairs], [kld for _, kld in pairs]).statistic)
-
-
 def ordered(cases: Sequence[Case], predictions: Sequence[float]) -> float:
-    """The share of equal-size pairs whose predictions differ by more than 10 % that are ordered rightly."""
+    """The share of pairs of nearly equal size whose predictions differ by more than 10 % that are ordered rightly."""
     rows = list(zip(cases, predictions, strict=True))
     right = [
         (one > other) == (a.memory > b.memory)
         for (a, one), (b, other) in itertools.combinations(rows, 2)
-        if a.bits == b.bits and abs(math.log(one / other)) > math.log(1.1)
+        if abs(math.log(a.bits / b.bits)) < math.log(1.1) < abs(math.log(one / other))
     ]
     return statistics.fmean(right) if right else math.nan
 
@@ -177,26 +216,35 @@ def c0_of_files(cases: Sequence[Case]) -> list[float]:
 
 def main() -> None:
     """Print the table of every model."""
-    setting, options = parse(__doc__, ("--chunks", int, 64, "held-out chunks"))
+    setting, options = parse(
+        __doc__,
+        ("--chunks", int, 64, "held-out chunks"),
+        ("--skip", int, 0, "held-out chunks to pass over"),
+        ("--seed", int, 1, "of random mixes and optima"),
+        ("--mixes", int, 20, "random mixes, and as many optima"),
+    )
     for model in setting.models:
         base = setting.base(model)
         setting.prepare(base)
         with probed(setting, base) as at:
-            cases = measure_cases(setting, at, options.chunks)
-            rows = {name: figures(cases, tables, curve) for name, (tables, curve) in bases(at).items()}
+            cases = measure_cases(setting, at, options.chunks, options.skip, drawn(at, options.seed, options.mixes))
+            rows = {
+                f"{kind}, {name}": figures([case for case in cases if case.kind == kind], tables, curve)
+                for name, (tables, curve) in bases(at).items()
+                for kind in KINDS
+            }
             curve = at.known.curve
-        print(f"\n{model.name}: {len(cases)} random mixes, {options.chunks} chunks of {setting.heldout.name}")
+        chunks = f"{options.chunks} chunks of {setting.heldout.name} from {options.skip} on"
+        print(f"\n{model.name}: {len(cases)} mixes of seed {options.seed}, {chunks}")
         print(f"gamma {curve.gamma:.3f}, kappa {curve.kappa:+.2f}, c0 {curve.c0_nats:.2g}, scatter {curve.residual_sd:.3f}")
         print("built file less the same mix in memory, nats: " + ", ".join(f"{value:+.1e}" for value in c0_of_files(cases)))
         for name, row in rows.items():
-            print(f"{name:11s} " + ", ".join(f"{key} {_told(value)}" for key, value in row.items()))
-        save(setting.folder / f"prediction-{model.name}.json", rows)
+            print(f"{name:20s} " + ", ".join(f"{key} {_told(value)}" for key, value in row.items()))
+        save(setting.folder / f"prediction-{model.name}-{options.seed}.json", rows)
 
 
 def _told(value: object) -> str:
-    if isinstance(value, list):
-        return " ".join(f"{item:.3f}" for item in value)
-    return f"{value:.3f}" if isinstance(value, float) else "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ USUAL_NOISE: Mapping[int, float] = {32: 1e-4, 256: 3e-4}
 """noise / alpha by activation block where no probe tells it: the share of the inputs' energy that rounding them loses."""
 LARGE_KLD = 0.05
 """Nats. From here on a probe is no small perturbation and counts less."""
-ALPHA_CHUNK_SD, TYPE_CHUNK_SD = 0.35, 0.15
+ALPHA_CHUNK_SD, TYPE_CHUNK_SD = 0.25, 0.15
 """How much alpha scatters from chunk to chunk, relative, where too few chunks tell; and a type beside the tensor's others."""
 _USUAL_CHUNKS = 6
 """What is usual counts like so many chunks."""
@@ -261,12 +261,13 @@ def finding(group: ProbeGroup, found: Sensitivity, scores: Scores, usual_varianc
 
     `usual_variance` is that of one chunk, relative: the scatter over a few chunks is itself a matter of luck.
     """
-    if found.status != "measured" or found.alpha.value <= 0:
+    alpha = found.alpha.value - (DROWNED_BELOW_ERRORS * found.alpha.se if found.status == "drowned" else 0.0)
+    if found.status == "not in the graph" or alpha <= 0:
         return None
     n_chunks = max(len(scores[group.mix(name).id]) for name in found.probes)
-    variance = chunk_variance(found, n_chunks)
+    variance = n_chunks * (found.alpha.se / alpha) ** 2
     shared = (_USUAL_CHUNKS * usual_variance + (n_chunks - 1) * variance) / (_USUAL_CHUNKS + n_chunks - 1)
-    return Finding(group.tensors, math.log(found.alpha.value), shared / n_chunks)
+    return Finding(group.tensors, math.log(alpha), shared / n_chunks)
 
 
 def kernel_noise(found: Sensitivity, qtype: QType) -> float:

@@ -205,7 +205,7 @@ def _pooled(
         probing.chunk_variance(item, n) for group, item in firsts if (n := max(len(scores[group.mix(name).id]) for name in item.probes)) > 1
     ]
     usual = statistics.median(scatter) if scatter else probing.ALPHA_CHUNK_SD**2
-    findings = [finding for group, item in firsts if (finding := probing.finding(group, item, scores, usual))]
+    findings = [finding for group, items in groups if (finding := probing.finding(group, items[0], scores, usual))]
     there = [name for name, item in found.items() if item.probes]
     alphas, better = pooled(findings, there), dict(found)
     for name in there if alphas else ():
