@@ -300,6 +300,7 @@ OTHER_RUNS: dict[str, SwapKey] = {
     "n_ctx": replace(RUN, n_ctx=1024),
     "kernels": replace(RUN, kernels="values"),
     "base_kernels": replace(RUN, base_kernels="as stored"),
+    "engine": replace(RUN, engine="llama-cpp-python 0.0.1"),
 }
 
 
@@ -307,6 +308,21 @@ def test_a_run_differs_with_every_part_of_its_key() -> None:
     assert set(OTHER_RUNS) == set(SwapKey.__slots__)
     assert len({RUN.run, *(key.run for key in OTHER_RUNS.values())}) == 1 + len(OTHER_RUNS)
     assert RUN.run == replace(RUN).run
+
+
+def test_results_of_another_llama_cpp_do_not_count(store: Store) -> None:
+    older = "llama-cpp-python 0.0.1"
+    cells, scores = replace(KEY, engine=older), replace(SCORES, engine=older)
+    run, computed = replace(RUN, engine=older), replace(COMPUTATION, engine=older)
+    store.record_cells(cells, [CELL])
+    store.record_mix_scores(run, [(MIX.id, a_mix_score(0))])
+    store.record_chunk_scores(scores, [a_mix_score(0)])
+    store.record_imatrix_progress(computed, 1, b"state")
+    assert store.cells(cells) == [CELL]
+    assert (store.cells(KEY), store.measurements(MODEL.fingerprint), store.recorded_cells(KEY)) == ([], {}, frozenset())
+    assert (store.swap_runs(MODEL.fingerprint), store.counts(MODEL.fingerprint).n_mixes) == ([], 0)
+    assert (store.scored_chunks(SCORES), store.scored_chunks(scores)) == (frozenset(), {0})
+    assert (store.imatrix_progress(COMPUTATION), store.imatrix_progress(computed) is None) == (None, False)
 
 
 @pytest.mark.parametrize("part", [part for part in OTHER_RUNS if part != "model"])

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from quantailor import files
 from quantailor.analysis.threads import LEAST_STACK_BYTES, with_stack
 from quantailor.errors import CorpusError, CrashError
+from quantailor.files import FilesState
 from quantailor.ggml import runtime
 from quantailor.ggml.runtime import DEFAULT_N_CTX
 from quantailor.models.abilities import BY_WEIGHT_ERRORS, n_positions
@@ -93,7 +95,7 @@ def _longest_run(text: str) -> str:
 
 
 @lru_cache(maxsize=4)
-def _tokenized(model_path: Path, version: tuple[int, int], text: str) -> tuple[Tokens, int | None]:
+def _tokenized(model_path: Path, version: FilesState, text: str) -> tuple[Tokens, int | None]:
     """The tokens (read only, because they are kept for the next call) and BOS; `version` distinguishes a file from its successor."""
     del version
     tokens, bos = apart.call(_tokenize, model_path, text, MAX_STACK_BYTES)
@@ -110,13 +112,12 @@ def _tokenize(model_path: Path, text: str, max_stack_bytes: int) -> tuple[Tokens
         return tokens, vocabulary.bos_token if vocabulary.adds_bos else None
 
 
-def _version(path: Path) -> tuple[int, int]:
-    """Size and time of a file; zeros where it cannot be read, which is reported when it is opened."""
+def _version(path: Path) -> FilesState:
+    """The state of a file; empty where it cannot be read, which is reported when it is opened."""
     try:
-        stat = path.stat()
+        return files.state_of([path])
     except OSError:
-        return 0, 0
-    return stat.st_size, stat.st_mtime_ns
+        return ()
 
 
 def chunks(corpus: Corpus, n_ctx: int, *, limit: int | None = None) -> Tokens:

@@ -12,7 +12,7 @@ import shlex
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -130,7 +130,7 @@ def cells_with(workspace: Workspace, model: OpenedModel, imatrix: str) -> list[W
 
 def file_key(key: SwapKey) -> SwapKey:
     """The key of files, to that of mixes in memory."""
-    return SwapKey(key.model, key.imatrix, key.corpus, key.n_ctx, "file", "as stored")
+    return replace(key, kernels="file", base_kernels="as stored")
 
 
 def single(mix: str) -> tuple[str, str] | None:
@@ -159,7 +159,7 @@ def text_place(workspace: Workspace, corpus: str) -> Path | None:
     if sha256(CALIBRATION_TEXT.read_bytes()).hexdigest() == corpus:
         return CALIBRATION_TEXT
     places = workspace.store.locations("text", corpus)
-    return next((path for path in places if path.exists()), next(iter(places), None))
+    return next((path for path in places if path.is_file() and sha256(path.read_bytes()).hexdigest() == corpus), next(iter(places), None))
 
 
 def command_line(workspace: Workspace, *arguments: object) -> str:

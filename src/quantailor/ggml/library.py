@@ -216,12 +216,16 @@ def _check_known_tensor(library: Library) -> None:
 
 
 @functools.cache
-def engine() -> str:
-    """Which llama.cpp this is, for what must not be mixed with the results of another; nothing is loaded to know it."""
+def engine(*, on_gpu: bool = False) -> str:
+    """Which llama.cpp this is, and whether a GPU takes part, for what must not be mixed with the results of another.
+
+    Nothing is loaded to know it.
+    """
     try:
-        return f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}"
+        version = importlib.metadata.version("llama-cpp-python")
     except importlib.metadata.PackageNotFoundError:
-        return "llama-cpp-python"
+        version = "of unknown version"
+    return f"llama-cpp-python {version}{' with GPU' if on_gpu else ''}"
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imat
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
 from quantailor.errors import ImatrixError
+from quantailor.ggml import library
 from quantailor.qtypes import IMATRIX_EXEMPT
 from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, check_fit, gguf_path, quantizable_tensors, require_finite
 from quantailor.steps.options import DEFAULT_N_CTX
@@ -65,7 +66,7 @@ class ImatrixStep(ModelStep[ImatrixReport], kind="imatrix", result=ImatrixReport
             corpus = workspace.corpus(model, Path(self.text) if self.text else CALIBRATION_TEXT)
             n_ctx = chunk_length(model.source, self.n_ctx, stages.warn)
             options = f"chunks={self.chunks or 'all'} output={int(self.process_output)}"
-            key = ImatrixKey(model.fingerprint, corpus.sha256, n_ctx, options)
+            key = ImatrixKey(model.fingerprint, corpus.sha256, n_ctx, options, library.engine(on_gpu=self.compute.n_gpu_layers != 0))
             earlier = workspace.store.computed_imatrix(key)
             if earlier is None or not workspace.imatrix_path(model.fingerprint, earlier.fingerprint).exists():
                 imatrix = _compute(workspace, self, stages, model, corpus, key)

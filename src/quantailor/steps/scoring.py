@@ -21,6 +21,7 @@ from quantailor.costs.needs import Needs, run_with_swaps
 from quantailor.errors import StrategyError
 from quantailor.evidence.grounds import file_key
 from quantailor.evidence.measurements import Measured, measured
+from quantailor.ggml import library
 from quantailor.records import ChunkScore, Mix
 from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, gguf_path, quantizable_tensors, require_finite
 from quantailor.steps.measure import MeasureStep
@@ -149,14 +150,14 @@ def scoring(
     workspace.store.record_location("text", corpus.sha256, step.text_path)
     n_ctx = chunk_length(model.source, step.n_ctx, None if stages is None else stages.warn)
     tokens: npt.NDArray[np.int32] = chunks(corpus, n_ctx)
-    where = "-gpu" if step.compute.n_gpu_layers else ""  # another backend rounds otherwise
-    folder = workspace.home.base_logp / f"{model.fingerprint[:16]}-{corpus.sha256[:16]}-{n_ctx}{where}"
+    engine = library.engine(on_gpu=step.compute.n_gpu_layers != 0)  # another one rounds otherwise
+    folder = workspace.home.base_logp / f"{model.fingerprint[:16]}-{corpus.sha256[:16]}-{n_ctx}-{engine.replace(' ', '-')}"
     names = [tensor.name for tensor in quantizable_tensors(model.source)]
     threads, layers = step.compute.n_threads, step.compute.n_gpu_layers
     files = FileScorer(path, tokens, folder, n_threads=threads, n_gpu_layers=layers)
     with scoring_apart(path, names, tokens, folder, imatrix=imatrix, n_threads=threads, n_gpu_layers=layers) as scorer:
         fingerprint = imatrix.fingerprint if imatrix else ""
-        key = SwapKey(model.fingerprint, fingerprint, corpus.sha256, n_ctx, "as built", scorer.base_kernels)
+        key = SwapKey(model.fingerprint, fingerprint, corpus.sha256, n_ctx, "as built", scorer.base_kernels, engine)
         n_vocab = ModelSize.of(model.source).n_vocab
         yield Scoring(workspace, key, scorer, files, corpus, tuple(spread(len(tokens))), n_vocab)
 

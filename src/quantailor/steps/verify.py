@@ -86,9 +86,10 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
                 candidates[preset] = reference(workspace, model, preset, imatrix, n_threads=threads, control=control)
             corpus = workspace.corpus(model, Path(self.text) if self.text else HELDOUT_TEXT)
             tokens = chunks(corpus, n_ctx, limit=self.chunks)
-            keys = {name: ScoreKey(model.fingerprint, corpus.sha256, n_ctx, name) for name in (BASE, NULL_CONTROL)}
+            engine = library.engine(on_gpu=self.compute.n_gpu_layers != 0)
+            keys = {name: ScoreKey(model.fingerprint, corpus.sha256, n_ctx, name, engine) for name in (BASE, NULL_CONTROL)}
             for name, path in candidates.items():
-                keys[name] = ScoreKey(model.fingerprint, corpus.sha256, n_ctx, workspace.identity(path).fingerprint)
+                keys[name] = ScoreKey(model.fingerprint, corpus.sha256, n_ctx, workspace.identity(path).fingerprint, engine)
             scores = fidelity.score_chunks(
                 base,
                 candidates,

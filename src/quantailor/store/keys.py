@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from quantailor.ggml import library
 from quantailor.records import TensorInfo, Verdict
 from quantailor.store.encoding import sha256
+
+ENGINE = " on "
+"""Between what else makes a key and the llama.cpp that gave the result, in the column that holds both."""
 
 LocationKind = Literal["model", "imatrix", "strategy", "build", "conversion", "written", "text"]
 
@@ -47,6 +51,13 @@ class MeasurementKey:
     settings: str = ""
     """`MeasureSettings.key`."""
     definition_version: int = 1
+    engine: str = field(default_factory=library.engine)
+    """Which llama.cpp it is, in every key; "" in homes that did not tell."""
+
+    @property
+    def row(self) -> dict[str, str | int]:
+        """The columns that hold it."""
+        return _row(self, "settings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +70,12 @@ class ImatrixKey:
     n_ctx: int
     options: str = ""
     """Everything else that changes the result, as a short stable string."""
+    engine: str = field(default_factory=library.engine)
+
+    @property
+    def row(self) -> dict[str, str | int]:
+        """The columns that hold it."""
+        return _row(self, "options")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +108,12 @@ class ScoreKey:
     n_ctx: int
     candidate: str
     """"base", "null control" or something that identifies the file's content."""
+    engine: str = field(default_factory=library.engine)
+
+    @property
+    def row(self) -> dict[str, str | int]:
+        """The columns that hold it."""
+        return _row(self, "candidate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +130,19 @@ class SwapKey:
     """Set in memory with the types' own kernels, or with values alone; or a file that was built and loaded as usual."""
     base_kernels: Literal["as stored", "finer"]
     """How the base runs whose log-probabilities they are compared with."""
+    engine: str = field(default_factory=library.engine)
 
     @property
     def run(self) -> str:
         """The key's short form."""
-        return sha256("\n".join((self.model, self.imatrix, self.corpus, str(self.n_ctx), self.kernels, self.base_kernels)))[:24]
+        parts = (self.model, self.imatrix, self.corpus, str(self.n_ctx), self.kernels, self.base_kernels)
+        return sha256("\n".join((*parts, self.engine) if self.engine else parts))[:24]
+
+
+def _row(key: MeasurementKey | ImatrixKey | ScoreKey, column: str) -> dict[str, str | int]:
+    row = asdict(key)
+    engine = row.pop("engine")
+    return {**row, column: f"{row[column]}{ENGINE}{engine}" if engine else row[column]}
 
 
 @dataclass(frozen=True, slots=True)

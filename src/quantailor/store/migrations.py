@@ -78,6 +78,11 @@ def identities_schema(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM locations WHERE kind IN ('model', 'conversion')")
 
 
+def engines_schema(connection: sqlite3.Connection) -> None:
+    """With which llama.cpp mixes were scored; other results have it in their keys."""
+    connection.execute("ALTER TABLE swap_runs ADD COLUMN engine TEXT NOT NULL DEFAULT ''")
+
+
 MIGRATIONS: dict[str, Migration] = {
     "0001 first schema": first_schema,
     "0002 mixes and their scores": swap_schema,
@@ -87,6 +92,7 @@ MIGRATIONS: dict[str, Migration] = {
     "0006 options of jobs in groups": options_schema,
     "0007 revisions of drafts": revisions_schema,
     "0008 identities of files": identities_schema,
+    "0009 llama.cpp of scores": engines_schema,
 }
 
 

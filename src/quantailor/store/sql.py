@@ -118,11 +118,12 @@ class SQL:
         WHERE model = :model AND corpus = :corpus AND n_ctx = :n_ctx AND candidate = :candidate"""
 
     record_swap_run = """
-        INSERT INTO swap_runs (run, model, imatrix, corpus, n_ctx, kernels, base_kernels)
-        VALUES (:run, :model, :imatrix, :corpus, :n_ctx, :kernels, :base_kernels) ON CONFLICT (run) DO NOTHING"""
+        INSERT INTO swap_runs (run, model, imatrix, corpus, n_ctx, kernels, base_kernels, engine)
+        VALUES (:run, :model, :imatrix, :corpus, :n_ctx, :kernels, :base_kernels, :engine) ON CONFLICT (run) DO NOTHING"""
     scored_mixes = "SELECT mix, COUNT(*) FROM mix_scores WHERE run = ? GROUP BY mix"
     swap_runs = """
-        SELECT model, imatrix, corpus, n_ctx, kernels, base_kernels FROM swap_runs LEFT JOIN history ON kind = 'swap run' AND key = run
+        SELECT model, imatrix, corpus, n_ctx, kernels, base_kernels, engine
+        FROM swap_runs LEFT JOIN history ON kind = 'swap run' AND key = run
         WHERE model = ? ORDER BY recorded DESC, run"""
     record_mix = _upsert("mixes", "model, mix, purpose", "model, mix, purpose, document", named=True)
     mixes = "SELECT mix, document FROM mixes WHERE model = ? AND purpose = ? ORDER BY mix"
@@ -178,7 +179,7 @@ class SQL:
     counts = """
         WITH scored AS (
             SELECT DISTINCT run, mix FROM mix_scores JOIN swap_runs USING (run)
-            WHERE model = :model AND kernels = 'as built' AND mix <> ''
+            WHERE model = :model AND kernels = 'as built' AND mix <> '' AND engine IN (:engine, :gpu, '')
                 AND mix NOT IN (SELECT mix FROM mixes WHERE model = :model AND purpose = 'stored')),
         runs AS (SELECT SUM(mix LIKE '%=%') AS n_cells, SUM(mix NOT LIKE '%=%') AS n_mixes FROM scored GROUP BY run)
         SELECT (SELECT COUNT(*) FROM strategies WHERE model = :model), (SELECT COUNT(*) FROM verdicts WHERE model = :model),

@@ -21,11 +21,13 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from quantailor.errors import StoreError
+from quantailor.ggml import library
 from quantailor.records import ChunkScore, Mix, TensorInfo, Verdict, WeightError
 from quantailor.store import encoding
 from quantailor.store.database import BUSY_TIMEOUT_S, Database, Row, Value
 from quantailor.store.job_table import JobTable
 from quantailor.store.keys import (
+    ENGINE,
     ImatrixKey,
     ImatrixProgress,
     ImatrixRecord,
@@ -119,30 +121,30 @@ class Store:
             tensor: only this tensor's.
             distributions: with quantiles and histograms, which take ten times the memory of all the rest.
         """
-        return self._database.each(SQL.cells, {**asdict(key), "tensor": tensor, "distributions": distributions}, _cell)
+        return self._database.each(SQL.cells, {**key.row, "tensor": tensor, "distributions": distributions}, _cell)
 
     def has_cell(self, key: MeasurementKey, tensor: str, type_name: str) -> bool:
         """Whether that cell is recorded."""
-        return bool(self._database.query(SQL.has_cell, {**asdict(key), "tensor": tensor, "type_name": type_name}))
+        return bool(self._database.query(SQL.has_cell, {**key.row, "tensor": tensor, "type_name": type_name}))
 
     def recorded_cells(self, key: MeasurementKey) -> frozenset[tuple[str, str]]:
         """(tensor, type) of every recorded cell: one query instead of many `has_cell`."""
-        return frozenset((str(tensor), str(type_name)) for tensor, type_name in self._database.query(SQL.recorded_cells, asdict(key)))
+        return frozenset((str(tensor), str(type_name)) for tensor, type_name in self._database.query(SQL.recorded_cells, key.row))
 
     def cell_counts(self, key: MeasurementKey) -> dict[str, int]:
         """Tensor -> number of its recorded cells; cheap enough to be asked every second."""
-        return {str(tensor): count for tensor, count in map(_any, self._database.query(SQL.cell_counts, asdict(key)))}
+        return {str(tensor): count for tensor, count in map(_any, self._database.query(SQL.cell_counts, key.row))}
 
     def cell_errors(self, key: MeasurementKey, tensors: Iterable[str]) -> list[tuple[str, str, float, float | None, bool]]:
         """(tensor, type, bits per weight, `weighted_mse`, whether unavailable) of these tensors' cells, without all the rest.
 
         Where no weighted error is recorded it is `relative_mse`.
         """
-        rows = self._database.query(SQL.cell_errors, {**asdict(key), "tensors": json.dumps(list(tensors))})
+        rows = self._database.query(SQL.cell_errors, {**key.row, "tensors": json.dumps(list(tensors))})
         return [(tensor, type_name, bits, error, bool(missing)) for tensor, type_name, bits, error, missing in map(_any, rows)]
 
     def measurements(self, model: str) -> dict[MeasurementKey, int]:
-        """Every measurement of a model with its number of cells."""
+        """Every measurement of a model by this llama.cpp with its number of cells."""
         return self._counted(SQL.measurements, model)
 
     def measured_tensors(self, model: str) -> dict[MeasurementKey, int]:
@@ -151,21 +153,25 @@ class Store:
 
     def _counted(self, sql: str, model: str) -> dict[MeasurementKey, int]:
         rows = [_any(row) for row in self._database.query(sql, (model,))]
-        return {MeasurementKey(*row[:-1]): row[-1] for row in rows}
+        counts = {}
+        for model_key, imatrix, settings, definition, count in rows:
+            plain, _, engine = settings.partition(ENGINE)
+            counts[MeasurementKey(model_key, imatrix, plain, definition, engine)] = count
+        return {key: count for key, count in counts.items() if key.engine in _engines()}
 
     def forget_cells(self, key: MeasurementKey) -> int:
         """Remove one measurement; the number of cells removed."""
-        return self._database.change(SQL.forget_cells, asdict(key))
+        return self._database.change(SQL.forget_cells, key.row)
 
     # Importance matrices
 
     def record_imatrix_progress(self, key: ImatrixKey, n_chunks_done: int, state: bytes) -> None:
         """Keep the state of an unfinished computation in place of the earlier one."""
-        self._database.change(SQL.record_imatrix_progress, {**asdict(key), "n_chunks_done": n_chunks_done, "state": state})
+        self._database.change(SQL.record_imatrix_progress, {**key.row, "n_chunks_done": n_chunks_done, "state": state})
 
     def imatrix_progress(self, key: ImatrixKey) -> ImatrixProgress | None:
         """Where that computation stopped, if it was begun and is not finished."""
-        return _only(ImatrixProgress(*_any(row)) for row in self._database.query(SQL.imatrix_progress, asdict(key)))
+        return _only(ImatrixProgress(*_any(row)) for row in self._database.query(SQL.imatrix_progress, key.row))
 
     def record_imatrix(self, imatrix: ImatrixRecord, *, computed: ImatrixKey | None = None) -> None:
         """Record an importance matrix; with `computed`, as that computation's result, whose progress is dropped."""
@@ -174,8 +180,8 @@ class Store:
             self._database.change(SQL.record_imatrix, row)
             self._note("imatrix", f"{imatrix.model} {imatrix.fingerprint}")
             if computed is not None:
-                self._database.change(SQL.record_computation, {**asdict(computed), "fingerprint": imatrix.fingerprint})
-                self._database.change(SQL.forget_imatrix_progress, asdict(computed))
+                self._database.change(SQL.record_computation, {**computed.row, "fingerprint": imatrix.fingerprint})
+                self._database.change(SQL.forget_imatrix_progress, computed.row)
 
     def imatrix(self, model: str, fingerprint: str) -> ImatrixRecord | None:
         """The importance matrix of that fingerprint."""
@@ -187,7 +193,7 @@ class Store:
 
     def computed_imatrix(self, key: ImatrixKey) -> ImatrixRecord | None:
         """What that computation gave, if it was finished."""
-        return _only(_imatrix(_any(row)) for row in self._database.query(SQL.computed_imatrix, asdict(key)))
+        return _only(_imatrix(_any(row)) for row in self._database.query(SQL.computed_imatrix, key.row))
 
     # Fidelity
 
@@ -197,12 +203,12 @@ class Store:
 
     def chunk_scores(self, key: ScoreKey) -> list[ChunkScore]:
         """Scores by chunk index."""
-        rows = (_any(row) for row in self._database.query(SQL.chunk_scores, asdict(key)))
+        rows = (_any(row) for row in self._database.query(SQL.chunk_scores, key.row))
         return [_score(row) for row in rows]
 
     def scored_chunks(self, key: ScoreKey) -> frozenset[int]:
         """Indexes of the chunks that are recorded."""
-        return frozenset(_any(row)[0] for row in self._database.query(SQL.scored_chunks, asdict(key)))
+        return frozenset(_any(row)[0] for row in self._database.query(SQL.scored_chunks, key.row))
 
     # Mixes
 
@@ -236,8 +242,9 @@ class Store:
         return {str(mix): int(count) for mix, count in map(_any, self._database.query(SQL.scored_mixes, (key.run,)))}
 
     def swap_runs(self, model: str) -> list[SwapKey]:
-        """What mixes of a model were scored with, the latest first."""
-        return [SwapKey(*_any(row)) for row in self._database.query(SQL.swap_runs, (model,))]
+        """What mixes of a model were scored with by this llama.cpp, the latest first."""
+        keys = [SwapKey(*_any(row)) for row in self._database.query(SQL.swap_runs, (model,))]
+        return [key for key in keys if key.engine in _engines()]
 
     # Strategies and verdicts
 
@@ -352,7 +359,8 @@ class Store:
 
     def counts(self, model: str) -> ResultCounts:
         """How much is known of a model, without reading it."""
-        return ResultCounts(*_any(self._database.query(SQL.counts, {"model": model})[0]))
+        engines = dict(zip(("engine", "gpu"), _engines(), strict=False))
+        return ResultCounts(*_any(self._database.query(SQL.counts, {"model": model, **engines})[0]))
 
     def n_available_cells(self, model: str, types: Sequence[str]) -> int:
         """Cells of these types that could be measured, of the measurement that has the most."""
@@ -396,6 +404,11 @@ def first_difference(ours: Store, other: Store) -> str | None:
     return None
 
 
+def _engines() -> tuple[str, ...]:
+    """Whose results count today; "" are those of homes that did not tell, which belong to models identified by samples."""
+    return library.engine(), library.engine(on_gpu=True), ""
+
+
 def _any(row: tuple[Value, ...]) -> Row:
     # The schema fixes the column types; sqlite3 cannot tell them to a type checker.
     return row
@@ -416,7 +429,7 @@ def _cell_row(key: MeasurementKey, cell: WeightError) -> dict[str, Value]:
     figures = {name: encoding.plain(getattr(cell, name)) for name in _CELL_FIELDS}
     encoding.refuse_nan(figures, f"{cell.tensor} at {cell.type_name}")
     figures.update({name: encoding.floats_to_blob(figures[name]) for name in _CELL_BLOBS})
-    figures.update(model=key.model, imatrix=key.imatrix, settings=key.settings)
+    figures.update(key.row)
     return figures
 
 
@@ -430,7 +443,7 @@ def _cell(row: Row) -> WeightError:
 def _score_row(key: ScoreKey, score: ChunkScore) -> dict[str, Value]:
     figures = {field.name: encoding.plain(getattr(score, field.name)) for field in fields(ChunkScore)}
     encoding.refuse_nan(figures, f"chunk {score.index} of {key.candidate}")
-    return {**figures, **asdict(key), "klds": encoding.floats_to_blob(score.klds)}
+    return {**figures, **key.row, "klds": encoding.floats_to_blob(score.klds)}
 
 
 def _score(row: Row) -> ChunkScore:

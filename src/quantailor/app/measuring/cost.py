@@ -199,7 +199,8 @@ class _Counted:
     @cached_property
     def imatrix_key(self) -> ImatrixKey:
         chunks = self.task.settings.imatrix_chunks or "all"
-        return ImatrixKey(self.model.fingerprint, self.corpus, self.n_ctx, f"chunks={chunks} output=0")
+        engine = library.engine(on_gpu=self.task.compute.n_gpu_layers != 0)
+        return ImatrixKey(self.model.fingerprint, self.corpus, self.n_ctx, f"chunks={chunks} output=0", engine)
 
     @cached_property
     def measure_ratio(self) -> float | None:

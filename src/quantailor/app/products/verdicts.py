@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,13 +97,13 @@ def verdicts_on(workspace: Workspace, model: str, file: Path, verdicts: Sequence
     size_bytes, _ = judging.file_size(file)
     candidates = [item for item in verdicts if item.ours.size_bytes == size_bytes]
     key = workspace.identity(file).fingerprint if candidates else ""
-    for item in candidates:
+    for item, on_gpu in itertools.product(candidates, (False, True)):
         if item.ours.content:
-            if item.ours.content == key:
+            if item.ours.content == key and not on_gpu:
                 yield item
             continue
-        figures = item.ours.statistics
-        scores = workspace.store.chunk_scores(ScoreKey(model, item.verdict.corpus_sha256, item.verdict.n_ctx, key))
+        figures, engine = item.ours.statistics, library.engine(on_gpu=on_gpu)
+        scores = workspace.store.chunk_scores(ScoreKey(model, item.verdict.corpus_sha256, item.verdict.n_ctx, key, engine))
         counted = [score for score in scores if score.index < figures.n_chunks]
         n_tokens = sum(score.n_tokens for score in counted)
         if len(counted) != figures.n_chunks or not n_tokens:
@@ -182,10 +183,11 @@ def verify_cost(workspace: Workspace, task: VerifyStep) -> VerifyCost:
         places = {name: judging.reference_path(model.description, name, imatrix=imatrix, folder=folder) for name in references}
         there = {name: path for name, path in places.items() if workspace.is_as_written(path, path.name)}
         new = tuple(name for name in places if name not in there)
+        engine = library.engine(on_gpu=task.compute.n_gpu_layers != 0)
         judged = (Path(task.file), *there.values())
         keys = {key for key in (_candidate(workspace, path) for path in judged) if key is not None}
         done = {
-            key: workspace.store.scored_chunks(ScoreKey(model.fingerprint, corpus.sha256, n_ctx, key))
+            key: workspace.store.scored_chunks(ScoreKey(model.fingerprint, corpus.sha256, n_ctx, key, engine))
             for key in (BASE, NULL_CONTROL, *keys)
         }
         n_runs = _n_runs(done, n_chunks, n_new=len(new))
