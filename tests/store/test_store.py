@@ -321,7 +321,7 @@ def test_results_of_another_llama_cpp_do_not_count(store: Store) -> None:
     assert store.cells(cells) == [CELL]
     assert (store.cells(KEY), store.measurements(MODEL.fingerprint), store.recorded_cells(KEY)) == ([], {}, frozenset())
     assert (store.swap_runs(MODEL.fingerprint), store.counts(MODEL.fingerprint).n_mixes) == ([], 0)
-    assert (store.scored_chunks(SCORES), store.scored_chunks(scores)) == (frozenset(), {0})
+    assert (store.scored_chunks(SCORES), store.scored_chunks(scores)) == (frozenset(), frozenset({0}))
     assert (store.imatrix_progress(COMPUTATION), store.imatrix_progress(computed) is None) == (None, False)
 
 

@@ -39,8 +39,8 @@ _DESCRIPTIVE = re.compile(
 )
 """Metadata that no logit depends on."""
 
-_SIGN_AND_INFINITY = {"F32": (np.uint32, 0x7FFFFFFF, 0x7F800000), "F16": (np.uint16, 0x7FFF, 0x7C00), "BF16": (np.uint16, 0x7FFF, 0x7F80)}
-"""Type -> how a weight is read as a number, all bits but the sign, and infinity; whatever is as large is Inf or NaN."""
+_INFINITY = {"F32": (np.uint32, np.int32, 0x7F800000), "F16": (np.uint16, np.int16, 0x7C00), "BF16": (np.uint16, np.int16, 0x7F80)}
+"""Type -> how a weight's bits are read as a number, and infinity; whatever is as large, the sign apart, is Inf or NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def identify(source: ModelSource, *, control: Control = QUIET) -> Identity:
                 progress.add(n_bytes, tensor.name)
             digest.update(f"{json.dumps([tensor.name, tensor.shape, tensor.type_name])} {rows.hexdigest()}\n".encode())
             if n_bad and not not_finite:
-                what = "weights" if tensor.type_name in _SIGN_AND_INFINITY else "rows with weights"
+                what = "weights" if tensor.type_name in _INFINITY else "rows with weights"
                 not_finite = f"{tensor.name} has {n_bad} {what} that are NaN or Inf"
     finally:
         pool.shutdown(cancel_futures=True)
@@ -116,20 +116,15 @@ def _block(source: ModelSource, tensor: TensorInfo, step: int, start: int) -> tu
 
 def _n_not_finite(data: Bytes, type_name: str) -> int:
     """Of rows, (n_rows, row_bytes)."""
-    if type_name in _SIGN_AND_INFINITY:
-        kind, mask, infinity = _SIGN_AND_INFINITY[type_name]
-        bad = 0
-        flat = data.reshape(-1).view(kind)
-        for at in range(0, flat.size, _CACHED):
-            magnitudes = flat[at : at + _CACHED] & kind(mask)
-            if magnitudes.max() >= infinity:
-                bad += int(np.count_nonzero(magnitudes >= infinity))
-        return bad
+    if type_name in _INFINITY:
+        unsigned, signed, infinity = _INFINITY[type_name]
+        bits = data.reshape(-1).view(unsigned)
+        sign = 1 << (8 * bits.itemsize - 1)
+        # Of signed numbers positive weights are the largest, of unsigned ones negative weights are.
+        if bits.view(signed).max() < infinity and bits.max() < sign + infinity:
+            return 0
+        return int(np.count_nonzero((bits & unsigned(sign - 1)) >= infinity))
     qtype = library.types().get(type_name)
     if qtype is None or codec.is_valid(data, qtype):
         return 0
     return sum(not codec.is_valid(row, qtype) for row in data)
-
-
-_CACHED = 1 << 17
-"""Weights that fit the processor's cache."""
