@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("measure", "build", "solve", "swap", "apart", "eta")
+BENCHMARKS = ("measure", "build", "solve", "swap", "apart", "eta", "identity")
 
 
 def main() -> int:

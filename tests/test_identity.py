@@ -8,14 +8,17 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from commands import Command
 
 from quantailor.app.jobs import run_job, submit
+from quantailor.app.measuring.past_runs import measure_ratio
 from quantailor.control import QUIET, Control
 from quantailor.errors import ModelError, NonFiniteWeightError, Paused
+from quantailor.ggml import library
 from quantailor.models import identity
 from quantailor.models.convert.base import write_base
 from quantailor.models.gguf_writer import GGUFWriter, layout
@@ -25,8 +28,11 @@ from quantailor.numerics import Bytes
 from quantailor.records import MetadataValue, Verdict
 from quantailor.session import Workspace
 from quantailor.steps.imatrix import ImatrixStep
+from quantailor.steps.measure import MeasureStep
 from quantailor.steps.options import Compute
 from quantailor.steps.probe import ProbeStep
+from quantailor.steps.step import Step, StepResult
+from quantailor.steps.sweep import SweepStep
 from quantailor.steps.verify import VerifyStep
 from quantailor.store import Progress, Store
 from quantailor.store.migrations import MIGRATIONS
@@ -405,3 +411,115 @@ def test_weights_of_any_float_type_are_looked_at(dtype: type[np.floating]) -> No
     found = identity.identify(MemorySource({"blk.0.attn_q.weight": np.ones((2, 2), dtype), "blk.0.attn_v.weight": weights}))
     assert found.not_finite == "blk.0.attn_v.weight has 2 weights that are NaN or Inf"
     assert identity.identify(MemorySource({"blk.0.attn_v.weight": np.full((2, 32), 6e4, dtype)})).not_finite == ""
+
+
+# Every key
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a result depends on."""
+
+    base: Path
+    text: Path
+    n_ctx: int = N_CTX
+    imatrix: str = "none"
+
+
+def step_for(thing: str, asked: Asked) -> Step[StepResult]:
+    """The step that gives a result of one kind."""
+    shared: dict[str, Any] = {"base": str(asked.base), "compute": ONE_THREAD}
+    scored: dict[str, Any] = {**shared, "text": str(asked.text), "n_ctx": asked.n_ctx}
+    if thing == "importance matrix":
+        return ImatrixStep(**scored, chunks=1)
+    if thing == "weight errors":
+        return MeasureStep(**shared, types=("Q8_0",), tensors=("attn_v",), imatrix=asked.imatrix)
+    if thing == "scores":
+        return VerifyStep(**scored, file=str(asked.base), against=(), chunks=1, output=str(asked.base.with_name("verdict")))
+    if thing == "reference":
+        scored |= {"file": str(asked.base), "output": str(asked.base.with_name("verdict"))}
+        return VerifyStep(**scored, against=("Q8_0",), chunks=1, imatrix=asked.imatrix)
+    return SweepStep(**scored, types=("Q8_0",), tensors=("blk.0.attn_v.weight",), chunks=1, imatrix=asked.imatrix)
+
+
+TABLES = {
+    "importance matrix": "imatrix_computations",
+    "weight errors": "cells",
+    "scores": "chunk_scores",
+    "mixes": "mix_scores",
+}
+FOLDERS = {"reference": "references", "base log-probabilities": "base-logp", "importance matrix": "imatrices"}
+
+
+def results_of(home: Path, thing: str) -> object:
+    """Every row and file that holds a result of one kind, with the time at which it was written."""
+    with Workspace.open(home) as workspace:
+        rows = workspace.store.result_rows()[TABLES[thing]] if thing in TABLES else []
+    files = (home / FOLDERS[thing]).rglob("*.*") if thing in FOLDERS else ()
+    return rows, {path: path.stat().st_mtime_ns for path in files}
+
+
+def ask(home: Path, thing: str, asked: Asked) -> object:
+    with Workspace.open(home) as workspace:
+        run_job(workspace, submit(workspace, step_for(thing, asked)))
+    return results_of(home, thing)
+
+
+KEYS = [
+    *(("importance matrix", part) for part in ("weight", "token", "text", "n_ctx", "llama.cpp", "file")),
+    *(("weight errors", part) for part in ("weight", "token", "imatrix", "llama.cpp")),
+    *(("scores", part) for part in ("weight", "token", "text", "n_ctx", "llama.cpp")),
+    *(("mixes", part) for part in ("weight", "token", "text", "n_ctx", "imatrix", "llama.cpp")),
+    *(("base log-probabilities", part) for part in ("weight", "token", "text", "n_ctx", "llama.cpp")),
+    *(("reference", part) for part in ("weight", "token", "chat template", "imatrix", "llama.cpp", "file")),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("thing", "part"), KEYS)
+def test_a_result_is_found_again_only_with_everything_it_depends_on(
+    base: Path, text: Path, thing: str, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    asked = Asked(Path(shutil.copy(base, tmp_path / "base.gguf")), Path(shutil.copy(text, tmp_path / "text.txt")))
+    first = ask(home, thing, asked)
+    assert ask(home, thing, asked) == first, "remembered"
+    if part in ("weight", "token", "chat template"):
+        # One tensor that is asked about, or one entry of the header; beneath the same name.
+        changes = {"weight": Change(tensor="blk.0.attn_v.weight", weights=last_bit), "token": OTHERS["token renamed"]}
+        asked.base.unlink()
+        altered(base, asked.base, changes.get(part, SAME["chat template"]))
+    elif part == "text":
+        asked.text.write_text(text.read_text(encoding="utf-8").replace("e", "o"), encoding="utf-8")
+    elif part == "n_ctx":
+        asked = replace(asked, n_ctx=N_CTX // 2)
+    elif part == "imatrix":
+        computed = ImatrixStep(base=str(base), text=str(text), n_ctx=N_CTX, chunks=1, compute=ONE_THREAD, output=str(tmp_path / "m.gguf"))
+        with Workspace.open(tmp_path / "another home") as workspace:
+            run_job(workspace, submit(workspace, computed))
+        asked = replace(asked, imatrix=str(tmp_path / "m.gguf"))
+    elif part == "llama.cpp":
+        monkeypatch.setattr(library, "engine", lambda on_gpu=False: "llama-cpp-python 99")
+    else:
+        (path,) = (home / FOLDERS[thing]).glob("*.gguf")
+        data = bytearray(path.read_bytes())
+        data[-100] ^= 1
+        path.write_bytes(data)
+        broken = results_of(home, thing)
+        assert ask(home, thing, asked) != broken
+        data[-100] ^= 1
+        assert path.read_bytes() == data, "what was written at first"
+        return
+    assert ask(home, thing, asked) != first
+
+
+def test_timings_of_another_model_beneath_the_same_name_do_not_count(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantailor.app.measuring.past_runs.MIN_PAST_SECONDS", 0.0)
+    monkeypatch.setattr("quantailor.costs.trial.MIN_PAST_SECONDS", 0.0)
+    asked = Asked(Path(shutil.copy(base, tmp_path / "base.gguf")), base)
+    with Workspace.open(tmp_path / "home") as workspace:
+        run_job(workspace, submit(workspace, MeasureStep(base=str(asked.base), types=("Q8_0",), imatrix="none", compute=ONE_THREAD)))
+        assert measure_ratio(workspace) is not None
+        asked.base.unlink()
+        altered(base, asked.base, Change(tensor="blk.0.attn_v.weight", weights=last_bit))
+        assert measure_ratio(workspace) is None

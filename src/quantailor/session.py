@@ -183,6 +183,11 @@ class Workspace:
         state = _state_of_model(Path(path))
         return self._remembered(str(Path(path).absolute()), state) if state else None
 
+    def is_unchanged(self, path: Path, since: float) -> bool:
+        """Whether there is a model whose files are as they were at that wall-clock second."""
+        state = _state_of_model(path)
+        return bool(state) and files.last_change(state) <= since
+
     def remember(self, path: Path, model: OpenedModel) -> None:
         """Note that a file which was just written holds that model, whose own files must be as they were when it was identified."""
         if _state_of_model(model.path) == model.files:
@@ -276,8 +281,10 @@ class Workspace:
     def keep_imatrix(self, model: str, imatrix: Imatrix, *, imported: bool, computed: ImatrixKey | None = None) -> Path:
         """Write an importance matrix to its place and record it as the model's newest."""
         path = self.imatrix_path(model, imatrix.fingerprint)
-        if not path.exists():
-            write_imatrix(imatrix, path)
+        try:
+            self.imatrix(model, imatrix.fingerprint)
+        except ImatrixError:
+            write_imatrix(imatrix, path, overwrite=True)
         record = ImatrixRecord(
             model=model,
             fingerprint=imatrix.fingerprint,

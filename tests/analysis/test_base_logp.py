@@ -177,7 +177,13 @@ def one_of_another_context(path: Path) -> None:
     path.write_bytes(next((path.parent / "other").iterdir()).read_bytes())
 
 
-@pytest.mark.parametrize("damage", [truncated, emptied, a_text, another_array, an_archive, one_of_another_context, Path.unlink])
+def one_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [one_bit, truncated, emptied, a_text, another_array, an_archive, one_of_another_context, Path.unlink])
 def test_a_damaged_file_is_named(chunks: Tokens, tmp_path: Path, damage: Callable[[Path], None]) -> None:
     kept = BaseLogp(tmp_path, chunks)
     kept.compute(model(), [1])

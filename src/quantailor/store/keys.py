@@ -51,7 +51,7 @@ class MeasurementKey:
     settings: str = ""
     """`MeasureSettings.key`."""
     definition_version: int = 1
-    engine: str = field(default_factory=library.engine)
+    engine: str = field(default_factory=lambda: library.engine())
     """Which llama.cpp it is, in every key; "" in homes that did not tell."""
 
     @property
@@ -70,7 +70,7 @@ class ImatrixKey:
     n_ctx: int
     options: str = ""
     """Everything else that changes the result, as a short stable string."""
-    engine: str = field(default_factory=library.engine)
+    engine: str = field(default_factory=lambda: library.engine())
 
     @property
     def row(self) -> dict[str, str | int]:
@@ -108,7 +108,7 @@ class ScoreKey:
     n_ctx: int
     candidate: str
     """"base", "null control" or something that identifies the file's content."""
-    engine: str = field(default_factory=library.engine)
+    engine: str = field(default_factory=lambda: library.engine())
 
     @property
     def row(self) -> dict[str, str | int]:
@@ -130,7 +130,7 @@ class SwapKey:
     """Set in memory with the types' own kernels, or with values alone; or a file that was built and loaded as usual."""
     base_kernels: Literal["as stored", "finer"]
     """How the base runs whose log-probabilities they are compared with."""
-    engine: str = field(default_factory=library.engine)
+    engine: str = field(default_factory=lambda: library.engine())
 
     @property
     def run(self) -> str:

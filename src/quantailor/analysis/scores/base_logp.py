@@ -14,12 +14,14 @@ Inputs are kept where codes would take more than `LARGE_BYTES` a chunk and where
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from quantailor import files, numerics
 from quantailor.analysis.scores.fidelity import chunk_score, first_scored
@@ -150,6 +152,7 @@ class BaseLogp:
         targets = tokens[first_scored(len(tokens)) + 1 :]
         try:
             rows = np.load(path, mmap_mode="r", allow_pickle=False)
+            _check_digest(path)
             names = rows.dtype.names if isinstance(rows, np.ndarray) else None
             if names not in (_WITH_CODES, _WITH_INPUTS) or rows.shape != targets.shape:
                 raise ValueError("its layout is different")
@@ -181,9 +184,20 @@ class BaseLogp:
         rows = np.empty(len(chunk.targets), dtype=kinds)
         for name, values in fields.items():
             rows[name] = values
+        content = io.BytesIO()
+        np.save(content, rows, allow_pickle=False)
         with files.whole_file(self._path(chunk.index)) as stream:
-            np.save(stream, rows, allow_pickle=False)
+            stream.write(content.getbuffer())
+            stream.write(xxhash.xxh3_128_digest(content.getbuffer()))
 
 
+def _check_digest(path: Path) -> None:
+    """Raise ValueError where a file is not what was written: its last bytes are a digest of all others."""
+    content = np.memmap(path, dtype=np.uint8, mode="r")
+    if xxhash.xxh3_128_digest(content[:-_DIGEST_BYTES].data) != content[-_DIGEST_BYTES:].tobytes():
+        raise ValueError("its digest is different")
+
+
+_DIGEST_BYTES = 16
 _WITH_CODES = ("mass", "observed", "top", "codes")
 _WITH_INPUTS = ("mass", "observed", "top", "scale", "inputs")

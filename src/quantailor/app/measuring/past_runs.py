@@ -52,7 +52,7 @@ def _ended(workspace: Workspace, kind: str) -> Iterator[tuple[Job, ModelSize]]:
     """Jobs of one kind that did something and were never interrupted, the latest first, with their model's size."""
     n_found = 0
     for job in workspace.store.jobs.all(states=("done",)):
-        size = _size_of(workspace, Path(str(job.arguments.get("base", "")))) if job.kind == kind and _tells(job) else None
+        size = _size_of(workspace, job) if job.kind == kind and _tells(job) else None
         if size is not None:
             n_found += 1
             yield job, size
@@ -70,7 +70,11 @@ def _seconds(job: Job) -> float:
     return (job.finished or 0.0) - (job.started or 0.0)
 
 
-def _size_of(workspace: Workspace, path: Path) -> ModelSize | None:
+def _size_of(workspace: Workspace, job: Job) -> ModelSize | None:
+    """Of the model that it worked on; None where what lies at its place has changed since, or is gone."""
+    path = Path(str(job.arguments.get("base", "")))
+    if not workspace.is_unchanged(path, job.started or 0.0):
+        return None
     try:
         with workspace.source(path) as source:
             return ModelSize.of(source)
