@@ -281,9 +281,7 @@ class Workspace:
     def keep_imatrix(self, model: str, imatrix: Imatrix, *, imported: bool, computed: ImatrixKey | None = None) -> Path:
         """Write an importance matrix to its place and record it as the model's newest."""
         path = self.imatrix_path(model, imatrix.fingerprint)
-        try:
-            self.imatrix(model, imatrix.fingerprint)
-        except ImatrixError:
+        if self.intact_imatrix(model, imatrix.fingerprint) is None:
             write_imatrix(imatrix, path, overwrite=True)
         record = ImatrixRecord(
             model=model,
@@ -310,6 +308,13 @@ class Workspace:
                 remedy="Delete it and compute it again",
             )
         return found
+
+    def intact_imatrix(self, model: str, imatrix: str) -> Imatrix | None:
+        """The same; None where its file is gone or is not what was written."""
+        try:
+            return self.imatrix(model, imatrix)
+        except ImatrixError:
+            return None
 
     def stored_imatrices(self, model: str) -> list[ImatrixRecord]:
         """A model's importance matrices whose files are there, the latest first."""

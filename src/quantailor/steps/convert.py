@@ -160,9 +160,6 @@ def _upstream(workspace: Workspace, step: ConvertStep, refusal: str, stages: Sta
         return ConvertResult(str(output), model.fingerprint, output.stat().st_size, len(model.source.tensors), (), UPSTREAM, why)
 
 
-# Conversions that are there
-
-
 def conversion_offer(workspace: Workspace, model: Path) -> ConversionOffer | None:
     """What is to be done before a directory can be opened; None where it can be. Raises ModelError for a damaged one."""
     refusal = native_refusal(workspace, model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,12 +68,11 @@ class ImatrixStep(ModelStep[ImatrixReport], kind="imatrix", result=ImatrixReport
             options = f"chunks={self.chunks or 'all'} output={int(self.process_output)}"
             key = ImatrixKey(model.fingerprint, corpus.sha256, n_ctx, options, library.engine(on_gpu=self.compute.n_gpu_layers != 0))
             earlier = workspace.store.computed_imatrix(key)
-            imatrix = None
-            if earlier is not None:
-                with contextlib.suppress(ImatrixError):
-                    imatrix = workspace.imatrix(model.fingerprint, earlier.fingerprint)
-                    stages.note("this importance matrix was computed before")
-            imatrix = imatrix or _compute(workspace, self, stages, model, corpus, key)
+            imatrix = None if earlier is None else workspace.intact_imatrix(model.fingerprint, earlier.fingerprint)
+            if imatrix is None:
+                imatrix = _compute(workspace, self, stages, model, corpus, key)
+            else:
+                stages.note("this importance matrix was computed before")
             workspace.keep_imatrix(model.fingerprint, imatrix, imported=False, computed=key)
             if self.output:
                 write_imatrix(imatrix, Path(self.output), overwrite=self.overwrite)
