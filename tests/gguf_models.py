@@ -36,12 +36,14 @@ def write_llama(
     metadata: Mapping[str, int | bool] | None = None,
     more: Mapping[str, tuple[int, ...]] | None = None,
     flat: bool = False,
+    arrays: Mapping[str, npt.NDArray[np.generic]] | None = None,
+    tensors_per_shard: int = 0,
 ) -> Path:
-    """A Llama of one layer with a byte-level vocabulary; `metadata` and `more` tensors (name -> shape) come on top.
+    """A Llama of one layer with a byte-level vocabulary; `metadata`, `more` tensors (name -> shape) and `arrays` come on top.
 
     The output matrix of a `flat` one is zero.
     """
-    writer, weight = _begin(path, architecture, context), _Weights()
+    writer, weight = _begin(path, architecture, context, tensors_per_shard), _Weights()
     writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-5)
     _add(writer, metadata or {})
     _add_bytes(writer, pre)
@@ -54,7 +56,7 @@ def write_llama(
     tensors |= {f"blk.0.{name}.weight": weight(HIDDEN, HIDDEN) for name in ("attn_q", "attn_k", "attn_v", "attn_output")}
     tensors |= {f"blk.0.{name}.weight": weight(INNER, HIDDEN) for name in ("ffn_gate", "ffn_up")}
     tensors["blk.0.ffn_down.weight"] = weight(HIDDEN, INNER)
-    return _finish(writer, path, tensors | {name: weight(*shape) for name, shape in (more or {}).items()})
+    return _finish(writer, path, tensors | {name: weight(*shape) for name, shape in (more or {}).items()} | dict(arrays or {}))
 
 
 def write_gpt2(path: Path, *, positions: int) -> Path:
@@ -103,9 +105,9 @@ def _norms(*names: str) -> Arrays:
     return ones | {f"{name}.bias": np.zeros(HIDDEN, np.float32) for name in names}
 
 
-def _begin(path: Path, architecture: str, context: int) -> GGUFWriter:
+def _begin(path: Path, architecture: str, context: int, tensors_per_shard: int = 0) -> GGUFWriter:
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = GGUFWriter(str(path), architecture)
+    writer = GGUFWriter(str(path), architecture, split_max_tensors=tensors_per_shard)
     writer.add_string("general.name", path.stem)
     sizes = {"block_count": 1, "context_length": context, "embedding_length": HIDDEN, "feed_forward_length": INNER}
     _add(writer, {f"{architecture}.{name}": number for name, number in (sizes | {"attention.head_count": HEADS}).items()})

@@ -17,6 +17,9 @@ from quantailor.records import TensorInfo
 UNQUANTIZED = ("F32", "F16", "BF16")
 """Types that hold plain floats; a source of these is a base."""
 
+UNTOUCHED = ("I8", "I16", "I32", "I64", "F64")
+"""Types of tables and the like: no kernel multiplies them, nothing turns them into weights, and they stay as they are."""
+
 LAST_RESORT = "F16"
 """What llama.cpp uses when neither a type nor its fallback divides the row."""
 
@@ -121,6 +124,8 @@ def fallback(wanted: QType, n_cols: int, qtypes: Mapping[str, QType]) -> QType |
 
 def never_quantized(tensor: TensorInfo, architecture: str) -> str | None:
     """Why llama.cpp leaves this tensor as it is, or None where it may be quantized."""
+    if tensor.type_name in UNTOUCHED:
+        return f"{tensor.type_name} holds {'64-bit floats' if tensor.type_name == 'F64' else 'integers'}, which are no weights"
     if tensor_dimensions(tensor) < 2:
         return "it has one dimension"
     if not tensor.name.endswith("weight"):

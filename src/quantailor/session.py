@@ -13,19 +13,20 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from quantailor import files
 from quantailor.analysis.corpus import Corpus, load_corpus
-from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
+from quantailor.analysis.importance.imatrix import TOKEN_EMBEDDINGS, Imatrix, fits, quantizer_importance
 from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imatrix
 from quantailor.control import QUIET, Control
 from quantailor.errors import ImatrixError, ModelError, NonFiniteWeightError, QuantailorError, UnsupportedModelError
 from quantailor.files import FilesState
 from quantailor.jobs import Home, resolve
+from quantailor.models.contents import require_language_model
 from quantailor.models.convert.description.model_names import given_name
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_writer import layout, write_hollow
@@ -136,7 +137,7 @@ class Workspace:
 
     @contextmanager
     def source(self, path: str | Path) -> Iterator[ModelSource]:
-        """A model's source, open. Raises ModelError."""
+        """A language model's source, open. Raises ModelError, also for a GGUF file of something else."""
         with self._opened(path) as (source, _):
             yield source
 
@@ -147,10 +148,12 @@ class Workspace:
         if kept is not None and state:
             if state not in kept.sources:
                 kept.sources[state] = open_model(path)
+            require_language_model(kept.sources[state])
             yield kept.sources[state], state
             return
         source = open_model(path)
         try:
+            require_language_model(source)
             yield source, state
         finally:
             source.close()
@@ -334,8 +337,7 @@ class Workspace:
             return None
         if wanted == AUTO:
             return self.newest_imatrix(model.fingerprint)
-        imatrix = read_imatrix(Path(wanted))
-        check_fit(imatrix, model.source)
+        imatrix, _ = fitted(read_imatrix(Path(wanted)), model.source)
         is_known = self.store.imatrix(model.fingerprint, imatrix.fingerprint) is not None
         if not is_known or not self.imatrix_path(model.fingerprint, imatrix.fingerprint).exists():
             self.keep_imatrix(model.fingerprint, imatrix, imported=True)
@@ -399,14 +401,28 @@ def quantizable_tensors(source: ModelSource) -> list[TensorInfo]:
     return [tensor for tensor in source.tensors if never_quantized(tensor, source.architecture) is None]
 
 
-def check_fit(imatrix: Imatrix, source: ModelSource) -> None:
-    """Raise ImatrixError when an importance matrix is another model's, or has a vector of a wrong length."""
-    names = {tensor.name for tensor in source.tensors}
-    n_known = sum(name in names for name in imatrix.entries)
-    if 2 * n_known < len(imatrix.entries) or not n_known:
+def fitted(imatrix: Imatrix, source: ModelSource) -> tuple[Imatrix, tuple[str, ...]]:
+    """An importance matrix without the entries whose lengths are not the tensors', and the names of these.
+
+    Raises ImatrixError when it is another model's: most of its names or lengths are not this model's.
+    """
+    tensors = {tensor.name: tensor for tensor in source.tensors}
+    known = [name for name in imatrix.entries if name in tensors]
+    if 2 * len(known) < len(imatrix.entries) or not known:
         raise ImatrixError(
-            f"the importance matrix is of another model: {source.name} has {n_known} of its {len(imatrix.entries)} tensors",
+            f"the importance matrix is of another model: {source.name} has {len(known)} of its {len(imatrix.entries)} tensors",
             remedy="Use one of this model",
         )
+    odd = tuple(name for name in known if name not in TOKEN_EMBEDDINGS and not fits(imatrix.entries[name], tensors[name]))
+    if 2 * len(odd) > len(known):
+        entry, tensor = imatrix.entries[odd[0]], tensors[odd[0]]
+        raise ImatrixError(
+            f"the importance matrix is of another model: {len(odd)} of {len(known)} tensors have other lengths, "
+            f"{odd[0]} {entry.sum2.size} values instead of {tensor.n_slices * tensor.n_cols}",
+            remedy="Use one of this model",
+        )
+    if odd:
+        imatrix = replace(imatrix, entries={name: entry for name, entry in imatrix.entries.items() if name not in odd})
     for tensor in quantizable_tensors(source):
         quantizer_importance(imatrix, tensor)
+    return imatrix, odd

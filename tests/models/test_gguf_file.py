@@ -247,12 +247,12 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 def test_shards_under_wrong_names_are_refused(tmp_path: Path) -> None:
     files = shards(tmp_path)
     alone = files[0].rename(tmp_path / "renamed.gguf")
-    with pytest.raises(ModelFormatError, match="is shard 0 of 3, not 0 of 1"):
+    with pytest.raises(ModelFormatError, match="is shard 1 of 3, which its name does not say"):
         GGUFSource(alone)
     files[1].rename(files[0])
     files[2].rename(files[1])
     alone.rename(files[2])
-    with pytest.raises(ModelFormatError, match="is shard 1 of 3, not 0 of 3"):
+    with pytest.raises(ModelFormatError, match="says that it is shard 2 of 3; its name says 1 of 3"):
         GGUFSource(files[0])
 
 

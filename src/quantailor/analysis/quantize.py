@@ -75,7 +75,7 @@ def _blocks(source: ModelSource, tensors: Sequence[TensorInfo], imatrix: Imatrix
 def _block_bytes(source: ModelSource, block: Block) -> Bytes:
     """The block as it goes into the file, flat; runs in a thread."""
     tensor, stored = block.tensor, source.tensor(block.tensor.name)
-    qtype = library.types()[tensor.type_name]
+    qtype = library.stored_types()[tensor.type_name]
     if stored.type_name == tensor.type_name:
         data = source.raw_rows(tensor.name, block.start, block.stop)
         if not codec.is_valid(data, qtype):

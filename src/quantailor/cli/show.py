@@ -43,7 +43,9 @@ def model(report: ModelReport, *, all_types: bool = False) -> None:
     out.print(f"identity  {report.fingerprint}")
     if report.config_files:
         out.print(f"files     {', '.join(report.config_files)}")
-    if report.is_quantized:
+    if report.other_contents is not None:
+        out.print(f"[yellow]This is {report.other_contents}.[/yellow]")
+    elif report.is_quantized:
         out.print("[yellow]This model is quantized already; quantizing it again loses quality twice.[/yellow]")
     out.print()
     configuration(out, report.metadata)
@@ -104,6 +106,11 @@ def _names(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
+def _several(names: Sequence[str]) -> str:
+    """Names, the first six of many."""
+    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:6])} and {len(names) - 6} more"
+
+
 def converted(result: ConvertResult) -> None:
     console().print(f"{result.path}: {plural(result.n_tensors, 'tensor')}, {words.size(result.size_bytes)}")
     console().print(result.why, markup=False, soft_wrap=True)
@@ -122,6 +129,13 @@ def imatrix(report: ImatrixReport) -> None:
     out.print(f"text      {', '.join(report.datasets) or 'unknown'}")
     if report.missing_tensors:
         out.print(f"[yellow]It lacks {_names(list(report.missing_tensors))}: types that need it are unavailable there.[/yellow]")
+    if report.left_out:
+        out.print(f"[yellow]Left out, because their lengths are not those of this model's tensors: {_several(report.left_out)}.[/yellow]")
+    if report.unseen_tensors:
+        out.print(f"[yellow]No token reached {_several(report.unseen_tensors)}: all columns count alike there.[/yellow]")
+    if unseen := [item for item in report.statistics if item.n_unseen_experts]:
+        what = _several([f"{item.tensor} ({item.n_unseen_experts} of {item.n_experts})" for item in unseen])
+        out.print(f"[yellow]Experts that no token reached, in which all columns count alike: {what}.[/yellow]")
     rows = [
         (
             item.tensor,
@@ -150,6 +164,10 @@ def measured(result: MeasureResult) -> None:
         f"{weighting}, {result.settings}"
     )
     out.print(f"{result.n_already_measured} were already there, {result.n_unavailable} are unavailable")
+    if result.without_importances:
+        out.print(
+            f"[yellow]The importance matrix has nothing that fits {_several(result.without_importances)}: measured without it.[/yellow]"
+        )
     if result.unseen_experts:
         total = sum(result.unseen_experts.values())
         out.print(f"[yellow]{total} experts in {plural(len(result.unseen_experts), 'tensor')} saw no calibration token.[/yellow]")

@@ -12,7 +12,7 @@ from quantailor.ggml.reference import preset_types, types_by_preset
 from quantailor.making import building
 from quantailor.making.judging import EQUAL_SIZE
 from quantailor.numerics import Floats
-from quantailor.qtypes import needs_imatrix
+from quantailor.qtypes import UNTOUCHED, needs_imatrix
 from quantailor.records import TensorCells
 from quantailor.session import OpenedModel, header_path
 
@@ -121,7 +121,8 @@ def _key(model: OpenedModel, imatrix: Imatrix | None) -> tuple[str, str]:
 
 
 def _whole(model: OpenedModel, types: Types) -> dict[str, str]:
-    return {tensor.name: types.get(tensor.name, tensor.type_name) for tensor in model.source.tensors}
+    tensors = model.source.tensors
+    return {each.name: each.type_name if each.type_name in UNTOUCHED else types.get(each.name, each.type_name) for each in tensors}
 
 
 def _importances(model: OpenedModel, imatrix: Imatrix | None) -> dict[str, Floats] | None:

@@ -24,7 +24,7 @@ from types import MappingProxyType, ModuleType
 
 from quantailor.errors import NativeLibraryError, TypeUnavailableError
 from quantailor.present import words
-from quantailor.qtypes import QType
+from quantailor.qtypes import UNTOUCHED, QType
 
 MINIMUM_VERSION = (0, 3, 36)
 GGML_MAX_DIMS = 4
@@ -248,12 +248,39 @@ def types() -> Mapping[str, QType]:
     return MappingProxyType(qtypes)
 
 
+@functools.cache
+def stored_types() -> Mapping[str, QType]:
+    """Every type that a tensor may be stored in, by name: those of `types`, and those that only pass through (`UNTOUCHED`)."""
+    ggml = load().ggml
+    names = {name.lower(): name for name in UNTOUCHED}
+    qtypes = dict(types())
+    for index in range(load().type_count):
+        traits = ggml.ggml_get_type_traits(index).contents
+        name = names.get((traits.type_name or b"").decode())
+        if name is not None:
+            qtypes[name] = QType(index, name, traits.blck_size, traits.type_size, is_quantized=False)
+    return MappingProxyType(qtypes)
+
+
+def type_name(number: int) -> str | None:
+    """What ggml calls the type of this number, whether it can be read or not; None where ggml has none, or has given it up."""
+    if not 0 <= number < load().type_count:
+        return None
+    traits = load().ggml.ggml_get_type_traits(number).contents
+    return traits.type_name.decode().upper() if traits.type_name and traits.blck_size > 0 else None
+
+
 def type_named(name: str) -> QType:
     """The type of this name, however its letters are written. Raises TypeUnavailableError where ggml has none."""
     try:
         return types()[name.upper()]
     except KeyError:
         raise TypeUnavailableError(f"there is no type {name!r}", remedy=words.nearest(name, types())) from None
+
+
+def stored_type(name: str) -> QType:
+    """The type of this name among all that a file can hold. Raises TypeUnavailableError where ggml has none."""
+    return stored_types().get(name) or type_named(name)
 
 
 def _activation_block(ggml: ctypes.CDLL, index: int) -> int:

@@ -106,7 +106,7 @@ def quantize_reference(
         allow_requantize=allow_requantize,
         buffer_bytes=BUFFER_BYTES,
         overrides=tuple(
-            (pattern, library.type_named(name).id) for pattern, name in [*overrides, *([(".*", type_name)] if type_name else [])]
+            (pattern, library.stored_type(name).id) for pattern, name in [*overrides, *([(".*", type_name)] if type_name else [])]
         ),
         embedding_type=None if embedding_type is None else library.type_named(embedding_type).id,
         output_type=None if output_type is None else library.type_named(output_type).id,

@@ -233,7 +233,7 @@ def _check_written(paths: Sequence[Path], tensors: Sequence[TensorInfo], planned
         try:
             if list(written.tensors) != list(tensors):
                 raise OutputError(f"{paths[0]} does not hold the tensors that were written", remedy="Check the disk")
-            _check_rows(written, library.types())
+            _check_rows(written, library.stored_types())
         finally:
             written.close()
     except BaseException:

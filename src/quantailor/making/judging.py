@@ -31,7 +31,9 @@ from quantailor.models.opening import open_model
 from quantailor.present import words
 from quantailor.present.charts.drawing import save
 from quantailor.present.charts.verdict import verdict_chart
+from quantailor.qtypes import UNTOUCHED
 from quantailor.records import ChunkScore, Comparison, Verdict, VerdictRow, bits_per_weight
+from quantailor.strategy.interchange import exact_pattern
 
 EQUAL_SIZE = 0.001
 """Sizes that differ by no more than this share count as equal."""
@@ -109,12 +111,14 @@ def ensure_reference(
             for tensor in (source.tensors if imatrix else ())
             if imatrix and (importance := quantizer_importance(imatrix, tensor)) is not None
         }
+        stay = tuple((exact_pattern(each.name), each.type_name) for each in source.tensors if each.type_name in UNTOUCHED)
     finally:
         source.close()
     return quantize_reference(
         base,
         path,
         preset=preset,
+        overrides=stay,  # llama.cpp's quantizer ends where it meets integers under a weight's name
         imatrix=importances or None,
         metadata=quantize_metadata(imatrix) if imatrix else None,
         n_threads=n_threads,

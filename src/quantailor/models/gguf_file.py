@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import mmap
-import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from quantailor.errors import ModelError, ModelFormatError, TensorNotFoundError
+from quantailor.errors import ModelFormatError, TensorNotFoundError
 from quantailor.ggml import codec, library
-from quantailor.models.gguf_format import INTACT, Header, parse_header
+from quantailor.models.gguf_format import INTACT, MAGIC, Header, aligned, parse_header
+from quantailor.models.gguf_shards import all_files, check_shards, piece_of
 from quantailor.models.random_access import RandomAccessFile, unreadable
 from quantailor.models.source import name_of
 from quantailor.numerics import Bytes, Floats
 from quantailor.records import MetadataValue, TensorInfo
-
-SHARD_NAME = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 
 class _Part(RandomAccessFile):
@@ -26,6 +23,9 @@ class _Part(RandomAccessFile):
         super().__init__(path)
         try:
             self.header = self._read_header()
+        except ModelFormatError as error:
+            self.close()
+            raise piece_of(path) or error from error
         except OSError as error:
             self.close()
             raise unreadable(path, error) from error
@@ -43,6 +43,12 @@ class _Part(RandomAccessFile):
         ):
             return parse_header(view, self.size_bytes, str(self.path))
 
+    def behind(self) -> bytes:
+        """The first bytes behind the last tensor, where another file would begin; none at the end of the file."""
+        end = max((stored.offset + stored.info.size_bytes for stored in self.header.tensors), default=self.header.data_offset)
+        start = min(aligned(end, self.header.alignment), self.size_bytes)
+        return self.read(start, min(start + len(MAGIC), self.size_bytes)).tobytes()
+
 
 class GGUFSource:
     """A GGUF model; see `models.source.ModelSource`. Any shard of a split model opens all of them.
@@ -57,10 +63,10 @@ class GGUFSource:
     def __init__(self, path: Path | str) -> None:
         self._parts: list[_Part] = []
         try:
-            for file in _all_files(Path(path)):
+            for file in all_files(Path(path)):
                 self._parts.append(_Part(file))
             self._tensors, self._places = self._collect()
-            self._check_shards()
+            check_shards([(part.path, part.header.metadata, part.behind()) for part in self._parts], len(self._tensors))
         except BaseException:
             self.close()
             raise
@@ -74,27 +80,11 @@ class GGUFSource:
                 name = stored.info.name
                 if name in tensors:
                     raise ModelFormatError(
-                        f"{part.path} repeats the tensor {name} of another shard", remedy="Get an intact copy of the model"
+                        f"{part.path} repeats the tensor {name} of another shard: they are not of the same model and split",
+                        remedy="Get the shards again, all of the same model",
                     )
                 tensors[name], places[name] = stored.info, (part, stored.offset)
         return tensors, places
-
-    def _check_shards(self) -> None:
-        for number, part in enumerate(self._parts):
-            stored = part.header.metadata
-            stated = stored["split.no"].value if "split.no" in stored else number
-            count = stored["split.count"].value if "split.count" in stored else len(self._parts)
-            if (stated, count) != (number, len(self._parts)):
-                raise ModelFormatError(
-                    f"{part.path} is shard {_shown(stated)} of {_shown(count)}, not {number} of {len(self._parts)}",
-                    remedy="Keep the shards' original names, and all shards in one directory",
-                )
-        expected = self._parts[0].header.metadata.get("split.tensors.count")
-        if len(self._parts) > 1 and expected is not None and expected.value != len(self._tensors):
-            raise ModelFormatError(
-                f"{self.location} and its shards hold {len(self._tensors)} tensors, not {_shown(expected.value)}",
-                remedy="Get an intact copy of the model",
-            )
 
     @property
     def name(self) -> str:
@@ -140,34 +130,15 @@ class GGUFSource:
         if not 0 <= start <= stop <= info.n_rows:
             raise IndexError(f"{name} has {info.n_rows} rows, not [{start}, {stop})")
         part, offset = self._places[name]
-        row_bytes = library.types()[info.type_name].row_bytes(info.n_cols)
+        row_bytes = library.stored_types()[info.type_name].row_bytes(info.n_cols)
         data = part.read(offset + start * row_bytes, offset + stop * row_bytes)
         return data.reshape(stop - start, row_bytes)
 
     def rows(self, name: str, start: int, stop: int) -> Floats:
         """Rows as weights, (stop - start, n_cols)."""
         info = self.tensor(name)
-        return codec.dequantize(self.raw_rows(name, start, stop), library.types()[info.type_name], info.n_cols)
+        return codec.dequantize(self.raw_rows(name, start, stop), library.stored_types()[info.type_name], info.n_cols)
 
     def close(self) -> None:
         for part in self._parts:
             part.close()
-
-
-def _all_files(path: Path) -> list[Path]:
-    """The file itself, or every shard of the set that it belongs to. Raises ModelError for a missing shard."""
-    match = SHARD_NAME.match(path.name)
-    if match is None:
-        return [path]
-    count = int(match["count"])
-    if not 1 <= int(match["number"]) <= count:
-        raise ModelFormatError(f"{path} is not one of {count} shards", remedy="Give the path of the first shard")
-    files = [path.with_name(f"{match['stem']}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
-    for file in files:
-        if file != path and not os.path.lexists(file):
-            raise ModelError(f"the shard {file} is missing", remedy="Put all shards into one directory")
-    return files
-
-
-def _shown(value: object) -> str:
-    return str(value) if isinstance(value, int) else type(value).__name__

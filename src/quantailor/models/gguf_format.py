@@ -180,7 +180,7 @@ def _parsed(cursor: _Cursor, file_size: int) -> Header:
     n_metadata = cursor.count("the number of metadata entries", least_bytes=1)
     metadata = _read_metadata(cursor, n_metadata)
     alignment = alignment_of(metadata, name)
-    qtypes = {qtype.id: qtype for qtype in library.types().values()}
+    qtypes = {qtype.id: qtype for qtype in library.stored_types().values()}
     raw = [_read_tensor(cursor, qtypes) for _ in range(n_tensors)]
     data_offset = aligned(cursor.position, alignment)
     return Header(metadata, _placed(raw, data_offset, alignment, file_size, name), alignment, data_offset)
@@ -228,13 +228,27 @@ def _read_tensor(cursor: _Cursor, qtypes: Mapping[int, QType]) -> StoredTensor:
     shape = tuple(reversed(dims))
     qtype = qtypes.get(type_id)
     if qtype is None:
-        raise UnsupportedModelError(f"{name} in {cursor.name} has the tensor type {type_id}, which this version does not read")
+        raise _unreadable(name, type_id, cursor.name)
     if any(size < 1 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
         raise cursor.fail(f"{name} has the shape {shape}")
     if not qtype.divides(shape[-1]):
         raise cursor.fail(f"{name} has rows of {shape[-1]} weights, not a multiple of {qtype.name}'s block of {qtype.block_size}")
     size = qtype.row_bytes(shape[-1]) * (math.prod(shape) // shape[-1])
     return StoredTensor(TensorInfo(name, shape, qtype.name, size), offset)
+
+
+def _unreadable(tensor: str, type_id: int, file: str) -> UnsupportedModelError:
+    known = library.type_name(type_id)
+    if known is not None:
+        return UnsupportedModelError(
+            f"{tensor} in {file} has the type {known} ({type_id}), which ggml uses for inputs and cannot store",
+            remedy="Start from the model that this file was made from",
+        )
+    whose = "which the llama.cpp installed here has given up" if type_id < library.load().type_count else "which llama.cpp does not know"
+    return UnsupportedModelError(
+        f"{tensor} in {file} has the tensor type {type_id}, {whose}",
+        remedy="Start from the 16-bit model that this file was made from; if the type is newer than llama-cpp-python, update that",
+    )
 
 
 def _placed(raw: Sequence[StoredTensor], data_offset: int, alignment: int, file_size: int, name: str) -> tuple[StoredTensor, ...]:
@@ -273,7 +287,7 @@ def encode_header(metadata: Mapping[str, MetadataValue], tensors: Sequence[Tenso
         if not 1 <= len(key.encode("utf-8", "replace")) <= MAX_KEY_BYTES or not key.isprintable():
             raise ModelFormatError(f"{_short(ascii(key))} cannot be a metadata key; {MAX_KEY_BYTES} bytes of plain text can")
         parts.append(encode_entry(key, value))
-    qtypes = library.types()
+    qtypes = library.stored_types()
     offset = 0
     for tensor in tensors:
         dims = tensor.shape[::-1]
@@ -289,7 +303,7 @@ def encode_entry(key: str, value: MetadataValue) -> bytes:
 
 
 def _check_tensors(tensors: Sequence[TensorInfo]) -> None:
-    qtypes = library.types()
+    qtypes = library.stored_types()
     names: set[str] = set()
     for tensor in tensors:
         qtype = qtypes.get(tensor.type_name)

@@ -50,7 +50,7 @@ def model_files(path: Path) -> list[Path]:
 
 def require_unquantized(source: ModelSource, *, allow_requantize: bool = False) -> None:
     """Raise AlreadyQuantizedError when weights are quantized already, unless that is allowed."""
-    qtypes = library.types()
+    qtypes = library.stored_types()
     quantized = sorted({tensor.type_name for tensor in source.tensors if qtypes[tensor.type_name].is_quantized})
     if quantized and not allow_requantize:
         raise AlreadyQuantizedError(

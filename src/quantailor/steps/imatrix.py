@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +16,7 @@ from quantailor.costs.needs import Needs, run_as_it_is
 from quantailor.errors import ImatrixError
 from quantailor.ggml import library
 from quantailor.qtypes import IMATRIX_EXEMPT
-from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, check_fit, gguf_path, quantizable_tensors, require_finite
+from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, fitted, gguf_path, quantizable_tensors, require_finite
 from quantailor.steps.options import DEFAULT_N_CTX
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import ModelStep, Screen, StepResult
@@ -39,6 +39,10 @@ class ImatrixReport(StepResult):
     n_tensors: int
     missing_tensors: tuple[str, ...]
     """Quantizable tensors that it does not hold: low-bit types are unavailable there."""
+    left_out: tuple[str, ...] = ()
+    """Entries of the file that do not have as many values as the tensor needs; the rest was taken."""
+    unseen_tensors: tuple[str, ...] = ()
+    """Tensors whose importances are all zero or that no token reached: their columns count alike."""
     statistics: tuple[ImatrixStatistics, ...] = ()
 
 
@@ -123,16 +127,21 @@ def use_imatrix(
             raise ImatrixError(
                 f"there is no importance matrix for {model.source.name}", remedy="Compute one with `quantailor imatrix`, or --import a file"
             )
-        check_fit(found, model.source)
+        found, left_out = fitted(found, model.source)
         if import_file is not None:
             workspace.keep_imatrix(model.fingerprint, found, imported=True)
         if export is not None:
             write_imatrix(found, export, overwrite=overwrite)
-        return imatrix_report(workspace, model, found)
+        return imatrix_report(workspace, model, found, left_out)
 
 
-def imatrix_report(workspace: Workspace, model: OpenedModel, imatrix: Imatrix) -> ImatrixReport:
+def imatrix_report(workspace: Workspace, model: OpenedModel, imatrix: Imatrix, left_out: tuple[str, ...] = ()) -> ImatrixReport:
     """An importance matrix with its statistics and what it lacks."""
+    tensors = {tensor.name: tensor for tensor in model.source.tensors}
+    seen = {
+        name: imatrices.seen_part(entry, tensors[name]) if name in tensors and imatrices.fits(entry, tensors[name]) else entry
+        for name, entry in imatrix.entries.items()
+    }
     needed = [tensor.name for tensor in quantizable_tensors(model.source) if tensor.name not in IMATRIX_EXEMPT]
     return ImatrixReport(
         fingerprint=imatrix.fingerprint,
@@ -143,5 +152,7 @@ def imatrix_report(workspace: Workspace, model: OpenedModel, imatrix: Imatrix) -
         chunk_size=imatrix.chunk_size,
         n_tensors=len(imatrix.entries),
         missing_tensors=tuple(name for name in needed if name not in imatrix.entries),
-        statistics=tuple(imatrices.statistics(imatrix)),
+        left_out=left_out,
+        unseen_tensors=tuple(name for name, entry in seen.items() if not entry.counts.any()),
+        statistics=tuple(imatrices.statistics(replace(imatrix, entries=seen))),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from quantailor.analysis.importance import imatrix as imatrices
@@ -13,6 +13,7 @@ from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, Measur
 from quantailor.errors import TensorNotFoundError
 from quantailor.ggml import library
 from quantailor.models.source import ModelSource
+from quantailor.qtypes import IMATRIX_EXEMPT
 from quantailor.records import TensorInfo, WeightError
 from quantailor.session import Workspace, quantizable_tensors
 from quantailor.steps.stages import Stages
@@ -34,6 +35,8 @@ class MeasureResult(StepResult):
     n_already_measured: int
     unseen_experts: Mapping[str, int]
     """Tensor -> experts that no calibration token reached."""
+    without_importances: tuple[str, ...] = ()
+    """Tensors for which the importance matrix has nothing that fits: all their columns count alike."""
     cells: tuple[WeightError, ...] = ()
     """Without quantiles and histograms."""
 
@@ -61,6 +64,7 @@ class MeasureStep(WeightedStep[MeasureResult], kind="measure", result=MeasureRes
         with workspace.model(self.base, allow_requantize=self.allow_requantize) as model:
             imatrix = workspace.choose_imatrix(model, self.imatrix)
             tensors = [tensor.name for tensor in chosen_tensors(model.source, self.tensors)]
+            lacking = tuple(name for name in tensors if imatrix is not None and name not in {*imatrix.entries, *IMATRIX_EXEMPT})
             key = MeasurementKey(model.fingerprint, imatrix.fingerprint if imatrix else "", settings.key, DEFINITION_VERSION)
             before = workspace.store.recorded_cells(key)
             cells = measure_model(
@@ -76,7 +80,7 @@ class MeasureStep(WeightedStep[MeasureResult], kind="measure", result=MeasureRes
             )
             for cell in cells:
                 workspace.store.record_cells(key, [cell])
-            return _measure_result(workspace, key, frozenset(tensors), type_names, before)
+            return replace(_measure_result(workspace, key, frozenset(tensors), type_names, before), without_importances=lacking)
 
 
 def _measure_result(

@@ -42,6 +42,8 @@ TOKEN_EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 """Looked up, not multiplied: llama-quantize ignores entries of a wrong length for these."""
 _OUTPUT = "output.weight"
 _BLOCK_PREFIX = "blk."
+_GROUP = 8
+"""Columns whose weights share a code in the types of fewest bits."""
 _STATE_VERSION = 1
 
 
@@ -93,13 +95,14 @@ class Imatrix:
 def holds(imatrix: Imatrix | None, tensor: TensorInfo) -> bool:
     """Whether the quantizer gets importances for this tensor, as `quantizer_importance` has them."""
     entry = None if imatrix is None else imatrix.entries.get(tensor.name)
-    return entry is not None and (tensor.name not in TOKEN_EMBEDDINGS or entry.sum2.size == tensor.n_slices * tensor.n_cols)
+    return entry is not None and (tensor.name not in TOKEN_EMBEDDINGS or fits(entry, tensor))
 
 
 def quantizer_importance(imatrix: Imatrix, tensor: TensorInfo) -> Floats | None:
     """The importances that llama-quantize hands to the quantizer: (n_slices, n_cols), or None where it has none.
 
-    Mean squares; ones for an expert that no token reached.
+    Mean squares; ones for an expert that no token reached. Where columns beside each other have no importance at all, they get
+    the smallest of their expert's: a quantizer would give up a block that weighs nothing, and write zeros.
 
     Raises:
         ImatrixError: the entry's length does not fit the tensor, or a value is not usable.
@@ -107,13 +110,42 @@ def quantizer_importance(imatrix: Imatrix, tensor: TensorInfo) -> Floats | None:
     entry = imatrix.entries.get(tensor.name)
     if entry is None:
         return None
-    if entry.sum2.size != tensor.n_slices * tensor.n_cols:
+    if not fits(entry, tensor):
         if tensor.name in TOKEN_EMBEDDINGS:
             return None
         raise _misfit(tensor, entry)
-    importance = _mean_squares(entry).reshape(tensor.n_slices, tensor.n_cols)
+    importance = _mean_squares(seen_part(entry, tensor)).reshape(tensor.n_slices, tensor.n_cols)
     codec.check_importance(importance, tensor.name)
-    return importance
+    return _without_holes(importance)
+
+
+def fits(entry: ImatrixEntry, tensor: TensorInfo) -> bool:
+    """Whether an entry has a value for every column of every matrix of a tensor."""
+    return entry.sum2.size == tensor.n_slices * tensor.n_cols
+
+
+def seen_part(entry: ImatrixEntry, tensor: TensorInfo) -> ImatrixEntry:
+    """An entry that fits, where importances of zero throughout a matrix are no tokens: older files do not count experts apart."""
+    sums = entry.sum2.reshape(tensor.n_slices, tensor.n_cols)
+    unseen = ~sums.any(axis=1)
+    if not unseen.any():
+        return entry
+    per_entry, rest = divmod(tensor.n_slices, len(entry.counts))
+    counts = np.repeat(entry.counts, per_entry) if not rest else np.full(tensor.n_slices, entry.counts.max())
+    return ImatrixEntry(sums, np.where(unseen, 0, counts), None if entry.sum is None else entry.sum.reshape(sums.shape))
+
+
+def _without_holes(importance: Floats) -> Floats:
+    """(n_slices, n_cols) with zeros in a row, as many as share a place in some type's code, replaced by the slice's smallest value."""
+    zero = importance == 0
+    if not zero.any():
+        return importance
+    n_slices, n_cols = importance.shape
+    group = _GROUP if n_cols % _GROUP == 0 else 1
+    holes = np.repeat(zero.reshape(n_slices, -1, group).all(axis=2), group, axis=1)
+    smallest = np.where(zero, np.float32(np.inf), importance).min(axis=1, keepdims=True)
+    filled: Floats = np.where(holes, smallest, importance)
+    return filled
 
 
 def quantize_metadata(imatrix: Imatrix) -> dict[str, str | int]:
@@ -146,8 +178,9 @@ def error_weights(imatrix: Imatrix | None, tensor: TensorInfo) -> ErrorWeights:
     entry = imatrix.error_only.get(tensor.name) or (imatrix.entries.get(tensor.name) if quantizer is not None else None)
     if entry is None:
         return ErrorWeights(row_weights=_row_weights(imatrix, tensor), quantizer=quantizer)
-    if entry.sum2.size != tensor.n_slices * tensor.n_cols:
+    if not fits(entry, tensor):
         raise _misfit(tensor, entry)
+    entry = seen_part(entry, tensor)
     shape = (tensor.n_slices, tensor.n_cols)
     unseen = entry.counts == 0
     divisor = np.maximum(entry.counts, 1).astype(np.float32)[:, None]

@@ -233,7 +233,7 @@ def what_is_known(workspace: Workspace, model: OpenedModel, imatrix: str) -> Kno
 
 
 def _side(model: OpenedModel, choice: _Choice, known: Known) -> DiffSide:
-    qtypes, source = library.types(), model.source
+    qtypes, source = library.stored_types(), model.source
     tensor_bytes = sum(qtypes[choice.types[tensor.name]].tensor_bytes(tensor) for tensor in source.tensors)
     predicted, reason = known.kld(source, choice.types)
     counts = Counter(choice.types[tensor.name] for tensor in quantizable_tensors(source))

@@ -16,6 +16,7 @@ from quantailor.app.library.projects import ProjectReport
 from quantailor.errors import ModelError, StoreError, TensorNotFoundError
 from quantailor.ggml import library
 from quantailor.jobs import Listener, Progress, resolve
+from quantailor.models.contents import contents
 from quantailor.models.identity import identify
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource
@@ -51,6 +52,8 @@ class ModelReport:
     tensor_bytes: int
     bits_per_weight: float
     is_quantized: bool
+    other_contents: str | None
+    """What the file holds where that is no language model, in words, with what to do; None for a model."""
     config_files: tuple[str, ...]
     metadata: Mapping[str, MetadataValue]
     tensors: tuple[TensorReport, ...]
@@ -341,7 +344,7 @@ def inspect(model: str | Path, *, imatrix_tensors: Collection[str] | None = None
         except StoreError:
             workspace = None
         begin = partial(_Told, listener or (lambda _: None))
-        if workspace is None:
+        if workspace is None or contents(source) is not None:
             return _report(source, identify(source, control=begin("identify")).fingerprint, imatrix_tensors)
         with workspace.watched(begin):
             return _report(source, workspace.identity(model).fingerprint, imatrix_tensors)
@@ -364,6 +367,7 @@ class _Told:
 
 def _report(source: ModelSource, fingerprint: str, imatrix_tensors: Collection[str] | None) -> ModelReport:
     qtypes = library.types()
+    found = contents(source)
     n_parameters = sum(tensor.n_elements for tensor in source.tensors)
     tensor_bytes = sum(tensor.size_bytes for tensor in source.tensors)
     return ModelReport(
@@ -373,8 +377,9 @@ def _report(source: ModelSource, fingerprint: str, imatrix_tensors: Collection[s
         architecture=source.architecture,
         n_parameters=n_parameters,
         tensor_bytes=tensor_bytes,
-        bits_per_weight=8 * tensor_bytes / n_parameters,
+        bits_per_weight=8 * tensor_bytes / max(1, n_parameters),
         is_quantized=any(qtypes[tensor.type_name].is_quantized for tensor in source.tensors if tensor.type_name in qtypes),
+        other_contents=None if found is None else f"{found.what}, not a language model. {found.remedy}",
         config_files=source.config_files,
         metadata=dict(source.metadata),
         tensors=tuple(tensor_report(tensor, source.architecture, qtypes, imatrix_tensors) for tensor in source.tensors),
@@ -397,6 +402,6 @@ def tensor_report(
         shape=tensor.shape,
         type_name=tensor.type_name,
         size_bytes=tensor.size_bytes,
-        available_types=tuple(name for name, reason in reasons.items() if reason is None),
+        available_types=tuple(name for name, reason in reasons.items() if reason is None) or (tensor.type_name,),
         unavailable_types={name: reason for name, reason in reasons.items() if reason is not None},
     )

@@ -117,7 +117,7 @@ def suggested_file_name(workspace: Workspace, base: Path, strategy: Strategy) ->
 
 
 def _suggested(model: OpenedModel, types: Mapping[str, str], *, has_imatrix: bool) -> str:
-    qtypes = library.types()
+    qtypes = library.stored_types()
     bits = 8 * sum(qtypes[types[tensor.name]].tensor_bytes(tensor) for tensor in model.source.tensors)
     weights = sum(tensor.n_elements for tensor in model.source.tensors)
     preset = closest_preset(model, types, has_imatrix=has_imatrix)
@@ -311,7 +311,7 @@ def _not_measured(facts: _Facts) -> str:
 
 
 def _types(facts: _Facts) -> str:
-    qtypes, total = library.types(), sum(tensor.n_elements for tensor in facts.tensors)
+    qtypes, total = library.stored_types(), sum(tensor.n_elements for tensor in facts.tensors)
     counts = Counter(tensor.type_name for tensor in facts.tensors)
     order = sorted(counts, key=lambda name: -qtypes[name].bits_per_weight)
     rows = []

@@ -174,7 +174,7 @@ def _export(
 
 
 def _is_quantized(model: OpenedModel) -> bool:
-    qtypes = library.types()
+    qtypes = library.stored_types()
     return any(qtypes[tensor.type_name].is_quantized for tensor in model.source.tensors)
 
 

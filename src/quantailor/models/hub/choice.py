@@ -14,7 +14,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Literal
 
 from quantailor.errors import RepoFileNotFoundError, UnsupportedModelError
-from quantailor.models.gguf_file import SHARD_NAME
+from quantailor.models.gguf_shards import SHARD_NAME
 from quantailor.models.huggingface import CONFIG_NAMES, INDEX_NAME
 
 Kind = Literal["safetensors", "gguf", "imatrix"]

@@ -1,0 +1,78 @@
+"""What a GGUF file holds where it holds no language model: a projector, an adapter, an importance matrix, ..."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quantailor.errors import UnsupportedModelError
+from quantailor.models.gguf_file import GGUFSource
+from quantailor.models.source import ModelSource
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Something other than a language model."""
+
+    what: str
+    """With its article: "an importance matrix"."""
+    remedy: str
+    """What to do with it, one sentence without its full stop."""
+
+
+_PROJECTOR = Contents(
+    "a projector for images or sound", "It goes beside a language model as it is (llama-server's --mmproj): give the language model's file"
+)
+_ADAPTER = Contents("an adapter (LoRA)", "Merge it into its model with llama-export-lora, and give the merged 16-bit file")
+_CONTROL_VECTOR = Contents("a control vector", "It is added while a model runs: give the model's file")
+_IMATRIX = Contents("an importance matrix", "Give a model's file, and this one beside it with `--imatrix`")
+_VOCABULARY = Contents("a vocabulary without weights", "Give the file that holds the model's weights")
+_EMPTY = Contents("an empty file (no tensors)", "Get an intact copy of the file, or the file that holds the weights")
+_IMAGES = Contents("a model for images, video or sound", "Give a language model's file; only those can be measured here")
+_PARTS = Contents("a file of other tensors (no token embeddings, no blocks)", "Give the file of a language model that llama.cpp can run")
+
+_BY_TYPE = {"adapter": _ADAPTER, "mmproj": _PROJECTOR, "imatrix": _IMATRIX, "vocab": _VOCABULARY, "vocabulary": _VOCABULARY}
+_BY_ARCHITECTURE = {"clip": _PROJECTOR, "controlvector": _CONTROL_VECTOR, "imatrix": _IMATRIX} | dict.fromkeys(
+    (
+        *("flux", "sd1", "sd2", "sd3", "sdxl", "aura", "auraflow", "hidream", "cosmos", "ltxv", "hyvid", "wan", "lumina2"),
+        *("qwen_image", "z_image", "pig", "whisper", "wavtokenizer-dec", "vae", "diffusion"),
+    ),
+    _IMAGES,
+)
+_EMBEDDINGS = "token_embd.weight"
+
+
+def contents(source: ModelSource) -> Contents | None:
+    """What a file holds instead of a language model; None for a language model, and for what is no GGUF file."""
+    if not isinstance(source, GGUFSource):
+        return None
+    names = [tensor.name for tensor in source.tensors]
+    stored = source.metadata.get("general.type")
+    stated = stored.value.lower() if stored is not None and isinstance(stored.value, str) else ""
+    if _EMBEDDINGS in names and stated in ("", "model") and source.architecture not in _BY_ARCHITECTURE:
+        return None
+    if found := _BY_TYPE.get(stated) or _BY_ARCHITECTURE.get(source.architecture) or _by_names(names):
+        return found
+    if not names:
+        return _VOCABULARY if "tokenizer.ggml.tokens" in source.metadata else _EMPTY
+    return None if _EMBEDDINGS in names or any(name.startswith("blk.") for name in names) else _PARTS
+
+
+def _by_names(names: list[str]) -> Contents | None:
+    if names and all(name.endswith((".lora_a", ".lora_b")) for name in names):
+        return _ADAPTER
+    if any(name.endswith(".in_sum2") for name in names):
+        return _IMATRIX
+    if names and all(name.startswith("direction.") for name in names):
+        return _CONTROL_VECTOR
+    if names and all(name.startswith(("v.", "a.", "mm.", "resampler.")) for name in names):
+        return _PROJECTOR
+    if any(name.startswith(("double_blocks.", "single_blocks.", "model.diffusion_model.", "transformer_blocks.")) for name in names):
+        return _IMAGES
+    return None
+
+
+def require_language_model(source: ModelSource) -> None:
+    """Raise UnsupportedModelError, naming the kind and what to do, where a file holds something else."""
+    found = contents(source)
+    if found is not None:
+        raise UnsupportedModelError(f"{source.location} is {found.what}, not a language model", remedy=found.remedy)

@@ -1,0 +1,119 @@
+"""Importance matrices that fit a model in part, and those in which nothing was seen."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from commands import Command
+from gguf import GGUFReader
+from gguf.quants import dequantize
+
+from gguf_models import HIDDEN, INNER, write_llama
+
+EXPERTS, EXPERT = 4, "blk.0.ffn_up_exps.weight"
+CALLS = 40
+Arrays = dict[str, npt.NDArray[np.float32]]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_llama(tmp_path / "mixture.gguf", more={EXPERT: (EXPERTS, INNER, HIDDEN)})
+
+
+@pytest.fixture
+def values() -> Arrays:
+    """Importances of every matrix: experts end to end."""
+    rng = np.random.default_rng(0)
+    names = [f"blk.0.{part}.weight" for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")]
+    return {name: rng.lognormal(0, 1, HIDDEN).astype(np.float32) for name in names} | {
+        EXPERT: rng.lognormal(0, 1, EXPERTS * HIDDEN).astype(np.float32)
+    }
+
+
+def write_legacy(path: Path, entries: Mapping[str, npt.NDArray[np.float32]]) -> Path:
+    with path.open("wb") as stream:
+        stream.write(struct.pack("<i", len(entries)))
+        for name, numbers in entries.items():
+            stream.write(struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", CALLS, numbers.size))
+            stream.write((numbers * CALLS).astype("<f4").tobytes())
+    return path
+
+
+def slice_errors(file: Path, model: Path, name: str) -> list[float]:
+    """Relative squared error of every matrix of a tensor."""
+    base, built = ({tensor.name: tensor for tensor in GGUFReader(path).tensors}[name] for path in (model, file))
+    exact = base.data.astype(np.float64).reshape(-1, INNER, HIDDEN)
+    rounded = dequantize(built.data, built.tensor_type).reshape(exact.shape)
+    return [float(np.square(a - b).sum() / np.square(a).sum()) for a, b in zip(exact, rounded, strict=True)]
+
+
+def built(run: Command, model: Path, matrix: Path, folder: Path, pin: str) -> Path:
+    strategy, output = folder / "s.yaml", folder / "out.gguf"
+    assert run("measure", model, "--imatrix", matrix, "--types", "Q4_K,Q8_0").code == 0
+    planned = run("plan", model, "--bpw", 5, "--basis", "ranking", "--imatrix", matrix, "--pin", pin, "-o", strategy)
+    assert planned.code == 0, planned.err
+    assert run("build", model, strategy, "--imatrix", matrix, "-o", output).code == 0
+    return output
+
+
+def test_an_expert_of_zeros_is_weighted_evenly_and_told(run: Command, model: Path, values: Arrays, tmp_path: Path) -> None:
+    values[EXPERT][3 * HIDDEN :] = 0
+    matrix = write_legacy(tmp_path / "unseen.dat", values)
+    shown = run("imatrix", model, "--import", matrix)
+    assert "Experts that no token reached, in which all columns count alike: blk.0.ffn_up_exps.weight (1 of 4)" in " ".join(
+        shown.out.split()
+    )
+    statistics = {item["tensor"]: item for item in run("imatrix", model, "--import", matrix, "--json").result["statistics"]}
+    assert statistics[EXPERT]["n_unseen_experts"] == 1
+    assert run("measure", model, "--imatrix", matrix, "--types", "Q4_K", "--json").result["unseen_experts"] == {EXPERT: 1}
+    errors = slice_errors(built(run, model, matrix, tmp_path, f"{EXPERT}=Q4_K"), model, EXPERT)
+    assert max(errors) < 0.02
+
+
+def test_a_tensor_of_zeros_is_weighted_evenly_and_named(run: Command, model: Path, values: Arrays, tmp_path: Path) -> None:
+    values["blk.0.attn_q.weight"][:] = 0
+    matrix = write_legacy(tmp_path / "zeros.dat", values)
+    assert "No token reached blk.0.attn_q.weight" in " ".join(run("imatrix", model, "--import", matrix).out.split())
+    output = built(run, model, matrix, tmp_path, "blk.0.attn_q.weight=Q4_K")
+    assert slice_errors(output, model, "blk.0.attn_q.weight")[0] < 0.02
+
+
+def test_columns_of_zeros_are_not_given_up(run: Command, model: Path, values: Arrays, tmp_path: Path) -> None:
+    values["blk.0.attn_q.weight"][: HIDDEN // 2] = 0
+    output = built(run, model, write_legacy(tmp_path / "half.dat", values), tmp_path, "blk.0.attn_q.weight=Q4_K")
+    assert slice_errors(output, model, "blk.0.attn_q.weight")[0] < 0.02
+
+
+@pytest.mark.parametrize("length", [HIDDEN, 8 * HIDDEN, 17])
+def test_what_does_not_fit_is_named_and_the_rest_is_taken(run: Command, model: Path, values: Arrays, tmp_path: Path, length: int) -> None:
+    values[EXPERT] = np.ones(length, np.float32)
+    matrix = write_legacy(tmp_path / "part.dat", values)
+    shown = run("imatrix", model, "--import", matrix)
+    assert f"lengths are not those of this model's tensors: {EXPERT}." in " ".join(shown.out.split())
+    report = run("imatrix", model, "--import", matrix, "--json").result
+    assert (report["left_out"], report["missing_tensors"], report["n_tensors"]) == ([EXPERT], [EXPERT], 7)
+    measured = run("measure", model, "--imatrix", matrix, "--types", "Q4_K,IQ2_XXS", "--json").result
+    assert measured["without_importances"] == [EXPERT]
+    assert measured["n_unavailable"] == 1
+
+
+def test_a_matrix_of_a_wider_model_is_refused(run: Command, model: Path, values: Arrays, tmp_path: Path) -> None:
+    wider = {name: np.ones(2 * numbers.size, np.float32) for name, numbers in values.items()}
+    line = run("imatrix", model, "--import", write_legacy(tmp_path / "wider.dat", wider)).error_line
+    assert "of another model: 8 of 8 tensors have other lengths" in line
+    assert "512 values instead of 256" in line
+
+
+@pytest.mark.parametrize("value", [np.nan, -1.0, np.inf])
+def test_values_that_no_sum_of_squares_has_are_refused_by_name(
+    run: Command, model: Path, values: Arrays, tmp_path: Path, value: float
+) -> None:
+    values["blk.0.ffn_up.weight"][5] = value
+    line = run("imatrix", model, "--import", write_legacy(tmp_path / "bad.dat", values)).error_line
+    assert "blk.0.ffn_up.weight" in line
+    assert "which no sum of squares has" in line
