@@ -7,7 +7,8 @@ from pathlib import Path
 
 from quantailor.errors import AlreadyQuantizedError, ModelError
 from quantailor.ggml import library
-from quantailor.models.gguf_file import SHARD_NAME, GGUFSource
+from quantailor.models.gguf_file import GGUFSource
+from quantailor.models.gguf_shards import SHARD_NAME
 from quantailor.models.random_access import unreadable
 from quantailor.models.source import ModelSource
 
