@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import fnmatch
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from quantailor.analysis.importance.imatrix import Imatrix, holds
 from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
-from quantailor.errors import StrategyError
+from quantailor.errors import StrategyError, TensorNotFoundError
 from quantailor.evidence.grounds import imatrix_option, measure_command
 from quantailor.ggml import library
 from quantailor.making import building
@@ -25,6 +26,20 @@ UNUSUAL_TYPES = frozenset({"TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "MXFP4", "NVFP4"})
 def usual_types() -> tuple[str, ...]:
     """The types that a plan uses unless the user says otherwise, as ggml lists them."""
     return tuple(name for name in library.types() if name not in UNUSUAL_TYPES)
+
+
+def chosen_tensors(source: ModelSource, patterns: Collection[str]) -> list[TensorInfo]:
+    """The quantizable tensors that match a role or a glob; all for none. Raises TensorNotFoundError where none matches."""
+
+    def matches(tensor: TensorInfo) -> bool:
+        return not patterns or any(tensor.role == pattern or fnmatch.fnmatchcase(tensor.name, pattern) for pattern in patterns)
+
+    chosen = [tensor for tensor in quantizable_tensors(source) if matches(tensor)]
+    if not chosen:
+        raise TensorNotFoundError(
+            f"no quantizable tensor of {source.name} matches {', '.join(patterns)}", remedy="See `quantailor inspect`"
+        )
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -137,11 +137,7 @@ def use_imatrix(
 
 def imatrix_report(workspace: Workspace, model: OpenedModel, imatrix: Imatrix, left_out: tuple[str, ...] = ()) -> ImatrixReport:
     """An importance matrix with its statistics and what it lacks."""
-    tensors = {tensor.name: tensor for tensor in model.source.tensors}
-    seen = {
-        name: imatrices.seen_part(entry, tensors[name]) if name in tensors and imatrices.fits(entry, tensors[name]) else entry
-        for name, entry in imatrix.entries.items()
-    }
+    seen = imatrices.as_seen(imatrix, model.source.tensors)
     needed = [tensor.name for tensor in quantizable_tensors(model.source) if tensor.name not in IMATRIX_EXEMPT]
     return ImatrixReport(
         fingerprint=imatrix.fingerprint,
@@ -153,6 +149,6 @@ def imatrix_report(workspace: Workspace, model: OpenedModel, imatrix: Imatrix, l
         n_tensors=len(imatrix.entries),
         missing_tensors=tuple(name for name in needed if name not in imatrix.entries),
         left_out=left_out,
-        unseen_tensors=tuple(name for name, entry in seen.items() if not entry.counts.any()),
-        statistics=tuple(imatrices.statistics(replace(imatrix, entries=seen))),
+        unseen_tensors=tuple(name for name, entry in seen.entries.items() if not entry.counts.any()),
+        statistics=tuple(imatrices.statistics(seen)),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -10,12 +9,11 @@ from typing import ClassVar
 
 from quantailor.analysis.importance import imatrix as imatrices
 from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings, measure_model
-from quantailor.errors import TensorNotFoundError
+from quantailor.evidence.measurements import chosen_tensors
 from quantailor.ggml import library
-from quantailor.models.source import ModelSource
 from quantailor.qtypes import IMATRIX_EXEMPT
-from quantailor.records import TensorInfo, WeightError
-from quantailor.session import Workspace, quantizable_tensors
+from quantailor.records import WeightError
+from quantailor.session import Workspace
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Screen, StepResult, WeightedStep
 from quantailor.store import MeasurementKey
@@ -104,17 +102,3 @@ def _measure_result(
 def known_types(names: Collection[str]) -> tuple[str, ...]:
     """The types asked for, as ggml spells them; all for none. Raises TypeUnavailableError for an unknown one."""
     return tuple(dict.fromkeys(library.type_named(name).name for name in names)) or tuple(library.types())
-
-
-def chosen_tensors(source: ModelSource, patterns: Collection[str]) -> list[TensorInfo]:
-    """The quantizable tensors that match a role or a glob; all for none. Raises TensorNotFoundError where none matches."""
-
-    def matches(tensor: TensorInfo) -> bool:
-        return not patterns or any(tensor.role == pattern or fnmatch.fnmatchcase(tensor.name, pattern) for pattern in patterns)
-
-    chosen = [tensor for tensor in quantizable_tensors(source) if matches(tensor)]
-    if not chosen:
-        raise TensorNotFoundError(
-            f"no quantizable tensor of {source.name} matches {', '.join(patterns)}", remedy="See `quantailor inspect`"
-        )
-    return chosen

@@ -12,12 +12,12 @@ from quantailor.analysis.sensitivity import mean_kld
 from quantailor.costs.needs import Needs
 from quantailor.errors import StrategyError
 from quantailor.evidence.knowledge import Knowledge, errors_by_tensor, load_knowledge
-from quantailor.evidence.measurements import Measured, usual_types
+from quantailor.evidence.measurements import Measured, chosen_tensors, usual_types
 from quantailor.ggml import library
 from quantailor.models.abilities import require_predictions
 from quantailor.records import Mix, SwapCell, TensorInfo
 from quantailor.session import OpenedModel, Workspace
-from quantailor.steps.measure import chosen_tensors, known_types
+from quantailor.steps.measure import known_types
 from quantailor.steps.probe import null_control
 from quantailor.steps.scoring import Scoring, ScoringStep, measured_with, scoring
 from quantailor.steps.stages import Stages

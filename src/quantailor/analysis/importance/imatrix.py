@@ -19,8 +19,8 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -133,6 +133,16 @@ def seen_part(entry: ImatrixEntry, tensor: TensorInfo) -> ImatrixEntry:
     per_entry, rest = divmod(tensor.n_slices, len(entry.counts))
     counts = np.repeat(entry.counts, per_entry) if not rest else np.full(tensor.n_slices, entry.counts.max())
     return ImatrixEntry(sums, np.where(unseen, 0, counts), None if entry.sum is None else entry.sum.reshape(sums.shape))
+
+
+def as_seen(imatrix: Imatrix, tensors: Sequence[TensorInfo]) -> Imatrix:
+    """An importance matrix with the `seen_part` of every entry that fits one of these tensors."""
+    by_name = {tensor.name: tensor for tensor in tensors}
+    entries = {
+        name: seen_part(entry, by_name[name]) if name in by_name and fits(entry, by_name[name]) else entry
+        for name, entry in imatrix.entries.items()
+    }
+    return replace(imatrix, entries=entries)
 
 
 def _without_holes(importance: Floats) -> Floats:
