@@ -27,6 +27,7 @@ one line. Code raises the most specific class; the faces (command line, GUI) tra
         HubUnreachableError       no network, or the hub does not answer
         HubOfflineError           HF_HUB_OFFLINE forbids it
         DownloadDamagedError      a file whose size or checksum is wrong
+      OptionError               a number that is out of range
       TypeUnavailableError      a tensor cannot take that type
       ImatrixError              an importance matrix that cannot be read or does not fit the model
       CorpusError               a text that cannot be read or is too short
@@ -195,6 +196,10 @@ class DownloadDamagedError(HubError):
     """A file that arrived with another size or checksum than the hub says."""
 
     reason = "damaged"
+
+
+class OptionError(QuantailorError):
+    """A number among the options that is out of range."""
 
 
 class TypeUnavailableError(QuantailorError):

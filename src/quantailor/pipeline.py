@@ -14,6 +14,7 @@ The levels of a study:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,20 +25,25 @@ from quantailor.analysis.corpus import chunk_length, chunks
 from quantailor.analysis.importance.imatrix_file import read_imatrix
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
-from quantailor.errors import OutputError
+from quantailor.errors import OutputError, UnsupportedModelError
 from quantailor.evidence.measurements import usual_types
 from quantailor.evidence.strategies import strategy_imatrix
 from quantailor.evidence.written import recipe
+from quantailor.ggml.reference import preset_name
 from quantailor.models.abilities import require_predictions
 from quantailor.models.gguf_file import GGUFSource
+from quantailor.models.opening import require_unquantized
 from quantailor.records import Strategy
 from quantailor.session import AUTO, CALIBRATION_TEXT, NONE, OpenedModel, Workspace, plain_label
 from quantailor.steps.build import BuildReport, BuildStep
+from quantailor.steps.checks.folder import alone_in, refuse_busy, refuse_other_result
+from quantailor.steps.checks.inputs import check_imatrix, check_plan, check_possible, check_texts
+from quantailor.steps.checks.limits import constraints_of
 from quantailor.steps.convert import ConvertStep, WholeStep, with_base, with_known_base
 from quantailor.steps.imatrix import ImatrixStep, use_imatrix
 from quantailor.steps.measure import MeasureResult, MeasureStep, known_types
 from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX
-from quantailor.steps.plan import PlanOptions, PlanResult, choose, plan_result
+from quantailor.steps.plan import PlanOptions, PlanResult, choose, plan_result, target_of
 from quantailor.steps.probe import DEFAULT_PROBE_CHUNKS, Grouping, ProbeResult, ProbeStep
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Answer, Screen, StepResult
@@ -91,6 +97,20 @@ class PipelineStep(WholeStep[Answer]):
     text: str | None = None
     """None means the calibration text that ships with Quantailor."""
     allow_requantize: bool = False
+
+    def check(self, workspace: Workspace) -> None:
+        """What can be read without work. Raises QuantailorError."""
+        super(PipelineStep, self).check(workspace)
+        check_texts(self.text)
+        check_imatrix(self.imatrix)
+        known_types(self.types)
+        if self.hub is None:
+            with contextlib.suppress(UnsupportedModelError), workspace.model(self.model, allow_requantize=True) as model:
+                require_unquantized(model.source, allow_requantize=self.allow_requantize)
+                self.check_model(model)
+
+    def check_model(self, model: OpenedModel) -> None:
+        """The same of a model that is here. Raises QuantailorError."""
 
     def imatrix_step(self, base: str, n_chunks: int | None, output: Path | None = None) -> ImatrixStep:
         """The computation of its importance matrix."""
@@ -342,13 +362,46 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
     verify: bool = True
     """Without it, and where nothing else runs the model, a checkpoint needs no base."""
     verify_text: str | None = None
+    overwrite: bool = False
+    """Replace the result of another make in the directory."""
     chunks: int | None = None
     against: tuple[str, ...] | None = None
     """As of `VerifyStep`."""
 
+    def check(self, workspace: Workspace) -> None:
+        """What can be read without work: texts, names, the plan. Raises QuantailorError."""
+        super(MakeStep, self).check(workspace)
+        refuse_busy(self.folder)
+        check_texts(self.verify_text)
+        check_plan(self.plan)
+        for name in self.against or ():
+            preset_name(name)
+
+    def check_model(self, model: OpenedModel) -> None:
+        """Whether any types could meet the plan. Raises StrategyError."""
+        self.refuse_other_result(model)
+        check_possible(model, self.plan_options, known_types(self.types), has_imatrix=self.imatrix != NONE)
+
+    def refuse_other_result(self, model: OpenedModel) -> None:
+        """Raise OutputError where the directory holds the result of something else that may not be replaced."""
+        if self.overwrite:
+            return
+        asked = target_of(self.plan)
+        if self.plan.like is not None:
+            asked["like"] = preset_name(self.plan.like)
+        limits = constraints_of(self.plan_options).as_parameters()
+        refuse_other_result(self.strategy_path, model.fingerprint, self.plan.method, asked, limits)
+
     @property
     def folder(self) -> Path:
         return Path(self.output)
+
+    @property
+    def plan_options(self) -> PlanOptions:
+        """What the plan is asked for: only the types that are measured, where some were named."""
+        if self.types and all("=" in text for text in self.plan.allow):
+            return dataclasses.replace(self.plan, allow=(*self.plan.allow, ",".join(self.types)))
+        return self.plan
 
     @property
     def probed(self) -> bool:
@@ -366,10 +419,17 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
             raise OutputError(
                 f"cannot create {self.folder}: {error.strerror or error}", remedy="Choose another directory with -o"
             ) from error
+        with alone_in(self.folder, workspace):
+            return self.make(workspace, stages)
+
+    def make(self, workspace: Workspace, stages: Stages) -> MakeResult:
+        """The parts of `run`, alone in the directory."""
         step = with_base(workspace, self, self.folder / "base.gguf", stages, overwrite=True)
         if step.probed or step.verify:
             with workspace.source(step.model) as source:
                 require_predictions(source)
+        with workspace.model(step.model, allow_requantize=True) as model:
+            step.refuse_other_result(model)
         known = step.known_imatrix(workspace)
         if known not in (None, NONE):
             read_imatrix(Path(known))  # one that cannot be read stops the run before anything is written
@@ -440,9 +500,7 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         self, workspace: Workspace, weights: str, imatrix: str, evidence: str | None, stages: Stages
     ) -> tuple[Strategy, PlanResult]:
         """Plan on its own probes, with the types that were asked for and no others, whatever else was measured; and write the strategy."""
-        options = dataclasses.replace(self.plan, evidence=evidence)
-        if self.types and all("=" in text for text in options.allow):
-            options = dataclasses.replace(options, allow=(*options.allow, ",".join(self.types)))
+        options = dataclasses.replace(self.plan_options, evidence=evidence)
         control = stages.begin("plan")
         with workspace.model(weights) as model:
             strategy, preset_size, grounds = choose(workspace, model, options, imatrix=imatrix, exhaustive=self.exhaustive)
@@ -481,6 +539,7 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
             chunks=self.chunks,
             imatrix=imatrix,
             output=str(self.folder / "verdict"),
+            overwrite=True,
             compute=self.compute,
         )
 

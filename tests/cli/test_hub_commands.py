@@ -23,7 +23,7 @@ from faults import MOST_MOMENTS, Ended, Forked
 from quantailor.app.jobs import pause_job, resume_job, run_job, show_job, submit
 from quantailor.errors import Paused
 from quantailor.session import Workspace
-from quantailor.steps.download import DownloadResult, DownloadStep
+from quantailor.steps.hub.download import DownloadResult, DownloadStep
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

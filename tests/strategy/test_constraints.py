@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from quantailor.errors import InfeasibleError, StrategyError
+from quantailor.errors import InfeasibleError, OptionError, StrategyError
 from quantailor.records import Cell, TensorCells
 from quantailor.strategy.constraints import (
     Budget,
@@ -164,6 +164,7 @@ def test_the_command_lines_strings() -> None:
     assert parse_bits("output=6") == ("output", 6.0)
     assert parse_tie(" qkv ") == "qkv"
     assert parse_budget("layer:0-3=1000") == Budget("layer:0-3", 1000)
+    assert parse_budget("layer:0-3=2GiB") == Budget("layer:0-3", 2**31)
 
 
 @pytest.mark.parametrize("text", ["attn_v", "=Q6_K", "attn_v="])
@@ -183,7 +184,7 @@ def test_other_bad_strings() -> None:
         parse_tie("re:(")
     with pytest.raises(StrategyError, match="not a range of layers"):
         matches("layer:x", "blk.0.attn_q.weight")
-    with pytest.raises(StrategyError, match="not a size in bytes"):
+    with pytest.raises(OptionError, match="'many' is not a size"):
         parse_budget("layer:0=many")
 
 

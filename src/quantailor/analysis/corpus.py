@@ -58,7 +58,7 @@ def load_corpus(model_path: Path, text_path: Path) -> Corpus:
         CorpusError: the text cannot be read, is empty or not UTF-8.
         InferenceError: llama.cpp cannot read the model's vocabulary.
     """
-    text, sha256 = _read(text_path)
+    text, sha256 = read_text(text_path)
     try:
         tokens, bos = _tokenized(model_path, _version(model_path), text)
     except CrashError as error:
@@ -71,8 +71,8 @@ def load_corpus(model_path: Path, text_path: Path) -> Corpus:
     return Corpus(text_path.name, sha256, tokens, bos)
 
 
-def _read(text_path: Path) -> tuple[str, str]:
-    """The text without its last newline, and the SHA-256 of its bytes."""
+def read_text(text_path: Path) -> tuple[str, str]:
+    """The text without its last newline, and the SHA-256 of its bytes. Raises CorpusError, as `load_corpus` does."""
     try:
         data = text_path.read_bytes()
     except OSError as error:

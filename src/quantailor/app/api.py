@@ -29,7 +29,7 @@ from quantailor.records import Strategy, TensorInfo, Verdict
 from quantailor.session import AUTO, Workspace
 from quantailor.steps.build import BuildReport, BuildStep
 from quantailor.steps.convert import ConvertStep
-from quantailor.steps.download import DownloadResult, DownloadStep
+from quantailor.steps.hub.download import DownloadResult, DownloadStep
 from quantailor.steps.imatrix import ImatrixReport, ImatrixStep, use_imatrix
 from quantailor.steps.measure import MeasureResult, MeasureStep
 from quantailor.steps.options import DEFAULT_N_CTX, Compute, absolute

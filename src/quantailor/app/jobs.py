@@ -16,7 +16,7 @@ from quantailor.costs.needs import shortfalls
 from quantailor.errors import JobError, QuantailorError, ResourceError
 from quantailor.jobs import Job, JobControl, Listener, reconcile
 from quantailor.session import Workspace
-from quantailor.steps.download import with_model_here
+from quantailor.steps.hub.download import with_model_here
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import ModelStep, Step, StepResult, from_json, to_json, unit_of
 
@@ -103,8 +103,10 @@ def job_lines(workspace: Workspace, job_id: int, *, after: int = 0) -> list[JobL
 def submit(workspace: Workspace, step: Step[StepResult]) -> int:
     """Queue a job for the step and return its number; an unfinished job for the same step is taken up again.
 
-    Raises JobError where another process is at that very step now, ResourceError where disk or memory fall short (`preflight`).
+    Raises JobError where another process is at that very step now, ResourceError where disk or memory fall short (`preflight`), and what
+    the step's own check finds wrong.
     """
+    _check(workspace, step)
     store = workspace.store
     jobs.reconcile(store)
     arguments = json.loads(to_json(step))
@@ -117,6 +119,11 @@ def submit(workspace: Workspace, step: Step[StepResult]) -> int:
         return jobs.resume(store, job.id).id
     _require_resources(workspace, step)
     return store.jobs.create(step.kind, arguments).id
+
+
+def _check(workspace: Workspace, step: Step[StepResult]) -> None:
+    with workspace.keeping_models():
+        step.check(workspace)
 
 
 def preflight(workspace: Workspace, step: Step[StepResult]) -> tuple[str, ...]:
@@ -155,6 +162,7 @@ def run_job(
         with workspace.keeping_models(), workspace.watched(stages.begin):
             ready, origin = with_model_here(workspace, step, stages)
             if origin is not None:
+                ready.check(workspace)
                 _require_resources(workspace, ready)
             result = ready.run(workspace, stages)
         results.append(result if origin is None else dataclasses.replace(result, origin=origin))

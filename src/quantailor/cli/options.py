@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,6 +33,12 @@ def model_path(text: str) -> Path:
         return Path(text).absolute()
 
 
+def number(of: str, *names: str, help: str, panel: str | None = None, least: float | None = None) -> Any:
+    """A numeric option with the range that the field of the steps has, or one that begins at `least`."""
+    low, high = options.RANGES[of]
+    return typer.Option(*names, min=low if least is None else least, max=high, help=help, rich_help_panel=panel)
+
+
 Home = Annotated[
     Path | None,
     typer.Option("--home", envvar="QUANTAILOR_HOME", help="Where the store, logs and references live.", rich_help_panel="Common"),
@@ -50,7 +56,7 @@ Evidence = Annotated[
     str | None, typer.Option("--evidence", help="The probes to stand on, as `status` names them; by default those that cover most.")
 ]
 Types = Annotated[str | None, typer.Option("--types", help="Types, separated by commas; all that ggml can write by default.")]
-Context = Annotated[int, typer.Option("--n-ctx", min=32, help="Tokens in a chunk.")]
+Context = Annotated[int, number("n_ctx", "--n-ctx", help="Tokens in a chunk.")]
 Base = Annotated[Path, typer.Argument(metavar="BASE", help="A 16-bit GGUF file (the first shard if it has several).")]
 Source = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file or a Hugging Face directory.")]
 Model = Annotated[
@@ -63,7 +69,7 @@ Runnable = Annotated[
     ),
 ]
 Text = Annotated[Path | None, typer.Option("--file", "-f", help="Text to use instead of the one that ships with Quantailor.")]
-Chunks = Annotated[int | None, typer.Option("--chunks", min=1, help="Use at most this many chunks of the text.")]
+Chunks = Annotated[int | None, number("chunks", "--chunks", help="Use at most this many chunks of the text.")]
 Against = Annotated[
     str | None,
     typer.Option(
@@ -71,7 +77,7 @@ Against = Annotated[
         help="llama.cpp presets to compare with, separated by commas; by default those around the file's size, and that of --like.",
     ),
 ]
-ProbeChunks = Annotated[int, typer.Option("--probe-chunks", min=1, help="Chunks for probes, at most.")]
+ProbeChunks = Annotated[int, number("probe_chunks", "--probe-chunks", help="Chunks for probes, at most.")]
 Group = Annotated[Grouping, typer.Option("--group", help="Probe every tensor, a role by quarters of the depth, or whole roles.")]
 
 Converter = Annotated[
@@ -98,6 +104,9 @@ TrustRemoteCode = Annotated[
 ]
 
 
+ThreadCount = Annotated[int | None, number("n_threads", "--threads", help="Threads; all cores by default.", panel="Common")]
+
+
 # Groups of options; see `root.command`
 
 
@@ -105,7 +114,7 @@ TrustRemoteCode = Annotated[
 class Threads:
     """What a command that needs no inference may use of the machine."""
 
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads; all cores by default.", rich_help_panel="Common")] = None
+    threads: ThreadCount = None
 
     @property
     def compute(self) -> Compute:
@@ -116,10 +125,8 @@ class Threads:
 class Machine:
     """What a command that runs the model may use."""
 
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads; all cores by default.", rich_help_panel="Common")] = None
-    gpu_layers: Annotated[
-        int, typer.Option("--gpu-layers", "-ngl", min=0, help="Layers on the GPU, for inference.", rich_help_panel="Common")
-    ] = 0
+    threads: ThreadCount = None
+    gpu_layers: Annotated[int, number("n_gpu_layers", "--gpu-layers", "-ngl", help="Layers on the GPU, for inference.", panel="Common")] = 0
 
     @property
     def compute(self) -> Compute:

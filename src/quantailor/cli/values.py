@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import typer
 
 from quantailor.app.steps import AUTO, NONE, REPO, absolute
-
-_UNITS = {"": 1, "B": 1}
-for _power, _letter in enumerate("KMGT", start=1):
-    _UNITS[f"{_letter}IB"] = 1024**_power
-    _UNITS[f"{_letter}B"] = 1000**_power
-_SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*")
+from quantailor.errors import OptionError
+from quantailor.present import words
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "4.2GiB", "700 MB" or "123456"; raises typer.BadParameter."""
-    match = _SIZE.fullmatch(text)
-    if not match or match.group(2).upper() not in _UNITS:
-        raise typer.BadParameter(f"{text!r} is not a size; write for example 4.2GiB, 700MB or 123456")
-    size = int(float(match.group(1)) * _UNITS[match.group(2).upper()])
-    if size <= 0:
-        raise typer.BadParameter(f"{text!r}: a size must be more than zero")
-    return size
+    """Bytes of "4.2GiB", "700 MB", "4G" or "123456"; raises typer.BadParameter."""
+    try:
+        return words.parse_size(text)
+    except OptionError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def split_list(text: str | None) -> tuple[str, ...]:

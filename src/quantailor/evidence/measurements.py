@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from quantailor.records import Cell, TensorCells, TensorInfo, WeightError
 from quantailor.session import AUTO, NONE, OpenedModel, Workspace, quantizable_tensors
 from quantailor.store import MeasurementKey
 from quantailor.strategy.choose import ModelFacts
+from quantailor.strategy.constraints import matches
 
 UNUSUAL_TYPES = frozenset({"TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "MXFP4", "NVFP4"})
 """Types that a plan uses only where the user allows them: made for weights trained that way, or run by few backends."""
@@ -29,17 +29,15 @@ def usual_types() -> tuple[str, ...]:
 
 
 def chosen_tensors(source: ModelSource, patterns: Collection[str]) -> list[TensorInfo]:
-    """The quantizable tensors that match a role or a glob; all for none. Raises TensorNotFoundError where none matches."""
+    """The quantizable tensors that patterns select, as those of constraints do; all for none.
 
-    def matches(tensor: TensorInfo) -> bool:
-        return not patterns or any(tensor.role == pattern or fnmatch.fnmatchcase(tensor.name, pattern) for pattern in patterns)
-
-    chosen = [tensor for tensor in quantizable_tensors(source) if matches(tensor)]
-    if not chosen:
-        raise TensorNotFoundError(
-            f"no quantizable tensor of {source.name} matches {', '.join(patterns)}", remedy="See `quantailor inspect`"
-        )
-    return chosen
+    Raises TensorNotFoundError for a pattern that selects none.
+    """
+    tensors = quantizable_tensors(source)
+    for pattern in patterns:
+        if not any(matches(pattern, tensor.name) for tensor in tensors):
+            raise TensorNotFoundError(f"no quantizable tensor of {source.name} matches {pattern}", remedy="See `quantailor inspect`")
+    return [tensor for tensor in tensors if not patterns or any(matches(pattern, tensor.name) for pattern in patterns)]
 
 
 @dataclass(frozen=True)

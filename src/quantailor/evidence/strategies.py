@@ -8,7 +8,7 @@ from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.errors import StrategyError, StrategyMismatchError
 from quantailor.ggml import library
 from quantailor.records import Strategy
-from quantailor.session import AUTO, OpenedModel, Workspace
+from quantailor.session import AUTO, OpenedModel, Workspace, quantizable_tensors
 from quantailor.store import StrategyRecord
 from quantailor.strategy import file as strategy_file
 
@@ -46,6 +46,21 @@ def require_fit(strategy: Strategy, model: OpenedModel) -> None:
         raise StrategyMismatchError(
             f"the strategy was made for {strategy.model_name or strategy.model_fingerprint[:12]}, not for {model.source.name}",
             remedy="Give the base it was made for",
+        )
+
+
+def require_whole(strategy: Strategy, model: OpenedModel) -> None:
+    """Raise StrategyMismatchError where a strategy is another model's, or leaves out tensors whose type is a choice."""
+    require_fit(strategy, model)
+    named = strategy.types
+    missing = [tensor for tensor in quantizable_tensors(model.source) if tensor.name not in named]
+    if missing:
+        first = missing[0]
+        what = first.name if len(missing) == 1 else f"{len(missing)} tensors, {first.name} among them"
+        types = " or ".join(dict.fromkeys(tensor.type_name for tensor in missing))
+        raise StrategyMismatchError(
+            f"the strategy says nothing of {what}, which would stay {types}",
+            remedy=f"Add a line such as `{first.name}: Q8_0`, or {first.type_name} to keep it as it is",
         )
 
 

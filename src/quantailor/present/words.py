@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Collection, Sequence
 
+from quantailor.errors import OptionError
 from quantailor.records import Estimate, Grounds
 
 Z95 = 1.96
@@ -210,3 +212,29 @@ def nearest(name: str, known: Collection[str]) -> str:
     close = difflib.get_close_matches(name.upper(), sorted(known), n=3)
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
     return f"{hint}Known: {', '.join(known)}"
+
+
+_UNITS = {"": 1, "B": 1} | {
+    letter + ending: base**exponent
+    for exponent, letter in enumerate("KMGT", start=1)
+    for ending, base in (("", 1000), ("B", 1000), ("I", 1024), ("IB", 1024))
+}
+_SIZE = re.compile(r"\s*([0-9]+(?:[_,][0-9]{3})*(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]*)\s*")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "4.2GiB", "700 MB", "4G", "4_000_000" or "4,000,000"; G is GB, 1000^3 bytes, and only GiB is 1024^3.
+
+    Raises:
+        OptionError: it is no size, or not from 1 byte to 1 EiB.
+    """
+    match = _SIZE.fullmatch(text)
+    unit = None if match is None else _UNITS.get(match[2].upper())
+    if match is None or unit is None:
+        remedy = "Write for example 4.2GiB (1024^3 bytes each), 700MB or 700M (1000^2 bytes each), or 123456"
+        raise OptionError(f"{text!r} is not a size", remedy=remedy)
+    number = re.sub("[_,]", "", match[1])
+    size = int(number) * unit if number.isdecimal() else int(float(number) * unit)
+    if not 1 <= size <= 2**60:
+        raise OptionError(f"{text!r} is not a size of a file", remedy="Give a size from 1 byte to 1,048,576 TiB")
+    return size

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from quantailor import files
 from quantailor.costs.needs import Needs
-from quantailor.evidence.strategies import strategy_imatrix, strategy_of
+from quantailor.evidence.strategies import require_whole, strategy_imatrix, strategy_of
 from quantailor.evidence.written import recipe
 from quantailor.making import building
 from quantailor.session import Workspace
@@ -45,10 +46,21 @@ class BuildStep(WeightedStep[BuildReport], kind="build", result=BuildReport):
     verdict: str | None = None
     """Where a verdict on an earlier file lies, if not beside it: it goes with that file."""
 
+    def check(self, workspace: Workspace) -> None:
+        """The strategy, and that the output may be written. Raises StrategyError, OutputError, ModelError."""
+        super(BuildStep, self).check(workspace)
+        strategy = strategy_of(workspace, self.strategy)
+        if self.split_max_bytes is None:
+            files.refuse_existing(Path(self.output), overwrite=self.overwrite)
+        if self.hub is None:
+            with workspace.model(self.base, allow_requantize=self.allow_requantize) as model:
+                require_whole(strategy, model)
+
     def run(self, workspace: Workspace, stages: Stages) -> BuildReport:
         """Write it, and record which strategy it was built from."""
         strategy = strategy_of(workspace, self.strategy)
         with workspace.model(self.base, allow_requantize=self.allow_requantize) as model:
+            require_whole(strategy, model)
             imatrix = strategy_imatrix(workspace, model, strategy, self.imatrix)
             predicted = building.predict(model.source, strategy, imatrix=imatrix, split_max_bytes=self.split_max_bytes)
             result = building.build(

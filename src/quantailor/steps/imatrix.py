@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from quantailor import files
 from quantailor.analysis.corpus import Corpus, chunk_length, chunks
 from quantailor.analysis.importance import imatrix as imatrices
 from quantailor.analysis.importance.imatrix import Imatrix, ImatrixState, ImatrixStatistics
@@ -17,6 +18,7 @@ from quantailor.errors import ImatrixError
 from quantailor.ggml import library
 from quantailor.qtypes import IMATRIX_EXEMPT
 from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, fitted, gguf_path, quantizable_tensors, require_finite
+from quantailor.steps.checks.inputs import check_texts
 from quantailor.steps.options import DEFAULT_N_CTX
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import ModelStep, Screen, StepResult
@@ -81,6 +83,13 @@ class ImatrixStep(ModelStep[ImatrixReport], kind="imatrix", result=ImatrixReport
             if self.output:
                 write_imatrix(imatrix, Path(self.output), overwrite=self.overwrite)
             return imatrix_report(workspace, model, imatrix)
+
+    def check(self, workspace: Workspace) -> None:
+        """The text, and that the output may be written. Raises CorpusError, OutputError."""
+        super(ImatrixStep, self).check(workspace)
+        check_texts(self.text)
+        if self.output is not None:
+            files.refuse_existing(Path(self.output), overwrite=self.overwrite)
 
     def needs(self, workspace: Workspace) -> Needs:
         """Memory for the model as it is."""

@@ -55,6 +55,11 @@ class MeasureStep(WeightedStep[MeasureResult], kind="measure", result=MeasureRes
     exhaustive: bool = False
     allow_requantize: bool = False
 
+    def check(self, workspace: Workspace) -> None:
+        """The types. Raises TypeUnavailableError."""
+        super(MeasureStep, self).check(workspace)
+        known_types(self.types)
+
     def run(self, workspace: Workspace, stages: Stages) -> MeasureResult:
         """Measure every missing cell and store each as it comes."""
         type_names = known_types(self.types)

@@ -22,7 +22,7 @@ from quantailor.ggml.reference import preset_name
 from quantailor.making import building
 from quantailor.records import Grounds, Prediction, Strategy, TensorCells, TensorChoice
 from quantailor.session import AUTO, OpenedModel, Workspace
-from quantailor.steps.planning.limits import constraints_of, too_little
+from quantailor.steps.checks.limits import constraints_of, too_little
 from quantailor.steps.step import StepResult
 from quantailor.store import StrategyRecord
 from quantailor.strategy import file as strategy_file

@@ -92,6 +92,11 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
     anchors: int = DEFAULT_ANCHORS
     """Whole mixes built as files, the first all Q8_0."""
 
+    def check(self, workspace: Workspace) -> None:
+        """The text and the types. Raises CorpusError, TypeUnavailableError."""
+        super(ProbeStep, self).check(workspace)
+        known_types(self.types)
+
     def run(self, workspace: Workspace, stages: Stages) -> ProbeResult:
         """Probe every tensor or group, then measure whole mixes and anchors. Raises InferenceError where no tensor is in the graph."""
         known_types(self.types)

@@ -24,6 +24,7 @@ from quantailor.evidence.measurements import Measured, measured
 from quantailor.ggml import library
 from quantailor.records import ChunkScore, Mix
 from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, gguf_path, quantizable_tensors, require_finite
+from quantailor.steps.checks.inputs import check_texts
 from quantailor.steps.measure import MeasureStep
 from quantailor.steps.options import DEFAULT_N_CTX, Compute
 from quantailor.steps.stages import Stages
@@ -53,6 +54,11 @@ class ScoringStep(WeightedStep[Answer]):
     text: str | None = None
     """None means the calibration text that ships with Quantailor."""
     n_ctx: int = DEFAULT_N_CTX
+
+    def check(self, workspace: Workspace) -> None:
+        """The text. Raises CorpusError."""
+        super(ScoringStep, self).check(workspace)
+        check_texts(self.text)
 
     @property
     def text_path(self) -> Path:

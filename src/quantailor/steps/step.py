@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from quantailor.costs.needs import Needs
 from quantailor.errors import JobError
 from quantailor.session import AUTO, Workspace
+from quantailor.steps.checks.ranges import check_ranges
 from quantailor.steps.options import Compute, HubModel
 from quantailor.steps.stages import Stages
 
@@ -64,6 +65,11 @@ class Step(ABC, Generic[Answer]):
     @abstractmethod
     def run(self, workspace: Workspace, stages: Stages) -> Answer:
         """Do it. What an earlier run stored is not done again."""
+
+    def check(self, workspace: Workspace) -> None:
+        """Refuse, before any work, what can be seen to be wrong: numbers out of range, texts that are not there. Raises QuantailorError."""
+        del workspace
+        check_ranges(self)
 
     def needs(self, workspace: Workspace) -> Needs:
         """What it needs of disk and memory at the least. Raises QuantailorError where `run` will say better what is wrong."""

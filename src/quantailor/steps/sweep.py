@@ -75,6 +75,11 @@ class SweepStep(ScoringStep[SweepResult], kind="sweep", result=SweepResult):
     only_uncertain: bool = False
     """Skip cells that the probes predict closely enough."""
 
+    def check(self, workspace: Workspace) -> None:
+        """The text and the types. Raises CorpusError, TypeUnavailableError."""
+        super(SweepStep, self).check(workspace)
+        known_types(self.types)
+
     def run(self, workspace: Workspace, stages: Stages) -> SweepResult:
         """Measure every missing cell, chunk by chunk; each score is stored as it comes."""
         with workspace.model(self.base) as model:

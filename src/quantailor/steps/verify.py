@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.scores import fidelity
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
+from quantailor.errors import OutputError
 from quantailor.evidence.presets import presets_around
 from quantailor.evidence.strategies import embedded_strategy
 from quantailor.evidence.written import reference
@@ -21,6 +23,7 @@ from quantailor.making import judging
 from quantailor.models.abilities import require_predictions
 from quantailor.records import ChunkScore, Verdict
 from quantailor.session import AUTO, HELDOUT_TEXT, OpenedModel, Workspace, gguf_path, require_finite
+from quantailor.steps.checks.inputs import check_texts
 from quantailor.steps.options import DEFAULT_N_CTX
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Screen, StepResult, WeightedStep
@@ -58,6 +61,8 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
     n_ctx: int = DEFAULT_N_CTX
     output: str | None = None
     """Where the verdict's files go: this path plus .json, .csv, .png and .svg."""
+    overwrite: bool = False
+    """Replace a verdict on another file there."""
 
     def presets(self, workspace: Workspace, model: OpenedModel, imatrix: Imatrix | None) -> tuple[str, ...]:
         """The presets to compare with, as llama.cpp spells them. Raises TypeUnavailableError for an unknown one."""
@@ -67,6 +72,32 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
         embedded = embedded_strategy(workspace, file)
         named = None if embedded is None else embedded.target.get("like")
         return presets_around(model, imatrix, judging.file_size(file)[0], None if named is None else preset_name(str(named)))
+
+    def check(self, workspace: Workspace) -> None:
+        """The text and the presets. Raises CorpusError, TypeUnavailableError."""
+        super(VerifyStep, self).check(workspace)
+        check_texts(self.text)
+        self.refuse_other_verdict()
+        for name in self.against or ():
+            preset_name(name)
+
+    @property
+    def stem(self) -> Path:
+        """Where the verdict's files go, without their endings."""
+        return Path(self.output) if self.output else Path(self.file).with_suffix(".verdict")
+
+    def refuse_other_verdict(self) -> None:
+        """Raise OutputError where a verdict on another file would be replaced."""
+        place = self.stem.with_name(f"{self.stem.name}.json")
+        if self.overwrite or not place.exists():
+            return
+        try:
+            rows = json.loads(place.read_text(encoding="utf-8"))["rows"]
+            there = next(row["label"] for row in rows if row["kind"] == "ours").removesuffix(" (ours)")
+        except (OSError, ValueError, LookupError, TypeError, StopIteration):
+            there = "something else"
+        if there != Path(self.file).stem:
+            raise OutputError(f"{place} is there, and is of {there}", remedy="Choose another name with -o, or give --force to replace it")
 
     def run(self, workspace: Workspace, stages: Stages) -> VerifyResult:
         """Score a file and its references against the base, chunk by chunk, and judge. Stored chunks are not scored again."""
@@ -103,7 +134,7 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
                 workspace.store.record_chunk_scores(keys[name], [score])
             verdict = _judge(workspace, model, keys, candidates, label, len(tokens), corpus_name=corpus.name, n_ctx=n_ctx)
             workspace.store.record_verdict(verdict)
-            written = judging.write_verdict(verdict, Path(self.output) if self.output else ours.with_suffix(".verdict"))
+            written = judging.write_verdict(verdict, self.stem)
             return VerifyResult(verdict, tuple(map(str, written)))
 
     def needs(self, workspace: Workspace) -> Needs:

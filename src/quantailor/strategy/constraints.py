@@ -28,6 +28,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from quantailor.errors import InfeasibleError, StrategyError
+from quantailor.present import words
 from quantailor.records import Cell, TensorCells, layer_of, role_of
 
 ALIGNMENT = 32
@@ -185,14 +186,10 @@ def parse_tie(text: str) -> str:
     return tie
 
 
-def parse_budget(text: str, parse_size: Callable[[str], int] = int) -> Budget:
-    """`layer:0-15=4000000000` -> Budget; `parse_size` may know units. Raises StrategyError for other forms."""
+def parse_budget(text: str) -> Budget:
+    """`layer:0-15=4GiB` -> Budget. Raises StrategyError for other forms, OptionError for what is no size."""
     pattern, size = _split(text, "PATTERN=SIZE, for example layer:0-15=4GiB")
-    try:
-        size_bytes = parse_size(size)
-    except ValueError:
-        raise StrategyError(f"{size!r} is not a size in bytes", remedy="Write PATTERN=SIZE") from None
-    return Budget(pattern, size_bytes)
+    return Budget(pattern, words.parse_size(size))
 
 
 def _split(text: str, form: str) -> tuple[str, str]:

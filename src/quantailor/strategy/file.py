@@ -8,6 +8,8 @@ hand it may be as short as
       blk.0.attn_q.weight: Q4_K
       output.weight: {type: Q6_K, reason: I want it so}
 
+with a line for every tensor whose type is a choice: one that is left out is refused, not kept in silence.
+
 Files are checked against the pydantic models below, whose JSON Schema is `docs/strategy.schema.json`. What
 YAML allows but a strategy has no use for is refused: anchors, duplicate keys, dates, infinities.
 Saving what was loaded gives the same bytes again.

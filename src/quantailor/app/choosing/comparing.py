@@ -17,7 +17,7 @@ from quantailor.evidence.damages import kld_of
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import measured
 from quantailor.evidence.presets import types_of_preset
-from quantailor.evidence.strategies import embedded_strategy, require_fit, strategy_imatrix
+from quantailor.evidence.strategies import embedded_strategy, require_whole, strategy_imatrix
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
 from quantailor.making import building
@@ -154,7 +154,7 @@ def _choice(workspace: Workspace, model: OpenedModel, side: str | Path | Strateg
 
 
 def _strategy_choice(workspace: Workspace, model: OpenedModel, strategy: Strategy, label: str) -> _Choice:
-    require_fit(strategy, model)
+    require_whole(strategy, model)
     matrix = strategy_imatrix(workspace, model, strategy, AUTO)
     size = building.predict(model.source, strategy, imatrix=matrix).file_size_bytes
     types = {tensor.name: strategy.types.get(tensor.name, tensor.type_name) for tensor in model.source.tensors}

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from quantailor import files
 from quantailor.app.choosing.planner import Planner
 from quantailor.errors import StoreError, StrategyError
+from quantailor.evidence.strategies import require_whole
 from quantailor.records import Prediction, Strategy
 from quantailor.session import AUTO, Workspace
 from quantailor.steps.plan import PlanOptions
@@ -147,6 +148,9 @@ class Draft:
     def load_strategy(self, desk: Planner, strategy: Strategy, name: str) -> str:
         """Take over a strategy, its pins included. Raises StrategyError, and changes nothing, where it is another model's."""
         desk.refuse_other_model(strategy)
+        require_whole(strategy, desk.model)
+        # Tensors that wait to be measured stay as they are, which a strategy that was saved meanwhile says.
+        strategy = dataclasses.replace(strategy, tensors=tuple(choice for choice in strategy.tensors if not desk.waits_for(choice)))
         for tensor, type_name in strategy.types.items():
             desk.check(tensor, type_name)
         self.origin = strategy
@@ -322,7 +326,7 @@ def save_draft(workspace: Workspace, base: Path, name: str, output: Path, *, ove
         if draft is None:
             known = ", ".join(item.name for item in list_drafts(workspace, desk.model.fingerprint)) or "none"
             raise StrategyError(f"there is no draft {name!r}", remedy=f"Known: {known}")
-        strategy = draft.strategy(desk)
+        strategy = desk.whole(draft.strategy(desk))
     save_strategy(strategy, output, overwrite=overwrite)
     return strategy
 
@@ -354,7 +358,7 @@ def edit(
             if not names:
                 raise StrategyError(f"the pattern {pattern} matches no tensor", remedy="`inspect` lists the names")
             draft.set_type(desk, names, type_name.upper())
-        edited = draft.strategy(desk)
+        edited = desk.whole(draft.strategy(desk))
     save_strategy(edited, output, overwrite=overwrite)
     if edited.prediction is None:
         raise StrategyError("the strategy has no prediction")

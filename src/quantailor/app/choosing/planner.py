@@ -28,14 +28,15 @@ from quantailor.qtypes import availability
 from quantailor.records import Cell, Grounds, Prediction, Strategy, TensorCells, TensorChoice
 from quantailor.session import AUTO, OpenedModel, Workspace, quantizable_tensors
 from quantailor.steps import plan
+from quantailor.steps.checks.limits import constraints_of
 from quantailor.steps.plan import Evidence, PlanOptions
-from quantailor.steps.planning.limits import constraints_of
 from quantailor.strategy import choose
 from quantailor.strategy.constraints import matches, padded
 from quantailor.strategy.rules.optimal import OptimumBySize
 
 BY_HAND = "set by hand"
 KEPT = "kept from before"
+NOT_MEASURED = "not measured yet, stays as it is"
 _KEPT_DIALS = 4
 Pins = Mapping[str, str]
 """Tensor -> type that it keeps."""
@@ -250,6 +251,25 @@ class Planner:
                 prediction=None,
             )
             return self._priced(strategy)
+
+    def waits_for(self, choice: TensorChoice) -> bool:
+        """Whether a choice keeps a tensor as it is that is not measured yet."""
+        waiting = {tensor.name: tensor.type_name for tensor in quantizable_tensors(self.model.source) if tensor.name not in self._cells}
+        return waiting.get(choice.name) == choice.type_name
+
+    def whole(self, strategy: Strategy) -> Strategy:
+        """The strategy with every tensor whose type is a choice: those that wait to be measured stay as they are."""
+        named = strategy.types
+        waiting = [
+            TensorChoice(tensor.name, tensor.type_name, NOT_MEASURED)
+            for tensor in quantizable_tensors(self.model.source)
+            if tensor.name not in named
+        ]
+        if not waiting or strategy.prediction is None:
+            return strategy
+        full = dataclasses.replace(strategy, tensors=(*strategy.tensors, *waiting))
+        size = building.predict_layout(self.model.source, full, imatrix=self._evidence.matrix).size_bytes
+        return dataclasses.replace(full, prediction=dataclasses.replace(strategy.prediction, file_size_bytes=size))
 
     def current(self, strategy: Strategy) -> Strategy:
         """A strategy of this model with what is predicted for it now: itself, unless more was measured or it tells no prediction."""

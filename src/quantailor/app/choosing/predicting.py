@@ -12,7 +12,7 @@ from quantailor.evidence.damages import kld_of, require_probes, with_kld_of
 from quantailor.evidence.grounds import measure_command
 from quantailor.evidence.knowledge import Knowledge
 from quantailor.evidence.measurements import Measured, measured, measured_for
-from quantailor.evidence.strategies import require_fit, strategy_imatrix
+from quantailor.evidence.strategies import require_whole, strategy_imatrix
 from quantailor.ggml import library
 from quantailor.making import building
 from quantailor.records import Estimate, Grounds, Prediction, Strategy
@@ -58,7 +58,7 @@ def predict(workspace: Workspace, base: Path, strategy: Strategy, *, name: str =
             not measured.
     """
     with workspace.model(base) as model:
-        require_fit(strategy, model)
+        require_whole(strategy, model)
         imatrix = strategy_imatrix(workspace, model, strategy, AUTO)
         # A strategy that tells nothing of its importance matrix was written by hand or by another program.
         is_told = imatrix is not None or "imatrix" in strategy.inputs

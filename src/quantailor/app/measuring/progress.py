@@ -31,7 +31,7 @@ from quantailor.pipeline import StudyStep
 from quantailor.qtypes import never_quantized
 from quantailor.records import Grounds, Sensitivity, TensorInfo, WeightError
 from quantailor.session import NONE, Workspace
-from quantailor.steps.download import STAGES
+from quantailor.steps.hub.download import STAGES
 from quantailor.steps.measure import MeasureStep, known_types
 from quantailor.steps.step import from_json, kinds
 from quantailor.store import MeasurementKey
@@ -122,11 +122,15 @@ class MeasuredType:
 
 
 def measurement_map(workspace: Workspace, fingerprint: str, *, type_name: str = COMMON_TYPE) -> MeasurementMap:
-    """A model's measurement now; errors at `type_name` where it is measured. Raises ModelError for an unknown model."""
+    """A model's measurement now; errors at `type_name`, or at the measured type that is nearest to it.
+
+    Raises ModelError for an unknown model, TypeUnavailableError for a type that does not exist.
+    """
+    wanted = library.type_named(type_name).name
     watch = MeasurementWatch(workspace, fingerprint)
     watch.look()
     watch.look_at_probes()
-    return watch.map(type_name)
+    return watch.map(wanted)
 
 
 def role_bands(workspace: Workspace, fingerprint: str) -> tuple[RoleBand, ...]:

@@ -20,7 +20,7 @@ from quantailor.app.products.verdicts import StoredVerdict, list_verdicts, verdi
 from quantailor.control import QUIET, Control
 from quantailor.costs.needs import Needs, shortfalls
 from quantailor.errors import OutputError, QuantailorError, StrategyError
-from quantailor.evidence.strategies import embedded_strategy, require_fit, strategy_imatrix
+from quantailor.evidence.strategies import embedded_strategy, require_whole, strategy_imatrix
 from quantailor.ggml import library
 from quantailor.making import building, judging
 from quantailor.models.source import ModelSource
@@ -151,7 +151,7 @@ def chosen_strategy(workspace: Workspace, base: Path, choice: StrategyChoice, *,
             return _drafted(workspace, opened, choice.name)
     strategy = _from_store(workspace, choice.name) if choice.kind == "stored" else read_strategy(workspace, Path(choice.name))
     with workspace.model(base) as model:
-        require_fit(strategy, model)
+        require_whole(strategy, model)
     return strategy
 
 
@@ -159,7 +159,7 @@ def _drafted(workspace: Workspace, desk: Planner, name: str) -> Strategy:
     draft = Draft.load(workspace, desk, name)
     if draft is None:
         raise StrategyError(f"there is no draft {name!r}", remedy="Choose another, or make one on the Choose screen")
-    return draft.strategy(desk)
+    return desk.whole(draft.strategy(desk))
 
 
 def _from_store(workspace: Workspace, fingerprint: str) -> Strategy:
@@ -190,7 +190,7 @@ def build_offer(workspace: Workspace, wish: BuildWish) -> BuildOffer:
         ImatrixError: the importance matrix that the strategy was made with is gone.
     """
     with workspace.model(wish.base) as model:
-        require_fit(wish.strategy, model)
+        require_whole(wish.strategy, model)
         imatrix = strategy_imatrix(workspace, model, wish.strategy, AUTO)
         layout = building.predict_layout(model.source, wish.strategy, imatrix=imatrix, split_max_bytes=wish.split_max_bytes)
         predicted = building.predict(model.source, wish.strategy, imatrix=imatrix, split_max_bytes=wish.split_max_bytes)

@@ -13,7 +13,7 @@ from typing import Literal
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.control import QUIET, Control
 from quantailor.errors import ModelError
-from quantailor.evidence.strategies import require_fit, strategy_imatrix
+from quantailor.evidence.strategies import require_whole, strategy_imatrix
 from quantailor.making import building
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_format import aligned, alignment_of, parse_header
@@ -89,7 +89,7 @@ def check_build(workspace: Workspace, base: Path, strategy: Strategy, file: Path
         ModelError: the file cannot be read, or a part of it is missing.
     """
     with workspace.model(base, allow_requantize=True) as model:
-        require_fit(strategy, model)
+        require_whole(strategy, model)
         imatrix = strategy_imatrix(workspace, model, strategy, AUTO)
         expected = building.output_tensors(model.source, strategy.types, imatrix=imatrix)
         found = _opened(workspace, file)

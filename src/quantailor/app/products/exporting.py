@@ -11,7 +11,7 @@ from typing import Literal
 
 from quantailor import files, jobs
 from quantailor.errors import ModelError, StrategyError
-from quantailor.evidence.strategies import embedded_strategy, require_fit, strategy_imatrix
+from quantailor.evidence.strategies import embedded_strategy, require_whole, strategy_imatrix
 from quantailor.ggml import library
 from quantailor.making import building
 from quantailor.qtypes import IMATRIX_REQUIRED, UNQUANTIZED
@@ -107,7 +107,7 @@ def llama_quantize_command(
         UnsupportedModelError: the base is not a GGUF file.
     """
     with workspace.model(base, allow_requantize=True) as model:
-        require_fit(strategy, model)
+        require_whole(strategy, model)
         matrix = strategy_imatrix(workspace, model, strategy, imatrix)
         building.output_tensors(model.source, strategy.types, imatrix=matrix)
         file = None if matrix is None else workspace.imatrix_path(model.fingerprint, matrix.fingerprint)

@@ -15,7 +15,7 @@ from quantailor.cli.output import console, table
 from quantailor.cli.root import command
 from quantailor.present import words
 
-TypeOption = Annotated[str, typer.Option("--type", help="The type at which tensors are compared.")]
+TypeOption = Annotated[str, typer.Option("--type", help="The type at which tensors are compared, or the measured type nearest to it.")]
 
 
 @command(epilog="Example: quantailor status base.gguf")
@@ -27,7 +27,7 @@ def status(
     """How far the measurement of a model has come: cells, tensors, probes, its running job, and the errors by role so far."""
     with answer.workspace() as workspace:
         fingerprint = open_project(workspace, model).fingerprint
-        found = measurement_map(workspace, fingerprint, type_name=type_name.upper())
+        found = measurement_map(workspace, fingerprint, type_name=type_name)
     answer.tell("status", found, lambda: _show(found))
 
 

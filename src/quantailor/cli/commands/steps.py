@@ -181,12 +181,16 @@ def measure(
     run.execute(task)
 
 
-Size = Annotated[str | None, typer.Option("--size", help="Size of the file, e.g. 4.2GiB.", rich_help_panel="Target")]
-Bpw = Annotated[float | None, typer.Option("--bpw", help="Bits per weight over all tensors.", rich_help_panel="Target")]
+Size = Annotated[
+    str | None, typer.Option("--size", help="Size of the file: 4.2GiB (1024^3), 4.2GB or 4.2G (1000^3).", rich_help_panel="Target")
+]
+Bpw = Annotated[float | None, options.number("bits_per_weight", "--bpw", help="Bits per weight over all tensors.", panel="Target")]
 Like = Annotated[str | None, typer.Option("--like", help="As large as this preset's file, e.g. Q4_K_M.", rich_help_panel="Target")]
 Kld = Annotated[
     float | None,
-    typer.Option("--kld", help="The smallest file whose predicted mean KL divergence (nats) is at most this.", rich_help_panel="Target"),
+    options.number(
+        "kld_nats", "--kld", help="The smallest file whose predicted mean KL divergence (nats) is at most this.", panel="Target"
+    ),
 ]
 BasisOption = Annotated[
     BasisWish,
@@ -220,17 +224,13 @@ class TargetOptions:
     kld: Kld = None
 
     def target(self, *, needed: bool) -> Target:
-        """The part of a plan's options. Raises typer.BadParameter for more than one target, none where one is needed, or a bad value."""
+        """The part of a plan's options. Raises typer.BadParameter for two targets, none where one is needed, or what is no size."""
         values = {"--size": self.size, "--bpw": self.bpw, "--like": self.like, "--kld": self.kld}
         given = [name for name, value in values.items() if value is not None]
         if len(given) > 1:
             raise typer.BadParameter(f"{' and '.join(given)} say the same thing twice; give one")
         if needed and not given:
             raise typer.BadParameter("give a target: --size, --bpw, --like or --kld")
-        if self.bpw is not None and not 0 < self.bpw <= 32:
-            raise typer.BadParameter(f"--bpw {self.bpw}: bits per weight lie between 0 and 32")
-        if self.kld is not None and not self.kld > 0:
-            raise typer.BadParameter(f"--kld {self.kld}: a divergence must be more than zero")
         size_bytes = None if self.size is None else parse_size(self.size)
         return Target(size_bytes=size_bytes, bits_per_weight=self.bpw, like=self.like, kld_nats=self.kld)
 
@@ -367,6 +367,7 @@ def verify(
     n_ctx: options.Context = DEFAULT_N_CTX,
     imatrix: options.AnyImatrix = AUTO,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Stem of the .json, .csv, .png and .svg files.")] = None,
+    force: options.Force = False,
 ) -> None:
     """Perplexity and KL divergence of a file against its base, beside llama.cpp's presets; ends with a verdict and a graph."""
     repository = hub.repository(base)
@@ -380,6 +381,7 @@ def verify(
         n_ctx=n_ctx,
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
         output=optional_path(output),
+        overwrite=force,
         compute=machine.compute,
     )
     run.execute(task)
@@ -411,7 +413,7 @@ def make(
     ] = None,
     imatrix: options.MakeImatrix = COMPUTE,
     imatrix_chunks: Annotated[
-        int | None, typer.Option("--imatrix-chunks", min=1, help="Use at most this many chunks of the calibration text.")
+        int | None, options.number("imatrix_chunks", "--imatrix-chunks", help="Use at most this many chunks of the calibration text.")
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Measure the file against its base; without, no base may be needed.")
@@ -422,6 +424,7 @@ def make(
     chunks: options.Chunks = None,
     against: options.Against = None,
     requantize: options.Requantize = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the result of another make.", rich_help_panel="Common")] = False,
 ) -> None:
     """All of it in one go: convert, importance matrix, measure, probe, plan, build, verify. Run it again to resume.
 
@@ -447,6 +450,7 @@ def make(
         chunks=chunks,
         against=None if against is None else split_list(against),
         allow_requantize=requantize,
+        overwrite=force,
         compute=machine.compute,
         conversion=converting.conversion(repository),
     )

@@ -18,7 +18,9 @@ Config = Annotated[
     str | None,
     typer.Option("--config", metavar="FILE", help="Print this text file of a Hugging Face directory, e.g. config.json."),
 ]
-Largest = Annotated[int | None, typer.Option("--largest", metavar="N", min=1, help="The N largest tensors and their share of all bytes.")]
+Largest = Annotated[
+    int | None, typer.Option("--largest", metavar="N", min=1, max=1_000_000, help="The N largest tensors and their share of all bytes.")
+]
 
 
 def configuration(model: Path, file_name: str, answer: options.Answer) -> None:

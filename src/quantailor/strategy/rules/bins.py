@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from quantailor.errors import StrategyError
+from quantailor.present import words
 from quantailor.records import Cell, TensorCells, TensorChoice
 from quantailor.strategy.constraints import ALIGNMENT, Constraints, Group, apply
 from quantailor.strategy.rules import optimal
@@ -28,7 +29,7 @@ def parse_bins(text: str) -> tuple[tuple[float, str], ...]:
     for part in text.split(","):
         percent, separator, type_name = part.partition("=")
         try:
-            pairs.append((float(percent), type_name.strip()))
+            pairs.append((float(percent), type_name.strip().upper()))
         except ValueError:
             separator = ""
         if not separator or not type_name.strip():
@@ -87,7 +88,7 @@ def _check(bins: Bins, tables: Sequence[TensorCells]) -> list[float]:
     bits_of = {cell.type_name: cell.bits_per_weight for tensor in tables for cell in tensor.cells}
     for _, type_name in bins:
         if type_name not in bits_of:
-            raise StrategyError(f"no tensor can take the bin's type {type_name}", remedy=f"Known: {', '.join(sorted(bits_of))}")
+            raise StrategyError(f"no tensor can take the bin's type {type_name}", remedy=words.nearest(type_name, sorted(bits_of)))
     return [bits_of[type_name] for _, type_name in bins]
 
 

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from quantailor.errors import InfeasibleError, StrategyError
+from quantailor.present import words
 from quantailor.records import Cell, TensorCells, TensorChoice
 from quantailor.strategy.constraints import ALIGNMENT, Constraints, Group, apply
 from quantailor.strategy.importance import normalized
@@ -81,8 +82,8 @@ def _start_bits(tables: Sequence[TensorCells], start: str | None) -> float:
         return math.inf
     bits = [cell.bits_per_weight for tensor in tables for cell in tensor.cells if cell.type_name == start]
     if not bits:
-        names = ", ".join(sorted({cell.type_name for tensor in tables for cell in tensor.cells}))
-        raise StrategyError(f"no tensor can start at {start}", remedy=f"Known: {names}")
+        known = sorted({cell.type_name for tensor in tables for cell in tensor.cells})
+        raise StrategyError(f"no tensor can start at {start}", remedy=words.nearest(start, known))
     return max(bits)
 
 

@@ -79,13 +79,13 @@ class FilesDialog:
         ui.download.content(content or "", f"{self._project.name.replace(' ', '-')}.{file_format}")
 
     def _text(self, file_format: str) -> str:
-        return strategy_text(self._draft().strategy(self._desk), "json" if file_format == "json" else "yaml")
+        return strategy_text(self._desk.whole(self._draft().strategy(self._desk)), "json" if file_format == "json" else "yaml")
 
     async def _save_file(self) -> None:
         if not self._path.value:
             raise StrategyError("no file name is given", remedy="Write for example strategy.yaml")
         path = context().allowed(self._path.value)
-        await run.io_bound(lambda: save_strategy(self._draft().strategy(self._desk), path))
+        await run.io_bound(lambda: save_strategy(self._desk.whole(self._draft().strategy(self._desk)), path))
         ui.notify(f"Saved {path}")
 
     async def _upload(self, event: events.UploadEventArguments) -> None:

@@ -13,7 +13,7 @@ from nicegui.elements.mixins.text_element import TextElement
 from quantailor.app.library.opening import EntryKind
 from quantailor.app.library.projects import ProjectReport
 from quantailor.app.measuring.cost import CostReport, StageCost, study_cost
-from quantailor.app.steps import AUTO, COMPUTE, IMATRIX_REQUIRED, LEVELS, NONE, Compute, Level, StudyStep, type_bits, usual_types
+from quantailor.app.steps import AUTO, COMPUTE, IMATRIX_REQUIRED, LEVELS, NONE, RANGES, Compute, Level, StudyStep, type_bits, usual_types
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.jobs import start as start_job
@@ -223,8 +223,8 @@ class Setup:
 
     def _build_more(self) -> None:
         with ui.expansion("More: threads, GPU").props("dense").classes("qt-more"), box("qt-row"):
-            self._threads = ui.number("Threads", min=1, precision=0, placeholder="all", on_change=self._changed)
-            self._layers = ui.number("GPU layers", value=0, min=0, precision=0, on_change=self._changed)
+            self._threads = ui.number("Threads", min=1, max=RANGES["n_threads"][1], precision=0, placeholder="all", on_change=self._changed)
+            self._layers = ui.number("GPU layers", value=0, min=0, max=RANGES["n_gpu_layers"][1], precision=0, on_change=self._changed)
             for field in (self._threads, self._layers):
                 field.props("outlined dense debounce=400").style("width: 120px")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeVar
@@ -69,8 +70,9 @@ def _overall(use: str, limits: Sequence[tuple[str | None, float]]) -> float | No
 def _bits(text: str) -> tuple[str | None, float]:
     """A limit in bits, or by a type's name: "3.5", "Q4_K", "ffn_down=Q4_K"."""
     pattern, separator, value = text.rpartition("=")
-    qtype = library.types().get(value.strip().upper())
-    return parse_bits(text if qtype is None else f"{pattern}{separator}{qtype.bits_per_weight}")
+    if re.fullmatch(r"[A-Za-z]+\d\w*", value.strip()):
+        return parse_bits(f"{pattern}{separator}{library.type_named(value.strip()).bits_per_weight}")
+    return parse_bits(text)
 
 
 def too_little(kld_nats: float, least_nats: float) -> InfeasibleError:

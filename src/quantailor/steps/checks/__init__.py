@@ -1,0 +1,1 @@
+"""What steps refuse before any work."""

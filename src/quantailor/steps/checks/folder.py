@@ -1,0 +1,85 @@
+"""The folder of a `make`: one result at a time, and one run at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from quantailor import files
+from quantailor.errors import OutputError, StrategyError
+from quantailor.records import Strategy
+from quantailor.session import Workspace
+from quantailor.strategy import file as strategy_file
+
+_LOCK, _OWNER = ".make.lock", ".make.txt"
+Asked = Mapping[str, object]
+_SAID = ("size_bytes", "bits_per_weight", "like", "kld_nats")
+
+
+def refuse_other_result(strategy_path: Path, fingerprint: str, method: str, target: Asked, constraints: Asked) -> None:
+    """Raise OutputError where a strategy of another model, size or constraint, or one edited by hand, would be replaced."""
+    if not strategy_path.exists():
+        return
+    try:
+        there = strategy_file.read(strategy_path)
+    except StrategyError as error:
+        raise _refusal(strategy_path, f"a strategy that cannot be read ({error.message})") from None
+    if there.model_fingerprint != fingerprint:
+        raise _refusal(strategy_path, f"the result of another model, {there.model_name or there.model_fingerprint[:12]}")
+    if _asked(there.target) != _asked(target):
+        raise _refusal(strategy_path, f"another result: {_words(there)}")
+    if there.method == "manual":
+        raise _refusal(strategy_path, "a strategy that was edited by hand")
+    if there.method != method or there.parameters.get("constraints", {}) != constraints:
+        raise _refusal(strategy_path, f"a result of another rule or other constraints: {_words(there)}")
+
+
+def _asked(target: Mapping[str, object]) -> dict[str, object]:
+    """What was said, without what follows from it: the size of the preset in "like"."""
+    said = {key: target[key] for key in _SAID if target.get(key) is not None}
+    return {"like": said["like"]} if "like" in said else said
+
+
+def _words(strategy: Strategy) -> str:
+    return ", ".join(f"{key} {value}" for key, value in _asked(strategy.target).items()) or "no target"
+
+
+def _refusal(strategy_path: Path, what: str) -> OutputError:
+    return OutputError(f"{strategy_path.parent} holds {what}", remedy="Choose another directory with -o, or give --force to replace it")
+
+
+@contextmanager
+def alone_in(folder: Path, workspace: Workspace) -> Iterator[None]:
+    """Inside, no other process makes anything in this folder. The system lets go of it when a process ends, however it ends.
+
+    Raises OutputError where another process is at it.
+    """
+    lock, owner = _locked(folder), folder / _OWNER
+    try:
+        job = next((job.id for job in workspace.store.jobs.all(states=("running",)) if job.worker and job.worker.pid == os.getpid()), None)
+        files.write_text(owner, f"process {os.getpid()}" + ("" if job is None else f" (job {job} of {workspace.home.path})"))
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def refuse_busy(folder: Path) -> None:
+    """Raise OutputError where a process makes something in this folder now."""
+    if (folder / _LOCK).exists():
+        _locked(folder).release()
+
+
+def _locked(folder: Path) -> FileLock:
+    lock, owner = FileLock(folder / _LOCK), folder / _OWNER
+    with files.writing(folder):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            said = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+            raise OutputError(f"{said} makes something in {folder}", remedy="Wait for it, or choose another directory with -o") from None
+    return lock

@@ -1,0 +1,80 @@
+"""What can be seen to be impossible before any work: texts, importance matrices, and plans that no types could meet."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from quantailor.analysis.corpus import read_text
+from quantailor.analysis.importance.imatrix_file import read_imatrix
+from quantailor.errors import InfeasibleError
+from quantailor.evidence.measurements import model_facts
+from quantailor.ggml import library
+from quantailor.ggml.reference import preset_name
+from quantailor.qtypes import IMATRIX_EXEMPT, unavailable
+from quantailor.records import Cell, TensorCells, TensorInfo
+from quantailor.session import AUTO, NONE, OpenedModel, quantizable_tensors
+from quantailor.steps.checks.limits import constraints_of
+from quantailor.steps.options import COMPUTE, REPO
+from quantailor.steps.plan import PlanOptions
+from quantailor.strategy.choose import select
+
+SPARE_BYTES_PER_TENSOR = 256
+"""What the header says of a tensor may be so much longer in the plan than in this look ahead."""
+
+
+def check_texts(*texts: str | None) -> None:
+    """Raise CorpusError where a text that was named cannot be read."""
+    for text in texts:
+        if text is not None:
+            read_text(Path(text))
+
+
+def check_imatrix(imatrix: str) -> None:
+    """Raise ImatrixError where a file that was named is not an importance matrix."""
+    if imatrix not in (AUTO, NONE, COMPUTE, REPO):
+        read_imatrix(Path(imatrix))
+
+
+def check_plan(options: PlanOptions) -> None:
+    """Raise StrategyError or TypeUnavailableError where options cannot be read."""
+    constraints_of(options)
+    if options.like is not None:
+        preset_name(options.like)
+
+
+def check_possible(model: OpenedModel, options: PlanOptions, types: Sequence[str], *, has_imatrix: bool) -> None:
+    """Raise StrategyError where no types could meet a plan's size, bits and limits, whatever is measured."""
+    tables = [_table(tensor, model.source.architecture, types, has_imatrix=has_imatrix) for tensor in quantizable_tensors(model.source)]
+    target: dict[str, str | int | float] = {"bits_per_weight": options.bits_per_weight or 32.0}
+    if options.size_bytes is not None:
+        target = {"size_bytes": options.size_bytes}
+    facts, limits = model_facts(model, tables), constraints_of(options)
+    try:
+        select(tables, model=facts, target=target, constraints=limits, knees={})
+    except InfeasibleError:
+        # The size that is advised has room for whatever the header will say.
+        facts = dataclasses.replace(facts, fixed_bytes=facts.fixed_bytes + SPARE_BYTES_PER_TENSOR * len(tables))
+        select(tables, model=facts, target=target, constraints=limits, knees={})
+        raise
+
+
+def _table(tensor: TensorInfo, architecture: str, types: Sequence[str], *, has_imatrix: bool) -> TensorCells:
+    qtypes, held = library.types(), has_imatrix and tensor.name not in IMATRIX_EXEMPT
+    there = [
+        qtype
+        for name in types
+        if unavailable(tensor, qtype := qtypes[name], architecture=architecture, has_imatrix=held, qtypes=qtypes) is None
+    ] or [qtypes[tensor.type_name]]
+    cells = (
+        Cell(
+            qtype.name,
+            qtype.tensor_bytes(tensor),
+            qtype.bits_per_weight,
+            damage=tensor.n_elements * math.exp2(-2 * qtype.bits_per_weight),
+        )
+        for qtype in there
+    )
+    return TensorCells(tensor.name, tensor.n_elements, tuple(cells))
