@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -84,13 +83,13 @@ def test_a_limit_that_no_type_meets_names_one_that_works(quantailor: Command, sm
     assert quantailor(*words, f"{prefix}{advised(line, re.escape(f'Give {option} {prefix}'))}").code == 0
 
 
-def test_a_divergence_that_no_mix_reaches_names_one_that_works(
-    quantailor: Command, studied_home: Path, books_llama_base: Path, tmp_path: Path
-) -> None:
-    home = shutil.copytree(studied_home, tmp_path / "home")
-    for rule in ((), ("--allow", "Q4_K,Q2_K"), ("--budget", "ffn_*=2MB", "--budget", "blk.[0-3].*=1.5MB", "--allow", "Q6_K,Q4_K,Q2_K")):
-        words = ("plan", books_llama_base, *rule, "--home", home)
+@pytest.mark.slow
+def test_a_divergence_that_no_mix_reaches_names_one_that_works(quantailor: Command, small: Workbench, calibration_text: Path) -> None:
+    home = ("--home", small.home)
+    probes = ("--type", "Q2_K", "--chunks", 2, "--group", "role", "--mixes", 24, "--mix-chunks", 4, "--anchors", 1)
+    assert quantailor("probe", small.base, "-f", calibration_text, *probes, "--n-ctx", 64, "--threads", 1, *home).code == 0
+    for rule in ((), ("--allow", "Q4_K,Q2_K"), ("--budget", "ffn_*=1MB", "--budget", "*.0.*=400kB", "--allow", "Q8_0,Q4_K,Q2_K")):
+        words = ("plan", small.base, *rule, *home)
         line = quantailor(*words, "--kld", "1e-12").error_line
         assert "1e-12" in line
         assert quantailor(*words, "--kld", advised(line)).code == 0
-        assert quantailor(*words, "--kld", "1e5").code == 0

@@ -24,7 +24,7 @@ def number_options(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     for name, each in getattr(command, "commands", {}).items():
         yield from number_options(each, f"{path} {name}")
     for parameter in command.params:
-        if parameter.opts[0].startswith("-") and parameter.bare_type() in (int, float):
+        if parameter.opts[0].startswith("-") and parameter.type_descriptor.annotation in (int, float):
             yield f"{path} {parameter.opts[0]}", parameter
 
 

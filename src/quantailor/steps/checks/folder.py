@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
+import hashlib
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +18,6 @@ from quantailor.records import Strategy
 from quantailor.session import Workspace
 from quantailor.strategy import file as strategy_file
 
-_LOCK, _OWNER = ".make.lock", ".make.txt"
 Asked = Mapping[str, object]
 _SAID = ("size_bytes", "bits_per_weight", "like", "kld_nats")
 
@@ -52,13 +54,22 @@ def _refusal(strategy_path: Path, what: str) -> OutputError:
     return OutputError(f"{strategy_path.parent} holds {what}", remedy="Choose another directory with -o, or give --force to replace it")
 
 
+def _lock_of(folder: Path) -> Path:
+    """A file of this machine and user for each folder, so that nothing but results lies in the folder itself."""
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    place = Path(tempfile.gettempdir()) / f"quantailor-{getpass.getuser()}"
+    with files.writing(place):
+        place.mkdir(mode=0o700, exist_ok=True)
+    return place / f"{name}.lock"
+
+
 @contextmanager
 def alone_in(folder: Path, workspace: Workspace) -> Iterator[None]:
     """Inside, no other process makes anything in this folder. The system lets go of it when a process ends, however it ends.
 
     Raises OutputError where another process is at it.
     """
-    lock, owner = _locked(folder), folder / _OWNER
+    lock, owner = _locked(folder), _lock_of(folder).with_suffix(".txt")
     try:
         job = next((job.id for job in workspace.store.jobs.all(states=("running",)) if job.worker and job.worker.pid == os.getpid()), None)
         files.write_text(owner, f"process {os.getpid()}" + ("" if job is None else f" (job {job} of {workspace.home.path})"))
@@ -70,13 +81,13 @@ def alone_in(folder: Path, workspace: Workspace) -> Iterator[None]:
 
 def refuse_busy(folder: Path) -> None:
     """Raise OutputError where a process makes something in this folder now."""
-    if (folder / _LOCK).exists():
-        _locked(folder).release()
+    _locked(folder).release()
 
 
 def _locked(folder: Path) -> FileLock:
-    lock, owner = FileLock(folder / _LOCK), folder / _OWNER
-    with files.writing(folder):
+    place = _lock_of(folder)
+    lock, owner = FileLock(place), place.with_suffix(".txt")
+    with files.writing(place):
         try:
             lock.acquire(blocking=False)
         except Timeout:
