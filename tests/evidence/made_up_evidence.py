@@ -61,6 +61,10 @@ class MadeUpModel:
         """The sum of the true damages, nats."""
         return math.fsum(self.damages[cell] for cell in types.items())
 
+    def mean_chunk(self, chunks: Iterable[int]) -> float:
+        """What these chunks cost beside others, all mixes alike; foreign ones left out."""
+        return float(np.mean([math.exp(self._chunks[chunk]) for chunk in chunks if chunk not in self.foreign]))
+
     def score(self, mix: Mix, chunks: Iterable[int]) -> list[ChunkScore]:
         """What a mix scores; the same whoever asks."""
         noise = np.random.default_rng(zlib.crc32(mix.id.encode())).normal(0, 0.1, N_CHUNKS)

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from made_up_evidence import MadeUpModel, Probes
+from made_up_evidence import ERRORS, MadeUpModel, Probes
 
-from quantailor.evidence.knowledge import Knowledge
+from quantailor.evidence.knowledge import Knowledge, mix_damage
 
 SEEDS = range(8)
 BITS = (3.5,)
@@ -80,3 +80,24 @@ def test_random_subsets_of_evidence() -> None:
 
 def _regret(model: MadeUpModel, known: Knowledge) -> float:
     return math.log(model.truth(model.plan(known, 3.5)) / model.truth(model.plan(None, 3.5)))
+
+
+def test_uniform_mixes_random_ones_and_optima_are_predicted_with_the_same_honesty() -> None:
+    errors: dict[str, list[float]] = {"uniform": [], "random": [], "optima": []}
+    for seed in range(16):
+        model, rng = MadeUpModel(seed, foreign=(1, 2, 3, 5, 6)), np.random.default_rng(seed)
+        known = model.known(("tensor", ("IQ2_XXS", "Q2_K", "Q4_K", "Q6_K", "Q8_0"), range(8)))
+        tensors = [tensor.name for tensor in model.tensors]
+        mixes = {
+            "uniform": dict.fromkeys(tensors, str(rng.choice(["Q2_K", "Q3_K", "Q4_K", "Q5_K"]))),
+            "random": {name: str(rng.choice(list(ERRORS))) for name in tensors},
+            "optima": model.plan(known, rng.uniform(2.8, 5.0)),
+        }
+        # What a whole text weighs more or less is common to all mixes, and the curve's business.
+        common = math.log(model.mean_chunk(range(8)))
+        for kind, types in mixes.items():
+            damage = mix_damage(known, model.tensors, types).value
+            errors[kind].append(math.log(model.truth(types) / damage) + common)
+    means = {kind: np.mean(found) for kind, found in errors.items()}
+    assert all(abs(mean) < 0.1 for mean in means.values()), means
+    assert max(means.values()) - min(means.values()) < 0.08, means
