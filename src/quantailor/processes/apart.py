@@ -60,7 +60,7 @@ class _Process:
         )
         self._answers: queue.Queue[Answer | None] = queue.Queue()
         self._last_words: deque[str] = deque(maxlen=N_LAST_WORDS)
-        self._doing = "starting"
+        self._doing = "beginning"
         self._is_busy = False
         self._listeners = [
             threading.Thread(target=target, args=(stream,), daemon=True)
@@ -86,7 +86,7 @@ class _Process:
     def run(self, request: Call, control: Control) -> Generator[object, None, object]:
         """Yield the items of a request and return its result. Raises what it raises, what `control` raises, and CrashError."""
         data, stdin = pickle.dumps(request), cast(IO[bytes], self._process.stdin)
-        self._is_busy = True
+        self._is_busy, self._doing = True, "beginning"
         with contextlib.suppress(OSError, ValueError):  # one that has ended cannot be told anything
             stdin.write(data)
             stdin.flush()
