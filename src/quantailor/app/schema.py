@@ -10,6 +10,7 @@ from quantailor.app.choosing.comparing import StrategyDiff
 from quantailor.app.choosing.drafts import DraftInfo, EditResult
 from quantailor.app.choosing.predicting import PredictResult
 from quantailor.app.jobs import JobReport
+from quantailor.app.library.cleaning import CleanReport
 from quantailor.app.library.experts import ExpertsReport
 from quantailor.app.library.hub import PeekReport
 from quantailor.app.library.projects import ProjectReport
@@ -43,6 +44,7 @@ _RESULTS: dict[str, Any] = {
     "check": BuildCheck,
     "verdicts": VerdictsReport,
     "builds": list[BuiltFile],
+    "clean": CleanReport,
     "jobs": list[JobReport],
     "job": JobReport,
 }

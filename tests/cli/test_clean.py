@@ -1,0 +1,160 @@
+"""`quantailor clean`: what a home holds, and what goes: nothing measured, and nothing while a job uses it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from commands import Command
+
+from gguf_models import write_llama
+from quantailor.jobs import resolve, this_worker
+from quantailor.session import Workspace
+from quantailor.store import Store
+
+PREFIX = "0123456789abcdef"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home with something of every kind."""
+    made = resolve(tmp_path / "home").create()
+    with Store(made.database):
+        pass
+    chunk = made.base_logp / f"{PREFIX}-text-512" / "finer" / "chunk-000000.npy"
+    chunk.parent.mkdir(parents=True)
+    chunk.write_bytes(bytes(5000))
+    (made.references / f"{PREFIX}-none-1-Q4_K_M.gguf").write_bytes(bytes(3000))
+    (made.references / ".half.gguf.999999999.part").write_bytes(bytes(2000))
+    (made.references / f".now.gguf.{os.getpid()}.part").write_bytes(bytes(2000))
+    (made.bases / "model-01234567.gguf").write_bytes(bytes(7000))
+    (made.imatrices / f"{PREFIX}-fedcba.gguf").write_bytes(bytes(1000))
+    made.log_of(1).write_text("worked")
+    return made.path
+
+
+def everything(home: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(home)): path.stat().st_size for path in home.rglob("*") if path.is_file() and "quantailor.db" not in path.name
+    }
+
+
+def test_it_lists_and_changes_nothing_until_it_is_told(run: Command, home: Path) -> None:
+    before = everything(home)
+    shown = run("clean")
+    assert shown.code == 0, shown.err
+    assert "9.77 KiB of" in shown.out
+    assert "`quantailor clean --yes` removes it" in shown.out
+    assert everything(home) == before
+
+    report = run("clean", "--json").result
+    items = {(item["kind"], Path(item["path"]).name): item for item in report["items"]}
+    assert (report["removed"], report["removable_bytes"]) == (False, 10_000)
+    assert items["log-probabilities", f"{PREFIX}-text-512"]["size_bytes"] == 5000
+    assert "run on the text again" in items["log-probabilities", f"{PREFIX}-text-512"]["again"]
+    assert items["leftovers", ".half.gguf.999999999.part"]["stays"] is None
+    assert (
+        "not asked for" in items["bases", "model-01234567.gguf"]["stays"]
+        or "is not there" in items["bases", "model-01234567.gguf"]["stays"]
+    )
+    assert "measurements rest on them" in items["imatrices", f"{PREFIX}-fedcba.gguf"]["stays"]
+    assert not any(str(os.getpid()) in name for _, name in items)
+
+
+def test_yes_removes_what_can_be_computed_again_and_nothing_else(run: Command, home: Path) -> None:
+    report = run("clean", "--yes", "--json").result
+    assert (report["removed"], report["removable_bytes"]) == (True, 10_000)
+    assert set(everything(home)) == {
+        f"references/.now.gguf.{os.getpid()}.part",
+        "bases/model-01234567.gguf",
+        f"imatrices/{PREFIX}-fedcba.gguf",
+        "logs/job-1.log",
+    }
+    assert "0 B of" in run("clean").out
+
+
+def test_by_kind_and_by_age(run: Command, home: Path) -> None:
+    report = run("clean", "--yes", "--kind", "references", "--json").result
+    assert report["removable_bytes"] == 3000
+    folder = home / "base-logp" / f"{PREFIX}-text-512"
+    assert run("clean", "--yes", "--older-than", 2, "--json").result["removable_bytes"] == 0
+    days_ago = time.time() - 3 * 86_400
+    for path in (folder, *folder.rglob("*")):
+        os.utime(path, (days_ago, days_ago))
+    assert run("clean", "--yes", "--older-than", 2, "--json").result["removable_bytes"] == 5000
+    assert not folder.exists()
+    assert run("clean", "--kind", "measurements").code == 2
+
+
+def test_nothing_goes_while_a_job_runs(run: Command, home: Path) -> None:
+    with Store(resolve(home).database) as store:
+        store.jobs.claim(store.jobs.create("probe", {}).id, this_worker())
+    before = everything(home)
+    report = run("clean", "--yes", "--json").result
+    assert (report["removed"], report["removable_bytes"]) == (False, 0)
+    assert {item["stays"] for item in report["items"] if item["kind"] == "references"} == {"job 1 (probe) is running"}
+    assert everything(home) == before
+
+
+def test_what_a_killed_one_had_set_aside_goes_with_the_next(run: Command, home: Path) -> None:
+    folder = home / "base-logp" / f"{PREFIX}-text-512"
+    folder.rename(folder.with_name(f".{folder.name}.999999999.old"))
+    report = run("clean", "--yes", "--kind", "leftovers", "--json").result
+    assert report["removable_bytes"] == 7000
+    assert not any((home / "base-logp").iterdir())
+
+
+@pytest.mark.slow
+def test_measurements_stay_and_work_goes_on_after_it(run: Command, tmp_path: Path) -> None:
+    model, other = write_llama(tmp_path / "tiny.gguf"), write_llama(tmp_path / "other.gguf", more={"blk.0.more.weight": (2, 256)})
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 100, encoding="utf-8")
+    sweep = (
+        "sweep",
+        model,
+        "--types",
+        "Q4_K",
+        "--tensors",
+        "attn_v",
+        "-f",
+        text,
+        "--chunks",
+        1,
+        "--threads",
+        1,
+        "--imatrix",
+        "none",
+        "--json",
+    )
+    first = run(*sweep)
+    assert first.code == 0, first.err
+    assert run("clean", "--yes", "--model", other, "--json").result["removable_bytes"] == 0
+    cleaned = run("clean", "--yes", "--model", model, "--json").result
+    assert [item["model"] for item in cleaned["items"] if item["kind"] == "log-probabilities"] == ["tiny"]
+    assert cleaned["removable_bytes"] > 0
+    assert not any((tmp_path / "home" / "base-logp").iterdir())
+    again = run(*sweep)
+    assert again.result["n_already_measured"] == 1
+    assert [cell["measured"] for cell in again.result["cells"]] == [cell["measured"] for cell in first.result["cells"]]
+    assert run(*(word if word != "attn_v" else "attn_q" for word in sweep)).code == 0
+
+
+def test_a_base_goes_only_while_its_directory_is_there(run: Command, books_llama_dir: Path, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(books_llama_dir, tmp_path / "books"))
+    with Workspace.open(tmp_path / "home") as workspace, workspace.model(directory) as opened:
+        base = workspace.base_path(directory, opened.fingerprint)
+        workspace.store.record_location("model", opened.fingerprint, base)
+    base.write_bytes(bytes(100))
+    assert "not asked for" in (stays_of(run, base) or "")
+    assert stays_of(run, base, "--kind", "bases") is None
+    shutil.rmtree(directory)
+    assert "is not there" in (stays_of(run, base, "--kind", "bases") or "")
+
+
+def stays_of(run: Command, path: Path, *options: str) -> str | None:
+    """Why a file stays; None where it would go."""
+    stays: str | None = next(item["stays"] for item in run("clean", *options, "--json").result["items"] if item["path"] == str(path))
+    return stays
