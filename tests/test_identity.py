@@ -523,3 +523,16 @@ def test_timings_of_another_model_beneath_the_same_name_do_not_count(base: Path,
         asked.base.unlink()
         altered(base, asked.base, Change(tensor="blk.0.attn_v.weight", weights=last_bit))
         assert measure_ratio(workspace) is None
+
+
+def test_a_command_shows_how_far_reading_a_large_model_is(
+    quantailor: Command, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("plan", base, "--bpw", 5, "-o", tmp_path / "s.yaml", "--home", tmp_path / "home")
+    for shown in (0, 1 << 40):
+        monkeypatch.setattr("quantailor.session.SHOWN_BYTES", shown)
+        monkeypatch.setattr("quantailor.app.jobs.SHOWN_BYTES", shown)
+        (tmp_path / "home" / "quantailor.db").unlink(missing_ok=True)
+        answer = quantailor(*words)
+        assert "nothing is measured" in answer.error_line
+        assert ("identify: 100 %" in answer.err) == (shown == 0), answer.err

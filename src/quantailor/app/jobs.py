@@ -6,16 +6,18 @@ import dataclasses
 import json
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from quantailor import jobs
 from quantailor.costs.needs import shortfalls
 from quantailor.errors import JobError, QuantailorError, ResourceError
-from quantailor.jobs import Job, JobControl, Listener, reconcile
-from quantailor.session import Workspace
+from quantailor.jobs import Job, JobControl, Listener, Progress, reconcile
+from quantailor.session import SHOWN_BYTES, Workspace
 from quantailor.steps.hub.download import with_model_here
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import ModelStep, Step, StepResult, from_json, to_json, unit_of
@@ -169,6 +171,28 @@ def run_job(
 
     jobs.run(workspace.store, job_id, work, listener=listener, on_stopping=on_stopping)
     return results[0]
+
+
+@contextmanager
+def telling(workspace: Workspace, listener: Listener) -> Iterator[Workspace]:
+    """Inside, `listener` hears of reading large models to tell which they are."""
+    with workspace.watched(partial(Told, listener)):
+        yield workspace
+
+
+class Told:
+    """Work that a listener hears of and nobody stops but by Ctrl-C."""
+
+    def __init__(self, listener: Listener, stage: str) -> None:
+        self._listener, self._stage = listener, stage
+
+    def check(self) -> None:
+        """Ctrl-C ends the program by itself."""
+
+    def advance(self, done: float, total: float, message: str = "") -> None:
+        """Tell it, unless it is over at once."""
+        if total >= SHOWN_BYTES:
+            self._listener(Progress(stage=self._stage, unit="bytes", done=done, total=total, message=message))
 
 
 def start_detached(workspace: Workspace, job_id: int) -> JobReport:

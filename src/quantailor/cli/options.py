@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,11 +14,11 @@ import typer
 
 from quantailor.app import Workspace
 from quantailor.app import steps as options
-from quantailor.app.jobs import JobReport, job_lines, run_job, start_detached, submit
+from quantailor.app.jobs import JobReport, job_lines, run_job, start_detached, submit, telling
 from quantailor.app.steps import Compute, Conversion, Grouping, HubModel, Step, StepResult, absolute, find_token
 from quantailor.cli import show
 from quantailor.cli.output import console, print_json
-from quantailor.cli.progress import listening
+from quantailor.cli.progress import listening, reading
 from quantailor.cli.values import optional_path
 
 _PLAINLY_LOCAL = re.compile(r"\.{1,2}(?:[/\\].*)?|~.*|.*[/\\]", re.DOTALL)
@@ -205,9 +206,11 @@ class Answer:
     home: Home = None
     as_json: Json = False
 
-    def workspace(self) -> Workspace:
-        """The home, opened. Raises StoreError."""
-        return Workspace.open(self.home)
+    @contextmanager
+    def workspace(self) -> Iterator[Workspace]:
+        """The home, opened; reading a large model for the first time shows its progress. Raises StoreError."""
+        with Workspace.open(self.home) as opened, reading(quiet=self.as_json) as listener, telling(opened, listener) as workspace:
+            yield workspace
 
     def tell(self, command: str, result: object, show_result: Callable[[], None]) -> None:
         """One JSON document, or what `show_result` prints."""

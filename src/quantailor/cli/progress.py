@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
@@ -48,6 +48,23 @@ def listening(title: str, *, quiet: bool = False) -> Iterator[Listener]:
             yield listener
     else:
         yield _PlainLines(title)
+
+
+@contextmanager
+def reading(*, quiet: bool = False) -> Iterator[Listener]:
+    """A listener that shows progress only between its first report and its last one."""
+    with ExitStack() as shown:
+        listeners: list[Listener] = []
+
+        def listen(report: _Reported) -> None:
+            if not listeners:
+                listeners.append(shown.enter_context(listening("identify", quiet=quiet)))
+            listeners[0](report)
+            if report.done >= report.total:
+                listeners.clear()
+                shown.close()
+
+        yield listen
 
 
 @contextmanager

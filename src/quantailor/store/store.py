@@ -338,7 +338,7 @@ class Store:
         """
         place = str(Path(path).absolute())
         with self.transaction():
-            if kind in ("model", "written", "text"):
+            if kind in ("model", "written", "text", "build"):
                 self._database.change(SQL.forget_other_locations, (kind, key, place))
             self._database.change(SQL.record_location, (kind, key, place, self._database.now()))
 

@@ -12,17 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from quantailor.app.jobs import Told
 from quantailor.app.library.projects import ProjectReport
 from quantailor.errors import ModelError, StoreError, TensorNotFoundError
 from quantailor.ggml import library
-from quantailor.jobs import Listener, Progress, resolve
+from quantailor.jobs import Listener, resolve
 from quantailor.models.contents import contents
 from quantailor.models.identity import identify
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource
 from quantailor.qtypes import QType, availability, fallback, needs_imatrix, never_quantized, unavailable
 from quantailor.records import MetadataValue, TensorInfo
-from quantailor.session import SHOWN_BYTES, Workspace
+from quantailor.session import Workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,26 +344,11 @@ def inspect(model: str | Path, *, imatrix_tensors: Collection[str] | None = None
             workspace = opened.enter_context(Workspace.open()) if resolve().database.exists() else None
         except StoreError:
             workspace = None
-        begin = partial(_Told, listener or (lambda _: None))
+        begin = partial(Told, listener or (lambda _: None))
         if workspace is None or contents(source) is not None:
             return _report(source, identify(source, control=begin("identify")).fingerprint, imatrix_tensors)
         with workspace.watched(begin):
             return _report(source, workspace.identity(model).fingerprint, imatrix_tensors)
-
-
-class _Told:
-    """Work that a listener hears of and nobody stops but by Ctrl-C."""
-
-    def __init__(self, listener: Listener, stage: str) -> None:
-        self._listener, self._stage = listener, stage
-
-    def check(self) -> None:
-        """Ctrl-C ends the program by itself."""
-
-    def advance(self, done: float, total: float, message: str = "") -> None:
-        """Tell it, unless it is over at once."""
-        if total >= SHOWN_BYTES:
-            self._listener(Progress(stage=self._stage, unit="bytes", done=done, total=total, message=message))
 
 
 def _report(source: ModelSource, fingerprint: str, imatrix_tensors: Collection[str] | None) -> ModelReport:

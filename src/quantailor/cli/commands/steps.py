@@ -37,7 +37,7 @@ from quantailor.cli import options, show
 from quantailor.cli.commands import hub as hub_commands
 from quantailor.cli.commands import structure
 from quantailor.cli.commands.jobs import jobs_app
-from quantailor.cli.progress import listening
+from quantailor.cli.progress import reading
 from quantailor.cli.root import app, command
 from quantailor.cli.values import imatrix_choice, optional_path, parse_size, split_list
 
@@ -84,7 +84,7 @@ def inspect(
     if largest is not None:
         structure.largest(model, largest, answer)
         return
-    with listening("identify") as listener:
+    with reading() as listener:
         report = inspection.inspect(model, listener=listener)
     answer.tell("inspect", report, lambda: show.model(report, all_types=types))
 

@@ -10,7 +10,7 @@ import typer
 from quantailor.app.library.structure import ConfigurationText, LargestTensors, configuration_text, inspect, largest_tensors
 from quantailor.cli import options, show
 from quantailor.cli.output import console, table
-from quantailor.cli.progress import listening
+from quantailor.cli.progress import reading
 from quantailor.present import words
 from quantailor.present.words import plural
 
@@ -37,7 +37,7 @@ def _show_text(found: ConfigurationText) -> None:
 
 def largest(model: Path, n: int, answer: options.Answer) -> None:
     """`quantailor inspect MODEL --largest N`."""
-    with listening("identify") as listener:
+    with reading() as listener:
         found = largest_tensors(inspect(model, listener=listener).tensors, n)
     answer.tell("inspect", found, lambda: _show_largest(found))
 
