@@ -83,7 +83,10 @@ def test_what_cannot_be_done_is_one_line(quantailor: Command, foreign: Path, run
     home = ("--home", tmp_path / "home")
     output = tmp_path / "base.gguf"
 
-    assert UNKNOWN in quantailor("convert", foreign, "-o", output, "--way", "native", *home).error_line
+    line = quantailor("convert", foreign, "-o", output, "--way", "native", *home).error_line
+    assert UNKNOWN in line
+    assert "Without `--way native`" in line
+    assert "quantailor convert" not in line
     line = quantailor("convert", foreign, "-o", output, "--converter", tmp_path, *home).error_line
     assert f"--converter names {tmp_path}, which is neither convert_hf_to_gguf.py nor a folder that contains it" in line
     (foreign / "code.py").touch()
@@ -94,6 +97,19 @@ def test_what_cannot_be_done_is_one_line(quantailor: Command, foreign: Path, run
 
     assert quantailor("convert", foreign, "-o", output, "--trust-remote-code", "--force", *home).code == 0
     assert n_runs(runs) == 1
+
+
+def test_an_architecture_that_the_converter_does_not_name_is_refused_before_an_interpreter_is_set_up(
+    quantailor: Command, foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUANTAILOR_CONVERT_PYTHON", str(tmp_path / "nowhere"))
+    script = tmp_path / "llama.cpp" / "convert_hf_to_gguf.py"
+    (script.parent / "conversion").mkdir(parents=True)
+    script.write_text("", encoding="utf-8")
+    (script.parent / "conversion" / "llama.py").write_text('@ModelBase.register("LlamaForCausalLM")', encoding="utf-8")
+    output = tmp_path / "base.gguf"
+    line = quantailor("convert", foreign, "-o", output, "--converter", script.parent, "--home", tmp_path / "home").error_line
+    assert f"has the architecture '{ARCHITECTURE}', which llama.cpp's converter at {script} does not know either" in line
 
 
 @pytest.mark.parametrize("command", ["inspect", "measure", "build", "plan"])

@@ -125,6 +125,7 @@ def _mixtral(place: Path) -> Path:
         more=more,
         without=without,
         architectures=["MixtralForCausalLM"],
+        intermediate_size=32,
         num_local_experts=4,
         num_experts_per_tok=2,
     )

@@ -201,6 +201,27 @@ def test_another_kind_of_tokenizer_is_refused_without_trying_llama_cpp(kind: str
     assert kind in refusal(folder)
 
 
+def test_tokens_of_added_tokens_json_alone_have_their_ids_in_byte_level_vocabularies_too(tmp_path: Path) -> None:
+    folder = rows_of("llama3", BPE_SIZE + 3, tmp_path)
+    edit(folder / "added_tokens.json", lambda stored: stored.update({"<|turn|>": BPE_SIZE + 1}))
+    tokens = metadata(folder)["tokenizer.ggml.tokens"].value
+    assert isinstance(tokens, tuple)
+    assert tokens[-3:] == (f"[PAD{BPE_SIZE}]", "<|turn|>", f"[PAD{BPE_SIZE + 2}]")
+    edit(folder / "added_tokens.json", lambda stored: stored.update({"<|other|>": BPE_SIZE - 1}))
+    assert f"has the token '<|other|>' as {BPE_SIZE - 1} in added_tokens.json, and tokenizer.json has '<|odd|>' there" in refusal(folder)
+
+
+def test_an_embedding_that_was_padded_says_what_vocab_size_is(folder: Path) -> None:
+    arrays = arrays_of(folder)
+    rows = BPE_SIZE + 64
+    for key in ("model.embed_tokens.weight", "lm_head.weight"):
+        arrays[key] = ("BF16", (rows, 64), bytes(2 * rows * 64))
+    write_arrays(folder, arrays)
+    assert f"Set vocab_size to {rows} in config.json" in refusal(folder)
+    edit(folder / "config.json", lambda config: config.update(vocab_size=rows))
+    assert metadata(folder)
+
+
 # Parts that do not belong together
 
 
@@ -217,7 +238,9 @@ def test_an_index_of_files_that_are_not_there_says_what_to_delete(folder: Path) 
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": dict.fromkeys(arrays_of(folder), FIRST)}), encoding="utf-8")
     line = refusal(folder)
-    assert f"{FIRST} for one, while model.safetensors is. To convert model.safetensors instead, delete {index.name}" in line
+    assert (
+        f"names {FIRST}, which is not there, while model.safetensors is. To convert model.safetensors instead, delete {index.name}" in line
+    )
     index.unlink()
     assert metadata(folder)
 
@@ -417,10 +440,23 @@ def test_a_model_saved_without_its_outermost_name_converts_where_the_output_is_t
     bare.close()
 
 
-def test_an_adapter_alone_names_its_base(folder: Path) -> None:
-    (folder / "config.json").unlink()
+@pytest.mark.parametrize("gone", ["config.json", "model.safetensors"])
+def test_an_adapter_alone_names_its_base(gone: str, folder: Path) -> None:
+    (folder / gone).unlink()
     edit(folder / "adapter_config.json", lambda stored: stored.update(base_model_name_or_path="org/base"))
     assert "an adapter alone, for org/base" in refusal(folder)
+
+
+def test_parts_of_sharded_training_are_called_so(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "global_step100").mkdir()
+    assert "the parts of sharded training (global_step100)" in refusal(folder)
+
+
+@pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification", "RewardModel"])
+def test_a_head_that_judges_texts_is_no_language_model(head: str, folder: Path) -> None:
+    edit(folder / "config.json", lambda config: config.update(architectures=[f"LlamaFor{head}"]))
+    assert "predicts no next token" in refusal(folder)
 
 
 # Pointers and links
@@ -459,7 +495,9 @@ def test_a_repository_with_a_name_and_no_content_is_not_whole_offline(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert run("convert", "org/tiny", "-o", tmp_path / "whole.gguf").code == 0
     (kept / name).resolve().unlink()
-    assert "only in part" in run("convert", "org/tiny", "-o", tmp_path / "part.gguf").error_line
+    line = run("convert", "org/tiny", "-o", tmp_path / "part.gguf").error_line
+    assert f"the cache has org/tiny only in part: {name} of org/tiny is in the cache by name alone" in line
+    assert "Run it again where the hub can be reached" in line
 
 
 def test_a_repository_that_nobody_can_convert_is_refused_before_its_weights_are_fetched(

@@ -31,6 +31,7 @@ QUANTIZATION_VERSION = 2
 MAX_NAME = 200
 _MORE_NAMES = ("README.md", "merges.txt", "vocab.json")
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
+_SHARDS = ("global_step*", "*.distcp", "pytorch_model_fsdp*")
 _WHICH = "Keep the one that belongs to the model, and move the other out of the directory"
 
 
@@ -190,10 +191,8 @@ def _part_names(folder: Path, listed: Mapping[str, str] | None) -> list[str]:
     if gone:
         whole = [name for name in found if name not in names]
         remedy = f"To convert {whole[0]} instead, delete {INDEX_NAME}" if whole else f"Download {gone[0]} as well"
-        beside = f", while {whole[0]} is" if whole else ""
-        raise ModelError(
-            f"{folder / INDEX_NAME} names {len(gone)} of {len(names)} files that are not there, {gone[0]} for one{beside}", remedy=remedy
-        )
+        beside, more = f", while {whole[0]} is" if whole else "", f" (and {len(gone) - 1} more)" if len(gone) > 1 else ""
+        raise ModelError(f"{folder / INDEX_NAME} names {gone[0]}{more}, which is not there{beside}", remedy=remedy)
     return names
 
 
@@ -202,16 +201,26 @@ def checked_config(folder: Path) -> dict[str, Any]:
     if is_there(folder / "config.json"):
         refuse_files([*(folder / name for name in (*CONFIG_NAMES, *_MORE_NAMES)), *sorted((folder / TEMPLATES).glob("*.jinja"))])
         return read_json(folder / "config.json")
+    _refuse_adapter(folder)
+    raise ModelError(f"{folder} has no config.json", remedy="Give a GGUF file or a Hugging Face directory")
+
+
+def _refuse_adapter(folder: Path) -> None:
     if is_there(folder / "adapter_config.json"):
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
         raise UnsupportedModelError(
             f"{folder} has an adapter alone, for {str(base)[:120]}",
             remedy="Merge it into that model first (PEFT: merge_and_unload), and give what that saves",
         )
-    raise ModelError(f"{folder} has no config.json", remedy="Give a GGUF file or a Hugging Face directory")
 
 
 def _no_weights(folder: Path) -> ModelError:
     if any(folder.glob("pytorch_model*.bin")):
         return ConverterNeededError(f"{folder} stores its weights in pickle files", remedy=OTHER_WAY)
+    _refuse_adapter(folder)
+    if shards := [path.name for pattern in _SHARDS for path in folder.glob(pattern)]:
+        return UnsupportedModelError(
+            f"{folder} has the parts of sharded training ({shards[0][:120]}) and no weights that were gathered from them",
+            remedy="Gather them first (DeepSpeed: zero_to_fp32.py; FSDP: a full state dict), and save the model",
+        )
     return ModelError(f"{folder} has no model*.safetensors", remedy="Download the model's weights as well")

@@ -13,7 +13,7 @@ from quantailor.models.random_access import refuse_missing, refuse_pointer, unre
 
 INTACT = "Download the model again"
 OTHER_WAY = "Run `quantailor convert` first, which uses llama.cpp's own converter for it, and give its output"
-INSIST = "A newer llama.cpp may: give its folder with `--way llama.cpp --converter FOLDER`"
+INSIST = "A newer llama.cpp may know it: convert with `--way llama.cpp --converter FOLDER`"
 MAX_FILE_BYTES = 64 << 20
 """Twice the largest tokenizer that is known."""
 

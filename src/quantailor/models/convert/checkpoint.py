@@ -40,6 +40,7 @@ _MARKS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("EETQ", re.compile(r"\.weight_scales$")),
 )
 """How arrays that go with packed weights are called; the order decides where several fit."""
+_ENTRIES = ("quantization_config", "quantization")
 _INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
 
 _ADAPTER = re.compile(
@@ -71,9 +72,10 @@ def refuse_files(paths: Iterable[Path]) -> None:
             raise unreadable(path, error) from error
 
 
-def quantization_of(config: JsonObject) -> JsonObject:
-    """config.json's `quantization_config`; an empty entry says nothing."""
-    return mapping(config.get("quantization_config"))
+def _quantization_of(config: JsonObject) -> JsonObject:
+    """What config.json says of quantization, for the whole or the text model, under either name; an empty entry says nothing."""
+    entries = (mapping(side.get(key)) for side in (config, mapping(config.get("text_config"))) for key in _ENTRIES)
+    return next((entry for entry in entries if entry), {})
 
 
 def refuse_arrays(
@@ -135,7 +137,7 @@ def _wrapper(arrays: Mapping[str, StoredArray]) -> tuple[str, str, str] | None:
 
 
 def _refuse_quantized(config: JsonObject, arrays: Mapping[str, StoredArray], place: str, methods: tuple[str, ...], asked: bool) -> None:
-    entry = quantization_of(config) or mapping(config.get("quantization"))
+    entry = _quantization_of(config)
     method = entry.get("quant_method", "mlx" if {"group_size", "bits"} <= entry.keys() else None)
     if (asked or not methods) and method in (_ASKED_METHODS if asked else UPSTREAM_METHODS):
         return

@@ -291,4 +291,5 @@ def _not_whole(repo: RepoAtCommit, error: RepoFileNotFoundError) -> Exception:
     """The same error, or why the hub was not asked where only the cache was looked at."""
     if not isinstance(repo, CachedRepo) or repo.why is None:
         return error
-    return type(repo.why)(f"{repo.why.message}; the cache has {repo.repo_id} only in part", remedy=repo.why.remedy, link=repo.why.link)
+    message = f"{repo.why.message}; the cache has {repo.repo_id} only in part: {error.message}"
+    return type(repo.why)(message, remedy="Run it again where the hub can be reached, without HF_HUB_OFFLINE", link=repo.why.link)

@@ -90,12 +90,13 @@ def _sampling(folder: Path) -> dict[str, MetadataValue]:
     stored = read_json_if_there(path)
     entries: dict[str, MetadataValue] = {}
     for key, value_type, sources in _SAMPLING:
-        value = next((stored[source] for source in sources if source in stored), None)
+        source = next((source for source in sources if source in stored), key)
+        value = stored.get(source)
         if value is None:
             continue
         fits = isinstance(value, str) if value_type == "string" else isinstance(value, int | float) and abs(value) < 2**31
         if not fits:
-            raise ModelFormatError(f"{path} has {key} = {str(value)[:80]!r}", remedy="Correct the value or remove the file")
+            raise ModelFormatError(f"{path} has {source} = {str(value)[:80]!r}", remedy="Correct the value or remove the file")
         if value_type == "float32":
             entries[f"general.sampling.{key}"] = float32(value)
         else:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
-from quantailor.errors import ConverterNeededError
+from quantailor.errors import ConverterNeededError, UnsupportedModelError
 from quantailor.models.convert.checkpoint import READABLE_METHODS, refuse_arrays
 from quantailor.models.convert.families.deepseek import DeepseekV2, DeepseekV3
 from quantailor.models.convert.families.family import Family
@@ -38,6 +39,8 @@ FAMILIES: Mapping[str, type[Family]] = {
     "GptOssForCausalLM": GptOss,
 }
 
+_HEAD = re.compile(r"(\w+)For(?:SequenceClassification|TokenClassification|RewardModel)")
+
 
 def family_of(config: JsonObject, arrays: Mapping[str, StoredArray], place: str, where: str) -> Family:
     """The family of a checkpoint.
@@ -56,6 +59,10 @@ def family_of(config: JsonObject, arrays: Mapping[str, StoredArray], place: str,
     name = names[0] if isinstance(names, list) and names else None
     family = FAMILIES.get(name) if isinstance(name, str) else None
     refuse_arrays(config, arrays, where, methods=() if family is None else (*READABLE_METHODS, *family.quantizations))
+    if family is None and isinstance(name, str) and (head := _HEAD.fullmatch(name)) and f"{head[1]}ForCausalLM" in FAMILIES:
+        raise UnsupportedModelError(
+            f"{place} has the architecture {name!r}, which judges texts and predicts no next token", remedy="Use the language model itself"
+        )
     if family is None:
         raise ConverterNeededError(
             f"{place} has the architecture {str(name)[:80]!r}, which Quantailor's own conversion does not support", remedy=OTHER_WAY

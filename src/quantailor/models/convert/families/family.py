@@ -280,8 +280,10 @@ class Family:
         expected = (self.vocab_size, self.config.count("hidden_size"))
         embedding = tensors.get("token_embd.weight")
         if embedding is None or embedding.shape != expected:
-            found = "is missing" if embedding is None else f"has the shape {embedding.shape}, not {expected}"
-            raise ModelFormatError(f"the embedding that {self.config.place} describes {found}", remedy=INTACT)
+            found, remedy = "is missing" if embedding is None else f"has the shape {embedding.shape}, not {expected}", INTACT
+            if embedding is not None and embedding.shape[1:] == expected[1:]:
+                remedy = f"Set vocab_size to {embedding.shape[0]} in config.json, if the tokenizer is this model's"
+            raise ModelFormatError(f"the embedding that {self.config.place} describes {found}", remedy=remedy)
         layers = {tensor.layer for tensor in tensors.values()} - {None}
         if len(layers) != self.n_layers:
             raise ModelFormatError(f"{self.config.place} describes {self.n_layers} layers, the files hold {len(layers)}", remedy=INTACT)

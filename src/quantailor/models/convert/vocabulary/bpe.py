@@ -66,6 +66,7 @@ class BpeTokenizer:
         settings = read_json_if_there(folder / "tokenizer_config.json")
         self._roles, self._extra = _named_tokens(settings)
         self.added = self._added([*objects(stored.get("added_tokens")), *_repeated(settings)])
+        self._add_further(read_json_if_there(folder / "added_tokens.json"))
         self.byte_fallback = self._model.get("byte_fallback") is True
 
     def _id(self, value: Any) -> int:
@@ -95,6 +96,21 @@ class BpeTokenizer:
                 highest = max(highest, number)
                 added[number] = _Added(text, True, False)
         return added
+
+    def _add_further(self, stored: JsonObject) -> None:
+        """Take tokens that added_tokens.json alone has. Raises ModelFormatError where it contradicts tokenizer.json."""
+        ids = self.base | {token.text: number for number, token in self.added.items()}
+        texts = {number: text for text, number in ids.items()}
+        for text, value in stored.items():
+            number = self._id(value)
+            if ids.get(text, number) != number or texts.get(number, text) != text:
+                raise ModelFormatError(
+                    f"{self._folder} has the token {text[:40]!r} as {number} in added_tokens.json, and tokenizer.json has "
+                    + (f"it as {ids[text]}" if text in ids else f"{texts[number][:40]!r} there"),
+                    remedy="Keep the one of the two files that belongs to the model",
+                )
+            if text not in ids:
+                self.added[number] = _Added(text, text in self._roles, normalized=False)
 
     def _new_id(self, text: str, highest: int) -> int:
         """The id of a token that is added without one, after `highest`."""

@@ -111,10 +111,10 @@ def _refuse_roles(folder: Path, rowless: Mapping[int, str], tokens: Collection[s
     for role in ("bos", "eos"):
         text = content(settings.get(f"{role}_token"))
         if text and text not in known:
-            number = next((f", {number}," for number, other in rowless.items() if other == text), "")
+            number = next((f" (id {number:,})" for number, other in rowless.items() if other == text), "")
             raise ModelFormatError(
-                f"tokenizer_config.json in {folder} names {text[:40]!r} as {role} token, which{number} is not among the {size:,} that have "
-                "a row in the embedding",
+                f"{folder / 'tokenizer_config.json'} names {text[:40]!r}{number} as {role} token, which is not among the {size:,} tokens "
+                "that have a row in the embedding",
                 remedy=OTHER_TOKENIZER,
             )
 
