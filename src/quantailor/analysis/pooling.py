@@ -61,9 +61,8 @@ def pooled(findings: Sequence[Finding], tensors: Sequence[str]) -> dict[str, Est
         weights = 1 / (sampling + own / counts)
         covariance = np.linalg.inv((design * weights[:, None]).T @ design + np.diag(1 / parts.variances))
         coefficients = covariance @ (design * weights[:, None]).T @ values
-        own = _own_variance(
-            values - design @ coefficients, sampling, counts, np.einsum("ij,jk,ik->i", design, covariance, design) * weights
-        )
+        leverage = ((design @ covariance) * design).sum(axis=1) * weights
+        own = _own_variance(values - design @ coefficients, sampling, counts, leverage)
     rows = parts.rows(tensors)
     means = dict(zip(tensors, rows @ coefficients, strict=True))
     variances = dict.fromkeys(tensors, own)
