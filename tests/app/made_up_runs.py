@@ -32,13 +32,18 @@ def write_model(path: Path) -> Path:
     return path
 
 
-def matrix(workspace: Workspace, model: OpenedModel, seed: int) -> str:
-    """Keep an importance matrix as the model's newest; its fingerprint."""
+def imatrix(model: OpenedModel, seed: int) -> Imatrix:
+    """An importance matrix for a model."""
     entries = {
         tensor.name: ImatrixEntry(np.full((1, tensor.n_cols), seed + 1, np.float32), np.ones(1, np.int64))
         for tensor in quantizable_tensors(model.source)
     }
-    made = Imatrix(entries, datasets=(f"{seed}.txt",), chunk_count=1 + seed, chunk_size=512)
+    return Imatrix(entries, datasets=(f"{seed}.txt",), chunk_count=1 + seed, chunk_size=512)
+
+
+def matrix(workspace: Workspace, model: OpenedModel, seed: int) -> str:
+    """Keep an importance matrix as the model's newest; its fingerprint."""
+    made = imatrix(model, seed)
     workspace.keep_imatrix(model.fingerprint, made, imported=True)
     return made.fingerprint
 

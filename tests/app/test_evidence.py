@@ -141,6 +141,12 @@ def test_it_is_too_early_to_predict_without_whole_mixes(
     assert compared["a"]["kld_nats"] is None
     assert compared["a"]["no_prediction"].startswith("too early")
     assert "too early to predict" in run("diff", base, strategy, "Q4_K_M").out
+    file = tmp_path / "out.gguf"
+    assert run("build", base, strategy, "-o", file).code == 0
+    card = run("card", file, "--base", base, "--json").result["text"]
+    assert "No KL divergence is predicted: too early to predict: after 2 whole mixes" in card
+    assert "`quantailor probe base.gguf -f first.txt --n-ctx 512 " in card
+    assert str(tmp_path) not in card
     refused = run("plan", base, "--kld", 0.01).error_line
     assert "too early to predict" in refused
     assert "quantailor probe" in refused

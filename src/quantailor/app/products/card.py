@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from quantailor.evidence.strategies import embedded_strategy, require_fit, strat
 from quantailor.ggml import library
 from quantailor.models.source import ModelSource
 from quantailor.present import words
-from quantailor.records import Estimate, MetadataValue, Strategy, TensorInfo, Verdict, VerdictRow, bits_per_weight
+from quantailor.records import Estimate, Grounds, MetadataValue, Strategy, TensorInfo, Verdict, VerdictRow, bits_per_weight
 from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, OpenedModel, Workspace
 from quantailor.steps.verify import BASE
 from quantailor.store import ImatrixRecord
@@ -64,6 +65,7 @@ class _Facts:
     verdict: Verdict | None
     predicted: tuple[float, tuple[float, float]] | None
     no_prediction: str | None
+    grounds: Grounds | None
     repo_id: str | None
 
     @property
@@ -141,7 +143,8 @@ def _facts(workspace: Workspace, base: Path, file: Path, repo_id: str | None) ->
         with workspace.source(file) as source:
             require_same_tensors(source, model.source)
             matrix = file_imatrix(workspace, model, file)
-            predicted, reason = _predicted(source, model, what_is_known(workspace, model, matrix))
+            known = what_is_known(workspace, model, matrix)
+            predicted, reason = _predicted(source, model, known)
             paths, verdicts = source.files, list_verdicts(workspace, model.fingerprint)
             made_by = source.metadata.get("quantailor.version")
             size = sum(path.stat().st_size for path in paths)
@@ -161,6 +164,7 @@ def _facts(workspace: Workspace, base: Path, file: Path, repo_id: str | None) ->
                 verdict=next((item.verdict for item in verdicts_on(workspace, model.fingerprint, file, verdicts)), None),
                 predicted=predicted,
                 no_prediction=reason,
+                grounds=None if known.knowledge is None else known.knowledge.grounds,
                 repo_id=_repo_id(model.source, repo_id),
             )
 
@@ -299,15 +303,25 @@ def _not_measured(facts: _Facts) -> str:
         measured = " What was measured is above." if facts.verdict else ""
         prediction = (
             f"Predicted, not measured: a mean KL divergence of {kld:.4g} nats from the base, between {low:.4g} and {high:.4g} with a "
-            f"probability of 95 %, by probes of each tensor on the calibration text.{measured}"
+            f"probability of 95 % ({words.grounds(facts.grounds)}).{measured}"
         )
     else:
-        prediction = f"No KL divergence is predicted: {facts.no_prediction}."
+        more = "" if facts.grounds is None else f" What it takes: `{_without_places(facts.grounds.command)}`."
+        prediction = f"No KL divergence is predicted: {facts.no_prediction}.{more}"
     items = ["speed, and memory beyond the file's size", "benchmarks of knowledge, reasoning or code", "other languages and long contexts"]
     if facts.verdict is None:
         items.insert(0, "perplexity, and KL divergence from the base")
     missing = "\n".join(f"- {item}" for item in items)
     return f"## Predicted\n\n{prediction}\n\n## Not measured\n\n{missing}\n"
+
+
+def _without_places(command: str) -> str:
+    """A command for readers elsewhere: files by their names, and nothing of this machine's home."""
+    arguments = shlex.split(command)
+    if "--home" in arguments:
+        at = arguments.index("--home")
+        del arguments[at : at + 2]
+    return shlex.join(Path(argument).name if "/" in argument else argument for argument in arguments)
 
 
 def _types(facts: _Facts) -> str:

@@ -154,7 +154,7 @@ class BuiltList:
         table(columns, [self._row(item, words) for item in self.items], caption="Built files").classes("qt-built")
 
     def _row(self, item: BuiltFile, words: dict[str, str]) -> tuple[TableCell, ...]:
-        kld = "ranking only" if item.predicted_kld_nats is None else f"{item.predicted_kld_nats:.3g}"
+        kld = "not predicted" if item.predicted_kld_nats is None else f"{item.predicted_kld_nats:.3g}"
         name, n_bytes, verdict, actions = (
             partial(show, item) for show in (self._name, _size_cell, partial(self._verdict, words), self._actions)
         )

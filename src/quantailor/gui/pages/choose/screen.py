@@ -29,7 +29,7 @@ from quantailor.gui.pages.choose.rule_dialog import RuleDialog, with_size
 from quantailor.gui.pages.choose.table import TensorTable
 from quantailor.gui.pages.choose.tensor_panel import TensorPanel
 from quantailor.gui.widgets import Stat, box, card, icon_button, note, primary, quiet, tell_error, text, told
-from quantailor.present.words import plural, size
+from quantailor.present.words import grounds, kld, plural, size
 from quantailor.records import Prediction, role_of
 
 SLIDER_STEPS = 1000
@@ -69,6 +69,12 @@ class ChooseScreen:
             note(
                 f"{self._desk.n_unmeasured} tensors are not measured yet and keep their type. Reload to work with what has come in.", "warn"
             )
+        found, reason = self._desk.grounds, self._desk.evaluate(self._draft.types_known_to(self._desk)).prediction.no_prediction
+        text(f"Stands on {grounds(found)}.", "qt-small qt-muted")
+        if found is not None and (reason is not None or found.n_probed < found.n_tensors):
+            missing = "Tensors that were not probed count as the median of their role."
+            why = missing if reason is None else f"{reason[0].upper()}{reason[1:]}."
+            note(f"{why} This measures more: {found.command}", "warn")
         with box("qt-choose"):
             with card(classes="qt-choose-top"):
                 self._build_top()
@@ -310,7 +316,7 @@ class ChooseScreen:
         self._size.set(size(prediction.file_size_bytes), f"{prediction.file_size_bytes:,} bytes")
         self._bits.set(f"{prediction.bits_per_weight:.3f}")
         if prediction.kld_nats is None or prediction.kld_interval_nats is None:
-            self._kld.set("not known", prediction.no_prediction or "ranking only: no probes")
+            self._kld.set("not known", kld(None, None, prediction.no_prediction))
         else:
             low, high = prediction.kld_interval_nats
             self._kld.set(f"KLD {prediction.kld_nats:#.3g}", f"{low:#.2g} to {high:#.2g} nats")
