@@ -141,6 +141,11 @@ def test_it_is_too_early_to_predict_without_whole_mixes(
     assert compared["a"]["kld_nats"] is None
     assert compared["a"]["no_prediction"].startswith("too early")
     assert "too early to predict" in run("diff", base, strategy, "Q4_K_M").out
+    report = tmp_path / "report.html"
+    assert run("report", base, "-o", report).code == 0
+    page = report.read_text(encoding="utf-8")
+    assert "Too early to predict: after 2 whole mixes the 95" in page
+    assert f"run <code>quantailor probe {base} -f {texts[0]}" in page
     file = tmp_path / "out.gguf"
     assert run("build", base, strategy, "-o", file).code == 0
     card = run("card", file, "--base", base, "--json").result["text"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 
 from quantailor.analysis.expected import expected_alphas, expected_damage
 from quantailor.analysis.importance.imatrix import Imatrix
@@ -42,6 +43,12 @@ def kld_of(known: Knowledge, damage: float) -> tuple[PredictedKld | None, str | 
     n_mixes = known.grounds.n_mixes
     span = f"after {plural(n_mixes, 'whole mix')} the 95 % interval would span a factor of {figure(high / low, 2)}" if n_mixes else ""
     return None, f"{EARLY}: {span or 'no whole mixes were measured'}"
+
+
+def why_early(known: Knowledge) -> str | None:
+    """Why no KLD can be stated for a mix like those that were measured; None where one can."""
+    damages = [point.damage_nats for point in known.curve.points if point.kind == "memory"]
+    return kld_of(known, statistics.median(damages or [1.0]))[1]
 
 
 def with_kld_of(prediction: Prediction, known: Knowledge | None) -> Prediction:

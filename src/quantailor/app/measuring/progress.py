@@ -13,14 +13,13 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 
 from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
 from quantailor.app.jobs import JobReport, report_of
 from quantailor.errors import ModelError, QuantailorError
-from quantailor.evidence.damages import kld_of
+from quantailor.evidence.damages import why_early
 from quantailor.evidence.grounds import runs
 from quantailor.evidence.knowledge import load_knowledge
 from quantailor.evidence.measurements import most_telling
@@ -369,8 +368,7 @@ class MeasurementWatch:
             if known is not None:
                 self._sensitivities = {name: item for name, item in known.sensitivities.items() if item.probes}
                 self._evidence = tuple(run.grounds for run in runs(self._workspace, model, key.imatrix, cells))
-                points = [point.damage_nats for point in known.curve.points if point.kind == "memory"]
-                _, self._no_prediction = kld_of(known, median(points or [1.0]))
+                self._no_prediction = why_early(known)
 
     def _cells(self) -> list[WeightError]:
         return [

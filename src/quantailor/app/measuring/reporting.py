@@ -15,6 +15,7 @@ from typing import Any
 
 from quantailor import files
 from quantailor.errors import OutputError
+from quantailor.evidence.damages import why_early
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import measured
 from quantailor.ggml import library
@@ -169,6 +170,7 @@ def _data(workspace: Workspace, model: OpenedModel, imatrix: str) -> tuple[Repor
             sensitivities=tuple(item for item in known.sensitivities.values() if item.status != "not probed"),
             cells=tuple(known.cells.values()),
             curve=known.curve if known.curve.points else None,
+            no_prediction=why_early(known),
         ),
         known,
     )

@@ -69,6 +69,8 @@ class ReportData:
     """What the footer names: {"Quantailor": "0.2.0", "llama-cpp-python": "0.3.36"}."""
     grounds: Grounds | None = None
     """What damages and predictions stand on."""
+    no_prediction: str | None = None
+    """Why it is too early to predict a KLD; None where it is not."""
 
 
 def role_order(role: str) -> tuple[int, str]:

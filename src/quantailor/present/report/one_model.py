@@ -92,7 +92,7 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
         facts.append(("sensitivities told from the floor", f"{len(found):,} of {len(data.sensitivities):,}"))
     if factor := _factor(found):
         facts.append(("largest alpha / smallest", f"{figure(factor, 2)} ×"))
-    if data.curve is not None:
+    if data.curve is not None and data.no_prediction is None:
         facts.append(("scatter of predictions, one sd", percent(data.curve.residual_sd, 1)))
     if data.floor_kld_nats is not None:
         facts.append(("floor (nats)", figure(data.floor_kld_nats, 2)))
