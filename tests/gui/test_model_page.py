@@ -56,6 +56,30 @@ def test_a_gguf_file_is_opened_and_named(page: Visitor, books_llama_base: Path, 
     page.until(lambda: page.address.endswith("/structure"), "Structure opens")
 
 
+def test_what_can_be_computed_again_is_removed(page: Visitor, books_llama_base: Path, tmp_path: Path) -> None:
+    ask(page, str(Path(shutil.copy(books_llama_base, tmp_path / "mine.gguf"))))
+    page.sees("free at")
+    chunk = tmp_path / "home" / "base-logp" / "0123456789abcdef-text-512" / "chunk-000000.npy"
+    chunk.parent.mkdir(parents=True)
+    chunk.write_bytes(bytes(5000))
+    page.click("Free disk space …")
+    page.sees("can be removed; computed again from the base, run on the text again")
+    page.sees("everything that was measured")
+    page.click("Remove 4.88 KiB")
+    page.until(lambda: not chunk.exists(), "it is gone")
+    page.sees("4.88 KiB removed")
+    page.click("Free disk space …")
+    page.sees("3 things")
+    assert (tmp_path / "home" / "quantailor.db").exists()
+
+
+def test_a_file_of_something_else_is_told_apart(page: Visitor, tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).parents[1] / "golden" / "imatrix-books-llama.gguf", tmp_path / "some.gguf")
+    ask(page, str(tmp_path / "some.gguf"))
+    page.sees("is an importance matrix, not a language model")
+    page.sees("--imatrix")
+
+
 def test_a_directory_is_converted_to_a_base(page: Visitor, books_llama_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(books_llama_dir, tmp_path / "books")
     ask(page, str(tmp_path / "books"))

@@ -16,6 +16,7 @@ from quantailor.app.steps import UNQUANTIZED, conversion_offer
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, show_address, workspace
 from quantailor.gui.elements.disk_bar import disk_bar
+from quantailor.gui.elements.home_disk import home_disk
 from quantailor.gui.frame import STEPS, address, done_steps, frame, opened
 from quantailor.gui.pages.model.conversion import conversion_form, offered_conversion
 from quantailor.gui.pages.model.hub import HubCard
@@ -235,6 +236,7 @@ def _disk(project: ProjectReport) -> None:
                     disk_bar(plan.needs, plan.free_bytes, plan.folder)
                     for sentence in plan.shortfalls:
                         note(f"Measuring {sentence}.", "bad")
+                    home_disk()
 
         ui.timer(0.1, show, once=True)
 
