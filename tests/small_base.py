@@ -14,9 +14,9 @@ ROWS = {"attn_q": (HIDDEN, HIDDEN), "attn_k": (HIDDEN, HIDDEN), "attn_v": (HIDDE
 ROWS |= {"ffn_gate": (INNER, HIDDEN), "ffn_up": (INNER, HIDDEN), "ffn_down": (HIDDEN, INNER)}
 
 
-def write_small_base(path: Path, *, seed: str = "", vocabulary: str = "") -> Path:
+def write_small_base(path: Path, *, seed: str = "", vocabulary: str = "", architecture: str = "llama") -> Path:
     """Write one; another `seed` gives other weights, another `vocabulary` another token at the end."""
-    writer = GGUFWriter(str(path), "llama")
+    writer = GGUFWriter(str(path), architecture)
     writer.add_string("general.name", "Small")
     for key, value in {
         "block_count": N_LAYERS,
@@ -26,8 +26,8 @@ def write_small_base(path: Path, *, seed: str = "", vocabulary: str = "") -> Pat
         "attention.head_count": HEADS,
         "rope.dimension_count": HIDDEN // HEADS,
     }.items():
-        writer.add_uint32(f"llama.{key}", value)
-    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+        writer.add_uint32(f"{architecture}.{key}", value)
+    writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-5)
     letters = [*byte_letters().values(), f"<s>{vocabulary}"]
     writer.add_string("tokenizer.ggml.model", "gpt2")
     writer.add_string("tokenizer.ggml.pre", "llama-bpe")

@@ -430,3 +430,5 @@ class Verdict:
     floor_kld_nats: float
     """KLD of the unmodified base through the same pipeline."""
     sentence: str
+    reservations: tuple[str, ...] = ()
+    """What limits its worth: a text that was not held out, a base that is quantized itself. They end the sentence too."""

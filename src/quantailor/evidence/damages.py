@@ -105,12 +105,15 @@ def basis_of(known: Knowledge | None) -> Basis:
 def inputs_of(found: Measured, known: Knowledge | None) -> dict[str, str | int | float | None]:
     """Where a strategy's figures came from, for its record."""
     inputs: dict[str, str | int | float | None] = {"imatrix": found.key.imatrix or None, "measurement": found.key.settings}
+    if found.text_sha256 is not None:
+        inputs["imatrix_text_sha256"] = found.text_sha256
     if known is not None:
         found_on = known.grounds
         inputs |= {
             "probes": known.key.run,
             "probe_imatrix": found_on.imatrix,
             "probe_text": found_on.text,
+            "probe_text_sha256": known.key.corpus,
             "probe_chunks": found_on.n_chunks,
             "probed_tensors": f"{found_on.n_probed} of {found_on.n_tensors}",
             "mixes": found_on.n_mixes,

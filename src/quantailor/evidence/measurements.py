@@ -47,6 +47,8 @@ class Measured:
     key: MeasurementKey
     cells: Sequence[WeightError]
     tables: Sequence[TensorCells]
+    text_sha256: str | None = None
+    """The text that the importance matrix was computed from, where this home did it."""
 
     @property
     def is_exhaustive(self) -> bool:
@@ -70,7 +72,8 @@ def measured(workspace: Workspace, model: OpenedModel, imatrix: str, exhaustive:
         is_exhaustive = key.settings == MeasureSettings(exhaustive=True).key
         command = measure_command(workspace, model, key.imatrix, exhaustive=is_exhaustive)
         raise StrategyError(error.message, remedy=f"Run `{command}`") from None
-    return Measured(key, cells, tables)
+    texts = workspace.store.imatrix_texts(model.fingerprint, key.imatrix) if key.imatrix else set()
+    return Measured(key, cells, tables, min(texts, default=None))
 
 
 def _possible(workspace: Workspace, model: OpenedModel, key: MeasurementKey, cells: Sequence[WeightError]) -> Sequence[WeightError]:

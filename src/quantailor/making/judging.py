@@ -153,6 +153,7 @@ def make_verdict(
     corpus_name: str,
     corpus_sha256: str,
     n_ctx: int,
+    reservations: Sequence[str] = (),
 ) -> Verdict:
     """Statistics of every file, ours against every reference, and the sentence.
 
@@ -163,6 +164,7 @@ def make_verdict(
         corpus_name: the held-out text, for people.
         corpus_sha256: and its hash.
         n_ctx: tokens per chunk.
+        reservations: what limits its worth, one sentence each; they end the verdict's sentence.
     """
     files, null_control = _common_chunks(files, null_control)
     base = next(file for file in files if file.kind == "base")
@@ -188,7 +190,8 @@ def make_verdict(
         rows=rows,
         comparisons=comparisons,
         floor_kld_nats=floor,
-        sentence=sentence(row, comparisons, floor_kld_nats=floor),
+        sentence=" ".join((sentence(row, comparisons, floor_kld_nats=floor), *reservations)),
+        reservations=tuple(reservations),
     )
 
 

@@ -24,6 +24,7 @@ from quantailor.models.abilities import require_predictions
 from quantailor.records import ChunkScore, Verdict
 from quantailor.session import AUTO, HELDOUT_TEXT, OpenedModel, Workspace, gguf_path, require_finite
 from quantailor.steps.checks.inputs import check_texts
+from quantailor.steps.checks.verified import require_same_model, reservations
 from quantailor.steps.options import DEFAULT_N_CTX
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Screen, StepResult, WeightedStep
@@ -80,6 +81,9 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
         self.refuse_other_verdict()
         for name in self.against or ():
             preset_name(name)
+        if self.hub is None and Path(self.file).exists():
+            with workspace.source(self.file) as file, workspace.source(self.base) as base:
+                require_same_model(file, base)
 
     @property
     def stem(self) -> Path:
@@ -104,9 +108,11 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
         with workspace.model(self.base) as model:
             require_predictions(model.source)
             n_ctx = chunk_length(model.source, self.n_ctx, stages.warn)
-            imatrix = verify_imatrix(workspace, model, self)
+            imatrix, told = verify_imatrix(workspace, model, self)
             require_finite(model.identity)
             base, ours = gguf_path(model), Path(self.file)
+            with workspace.source(ours) as source:
+                require_same_model(source, model.source)
             presets = self.presets(workspace, model, imatrix)
             label = f"{ours.stem} (ours)" if ours.stem in (BASE, NULL_CONTROL, *presets) else ours.stem
             candidates = {label: ours}
@@ -132,7 +138,10 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             )
             for name, score in scores:
                 workspace.store.record_chunk_scores(keys[name], [score])
-            verdict = _judge(workspace, model, keys, candidates, label, len(tokens), corpus_name=corpus.name, n_ctx=n_ctx)
+            found = [*told, *reservations(workspace, model, ours, corpus.name, corpus.sha256)]
+            for reservation in found:
+                stages.warn(reservation)
+            verdict = _judge(workspace, model, keys, candidates, label, len(tokens), corpus_name=corpus.name, n_ctx=n_ctx, limits=found)
             workspace.store.record_verdict(verdict)
             written = judging.write_verdict(verdict, self.stem)
             return VerifyResult(verdict, tuple(map(str, written)))
@@ -142,7 +151,7 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
         with workspace.model(self.base) as model:
             size, description = ModelSize.of(model.source), model.description
             is_known = self.against is not None or Path(self.file).is_file()
-            presets = self.presets(workspace, model, verify_imatrix(workspace, model, self)) if is_known else ()
+            presets = self.presets(workspace, model, verify_imatrix(workspace, model, self)[0]) if is_known else ()
         folder, n_bytes = workspace.home.references, 0
         for preset in presets:
             if not any(folder.glob(f"{description[:16]}-*-{preset}.gguf")):
@@ -156,15 +165,20 @@ def _main_type(preset: str) -> str:
     return max((name for name in library.types() if preset.startswith(name)), key=len, default="")
 
 
-def verify_imatrix(workspace: Workspace, model: OpenedModel, step: VerifyStep) -> Imatrix | None:
-    """The importance matrix for the references: by default the one that our file was made with."""
+def verify_imatrix(workspace: Workspace, model: OpenedModel, step: VerifyStep) -> tuple[Imatrix | None, list[str]]:
+    """The importance matrix for the references, by default the one that our file was made with; and what to say where it is not here."""
+    if step.against == ():
+        return None, []
     if step.imatrix != AUTO:
-        return workspace.choose_imatrix(model, step.imatrix)
+        return workspace.choose_imatrix(model, step.imatrix), []
     embedded = embedded_strategy(workspace, Path(step.file))
-    if embedded is not None:
-        recorded = embedded.inputs.get("imatrix")
-        return workspace.imatrix(model.fingerprint, str(recorded)) if recorded else None
-    return workspace.newest_imatrix(model.fingerprint)
+    if embedded is None:
+        return workspace.newest_imatrix(model.fingerprint), []
+    recorded = str(embedded.inputs.get("imatrix") or "")
+    if not recorded or workspace.imatrix_path(model.fingerprint, recorded).exists():
+        return (workspace.imatrix(model.fingerprint, recorded) if recorded else None), []
+    missing = f"The importance matrix {recorded[:12]} that the file was made with is not here (--imatrix names its file)"
+    return None, [f"{missing}, so the presets were made without one and look worse than they could."]
 
 
 def _judge(
@@ -177,6 +191,7 @@ def _judge(
     *,
     corpus_name: str,
     n_ctx: int,
+    limits: Sequence[str],
 ) -> Verdict:
     scores: dict[str, Sequence[ChunkScore]] = {
         name: [score for score in workspace.store.chunk_scores(key) if score.index < n_chunks] for name, key in keys.items()
@@ -191,6 +206,7 @@ def _judge(
         corpus_name=corpus_name,
         corpus_sha256=keys[BASE].corpus,
         n_ctx=n_ctx,
+        reservations=limits,
     )
 
 

@@ -98,6 +98,8 @@ class SQL:
         SELECT model, fingerprint, datasets, chunk_count, chunk_size, origin FROM imatrices
         LEFT JOIN history ON kind = 'imatrix' AND key = model || ' ' || fingerprint
         WHERE model = ? ORDER BY recorded DESC, fingerprint"""
+    imatrix_texts = """
+        SELECT DISTINCT corpus FROM imatrix_computations WHERE model = :model AND :fingerprint IN ('', fingerprint)"""
     computed_imatrix = """
         SELECT model, fingerprint, datasets, chunk_count, chunk_size, origin
         FROM imatrix_computations JOIN imatrices USING (model, fingerprint)

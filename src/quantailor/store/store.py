@@ -195,6 +195,11 @@ class Store:
         """What that computation gave, if it was finished."""
         return _only(_imatrix(_any(row)) for row in self._database.query(SQL.computed_imatrix, key.row))
 
+    def imatrix_texts(self, model: str, fingerprint: str = "") -> set[str]:
+        """SHA-256 of the texts that an importance matrix was computed from, or all of a model's for none."""
+        rows = (_any(row) for row in self._database.query(SQL.imatrix_texts, {"model": model, "fingerprint": fingerprint}))
+        return {str(row[0]).partition(ENGINE)[0] for row in rows}
+
     # Fidelity
 
     def record_chunk_scores(self, key: ScoreKey, scores: Iterable[ChunkScore]) -> None:

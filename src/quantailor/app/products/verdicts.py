@@ -177,7 +177,7 @@ def verify_cost(workspace: Workspace, task: VerifyStep) -> VerifyCost:
         n_ctx = chunk_length(model.source, task.n_ctx)
         n_text_chunks = int(corpus.tokens.size // n_ctx)
         n_chunks = min(task.chunks or n_text_chunks, n_text_chunks)
-        imatrix = verify_imatrix(workspace, model, task)
+        imatrix, _ = verify_imatrix(workspace, model, task)
         references = task.presets(workspace, model, imatrix)
         folder = workspace.home.references
         places = {name: judging.reference_path(model.description, name, imatrix=imatrix, folder=folder) for name in references}

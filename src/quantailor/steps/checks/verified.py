@@ -1,0 +1,68 @@
+"""What a verdict must not keep quiet about: another model's file, a text that is not held out, a base that is quantized itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from quantailor.analysis.corpus import read_text
+from quantailor.errors import StrategyMismatchError
+from quantailor.evidence.strategies import embedded_strategy
+from quantailor.ggml import library
+from quantailor.models.source import ModelSource
+from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace
+
+_MAY_DIFFER = ("output.weight", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+"""Tensors that a file may have or lack beside its base: tied embeddings, and tables that are computed from the metadata."""
+_TOKENS = ("tokenizer.ggml.model", "tokenizer.ggml.tokens")
+
+
+def require_same_model(file: ModelSource, base: ModelSource) -> None:
+    """Raise StrategyMismatchError where a file was not made from such a base: architecture, tensors, vocabulary."""
+    remedy = "Give --base the model that the file was made from"
+    if file.architecture != base.architecture:
+        message = f"{file.location} is of the architecture {file.architecture}, and its base {base.location} of {base.architecture}"
+        raise StrategyMismatchError(message, remedy=remedy)
+    ours, theirs = ({tensor.name: tensor.shape for tensor in source.tensors} for source in (file, base))
+    for name in sorted(ours.keys() | theirs.keys()):
+        here, there = ours.get(name), theirs.get(name)
+        if here != there and not (name in _MAY_DIFFER and None in (here, there)):
+            said = (" x ".join(map(str, shape)) if shape else "missing" for shape in (here, there))
+            raise StrategyMismatchError(
+                f"{file.location} is not made from {base.location}: {name} is {next(said)} here and {next(said)} there", remedy=remedy
+            )
+    for key in _TOKENS:
+        values = [source.metadata[key].value if key in source.metadata else None for source in (file, base)]
+        if values[0] != values[1]:
+            message = f"{file.location} is not made from {base.location}: {key} differs, so that they read text differently"
+            raise StrategyMismatchError(message, remedy=remedy)
+
+
+def reservations(workspace: Workspace, model: OpenedModel, file: Path, text_name: str, text_sha256: str) -> list[str]:
+    """What limits the worth of a verdict, one sentence each."""
+    found, qtypes = [], library.stored_types()
+    quantized = sorted({tensor.type_name for tensor in model.source.tensors if qtypes[tensor.type_name].is_quantized})
+    if quantized:
+        found.append(
+            f"The base {model.path.name} is itself quantized ({', '.join(quantized)}): divergences are from it, not from the 16-bit model."
+        )
+    for what, digests in _seen(workspace, model, file).items():
+        if text_sha256 in digests:
+            found.append(f"{text_name} is the text from which the file's {what} computed: it is not held out, and the file looks too good.")
+    return found
+
+
+def _seen(workspace: Workspace, model: OpenedModel, file: Path) -> dict[str, set[str]]:
+    """The texts that a file was made with, by their SHA-256, as the file and the home tell."""
+    embedded, store = embedded_strategy(workspace, file), workspace.store
+    if embedded is None:
+        # Another program's file does not tell; the texts of this model's importance matrices in this home are the likely ones.
+        return {"importance matrix was perhaps": store.imatrix_texts(model.fingerprint)}
+    inputs = embedded.inputs
+    matrices, probes = ({str(inputs[key])} if inputs.get(key) else set() for key in ("imatrix_text_sha256", "probe_text_sha256"))
+    if inputs.get("imatrix"):
+        matrices |= store.imatrix_texts(model.fingerprint, str(inputs["imatrix"]))
+    if inputs.get("probes"):
+        probes |= {key.corpus for key in store.swap_runs(model.fingerprint) if key.run == inputs["probes"]}
+    if not (matrices or probes) and (inputs.get("imatrix") or inputs.get("probes")):
+        return {"importance matrix or probes were probably": {read_text(CALIBRATION_TEXT)[1]}}
+    return {"importance matrix was": matrices, "probes were": probes}

@@ -1,0 +1,84 @@
+"""Verify refuses what is no pair of file and base, needs no more than it needs, and says what limits a verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from commands import Command
+
+from quantailor import cli
+from small_base import write_small_base
+
+QUICK = ("--n-ctx", "64", "--chunks", "2", "--threads", "1")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A file that was made with an importance matrix, and what it was made from."""
+
+    base: Path
+    file: Path
+    text: Path
+    home: Path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("made")
+    base, text, home = write_small_base(folder / "base.gguf"), folder / "text.txt", folder / "home"
+    text.write_text("The tailor took the measure of the cloth, and cut it by the light of a lamp. " * 40, encoding="utf-8")
+    for words in (
+        ("imatrix", base, "-f", text, *QUICK),
+        ("measure", base, "--types", "Q8_0,Q4_K"),
+        ("plan", base, "--bpw", "6", "--basis", "ranking", "-o", folder / "s.yaml"),
+        ("build", base, folder / "s.yaml", "-o", folder / "ours.gguf"),
+    ):
+        assert cli.run([str(word) for word in (*words, "--home", home)]) == 0
+    return Made(base, folder / "ours.gguf", text, home)
+
+
+def test_a_file_of_another_model_is_refused(quantailor: Command, made: Made, books_llama_base: Path, tmp_path: Path) -> None:
+    other_words = write_small_base(tmp_path / "words.gguf", vocabulary="other")
+    for base, said in (
+        (write_small_base(tmp_path / "qwen2.gguf", architecture="qwen2"), "is of the architecture llama, and its base"),
+        (books_llama_base, "is not made from"),
+        (other_words, "tokenizer.ggml.tokens differs"),
+    ):
+        line = quantailor("verify", made.file, "--base", base, *QUICK, "--home", tmp_path / "home").error_line
+        assert said in line
+        assert "Give --base the model that the file was made from" in line
+    assert quantailor("jobs", "list", "--home", tmp_path / "home", "--json").result == []
+
+
+@pytest.mark.slow
+def test_a_fresh_home_needs_no_importance_matrix(quantailor: Command, made: Made, heldout_text: Path, tmp_path: Path) -> None:
+    words = ("verify", made.file, "--base", made.base, "-f", heldout_text, *QUICK, "--home", tmp_path / "home", "--json")
+    alone = quantailor(*words, "--against", "", "-o", tmp_path / "alone").result["verdict"]
+    assert alone["reservations"] == []
+    beside = quantailor(*words, "--against", "Q4_K_M", "-o", tmp_path / "beside").result["verdict"]
+    assert "was made with is not here" in beside["reservations"][0]
+    assert beside["sentence"].endswith(beside["reservations"][0])
+    assert quantailor(*words[:-3], "--home", made.home, "--json", "--against", "Q4_K_M").result["verdict"]["reservations"] == []
+
+
+@pytest.mark.slow
+def test_a_text_that_is_not_held_out_is_told_by_its_content(quantailor: Command, made: Made, tmp_path: Path) -> None:
+    renamed = tmp_path / "heldout.txt"
+    renamed.write_bytes(made.text.read_bytes())
+    for home in (made.home, tmp_path / "fresh home"):
+        words = ("verify", made.file, "--base", made.base, "-f", renamed, *QUICK, "--against", "", "--home", home, "--json")
+        outcome = quantailor(*words, "-o", tmp_path / "verdict")
+        assert (
+            "heldout.txt is the text from which the file's importance matrix was computed: it is not held out"
+            in (outcome.result["verdict"]["reservations"][0])
+        )
+
+
+@pytest.mark.slow
+def test_a_quantized_base_is_told(quantailor: Command, made: Made, heldout_text: Path, tmp_path: Path) -> None:
+    words = ("verify", made.file, "--base", made.file, "-f", heldout_text, *QUICK, "--against", "", "--home", tmp_path / "home", "--json")
+    found = quantailor(*words, "-o", tmp_path / "verdict").result["verdict"]
+    assert "The base ours.gguf is itself quantized" in found["reservations"][0]
+    assert found["reservations"][0] in found["sentence"]
