@@ -57,7 +57,7 @@ def verdict_from_json(text: str) -> Verdict:
     document = json.loads(text)
     rows = tuple(VerdictRow(**{**row, "statistics": _statistics(row["statistics"])}) for row in document.pop("rows"))
     comparisons = tuple(Comparison(**{**one, "interval": tuple(one["interval"])}) for one in document.pop("comparisons"))
-    return Verdict(**document, rows=rows, comparisons=comparisons)
+    return Verdict(**{**document, "reservations": tuple(document.get("reservations", ()))}, rows=rows, comparisons=comparisons)
 
 
 def _statistics(document: Mapping[str, Any]) -> FidelityStatistics:
