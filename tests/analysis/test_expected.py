@@ -103,6 +103,13 @@ def test_without_an_importance_matrix_all_blocks_count_alike() -> None:
     assert alphas["output.weight"] == OUTPUT_ALPHA * USUAL_LOGIT_SQUARE
 
 
+def test_what_adds_nothing_still_counts() -> None:
+    arrays = model() | {"blk.0.attn_output.weight": np.zeros((N, N), np.float32)}
+    assert 0 < expected_alphas(MemorySource(arrays), seen(arrays))["blk.0.attn_v.weight"] < 0.001
+    nothing = {name: np.zeros_like(array) for name, array in arrays.items()}
+    assert all(alpha > 0 for alpha in expected_alphas(MemorySource(nothing), seen(nothing)).values())
+
+
 def test_kernels_with_large_blocks_cost_more_above_all_where_inputs_have_heavy_tails() -> None:
     types = library.types()
     small, large = (expected_damage("attn_v", types[name], 0.001, 0.1) for name in ("Q5_1", "Q5_K"))

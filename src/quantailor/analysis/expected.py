@@ -23,6 +23,8 @@ OUTPUT_ALPHA, EMBEDDING_ALPHA, WRITE_ALPHA = 0.25, 0.5, 0.25
 """Nats for a relative error of 1: of logits whose mean square is 1, of embeddings, and of an output that is all of the stream."""
 USUAL_LOGIT_SQUARE, USUAL_SHARE = 10.0, 0.1
 """The mean square of logits, and the share of an output in the stream, where the importance matrix does not tell them."""
+LEAST_SHARE = 1e-3
+"""Of a branch that adds next to nothing on the calibration text; another text may use it."""
 INPUT_ERROR: Mapping[int, float] = {256: 8e-5, 32: 2.5e-5}
 """The share of an input's energy that a kernel's rounding takes, by the block that shares a scale."""
 PRODUCT_FACTOR = 7.0
@@ -79,7 +81,7 @@ def _shares(source: ModelSource, imatrix: Imatrix | None) -> Iterator[tuple[tupl
             energy = None if None in energies else sum(filter(None, energies))
         if energy is not None:
             stream += scale * energy
-            yield place, scale * energy / stream if stream > 0 else USUAL_SHARE
+            yield place, max(LEAST_SHARE, scale * energy / stream) if stream > 0 else USUAL_SHARE
 
 
 def _logit_square(source: ModelSource, tensor: TensorInfo, imatrix: Imatrix | None) -> float:
@@ -87,7 +89,7 @@ def _logit_square(source: ModelSource, tensor: TensorInfo, imatrix: Imatrix | No
     energy = _product_energy(source, tensor, imatrix)
     scale = _number(source, "logit_scale", 1.0)
     factor = scale if source.architecture in ("command-r", "cohere2") else 1 / scale
-    return USUAL_LOGIT_SQUARE if energy is None else energy / tensor.n_rows * factor**2
+    return energy / tensor.n_rows * factor**2 if energy else USUAL_LOGIT_SQUARE
 
 
 def _embedding_energy(source: ModelSource, imatrix: Imatrix | None) -> float:
