@@ -82,6 +82,7 @@ def test_what_needs_no_predictions_works(run: Command, no_predictor: Path, tmp_p
 
 
 def test_what_needs_predictions_ends_with_one_line_and_stores_nothing(run: Command, no_predictor: Path, tmp_path: Path) -> None:
+    assert NO_PREDICTIONS in run("plan", no_predictor, "--kld", 0.01, "-o", tmp_path / "kld.yaml").error_line
     assert run("measure", no_predictor, "--types", "Q4_K,Q8_0", "--imatrix", "none").code == 0
     for words in (
         ("verify", no_predictor, "--base", no_predictor, "--against", "Q8_0", "--chunks", 1),

@@ -20,6 +20,7 @@ from quantailor.evidence.measurements import Measured, measured, model_facts
 from quantailor.evidence.presets import near_a_preset, preset_size_bytes
 from quantailor.ggml.reference import preset_name
 from quantailor.making import building
+from quantailor.models.abilities import require_predictions
 from quantailor.records import Grounds, Prediction, Strategy, TensorCells, TensorChoice
 from quantailor.session import AUTO, OpenedModel, Workspace
 from quantailor.steps.checks.limits import constraints_of, too_little
@@ -145,6 +146,8 @@ def choose(
     workspace: Workspace, model: OpenedModel, options: PlanOptions, *, imatrix: str = AUTO, exhaustive: bool | None = None
 ) -> tuple[Strategy, int | None, Grounds | None]:
     """The strategy of `plan`, which is recorded; the preset's size where it is "as large as" one; its grounds. Raises StrategyError."""
+    if options.basis == "probes" or options.kld_nats is not None:
+        require_predictions(model.source)  # before advice to measure what no plan could use
     measurement = measured(workspace, model, imatrix, exhaustive)
     key = measurement.key
     matrix = workspace.imatrix(model.fingerprint, key.imatrix) if key.imatrix else None
