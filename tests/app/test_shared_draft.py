@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from commands import Workbench
+from commands import Command, Workbench
 
 from quantailor.app.choosing.drafts import Draft
 from quantailor.app.choosing.planner import Planner
@@ -19,6 +19,7 @@ from quantailor.app.choosing.shared_draft import SharedDraft
 from quantailor.records import Strategy
 from quantailor.session import Workspace
 from quantailor.steps.plan import PlanOptions
+from small_base import write_small_base
 
 SMALL, LARGE = PlanOptions(size_bytes=4_000_000), PlanOptions(size_bytes=9_000_000)
 FIRST, SECOND = "output.weight", "blk.0.ffn_down.weight"
@@ -179,3 +180,40 @@ def test_a_draft_keeps_what_another_measurement_knows(shared: SharedDraft, plann
     assert loaded.types["blk.9.attn_q.weight"] == "Q4_K"
     assert loaded.pins == {"blk.9.attn_q.weight": "Q4_K"}
     assert set(loaded.strategy(planner).types) == planner.measured
+
+
+def test_a_measurement_that_runs_takes_no_type_and_no_pin_away(quantailor: Command, tmp_path: Path) -> None:
+    base, home, text = write_small_base(tmp_path / "base.gguf"), tmp_path / "home", tmp_path / "text.txt"
+    text.write_text("The tailor took the measure of the cloth, and cut it. " * 60, encoding="utf-8")
+
+    def run(*words: object) -> None:
+        assert quantailor(*words, "--home", home).code == 0
+
+    run("imatrix", base, "-f", text, "--n-ctx", 64, "--chunks", 2, "--threads", 1)
+    run("measure", base, "--types", "Q8_0,Q5_K,Q4_K,Q2_K,IQ2_S")
+    with Workspace.open(home) as workspace:
+        shared = SharedDraft(workspace, "draft", lambda planner: PlanOptions(bits_per_weight=4.6))
+        with Planner.open(workspace, base) as planner:
+            shared.change(planner, setting(planner, FIRST, "Q5_K"))
+            shared.change(planner, setting(planner, SECOND, "IQ2_S"))
+        run("imatrix", base, "-f", text, "--n-ctx", 64, "--chunks", 1, "--threads", 1)
+        # Another measurement begins: some tensors at one type, some at two, then all at two.
+        for types, tensors in (("Q4_K", "blk.0.*"), ("Q8_0", "blk.0.attn_q.weight"), ("Q4_K,Q8_0", "*")):
+            run("measure", base, "--types", types, "--tensors", tensors)
+            before = shared.latest(planner)
+            with Planner.open(workspace, base) as planner:
+                assert planner.n_unmeasured == 0
+                assert shared.latest(planner).strategy(planner).types == before.types
+                for bits in (3.2, 6.0):
+                    assert shared.solve(planner, PlanOptions(bits_per_weight=bits)) is not None
+                    draft = shared.latest(planner)
+                    assert draft.pins == {FIRST: "Q5_K", SECOND: "IQ2_S"}
+                    assert draft.types.items() >= draft.pins.items()
+                    assert set(draft.types.values()) <= {"Q8_0", "Q5_K", "Q4_K", "Q2_K", "IQ2_S"}, "nothing became 16-bit"
+                    assert draft.strategy(planner).types == draft.types
+                shared.change(planner, setting(planner, "blk.1.ffn_up.weight", "Q2_K"))
+                shared.change(planner, Draft.undo, is_edit=False)
+        save = tmp_path / "s.yaml"
+        run("drafts", base, "--save", "draft", "-o", save)
+        run("build", base, save, "-o", tmp_path / "out.gguf")
+        run("check", tmp_path / "out.gguf", save, "--base", base)

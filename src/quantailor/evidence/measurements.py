@@ -59,13 +59,16 @@ class Measured:
 def measured(workspace: Workspace, model: OpenedModel, imatrix: str, exhaustive: bool | None = None, *, partial: bool = False) -> Measured:
     """The measurement to work with; see `plan` and `tensor_tables` for the arguments.
 
-    "auto" is the newest importance matrix; with `partial` an earlier one where the newest was not measured as far.
+    "auto" is the newest importance matrix; with `partial` an earlier one where the newest was not measured as far, and with what other
+    measurements know of further tensors and types.
 
     Raises:
         StrategyError: there is none.
     """
     key = _measurement(workspace, model, imatrix, exhaustive, partial=partial)
     cells = _possible(workspace, model, key, workspace.store.cells(key, distributions=False))
+    if partial:
+        cells = _with_earlier(workspace, model, key, cells)
     try:
         tables = tensor_tables(model.source, cells, partial=partial)
     except StrategyError as error:
@@ -76,13 +79,27 @@ def measured(workspace: Workspace, model: OpenedModel, imatrix: str, exhaustive:
     return Measured(key, cells, tables, min(texts, default=None))
 
 
+def _with_earlier(workspace: Workspace, model: OpenedModel, key: MeasurementKey, cells: Sequence[WeightError]) -> Sequence[WeightError]:
+    """With what other measurements know of tensors and types that this one has not come to: it stays until something better is there."""
+    counts = workspace.store.measurements(model.fingerprint)
+    known = {(cell.tensor, cell.type_name): cell for cell in cells}
+    for other in sorted(counts, key=lambda each: -counts[each]):
+        if other != key and other.definition_version == DEFINITION_VERSION:
+            for cell in _possible(workspace, model, key, workspace.store.cells(other, distributions=False)):
+                if cell.unavailable is None:
+                    known.setdefault((cell.tensor, cell.type_name), cell)
+    return tuple(known.values())
+
+
 def _possible(workspace: Workspace, model: OpenedModel, key: MeasurementKey, cells: Sequence[WeightError]) -> Sequence[WeightError]:
     """Without types that need importances which a tensor lacks; earlier versions measured them for embeddings and output."""
     qtypes = library.types()
     doubtful = {
         (cell.tensor, cell.type_name)
         for cell in cells
-        if cell.unavailable is None and cell.tensor in IMATRIX_EXEMPT and needs_imatrix(cell.tensor, qtypes[cell.type_name])
+        if cell.unavailable is None
+        and (cell.tensor in IMATRIX_EXEMPT or not key.imatrix)
+        and needs_imatrix(cell.tensor, qtypes[cell.type_name])
     }
     if not doubtful:
         return cells
