@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from nicegui import ui
 
@@ -39,6 +39,7 @@ def heat_table(
     caption: str,
     write: Callable[[float], str],
     corner: str,
+    unmeasured: Collection[str] = (),
 ) -> None:
     """Draw the map.
 
@@ -49,6 +50,7 @@ def heat_table(
         caption: the table's name for screen readers.
         write: a value as text.
         corner: heading of the column of headings.
+        unmeasured: headings of rows that are in the model, though not all of their values are known.
     """
     with named(ui.element("table").classes("qt-heat"), caption):
         with ui.element("thead"), ui.element("tr"):
@@ -59,10 +61,12 @@ def heat_table(
                 with ui.element("tr"):
                     text(heading, "qt-mono", tag="th").props('scope="row"')
                     if all(value is None for value in values):
-                        text("not in this model", "qt-muted", tag="td").props(f"colspan={len(columns)}")
+                        text("not measured" if heading in unmeasured else "not in this model", "qt-muted", tag="td").props(
+                            f"colspan={len(columns)}"
+                        )
                         continue
                     for value in values:
-                        cell = text("" if value is None else write(value), "qt-num", tag="td")
+                        cell = text("–" if value is None else write(value), "qt-num", tag="td")
                         if value is not None:
                             cell.style(scale.style(value))
 

@@ -177,9 +177,12 @@ class _Comparison:
     def _map(self, side: _Side, rows: Sequence[ProfileReport], depths: Sequence[str], scale: HeatScale) -> None:
         shares = {(row.role, row.depth): side.share(row).value for row in rows if side.measured(row)}
         filled = {row.role: [shares.get((row.role, depth)) for depth in depths] for row in self._whole}
+        unmeasured = {row.role for row in self._whole if side.shares(row)[1] is None}
         caption = f"Share of the sensitivity of {side.name} by role and depth, per cent"
         columns = ["outside" if depth == _OUTSIDE else depth for depth in depths]
-        heat_table(columns, filled, scale=scale, caption=caption, write=lambda value: f"{100 * value:.2f}", corner="Role")
+        heat_table(
+            columns, filled, scale=scale, caption=caption, write=lambda value: f"{100 * value:.2f}", corner="Role", unmeasured=unmeasured
+        )
 
     def _bars(self, side: _Side) -> None:
         roles = [row for row in self._whole if side.measured(row)]
