@@ -205,7 +205,15 @@ def test_inspect_tells_them_apart(quantailor: Command, base: Path, tmp_path: Pat
 
 def verified(home: Path, file: Path, base: Path, text: Path) -> Verdict:
     step = VerifyStep(
-        file=str(file), base=str(base), against=(), text=str(text), chunks=2, n_ctx=N_CTX, output=str(home / "v"), compute=ONE_THREAD
+        file=str(file),
+        base=str(base),
+        against=(),
+        text=str(text),
+        chunks=2,
+        n_ctx=N_CTX,
+        output=str(home / "v"),
+        overwrite=True,
+        compute=ONE_THREAD,
     )
     with Workspace.open(home) as workspace:
         result = run_job(workspace, submit(workspace, step))
