@@ -49,12 +49,13 @@ class BuildStep(WeightedStep[BuildReport], kind="build", result=BuildReport):
     def check(self, workspace: Workspace) -> None:
         """The strategy, and that the output may be written. Raises StrategyError, OutputError, ModelError."""
         super(BuildStep, self).check(workspace)
+        if self.hub is not None:
+            return  # what the hub says of the model comes first
         strategy = strategy_of(workspace, self.strategy)
         if self.split_max_bytes is None:
             files.refuse_existing(Path(self.output), overwrite=self.overwrite)
-        if self.hub is None:
-            with workspace.model(self.base, allow_requantize=self.allow_requantize) as model:
-                require_whole(strategy, model)
+        with workspace.model(self.base, allow_requantize=self.allow_requantize) as model:
+            require_whole(strategy, model)
 
     def run(self, workspace: Workspace, stages: Stages) -> BuildReport:
         """Write it, and record which strategy it was built from."""
