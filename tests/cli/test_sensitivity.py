@@ -70,24 +70,6 @@ def test_the_same_seed_gives_the_same_alphas(quantailor: Command, probed: Workbe
         assert abs(a["alpha"]["value"] - b["alpha"]["value"]) <= a["alpha"]["se"]
 
 
-def test_probes_pass_over_text_that_the_base_cannot_read(
-    quantailor: Command, probed: Workbench, calibration_text: Path, tmp_path: Path
-) -> None:
-    text, home = tmp_path / "text.txt", ("--home", tmp_path / "home", "--json")
-    prose = calibration_text.read_text(encoding="utf-8")
-    text.write_text("".join(prose[at : at + 1500] + "全世界人民 " * 150 for at in range(0, 15_000, 1500)), encoding="utf-8")
-    words = ("-f", text, "--type", "Q2_K", "--group", "role", "--chunks", 3, "--mixes", 0, "--anchors", 0, *CONTEXT)
-    result = quantailor("probe", probed.base, *words, *home).result
-    assert result["n_chunks"] == 3
-    with Store(tmp_path / "home" / "quantailor.db") as store:
-        (key,) = store.swap_runs(result["model_fingerprint"])
-        scores = store.mix_scores(key)
-    nats = {score.index: score.nll_sum / score.n_tokens for score in scores[""]}
-    probes = {score.index for mix, rows in scores.items() if mix and "BF16" not in mix for score in rows}
-    assert max(nats.values()) > 8
-    assert max(nats[index] for index in probes) < 6
-
-
 def test_plans_rest_on_probes_where_there_are_any(quantailor: Command, probed: Workbench, home: Any, tmp_path: Path) -> None:
     strategy = tmp_path / "s.yaml"
     plan = quantailor("plan", probed.base, "--bpw", "4.0", "-o", strategy, *home).result

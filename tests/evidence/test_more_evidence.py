@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from made_up_evidence import ERRORS, MadeUpModel, Probes
 
 from quantailor.evidence.knowledge import Knowledge, mix_damage
+from quantailor.records import ChunkScore, Mix
+from quantailor.steps.scoring import Scoring
 
 SEEDS = range(8)
 BITS = (3.5,)
@@ -101,3 +105,36 @@ def test_uniform_mixes_random_ones_and_optima_are_predicted_with_the_same_honest
     means = {kind: np.mean(found) for kind, found in errors.items()}
     assert all(abs(mean) < 0.1 for mean in means.values()), means
     assert max(means.values()) - min(means.values()) < 0.08, means
+
+
+class _Base:
+    """A base that needs so many nats a token on each chunk, in place of a model in memory."""
+
+    def __init__(self, nats: Mapping[int, float]) -> None:
+        self._nats, self.scores, self.store = nats, dict[str, list[ChunkScore]](), self
+
+    def score(self, mixes: Sequence[Mix], indexes: Sequence[int], *, done: Mapping[str, set[int]], control: object) -> Iterator[Any]:
+        for index in sorted(set(indexes) - done.get(mixes[0].id, set())):
+            yield mixes[0], ChunkScore(index, 100, 100 * self._nats[index], 0.0, 100, 0.0)
+
+    def mix_scores(self, key: object) -> dict[str, list[ChunkScore]]:
+        return self.scores
+
+    def record_mix_scores(self, key: object, rows: Sequence[tuple[str, ChunkScore]]) -> None:
+        for mix, score in rows:
+            self.scores.setdefault(mix, []).append(score)
+
+
+@pytest.mark.parametrize(
+    ("foreign", "n_chunks", "expected"),
+    [
+        ((), 3, [0, 2, 4]),
+        ((4, 1), 3, [0, 2, 6]),
+        ((0, 1, 2, 4, 5, 6, 7), 2, [3]),
+        (tuple(range(8)), 2, [0, 4]),
+    ],
+)
+def test_probes_pass_over_chunks_that_the_base_cannot_read(foreign: tuple[int, ...], n_chunks: int, expected: list[int]) -> None:
+    base: Any = _Base({index: 13.0 if index in foreign else 4.0 for index in range(8)})
+    at = Scoring(base, base, base, base, base, order=(0, 4, 2, 6, 1, 5, 3, 7), n_vocab=4096)
+    assert at.first(n_chunks) == expected
