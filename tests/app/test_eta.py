@@ -38,8 +38,8 @@ def workspace(tmp_path: Path, clock: Clock) -> Iterator[Workspace]:
         yield workspace
 
 
-def test_a_running_job_shows_stage_unit_rate_and_elapsed_time(workspace: Workspace, clock: Clock) -> None:
-    job = submit(workspace, StudyStep(model="model"))
+def test_a_running_job_shows_stage_unit_rate_and_elapsed_time(workspace: Workspace, clock: Clock, books_llama_dir: Path) -> None:
+    job = submit(workspace, StudyStep(model=str(books_llama_dir)))
     shown: list[JobReport] = []
 
     def work(control: JobControl) -> None:
@@ -66,6 +66,6 @@ def test_a_running_job_shows_stage_unit_rate_and_elapsed_time(workspace: Workspa
     assert show_job(workspace, job).elapsed_seconds == pytest.approx(20.0)
 
 
-def test_a_job_that_waits_has_no_elapsed_time(workspace: Workspace) -> None:
-    job = submit(workspace, StudyStep(model="model"))
+def test_a_job_that_waits_has_no_elapsed_time(workspace: Workspace, books_llama_dir: Path) -> None:
+    job = submit(workspace, StudyStep(model=str(books_llama_dir)))
     assert show_job(workspace, job).elapsed_seconds is None

@@ -23,7 +23,9 @@ def clean_home(
     kind: Annotated[
         list[str] | None, typer.Option("--kind", help=f"What to remove: {', '.join(_KINDS)}; all but bases where none is named.")
     ] = None,
-    older_than: Annotated[float, typer.Option("--older-than", metavar="DAYS", min=0.0, help="Only what was not written since.")] = 0.0,
+    older_than: Annotated[
+        float, typer.Option("--older-than", metavar="DAYS", min=0.0, max=36_500.0, help="Only what was not written since.")
+    ] = 0.0,
     model: Annotated[Path | None, typer.Option("--model", metavar="PATH", help="Only what belongs to this model.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove it; otherwise it is only listed.")] = False,
 ) -> None:
