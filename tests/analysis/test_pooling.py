@@ -64,6 +64,18 @@ def test_a_tensor_without_probes_takes_what_is_alike() -> None:
     assert alphas[name].relative_se > 3 * alphas["blk.3.attn_q.weight"].relative_se
 
 
+def test_a_group_tells_the_mean_and_what_is_expected_tells_the_rest() -> None:
+    layers = [f"blk.{layer}.attn_q.weight" for layer in range(8)]
+    expected = {name: 0.01 * 1.6**layer for layer, name in enumerate(layers)}
+    truth = {name: 3 * value for name, value in expected.items()}
+    alphas = pooled([Finding(tuple(layers), math.log(np.mean(list(truth.values()))), 1e-4)], layers, expected)
+    assert [alphas[name].value / truth[name] for name in layers] == pytest.approx([alphas[layers[0]].value / truth[layers[0]]] * 8)
+    assert np.mean([alpha.value for alpha in alphas.values()]) == pytest.approx(np.mean(list(truth.values())), rel=0.25)
+    assert pooled([Finding((name,), math.log(truth[name]), 1e-6) for name in layers], layers, expected)[layers[0]].value == pytest.approx(
+        truth[layers[0]], rel=0.02
+    )
+
+
 def test_nothing_found_says_nothing() -> None:
     assert pooled([], NAMES) == {}
 

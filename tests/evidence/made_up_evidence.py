@@ -88,13 +88,16 @@ class MadeUpModel:
         store.swap_runs = lambda model: [key]
         store.scored_mixes, store.locations = lambda wanted: {}, lambda kind, wanted: []
         source = SimpleNamespace(tensors=tuple(self.tensors), architecture="llama", metadata={}, location="base.gguf")
+        source.rows = lambda name, start, stop: np.ones((stop - start, 256), np.float32)
         cells = [
             WeightError(tensor.name, name, 0, 4.0, weighted_mse=error)
             for tensor in self.tensors
             for name, error in self.errors[tensor.name].items()
         ]
+        source.tensor = {tensor.name: tensor for tensor in self.tensors}.__getitem__
         workspace = SimpleNamespace(store=store, home=Home(Path("home")), stored_imatrices=lambda model: [])
         workspace.imatrix_path = lambda model, imatrix: Path(imatrix)
+        workspace.intact_imatrix = lambda model, imatrix: None
         model = SimpleNamespace(fingerprint="model", source=source)
         found = load_knowledge(cast("Workspace", workspace), cast("OpenedModel", model), "imatrix", cells, evidence=key)
         assert found is not None

@@ -1,13 +1,15 @@
 """What the probes of a model say together (METHODS 4): every tensor's alpha drawn towards what is usual where it stands.
 
 A few chunks tell one tensor's alpha to within a third; plans that believe such figures pick what their errors flatter.
-But alphas are alike within a layer, and within a role. So
+But alphas are alike within a layer, and within a role, beside what is expected of each tensor where nothing is probed
+(`expected`). So
 
-    ln alpha_t = common + role + layer + own_t
+    ln alpha_t = ln expected_t + common + role + layer + own_t
 
 with all but `common` normal. How much the tensors scatter of their own is estimated from the probes. Each probe of a
 tensor or of a group then moves the alphas of its members by its own precision against theirs, groups before single
-tensors: a group that was probed on many chunks still counts where a tensor of it was probed on one.
+tensors: a group that was probed on many chunks still counts where a tensor of it was probed on one. A group's probes tell
+the mean of its alphas; what is expected tells how they differ within it.
 
 What a type does to a tensor departs a little from alpha x error + noise, and types of nearly the same error depart alike:
 `Departures` interpolates that, drawn towards none.
@@ -16,7 +18,8 @@ What a type does to a tensor departs a little from alpha x error + noise, and ty
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,18 +49,23 @@ class Finding:
     """Of what sampling chunks does to it."""
 
 
-def pooled(findings: Sequence[Finding], tensors: Sequence[str]) -> dict[str, Estimate]:
-    """The mean of alpha of every tensor given all findings, with its standard error; empty where nothing was found."""
+def pooled(findings: Sequence[Finding], tensors: Sequence[str], expected: Mapping[str, float] | None = None) -> dict[str, Estimate]:
+    """The mean of alpha of every tensor given all findings, with its standard error; empty where nothing was found.
+
+    `expected` is what each tensor's alpha would be without probes (`expected_alphas`); None expects the same of all.
+    """
     if not findings:
         return {}
+    expected = expected or dict.fromkeys(tensors, 1.0)
     parts = _Parts(tensors)
     ordered = sorted(findings, key=lambda finding: -len(finding.tensors))
     design = np.stack([parts.rows(finding.tensors).mean(axis=0) for finding in ordered])
-    values = np.array([finding.ln_alpha for finding in ordered])
+    ratios = np.array([finding.ln_alpha - math.log(statistics.fmean(expected[name] for name in finding.tensors)) for finding in ordered])
     sampling = np.array([finding.variance for finding in ordered])
     counts = np.array([len(finding.tensors) for finding in ordered])
     own = OWN_SD**2
     for _ in range(_ROUNDS):
+        values = ratios - own * (1 - 1 / counts) / 2  # a group tells the mean of alphas, which lies above the mean of their logarithms
         weights = 1 / (sampling + own / counts)
         covariance = np.linalg.inv((design * weights[:, None]).T @ design + np.diag(1 / parts.variances))
         coefficients = covariance @ (design * weights[:, None]).T @ values
@@ -66,15 +74,15 @@ def pooled(findings: Sequence[Finding], tensors: Sequence[str]) -> dict[str, Est
     rows = parts.rows(tensors)
     means = dict(zip(tensors, rows @ coefficients, strict=True))
     variances = dict.fromkeys(tensors, own)
-    for finding in ordered:
+    for finding, value in zip(ordered, values.tolist(), strict=True):
         n = len(finding.tensors)
         gain = 1 / (sum(variances[name] for name in finding.tensors) / n**2 + finding.variance)
-        surprise = finding.ln_alpha - sum(means[name] for name in finding.tensors) / n
+        surprise = value - sum(means[name] for name in finding.tensors) / n
         for name in finding.tensors:
             share = variances[name] / n
             means[name] += gain * share * surprise
             variances[name] -= gain * share**2
-    return {name: _lognormal(means[name], variances[name]) for name in tensors}
+    return {name: _lognormal(math.log(expected[name]) + means[name], variances[name]) for name in tensors}
 
 
 def _own_variance(residuals: Doubles, sampling: Doubles, counts: Doubles, leverage: Doubles) -> float:

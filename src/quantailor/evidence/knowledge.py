@@ -11,6 +11,7 @@ from typing import Literal
 
 from quantailor import records
 from quantailor.analysis import sensitivity as probing
+from quantailor.analysis.expected import expected_alphas
 from quantailor.analysis.pooling import Departures, pooled
 from quantailor.analysis.prediction import fit_curve
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
@@ -119,7 +120,8 @@ def load_knowledge(
     floor, stored_nats = floor_of(workspace, key, scores)
     base = scores.get(NULL_MIX.id, [])
     swept = {cell: probing.swap_cell(*cell, rows, base) for mix, rows in scores.items() if base and (cell := single(mix))}
-    sensitivities, departures = _sensitivities(workspace, model, tensors, errors, scores, floor)
+    expected = expected_alphas(model.source, workspace.intact_imatrix(model.fingerprint, key.imatrix) if key.imatrix else None)
+    sensitivities, departures = _sensitivities(workspace, model, tensors, errors, scores, floor, expected)
     known = Knowledge(
         key=key,
         grounds=run.grounds,
@@ -167,8 +169,9 @@ def _sensitivities(
     errors: Mapping[str, Mapping[str, float]],
     scores: Scores,
     floor: float,
+    expected: Mapping[str, float],
 ) -> tuple[dict[str, Sensitivity], dict[str, Departures]]:
-    """Every tensor's, from all that was probed, and how its own cells depart from it.
+    """Every tensor's, from all that was probed and what was expected before, and how its own cells depart from it.
 
     Those that drowned alone come from a weighing, where there is one.
     """
@@ -190,14 +193,17 @@ def _sensitivities(
         for name, item in found.items()
         if item.status == "measured" and not item.group
     }
-    found = _pooled(probes, found, scores)
+    found = _pooled(probes, found, scores, expected)
     found |= _weighed_together(workspace, model, tensors, errors, scores, found)
     in_graph = next((mix.types for mix in workspace.store.mixes(model.fingerprint, STORED)), None)
     return found | _by_role(tensors, found, in_graph), departures
 
 
 def _pooled(
-    groups: Sequence[tuple[ProbeGroup, Sequence[Sensitivity]]], found: Mapping[str, Sensitivity], scores: Scores
+    groups: Sequence[tuple[ProbeGroup, Sequence[Sensitivity]]],
+    found: Mapping[str, Sensitivity],
+    scores: Scores,
+    expected: Mapping[str, float],
 ) -> dict[str, Sensitivity]:
     """The same with alphas from all probes together; the noise keeps its proportion to alpha."""
     firsts = [(group, items[0]) for group, items in groups if items[0].status == "measured"]
@@ -207,7 +213,7 @@ def _pooled(
     usual = statistics.median(scatter) if scatter else probing.ALPHA_CHUNK_SD**2
     findings = [finding for group, items in groups if (finding := probing.finding(group, items[0], scores, usual))]
     there = [name for name, item in found.items() if item.probes]
-    alphas, better = pooled(findings, there), dict(found)
+    alphas, better = pooled(findings, there, expected), dict(found)
     for name in there if alphas else ():
         item, alpha = found[name], alphas[name]
         if item.status == "drowned" and alpha.value > item.alpha.value:
