@@ -163,7 +163,7 @@ def measured(result: MeasureResult) -> None:
         f"{plural(result.n_cells, 'cell')}: {plural(result.n_tensors, 'tensor')} x {plural(result.n_types, 'type')}, "
         f"{weighting}, {result.settings}"
     )
-    out.print(f"{result.n_already_measured} were already there, {result.n_unavailable} are unavailable")
+    out.print(f"{result.n_already_measured:,} were already there, {result.n_unavailable:,} are unavailable")
     if result.without_importances:
         out.print(
             f"[yellow]The importance matrix has nothing that fits {_several(result.without_importances)}: measured without it.[/yellow]"
@@ -210,7 +210,7 @@ def probed(result: ProbeResult) -> None:
         f"{plural(len(result.sensitivities), 'tensor')} on {result.corpus_name}, "
         f"{plural(result.n_chunks, 'chunk')} of {result.n_ctx}, {weighting}"
     )
-    out.print(f"{result.n_scored - result.n_scored_before} chunks of mixes were scored now, {result.n_scored_before} were already there")
+    out.print(f"{result.n_scored - result.n_scored_before:,} chunks of mixes were scored now, {result.n_scored_before:,} were already there")
     out.print(f"floor     {result.floor_nats:.2g} nats" + (f"; the base as stored: {result.stored_nats:.2g}" if result.stored_nats else ""))
     rows = [
         (
@@ -246,7 +246,7 @@ def swept(result: SweepResult) -> None:
     """A summary of a sweep, one line per type, and the cells that cost most."""
     out = console()
     out.print(f"{plural(result.n_cells, 'cell')} on {result.corpus_name}, {plural(result.n_chunks, 'chunk')} of {result.n_ctx}")
-    out.print(f"{result.n_already_measured} were already there, {result.n_skipped} were skipped because the probes predict them")
+    out.print(f"{result.n_already_measured:,} were already there, {result.n_skipped:,} were skipped because the probes predict them")
     by_type: dict[str, list[SweepCellReport]] = {}
     for cell in result.cells:
         by_type.setdefault(cell.type_name, []).append(cell)
