@@ -50,12 +50,12 @@ def homes(books_llama_base: Path, books_moe_base: Path, tmp_path_factory: pytest
 
 
 def many_types(base: Path, home: Path, output: Path) -> tuple[Path, dict[str, str]]:
-    """A strategy that uses every type there is, leaves one tensor unnamed, and the types its file is to have."""
+    """A strategy that uses every type there is and leaves one tensor as it is, and the types its file is to have."""
     report = inspect(base)
     choices = [tensor for tensor in report.tensors if len(tensor.available_types) > 1]
     kinds = itertools.cycle(choices[0].available_types)
-    unnamed = next(tensor.name for tensor in choices if tensor.role == "attn_k")
-    chosen = [TensorChoice(tensor.name, next(kinds), "") for tensor in choices if tensor.name != unnamed]
+    kept_name = next(tensor.name for tensor in choices if tensor.role == "attn_k")
+    chosen = [TensorChoice(tensor.name, tensor.type_name if tensor.name == kept_name else next(kinds), "") for tensor in choices]
     with Workspace.open(home) as workspace, workspace.model(base) as model:
         matrix = workspace.newest_imatrix(model.fingerprint)
         assert matrix is not None

@@ -152,6 +152,6 @@ def test_a_verdict_from_the_page(visit: Callable[..., Visitor], place: str, veri
     page.sees("4 of 512 tokens", seconds=SECONDS)
     verdict = latest(home, workbench.base)
     assert [row.label for row in verdict.rows if row.kind == "reference"] == ["Q3_K_M"]
-    assert "?verdict=" in page.address
+    page.until(lambda: "?verdict=" in page.address, "the address names the verdict")
     page.reload()
     assert verdict.sentence in page.text(".qt-sentence")

@@ -210,7 +210,9 @@ def probed(result: ProbeResult) -> None:
         f"{plural(len(result.sensitivities), 'tensor')} on {result.corpus_name}, "
         f"{plural(result.n_chunks, 'chunk')} of {result.n_ctx}, {weighting}"
     )
-    out.print(f"{result.n_scored - result.n_scored_before:,} chunks of mixes were scored now, {result.n_scored_before:,} were already there")
+    out.print(
+        f"{result.n_scored - result.n_scored_before:,} chunks of mixes were scored now, {result.n_scored_before:,} were already there"
+    )
     out.print(f"floor     {result.floor_nats:.2g} nats" + (f"; the base as stored: {result.stored_nats:.2g}" if result.stored_nats else ""))
     rows = [
         (
