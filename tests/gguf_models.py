@@ -38,15 +38,16 @@ def write_llama(
     flat: bool = False,
     arrays: Mapping[str, npt.NDArray[np.generic]] | None = None,
     tensors_per_shard: int = 0,
+    specials: tuple[str, str] = ("<s>", "</s>"),
 ) -> Path:
-    """A Llama of one layer with a byte-level vocabulary; `metadata`, `more` tensors (name -> shape) and `arrays` come on top.
+    """A Llama of one layer with a byte-level vocabulary and two `specials`; `metadata`, `more` (name -> shape), `arrays` come on top.
 
     The output matrix of a `flat` one is zero.
     """
     writer, weight = _begin(path, architecture, context, tensors_per_shard), _Weights()
     writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-5)
     _add(writer, metadata or {})
-    _add_bytes(writer, pre)
+    _add_bytes(writer, pre, specials)
     tensors: Arrays = {
         "token_embd.weight": weight(N_BPE, HIDDEN),
         "output_norm.weight": np.ones(HIDDEN, np.float32),
@@ -119,12 +120,12 @@ def _add(writer: GGUFWriter, metadata: Mapping[str, int | bool]) -> None:
         (writer.add_bool if isinstance(value, bool) else writer.add_uint32)(name, value)
 
 
-def _add_bytes(writer: GGUFWriter, pre: str) -> None:
+def _add_bytes(writer: GGUFWriter, pre: str, specials: tuple[str, str] = ("<s>", "</s>")) -> None:
     """A vocabulary of bytes, and two control tokens."""
     letters = byte_letters()
     writer.add_string("tokenizer.ggml.model", "gpt2")
     writer.add_string("tokenizer.ggml.pre", pre)
-    writer.add_array("tokenizer.ggml.tokens", [*(letters[byte] for byte in range(256)), "<s>", "</s>"])
+    writer.add_array("tokenizer.ggml.tokens", [*(letters[byte] for byte in range(256)), *specials])
     writer.add_array("tokenizer.ggml.token_type", [1] * 256 + [3] * SPECIAL)
     writer.add_array("tokenizer.ggml.merges", ["a b"])
     _add(writer, {"tokenizer.ggml.bos_token_id": 256, "tokenizer.ggml.eos_token_id": 257, "tokenizer.ggml.add_bos_token": False})

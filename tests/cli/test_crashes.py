@@ -47,6 +47,20 @@ def test_a_model_that_ends_llama_cpp_while_it_is_loaded(run: Command, tmp_path: 
         assert "GGML_ASSERT(" in line
 
 
+def test_a_token_that_is_there_twice_is_named(run: Command, tmp_path: Path) -> None:
+    model = write_llama(tmp_path / "twice.gguf", specials=("A", "</s>"))
+    for command in ("imatrix", model), ("measure", model), ("verify", model, "--base", model):
+        line = run(*command).error_line
+        assert f"the vocabulary of {model} has the token 'A' 2 times, 65 for one" in line
+        assert "Convert the model again" in line
+
+
+def test_what_llama_cpp_does_not_load_comes_with_a_remedy(run: Command, tmp_path: Path) -> None:
+    line = run("imatrix", write_llama(tmp_path / "odd.gguf", architecture="notyet"), "--chunks", 1).error_line
+    assert "unknown model architecture: 'notyet'. Convert the model again" in line
+    assert "update llama-cpp-python" in line
+
+
 def test_the_cost_of_a_study_of_such_a_text_is_refused_and_the_next_one_told(model: Path, text: Path, tmp_path: Path) -> None:
     with Workspace.open(tmp_path / "home") as workspace:
         with pytest.raises(CorpusError, match="longest unbroken run"):

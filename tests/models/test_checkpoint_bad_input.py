@@ -160,7 +160,9 @@ def test_index_without_weight_map_is_told(sharded: Path) -> None:
     ("change", "message"),
     [
         (lambda c: c.update(architectures=["GPT2LMHeadModel"]), "GPT2LMHeadModel"),
-        (lambda c: c.pop("architectures"), "architecture"),
+        (lambda c: c.pop("architectures"), "architectures = 'None', which should list"),
+        (lambda c: c.update(architectures="LlamaForCausalLM"), "architectures = 'LlamaForCausalLM', which should list"),
+        (lambda c: c.update(hidden_act="gelu"), "hidden_act = 'gelu', and llama.cpp computes every Llama model with silu"),
         (lambda c: c.update(quantization_config={"quant_method": "gptq"}), "quantized by GPTQ"),
         (lambda c: c.update(num_attention_heads=0), "num_attention_heads"),
         (lambda c: c.update(num_attention_heads="four"), "num_attention_heads"),
@@ -168,13 +170,14 @@ def test_index_without_weight_map_is_told(sharded: Path) -> None:
         (lambda c: c.update(num_key_value_heads=3), "3 heads"),
         (lambda c: c.update(vocab_size=2**31 - 1), "embedding"),
         (lambda c: c.update(vocab_size=2**70), "vocab_size"),
-        (lambda c: c.update(num_hidden_layers=1), "1 layers"),
+        (lambda c: c.update(num_hidden_layers=1), "num_hidden_layers = 1, but .* has a further layer"),
         (lambda c: c.update(num_hidden_layers=3), "3 layers"),
         (lambda c: c.update(head_dim=2**30), "head_dim"),
         (lambda c: c.update(rope_scaling={"rope_type": "longrope"}), "longrope"),
         (lambda c: c.update(rope_scaling={"rope_type": "llama3", "factor": 0}), "rope_parameters"),
         (lambda c: c.update(rope_scaling="text"), "rope_scaling"),
         (lambda c: c.update(rope_theta="text"), "rope_theta"),
+        (lambda c: c.update(rope_theta=0), "rope_theta = '0.0'"),
         (lambda c: c.update(rms_norm_eps=float("inf")), "rms_norm_eps"),
         (lambda c: c.update(bos_token_id=-1), "bos"),
     ],
@@ -182,6 +185,23 @@ def test_index_without_weight_map_is_told(sharded: Path) -> None:
 def test_odd_configuration_is_told(folder: Path, change: Edit, message: str) -> None:
     _edit(folder / "config.json", change)
     with pytest.raises(ModelError, match=message):
+        HuggingFaceSource(folder)
+
+
+def test_a_byte_order_mark_is_no_damage(folder: Path) -> None:
+    for name in ("config.json", "tokenizer_config.json"):
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
+    assert HuggingFaceSource(folder).metadata["tokenizer.ggml.bos_token_id"].value
+
+
+def test_a_tensor_twice_in_a_header_is_told(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    name, entry = next(item for item in json.loads(data[8 : 8 + length]).items() if item[0] != "__metadata__")
+    header = data[8 : 8 + length].rstrip().removesuffix(b"}") + f", {json.dumps(name)}: {json.dumps(entry)}}}".encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data[8 + length :])
+    with pytest.raises(ModelFormatError, match=f"it has '{name}' twice"):
         HuggingFaceSource(folder)
 
 

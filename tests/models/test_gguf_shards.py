@@ -49,6 +49,13 @@ def test_shards_joined_byte_by_byte(shards: list[Path], tmp_path: Path) -> None:
     assert "llama-gguf-split --merge FIRST_SHARD OUTPUT" in line
 
 
+def test_merged_shards_are_one_file(tmp_path: Path) -> None:
+    """llama-gguf-split --merge leaves the shards' entries, with a count of 0."""
+    path = write_llama(tmp_path / "merged.gguf", metadata={"split.no": 0, "split.count": 0, "split.tensors.count": 12})
+    with closing(open_model(path)) as source:
+        assert source.files == (path,)
+
+
 @pytest.mark.parametrize("name", ["TINY-{:05d}-OF-00003.GGUF", "tiny-{:05d}-of-00003-0f3a91c2.gguf", "tiny-{:04d}-of-0003.gguf", "{}.gguf"])
 def test_names_that_are_no_shards_names(shards: list[Path], tmp_path: Path, name: str) -> None:
     for number, path in enumerate(copied(shards, tmp_path / "renamed", name.format), start=1):

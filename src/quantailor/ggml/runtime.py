@@ -135,7 +135,10 @@ class Tokenizer:
         doing(f"loading {path}")
         self._model = self._llama.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self._model:
-            raise InferenceError(f"llama.cpp cannot load {path}: {self._log.last_error()}")
+            raise InferenceError(
+                f"llama.cpp cannot load {path}: {self._log.last_error()}",
+                remedy="Convert the model again; if it is newer than the llama.cpp installed here, update llama-cpp-python",
+            )
         self._vocab = self._llama.llama_model_get_vocab(self._model)
 
     def __enter__(self) -> Self:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
-from quantailor.errors import UnsupportedModelError
+from quantailor.errors import ModelFormatError, UnsupportedModelError
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.source import ModelSource
 
@@ -72,7 +73,21 @@ def _by_names(names: list[str]) -> Contents | None:
 
 
 def require_language_model(source: ModelSource) -> None:
-    """Raise UnsupportedModelError, naming the kind and what to do, where a file holds something else."""
+    """Raise UnsupportedModelError, naming the kind and what to do, where a file holds something else.
+
+    Raises ModelFormatError where two tokens have the same text: llama.cpp ends its process on such a vocabulary.
+    """
     found = contents(source)
     if found is not None:
         raise UnsupportedModelError(f"{source.location} is {found.what}, not a language model", remedy=found.remedy)
+    tokens = source.metadata.get("tokenizer.ggml.tokens")
+    if tokens is None or not isinstance(tokens.value, tuple):
+        return
+    texts = [text for text in tokens.value if text != ""]  # llama.cpp numbers the empty ones itself
+    if len(set(texts)) < len(texts):
+        text, count = Counter(texts).most_common(1)[0]
+        raise ModelFormatError(
+            f"the vocabulary of {source.location} has the token {str(text)[:40]!r} {count} times, {tokens.value.index(text)} for one, "
+            "which llama.cpp cannot load",
+            remedy="Convert the model again, from a tokenizer whose tokens all differ",
+        )

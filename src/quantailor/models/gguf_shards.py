@@ -58,7 +58,7 @@ def check_shards(parts: Sequence[tuple[Path, Mapping[str, MetadataValue], bytes]
     """
     for number, (path, metadata, behind) in enumerate(parts, start=1):
         stated, count = _number(metadata, "split.no", number - 1), _number(metadata, "split.count", len(parts))
-        if (stated, count) == (number - 1, len(parts)):
+        if (stated, count) == (number - 1, len(parts)) or (count == 0 and len(parts) == 1):  # as llama-gguf-split --merge writes
             continue
         if not isinstance(stated, int) or not isinstance(count, int):
             raise ModelFormatError(

@@ -21,11 +21,11 @@ JsonObject = Mapping[str, Any]
 """A JSON object that a stranger wrote: whoever takes a value out of it checks what it is."""
 
 
-def parse_json(data: bytes, name: str) -> dict[str, Any]:
-    """A JSON object from UTF-8 text. Raises ModelFormatError naming `name`."""
+def parse_json(data: bytes, name: str, *, unique: bool = False) -> dict[str, Any]:
+    """A JSON object from UTF-8 text, where `unique` without a key that is there twice. Raises ModelFormatError naming `name`."""
     try:
-        text = str(data, "utf-8")
-        value = json.loads(text)
+        text = str(data, "utf-8-sig")
+        value = json.loads(text, object_pairs_hook=_unique if unique else None)
         if "\\ud" in text.lower():
             # Half of a surrogate pair is not text and could not be written.
             json.dumps(value, ensure_ascii=False).encode()
@@ -34,6 +34,15 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelFormatError(f"{name} does not hold a JSON object", remedy=INTACT)
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"it has {key[:80]!r} twice")
+        found[key] = value
+    return found
 
 
 def read_bytes(path: Path) -> bytes:
@@ -66,7 +75,7 @@ def is_there(path: Path) -> bool:
 def read_text(path: Path) -> str:
     """A whole UTF-8 file. Raises ModelFormatError where it holds something else."""
     try:
-        return str(read_bytes(path), "utf-8")
+        return str(read_bytes(path), "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ModelFormatError(f"{path} is not UTF-8 text", remedy=INTACT) from error
 

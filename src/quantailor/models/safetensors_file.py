@@ -77,7 +77,7 @@ class SafetensorsFile(RandomAccessFile):
         length = int.from_bytes(self.read(0, 8).tobytes(), "little")
         if length > min(self.size_bytes - 8, MAX_HEADER_BYTES):
             raise self._corrupt(f"its header says {length:,} bytes, the file has {self.size_bytes:,}")
-        header = parse_json(self.read(8, 8 + length).tobytes(), f"the header of {self.path}")
+        header = parse_json(self.read(8, 8 + length).tobytes(), f"the header of {self.path}", unique=True)
         arrays = {name: self._array(name, entry, 8 + length) for name, entry in sorted(header.items()) if name != "__metadata__"}
         placed = sorted(arrays.values(), key=lambda array: (array.offset, array.size_bytes))
         for before, after in itertools.pairwise(placed):

@@ -59,12 +59,17 @@ def family_of(config: JsonObject, arrays: Mapping[str, StoredArray], place: str,
     name = names[0] if isinstance(names, list) and names else None
     family = FAMILIES.get(name) if isinstance(name, str) else None
     refuse_arrays(config, arrays, where, methods=() if family is None else (*READABLE_METHODS, *family.quantizations))
-    if family is None and isinstance(name, str) and (head := _HEAD.fullmatch(name)) and f"{head[1]}ForCausalLM" in FAMILIES:
+    if not isinstance(name, str):
+        raise UnsupportedModelError(
+            f"{place} has architectures = {str(names)[:80]!r}, which should list the model's class",
+            remedy='Write it there as the model\'s own repository has it, e.g. "architectures": ["LlamaForCausalLM"]',
+        )
+    if family is None and (head := _HEAD.fullmatch(name)) and f"{head[1]}ForCausalLM" in FAMILIES:
         raise UnsupportedModelError(
             f"{place} has the architecture {name!r}, which judges texts and predicts no next token", remedy="Use the language model itself"
         )
     if family is None:
         raise ConverterNeededError(
-            f"{place} has the architecture {str(name)[:80]!r}, which Quantailor's own conversion does not support", remedy=OTHER_WAY
+            f"{place} has the architecture {name[:80]!r}, which Quantailor's own conversion does not support", remedy=OTHER_WAY
         )
     return family(config, place)

@@ -114,6 +114,7 @@ class Family:
 
     Raises:
         ModelFormatError: a value of config.json is missing or of the wrong kind.
+        UnsupportedModelError: an activation that llama.cpp does not compute for this architecture.
     """
 
     architecture: ClassVar[str]
@@ -132,8 +133,18 @@ class Family:
     vocabulary_kind: ClassVar[str] = "either"
     """A key of `VOCABULARIES`."""
 
+    activations: ClassVar[Sequence[str]] = ("silu", "swish")
+    """Values of `hidden_act` for what llama.cpp computes."""
+
     def __init__(self, values: JsonObject, place: str) -> None:
         self.config = Config({**values, **mapping(values.get("text_config"))}, self.defaults, place)
+        activation = self.config.get("hidden_act")
+        if activation is not None and activation not in self.activations:
+            raise UnsupportedModelError(
+                f"{place} has hidden_act = {str(activation)[:40]!r}, and llama.cpp computes every {type(self).__name__} model with "
+                f"{self.activations[0]}",
+                remedy="No GGUF file can hold this model; if it was trained with that after all, correct config.json",
+            )
         self.n_heads = self.config.count("num_attention_heads")
         self.n_kv_heads = self.config.optional_count("num_key_value_heads") or self.n_heads
         self.n_layers = self.config.count("num_hidden_layers", most=MAX_LAYERS)
@@ -267,6 +278,12 @@ class Family:
         raise self.unknown(text.array)
 
     def unknown(self, array: StoredArray) -> UnsupportedModelError:
+        match = _LAYER.match(array.name)
+        if match and int(match[1]) == self.n_layers and match[2] in self.layer_names:
+            return UnsupportedModelError(
+                f"{self.config.place} has num_hidden_layers = {self.n_layers}, but {array.file.path} has a further layer, {array.name}",
+                remedy="Correct num_hidden_layers, or leave the further layers out of the files",
+            )
         return UnsupportedModelError(
             f"{array.file.path} has the tensor {array.name[:120]}, which no {type(self).__name__} model of {self.n_layers} layers has",
             remedy="Save the language model alone, without heads, adapters and the state of training. " + INSIST,

@@ -34,6 +34,7 @@ class Gemma2(Family):
         Key("final_logit_softcapping", "final_logit_softcapping", "float32"),
         Key("attention.sliding_window", "sliding_window"),
     )
+    activations = ("gelu_pytorch_tanh", "gelu", "gelu_new")
     vocabulary_kind = "gemma"
 
     def common(self) -> dict[str, MetadataValue]:

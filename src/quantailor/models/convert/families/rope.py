@@ -68,7 +68,9 @@ def llama3_tensor(config: Config, rope: JsonObject, dim: int) -> PlannedTensor:
             ("original_max_position_embeddings", 8192),
         )
     )
-    if base <= 0 or factor <= 0 or low <= 0 or high <= low:
+    if base <= 0:
+        raise config.wrong("rope_theta", base)
+    if factor <= 0 or low <= 0 or high <= low:
         raise config.wrong("rope_parameters", rope)
     with np.errstate(all="ignore"):
         factors = llama3_factors(dim, base, factor, low, high, length)
