@@ -31,6 +31,14 @@ _COARSE_TICK_S = 2.0
 _REMEDY = "Check the folder, its permissions and the free space"
 
 
+def expanded(path: Path | str) -> Path:
+    """A path with ~ and ~NAME resolved; as it is where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def temporary_path(path: Path) -> Path:
     """Where this process writes `path` until it is whole."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -47,6 +55,14 @@ def remove_leftovers(path: Path) -> None:
                     shutil.rmtree(file, ignore_errors=True)
                 else:
                     file.unlink(missing_ok=True)
+
+
+def refuse_own_input(output: Path, inputs: Iterable[Path]) -> None:
+    """Raise OutputError where writing `output` would replace a file that is read for it."""
+    for path in map(expanded, inputs):
+        with contextlib.suppress(OSError, ValueError):
+            if path.is_file() and path.samefile(expanded(output)):
+                raise OutputError(f"{output} is the input {path}", remedy="Choose another name for the output")
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from commands import Command, Workbench
 
+from gguf_models import write_llama
 from quantailor.jobs import resolve
 from quantailor.models.gguf_writer import GGUFWriter, layout
 from quantailor.models.opening import open_model
@@ -105,6 +106,33 @@ def test_a_text_that_is_no_text_is_refused(quantailor: Command, workbench: Workb
     text = tmp_path / "text.txt"
     text.write_bytes(content)
     assert word in quantailor("imatrix", workbench.base, "-f", text, "--home", tmp_path / "home").error_line
+
+
+def test_no_command_writes_over_what_it_reads(run: Command, tmp_path: Path) -> None:
+    model, text = write_llama(tmp_path / "model.gguf"), tmp_path / "text.txt"
+    text.write_text("words", encoding="utf-8")
+    before = model.read_bytes()
+    (tmp_path / "link.gguf").symlink_to(model)
+    commands = (
+        ("imatrix", model),
+        ("plan", model, "--bpw", 6),
+        ("verify", text, "--base", model),
+        ("build", model, text, "--imatrix", model),
+    )
+    for command in commands:
+        for output in model, tmp_path / "link.gguf", text if text in command else model:
+            line = run(*command, "-o", output, "--force").error_line
+            assert f"{output} is the input " in line
+            assert "Choose another name" in line
+    assert (model.read_bytes(), text.read_text(encoding="utf-8")) == (before, "words")
+
+
+def test_a_user_that_nobody_is(run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = write_llama(tmp_path / "model.gguf")
+    assert "~nobody-here/s.yaml" in run("build", model, "~nobody-here/s.yaml", "-o", "~nobody-here/out.gguf").error_line
+    assert "~nobody-here/x.gguf" in run("inspect", "~nobody-here/x.gguf").error_line
+    assert "~nobody-here" in run("diff", model, "~nobody-here/a.yaml", "Q8_0").error_line
 
 
 def test_an_output_that_cannot_be_written_is_named(quantailor: Command, workbench: Workbench, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from quantailor.cli import show
 from quantailor.cli.output import console, print_json
 from quantailor.cli.progress import listening, reading
 from quantailor.cli.values import optional_path
+from quantailor.files import expanded
 
 _PLAINLY_LOCAL = re.compile(r"\.{1,2}(?:[/\\].*)?|~.*|.*[/\\]", re.DOTALL)
 
@@ -28,10 +29,7 @@ def model_path(text: str) -> Path:
     """A model as it was typed. `./a/b`, `~/b` and `a/b/` are paths even where there is nothing: made absolute, they name no repository."""
     if _PLAINLY_LOCAL.fullmatch(text) is None:
         return Path(text)
-    try:
-        return Path(text).expanduser().absolute()
-    except RuntimeError:  # ~NAME of somebody who is not here
-        return Path(text).absolute()
+    return expanded(text).absolute()
 
 
 def number(of: str, *names: str, help: str, panel: str | None = None, least: float | None = None) -> Any:

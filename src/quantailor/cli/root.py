@@ -9,9 +9,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import typer
+
+from quantailor.files import refuse_own_input
+
+_REPLACING = ("edit", "refine")
+"""Commands whose output may replace the strategy that it comes from."""
 
 app = typer.Typer(
     name="quantailor",
@@ -52,6 +58,12 @@ def with_groups(function: Command) -> Command:
         ]
 
     def run(**values: Any) -> None:
+        given = {name: value for name, value in values.items() if isinstance(value, Path)} | {"imatrix": Path(values.get("imatrix") or "")}
+        output = given.pop("output", None)
+        if output is not None:
+            if function.__name__ in _REPLACING:
+                given.pop("strategy")
+            refuse_own_input(output, given.values())
         for name, group in groups.items():
             values[name] = group(**{item.name: values.pop(item.name) for item in dataclasses.fields(group)})
         function(**values)

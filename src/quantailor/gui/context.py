@@ -9,6 +9,7 @@ from nicegui import ui
 
 from quantailor.app import Workspace
 from quantailor.errors import OutputError
+from quantailor.files import expanded
 from quantailor.gui.guard import forwarded_prefix
 
 
@@ -22,7 +23,7 @@ class Context:
 
     def allowed(self, path: str | Path) -> Path:
         """The path with links and dots resolved. Raises OutputError where it lies outside the roots."""
-        resolved = Path(path).expanduser().resolve()
+        resolved = expanded(path).resolve()
         if any(resolved.is_relative_to(root) for root in self.roots):
             return resolved
         named = ", ".join(map(str, self.roots))

@@ -9,6 +9,7 @@ from pathlib import Path
 import platformdirs
 
 from quantailor.errors import StoreError
+from quantailor.files import expanded
 
 VARIABLE = "QUANTAILOR_HOME"
 
@@ -67,4 +68,4 @@ class Home:
 def resolve(home: Path | None = None) -> Home:
     """The given folder, else the one QUANTAILOR_HOME names, else the platform's place for user data."""
     chosen = home or os.environ.get(VARIABLE) or platformdirs.user_data_dir("quantailor", appauthor=False)
-    return Home(Path(chosen).expanduser().absolute())
+    return Home(expanded(chosen).absolute())

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from quantailor.errors import ConverterNeededError, ModelError, ModelFormatError, TensorNotFoundError, UnsupportedModelError
+from quantailor.files import expanded
 from quantailor.ggml import codec, library
 from quantailor.models.convert.checkpoint import refuse_arrays, refuse_files
 from quantailor.models.convert.description import described
@@ -45,7 +46,7 @@ class HuggingFaceSource:
 
     def __init__(self, path: Path | str) -> None:
         # Only made absolute: the name of a link is the name its owner chose.
-        self.folder = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 - resolve() would follow links
+        self.folder = Path(os.path.abspath(expanded(path)))  # noqa: PTH100 - resolve() would follow links
         self.config: JsonObject = checked_config(self.folder)
         self._files: list[SafetensorsFile] = []
         try:

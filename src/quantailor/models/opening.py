@@ -6,6 +6,7 @@ import glob
 from pathlib import Path
 
 from quantailor.errors import AlreadyQuantizedError, ModelError
+from quantailor.files import expanded
 from quantailor.ggml import library
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_shards import SHARD_NAME
@@ -21,7 +22,7 @@ def open_model(path: Path | str) -> ModelSource:
         UnsupportedModelError: a model that this version cannot read.
     """
     try:
-        place = Path(path).expanduser()
+        place = expanded(path)
         is_folder, exists = place.is_dir(), place.exists()
     except (OSError, RuntimeError, ValueError) as error:
         raise unreadable(path, error) from error
@@ -39,7 +40,7 @@ def model_files(path: Path) -> list[Path]:
 
     Raises OSError where the directory cannot be read.
     """
-    path = path.expanduser()
+    path = expanded(path)
     if path.is_dir():
         found = sorted(file for file in path.iterdir() if not file.name.startswith(".") and file.suffix.lower() != ".gguf")
     elif shard := SHARD_NAME.match(path.name):

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from quantailor.files import expanded
+
 COMPUTE = "compute"
 """An importance matrix that is computed in any case."""
 REPO = "repo"
@@ -54,4 +56,4 @@ class Conversion:
 
 def absolute(path: str | Path) -> str:
     """A path that means the same in every working directory."""
-    return str(Path(path).expanduser().absolute())
+    return str(expanded(path).absolute())

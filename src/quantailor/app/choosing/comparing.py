@@ -18,6 +18,7 @@ from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import measured
 from quantailor.evidence.presets import types_of_preset
 from quantailor.evidence.strategies import embedded_strategy, require_whole, strategy_imatrix
+from quantailor.files import expanded
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
 from quantailor.making import building
@@ -136,7 +137,7 @@ class _Choice:
 def _choice(workspace: Workspace, model: OpenedModel, side: str | Path | Strategy, imatrix: str) -> _Choice:
     if isinstance(side, Strategy):
         return _strategy_choice(workspace, model, side, "strategy")
-    text, path = str(side), Path(side).expanduser()
+    text, path = str(side), expanded(side)
     if path.is_file():
         return (
             _file_choice(workspace, model, path)

@@ -11,6 +11,7 @@ from quantailor.app.library.structure import ConfigurationText, LargestTensors, 
 from quantailor.cli import options, show
 from quantailor.cli.output import console, table
 from quantailor.cli.progress import reading
+from quantailor.files import expanded
 from quantailor.present import words
 from quantailor.present.words import plural
 
@@ -25,7 +26,7 @@ Largest = Annotated[
 
 def configuration(model: Path, file_name: str, answer: options.Answer) -> None:
     """`quantailor inspect MODEL --config FILE`."""
-    found = configuration_text(model.expanduser(), file_name)
+    found = configuration_text(expanded(model), file_name)
     answer.tell("inspect", found, lambda: _show_text(found))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from quantailor.errors import TokenInvalidError
+from quantailor.files import expanded
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 _TRUE = ("1", "ON", "YES", "TRUE")
@@ -128,4 +129,4 @@ def _home(environ: Mapping[str, str]) -> Path:
 
 
 def _expanded(text: str) -> Path:
-    return Path(os.path.expandvars(text)).expanduser().absolute()
+    return expanded(os.path.expandvars(text)).absolute()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantailor.errors import ConverterError
+from quantailor.files import expanded
 from quantailor.models.upstream.pip_tool import Begin
 from quantailor.models.upstream.places import cache_folder
 from quantailor.models.upstream.sdist import PACKAGE, SCRIPT, converter_folder
@@ -60,7 +61,7 @@ def locate(
 
 
 def _at(given: Path, origin: str) -> Converter:
-    place = given.expanduser().absolute()
+    place = expanded(given).absolute()
     script = place / SCRIPT if place.is_dir() else place
     if not script.is_file():
         raise ConverterError(
