@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -66,8 +67,17 @@ def refuse_own_input(output: Path, inputs: Iterable[Path]) -> None:
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Raise OutputError where a file exists that must not be replaced."""
-    if path.exists() and not overwrite:
+    """Raise OutputError where a file exists that must not be replaced: whatever is no regular file never."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
+        raise OutputError(f"{path} is {kind}, which a file cannot replace", remedy="Choose another name for the output")
+    if not overwrite:
         raise OutputError(f"{path} exists", remedy="Choose another name, or give --force to replace it")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import subprocess
@@ -125,6 +126,17 @@ def test_no_command_writes_over_what_it_reads(run: Command, tmp_path: Path) -> N
             assert f"{output} is the input " in line
             assert "Choose another name" in line
     assert (model.read_bytes(), text.read_text(encoding="utf-8")) == (before, "words")
+
+
+def test_only_files_are_replaced(run: Command, tmp_path: Path) -> None:
+    """A device that is replaced is lost to every program of the machine."""
+    model, pipe, loop = write_llama(tmp_path / "model.gguf"), tmp_path / "pipe", tmp_path / "loop"
+    os.mkfifo(pipe)
+    loop.symlink_to(loop)
+    for output, words in (pipe, "is a device or a pipe"), (tmp_path, "is a folder"), (loop, "Too many levels of symbolic links"):
+        for command in ("imatrix", model), ("plan", model, "--bpw", 9):
+            assert words in run(*command, "-o", output, "--force").error_line
+    assert pipe.is_fifo()
 
 
 def test_a_user_that_nobody_is(run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from quantailor.analysis.importance.imatrix import Imatrix, holds, quantize_meta
 from quantailor.analysis.quantize import quantized_blocks
 from quantailor.control import QUIET, Control, ProgressCounter
 from quantailor.errors import OutputError, StrategyMismatchError, TypeUnavailableError
-from quantailor.files import writing
+from quantailor.files import refuse_own_input, writing
 from quantailor.ggml import codec, library
 from quantailor.models.gguf_writer import FileLayout, GGUFWriter, layout
 from quantailor.models.identity import fingerprint as fingerprint_of
@@ -201,8 +201,7 @@ def build(
             f"the strategy was made for {strategy.model_name} ({strategy.model_fingerprint[:12]}), not for {source.name}",
             remedy="Plan again for this model",
         )
-    if output.resolve() in {file.resolve() for file in source.files}:
-        raise OutputError(f"{output} is the source itself", remedy="Choose another name for the output")
+    refuse_own_input(output, source.files)
     planned = predict_layout(source, strategy, imatrix=imatrix, split_max_bytes=split_max_bytes)
     tensors, named = planned.tensors, strategy.types
     tensor_bytes = sum(tensor.size_bytes for tensor in tensors)
