@@ -434,6 +434,23 @@ def test_float8_is_multiplied_by_the_scale_of_its_block(tmp_path: Path) -> None:
     source.close()
 
 
+@pytest.mark.parametrize("family", [family for family, small in SMALL.items() if any(".experts.0." in name for name in small.layer)])
+def test_every_expert_s_scale_is_its_own(family: str, tmp_path: Path) -> None:
+    more: Arrays = {}
+    for name, shape in small_arrays(family).items():
+        if ".experts." in name:
+            number = int(name.split(".experts.")[1].split(".")[0])
+            more[name] = ("F8_E4M3", shape, b"\x38" * int(np.prod(shape)))
+            more[name + "_scale_inv"] = ("F32", (1, 1), np.float32(number + 1).tobytes())
+    source = open_model(
+        write_small(family, tmp_path, more=more, quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
+    )
+    tensor = source.tensor("blk.1.ffn_down_exps.weight")
+    per_expert = source.rows(tensor.name, 0, tensor.n_rows).reshape(4, -1)
+    assert [sorted(set(expert.tolist())) for expert in per_expert] == [[1.0], [2.0], [3.0], [4.0]]
+    source.close()
+
+
 @pytest.mark.parametrize(
     ("shape", "config", "message"),
     [

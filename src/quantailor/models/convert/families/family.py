@@ -174,6 +174,10 @@ class Family:
                 planned.append(tensor)
                 origins[tensor.info.name] = text.array
         self._check_whole()
+        scaled = {text.array.name for text in texts if text.array.dtype in FLOAT8}
+        for name, scale in self._scales.items():
+            if name not in scaled:
+                raise self.unknown(scale)
         self._check_sizes({tensor.info.name: tensor.info for tensor in planned})
         self._check_loadable({tensor.info.name: tensor.info for tensor in planned}, origins)
         return planned
@@ -316,9 +320,6 @@ class Family:
         for name in needed:
             if name not in tensors:
                 raise self._missing(name)
-        for name, scale in self._scales.items():
-            if all(array.name != name or array.dtype not in FLOAT8 for array in origins.values()):
-                raise self.unknown(scale)
         for name, tensor in tensors.items():
             expected, array = needed.get(name, optional.get(name)), origins.get(name)
             said = f"{array.name[:120]} in {array.file.path}" if array else f"{name} of {self.config.place}"
