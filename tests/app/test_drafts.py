@@ -15,6 +15,7 @@ from quantailor.errors import StrategyError, StrategyMismatchError
 from quantailor.session import Workspace
 from quantailor.steps import plan as plan_module
 from quantailor.steps.plan import PlanOptions
+from quantailor.strategy import file as strategy_file
 
 SIZE = 5_000_000
 
@@ -194,6 +195,24 @@ def test_edit_and_drafts_as_commands(quantailor: Command, workspace: Workspace, 
     assert quantailor("drafts", workbench.base, "--save", "draft", "-o", saved, *home, "--json").result[0]["name"] == "draft"
     assert saved.exists()
     assert "there is no draft 'nix'" in quantailor("drafts", workbench.base, "--save", "nix", "-o", tmp_path / "x.yaml", *home).error_line
+
+
+def test_changes_that_contradict_each_other_are_refused(
+    quantailor: Command, workspace: Workspace, workbench: Workbench, tmp_path: Path
+) -> None:
+    home, plan = ("--home", workspace.home.path), tmp_path / "plan.yaml"
+    assert quantailor("plan", workbench.base, "--size", "5MB", "-o", plan, *home).code == 0
+
+    def edit(*changes: str) -> tuple[object, ...]:
+        return ("edit", workbench.base, plan, *(word for change in changes for word in ("--set", change)), "-o", tmp_path / "x.yaml", *home)
+
+    assert "--set attn_v=Q6_K and --set attn_v=Q4_K contradict" in quantailor(*edit("attn_v=Q6_K", "attn_v=Q4_K")).error_line
+    assert "contradict each other for blk.0.attn_v.weight" in quantailor(*edit("layer:0=Q6_K", "attn_v=Q4_K")).error_line
+    assert "Did you mean Q4_K?" in quantailor(*edit("attn_v=Q4K")).error_line
+    for changes in (("blk.0.attn_v=Q4_K", "attn_v=Q6_K"), ("attn_v=Q6_K", "blk.0.attn_v=Q4_K")):
+        assert quantailor(*edit(*changes), "--force").code == 0
+        types = strategy_file.read(tmp_path / "x.yaml").types
+        assert [types[f"blk.{layer}.attn_v.weight"] for layer in range(2)] == ["Q4_K", "Q6_K"]
 
 
 def test_nothing_measured_says_what_to_do(workbench: Workbench, tmp_path: Path) -> None:

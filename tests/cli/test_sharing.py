@@ -317,6 +317,9 @@ def test_a_card_tells_measured_from_not_measured(quantailor: Command, probed: Wo
     assert "**Perplexity and KL divergence of this file were not measured.**" in before
     assert "- perplexity, and KL divergence from the base" in before.partition("## Not measured")[2]
     assert "Predicted, not measured: a mean KL divergence of" in before
+    edited = tmp_path / "edited.yaml"
+    edited.write_text(re.sub(r"(token_embd.weight: {type: )\w+", r"\1IQ2_XS", strategy.read_text(encoding="utf-8")), encoding="utf-8")
+    assert "token_embd.weight cannot be IQ2_XS" in quantailor("predict", probed.base, edited, *home).error_line
 
     scored = ("-f", heldout_text, "--chunks", 2, "--n-ctx", 64, "--against", "Q8_0", "--threads", 1, "-o", tmp_path / "verdict")
     verdict = quantailor("verify", out, "--base", probed.base, *scored, *home, "--json").result["verdict"]
@@ -359,6 +362,8 @@ def test_a_card_s_front_matter_says_what_the_base_says(quantailor: Command, work
     assert "is no name on the hub" in quantailor("card", out, "--base", base, "--base-model", "name", *home).error_line
     bare = quantailor("card", out, "--base", workbench.base, *home).out
     assert not {"base_model", "license"} & front_matter(bare).keys()
+    shown = quantailor("card", out, "--base", base, "-o", tmp_path / "README.md", *home).out
+    assert f"quantailor verify {out} --base {base}" in shown.replace("\n", "")
 
 
 @pytest.mark.slow

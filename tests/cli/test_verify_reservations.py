@@ -82,3 +82,30 @@ def test_a_quantized_base_is_told(quantailor: Command, made: Made, heldout_text:
     found = quantailor(*words, "-o", tmp_path / "verdict").result["verdict"]
     assert "The base ours.gguf is itself quantized" in found["reservations"][0]
     assert found["reservations"][0] in found["sentence"]
+
+
+@pytest.mark.slow
+def test_a_base_with_other_weights_than_the_file_was_made_from_is_told(
+    quantailor: Command, made: Made, heldout_text: Path, tmp_path: Path
+) -> None:
+    other = write_small_base(tmp_path / "other.gguf", seed="other")
+    words = ("verify", made.file, "--base", other, "-f", heldout_text, *QUICK, "--against", "", "--home", tmp_path / "home", "--json")
+    found = quantailor(*words, "-o", tmp_path / "verdict").result["verdict"]
+    assert "The file says that it was made from Small (" in found["reservations"][0]
+    assert "and other.gguf is another model (" in found["sentence"]
+
+
+def test_models_of_one_name_are_told_apart(quantailor: Command, made: Made, tmp_path: Path) -> None:
+    other = write_small_base(tmp_path / "other.gguf", seed="other")
+    strategy, home = made.file.parent / "s.yaml", ("--home", tmp_path / "home")
+    ours, theirs = (quantailor("inspect", model, "--json").result["fingerprint"][:12] for model in (made.base, other))
+    for words in (("check", made.file, strategy, "--base", other), ("build", other, strategy, "-o", tmp_path / "x.gguf")):
+        assert f"was made for Small ({ours}), not for Small ({theirs})" in quantailor(*words, *home).error_line
+
+
+def test_presets_of_a_quantized_base_are_refused_before_any_work(quantailor: Command, made: Made, tmp_path: Path) -> None:
+    for against in ((), ("--against", "Q4_K_M")):
+        line = quantailor("verify", made.file, "--base", made.file, *QUICK, *against, "--home", tmp_path / "home").error_line
+        assert "and presets cannot be made from it" in line
+        assert '--against ""' in line
+    assert quantailor("jobs", "list", "--home", tmp_path / "home", "--json").result == []

@@ -43,8 +43,9 @@ def strategy_imatrix(workspace: Workspace, model: OpenedModel, strategy: Strateg
 def require_fit(strategy: Strategy, model: OpenedModel) -> None:
     """Raise StrategyMismatchError where a strategy was made for another model."""
     if strategy.model_fingerprint != model.fingerprint:
+        made_for = f"{strategy.model_name} ({strategy.model_fingerprint[:12]})".lstrip()
         raise StrategyMismatchError(
-            f"the strategy was made for {strategy.model_name or strategy.model_fingerprint[:12]}, not for {model.source.name}",
+            f"the strategy was made for {made_for}, not for {model.source.name} ({model.fingerprint[:12]})",
             remedy="Give the base it was made for",
         )
 

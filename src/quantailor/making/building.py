@@ -196,9 +196,10 @@ def build(
         NonFiniteWeightError: NaN or Inf among the weights.
         OutputError: the file cannot be written. Whatever fails, nothing is left under the final name.
     """
-    if strategy.model_fingerprint != (fingerprint or fingerprint_of(source)):
+    ours = fingerprint or fingerprint_of(source)
+    if strategy.model_fingerprint != ours:
         raise StrategyMismatchError(
-            f"the strategy was made for {strategy.model_name} ({strategy.model_fingerprint[:12]}), not for {source.name}",
+            f"the strategy was made for {strategy.model_name} ({strategy.model_fingerprint[:12]}), not for {source.name} ({ours[:12]})",
             remedy="Plan again for this model",
         )
     refuse_own_input(output, source.files)

@@ -24,7 +24,7 @@ from quantailor.models.abilities import require_predictions
 from quantailor.records import ChunkScore, Verdict
 from quantailor.session import AUTO, HELDOUT_TEXT, OpenedModel, Workspace, gguf_path, require_finite
 from quantailor.steps.checks.inputs import check_texts
-from quantailor.steps.checks.verified import require_same_model, reservations
+from quantailor.steps.checks.verified import require_presets, require_same_model, reservations
 from quantailor.steps.options import DEFAULT_N_CTX
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Screen, StepResult, WeightedStep
@@ -84,6 +84,8 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
         if self.hub is None and Path(self.file).exists():
             with workspace.source(self.file) as file, workspace.source(self.base) as base:
                 require_same_model(file, base)
+                if self.against != ():
+                    require_presets(base)
 
     @property
     def stem(self) -> Path:

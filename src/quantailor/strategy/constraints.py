@@ -244,6 +244,11 @@ class _Deciding:
     high: _By[float]
 
 
+def decided(use: str, patterns: Mapping[str, T], names: Sequence[str]) -> dict[str, T]:
+    """Tensor -> the value of the pattern that decides about it. Raises InfeasibleError for contradictions and for what matches nothing."""
+    return {name: value for name, (_, value) in _deciding(use, patterns, names).items()}
+
+
 def _deciding(use: str, patterns: Mapping[str, T], names: Sequence[str]) -> _By[T]:
     selected = {pattern: frozenset(name for name in names if matches(pattern, name)) for pattern in patterns}
     found: dict[str, tuple[str, T]] = {}

@@ -22,9 +22,10 @@ from quantailor.errors import StoreError, StrategyError
 from quantailor.evidence.strategies import require_whole
 from quantailor.records import Prediction, Strategy
 from quantailor.session import AUTO, Workspace
+from quantailor.steps.checks.limits import pins_of
 from quantailor.steps.plan import PlanOptions
 from quantailor.strategy import file as strategy_file
-from quantailor.strategy.constraints import parse_pin
+from quantailor.strategy.constraints import decided
 from quantailor.strategy.file import FileFormat
 
 DEFAULT_NAME = "draft"
@@ -344,7 +345,7 @@ def edit(
     """Change types in a strategy file by pattern ("attn_v=Q6_K") and pin them.
 
     Raises:
-        StrategyError: a change that cannot be read or matches nothing, or a type that a tensor cannot take.
+        StrategyError: a change that cannot be read, matches nothing or contradicts another, or a type that a tensor cannot take.
         OutputError: the output exists.
     """
     files.refuse_existing(output, overwrite=overwrite)
@@ -352,12 +353,9 @@ def edit(
         draft = Draft.start(desk, PlanOptions(bits_per_weight=ALL_BITS))
         draft.load_strategy(desk, strategy_file.read(strategy, known_types=desk.known_types), strategy.name)
         before = dict(draft.types)
-        for change in changes:
-            pattern, type_name = parse_pin(change)
-            names = desk.matching(pattern)
-            if not names:
-                raise StrategyError(f"the pattern {pattern} matches no tensor", remedy="`inspect` lists the names")
-            draft.set_type(desk, names, type_name.upper())
+        chosen = decided("--set", pins_of("--set", changes), tuple(before))
+        for type_name in dict.fromkeys(chosen.values()):
+            draft.set_type(desk, [name for name, wanted in chosen.items() if wanted == type_name], type_name)
         edited = desk.whole(draft.strategy(desk))
     save_strategy(edited, output, overwrite=overwrite)
     if edited.prediction is None:

@@ -64,9 +64,10 @@ def predict(workspace: Workspace, base: Path, strategy: Strategy, *, name: str =
         is_told = imatrix is not None or "imatrix" in strategy.inputs
         measurement = measured_for(workspace, model, imatrix) if is_told else measured(workspace, model, AUTO)
         known = require_probes(workspace, model, measurement, evidence)
+        prediction = building.predict(model.source, strategy, imatrix=imatrix)  # and a type that a tensor cannot take is refused
         contributions = _contributions(workspace, model, measurement, known, strategy)
         damage = math.fsum(item.damage.value for item in contributions)
-        prediction = dataclasses.replace(building.predict(model.source, strategy, imatrix=imatrix), damage=damage)
+        prediction = dataclasses.replace(prediction, damage=damage)
         found, _ = kld_of(known, damage)
         kinds = [point.kind for point in known.curve.points]
         return PredictResult(

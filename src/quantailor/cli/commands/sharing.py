@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -119,16 +120,17 @@ def card(
     """Write a model card (README.md) for the hub: what was measured, what is predicted, what neither, and how to do it again."""
     with answer.workspace() as workspace:
         found = write_card(workspace, base, file, output, repo_id=repo_id, overwrite=force)
-    answer.tell("card", found, lambda: _show_card(found, file))
+    answer.tell("card", found, lambda: _show_card(found, file, base))
 
 
-def _show_card(found: CardResult, file: Path) -> None:
+def _show_card(found: CardResult, file: Path, base: Path) -> None:
     if found.path is None:
         sys.stdout.write(found.text)
         return
     out = console()
     out.print(f"wrote     {found.path}", markup=False)
-    out.print(f"verdict   {found.verdict or f'none; measure the file with: quantailor verify {file} --base ...'}", markup=False)
+    command = shlex.join(("quantailor", "verify", str(file), "--base", str(base)))
+    out.print(f"verdict   {found.verdict or f'none; measure the file with: {command}'}", markup=False)
     if not found.name_is_listed:
         out.print(f"note      The hub's list does not show the type of {file.name}; it would for {found.suggested_name}", markup=False)
 

@@ -29,7 +29,7 @@ def constraints_of(options: PlanOptions) -> Constraints:
             by_pattern[pattern] = (*by_pattern.get(pattern, ()), *_types(names))
     overall = _types([name for pattern, names in allowed if pattern is None for name in names])
     return Constraints(
-        pins=_once("--pin", [_typed(*parse_pin(text)) for text in options.pins]),
+        pins=pins_of("--pin", options.pins),
         allowed=overall or usual_types(),
         allowed_by_pattern=by_pattern,
         min_bits=_overall("--min", minimum),
@@ -39,6 +39,11 @@ def constraints_of(options: PlanOptions) -> Constraints:
         ties=tuple(parse_tie(text) for text in options.ties),
         budgets=tuple(parse_budget(text) for text in options.budgets),
     )
+
+
+def pins_of(use: str, texts: Sequence[str]) -> dict[str, str]:
+    """Pattern -> type of "attn_v=Q6_K" and the like. Raises StrategyError for what cannot be read, or says two things."""
+    return _once(use, [_typed(*parse_pin(text)) for text in texts])
 
 
 def _typed(pattern: str, type_name: str) -> tuple[str, str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from quantailor.analysis.corpus import read_text
-from quantailor.errors import StrategyMismatchError
+from quantailor.errors import AlreadyQuantizedError, StrategyMismatchError
 from quantailor.evidence.strategies import embedded_strategy
 from quantailor.ggml import library
 from quantailor.models.source import ModelSource
+from quantailor.records import Strategy
 from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace
 
 _MAY_DIFFER = ("output.weight", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -37,23 +38,38 @@ def require_same_model(file: ModelSource, base: ModelSource) -> None:
             raise StrategyMismatchError(message, remedy=remedy)
 
 
+def require_presets(base: ModelSource) -> None:
+    """Raise AlreadyQuantizedError where llama.cpp's presets cannot be made from a base, which is quantized itself."""
+    if quantized := _quantized_types(base):
+        message = f"the base {base.location} is quantized itself ({', '.join(quantized)}), and presets cannot be made from it"
+        raise AlreadyQuantizedError(message, remedy='Give --base the 16-bit model, or compare with no preset: --against ""')
+
+
+def _quantized_types(source: ModelSource) -> list[str]:
+    qtypes = library.stored_types()
+    return sorted({tensor.type_name for tensor in source.tensors if qtypes[tensor.type_name].is_quantized})
+
+
 def reservations(workspace: Workspace, model: OpenedModel, file: Path, text_name: str, text_sha256: str) -> list[str]:
     """What limits the worth of a verdict, one sentence each."""
-    found, qtypes = [], library.stored_types()
-    quantized = sorted({tensor.type_name for tensor in model.source.tensors if qtypes[tensor.type_name].is_quantized})
-    if quantized:
+    found = []
+    if quantized := _quantized_types(model.source):
         found.append(
             f"The base {model.path.name} is itself quantized ({', '.join(quantized)}): divergences are from it, not from the 16-bit model."
         )
-    for what, digests in _seen(workspace, model, file).items():
+    embedded = embedded_strategy(workspace, file)
+    if embedded is not None and embedded.model_fingerprint != model.fingerprint:
+        made_from = f"{embedded.model_name} ({embedded.model_fingerprint[:12]})".lstrip()
+        found.append(f"The file says that it was made from {made_from}, and {model.path.name} is another model ({model.fingerprint[:12]}).")
+    for what, digests in _seen(workspace, model, embedded).items():
         if text_sha256 in digests:
             found.append(f"{text_name} is the text from which the file's {what} computed: it is not held out, and the file looks too good.")
     return found
 
 
-def _seen(workspace: Workspace, model: OpenedModel, file: Path) -> dict[str, set[str]]:
-    """The texts that a file was made with, by their SHA-256, as the file and the home tell."""
-    embedded, store = embedded_strategy(workspace, file), workspace.store
+def _seen(workspace: Workspace, model: OpenedModel, embedded: Strategy | None) -> dict[str, set[str]]:
+    """The texts that a file was made with, by their SHA-256, as the strategy in it and the home tell."""
+    store = workspace.store
     if embedded is None:
         # Another program's file does not tell; the texts of this model's importance matrices in this home are the likely ones.
         return {"importance matrix was perhaps": store.imatrix_texts(model.fingerprint)}
