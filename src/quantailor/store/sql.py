@@ -154,14 +154,13 @@ class SQL:
         WHERE model = ? ORDER BY recorded DESC, fingerprint"""
 
     record_draft = """
-        INSERT INTO drafts (model, name, document, changed, revision) VALUES (?1, ?2, ?3, ?4, ?5)
+        INSERT INTO drafts (model, name, document, changed, revision) VALUES (?, ?, ?, ?, ?)
         ON CONFLICT (model, name) DO UPDATE SET
             document = excluded.document, changed = excluded.changed, revision = max(drafts.revision + 1, excluded.revision)"""
     begin_draft = """
-        INSERT INTO drafts (model, name, document, changed, revision) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING"""
+        INSERT INTO drafts (model, name, document, changed, revision) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
     change_draft = """
-        UPDATE drafts SET document = ?3, changed = ?4, revision = max(revision + 1, ?5)
-        WHERE model = ?1 AND name = ?2 AND revision = ?6"""
+        UPDATE drafts SET document = ?, changed = ?, revision = max(revision + 1, ?) WHERE model = ? AND name = ? AND revision = ?"""
     draft = "SELECT document, revision FROM drafts WHERE model = ? AND name = ?"
     draft_revision = "SELECT revision FROM drafts WHERE model = ? AND name = ?"
     drafts = "SELECT name, changed FROM drafts WHERE model = ? ORDER BY changed DESC, name"

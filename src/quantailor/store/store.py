@@ -301,7 +301,7 @@ class Store:
             if revision == 0:
                 is_kept = self._database.change(SQL.begin_draft, row)
             else:
-                is_kept = self._database.change(SQL.change_draft, (*row, revision))
+                is_kept = self._database.change(SQL.change_draft, (*row[2:], model, name, revision))
             return self.draft_revision(model, name) if is_kept else None
 
     def _draft_row(self, model: str, name: str, document: str) -> tuple[str, str, str, float, int]:
