@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
-from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
+from quantailor.analysis.rounding.compensation import PANEL_ROWS
+from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.threads import Workers
 from quantailor.control import QUIET, Control
 from quantailor.errors import NonFiniteWeightError, TypeUnavailableError
 from quantailor.ggml import codec, library
 from quantailor.models.source import ModelSource
-from quantailor.numerics import Bytes, Floats
+from quantailor.numerics import Bytes
 from quantailor.records import TensorInfo
 
 BLOCK_WEIGHTS = 1 << 20
@@ -25,18 +26,19 @@ BLOCK_WEIGHTS = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows [start, stop) of one tensor, within one slice, and the importances of that slice."""
+    """Rows [start, stop) of one tensor, within one slice."""
 
     tensor: TensorInfo
+    index: int
+    """Of the slice."""
     start: int
     stop: int
-    importance: Floats | None
 
 
 def quantized_blocks(
     source: ModelSource,
     tensors: Sequence[TensorInfo],
-    imatrix: Imatrix | None,
+    rounding: Rounding,
     *,
     n_threads: int | None = None,
     control: Control = QUIET,
@@ -47,7 +49,7 @@ def quantized_blocks(
     Args:
         source: where the weights come from.
         tensors: with the types they are to have; a tensor that has its type already is copied.
-        imatrix: importances for the quantizers.
+        rounding: how weights become codes.
         n_threads: None takes all processors.
         control: asked between blocks whether to go on.
         block_weights: weights that one thread takes at a time.
@@ -57,22 +59,21 @@ def quantized_blocks(
         TypeUnavailableError, ImatrixError: a tensor cannot take its type.
     """
     with Workers(n_threads, control) as workers:
-        yield from workers.map(lambda block: (block.tensor, _block_bytes(source, block)), _blocks(source, tensors, imatrix, block_weights))
+        yield from workers.map(lambda block: (block.tensor, _block_bytes(source, block, rounding)), _blocks(tensors, block_weights))
 
 
-def _blocks(source: ModelSource, tensors: Sequence[TensorInfo], imatrix: Imatrix | None, block_weights: int) -> Iterator[Block]:
+def _blocks(tensors: Sequence[TensorInfo], block_weights: int) -> Iterator[Block]:
     for tensor in tensors:
-        changes = tensor.type_name != source.tensor(tensor.name).type_name
-        importances = quantizer_importance(imatrix, tensor) if changes and imatrix is not None else None
         n_rows_per_block = max(1, block_weights // max(1, tensor.n_cols))
+        if n_rows_per_block > PANEL_ROWS:
+            n_rows_per_block -= n_rows_per_block % PANEL_ROWS
         for index in range(tensor.n_slices):
             first, last = index * tensor.rows_per_slice, (index + 1) * tensor.rows_per_slice
-            importance = None if importances is None else importances[index]
             for start in range(first, last, n_rows_per_block):
-                yield Block(tensor, start, min(start + n_rows_per_block, last), importance)
+                yield Block(tensor, index, start, min(start + n_rows_per_block, last))
 
 
-def _block_bytes(source: ModelSource, block: Block) -> Bytes:
+def _block_bytes(source: ModelSource, block: Block, rounding: Rounding) -> Bytes:
     """The block as it goes into the file, flat; runs in a thread."""
     tensor, stored = block.tensor, source.tensor(block.tensor.name)
     qtype = library.stored_types()[tensor.type_name]
@@ -83,7 +84,7 @@ def _block_bytes(source: ModelSource, block: Block) -> Bytes:
         return data.reshape(-1)
     weights = source.rows(tensor.name, block.start, block.stop)
     codec.check_weights(weights, tensor.name)
-    data = codec.quantize(weights, qtype, block.importance)
+    data = rounding.quantize(tensor, block.index, weights, qtype)
     if not codec.is_valid(data, qtype):
         raise TypeUnavailableError(f"{tensor.name} cannot be {qtype.name}: its weights overflow", remedy="Choose another type for it")
     return data.reshape(-1)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from quantailor.analysis.importance.imatrix import Imatrix, holds, quantize_metadata
 from quantailor.analysis.quantize import quantized_blocks
+from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.control import QUIET, Control, ProgressCounter
 from quantailor.errors import OutputError, StrategyMismatchError, TypeUnavailableError
 from quantailor.files import refuse_own_input, writing
@@ -211,7 +212,7 @@ def build(
         logger.info("%d tensors keep their type because the strategy does not name them: %s ...", len(kept), kept[0])
     with GGUFWriter(output, planned, overwrite=overwrite) as writer:
         progress = ProgressCounter(control, tensor_bytes)
-        with contextlib.closing(quantized_blocks(source, tensors, imatrix, n_threads=n_threads, control=control)) as blocks:
+        with contextlib.closing(quantized_blocks(source, tensors, Rounding(imatrix), n_threads=n_threads, control=control)) as blocks:
             for tensor, chunk in blocks:
                 writer.write(chunk)
                 progress.add(chunk.size, tensor.name)

@@ -25,6 +25,7 @@ import numpy as np
 
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.quantize import quantized_blocks
+from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.errors import InferenceError
 from quantailor.ggml import codec, library
 from quantailor.ggml.runtime import DEFAULT_N_CTX
@@ -70,7 +71,7 @@ class Swapper(WritableModel):
         kernels: Kernels = "as built",
     ) -> None:
         super().__init__(path, names, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
-        self._source, self._imatrix, self._kernels = source, imatrix, kernels
+        self._source, self._rounding, self._kernels = source, Rounding(imatrix), kernels
         self._rest = {name: source.tensor(name).type_name for name in self.weights}
         self._mix: dict[str, str] = {}
 
@@ -120,7 +121,7 @@ class Swapper(WritableModel):
 
     def _quantized(self, name: str, type_name: str) -> Iterator[Bytes]:
         tensor = library.types()[type_name].retyped(self._source.tensor(name))
-        blocks = quantized_blocks(self._source, [tensor], self._imatrix, n_threads=self._n_threads, block_weights=_BLOCK_WEIGHTS)
+        blocks = quantized_blocks(self._source, [tensor], self._rounding, n_threads=self._n_threads, block_weights=_BLOCK_WEIGHTS)
         return (data for _, data in blocks)
 
     def _rounded(self, name: str, type_name: str) -> Iterator[Bytes]:

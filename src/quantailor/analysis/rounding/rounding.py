@@ -1,0 +1,88 @@
+"""How weights become codes: what ggml's quantizers are told, and whether errors are compensated."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+from quantailor.analysis.covariances.covariances import Covariances
+from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
+from quantailor.analysis.rounding.compensation import round_rows
+from quantailor.analysis.rounding.metric import Metric
+from quantailor.ggml import codec
+from quantailor.numerics import Bytes, Floats
+from quantailor.qtypes import QType
+from quantailor.records import TensorInfo
+
+COMPENSATED, PLAIN_MEASURED = "compensated-1", "plain"
+"""Versions of what covariances are used for, in keys of results."""
+CACHE_BYTES = 1 << 30
+"""Memory for covariances and their factors."""
+
+
+class Rounding:
+    """How one model's weights become codes. Threads may share it.
+
+    Args:
+        imatrix: importances for ggml's quantizers.
+        covariances: of the matrices' inputs; errors are measured with them.
+        compensated: also round with them. A tensor without a covariance is rounded as ggml does.
+    """
+
+    def __init__(self, imatrix: Imatrix | None = None, covariances: Covariances | None = None, *, compensated: bool = False) -> None:
+        self.imatrix = imatrix
+        self.covariances = covariances
+        self.compensated = compensated and covariances is not None
+        self._metrics: OrderedDict[str, Metric] = OrderedDict()
+        self._importances: tuple[TensorInfo, Floats | None] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def key(self) -> str:
+        """What results are filed under, beside the importance matrix; empty for plain rounding without covariances."""
+        if self.covariances is None:
+            return ""
+        return f"{COMPENSATED if self.compensated else PLAIN_MEASURED}:{self.covariances.fingerprint[:16]}"
+
+    def importance(self, tensor: TensorInfo, index: int) -> Floats | None:
+        """The importances that llama-quantize hands to the quantizer for one of a tensor's matrices: (n_cols,), or None.
+
+        Raises ImatrixError where the matrix does not fit.
+        """
+        if self.imatrix is None:
+            return None
+        with self._lock:
+            if self._importances is None or self._importances[0] != tensor:
+                self._importances = tensor, quantizer_importance(self.imatrix, tensor)
+            found = self._importances[1]
+        return None if found is None else found[index]
+
+    def metric(self, tensor: TensorInfo, index: int) -> Metric | None:
+        """The metric of one of a tensor's matrices; None where its input's covariance is not known. Raises ImatrixError."""
+        key = None if self.covariances is None else self.covariances.key_of(tensor, index)
+        if self.covariances is None or key is None:
+            return None
+        with self._lock:
+            if key not in self._metrics:
+                covariance = self.covariances.of(tensor, index)
+                if covariance is None:
+                    return None
+                self._metrics[key] = Metric(covariance)
+            self._metrics.move_to_end(key)
+            while len(self._metrics) > 1 and sum(metric.n_bytes for metric in self._metrics.values()) > CACHE_BYTES:
+                self._metrics.popitem(last=False)
+            return self._metrics[key]
+
+    def quantize(self, tensor: TensorInfo, index: int, values: Floats, qtype: QType) -> Bytes:
+        """Rows of one of a tensor's matrices, (n_rows, n_cols) and already checked, as the type's bytes: (n_rows, row_bytes).
+
+        Raises TypeUnavailableError, ImatrixError.
+        """
+        metric = self.metric(tensor, index) if self.compensated and qtype.is_quantized else None
+        if metric is not None:
+            return round_rows(values, qtype, metric)
+        return codec.quantize(values, qtype, self.importance(tensor, index))
+
+
+PLAIN = Rounding()
+"""As ggml rounds without importances."""
