@@ -21,16 +21,10 @@ import numpy as np
 import pytest
 
 from quantailor.analysis.corpus import chunks, load_corpus
-from quantailor.analysis.importance.imatrix import (
-    Imatrix,
-    ImatrixEntry,
-    ImatrixState,
-    compute_imatrix,
-    error_weights,
-    quantizer_importance,
-    statistics,
-)
+from quantailor.analysis.importance.computing import ImatrixState, compute_imatrix
+from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry, error_weights, quantizer_importance
 from quantailor.analysis.importance.imatrix_file import read_imatrix
+from quantailor.analysis.importance.statistics import statistics
 from quantailor.errors import ImatrixError, Paused
 from quantailor.ggml.runtime import Activation
 from quantailor.models.gguf_file import GGUFSource

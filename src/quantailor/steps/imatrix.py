@@ -9,9 +9,10 @@ from typing import ClassVar
 
 from quantailor import files
 from quantailor.analysis.corpus import Corpus, chunk_length, chunks
-from quantailor.analysis.importance import imatrix as imatrices
-from quantailor.analysis.importance.imatrix import Imatrix, ImatrixState, ImatrixStatistics
+from quantailor.analysis.importance.computing import ImatrixState, compute_imatrix
+from quantailor.analysis.importance.imatrix import Imatrix, as_seen
 from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imatrix
+from quantailor.analysis.importance.statistics import ImatrixStatistics, statistics
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
 from quantailor.errors import ImatrixError
@@ -106,7 +107,7 @@ def _compute(workspace: Workspace, step: ImatrixStep, stages: Stages, model: Ope
     def keep(state: ImatrixState) -> None:
         store.record_imatrix_progress(key, state.n_chunks_done, state.to_bytes())
 
-    return imatrices.compute_imatrix(
+    return compute_imatrix(
         gguf_path(model),
         tokens,
         state=ImatrixState.from_bytes(progress.state) if progress else None,
@@ -146,7 +147,7 @@ def use_imatrix(
 
 def imatrix_report(workspace: Workspace, model: OpenedModel, imatrix: Imatrix, left_out: tuple[str, ...] = ()) -> ImatrixReport:
     """An importance matrix with its statistics and what it lacks."""
-    seen = imatrices.as_seen(imatrix, model.source.tensors)
+    seen = as_seen(imatrix, model.source.tensors)
     needed = [tensor.name for tensor in quantizable_tensors(model.source) if tensor.name not in IMATRIX_EXEMPT]
     return ImatrixReport(
         fingerprint=imatrix.fingerprint,
@@ -159,5 +160,5 @@ def imatrix_report(workspace: Workspace, model: OpenedModel, imatrix: Imatrix, l
         missing_tensors=tuple(name for name in needed if name not in imatrix.entries),
         left_out=left_out,
         unseen_tensors=tuple(name for name, entry in seen.entries.items() if not entry.counts.any()),
-        statistics=tuple(imatrices.statistics(seen)),
+        statistics=tuple(statistics(seen)),
     )

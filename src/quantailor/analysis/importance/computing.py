@@ -1,0 +1,227 @@
+"""Computing the importance matrix: sums over what a model's matrices multiply, chunk by chunk.
+
+Computed as llama-imatrix computes it: the same chunks, every token of a chunk counted, one sum of squares per
+input column, one set of sums and a count per expert. Sums are kept in float64 while they grow and become float32 in the
+finished matrix. A state written to bytes and read back continues to the same bits as a run that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from quantailor.analysis.importance.imatrix import BLOCK_PREFIX, Imatrix, ImatrixEntry
+from quantailor.control import QUIET, Control
+from quantailor.errors import ImatrixError
+from quantailor.ggml.runtime import Activation, LoadedModel
+from quantailor.numerics import Doubles, Floats, Integers, Tokens
+from quantailor.processes import apart
+from quantailor.processes.messages import doing
+
+_OUTPUT = "output.weight"
+_STATE_VERSION = 1
+
+
+@dataclass(eq=False)
+class _Sums:
+    sum2: Doubles
+    sum: Doubles
+    counts: Integers
+
+
+class ImatrixState:
+    """Sums that grow chunk by chunk; `to_bytes` and `from_bytes` lose nothing."""
+
+    def __init__(self, *, chunk_size: int, process_output: bool) -> None:
+        self.chunk_size = chunk_size
+        self.process_output = process_output
+        self.n_chunks_done = 0
+        self._sums: dict[str, _Sums] = {}
+        self._token_counts: Integers = np.zeros(0, dtype=np.int64)
+        self._latest: tuple[tuple[int, int], Doubles, Doubles, Integers] | None = None
+        self._within_chunk = False
+
+    def add(self, activation: Activation) -> None:
+        """Add the inputs of one matrix. Raises ImatrixError where they are not finite or change their shape."""
+        sum2, total, counts = self._totals(activation)
+        self._within_chunk = True
+        sums = self._sums.get(activation.name)
+        if sums is None:
+            self._sums[activation.name] = _Sums(sum2.copy(), total.copy(), counts.copy())
+            return
+        if sums.sum2.shape != sum2.shape:
+            raise ImatrixError(f"{activation.name} has inputs of {sum2.shape} after {sums.sum2.shape}", remedy="Compute it from the start")
+        sums.sum2 += sum2
+        sums.sum += total
+        sums.counts += counts
+
+    def _totals(self, activation: Activation) -> tuple[Doubles, Doubles, Integers]:
+        """Sums of one activation; matrices that share an input (attention's q, k and v) are summed once."""
+        if self._latest is None or self._latest[0] != activation.source:
+            ids = activation.slice_ids
+            totals = _plain_totals(activation.x[:, 0]) if ids is None else _sliced_totals(activation.x, ids, activation.n_slices)
+            if not np.isfinite(totals[0]).all():
+                raise ImatrixError(f"the inputs of {activation.name} are NaN or Inf", remedy="Check the model file; it may be damaged")
+            self._latest = (activation.source, *totals)
+        _, sum2, total, counts = self._latest
+        return sum2, total, counts
+
+    def finish_chunk(self, tokens: Tokens, n_vocab: int) -> None:
+        """Count a chunk of tokens, (n_ctx,), as done."""
+        if not self._token_counts.size:
+            self._token_counts = np.zeros(n_vocab, dtype=np.int64)
+        self._token_counts += np.bincount(tokens, minlength=n_vocab)
+        self.n_chunks_done += 1
+        self._latest = None
+        self._within_chunk = False
+
+    def check_whole(self) -> None:
+        """Raise ImatrixError where a chunk failed half-way, so that the sums hold a part of it."""
+        if self._within_chunk:
+            raise ImatrixError("this unfinished importance matrix stopped within a chunk", remedy="Go on from the last saved state")
+
+    def result(self, dataset: str) -> Imatrix:
+        """The importance matrix of the chunks so far."""
+        entries = {name: _entry(sums) for name, sums in sorted(self._sums.items())}
+        counted = {name for name in entries if name.startswith(BLOCK_PREFIX) or (name == _OUTPUT and self.process_output)}
+        return Imatrix(
+            entries={name: entries[name] for name in entries if name in counted},
+            error_only={name: entries[name] for name in entries if name not in counted},
+            token_counts=self._token_counts.copy() if self._token_counts.size else None,
+            datasets=(dataset,),
+            chunk_count=self.n_chunks_done,
+            chunk_size=self.chunk_size,
+        )
+
+    def to_bytes(self) -> bytes:
+        """All of it as an .npz archive without pickles. Raises ImatrixError within a chunk."""
+        self.check_whole()
+        header = {
+            "version": _STATE_VERSION,
+            "chunk_size": self.chunk_size,
+            "process_output": self.process_output,
+            "n_chunks_done": self.n_chunks_done,
+            "names": list(self._sums),
+        }
+        arrays: dict[str, npt.NDArray[np.generic]] = {
+            "header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
+            "token_counts": self._token_counts,
+        }
+        for index, sums in enumerate(self._sums.values()):
+            arrays |= {f"sum2.{index}": sums.sum2, f"sum.{index}": sums.sum, f"counts.{index}": sums.counts}
+        stream = io.BytesIO()
+        np.savez(stream, allow_pickle=False, **arrays)
+        return stream.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ImatrixState:
+        """The state that `to_bytes` wrote. Raises ImatrixError for anything else."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+                header = json.loads(archive["header"].tobytes())
+                if header["version"] != _STATE_VERSION:
+                    raise ImatrixError(f"an unfinished importance matrix is of version {header['version']}", remedy="Start again")
+                state = cls(chunk_size=int(header["chunk_size"]), process_output=bool(header["process_output"]))
+                state.n_chunks_done = int(header["n_chunks_done"])
+                state._token_counts = archive["token_counts"].astype(np.int64)
+                for index, name in enumerate(header["names"]):
+                    state._sums[str(name)] = _Sums(archive[f"sum2.{index}"], archive[f"sum.{index}"], archive[f"counts.{index}"])
+        except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
+            raise ImatrixError("an unfinished importance matrix cannot be read", remedy="Start again") from error
+        return state
+
+
+def _entry(sums: _Sums) -> ImatrixEntry:
+    # Files hold counts as float32; rounding them here keeps a matrix equal to the one read back.
+    counts = sums.counts.astype(np.float32).astype(np.int64)
+    return ImatrixEntry(sums.sum2.astype(np.float32), counts, sums.sum.astype(np.float32))
+
+
+def _plain_totals(x: Floats) -> tuple[Doubles, Doubles, Integers]:
+    """Sums over all rows: x is (n_tokens, n_cols)."""
+    sum2 = np.einsum("ij,ij->j", x, x).astype(np.float64)
+    return sum2[None], x.sum(axis=0, dtype=np.float64)[None], np.array([len(x)], dtype=np.int64)
+
+
+def _sliced_totals(x: Floats, ids: Tokens, n_slices: int) -> tuple[Doubles, Doubles, Integers]:
+    """Sums per slice: rows are sorted by slice and added up run by run. x is (n_tokens, n_inputs, n_cols)."""
+    n_used, (_, n_inputs, n_cols) = ids.shape[1], x.shape
+    flat = ids.reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    rows = x[order // n_used, order % n_used % n_inputs]  # (n_tokens * n_used, n_cols), slice by slice
+    counts = np.bincount(flat, minlength=n_slices).astype(np.int64)
+    ends = np.cumsum(counts)
+    sum2, total = np.zeros((n_slices, n_cols)), np.zeros((n_slices, n_cols))
+    for index in np.flatnonzero(counts):
+        part = rows[ends[index] - counts[index] : ends[index]]
+        sum2[index] = np.einsum("ij,ij->j", part, part)
+        total[index] = part.sum(axis=0, dtype=np.float64)
+    return sum2, total, counts
+
+
+def compute_imatrix(
+    model_path: Path,
+    chunks: Tokens,
+    *,
+    state: ImatrixState | None = None,
+    on_chunk: Callable[[ImatrixState], None] | None = None,
+    every: int = 1,
+    control: Control = QUIET,
+    n_threads: int | None = None,
+    n_gpu_layers: int = 0,
+    process_output: bool = False,
+    dataset: str = "",
+) -> Imatrix:
+    """Run the chunks through the model and add up the squares of what its matrices multiply.
+
+    Args:
+        model_path: a base GGUF.
+        chunks: (n_chunks, n_ctx) from `corpus.chunks`.
+        state: where an interrupted run of the same chunks stopped.
+        on_chunk: called with the state after every `every` chunks; it may save `state.to_bytes()`.
+        every: see `on_chunk`.
+        control: asked before every chunk whether to go on.
+        n_threads: None takes all processors.
+        n_gpu_layers: layers on a GPU, -1 for all.
+        process_output: let the quantizer see the output matrix's inputs too, as `llama-imatrix --process-output`.
+        dataset: the text's name, kept in the file.
+
+    Raises:
+        ImatrixError: inputs that are not finite, or a state of another run.
+        InferenceError: llama.cpp cannot load or run the model.
+    """
+    n_chunks, n_ctx = chunks.shape
+    state = state or ImatrixState(chunk_size=n_ctx, process_output=process_output)
+    if (state.chunk_size, state.process_output) != (n_ctx, process_output) or state.n_chunks_done > n_chunks:
+        raise ImatrixError("the unfinished importance matrix belongs to another run", remedy="Start again")
+    state.check_whole()
+    if state.n_chunks_done < n_chunks:
+        control.check()
+        step = every if on_chunk else n_chunks
+        states = apart.stream(_states, model_path, chunks, state, step, n_threads=n_threads, n_gpu_layers=n_gpu_layers, control=control)
+        for state in states:
+            if on_chunk is not None and state.n_chunks_done % step == 0:
+                on_chunk(state)
+    return state.result(dataset)
+
+
+def _states(
+    model_path: Path, chunks: Tokens, state: ImatrixState, every: int, *, n_threads: int | None, n_gpu_layers: int, control: Control
+) -> Iterator[ImatrixState]:
+    """The state after every so many chunks, and after the last."""
+    n_chunks, n_ctx = chunks.shape
+    with LoadedModel(model_path, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers, capture=state.add) as model:
+        for index in range(state.n_chunks_done, n_chunks):
+            doing(f"running chunk {index + 1} through {model_path}")
+            model.decode(chunks[index])
+            state.finish_chunk(chunks[index], model.n_vocab)
+            if (index + 1) % every == 0 or index + 1 == n_chunks:
+                yield state
+            control.advance(index + 1, n_chunks, f"chunk {index + 1} of {n_chunks}")

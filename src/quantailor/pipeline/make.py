@@ -1,0 +1,268 @@
+"""`make`: the whole way from a model to a file and its verdict, in one directory."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from quantailor.analysis.importance.imatrix_file import read_imatrix
+from quantailor.costs.model_size import ModelSize
+from quantailor.costs.needs import Needs, run_as_it_is
+from quantailor.errors import OutputError
+from quantailor.evidence.strategies import strategy_imatrix
+from quantailor.evidence.written import recipe
+from quantailor.ggml.reference import preset_name
+from quantailor.models.abilities import require_predictions
+from quantailor.models.gguf_file import GGUFSource
+from quantailor.pipeline.parts import Parts, PipelineStep, grouping_of
+from quantailor.records import Strategy
+from quantailor.session import AUTO, NONE, OpenedModel, Workspace, plain_label
+from quantailor.steps.build import BuildReport, BuildStep
+from quantailor.steps.checks.folder import alone_in, refuse_busy, refuse_other_result
+from quantailor.steps.checks.inputs import check_plan, check_possible, check_texts
+from quantailor.steps.checks.limits import constraints_of
+from quantailor.steps.convert import ConvertStep, with_base, with_known_base
+from quantailor.steps.measure import known_types
+from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX
+from quantailor.steps.plan import PlanOptions, PlanResult, choose, plan_result, target_of
+from quantailor.steps.probe import DEFAULT_PROBE_CHUNKS, Grouping, ProbeStep
+from quantailor.steps.stages import Stages
+from quantailor.steps.step import Screen, StepResult
+from quantailor.steps.verify import VerifyResult, VerifyStep
+from quantailor.strategy import file as strategy_file
+
+
+@dataclass(frozen=True, slots=True)
+class MakeResult(StepResult):
+    """Everything `make` left in its directory."""
+
+    base: str | None
+    """None where nothing ran the model: weights were measured and built from the checkpoint itself."""
+    imatrix: str | None
+    strategy: str
+    build: BuildReport
+    plan: PlanResult
+    verify: VerifyResult | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
+    """The whole way from a model to a verdict, in one directory.
+
+    Of importance matrices "auto" is one that the store has, else one that is computed.
+    """
+
+    screen: ClassVar[Screen | None] = "verify"
+
+    output: str
+    plan: PlanOptions = field(default_factory=PlanOptions)
+    exhaustive: bool = False
+    probe_chunks: int = DEFAULT_PROBE_CHUNKS
+    group: Grouping | None = None
+    """None probes every tensor of a small model or on a GPU, else roles in quarters of the depth."""
+    imatrix: str = COMPUTE
+    imatrix_chunks: int | None = None
+    verify: bool = True
+    """Without it, and where nothing else runs the model, a checkpoint needs no base."""
+    verify_text: str | None = None
+    overwrite: bool = False
+    """Replace the result of another make in the directory."""
+    chunks: int | None = None
+    against: tuple[str, ...] | None = None
+    """As of `VerifyStep`."""
+
+    def check(self, workspace: Workspace) -> None:
+        """What can be read without work: texts, names, the plan. Raises QuantailorError."""
+        super(MakeStep, self).check(workspace)
+        refuse_busy(self.folder)
+        check_texts(self.verify_text)
+        check_plan(self.plan)
+        for name in self.against or ():
+            preset_name(name)
+
+    def check_model(self, model: OpenedModel) -> None:
+        """Whether any types could meet the plan. Raises StrategyError."""
+        self.refuse_other_result(model)
+        check_possible(model, self.plan_options, known_types(self.types), has_imatrix=self.imatrix != NONE)
+
+    def refuse_other_result(self, model: OpenedModel) -> None:
+        """Raise OutputError where the directory holds the result of something else that may not be replaced."""
+        if self.overwrite:
+            return
+        asked = target_of(self.plan)
+        if self.plan.like is not None:
+            asked["like"] = preset_name(self.plan.like)
+        limits = constraints_of(self.plan_options).as_parameters()
+        refuse_other_result(self.strategy_path, model.fingerprint, self.plan.method, asked, limits)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output)
+
+    @property
+    def plan_options(self) -> PlanOptions:
+        """What the plan is asked for: only the types that are measured, where some were named."""
+        if self.types and all("=" in text for text in self.plan.allow):
+            return dataclasses.replace(self.plan, allow=(*self.plan.allow, ",".join(self.types)))
+        return self.plan
+
+    @property
+    def probed(self) -> bool:
+        """Whether it probes."""
+        return self.plan.basis != "ranking"
+
+    def run(self, workspace: Workspace, stages: Stages) -> MakeResult:
+        """Convert, importance matrix, measure, probe, plan, build, verify. What an earlier run finished is taken as it is.
+
+        Raises OutputError where the directory cannot be made, and what the parts raise.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"cannot create {self.folder}: {error.strerror or error}", remedy="Choose another directory with -o"
+            ) from error
+        with alone_in(self.folder, workspace):
+            return self.make(workspace, stages)
+
+    def make(self, workspace: Workspace, stages: Stages) -> MakeResult:
+        """The parts of `run`, alone in the directory."""
+        step = with_base(workspace, self, self.folder / "base.gguf", stages, overwrite=True)
+        if step.probed or step.verify:
+            with workspace.source(step.model) as source:
+                require_predictions(source)
+        with workspace.model(step.model, allow_requantize=True) as model:
+            step.refuse_other_result(model)
+        known = step.known_imatrix(workspace)
+        if known not in (None, NONE):
+            read_imatrix(Path(known))  # one that cannot be read stops the run before anything is written
+        base, base_is_there = step.find_base(workspace) if step.runs_the_model(workspace) else (None, True)
+        wanted = {
+            "convert": not base_is_there,
+            "imatrix": known is None,
+            "measure": True,
+            "probes": step.probed,
+            "plan": True,
+            "build": True,
+            "verify": step.verify,
+        }
+        parts = Parts([name for name, is_wanted in wanted.items() if is_wanted], stages)
+        weights = base or step.model
+        if parts.begin("convert"):
+            ConvertStep(model=step.model, output=weights, overwrite=True).run(workspace, stages)
+        imatrix = known or NONE
+        if parts.begin("imatrix"):
+            imatrix = step.imatrix_step(weights, step.imatrix_chunks, step.folder / "imatrix.gguf").run(workspace, stages).path
+        parts.begin("measure")
+        step.measure_step(weights, imatrix, step.types, exhaustive=step.exhaustive).run(workspace, stages)
+        probed = step.probes(workspace, weights, imatrix).run(workspace, stages) if parts.begin("probes") else None
+        parts.begin("plan")
+        strategy, planned = step.plan_types(workspace, weights, imatrix, None if probed is None else probed.grounds.name, stages)
+        parts.begin("build")
+        # The file is named after what was asked for, not after the base that llama.cpp's converter made of it.
+        name = f"{plain_label(self.model)}-{planned.prediction.bits_per_weight:.2f}bpw.gguf"
+        built = step.build(workspace, weights, strategy, planned, step.folder / name, stages)
+        verified = None
+        if parts.begin("verify"):
+            verified = step.verify_step(built.paths[0], weights, imatrix).run(workspace, stages)
+        return MakeResult(base, None if imatrix == NONE else imatrix, str(step.strategy_path), built, planned, verified)
+
+    @property
+    def strategy_path(self) -> Path:
+        return self.folder / "strategy.yaml"
+
+    def known_imatrix(self, workspace: Workspace) -> str | None:
+        """The importance matrix's file, or "none" where there is to be none; None where it is still to be computed."""
+        if self.imatrix == COMPUTE:
+            return None
+        if self.imatrix != AUTO:
+            return self.imatrix
+        model = workspace.identity(self.model).fingerprint
+        return next((str(workspace.imatrix_path(model, record.fingerprint)) for record in workspace.stored_imatrices(model)), None)
+
+    def runs_the_model(self, workspace: Workspace) -> bool:
+        """Whether any part needs llama.cpp to run the model."""
+        return self.verify or self.probed or self.known_imatrix(workspace) is None
+
+    def find_base(self, workspace: Workspace) -> tuple[str, bool]:
+        """The GGUF to start from, the model itself or its conversion, and whether it is there."""
+        with workspace.model(self.model) as model:
+            if isinstance(model.source, GGUFSource):
+                return self.model, True
+            base = self.folder / "base.gguf"
+            return str(base), workspace.holds(base, model.description)
+
+    def probes(self, workspace: Workspace, weights: str, imatrix: str) -> ProbeStep:
+        """The probes of this model."""
+        with workspace.source(weights) as source:
+            n_weights = sum(tensor.n_elements for tensor in source.tensors)
+        group = self.group or grouping_of(n_weights, self.compute.n_gpu_layers)
+        return self.probes_step(weights, imatrix, self.probe_chunks, group)
+
+    def plan_types(
+        self, workspace: Workspace, weights: str, imatrix: str, evidence: str | None, stages: Stages
+    ) -> tuple[Strategy, PlanResult]:
+        """Plan on its own probes, with the types that were asked for and no others, whatever else was measured; and write the strategy."""
+        options = dataclasses.replace(self.plan_options, evidence=evidence)
+        control = stages.begin("plan")
+        with workspace.model(weights) as model:
+            strategy, preset_size, grounds = choose(workspace, model, options, imatrix=imatrix, exhaustive=self.exhaustive)
+        strategy_file.write(strategy, self.strategy_path, overwrite=True)
+        control.advance(1, 1)
+        return strategy, plan_result(workspace, strategy, self.strategy_path, preset_size, grounds, base=weights)
+
+    def build(
+        self, workspace: Workspace, weights: str, strategy: Strategy, planned: PlanResult, output: Path, stages: Stages
+    ) -> BuildReport:
+        """Build the file, unless it is there already as that strategy, model and importance matrix gave it."""
+        size, bits = planned.prediction.file_size_bytes, planned.prediction.bits_per_weight
+        with workspace.model(weights) as model:
+            wanted = recipe(model, strategy, strategy_imatrix(workspace, model, strategy, AUTO))
+        if workspace.is_as_written(output, wanted):
+            stages.note(f"{output.name} was built before")
+            return BuildReport((str(output),), size, bits, size)
+        step = BuildStep(
+            base=weights,
+            strategy=str(self.strategy_path),
+            output=str(output),
+            overwrite=True,
+            allow_requantize=self.allow_requantize,
+            verdict=str(self.folder / "verdict"),
+            compute=self.compute,
+        )
+        return step.run(workspace, stages)
+
+    def verify_step(self, file: str, weights: str, imatrix: str) -> VerifyStep:
+        """The verification of the file."""
+        return VerifyStep(
+            file=file,
+            base=weights,
+            against=self.against,
+            text=self.verify_text,
+            chunks=self.chunks,
+            imatrix=imatrix,
+            output=str(self.folder / "verdict"),
+            overwrite=True,
+            compute=self.compute,
+        )
+
+    def needs(self, workspace: Workspace) -> Needs:
+        """The file to be built counts where its size was asked for and nothing stands in the folder yet."""
+        step = with_known_base(workspace, self)
+        folder, runs = step.folder, step.runs_the_model(workspace)
+        with workspace.model(step.model) as model:
+            size, is_checkpoint = ModelSize.of(model.source), not isinstance(model.source, GGUFSource)
+        needs = Needs()
+        if runs and is_checkpoint and not (folder / "base.gguf").exists():
+            needs += Needs(((folder / "base.gguf", size.tensor_bytes),))
+        if step.plan.size_bytes and not any(folder.glob("*bpw.gguf")):
+            needs += Needs(((folder / "model.gguf", step.plan.size_bytes // 2),))
+        if step.probed:
+            probes = step.probes_step(step.model, AUTO, step.probe_chunks, "tensor")
+            needs += dataclasses.replace(probes, mix_chunks=step.probe_chunks, anchors=0).needs(workspace)
+        if step.verify:
+            named = (step.plan.like,) if step.against is None and step.plan.like else step.against
+            return needs + dataclasses.replace(step, against=named).verify_step("", step.model, AUTO).needs(workspace)
+        return needs + run_as_it_is(size, DEFAULT_N_CTX, step.compute.n_gpu_layers) if runs else needs

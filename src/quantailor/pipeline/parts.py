@@ -1,0 +1,133 @@
+"""What `study` and `make` share: the parts that measure, how a run tells which of its parts begins, and the levels of a study.
+
+Every part takes what is there already, so that a stopped run goes on where it was. A base is written where a part runs the
+model: to compute an importance matrix, to probe, to verify. Without these, weights are measured and built from the checkpoint
+itself, row by row, and the result is all that `make` writes.
+
+The levels of a study:
+
+    quick        importance matrix of a few chunks, weight errors of sampled rows; ranks mixes, predicts no KLD
+    balanced     importance matrix of much of the text, the same weight errors, probes
+    thorough     importance matrix of the whole text, weight errors of every row, probes of every tensor with more chunks
+    exhaustive   the same, and every tensor through every type in the model
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from quantailor.errors import UnsupportedModelError
+from quantailor.models.opening import require_unquantized
+from quantailor.session import OpenedModel, Workspace
+from quantailor.steps.checks.inputs import check_imatrix, check_texts
+from quantailor.steps.convert import WholeStep
+from quantailor.steps.imatrix import ImatrixStep
+from quantailor.steps.measure import MeasureStep, known_types
+from quantailor.steps.probe import DEFAULT_PROBE_CHUNKS, Grouping, ProbeStep
+from quantailor.steps.stages import Stages
+from quantailor.steps.step import Answer
+
+Level = Literal["quick", "balanced", "thorough", "exhaustive"]
+LEVELS: tuple[Level, ...] = ("quick", "balanced", "thorough", "exhaustive")
+SMALL_MODEL_WEIGHTS = 1_000_000_000
+"""Up to here every tensor is probed on a CPU too."""
+MIX_CHUNKS_PER_PROBE_CHUNK = 3
+
+
+@dataclass(frozen=True, slots=True)
+class LevelSettings:
+    """What a level measures."""
+
+    imatrix_chunks: int | None
+    """At most so many; None is the whole text."""
+    exhaustive: bool = False
+    probe_chunks: int = 0
+    """0 for no probes."""
+    every_tensor: bool = False
+    """Probe each tensor by itself, whatever the model's size."""
+    sweep: bool = False
+
+
+LEVEL_SETTINGS: dict[Level, LevelSettings] = {
+    "quick": LevelSettings(50),
+    "balanced": LevelSettings(200, probe_chunks=DEFAULT_PROBE_CHUNKS),
+    "thorough": LevelSettings(None, exhaustive=True, probe_chunks=2 * DEFAULT_PROBE_CHUNKS, every_tensor=True),
+    "exhaustive": LevelSettings(None, exhaustive=True, probe_chunks=2 * DEFAULT_PROBE_CHUNKS, every_tensor=True, sweep=True),
+}
+
+
+def grouping_of(n_weights: int, n_gpu_layers: int) -> Grouping:
+    """Every tensor of a model of so many weights where that takes minutes, groups where it would take days."""
+    return "tensor" if n_weights <= SMALL_MODEL_WEIGHTS or n_gpu_layers else "role-depth"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineStep(WholeStep[Answer]):
+    """What `study` and `make` have in common: the parts that measure."""
+
+    measures: ClassVar[bool] = True
+
+    types: tuple[str, ...] = ()
+    """Candidate types; empty means all usual ones."""
+    text: str | None = None
+    """None means the calibration text that ships with Quantailor."""
+    allow_requantize: bool = False
+
+    def check(self, workspace: Workspace) -> None:
+        """What can be read without work. Raises QuantailorError."""
+        super(PipelineStep, self).check(workspace)
+        check_texts(self.text)
+        check_imatrix(self.imatrix)
+        known_types(self.types)
+        if self.hub is None:
+            with contextlib.suppress(UnsupportedModelError), workspace.model(self.model, allow_requantize=True) as model:
+                require_unquantized(model.source, allow_requantize=self.allow_requantize)
+                self.check_model(model)
+
+    def check_model(self, model: OpenedModel) -> None:
+        """The same of a model that is here. Raises QuantailorError."""
+
+    def imatrix_step(self, base: str, n_chunks: int | None, output: Path | None = None) -> ImatrixStep:
+        """The computation of its importance matrix."""
+        place = None if output is None else str(output)
+        return ImatrixStep(base=base, text=self.text, chunks=n_chunks, output=place, overwrite=True, compute=self.compute)
+
+    def measure_step(self, base: str, imatrix: str, types: Sequence[str], *, exhaustive: bool) -> MeasureStep:
+        """The measurement of weight errors."""
+        return MeasureStep(
+            base=base,
+            types=tuple(types),
+            exhaustive=exhaustive,
+            imatrix=imatrix,
+            allow_requantize=self.allow_requantize,
+            compute=self.compute,
+        )
+
+    def probes_step(self, base: str, imatrix: str, n_chunks: int, group: Grouping) -> ProbeStep:
+        """The probes, with whole mixes on three times their chunks."""
+        return ProbeStep(
+            base=base,
+            text=self.text,
+            chunks=n_chunks,
+            mix_chunks=MIX_CHUNKS_PER_PROBE_CHUNK * n_chunks,
+            group=group,
+            imatrix=imatrix,
+            compute=self.compute,
+        )
+
+
+class Parts:
+    """The parts that a run has, in order; tells which of how many begins."""
+
+    def __init__(self, names: Sequence[str], stages: Stages) -> None:
+        self._names, self._stages = tuple(names), stages
+
+    def begin(self, name: str) -> bool:
+        """Whether the run has this part, which then begins."""
+        if name in self._names:
+            self._stages.part(self._names.index(name) + 1, len(self._names))
+        return name in self._names

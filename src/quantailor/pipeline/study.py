@@ -1,0 +1,194 @@
+"""`study`: everything that measuring needs, in one job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from quantailor.analysis.corpus import chunk_length, chunks
+from quantailor.costs.model_size import ModelSize
+from quantailor.costs.needs import Needs, run_as_it_is
+from quantailor.evidence.measurements import usual_types
+from quantailor.models.abilities import require_predictions
+from quantailor.models.gguf_file import GGUFSource
+from quantailor.pipeline.parts import LEVEL_SETTINGS, Level, LevelSettings, Parts, PipelineStep, grouping_of
+from quantailor.session import AUTO, CALIBRATION_TEXT, NONE, OpenedModel, Workspace
+from quantailor.steps.convert import ConvertStep, with_base, with_known_base
+from quantailor.steps.imatrix import use_imatrix
+from quantailor.steps.measure import MeasureResult, known_types
+from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX
+from quantailor.steps.probe import ProbeResult, ProbeStep
+from quantailor.steps.stages import Stages
+from quantailor.steps.step import Screen, StepResult
+from quantailor.steps.sweep import SweepResult, SweepStep
+from quantailor.store import ImatrixRecord
+
+
+@dataclass(frozen=True, slots=True)
+class StudyResult(StepResult):
+    """What one job measured of a model."""
+
+    base: str
+    """The GGUF that everything else starts from."""
+    model_fingerprint: str
+    level: str
+    imatrix_fingerprint: str | None
+    imatrix_chunks: int
+    """Chunks that the importance matrix saw; 0 without one."""
+    settings: str
+    """How weight errors were measured."""
+    n_tensors: int
+    n_types: int
+    n_cells: int
+    n_unavailable: int
+    basis: str
+    """"ranking only" where nothing was probed, else "probes"."""
+    n_probed: int
+    """Tensors whose sensitivity was measured."""
+    n_scored: int
+    """(mix, chunk) pairs that the store has for these probes."""
+    n_swept: int
+    """Cells measured in the model by the sweep."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
+    """Everything that measuring needs, in one job.
+
+    Of importance matrices "auto" is what the store has, where it is as good as the level asks for, else one that is computed.
+    """
+
+    screen: ClassVar[Screen | None] = "measure"
+
+    level: Level = "balanced"
+    output: str | None = None
+    """Where the base of a Hugging Face directory goes; None is a place in the home."""
+
+    @property
+    def settings(self) -> LevelSettings:
+        """What its level measures."""
+        return LEVEL_SETTINGS[self.level]
+
+    @property
+    def candidate_types(self) -> tuple[str, ...]:
+        """The types asked for; all usual ones for none. Raises TypeUnavailableError for an unknown one."""
+        return known_types(self.types) if self.types else usual_types()
+
+    def run(self, workspace: Workspace, stages: Stages) -> StudyResult:
+        """Convert, importance matrix, weight errors, probes, sweep, as far as the level goes. What is found is kept."""
+        step = with_base(workspace, self, None if self.output is None else Path(self.output), stages, overwrite=False)
+        with workspace.model(step.model, allow_requantize=step.allow_requantize) as model:
+            if step.settings.probe_chunks:
+                require_predictions(model.source)
+            parts = Parts(step.parts(workspace, model), stages)
+            n_weights = sum(tensor.n_elements for tensor in model.source.tensors)
+            base = str(step.known_base(workspace, model) or step.base_place(workspace, model))
+        if parts.begin("convert"):
+            ConvertStep(model=step.model, output=base).run(workspace, stages)
+        imatrix = step.take_imatrix(workspace, base, stages) if parts.begin("imatrix") else NONE
+        parts.begin("measure")
+        weight_errors = step.measure_step(base, imatrix, step.candidate_types, exhaustive=step.settings.exhaustive)
+        measured = weight_errors.run(workspace, stages)
+        probed = step.probes(base, imatrix, n_weights).run(workspace, stages) if parts.begin("probes") else None
+        swept = step.sweep(base, imatrix).run(workspace, stages) if parts.begin("sweep") else None
+        return _study_result(workspace, step, base, measured, probed, swept)
+
+    def needs(self, workspace: Workspace) -> Needs:
+        """The base where there is none, a model that runs, and what probes keep."""
+        step = with_known_base(workspace, self)
+        with workspace.model(step.model) as model:
+            return step.needs_of(workspace, model, ModelSize.of(model.source))
+
+    def needs_of(self, workspace: Workspace, model: OpenedModel, size: ModelSize) -> Needs:
+        """The same for a model that is open."""
+        base = self.known_base(workspace, model)
+        needs = Needs() if base else Needs(((self.base_place(workspace, model), size.tensor_bytes),))
+        if self.imatrix != NONE:
+            needs += run_as_it_is(size, DEFAULT_N_CTX, self.compute.n_gpu_layers)
+        if self.settings.probe_chunks:
+            needs += self.probes_step(self.model, AUTO, self.settings.probe_chunks, "tensor").needs(workspace)
+        return needs
+
+    def parts(self, workspace: Workspace, model: OpenedModel) -> tuple[str, ...]:
+        """The names of the parts that a study of this model has, in order."""
+        wanted = {
+            "convert": self.known_base(workspace, model) is None,
+            "imatrix": self.imatrix != NONE,
+            "measure": True,
+            "probes": self.settings.probe_chunks > 0,
+            "sweep": self.settings.sweep,
+        }
+        return tuple(name for name, is_wanted in wanted.items() if is_wanted)
+
+    def probes(self, base: str, imatrix: str, n_weights: int) -> ProbeStep:
+        """The probes of a level that has some, for a model of so many weights."""
+        group = "tensor" if self.settings.every_tensor else grouping_of(n_weights, self.compute.n_gpu_layers)
+        return self.probes_step(base, imatrix, self.settings.probe_chunks, group)
+
+    def sweep(self, base: str, imatrix: str) -> SweepStep:
+        """Every tensor through every candidate type."""
+        return SweepStep(base=base, text=self.text, types=self.candidate_types, imatrix=imatrix, compute=self.compute)
+
+    def known_base(self, workspace: Workspace, model: OpenedModel) -> Path | None:
+        """The model itself where it is a GGUF file, else an earlier conversion of it; None where there is none."""
+        if isinstance(model.source, GGUFSource):
+            return Path(self.model)
+        places = workspace.store.locations("model", model.fingerprint) if self.output is None else [Path(self.output)]
+        return next((path for path in places if workspace.holds(path, model.description)), None)
+
+    def base_place(self, workspace: Workspace, model: OpenedModel) -> Path:
+        """Where the conversion goes: `output`, else a file in the home that is named after the directory and the model."""
+        return workspace.base_path(model.path, model.description) if self.output is None else Path(self.output)
+
+    def take_imatrix(self, workspace: Workspace, base: str, stages: Stages) -> str:
+        """The path of the importance matrix to go on with: the file that was named, one that is ready, or a computed one."""
+        if self.imatrix not in (AUTO, COMPUTE):
+            return use_imatrix(workspace, Path(base), import_file=Path(self.imatrix)).path
+        with workspace.model(base) as model:
+            ready = self.ready_imatrix(workspace, model)
+        if ready is None:
+            return self.imatrix_step(base, self.settings.imatrix_chunks).run(workspace, stages).path
+        stages.note(f"an importance matrix of {ready.chunk_count} chunks is there already")
+        workspace.store.record_imatrix(ready)  # now the newest, which later commands take
+        return str(workspace.imatrix_path(ready.model, ready.fingerprint))
+
+    def ready_imatrix(self, workspace: Workspace, model: OpenedModel) -> ImatrixRecord | None:
+        """What "auto" takes: the newest one that was imported, or that saw as many tokens as the level asks for.
+
+        Where the study names a text, a computed one must be of a text of that name.
+        """
+        records = workspace.stored_imatrices(model.fingerprint) if self.imatrix == AUTO else []
+        if not records:
+            return None
+        text = Path(self.text) if self.text else CALIBRATION_TEXT
+        n_tokens = chunks(workspace.corpus(model, text), chunk_length(model.source, DEFAULT_N_CTX), limit=self.settings.imatrix_chunks).size
+
+        def is_enough(record: ImatrixRecord) -> bool:
+            is_right_text = self.text is None or text.name in record.datasets
+            return record.origin == "imported" or (is_right_text and record.chunk_count * record.chunk_size >= n_tokens)
+
+        return next((record for record in records if is_enough(record)), None)
+
+
+def _study_result(
+    workspace: Workspace, step: StudyStep, base: str, measured: MeasureResult, probed: ProbeResult | None, swept: SweepResult | None
+) -> StudyResult:
+    fingerprint = measured.imatrix_fingerprint
+    record = None if fingerprint is None else workspace.store.imatrix(measured.model_fingerprint, fingerprint)
+    return StudyResult(
+        base=base,
+        model_fingerprint=measured.model_fingerprint,
+        level=step.level,
+        imatrix_fingerprint=fingerprint,
+        imatrix_chunks=0 if record is None else record.chunk_count,
+        settings=measured.settings,
+        n_tensors=measured.n_tensors,
+        n_types=measured.n_types,
+        n_cells=measured.n_cells,
+        n_unavailable=measured.n_unavailable,
+        basis="ranking only" if probed is None else "probes",
+        n_probed=0 if probed is None else sum(item.status == "measured" for item in probed.sensitivities),
+        n_scored=0 if probed is None else probed.n_scored,
+        n_swept=0 if swept is None else sum(cell.measured is not None for cell in swept.cells),
+    )
