@@ -1,0 +1,81 @@
+"""Files that were written, and verdicts on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import exp
+from typing import Any
+
+from quantailor.app.steps import BuildReport, ConvertResult, MakeResult, VerifyResult
+from quantailor.cli.output import console, table
+from quantailor.cli.show.choosing import planned
+from quantailor.present import words
+from quantailor.present.words import plural
+from quantailor.records import Verdict, VerdictRow
+
+
+def converted(result: ConvertResult) -> None:
+    console().print(f"{result.path}: {plural(result.n_tensors, 'tensor')}, {words.size(result.size_bytes)}")
+    console().print(result.why, markup=False, soft_wrap=True)
+    if result.left_out:
+        console().print(f"left out: {', '.join(result.left_out)}", markup=False)
+
+
+def built(report: BuildReport) -> None:
+    """The file that was written."""
+    out = console()
+    out.print(f"{', '.join(report.paths)}: {words.exact_size(report.size_bytes)}, {report.bits_per_weight:.3f} bpw")
+    if report.size_bytes != report.predicted_size_bytes:
+        out.print(f"[red]the prediction was {report.predicted_size_bytes:,} bytes[/red]")
+
+
+def verified(result: VerifyResult) -> None:
+    """The verdict table and its sentence."""
+    out = console()
+    out.print(_verdict_table(result.verdict))
+    out.print(f"floor (base through the same pipeline): {result.verdict.floor_kld_nats:.2e} nats")
+    out.print(f"[bold]{result.verdict.sentence}[/bold]")
+    for path in result.files:
+        out.print(f"wrote     {path}")
+
+
+def made(result: MakeResult) -> None:
+    """The end of the whole way."""
+    planned(result.plan)
+    built(result.build)
+    if result.verify is not None:
+        verified(result.verify)
+
+
+def _verdict_table(verdict: Verdict) -> Any:
+    columns = {"file": "left", "size": "right", "bpw": "right", "PPL": "right", "ln PPL ratio": "right", "mean KLD": "right"}
+    columns |= {"median": "right", "p99": "right", "p99.9": "right", "same top-1": "right", "KLD ours / it": "right"}
+    ratios = {item.reference: item for item in verdict.comparisons}
+    rows = [_verdict_row(row, ratios) for row in verdict.rows]
+    return table(f"{verdict.corpus_name}, {verdict.rows[0].statistics.n_chunks} chunks of {verdict.n_ctx}", columns, rows)
+
+
+def _verdict_row(row: VerdictRow, ratios: Mapping[str, Any]) -> tuple[str, ...]:
+    s = row.statistics
+    head = (f"[bold]{row.label}[/bold]" if row.kind == "ours" else row.label, words.size(row.size_bytes), f"{row.bits_per_weight:.2f}")
+    ppl = f"{s.perplexity.value:.4f} ± {s.perplexity.se:.3f}"
+    if row.kind == "base":
+        return (*head, ppl, "", "", "", "", "", "", "")
+    return (
+        *head,
+        ppl,
+        f"{s.ln_ppl_ratio.value:+.5f} ± {s.ln_ppl_ratio.se:.5f}",
+        f"{s.kld_mean.value:.5f} ± {s.kld_mean.se:.5f}",
+        f"{s.kld_median:.5f}",
+        f"{s.kld_p99:.4f}",
+        f"{s.kld_p999:.4f}",
+        words.percent(s.top_agreement.value, 2),
+        _ratio(ratios.get(row.label)),
+    )
+
+
+def _ratio(comparison: Any) -> str:
+    if comparison is None:
+        return ""
+    low, high = (exp(value) for value in comparison.interval)
+    return f"{exp(comparison.ln_kld_ratio):.3f} [{low:.3f}, {high:.3f}] {comparison.outcome}".replace("[", r"\[")

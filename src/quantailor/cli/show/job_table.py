@@ -1,0 +1,38 @@
+"""Jobs, in a table and one by one."""
+
+from __future__ import annotations
+
+from quantailor.app.jobs import JobReport
+from quantailor.cli.output import console, table
+from quantailor.present import words
+
+
+def jobs(reports: list[JobReport]) -> None:
+    """The job table."""
+    if not reports:
+        console().print("No jobs. Long commands make one each; --detach sends them to the background.")
+        return
+    rows = [
+        (str(job.id), job.kind, job.state, words.percent(job.progress, 0), words.time_left(job.eta_seconds), job.created, job.title)
+        for job in reports
+    ]
+    columns = {"id": "right", "kind": "left", "state": "left", "done": "right", "left": "left", "created": "left", "what": "left"}
+    console().print(table("Jobs", columns, rows))
+
+
+def job(report: JobReport) -> None:
+    """One job with its log."""
+    out = console()
+    stage = f"stage {report.stage_number} of {report.n_stages}, " if report.n_stages and report.state != "done" else ""
+    elapsed = "" if report.elapsed_seconds is None else f"after {words.duration(report.elapsed_seconds)}"
+    parts = (f"{stage}{words.percent(report.progress, 0)}", elapsed, words.time_left(report.eta_seconds))
+    out.print(f"job {report.id}: {report.kind}, {report.state}, {'  '.join(part for part in parts if part)}")
+    out.print(f"what      {report.title}")
+    if report.origin:
+        out.print(f"model     {report.origin}")
+    if report.message:
+        out.print(f"now       {report.message}")
+    if report.error:
+        out.print(f"error     {report.error}")
+    for line in report.log:
+        out.print(line, markup=False)

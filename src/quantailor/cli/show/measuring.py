@@ -1,0 +1,180 @@
+"""What was measured: importance matrices, weight errors, sensitivities, sweeps, studies."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from quantailor.app.steps import ImatrixReport, MeasureResult, ProbeResult, StudyResult, SweepCellReport, SweepResult
+from quantailor.cli.output import console, table
+from quantailor.cli.show.text import several
+from quantailor.present import words
+from quantailor.present.words import plural
+from quantailor.records import WeightError
+
+
+def imatrix(report: ImatrixReport) -> None:
+    """An importance matrix with its statistics."""
+    out = console()
+    out.print(
+        f"importance matrix {report.fingerprint[:12]}: {plural(report.n_tensors, 'tensor')}, "
+        f"{plural(report.chunk_count, 'chunk')} of {report.chunk_size}"
+    )
+    out.print(f"file      {report.path}")
+    out.print(f"text      {', '.join(report.datasets) or 'unknown'}")
+    if report.missing_tensors:
+        out.print(f"[yellow]It lacks {several(report.missing_tensors)}: types that need it are unavailable there.[/yellow]")
+    if report.left_out:
+        out.print(f"[yellow]Left out, because their lengths are not those of this model's tensors: {several(report.left_out)}.[/yellow]")
+    if report.unseen_tensors:
+        out.print(f"[yellow]No token reached {several(report.unseen_tensors)}: all columns count alike there.[/yellow]")
+    if unseen := [item for item in report.statistics if item.n_unseen_experts]:
+        what = several([f"{item.tensor} ({item.n_unseen_experts} of {item.n_experts})" for item in unseen])
+        out.print(f"[yellow]Experts that no token reached, in which all columns count alike: {what}.[/yellow]")
+    rows = [
+        (
+            item.tensor,
+            f"{item.sum_of_squares:.4g}",
+            f"{item.minimum:.3g}",
+            f"{item.maximum:.3g}",
+            f"{item.mean:.3g}",
+            f"{item.standard_deviation:.3g}",
+            words.percent(item.active_share, 1),
+            words.percent(item.normalized_entropy, 1),
+            f"{item.n_unseen_experts} of {item.n_experts}" if item.n_experts > 1 else "",
+        )
+        for item in report.statistics
+    ]
+    if rows:
+        headings = ("sum E\\[x2]", "min", "max", "mean", "sd", "active", "entropy", "unseen")
+        out.print(table("Statistics of E\\[x2]", {"tensor": "left", **dict.fromkeys(headings, "right")}, rows))
+
+
+def measured(result: MeasureResult) -> None:
+    """A summary of a measurement, one line per type."""
+    out = console()
+    weighting = f"importance matrix {result.imatrix_fingerprint[:12]}" if result.imatrix_fingerprint else "no importance matrix"
+    out.print(
+        f"{plural(result.n_cells, 'cell')}: {plural(result.n_tensors, 'tensor')} x {plural(result.n_types, 'type')}, "
+        f"{weighting}, {result.settings}"
+    )
+    out.print(f"{result.n_already_measured:,} were already there, {result.n_unavailable:,} are unavailable")
+    if result.without_importances:
+        out.print(
+            f"[yellow]The importance matrix has nothing that fits {several(result.without_importances)}: measured without it.[/yellow]"
+        )
+    if result.unseen_experts:
+        total = sum(result.unseen_experts.values())
+        out.print(f"[yellow]{total} experts in {plural(len(result.unseen_experts), 'tensor')} saw no calibration token.[/yellow]")
+    by_type: dict[str, list[WeightError]] = {}
+    for cell in result.cells:
+        if cell.unavailable is None:
+            by_type.setdefault(cell.type_name, []).append(cell)
+    rows = [_type_row(name, cells) for name, cells in by_type.items()]
+    rows.sort(key=lambda row: float(row[1]), reverse=True)
+    columns = {
+        "type": "left",
+        "bits": "right",
+        "tensors": "right",
+        "relative error": "right",
+        "weighted error": "right",
+        "largest": "right",
+    }
+    out.print(table("Mean over tensors", columns, rows))
+
+
+def _type_row(name: str, cells: list[WeightError]) -> tuple[str, ...]:
+    def mean(values: list[float]) -> str:
+        return f"{sum(values) / len(values):.3e}" if values else ""
+
+    return (
+        name,
+        f"{cells[0].bits_per_weight:.4g}",
+        str(len(cells)),
+        mean([cell.relative_mse for cell in cells if cell.relative_mse is not None]),
+        mean([cell.weighted_mse for cell in cells if cell.weighted_mse is not None]),
+        ("≥ " if any(cell.sampled for cell in cells) else "") + f"{max(cell.max_abs_error or 0.0 for cell in cells):.3g}",
+    )
+
+
+def probed(result: ProbeResult) -> None:
+    """alpha of every tensor, and how well whole mixes are predicted."""
+    out = console()
+    weighting = f"importance matrix {result.imatrix_fingerprint[:12]}" if result.imatrix_fingerprint else "no importance matrix"
+    out.print(
+        f"{plural(len(result.sensitivities), 'tensor')} on {result.corpus_name}, "
+        f"{plural(result.n_chunks, 'chunk')} of {result.n_ctx}, {weighting}"
+    )
+    out.print(
+        f"{result.n_scored - result.n_scored_before:,} chunks of mixes were scored now, {result.n_scored_before:,} were already there"
+    )
+    out.print(f"floor     {result.floor_nats:.2g} nats" + (f"; the base as stored: {result.stored_nats:.2g}" if result.stored_nats else ""))
+    rows = [
+        (
+            item.tensor,
+            item.status if not item.group else f"{item.status}, with {item.group}",
+            f"{item.alpha.value:.4g}" if item.probes else "–",
+            f"± {item.alpha.se:.2g}" if item.probes else "",
+            f"{item.noise[32]:.2g}" if 32 in item.noise else "",
+            f"{item.noise[256]:.2g}" if 256 in item.noise else "",
+            ", ".join(item.probes),
+        )
+        for item in sorted(result.sensitivities, key=lambda item: -item.alpha.value)
+    ]
+    columns = {"tensor": "left", "status": "left", "alpha": "right", "error": "left", "noise 32": "right", "noise 256": "right"}
+    out.print(table("Sensitivities (nats per unit of weighted error; noise of kernels in nats)", {**columns, "probes": "left"}, rows))
+    _curve(out, result)
+
+
+def _curve(out: Console, result: ProbeResult) -> None:
+    curve = result.curve
+    n_memory = sum(point.kind == "memory" for point in curve.points)
+    if not n_memory:
+        out.print("[yellow]No whole mixes were measured: predictions have a wide interval. Run it with --mixes 24.[/yellow]")
+        return
+    out.print(
+        f"KLD = {curve.gamma:.3f} (S {curve.kappa:+.2f} S^2) + {curve.c0_nats:.2g}, "
+        f"fitted to {plural(n_memory, 'mix')} and {plural(len(curve.points) - n_memory, 'file')}; "
+        f"a new mix lies within {words.percent(curve.residual_sd, 1)} (1 sd)"
+    )
+
+
+def swept(result: SweepResult) -> None:
+    """A summary of a sweep, one line per type, and the cells that cost most."""
+    out = console()
+    out.print(f"{plural(result.n_cells, 'cell')} on {result.corpus_name}, {plural(result.n_chunks, 'chunk')} of {result.n_ctx}")
+    out.print(f"{result.n_already_measured:,} were already there, {result.n_skipped:,} were skipped because the probes predict them")
+    by_type: dict[str, list[SweepCellReport]] = {}
+    for cell in result.cells:
+        by_type.setdefault(cell.type_name, []).append(cell)
+    rows = [_sweep_row(name, cells) for name, cells in by_type.items()]
+    columns = {"type": "left", "bits": "right", "cells": "right", "sum of KLD": "right", "largest": "right", "at": "left"}
+    out.print(table("Every tensor alone at this type (KLD in nats)", columns, sorted(rows, key=lambda row: float(row[1]))))
+
+
+def _sweep_row(name: str, cells: list[SweepCellReport]) -> tuple[str, ...]:
+    found = [(cell.measured.kld.value, cell) for cell in cells if cell.measured]
+    head = (name, f"{cells[0].bits_per_weight:.4g}", f"{len(found)} of {len(cells)}")
+    if not found:
+        return (*head, "", "", "")
+    largest, worst = max(found, key=lambda pair: pair[0])
+    error = f" ± {worst.measured.kld.se:.1g}" if worst.measured else ""
+    return (*head, f"{sum(value for value, _ in found):.4g}", f"{largest:.3g}{error}", worst.tensor)
+
+
+def studied(result: StudyResult) -> None:
+    """What a study found, by stage."""
+    out = console()
+    out.print(f"base      {result.base}")
+    matrix = f"{result.imatrix_fingerprint[:12]}, {result.imatrix_chunks} chunks" if result.imatrix_fingerprint else "none"
+    out.print(f"imatrix   {matrix}")
+    out.print(
+        f"errors    {plural(result.n_cells, 'cell')} of {plural(result.n_tensors, 'tensor')} x {plural(result.n_types, 'type')}, "
+        f"{result.settings}; "
+        f"{result.n_unavailable} are unavailable"
+    )
+    if result.basis == "probes":
+        out.print(f"probes    {plural(result.n_probed, 'tensor')} measured, {plural(result.n_scored, 'chunk')} scored")
+    if result.n_swept:
+        out.print(f"sweep     {plural(result.n_swept, 'cell')}")
+    ranking = " (ranking only: no probes were made, so no KL divergence can be predicted)" if result.basis != "probes" else ""
+    out.print(f"next      quantailor plan {result.base} --size ...{ranking}")
