@@ -19,6 +19,7 @@ import psutil
 
 from benchmarks.setting import MODELS
 from benchmarks.swap import PROBE_TYPE, Bench
+from quantailor.analysis.rounding.rounding import PLAIN
 from quantailor.analysis.scores.mix_scores import scoring_apart
 from quantailor.processes import apart
 from quantailor.records import Mix
@@ -60,7 +61,7 @@ def probes(bench: Bench, n_tensors: int, n_rounds: int) -> tuple[float, float]:
     """How many times as long as here the same probes take in a process of their own: processor time, seconds that pass."""
     totals = {True: [0.0, 0.0], False: [0.0, 0.0]}
     options = (bench.path, bench.names, bench.tokens, bench.folder / "logp")
-    with bench.scorer() as own, scoring_apart(*options, imatrix=None, n_threads=bench.n_threads) as other:
+    with bench.scorer() as own, scoring_apart(*options, rounding=PLAIN, n_threads=bench.n_threads) as other:
         own.prepare(bench.indexes)
         for number in range(n_rounds):
             for name in bench.names[:: max(1, len(bench.names) // n_tensors)]:

@@ -36,6 +36,7 @@ from scipy.stats import spearmanr
 from benchmarks.setting import Probed, Setting, parse, probed, save
 from benchmarks.shuffled_damage import with_shuffled_damage
 from quantailor.analysis.prediction import fit_curve, predict_kld, scaled_damage
+from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.sensitivity import Scores, mean_kld
 from quantailor.control import NullControl
 from quantailor.errors import InfeasibleError, QuantailorError
@@ -117,12 +118,12 @@ def measure_cases(setting: Setting, at: Probed, n_chunks: int, skip: int, mixes:
     task = ProbeStep(base=str(at.model.path), text=str(setting.heldout), compute=Compute(n_threads=setting.threads))
     control = NullControl()
     tensors = quantizable_tensors(at.model.source)
-    with scoring(at.workspace, at.model, at.imatrix, task, None) as run:
+    with scoring(at.workspace, at.model, Rounding(at.imatrix), task, None) as run:
         indexes = sorted(run.order[skip : skip + n_chunks])
         run.run([mix for _, mix in mixes], indexes, control)
         randoms = [mix for kind, mix in mixes if kind == "random"]
         for mix in randoms[:: max(1, len(randoms) // N_FILES)]:
-            run.run_file(mix, builder(run, at.model, at.imatrix, mix, control, setting.threads), indexes, control)
+            run.run_file(mix, builder(run, at.model, Rounding(at.imatrix), mix, control, setting.threads), indexes, control)
         memory, files = at.workspace.store.mix_scores(run.key), at.workspace.store.mix_scores(file_key(run.key))
     chosen = set(indexes)
 

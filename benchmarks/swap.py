@@ -20,6 +20,7 @@ import psutil
 
 from benchmarks.setting import MODELS
 from quantailor.analysis.corpus import chunks, load_corpus, spread
+from quantailor.analysis.rounding.rounding import PLAIN
 from quantailor.analysis.scores.fidelity import first_scored
 from quantailor.analysis.scores.mix_scores import FileScorer, MixScorer
 from quantailor.making import building
@@ -53,7 +54,7 @@ class Bench:
         self.folder = folder
 
     def scorer(self) -> MixScorer:
-        return MixScorer(self.source, self.path, self.names, self.tokens, self.folder / "logp", imatrix=None, n_threads=self.n_threads)
+        return MixScorer(self.source, self.path, self.names, self.tokens, self.folder / "logp", rounding=PLAIN, n_threads=self.n_threads)
 
 
 def probe_cost(bench: Bench) -> tuple[float, float]:

@@ -12,6 +12,7 @@ import pytest
 from quantailor.analysis.corpus import chunks, load_corpus
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.importance.imatrix_file import read_imatrix
+from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.scores.mix_scores import FileScorer, MixScorer
 from quantailor.analysis.scores.swapping import Swapper
 from quantailor.errors import TensorNotFoundError, TypeUnavailableError
@@ -44,10 +45,10 @@ class Bench:
 
     def swapper(self, *, values: bool = False) -> Swapper:
         kernels = "values" if values else "as built"
-        return Swapper(self.source, self.path, self.names, imatrix=self.imatrix, n_ctx=64, n_threads=1, kernels=kernels)  # type: ignore[arg-type]
+        return Swapper(self.source, self.path, self.names, rounding=Rounding(self.imatrix), n_ctx=64, n_threads=1, kernels=kernels)  # type: ignore[arg-type]
 
     def scorer(self, folder: Path) -> MixScorer:
-        return MixScorer(self.source, self.path, self.names, self.tokens, folder, imatrix=self.imatrix, n_threads=1)
+        return MixScorer(self.source, self.path, self.names, self.tokens, folder, rounding=Rounding(self.imatrix), n_threads=1)
 
     def random_mix(self, seed: int, every: int) -> dict[str, str]:
         generator = random.Random(seed)
@@ -98,7 +99,7 @@ def building_importances(imatrix: Imatrix, source: ModelSource, name: str) -> li
 def build_file(bench: Bench, mix: Mapping[str, str], output: Path) -> Path:
     choices = tuple(TensorChoice(name, type_name, "") for name, type_name in mix.items())
     strategy = Strategy(fingerprint(bench.source), bench.source.name, bench.source.architecture, "manual", choices)
-    building.build(bench.source, strategy, output, imatrix=bench.imatrix, n_threads=1)
+    building.build(bench.source, strategy, output, rounding=Rounding(bench.imatrix), n_threads=1)
     return output
 
 
@@ -145,7 +146,9 @@ def test_a_mix_as_built_is_the_built_file(bench: Bench, tmp_path: Path, seed: in
 def test_the_built_file_costs_more_than_its_values(dense: Bench, tmp_path: Path) -> None:
     mix = dict.fromkeys(dense.names, "Q6_K")
     scored = score(dense, tmp_path, [mix])[0]
-    with MixScorer(dense.source, dense.path, dense.names, dense.tokens, tmp_path, imatrix=dense.imatrix, kernels="values") as scorer:
+    with MixScorer(
+        dense.source, dense.path, dense.names, dense.tokens, tmp_path, rounding=Rounding(dense.imatrix), kernels="values"
+    ) as scorer:
         values = sum(found.kld_sum for _, found in scorer.score([Mix.of(mix)], range(6)))
     assert sum(found.kld_sum for found in scored) > 1.2 * values
 
@@ -190,7 +193,7 @@ def test_the_null_control_is_below_everything(bench: Bench, tmp_path: Path) -> N
 
 @pytest.mark.skipif(not library.load().llama.llama_supports_gpu_offload(), reason="this build of llama-cpp-python has no GPU backend")
 def test_weights_are_swapped_on_the_device(bench: Bench) -> None:
-    with Swapper(bench.source, bench.path, bench.names, imatrix=bench.imatrix, n_ctx=64, n_gpu_layers=-1) as swapper:
+    with Swapper(bench.source, bench.path, bench.names, rounding=Rounding(bench.imatrix), n_ctx=64, n_gpu_layers=-1) as swapper:
         before = swapper.logits(bench.tokens[0])
         swapper.set_mix(bench.random_mix(4, 1))
         assert np.abs(swapper.logits(bench.tokens[0]) - before).max() > 0.1

@@ -14,6 +14,7 @@ import pytest
 from gguf import GGUFReader
 
 from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry, quantizer_importance
+from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.control import NullControl
 from quantailor.errors import (
     Cancelled,
@@ -114,7 +115,7 @@ def test_the_size_is_predicted_to_the_byte(source: ModelSource, tmp_path: Path, 
     imatrix = synthetic_imatrix(source)
     strategy = random_mix(source, seed, imatrix, QUICK)
     prediction = predict(source, strategy, imatrix=imatrix, split_max_bytes=split_max_bytes)
-    result = build(source, strategy, tmp_path / "q.gguf", imatrix=imatrix, split_max_bytes=split_max_bytes)
+    result = build(source, strategy, tmp_path / "q.gguf", rounding=Rounding(imatrix), split_max_bytes=split_max_bytes)
     assert (len(result.paths) > 1) == (split_max_bytes is not None)
     assert sum(path.stat().st_size for path in result.paths) == result.size_bytes == prediction.file_size_bytes
     assert (result.tensor_bytes, result.bits_per_weight) == (prediction.tensor_bytes, prediction.bits_per_weight)
@@ -138,14 +139,14 @@ def test_a_prediction_in_the_strategy_changes_nothing(source: ModelSource) -> No
 def test_a_mix_has_the_bytes_that_llama_cpp_writes(source: ModelSource, tmp_path: Path, with_imatrix: bool, among: Collection[str]) -> None:
     imatrix = synthetic_imatrix(source) if with_imatrix else None
     strategy = random_mix(source, 7, imatrix, among)
-    build(source, strategy, tmp_path / "ours.gguf", imatrix=imatrix)
+    build(source, strategy, tmp_path / "ours.gguf", rounding=Rounding(imatrix))
     reference = reference_rows(source, strategy, tmp_path / "reference.gguf", imatrix)
     assert rows_of(tmp_path / "ours.gguf") == rows_of(reference)
 
 
 def test_order_and_metadata_are_llama_quantizes(source: ModelSource, tmp_path: Path) -> None:
     imatrix, strategy = synthetic_imatrix(source), all_of(source, "Q8_0")
-    build(source, strategy, tmp_path / "ours.gguf", imatrix=imatrix)
+    build(source, strategy, tmp_path / "ours.gguf", rounding=Rounding(imatrix))
     metadata: dict[str, str | int] = {
         "quantize.imatrix.file": f"{imatrix.fingerprint[:12]}.imatrix.gguf",
         "quantize.imatrix.dataset": "calibration.txt",
@@ -278,7 +279,7 @@ def test_an_imatrix_of_another_model_is_refused(books_llama_base: Path, tmp_path
     entry = ImatrixEntry(np.ones((1, 100), np.float32), np.full(1, 10), None)
     imatrix = Imatrix({"blk.0.attn_q.weight": entry}, {}, None, (), 1, 512)
     with pytest.raises(ImatrixError, match=r"blk\.0\.attn_q"):
-        build(source, all_of(source, "Q4_K"), tmp_path / "q.gguf", imatrix=imatrix)
+        build(source, all_of(source, "Q4_K"), tmp_path / "q.gguf", rounding=Rounding(imatrix))
     assert list(tmp_path.iterdir()) == []
     source.close()
 
@@ -322,7 +323,7 @@ def test_every_type_has_the_bytes_that_llama_cpp_writes(source: ModelSource, tmp
         if reason is None and tensor.layer in (None, 0, last):
             types[tensor.name] = type_name
     strategy = strategy_for(source, types)
-    build(source, strategy, tmp_path / "ours.gguf", imatrix=imatrix)
+    build(source, strategy, tmp_path / "ours.gguf", rounding=Rounding(imatrix))
     reference = reference_rows(source, strategy, tmp_path / "reference.gguf", imatrix)
     assert rows_of(tmp_path / "ours.gguf") == rows_of(reference)
 

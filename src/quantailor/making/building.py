@@ -10,6 +10,7 @@ ggml's quantizers see every slice of a tensor (an expert) with its own importanc
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import logging
 import re
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from quantailor.analysis.importance.imatrix import Imatrix, holds, quantize_metadata
 from quantailor.analysis.quantize import quantized_blocks
-from quantailor.analysis.rounding.rounding import Rounding
+from quantailor.analysis.rounding.rounding import PLAIN, Rounding
 from quantailor.control import QUIET, Control, ProgressCounter
 from quantailor.errors import OutputError, StrategyMismatchError, TypeUnavailableError
 from quantailor.files import refuse_own_input, writing
@@ -109,6 +110,18 @@ def output_metadata(source: ModelSource, strategy: Strategy, *, imatrix: Imatrix
     return _with_added(plain_metadata(source, strategy.types, imatrix=imatrix), added)
 
 
+def as_rounded(strategy: Strategy, rounding: Rounding) -> Strategy:
+    """The strategy as a file that is rounded like this records it: whether errors are compensated, and with which covariances."""
+    if rounding.compensated and rounding.covariances is not None:
+        said = {"rounding": "compensated", "covariances": rounding.covariances.fingerprint}
+    elif strategy.inputs.get("rounding") == "compensated":
+        said = {"rounding": "plain"}
+    else:
+        return strategy
+    others = {key: value for key, value in strategy.inputs.items() if key not in ("rounding", "covariances")}
+    return dataclasses.replace(strategy, inputs={**others, **said})
+
+
 def _with_added(metadata: dict[str, MetadataValue], added: Mapping[str, str | int]) -> dict[str, MetadataValue]:
     """With these keys at the end, replaced where they were there before."""
     for key, value in added.items():
@@ -169,7 +182,7 @@ def build(
     strategy: Strategy,
     output: Path,
     *,
-    imatrix: Imatrix | None = None,
+    rounding: Rounding = PLAIN,
     split_max_bytes: int | None = None,
     n_threads: int | None = None,
     control: Control = QUIET,
@@ -183,7 +196,7 @@ def build(
         source: the 16-bit model the strategy was made for.
         strategy: a type for each tensor; tensors it does not name keep theirs.
         output: where the file goes; parts of a split one get llama.cpp's `-00001-of-0000N` names.
-        imatrix: importances for the quantizers.
+        rounding: how weights become codes; the file says so, whatever the strategy says.
         split_max_bytes: tensor bytes per part; None writes one file.
         n_threads: None takes all processors; the bytes do not depend on it.
         control: asked between blocks whether to go on; progress counts bytes.
@@ -203,8 +216,9 @@ def build(
             f"the strategy was made for {strategy.model_name} ({strategy.model_fingerprint[:12]}), not for {source.name} ({ours[:12]})",
             remedy="Plan again for this model",
         )
+    strategy = as_rounded(strategy, rounding)
     refuse_own_input(output, source.files)
-    planned = predict_layout(source, strategy, imatrix=imatrix, split_max_bytes=split_max_bytes)
+    planned = predict_layout(source, strategy, imatrix=rounding.imatrix, split_max_bytes=split_max_bytes)
     tensors, named = planned.tensors, strategy.types
     tensor_bytes = sum(tensor.size_bytes for tensor in tensors)
     kept = tuple(each.name for each in source.tensors if each.name not in named and never_quantized(each, source.architecture) is None)
@@ -212,7 +226,7 @@ def build(
         logger.info("%d tensors keep their type because the strategy does not name them: %s ...", len(kept), kept[0])
     with GGUFWriter(output, planned, overwrite=overwrite) as writer:
         progress = ProgressCounter(control, tensor_bytes)
-        with contextlib.closing(quantized_blocks(source, tensors, Rounding(imatrix), n_threads=n_threads, control=control)) as blocks:
+        with contextlib.closing(quantized_blocks(source, tensors, rounding, n_threads=n_threads, control=control)) as blocks:
             for tensor, chunk in blocks:
                 writer.write(chunk)
                 progress.add(chunk.size, tensor.name)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from quantailor import files
+from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.costs.needs import Needs
 from quantailor.evidence.strategies import require_whole, strategy_imatrix, strategy_of
 from quantailor.evidence.written import recipe
@@ -68,7 +69,7 @@ class BuildStep(WeightedStep[BuildReport], kind="build", result=BuildReport):
                 model.source,
                 strategy,
                 Path(self.output),
-                imatrix=imatrix,
+                rounding=Rounding(imatrix),
                 split_max_bytes=self.split_max_bytes,
                 n_threads=self.compute.n_threads,
                 control=stages.begin("build"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from quantailor.analysis import sensitivity as analysis
-from quantailor.analysis.importance.imatrix import Imatrix
+from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
 from quantailor.control import Control
 from quantailor.costs.needs import Needs
@@ -102,15 +102,15 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
         known_types(self.types)
         with workspace.model(self.base) as model:
             require_predictions(model.source)
-            imatrix = workspace.choose_imatrix(model, self.imatrix)
+            rounding = Rounding(workspace.choose_imatrix(model, self.imatrix))
             measurement = measured_with(workspace, model, self, self.types, stages)
-            with scoring(workspace, model, imatrix, self, stages) as at:
+            with scoring(workspace, model, rounding, self, stages) as at:
                 before = n_scored(at)
                 null_control(at, model, at.first(self.chunks), stages)
                 _Probes(at, model, measurement, self).run(stages)
                 if self.weighing:
                     _weigh(at, model, self, stages)
-                score_whole_mixes(at, model, imatrix, measurement, self, stages)
+                score_whole_mixes(at, model, rounding, measurement, self, stages)
                 known = load_knowledge(workspace, model, at.key.imatrix, measurement.cells, evidence=at.key)
                 if known is None:
                     raise InferenceError(
@@ -258,7 +258,7 @@ ANCHOR_SHARES = (0.25, 0.6)
 """Where between the smallest and the largest random mix those lie that are built as files, beside one all Q8_0."""
 
 
-def score_whole_mixes(at: Scoring, model: OpenedModel, imatrix: Imatrix | None, found: Measured, step: ProbeStep, stages: Stages) -> None:
+def score_whole_mixes(at: Scoring, model: OpenedModel, rounding: Rounding, found: Measured, step: ProbeStep, stages: Stages) -> None:
     """Draw random mixes, score them in memory; build a few as files and score those."""
     tables = [usual(table) for table in found.tables if table.name in at.scorer.weights]
     mixes = curve_mixes(tables, step.mixes)
@@ -269,7 +269,7 @@ def score_whole_mixes(at: Scoring, model: OpenedModel, imatrix: Imatrix | None, 
     store.record_mixes(model.fingerprint, ANCHOR, anchors)
     for number, mix in enumerate(anchors):
         control = stages.begin(f"anchor {number + 1} of {len(anchors)}")
-        at.run_file(mix, builder(at, model, imatrix, mix, control, step.compute.n_threads), indexes, control)
+        at.run_file(mix, builder(at, model, rounding, mix, control, step.compute.n_threads), indexes, control)
 
 
 def usual(table: TensorCells) -> TensorCells:
@@ -285,9 +285,7 @@ def _anchors(tables: Sequence[TensorCells], mixes: Sequence[Mix], n_anchors: int
     return [Mix.of(nearest), *picked][:n_anchors] if tables else []
 
 
-def builder(
-    at: Scoring, model: OpenedModel, imatrix: Imatrix | None, mix: Mix, control: Control, n_threads: int | None
-) -> Callable[[], Path]:
+def builder(at: Scoring, model: OpenedModel, rounding: Rounding, mix: Mix, control: Control, n_threads: int | None) -> Callable[[], Path]:
     """What builds a mix as a file in the home, to be deleted after use."""
 
     def build() -> Path:
@@ -303,7 +301,7 @@ def builder(
             model.source,
             strategy,
             output,
-            imatrix=imatrix,
+            rounding=rounding,
             n_threads=n_threads,
             control=control,
             overwrite=True,

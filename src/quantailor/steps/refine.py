@@ -12,6 +12,7 @@ from typing import ClassVar, TypeVar
 
 from quantailor import files, numerics
 from quantailor.analysis.importance.imatrix import Imatrix
+from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.sensitivity import mean_kld
 from quantailor.control import Control
 from quantailor.costs.model_size import ModelSize
@@ -92,7 +93,7 @@ class RefineStep(ScoringStep[RefineResult], kind="refine", result=RefineResult):
             measurement = measured_for(workspace, model, imatrix)
             known = require_probes(workspace, model, measurement, self.evidence)
             size = building.predict_layout(model.source, strategy, imatrix=imatrix).size_bytes
-            with scoring(workspace, model, imatrix, self, stages) as at:
+            with scoring(workspace, model, Rounding(imatrix), self, stages) as at:
                 scene = _Scene(at, model, imatrix, measurement, known, _limits(strategy), at.first(self.chunks), size)
                 return _refined(scene, strategy, self, stages, output)
 

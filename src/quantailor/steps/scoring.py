@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantailor.analysis.corpus import Corpus, chunk_length, chunks, spread
-from quantailor.analysis.importance.imatrix import Imatrix
+from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.scores.mix_scores import ApartScorer, FileScorer, scoring_apart
 from quantailor.analysis.sensitivity import NULL_MIX, is_readable
 from quantailor.control import QUIET, Control
@@ -143,7 +143,7 @@ class Scoring:
 
 @contextmanager
 def scoring(
-    workspace: Workspace, model: OpenedModel, imatrix: Imatrix | None, step: ScoringStep[StepResult], stages: Stages | None
+    workspace: Workspace, model: OpenedModel, rounding: Rounding, step: ScoringStep[StepResult], stages: Stages | None
 ) -> Iterator[Scoring]:
     """Load a base to score mixes of it on the step's text.
 
@@ -161,8 +161,8 @@ def scoring(
     names = [tensor.name for tensor in quantizable_tensors(model.source)]
     threads, layers = step.compute.n_threads, step.compute.n_gpu_layers
     files = FileScorer(path, tokens, folder, n_threads=threads, n_gpu_layers=layers)
-    with scoring_apart(path, names, tokens, folder, imatrix=imatrix, n_threads=threads, n_gpu_layers=layers) as scorer:
-        fingerprint = imatrix.fingerprint if imatrix else ""
+    with scoring_apart(path, names, tokens, folder, rounding=rounding, n_threads=threads, n_gpu_layers=layers) as scorer:
+        fingerprint = rounding.imatrix.fingerprint if rounding.imatrix else ""
         key = SwapKey(model.fingerprint, fingerprint, corpus.sha256, n_ctx, "as built", scorer.base_kernels, engine)
         n_vocab = ModelSize.of(model.source).n_vocab
         yield Scoring(workspace, key, scorer, files, corpus, tuple(spread(len(tokens))), n_vocab)

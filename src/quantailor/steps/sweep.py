@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.sensitivity import mean_kld
 from quantailor.costs.needs import Needs
 from quantailor.errors import StrategyError
@@ -84,9 +85,9 @@ class SweepStep(ScoringStep[SweepResult], kind="sweep", result=SweepResult):
         """Measure every missing cell, chunk by chunk; each score is stored as it comes."""
         with workspace.model(self.base) as model:
             require_predictions(model.source)
-            imatrix = workspace.choose_imatrix(model, self.imatrix)
+            rounding = Rounding(workspace.choose_imatrix(model, self.imatrix))
             measurement = measured_with(workspace, model, self, known_types(self.types) if self.types else (), stages)
-            with scoring(workspace, model, imatrix, self, stages) as at:
+            with scoring(workspace, model, rounding, self, stages) as at:
                 cells = _cells(at, model, measurement, self)
                 indexes = at.first(self.chunks)
                 scores = workspace.store.mix_scores(at.key)

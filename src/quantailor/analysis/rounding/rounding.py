@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 
 from quantailor.analysis.covariances.covariances import Covariances
 from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
@@ -37,12 +38,24 @@ class Rounding:
         self._importances: tuple[TensorInfo, Floats | None] | None = None
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Callable[..., Rounding], tuple[Imatrix | None, Covariances | None, bool]]:
+        """To another process go the importance matrix and what finds the covariances, no metrics."""
+        return _again, (self.imatrix, self.covariances, self.compensated)
+
     @property
     def key(self) -> str:
-        """What results are filed under, beside the importance matrix; empty for plain rounding without covariances."""
+        """What weight errors are filed under, beside the importance matrix; empty for plain rounding without covariances.
+
+        Its first part is the version of codes and of `output_mse`.
+        """
         if self.covariances is None:
             return ""
         return f"{COMPENSATED if self.compensated else PLAIN_MEASURED}:{self.covariances.fingerprint[:16]}"
+
+    @property
+    def bytes_key(self) -> str:
+        """What scores of weights rounded like this are filed under, beside the importance matrix; empty for plain rounding."""
+        return self.key if self.compensated else ""
 
     def importance(self, tensor: TensorInfo, index: int) -> Floats | None:
         """The importances that llama-quantize hands to the quantizer for one of a tensor's matrices: (n_cols,), or None.
@@ -82,6 +95,10 @@ class Rounding:
         if metric is not None:
             return round_rows(values, qtype, metric)
         return codec.quantize(values, qtype, self.importance(tensor, index))
+
+
+def _again(imatrix: Imatrix | None, covariances: Covariances | None, compensated: bool) -> Rounding:
+    return Rounding(imatrix, covariances, compensated=compensated)
 
 
 PLAIN = Rounding()

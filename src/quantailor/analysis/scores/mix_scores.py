@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from quantailor.analysis.importance.imatrix import Imatrix
+from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.scores.base_logp import BaseLogp
 from quantailor.analysis.scores.fidelity import first_scored
 from quantailor.analysis.scores.swapping import Kernels, Swapper
@@ -52,7 +52,7 @@ class MixScorer(Swapper):
         names: the tensors that mixes may name.
         chunks: (n_chunks, n_ctx) from `corpus.chunks`.
         folder: where the base's log-probabilities on these chunks are kept.
-        imatrix: importances for the quantizers.
+        rounding: how weights become codes.
         kernels: whether mixes run with the kernels of a built file, or round weights alone (see `swapping`).
         n_threads: None takes all processors.
         n_gpu_layers: layers on a GPU, -1 for all.
@@ -69,7 +69,7 @@ class MixScorer(Swapper):
         chunks: Tokens,
         folder: Path,
         *,
-        imatrix: Imatrix | None,
+        rounding: Rounding,
         kernels: Kernels = "as built",
         n_threads: int | None = None,
         n_gpu_layers: int = 0,
@@ -78,7 +78,7 @@ class MixScorer(Swapper):
             source,
             path,
             names,
-            imatrix=imatrix,
+            rounding=rounding,
             n_ctx=chunks.shape[1],
             n_threads=n_threads,
             n_gpu_layers=n_gpu_layers,
@@ -155,7 +155,7 @@ def scoring_apart(
     chunks: Tokens,
     folder: Path,
     *,
-    imatrix: Imatrix | None,
+    rounding: Rounding,
     n_threads: int | None = None,
     n_gpu_layers: int = 0,
 ) -> Iterator[ApartScorer]:
@@ -166,7 +166,7 @@ def scoring_apart(
     Raises:
         InferenceError: llama.cpp cannot load or run the model.
     """
-    opened = apart.holding(_OwnScorer, path, names, chunks, folder, imatrix, n_threads, n_gpu_layers)
+    opened = apart.holding(_OwnScorer, path, names, chunks, folder, rounding, n_threads, n_gpu_layers)
     with opened as scorer:
         yield ApartScorer(*scorer.call(_OwnScorer.facts), scorer)
 
@@ -180,12 +180,12 @@ class _OwnScorer(MixScorer):
         names: Collection[str],
         chunks: Tokens,
         folder: Path,
-        imatrix: Imatrix | None,
+        rounding: Rounding,
         n_threads: int | None,
         n_gpu_layers: int,
     ) -> None:
         self._opened = open_model(path)
-        super().__init__(self._opened, path, names, chunks, folder, imatrix=imatrix, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
+        super().__init__(self._opened, path, names, chunks, folder, rounding=rounding, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
 
     def facts(self) -> tuple[frozenset[str], BaseKernels]:
         return self.weights, self.base_kernels

@@ -23,7 +23,6 @@ from typing import Literal
 
 import numpy as np
 
-from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.quantize import quantized_blocks
 from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.errors import InferenceError
@@ -48,7 +47,7 @@ class Swapper(WritableModel):
         source: the base, where original weights come from.
         path: the same base as a file that llama.cpp loads.
         names: the tensors that mixes will name.
-        imatrix: importances for the quantizers.
+        rounding: how weights become codes.
         n_ctx: the longest chunk, tokens.
         n_threads: None takes all processors.
         n_gpu_layers: layers on a GPU, -1 for all.
@@ -64,14 +63,14 @@ class Swapper(WritableModel):
         path: Path,
         names: Collection[str],
         *,
-        imatrix: Imatrix | None,
+        rounding: Rounding,
         n_ctx: int = DEFAULT_N_CTX,
         n_threads: int | None = None,
         n_gpu_layers: int = 0,
         kernels: Kernels = "as built",
     ) -> None:
         super().__init__(path, names, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
-        self._source, self._rounding, self._kernels = source, Rounding(imatrix), kernels
+        self._source, self._rounding, self._kernels = source, rounding, kernels
         self._rest = {name: source.tensor(name).type_name for name in self.weights}
         self._mix: dict[str, str] = {}
 

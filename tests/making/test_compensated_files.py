@@ -1,0 +1,118 @@
+"""Files whose rounding is compensated: what is built is what is set in memory, and the file says how it was rounded."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from made_up_covariances import MadeUpCovariances, output_errors, rounded
+from quantailor.analysis.rounding.rounding import PLAIN, Rounding
+from quantailor.analysis.scores.swapping import Swapper
+from quantailor.ggml import library
+from quantailor.making.building import build, predict
+from quantailor.models.identity import fingerprint
+from quantailor.models.opening import open_model
+from quantailor.models.source import ModelSource
+from quantailor.processes import apart
+from quantailor.records import Strategy, TensorChoice
+from quantailor.session import quantizable_tensors
+from quantailor.strategy.file import loads
+from small_base import write_small_base
+
+TYPES = ("Q4_0", "Q8_0", "Q5_0", "F16")
+COVARIANCES = MadeUpCovariances()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_base(tmp_path_factory.mktemp("base") / "small.gguf")
+
+
+@pytest.fixture
+def source(base: Path) -> Iterator[ModelSource]:
+    opened = open_model(base)
+    yield opened
+    opened.close()
+
+
+def rounding() -> Rounding:
+    return Rounding(None, COVARIANCES, compensated=True)
+
+
+def strategy_for(source: ModelSource) -> Strategy:
+    tensors = [tensor for tensor in quantizable_tensors(source) if tensor.layer in (0, None)]
+    choices = tuple(TensorChoice(tensor.name, TYPES[at % len(TYPES)], "") for at, tensor in enumerate(tensors))
+    return Strategy(fingerprint(source), source.name, source.architecture, "manual", choices)
+
+
+def test_a_compensated_file_is_what_the_swapper_puts_in_memory(source: ModelSource, base: Path, tmp_path: Path) -> None:
+    strategy = strategy_for(source)
+    build(source, strategy, tmp_path / "out.gguf", rounding=rounding())
+    written = open_model(tmp_path / "out.gguf")
+    with Swapper(source, base, strategy.types, rounding=rounding(), n_ctx=64, n_threads=1) as swapper:
+        swapper.set_mix({name: type_name for name, type_name in strategy.types.items() if name in swapper.weights})
+        for name in swapper.weights:
+            data = written.raw_rows(name, 0, written.tensor(name).n_rows)
+            assert np.array_equal(swapper.read(name, 0, data.size), data.reshape(-1)), name
+        assert len(swapper.weights) == 9
+    written.close()
+
+
+def test_any_number_of_threads_writes_the_same_bytes(source: ModelSource, tmp_path: Path) -> None:
+    files = []
+    for n_threads in (1, 2, 5):
+        build(source, strategy_for(source), tmp_path / f"{n_threads}.gguf", rounding=rounding(), n_threads=n_threads)
+        files.append((tmp_path / f"{n_threads}.gguf").read_bytes())
+    assert files[0] == files[1] == files[2]
+
+
+def test_the_outputs_change_less_than_with_plain_rounding(source: ModelSource, tmp_path: Path) -> None:
+    tensor = source.tensor("blk.0.ffn_down.weight")
+    covariance = COVARIANCES.of(tensor)
+    assert covariance is not None
+    strategy = replace(strategy_for(source), tensors=(TensorChoice(tensor.name, "Q4_K", ""),))
+    original, errors = source.rows(tensor.name, 0, tensor.n_rows), []
+    for name, how in (("plain", PLAIN), ("compensated", rounding())):
+        build(source, strategy, tmp_path / name, rounding=how)
+        written = open_model(tmp_path / name)
+        deltas = written.rows(tensor.name, 0, tensor.n_rows) - original
+        errors.append(output_errors(deltas[None], [covariance.matrix]))
+        written.close()
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_the_file_says_how_it_was_rounded(source: ModelSource, tmp_path: Path) -> None:
+    strategy = strategy_for(source)
+    build(source, strategy, tmp_path / "plain.gguf")
+    build(source, strategy, tmp_path / "compensated.gguf", rounding=rounding())
+    told = {name: embedded(tmp_path / f"{name}.gguf").inputs for name in ("plain", "compensated")}
+    assert told == {"plain": {}, "compensated": {"rounding": "compensated", "covariances": COVARIANCES.fingerprint}}
+    again = replace(strategy, inputs=told["compensated"])
+    assert predict(source, again).file_size_bytes == (tmp_path / "compensated.gguf").stat().st_size
+    build(source, again, tmp_path / "otherwise.gguf")
+    assert embedded(tmp_path / "otherwise.gguf").inputs == {"rounding": "plain"}
+
+
+def embedded(path: Path) -> Strategy:
+    written = open_model(path)
+    text = str(written.metadata["quantailor.strategy"].value)
+    written.close()
+    return loads(text)
+
+
+def test_another_process_rounds_alike(source: ModelSource) -> None:
+    ours = rounding()
+    tensor = source.tensor("blk.0.attn_q.weight")
+    assert ours.metric(tensor, 0) is not None
+    values = source.rows(tensor.name, 0, 64)
+    q4 = library.types()["Q4_0"]
+    theirs = apart.call(rounded, ours, tensor, values, q4)
+    assert np.array_equal(theirs, ours.quantize(tensor, 0, values, q4))
+    assert len(pickle.dumps(ours)) < 1000
+    assert ours.bytes_key.startswith("compensated")
+    assert Rounding(None, COVARIANCES).bytes_key == PLAIN.key == ""
