@@ -23,7 +23,8 @@ import psutil
 
 import fuzzing
 from quantailor.jobs import resolve
-from quantailor.store import Store, first_difference
+from quantailor.store import Store
+from stores import first_difference
 
 SERVER = Path(__file__).with_name("fork_server.py")
 MOST_MOMENTS = 25

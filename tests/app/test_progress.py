@@ -11,7 +11,7 @@ from commands import Command, Workbench
 
 from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
 from quantailor.app.jobs import job_lines, job_places
-from quantailor.app.measuring.progress import MeasurementWatch, measurement_map, measuring_job, role_bands
+from quantailor.app.measuring.progress import MeasurementWatch, measurement_map
 from quantailor.app.steps import type_bits, usual_types
 from quantailor.errors import ModelError
 from quantailor.records import TensorInfo, WeightError
@@ -32,6 +32,13 @@ def cell(name: str, type_name: str, error: float | None) -> WeightError:
     return WeightError(name, type_name, 1000, BITS[type_name], 256, 256, weighted_mse=error, relative_mse=error, unavailable=reason)
 
 
+def looked(workspace: Workspace) -> MeasurementWatch:
+    """A watch that looked once."""
+    watch = MeasurementWatch(workspace, FINGERPRINT)
+    watch.look()
+    return watch
+
+
 @pytest.fixture
 def workspace(tmp_path: Path) -> Iterator[Workspace]:
     """A home that knows a model of ten layers with two roles, and a norm that stays as it is."""
@@ -46,7 +53,7 @@ def test_nothing_is_measured_at_first(workspace: Workspace) -> None:
     found = measurement_map(workspace, FINGERPRINT)
     assert (found.n_cells, found.n_possible, found.common_type, found.settings, found.job) == (0, 0, None, "", None)
     assert len(found.tensors) == 20
-    assert role_bands(workspace, FINGERPRINT) == ()
+    assert looked(workspace).bands() == ()
 
 
 def test_an_unknown_model_is_named(workspace: Workspace) -> None:
@@ -86,7 +93,7 @@ def test_bands_are_percentiles_of_the_best_type(workspace: Workspace) -> None:
         name = f"blk.{layer}.ffn_up.weight"
         of_types = {"Q2_K": 10 * error, "Q4_0": 2 * error, "Q4_K": error, "Q8_0": error / 100, "F16": 0.0}
         workspace.store.record_cells(KEY, [cell(name, type_name, float(value)) for type_name, value in of_types.items()])
-    (band,) = role_bands(workspace, FINGERPRINT)
+    (band,) = looked(workspace).bands()
     assert (band.role, band.n_tensors, band.bits) == ("ffn_up", 10, (2.625, 4.5, 8.5))
     for factor, low, median, high in zip((10, 1, 0.01), band.low, band.median, band.high, strict=True):
         assert (low, median, high) == pytest.approx(tuple(np.percentile(factor * errors, (10, 50, 90))))
@@ -95,10 +102,9 @@ def test_bands_are_percentiles_of_the_best_type(workspace: Workspace) -> None:
 def test_a_band_never_rises_with_bits(workspace: Workspace) -> None:
     name = "blk.0.attn_q.weight"
     workspace.store.record_cells(KEY, [cell(name, "Q4_K", 0.004), cell(name, "Q8_0", 0.009)])
-    (band,) = role_bands(workspace, FINGERPRINT)
+    watch = looked(workspace)
+    (band,) = watch.bands()
     assert band.median == (0.004, 0.004)
-    watch = MeasurementWatch(workspace, FINGERPRINT)
-    watch.look()
     assert [(point.type_name, point.error) for point in watch.curve(name)] == [("Q4_K", 0.004), ("Q8_0", 0.009)]
 
 
@@ -145,10 +151,10 @@ def test_a_finished_job_is_no_longer_told_of(workspace: Workspace, tmp_path: Pat
     workspace.store.record_location("model", FINGERPRINT, base)
     job = workspace.store.jobs.create("probe", {"base": str(base)})
     workspace.store.jobs.create("probe", {"base": str(tmp_path / "another.gguf")})
-    assert (found := measuring_job(workspace, FINGERPRINT)) is not None
+    assert (found := measurement_map(workspace, FINGERPRINT).job) is not None
     assert found.id == job.id
     workspace.store.jobs.set_state(job.id, "done")
-    assert measuring_job(workspace, FINGERPRINT) is None
+    assert measurement_map(workspace, FINGERPRINT).job is None
 
 
 def test_jobs_know_their_model_and_their_log(workspace: Workspace, tmp_path: Path) -> None:

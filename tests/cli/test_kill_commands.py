@@ -19,7 +19,8 @@ import fuzzing
 from faults import Forked, Killed, kill_at_each_moment
 from quantailor import cli
 from quantailor.jobs import resolve
-from quantailor.store import Store, first_difference
+from quantailor.store import Store
+from stores import first_difference
 from tiny_models import write_tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")]

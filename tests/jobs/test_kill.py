@@ -7,7 +7,8 @@ import pytest
 
 import fuzzing
 from faults import MOST_MOMENTS, Forked
-from quantailor.store import Store, first_difference
+from quantailor.store import Store
+from stores import first_difference
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 

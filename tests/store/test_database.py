@@ -11,6 +11,7 @@ from quantailor.errors import StoreError
 from quantailor.records import ChunkScore, Mix
 from quantailor.store import ModelRecord, ScoreKey, Store, SwapKey, migrations
 from quantailor.store.database import Database
+from stores import table_names
 
 MODEL = ModelRecord("f" * 64, "tiny", "llama", 0, 0, 0)
 
@@ -99,7 +100,7 @@ def test_a_store_of_the_first_schema_keeps_its_rows_and_learns_mixes(tmp_path: P
         with Store(tmp_path / "q.db") as store:
             store.record_model(MODEL, [])
             store.record_chunk_scores(key, [score])
-            assert "mix_scores" not in store.table_names()
+            assert "mix_scores" not in table_names(tmp_path / "q.db")
     run, mix = SwapKey(MODEL.fingerprint, "", "c" * 64, 512, "as built", "as stored"), Mix.of({"output.weight": "Q6_K"})
     for _ in range(2):
         with Store(tmp_path / "q.db") as store:

@@ -136,12 +136,6 @@ def readable(scores: Scores, base: Sequence[ChunkScore], n_vocab: int) -> Scores
     return {mix: [score for score in rows if score.index in known] or rows for mix, rows in scores.items()}
 
 
-def typical_kld(scores: Sequence[ChunkScore]) -> Estimate:
-    """Mean KLD over chunks without the tail that router flips make, nats per token; see the module docstring."""
-    tokens = np.array([score.n_tokens for score in scores], dtype=np.float64)
-    return numerics.ratio_over_chunks(_typical(np.array([[score.kld_sum for score in scores]]), tokens)[0], tokens)
-
-
 def _typical(klds: Doubles, tokens: Doubles) -> Doubles:
     """KLD sums per chunk, (n_probes, n_chunks), each row without its tail."""
     return numerics.winsorized(klds / tokens, medians=TYPICAL_MEDIANS) * tokens

@@ -25,8 +25,6 @@ SETUP_SHARE: Range = (0.5, 1.5)
 SCORE_SECONDS: Range = (2e-9, 20e-9)
 """Per token of the text and of the vocabulary: comparing a model's logits with the base's."""
 DISK_BYTES_PER_SECOND: Range = (2e9, 5e7)
-MIX_SECONDS_PER_TENSOR: Range = (0.0, 2e-3)
-"""Putting a tensor into the loaded model and back, beside quantizing it."""
 
 
 def measure_seconds(cells: Mapping[TensorInfo, Collection[str]], *, exhaustive: bool, n_threads: int | None) -> Range:

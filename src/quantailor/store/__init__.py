@@ -14,7 +14,7 @@ from quantailor.store.keys import (
     SwapKey,
     VerdictRecord,
 )
-from quantailor.store.store import Store, first_difference
+from quantailor.store.store import Store
 
 __all__ = [
     "ImatrixKey",
@@ -35,5 +35,4 @@ __all__ = [
     "SwapKey",
     "VerdictRecord",
     "Worker",
-    "first_difference",
 ]

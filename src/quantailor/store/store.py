@@ -386,27 +386,8 @@ class Store:
         """
         return {table: self._database.query(sql) for table, sql in RESULT_TABLES.items()}
 
-    def table_names(self) -> list[str]:
-        """Every table of the file."""
-        return [
-            str(name)
-            for (name,) in self._database.query("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
-        ]
-
     def _note(self, kind: str, key: str) -> None:
         self._database.change(SQL.note, (kind, key, self._database.now()))
-
-
-def first_difference(ours: Store, other: Store) -> str | None:
-    """Where the results of two stores first differ, in words; None when they are equal row for row."""
-    expected, found = ours.result_rows(), other.result_rows()
-    for table, rows in expected.items():
-        if len(rows) != len(found[table]):
-            return f"{table}: {len(rows)} rows against {len(found[table])}"
-        for row, candidate in zip(rows, found[table], strict=True):
-            if row != candidate:
-                return f"{table}: {row} against {candidate}"
-    return None
 
 
 def _engines() -> tuple[str, ...]:

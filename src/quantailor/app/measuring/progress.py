@@ -132,20 +132,8 @@ def measurement_map(workspace: Workspace, fingerprint: str, *, type_name: str = 
     return watch.map(wanted)
 
 
-def role_bands(workspace: Workspace, fingerprint: str) -> tuple[RoleBand, ...]:
-    """Error against bits by role. Raises ModelError for an unknown model."""
-    watch = MeasurementWatch(workspace, fingerprint)
-    watch.look()
-    return watch.bands()
-
-
-def measuring_job(workspace: Workspace, fingerprint: str) -> JobReport | None:
-    """The job that measures this model: one that runs, else the latest unless it came to its end."""
-    job = _job(workspace, fingerprint)
-    return None if job is None else report_of(workspace, job)
-
-
 def _job(workspace: Workspace, fingerprint: str) -> Job | None:
+    """The job that measures this model: one that runs, else the latest unless it came to its end."""
     reconcile(workspace.store)
     places = {str(path) for path in workspace.store.locations("model", fingerprint)}
     jobs = [job for job in workspace.store.jobs.all() if _measures(job) and _paths(job) & places]

@@ -223,11 +223,10 @@
     if (row && show) api.ensureNodeVisible(row, null);
   };
   const isCurrent = (name) => name === current;
-  const reload = (api) => load(api, source, null);
   const tick = (api, names) => {
     api.deselectAll();
     api.setNodesSelected({ nodes: names.map((name) => api.getRowNode(name)).filter(Boolean), newValue: true });
   };
 
-  window.quantailorChoose = { spark, chosen, pin, TypeEditor, change, setTypes, bits, size, told, count, load, reload, tick, mark, isCurrent };
+  window.quantailorChoose = { spark, chosen, pin, TypeEditor, change, setTypes, bits, size, told, count, load, tick, mark, isCurrent };
 })();

@@ -132,10 +132,6 @@ class TensorTable:
         """Mark a row as the one whose curve is shown; `show` scrolls to it."""
         ui.run_javascript(f"window.quantailorChoose.mark({self._api}, {_js(name)}, {_js(show)})")
 
-    def reload(self) -> None:
-        """Fetch all rows again."""
-        ui.run_javascript(f"window.quantailorChoose.reload({self._api})")
-
     def filter(self, text: str) -> None:
         """Show only rows that hold this text."""
         ui.run_javascript(f"{self._api}.setGridOption('quickFilterText', {_js(text)})")

@@ -74,11 +74,6 @@ class Setup:
         self._build()
         self._timer = ui.timer(_REFRESH_SECONDS, self._refresh)
 
-    @property
-    def is_needed(self) -> bool:
-        """Whether the form is on view, so that its costs are worth finding out."""
-        return bool(self._timer.active)
-
     def watch(self, on: bool) -> None:
         """Find out costs from now on, or no longer."""
         self._timer.active = on
