@@ -175,6 +175,14 @@ def test_what_every_file_costs_has_no_relative_error(rng: np.random.Generator) -
     assert predict_kld(curve, 1e-4).relative_sd < 0.02 * predict_kld(curve, 0.2).relative_sd
 
 
+def test_what_every_file_costs_is_known_as_well_as_the_file_that_told_it(rng: np.random.Generator) -> None:
+    file = point({"blocks": 0.002}, true_kld({"blocks": 0.002}) + 0.004, se=0.0002, kind="file")
+    curve = fit_curve([*measured(rng, 12, scatter=0.07), file])
+    for damage in (0.0, 1e-9, 1e-6):
+        low, high = predict_kld(curve, damage).interval(0.95)
+        assert 0.0004 < high - low < 0.004
+
+
 def test_few_degrees_of_freedom_widen_an_interval() -> None:
     few, many = (PredictedKld(0.1, 0.1, degrees).interval(0.80) for degrees in (2, 1000))
     assert many == pytest.approx((0.1 * math.exp(-0.1282), 0.1 * math.exp(0.1282)), rel=1e-3)

@@ -33,13 +33,14 @@ from quantailor.store import ModelRecord
 NARROW = TensorInfo("blk.0.ffn_down.weight", (512, 1408), "F16", 512 * 1408 * 2)
 ODD = TensorInfo("blk.0.ffn_up.weight", (16, 33), "F16", 16 * 33 * 2)
 NORM = TensorInfo("blk.0.attn_norm.weight", (512,), "F32", 2048)
+OUTPUT = TensorInfo("output.weight", (512, 512), "F16", 512 * 512 * 2)
 WIDE = TensorInfo("blk.0.attn_q.weight", (512, 512), "F16", 512 * 512 * 2)
 
 
 @pytest.fixture
 def made_up(tmp_path: Path) -> Iterator[Workspace]:
-    """A home that knows a model of four tensors whose files are gone."""
-    tensors = (NARROW, ODD, NORM, WIDE)
+    """A home that knows a model of five tensors whose files are gone."""
+    tensors = (NARROW, ODD, NORM, WIDE, OUTPUT)
     with Workspace.open(tmp_path / "home") as workspace:
         workspace.store.record_model(ModelRecord.of("f" * 64, "made up", "llama", tensors), tensors)
         yield workspace
@@ -81,6 +82,14 @@ def test_types_that_need_an_importance_matrix_are_named(made_up: Workspace) -> N
     assert set(found.imatrix_types) == {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"}
     bits = [library.types()[name].bits_per_weight for name in found.types]
     assert bits == sorted(bits, reverse=True)
+
+
+def test_types_that_need_importances_which_no_usual_matrix_holds_are_not_offered(made_up: Workspace) -> None:
+    found = types_of(made_up, OUTPUT)
+    (refusal,) = found.refusals
+    assert set(refusal.types) == {"IQ1_S", "IQ2_XXS", "IQ2_XS"}
+    assert "need importances" in refusal.reason
+    assert not set(found.types) & set(refusal.types)
 
 
 def test_the_table_counts_what_inspect_lists(books_moe_base: Path, tmp_path: Path) -> None:

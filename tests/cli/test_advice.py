@@ -59,6 +59,20 @@ def test_bits_that_are_too_few_name_what_works(quantailor: Command, small: Workb
     assert quantailor(*words, "--bpw", advised(line)).code == 0
 
 
+@pytest.mark.parametrize("rule", [(), ("--pin", "output=Q8_0"), ("--tie", "layer"), ("--budget", "ffn_*=10MB"), ("--allow", "Q4_K,Q8_0")])
+def test_the_size_that_make_advises_before_any_work_is_enough_for_the_plan(
+    quantailor: Command, small: Workbench, tmp_path: Path, rule: tuple[str, ...]
+) -> None:
+    ahead = ("make", small.base, *rule, "--types", "Q8_0,Q4_K,Q2_K", "--imatrix", "none", "-o", tmp_path / "out", "--home", small.home)
+    size = advised(quantailor(*ahead, "--size", "1000").error_line)
+    words = ("plan", small.base, *rule, "--basis", "ranking", "--home", small.home)
+    assert quantailor(*words, "--size", size).code == 0
+    # What make lets pass for certain fails no later than it must: the room for what the header may say is small.
+    smallest = int(advised(quantailor(*words, "--size", "1000").error_line))
+    assert smallest <= int(size) <= 1.02 * smallest + 4096
+    assert quantailor(*ahead, "--size", smallest - 3000).code == 1
+
+
 def test_a_preset_that_is_too_small_is_named(quantailor: Command, small: Workbench) -> None:
     words = ("plan", small.base, "--allow", "Q8_0", "--home", small.home)
     line = quantailor(*words, "--like", "Q4_K_M").error_line
@@ -81,6 +95,24 @@ def test_a_limit_that_no_type_meets_names_one_that_works(quantailor: Command, sm
     pattern = value.rpartition("=")[0]
     prefix = f"{pattern}=" if pattern else ""
     assert quantailor(*words, f"{prefix}{advised(line, re.escape(f'Give {option} {prefix}'))}").code == 0
+
+
+def test_a_limit_that_was_given_as_a_type_is_called_by_it(quantailor: Command, small: Workbench) -> None:
+    words = ("plan", small.base, "--bpw", "6", "--home", small.home)
+    for limits, said in (
+        (("--min", "ffn_*=q4_k", "--pin", "ffn_down=Q2_K"), "contradicts --min ffn_*=Q4_K: Q2_K has 2.625"),
+        (("--min", "Q4_K", "--min", "Q8_0"), "--min Q4_K and --min Q8_0 contradict each other"),
+        (("--max", "output=Q4_K", "--max", "output=8"), "--max output=Q4_K and --max output=8 contradict each other"),
+        (("--max", "Q2_K", "--allow", "Q8_0,Q4_K"), "no type with at most the 2.625 bits of Q2_K"),
+    ):
+        assert said in quantailor(*words, *limits).error_line
+
+
+def test_a_pin_that_leaves_the_allowed_types_is_told(quantailor: Command, small: Workbench) -> None:
+    words = ("plan", small.base, "--bpw", "6", "--home", small.home, "--pin", "output=Q8_0")
+    assert quantailor(*words, "--json").result["notes"] == []
+    outcome = quantailor(*words, "--allow", "Q4_K,Q2_K")
+    assert "--pin output=Q8_0 is an exception to --allow Q4_K,Q2_K." in outcome.out
 
 
 @pytest.mark.slow

@@ -279,7 +279,7 @@ def test_a_strategys_shares_are_of_weights(dense: ReportData) -> None:
     assert "Shares of the weights: Q8_0 25.0 %, Q4_K 75.0 %" in [
         str(part.get("aria-label")).replace("\u00a0", " ") for part in document.all("div")
     ]
-    assert "Rule: optimal, file of at most 1.00 MiB; 2 tensors; basis: ranking only." in document.text
+    assert "Rule: optimal, a file of at most 1.00 MiB (1,048,576 bytes); 2 tensors; basis: ranking only." in document.text
 
 
 def test_headings_sort_the_table(report: Document) -> None:

@@ -16,6 +16,7 @@ The interval of a new mix combines, as relative variances,
     curve       the uncertainty of the fit at this S, from the same residuals
     text        the standard error of the measured KLDs over sections of the text, which all mixes share; twice, because
                 the text that the file will see is another one
+    c0          the errors of the file's KLD and of the curve beneath it, whose difference c0 is
 
 with Student's t for the few degrees of freedom.
 """
@@ -168,8 +169,19 @@ def predict_kld(curve: Curve, damage_nats: float) -> PredictedKld:
         # From text to text the error is the same for all mixes, so it does not average out.
         text = 2 * float(np.median([(point.measured.se / point.measured.value) ** 2 for point in memory]))
         variance += curve.residual_sd**2 * _leverage(memory, damage_nats) + text
-    share = (kld - curve.c0_nats) / kld if kld > 0 else 1.0
-    return PredictedKld(kld, math.sqrt(variance) * max(share, 0.0), curve.degrees_of_freedom)
+    if kld <= 0:
+        return PredictedKld(kld, math.sqrt(variance), curve.degrees_of_freedom)
+    sd = math.hypot(math.sqrt(variance) * max(kld - curve.c0_nats, 0.0), _c0_sd(curve))
+    return PredictedKld(kld, sd / kld, curve.degrees_of_freedom)
+
+
+def _c0_sd(curve: Curve) -> float:
+    """Nats by which c0 may be off: the errors of the two figures whose difference it is."""
+    file = min((point for point in curve.points if point.kind == "file"), key=lambda point: point.damage_nats, default=None)
+    if file is None or len(curve.points) <= MIN_POINTS:
+        return 0.0
+    beneath = curve_kld(dataclasses.replace(curve, c0_nats=0.0), file.damage_nats)
+    return math.hypot(math.sqrt(2) * file.measured.se, curve.residual_sd * beneath)
 
 
 def _leverage(points: Sequence[CurvePoint], damage_nats: float) -> float:

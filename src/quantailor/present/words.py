@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from quantailor.errors import OptionError
 from quantailor.records import Estimate, Grounds
@@ -185,6 +185,21 @@ def grounds(found: Grounds | None) -> str:
     probes = f"{found.n_probed} of {plural(found.n_tensors, 'tensor')}{share}, {found.text}, {plural(found.n_chunks, 'chunk')}{other}"
     mixes = plural(found.n_mixes, "mix") if found.n_mixes else "no mixes"
     return f"probes: {probes}; {mixes}"
+
+
+def target(asked: Mapping[str, object]) -> str:
+    """What a strategy was to be like: "a file of at most 700.00 MiB (734,003,200 bytes)"; "" where nothing was asked for."""
+    said = {key: value for key, value in asked.items() if value is not None}
+    if "like" in said:
+        return f"as large as {said['like']}"
+    parts = []
+    if isinstance(n_bytes := said.get("size_bytes"), int):
+        parts.append(f"a file of at most {exact_size(n_bytes)}")
+    if isinstance(width := said.get("bits_per_weight"), (int, float)):
+        parts.append(f"at most {width:g} bits per weight")
+    if isinstance(nats := said.get("kld_nats"), (int, float)):
+        parts.append(f"a predicted KL divergence of at most {nats:g} nats")
+    return ", ".join(parts)
 
 
 def percent(share: float, places: int | None = None) -> str:

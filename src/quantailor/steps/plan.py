@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -16,7 +17,7 @@ from quantailor.errors import InfeasibleError, StrategyError
 from quantailor.evidence.damages import basis_of, expected_tables, inputs_of, kld_of, probed_tables, require_probes, with_kld
 from quantailor.evidence.grounds import command_line
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
-from quantailor.evidence.measurements import Measured, measured, model_facts
+from quantailor.evidence.measurements import Measured, measured, model_facts, usual_types
 from quantailor.evidence.presets import near_a_preset, preset_size_bytes
 from quantailor.ggml.reference import preset_name
 from quantailor.making import building
@@ -28,6 +29,7 @@ from quantailor.steps.step import StepResult
 from quantailor.store import StrategyRecord
 from quantailor.strategy import file as strategy_file
 from quantailor.strategy.choose import predict, select
+from quantailor.strategy.constraints import Constraints
 from quantailor.strategy.rules.bins import parse_bins
 
 Method = Literal["optimal", "knee", "greedy", "bins"]
@@ -105,6 +107,8 @@ class PlanResult(StepResult):
     """What it stands on; None without probes."""
     probe_command: str | None = None
     """What measures the damages that this plan only expects; None where it rests on probes."""
+    notes: tuple[str, ...] = ()
+    """What gave way to something else that was asked for, one sentence each."""
 
 
 def plan(
@@ -229,7 +233,21 @@ def plan_result(
         preset_size_bytes=preset_size,
         grounds=grounds,
         probe_command=None if strategy.basis == "probes" else command_line(workspace, "study" if Path(base).is_dir() else "probe", base),
+        notes=_exceptions(strategy),
         origin=origin,
+    )
+
+
+def _exceptions(strategy: Strategy) -> tuple[str, ...]:
+    """The pins that leave the types which were allowed overall."""
+    recorded = strategy.parameters.get("constraints", {})
+    limits = Constraints.from_parameters(recorded if isinstance(recorded, Mapping) else {})
+    if set(limits.allowed) == set(usual_types()):
+        return ()
+    return tuple(
+        f"--pin {pattern}={type_name} is an exception to --allow {','.join(limits.allowed)}."
+        for pattern, type_name in limits.pins.items()
+        if limits.allowed and not any(fnmatchcase(type_name, allowed) for allowed in limits.allowed)
     )
 
 

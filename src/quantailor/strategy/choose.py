@@ -204,6 +204,7 @@ def _too_small(goal: Target, smallest_bytes: int) -> InfeasibleError:
     return InfeasibleError(
         f"no strategy fits {what}: the smallest file that the constraints allow takes {smallest_bytes:,}",
         remedy=f"Ask for {smallest_bytes} bytes or more, or allow smaller types",
+        smallest_bytes=smallest_bytes,
     )
 
 

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from quantailor.errors import InfeasibleError, StrategyError
 from quantailor.present import words
@@ -38,6 +38,22 @@ T = TypeVar("T")
 
 _QKV = ("attn_q", "attn_k", "attn_v")
 _GATE_UP = re.compile(r"^ffn_(?:gate|up)(_exps|_shexp|_chexps)?$")
+
+
+class BitsOfType(float):
+    """Bits per weight that were given by the name of a type, which messages repeat."""
+
+    type_name: str
+
+    @classmethod
+    def of(cls, type_name: str, bits: float) -> Self:
+        """The bits of that type."""
+        found = cls(bits)
+        found.type_name = type_name
+        return found
+
+    def __str__(self) -> str:
+        return self.type_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,8 +288,17 @@ def _is_exception(pattern: str, other: str, selected: Mapping[str, frozenset[str
 
 def _said(use: str, pattern: str | None, value: object) -> str:
     """A rule as it is written on the command line."""
-    text = ",".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else said_bits(value) if isinstance(value, float) else str(value)
     return f"{use} {pattern}={text}" if pattern else f"{use} {text}"
+
+
+def said_bits(bits: float) -> str:
+    """A limit as it was given: a number, or the name of a type."""
+    return str(bits) if isinstance(bits, BitsOfType) else f"{bits:g}"
+
+
+def _with_unit(bits: float) -> str:
+    return f"the {float(bits):g} bits of {bits}" if isinstance(bits, BitsOfType) else f"{bits:g} bits"
 
 
 def _check_budgets(names: Sequence[str], budgets: Sequence[Budget]) -> None:
@@ -329,8 +354,8 @@ def _no_type_within(tables: Sequence[TensorCells], constraints: Constraints, dec
     }
     failed = next(tensor for tensor in tables if tensor.name in limits and _narrow(tensor, constraints, deciding) is None)
     (low_pattern, low), (high_pattern, high) = limits[failed.name]
-    said = [f"at least {low:g} bits{_for(low_pattern)}"] if low is not None else []
-    said += [f"at most {high:g} bits{_for(high_pattern)}"] if high is not None else []
+    said = [f"at least {_with_unit(low)}{_for(low_pattern)}"] if low is not None else []
+    said += [f"at most {_with_unit(high)}{_for(high_pattern)}"] if high is not None else []
     offered = {
         tensor.name: [cell.bits_per_weight for cell in _allowed_cells(tensor, constraints, deciding)]
         for tensor in tables

@@ -21,7 +21,7 @@ from quantailor.models.contents import contents
 from quantailor.models.identity import identify
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource
-from quantailor.qtypes import QType, availability, fallback, needs_imatrix, never_quantized, unavailable
+from quantailor.qtypes import IMATRIX_EXEMPT, QType, availability, fallback, needs_imatrix, never_quantized, unavailable
 from quantailor.records import MetadataValue, TensorInfo
 from quantailor.session import Workspace
 
@@ -223,9 +223,14 @@ def _row(tensor: TensorInfo, architecture: str, qtypes: Mapping[str, QType]) -> 
     )
 
 
+def _availability(tensor: TensorInfo, architecture: str, qtypes: Mapping[str, QType]) -> dict[str, str | None]:
+    """Every type -> why it cannot be taken with a usual importance matrix, which holds neither embeddings nor output; None where it can."""
+    return availability(tensor, architecture=architecture, has_imatrix=tensor.name not in IMATRIX_EXEMPT, qtypes=qtypes)
+
+
 def _available(tensor: TensorInfo, architecture: str, qtypes: Mapping[str, QType]) -> list[str]:
-    """The types that it can take where an importance matrix holds it."""
-    reasons = availability(tensor, architecture=architecture, has_imatrix=True, qtypes=qtypes)
+    """The types that it can take with a usual importance matrix."""
+    reasons = _availability(tensor, architecture, qtypes)
     return [type_name for type_name, reason in reasons.items() if reason is None] or [tensor.type_name]
 
 
@@ -236,6 +241,10 @@ def _refusals(tensor: TensorInfo, architecture: str, qtypes: Mapping[str, QType]
         yield Refusal(f"It stays {tensor.type_name}: {reason}.", others, {})
         return
     available = _available(tensor, architecture, qtypes)
+    unheld = tuple(name for name, qtype in qtypes.items() if name not in available and qtype.divides(tensor.n_cols))
+    if unheld:
+        yield Refusal("They need importances, which an importance matrix seldom holds for this tensor.", unheld, {})
+    available += unheld
     for block_size in sorted({qtype.block_size for qtype in qtypes.values()}, reverse=True):
         names = tuple(name for name, qtype in qtypes.items() if qtype.block_size == block_size and name not in available)
         if names:
@@ -376,7 +385,7 @@ def tensor_report(
     tensor: TensorInfo, architecture: str, qtypes: Mapping[str, QType], imatrix_tensors: Collection[str] | None
 ) -> TensorReport:
     """A tensor with the types it can take; `imatrix_tensors` as in `inspect`."""
-    has_imatrix = imatrix_tensors is None or tensor.name in imatrix_tensors
+    has_imatrix = tensor.name not in IMATRIX_EXEMPT if imatrix_tensors is None else tensor.name in imatrix_tensors
     reasons = {
         name: unavailable(tensor, qtype, architecture=architecture, has_imatrix=has_imatrix, qtypes=qtypes)
         for name, qtype in qtypes.items()

@@ -19,6 +19,7 @@ from quantailor.evidence.damages import why_early
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import measured
 from quantailor.ggml import library
+from quantailor.present import words
 from quantailor.present.report import (
     ALL_DEPTHS,
     ImatrixFacts,
@@ -180,7 +181,7 @@ def _strategies(workspace: Workspace, model: OpenedModel) -> list[LabelledStrate
     found = []
     for record in workspace.store.strategies(model.fingerprint)[:N_STRATEGIES]:
         strategy = strategy_file.loads(record.document)
-        target = ", ".join(f"{key} {value}" for key, value in strategy.target.items() if key != "damage")
+        target = words.target(strategy.target)
         found.append(LabelledStrategy(f"{strategy.method}{': ' if target else ''}{target}", strategy))
     return found
 

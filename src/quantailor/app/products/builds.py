@@ -24,6 +24,7 @@ from quantailor.evidence.strategies import embedded_strategy, require_whole, str
 from quantailor.ggml import library
 from quantailor.making import building, judging
 from quantailor.models.source import ModelSource
+from quantailor.present import words
 from quantailor.records import Prediction, Strategy
 from quantailor.session import AUTO, Workspace, quantizable_tensors
 from quantailor.steps.build import BuildStep
@@ -128,9 +129,8 @@ def list_choices(workspace: Workspace, model: str) -> list[StrategyChoice]:
 
 def _told(record: StrategyRecord) -> str:
     strategy = _stored(record.document)
-    target = " ".join(f"{key.replace('_', ' ')} {value}" for key, value in strategy.target.items() if key in ("like", "bits_per_weight"))
     bits = "" if strategy.prediction is None else f"{strategy.prediction.bits_per_weight:.2f} bits per weight"
-    return ", ".join(part for part in (strategy.method, target, bits, record.fingerprint[:8]) if part)
+    return ", ".join(part for part in (strategy.method, words.target(strategy.target), bits, record.fingerprint[:8]) if part)
 
 
 @lru_cache(maxsize=64)

@@ -255,10 +255,10 @@ def _choosing(facts: _Facts, strategy: Strategy) -> str:
         "probes": "The choice rests on probes: the effect of each tensor's error on the model's output was measured.",
         "ranking only": "The choice rests on what is expected of each tensor's error; what it does to the output was not measured.",
     }[strategy.basis]
-    target = ", ".join(f"{key} {value}" for key, value in strategy.target.items() if key != "damage")
-    sought = f" for the target {target}" if target else ""
+    asked = words.target(strategy.target)
+    sought = f" What was asked for: {asked}." if asked else ""
     return (
-        f'Quantailor {facts.made_by} chose a type for each tensor by the rule "{strategy.method}"{sought}. {basis} '
+        f'Quantailor {facts.made_by} chose a type for each tensor by the rule "{strategy.method}".{sought} {basis} '
         f"The whole strategy is in the file's metadata, under `quantailor.strategy`."
     )
 

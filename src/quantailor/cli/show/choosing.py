@@ -49,6 +49,8 @@ def planned(result: PlanResult, *, all_tensors: bool = False) -> None:
     )
     _show_kld(out, "predicted mean KLD", prediction, result.grounds)
     _show_grounds(out, result.grounds)
+    for note in result.notes:
+        out.print(f"note      {note}", markup=False, soft_wrap=True)
     if result.probe_command is not None:
         advice = f"probes    usually lower the divergence by a sixth, and predict it: {result.probe_command}"
         out.print(advice, markup=False, soft_wrap=True)

@@ -26,7 +26,7 @@ from quantailor.present.report.data import (
 )
 from quantailor.present.report.page import render
 from quantailor.present.report.profile import joint_share, tensor_shares
-from quantailor.present.words import Z95, counted, figure, kld, percent, percent_with_error, plural, size, tick
+from quantailor.present.words import Z95, counted, figure, kld, percent, percent_with_error, plural, size, target, tick
 from quantailor.records import Comparison, Curve, CurvePoint, Estimate, Sensitivity, Strategy, Verdict, VerdictRow
 
 _TOP = 5
@@ -218,8 +218,7 @@ def _mix(item: LabelledStrategy, data: ReportData) -> TypeMix:
 
 
 def _strategy_words(strategy: Strategy) -> str:
-    target = ", ".join(_target(key, value) for key, value in strategy.target.items())
-    rule = f"{strategy.method}{f', {target}' if target else ''}"
+    rule = ", ".join(part for part in (strategy.method, target(strategy.target)) if part)
     words = f"Rule: {rule}; {plural(len(strategy.tensors), 'tensor')}; basis: {strategy.basis}."
     if (prediction := strategy.prediction) is None:
         return words
@@ -228,12 +227,6 @@ def _strategy_words(strategy: Strategy) -> str:
     if prediction.kld_nats is not None:
         nats = f", KLD {kld(prediction.kld_nats, prediction.kld_interval_nats)} nats"
     return f"{words} Predicted: {sizes}{nats}."
-
-
-def _target(key: str, value: str | int | float) -> str:
-    if key == "size_bytes" and not isinstance(value, str):
-        return f"file of at most {size(value)}"
-    return f"{key.replace('_', ' ')} {figure(value) if isinstance(value, float) else value}"
 
 
 def nominal_bits(type_name: str) -> float:

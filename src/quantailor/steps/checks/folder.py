@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from quantailor import files
 from quantailor.errors import OutputError, StrategyError
+from quantailor.present import words
 from quantailor.records import Strategy
 from quantailor.session import Workspace
 from quantailor.strategy import file as strategy_file
@@ -47,7 +48,7 @@ def _asked(target: Mapping[str, object]) -> dict[str, object]:
 
 
 def _words(strategy: Strategy) -> str:
-    return ", ".join(f"{key} {value}" for key, value in _asked(strategy.target).items()) or "no target"
+    return words.target(strategy.target) or "no target"
 
 
 def _refusal(strategy_path: Path, what: str) -> OutputError:

@@ -13,16 +13,18 @@ from quantailor.errors import InfeasibleError
 from quantailor.evidence.measurements import model_facts
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
+from quantailor.making import building
+from quantailor.models.gguf_writer import layout
 from quantailor.qtypes import IMATRIX_EXEMPT, unavailable
-from quantailor.records import Cell, TensorCells, TensorInfo
+from quantailor.records import Cell, Strategy, TensorCells, TensorChoice, TensorInfo
 from quantailor.session import AUTO, NONE, OpenedModel, quantizable_tensors
 from quantailor.steps.checks.limits import constraints_of
 from quantailor.steps.options import COMPUTE, REPO
 from quantailor.steps.plan import PlanOptions
 from quantailor.strategy.choose import select
 
-SPARE_BYTES_PER_TENSOR = 256
-"""What the header says of a tensor may be so much longer in the plan than in this look ahead."""
+SPARE_BYTES, SPARE_BYTES_PER_TENSOR = 4096, 384
+"""What the header says of the importance matrix and the probes, and of a tensor beside its type, takes no more than this."""
 
 
 def check_texts(*texts: str | None) -> None:
@@ -52,13 +54,31 @@ def check_possible(model: OpenedModel, options: PlanOptions, types: Sequence[str
     if options.size_bytes is not None:
         target = {"size_bytes": options.size_bytes}
     facts, limits = model_facts(model, tables), constraints_of(options)
+
+    def fit(spare_bytes: int) -> None:
+        """Solve with so much room for what cannot be known yet of the header."""
+        select(
+            tables, model=facts, target=target, constraints=limits, knees={}, exact_size=lambda plan: _bare_size(model, plan) + spare_bytes
+        )
+
     try:
-        select(tables, model=facts, target=target, constraints=limits, knees={})
-    except InfeasibleError:
-        # The size that is advised has room for whatever the header will say.
-        facts = dataclasses.replace(facts, fixed_bytes=facts.fixed_bytes + SPARE_BYTES_PER_TENSOR * len(tables))
-        select(tables, model=facts, target=target, constraints=limits, knees={})
-        raise
+        fit(0)
+    except InfeasibleError as error:
+        if error.smallest_bytes is None:
+            raise
+        try:
+            fit(SPARE_BYTES + SPARE_BYTES_PER_TENSOR * len(tables))
+        except InfeasibleError as roomy:
+            raise InfeasibleError(roomy.message.replace(" takes ", " takes at most "), remedy=roomy.remedy) from None
+
+
+def _bare_size(model: OpenedModel, strategy: Strategy) -> int:
+    """The size of a strategy's file where it says no more than each tensor's type."""
+    choices = (TensorChoice(choice.name, choice.type_name, reason="", damage=0.0) for choice in strategy.tensors)
+    bare, qtypes = dataclasses.replace(strategy, tensors=tuple(choices)), library.types()
+    types = strategy.types
+    tensors = [qtypes[types[each.name]].retyped(each) if each.name in types else each for each in model.source.tensors]
+    return layout(building.output_metadata(model.source, bare), tensors).size_bytes
 
 
 def _table(tensor: TensorInfo, architecture: str, types: Sequence[str], *, has_imatrix: bool) -> TensorCells:

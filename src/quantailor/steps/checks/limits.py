@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, TypeVar
 from quantailor.errors import InfeasibleError, StrategyError
 from quantailor.evidence.measurements import usual_types
 from quantailor.ggml import library
-from quantailor.strategy.constraints import Constraints, parse_allowed, parse_bits, parse_budget, parse_pin, parse_tie
+from quantailor.strategy.constraints import (
+    BitsOfType,
+    Constraints,
+    parse_allowed,
+    parse_bits,
+    parse_budget,
+    parse_pin,
+    parse_tie,
+    said_bits,
+)
 
 if TYPE_CHECKING:
     from quantailor.steps.plan import PlanOptions
@@ -61,14 +70,19 @@ def _once(use: str, given: Sequence[tuple[str, T]]) -> dict[str, T]:
     values: dict[str, T] = {}
     for pattern, value in given:
         if values.setdefault(pattern, value) != value:
-            raise StrategyError(f"{use} {pattern}={values[pattern]} and {use} {pattern}={value} contradict each other", remedy="Drop one")
+            both = " and ".join(f"{use} {pattern}={_said(each)}" for each in (values[pattern], value))
+            raise StrategyError(f"{both} contradict each other", remedy="Drop one")
     return values
+
+
+def _said(value: object) -> str:
+    return said_bits(value) if isinstance(value, float) else str(value)
 
 
 def _overall(use: str, limits: Sequence[tuple[str | None, float]]) -> float | None:
     given = dict.fromkeys(bits for pattern, bits in limits if pattern is None)
     if len(given) > 1:
-        raise StrategyError(f"{' and '.join(f'{use} {bits:g}' for bits in given)} contradict each other", remedy="Drop one")
+        raise StrategyError(f"{' and '.join(f'{use} {said_bits(bits)}' for bits in given)} contradict each other", remedy="Drop one")
     return next(iter(given), None)
 
 
@@ -76,7 +90,8 @@ def _bits(text: str) -> tuple[str | None, float]:
     """A limit in bits, or by a type's name: "3.5", "Q4_K", "ffn_down=Q4_K"."""
     pattern, separator, value = text.rpartition("=")
     if re.fullmatch(r"[A-Za-z]+\d\w*", value.strip()):
-        return parse_bits(f"{pattern}{separator}{library.type_named(value.strip()).bits_per_weight}")
+        qtype = library.type_named(value.strip())
+        return parse_bits(f"{pattern}{separator}1")[0], BitsOfType.of(qtype.name, qtype.bits_per_weight)
     return parse_bits(text)
 
 
