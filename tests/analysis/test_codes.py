@@ -1,0 +1,114 @@
+"""What the bits of a block say: codes are read, written and valued as ggml's dequantizer, and another, do."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quantailor.analysis.rounding.codes import ScalarCodes, scalar_codes
+from quantailor.ggml import codec, library
+from quantailor.numerics import Bytes
+from quantailor.qtypes import QType
+
+VECTORS = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"}
+SCALARS = [qtype for qtype in library.types().values() if qtype.is_quantized and qtype.name not in VECTORS]
+every_scalar = pytest.mark.parametrize("qtype", SCALARS, ids=lambda qtype: qtype.name)
+seeds = st.integers(0, 2**32 - 1)
+few = settings(max_examples=12, deadline=None)
+
+
+def blocks(qtype: QType, rng: np.random.Generator, n: int = 6) -> Bytes:
+    """Blocks of weights of many sizes, as ggml's quantizer writes them."""
+    weights = rng.laplace(size=(n, qtype.block_size)) * 10 ** rng.uniform(-4, 1, (n, 1)) + rng.normal(0, 0.01, (n, 1))
+    return codec.quantize(weights.astype(np.float32), qtype, rng.lognormal(0, 1, qtype.block_size).astype(np.float32))
+
+
+def known(qtype: QType) -> ScalarCodes:
+    layout = scalar_codes(qtype)
+    assert layout is not None
+    return layout
+
+
+@every_scalar
+@given(seed=seeds)
+@few
+def test_packed_codes_are_what_was_meant(qtype: QType, seed: int) -> None:
+    rng, layout = np.random.default_rng(seed), known(qtype)
+    data = blocks(qtype, rng)
+    codes = rng.integers(0, layout.n_codes, (len(data), qtype.block_size), dtype=np.uint8)
+    packed = layout.pack(data, codes)
+    assert np.array_equal(layout.unpack(packed), codes)
+    assert codec.is_valid(packed, qtype)
+    values = codec.dequantize(packed, qtype, qtype.block_size)
+    for code in range(layout.n_codes):  # bit for bit what a block with nothing but this code holds
+        alone = codec.dequantize(layout.pack(data, np.full_like(codes, code)), qtype, qtype.block_size)
+        assert np.array_equal(values[codes == code], alone[codes == code])
+    offset, step = layout.grid(data)
+    sizes = np.maximum(np.abs(offset), np.abs(offset + step * (layout.n_codes - 1)))
+    assert (np.abs(offset + step * layout.table[codes] - values) <= 4e-7 * sizes).all()
+
+
+@every_scalar
+@given(seed=seeds)
+@few
+def test_what_the_quantizer_wrote_comes_back(qtype: QType, seed: int) -> None:
+    rng, layout = np.random.default_rng(seed), known(qtype)
+    data = blocks(qtype, rng)
+    again = layout.pack(data, layout.unpack(data))
+    values = codec.dequantize(data, qtype, qtype.block_size)
+    assert np.array_equal(codec.dequantize(again, qtype, qtype.block_size), values)
+    if qtype.name not in ("MXFP4", "NVFP4"):  # these have two zeros
+        assert np.array_equal(again, data)
+
+
+@every_scalar
+@given(seed=seeds)
+@few
+def test_nearest_codes_are_the_nearest(qtype: QType, seed: int) -> None:
+    rng, layout = np.random.default_rng(seed), known(qtype)
+    offset = rng.normal(size=(5, 7)).astype(np.float32)
+    step = rng.normal(size=(5, 7)).astype(np.float32)
+    weights = (offset + step * rng.uniform(-2, layout.n_codes + 1, (5, 7))).astype(np.float32)
+    codes = layout.nearest(weights, offset, step)
+    errors = np.abs(weights[..., None] - (offset[..., None] + step[..., None] * layout.table))
+    chosen = np.take_along_axis(errors, codes[..., None].astype(np.intp), axis=2)[..., 0]
+    assert (chosen <= errors.min(axis=2) + 1e-5 * np.abs(step)).all()
+
+
+@every_scalar
+def test_weights_without_a_step_get_some_code(qtype: QType) -> None:
+    layout = known(qtype)
+    zero, weights = np.zeros((1, 3), np.float32), np.array([[0.0, 1.0, -1.0]], np.float32)
+    assert (layout.nearest(weights, zero, zero) < layout.n_codes).all()
+
+
+@every_scalar
+def test_another_dequantizer_agrees(qtype: QType) -> None:
+    rng, layout = np.random.default_rng(3), known(qtype)
+    data = blocks(qtype, rng)
+    packed = layout.pack(data, rng.integers(0, layout.n_codes, (len(data), qtype.block_size), dtype=np.uint8))
+    try:
+        other = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType(qtype.id))
+    except (NotImplementedError, ValueError):
+        pytest.skip(f"the package gguf does not know {qtype.name}")
+    np.testing.assert_allclose(other, codec.dequantize(packed, qtype, qtype.block_size), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0"])
+def test_grids_of_equal_steps_are_known_as_such(name: str) -> None:
+    layout = known(library.types()[name])
+    assert layout.affine
+    assert np.array_equal(layout.table, np.arange(layout.n_codes))
+
+
+@pytest.mark.parametrize(("name", "n_codes"), [("Q8_0", 255), ("TQ1_0", 3), ("TQ2_0", 3), ("IQ4_NL", 16), ("MXFP4", 15), ("Q6_K", 64)])
+def test_only_codes_that_ggml_writes_are_used(name: str, n_codes: int) -> None:
+    assert known(library.types()[name]).n_codes == n_codes
+
+
+@pytest.mark.parametrize("name", sorted(VECTORS))
+def test_types_of_vectors_have_no_codes_of_single_weights(name: str) -> None:
+    assert scalar_codes(library.types()[name]) is None
