@@ -30,6 +30,7 @@ one line. Code raises the most specific class; the faces (command line, GUI) tra
       OptionError               a number that is out of range
       TypeUnavailableError      a tensor cannot take that type
       ImatrixError              an importance matrix that cannot be read or does not fit the model
+      CovarianceError           input covariances that cannot be read or do not fit the model
       CorpusError               a text that cannot be read or is too short
       StrategyError             a strategy that cannot be read, made or used
         StrategyFormatError       a file that does not follow the schema
@@ -208,6 +209,10 @@ class TypeUnavailableError(QuantailorError):
 
 class ImatrixError(QuantailorError):
     """An importance matrix that cannot be read or does not fit the model."""
+
+
+class CovarianceError(QuantailorError):
+    """Input covariances that cannot be read, do not fit the model or belong to another one."""
 
 
 class CorpusError(QuantailorError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -20,10 +21,11 @@ from typing import Self
 
 from quantailor import files
 from quantailor.analysis.corpus import Corpus, load_corpus
+from quantailor.analysis.covariances.covariance_file import CovarianceFile
 from quantailor.analysis.importance.imatrix import TOKEN_EMBEDDINGS, Imatrix, fits, quantizer_importance
 from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imatrix
 from quantailor.control import QUIET, Control
-from quantailor.errors import ImatrixError, ModelError, NonFiniteWeightError, QuantailorError, UnsupportedModelError
+from quantailor.errors import CovarianceError, ImatrixError, ModelError, NonFiniteWeightError, QuantailorError, UnsupportedModelError
 from quantailor.files import FilesState
 from quantailor.jobs import Home, resolve
 from quantailor.models.contents import require_language_model
@@ -36,7 +38,7 @@ from quantailor.models.source import ModelSource
 from quantailor.models.upstream.checkpoint import checkpoint_digest, checkpoint_files
 from quantailor.qtypes import never_quantized
 from quantailor.records import TensorInfo
-from quantailor.store import ImatrixKey, ImatrixRecord, ModelRecord, Store
+from quantailor.store import CovarianceRecord, ImatrixKey, ImatrixRecord, ModelRecord, Store
 
 DATA = Path(__file__).parent / "data"
 CALIBRATION_TEXT = DATA / "calibration.txt"
@@ -342,6 +344,75 @@ class Workspace:
         if not is_known or not self.imatrix_path(model.fingerprint, imatrix.fingerprint).exists():
             self.keep_imatrix(model.fingerprint, imatrix, imported=True)
         return imatrix
+
+    # Covariances
+
+    def covariances_path(self, model: str, covariances: str) -> Path:
+        """Where the home keeps those covariances."""
+        return self.home.covariances / f"{model[:16]}-{covariances[:16]}.gguf"
+
+    def keep_covariances(self, model: str, file: Path, *, imported: bool, computed: ImatrixKey | None = None) -> CovarianceFile:
+        """Bring a whole file of covariances to its place, unless it is there, and record it as the model's newest.
+
+        Raises CovarianceError where it is damaged or of another model.
+        """
+        with CovarianceFile(file) as found:
+            description, fingerprint = found.description, found.fingerprint
+            if description.model != model:
+                raise CovarianceError(
+                    f"{file} holds covariances of model {description.model[:12]}, not of {model[:12]}",
+                    remedy="Compute them for this model with `quantailor calibrate`",
+                )
+            place = self.covariances_path(model, fingerprint)
+            if imported:
+                found.check()
+        if self.intact_covariances(model, fingerprint) is None:
+            with files.writing(place):
+                if imported:
+                    with files.whole_file(place) as stream, file.open("rb") as source:
+                        shutil.copyfileobj(source, stream, 1 << 20)
+                else:
+                    file.replace(place)
+        elif not imported and file != place:
+            with files.writing(file):
+                file.unlink()
+        record = CovarianceRecord(
+            model=model,
+            fingerprint=fingerprint,
+            datasets=description.datasets,
+            chunk_count=description.chunk_count,
+            chunk_size=description.chunk_size,
+            origin="imported" if imported else "computed",
+        )
+        self.store.record_covariances(record, computed=computed)
+        return CovarianceFile(place)
+
+    def intact_covariances(self, model: str, covariances: str) -> CovarianceFile | None:
+        """The covariances of that fingerprint; None where their file is gone or is not what was written."""
+        try:
+            found = CovarianceFile(self.covariances_path(model, covariances))
+        except CovarianceError:
+            return None
+        return found if found.fingerprint == covariances else None
+
+    def newest_covariances(self, model: str) -> CovarianceFile | None:
+        """The latest covariances of a model whose file is there. Raises CovarianceError where it is damaged."""
+        paths = [self.covariances_path(model, record.fingerprint) for record in self.store.covariances(model)]
+        return next((CovarianceFile(path) for path in paths if path.exists()), None)
+
+    def choose_covariances(self, model: OpenedModel, wanted: str) -> CovarianceFile | None:
+        """What `--covariances` means: "auto" the newest, "none" nothing, else a file (which is then kept).
+
+        Raises CovarianceError where the file cannot be read, is damaged or belongs to another model.
+        """
+        if wanted == NONE:
+            return None
+        if wanted == AUTO:
+            return self.newest_covariances(model.fingerprint)
+        with CovarianceFile(Path(wanted)) as found:
+            known = [record.fingerprint for record in self.store.covariances(model.fingerprint)]
+            kept = self.intact_covariances(model.fingerprint, found.fingerprint) if found.fingerprint in known else None
+        return kept or self.keep_covariances(model.fingerprint, Path(wanted), imported=True)
 
 
 def _state_of_model(path: Path) -> FilesState:

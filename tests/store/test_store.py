@@ -26,6 +26,7 @@ from quantailor.records import (
     WeightError,
 )
 from quantailor.store import (
+    CovarianceRecord,
     ImatrixKey,
     ImatrixRecord,
     MeasurementKey,
@@ -65,6 +66,7 @@ CELL = WeightError(
 )
 COMPUTATION = ImatrixKey(MODEL.fingerprint, corpus="c" * 64, n_ctx=512, options="process_output=0")
 IMATRIX = ImatrixRecord(MODEL.fingerprint, "i" * 64, ("calibration.txt",), 100, 512, "computed")
+COVARIANCES = CovarianceRecord(MODEL.fingerprint, "h" * 64, ("calibration.txt",), 100, 512, "computed")
 SCORES = ScoreKey(MODEL.fingerprint, corpus="c" * 64, n_ctx=512, candidate="Q4_K_M")
 RUN = SwapKey(MODEL.fingerprint, imatrix="i" * 64, corpus="c" * 64, n_ctx=512, kernels="as built", base_kernels="finer")
 PROBE = Mix.of({"token_embd.weight": "Q4_K"})
@@ -202,6 +204,16 @@ def test_an_imatrix_is_recorded_with_its_computation_or_not_at_all(store: Store)
     with pytest.raises(StoreError):
         store.record_imatrix(IMATRIX, computed=replace(COMPUTATION, model="unknown"))
     assert store.imatrices(MODEL.fingerprint) == []
+
+
+def test_covariances_are_listed_and_found_by_their_computation(store: Store) -> None:
+    imported = replace(COVARIANCES, fingerprint="j" * 64, origin="imported")
+    store.record_covariances(COVARIANCES, computed=COMPUTATION)
+    store.record_covariances(imported)
+    assert store.covariances(MODEL.fingerprint) == [imported, COVARIANCES]
+    assert store.computed_covariances(COMPUTATION) == COVARIANCES
+    assert store.computed_covariances(replace(COMPUTATION, n_ctx=1024)) is None
+    assert store.computed_imatrix(COMPUTATION) is None
 
 
 def test_an_imported_imatrix_is_listed(store: Store) -> None:
@@ -377,6 +389,7 @@ def record_everything(store: Store) -> None:
     store.record_cells(KEY, [CELL])
     store.record_imatrix_progress(replace(COMPUTATION, n_ctx=64), 1, b"one")
     store.record_imatrix(IMATRIX, computed=COMPUTATION)
+    store.record_covariances(COVARIANCES, computed=COMPUTATION)
     store.record_chunk_scores(SCORES, [a_score(0)])
     store.record_strategy(StrategyRecord.of(MODEL.fingerprint, "optimal", "{}"))
     store.record_verdict(a_verdict())

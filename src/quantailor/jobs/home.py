@@ -39,6 +39,11 @@ class Home:
         return self.path / "imatrices"
 
     @property
+    def covariances(self) -> Path:
+        """Input covariances; may be deleted where they were computed, they are computed again."""
+        return self.path / "covariances"
+
+    @property
     def bases(self) -> Path:
         """Conversions of Hugging Face directories that nobody gave another place."""
         return self.path / "bases"
@@ -54,7 +59,7 @@ class Home:
 
     def create(self) -> Home:
         """Make the folders that are missing; raises StoreError where that is not allowed."""
-        for folder in (self.path, self.logs, self.references, self.imatrices, self.bases, self.base_logp):
+        for folder in (self.path, self.logs, self.references, self.imatrices, self.covariances, self.bases, self.base_logp):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:

@@ -2,6 +2,7 @@
 
 from quantailor.store.job_table import Job, JobRequest, JobState, LogLine, Progress, Worker
 from quantailor.store.keys import (
+    CovarianceRecord,
     ImatrixKey,
     ImatrixProgress,
     ImatrixRecord,
@@ -17,6 +18,7 @@ from quantailor.store.keys import (
 from quantailor.store.store import Store
 
 __all__ = [
+    "CovarianceRecord",
     "ImatrixKey",
     "ImatrixProgress",
     "ImatrixRecord",

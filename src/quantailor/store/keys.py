@@ -62,7 +62,7 @@ class MeasurementKey:
 
 @dataclass(frozen=True, slots=True)
 class ImatrixKey:
-    """What makes two computations of an importance matrix the same."""
+    """What makes two computations of an importance matrix, or of covariances, the same."""
 
     model: str
     corpus: str
@@ -81,6 +81,18 @@ class ImatrixKey:
 @dataclass(frozen=True, slots=True)
 class ImatrixRecord:
     """An importance matrix that was computed or imported; the file itself is a location."""
+
+    model: str
+    fingerprint: str
+    datasets: tuple[str, ...]
+    chunk_count: int
+    chunk_size: int
+    origin: Literal["computed", "imported"]
+
+
+@dataclass(frozen=True, slots=True)
+class CovarianceRecord:
+    """Input covariances that were computed or imported; the file itself is in the home."""
 
     model: str
     fingerprint: str

@@ -83,6 +83,20 @@ def engines_schema(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE swap_runs ADD COLUMN engine TEXT NOT NULL DEFAULT ''")
 
 
+def covariances_schema(connection: sqlite3.Connection) -> None:
+    """Input covariances: whose they are, and which computation gave them."""
+    connection.execute(
+        "CREATE TABLE covariances (model TEXT NOT NULL REFERENCES models (fingerprint) ON DELETE CASCADE, fingerprint TEXT NOT NULL,"
+        " datasets TEXT NOT NULL, chunk_count INTEGER NOT NULL, chunk_size INTEGER NOT NULL,"
+        " origin TEXT NOT NULL CHECK (origin IN ('computed', 'imported')), PRIMARY KEY (model, fingerprint)) WITHOUT ROWID"
+    )
+    connection.execute(
+        "CREATE TABLE covariance_computations (model TEXT NOT NULL, corpus TEXT NOT NULL, n_ctx INTEGER NOT NULL, options TEXT NOT NULL,"
+        " fingerprint TEXT NOT NULL, PRIMARY KEY (model, corpus, n_ctx, options),"
+        " FOREIGN KEY (model, fingerprint) REFERENCES covariances (model, fingerprint) ON DELETE CASCADE) WITHOUT ROWID"
+    )
+
+
 MIGRATIONS: dict[str, Migration] = {
     "0001 first schema": first_schema,
     "0002 mixes and their scores": swap_schema,
@@ -93,6 +107,7 @@ MIGRATIONS: dict[str, Migration] = {
     "0007 revisions of drafts": revisions_schema,
     "0008 identities of files": identities_schema,
     "0009 llama.cpp of scores": engines_schema,
+    "0010 covariances": covariances_schema,
 }
 
 

@@ -9,6 +9,8 @@ RESULT_TABLES = {
     "imatrices": "SELECT * FROM imatrices ORDER BY model, fingerprint",
     "imatrix_computations": "SELECT * FROM imatrix_computations ORDER BY model, corpus, n_ctx, options",
     "imatrix_progress": "SELECT * FROM imatrix_progress ORDER BY model, corpus, n_ctx, options",
+    "covariances": "SELECT * FROM covariances ORDER BY model, fingerprint",
+    "covariance_computations": "SELECT * FROM covariance_computations ORDER BY model, corpus, n_ctx, options",
     "chunk_scores": "SELECT * FROM chunk_scores ORDER BY model, corpus, n_ctx, candidate, chunk",
     "strategies": "SELECT * FROM strategies ORDER BY fingerprint",
     "verdicts": "SELECT * FROM verdicts ORDER BY fingerprint",
@@ -103,6 +105,21 @@ class SQL:
     computed_imatrix = """
         SELECT model, fingerprint, datasets, chunk_count, chunk_size, origin
         FROM imatrix_computations JOIN imatrices USING (model, fingerprint)
+        WHERE model = :model AND corpus = :corpus AND n_ctx = :n_ctx AND options = :options"""
+
+    record_covariances = _upsert(
+        "covariances", "model, fingerprint", "model, fingerprint, datasets, chunk_count, chunk_size, origin", named=True
+    )
+    record_covariance_computation = _upsert(
+        "covariance_computations", "model, corpus, n_ctx, options", "model, corpus, n_ctx, options, fingerprint", named=True
+    )
+    covariances = """
+        SELECT model, fingerprint, datasets, chunk_count, chunk_size, origin FROM covariances
+        LEFT JOIN history ON kind = 'covariances' AND key = model || ' ' || fingerprint
+        WHERE model = ? ORDER BY recorded DESC, fingerprint"""
+    computed_covariances = """
+        SELECT model, fingerprint, datasets, chunk_count, chunk_size, origin
+        FROM covariance_computations JOIN covariances USING (model, fingerprint)
         WHERE model = :model AND corpus = :corpus AND n_ctx = :n_ctx AND options = :options"""
 
     record_chunk_score = _upsert(

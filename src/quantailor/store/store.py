@@ -28,6 +28,7 @@ from quantailor.store.database import BUSY_TIMEOUT_S, Database, Row, Value
 from quantailor.store.job_table import JobTable
 from quantailor.store.keys import (
     ENGINE,
+    CovarianceRecord,
     ImatrixKey,
     ImatrixProgress,
     ImatrixRecord,
@@ -199,6 +200,24 @@ class Store:
         """SHA-256 of the texts that an importance matrix was computed from, or all of a model's for none."""
         rows = (_any(row) for row in self._database.query(SQL.imatrix_texts, {"model": model, "fingerprint": fingerprint}))
         return {str(row[0]).partition(ENGINE)[0] for row in rows}
+
+    # Covariances
+
+    def record_covariances(self, covariances: CovarianceRecord, *, computed: ImatrixKey | None = None) -> None:
+        """Record input covariances; with `computed`, as that computation's result."""
+        with self.transaction():
+            self._database.change(SQL.record_covariances, {**asdict(covariances), "datasets": json.dumps(covariances.datasets)})
+            self._note("covariances", f"{covariances.model} {covariances.fingerprint}")
+            if computed is not None:
+                self._database.change(SQL.record_covariance_computation, {**computed.row, "fingerprint": covariances.fingerprint})
+
+    def covariances(self, model: str) -> list[CovarianceRecord]:
+        """A model's covariances, the latest recorded first."""
+        return [_covariances(_any(row)) for row in self._database.query(SQL.covariances, (model,))]
+
+    def computed_covariances(self, key: ImatrixKey) -> CovarianceRecord | None:
+        """What that computation gave, if it was finished."""
+        return _only(_covariances(_any(row)) for row in self._database.query(SQL.computed_covariances, key.row))
 
     # Fidelity
 
@@ -441,6 +460,11 @@ def _mix_score_row(run: str, mix: str, score: ChunkScore) -> dict[str, Value]:
     figures = {name: encoding.plain(getattr(score, name)) for name in _MIX_SCORE_FIELDS}
     encoding.refuse_nan(figures, f"chunk {score.index} of {mix}")
     return {**figures, "run": run, "mix": mix}
+
+
+def _covariances(row: Row) -> CovarianceRecord:
+    model, fingerprint, datasets, chunk_count, chunk_size, origin = row
+    return CovarianceRecord(model, fingerprint, tuple(json.loads(datasets)), chunk_count, chunk_size, origin)
 
 
 def _imatrix(row: Row) -> ImatrixRecord:

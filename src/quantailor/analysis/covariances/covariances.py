@@ -23,6 +23,8 @@ class InputCovariance:
     """E[x x^T], (n_cols, n_cols), symmetric."""
     n_tokens: int
     """Tokens behind it."""
+    origin: str = ""
+    """The file that it was read from, for messages."""
 
 
 class Covariances(Protocol):
@@ -38,5 +40,5 @@ class Covariances(Protocol):
     def of(self, tensor: TensorInfo, index: int = 0) -> InputCovariance | None:
         """Its covariance, read now; None where there is none, as for token embeddings.
 
-        Raises ImatrixError where it does not fit the tensor or the file is damaged.
+        Raises CovarianceError where it does not fit the tensor or the file is damaged.
         """

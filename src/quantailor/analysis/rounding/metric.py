@@ -13,6 +13,7 @@ import numpy as np
 import scipy.linalg
 
 from quantailor.analysis.covariances.covariances import InputCovariance
+from quantailor.errors import CovarianceError
 from quantailor.numerics import Doubles, Floats, Integers
 
 DAMPING = 0.01
@@ -53,9 +54,15 @@ class Metric:
         return np.maximum(errors, 0.0)
 
     def factor(self, block: int) -> Factor:
-        """The factor for types with blocks of so many columns."""
+        """The factor for types with blocks of so many columns. Raises CovarianceError where H cannot be one."""
         if block not in self._factors:
-            self._factors[block] = _factor(self.damped(), block)
+            try:
+                self._factors[block] = _factor(self.damped(), block)
+            except np.linalg.LinAlgError as error:
+                raise CovarianceError(
+                    f"the covariance of {self.covariance.key} in {self.covariance.origin or 'memory'} is not positive",
+                    remedy="Compute it again with `quantailor calibrate`",
+                ) from error
         return self._factors[block]
 
     def damped(self) -> Floats:

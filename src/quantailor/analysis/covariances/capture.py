@@ -1,0 +1,435 @@
+"""The importance matrix and the covariances of all inputs, computed in one run of a text through a model.
+
+All work happens in the child process, which writes both results to files: nothing large crosses the pipe. Three files belong to a run
+that ends in `PLACE.gguf`: `PLACE.state`, the sums as of some chunk, replaced whole every now and then; `PLACE.unfinished`, the file in
+the making, to which what is summed up was written; and the file itself. A run that finds them goes on and ends in the same bytes.
+
+The sums of all inputs may need more memory than there is. Then the matrices are summed in turns, as many at a time as fit, and the
+text runs through the model once for each turn; the importance matrix comes out of the first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import zipfile
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits
+
+from quantailor import files
+from quantailor.analysis.covariances.covariance_file import Description, Input, encoded, file_layout, plan_file
+from quantailor.analysis.covariances.sums import PANEL, add_products, diagonal, packed_size
+from quantailor.analysis.importance.computing import ImatrixState
+from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry
+from quantailor.control import QUIET, Control
+from quantailor.errors import CovarianceError, ImatrixError
+from quantailor.ggml.runtime import Activation, LoadedModel
+from quantailor.models.gguf_format import aligned
+from quantailor.models.gguf_writer import PartLayout
+from quantailor.numerics import Floats, Tokens
+from quantailor.processes import apart
+from quantailor.processes.messages import doing, remove_when_left
+
+BUDGET_BYTES = 3 << 29
+"""Memory for sums, beside the model."""
+SAVE_SECONDS = 20.0
+"""Between two saved states, and at the least so many times what saving takes."""
+SAVE_SHARE = 20.0
+_LOOK_TOKENS = 16
+"""Enough to see which matrices share an input."""
+_STATE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a computation is of; two with equal options end in the same bytes."""
+
+    model_path: Path
+    model: str
+    """The model's fingerprint."""
+    place: Path
+    """The file to write; the unfinished ones lie beside it."""
+    names: frozenset[str] | None = None
+    """Tensors whose inputs are wanted; None for all that are multiplied."""
+    process_output: bool = False
+    """See `compute_imatrix`."""
+    dataset: str = ""
+    """The text's name, kept in the files."""
+    n_threads: int | None = None
+    n_gpu_layers: int = 0
+    budget_bytes: int = BUDGET_BYTES
+    save_seconds: float = SAVE_SECONDS
+
+    @property
+    def state(self) -> Path:
+        return self.place.with_suffix(".state")
+
+    @property
+    def unfinished(self) -> Path:
+        return self.place.with_suffix(".unfinished")
+
+
+def compute_calibration(
+    model_path: Path,
+    chunks: Tokens,
+    output: Path,
+    *,
+    model: str,
+    names: Collection[str] | None = None,
+    control: Control = QUIET,
+    n_threads: int | None = None,
+    n_gpu_layers: int = 0,
+    process_output: bool = False,
+    dataset: str = "",
+    budget_bytes: int = BUDGET_BYTES,
+    save_seconds: float = SAVE_SECONDS,
+) -> Imatrix:
+    """Run the chunks through the model, write the covariances of its inputs and return the importance matrix.
+
+    The matrix is that of `compute_imatrix`, bit for bit. An interrupted run goes on where its state was saved; `forget_run` removes
+    what is left beside the file when both results are kept.
+
+    Args:
+        model_path: a base GGUF.
+        chunks: (n_chunks, n_ctx) from `corpus.chunks`.
+        output: the covariance file to write, see `covariance_file`.
+        model: the model's fingerprint.
+        names: tensors whose inputs are wanted; None for all.
+        control: asked whether to go on.
+        n_threads: None takes all processors; the results do not depend on it.
+        n_gpu_layers: layers on a GPU, -1 for all.
+        process_output: see `compute_imatrix`.
+        dataset: the text's name, kept in the files.
+        budget_bytes: memory for sums, beside the model; where they need more, the text runs several times.
+        save_seconds: between two saved states.
+
+    Raises:
+        ImatrixError: inputs that are not finite.
+        CovarianceError: nothing is multiplied with any of these tensors.
+        InferenceError: llama.cpp cannot load or run the model.
+        OutputError: a file cannot be written.
+    """
+    run = Calibration(
+        model_path=model_path,
+        model=model,
+        place=output,
+        names=None if names is None else frozenset(names),
+        process_output=process_output,
+        dataset=dataset,
+        n_threads=n_threads,
+        n_gpu_layers=n_gpu_layers,
+        budget_bytes=budget_bytes,
+        save_seconds=save_seconds,
+    )
+    control.check()
+    return apart.call(_calibrate, run, chunks, control=control).result(dataset)
+
+
+def forget_run(output: Path) -> None:
+    """Remove what a run left beside the file that it wrote."""
+    for suffix in (".state", ".unfinished"):
+        with files.writing(output):
+            output.with_suffix(suffix).unlink(missing_ok=True)
+
+
+@dataclass(eq=False)
+class _Sums:
+    """One matrix that is summed in this turn."""
+
+    number: int
+    """Its input's."""
+    index: int
+    """Which of the input's matrices."""
+    packed: Floats
+
+
+@dataclass(eq=False)
+class _Progress:
+    """How far a run is: what its state file holds."""
+
+    imatrix: ImatrixState
+    inputs: tuple[Input, ...] = ()
+    n_rows: list[int] = field(default_factory=list)
+    """Rows of each input so far, all of its matrices together."""
+    turn: int = 0
+    n_chunks_done: int = 0
+    """In this turn."""
+    digests: list[str] = field(default_factory=list)
+    """Of the matrices that were written."""
+    sums: list[_Sums] = field(default_factory=list)
+
+
+def _calibrate(run: Calibration, chunks: Tokens, *, control: Control) -> ImatrixState:
+    """What happens in the child process. Gives the state of the importance matrix at the end."""
+    n_chunks, n_ctx = chunks.shape
+    identity = _identity(run, chunks)
+    progress = _saved(run, identity) or _Progress(ImatrixState(chunk_size=n_ctx, process_output=run.process_output))
+    if not progress.inputs or progress.turn < len(_turns(run, progress.inputs)):
+        watching = _Watching(run)
+        with (
+            threadpool_limits(1, user_api="blas"),
+            ThreadPoolExecutor(run.n_threads or os.cpu_count() or 1) as pool,
+            LoadedModel(run.model_path, n_ctx=n_ctx, n_threads=run.n_threads, n_gpu_layers=run.n_gpu_layers, capture=watching.see) as model,
+        ):
+            if not progress.inputs:
+                doing(f"looking at the inputs of {run.model_path}")
+                model.decode(chunks[0, :_LOOK_TOKENS])
+                progress.inputs = watching.inputs()
+                progress.n_rows = [0] * len(progress.inputs)
+            for turn in _turns(run, progress.inputs)[progress.turn :]:
+                if not progress.sums:
+                    progress.sums = [
+                        _Sums(number, index, np.zeros(packed_size(progress.inputs[number].n_cols), dtype=np.float32))
+                        for number, index in turn
+                    ]
+                watching.begin(progress, pool)
+                for _ in _finished_chunks(run, progress, chunks, model, control):
+                    _save(run, progress, identity)
+                _write_turn(run, progress, n_chunks)
+                progress.turn, progress.n_chunks_done, progress.sums = progress.turn + 1, 0, []
+                _save(run, progress, identity)
+    _finish(run, progress, n_chunks)
+    return progress.imatrix
+
+
+def _finished_chunks(run: Calibration, progress: _Progress, chunks: Tokens, model: LoadedModel, control: Control) -> Iterator[None]:
+    """Run the rest of a turn; pauses whenever the state should be saved."""
+    n_turns, n_chunks = len(_turns(run, progress.inputs)), len(chunks)
+    saved, took = time.monotonic(), 0.0
+    for number, tokens in enumerate(chunks[progress.n_chunks_done :], progress.n_chunks_done + 1):
+        doing(f"running chunk {number} through {run.model_path}")
+        model.decode(tokens)
+        if progress.turn == 0:
+            progress.imatrix.finish_chunk(tokens, model.n_vocab)
+        progress.n_chunks_done = number
+        now = time.monotonic()
+        if number < n_chunks and now - saved >= max(run.save_seconds, SAVE_SHARE * took):
+            yield
+            saved = time.monotonic()
+            took = saved - now
+        where = f"chunk {number} of {n_chunks}" + (f", turn {progress.turn + 1} of {n_turns}" if n_turns > 1 else "")
+        control.advance(progress.turn * n_chunks + number, n_turns * n_chunks, where)
+
+
+def _turns(run: Calibration, inputs: tuple[Input, ...]) -> list[list[tuple[int, int]]]:
+    """The matrices, (input, index), that are summed together, as many as the budget allows and at least one."""
+    turns: list[list[tuple[int, int]]] = []
+    room = 0
+    for number, one in enumerate(inputs):
+        size = 4 * packed_size(one.n_cols)
+        for index in range(one.n_matrices):
+            if not turns or size > room:
+                turns.append([])
+                room = run.budget_bytes
+            turns[-1].append((number, index))
+            room -= size
+    return turns
+
+
+class _Watching:
+    """Sees every input of the model: first to find out which matrices share one, then to sum what is wanted in this turn."""
+
+    def __init__(self, run: Calibration) -> None:
+        self._run = run
+        self._seen: dict[str, tuple[list[str], int, int]] = {}
+        self._latest: tuple[tuple[int, int], list[str]] | None = None
+        self._summing: tuple[_Progress, ThreadPoolExecutor] | None = None
+        self._numbers: dict[str, int] = {}
+        self._wanted: dict[int, list[_Sums]] = {}
+
+    def inputs(self) -> tuple[Input, ...]:
+        """What was seen, in the graph's order. Raises CovarianceError where it is nothing."""
+        if not self._seen:
+            raise CovarianceError(f"{self._run.model_path} has no weights whose inputs llama.cpp shows", remedy="Give a language model")
+        return tuple(Input(key, tuple(names), n_slices, n_cols) for key, (names, n_slices, n_cols) in self._seen.items())
+
+    def begin(self, progress: _Progress, pool: ThreadPoolExecutor) -> None:
+        """From now on add to these sums, which may be others than before."""
+        self._summing = progress, pool
+        self._numbers = {one.key: number for number, one in enumerate(progress.inputs)}
+        self._wanted = {}
+        for sums in progress.sums:
+            self._wanted.setdefault(sums.number, []).append(sums)
+
+    def see(self, activation: Activation) -> None:
+        """One activation. Raises ImatrixError where it is not finite."""
+        if self._summing is None:
+            self._look(activation)
+        else:
+            self._add(activation, *self._summing)
+
+    def _look(self, activation: Activation) -> None:
+        names = self._latest[1] if self._latest is not None and self._latest[0] == activation.source else []
+        if self._run.names is None or activation.name in self._run.names:
+            if not any(activation.name in known for known, _, _ in self._seen.values()):
+                names.append(activation.name)
+            if names == [activation.name]:
+                self._seen[activation.name] = names, activation.n_slices, activation.x.shape[2]
+        self._latest = activation.source, names
+
+    def _add(self, activation: Activation, progress: _Progress, pool: ThreadPoolExecutor) -> None:
+        if progress.turn == 0:
+            progress.imatrix.add(activation)
+        number = self._numbers.get(activation.name)
+        if number is None:  # not wanted, or summed under the first tensor with this input
+            return
+        everything = activation.x.reshape(-1, activation.x.shape[2])
+        if progress.turn == 0:
+            progress.n_rows[number] += len(everything)
+        wanted = self._wanted.get(number, [])
+        if wanted and progress.inputs[number].n_slices == 1:
+            add_products(pool, [(wanted[0].packed, everything)])
+        elif wanted:
+            rows = _rows_of_slices(activation)
+            add_products(pool, [(sums.packed, everything if sums.index == activation.n_slices else rows(sums.index)) for sums in wanted])
+
+
+def _rows_of_slices(activation: Activation) -> Callable[[int], Floats]:
+    """The rows of x that went through a slice, (n_rows, n_cols), by the slice's number."""
+    ids, x = activation.slice_ids, activation.x
+    if ids is None:
+        raise CovarianceError(f"{activation.name} has several matrices that llama.cpp does not tell apart")
+    n_used, n_inputs = ids.shape[1], x.shape[1]
+    flat = ids.reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    ends = np.searchsorted(flat[order], np.arange(activation.n_slices), side="right")
+
+    def rows(index: int) -> Floats:
+        places = order[ends[index - 1] if index else 0 : ends[index]]
+        found: Floats = x[places // n_used, places % n_used % n_inputs]
+        return found
+
+    return rows
+
+
+# What is written
+
+
+def _write_turn(run: Calibration, progress: _Progress, n_chunks: int) -> None:
+    """Write the matrices that this turn summed to their places in the unfinished file."""
+    planned = _plan(run, progress, n_chunks)
+    imatrix = progress.imatrix.result("")
+    entries = {**imatrix.entries, **imatrix.error_only}
+    with files.writing(run.unfinished):
+        if progress.turn == 0:
+            run.unfinished.parent.mkdir(parents=True, exist_ok=True)
+            run.unfinished.write_bytes(b"")
+            os.truncate(run.unfinished, planned.size_bytes)
+            progress.digests = []
+        with run.unfinished.open("r+b") as stream:
+            for sums in progress.sums:
+                one = progress.inputs[sums.number]
+                mean_squares = _mean_squares([entries[name] for name in one.tensors], one, sums.index)
+                if not np.isfinite(diagonal(sums.packed, one.n_cols)).all():
+                    raise ImatrixError(f"the inputs of {one.key} are NaN or Inf", remedy="Check the model file; it may be damaged")
+                correlations, digest = encoded(sums.packed, mean_squares)
+                progress.digests.append(digest)
+                for tensor, row in ((2 * sums.number, mean_squares), (2 * sums.number + 1, correlations)):
+                    stream.seek(_offset(planned, tensor) + sums.index * row.nbytes)
+                    stream.write(np.ascontiguousarray(row).data)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def _mean_squares(entries: list[ImatrixEntry], one: Input, index: int) -> Floats:
+    """The diagonal of one of an input's matrices as the importance matrix has it, (n_cols,)."""
+    first = entries[0]
+    if any(not np.array_equal(entry.sum2, first.sum2) for entry in entries):
+        raise CovarianceError(f"{', '.join(one.tensors)} no longer share an input", remedy="Please report this as a bug")
+    chosen = slice(index, index + 1) if index < one.n_slices else slice(None)
+    count = np.float32(max(1, int(first.counts[chosen].sum())))
+    means: Floats = first.sum2[chosen].sum(axis=0, dtype=np.float64).astype(np.float32) / count
+    return means
+
+
+def _plan(run: Calibration, progress: _Progress, n_chunks: int) -> PartLayout:
+    return plan_file(
+        progress.inputs, model=run.model, datasets=(run.dataset,), chunk_count=n_chunks, chunk_size=progress.imatrix.chunk_size
+    )
+
+
+def _offset(planned: PartLayout, number: int) -> int:
+    """Where a tensor's data begin."""
+    return len(planned.header) + sum(aligned(tensor.size_bytes, planned.alignment) for tensor in planned.tensors[:number])
+
+
+def _finish(run: Calibration, progress: _Progress, n_chunks: int) -> None:
+    """Put the header before the data and give the file its name; nothing where that was done before."""
+    imatrix = progress.imatrix.result("")
+    entries = {**imatrix.entries, **imatrix.error_only}
+    counts, digests, taken = [], [], 0
+    for one, n_rows in zip(progress.inputs, progress.n_rows, strict=True):
+        own = tuple(entries[one.key].counts.tolist())
+        counts.append(own if one.n_matrices == 1 else (*own, n_rows))
+        digests.append(tuple(progress.digests[taken : taken + one.n_matrices]))
+        taken += one.n_matrices
+    description = Description(
+        run.model, progress.inputs, tuple(counts), tuple(digests), (run.dataset,), n_chunks, progress.imatrix.chunk_size
+    )
+    if not run.unfinished.exists():
+        return
+    with files.writing(run.place):
+        with run.unfinished.open("r+b") as stream:
+            stream.write(file_layout(description).header)
+            stream.flush()
+            os.fsync(stream.fileno())
+        run.unfinished.replace(run.place)
+        files.sync_folder(run.place.parent)
+
+
+# The state of a run
+
+
+def _identity(run: Calibration, chunks: Tokens) -> str:
+    """What a saved state must be of."""
+    names = None if run.names is None else sorted(run.names)
+    options = [_STATE_VERSION, run.model, names, run.process_output, run.n_gpu_layers != 0, run.budget_bytes, PANEL, chunks.shape]
+    return hashlib.sha256(json.dumps(options).encode() + np.ascontiguousarray(chunks).tobytes()).hexdigest()
+
+
+def _save(run: Calibration, progress: _Progress, identity: str) -> None:
+    header = {
+        "identity": identity,
+        "inputs": [[one.key, one.tensors, one.n_slices, one.n_cols] for one in progress.inputs],
+        "n_rows": progress.n_rows,
+        "turn": progress.turn,
+        "n_chunks_done": progress.n_chunks_done,
+        "digests": progress.digests,
+    }
+    arrays: dict[str, npt.NDArray[np.generic]] = {
+        "header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
+        "imatrix": np.frombuffer(progress.imatrix.to_bytes(), dtype=np.uint8),
+    }
+    arrays |= {f"sums.{place}": sums.packed for place, sums in enumerate(progress.sums)}
+    remove_when_left(files.temporary_path(run.state))
+    with files.whole_file(run.state) as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
+    remove_when_left(None)
+
+
+def _saved(run: Calibration, identity: str) -> _Progress | None:
+    """The progress of a run of the same; None where there is none that can be read."""
+    try:
+        with np.load(run.state, allow_pickle=False) as archive:
+            header = json.loads(archive["header"].tobytes())
+            if header["identity"] != identity:
+                return None
+            inputs = tuple(Input(key, tuple(names), n_slices, n_cols) for key, names, n_slices, n_cols in header["inputs"])
+            progress = _Progress(ImatrixState.from_bytes(archive["imatrix"].tobytes()), inputs, list(header["n_rows"]))
+            progress.turn, progress.n_chunks_done = int(header["turn"]), int(header["n_chunks_done"])
+            progress.digests = list(header["digests"])
+            turns = _turns(run, inputs)
+            if progress.n_chunks_done:
+                progress.sums = [_Sums(*one, archive[f"sums.{place}"]) for place, one in enumerate(turns[progress.turn])]
+            is_written = run.unfinished.is_file() or (progress.turn == len(turns) and run.place.is_file())
+            return progress if progress.turn == 0 or is_written else None
+    except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile, ImatrixError):
+        return None

@@ -1,0 +1,181 @@
+"""Input covariances: what they are, that they are resumed and split into turns to the bit, and how experts lean on each other."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantailor.analysis.corpus import chunks, load_corpus
+from quantailor.analysis.covariances.capture import compute_calibration, forget_run
+from quantailor.analysis.covariances.covariance_file import LEAN_COLUMNS, CovarianceFile
+from quantailor.analysis.importance.computing import compute_imatrix
+from quantailor.analysis.importance.imatrix import Imatrix
+from quantailor.errors import Paused
+from quantailor.ggml.runtime import Activation, LoadedModel
+from quantailor.models.opening import open_model
+from quantailor.numerics import Doubles, Tokens
+from quantailor.records import TensorInfo
+
+MODEL = "m" * 64
+UP, GATE, DOWN = (f"blk.1.ffn_{role}.weight" for role in ("up", "gate", "down"))
+UP_EXPERTS, DOWN_EXPERTS = (f"blk.1.ffn_{role}_exps.weight" for role in ("up", "down"))
+
+
+@pytest.fixture(scope="module")
+def tokens(books_llama_base: Path, calibration_text: Path) -> Tokens:
+    return chunks(load_corpus(books_llama_base, calibration_text), 64, limit=3)
+
+
+@pytest.fixture(scope="module")
+def dense(books_llama_base: Path, tokens: Tokens, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Imatrix]:
+    place = tmp_path_factory.mktemp("dense") / "covariances.gguf"
+    return place, compute(books_llama_base, tokens, place)
+
+
+@pytest.fixture(scope="module")
+def experts(books_moe_base: Path, tokens: Tokens, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Imatrix]:
+    place = tmp_path_factory.mktemp("experts") / "covariances.gguf"
+    return place, compute(books_moe_base, tokens, place)
+
+
+def compute(base: Path, tokens: Tokens, place: Path, **options: object) -> Imatrix:
+    given = {"model": MODEL, "n_threads": 1, "dataset": "calibration.txt", **options}
+    return compute_calibration(base, tokens, place, **given)  # type: ignore[arg-type]
+
+
+def info(base: Path, name: str) -> TensorInfo:
+    with closing(open_model(base)) as source:
+        return source.tensor(name)
+
+
+class Inputs:
+    """X^T X and counts of some tensors, by their definition: a token at a time."""
+
+    def __init__(self, *names: str) -> None:
+        self.sums: dict[tuple[str, int], Doubles] = {}
+        self.counts: dict[tuple[str, int], int] = {}
+        self._names = names
+
+    def see(self, activation: Activation) -> None:
+        if activation.name not in self._names:
+            return
+        x = activation.x.astype(np.float64)
+        for token in range(len(x)):
+            slices = [0] if activation.slice_ids is None else activation.slice_ids[token].tolist()
+            for used, index in enumerate(slices):
+                row, key = x[token, used % x.shape[1]], (activation.name, index)
+                self.sums[key] = self.sums.get(key, 0) + np.outer(row, row)
+                self.counts[key] = self.counts.get(key, 0) + 1
+
+
+def inputs_of(base: Path, tokens: Tokens, *names: str) -> Inputs:
+    inputs = Inputs(*names)
+    with LoadedModel(base, n_ctx=tokens.shape[1], n_threads=1, capture=inputs.see) as model:
+        for chunk in tokens:
+            model.decode(chunk)
+    return inputs
+
+
+def test_covariances_of_a_dense_model_are_the_products_of_its_inputs(
+    books_llama_base: Path, tokens: Tokens, dense: tuple[Path, Imatrix]
+) -> None:
+    inputs = inputs_of(books_llama_base, tokens, UP, DOWN, "output.weight")
+    with CovarianceFile(dense[0]) as file:
+        for (name, _), products in inputs.sums.items():
+            found = file.of(info(books_llama_base, name))
+            assert found is not None
+            expected = products / tokens.size
+            scale = np.sqrt(np.diagonal(expected))
+            assert found.n_tokens == tokens.size
+            assert np.array_equal(found.matrix, found.matrix.T)
+            np.testing.assert_allclose(found.matrix / np.outer(scale, scale), expected / np.outer(scale, scale), atol=3e-4)
+
+
+def test_covariances_of_experts_lean_on_all_of_their_layer(books_moe_base: Path, tokens: Tokens, experts: tuple[Path, Imatrix]) -> None:
+    inputs = inputs_of(books_moe_base, tokens, UP_EXPERTS, DOWN_EXPERTS)
+    with CovarianceFile(experts[0]) as file:
+        for name in (UP_EXPERTS, DOWN_EXPERTS):
+            tensor = info(books_moe_base, name)
+            routed = [(name, index) for index in range(8) if (name, index) in inputs.sums]
+            common = np.sum([inputs.sums[key] for key in routed], axis=0) / sum(inputs.counts[key] for key in routed)
+            lean = LEAN_COLUMNS * tensor.n_cols
+            for index in range(8):
+                found = file.of(tensor, index)
+                assert found is not None
+                count = inputs.counts.get((name, index), 0)
+                expected = (inputs.sums.get((name, index), 0) + lean * common) / (count + lean)
+                scale = np.sqrt(np.diagonal(expected))
+                assert found.n_tokens == min(count + lean, tokens.size * (1 if name == UP_EXPERTS else 2))
+                np.testing.assert_allclose(found.matrix / np.outer(scale, scale), expected / np.outer(scale, scale), atol=4e-4)
+
+
+def test_the_diagonal_is_the_importance_matrix(books_llama_base: Path, dense: tuple[Path, Imatrix]) -> None:
+    place, imatrix = dense
+    with CovarianceFile(place) as file:
+        for name, entry in {**imatrix.entries, **imatrix.error_only}.items():
+            found = file.of(info(books_llama_base, name))
+            assert found is not None
+            np.testing.assert_allclose(np.diagonal(found.matrix), entry.sum2[0] / entry.counts[0], rtol=1e-6)
+
+
+def test_the_importance_matrix_is_that_of_imatrix(books_moe_base: Path, tokens: Tokens, experts: tuple[Path, Imatrix]) -> None:
+    plain = compute_imatrix(books_moe_base, tokens, n_threads=1, dataset="calibration.txt")
+    assert experts[1].fingerprint == plain.fingerprint
+    assert experts[1].datasets == plain.datasets
+
+
+def test_matrices_that_share_an_input_share_its_covariance(books_llama_base: Path, dense: tuple[Path, Imatrix]) -> None:
+    with CovarianceFile(dense[0]) as file:
+        keys = {name: file.key_of(info(books_llama_base, name)) for name in (UP, GATE, DOWN, "output.weight", "token_embd.weight")}
+    assert keys[UP] == keys[GATE] != keys[DOWN] != keys["output.weight"]
+    assert None not in (keys[UP], keys[DOWN], keys["output.weight"])
+    assert keys["token_embd.weight"] is None
+
+
+def test_only_wanted_tensors_have_covariances(books_llama_base: Path, tokens: Tokens, tmp_path: Path) -> None:
+    compute(books_llama_base, tokens[:1], tmp_path / "few.gguf", names=[UP])
+    with CovarianceFile(tmp_path / "few.gguf") as file:
+        assert [file.key_of(info(books_llama_base, name)) for name in (UP, GATE, DOWN)] == [UP, None, None]
+
+
+class StopAfter:
+    """Asks to pause once so many chunks are done."""
+
+    def __init__(self, n_chunks: int) -> None:
+        self.n_chunks, self.done = n_chunks, 0.0
+
+    def check(self) -> None:
+        if self.done >= self.n_chunks:
+            raise Paused("paused")
+
+    def advance(self, done: float, total: float, message: str = "") -> None:
+        self.done = done
+
+
+@pytest.mark.parametrize("options", [{"budget_bytes": 5 << 20}, {"n_threads": 2}], ids=["in turns", "two threads"])
+def test_turns_and_threads_change_no_byte(
+    options: dict[str, object], books_moe_base: Path, tokens: Tokens, experts: tuple[Path, Imatrix], tmp_path: Path
+) -> None:
+    place, imatrix = experts
+    again = compute(books_moe_base, tokens, tmp_path / "again.gguf", **options)
+    assert again.fingerprint == imatrix.fingerprint
+    assert (tmp_path / "again.gguf").read_bytes() == place.read_bytes()
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 4, 6])
+def test_interrupted_and_resumed_is_uninterrupted(
+    stop_after: int, books_moe_base: Path, tokens: Tokens, experts: tuple[Path, Imatrix], tmp_path: Path
+) -> None:
+    place, imatrix = experts
+    output, control = tmp_path / "resumed.gguf", StopAfter(stop_after)
+    with pytest.raises(Paused):
+        compute(books_moe_base, tokens, output, budget_bytes=5 << 20, save_seconds=0.0, control=control)
+    assert not output.exists()
+    resumed = compute(books_moe_base, tokens, output, budget_bytes=5 << 20, save_seconds=0.0)
+    assert resumed.fingerprint == imatrix.fingerprint
+    assert output.read_bytes() == place.read_bytes()
+    forget_run(output)
+    assert [path.name for path in tmp_path.iterdir()] == ["resumed.gguf"]
