@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,7 @@ import pytest
 
 from quantailor.errors import OutputError
 from quantailor.making.judging import CSV_COLUMNS, sentence, write_csv
-from quantailor.present.charts.drawing import save
+from quantailor.present.charts.drawing import picture, save
 from quantailor.present.charts.verdict import verdict_chart
 from quantailor.records import Comparison, Estimate, FidelityStatistics, Verdict, VerdictRow
 
@@ -126,3 +127,20 @@ def test_an_unwritable_place_is_one_clear_error(tmp_path: Path, write: object) -
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="cannot write"):
         write(VERDICT, tmp_path / "file" / "verdict")
+
+
+@pytest.mark.parametrize("ours", [4_450_000, 5_000_000, 9_030_000])
+def test_no_name_lies_on_the_line_through_the_presets(ours: int) -> None:
+    presets = ((4_452_000, 0.0201), (5_340_000, 0.0048), (6_990_000, 0.00107), (9_030_000, 0.0002))
+    rows = [row(f"Q{number}_K", "reference", *place, se=1e-5) for number, place in enumerate(presets)]
+    mine = row("a-model-of-4.13bpw.gguf", "ours", ours, 0.0093)
+    verdict = Verdict("f", "text.txt", "0", 512, (mine, *rows), (), 1e-9, "")
+    axes = picture(verdict_chart(verdict)).axes[0]
+    legend = axes.get_legend()
+    assert legend is not None
+    assert any(text.get_text().startswith("a-model-of-4.13bpw.gguf, 4.50 bpw") for text in legend.get_texts())
+    corners = axes.transData.transform([(size / 2**20, kld) for size, kld in presets])
+    line = np.concatenate([start + np.linspace(0, 1, 200)[:, None] * (end - start) for start, end in itertools.pairwise(corners)])
+    for text in (*axes.texts, *legend.get_texts()):
+        box = text.get_window_extent()
+        assert not any(box.contains(x, y) for x, y in line), text.get_text()

@@ -33,8 +33,8 @@ EVERYTHING = Chart(
     Axis("bits", 0, 10),
     Axis.log("error", [0.001, 2.0]),
     (
-        Series("ours", (Point(4, 0.1, "mine", "mine\n4 bits", low=0.05, high=0.2),), "accent", "star", label_side="left", is_strong=True),
-        Series("others", (Point(3, 0.4, "a"), Point(8, 0.01, "b", colour="#112233")), "series 1", stroke="dashed", label_side="right"),
+        Series("ours", (Point(4, 0.1, "mine", "mine\n4 bits", low=0.05, high=0.2),), "accent", "star", is_labelled=True, is_strong=True),
+        Series("others", (Point(3, 0.4, "a"), Point(8, 0.01, "b", colour="#112233")), "series 1", stroke="dashed", is_labelled=True),
         Series("hollow", (Point(5, 1.0),), "warm", "hollow", in_legend=True),
         Series("plain", (Point(1, 1.0), Point(9, 1.0)), "text", "", stroke="solid"),
     ),
@@ -97,13 +97,13 @@ def code_in(option: object) -> set[str]:
 
 def test_only_our_own_functions_are_code_in_options() -> None:
     assert code_in(echarts.options(EVERYTHING, LIGHT)) <= set(echarts.FUNCTIONS)
-    hostile = replace(EVERYTHING, series=(Series(":x => alert(1)", (Point(1, 1, ":y => 1", "z => 1"),), "accent", label_side="left"),))
+    hostile = replace(EVERYTHING, series=(Series(":x => alert(1)", (Point(1, 1, ":y => 1", "z => 1"),), "accent", is_labelled=True),))
     assert code_in(echarts.options(hostile, LIGHT)) <= set(echarts.FUNCTIONS)
 
 
 def test_text_in_tooltips_is_escaped_and_stays_text_beside_points() -> None:
     name = "<img src=x onerror=alert(1)>"
-    chart = replace(EVERYTHING, series=(Series("s", (Point(1, 1, name, f"{name}\nline"),), "accent", label_side="left"),))
+    chart = replace(EVERYTHING, series=(Series("s", (Point(1, 1, name, f"{name}\nline"),), "accent", is_labelled=True),))
     datum = series_of(echarts.options(chart, LIGHT), "s")["data"][0]
     assert datum["tip"] == "&lt;img src=x onerror=alert(1)&gt;<br>line"
     assert datum["name"] == name

@@ -89,8 +89,8 @@ class Series:
     stroke: Stroke = ""
     width: float = 1.5
     opacity: float = 1.0
-    label_side: Literal["", "left", "right", "below"] = ""
-    """Where names of points stand; "" leaves them out."""
+    is_labelled: bool = False
+    """Whether names of points stand beside them."""
     is_strong: bool = False
     """Drawn over the others: bold names, wide bars."""
     in_legend: bool = False

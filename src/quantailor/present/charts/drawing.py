@@ -169,7 +169,7 @@ def _name_points(axes: Axes, chart: Chart, others: Sequence[Bbox], palette: Pale
     taken = [*others, *(_mark_box(axes, point) for point in chart.points)]
     lines = [box for series in chart.series if series.stroke for box in _line_boxes(axes, series.points)]
     for series in sorted(chart.series, key=lambda series: not series.is_strong):
-        for point in series.points if series.label_side else ():
+        for point in series.points if series.is_labelled else ():
             costs = []
             for rank in range(len(_PLACES)):
                 trial = _name(axes, series, point, rank, palette)

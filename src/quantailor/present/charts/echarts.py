@@ -49,7 +49,6 @@ _SYMBOLS: Mapping[Marker, str] = {
     "star": "path://M0,-10L2.9,-3.4L9.5,-3.1L4.4,1.2L6,8.1L0,4.4L-6,8.1L-4.4,1.2L-9.5,-3.1L-2.9,-3.4Z",
     "": "none",
 }
-_SIDES = {"left": ("left", (0, 0)), "right": ("right", (0, 0)), "below": ("right", (-14, 20))}
 
 
 def base(palette: Palette) -> Options:
@@ -185,12 +184,10 @@ def _series(series: Series, palette: Palette) -> Options:
     if series.stroke:
         drawn["lineStyle"] = {"color": colour, "width": series.width, "opacity": series.opacity, "type": series.stroke}
         drawn["showSymbol"] = bool(series.marker)
-    if series.label_side:
-        side, offset = _SIDES[series.label_side]
+    if series.is_labelled:
         drawn["label"] = {
             "show": True,
-            "position": side,
-            "offset": list(offset),
+            "position": "right",
             "distance": 10,
             "formatter": "{b}",
             "color": colour if series.is_strong else palette.text,

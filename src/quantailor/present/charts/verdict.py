@@ -14,7 +14,7 @@ from quantailor.records import Verdict, VerdictRow
 
 Measure = Literal["kld", "ppl"]
 MEASURE_NAMES: Mapping[Measure, str] = {"kld": "mean KLD (nats)", "ppl": "perplexity"}
-OURS, REFERENCES = "ours", "llama.cpp's presets"
+REFERENCES = "llama.cpp's presets"
 _TITLES: Mapping[Measure, str] = {"kld": "Size against divergence from the unquantized model", "ppl": "Size against perplexity"}
 _AXES: Mapping[Measure, str] = {"kld": "mean KL divergence from the base, nats (log)", "ppl": "perplexity"}
 _LEAST_SHARE = 0.05
@@ -22,8 +22,6 @@ _LEAST_SHARE = 0.05
 _SMALLEST = 1e-9
 _FLOOR_IN_SIGHT = 10
 """The floor is drawn when it is within this factor of the lowest point."""
-_ROOM_AT_LEFT = 0.4
-"""Share of the width that a long name needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +84,9 @@ def verdict_chart(verdict: Verdict, measure: Measure = "kld") -> Chart:
         x,
         Axis.log(_AXES[measure], heights) if measure == "kld" else Axis.linear(_AXES[measure], heights),
         (
-            Series(REFERENCES, kinds["reference"], "reference", stroke="solid", size=10, label_side="right"),
-            Series(OURS, kinds["ours"], "accent", marker="star", size=22, label_side=_ours_side(kinds["ours"], x), is_strong=True),
+            # Ours is named in the legend: beside its point, a long name would cross the line through the presets.
+            Series(_ours_name(kinds["ours"]), kinds["ours"], "accent", marker="star", size=22, is_strong=True, in_legend=True),
+            Series(REFERENCES, kinds["reference"], "reference", stroke="solid", size=10, is_labelled=True, in_legend=True),
         ),
         rules=rules,
         note=f"{verdict.corpus_name}, {words.plural(n_chunks, 'chunk')} of {verdict.n_ctx} tokens. "
@@ -109,10 +108,10 @@ def _height(value: float, measure: Measure) -> float:
 
 
 def _across(sizes: Sequence[float], name: str) -> Axis:
-    """Room on both sides for names."""
+    """Room for names, most of it at the right."""
     low, high = min(sizes, default=1.0), max(sizes, default=1.0)
     width, middle = max(high - low, 0.1 * high), (low + high) / 2
-    left, right = (float(f"{max(middle + side * width, 0.0):.3g}") for side in (-0.66, 0.72))
+    left, right = (float(f"{max(middle + side * width, 0.0):.3g}") for side in (-0.58, 0.72))
     return Axis(name, left, right)
 
 
@@ -122,7 +121,5 @@ def _placed(point: VerdictPoint, unit_bytes: int, measure: Measure) -> Point:
     return Point(point.size_bytes / unit_bytes, value, words.shortened(point.label, 34), tip, f"{point.bits_per_weight:.2f} bpw", low, high)
 
 
-def _ours_side(points: Sequence[Point], x: Axis) -> Literal["left", "below"]:
-    """Left of the star, away from the references' names; below and to the right where there is no room at the left."""
-    share = min(((point.x - x.low) / max(x.high - x.low, 1e-9) for point in points), default=1.0)
-    return "below" if share < _ROOM_AT_LEFT else "left"
+def _ours_name(points: Sequence[Point]) -> str:
+    return ", ".join(f"{point.name}, {point.detail}" for point in points) or "ours"

@@ -219,7 +219,7 @@ def fit_chart(curve: Curve) -> Chart:
         (
             Series("measured = predicted", identity, "text", marker="", stroke="solid", width=1.2, in_legend=True),
             Series(memory, kinds["memory"], "accent", marker="hollow", in_legend=True),
-            Series(built, kinds["file"], "warm", marker="diamond", size=11, label_side="right", in_legend=True),
+            Series(built, kinds["file"], "warm", marker="diamond", size=11, is_labelled=True, in_legend=True),
         ),
         bands=(Band("95 % of new mixes", ends, tuple(end / factor for end in ends), tuple(end * factor for end in ends), "muted", 0.14),),
     )
