@@ -10,6 +10,8 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from threadpoolctl import threadpool_limits
+
 from quantailor.control import Control
 
 AHEAD = 3
@@ -41,7 +43,9 @@ def with_stack(n_bytes: int, function: Callable[[], _Result]) -> _Result:
 
 
 class Workers:
-    """Threads that run a function on items. Use as a context manager.
+    """Threads that run a function on items, each with a BLAS of one thread. Use as a context manager.
+
+    A BLAS with threads of its own would give other bits on other machines, and fight with ours for the processors.
 
     Args:
         n_threads: None takes all processors.
@@ -52,12 +56,16 @@ class Workers:
         self._n_threads = n_threads or os.cpu_count() or 1
         self._control = control
         self._pool = ThreadPoolExecutor(self._n_threads)
+        self._blas: threadpool_limits | None = None
 
     def __enter__(self) -> Workers:
+        self._blas = threadpool_limits(1, user_api="blas")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._blas is not None:
+            self._blas.restore_original_limits()
 
     def map(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Generator[_Result, None, None]:
         """Results in the items' order; items are taken only a few ahead, so that memory does not grow with their number."""

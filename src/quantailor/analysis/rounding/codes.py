@@ -64,6 +64,11 @@ class ScalarCodes:
     def n_codes(self) -> int:
         return len(self.table)
 
+    @property
+    def middles(self) -> Floats:
+        """Between the values of the table, (n_codes - 1,); empty where the codes are these values."""
+        return self.table[:0] if self.affine else (self.table[1:] + self.table[:-1]) / np.float32(2)
+
     def grid(self, data: Bytes) -> tuple[Floats, Floats]:
         """Offset and step of every weight of blocks, (n, type_size): each (n, block_size)."""
         kept, first, last = self._ends

@@ -7,6 +7,7 @@ GPTQ (Frantar et al. 2022) gives with a factor of H^-1, which is not needed here
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,13 +24,42 @@ SHRINKAGE_COLUMNS = 0.25
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class FactorBlock:
+    """What one block of columns needs, all in the factor's order unless said otherwise."""
+
+    index: int
+    """Of the block in the row."""
+    within: Integers
+    """Columns of the block in the factor's order, counted from its first, (size,)."""
+    natural: Integers
+    """Where each column of the block is in the factor's order, (size,)."""
+    lower: Floats
+    """Its part of L, (size, size)."""
+    inverse: Floats
+    """Of that, (size, size)."""
+    gram: Floats
+    """L L^T of that part: the metric that is left to the block when all columns before it can still make up for it, (size, size)."""
+    importance: Floats
+    """Its diagonal in the block's own order, (size,)."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Factor:
     """A Cholesky factor of the damped H with its columns in the order in which they are rounded, from the last to the first."""
 
     order: Integers
-    """Columns of the matrix, (n_cols,); those of a block stay together and in their order."""
+    """Columns of the matrix, (n_cols,); those of a block stay together."""
     lower: Floats
-    """(n_cols, n_cols), in that order."""
+    """L, (n_cols, n_cols), in that order."""
+    importance: Floats
+    """The diagonal of the damped H in that order, (n_cols,)."""
+    blocks: tuple[FactorBlock, ...]
+    """In that order."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that it takes, nearly."""
+        return self.lower.nbytes + sum(3 * block.lower.nbytes for block in self.blocks)
 
 
 class Metric:
@@ -42,11 +72,12 @@ class Metric:
     def __init__(self, covariance: InputCovariance) -> None:
         self.covariance = covariance
         self._factors: dict[int, Factor] = {}
+        self._lock = threading.Lock()
 
     @property
     def n_bytes(self) -> int:
         """Memory that it takes."""
-        return self.covariance.matrix.nbytes + sum(factor.lower.nbytes for factor in self._factors.values())
+        return self.covariance.matrix.nbytes + sum(factor.n_bytes for factor in self._factors.values())
 
     def output_errors(self, deltas: Floats) -> Doubles:
         """dw^T H dw of every row of (n_rows, n_cols): (n_rows,), squared output units per token."""
@@ -54,16 +85,15 @@ class Metric:
         return np.maximum(errors, 0.0)
 
     def factor(self, block: int) -> Factor:
-        """The factor for types with blocks of so many columns. Raises CovarianceError where H cannot be one."""
-        if block not in self._factors:
-            try:
-                self._factors[block] = _factor(self.damped(), block)
-            except np.linalg.LinAlgError as error:
-                raise CovarianceError(
-                    f"the covariance of {self.covariance.key} in {self.covariance.origin or 'memory'} is not positive",
-                    remedy="Compute it again with `quantailor calibrate`",
-                ) from error
-        return self._factors[block]
+        """The factor for types with blocks of so many columns. Raises CovarianceError where H is not positive."""
+        with self._lock:
+            if block not in self._factors:
+                try:
+                    self._factors[block] = _factor(self.damped(), block)
+                except scipy.linalg.LinAlgError:
+                    name = self.covariance.key
+                    raise CovarianceError(f"the covariance of {name} is not positive", remedy="Compute it again") from None
+            return self._factors[block]
 
     def damped(self) -> Floats:
         """H with its diagonal raised and, from few tokens, less of what is beside it: (n_cols, n_cols)."""
@@ -75,11 +105,38 @@ class Metric:
         return damped
 
 
-def _factor(damped: Floats, block: int) -> Factor:
-    """Blocks of the most importance are rounded first, when the most columns are left to make up for them."""
-    n_cols = len(damped)
-    blocks = np.arange(n_cols).reshape(-1, block)
-    importance = np.diagonal(damped).astype(np.float64)[blocks].sum(axis=1)
-    order = blocks[np.argsort(importance, kind="stable")].reshape(-1)
+def _factor(damped: Floats, size: int) -> Factor:
+    """Columns of the most importance are rounded first, when the most others are left to make up for them: blocks, and within each."""
+    importance = np.diagonal(damped).astype(np.float64)
+    blocks = np.arange(len(damped)).reshape(-1, size)
+    blocks = np.take_along_axis(blocks, np.argsort(importance[blocks], axis=1, kind="stable"), axis=1)
+    blocks = blocks[np.argsort(importance[blocks].sum(axis=1), kind="stable")]
+    order = blocks.reshape(-1)
     lower = scipy.linalg.cholesky(damped[np.ix_(order, order)], lower=True, overwrite_a=True, check_finite=False)
-    return Factor(order, np.ascontiguousarray(lower, dtype=np.float32))
+    lower = np.ascontiguousarray(lower, dtype=np.float32)
+    return Factor(
+        order,
+        lower,
+        importance[order].astype(np.float32),
+        tuple(
+            _block(lower[start : start + size, start : start + size], order[start : start + size], size)
+            for start in range(0, len(order), size)
+        ),
+    )
+
+
+def _block(part: Floats, columns: Integers, size: int) -> FactorBlock:
+    lower = np.ascontiguousarray(part)
+    inverse = scipy.linalg.solve_triangular(lower, np.eye(size, dtype=np.float32), lower=True, check_finite=False)
+    gram = lower @ lower.T
+    within = columns % size
+    natural = np.argsort(within)
+    return FactorBlock(
+        index=int(columns[0]) // size,
+        within=within,
+        natural=natural,
+        lower=lower,
+        inverse=np.ascontiguousarray(inverse, dtype=np.float32),
+        gram=gram,
+        importance=np.ascontiguousarray(np.diagonal(gram)[natural]),
+    )
