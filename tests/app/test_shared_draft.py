@@ -190,12 +190,12 @@ def test_a_measurement_that_runs_takes_no_type_and_no_pin_away(quantailor: Comma
         assert quantailor(*words, "--home", home).code == 0
 
     run("imatrix", base, "-f", text, "--n-ctx", 64, "--chunks", 2, "--threads", 1)
-    run("measure", base, "--types", "Q8_0,Q5_K,Q4_K,Q2_K,IQ2_S")
+    run("measure", base, "--types", "Q8_0,Q5_K,Q4_K,Q2_K,IQ2_XXS")
     with Workspace.open(home) as workspace:
         shared = SharedDraft(workspace, "draft", lambda planner: PlanOptions(bits_per_weight=4.6))
         with Planner.open(workspace, base) as planner:
             shared.change(planner, setting(planner, FIRST, "Q5_K"))
-            shared.change(planner, setting(planner, SECOND, "IQ2_S"))
+            shared.change(planner, setting(planner, SECOND, "IQ2_XXS"))
         run("imatrix", base, "-f", text, "--n-ctx", 64, "--chunks", 1, "--threads", 1)
         # Another measurement begins: some tensors at one type, some at two, then all at two.
         for types, tensors in (("Q4_K", "blk.0.*"), ("Q8_0", "blk.0.attn_q.weight"), ("Q4_K,Q8_0", "*")):
@@ -207,9 +207,9 @@ def test_a_measurement_that_runs_takes_no_type_and_no_pin_away(quantailor: Comma
                 for bits in (3.2, 6.0):
                     assert shared.solve(planner, PlanOptions(bits_per_weight=bits)) is not None
                     draft = shared.latest(planner)
-                    assert draft.pins == {FIRST: "Q5_K", SECOND: "IQ2_S"}
+                    assert draft.pins == {FIRST: "Q5_K", SECOND: "IQ2_XXS"}
                     assert draft.types.items() >= draft.pins.items()
-                    assert set(draft.types.values()) <= {"Q8_0", "Q5_K", "Q4_K", "Q2_K", "IQ2_S"}, "nothing became 16-bit"
+                    assert set(draft.types.values()) <= {"Q8_0", "Q5_K", "Q4_K", "Q2_K", "IQ2_XXS"}, "nothing became 16-bit"
                     assert draft.strategy(planner).types == draft.types
                 shared.change(planner, setting(planner, "blk.1.ffn_up.weight", "Q2_K"))
                 shared.change(planner, Draft.undo, is_edit=False)

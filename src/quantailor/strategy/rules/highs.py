@@ -1,26 +1,20 @@
 """The same choice as a mixed-integer program for HiGHS, where several budgets make it more than one knapsack.
 
-HiGHS prints to the C standard output when it repairs a solution, whatever its options say. It therefore runs in
-a process of its own: `python -m quantailor.strategy.rules.highs` reads a program from its standard input and answers
-with one line of JSON on its standard error.
+HiGHS prints to the C standard output when it repairs a solution, whatever its options say. It therefore runs in a process of its own.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import logging
 import math
-import subprocess
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
+from quantailor.errors import CrashError
 from quantailor.numerics import Doubles
+from quantailor.processes import apart
 
 logger = logging.getLogger(__name__)
 
@@ -56,23 +50,11 @@ class Result:
 
 def solve(program: Program) -> Result | None:
     """The best choice; None where there is none, or none was found in time."""
-    stream = io.BytesIO()
-    np.savez(stream, group_sizes=np.array(program.group_sizes), costs=program.costs, uses=program.uses, limits=program.limits)
-    command = [sys.executable, "-m", "quantailor.strategy.rules.highs"]
-    done = subprocess.run(command, input=stream.getvalue(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
-    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-    if done.returncode != 0 or not lines:
-        logger.error("HiGHS ended with %d: %s", done.returncode, lines[-1] if lines else "")
+    try:
+        return apart.call(solve_here, program)
+    except CrashError as error:
+        logger.error("HiGHS: %s", error)
         return None
-    answer = json.loads(lines[-1])
-    return None if answer is None else Result(tuple(answer["picks"]), answer["lower_bound"])
-
-
-def main() -> None:
-    """The process's side of `solve`."""
-    data = np.load(io.BytesIO(sys.stdin.buffer.read()), allow_pickle=False)
-    result = solve_here(Program(tuple(data["group_sizes"].tolist()), data["costs"], data["uses"], data["limits"]))
-    sys.stderr.write(f"\n{json.dumps(None if result is None else asdict(result))}\n")
 
 
 def solve_here(program: Program, *, relative_gap: float = RELATIVE_GAP, time_limit_s: float = TIME_LIMIT_S) -> Result | None:
@@ -103,6 +85,10 @@ def _run(
     program: Program, limits: Doubles, *, integral: bool, scale: float, relative_gap: float, time_limit_s: float
 ) -> tuple[Doubles, float] | None:
     """Variables and lower bound, unscaled."""
+    # scipy.optimize takes half a second to import, and only the process that solves needs it.
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_array
+
     n_options = len(program.costs)
     owner = np.repeat(np.arange(len(program.group_sizes)), program.group_sizes)
     one_each = csr_array((np.ones(n_options), (owner, np.arange(n_options))), shape=(len(program.group_sizes), n_options))
@@ -137,7 +123,3 @@ def _uses(program: Program, picks: Sequence[int]) -> Doubles:
     starts = np.cumsum((0, *program.group_sizes[:-1]))
     used: Doubles = program.uses[:, starts + np.array(picks)].sum(axis=1)
     return used
-
-
-if __name__ == "__main__":
-    main()

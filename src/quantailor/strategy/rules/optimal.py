@@ -19,6 +19,7 @@ import numpy as np
 from quantailor.errors import InfeasibleError, StrategyError
 from quantailor.records import Cell, TensorCells, TensorChoice
 from quantailor.strategy.constraints import ALIGNMENT, Budget, Constraints, Group, apply, matches
+from quantailor.strategy.rules import highs
 from quantailor.strategy.rules import picks as rule
 from quantailor.strategy.rules.knapsack import Knapsack, Options, Packing
 from quantailor.strategy.rules.picks import Pick
@@ -236,9 +237,6 @@ def _owner(group: Group, budgets: Sequence[Budget]) -> int | None:
 
 
 def _together(groups: Sequence[Group], room: int | None, max_damage: float | None, budgets: Sequence[Budget], align: int) -> _Chosen:
-    # scipy.optimize takes half a second to import and is seldom needed.
-    from quantailor.strategy.rules import highs
-
     cells = [list(group.cells) for group in groups]
     damages = np.array([cell.damage for group in cells for cell in group])
     sizes = np.array([float(cell.size_bytes) for group in cells for cell in group])
