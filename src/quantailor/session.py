@@ -44,7 +44,7 @@ DATA = Path(__file__).parent / "data"
 CALIBRATION_TEXT = DATA / "calibration.txt"
 HELDOUT_TEXT = DATA / "heldout.txt"
 AUTO, NONE = "auto", "none"
-"""What an importance matrix may be instead of a file: the newest of the model, or none."""
+"""What an importance matrix may be instead of a file: the model's own (see `Workspace.stored_imatrices`), or none."""
 
 SEEN_EVERY_S = 60.0
 """How often a model that is opened again and again is recorded as seen."""
@@ -284,7 +284,7 @@ class Workspace:
         return self.home.bases / f"{plain_label(model)}-{identity[:8]}.gguf"
 
     def keep_imatrix(self, model: str, imatrix: Imatrix, *, imported: bool, computed: ImatrixKey | None = None) -> Path:
-        """Write an importance matrix to its place and record it as the model's newest."""
+        """Write an importance matrix to its place and record it as the model's latest."""
         path = self.imatrix_path(model, imatrix.fingerprint)
         if self.intact_imatrix(model, imatrix.fingerprint) is None:
             write_imatrix(imatrix, path, overwrite=True)
@@ -322,23 +322,46 @@ class Workspace:
             return None
 
     def stored_imatrices(self, model: str) -> list[ImatrixRecord]:
-        """A model's importance matrices whose files are there, the latest first."""
-        records = self.store.imatrices(model)
-        return [record for record in records if self.imatrix_path(model, record.fingerprint).exists()]
+        """A model's importance matrices whose files are there: the one that "auto" takes, then the others, the latest first.
 
-    def newest_imatrix(self, model: str) -> Imatrix | None:
-        """The latest importance matrix of a model whose file is there."""
+        A later one takes an earlier one's place where it saw as many tokens, or where it alone was measured with.
+        """
+        records = [record for record in self.store.imatrices(model) if self.imatrix_path(model, record.fingerprint).exists()]
+        measured = {key.imatrix for key in self.store.measurements(model)} if len(records) > 1 else ()
+        default: ImatrixRecord | None = None
+        for record in reversed(records):
+            saw_less = default is not None and 0 < _n_tokens(record) < _n_tokens(default)
+            if default is None or not saw_less or (record.fingerprint in measured and default.fingerprint not in measured):
+                default = record
+        return sorted(records, key=lambda record: record != default)
+
+    def passed_over(self, model: str) -> str | None:
+        """A sentence about the latest importance matrix of a model where "auto" takes another one."""
+        stored = self.stored_imatrices(model)
+        latest = next((record for record in self.store.imatrices(model) if record in stored), None)
+        if latest is None or latest == stored[0]:
+            return None
+        seen = [f"{record.chunk_count} chunks of {', '.join(record.datasets) or 'a text'}" for record in (stored[0], latest)]
+        place = self.imatrix_path(model, latest.fingerprint)
+        return f"Importance matrix {stored[0].fingerprint[:12]} is used ({seen[0]}); --imatrix {place} takes the later one ({seen[1]})."
+
+    def default_imatrix(self, model: str) -> Imatrix | None:
+        """The importance matrix that "auto" takes; None where a model has none."""
         return next((self.imatrix(model, record.fingerprint) for record in self.stored_imatrices(model)), None)
 
-    def choose_imatrix(self, model: OpenedModel, wanted: str) -> Imatrix | None:
-        """What `--imatrix` means: "auto" the newest, "none" nothing, else a file (which is then kept).
+    def choose_imatrix(self, model: OpenedModel, wanted: str, tell: Callable[[str], None] | None = None) -> Imatrix | None:
+        """What `--imatrix` means: "auto" the model's own, "none" nothing, else a file (which is then kept).
+
+        Where "auto" passes over the latest one, that is told to `tell`.
 
         Raises ImatrixError where the file cannot be read or belongs to another model.
         """
         if wanted == NONE:
             return None
         if wanted == AUTO:
-            return self.newest_imatrix(model.fingerprint)
+            if tell is not None and (passed_over := self.passed_over(model.fingerprint)) is not None:
+                tell(passed_over)
+            return self.default_imatrix(model.fingerprint)
         imatrix, _ = fitted(read_imatrix(Path(wanted)), model.source)
         is_known = self.store.imatrix(model.fingerprint, imatrix.fingerprint) is not None
         if not is_known or not self.imatrix_path(model.fingerprint, imatrix.fingerprint).exists():
@@ -413,6 +436,11 @@ class Workspace:
             known = [record.fingerprint for record in self.store.covariances(model.fingerprint)]
             kept = self.intact_covariances(model.fingerprint, found.fingerprint) if found.fingerprint in known else None
         return kept or self.keep_covariances(model.fingerprint, Path(wanted), imported=True)
+
+
+def _n_tokens(record: ImatrixRecord) -> int:
+    """Tokens that an importance matrix saw; 0 where its file does not tell."""
+    return record.chunk_count * record.chunk_size
 
 
 def _state_of_model(path: Path) -> FilesState:

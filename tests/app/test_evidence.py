@@ -13,6 +13,7 @@ import made_up_runs as made_up
 import pytest
 from commands import Command, Outcome, validate
 
+from quantailor.analysis.importance.imatrix_file import write_imatrix
 from quantailor.session import OpenedModel, Workspace, quantizable_tensors
 
 BITS = "4.6"
@@ -183,6 +184,57 @@ def test_probes_carry_over_to_a_new_importance_matrix(at: Home, run: Command, ba
         expected = made_up.alpha_of(tensors[name]) * made_up.error_of(types(after)[name], 0.5) + made_up.NOISE_NATS
         assert damage[name] == pytest.approx(expected, rel=0.05)
     assert "with another importance matrix" in run("plan", base, "--bpw", BITS).out
+
+
+def test_a_smaller_importance_matrix_does_not_take_over(
+    at: Home, run: Command, base: Path, texts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    workspace, model = at
+    thorough = made_up.matrix(workspace, model, 7)
+    made_up.measure(workspace, model, thorough)
+    made_up.probe(*at, texts[0], thorough)
+    before = plan(run, base)
+    assert before["notes"] == []
+    trial = tmp_path / "trial.gguf"
+    write_imatrix(made_up.imatrix(model, 1), trial)
+    made = run("imatrix", base, "--import", trial)
+    told = f"Importance matrix {thorough[:12]} is used (8 chunks of 7.txt); --imatrix {workspace.home.imatrices / model.fingerprint[:16]}"
+    assert told in made.out
+    after = plan(run, base)
+    assert types(after) == types(before)
+    assert after["grounds"] == before["grounds"]
+    assert len(after["notes"]) == 1
+    assert after["notes"][0].startswith(told)
+    assert after["notes"][0].endswith("takes the later one (2 chunks of 1.txt).")
+    for words in (("imatrix", base, "--show"), ("plan", base, "--bpw", BITS), ("status", base), ("measure", base, "--types", "Q8_0")):
+        outcome = run(*words)
+        assert told in outcome.out + outcome.err, words
+    assert run("imatrix", base, "--show", "--json").result["fingerprint"] == thorough
+    assert run("measure", base, "--types", "Q8_0", "--json").result["imatrix_fingerprint"] == thorough
+    later = shlex.split(after["notes"][0].partition("; ")[2])[:2]
+    assert run("measure", base, "--types", "Q8_0", *later, "--json").result["imatrix_fingerprint"] != thorough
+
+
+def test_one_that_saw_no_less_takes_over_and_status_says_so_before_it_is_measured(at: Home, run: Command, base: Path) -> None:
+    workspace, model = at
+    old = made_up.matrix(workspace, model, 3)
+    made_up.measure(workspace, model, old)
+    assert run("status", base, "--json").result["notes"] == []
+    new = made_up.matrix(workspace, model, 4)
+    shown = run("status", base).out
+    assert f"importance matrix {old[:12]}" in shown
+    assert f"A plan takes importance matrix {new[:12]} (5 chunks), with which nothing is measured yet" in shown
+    (command,) = re.findall(r"`quantailor (measure [^`]*)`", shown)
+    assert run(*shlex.split(command), "--types", "Q8_0", "--json").result["imatrix_fingerprint"] == new
+    assert run("status", base, "--json").result["notes"] == []
+
+
+def test_what_alone_was_measured_with_is_taken_though_another_saw_more(at: Home, run: Command, base: Path) -> None:
+    workspace, model = at
+    made_up.matrix(workspace, model, 7)
+    small = made_up.matrix(workspace, model, 1)
+    made_up.measure(workspace, model, small)
+    assert run("imatrix", base, "--show", "--json").result["fingerprint"] == small
 
 
 def test_own_probes_count_before_those_with_another_matrix(at: Home, run: Command, base: Path, texts: tuple[Path, Path]) -> None:

@@ -211,7 +211,7 @@ def measure(
         types: the types; empty for all that ggml writes.
         tensors: names, roles or patterns; empty for all.
         exhaustive: every row, instead of a sample with a stated error.
-        imatrix: "auto" (the newest of the model, if any), "none", or a file.
+        imatrix: "auto" (the one of the model's own that saw most, if any), "none", or a file.
 
     Raises:
         TypeUnavailableError: an unknown type.

@@ -59,7 +59,7 @@ class Measured:
 def measured(workspace: Workspace, model: OpenedModel, imatrix: str, exhaustive: bool | None = None, *, partial: bool = False) -> Measured:
     """The measurement to work with; see `plan` and `tensor_tables` for the arguments.
 
-    "auto" is the newest importance matrix; with `partial` an earlier one where the newest was not measured as far, and with what other
+    "auto" is the model's own importance matrix; with `partial` another one where that was not measured as far, and with what other
     measurements know of further tensors and types.
 
     Raises:

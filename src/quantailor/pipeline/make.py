@@ -136,6 +136,8 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         with workspace.model(step.model, allow_requantize=True) as model:
             step.refuse_other_result(model)
         known = step.known_imatrix(workspace)
+        if step.imatrix == AUTO and (passed_over := workspace.passed_over(workspace.identity(step.model).fingerprint)) is not None:
+            stages.warn(passed_over)
         if known not in (None, NONE):
             read_imatrix(Path(known))  # one that cannot be read stops the run before anything is written
         base, base_is_there = step.find_base(workspace) if step.runs_the_model(workspace) else (None, True)

@@ -9,6 +9,7 @@ from typing import ClassVar
 from quantailor.analysis.corpus import chunk_length, chunks
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
+from quantailor.evidence.grounds import command_line, imatrix_option
 from quantailor.evidence.measurements import usual_types
 from quantailor.models.abilities import require_predictions
 from quantailor.models.gguf_file import GGUFSource
@@ -50,6 +51,8 @@ class StudyResult(StepResult):
     """(mix, chunk) pairs that the store has for these probes."""
     n_swept: int
     """Cells measured in the model by the sweep."""
+    plan_command: str = ""
+    """What plans from it, but for the size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,11 +153,11 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
         if ready is None:
             return self.imatrix_step(base, self.settings.imatrix_chunks).run(workspace, stages).path
         stages.note(f"an importance matrix of {ready.chunk_count} chunks is there already")
-        workspace.store.record_imatrix(ready)  # now the newest, which later commands take
+        workspace.store.record_imatrix(ready)  # now the latest
         return str(workspace.imatrix_path(ready.model, ready.fingerprint))
 
     def ready_imatrix(self, workspace: Workspace, model: OpenedModel) -> ImatrixRecord | None:
-        """What "auto" takes: the newest one that was imported, or that saw as many tokens as the level asks for.
+        """What "auto" takes: the first of the model's own that was imported, or that saw as many tokens as the level asks for.
 
         Where the study names a text, a computed one must be of a text of that name.
         """
@@ -176,6 +179,8 @@ def _study_result(
 ) -> StudyResult:
     fingerprint = measured.imatrix_fingerprint
     record = None if fingerprint is None else workspace.store.imatrix(measured.model_fingerprint, fingerprint)
+    with workspace.model(base) as model:
+        command = command_line(workspace, "plan", base, *imatrix_option(workspace, model, fingerprint or ""))
     return StudyResult(
         base=base,
         model_fingerprint=measured.model_fingerprint,
@@ -191,4 +196,5 @@ def _study_result(
         n_probed=0 if probed is None else sum(item.status == "measured" for item in probed.sensitivities),
         n_scored=0 if probed is None else probed.n_scored,
         n_swept=0 if swept is None else sum(cell.measured is not None for cell in swept.cells),
+        plan_command=command,
     )

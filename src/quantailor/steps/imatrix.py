@@ -47,6 +47,8 @@ class ImatrixReport(StepResult):
     unseen_tensors: tuple[str, ...] = ()
     """Tensors whose importances are all zero or that no token reached: their columns count alike."""
     statistics: tuple[ImatrixStatistics, ...] = ()
+    passed_over: str | None = None
+    """A sentence where later commands do not take this model's latest one by themselves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +126,7 @@ def _compute(workspace: Workspace, step: ImatrixStep, stages: Stages, model: Ope
 def use_imatrix(
     workspace: Workspace, base: Path, *, import_file: Path | None = None, export: Path | None = None, overwrite: bool = False
 ) -> ImatrixReport:
-    """Import an importance matrix for a model, or take its newest; write it to `export` if given; report it.
+    """Import an importance matrix for a model, or take the one that "auto" takes; write it to `export` if given; report it.
 
     Raises ImatrixError where there is none, or where it does not fit the model.
     """
@@ -132,7 +134,7 @@ def use_imatrix(
         if import_file is not None:
             found: Imatrix | None = read_imatrix(import_file)
         else:
-            found = workspace.newest_imatrix(model.fingerprint)
+            found = workspace.default_imatrix(model.fingerprint)
         if found is None:
             raise ImatrixError(
                 f"there is no importance matrix for {model.source.name}", remedy="Compute one with `quantailor imatrix`, or --import a file"
@@ -160,5 +162,6 @@ def imatrix_report(workspace: Workspace, model: OpenedModel, imatrix: Imatrix, l
         missing_tensors=tuple(name for name in needed if name not in imatrix.entries),
         left_out=left_out,
         unseen_tensors=tuple(name for name, entry in seen.entries.items() if not entry.counts.any()),
+        passed_over=workspace.passed_over(model.fingerprint),
         statistics=tuple(statistics(seen)),
     )

@@ -65,7 +65,7 @@ class MeasureStep(WeightedStep[MeasureResult], kind="measure", result=MeasureRes
         type_names = known_types(self.types)
         settings = MeasureSettings(exhaustive=self.exhaustive)
         with workspace.model(self.base, allow_requantize=self.allow_requantize) as model:
-            imatrix = workspace.choose_imatrix(model, self.imatrix)
+            imatrix = workspace.choose_imatrix(model, self.imatrix, stages.warn)
             tensors = [tensor.name for tensor in chosen_tensors(model.source, self.tensors)]
             lacking = tuple(name for name in tensors if imatrix is not None and name not in {*imatrix.entries, *IMATRIX_EXEMPT})
             key = MeasurementKey(model.fingerprint, imatrix.fingerprint if imatrix else "", settings.key, DEFINITION_VERSION)

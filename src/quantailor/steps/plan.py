@@ -127,7 +127,7 @@ def plan(
     Args:
         base: the model that was measured.
         options: rule, target and constraints.
-        imatrix: which measurements to use: those with the newest importance matrix ("auto", where there are any), without ("none"),
+        imatrix: which measurements to use: those with the model's own importance matrix ("auto", where there is one), without ("none"),
             or with that file.
         exhaustive: which measurements to use; None takes those with the most cells.
         output: where to save the strategy, as YAML or JSON by its name.
@@ -141,9 +141,11 @@ def plan(
         files.refuse_existing(output, overwrite=overwrite)
     with workspace.model(base) as model:
         strategy, preset_size, grounds = choose(workspace, model, options, imatrix=imatrix, exhaustive=exhaustive)
+        passed_over = workspace.passed_over(model.fingerprint) if imatrix == AUTO else None
     if output is not None:
         strategy_file.write(strategy, output, overwrite=overwrite)
-    return plan_result(workspace, strategy, output, preset_size, grounds, base=base, origin=origin)
+    result = plan_result(workspace, strategy, output, preset_size, grounds, base=base, origin=origin)
+    return result if passed_over is None else dataclasses.replace(result, notes=(*result.notes, passed_over))
 
 
 def choose(

@@ -102,7 +102,7 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
         known_types(self.types)
         with workspace.model(self.base) as model:
             require_predictions(model.source)
-            rounding = Rounding(workspace.choose_imatrix(model, self.imatrix))
+            rounding = Rounding(workspace.choose_imatrix(model, self.imatrix, stages.warn))
             measurement = measured_with(workspace, model, self, self.types, stages)
             with scoring(workspace, model, rounding, self, stages) as at:
                 before = n_scored(at)

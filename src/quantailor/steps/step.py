@@ -96,7 +96,7 @@ class WeightedStep(ModelStep[Answer]):
     """A step that may use an importance matrix."""
 
     imatrix: str = AUTO
-    """"auto" (the newest that the store has for this model, if any), "none", "repo", or a file."""
+    """"auto" (the one of the model's own that saw most, if any), "none", "repo", or a file."""
 
 
 def kinds() -> Mapping[str, type[Step[StepResult]]]:

@@ -85,7 +85,7 @@ class SweepStep(ScoringStep[SweepResult], kind="sweep", result=SweepResult):
         """Measure every missing cell, chunk by chunk; each score is stored as it comes."""
         with workspace.model(self.base) as model:
             require_predictions(model.source)
-            rounding = Rounding(workspace.choose_imatrix(model, self.imatrix))
+            rounding = Rounding(workspace.choose_imatrix(model, self.imatrix, stages.warn))
             measurement = measured_with(workspace, model, self, known_types(self.types) if self.types else (), stages)
             with scoring(workspace, model, rounding, self, stages) as at:
                 cells = _cells(at, model, measurement, self)

@@ -175,7 +175,7 @@ def verify_imatrix(workspace: Workspace, model: OpenedModel, step: VerifyStep) -
         return workspace.choose_imatrix(model, step.imatrix), []
     embedded = embedded_strategy(workspace, Path(step.file))
     if embedded is None:
-        return workspace.newest_imatrix(model.fingerprint), []
+        return workspace.default_imatrix(model.fingerprint), []
     recorded = str(embedded.inputs.get("imatrix") or "")
     if not recorded or workspace.imatrix_path(model.fingerprint, recorded).exists():
         return (workspace.imatrix(model.fingerprint, recorded) if recorded else None), []

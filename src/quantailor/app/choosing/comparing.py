@@ -93,7 +93,7 @@ def compare_strategies(
         base: the model.
         a: a strategy or its file, a GGUF file of this model, or the name of a llama.cpp preset.
         b: the other one.
-        imatrix: what presets are made with: "auto" (the newest), "none", or a file.
+        imatrix: what presets are made with: "auto" (the model's own), "none", or a file.
 
     Raises:
         StrategyError: one of them cannot be read, or is another model's.
@@ -110,7 +110,7 @@ def compare_strategies(
 def preset_types_of(workspace: Workspace, base: Path, preset: str, *, imatrix: str = AUTO) -> Mapping[str, str]:
     """The type that llama.cpp's preset gives each tensor of a model, those included that keep theirs.
 
-    `imatrix` is what the preset is made with, for some depend on it: "auto" (the newest), "none", or a file.
+    `imatrix` is what the preset is made with, for some depend on it: "auto" (the model's own), "none", or a file.
 
     Raises:
         TypeUnavailableError: llama.cpp has no such preset.

@@ -73,7 +73,7 @@ _SUFFIXES = ("_exps", "_chexps")
 def experts(workspace: Workspace, base: Path, *, imatrix: str = AUTO) -> ExpertsReport:
     """How calibration tokens spread over the experts of each layer, and how sensitive their tensors are.
 
-    `imatrix` is the importance matrix that counted the tokens: "auto" (the newest), or a file.
+    `imatrix` is the importance matrix that counted the tokens: "auto" (the model's own), or a file.
 
     Raises:
         UnsupportedModelError: the model has no experts.

@@ -20,7 +20,7 @@ from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, Measur
 from quantailor.app.jobs import JobReport, report_of
 from quantailor.errors import ModelError, QuantailorError
 from quantailor.evidence.damages import why_early
-from quantailor.evidence.grounds import runs
+from quantailor.evidence.grounds import command_line, runs
 from quantailor.evidence.knowledge import load_knowledge
 from quantailor.evidence.measurements import most_telling
 from quantailor.ggml import library
@@ -29,9 +29,10 @@ from quantailor.numerics import Doubles
 from quantailor.pipeline import StudyStep
 from quantailor.qtypes import never_quantized
 from quantailor.records import Grounds, Sensitivity, TensorInfo, WeightError
-from quantailor.session import NONE, Workspace
+from quantailor.session import AUTO, NONE, Workspace
 from quantailor.steps.hub.download import STAGES
 from quantailor.steps.measure import MeasureStep, known_types
+from quantailor.steps.options import COMPUTE
 from quantailor.steps.step import from_json, kinds
 from quantailor.store import MeasurementKey
 
@@ -73,6 +74,8 @@ class MeasurementMap:
     model_fingerprint: str
     model_name: str
     imatrix_fingerprint: str | None
+    notes: tuple[str, ...]
+    """Where a plan would take another importance matrix than the latest, or than this measurement has."""
     settings: str
     """How it was measured (`MeasureSettings.key`); empty where nothing is."""
     types: tuple[str, ...]
@@ -228,6 +231,7 @@ class MeasurementWatch:
             model_fingerprint=self._record.fingerprint,
             model_name=self._record.name,
             imatrix_fingerprint=self._key.imatrix or None if self._key else None,
+            notes=self._notes(),
             settings=self._key.settings if self._key else "",
             types=tuple(self._names[at] for at in self._wanted),
             common_type=common,
@@ -329,12 +333,25 @@ class MeasurementWatch:
     def _current_key(self) -> MeasurementKey | None:
         store, model = self._workspace.store, self._record.fingerprint
         asked = None if self._job is None else _asked(self._job)
-        newest = [record.fingerprint for record in self._workspace.stored_imatrices(model)]
+        stored = [record.fingerprint for record in self._workspace.stored_imatrices(model)]
         if asked is not None:
-            imatrix = "" if asked.imatrix == NONE or not newest else newest[0]
+            # A study has just recorded the one that it takes.
+            latest = (record.fingerprint for record in store.imatrices(model) if record.fingerprint in stored)
+            imatrix = "" if asked.imatrix == NONE or not stored else stored[0] if asked.imatrix == AUTO else next(latest)
             return MeasurementKey(model, imatrix, MeasureSettings(exhaustive=asked.exhaustive).key, DEFINITION_VERSION)
         counts = {key: count for key, count in store.measurements(model).items() if key.definition_version == DEFINITION_VERSION}
-        return most_telling(counts, (*newest, ""))
+        return most_telling(counts, (*stored, ""))
+
+    def _notes(self) -> tuple[str, ...]:
+        model = self._record.fingerprint
+        stored, passed_over = self._workspace.stored_imatrices(model), self._workspace.passed_over(model)
+        notes = () if passed_over is None else (passed_over,)
+        if self._key is None or self._job is not None or not stored or stored[0].fingerprint == self._key.imatrix:
+            return notes
+        place = next((path for path in self._workspace.store.locations("model", model) if path.exists()), "MODEL")
+        matrix = f"importance matrix {stored[0].fingerprint[:12]} ({stored[0].chunk_count} chunks)"
+        command = command_line(self._workspace, "measure", place)
+        return (*notes, f"A plan takes {matrix}, with which nothing is measured yet: `{command}` does it.")
 
     def _wanted_columns(self) -> tuple[int, ...]:
         """Columns of the types that the job measures; without one, of those that any tensor was measured at."""
@@ -382,7 +399,7 @@ def _asked(job: Job) -> _Asked | None:
     try:
         step = from_json(job.kind, json.dumps(job.arguments))
         if isinstance(step, StudyStep):
-            return _Asked(step.candidate_types, step.settings.exhaustive, step.imatrix)
+            return _Asked(step.candidate_types, step.settings.exhaustive, NONE if step.imatrix == NONE else COMPUTE)
         return _Asked(known_types(step.types), step.exhaustive, step.imatrix) if isinstance(step, MeasureStep) else None
     except QuantailorError:
         return None

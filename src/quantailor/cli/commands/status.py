@@ -42,6 +42,8 @@ def _show(found: MeasurementMap) -> None:
             f"cells     {found.n_cells:,} of {found.n_possible:,}, {found.n_unavailable:,} of them impossible; {matrix}, {found.settings}"
         )
         out.print(f"tensors   {found.n_tensors_done:,} of {len(found.tensors):,} done, {found.n_probed:,} probed")
+    for note in found.notes:
+        out.print(f"note      {note}", markup=False, soft_wrap=True)
     if found.evidence:
         out.print(f"stands on {words.grounds(found.evidence[0])}", markup=False, soft_wrap=True)
         if found.no_prediction is not None:

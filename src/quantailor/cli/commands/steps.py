@@ -124,13 +124,13 @@ def imatrix(
     text: options.Text = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", "--export", help="Also write it here, as GGUF.")] = None,
     import_file: Annotated[Path | None, typer.Option("--import", help="Take this file (GGUF or .dat) instead of computing.")] = None,
-    show_only: Annotated[bool, typer.Option("--show", help="Show the newest one of this model; compute nothing.")] = False,
+    show_only: Annotated[bool, typer.Option("--show", help="Show the one that later commands use; compute nothing.")] = False,
     chunks: options.Chunks = None,
     n_ctx: options.Context = DEFAULT_N_CTX,
     process_output: Annotated[bool, typer.Option("--process-output", help="Include output.weight, for the quantizer.")] = False,
     force: options.Force = False,
 ) -> None:
-    """Compute, import, export or show an importance matrix; later commands use the newest of a model."""
+    """Compute, import, export or show an importance matrix; later commands use the latest of a model that saw no less than others."""
     repository = hub.repository(base)
     if import_file is not None or show_only:
         if import_file is not None and (show_only or text is not None):

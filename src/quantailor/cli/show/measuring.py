@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 
 from quantailor.app.steps import ImatrixReport, MeasureResult, ProbeResult, StudyResult, SweepCellReport, SweepResult
 from quantailor.cli.output import console, table
@@ -30,6 +31,8 @@ def imatrix(report: ImatrixReport) -> None:
     if unseen := [item for item in report.statistics if item.n_unseen_experts]:
         what = several([f"{item.tensor} ({item.n_unseen_experts} of {item.n_experts})" for item in unseen])
         out.print(f"[yellow]Experts that no token reached, in which all columns count alike: {what}.[/yellow]")
+    if report.passed_over:
+        out.print(f"[yellow]{escape(report.passed_over)}[/yellow]", soft_wrap=True)
     rows = [
         (
             item.tensor,
@@ -177,4 +180,4 @@ def studied(result: StudyResult) -> None:
     if result.n_swept:
         out.print(f"sweep     {plural(result.n_swept, 'cell')}")
     ranking = " (ranking only: no probes were made, so no KL divergence can be predicted)" if result.basis != "probes" else ""
-    out.print(f"next      quantailor plan {result.base} --size ...{ranking}")
+    out.print(f"next      {result.plan_command or f'quantailor plan {result.base}'} --size ...{ranking}", markup=False, soft_wrap=True)

@@ -195,7 +195,7 @@ class Setup:
         matrix: Matrix = self._matrix.value
         self._file.set_visibility(matrix in ("text", "import"))
         self._path.props(f'label="{"Text file" if matrix == "text" else "Importance matrix file"}"')
-        self._meaning.set_text(self._of_the_newest() if matrix == "auto" else _MATRICES[matrix][1])
+        self._meaning.set_text(self._of_its_own() if matrix == "auto" else _MATRICES[matrix][1])
         self._changed()
 
     async def _browse(self) -> None:
@@ -205,10 +205,12 @@ class Setup:
         if found is not None:
             self._path.set_value(str(found))
 
-    def _of_the_newest(self) -> str:
+    def _of_its_own(self) -> str:
         record = self._records[0]
         origin = "imported" if record.origin == "imported" else f"{record.chunk_count} chunks of {', '.join(record.datasets) or 'a text'}"
-        return f"The newest: {origin}. A more thorough study that needs more text than that computes it anew."
+        passed_over = workspace().passed_over(self._project.fingerprint)
+        what = "The one there is" if len(self._records) == 1 else "The latest" if passed_over is None else "The one that saw most"
+        return f"{what}: {origin}. A more thorough study that needs more text than that computes it anew."
 
     def _build_start(self) -> None:
         with box("qt-row qt-spread"):
