@@ -77,6 +77,46 @@ def test_a_text_that_is_not_held_out_is_told_by_its_content(quantailor: Command,
 
 
 @pytest.mark.slow
+def test_a_text_of_which_a_part_is_not_held_out_is_told(quantailor: Command, made: Made, heldout_text: Path, tmp_path: Path) -> None:
+    words = ("verify", made.file, "--base", made.base, *QUICK, "--against", "", "--home", made.home, "--json")
+    seen, unseen = made.text.read_text(encoding="utf-8"), heldout_text.read_text(encoding="utf-8")[:3000]
+    for name, text, said in (
+        (
+            "part",
+            seen[100:1700].replace(" ", "\n"),
+            "100 % of part.txt is also in text.txt, from which the file's importance matrix was computed",
+        ),
+        ("mixed", unseen + seen[:3000], "% of mixed.txt is also in text.txt"),
+    ):
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+        verdict = quantailor(*words, "-f", tmp_path / f"{name}.txt", "-o", tmp_path / name).result["verdict"]
+        assert said in verdict["reservations"][0]
+        assert "not held out" in verdict["sentence"]
+    (tmp_path / "apart.txt").write_text(unseen, encoding="utf-8")
+    assert quantailor(*words, "-f", tmp_path / "apart.txt", "-o", tmp_path / "apart").result["verdict"]["reservations"] == []
+
+
+def test_a_text_that_is_too_short_is_refused_before_any_reference_is_made(quantailor: Command, made: Made, tmp_path: Path) -> None:
+    short, home = tmp_path / "short.txt", tmp_path / "home"
+    short.write_text("Too short.", encoding="utf-8")
+    line = quantailor("verify", made.file, "--base", made.base, "-f", short, "--against", "Q4_K_M,Q8_0", *QUICK, "--home", home).error_line
+    assert "short.txt has 11 tokens and fills no chunk of 64" in line
+    assert not list((home / "references").glob("*.gguf"))
+
+
+def test_make_refuses_a_text_that_is_too_short_before_it_measures(quantailor: Command, made: Made, tmp_path: Path) -> None:
+    short, home = tmp_path / "short.txt", tmp_path / "home"
+    short.write_text("Too short.", encoding="utf-8")
+    for words in (
+        ("make", made.base, "--bpw", "6", "-o", tmp_path / "out", "--imatrix", "none", "--verify-text", short),
+        ("make", made.base, "--bpw", "6", "-o", tmp_path / "out", "--imatrix", "none", "--no-verify", "-f", short),
+        ("study", made.base, "--imatrix", "none", "-f", short),
+    ):
+        assert "short.txt has 11 tokens and fills no chunk of 512" in quantailor(*words, "--home", home).error_line
+    assert quantailor("status", made.base, "--home", home, "--json").result["n_cells"] == 0
+
+
+@pytest.mark.slow
 def test_a_quantized_base_is_told(quantailor: Command, made: Made, heldout_text: Path, tmp_path: Path) -> None:
     words = ("verify", made.file, "--base", made.file, "-f", heldout_text, *QUICK, "--against", "", "--home", tmp_path / "home", "--json")
     found = quantailor(*words, "-o", tmp_path / "verdict").result["verdict"]

@@ -21,7 +21,7 @@ from quantailor.records import Strategy
 from quantailor.session import AUTO, NONE, OpenedModel, Workspace, plain_label
 from quantailor.steps.build import BuildReport, BuildStep
 from quantailor.steps.checks.folder import alone_in, refuse_busy, refuse_other_result
-from quantailor.steps.checks.inputs import check_plan, check_possible, check_texts
+from quantailor.steps.checks.inputs import check_plan, check_possible, check_texts, require_long_texts
 from quantailor.steps.checks.limits import constraints_of
 from quantailor.steps.convert import ConvertStep, with_base, with_known_base
 from quantailor.steps.measure import known_types
@@ -154,6 +154,7 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         weights = base or step.model
         if parts.begin("convert"):
             ConvertStep(model=step.model, output=weights, overwrite=True).run(workspace, stages)
+        require_long_texts(workspace, weights, *([step.text] if step.probed else []), *([step.verify_text] if step.verify else []))
         imatrix = known or NONE
         if parts.begin("imatrix"):
             imatrix = step.imatrix_step(weights, step.imatrix_chunks, step.folder / "imatrix.gguf").run(workspace, stages).path

@@ -15,6 +15,7 @@ from quantailor.models.abilities import require_predictions
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.pipeline.parts import LEVEL_SETTINGS, Level, LevelSettings, Parts, PipelineStep, grouping_of
 from quantailor.session import AUTO, CALIBRATION_TEXT, NONE, OpenedModel, Workspace
+from quantailor.steps.checks.inputs import require_long_texts
 from quantailor.steps.convert import ConvertStep, with_base, with_known_base
 from quantailor.steps.imatrix import use_imatrix
 from quantailor.steps.measure import MeasureResult, known_types
@@ -89,6 +90,7 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
             base = str(step.known_base(workspace, model) or step.base_place(workspace, model))
         if parts.begin("convert"):
             ConvertStep(model=step.model, output=base).run(workspace, stages)
+        require_long_texts(workspace, base, *([step.text] if step.settings.probe_chunks else []))
         imatrix = step.take_imatrix(workspace, base, stages) if parts.begin("imatrix") else NONE
         parts.begin("measure")
         weight_errors = step.measure_step(base, imatrix, step.candidate_types, exhaustive=step.settings.exhaustive)

@@ -72,7 +72,9 @@ class ImatrixStep(ModelStep[ImatrixReport], kind="imatrix", result=ImatrixReport
     def run(self, workspace: Workspace, stages: Stages) -> ImatrixReport:
         """Compute it, or take the one that the same computation gave before."""
         with workspace.model(self.base) as model:
-            corpus = workspace.corpus(model, Path(self.text) if self.text else CALIBRATION_TEXT)
+            text = Path(self.text) if self.text else CALIBRATION_TEXT
+            corpus = workspace.corpus(model, text)
+            workspace.store.record_location("text", corpus.sha256, text)
             n_ctx = chunk_length(model.source, self.n_ctx, stages.warn)
             options = f"chunks={self.chunks or 'all'} output={int(self.process_output)}"
             key = ImatrixKey(model.fingerprint, corpus.sha256, n_ctx, options, library.engine(on_gpu=self.compute.n_gpu_layers != 0))

@@ -115,6 +115,9 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             base, ours = gguf_path(model), Path(self.file)
             with workspace.source(ours) as source:
                 require_same_model(source, model.source)
+            text = Path(self.text) if self.text else HELDOUT_TEXT
+            corpus = workspace.corpus(model, text)
+            tokens = chunks(corpus, n_ctx, limit=self.chunks)
             presets = self.presets(workspace, model, imatrix)
             label = f"{ours.stem} (ours)" if ours.stem in (BASE, NULL_CONTROL, *presets) else ours.stem
             candidates = {label: ours}
@@ -123,8 +126,6 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             for preset in presets:
                 control = stages.begin(f"reference {preset}")
                 candidates[preset] = reference(workspace, model, preset, imatrix, n_threads=threads, control=control)
-            corpus = workspace.corpus(model, Path(self.text) if self.text else HELDOUT_TEXT)
-            tokens = chunks(corpus, n_ctx, limit=self.chunks)
             engine = library.engine(on_gpu=self.compute.n_gpu_layers != 0)
             keys = {name: ScoreKey(model.fingerprint, corpus.sha256, n_ctx, name, engine) for name in (BASE, NULL_CONTROL)}
             for name, path in candidates.items():
@@ -140,7 +141,7 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             )
             for name, score in scores:
                 workspace.store.record_chunk_scores(keys[name], [score])
-            found = [*told, *reservations(workspace, model, ours, corpus.name, corpus.sha256)]
+            found = [*told, *reservations(workspace, model, ours, text)]
             for reservation in found:
                 stages.warn(reservation)
             verdict = _judge(workspace, model, keys, candidates, label, len(tokens), corpus_name=corpus.name, n_ctx=n_ctx, limits=found)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from quantailor.analysis.corpus import read_text
+from quantailor.analysis.corpus import chunk_length, chunks, read_text
 from quantailor.analysis.importance.imatrix_file import read_imatrix
 from quantailor.errors import InfeasibleError
 from quantailor.evidence.measurements import model_facts
@@ -17,9 +17,9 @@ from quantailor.making import building
 from quantailor.models.gguf_writer import layout
 from quantailor.qtypes import IMATRIX_EXEMPT, unavailable
 from quantailor.records import Cell, Strategy, TensorCells, TensorChoice, TensorInfo
-from quantailor.session import AUTO, NONE, OpenedModel, quantizable_tensors
+from quantailor.session import AUTO, NONE, OpenedModel, Workspace, quantizable_tensors
 from quantailor.steps.checks.limits import constraints_of
-from quantailor.steps.options import COMPUTE, REPO
+from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX, REPO
 from quantailor.steps.plan import PlanOptions
 from quantailor.strategy.choose import select
 
@@ -32,6 +32,14 @@ def check_texts(*texts: str | None) -> None:
     for text in texts:
         if text is not None:
             read_text(Path(text))
+
+
+def require_long_texts(workspace: Workspace, base: str, *texts: str | None) -> None:
+    """Raise CorpusError where a text that was named, and that a later part of a job is to run on, fills no chunk."""
+    for text in texts:
+        if text is not None:
+            with workspace.model(base) as model:
+                chunks(workspace.corpus(model, Path(text)), chunk_length(model.source, DEFAULT_N_CTX))
 
 
 def check_imatrix(imatrix: str) -> None:

@@ -6,14 +6,18 @@ from pathlib import Path
 
 from quantailor.analysis.corpus import read_text
 from quantailor.errors import AlreadyQuantizedError, StrategyMismatchError
+from quantailor.evidence.grounds import text_place
 from quantailor.evidence.strategies import embedded_strategy
 from quantailor.ggml import library
 from quantailor.models.source import ModelSource
+from quantailor.present import words
 from quantailor.records import Strategy
 from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace
 
 _MAY_DIFFER = ("output.weight", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Tensors that a file may have or lack beside its base: tied embeddings, and tables that are computed from the metadata."""
+PASSAGES, PASSAGE_LENGTH = 500, 64
+"""How many passages of a text are looked for in another one, and their characters: no two works share so many in a row by chance."""
 _TOKENS = ("tokenizer.ggml.model", "tokenizer.ggml.tokens")
 
 
@@ -50,9 +54,9 @@ def _quantized_types(source: ModelSource) -> list[str]:
     return sorted({tensor.type_name for tensor in source.tensors if qtypes[tensor.type_name].is_quantized})
 
 
-def reservations(workspace: Workspace, model: OpenedModel, file: Path, text_name: str, text_sha256: str) -> list[str]:
-    """What limits the worth of a verdict, one sentence each."""
-    found = []
+def reservations(workspace: Workspace, model: OpenedModel, file: Path, text: Path) -> list[str]:
+    """What limits the worth of a verdict on a text, one sentence each. Raises CorpusError where the text cannot be read."""
+    found, (content, sha256) = [], read_text(text)
     if quantized := _quantized_types(model.source):
         found.append(
             f"The base {model.path.name} is itself quantized ({', '.join(quantized)}): divergences are from it, not from the 16-bit model."
@@ -62,9 +66,26 @@ def reservations(workspace: Workspace, model: OpenedModel, file: Path, text_name
         made_from = f"{embedded.model_name} ({embedded.model_fingerprint[:12]})".lstrip()
         found.append(f"The file says that it was made from {made_from}, and {model.path.name} is another model ({model.fingerprint[:12]}).")
     for what, digests in _seen(workspace, model, embedded).items():
-        if text_sha256 in digests:
-            found.append(f"{text_name} is the text from which the file's {what} computed: it is not held out, and the file looks too good.")
+        if sha256 in digests:
+            found.append(f"{text.name} is the text from which the file's {what} computed: it is not held out, and the file looks too good.")
+            continue
+        places = filter(None, (text_place(workspace, digest) for digest in sorted(digests)))
+        shares = {place.name: _shared(content, read_text(place)[0]) for place in places if place.is_file()}
+        found += [
+            f"{words.percent(share, 0)} of {text.name} is also in {name}, from which the file's {what} computed: "
+            "that much is not held out, and the file looks too good."
+            for name, share in shares.items()
+            if share
+        ]
     return found
+
+
+def _shared(text: str, other: str) -> float:
+    """The share of a text that is word for word in another one, 0 to 1, from passages all over it; line breaks do not count."""
+    text, other = (" ".join(each.split()) for each in (text, other))
+    n_passages = max(1, min(PASSAGES, len(text) // PASSAGE_LENGTH))
+    starts = [round(index * max(0, len(text) - PASSAGE_LENGTH) / max(1, n_passages - 1)) for index in range(n_passages)]
+    return sum(text[start : start + PASSAGE_LENGTH] in other for start in starts) / n_passages
 
 
 def _seen(workspace: Workspace, model: OpenedModel, embedded: Strategy | None) -> dict[str, set[str]]:
