@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantailor.analysis.rounding.codes import ScalarCodes, scalar_codes
+from quantailor.analysis.rounding.codes import CodeOf, ScalarCodes, scalar_codes
 from quantailor.analysis.rounding.kernels import choose_codes, improve_codes
-from quantailor.analysis.rounding.metric import Factor, FactorBlock, Metric
+from quantailor.analysis.rounding.metric import Factor, FactorBlock, Metric, Span
 from quantailor.ggml import codec
 from quantailor.numerics import Bytes, Floats
 from quantailor.qtypes import QType
 
 PANEL_ROWS = 64
 """Rows that go through together. Always as many, so that a row's bytes do not depend on its neighbours."""
-WIDE = 256
-"""Columns whose share of earlier errors is computed in one product."""
 DOUBTFUL = 0.02
 """Rows that lose more than this part of what they hold are compared with ggml's rounding, and keep that where it loses less: with so few
 bits a weight, what there is to make up for can grow from block to block."""
@@ -50,25 +48,20 @@ def round_rows(values: Floats, qtype: QType, metric: Metric) -> Bytes:
 
 
 def _round_panel(values: Floats, qtype: QType, factor: Factor) -> Bytes:
-    size, n_cols = qtype.block_size, values.shape[1]
+    n_rows, n_cols = values.shape
     layout = scalar_codes(qtype)
     weights = values[:, factor.order]
     errors = np.zeros_like(weights)
-    lost = np.zeros(len(values))
-    data = np.empty((len(values), n_cols // size, qtype.row_bytes(size)), dtype=np.uint8)
-    wide = max(size, WIDE)
-    for last in range(n_cols, 0, -wide):
-        first = max(0, last - wide)
-        carried = errors[:, last:] @ factor.lower[last:, first:last]  # what later columns add to these columns of d L
-        for stop in range(last, first, -size):
-            start = stop - size
-            block = factor.blocks[start // size]
-            shift = carried[:, start - first : stop - first] + errors[:, stop:last] @ factor.lower[stop:last, start:stop]
-            own = np.ascontiguousarray(weights[:, start:stop])
-            codes, errors[:, start:stop] = _round_block(own, shift.copy(), qtype, layout, block)
-            data[:, block.index] = codes
-            lost += np.square(shift + errors[:, start:stop] @ block.lower).sum(axis=1)
-    rounded = data.reshape(len(values), -1)
+    lost = np.zeros(n_rows)
+    data = np.empty((n_rows, n_cols // qtype.block_size, qtype.type_size), dtype=np.uint8)
+    for span in factor.spans:
+        carried = errors[:, span.stop :] @ factor.lower[span.stop :, span.start : span.stop]  # what later columns add to these of d L
+        own = np.ascontiguousarray(weights[:, span.start : span.stop])
+        codes, made = _round_span(own, carried, qtype, layout, span)
+        errors[:, span.start : span.stop] = made
+        data[:, [block.index for block in span.blocks]] = codes
+        lost += np.square(carried + made @ span.lower).sum(axis=1)
+    rounded = data.reshape(n_rows, -1)
     doubtful = np.flatnonzero(lost > DOUBTFUL * (np.square(weights) @ factor.importance))
     if len(doubtful):
         plain = codec.quantize(values[doubtful], qtype, factor.importance[np.argsort(factor.order)])
@@ -78,15 +71,37 @@ def _round_panel(values: Floats, qtype: QType, factor: Factor) -> Bytes:
     return rounded
 
 
-def _round_block(weights: Floats, carried: Floats, qtype: QType, layout: ScalarCodes | None, block: FactorBlock) -> tuple[Bytes, Floats]:
-    """The bytes of rows of one block, (n, type_size), and the errors that they make, (n, size), in the factor's order as the weights."""
-    best = weights - carried @ block.inverse
-    data = codec.quantize(best[:, block.natural], qtype, block.importance)
-    if layout is None:
-        return data, codec.dequantize(data, qtype, qtype.block_size)[:, block.within] - weights
-    offset, step = (np.ascontiguousarray(each[:, block.within]) for each in layout.grid(data))
+def _round_span(weights: Floats, carried: Floats, qtype: QType, layout: ScalarCodes | None, span: Span) -> tuple[Bytes, Floats]:
+    """The bytes of rows of a span's blocks, (n, n_blocks, type_size), and the errors that they make, (n, n_cols), in the factor's order."""
+    size = qtype.block_size
+    data = np.empty((len(weights), len(span.blocks), qtype.type_size), dtype=np.uint8)
+    errors, offset, step = (np.empty_like(weights) for _ in range(3))
+    codes = np.empty(weights.shape, dtype=np.uint8)
+    pulled = carried.copy()
+    for number in reversed(range(len(span.blocks))):
+        block, place = span.blocks[number], slice(number * size, (number + 1) * size)
+        own, shift = np.ascontiguousarray(weights[:, place]), pulled[:, place].copy()
+        best = own - shift @ block.inverse
+        data[:, number] = codec.quantize(best[:, block.natural], qtype, block.importance)
+        if layout is None:
+            errors[:, place] = codec.dequantize(data[:, number], qtype, size)[:, block.within] - own
+        else:
+            grid = tuple(np.ascontiguousarray(each[:, block.within]) for each in layout.grid(data[:, number]))
+            offset[:, place], step[:, place] = grid
+            codes[:, place], errors[:, place] = _chosen(own, shift, layout, grid, block)
+        pulled[:, : place.stop] += errors[:, place] @ span.lower[place, : place.stop]
+    if layout is not None:
+        if len(span.blocks) > 1:
+            improve_codes(weights, pulled @ span.lower.T, span.gram, offset, step, layout.middles, layout.table, N_SWEEPS, codes, errors)
+        for number, block in enumerate(span.blocks):
+            data[:, number] = layout.pack(data[:, number], codes[:, number * size : (number + 1) * size][:, block.natural])
+    return data, errors
+
+
+def _chosen(weights: Floats, shift: Floats, layout: ScalarCodes, grid: tuple[Floats, ...], block: FactorBlock) -> tuple[CodeOf, Floats]:
+    """Codes of rows of one block and the errors that they make, each (n, size); `shift` is used up."""
+    offset, step = grid
     codes, errors = np.empty(weights.shape, dtype=np.uint8), np.empty_like(weights)
-    grid = (offset, step, layout.middles, layout.table)
-    choose_codes(weights, carried, block.lower, *grid, codes, errors)
-    improve_codes(weights, carried @ block.lower.T, block.gram, *grid, N_SWEEPS, codes, errors)
-    return layout.pack(data, codes[:, block.natural]), errors
+    choose_codes(weights, shift, block.lower, offset, step, layout.middles, layout.table, codes, errors)
+    improve_codes(weights, shift @ block.lower.T, block.gram, offset, step, layout.middles, layout.table, N_SWEEPS, codes, errors)
+    return codes, errors

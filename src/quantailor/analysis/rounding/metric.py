@@ -19,6 +19,8 @@ from quantailor.numerics import Doubles, Floats, Integers
 
 DAMPING = 0.01
 """Part of the mean diagonal that is added to the diagonal."""
+SPAN_COLUMNS = 256
+"""Columns whose codes are looked at again together."""
 SHRINKAGE_COLUMNS = 0.25
 """Off the diagonal, H from n tokens counts n / (n + this x n_cols): few tokens say little about many pairs of columns."""
 
@@ -38,9 +40,22 @@ class FactorBlock:
     inverse: Floats
     """Of that, (size, size)."""
     gram: Floats
-    """L L^T of that part: the metric that is left to the block when all columns before it can still make up for it, (size, size)."""
+    """L L^T of that part: the metric that is left to the block where all columns before can still make up for it, (size, size)."""
     importance: Floats
     """Its diagonal in the block's own order, (size,)."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Span:
+    """Some blocks beside each other in the factor's order, whose codes are chosen together."""
+
+    start: int
+    stop: int
+    lower: Floats
+    """Their part of L, (n_cols, n_cols)."""
+    gram: Floats
+    """L L^T of that part, (n_cols, n_cols)."""
+    blocks: tuple[FactorBlock, ...]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -53,13 +68,13 @@ class Factor:
     """L, (n_cols, n_cols), in that order."""
     importance: Floats
     """The diagonal of the damped H in that order, (n_cols,)."""
-    blocks: tuple[FactorBlock, ...]
-    """In that order."""
+    spans: tuple[Span, ...]
+    """From the last to the first, as they are rounded."""
 
     @property
     def n_bytes(self) -> int:
         """Memory that it takes, nearly."""
-        return self.lower.nbytes + sum(3 * block.lower.nbytes for block in self.blocks)
+        return self.lower.nbytes + sum(5 * span.lower.nbytes for span in self.spans)
 
 
 class Metric:
@@ -114,15 +129,19 @@ def _factor(damped: Floats, size: int) -> Factor:
     order = blocks.reshape(-1)
     lower = scipy.linalg.cholesky(damped[np.ix_(order, order)], lower=True, overwrite_a=True, check_finite=False)
     lower = np.ascontiguousarray(lower, dtype=np.float32)
-    return Factor(
-        order,
-        lower,
-        importance[order].astype(np.float32),
-        tuple(
-            _block(lower[start : start + size, start : start + size], order[start : start + size], size)
-            for start in range(0, len(order), size)
-        ),
+    n_span = max(1, SPAN_COLUMNS // size) * size
+    stops = range(len(order), 0, -n_span)
+    spans = tuple(_span(lower, order, size, max(0, stop - n_span), stop) for stop in stops)
+    return Factor(order, lower, importance[order].astype(np.float32), spans)
+
+
+def _span(lower: Floats, order: Integers, size: int, start: int, stop: int) -> Span:
+    part = np.ascontiguousarray(lower[start:stop, start:stop])
+    blocks = tuple(
+        _block(part[first : first + size, first : first + size], order[start + first : start + first + size], size)
+        for first in range(0, stop - start, size)
     )
+    return Span(start, stop, part, part @ part.T, blocks)
 
 
 def _block(part: Floats, columns: Integers, size: int) -> FactorBlock:
