@@ -27,7 +27,8 @@ from quantailor.models.source import MemorySource, ModelSource
 from quantailor.numerics import Bytes
 from quantailor.records import MetadataValue, Verdict
 from quantailor.session import Workspace
-from quantailor.steps.imatrix import ImatrixStep
+from quantailor.steps.calibration.calibrate import CalibrateStep
+from quantailor.steps.calibration.imatrix import ImatrixStep
 from quantailor.steps.measure import MeasureStep
 from quantailor.steps.options import Compute
 from quantailor.steps.probe import ProbeStep
@@ -440,6 +441,8 @@ def step_for(thing: str, asked: Asked) -> Step[StepResult]:
     scored: dict[str, Any] = {**shared, "text": str(asked.text), "n_ctx": asked.n_ctx}
     if thing == "importance matrix":
         return ImatrixStep(**scored, chunks=1)
+    if thing == "covariances":
+        return CalibrateStep(**scored, chunks=1)
     if thing == "weight errors":
         return MeasureStep(**shared, types=("Q8_0",), tensors=("attn_v",), imatrix=asked.imatrix)
     if thing == "scores":
@@ -451,12 +454,13 @@ def step_for(thing: str, asked: Asked) -> Step[StepResult]:
 
 
 TABLES = {
+    "covariances": "covariance_computations",
     "importance matrix": "imatrix_computations",
     "weight errors": "cells",
     "scores": "chunk_scores",
     "mixes": "mix_scores",
 }
-FOLDERS = {"reference": "references", "base log-probabilities": "base-logp", "importance matrix": "imatrices"}
+FOLDERS = {"reference": "references", "base log-probabilities": "base-logp", "importance matrix": "imatrices", "covariances": "covariances"}
 
 
 def results_of(home: Path, thing: str) -> object:
@@ -475,6 +479,7 @@ def ask(home: Path, thing: str, asked: Asked) -> object:
 
 KEYS = [
     *(("importance matrix", part) for part in ("weight", "token", "text", "n_ctx", "llama.cpp", "file")),
+    *(("covariances", part) for part in ("weight", "token", "text", "n_ctx", "llama.cpp", "file")),
     *(("weight errors", part) for part in ("weight", "token", "imatrix", "llama.cpp")),
     *(("scores", part) for part in ("weight", "token", "text", "n_ctx", "llama.cpp")),
     *(("mixes", part) for part in ("weight", "token", "text", "n_ctx", "imatrix", "llama.cpp")),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from quantailor.app.api import (
         Model,
         build,
+        calibrate,
         check,
         compare,
         convert,
@@ -52,6 +53,7 @@ __all__ = [
     "Strategy",
     "Verdict",
     "build",
+    "calibrate",
     "check",
     "compare",
     "convert",

@@ -414,6 +414,7 @@ class Workspace:
         """The covariances of that fingerprint; None where their file is gone or is not what was written."""
         try:
             found = CovarianceFile(self.covariances_path(model, covariances))
+            found.check()
         except CovarianceError:
             return None
         return found if found.fingerprint == covariances else None

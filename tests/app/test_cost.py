@@ -15,7 +15,7 @@ from quantailor.errors import CorpusError, TypeUnavailableError
 from quantailor.jobs import Progress, resolve, this_worker
 from quantailor.pipeline import LEVELS, StudyStep
 from quantailor.session import Workspace
-from quantailor.steps.imatrix import ImatrixStep
+from quantailor.steps.calibration.imatrix import ImatrixStep
 from quantailor.steps.measure import MeasureStep
 from quantailor.steps.options import Compute
 from quantailor.store import Store

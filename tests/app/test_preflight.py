@@ -14,8 +14,8 @@ from quantailor.costs.machine import filesystem, free_disk_bytes, free_memory_by
 from quantailor.errors import ResourceError
 from quantailor.pipeline import MakeStep, StudyStep
 from quantailor.session import Workspace
+from quantailor.steps.calibration.imatrix import ImatrixStep
 from quantailor.steps.convert import ConvertStep
-from quantailor.steps.imatrix import ImatrixStep
 from quantailor.steps.measure import MeasureStep
 from quantailor.steps.plan import PlanOptions
 from quantailor.steps.probe import ProbeStep

@@ -32,6 +32,7 @@ def home(tmp_path: Path) -> Path:
     (made.references / f".now.gguf.{os.getpid()}.part").write_bytes(bytes(2000))
     (made.bases / "model-01234567.gguf").write_bytes(bytes(7000))
     (made.imatrices / f"{PREFIX}-fedcba.gguf").write_bytes(bytes(1000))
+    (made.covariances / f"{PREFIX}-run-fedcba.state").write_bytes(bytes(4000))
     made.log_of(1).write_text("worked")
     return made.path
 
@@ -71,6 +72,7 @@ def test_yes_removes_what_can_be_computed_again_and_nothing_else(run: Command, h
         f"references/.now.gguf.{os.getpid()}.part",
         "bases/model-01234567.gguf",
         f"imatrices/{PREFIX}-fedcba.gguf",
+        f"covariances/{PREFIX}-run-fedcba.state",
         "logs/job-1.log",
     }
     assert "0 B of" in run("clean").out
@@ -79,6 +81,7 @@ def test_yes_removes_what_can_be_computed_again_and_nothing_else(run: Command, h
 def test_by_kind_and_by_age(run: Command, home: Path) -> None:
     report = run("clean", "--yes", "--kind", "references", "--json").result
     assert report["removable_bytes"] == 3000
+    assert run("clean", "--yes", "--kind", "covariances", "--json").result["removable_bytes"] == 4000
     folder = home / "base-logp" / f"{PREFIX}-text-512"
     assert run("clean", "--yes", "--older-than", 2, "--json").result["removable_bytes"] == 0
     days_ago = time.time() - 3 * 86_400

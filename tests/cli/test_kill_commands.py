@@ -109,6 +109,17 @@ def test_imatrix_gives_one_matrix(forked: Forked, mixture: Path, text: Path, tmp
     one_result(reports, "fingerprint")
 
 
+def test_calibrate_gives_one_file(forked: Forked, mixture: Path, text: Path, tmp_path: Path) -> None:
+    def words(home: Path) -> list[object]:
+        return ["calibrate", mixture, "-f", text, "--chunks", 8, *FEW, "-o", home / "out.gguf", "--force"]
+
+    reports = kill_at_each_moment(forked, words, tmp_path, rows("covariances"))
+    one_result(reports, "fingerprint")
+    assert len({(report.home / "out.gguf").read_bytes() for report in reports}) == 1
+    for report in reports:
+        assert [path.suffix for path in (report.home / "covariances").iterdir()] == [".gguf"]
+
+
 def test_build_leaves_nothing_half_written(forked: Forked, base: Path, text: Path, tmp_path: Path) -> None:
     home, strategy = tmp_path / "prepared", tmp_path / "s.yaml"
     run_first(home, "imatrix", base, "-f", text, "--chunks", 2, *FEW)

@@ -16,7 +16,8 @@ from typer.main import get_command
 from quantailor.cli.app import app
 
 COMMANDS = (
-    *("inspect", "download", "convert", "imatrix", "measure", "probe", "sweep", "plan", "predict", "refine", "build", "verify", "make"),
+    *("inspect", "download", "convert", "imatrix", "calibrate", "measure", "probe", "sweep", "plan", "predict", "refine", "build"),
+    *("verify", "make"),
     *("study", "models"),
     *("report", "compare-models"),
     "status",

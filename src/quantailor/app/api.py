@@ -28,9 +28,10 @@ from quantailor.pipeline import Level, MakeResult, MakeStep, StudyResult, StudyS
 from quantailor.records import Strategy, TensorInfo, Verdict
 from quantailor.session import AUTO, Workspace
 from quantailor.steps.build import BuildReport, BuildStep
+from quantailor.steps.calibration.calibrate import CalibrateReport, CalibrateStep
+from quantailor.steps.calibration.imatrix import ImatrixReport, ImatrixStep, use_imatrix
 from quantailor.steps.convert import ConvertStep
 from quantailor.steps.hub.download import DownloadResult, DownloadStep
-from quantailor.steps.imatrix import ImatrixReport, ImatrixStep, use_imatrix
 from quantailor.steps.measure import MeasureResult, MeasureStep
 from quantailor.steps.options import DEFAULT_N_CTX, Compute, absolute
 from quantailor.steps.plan import Method, PlanOptions, choose
@@ -198,6 +199,27 @@ def imatrix(
     if file is not None:
         return use_imatrix(model.workspace, model.path, import_file=Path(file))
     step = ImatrixStep(base=str(model.base), text=_text(text), chunks=chunks, n_ctx=n_ctx, compute=model.compute)
+    return _run(model.workspace, step, model.on_progress)
+
+
+def calibrate(model: Model, text: str | Path | None = None, *, chunks: int | None = None, n_ctx: int = DEFAULT_N_CTX) -> CalibrateReport:
+    """Compute an importance matrix and input covariances in one run; later steps use both.
+
+    Args:
+        model: what llama.cpp runs on the text.
+        text: a text file; None is the calibration text that ships.
+        chunks: at most so many chunks of `n_ctx` tokens.
+        n_ctx: tokens in a chunk.
+
+    Raises:
+        CorpusError: the text cannot be read or is too short.
+
+    >>> with open_model("demo/books-llama") as model:
+    ...     found = calibrate(model, chunks=2)
+    >>> found.chunk_count, found.missing_tensors
+    (2, ())
+    """
+    step = CalibrateStep(base=str(model.base), text=_text(text), chunks=chunks, n_ctx=n_ctx, compute=model.compute)
     return _run(model.workspace, step, model.on_progress)
 
 

@@ -11,10 +11,11 @@ from quantailor.pipeline import LEVEL_SETTINGS, LEVELS, Level, MakeResult, MakeS
 from quantailor.qtypes import IMATRIX_REQUIRED, UNQUANTIZED
 from quantailor.session import AUTO, NONE
 from quantailor.steps.build import BuildReport, BuildStep
+from quantailor.steps.calibration.calibrate import CalibrateReport, CalibrateStep
+from quantailor.steps.calibration.imatrix import ImatrixReport, ImatrixStep, use_imatrix
 from quantailor.steps.checks.ranges import RANGES
 from quantailor.steps.convert import ConversionOffer, ConvertResult, ConvertStep, conversion_offer
 from quantailor.steps.hub.download import DownloadResult, DownloadStep, cached_model, shipped_imatrix
-from quantailor.steps.imatrix import ImatrixReport, ImatrixStep, use_imatrix
 from quantailor.steps.measure import MeasureResult, MeasureStep
 from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX, REPO, Compute, Conversion, HubModel, Way, absolute
 from quantailor.steps.plan import BasisWish, Limits, Method, PlanOptions, PlanResult, Target, plan
@@ -53,6 +54,8 @@ __all__ = [
     "BasisWish",
     "BuildReport",
     "BuildStep",
+    "CalibrateReport",
+    "CalibrateStep",
     "Compute",
     "ConversionOffer",
     "Conversion",

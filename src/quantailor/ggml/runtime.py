@@ -66,6 +66,13 @@ class Activation:
 Capture = Callable[[Activation], None]
 
 
+class Enough(Exception):
+    """What a capture raises where it needs nothing of what follows in this graph: the rest is not computed.
+
+    Only for a model that runs on the CPU as a whole, and where nobody asks for its logits.
+    """
+
+
 class _Log:
     """llama.cpp's messages: whole lines, the latest kept."""
 
@@ -360,6 +367,8 @@ class _Observer:
     def _on_node(self, address: int, ask: bool, _: object) -> bool:
         try:
             return self._visit(ctypes.cast(address, TensorPointer).contents, ask)
+        except Enough:
+            return False
         except BaseException as error:  # ctypes would print and drop it; `reraise` hands it on
             self._failure = error
             return False

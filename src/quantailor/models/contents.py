@@ -26,12 +26,20 @@ _PROJECTOR = Contents(
 _ADAPTER = Contents("an adapter (LoRA)", "Merge it into its model with llama-export-lora, and give the merged 16-bit file")
 _CONTROL_VECTOR = Contents("a control vector", "It is added while a model runs: give the model's file")
 _IMATRIX = Contents("an importance matrix", "Give a model's file, and this one beside it with `--imatrix`")
+_COVARIANCES = Contents("a file of input covariances", "Give a model's file; `quantailor calibrate` computes covariances for it")
 _VOCABULARY = Contents("a vocabulary without weights", "Give the file that holds the model's weights")
 _EMPTY = Contents("an empty file (no tensors)", "Get an intact copy of the file, or the file that holds the weights")
 _IMAGES = Contents("a model for images, video or sound", "Give a language model's file; only those can be measured here")
 _PARTS = Contents("a file of other tensors (no token embeddings, no blocks)", "Give the file of a language model that llama.cpp can run")
 
-_BY_TYPE = {"adapter": _ADAPTER, "mmproj": _PROJECTOR, "imatrix": _IMATRIX, "vocab": _VOCABULARY, "vocabulary": _VOCABULARY}
+_BY_TYPE = {
+    "adapter": _ADAPTER,
+    "mmproj": _PROJECTOR,
+    "imatrix": _IMATRIX,
+    "covariances": _COVARIANCES,
+    "vocab": _VOCABULARY,
+    "vocabulary": _VOCABULARY,
+}
 _BY_ARCHITECTURE = {"clip": _PROJECTOR, "controlvector": _CONTROL_VECTOR, "imatrix": _IMATRIX} | dict.fromkeys(
     (
         *("flux", "sd1", "sd2", "sd3", "sdxl", "aura", "auraflow", "hidream", "cosmos", "ltxv", "hyvid", "wan", "lumina2"),

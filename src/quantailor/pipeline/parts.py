@@ -23,9 +23,9 @@ from typing import ClassVar, Literal
 from quantailor.errors import UnsupportedModelError
 from quantailor.models.opening import require_unquantized
 from quantailor.session import OpenedModel, Workspace
+from quantailor.steps.calibration.imatrix import ImatrixStep
 from quantailor.steps.checks.inputs import check_imatrix, check_texts
 from quantailor.steps.convert import WholeStep
-from quantailor.steps.imatrix import ImatrixStep
 from quantailor.steps.measure import MeasureStep, known_types
 from quantailor.steps.probe import DEFAULT_PROBE_CHUNKS, Grouping, ProbeStep
 from quantailor.steps.stages import Stages

@@ -5,7 +5,7 @@ that ends in `PLACE.gguf`: `PLACE.state`, the sums as of some chunk, replaced wh
 the making, to which what is summed up was written; and the file itself. A run that finds them goes on and ends in the same bytes.
 
 The sums of all inputs may need more memory than there is. Then the matrices are summed in turns, as many at a time as fit, and the
-text runs through the model once for each turn; the importance matrix comes out of the first.
+text runs through the model once for each turn, as far as the last of these matrices; the importance matrix comes out of the first.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,15 +29,16 @@ from quantailor import files
 from quantailor.analysis.covariances.covariance_file import Description, Input, encoded, file_layout, plan_file
 from quantailor.analysis.covariances.sums import PANEL, add_products, diagonal, packed_size
 from quantailor.analysis.importance.computing import ImatrixState
-from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry
+from quantailor.analysis.importance.imatrix import TOKEN_EMBEDDINGS, Imatrix, ImatrixEntry
 from quantailor.control import QUIET, Control
 from quantailor.errors import CovarianceError, ImatrixError
-from quantailor.ggml.runtime import Activation, LoadedModel
+from quantailor.ggml.runtime import Activation, Enough, LoadedModel
 from quantailor.models.gguf_format import aligned
 from quantailor.models.gguf_writer import PartLayout
 from quantailor.numerics import Floats, Tokens
 from quantailor.processes import apart
 from quantailor.processes.messages import doing, remove_when_left
+from quantailor.records import TensorInfo
 
 BUDGET_BYTES = 3 << 29
 """Memory for sums, beside the model."""
@@ -45,6 +47,7 @@ SAVE_SECONDS = 20.0
 SAVE_SHARE = 20.0
 _LOOK_TOKENS = 16
 """Enough to see which matrices share an input."""
+_SHARING = re.compile(r"(attn|ffn)_(?:q|k|v|gate|up)(?=[_.])")
 _STATE_VERSION = 1
 
 
@@ -138,6 +141,22 @@ def forget_run(output: Path) -> None:
     for suffix in (".state", ".unfinished"):
         with files.writing(output):
             output.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def expected_bytes(tensors: Sequence[TensorInfo]) -> tuple[int, int]:
+    """Memory for all sums at once and size of the file, from the tensors whose inputs are wanted.
+
+    Attention's q, k and v are taken to share an input, and so are gate and up.
+    """
+    by_input: dict[tuple[str, int, int], Input] = {}
+    has_output = any(tensor.name == "output.weight" for tensor in tensors)
+    for tensor in tensors:
+        if tensor.name in TOKEN_EMBEDDINGS and (has_output or tensor.name != TOKEN_EMBEDDINGS[0]):
+            continue
+        key = _SHARING.sub(r"\1", tensor.name)
+        by_input[key, tensor.n_slices, tensor.n_cols] = Input(key, (tensor.name,), tensor.n_slices, tensor.n_cols)
+    in_memory = sum(4 * one.n_matrices * packed_size(one.n_cols) for one in by_input.values())
+    return in_memory, sum(one.n_matrices * (4 * one.n_cols + 2 * one.n_pairs) for one in by_input.values())
 
 
 @dataclass(eq=False)
@@ -244,6 +263,7 @@ class _Watching:
         self._summing: tuple[_Progress, ThreadPoolExecutor] | None = None
         self._numbers: dict[str, int] = {}
         self._wanted: dict[int, list[_Sums]] = {}
+        self._last: int | None = None
 
     def inputs(self) -> tuple[Input, ...]:
         """What was seen, in the graph's order. Raises CovarianceError where it is nothing."""
@@ -258,6 +278,8 @@ class _Watching:
         self._wanted = {}
         for sums in progress.sums:
             self._wanted.setdefault(sums.number, []).append(sums)
+        # The importance matrix, which comes out of the first turn, needs all inputs; on a GPU a graph has several parts.
+        self._last = max(self._wanted) if progress.turn and not self._run.n_gpu_layers else None
 
     def see(self, activation: Activation) -> None:
         """One activation. Raises ImatrixError where it is not finite."""
@@ -290,6 +312,8 @@ class _Watching:
         elif wanted:
             rows = _rows_of_slices(activation)
             add_products(pool, [(sums.packed, everything if sums.index == activation.n_slices else rows(sums.index)) for sums in wanted])
+        if number == self._last:
+            raise Enough
 
 
 def _rows_of_slices(activation: Activation) -> Callable[[int], Floats]:

@@ -21,7 +21,7 @@ from quantailor import files
 from quantailor.jobs import reconcile
 from quantailor.session import Workspace
 
-KeptKind = Literal["log-probabilities", "references", "leftovers", "bases", "imatrices", "logs", "store"]
+KeptKind = Literal["log-probabilities", "references", "leftovers", "bases", "covariances", "imatrices", "logs", "store"]
 CLEANED: tuple[KeptKind, ...] = ("log-probabilities", "references", "leftovers")
 """Removed where no kind is named."""
 _AGAIN = {
@@ -29,6 +29,7 @@ _AGAIN = {
     "references": "the base, quantized by llama.cpp again",
     "leftovers": "nothing: left by a process that was killed",
     "bases": "the model's directory, converted again",
+    "covariances": "the base, run on the text again",
 }
 _STAYS = {
     "imatrices": "importance matrices stay: measurements rest on them, and imported ones cannot be computed",
@@ -153,10 +154,13 @@ def _items(workspace: Workspace) -> Iterator[KeptItem]:
     names = {record.fingerprint: record.name for record in store.models()}
     by_prefix = {fingerprint[:16]: name for fingerprint, name in names.items()}
     by_path = {str(location.path): location.key for location in store.every_location("model")}
+    covariances = (record for fingerprint in names for record in store.covariances(fingerprint) if record.origin == "imported")
+    imported = {workspace.covariances_path(record.model, record.fingerprint).name for record in covariances}
     folders: tuple[tuple[KeptKind, Path], ...] = (
         ("log-probabilities", home.base_logp),
         ("references", home.references),
         ("bases", home.bases),
+        ("covariances", home.covariances),
         ("imatrices", home.imatrices),
         ("logs", home.logs),
     )
@@ -171,6 +175,8 @@ def _items(workspace: Workspace) -> Iterator[KeptItem]:
             stays = None
             if kind == "bases" and not any(place.is_dir() for place in store.locations("model", key)):
                 stays = "the directory that it was converted from is not there"
+            if kind == "covariances" and path.name in imported:
+                stays = "imported: they cannot be computed again"
             yield _item(kind, path, by_prefix.get(path.name[:16]) or names.get(key, ""), stays)
     for path in sorted(home.path.glob(f"{home.database.name}*")):
         yield _item("store", path, "", None)

@@ -12,7 +12,7 @@ from quantailor.costs.seconds import measure_seconds
 from quantailor.costs.trial import MIN_PAST_SECONDS, N_PAST_RUNS, PastRun, inference_seconds, past_ratio
 from quantailor.errors import QuantailorError
 from quantailor.session import Workspace
-from quantailor.steps.imatrix import ImatrixStep
+from quantailor.steps.calibration.imatrix import ImatrixStep
 from quantailor.steps.measure import MeasureStep, known_types
 from quantailor.steps.step import from_json
 from quantailor.store import Job

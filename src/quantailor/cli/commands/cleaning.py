@@ -14,14 +14,14 @@ from quantailor.cli.output import console, table
 from quantailor.cli.root import command
 from quantailor.present import words
 
-_KINDS = get_args(KeptKind)[:4]
+_KINDS = get_args(KeptKind)[:5]
 
 
 @command("clean", epilog="Examples: quantailor clean | quantailor clean --yes --kind references --older-than 30")
 def clean_home(
     answer: options.Answer,
     kind: Annotated[
-        list[str] | None, typer.Option("--kind", help=f"What to remove: {', '.join(_KINDS)}; all but bases where none is named.")
+        list[str] | None, typer.Option("--kind", help=f"What to remove: {', '.join(_KINDS)}; the first three where none is named.")
     ] = None,
     older_than: Annotated[
         float, typer.Option("--older-than", metavar="DAYS", min=0.0, max=36_500.0, help="Only what was not written since.")

@@ -20,6 +20,7 @@ from quantailor.app.steps import (
     NONE,
     BasisWish,
     BuildStep,
+    CalibrateStep,
     ConvertStep,
     Grouping,
     ImatrixStep,
@@ -147,6 +148,42 @@ def imatrix(
         chunks=chunks,
         n_ctx=n_ctx,
         process_output=process_output,
+        output=optional_path(output),
+        overwrite=force,
+        compute=machine.compute,
+    )
+    run.execute(task)
+
+
+@command(epilog="Example: quantailor calibrate base.gguf -f text.txt")
+def calibrate(
+    hub: options.Hub,
+    machine: options.Machine,
+    run: options.Run,
+    base: options.Runnable,
+    text: options.Text = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the covariances here.")] = None,
+    chunks: options.Chunks = None,
+    n_ctx: options.Context = DEFAULT_N_CTX,
+    process_output: Annotated[bool, typer.Option("--process-output", help="Include output.weight, for the quantizer.")] = False,
+    memory: Annotated[
+        str | None, typer.Option("--memory", help="For sums, beside the model (1.5GiB): with more, the text runs fewer times.")
+    ] = None,
+    force: options.Force = False,
+) -> None:
+    """Compute an importance matrix and input covariances, from which errors are measured and made up for while rounding.
+
+    Later commands use the newest of a model. Models whose sums do not fit the memory run through the text several times.
+    """
+    repository = hub.repository(base)
+    task = CalibrateStep(
+        base=options.place(base, repository),
+        hub=repository,
+        text=optional_path(text),
+        chunks=chunks,
+        n_ctx=n_ctx,
+        process_output=process_output,
+        memory_bytes=None if memory is None else parse_size(memory),
         output=optional_path(output),
         overwrite=force,
         compute=machine.compute,

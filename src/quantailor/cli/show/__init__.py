@@ -8,6 +8,7 @@ from typing import Any
 
 from quantailor.app.steps import (
     BuildReport,
+    CalibrateReport,
     ConvertResult,
     ImatrixReport,
     MakeResult,
@@ -23,7 +24,7 @@ from quantailor.cli.output import console
 from quantailor.cli.show.choosing import compared, planned, predicted, refined, reported
 from quantailor.cli.show.files import built, converted, made, verified
 from quantailor.cli.show.job_table import job, jobs
-from quantailor.cli.show.measuring import imatrix, measured, probed, studied, swept
+from quantailor.cli.show.measuring import calibrated, imatrix, measured, probed, studied, swept
 from quantailor.cli.show.structure import configuration, model, tensors
 from quantailor.cli.show.text import plain
 
@@ -46,6 +47,7 @@ __all__ = [
 SHOW: dict[type, Callable[[Any], None]] = {
     ConvertResult: converted,
     ImatrixReport: imatrix,
+    CalibrateReport: calibrated,
     MeasureResult: measured,
     ProbeResult: probed,
     SweepResult: swept,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.markup import escape
 
-from quantailor.app.steps import ImatrixReport, MeasureResult, ProbeResult, StudyResult, SweepCellReport, SweepResult
+from quantailor.app.steps import CalibrateReport, ImatrixReport, MeasureResult, ProbeResult, StudyResult, SweepCellReport, SweepResult
 from quantailor.cli.output import console, table
 from quantailor.cli.show.text import several
 from quantailor.present import words
@@ -50,6 +50,24 @@ def imatrix(report: ImatrixReport) -> None:
     if rows:
         headings = ("sum E\\[x2]", "min", "max", "mean", "sd", "active", "entropy", "unseen")
         out.print(table("Statistics of E\\[x2]", {"tensor": "left", **dict.fromkeys(headings, "right")}, rows))
+
+
+def calibrated(report: CalibrateReport) -> None:
+    """Covariances, and the importance matrix of the same run."""
+    out = console()
+    out.print(
+        f"covariances {report.fingerprint[:12]}: {plural(report.n_inputs, 'input')}, {plural(report.n_matrices, 'matrix', 'matrices')}, "
+        f"{plural(report.chunk_count, 'chunk')} of {report.chunk_size}"
+    )
+    out.print(f"file      {report.path}, {words.size(report.size_bytes)}")
+    if report.missing_tensors:
+        out.print(f"[yellow]llama.cpp does not show the inputs of {several(report.missing_tensors)}.[/yellow]")
+    if report.n_few:
+        few = plural(report.n_few, "matrix", "matrices")
+        out.print(
+            f"[yellow]{few} of experts have fewer tokens than columns and lean on those of all experts: a longer text helps.[/yellow]"
+        )
+    imatrix(report.imatrix)
 
 
 def measured(result: MeasureResult) -> None:

@@ -22,6 +22,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "target_error": (0.001, 1),
     "swaps": (0, 100_000),
     "size_bytes": (1, 2**60),
+    "memory_bytes": (2**20, 2**60),
     "split_max_bytes": (1, 2**60),
     "bits_per_weight": (0.001, 32),
     "kld_nats": (1e-30, 1e6),

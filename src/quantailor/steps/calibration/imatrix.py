@@ -20,7 +20,7 @@ from quantailor.ggml import library
 from quantailor.qtypes import IMATRIX_EXEMPT
 from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, fitted, gguf_path, quantizable_tensors, require_finite
 from quantailor.steps.checks.inputs import check_texts
-from quantailor.steps.options import DEFAULT_N_CTX
+from quantailor.steps.options import DEFAULT_N_CTX, Compute
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import ModelStep, Screen, StepResult
 from quantailor.store import ImatrixKey
@@ -76,8 +76,7 @@ class ImatrixStep(ModelStep[ImatrixReport], kind="imatrix", result=ImatrixReport
             corpus = workspace.corpus(model, text)
             workspace.store.record_location("text", corpus.sha256, text)
             n_ctx = chunk_length(model.source, self.n_ctx, stages.warn)
-            options = f"chunks={self.chunks or 'all'} output={int(self.process_output)}"
-            key = ImatrixKey(model.fingerprint, corpus.sha256, n_ctx, options, library.engine(on_gpu=self.compute.n_gpu_layers != 0))
+            key = computation_key(model, corpus, n_ctx, self.chunks, self.compute, process_output=self.process_output)
             earlier = workspace.store.computed_imatrix(key)
             imatrix = None if earlier is None else workspace.intact_imatrix(model.fingerprint, earlier.fingerprint)
             if imatrix is None:
@@ -100,6 +99,14 @@ class ImatrixStep(ModelStep[ImatrixReport], kind="imatrix", result=ImatrixReport
         """Memory for the model as it is."""
         with workspace.source(self.base) as source:
             return run_as_it_is(ModelSize.of(source), self.n_ctx, self.compute.n_gpu_layers)
+
+
+def computation_key(
+    model: OpenedModel, corpus: Corpus, n_ctx: int, n_chunks: int | None, compute: Compute, *, process_output: bool
+) -> ImatrixKey:
+    """What an importance matrix, and covariances with it, are filed under."""
+    options = f"chunks={n_chunks or 'all'} output={int(process_output)}"
+    return ImatrixKey(model.fingerprint, corpus.sha256, n_ctx, options, library.engine(on_gpu=compute.n_gpu_layers != 0))
 
 
 def _compute(workspace: Workspace, step: ImatrixStep, stages: Stages, model: OpenedModel, corpus: Corpus, key: ImatrixKey) -> Imatrix:
