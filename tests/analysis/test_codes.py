@@ -1,4 +1,4 @@
-"""What the bits of a block say: codes are read, written and valued as ggml's dequantizer, and another, do."""
+"""What the bits of a block say: codes of weights and of vectors are read, written and valued as ggml's dequantizer, and another, do."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quantailor.analysis.rounding.bits import random_blocks
 from quantailor.analysis.rounding.codes import ScalarCodes, scalar_codes
+from quantailor.analysis.rounding.vectors import VectorCodes, vector_codes
 from quantailor.ggml import codec, library
 from quantailor.numerics import Bytes
 from quantailor.qtypes import QType
 
-VECTORS = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"}
+VECTORS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 SCALARS = [qtype for qtype in library.types().values() if qtype.is_quantized and qtype.name not in VECTORS]
 every_scalar = pytest.mark.parametrize("qtype", SCALARS, ids=lambda qtype: qtype.name)
+every_vector = pytest.mark.parametrize("qtype", [library.types()[name] for name in VECTORS], ids=lambda qtype: qtype.name)
 seeds = st.integers(0, 2**32 - 1)
 few = settings(max_examples=12, deadline=None)
 
@@ -28,6 +31,12 @@ def blocks(qtype: QType, rng: np.random.Generator, n: int = 6) -> Bytes:
 
 def known(qtype: QType) -> ScalarCodes:
     layout = scalar_codes(qtype)
+    assert layout is not None
+    return layout
+
+
+def known_vectors(qtype: QType) -> VectorCodes:
+    layout = vector_codes(qtype)
     assert layout is not None
     return layout
 
@@ -109,6 +118,56 @@ def test_only_codes_that_ggml_writes_are_used(name: str, n_codes: int) -> None:
     assert known(library.types()[name]).n_codes == n_codes
 
 
-@pytest.mark.parametrize("name", sorted(VECTORS))
-def test_types_of_vectors_have_no_codes_of_single_weights(name: str) -> None:
-    assert scalar_codes(library.types()[name]) is None
+@every_vector
+@given(seed=seeds)
+@few
+def test_packed_vectors_are_what_was_meant(qtype: QType, seed: int) -> None:
+    rng, layout = np.random.default_rng(seed), known_vectors(qtype)
+    data = random_blocks(qtype, 6, rng)  # ggml's quantizers of these types take seconds to start
+    codes = rng.integers(0, layout.n_codes, (len(data), len(layout.groups))).astype(np.uint32)
+    packed = layout.pack(data, codes)
+    assert np.array_equal(layout.unpack(packed), codes)
+    assert np.array_equal(layout.pack(packed, layout.unpack(data)), data)  # no other bit was touched
+    assert codec.is_valid(packed, qtype)
+    values = codec.dequantize(packed, qtype, qtype.block_size)[:, layout.groups]
+    for group in range(len(layout.groups)):  # bit for bit what it is where every group has this code
+        everywhere = np.repeat(codes[:, group : group + 1], len(layout.groups), axis=1)
+        alone = codec.dequantize(layout.pack(data, everywhere), qtype, qtype.block_size)[:, layout.groups]
+        assert np.array_equal(values[:, group], alone[:, group])
+    offset, scale = layout.grid(data)
+    expected = offset[..., None] + scale[..., None] * layout.units(codes)
+    assert (np.abs(expected - values) <= 4e-7 * (np.abs(offset) + np.abs(scale))[..., None]).all()
+
+
+@every_vector
+def test_another_dequantizer_agrees_on_vectors(qtype: QType) -> None:
+    rng, layout = np.random.default_rng(3), known_vectors(qtype)
+    data = random_blocks(qtype, 6, rng)
+    packed = layout.pack(data, rng.integers(0, layout.n_codes, (len(data), len(layout.groups))).astype(np.uint32))
+    other = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType(qtype.id))
+    np.testing.assert_allclose(other, codec.dequantize(packed, qtype, qtype.block_size), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "entries", "n_parts", "n_masks"),
+    [
+        ("IQ1_S", (2048, 8), 1, 1),
+        ("IQ1_M", (4096, 8), 1, 1),  # 2048, each shifted up or down
+        ("IQ2_XXS", (256, 8), 1, 128),
+        ("IQ2_XS", (512, 8), 1, 128),
+        ("IQ2_S", (1024, 8), 1, 256),
+        ("IQ3_XXS", (256, 4), 2, 128),
+        ("IQ3_S", (512, 4), 1, 16),
+    ],
+)
+def test_codebooks_have_the_size_that_bits_allow(name: str, entries: tuple[int, int], n_parts: int, n_masks: int) -> None:
+    layout = known_vectors(library.types()[name])
+    assert layout.codebook.shape == entries
+    assert (layout.n_parts, len(layout.masks)) == (n_parts, n_masks)
+    assert len(np.unique(layout.codebook, axis=0)) == len(layout.codebook)
+    assert sorted(layout.groups.reshape(-1)) == list(range(256))
+
+
+@pytest.mark.parametrize("qtype", [qtype for qtype in library.types().values() if qtype.is_quantized], ids=lambda qtype: qtype.name)
+def test_every_type_has_codes_of_one_kind(qtype: QType) -> None:
+    assert (scalar_codes(qtype) is None) != (vector_codes(qtype) is None)

@@ -6,6 +6,7 @@ their code; many weights, and it belongs to a scale. No layout is written down h
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,7 +90,8 @@ def random_blocks(qtype: QType, n: int, rng: np.random.Generator) -> Bytes:
     return found
 
 
-def fields_of(qtype: QType) -> list[Fields]:
+@functools.cache
+def fields_of(qtype: QType) -> tuple[Fields, ...]:
     """All fields that hold codes, those of one size together. Bits that change many weights are in none."""
     data = random_blocks(qtype, _PROBED_BLOCKS, np.random.default_rng(0))
     changes = np.zeros((8 * qtype.type_size, qtype.block_size), dtype=bool)
@@ -104,7 +106,7 @@ def fields_of(qtype: QType) -> list[Fields]:
         weights = np.flatnonzero(group_of == group)
         bits = code_bits[own[:, weights].any(axis=1)]
         kinds[len(weights), len(bits)].append((weights, bits))
-    return [Fields(np.array([w for w, _ in each]), np.array([b for _, b in each])) for each in kinds.values()]
+    return tuple(Fields(np.array([w for w, _ in each]), np.array([b for _, b in each])) for each in kinds.values())
 
 
 def _flipped(block: Bytes, qtype: QType) -> npt.NDArray[np.uint32]:
