@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +15,26 @@ ROWS = {"attn_q": (HIDDEN, HIDDEN), "attn_k": (HIDDEN, HIDDEN), "attn_v": (HIDDE
 ROWS |= {"ffn_gate": (INNER, HIDDEN), "ffn_up": (INNER, HIDDEN), "ffn_down": (HIDDEN, INNER)}
 
 
-def write_small_base(path: Path, *, seed: str = "", vocabulary: str = "", architecture: str = "llama") -> Path:
-    """Write one; another `seed` gives other weights, another `vocabulary` another token at the end."""
+def write_small_base(
+    path: Path, *, seed: str = "", vocabulary: str = "", architecture: str = "llama", changed: Mapping[str, int | float] | None = None
+) -> Path:
+    """Write one; another `seed` gives other weights, another `vocabulary` another token at the end; `changed` hyperparameters."""
     writer = GGUFWriter(str(path), architecture)
     writer.add_string("general.name", "Small")
-    for key, value in {
+    counts: dict[str, int | float] = {
         "block_count": N_LAYERS,
         "context_length": 512,
         "embedding_length": HIDDEN,
         "feed_forward_length": INNER,
         "attention.head_count": HEADS,
         "rope.dimension_count": HIDDEN // HEADS,
-    }.items():
-        writer.add_uint32(f"{architecture}.{key}", value)
-    writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-5)
+        "attention.layer_norm_rms_epsilon": 1e-5,
+    }
+    for key, value in {**counts, **(changed or {})}.items():
+        if isinstance(value, float):
+            writer.add_float32(f"{architecture}.{key}", value)
+        else:
+            writer.add_uint32(f"{architecture}.{key}", value)
     letters = [*byte_letters().values(), f"<s>{vocabulary}"]
     writer.add_string("tokenizer.ggml.model", "gpt2")
     writer.add_string("tokenizer.ggml.pre", "llama-bpe")

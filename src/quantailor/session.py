@@ -341,7 +341,7 @@ class Workspace:
         latest = next((record for record in self.store.imatrices(model) if record in stored), None)
         if latest is None or latest == stored[0]:
             return None
-        seen = [f"{record.chunk_count} chunks of {', '.join(record.datasets) or 'a text'}" for record in (stored[0], latest)]
+        seen = [f"{record.chunk_count or '?'} chunks of {', '.join(record.datasets) or 'a text'}" for record in (stored[0], latest)]
         place = self.imatrix_path(model, latest.fingerprint)
         return f"Importance matrix {stored[0].fingerprint[:12]} is used ({seen[0]}); --imatrix {place} takes the later one ({seen[1]})."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 
 from gguf_models import HIDDEN, INNER, write_llama
+from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imatrix
 
 EXPERTS, EXPERT = 4, "blk.0.ffn_up_exps.weight"
 CALLS = 40
@@ -73,6 +75,15 @@ def test_an_expert_of_zeros_is_weighted_evenly_and_told(run: Command, model: Pat
     assert run("measure", model, "--imatrix", matrix, "--types", "Q4_K", "--json").result["unseen_experts"] == {EXPERT: 1}
     errors = slice_errors(built(run, model, matrix, tmp_path, f"{EXPERT}=Q4_K"), model, EXPERT)
     assert max(errors) < 0.02
+
+
+def test_a_file_that_says_it_saw_no_chunk_is_told(run: Command, model: Path, values: Arrays, tmp_path: Path) -> None:
+    found = read_imatrix(write_legacy(tmp_path / "whole.dat", values))
+    write_imatrix(dataclasses.replace(found, chunk_count=0), tmp_path / "none.gguf")
+    shown = " ".join(run("imatrix", model, "--import", tmp_path / "none.gguf").out.split())
+    assert "an unknown number of chunks" in shown
+    assert "The file says that it saw no chunk" in shown
+    assert "saw no chunk" not in run("imatrix", model, "--import", tmp_path / "whole.dat").out
 
 
 def test_a_tensor_of_zeros_is_weighted_evenly_and_named(run: Command, model: Path, values: Arrays, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from quantailor.jobs import resolve
 from quantailor.pipeline import StudyStep
 from quantailor.session import Workspace
 from quantailor.store import Store
+from small_base import write_small_base
 
 NO_PREDICTIONS = "gives no predictions of next tokens"
 FEW = ("--threads", 1)
@@ -112,3 +113,22 @@ def test_logits_that_are_all_equal_are_no_predictions(run: Command, tmp_path: Pa
     model = write_llama(tmp_path / "flat.gguf", flat=True)
     line = run("verify", model, "--base", model, "--against", "Q8_0", "--chunks", 1, *FEW).error_line
     assert f"{NO_PREDICTIONS}: all logits are 0" in line
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"block_count": 0}, "llama.block_count = 0"),
+        ({"block_count": 513}, "llama.block_count = 513"),
+        ({"attention.layer_norm_rms_epsilon": float("nan")}, "llama.attention.layer_norm_rms_epsilon = nan"),
+        ({"attention.layer_norm_rms_epsilon": -1.0}, "llama.attention.layer_norm_rms_epsilon = -1.0"),
+        ({"rope.freq_base": float("inf")}, "llama.rope.freq_base = inf"),
+        ({"expert_count": 4}, "llama.expert_used_count = 0 where llama.expert_count is 4"),
+        ({"expert_used_count": 3}, "llama.expert_used_count = 3 where llama.expert_count is 0"),
+    ],
+)
+def test_a_hyperparameter_that_no_model_can_have_is_named(run: Command, tmp_path: Path, changed: dict[str, float], what: str) -> None:
+    base = write_small_base(tmp_path / "odd.gguf", changed=changed)
+    for words in (("imatrix", base), ("measure", base), ("verify", base, "--base", base)):
+        line = run(*words).error_line
+        assert f"odd.gguf has {what}, which no model can have. Convert the model again, or get an intact copy" in line

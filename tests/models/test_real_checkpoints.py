@@ -57,6 +57,12 @@ def metadata(folder: Path) -> Mapping[str, MetadataValue]:
     return source.metadata
 
 
+def notes(folder: Path) -> tuple[str, ...]:
+    source = HuggingFaceSource(folder)
+    source.close()
+    return source.notes
+
+
 def refusal(folder: Path) -> str:
     """The line that refuses a directory, which no converter could take either."""
     with pytest.raises(ModelError) as told:
@@ -291,6 +297,60 @@ def test_an_output_is_missing_unless_it_is_the_embedding(folder: Path) -> None:
     assert "no output matrix (lm_head.weight)" in refusal(folder)
     edit(folder / "config.json", lambda config: config.update(tie_word_embeddings=True))
     assert metadata(folder)
+
+
+def test_a_tied_output_with_other_weights_than_the_embedding_is_told(folder: Path) -> None:
+    edit(folder / "config.json", lambda config: config.update(tie_word_embeddings=True))
+    assert "lm_head.weight differs from it: both are kept" in " ".join(notes(folder))
+    arrays = arrays_of(folder)
+    write_arrays(folder, {**arrays, "lm_head.weight": arrays["model.embed_tokens.weight"]})
+    assert notes(folder) == ()
+
+
+def test_bytes_after_the_last_array_are_refused(folder: Path) -> None:
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(bytes(7))
+    assert "7 bytes follow its last array" in refusal(folder)
+
+
+# Rope
+
+
+def test_dynamic_rope_scaling_is_told(folder: Path) -> None:
+    edit(folder / "config.json", lambda config: config.update(rope_scaling={"rope_type": "dynamic", "factor": 2.0}))
+    assert "llama.cpp has no dynamic rope scaling" in " ".join(notes(folder))
+
+
+@pytest.mark.parametrize(
+    ("rope", "said"),
+    [
+        ({"rope_type": None, "factor": 8.0}, "has the rope factor 8.0 and no rope type"),
+        ({"factor": 8.0}, "has the rope factor 8.0 and no rope type"),
+        ({"rope_type": "linear"}, "has the rope type linear without a factor"),
+        ({"type": "yarn", "factor": None}, "has the rope type yarn without a factor"),
+    ],
+)
+def test_rope_scaling_that_says_half_of_it_is_refused(folder: Path, rope: dict[str, Any], said: str) -> None:
+    edit(folder / "config.json", lambda config: config.update(rope_scaling=rope))
+    assert said in refusal(folder)
+
+
+@pytest.mark.parametrize("rope", [None, {}, {"rope_type": "default"}, {"type": None, "factor": 1.0}])
+def test_rope_scaling_that_says_nothing_changes_nothing(folder: Path, rope: dict[str, Any] | None) -> None:
+    before = metadata(folder)
+    edit(folder / "config.json", lambda config: config.update(rope_scaling=rope))
+    assert metadata(folder) == before
+    assert notes(folder) == ()
+
+
+def test_two_added_tokens_with_one_id_are_refused(folder: Path) -> None:
+    def change(stored: dict[str, Any]) -> None:
+        first = stored["added_tokens"][0]
+        stored["added_tokens"].append({**first, "content": "<other>"})
+
+    edit(folder / "tokenizer.json", change)
+    assert "two added tokens with the id" in refusal(folder)
+    assert "'<other>'" in refusal(folder)
 
 
 # Weights beyond the 16 bits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -48,6 +49,8 @@ _BY_ARCHITECTURE = {"clip": _PROJECTOR, "controlvector": _CONTROL_VECTOR, "imatr
     _IMAGES,
 )
 _EMBEDDINGS = "token_embd.weight"
+MOST_BLOCKS = 512
+"""llama.cpp's own limit."""
 
 
 def contents(source: ModelSource) -> Contents | None:
@@ -83,11 +86,13 @@ def _by_names(names: list[str]) -> Contents | None:
 def require_language_model(source: ModelSource) -> None:
     """Raise UnsupportedModelError, naming the kind and what to do, where a file holds something else.
 
-    Raises ModelFormatError where two tokens have the same text: llama.cpp ends its process on such a vocabulary.
+    Raises ModelFormatError where two tokens have the same text, and for a hyperparameter that no model can have: llama.cpp ends its
+    process on these.
     """
     found = contents(source)
     if found is not None:
         raise UnsupportedModelError(f"{source.location} is {found.what}, not a language model", remedy=found.remedy)
+    _require_possible_hyperparameters(source)
     tokens = source.metadata.get("tokenizer.ggml.tokens")
     if tokens is None or not isinstance(tokens.value, tuple):
         return
@@ -99,3 +104,22 @@ def require_language_model(source: ModelSource) -> None:
             "which llama.cpp cannot load",
             remedy="Convert the model again, from a tokenizer whose tokens all differ",
         )
+
+
+def _require_possible_hyperparameters(source: ModelSource) -> None:
+    prefix = f"{source.architecture}."
+    values = {key.removeprefix(prefix): entry.value for key, entry in source.metadata.items() if key.startswith(prefix)}
+    for key, value in values.items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not (math.isfinite(number) and (number >= 0 or not key.endswith("epsilon"))):
+                raise _impossible(source, key, number)
+    if (n_blocks := values.get("block_count", 1)) in (0, False) or (isinstance(n_blocks, int) and n_blocks > MOST_BLOCKS):
+        raise _impossible(source, "block_count", n_blocks)
+    n_experts, n_used = values.get("expert_count", 0), values.get("expert_used_count", 0)
+    if isinstance(n_experts, int) and isinstance(n_used, int) and not (0 < n_used <= n_experts or n_used == n_experts == 0):
+        raise _impossible(source, "expert_used_count", n_used, f" where {prefix}expert_count is {n_experts}")
+
+
+def _impossible(source: ModelSource, key: str, value: object, beside: str = "") -> ModelFormatError:
+    what = f"{source.location} has {source.architecture}.{key} = {value}{beside}, which no model can have"
+    return ModelFormatError(what, remedy="Convert the model again, or get an intact copy of the file")

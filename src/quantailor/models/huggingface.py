@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import numpy as np
+
 from quantailor.errors import ConverterNeededError, ModelError, ModelFormatError, TensorNotFoundError, UnsupportedModelError
 from quantailor.files import expanded
 from quantailor.ggml import codec, library
@@ -29,6 +31,8 @@ CONFIG_NAMES = (
     *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json", INDEX_NAME),
 )
 QUANTIZATION_VERSION = 2
+COMPARED_ROWS = 4096
+"""Rows of the output that are compared with the embedding's: every one up to so many."""
 MAX_NAME = 200
 _MORE_NAMES = ("README.md", "merges.txt", "vocab.json")
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
@@ -68,6 +72,11 @@ class HuggingFaceSource:
                 "general.quantization_version": MetadataValue("uint32", QUANTIZATION_VERSION),
                 **family.vocabulary(self.folder, self.config),
             }
+            if family.config.get("tie_word_embeddings") and self._has_another_output():
+                family.notes.append(
+                    "config.json ties the output to the embedding, but lm_head.weight differs from it: both are kept, while programs that "
+                    "tie them run another model (set tie_word_embeddings to false, or take lm_head.weight out)"
+                )
             self.notes = tuple(family.notes)
             """What of the checkpoint is not in the base, for people."""
         except BaseException:
@@ -116,6 +125,19 @@ class HuggingFaceSource:
         """Rows as weights, (stop - start, n_cols)."""
         info = self.tensor(name)
         return codec.dequantize(self.raw_rows(name, start, stop), library.types()[info.type_name], info.n_cols)
+
+    def _has_another_output(self) -> bool:
+        """Whether there is an output matrix with other values than the embedding's, as a part of their rows tells."""
+        embedding, output = (self._planned.get(name) for name in ("token_embd.weight", "output.weight"))
+        if embedding is None or output is None:
+            return False
+        if embedding.info.shape != output.info.shape or embedding.info.type_name != output.info.type_name:
+            return True
+        n_rows = output.info.n_rows
+        step = max(1, n_rows // COMPARED_ROWS)
+        n = 1 if step > 1 else n_rows
+        starts = range(0, n_rows, step if step > 1 else n_rows)
+        return any(not np.array_equal(embedding.raw_rows(start, start + n), output.raw_rows(start, start + n)) for start in starts)
 
     def close(self) -> None:
         for file in self._files:

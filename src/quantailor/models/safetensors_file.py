@@ -83,6 +83,9 @@ class SafetensorsFile(RandomAccessFile):
         for before, after in itertools.pairwise(placed):
             if before.offset + before.size_bytes > after.offset:
                 raise self._corrupt(f"{before.name} and {after.name} overlap")
+        end = max((array.offset + array.size_bytes for array in placed), default=8 + length)
+        if end < self.size_bytes:
+            raise self._corrupt(f"{self.size_bytes - end:,} bytes follow its last array")
         return arrays
 
     def _array(self, name: str, entry: object, data_offset: int) -> StoredArray:

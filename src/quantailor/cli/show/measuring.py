@@ -18,10 +18,12 @@ def imatrix(report: ImatrixReport) -> None:
     out = console()
     out.print(
         f"importance matrix {report.fingerprint[:12]}: {plural(report.n_tensors, 'tensor')}, "
-        f"{plural(report.chunk_count, 'chunk')} of {report.chunk_size}"
+        + (f"{plural(report.chunk_count, 'chunk')} of {report.chunk_size}" if report.chunk_count else "an unknown number of chunks")
     )
     out.print(f"file      {report.path}")
     out.print(f"text      {', '.join(report.datasets) or 'unknown'}")
+    if not report.chunk_count:
+        out.print("[yellow]The file says that it saw no chunk: nothing tells how far its figures can be relied on.[/yellow]")
     if report.missing_tensors:
         out.print(f"[yellow]It lacks {several(report.missing_tensors)}: types that need it are unavailable there.[/yellow]")
     if report.left_out:

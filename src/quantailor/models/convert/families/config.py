@@ -13,6 +13,7 @@ from quantailor.models.json_files import JsonObject, mapping
 from quantailor.records import MetadataValue
 
 MAX_COUNT = 2**31 - 1
+COMPLETE = "Complete rope_parameters (or rope_scaling), or take the entry out where the model's makers did without"
 _KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 """Of layers that may have rope parameters of their own."""
 
@@ -138,7 +139,12 @@ class Config:
                     f"{self.place} has {key} = {said[0]!r} in rope_parameters and {said[1]!r} in rope_scaling",
                     remedy="Keep the right one of the two entries",
                 )
-        return {"rope_type": "default", **sides[0], **sides[1]}
+        rope = {"rope_type": "default", **sides[0], **sides[1]}
+        if rope.get("factor") not in (None, 1) and not any(side.get("rope_type") or side.get("type") for side in (newer, older)):
+            raise ModelFormatError(
+                f"{self.place} has the rope factor {str(rope['factor'])[:40]} and no rope type that says what it means", remedy=COMPLETE
+            )
+        return rope
 
     def _objects(self, key: str) -> JsonObject:
         """An object, empty where there is none. Raises ModelFormatError."""

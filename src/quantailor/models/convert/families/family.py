@@ -460,7 +460,7 @@ class Family:
         return self.config.optional_count("head_dim")
 
     def _rope_entries(self) -> dict[str, MetadataValue]:
-        return rope_metadata(self.config, self.config.rope)
+        return rope_metadata(self.config, self.config.rope, self.notes)
 
     def _expert_entries(self) -> dict[str, MetadataValue]:
         return {}

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from quantailor.errors import UnsupportedModelError
-from quantailor.models.convert.families.config import Config, float32, uint32
+from quantailor.errors import ModelFormatError, UnsupportedModelError
+from quantailor.models.convert.families.config import COMPLETE, Config, float32, uint32
 from quantailor.models.convert.families.rows import PlannedTensor, constant
 from quantailor.models.json_files import INSIST, JsonObject
 from quantailor.records import MetadataValue
@@ -15,8 +15,10 @@ from quantailor.records import MetadataValue
 _LONG = ("su", "longrope")
 
 
-def rope_metadata(config: Config, rope: JsonObject, *, long: bool = False) -> dict[str, MetadataValue]:
+def rope_metadata(config: Config, rope: JsonObject, notes: list[str], *, long: bool = False) -> dict[str, MetadataValue]:
     """`rope.scaling.*` and `rope.freq_base` of full attention; `long` where the family knows longrope.
+
+    What llama.cpp cannot do is told in `notes`.
 
     Raises:
         UnsupportedModelError: a rope type that llama.cpp has no keys for.
@@ -25,6 +27,11 @@ def rope_metadata(config: Config, rope: JsonObject, *, long: bool = False) -> di
     number = config.as_number
     kind, factor = rope["rope_type"], rope.get("factor")
     entries: dict[str, MetadataValue] = {}
+    if factor is None and kind in ("linear", "yarn"):
+        raise ModelFormatError(f"{config.place} has the rope type {kind} without a factor", remedy=COMPLETE)
+    if kind == "dynamic":
+        length = config.get("max_position_embeddings")
+        notes.append(f"llama.cpp has no dynamic rope scaling: it is left out, and texts beyond {length} tokens are not stretched")
     if kind in ("linear", "yarn") and factor is not None:
         entries["rope.scaling.type"] = MetadataValue("string", kind)
         entries["rope.scaling.factor"] = float32(number("factor", factor))

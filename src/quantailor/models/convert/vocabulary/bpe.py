@@ -87,6 +87,11 @@ class BpeTokenizer:
             number = ids.get(text)
             if number is None:
                 number = ids[text] = self._id(token["id"]) if "id" in token else self._new_id(text, highest)
+            if number in added and added[number].text != text:
+                raise ModelFormatError(
+                    f"{self.path} has two added tokens with the id {number}: {added[number].text[:40]!r} and {text[:40]!r}",
+                    remedy="Keep the one that belongs to the model",
+                )
             highest = max(highest, number)
             normalized = token.get("normalized", not special) is True
             added[number] = _Added(text, special or text in self._roles, normalized)
