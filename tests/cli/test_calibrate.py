@@ -46,6 +46,8 @@ def test_an_importance_matrix_that_is_there_does_not_keep_it_from_computing(run:
     matrix = run("imatrix", small_base, "-f", text, *FEW, "--json").result
     found = run("calibrate", small_base, "-f", text, *FEW, "--json").result
     assert found["imatrix"] == matrix
+    assert "importance matrix, covariances" in " ".join(run("models").out.split())
+    assert run("models", "--json").result[0]["has_covariances"]
     assert Path(found["path"]).is_file()
 
 

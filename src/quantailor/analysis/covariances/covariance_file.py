@@ -137,7 +137,7 @@ def plan_file(inputs: Sequence[Input], *, model: str, datasets: tuple[str, ...],
 
 def file_layout(description: Description) -> PartLayout:
     """The header and the places of the data."""
-    return layout(_metadata(description), list(_tensors(description.inputs))).parts[0]
+    return layout(metadata_of(description), list(_tensors(description.inputs))).parts[0]
 
 
 def _tensors(inputs: Sequence[Input]) -> Iterator[TensorInfo]:
@@ -146,7 +146,8 @@ def _tensors(inputs: Sequence[Input]) -> Iterator[TensorInfo]:
         yield TensorInfo(f"{number}.correlation", (one.n_matrices, one.n_pairs), "I16", 2 * one.n_matrices * one.n_pairs)
 
 
-def _metadata(description: Description) -> dict[str, MetadataValue]:
+def metadata_of(description: Description) -> dict[str, MetadataValue]:
+    """All entries of the header."""
     inputs = description.inputs
     tensors = [(name, number) for number, one in enumerate(inputs) for name in one.tensors]
 

@@ -106,8 +106,9 @@ class Metric:
                 try:
                     self._factors[block] = _factor(self.damped(), block)
                 except scipy.linalg.LinAlgError:
-                    name = self.covariance.key
-                    raise CovarianceError(f"the covariance of {name} is not positive", remedy="Compute it again") from None
+                    name = self.covariance.key + (f" in {self.covariance.origin}" if self.covariance.origin else "")
+                    again = "Compute it again with `quantailor calibrate`"
+                    raise CovarianceError(f"the covariance of {name} is not positive", remedy=again) from None
             return self._factors[block]
 
     def damped(self) -> Floats:

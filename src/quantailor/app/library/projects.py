@@ -36,6 +36,7 @@ class ProjectReport:
     source: str | None
     """Where it came from: a directory that exists, else the base."""
     has_imatrix: bool
+    has_covariances: bool
     n_cells: int
     """Weight errors of its largest measurement."""
     level: str | None
@@ -164,6 +165,7 @@ def _report(workspace: Workspace, record: ModelRecord, seen: _Seen) -> ProjectRe
         base=None if base is None else str(base),
         source=next((str(path) for path in (*(path for path in there if path.is_dir()), base) if path is not None), None),
         has_imatrix=bool(workspace.stored_imatrices(fingerprint)),
+        has_covariances=any(workspace.covariances_path(fingerprint, one.fingerprint).exists() for one in store.covariances(fingerprint)),
         n_cells=max(measurements.values(), default=0),
         level=_level(
             measurements,

@@ -105,6 +105,7 @@ def _show_models(found: Sequence[ProjectReport]) -> None:
 def _known(item: ProjectReport) -> str:
     parts = {
         "importance matrix": item.has_imatrix,
+        "covariances": item.has_covariances,
         plural(item.n_cells, "cell"): item.n_cells,
         "probes": item.is_probed,
         plural(item.n_strategies, "strategy"): item.n_strategies,

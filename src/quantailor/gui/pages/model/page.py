@@ -213,7 +213,7 @@ def _results(project: ProjectReport) -> list[str]:
     else:
         lines.append("Nothing is measured yet. Measuring finds what each type costs in every tensor.")
     if project.has_imatrix:
-        lines.append("It has an importance matrix.")
+        lines.append(f"It has an importance matrix{' and the covariances of its inputs' if project.has_covariances else ''}.")
     kept = ((project.n_strategies, "strategies"), (project.n_builds, "built files"), (project.n_verdicts, "verdicts"))
     there = [f"{number} {what}" for number, what in kept if number]
     return [*lines, f"{', '.join(there)}."] if there else lines
