@@ -12,7 +12,7 @@ from quantailor.analysis.rounding.bits import random_blocks
 from quantailor.analysis.rounding.codes import ScalarCodes, scalar_codes
 from quantailor.analysis.rounding.vectors import VectorCodes, vector_codes
 from quantailor.ggml import codec, library
-from quantailor.numerics import Bytes
+from quantailor.numerics import Bytes, Doubles, Floats
 from quantailor.qtypes import QType
 
 VECTORS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
@@ -137,6 +137,71 @@ def test_packed_vectors_are_what_was_meant(qtype: QType, seed: int) -> None:
     offset, scale = layout.grid(data)
     expected = offset[..., None] + scale[..., None] * layout.units(codes)
     assert (np.abs(expected - values) <= 4e-7 * (np.abs(offset) + np.abs(scale))[..., None]).all()
+
+
+def metric_of(rng: np.random.Generator, n: int, correlation: float) -> Floats:
+    metric = np.full((n, n), correlation) + np.diag(np.full(n, 1 - correlation))
+    size = rng.lognormal(0, 0.3, n)
+    return (metric * size[:, None] * size).astype(np.float32)
+
+
+def losses(targets: Floats, weights: Floats, metric: Floats) -> Doubles:
+    rest = (targets - weights).astype(np.float64)
+    return np.einsum("...i,ij,...j->...", rest, metric, rest)
+
+
+def least_losses(layout: VectorCodes, targets: Floats, metric: Floats) -> Doubles:
+    """Of all codes, (n,), in a metric that ties no part to another."""
+    n_part = layout.codebook.shape[1]
+    by_mask: Doubles = np.zeros((len(targets), len(layout.masks)))
+    for first in range(0, targets.shape[1], n_part):
+        own = slice(first, first + n_part)
+        for number, mask in enumerate(layout.masks):
+            signs = np.where(mask >> np.arange(targets.shape[1]) & 1, -1, 1)[own].astype(np.float32)
+            entries = layout.codebook * signs
+            sizes = np.einsum("ei,ei->e", entries @ metric[own, own], entries)
+            by_mask[:, number] += (sizes - 2 * targets[:, own] @ metric[own, own] @ entries.T).min(axis=1)
+    return by_mask.min(axis=1) + losses(targets, np.zeros_like(targets), metric)
+
+
+@pytest.mark.parametrize(
+    ("name", "correlation", "excess"),
+    [
+        *(("IQ1_S", 0.5, 1e-4), ("IQ1_M", 0.5, 1e-4), ("IQ2_XXS", 0.0, 1e-4), ("IQ2_XS", 0.0, 1e-4), ("IQ2_S", 0.0, 1e-4)),
+        *(("IQ3_S", 0.0, 1e-4), ("IQ2_XXS", 0.3, 0.05), ("IQ2_XS", 0.3, 0.05), ("IQ2_S", 0.3, 0.05), ("IQ3_S", 0.3, 0.02)),
+        *(("IQ3_XXS", 0.0, 0.01), ("IQ3_XXS", 0.3, 0.05)),
+    ],
+)
+def test_nearest_vectors_are_the_nearest_of_all(name: str, correlation: float, excess: float) -> None:
+    rng, layout = np.random.default_rng(4), known_vectors(library.types()[name])
+    n_weights = layout.groups.shape[1]
+    metric, n_part = metric_of(rng, n_weights, correlation), layout.codebook.shape[1]
+    metric *= np.kron(np.eye(n_weights // n_part), np.ones((n_part, n_part))).astype(np.float32)
+    targets = rng.normal(0, 0.6, (24, n_weights)).astype(np.float32)
+    scale, offset = np.float32(-0.25), np.float32(0.125)
+    codes = layout.nearest(targets * scale + offset, np.full(24, offset), np.full(24, scale), metric)
+    chosen = losses(targets, layout.units(codes), metric)
+    assert chosen.sum() <= (1 + excess) * least_losses(layout, targets, metric).sum()
+
+
+@every_vector
+@given(seed=seeds)
+@few
+def test_what_a_code_stands_for_is_nearest_to_itself(qtype: QType, seed: int) -> None:
+    rng, layout = np.random.default_rng(seed), known_vectors(qtype)
+    codes = rng.integers(0, layout.n_codes, 8).astype(np.uint32)
+    metric = metric_of(rng, layout.groups.shape[1], 0.2)
+    scale, offset = rng.normal(size=(2, 8)).astype(np.float32)
+    targets = offset[:, None] + scale[:, None] * layout.units(codes)
+    assert np.array_equal(layout.nearest(targets, offset, scale, metric), codes)
+
+
+@every_vector
+def test_vectors_without_a_scale_get_some_code(qtype: QType) -> None:
+    layout = known_vectors(qtype)
+    n_weights = layout.groups.shape[1]
+    zero, targets = np.zeros(3, np.float32), np.linspace(-1, 1, 3 * n_weights, dtype=np.float32).reshape(3, -1)
+    assert (layout.nearest(targets, zero, zero, np.eye(n_weights, dtype=np.float32)) < layout.n_codes).all()
 
 
 @every_vector

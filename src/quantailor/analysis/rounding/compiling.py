@@ -12,12 +12,20 @@ R = TypeVar("R")
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """The function as machine code that runs without the GIL; numba is imported when it is first called."""
+    return _later(function, frozenset({"contract"}))
 
+
+def compiled_loosely(function: Callable[P, R]) -> Callable[P, R]:
+    """As `compiled`; sums and maxima may be taken in any order, and nothing may be NaN."""
+    return _later(function, frozenset({"contract", "nnan", "nsz", "reassoc"}))
+
+
+def _later(function: Callable[P, R], fastmath: frozenset[str]) -> Callable[P, R]:
     @functools.cache
     def machine_code() -> Callable[P, R]:
         import numba
 
-        return cast(Callable[P, R], numba.njit(cache=True, nogil=True)(function))
+        return cast(Callable[P, R], numba.njit(cache=True, nogil=True, fastmath=set(fastmath))(function))
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

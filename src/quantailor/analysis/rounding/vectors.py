@@ -3,6 +3,8 @@
     layout = vector_codes(qtype)                 # found once per process, by asking ggml's dequantizer; None for other types
     data = codec.quantize(...)                   # blocks with scales, (n, type_size)
     offset, scale = layout.grid(data)            # each (n, n_groups): the weights of a group are offset + scale * layout.units(code)
+    targets = weights[:, layout.groups[g]]       # (n, n_weights)
+    codes[:, g] = layout.nearest(targets, offset[:, g], scale[:, g], metric)
     data = layout.pack(data, codes)              # the same scales, these codes
 
 A code holds, from its lowest bit: one index into `codebook` or two, each for its part of the group, and the bits of signs if there are any.
@@ -18,11 +20,14 @@ import numpy as np
 from scipy.sparse.csgraph import connected_components
 
 from quantailor.analysis.rounding.bits import Fields, Settings, clearest_block, fields_of, random_blocks
+from quantailor.analysis.rounding.search import LANES, Book
 from quantailor.ggml import codec
 from quantailor.numerics import Bytes, Doubles, Floats, Integers
 from quantailor.qtypes import QType
 
 _MOST_INDEX_BITS = 12
+_FAR = 1e6
+"""Targets in units of a scale that is next to nothing are no farther away than this."""
 _SAME = 1e-4
 """Part of a group's largest weight by which two groups' entries may differ and still be one."""
 _CLEAR = 0.01
@@ -40,6 +45,8 @@ class VectorCodes:
     """(n_entries, n_part): weights of a part of a group, in units of the scale; without their signs where these have bits of their own."""
     masks: Integers
     """For each setting of the bits of signs, which weights are negative, the first weight's bit the lowest: (n_sign_settings,)."""
+    _book: Book
+    _setting_of_mask: Integers
     _fields: Fields
     _ends: tuple[int, ...]
     """Codes whose first weight is 1 and, where there are no signs, -1 in units of the scale."""
@@ -56,11 +63,6 @@ class VectorCodes:
     @property
     def n_codes(self) -> int:
         return int((1 << self.n_parts * self._index_bits) * len(self.masks))
-
-    @property
-    def even(self) -> bool:
-        """Whether signs have a parity: only an even number of weights is negative."""
-        return bool(1 < len(self.masks) < 1 << self.groups.shape[1])
 
     def grid(self, data: Bytes) -> tuple[Floats, Floats]:
         """Offset and scale of every group of blocks, (n, type_size): each (n, n_groups)."""
@@ -82,6 +84,25 @@ class VectorCodes:
         units: Floats = np.where(negative, -sizes, sizes)
         return units
 
+    def nearest(self, targets: Floats, offset: Floats, scale: Floats, metric: Floats) -> Settings:
+        """Codes of one group, (n,), so that (t - w)^T M (t - w) is small for targets t and the weights w of the codes; see `search`.
+
+        Args:
+            targets: (n, n_weights).
+            offset: of the group, (n,).
+            scale: of the group, (n,).
+            metric: M, (n_weights, n_weights), positive definite.
+        """
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            x = (targets - offset[:, None]) / scale[:, None]
+        x = np.clip(np.nan_to_num(x), -_FAR, _FAR)
+        entries, signs = self._book.nearest(x, metric)
+        codes = (signs < 0) @ (1 << np.arange(signs.shape[1])) if len(self.masks) > 1 else np.zeros(len(x), dtype=np.int64)
+        codes = self._setting_of_mask[codes] << self.n_parts * self._index_bits
+        for part in range(self.n_parts):
+            codes |= entries[:, part] << part * self._index_bits
+        return codes.astype(np.uint32)
+
     def pack(self, data: Bytes, codes: Settings) -> Bytes:
         """Blocks, (n, type_size), with the scales of the data and these codes, (n, n_groups)."""
         out = data.copy()
@@ -100,13 +121,18 @@ def vector_codes(qtype: QType) -> VectorCodes | None:
     if len(kinds) != 1 or kinds[0].weights.shape[1] < 2 or kinds[0].weights.size != qtype.block_size:
         return None
     order = _order(qtype, kinds[0])
-    if order is None or not 1 <= order.n_index <= _MOST_INDEX_BITS:
+    if order is None or not LANES <= 1 << order.n_index <= 1 << _MOST_INDEX_BITS:
         return None
     book = _codebook(qtype, order)
     masks = None if book is None else _masks(qtype, order, book.ends[0])
     if book is None or masks is None:
         return None
-    return VectorCodes(qtype, order.fields.weights, book.entries.astype(np.float32), masks, order.fields, book.ends)
+    codebook = book.entries.astype(np.float32)
+    setting_of_mask = np.zeros(1 << order.fields.weights.shape[1], dtype=np.int64)
+    setting_of_mask[masks] = np.arange(len(masks))
+    even = 1 < len(masks) < len(setting_of_mask)
+    searched = Book.of(codebook, order.n_parts, signed=len(masks) > 1, even=even)
+    return VectorCodes(qtype, order.fields.weights, codebook, masks, searched, setting_of_mask, order.fields, book.ends)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -157,7 +183,7 @@ def _order(qtype: QType, fields: Fields) -> _Order | None:
     n_parts, part_of = connected_components(own.T @ own, directed=False)
     n_index = [int(own[:, part_of == part].any(axis=1).sum()) for part in range(n_parts)]
     sizes = np.bincount(part_of)
-    if len(set(n_index)) != 1 or len(set(sizes.tolist())) != 1:
+    if len(set(n_index)) != 1 or len(set(sizes.tolist())) != 1 or sizes[0] not in (4, 8):
         return None
     weights = np.argsort(part_of, kind="stable")
     bits = np.flatnonzero(~is_sign)[np.argsort(part_of[own.argmax(axis=1)], kind="stable")]
