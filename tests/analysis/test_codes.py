@@ -147,7 +147,8 @@ def metric_of(rng: np.random.Generator, n: int, correlation: float) -> Floats:
 
 def losses(targets: Floats, weights: Floats, metric: Floats) -> Doubles:
     rest = (targets - weights).astype(np.float64)
-    return np.einsum("...i,ij,...j->...", rest, metric, rest)
+    found: Doubles = np.einsum("...i,ij,...j->...", rest, metric, rest)
+    return found
 
 
 def least_losses(layout: VectorCodes, targets: Floats, metric: Floats) -> Doubles:
@@ -161,7 +162,8 @@ def least_losses(layout: VectorCodes, targets: Floats, metric: Floats) -> Double
             entries = layout.codebook * signs
             sizes = np.einsum("ei,ei->e", entries @ metric[own, own], entries)
             by_mask[:, number] += (sizes - 2 * targets[:, own] @ metric[own, own] @ entries.T).min(axis=1)
-    return by_mask.min(axis=1) + losses(targets, np.zeros_like(targets), metric)
+    least: Doubles = by_mask.min(axis=1) + losses(targets, np.zeros_like(targets), metric)
+    return least
 
 
 @pytest.mark.parametrize(

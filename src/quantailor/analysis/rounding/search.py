@@ -107,11 +107,12 @@ def pick(book: Floats, sizes: Floats, pull: Floats, out: Integers) -> None:
                 top = max(top, scores[chunk, lane])
             tops[chunk] = top
         for k in range(out.shape[1]):
-            chunk = np.argmax(tops)
-            lane = np.argmax(scores[chunk])
-            out[row, k] = chunk * LANES + lane
-            scores[chunk, lane] = -np.inf
-            tops[chunk] = scores[chunk].max()
+            best = np.argmax(tops)
+            place = np.argmax(scores[best])
+            out[row, k] = best * LANES + place
+            if k + 1 < out.shape[1]:
+                scores[best, place] = -np.inf
+                tops[best] = scores[best].max()
 
 
 @compiled
