@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
 from quantailor.errors import InferenceError
@@ -11,6 +11,7 @@ from quantailor.ggml import library
 from quantailor.ggml.reference import preset_types, types_by_preset
 from quantailor.making import building
 from quantailor.making.judging import EQUAL_SIZE
+from quantailor.models.gguf_writer import PartLayout
 from quantailor.numerics import Floats
 from quantailor.qtypes import UNTOUCHED, needs_imatrix
 from quantailor.records import TensorCells
@@ -42,6 +43,19 @@ def preset_size_bytes(model: OpenedModel, preset: str, imatrix: Imatrix | None) 
     return building.plain_layout(model.source, types_of_preset(model, preset, imatrix), imatrix=imatrix).size_bytes
 
 
+def _preset_sizes(model: OpenedModel, presets: Iterable[str], imatrix: Imatrix | None) -> dict[str, int]:
+    """`preset_size_bytes` of several, whose headers have one length and are therefore encoded once."""
+    sizes: dict[str, int] = {}
+    part: PartLayout | None = None
+    for preset in presets:
+        types = types_of_preset(model, preset, imatrix)
+        if part is None:
+            (part,) = building.plain_layout(model.source, types, imatrix=imatrix).parts
+        tensors = tuple(building.output_tensors(model.source, types, imatrix=imatrix))
+        sizes[preset] = dataclasses.replace(part, tensors=tensors).size_bytes
+    return sizes
+
+
 def ladder(model: OpenedModel, imatrix: Imatrix | None) -> Mapping[str, Types]:
     """The types of every preset of `LADDER` that llama.cpp can make of this model with this importance matrix."""
     key = _key(model, imatrix)
@@ -67,7 +81,7 @@ def presets_around(model: OpenedModel, imatrix: Imatrix | None, size_bytes: int,
         named: a preset that is compared in any case.
     """
     names = dict.fromkeys((*ladder(model, imatrix), *([named] if named else ())))
-    sizes = {name: preset_size_bytes(model, name, imatrix) for name in names}
+    sizes = _preset_sizes(model, names, imatrix)
     found = {*around(sizes, size_bytes), *([named] if named else ())}
     return tuple(sorted(found, key=lambda name: -sizes[name]))
 
@@ -103,7 +117,7 @@ def near_a_preset(
 def _below(model: OpenedModel, imatrix: Imatrix | None, size_bytes: float) -> Types:
     """The largest preset that is not larger than that, else the smallest there is."""
     presets = ladder(model, imatrix)
-    sizes = {name: preset_size_bytes(model, name, imatrix) for name in presets}
+    sizes = _preset_sizes(model, presets, imatrix)
     fitting = [name for name in presets if sizes[name] <= size_bytes]
     return presets[max(fitting, key=lambda name: sizes[name]) if fitting else min(presets, key=lambda name: sizes[name])]
 

@@ -35,18 +35,24 @@ _POINTS_PER_PIXEL = 0.65
 
 def draw(chart: Chart, format: Literal["png", "svg"], palette: Palette = LIGHT) -> bytes:
     """The figure as a file: the same chart gives the same bytes."""
-    stream = io.BytesIO()
     with _style(palette):
-        # no dates inside
-        metadata = {"Date": None} if format == "svg" else {"Software": "Quantailor"}
-        picture(chart, palette).savefig(stream, format=format, metadata=metadata)
+        return _file(picture(chart, palette), format)
+
+
+def _file(figure: Figure, format: Literal["png", "svg"]) -> bytes:
+    stream = io.BytesIO()
+    # no dates inside
+    figure.savefig(stream, format=format, metadata={"Date": None} if format == "svg" else {"Software": "Quantailor"})
     return stream.getvalue()
 
 
 def save(chart: Chart, stem: Path) -> tuple[Path, Path]:
     """Write the figure as `stem`.png and `stem`.svg. Raises OutputError where a file cannot be written."""
     png, svg = (stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "svg"))
-    for path, content in ((png, draw(chart, "png")), (svg, draw(chart, "svg"))):
+    with _style(LIGHT):
+        figure = picture(chart)
+        contents = {png: _file(figure, "png"), svg: _file(figure, "svg")}
+    for path, content in contents.items():
         with whole_file(path) as stream:
             stream.write(content)
     return png, svg
