@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 import shutil
 import tempfile
 import threading
@@ -304,7 +305,8 @@ class Workspace:
         path = self.imatrix_path(model, imatrix)
         if not path.exists():
             raise ImatrixError(
-                f"importance matrix {imatrix[:12]} is not at {path}", remedy="Compute it again with `quantailor imatrix`, or give the file"
+                f"importance matrix {imatrix[:12]} is not at {path}",
+                remedy="Put it back there, or compute one with `quantailor imatrix BASE`",
             )
         found = read_imatrix(path)
         if found.fingerprint != imatrix:
@@ -468,7 +470,8 @@ def gguf_path(model: OpenedModel) -> Path:
     if isinstance(source, GGUFSource):
         return source.files[0]
     raise UnsupportedModelError(
-        f"{source.location} is not a GGUF file, which llama.cpp needs here", remedy="Run `quantailor convert` first and give its output"
+        f"{source.location} is not a GGUF file, which llama.cpp needs here",
+        remedy=f"Run `{shlex.join(('quantailor', 'convert', source.location, '-o', 'base.gguf'))}` first and give base.gguf",
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from commands import Command, Workbench
 
+from quantailor import read_strategy
 from small_base import write_small_base
 
 
@@ -71,6 +72,19 @@ def test_the_size_that_make_advises_before_any_work_is_enough_for_the_plan(
     smallest = int(advised(quantailor(*words, "--size", "1000").error_line))
     assert smallest <= int(size) <= 1.02 * smallest + 4096
     assert quantailor(*ahead, "--size", smallest - 3000, "--basis", "ranking", "--no-verify").code == 1
+
+
+def test_a_built_file_stands_for_its_strategy(quantailor: Command, small: Workbench, tmp_path: Path) -> None:
+    home, strategy, built = ("--home", small.home), tmp_path / "s.yaml", tmp_path / "built.gguf"
+    assert quantailor("plan", small.base, "--bpw", 6, "-o", strategy, *home).code == 0
+    assert quantailor("build", small.base, strategy, "-o", built, *home).code == 0
+    assert quantailor("build", small.base, built, "-o", tmp_path / "again.gguf", *home).code == 0
+    assert (tmp_path / "again.gguf").read_bytes() == built.read_bytes()
+    assert quantailor("edit", small.base, built, "--set", "output=Q8_0", "-o", tmp_path / "edited.yaml", *home).code == 0
+    assert quantailor("check", built, tmp_path / "again.gguf", "--base", small.base, *home).code == 0
+    line = quantailor("build", small.base, small.base, "-o", tmp_path / "none.gguf", *home).error_line
+    assert "base.gguf is a GGUF file that carries no strategy: another program made it" in line
+    assert read_strategy(built).types == read_strategy(strategy).types
 
 
 def test_a_preset_that_is_too_small_is_named(quantailor: Command, small: Workbench) -> None:

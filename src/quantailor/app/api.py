@@ -21,6 +21,7 @@ from quantailor.app.library.structure import ModelReport
 from quantailor.app.library.structure import inspect as inspect_model
 from quantailor.app.products.checking import BuildCheck, check_build
 from quantailor.errors import UnsupportedModelError
+from quantailor.evidence import strategies
 from quantailor.evidence.strategies import store_strategy
 from quantailor.jobs import Listener
 from quantailor.models.gguf_file import GGUFSource
@@ -499,8 +500,8 @@ def check(model: Model, strategy: Strategy, file: str | Path) -> BuildCheck:
 
 
 def read_strategy(path: str | Path) -> Strategy:
-    """A strategy from its file, YAML or JSON. Raises StrategyError."""
-    return strategy_file.read(path)
+    """A strategy from its file, YAML or JSON, or from a GGUF file that was built from one. Raises StrategyError."""
+    return strategies.read_strategy(Path(path))
 
 
 def write_strategy(strategy: Strategy, path: str | Path, *, overwrite: bool = False) -> Path:

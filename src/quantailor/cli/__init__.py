@@ -20,6 +20,7 @@ def run(arguments: list[str]) -> int:
     import typer
     from typer.exceptions import TyperException
 
+    from quantailor.cli.advice import home_of, with_home
     from quantailor.cli.app import app
     from quantailor.cli.output import print_error, print_json_error
     from quantailor.errors import Interrupted, QuantailorError
@@ -29,12 +30,13 @@ def run(arguments: list[str]) -> int:
     try:
         code = app(arguments, prog_name="quantailor", standalone_mode=False)
     except Interrupted as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{with_home(str(error), home_of(arguments))}\n")
         return EXIT_INTERRUPTED
     except QuantailorError as error:
+        remedy = None if error.remedy is None else with_home(error.remedy, home_of(arguments))
         if "--json" in arguments:
-            print_json_error(next((word for word in arguments if not word.startswith("-")), ""), error)
-        print_error(error)
+            print_json_error(next((word for word in arguments if not word.startswith("-")), ""), error, remedy)
+        print_error(error, remedy)
         return EXIT_ERROR
     except typer.Abort:
         return EXIT_INTERRUPTED

@@ -17,6 +17,7 @@ from quantailor.app import steps as options
 from quantailor.app.jobs import JobReport, job_lines, run_job, start_detached, submit, telling
 from quantailor.app.steps import Compute, Conversion, Grouping, HubModel, Step, StepResult, absolute, find_token
 from quantailor.cli import show
+from quantailor.cli.advice import with_home
 from quantailor.cli.output import console, print_json
 from quantailor.cli.progress import listening, reading
 from quantailor.cli.values import optional_path
@@ -232,7 +233,7 @@ class Run(Answer):
     def start(self, workspace: Workspace, job: int, kind: str) -> None:
         """Run a queued job here with a progress bar, or start a process for it."""
         if self.detach:
-            _started(start_detached(workspace, job), as_json=self.as_json)
+            _started(start_detached(workspace, job), self.home, as_json=self.as_json)
             return
         with listening(kind, quiet=self.as_json) as listener:
             result = run_job(workspace, job, listener, on_stopping=_say_stopping)
@@ -244,11 +245,12 @@ class Run(Answer):
             show.result(result)
 
 
-def _started(report: JobReport, *, as_json: bool) -> None:
+def _started(report: JobReport, home: Path | None, *, as_json: bool) -> None:
     if as_json:
         print_json("job", report)
     else:
-        console().print(f"job {report.id} runs in the background; follow it with: quantailor jobs show {report.id} --follow")
+        follow = f"job {report.id} runs in the background; follow it with `quantailor jobs show {report.id} --follow`"
+        console().print(with_home(follow, home), markup=False, soft_wrap=True)
 
 
 def _say_stopping() -> None:

@@ -42,15 +42,15 @@ def print_json(command: str, result: object) -> None:
     sys.stdout.write(json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def print_json_error(command: str, error: QuantailorError) -> None:
+def print_json_error(command: str, error: QuantailorError, remedy: str | None) -> None:
     """The document of a command that failed."""
-    told = {"type": type(error).__name__, "message": error.message, "remedy": error.remedy}
+    told = {"type": type(error).__name__, "message": error.message, "remedy": remedy}
     sys.stdout.write(json.dumps({"version": VERSION, "command": command, "error": told}, ensure_ascii=False) + "\n")
 
 
-def print_error(error: QuantailorError) -> None:
+def print_error(error: QuantailorError, remedy: str | None) -> None:
     """One line on standard error."""
-    sys.stderr.write(f"error: {error}\n")
+    sys.stderr.write(f"error: {error if remedy is None else QuantailorError(error.message, remedy=remedy)}\n")
 
 
 def _plain(value: object) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -164,7 +165,8 @@ def tensor_tables(source: ModelSource, cells: Sequence[WeightError], *, partial:
     missing = [name for name in tensors if name not in by_tensor]
     if missing and not (partial and by_tensor):
         raise StrategyError(
-            f"{len(missing)} tensors are not measured, {missing[0]} among them", remedy=f"Run `quantailor measure {source.location}`"
+            f"{len(missing)} tensors are not measured, {missing[0]} among them",
+            remedy=f"Run `{shlex.join(('quantailor', 'measure', source.location))}`",
         )
     return [TensorCells(name, tensor.n_elements, tuple(by_tensor[name])) for name, tensor in tensors.items() if name in by_tensor]
 

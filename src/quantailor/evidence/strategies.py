@@ -5,20 +5,55 @@ from __future__ import annotations
 from pathlib import Path
 
 from quantailor.analysis.importance.imatrix import Imatrix
-from quantailor.errors import StrategyError, StrategyMismatchError
+from quantailor.errors import ModelError, StrategyError, StrategyMismatchError
 from quantailor.ggml import library
+from quantailor.models.opening import open_model
+from quantailor.models.source import ModelSource
 from quantailor.records import Strategy
 from quantailor.session import AUTO, OpenedModel, Workspace, quantizable_tensors
 from quantailor.store import StrategyRecord
 from quantailor.strategy import file as strategy_file
 
 STORED = "stored:"
+_MAGIC = b"GGUF"
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file starts as GGUF files do; False where it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
+def read_strategy(path: Path) -> Strategy:
+    """A strategy from its file, or from a GGUF file that carries the one it was built by.
+
+    Raises:
+        StrategyError: the file cannot be read, or carries none.
+    """
+    if not is_gguf(path):
+        return strategy_file.read(path, known_types=library.types())
+    try:
+        source = open_model(path)
+    except ModelError as error:
+        raise StrategyError(error.message, remedy=error.remedy) from error
+    try:
+        found = _embedded(source, path)
+    finally:
+        source.close()
+    if found is None:
+        raise StrategyError(
+            f"{path} is a GGUF file that carries no strategy: another program made it", remedy="Give the strategy's own file"
+        )
+    return found
 
 
 def strategy_of(workspace: Workspace, reference: str) -> Strategy:
-    """The strategy that a step names: a file, or "stored:FINGERPRINT". Raises StrategyError where there is none."""
+    """The strategy that a step names: a file, as `read_strategy` reads it, or "stored:FINGERPRINT". Raises StrategyError."""
     if not reference.startswith(STORED):
-        return strategy_file.read(reference, known_types=library.types())
+        return read_strategy(Path(reference))
     record = workspace.store.strategy(reference.removeprefix(STORED))
     if record is None:
         raise StrategyError(f"the store has no strategy {reference.removeprefix(STORED)[:12]}", remedy="Give its file")
@@ -68,5 +103,9 @@ def require_whole(strategy: Strategy, model: OpenedModel) -> None:
 def embedded_strategy(workspace: Workspace, path: Path) -> Strategy | None:
     """The strategy that a file we built carries; None in other files. Raises ModelError where the file cannot be read."""
     with workspace.source(path) as source:
-        text = source.metadata.get("quantailor.strategy")
-        return None if text is None else strategy_file.loads(str(text.value), name=f"the strategy in {path.name}")
+        return _embedded(source, path)
+
+
+def _embedded(source: ModelSource, path: Path) -> Strategy | None:
+    text = source.metadata.get("quantailor.strategy")
+    return None if text is None else strategy_file.loads(str(text.value), name=f"the strategy in {path.name}")

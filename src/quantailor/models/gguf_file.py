@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -122,7 +123,9 @@ class GGUFSource:
         try:
             return self._tensors[name]
         except KeyError:
-            raise TensorNotFoundError(f"{self.location} has no tensor {name}", remedy="`quantailor inspect` lists them") from None
+            raise TensorNotFoundError(
+                f"{self.location} has no tensor {name}", remedy=f"`{shlex.join(('quantailor', 'inspect', self.location))}` lists them"
+            ) from None
 
     def raw_rows(self, name: str, start: int, stop: int) -> Bytes:
         """Rows as they are stored, (stop - start, row_bytes). Raises IndexError for rows that are not there."""

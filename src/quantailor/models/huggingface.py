@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -147,7 +148,9 @@ class HuggingFaceSource:
         try:
             return self._planned[name]
         except KeyError:
-            raise TensorNotFoundError(f"{self.location} has no tensor {name}", remedy="`quantailor inspect` lists them") from None
+            raise TensorNotFoundError(
+                f"{self.location} has no tensor {name}", remedy=f"`{shlex.join(('quantailor', 'inspect', self.location))}` lists them"
+            ) from None
 
 
 def stored_arrays(folder: Path, files: list[SafetensorsFile]) -> dict[str, StoredArray]:

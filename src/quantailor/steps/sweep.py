@@ -12,6 +12,7 @@ from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.sensitivity import mean_kld
 from quantailor.costs.needs import Needs
 from quantailor.errors import StrategyError
+from quantailor.evidence.grounds import command_line
 from quantailor.evidence.knowledge import Knowledge, errors_by_tensor, load_knowledge
 from quantailor.evidence.measurements import Measured, chosen_tensors, usual_types
 from quantailor.ggml import library
@@ -133,7 +134,8 @@ def _uncertain(
     known = load_knowledge(at.workspace, model, at.key.imatrix, found.cells, evidence=at.key)
     if known is None:
         raise StrategyError(
-            "there are no probes that could predict a cell", remedy="Run `quantailor probe` first, or leave out --only-uncertain"
+            "there are no probes that could predict a cell",
+            remedy=f"Run `{command_line(at.workspace, 'probe', model.source.location)}` first, or leave out --only-uncertain",
         )
     by_type: dict[str, list[_Cell]] = {}
     for cell in cells:

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 from quantailor.analysis.prediction import PredictedKld
-from quantailor.app.products.exporting import is_gguf, read_strategy
 from quantailor.errors import ImatrixError, StrategyError, StrategyMismatchError, TypeUnavailableError
 from quantailor.evidence.damages import kld_of
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import measured
 from quantailor.evidence.presets import types_of_preset
-from quantailor.evidence.strategies import embedded_strategy, require_whole, strategy_imatrix
+from quantailor.evidence.strategies import embedded_strategy, is_gguf, read_strategy, require_whole, strategy_imatrix
 from quantailor.files import expanded
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
@@ -139,11 +138,7 @@ def _choice(workspace: Workspace, model: OpenedModel, side: str | Path | Strateg
         return _strategy_choice(workspace, model, side, "strategy")
     text, path = str(side), expanded(side)
     if path.is_file():
-        return (
-            _file_choice(workspace, model, path)
-            if is_gguf(path)
-            else _strategy_choice(workspace, model, read_strategy(workspace, path), path.name)
-        )
+        return _file_choice(workspace, model, path) if is_gguf(path) else _strategy_choice(workspace, model, read_strategy(path), path.name)
     try:
         preset = preset_name(text)
     except TypeUnavailableError as error:

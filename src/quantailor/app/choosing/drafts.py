@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from quantailor import files
 from quantailor.app.choosing.planner import Planner
 from quantailor.errors import StoreError, StrategyError
-from quantailor.evidence.strategies import require_whole
+from quantailor.evidence.strategies import read_strategy, require_whole
 from quantailor.records import Prediction, Strategy
 from quantailor.session import AUTO, Workspace
 from quantailor.steps.checks.limits import pins_of
@@ -351,7 +351,7 @@ def edit(
     files.refuse_existing(output, overwrite=overwrite)
     with Planner.open(workspace, base, imatrix=imatrix) as desk:
         draft = Draft.start(desk, PlanOptions(bits_per_weight=ALL_BITS))
-        draft.load_strategy(desk, strategy_file.read(strategy, known_types=desk.known_types), strategy.name)
+        draft.load_strategy(desk, read_strategy(strategy), strategy.name)
         before = dict(draft.types)
         chosen = decided("--set", pins_of("--set", changes), tuple(before))
         for type_name in dict.fromkeys(chosen.values()):

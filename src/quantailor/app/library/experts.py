@@ -11,6 +11,7 @@ import numpy as np
 from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry
 from quantailor.app.choosing.comparing import what_is_known
 from quantailor.errors import ImatrixError, UnsupportedModelError
+from quantailor.evidence.grounds import command_line
 from quantailor.models.source import ModelSource
 from quantailor.numerics import Doubles, Integers
 from quantailor.records import Estimate, Sensitivity, TensorInfo
@@ -100,7 +101,7 @@ def _matrix(workspace: Workspace, model: OpenedModel, wanted: str) -> Imatrix:
     if found is None:
         raise ImatrixError(
             f"there is no importance matrix for {model.source.name}, which would count each expert's tokens",
-            remedy=f"Compute one with `quantailor imatrix {model.source.location}`, or give a file",
+            remedy=f"Compute one with `{command_line(workspace, 'imatrix', model.source.location)}`, or give a file",
         )
     return found
 
@@ -153,7 +154,7 @@ def _entry(imatrix: Imatrix, tensor: TensorInfo) -> ImatrixEntry:
         what = "lacks" if entry is None else "does not count the tokens of each expert of"
         raise ImatrixError(
             f"the importance matrix {what} {tensor.name}",
-            remedy="Compute one with `quantailor imatrix`; files in the older .dat form have no counts per expert",
+            remedy="Compute one with `quantailor imatrix BASE`; files in the older .dat form have no counts per expert",
         )
     return entry
 

@@ -149,7 +149,7 @@ def chosen_strategy(workspace: Workspace, base: Path, choice: StrategyChoice, *,
             return _drafted(workspace, desk, choice.name)
         with Planner.open(workspace, base) as opened:
             return _drafted(workspace, opened, choice.name)
-    strategy = _from_store(workspace, choice.name) if choice.kind == "stored" else read_strategy(workspace, Path(choice.name))
+    strategy = _from_store(workspace, choice.name) if choice.kind == "stored" else read_strategy(Path(choice.name))
     with workspace.model(base) as model:
         require_whole(strategy, model)
     return strategy
@@ -324,7 +324,9 @@ def check_built(workspace: Workspace, base: Path, file: Path, *, control: Contro
     """
     strategy = _strategy_of(workspace, file)
     if strategy is None:
-        raise StrategyError(f"{file} carries no strategy", remedy="Compare it with a strategy's file: `quantailor check`")
+        raise StrategyError(
+            f"{file} carries no strategy", remedy="Compare it with a strategy's file: `quantailor check FILE STRATEGY --base BASE`"
+        )
     return check_build(workspace, base, strategy, file, control=control)
 
 

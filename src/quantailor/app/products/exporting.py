@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from quantailor import files, jobs
-from quantailor.errors import ModelError, StrategyError
-from quantailor.evidence.strategies import embedded_strategy, require_whole, strategy_imatrix
+from quantailor.evidence.strategies import is_gguf, require_whole, strategy_imatrix
+from quantailor.evidence.strategies import read_strategy as read_strategy
 from quantailor.ggml import library
 from quantailor.making import building
 from quantailor.qtypes import IMATRIX_REQUIRED, UNQUANTIZED
@@ -45,37 +45,10 @@ class ExportReport:
 
 ExportFormat = Literal["llama-quantize", "ik", "yaml"]
 
-_MAGIC = b"GGUF"
 _SAFE_PRESETS = {"Q8_0": "Q8_0", "Q6_K": "Q6_K", "Q5_K_M": "Q5_K", "Q4_K_M": "Q4_K", "Q3_K_M": "Q3_K", "Q2_K": "Q2_K"}
 """Presets that every llama.cpp knows and that need no importance matrix, with the type that most weights get."""
 _UNKNOWN_PRESETS = frozenset({*UNQUANTIZED, "NVFP4"})
 """With unquantized presets llama.cpp ignores overrides; it has a number for NVFP4, but no preset."""
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a file starts as GGUF files do; False where it cannot be read."""
-    try:
-        with path.open("rb") as stream:
-            return stream.read(len(_MAGIC)) == _MAGIC
-    except OSError:
-        return False
-
-
-def read_strategy(workspace: Workspace, path: Path) -> Strategy:
-    """A strategy from its file, or from a GGUF file that carries the one it was built by.
-
-    Raises:
-        StrategyError: the file cannot be read, or carries none.
-    """
-    if not is_gguf(path):
-        return strategy_file.read(path, known_types=library.types())
-    try:
-        found = embedded_strategy(workspace, path)
-    except ModelError as error:
-        raise StrategyError(error.message, remedy=error.remedy) from error
-    if found is None:
-        raise StrategyError(f"{path} carries no strategy; another program made it", remedy="Give the strategy's own file")
-    return found
 
 
 def llama_quantize_command(
@@ -135,7 +108,7 @@ def export(
     """
     files.refuse_existing(text_path, overwrite=overwrite)
     target = output or text_path.with_name(f"{_plain_stem(strategy_path)}.gguf")
-    strategy = read_strategy(workspace, strategy_path)
+    strategy = read_strategy(strategy_path)
     report = llama_quantize_command(
         workspace, base, strategy, target, strategy_path=strategy_path, text_path=text_path, format=format, imatrix=imatrix
     )

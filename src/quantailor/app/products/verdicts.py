@@ -85,7 +85,7 @@ def find_verdict(workspace: Workspace, model: str, fingerprint: str = "") -> Sto
     found = [item for item in list_verdicts(workspace, model) if item.fingerprint.startswith(fingerprint)]
     if not found:
         which = f"no verdict {fingerprint}" if fingerprint else "no verdict"
-        raise StoreError(f"{which} of this model is known", remedy="Reach one with `quantailor verify`")
+        raise StoreError(f"{which} of this model is known", remedy="Reach one with `quantailor verify FILE --base BASE`")
     return found[0]
 
 

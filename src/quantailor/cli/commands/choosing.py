@@ -22,7 +22,7 @@ from quantailor.present import words
 def edit(
     answer: options.Answer,
     base: options.Source,
-    strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file, YAML or JSON.")],
+    strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file (YAML or JSON), or a GGUF file that carries one.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the edited strategy goes.")],
     changes: Annotated[list[str], typer.Option("--set", help="PATTERN=TYPE; may be given more than once.")],
     imatrix: options.Imatrix = AUTO,

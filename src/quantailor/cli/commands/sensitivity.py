@@ -107,12 +107,12 @@ def sweep(
 def predict(
     answer: options.Answer,
     base: options.Base,
-    strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file, YAML or JSON.")],
+    strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file (YAML or JSON), or a GGUF file that carries one.")],
     evidence: options.Evidence = None,
 ) -> None:
     """Predict a strategy's KL divergence, with intervals, before it is built; and say which tensors it comes from."""
     with answer.workspace() as workspace:
-        found = predicting.predict(workspace, base, read_strategy(workspace, strategy), name=str(strategy), evidence=evidence)
+        found = predicting.predict(workspace, base, read_strategy(strategy), name=str(strategy), evidence=evidence)
     answer.tell("predict", found, lambda: show.predicted(found))
 
 
@@ -122,7 +122,7 @@ def refine(
     machine: options.Machine,
     run: options.Run,
     base: options.Runnable,
-    strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file, YAML or JSON.")],
+    strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file (YAML or JSON), or a GGUF file that carries one.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the better strategy goes.")],
     text: options.Text = None,
     chunks: Annotated[int, options.number("chunks", "--chunks", help="Chunks per mix.", least=2)] = DEFAULT_PROBE_CHUNKS,

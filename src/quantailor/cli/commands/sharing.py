@@ -189,7 +189,7 @@ def check(
 ) -> None:
     """Check that a file is what its strategy says: every tensor's type, the size to the byte; and show its SHA-256. Exit code 1 if not."""
     with answer.workspace() as workspace:
-        found = check_build(workspace, base, read_strategy(workspace, strategy), file)
+        found = check_build(workspace, base, read_strategy(strategy), file)
     answer.tell("check", found, lambda: _show_check(found))
     if answer.as_json:
         raise typer.Exit(0 if found.ok else EXIT_ERROR)

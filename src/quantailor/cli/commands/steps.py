@@ -368,7 +368,7 @@ def build(
     machine: options.Threads,
     run: options.Run,
     base: options.Model,
-    strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file, YAML or JSON.")],
+    strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file (YAML or JSON), or a GGUF file that carries one.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The GGUF file to write.")],
     imatrix: options.AnyImatrix = AUTO,
     split_max_size: Annotated[str | None, typer.Option("--split-max-size", help="Write shards of at most this size.")] = None,

@@ -113,7 +113,7 @@ def choose(
     imatrices = tuple(file for file in plain.values() if is_imatrix(file.name))
     if imatrix_only:
         if not imatrices:
-            raise RepoFileNotFoundError(f"{repo_id} has no importance matrix", remedy="Compute one with `quantailor imatrix`")
+            raise RepoFileNotFoundError(f"{repo_id} has no importance matrix", remedy="Compute one with `quantailor imatrix BASE`")
         return Choice("imatrix", (), imatrices=imatrices)
     ggufs = _gguf_sets(plain.values())
     if gguf_file is not None:

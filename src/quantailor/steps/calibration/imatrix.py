@@ -16,6 +16,7 @@ from quantailor.analysis.importance.statistics import ImatrixStatistics, statist
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
 from quantailor.errors import ImatrixError
+from quantailor.evidence.grounds import command_line
 from quantailor.ggml import library
 from quantailor.qtypes import IMATRIX_EXEMPT
 from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, fitted, gguf_path, quantizable_tensors, require_finite
@@ -146,7 +147,8 @@ def use_imatrix(
             found = workspace.default_imatrix(model.fingerprint)
         if found is None:
             raise ImatrixError(
-                f"there is no importance matrix for {model.source.name}", remedy="Compute one with `quantailor imatrix`, or --import a file"
+                f"there is no importance matrix for {model.source.name}",
+                remedy=f"Compute one with `{command_line(workspace, 'imatrix', base)}`, or --import a file",
             )
         found, left_out = fitted(found, model.source)
         if import_file is not None:
