@@ -47,6 +47,8 @@ def test_a_size_that_is_too_small_names_one_that_works(
     assert planned["prediction"]["file_size_bytes"] == int(size)
     built = quantailor("build", small.base, tmp_path / "s.yaml", "-o", tmp_path / "q.gguf", "--home", small.home, "--json").result
     assert built["size_bytes"] == int(size)
+    mebibytes = re.findall(r"bytes \(([0-9.]+ MiB)\) or more", line)
+    assert quantailor(*words, "--size", *mebibytes).code == 0
     again = quantailor(*words, "--size", int(size) - 1).error_line
     assert f"{int(size) - 1:,} bytes" in again
     assert advised(again) == size

@@ -29,6 +29,12 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.2f} TiB"
 
 
+def enough_mib(n_bytes: int) -> str:
+    """No less than so many bytes, with six digits: "1.73398 MiB"."""
+    places = 5 - _power(n_bytes / 2**20)
+    return f"{math.ceil(n_bytes / 2**20 * 10.0**places) / 10.0**places:.{max(0, places)}f} MiB"
+
+
 def size_change(n_bytes: int) -> str:
     """ "+11.00 MiB", "−2.30 GiB"."""
     return f"{'−' if n_bytes < 0 else '+'}{size(abs(n_bytes))}"

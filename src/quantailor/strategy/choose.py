@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from quantailor.errors import InfeasibleError, StrategyError, StrategyMismatchError
+from quantailor.present import words
 from quantailor.records import Basis, Prediction, Strategy, TensorCells, TensorChoice
 from quantailor.strategy.constraints import ALIGNMENT, Constraints, apply, padded, plain
 from quantailor.strategy.importance import with_importance
@@ -203,7 +204,7 @@ def _too_small(goal: Target, smallest_bytes: int) -> InfeasibleError:
     what = f"{goal['size_bytes']:,} bytes" + (f", the size of {goal['like']}" if "like" in goal else "")
     return InfeasibleError(
         f"no strategy fits {what}: the smallest file that the constraints allow takes {smallest_bytes:,}",
-        remedy=f"Ask for {smallest_bytes} bytes or more, or allow smaller types",
+        remedy=f"Ask for {smallest_bytes} bytes ({words.enough_mib(smallest_bytes)}) or more, or allow smaller types",
         smallest_bytes=smallest_bytes,
     )
 
