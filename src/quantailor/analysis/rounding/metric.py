@@ -17,11 +17,11 @@ from quantailor.analysis.covariances.covariances import InputCovariance
 from quantailor.errors import CovarianceError
 from quantailor.numerics import Doubles, Floats, Integers
 
-DAMPING = 0.01
+DAMPING = 0.03
 """Part of the mean diagonal that is added to the diagonal."""
 SPAN_COLUMNS = 256
 """Columns whose codes are looked at again together."""
-SHRINKAGE_COLUMNS = 0.25
+SHRINKAGE_COLUMNS = 1.0
 """Off the diagonal, H from n tokens counts n / (n + this x n_cols): few tokens say little about many pairs of columns."""
 
 
@@ -86,7 +86,7 @@ class Metric:
 
     def __init__(self, covariance: InputCovariance) -> None:
         self.covariance = covariance
-        self._factors: dict[int, Factor] = {}
+        self._factors: dict[tuple[int, int], Factor] = {}
         self._lock = threading.Lock()
 
     @property
@@ -99,17 +99,19 @@ class Metric:
         errors: Doubles = np.einsum("ij,ij->i", deltas @ self.covariance.matrix, deltas, dtype=np.float64)
         return np.maximum(errors, 0.0)
 
-    def factor(self, block: int) -> Factor:
-        """The factor for types with blocks of so many columns. Raises CovarianceError where H is not positive."""
+    def factor(self, block: int, run: int = 1) -> Factor:
+        """The factor for types with blocks of so many columns, of which `run` beside each other share a code.
+
+        Raises CovarianceError where H is not positive.
+        """
         with self._lock:
-            if block not in self._factors:
+            if (block, run) not in self._factors:
                 try:
-                    self._factors[block] = _factor(self.damped(), block)
+                    self._factors[block, run] = _factor(self.damped(), block, run)
                 except scipy.linalg.LinAlgError:
-                    name = self.covariance.key + (f" in {self.covariance.origin}" if self.covariance.origin else "")
-                    again = "Compute it again with `quantailor calibrate`"
-                    raise CovarianceError(f"the covariance of {name} is not positive", remedy=again) from None
-            return self._factors[block]
+                    name = self.covariance.key
+                    raise CovarianceError(f"the covariance of {name} is not positive", remedy="Compute it again") from None
+            return self._factors[block, run]
 
     def damped(self) -> Floats:
         """H with its diagonal raised and, from few tokens, less of what is beside it: (n_cols, n_cols)."""
@@ -121,11 +123,12 @@ class Metric:
         return damped
 
 
-def _factor(damped: Floats, size: int) -> Factor:
+def _factor(damped: Floats, size: int, run: int) -> Factor:
     """Columns of the most importance are rounded first, when the most others are left to make up for them: blocks, and within each."""
     importance = np.diagonal(damped).astype(np.float64)
-    blocks = np.arange(len(damped)).reshape(-1, size)
-    blocks = np.take_along_axis(blocks, np.argsort(importance[blocks], axis=1, kind="stable"), axis=1)
+    runs = np.arange(len(damped)).reshape(-1, size // run, run)
+    ranks = np.argsort(importance[runs].sum(axis=2), axis=1, kind="stable")
+    blocks = np.take_along_axis(runs, ranks[:, :, None], axis=1).reshape(-1, size)
     blocks = blocks[np.argsort(importance[blocks].sum(axis=1), kind="stable")]
     order = blocks.reshape(-1)
     lower = scipy.linalg.cholesky(damped[np.ix_(order, order)], lower=True, overwrite_a=True, check_finite=False)
