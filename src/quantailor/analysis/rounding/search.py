@@ -14,7 +14,7 @@ import numpy as np
 from quantailor.analysis.rounding.compiling import compiled, compiled_loosely
 from quantailor.numerics import Floats, Integers
 
-LANES = 32
+LANES = 64
 """Entries that are compared at a time."""
 _PICKED, _PICKED_OF_PARTS = 4, 8
 """Entries that are tried in the full metric."""
@@ -88,8 +88,9 @@ def pick(book: Floats, sizes: Floats, pull: Floats, out: Integers) -> None:
         out: (n, n_picked).
     """
     n_chunks = book.shape[0]
-    scores, tops = np.empty((n_chunks, LANES), np.float32), np.empty(n_chunks, np.float32)
+    scores, tops = np.empty((n_chunks, LANES), np.float32), np.empty(LANES, np.float32)
     for row in range(pull.shape[0]):
+        tops[:] = -np.inf
         for chunk in range(n_chunks):
             p0, p1, p2, p3 = pull[row, 0], pull[row, 1], pull[row, 2], pull[row, 3]
             if book.shape[1] == 4:
@@ -102,17 +103,16 @@ def pick(book: Floats, sizes: Floats, pull: Floats, out: Integers) -> None:
                     low = p0 * book[chunk, 0, lane] + p1 * book[chunk, 1, lane] + p2 * book[chunk, 2, lane] + p3 * book[chunk, 3, lane]
                     high = p4 * book[chunk, 4, lane] + p5 * book[chunk, 5, lane] + p6 * book[chunk, 6, lane] + p7 * book[chunk, 7, lane]
                     scores[chunk, lane] = low + high - sizes[chunk, lane]
-            top = scores[chunk, 0]
-            for lane in range(1, LANES):
-                top = max(top, scores[chunk, lane])
-            tops[chunk] = top
+            for lane in range(LANES):
+                score, top = scores[chunk, lane], tops[lane]
+                tops[lane] = score if score > top else top
         for k in range(out.shape[1]):
             best = np.argmax(tops)
-            place = np.argmax(scores[best])
-            out[row, k] = best * LANES + place
+            place = np.argmax(scores[:, best])
+            out[row, k] = place * LANES + best
             if k + 1 < out.shape[1]:
-                scores[best, place] = -np.inf
-                tops[best] = scores[best].max()
+                scores[place, best] = -np.inf
+                tops[best] = scores[:, best].max()
 
 
 @compiled
