@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from commands import Command
 
-from quantailor.app.jobs import list_jobs, preflight, submit
+from quantailor.app.jobs import list_jobs, preflight, run_job, submit
 from quantailor.costs import machine
 from quantailor.costs.machine import filesystem, free_disk_bytes, free_memory_bytes, total_memory_bytes
 from quantailor.errors import ResourceError
 from quantailor.pipeline import MakeStep, StudyStep
 from quantailor.session import Workspace
+from quantailor.steps.calibration.calibrate import CalibrateStep
 from quantailor.steps.calibration.imatrix import ImatrixStep
 from quantailor.steps.convert import ConvertStep
 from quantailor.steps.measure import MeasureStep
@@ -43,6 +44,7 @@ def every_task(model: Path, base: Path, folder: Path) -> list[Step[StepResult]]:
     return [
         ConvertStep(model=str(model), output=str(folder / "base.gguf")),
         ImatrixStep(base=str(base)),
+        CalibrateStep(base=str(base)),
         MeasureStep(base=str(base)),
         ProbeStep(base=str(base)),
         SweepStep(base=str(base)),
@@ -50,6 +52,25 @@ def every_task(model: Path, base: Path, folder: Path) -> list[Step[StepResult]]:
         VerifyStep(file=str(base), base=str(base)),
         MakeStep(model=str(model), output=str(folder / "out"), plan=PlanOptions(size_bytes=5 * MIB)),
     ]
+
+
+def test_calibrate_needs_what_its_sums_and_its_file_take(
+    workspace: Workspace, books_llama_base: Path, books_moe_base: Path, calibration_text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for base in (books_llama_base, books_moe_base):
+        step = CalibrateStep(base=str(base), text=str(calibration_text), chunks=1, n_ctx=64)
+        told = step.needs(workspace)
+        sums = told.memory_bytes - ImatrixStep(base=str(base), text=str(calibration_text), n_ctx=64).needs(workspace).memory_bytes
+        assert 8 * MIB < sums < 40 * MIB
+        run_job(workspace, submit(workspace, step))
+        with workspace.model(base) as model:
+            covariances = workspace.newest_covariances(model.fingerprint)
+        assert covariances is not None
+        size = covariances.size_bytes
+        assert size < sum(n_bytes for _, n_bytes in told.disk) < 10 * size
+        assert size < base.stat().st_size
+    give(monkeypatch, disk=1 * MIB)
+    assert any("covariances" in line or "needs" in line for line in preflight(workspace, CalibrateStep(base=str(books_llama_base))))
 
 
 def test_a_machine_with_room_starts_everything(

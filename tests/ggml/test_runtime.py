@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from quantailor.errors import ImatrixError, InferenceError
+from quantailor.ggml import library
 from quantailor.ggml.runtime import Activation, LoadedModel, is_weight, tokenizer, weight_name
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 4
@@ -64,6 +65,34 @@ def test_capture_sees_every_matrix_of_a_dense_model(books_llama_base: Path) -> N
     assert seen["blk.0.attn_q.weight"] == (64, 1, 256)
     assert seen["blk.0.ffn_down.weight"] == (64, 1, 768)
     assert "output.weight" in seen
+
+
+def test_inputs_on_a_gpu_are_copied_once_for_all_that_share_them(books_moe_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def captured() -> list[tuple[str, bytes, bytes]]:
+        found: list[tuple[str, bytes, bytes]] = []
+
+        def capture(activation: Activation) -> None:
+            ids = b"" if activation.slice_ids is None else activation.slice_ids.tobytes()
+            found.append((activation.name, activation.x.tobytes(), ids))
+
+        with LoadedModel(books_moe_base, n_ctx=1024, n_threads=1, capture=capture) as model:
+            model.decode(np.arange(600, dtype=np.int32))  # two graphs
+        return found
+
+    expected, ggml = captured(), library.load().ggml
+    n_copied, copy = 0, ggml.ggml_backend_tensor_get
+
+    def counted(*arguments: object) -> object:
+        nonlocal n_copied
+        n_copied += 1
+        return copy(*arguments)
+
+    monkeypatch.setattr(ggml, "ggml_backend_buffer_is_host", lambda _: False)
+    monkeypatch.setattr(ggml, "ggml_backend_tensor_get", counted)
+    assert captured() == expected
+    # A layer: the inputs of q, k and v, of the attention's output, of the router, of gate and up, of down; the experts chosen, twice.
+    n_layers = len({name for name, *_ in expected if "attn_q" in name})
+    assert n_copied == 2 * (7 * n_layers + 1)
 
 
 def test_capture_sees_which_experts_a_token_takes(books_moe_base: Path) -> None:

@@ -356,6 +356,9 @@ class _Observer:
         self._failure: BaseException | None = None
         self._ops = _operations()
         self._ggml = library.load().ggml
+        self._source, self._sharing = 0, set[str]()
+        self._copies: dict[int, Any] = {}
+        """What was copied from a GPU for the weights in `_sharing`, which are multiplied with the same `_source`."""
         self.callback = library.load().llama.ggml_backend_sched_eval_callback(self._on_node)
 
     def reraise(self) -> None:
@@ -385,6 +388,9 @@ class _Observer:
 
     def _activation(self, node: GgmlTensor, weight: GgmlTensor, source: GgmlTensor) -> Activation:
         name, n_slices = weight_name(weight.name), int(weight.ne[2] * weight.ne[3])
+        if self._source != ctypes.addressof(source) or name in self._sharing:  # a weight comes again in the next graph
+            self._source, self._sharing, self._copies = ctypes.addressof(source), set(), {}
+        self._sharing.add(name)
         values = self._read(source, np.float32)  # (ne3, ne2, ne1, n_cols)
         n_cols, ids_address = values.shape[-1], 0
         ids: Tokens | None = None
@@ -404,8 +410,11 @@ class _Observer:
         if tensor.buffer and self._ggml.ggml_backend_buffer_is_host(tensor.buffer):
             memory: Any = (ctypes.c_uint8 * n_bytes).from_address(tensor.data)
         else:
-            memory = (ctypes.c_uint8 * n_bytes)()
-            self._ggml.ggml_backend_tensor_get(ctypes.byref(tensor), memory, 0, n_bytes)
+            address = ctypes.addressof(tensor)
+            if address not in self._copies:
+                self._copies[address] = (ctypes.c_uint8 * n_bytes)()
+                self._ggml.ggml_backend_tensor_get(ctypes.byref(tensor), self._copies[address], 0, n_bytes)
+            memory = self._copies[address]
         shape, strides = tuple(reversed(tensor.ne)), tuple(reversed(tensor.nb))
         return np.ndarray(shape, dtype=kind, buffer=memory, strides=strides)
 

@@ -34,8 +34,8 @@ from quantailor.numerics import Bytes, Floats
 from quantailor.records import MetadataValue, TensorInfo
 
 VERSION = 1
-LEAN_COLUMNS = 1.0
-"""An expert leans on the covariance of all experts as if that were so many tokens of its own per column."""
+LEAN_COLUMNS = 0.3
+"""An expert leans on the covariance of all experts as if that were so many tokens of its own per column (docs/LOG.md)."""
 SCALE = 32767
 POSITIVE = 1 - 2**-12
 _TYPE = "covariances"
