@@ -1,4 +1,4 @@
-"""axe-core on every screen in both themes: no serious or critical finding."""
+"""axe-core on every screen in both themes: no serious or critical finding; and no window cuts anything off."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ _RUN = """
 const done = arguments[0];
 axe.run(document, {resultTypes: ['violations']}).then(found => done(found.violations), error => done(String(error)));
 """
+_CUT_OFF = """
+const scrolls = part =>
+  part && !part.matches('.qt-main') && (getComputedStyle(part).overflowX !== 'visible' || scrolls(part.parentElement));
+return [...document.querySelectorAll('.qt-main *')]
+  .map(part => [part, part.getBoundingClientRect()])
+  .filter(([part, box]) => box.width && box.right > innerWidth + 2 && !scrolls(part.parentElement))
+  .map(([part]) => part.tagName + '.' + part.className);
+"""
+"""What lies beyond the right edge of the window and nowhere within something that scrolls."""
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +46,12 @@ def test_no_serious_finding(chromium: Browser, studied_server: Server, axe: str,
     found = chromium.driver.execute_async_script(_RUN)
     assert isinstance(found, list), found
     assert _told(found) == []
+    try:
+        for width in (375, 1280):
+            chromium.size(width, 800)
+            chromium.until(lambda: not chromium.js(_CUT_OFF), f"nothing is cut off at {width} pixels")
+    finally:
+        chromium.size(1280, 800)
 
 
 def _told(violations: Sequence[Any]) -> list[str]:

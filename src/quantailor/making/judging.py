@@ -209,7 +209,7 @@ def sentence(ours: VerdictRow, comparisons: Sequence[Comparison], *, floor_kld_n
     """The verdict in words: our figure first, then a clause on every reference that says how much larger or smaller it is."""
     statistics = ours.statistics
     file = f"{ours.label} ({words.size(ours.size_bytes)}, {words.bits(ours.bits_per_weight)})"
-    where = f"mean KLD over {words.plural(statistics.n_chunks, 'chunk')}; the floor is {floor_kld_nats:.1e}"
+    where = f"mean KLD over {words.plural(statistics.n_chunks, 'chunk')}; the floor is {words.figure(floor_kld_nats, 2)}"
     kld = f"{words.with_error(statistics.kld_mean)} nats per token ({where})"
     said = [f"{file} diverges from the base by {kld}."]
     if not comparisons:

@@ -33,7 +33,7 @@ def verified(result: VerifyResult) -> None:
     """The verdict table and its sentence."""
     out = console()
     out.print(_verdict_table(result.verdict))
-    out.print(f"floor (base through the same pipeline): {result.verdict.floor_kld_nats:.2e} nats")
+    out.print(f"floor (base through the same pipeline): {words.figure(result.verdict.floor_kld_nats, 2)} nats")
     out.print(f"[bold]{result.verdict.sentence}[/bold]")
     for path in result.files:
         out.print(f"wrote     {path}")

@@ -72,7 +72,7 @@ def base(palette: Palette) -> Options:
 
 def options(chart: Chart, palette: Palette, *, is_small: bool = False) -> Options:
     """A chart; a small one leaves its axes closer to its edges."""
-    legend = [series.name for series in chart.series if series.in_legend]
+    legend = [series for series in chart.series if series.in_legend]
     drawn: list[Options] = [_band(band, palette) for band in chart.bands]
     for series in chart.series:
         if bars := [point for point in series.points if point.low is not None and point.high is not None]:
@@ -81,7 +81,7 @@ def options(chart: Chart, palette: Palette, *, is_small: bool = False) -> Option
     if chart.rules and drawn:
         drawn[-1]["markLine"] = _rules(chart.rules, palette)
     left, right, top, bottom = (52, 10, 10, 36) if is_small else (76, 48, 28, 48)
-    legend_rows = 1 + sum(5 + len(name) for name in legend) // 75
+    legend_rows = 1 + sum(5 + len(series.name) for series in legend) // 75
     return {
         **base(palette),
         "grid": {"left": left, "right": right, "top": top, "bottom": bottom + (12 + 22 * legend_rows if legend else 0)},
@@ -267,12 +267,13 @@ def _rules(rules: Sequence[Rule], palette: Palette) -> Options:
     }
 
 
-def _legend(names: Sequence[str], palette: Palette) -> Options:
+def _legend(shown: Sequence[Series], palette: Palette) -> Options:
     return {
-        "data": list(names),
+        # The edge of a strong marker, which sets it off from what it covers, would hide the small one of the legend.
+        "data": [{"name": series.name, **({"itemStyle": {"borderWidth": 0}} if series.is_strong else {})} for series in shown],
         "bottom": 0,
         "itemGap": 12,
-        "itemHeight": 8,
+        "itemHeight": 10,
         "itemWidth": 14,
         "textStyle": {"color": palette.muted, "fontSize": 11},
     }

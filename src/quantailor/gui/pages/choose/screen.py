@@ -70,7 +70,7 @@ class ChooseScreen:
                 f"{self._desk.n_unmeasured} tensors are not measured yet and keep their type. Reload to work with what has come in.", "warn"
             )
         found, reason = self._desk.grounds, self._desk.evaluate(self._draft.types_known_to(self._desk)).prediction.no_prediction
-        text(f"Stands on {grounds(found)}.", "qt-small qt-muted")
+        text(f"Stands on {grounds(found)}.", "qt-small qt-muted qt-choose-grounds")
         if found is not None and (reason is not None or found.n_probed < found.n_tensors):
             missing = "Tensors that were not probed count as the median of their role."
             why = missing if reason is None else f"{reason[0].upper()}{reason[1:]}."

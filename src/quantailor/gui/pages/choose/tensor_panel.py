@@ -95,5 +95,5 @@ def _by_reason(not_offered: Mapping[str, str]) -> dict[str, list[str]]:
     """Reason -> types, the commonest reasons together."""
     found: dict[str, list[str]] = {}
     for type_name, reason in not_offered.items():
-        found.setdefault(reason.replace(type_name, "its").split(";")[0], []).append(type_name)
+        found.setdefault(reason.removeprefix(f"{type_name} ").replace(f"{type_name}'s", "its").split(";")[0], []).append(type_name)
     return found
