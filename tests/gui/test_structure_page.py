@@ -155,5 +155,5 @@ def test_the_table_s_rows_come_with_the_token_only(large: tuple[Server, str]) ->
         "weights": 4096 * 512,
         "type": "F16",
         "bytes": 2 * 4096 * 512,
-        "types": 28,
+        "types": 25,
     }

@@ -57,19 +57,24 @@ class PredictedKld:
     kld_nats: float
     relative_sd: float
     degrees_of_freedom: int
+    curve_sd: float | None = None
+    """The part of `relative_sd` that more mixes would make smaller; None where that is all of it."""
 
     def interval(self, level: float) -> tuple[float, float]:
         """The range that holds the KLD of the built file with this probability."""
+        width = min(self._half_width(level, self.relative_sd), _MAX_LN)
+        return self.kld_nats * math.exp(-width), self.kld_nats * math.exp(width)
+
+    def _half_width(self, level: float, relative_sd: float) -> float:
         from scipy.special import stdtrit
 
-        width = float(stdtrit(max(1, self.degrees_of_freedom), (1 + level) / 2)) * self.relative_sd
-        return self.kld_nats * math.exp(-min(width, _MAX_LN)), self.kld_nats * math.exp(min(width, _MAX_LN))
+        return float(stdtrit(max(1, self.degrees_of_freedom), (1 + level) / 2)) * relative_sd
 
     @property
     def is_early(self) -> bool:
         """Whether too little was measured to state it."""
-        low, high = self.interval(0.95)
-        return not math.isfinite(self.kld_nats) or high > MOST_SPAN * low
+        sd = self.relative_sd if self.curve_sd is None else self.curve_sd
+        return not math.isfinite(self.kld_nats) or 2 * self._half_width(0.95, sd) > math.log(MOST_SPAN)
 
 
 def fit_curve(points: Sequence[CurvePoint]) -> Curve:
@@ -171,8 +176,8 @@ def predict_kld(curve: Curve, damage_nats: float) -> PredictedKld:
         variance += curve.residual_sd**2 * _leverage(memory, damage_nats) + text
     if kld <= 0:
         return PredictedKld(kld, math.sqrt(variance), curve.degrees_of_freedom)
-    sd = math.hypot(math.sqrt(variance) * max(kld - curve.c0_nats, 0.0), _c0_sd(curve))
-    return PredictedKld(kld, sd / kld, curve.degrees_of_freedom)
+    curve_sd = math.sqrt(variance) * max(kld - curve.c0_nats, 0.0) / kld
+    return PredictedKld(kld, math.hypot(curve_sd, _c0_sd(curve) / kld), curve.degrees_of_freedom, curve_sd)
 
 
 def _c0_sd(curve: Curve) -> float:
