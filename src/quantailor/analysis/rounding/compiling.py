@@ -4,31 +4,47 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar, cast
+from typing import Generic, ParamSpec, TypeVar, cast
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """The function as machine code that runs without the GIL; numba is imported when it is first called."""
-    return _later(function, frozenset({"contract"}))
+class Compiled(Generic[P, R]):
+    """A function as machine code that runs without the GIL. Numba is imported when it is first called, from Python or from another one.
 
+    Args:
+        function: what to compile.
+        loosely: whether sums and maxima may be taken in any order, and nothing is NaN.
+    """
 
-def compiled_loosely(function: Callable[P, R]) -> Callable[P, R]:
-    """As `compiled`; sums and maxima may be taken in any order, and nothing may be NaN."""
-    return _later(function, frozenset({"contract", "nnan", "nsz", "reassoc"}))
+    def __init__(self, function: Callable[P, R], *, loosely: bool = False) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._fastmath = {"contract", "nnan", "nsz", "reassoc"} if loosely else {"contract"}
 
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self._machine_code(*args, **kwargs)
 
-def _later(function: Callable[P, R], fastmath: frozenset[str]) -> Callable[P, R]:
-    @functools.cache
-    def machine_code() -> Callable[P, R]:
+    @functools.cached_property
+    def _machine_code(self) -> Callable[P, R]:
         import numba
 
-        return cast(Callable[P, R], numba.njit(cache=True, nogil=True, fastmath=set(fastmath))(function))
+        return cast(Callable[P, R], numba.njit(cache=True, nogil=True, fastmath=self._fastmath)(self._function))
 
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        return machine_code()(*args, **kwargs)
+    @property
+    def _numba_type_(self) -> object:
+        """What numba takes this for where another compiled function calls it: the function that it made itself."""
+        import numba
 
-    return call
+        return numba.typeof(self._machine_code)
+
+
+def compiled(function: Callable[P, R]) -> Compiled[P, R]:
+    """See `Compiled`. One that another calls stands in the same file: what is kept on disk is made anew when that file changes."""
+    return Compiled(function)
+
+
+def compiled_loosely(function: Callable[P, R]) -> Compiled[P, R]:
+    """As `compiled`, and loosely."""
+    return Compiled(function, loosely=True)

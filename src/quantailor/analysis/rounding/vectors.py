@@ -45,7 +45,8 @@ class VectorCodes:
     """(n_entries, n_part): weights of a part of a group, in units of the scale; without their signs where these have bits of their own."""
     masks: Integers
     """For each setting of the bits of signs, which weights are negative, the first weight's bit the lowest: (n_sign_settings,)."""
-    _book: Book
+    book: Book
+    """The codebook as it is searched."""
     _setting_of_mask: Integers
     _fields: Fields
     _ends: tuple[int, ...]
@@ -96,11 +97,14 @@ class VectorCodes:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             x = (targets - offset[:, None]) / scale[:, None]
         x = np.clip(np.nan_to_num(x), -_FAR, _FAR)
-        entries, signs = self._book.nearest(x, metric)
-        codes = (signs < 0) @ (1 << np.arange(signs.shape[1])) if len(self.masks) > 1 else np.zeros(len(x), dtype=np.int64)
-        codes = self._setting_of_mask[codes] << self.n_parts * self._index_bits
+        return self.codes_of(*self.book.nearest(x, metric))
+
+    def codes_of(self, entries: Integers, signs: Floats) -> Settings:
+        """The codes of what `book` finds, entries (n, n_parts) and signs (n, n_weights), or of several groups: (n,), or (n_groups, n)."""
+        mask = (signs < 0) @ (1 << np.arange(signs.shape[-1])) if self.book.signed else np.zeros(signs.shape[:-1], dtype=np.int64)
+        codes = self._setting_of_mask[mask] << self.n_parts * self._index_bits
         for part in range(self.n_parts):
-            codes |= entries[:, part] << part * self._index_bits
+            codes |= entries[..., part] << part * self._index_bits
         return codes.astype(np.uint32)
 
     def pack(self, data: Bytes, codes: Settings) -> Bytes:
