@@ -15,6 +15,8 @@ from quantailor.analysis.importance.computing import compute_imatrix
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.errors import Paused
 from quantailor.ggml.runtime import Activation, LoadedModel
+from quantailor.models.gguf_file import GGUFSource
+from quantailor.models.gguf_writer import GGUFWriter, layout
 from quantailor.models.opening import open_model
 from quantailor.numerics import Doubles, Tokens
 from quantailor.records import TensorInfo
@@ -133,6 +135,31 @@ def test_matrices_that_share_an_input_share_its_covariance(books_llama_base: Pat
     assert keys[UP] == keys[GATE] != keys[DOWN] != keys["output.weight"]
     assert None not in (keys[UP], keys[DOWN], keys["output.weight"])
     assert keys["token_embd.weight"] is None
+
+
+def test_a_tied_output_is_the_embeddings_covariance(books_llama_base: Path, tokens: Tokens, tmp_path: Path) -> None:
+    with closing(GGUFSource(books_llama_base)) as source:
+        tensors = [tensor for tensor in source.tensors if tensor.name != "output.weight"]
+        with GGUFWriter(tmp_path / "tied.gguf", layout(source.metadata, tensors)) as writer:
+            for tensor in tensors:
+                writer.write(source.raw_rows(tensor.name, 0, tensor.n_rows))
+    compute(tmp_path / "tied.gguf", tokens[:1], tmp_path / "covariances.gguf")
+    with CovarianceFile(tmp_path / "covariances.gguf") as file:
+        found = file.of(info(books_llama_base, "token_embd.weight"))
+    assert found is not None
+    assert found.n_tokens == 64
+
+
+def test_long_chunks_run_in_several_graphs(books_llama_base: Path, calibration_text: Path, tmp_path: Path) -> None:
+    long = chunks(load_corpus(books_llama_base, calibration_text), 1024, limit=1)
+    for n_ctx in (512, 1024):
+        compute(books_llama_base, long.reshape(-1, n_ctx), tmp_path / f"{n_ctx}.gguf", names=["blk.0.attn_q.weight"], budget_bytes=1)
+    first = info(books_llama_base, "blk.0.attn_q.weight")  # its input depends on the token alone
+    with CovarianceFile(tmp_path / "512.gguf") as one, CovarianceFile(tmp_path / "1024.gguf") as two:
+        short, whole = one.of(first), two.of(first)
+    assert short is not None
+    assert whole is not None
+    assert np.array_equal(short.matrix, whole.matrix)
 
 
 def test_only_wanted_tensors_have_covariances(books_llama_base: Path, tokens: Tokens, tmp_path: Path) -> None:
