@@ -60,6 +60,16 @@ def test_every_type_loses_less_than_with_importances_alone(qtype: QType, metric:
     assert error(data, weights, qtype, metric) < limit * error(plain, weights, qtype, metric)
 
 
+@pytest.mark.parametrize("name", ["MXFP4", "NVFP4", "Q4_K", "IQ3_S"])
+def test_rows_of_zeros_stay_zero(name: str, metric: Metric, weights: Floats) -> None:
+    qtype = library.types()[name]
+    rows = weights[:4].copy()
+    rows[1:3] = 0
+    values = codec.dequantize(round_rows(rows, qtype, metric), qtype, N_COLS)
+    assert not values[1:3].any()
+    assert values[[0, 3]].any(axis=1).all()
+
+
 @pytest.mark.parametrize("name", ["Q4_0", "Q3_K", "IQ4_XS"])
 def test_no_other_code_would_be_much_better(name: str, weights: Floats) -> None:
     """With one block a row, codes are looked at again beside all others; a few sweeps leave little."""

@@ -23,6 +23,8 @@ PANEL_ROWS = 64
 DOUBTFUL = 0.02
 """Rows that lose more than this part of what they hold are compared with ggml's rounding, and keep that where it loses less: with so few
 bits a weight, what there is to make up for can grow from block to block."""
+LEAST = 1e-30
+"""Weights below this are 0 to ggml's quantizers here: MXFP4's exponents wrap around on a block of nothing larger than 1e-38."""
 N_SWEEPS = 4
 """How often a block's codes are looked at again, at most."""
 
@@ -87,6 +89,7 @@ def _round_span(
         block, place = span.blocks[number], slice(number * size, (number + 1) * size)
         own, shift = np.ascontiguousarray(weights[:, place]), pulled[:, place].copy()
         best = own - shift @ block.inverse
+        best[np.abs(best) < LEAST] = 0
         data[:, number] = codec.quantize(best[:, block.natural], qtype, block.importance)
         if layout is None:
             errors[:, place] = codec.dequantize(data[:, number], qtype, size)[:, block.within] - own
