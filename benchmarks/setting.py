@@ -72,7 +72,7 @@ def probed(setting: Setting, base: Path) -> Iterator[Probed]:
     with Workspace.open(setting.home) as workspace, workspace.model(base) as model:
         imatrix = workspace.default_imatrix(model.fingerprint)
         found = measured(workspace, model, AUTO)
-        known = load_knowledge(workspace, model, found.key.imatrix, found.cells)
+        known = load_knowledge(workspace, model, found.key, found.cells)
         assert known is not None
         yield Probed(workspace, model, imatrix, found, known)
 

@@ -19,6 +19,9 @@ _BLOCK_NAME = re.compile(r"^blk\.(\d+)\.(.+?)(?:\.(?:weight|bias))?$")
 Basis = Literal["ranking only", "probes"]
 """What a damage figure rests on: what is expected of weight errors (it ranks mixes), or measured probes (nats)."""
 
+RoundingWish = Literal["auto", "plain", "compensated"]
+"""How weights are to become codes: as ggml rounds them, with errors of one block made up for by the next, or as what is there says."""
+
 
 def layer_of(tensor_name: str) -> int | None:
     """The block number in a GGUF tensor name, or None outside the blocks."""
@@ -116,10 +119,13 @@ class WeightError:
     sqnr_db: float | None = None
     weighted_mse: float | None = None
     output_error: float | None = None
+    output_mse: float | None = None
+    """None where no input covariances were at hand."""
     rmse_se: float = 0.0
     relative_mse_se: float = 0.0
     weighted_mse_se: float = 0.0
     output_error_se: float = 0.0
+    output_mse_se: float = 0.0
     error_quantiles: tuple[float, ...] = ()
     """p50, p90, p95, p99, p99.9 of abs(dW)."""
     error_quantiles_se: tuple[float, ...] = ()
@@ -128,6 +134,16 @@ class WeightError:
     n_unseen_experts: int = 0
     unavailable: str | None = None
     definition_version: int = 1
+
+    @property
+    def error(self) -> float | None:
+        """What damages are reckoned from: `output_mse` where there is one, else `weighted_mse`."""
+        return self.weighted_mse if self.output_mse is None else self.output_mse
+
+    @property
+    def error_se(self) -> float:
+        """Standard error of `error`."""
+        return self.weighted_mse_se if self.output_mse is None else self.output_mse_se
 
     @property
     def sampled(self) -> bool:
@@ -165,6 +181,12 @@ class Cell:
     weighted_mse: float = 0.0
     rmse: float = 0.0
     max_abs_error: float = 0.0
+    output_mse: float | None = None
+
+    @property
+    def error(self) -> float:
+        """What damages are reckoned from: `output_mse` where there is one, else `weighted_mse`."""
+        return self.weighted_mse if self.output_mse is None else self.output_mse
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +242,7 @@ class Grounds:
     imatrix: str | None
     """Fingerprint of the importance matrix that the swapped weights were quantized with."""
     carried: bool
-    """Whether alphas are carried over to another importance matrix than that."""
+    """Whether alphas are carried over to another importance matrix or rounding than that."""
     n_probed: int
     """Tensors that were probed, by themselves or in a group."""
     n_tensors: int
@@ -235,6 +257,8 @@ class Grounds:
     """Whole mixes built as files."""
     command: str
     """What would make it cover more, or predict more closely."""
+    rounding: str = ""
+    """How the swapped weights were rounded, "plain" or "compensated", where a plan's are rounded otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,14 +331,14 @@ class SwapCell:
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """How much the weight error of one tensor matters: KLD = alpha x weighted_mse + noise of its kernel (METHODS 4)."""
+    """How much the weight error of one tensor matters: KLD = alpha x error + noise of its kernel (METHODS 4)."""
 
     tensor: str
     status: Literal["measured", "drowned", "not in the graph", "not probed"]
     """"drowned": its probes cannot be distinguished from the floor, and `alpha` is an upper bound. The last two have no probes, and
     what plans count with in place of `alpha` is the median of their role."""
     alpha: Estimate
-    """Nats per unit of `weighted_mse`."""
+    """Nats per unit of `WeightError.error`."""
     noise: Mapping[int, float] = field(default_factory=dict)
     """Nats that the kernel's rounding of inputs costs, by `QType.activation_block` (32 or 256)."""
     group: str = ""

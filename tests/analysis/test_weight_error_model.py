@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 
 import fuzzing
+from made_up_covariances import MadeUpCovariances, output_errors
 from quantailor.analysis.importance.error_weights import UNWEIGHTED, ErrorWeights
+from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.weight_errors.measure import MeasureSettings, measure_model
 from quantailor.errors import Paused, QuantailorError, TensorNotFoundError, TypeUnavailableError
-from quantailor.ggml import library
+from quantailor.ggml import codec, library
 from quantailor.models.opening import open_model
 from quantailor.models.source import MemorySource, ModelSource
 from quantailor.numerics import Floats
@@ -65,6 +68,82 @@ class PausesAfter:
 
     def advance(self, done: float, total: float, message: str = "") -> None:
         self.reported.append((done, total))
+
+
+COVARIANCES = MadeUpCovariances()
+ROUNDINGS = {
+    "plain": Rounding(),
+    "plain, with covariances": Rounding(None, COVARIANCES),
+    "compensated": Rounding(None, COVARIANCES, compensated=True),
+}
+FEW_TYPES = ("Q4_0", "F16")
+COARSE = MeasureSettings(relative_se=0.05)
+
+
+@functools.cache
+def cells_with(kind: str, settings: MeasureSettings | None = None, n_threads: int = 2) -> list[WeightError]:
+    source, how = model(), ROUNDINGS[kind]
+    names = [name for name in source.arrays if "norm" not in name]
+    return list(measure_model(source, names, FEW_TYPES, weights_of=shared_weights, rounding=how, settings=settings, n_threads=n_threads))
+
+
+def shared_weights(tensor: TensorInfo) -> ErrorWeights:
+    """Experts by how many tokens come to them, and the diagonal of the made-up covariances."""
+    matrices = [COVARIANCES.of(tensor, index) for index in range(tensor.n_slices)]
+    columns = [np.ones(tensor.n_cols) if matrix is None else np.diagonal(matrix.matrix) for matrix in matrices]
+    shares = np.arange(1, tensor.n_slices + 1) / sum(range(1, tensor.n_slices + 1))
+    return ErrorWeights(columns=np.array(columns, dtype=np.float32), slice_shares=shares.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", ROUNDINGS)
+def test_output_mse_is_what_errors_do_to_outputs(kind: str) -> None:
+    source, rounding, qtypes = model(), ROUNDINGS[kind], library.types()
+    cells = {(cell.tensor, cell.type_name): cell for cell in cells_with(kind, EXHAUSTIVE)}
+    for tensor in source.tensors:
+        if len(tensor.shape) == 1:
+            continue
+        matrices, shares = [COVARIANCES.of(tensor, index) for index in range(tensor.n_slices)], shared_weights(tensor).slice_shares
+        cell = cells[tensor.name, "Q4_0"]
+        if rounding.covariances is None or matrices[0] is None or shares is None:
+            assert (cell.output_mse, cell.error) == (None if rounding.covariances is None else cell.weighted_mse, cell.weighted_mse)
+            continue
+        lost = whole = 0.0
+        for index, (matrix, share) in enumerate(zip(matrices, shares, strict=True)):
+            rows = source.rows(tensor.name, index * tensor.rows_per_slice, (index + 1) * tensor.rows_per_slice)
+            written = codec.dequantize(rounding.quantize(tensor, index, rows, qtypes["Q4_0"]), qtypes["Q4_0"], tensor.n_cols)
+            assert matrix is not None
+            lost += float(share) * output_errors((written - rows)[None], [matrix.matrix])
+            whole += float(share) * output_errors(rows[None], [matrix.matrix])
+        assert cell.output_mse == pytest.approx(lost / whole, rel=1e-4)
+        assert cell.error == cell.output_mse
+
+
+def test_compensated_cells_lose_less_of_the_outputs() -> None:
+    plain, better = (
+        {(cell.tensor, cell.type_name): cell.output_mse for cell in cells_with(kind, COARSE) if cell.type_name == "Q4_0"}
+        for kind in ("plain, with covariances", "compensated")
+    )
+    for (name, type_name), error in better.items():
+        before = plain[name, type_name]
+        if error is not None and before is not None and name not in COVARIANCES.without:
+            assert error < 0.8 * before, name
+
+
+@pytest.mark.parametrize("kind", ROUNDINGS)
+def test_sampling_reaches_its_target_for_the_outputs_too(kind: str) -> None:
+    sampled = [cell for cell in cells_with(kind, COARSE) if cell.sampled and cell.unavailable is None]
+    exact = {(cell.tensor, cell.type_name): cell for cell in cells_with(kind, EXHAUSTIVE)}
+    assert sampled
+    for cell in sampled:
+        assert cell.error is not None
+        assert 0 < cell.error_se <= 0.05 * cell.error
+        assert cell.weighted_mse_se <= 0.05 * (cell.weighted_mse or 0.0)
+        assert cell.error == pytest.approx(exact[cell.tensor, cell.type_name].error, abs=4 * cell.error_se)
+
+
+@pytest.mark.parametrize("settings", [COARSE, EXHAUSTIVE], ids=["sampled", "exhaustive"])
+def test_threads_change_no_bit_of_compensated_cells(settings: MeasureSettings | None) -> None:
+    assert cells_with("compensated", settings, n_threads=1) == cells_with("compensated", settings)
 
 
 @pytest.mark.parametrize("settings", [None, EXHAUSTIVE], ids=["sampled", "exhaustive"])

@@ -17,7 +17,7 @@ from quantailor.ggml import library
 from quantailor.jobs import Home
 from quantailor.records import Cell, ChunkScore, Mix, TensorCells, TensorInfo, WeightError
 from quantailor.session import OpenedModel, Workspace
-from quantailor.store import SwapKey
+from quantailor.store import MeasurementKey, SwapKey
 from quantailor.strategy.rules.optimal import solve
 
 ERRORS = {"IQ2_XXS": 0.11, "Q2_K": 0.065, "IQ3_XXS": 0.028, "Q3_K": 0.02, "Q4_K": 0.0046, "Q5_K": 0.0012, "Q6_K": 2.9e-4, "Q8_0": 2.9e-5}
@@ -85,7 +85,7 @@ class MadeUpModel:
         rows = {mix: list(found.values()) for mix, found in scores.items()}
         key = SwapKey("model", "imatrix", "text", 512, "as built", "finer")
         store = SimpleNamespace(mixes=lambda model, purpose: [], mix_scores=lambda wanted: rows if wanted == key else {})
-        store.swap_runs = lambda model: [key]
+        store.swap_runs, store.measurements = lambda model: [key], lambda model: {}
         store.scored_mixes, store.locations = lambda wanted: {}, lambda kind, wanted: []
         source = SimpleNamespace(tensors=tuple(self.tensors), architecture="llama", metadata={}, location="base.gguf")
         source.rows = lambda name, start, stop: np.ones((stop - start, 256), np.float32)
@@ -99,7 +99,9 @@ class MadeUpModel:
         workspace.imatrix_path = lambda model, imatrix: Path(imatrix)
         workspace.intact_imatrix = lambda model, imatrix: None
         model = SimpleNamespace(fingerprint="model", source=source)
-        found = load_knowledge(cast("Workspace", workspace), cast("OpenedModel", model), "imatrix", cells, evidence=key)
+        found = load_knowledge(
+            cast("Workspace", workspace), cast("OpenedModel", model), MeasurementKey("model", "imatrix"), cells, evidence=key
+        )
         assert found is not None
         return found
 

@@ -91,7 +91,7 @@ def test_the_file_says_how_it_was_rounded(source: ModelSource, tmp_path: Path) -
     build(source, strategy, tmp_path / "plain.gguf")
     build(source, strategy, tmp_path / "compensated.gguf", rounding=rounding())
     told = {name: embedded(tmp_path / f"{name}.gguf").inputs for name in ("plain", "compensated")}
-    assert told == {"plain": {}, "compensated": {"rounding": "compensated", "covariances": COVARIANCES.fingerprint}}
+    assert told == {"plain": {}, "compensated": {"rounding": "compensated", "covariances": COVARIANCES.fingerprint[:16]}}
     again = replace(strategy, inputs=told["compensated"])
     assert predict(source, again).file_size_bytes == (tmp_path / "compensated.gguf").stat().st_size
     build(source, again, tmp_path / "otherwise.gguf")

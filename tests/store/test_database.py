@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from quantailor.errors import StoreError
-from quantailor.records import ChunkScore, Mix
-from quantailor.store import ModelRecord, ScoreKey, Store, SwapKey, migrations
+from quantailor.records import ChunkScore, Mix, TensorInfo
+from quantailor.store import MeasurementKey, ModelRecord, ScoreKey, Store, SwapKey, migrations
 from quantailor.store.database import Database
 from stores import table_names
 
@@ -109,6 +109,38 @@ def test_a_store_of_the_first_schema_keeps_its_rows_and_learns_mixes(tmp_path: P
             store.record_mixes(MODEL.fingerprint, "curve", [mix])
             store.record_mix_scores(run, [(mix.id, score)])
             assert store.mix_scores(run) == {mix.id: [score]}
+
+
+def test_cells_and_scores_of_a_store_without_roundings_are_still_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = TensorInfo("output.weight", (2, 256), "F16", 1024)
+    cells, run = MeasurementKey(MODEL.fingerprint, "i", "exhaustive"), SwapKey(MODEL.fingerprint, "i", "c", 512, "as built", "finer")
+    with Store(tmp_path / "q.db") as store:
+        store.record_model(MODEL, [tensor])
+    with sqlite3.connect(tmp_path / "q.db") as past:
+        past.execute("DELETE FROM migrations WHERE name LIKE '0011%'")
+        for table, column in (("cells", "output_mse"), ("cells", "output_mse_se"), ("swap_runs", "rounding")):
+            past.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        row = {**cells.row, "tensor": tensor.name, "type_name": "Q4_K", "size_bytes": 288, "bits_per_weight": 4.5, "weighted_mse": 0.005}
+        numbers = (
+            "n_rows_measured",
+            "n_rows_total",
+            "n_unseen_experts",
+            "rmse_se",
+            "relative_mse_se",
+            "weighted_mse_se",
+            "output_error_se",
+        )
+        row = {**row, **dict.fromkeys(numbers, 0)}
+        blobs = dict.fromkeys(("error_quantiles", "error_quantiles_se", "histogram"), b"")
+        both = {**row, **blobs}
+        past.execute(f"INSERT INTO cells ({', '.join(both)}) VALUES ({', '.join('?' * len(both))})", list(both.values()))
+        values = (run.run, run.model, run.imatrix, run.corpus, run.n_ctx, run.kernels, run.base_kernels, run.engine)
+        past.execute("INSERT INTO swap_runs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+    past.close()
+    with Store(tmp_path / "q.db") as store:
+        (cell,) = store.cells(cells)
+        assert (cell.weighted_mse, cell.output_mse, cell.error) == (0.005, None, 0.005)
+        assert store.swap_runs(MODEL.fingerprint) == [run]
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ TENSORS = [
 ]
 MODEL = ModelRecord.of("f" * 64, "tiny", "llama", TENSORS)
 KEY = MeasurementKey(MODEL.fingerprint, imatrix="i" * 64, settings="sampled 1%", definition_version=1)
+COMPENSATED = replace(KEY, rounding="compensated-1:0123456789abcdef")
 CELL = WeightError(
     tensor="token_embd.weight",
     type_name="Q4_K",
@@ -58,7 +59,9 @@ CELL = WeightError(
     sqnr_db=math.inf,
     weighted_mse=5e-324,
     output_error=None,
+    output_mse=1 / 9,
     rmse_se=0.1,
+    output_mse_se=1e-17,
     error_quantiles=(0.1, 0.2, 1 / 7, 0.4, 0.5),
     error_quantiles_se=(0.0,) * 5,
     histogram=tuple(1 / number for number in range(1, 65)),
@@ -133,12 +136,24 @@ def test_cells_come_in_file_order_then_by_type(store: Store) -> None:
 
 def test_cells_are_found_only_under_their_own_key(store: Store) -> None:
     store.record_cells(KEY, [CELL])
-    for other in (replace(KEY, imatrix=""), replace(KEY, settings="exhaustive"), replace(KEY, definition_version=2)):
+    for other in (replace(KEY, imatrix=""), replace(KEY, settings="exhaustive"), replace(KEY, definition_version=2), COMPENSATED):
         assert store.cells(other) == []
         assert not store.has_cell(other, CELL.tensor, CELL.type_name)
     assert store.has_cell(KEY, CELL.tensor, "Q4_K")
     assert store.recorded_cells(KEY) == {(CELL.tensor, "Q4_K")}
     assert store.measurements(MODEL.fingerprint) == {KEY: 1}
+
+
+def test_cells_of_every_rounding_are_counted_apart(store: Store) -> None:
+    keys = [KEY, COMPENSATED, replace(COMPENSATED, rounding="plain:0123456789abcdef"), replace(COMPENSATED, engine="")]
+    for key in keys:
+        store.record_cells(key, [CELL])
+    assert store.measurements(MODEL.fingerprint) == dict.fromkeys(keys, 1)
+    assert [(key.swapped, key.covariances) for key in keys[:3]] == [
+        ("", ""),
+        ("compensated-1:0123456789abcdef", "0123456789abcdef"),
+        ("", "0123456789abcdef"),
+    ]
 
 
 def test_a_cell_of_another_definition_is_refused(store: Store) -> None:
@@ -267,6 +282,15 @@ def test_a_mix_that_cannot_be_kept_takes_its_batch_with_it(store: Store) -> None
     assert store.mixes(MODEL.fingerprint, "curve") == []
 
 
+def test_scores_of_another_rounding_are_another_run(store: Store) -> None:
+    compensated = replace(RUN, rounding="compensated-1:0123456789abcdef")
+    store.record_mix_scores(RUN, [(PROBE.id, a_mix_score(0))])
+    assert store.mix_scores(compensated) == {}
+    store.record_mix_scores(compensated, [(PROBE.id, a_mix_score(1))])
+    assert store.mix_scores(RUN) == {PROBE.id: [a_mix_score(0)]}
+    assert set(store.swap_runs(MODEL.fingerprint)) == {RUN, compensated}
+
+
 def test_scores_of_mixes_come_back_bit_for_bit_by_chunk(store: Store) -> None:
     scores = {mix.id: [a_mix_score(index) for index in range(3)] for mix in (PROBE, MIX)}
     store.record_mix_scores(RUN, [(mix, replace(score, klds=(0.1,))) for mix, found in scores.items() for score in reversed(found)])
@@ -313,6 +337,7 @@ OTHER_RUNS: dict[str, SwapKey] = {
     "kernels": replace(RUN, kernels="values"),
     "base_kernels": replace(RUN, base_kernels="as stored"),
     "engine": replace(RUN, engine="llama-cpp-python 0.0.1"),
+    "rounding": replace(RUN, rounding="compensated-1:0123456789abcdef"),
 }
 
 

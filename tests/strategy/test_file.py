@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -92,6 +93,17 @@ def test_the_prediction_can_be_left_out() -> None:
     assert "prediction" not in file.dumps(EXAMPLE, include_prediction=False)
 
 
+def test_compensated_rounding_is_of_the_second_version() -> None:
+    assert '"version": 1' in file.dumps(EXAMPLE, format="json")
+    for inputs in ({"rounding": "plain", "covariances": "0123456789abcdef"}, {}):
+        assert '"version": 1' in file.dumps(replace(EXAMPLE, inputs=inputs), format="json")
+    compensated = replace(EXAMPLE, inputs={"rounding": "compensated", "covariances": "0123456789012345"})
+    for text in (file.dumps(compensated), file.dumps(compensated, format="json")):
+        assert yaml.safe_load(text)["version"] == 2
+        assert file.loads(text) == compensated
+        assert file.dumps(file.loads(text)) == file.dumps(compensated)
+
+
 def test_a_short_file_by_hand() -> None:
     text = "model: {fingerprint: abc}\ntensors:\n  output.weight: q6_k\n  blk.0.attn_q.weight: {type: Q4_K, reason: why not}\n"
     strategy = file.loads(text, known_types=TYPES)
@@ -128,7 +140,11 @@ HEAD = "model: {fingerprint: abc}\n"
         (f"{HEAD}tensors:\n  a: {{damage: 3}}", "line 3: tensors.a.type is missing"),
         (f"{HEAD}tensors:\n  a:\n    type: Q4_K\n    damage: much", "line 5: tensors.a.damage is 'much'. It should be a valid number"),
         (f"{HEAD}tenors: {{a: Q4_K}}", "tensors is missing"),
-        (f"version: 2\n{HEAD}tensors: {{a: Q4_K}}", "line 1: the format version is 2. This program reads version 1"),
+        (f"version: 3\n{HEAD}tensors: {{a: Q4_K}}", "line 1: the format version is 3. This program reads versions up to 2"),
+        (
+            f"{HEAD}inputs: {{rounding: dithered}}\ntensors: {{a: Q4_K}}",
+            "line 2: There is no rounding 'dithered': it is plain or compensated. Correct it, or update this program",
+        ),
         (f"{HEAD}parameters: {{x: .nan}}\ntensors: {{a: Q4_K}}", "line 2: .* is nan"),
         (f"{HEAD}parameters: {{x: 2020-01-01}}\ntensors: {{a: Q4_K}}", "line 2: parameters.x is datetime.date"),
         (f"{HEAD}prediction: &p {{a: 1}}\ntensors: *p", "line 3: a reference to an anchor"),

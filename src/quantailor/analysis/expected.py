@@ -49,11 +49,11 @@ def expected_alphas(source: ModelSource, imatrix: Imatrix | None) -> dict[str, f
     return found
 
 
-def expected_damage(role: str, qtype: QType, weighted_mse: float, alpha: float) -> float:
+def expected_damage(role: str, qtype: QType, error: float, alpha: float) -> float:
     """What a type of a tensor is expected to add to the KLD, nats: the weights' rounding and that of the product's inputs."""
     rounding = INPUT_ERROR.get(qtype.activation_block, 0.0) * (PRODUCT_FACTOR if _DOWN.match(role) else 1.0)
     # Embeddings alone are looked up, not multiplied.
-    return alpha * weighted_mse + rounding * (alpha - EMBEDDING_ALPHA if role == "token_embd" else alpha)
+    return alpha * error + rounding * (alpha - EMBEDDING_ALPHA if role == "token_embd" else alpha)
 
 
 def _branch(tensor: TensorInfo) -> str:

@@ -164,7 +164,7 @@ def sensitivity(
 
     Args:
         group: the tensors that were probed together.
-        errors: tensor -> type -> `weighted_mse`.
+        errors: tensor -> type -> `WeightError.error`.
         scores: of all probes, and of the empty mix.
         qtypes: ggml's types.
         probe_types: the types to look for among the scores.

@@ -9,6 +9,7 @@ from quantailor.ggml import library
 from quantailor.models.hub import find_token
 from quantailor.pipeline import LEVEL_SETTINGS, LEVELS, Level, MakeResult, MakeStep, StudyResult, StudyStep
 from quantailor.qtypes import IMATRIX_REQUIRED, UNQUANTIZED
+from quantailor.records import RoundingWish
 from quantailor.session import AUTO, NONE
 from quantailor.steps.build import BuildReport, BuildStep
 from quantailor.steps.calibration.calibrate import CalibrateReport, CalibrateStep
@@ -81,6 +82,7 @@ __all__ = [
     "RefineResult",
     "RefineStep",
     "Step",
+    "RoundingWish",
     "StepResult",
     "StudyResult",
     "StudyStep",

@@ -48,6 +48,16 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the output if it e
 Requantize = Annotated[bool, typer.Option("--allow-requantize", help="Accept a source that is already quantized.")]
 Imatrix = Annotated[str, typer.Option("--imatrix", help="auto, none, or an imatrix file (GGUF or .dat).")]
 AnyImatrix = Annotated[str, typer.Option("--imatrix", help="auto, none, a file (GGUF or .dat), or repo: the one that ORG/NAME ships.")]
+Rounding = Annotated[
+    options.RoundingWish,
+    typer.Option(
+        "--rounding",
+        help="plain (as ggml rounds), compensated (blocks of columns make up for each other's errors), or auto: as what is there says.",
+    ),
+]
+Covariances = Annotated[
+    str, typer.Option("--covariances", help="Of the inputs, for compensated rounding: auto (the newest of the model), none, or a file.")
+]
 MakeImatrix = Annotated[
     str,
     typer.Option("--imatrix", help="compute, auto (an existing one, else computed), none, a file, or repo: the one that ORG/NAME ships."),

@@ -30,6 +30,11 @@ def optional_path(value: Path | None) -> str | None:
     return None if value is None else absolute(value)
 
 
+def covariances_choice(value: str) -> str:
+    """One of the words, or a file as an absolute path."""
+    return value if value in (AUTO, NONE) else absolute(value)
+
+
 def imatrix_choice(value: str, *, of_repository: bool = False, words: Sequence[str] = (AUTO, NONE)) -> str:
     """One of the words, "repo" for a model of the hub, or a file as an absolute path; raises typer.BadParameter."""
     if value == REPO and not of_repository:

@@ -24,7 +24,7 @@ import numpy as np
 from quantailor.analysis.weight_errors import weight_error
 from quantailor.costs import machine
 from quantailor.costs.machine import Range
-from quantailor.ggml import library
+from quantailor.ggml import codec, library
 from quantailor.numerics import Floats
 from quantailor.qtypes import QType
 
@@ -73,7 +73,7 @@ def _tried(type_name: str) -> float:
 
 
 def _errors(weights: Floats, qtype: QType, importance: Floats) -> float:
-    _, squares = weight_error.quantization_error(weights, qtype, importance)
+    _, squares = weight_error.quantization_error(weights, qtype, lambda: codec.quantize(weights, qtype, importance))
     return float(squares.sum(axis=1).sum() + weight_error.fine_bins(squares).max())
 
 

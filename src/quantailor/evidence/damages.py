@@ -9,7 +9,7 @@ from quantailor.analysis.expected import expected_alphas, expected_damage
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.prediction import PredictedKld, predict_kld
 from quantailor.errors import StrategyError
-from quantailor.evidence.grounds import command_line, imatrix_option
+from quantailor.evidence.grounds import command_line, imatrix_option, rounding_option, what_tells
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import Measured
 from quantailor.ggml import library
@@ -26,12 +26,24 @@ def require_probes(workspace: Workspace, model: OpenedModel, measurement: Measur
     Raises StrategyError where nothing was probed or there is no such evidence, UnsupportedModelError where nothing can be.
     """
     require_predictions(model.source)
-    known = load_knowledge(workspace, model, measurement.key.imatrix, measurement.cells, evidence=evidence)
+    known = load_knowledge(workspace, model, measurement.key, measurement.cells, evidence=evidence)
     if known is None:
-        imatrix = imatrix_option(workspace, model, measurement.key.imatrix)
-        command = command_line(workspace, "probe", model.source.location, *imatrix)
+        require_told(workspace, model, measurement)
+        key = measurement.key
+        options = (*imatrix_option(workspace, model, key.imatrix), *rounding_option(workspace, model, key.swapped))
+        command = command_line(workspace, "probe", model.source.location, *options)
         raise StrategyError(f"{model.source.name} has not been probed", remedy=f"Run `{command}` first")
     return known
+
+
+def require_told(workspace: Workspace, model: OpenedModel, measurement: Measured) -> None:
+    """Raise StrategyError where there are probes, but the errors that they swapped in are not known in the measurement's metric."""
+    command = what_tells(workspace, model, measurement.key)
+    if command is not None:
+        raise StrategyError(
+            f"what was swapped into {model.source.name} by its probes is not measured with input covariances, so they do not tell yet",
+            remedy=f"Run `{command}`, which runs no model, or plan without probes (--basis ranking)",
+        )
 
 
 def kld_of(known: Knowledge, damage: float) -> tuple[PredictedKld | None, str | None]:
@@ -67,7 +79,7 @@ def probed_tables(source: ModelSource, found: Measured, known: Knowledge) -> lis
         dataclasses.replace(
             table,
             cells=tuple(
-                dataclasses.replace(cell, damage=known.damage(source.tensor(table.name), qtypes[cell.type_name], cell.weighted_mse).value)
+                dataclasses.replace(cell, damage=known.damage(source.tensor(table.name), qtypes[cell.type_name], cell.error).value)
                 for cell in table.cells
             ),
         )
@@ -82,7 +94,7 @@ def expected_tables(source: ModelSource, found: Measured, imatrix: Imatrix | Non
         dataclasses.replace(
             table,
             cells=tuple(
-                dataclasses.replace(cell, damage=expected_damage(table.role, qtypes[cell.type_name], cell.weighted_mse, alphas[table.name]))
+                dataclasses.replace(cell, damage=expected_damage(table.role, qtypes[cell.type_name], cell.error, alphas[table.name]))
                 for cell in table.cells
             ),
         )
@@ -105,6 +117,9 @@ def basis_of(known: Knowledge | None) -> Basis:
 def inputs_of(found: Measured, known: Knowledge | None) -> dict[str, str | int | float | None]:
     """Where a strategy's figures came from, for its record."""
     inputs: dict[str, str | int | float | None] = {"imatrix": found.key.imatrix or None, "measurement": found.key.settings}
+    if found.key.rounding:
+        inputs["rounding"] = "compensated" if found.key.swapped else "plain"
+        inputs["covariances"] = found.key.covariances
     if found.text_sha256 is not None:
         inputs["imatrix_text_sha256"] = found.text_sha256
     if known is not None:

@@ -1,9 +1,9 @@
 """Which evidence counts: every run of probes on a text, ranked by what it covers and how much was scored, never by date.
 
-A run is what mixes scored with one importance matrix on one text have in common (`SwapKey`). Of several, that one counts
+A run is what mixes scored with one importance matrix and rounding on one text have in common (`SwapKey`). Of several, that one counts
 which covers most of the weights, to the whole per cent; among equals that with most tokens scored. One whose weights were
-quantized with another importance matrix than the plan's is carried over (see `Knowledge.carried`), and counts as
-`CARRIED_WORTH` of its tokens.
+quantized with another importance matrix than the plan's, or rounded otherwise, is carried over (see `Knowledge.carried`) where
+its own weight errors are known in the plan's metric, and counts as `CARRIED_WORTH` of its tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from quantailor.analysis import sensitivity as probing
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
-from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION
+from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
 from quantailor.errors import StrategyError
 from quantailor.ggml import library
 from quantailor.jobs import resolve
@@ -32,7 +32,7 @@ CURVE, ANCHOR, WEIGHING, STORED = "curve", "anchor", "weighing", "stored"
 GROUPINGS = ("tensor", "role-depth", "role")
 """From the finest; a tensor's sensitivity is that of the finest group that was probed."""
 CARRIED_WORTH = 0.25
-"""What a token that was scored with another importance matrix is worth."""
+"""What a token that was scored with another importance matrix or rounding is worth."""
 ENOUGH_MIXES, ENOUGH_MIX_CHUNKS = 24, 48
 """What a command asks for that is to make predictions closer, at least."""
 NAME_LENGTH = 8
@@ -47,7 +47,7 @@ class ProbeRun:
     cells: Sequence[WeightError]
     grounds: Grounds
     n_tokens: float
-    """Scored on probes and mixes, as they count for the question's importance matrix."""
+    """Scored on probes and mixes, as they count for the question's importance matrix and rounding."""
 
     @property
     def rank(self) -> tuple[int, float, str]:
@@ -55,22 +55,22 @@ class ProbeRun:
         return round(100 * self.grounds.weight_share), self.n_tokens, self.key.run
 
 
-def runs(workspace: Workspace, model: OpenedModel, imatrix: str, cells: Sequence[WeightError]) -> list[ProbeRun]:
-    """Every run that probed a tensor of the model, that which counts first; `imatrix` is the question's, `cells` its weight errors."""
+def runs(workspace: Workspace, model: OpenedModel, question: MeasurementKey, cells: Sequence[WeightError]) -> list[ProbeRun]:
+    """Every run that tells of the question, a measurement with these weight errors; that which counts first."""
     keys = [key for key in workspace.store.swap_runs(model.fingerprint) if key.kernels == "as built"]
-    found = [run for key in keys if (run := _run(workspace, model, key, imatrix, cells)) is not None]
+    found = [run for key in keys if (run := _run(workspace, model, key, question, cells)) is not None]
     return sorted(found, key=lambda run: run.rank, reverse=True)
 
 
 def chosen(
-    workspace: Workspace, model: OpenedModel, imatrix: str, cells: Sequence[WeightError], name: str | SwapKey | None
+    workspace: Workspace, model: OpenedModel, question: MeasurementKey, cells: Sequence[WeightError], name: str | SwapKey | None
 ) -> ProbeRun | None:
     """The run of that name, or of that key if it probed anything; for none the one that counts, or None where nothing was probed.
 
     Raises:
         StrategyError: no run has that name.
     """
-    found = runs(workspace, model, imatrix, cells)
+    found = runs(workspace, model, question, cells)
     if not isinstance(name, str):
         return next((run for run in found if name in (None, run.key)), None)
     named = [run for run in found if run.key.run.startswith(name)] if len(name) > 2 else []
@@ -80,15 +80,16 @@ def chosen(
     return named[0]
 
 
-def _run(workspace: Workspace, model: OpenedModel, key: SwapKey, imatrix: str, cells: Sequence[WeightError]) -> ProbeRun | None:
+def _run(workspace: Workspace, model: OpenedModel, key: SwapKey, question: MeasurementKey, cells: Sequence[WeightError]) -> ProbeRun | None:
     tensors, scores = quantizable_tensors(model.source), workspace.store.mix_scores(key)
     names = {tensor.name for tensor in tensors}
     singles = {cell[0] for mix in scores if (cell := single(mix)) is not None and cell[0] in names}
     grouped = groups(tensors, scores)
     probed = singles | {name for group, _ in grouped for name in group.tensors}
-    carried = key.imatrix != imatrix
-    own = cells_with(workspace, model, key.imatrix) if carried else cells
-    if not probed or not own:
+    carried = (key.imatrix, key.rounding) != (question.imatrix, question.swapped)
+    own = cells_with(workspace, model, key, question) if carried else cells
+    known = {(cell.tensor, cell.type_name) for cell in own}
+    if not probed or not own or (key.rounding != question.swapped and not known.issuperset(filter(None, map(single, scores)))):
         return None
     stored = workspace.store.mixes(model.fingerprint, STORED)
     possible = [tensor for tensor in tensors if not stored or tensor.name in stored[0].types or tensor.name in probed]
@@ -106,6 +107,7 @@ def _run(workspace: Workspace, model: OpenedModel, key: SwapKey, imatrix: str, c
         n_ctx=key.n_ctx,
         imatrix=key.imatrix or None,
         carried=carried,
+        rounding="" if key.rounding == question.swapped else "compensated" if key.rounding else "plain",
         n_probed=len(probed),
         n_tensors=len(possible),
         weight_share=sum(tensor.n_elements for tensor in possible if tensor.name in probed) / sum(t.n_elements for t in possible),
@@ -117,15 +119,35 @@ def _run(workspace: Workspace, model: OpenedModel, key: SwapKey, imatrix: str, c
     return ProbeRun(key, scores, own, grounds, CARRIED_WORTH * n_tokens if carried else n_tokens)
 
 
-def cells_with(workspace: Workspace, model: OpenedModel, imatrix: str) -> list[WeightError]:
-    """The weight errors with that importance matrix, of the measurement that has the most."""
+def cells_with(workspace: Workspace, model: OpenedModel, run: SwapKey, question: MeasurementKey) -> list[WeightError]:
+    """The weight errors of what a run swapped in, in the question's metric, of the measurement that has the most.
+
+    Where the question has covariances, others of the model will do, as another importance matrix does.
+    """
     counts = {
         key: count
         for key, count in workspace.store.measurements(model.fingerprint).items()
-        if key.imatrix == imatrix and key.definition_version == DEFINITION_VERSION
+        if (key.imatrix, key.swapped) == (run.imatrix, run.rounding)
+        and key.definition_version == DEFINITION_VERSION
+        and bool(key.covariances) == bool(question.covariances)
     }
-    most: MeasurementKey | None = max(counts, key=lambda key: (counts[key], key.settings), default=None)
+    most: MeasurementKey | None = max(
+        counts, key=lambda key: (key.covariances == question.covariances, counts[key], key.settings), default=None
+    )
     return [] if most is None else workspace.store.cells(most, distributions=False)
+
+
+def what_tells(workspace: Workspace, model: OpenedModel, question: MeasurementKey) -> str | None:
+    """The command that lets probes of other rounding tell of the question, where such probes are all there is; None where there are none.
+
+    It measures weight errors with covariances, which takes no pass of the model.
+    """
+    if not question.covariances:
+        return None
+    for key in workspace.store.swap_runs(model.fingerprint):
+        if key.kernels == "as built" and not key.rounding and any(single(mix) for mix in workspace.store.scored_mixes(key)):
+            return measure_command(workspace, model, replace(question, imatrix=key.imatrix, rounding=""))
+    return None
 
 
 def file_key(key: SwapKey) -> SwapKey:
@@ -178,16 +200,26 @@ def imatrix_option(workspace: Workspace, model: OpenedModel, imatrix: str) -> tu
     return ("--imatrix", str(workspace.imatrix_path(model.fingerprint, imatrix)))
 
 
-def measure_command(workspace: Workspace, model: OpenedModel, imatrix: str, *, exhaustive: bool = False) -> str:
-    """The command that measures weight errors with that importance matrix."""
-    more = ("--exhaustive",) if exhaustive else ()
-    return command_line(workspace, "measure", model.source.location, *imatrix_option(workspace, model, imatrix), *more)
+def rounding_option(workspace: Workspace, model: OpenedModel, rounding: str) -> tuple[str, ...]:
+    """What a command must say to round like this (`Rounding.bytes_key`); nothing where there is no other choice."""
+    if rounding:
+        return ("--rounding", "compensated")
+    there = workspace.store.measurements(model.fingerprint)
+    return ("--rounding", "plain") if any(key.covariances for key in there) else ()
+
+
+def measure_command(workspace: Workspace, model: OpenedModel, like: MeasurementKey) -> str:
+    """The command that measures more weight errors like those."""
+    exhaustive = like.settings == MeasureSettings(exhaustive=True).key
+    options = (*imatrix_option(workspace, model, like.imatrix), *rounding_option(workspace, model, like.swapped))
+    return command_line(workspace, "measure", model.source.location, *options, *(("--exhaustive",) if exhaustive else ()))
 
 
 def _probe_options(workspace: Workspace, model: OpenedModel, key: SwapKey, place: Path | None) -> list[object]:
     """What makes a probe command go on with that run."""
     text = () if place == CALIBRATION_TEXT else ("-f", place or "TEXT")
-    return [*text, "--n-ctx", key.n_ctx, *imatrix_option(workspace, model, key.imatrix)]
+    how = (*imatrix_option(workspace, model, key.imatrix), *rounding_option(workspace, model, key.rounding))
+    return [*text, "--n-ctx", key.n_ctx, *how]
 
 
 def _more_mixes(grouped: Sequence[str], probes: Sequence[tuple[str, int]], mix_chunks: Sequence[int]) -> list[object]:

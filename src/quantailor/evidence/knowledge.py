@@ -21,7 +21,7 @@ from quantailor.models.abilities import why_no_predictions
 from quantailor.qtypes import QType
 from quantailor.records import Curve, CurvePoint, Estimate, Grounds, Mix, Sensitivity, SwapCell, TensorInfo, WeightError, layer_of, part_of
 from quantailor.session import OpenedModel, Workspace, quantizable_tensors
-from quantailor.store import SwapKey
+from quantailor.store import MeasurementKey, SwapKey
 
 FINER_FLOOR = 1 / 64
 """F16 kernels round inputs 8 times more finely than BF16 ones, so the floor is that share of theirs."""
@@ -44,19 +44,20 @@ class Knowledge:
     n_chunks: int
     """The most chunks that a probe has."""
     errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Tensor -> type -> `weighted_mse`."""
+    """Tensor -> type -> `WeightError.error`."""
     departures: Mapping[str, Departures] = field(default_factory=dict)
     """How each tensor's measured cells differ from alpha x error + noise."""
 
     def carried(self, errors: Mapping[str, Mapping[str, float]]) -> Knowledge:
-        """The same for files made with another importance matrix, whose weight errors these are.
+        """The same for files made with another importance matrix or rounded otherwise, whose weight errors these are.
 
         alpha is nats per unit of the error that was swapped in, so it belongs to the model and the text, and so do noise,
-        departures over ln(error), and the curve. What was measured of single cells belongs to their very bytes, and is left out.
+        departures over ln(error), and the curve. The errors are in the metric of those that alpha was found with. What was
+        measured of single cells belongs to their very bytes, and is left out.
         """
         return dataclasses.replace(self, errors=errors, cells={})
 
-    def damage(self, tensor: TensorInfo, qtype: QType, weighted_mse: float) -> Estimate:
+    def damage(self, tensor: TensorInfo, qtype: QType, error: float) -> Estimate:
         """Nats that this type of this tensor adds to S, scaled as the curve says.
 
         A cell that was measured counts by its own precision, beside alpha x error + noise; a type between measured ones
@@ -65,23 +66,23 @@ class Knowledge:
         if not qtype.is_quantized or tensor.type_name == qtype.name:
             return Estimate(0.0)
         scale = self.curve.scales.get(part_of(tensor.name), 1.0)
-        found = self._unscaled(tensor.name, qtype, weighted_mse)
+        found = self._unscaled(tensor.name, qtype, error)
         return Estimate(scale * found.value, scale * found.se)
 
-    def _unscaled(self, name: str, qtype: QType, weighted_mse: float) -> Estimate:
-        modelled = self.modelled(name, qtype, weighted_mse)
-        if weighted_mse <= 0:
+    def _unscaled(self, name: str, qtype: QType, error: float) -> Estimate:
+        modelled = self.modelled(name, qtype, error)
+        if error <= 0:
             return modelled
-        departure = self.departures.get(name, _NONE_MEASURED).of(qtype.name, math.log(weighted_mse))
+        departure = self.departures.get(name, _NONE_MEASURED).of(qtype.name, math.log(error))
         value = modelled.value * math.exp(departure.value)
         return Estimate(value, value * math.hypot(modelled.relative_se, departure.se))
 
-    def modelled(self, name: str, qtype: QType, weighted_mse: float) -> Estimate:
+    def modelled(self, name: str, qtype: QType, error: float) -> Estimate:
         """alpha x error + noise, nats, whether or not the cell was measured."""
         known = self.sensitivities.get(name)
         if known is None:
             return Estimate(0.0)
-        value = known.alpha.value * weighted_mse + probing.kernel_noise(known, qtype)
+        value = known.alpha.value * error + probing.kernel_noise(known, qtype)
         return Estimate(value, value * (known.alpha.relative_se or 1.0))
 
 
@@ -91,18 +92,18 @@ _NONE_MEASURED = Departures()
 def load_knowledge(
     workspace: Workspace,
     model: OpenedModel,
-    imatrix: str,
+    question: MeasurementKey,
     cells: Sequence[WeightError],
     *,
     evidence: str | SwapKey | None = None,
 ) -> Knowledge | None:
-    """What probes say about files made with this importance matrix (by fingerprint, or ""); None where no tensor was probed.
+    """What probes say about files made with this importance matrix and rounding; None where no tensor was probed that tells.
 
     Args:
         workspace: the store.
         model: the base.
-        imatrix: fingerprint of the importance matrix that files are made with.
-        cells: the weight errors with it.
+        question: the measurement that a plan rests on: how its files are made, and in which metric errors are known.
+        cells: its weight errors.
         evidence: the run to take, by its name or its key; None is the one that counts (see `grounds`).
 
     Raises:
@@ -110,7 +111,7 @@ def load_knowledge(
     """
     if why_no_predictions(model.source):
         return None  # what an earlier version may have stored says nothing
-    run = chosen(workspace, model, imatrix, cells, evidence)
+    run = chosen(workspace, model, question, cells, evidence)
     if run is None:
         return None
     tensors, key, scores = quantizable_tensors(model.source), run.key, run.scores
@@ -139,11 +140,11 @@ def load_knowledge(
 
 
 def errors_by_tensor(cells: Sequence[WeightError]) -> dict[str, dict[str, float]]:
-    """Tensor -> type -> `weighted_mse`, of the cells that could be measured."""
+    """Tensor -> type -> `WeightError.error`, of the cells that could be measured."""
     found: dict[str, dict[str, float]] = {}
     for cell in cells:
-        if cell.unavailable is None and cell.weighted_mse is not None:
-            found.setdefault(cell.tensor, {})[cell.type_name] = cell.weighted_mse
+        if cell.unavailable is None and cell.error is not None:
+            found.setdefault(cell.tensor, {})[cell.type_name] = cell.error
     return found
 
 

@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from quantailor.analysis.importance.imatrix import Imatrix, holds
+from quantailor.analysis.importance.imatrix import holds
+from quantailor.analysis.rounding.rounding import COMPENSATED, PLAIN_MEASURED, Rounding
 from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
 from quantailor.errors import StrategyError, TensorNotFoundError
 from quantailor.evidence.grounds import imatrix_option, measure_command
@@ -57,35 +58,37 @@ class Measured:
         return self.key.settings == MeasureSettings(exhaustive=True).key
 
 
-def measured(workspace: Workspace, model: OpenedModel, imatrix: str, exhaustive: bool | None = None, *, partial: bool = False) -> Measured:
+def measured(
+    workspace: Workspace, model: OpenedModel, imatrix: str, exhaustive: bool | None = None, *, rounding: str = AUTO, partial: bool = False
+) -> Measured:
     """The measurement to work with; see `plan` and `tensor_tables` for the arguments.
 
-    "auto" is the model's own importance matrix; with `partial` another one where that was not measured as far, and with what other
-    measurements know of further tensors and types.
+    "auto" is the model's own importance matrix, and compensated rounding where as many tensors are measured with it as without,
+    else plain. `rounding` may also be "plain", "compensated", or the `Rounding.key` of one measurement. With `partial` an
+    other matrix where that was not measured as far, and with what other measurements of the same rounding know of
+    further tensors and types.
 
     Raises:
         StrategyError: there is none.
     """
-    key = _measurement(workspace, model, imatrix, exhaustive, partial=partial)
+    key = _measurement(workspace, model, imatrix, exhaustive, rounding, partial=partial)
     cells = _possible(workspace, model, key, workspace.store.cells(key, distributions=False))
     if partial:
         cells = _with_earlier(workspace, model, key, cells)
     try:
         tables = tensor_tables(model.source, cells, partial=partial)
     except StrategyError as error:
-        is_exhaustive = key.settings == MeasureSettings(exhaustive=True).key
-        command = measure_command(workspace, model, key.imatrix, exhaustive=is_exhaustive)
-        raise StrategyError(error.message, remedy=f"Run `{command}`") from None
+        raise StrategyError(error.message, remedy=f"Run `{measure_command(workspace, model, key)}`") from None
     texts = workspace.store.imatrix_texts(model.fingerprint, key.imatrix) if key.imatrix else set()
     return Measured(key, cells, tables, min(texts, default=None))
 
 
 def _with_earlier(workspace: Workspace, model: OpenedModel, key: MeasurementKey, cells: Sequence[WeightError]) -> Sequence[WeightError]:
-    """With what other measurements know of tensors and types that this one has not come to: it stays until something better is there."""
+    """With what others of the same rounding know of tensors and types that this one has not come to."""
     counts = workspace.store.measurements(model.fingerprint)
     known = {(cell.tensor, cell.type_name): cell for cell in cells}
     for other in sorted(counts, key=lambda each: -counts[each]):
-        if other != key and other.definition_version == DEFINITION_VERSION:
+        if other != key and (other.definition_version, other.rounding) == (DEFINITION_VERSION, key.rounding):
             for cell in _possible(workspace, model, key, workspace.store.cells(other, distributions=False)):
                 if cell.unavailable is None:
                     known.setdefault((cell.tensor, cell.type_name), cell)
@@ -109,18 +112,22 @@ def _possible(workspace: Workspace, model: OpenedModel, key: MeasurementKey, cel
     return [cell for cell in cells if (cell.tensor, cell.type_name) not in doubtful or cell.tensor in held]
 
 
-def measured_for(workspace: Workspace, model: OpenedModel, imatrix: Imatrix | None) -> Measured:
-    """The measurement with that very importance matrix, or without one. Raises StrategyError where there is none."""
+def measured_for(workspace: Workspace, model: OpenedModel, rounding: Rounding) -> Measured:
+    """The measurement of weights rounded like that, with that very importance matrix or none. Raises StrategyError where there is none."""
+    imatrix = rounding.imatrix
     wanted = NONE if imatrix is None else str(workspace.imatrix_path(model.fingerprint, imatrix.fingerprint))
-    return measured(workspace, model, wanted)
+    return measured(workspace, model, wanted, rounding=rounding.key if rounding.compensated else "plain")
 
 
-def _measurement(workspace: Workspace, model: OpenedModel, imatrix: str, exhaustive: bool | None, *, partial: bool) -> MeasurementKey:
+def _measurement(
+    workspace: Workspace, model: OpenedModel, imatrix: str, exhaustive: bool | None, rounding: str, *, partial: bool
+) -> MeasurementKey:
     """The measurement to plan with; see `plan`. Raises StrategyError where there is none."""
     counts = {
         key: count
         for key, count in workspace.store.measurements(model.fingerprint).items()
         if key.definition_version == DEFINITION_VERSION
+        and _is_rounded(key, rounding)
         and (exhaustive is None or key.settings == MeasureSettings(exhaustive=exhaustive).key)
     }
     if imatrix == AUTO:
@@ -128,28 +135,51 @@ def _measurement(workspace: Workspace, model: OpenedModel, imatrix: str, exhaust
     else:
         chosen = workspace.choose_imatrix(model, imatrix)
         wanted = ["" if chosen is None else chosen.fingerprint]
+    n_tensors = workspace.store.measured_tensors(model.fingerprint)
     if partial:
         # One that has just begun takes no tensor away from one that has them all.
-        n_tensors = workspace.store.measured_tensors(model.fingerprint)
         most = max((n_tensors[key] for key in counts if key.imatrix in wanted), default=0)
         counts = {key: count for key, count in counts.items() if n_tensors[key] == most}
-    key = most_telling(counts, wanted)
+    key = most_telling(counts, wanted, n_tensors)
     if key is None or (key.imatrix != wanted[0] and not partial):
         with_it = f"with importance matrix {wanted[0][:12]}" if wanted[0] else "without an importance matrix"
-        remedy = f"Run `{measure_command(workspace, model, wanted[0], exhaustive=bool(exhaustive))}` first"
+        how = rounding if rounding not in (AUTO, "plain", "compensated") else "compensated" if rounding == "compensated" else ""
+        like = MeasurementKey(model.fingerprint, wanted[0], MeasureSettings(exhaustive=bool(exhaustive)).key, rounding=how)
+        remedy = f"Run `{measure_command(workspace, model, like)}` first"
         if key is not None:
             remedy += f", or use what was measured: {' '.join(imatrix_option(workspace, model, key.imatrix))}"
+        if like.swapped:
+            with_it += " and with compensated rounding"
         raise StrategyError(f"nothing is measured {with_it} for {model.source.name}", remedy=remedy)
     return key
 
 
-def most_telling(counts: Mapping[MeasurementKey, int], imatrices: Sequence[str]) -> MeasurementKey | None:
-    """The measurement to take: of the first of these importance matrices that has one, that with the most cells."""
+def _is_rounded(key: MeasurementKey, rounding: str) -> bool:
+    """Whether a measurement is of such rounding, as this version does it."""
+    if rounding not in (AUTO, "plain", "compensated"):
+        return key.rounding == rounding
+    version, _, _ = key.rounding.partition(":")
+    return version in {AUTO: ("", PLAIN_MEASURED, COMPENSATED), "plain": ("", PLAIN_MEASURED), "compensated": (COMPENSATED,)}[rounding]
+
+
+def most_telling(
+    counts: Mapping[MeasurementKey, int], imatrices: Sequence[str], n_tensors: Mapping[MeasurementKey, int]
+) -> MeasurementKey | None:
+    """The measurement to take: of the first of these importance matrices that has one, that with the most cells.
+
+    Of several roundings those count that have the most tensors, compensated before plain, and with covariances before without.
+    """
     for imatrix in imatrices:
         keys = [key for key in counts if key.imatrix == imatrix]
         if keys:
-            return max(keys, key=lambda key: (counts[key], key.settings == MeasureSettings(exhaustive=True).key))
+            roundings = {key.rounding for key in keys}
+            best = [max((key for key in keys if key.rounding == rounding), key=lambda key: _size(key, counts)) for rounding in roundings]
+            return max(best, key=lambda key: (n_tensors[key], bool(key.swapped), bool(key.covariances), counts[key], key.rounding))
     return None
+
+
+def _size(key: MeasurementKey, counts: Mapping[MeasurementKey, int]) -> tuple[int, bool]:
+    return counts[key], key.settings == MeasureSettings(exhaustive=True).key
 
 
 def tensor_tables(source: ModelSource, cells: Sequence[WeightError], *, partial: bool = False) -> list[TensorCells]:
@@ -180,6 +210,7 @@ def _cell(tensor: TensorInfo, cell: WeightError) -> Cell:
         damage=relative_mse * tensor.n_elements,
         relative_mse=relative_mse,
         weighted_mse=cell.weighted_mse or 0.0,
+        output_mse=cell.output_mse,
         rmse=cell.rmse or 0.0,
         max_abs_error=cell.max_abs_error or 0.0,
     )

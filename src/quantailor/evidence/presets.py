@@ -123,10 +123,10 @@ def _below(model: OpenedModel, imatrix: Imatrix | None, size_bytes: float) -> Ty
 
 
 def _near(table: TensorCells, type_name: str) -> TensorCells:
-    limit = next((FARTHEST * cell.weighted_mse for cell in table.cells if cell.type_name == type_name), 0.0)
+    limit = next((FARTHEST * cell.error for cell in table.cells if cell.type_name == type_name), 0.0)
     if limit <= 0:
         return table
-    cells = [dataclasses.replace(cell, damage=cell.damage * max(1.0, cell.weighted_mse / limit) ** 2) for cell in table.cells]
+    cells = [dataclasses.replace(cell, damage=cell.damage * max(1.0, cell.error / limit) ** 2) for cell in table.cells]
     return dataclasses.replace(table, cells=tuple(cells))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.errors import ModelError, StrategyError, StrategyMismatchError
@@ -73,6 +74,11 @@ def strategy_imatrix(workspace: Workspace, model: OpenedModel, strategy: Strateg
     if wanted == AUTO:
         return workspace.imatrix(model.fingerprint, str(recorded)) if recorded else None
     return workspace.choose_imatrix(model, wanted)
+
+
+def rounding_of(strategy: Strategy) -> Literal["plain", "compensated"]:
+    """How the strategy's file is rounded, unless a build is told otherwise."""
+    return "compensated" if strategy.inputs.get("rounding") == "compensated" else "plain"
 
 
 def require_fit(strategy: Strategy, model: OpenedModel) -> None:

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from quantailor.analysis.importance.imatrix import Imatrix
+from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.control import QUIET, Control
 from quantailor.ggml import library
 from quantailor.making import judging
@@ -14,10 +15,11 @@ from quantailor.session import OpenedModel, Workspace, gguf_path
 from quantailor.strategy import file as strategy_file
 
 
-def recipe(model: OpenedModel, strategy: Strategy, imatrix: Imatrix | None) -> str:
+def recipe(model: OpenedModel, strategy: Strategy, rounding: Rounding) -> str:
     """What a built file is filed under: equal only where a build would write the same bytes again."""
     text = strategy_file.dumps(strategy, format="json", include_prediction=False)
-    parts = (library.engine(), model.description, imatrix.fingerprint if imatrix else "none", text)
+    parts = [library.engine(), model.description, rounding.imatrix.fingerprint if rounding.imatrix else "none", text]
+    parts += [rounding.bytes_key] if rounding.bytes_key else []
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 QUANTIZATION_VERSION = 2
 
 _FTYPE_NAMES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "MXFP4": "MXFP4_MOE"}
+_ROUNDING_INPUTS = ("rounding", "covariances")
 _BLOCK_NUMBER = re.compile(r"^blk\.(\d+)")
 
 
@@ -113,12 +114,23 @@ def output_metadata(source: ModelSource, strategy: Strategy, *, imatrix: Imatrix
 def as_rounded(strategy: Strategy, rounding: Rounding) -> Strategy:
     """The strategy as a file that is rounded like this records it: whether errors are compensated, and with which covariances."""
     if rounding.compensated and rounding.covariances is not None:
-        said = {"rounding": "compensated", "covariances": rounding.covariances.fingerprint}
+        said: dict[str, str] = {"rounding": "compensated", "covariances": rounding.covariances.fingerprint[:16]}
     elif strategy.inputs.get("rounding") == "compensated":
         said = {"rounding": "plain"}
     else:
         return strategy
-    others = {key: value for key, value in strategy.inputs.items() if key not in ("rounding", "covariances")}
+    return _rounded(strategy, said)
+
+
+def rounded_like(strategy: Strategy, other: Strategy) -> Strategy:
+    """The strategy with what another one records of rounding."""
+    return _rounded(strategy, {key: value for key, value in other.inputs.items() if key in _ROUNDING_INPUTS})
+
+
+def _rounded(strategy: Strategy, said: Mapping[str, str | int | float | None]) -> Strategy:
+    if said == {key: value for key, value in strategy.inputs.items() if key in _ROUNDING_INPUTS}:
+        return strategy
+    others = {key: value for key, value in strategy.inputs.items() if key not in _ROUNDING_INPUTS}
     return dataclasses.replace(strategy, inputs={**others, **said})
 
 

@@ -11,7 +11,7 @@ from quantailor.analysis.importance.imatrix_file import read_imatrix
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
 from quantailor.errors import OutputError
-from quantailor.evidence.strategies import strategy_imatrix
+from quantailor.evidence.roundings import strategy_rounding
 from quantailor.evidence.written import recipe
 from quantailor.ggml.reference import preset_name
 from quantailor.models.abilities import require_predictions
@@ -211,7 +211,9 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         options = dataclasses.replace(self.plan_options, evidence=evidence)
         control = stages.begin("plan")
         with workspace.model(weights) as model:
-            strategy, preset_size, grounds = choose(workspace, model, options, imatrix=imatrix, exhaustive=self.exhaustive)
+            strategy, preset_size, grounds = choose(
+                workspace, model, options, imatrix=imatrix, exhaustive=self.exhaustive, rounding=self.rounding
+            )
         strategy_file.write(strategy, self.strategy_path, overwrite=True)
         control.advance(1, 1)
         return strategy, plan_result(workspace, strategy, self.strategy_path, preset_size, grounds, base=weights)
@@ -222,7 +224,7 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         """Build the file, unless it is there already as that strategy, model and importance matrix gave it."""
         size, bits = planned.prediction.file_size_bytes, planned.prediction.bits_per_weight
         with workspace.model(weights) as model:
-            wanted = recipe(model, strategy, strategy_imatrix(workspace, model, strategy, AUTO))
+            wanted = recipe(model, strategy, strategy_rounding(workspace, model, strategy))
         if workspace.is_as_written(output, wanted):
             stages.note(f"{output.name} was built before")
             return BuildReport((str(output),), size, bits, size)

@@ -22,6 +22,7 @@ from typing import ClassVar, Literal
 
 from quantailor.errors import UnsupportedModelError
 from quantailor.models.opening import require_unquantized
+from quantailor.records import RoundingWish
 from quantailor.session import OpenedModel, Workspace
 from quantailor.steps.calibration.imatrix import ImatrixStep
 from quantailor.steps.checks.inputs import check_imatrix, check_texts
@@ -76,6 +77,8 @@ class PipelineStep(WholeStep[Answer]):
     text: str | None = None
     """None means the calibration text that ships with Quantailor."""
     allow_requantize: bool = False
+    rounding: RoundingWish = "plain"
+    """Of what is measured, probed and built."""
 
     def check(self, workspace: Workspace) -> None:
         """What can be read without work. Raises QuantailorError."""
@@ -103,6 +106,8 @@ class PipelineStep(WholeStep[Answer]):
             types=tuple(types),
             exhaustive=exhaustive,
             imatrix=imatrix,
+            rounding=self.rounding,
+            covariances=self.covariances,
             allow_requantize=self.allow_requantize,
             compute=self.compute,
         )
@@ -116,6 +121,8 @@ class PipelineStep(WholeStep[Answer]):
             mix_chunks=MIX_CHUNKS_PER_PROBE_CHUNK * n_chunks,
             group=group,
             imatrix=imatrix,
+            rounding=self.rounding,
+            covariances=self.covariances,
             compute=self.compute,
         )
 

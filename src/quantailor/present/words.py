@@ -187,7 +187,7 @@ def grounds(found: Grounds | None) -> str:
     if found is None:
         return "what is expected of weight errors, no probes"
     share = "" if found.n_probed == found.n_tensors else f" ({percent(found.weight_share, 0)} of the weights)"
-    other = ", with another importance matrix" if found.carried else ""
+    other = f", with {found.rounding} rounding" if found.rounding else ", with another importance matrix" if found.carried else ""
     probes = f"{found.n_probed} of {plural(found.n_tensors, 'tensor')}{share}, {found.text}, {plural(found.n_chunks, 'chunk')}{other}"
     mixes = plural(found.n_mixes, "mix") if found.n_mixes else "no mixes"
     return f"probes: {probes}; {mixes}"

@@ -10,10 +10,12 @@ from typing import ClassVar
 from quantailor import files
 from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.costs.needs import Needs
-from quantailor.evidence.strategies import require_whole, strategy_imatrix, strategy_of
+from quantailor.evidence.roundings import strategy_rounding
+from quantailor.evidence.strategies import require_whole, strategy_of
 from quantailor.evidence.written import recipe
 from quantailor.making import building
-from quantailor.session import Workspace
+from quantailor.records import Strategy
+from quantailor.session import OpenedModel, Workspace
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Screen, StepResult, WeightedStep
 from quantailor.store import StrategyRecord
@@ -32,7 +34,7 @@ class BuildReport(StepResult):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildStep(WeightedStep[BuildReport], kind="build", result=BuildReport):
-    """Write the file that a strategy describes. "auto" is the importance matrix that the strategy was made with."""
+    """Write the file that a strategy describes. "auto" is the importance matrix and the rounding that the strategy was made with."""
 
     units: ClassVar[Mapping[str, str]] = {"build": "bytes"}
     screen: ClassVar[Screen | None] = "build"
@@ -57,19 +59,21 @@ class BuildStep(WeightedStep[BuildReport], kind="build", result=BuildReport):
             files.refuse_existing(Path(self.output), overwrite=self.overwrite)
         with workspace.model(self.base, allow_requantize=self.allow_requantize) as model:
             require_whole(strategy, model)
+            self.rounded(workspace, model, strategy)
 
     def run(self, workspace: Workspace, stages: Stages) -> BuildReport:
         """Write it, and record which strategy it was built from."""
         strategy = strategy_of(workspace, self.strategy)
         with workspace.model(self.base, allow_requantize=self.allow_requantize) as model:
             require_whole(strategy, model)
-            imatrix = strategy_imatrix(workspace, model, strategy, self.imatrix)
-            predicted = building.predict(model.source, strategy, imatrix=imatrix, split_max_bytes=self.split_max_bytes)
+            rounding = self.rounded(workspace, model, strategy)
+            strategy = building.as_rounded(strategy, rounding)
+            predicted = building.predict(model.source, strategy, imatrix=rounding.imatrix, split_max_bytes=self.split_max_bytes)
             result = building.build(
                 model.source,
                 strategy,
                 Path(self.output),
-                rounding=Rounding(imatrix),
+                rounding=rounding,
                 split_max_bytes=self.split_max_bytes,
                 n_threads=self.compute.n_threads,
                 control=stages.begin("build"),
@@ -81,7 +85,7 @@ class BuildStep(WeightedStep[BuildReport], kind="build", result=BuildReport):
             workspace.store.record_strategy(record)
             for path in result.paths:
                 workspace.store.record_location("build", record.fingerprint, path)
-            workspace.note_written(result.paths[0], recipe(model, strategy, imatrix))
+            workspace.note_written(result.paths[0], recipe(model, strategy, rounding))
             return BuildReport(
                 paths=tuple(str(path) for path in result.paths),
                 size_bytes=result.size_bytes,
@@ -89,10 +93,15 @@ class BuildStep(WeightedStep[BuildReport], kind="build", result=BuildReport):
                 predicted_size_bytes=predicted.file_size_bytes,
             )
 
+    def rounded(self, workspace: Workspace, model: OpenedModel, strategy: Strategy) -> Rounding:
+        """How its weights become codes. Raises CovarianceError, ImatrixError."""
+        return strategy_rounding(workspace, model, strategy, imatrix=self.imatrix, wish=self.rounding, covariances=self.covariances)
+
     def needs(self, workspace: Workspace) -> Needs:
         """Room for the file."""
         strategy = strategy_of(workspace, self.strategy)
         with workspace.model(self.base) as model:
-            imatrix = strategy_imatrix(workspace, model, strategy, self.imatrix)
-            predicted = building.predict(model.source, strategy, imatrix=imatrix, split_max_bytes=self.split_max_bytes)
+            rounding = self.rounded(workspace, model, strategy)
+            planned = building.as_rounded(strategy, rounding)
+            predicted = building.predict(model.source, planned, imatrix=rounding.imatrix, split_max_bytes=self.split_max_bytes)
         return Needs(((Path(self.output), predicted.file_size_bytes),))

@@ -10,6 +10,7 @@ from typing import ClassVar
 from quantailor.analysis.importance import imatrix as imatrices
 from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings, measure_model
 from quantailor.evidence.measurements import chosen_tensors
+from quantailor.evidence.roundings import measuring_rounding
 from quantailor.ggml import library
 from quantailor.qtypes import IMATRIX_EXEMPT
 from quantailor.records import WeightError
@@ -26,6 +27,10 @@ class MeasureResult(StepResult):
     model_fingerprint: str
     imatrix_fingerprint: str | None
     settings: str
+    rounding: str
+    """"plain" or "compensated"."""
+    covariances_fingerprint: str | None
+    """Its beginning; None where none were at hand."""
     n_tensors: int
     n_types: int
     n_cells: int
@@ -41,7 +46,7 @@ class MeasureResult(StepResult):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasureStep(WeightedStep[MeasureResult], kind="measure", result=MeasureResult):
-    """Measure what each type costs in each tensor."""
+    """Measure what each type costs in each tensor; plain rounding unless told otherwise."""
 
     units: ClassVar[Mapping[str, str]] = {"measure": "weights"}
     measures: ClassVar[bool] = True
@@ -66,15 +71,19 @@ class MeasureStep(WeightedStep[MeasureResult], kind="measure", result=MeasureRes
         settings = MeasureSettings(exhaustive=self.exhaustive)
         with workspace.model(self.base, allow_requantize=self.allow_requantize) as model:
             imatrix = workspace.choose_imatrix(model, self.imatrix, stages.warn)
+            rounding = measuring_rounding(workspace, model, imatrix, self.rounding, self.covariances)
             tensors = [tensor.name for tensor in chosen_tensors(model.source, self.tensors)]
             lacking = tuple(name for name in tensors if imatrix is not None and name not in {*imatrix.entries, *IMATRIX_EXEMPT})
-            key = MeasurementKey(model.fingerprint, imatrix.fingerprint if imatrix else "", settings.key, DEFINITION_VERSION)
+            key = MeasurementKey(
+                model.fingerprint, imatrix.fingerprint if imatrix else "", settings.key, DEFINITION_VERSION, rounding=rounding.key
+            )
             before = workspace.store.recorded_cells(key)
             cells = measure_model(
                 model.source,
                 tensors,
                 type_names,
                 weights_of=lambda tensor: imatrices.error_weights(imatrix, tensor),
+                rounding=rounding,
                 done=lambda tensor, type_name: (tensor, type_name) in before,
                 settings=settings,
                 seed=model.fingerprint,
@@ -94,6 +103,8 @@ def _measure_result(
         model_fingerprint=key.model,
         imatrix_fingerprint=key.imatrix or None,
         settings=key.settings,
+        rounding="compensated" if key.swapped else "plain",
+        covariances_fingerprint=key.covariances or None,
         n_tensors=len(names),
         n_types=len(type_names),
         n_cells=len(cells),

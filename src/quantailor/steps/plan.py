@@ -14,7 +14,7 @@ from quantailor import files
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.prediction import curve_kld, damage_for
 from quantailor.errors import InfeasibleError, StrategyError
-from quantailor.evidence.damages import basis_of, expected_tables, inputs_of, kld_of, probed_tables, require_probes, with_kld
+from quantailor.evidence.damages import basis_of, expected_tables, inputs_of, kld_of, probed_tables, require_probes, require_told, with_kld
 from quantailor.evidence.grounds import command_line
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import Measured, measured, model_facts, usual_types
@@ -22,7 +22,7 @@ from quantailor.evidence.presets import near_a_preset, preset_size_bytes
 from quantailor.ggml.reference import preset_name
 from quantailor.making import building
 from quantailor.models.abilities import require_predictions
-from quantailor.records import Grounds, Prediction, Strategy, TensorCells, TensorChoice
+from quantailor.records import Grounds, Prediction, RoundingWish, Strategy, TensorCells, TensorChoice
 from quantailor.session import AUTO, OpenedModel, Workspace
 from quantailor.steps.checks.limits import constraints_of, too_little
 from quantailor.steps.step import StepResult
@@ -118,6 +118,7 @@ def plan(
     *,
     imatrix: str = AUTO,
     exhaustive: bool | None = None,
+    rounding: RoundingWish = "auto",
     output: Path | None = None,
     overwrite: bool = False,
     origin: str | None = None,
@@ -130,6 +131,7 @@ def plan(
         imatrix: which measurements to use: those with the model's own importance matrix ("auto", where there is one), without ("none"),
             or with that file.
         exhaustive: which measurements to use; None takes those with the most cells.
+        rounding: which measurements to use; "auto" is compensated where as many tensors are measured with it as without.
         output: where to save the strategy, as YAML or JSON by its name.
         overwrite: replace an existing file.
         origin: where the model came from, for the result.
@@ -140,7 +142,7 @@ def plan(
     if output is not None:
         files.refuse_existing(output, overwrite=overwrite)
     with workspace.model(base) as model:
-        strategy, preset_size, grounds = choose(workspace, model, options, imatrix=imatrix, exhaustive=exhaustive)
+        strategy, preset_size, grounds = choose(workspace, model, options, imatrix=imatrix, exhaustive=exhaustive, rounding=rounding)
         passed_over = workspace.passed_over(model.fingerprint) if imatrix == AUTO else None
     if output is not None:
         strategy_file.write(strategy, output, overwrite=overwrite)
@@ -149,19 +151,27 @@ def plan(
 
 
 def choose(
-    workspace: Workspace, model: OpenedModel, options: PlanOptions, *, imatrix: str = AUTO, exhaustive: bool | None = None
+    workspace: Workspace,
+    model: OpenedModel,
+    options: PlanOptions,
+    *,
+    imatrix: str = AUTO,
+    exhaustive: bool | None = None,
+    rounding: RoundingWish = "auto",
 ) -> tuple[Strategy, int | None, Grounds | None]:
     """The strategy of `plan`, which is recorded; the preset's size where it is "as large as" one; its grounds. Raises StrategyError."""
     if options.basis == "probes" or options.kld_nats is not None:
         require_predictions(model.source)  # before advice to measure what no plan could use
-    measurement = measured(workspace, model, imatrix, exhaustive)
+    measurement = measured(workspace, model, imatrix, exhaustive, rounding=rounding)
     key = measurement.key
     matrix = workspace.imatrix(model.fingerprint, key.imatrix) if key.imatrix else None
     known = None
     if options.basis != "ranking" or options.kld_nats is not None:
-        known = load_knowledge(workspace, model, key.imatrix, measurement.cells, evidence=options.evidence)
+        known = load_knowledge(workspace, model, key, measurement.cells, evidence=options.evidence)
         if known is None and (options.basis == "probes" or options.kld_nats is not None):
             known = require_probes(workspace, model, measurement)
+        if known is None:
+            require_told(workspace, model, measurement)
     tables = expected_tables(model.source, measurement, matrix) if known is None else probed_tables(model.source, measurement, known)
     strategy, preset_size = solve(Evidence(model, measurement, known, tables, matrix), options)
     workspace.store.record_strategy(StrategyRecord.of(model.fingerprint, strategy.method, strategy_file.dumps(strategy)))

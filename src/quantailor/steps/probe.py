@@ -17,6 +17,7 @@ from quantailor.errors import InferenceError
 from quantailor.evidence.grounds import ANCHOR, CURVE, STORED, WEIGHING
 from quantailor.evidence.knowledge import errors_by_tensor, floor_of, load_knowledge, stored_mix
 from quantailor.evidence.measurements import UNUSUAL_TYPES, Measured
+from quantailor.evidence.roundings import probing_rounding
 from quantailor.ggml import library
 from quantailor.making import building
 from quantailor.models.abilities import require_predictions
@@ -102,8 +103,8 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
         known_types(self.types)
         with workspace.model(self.base) as model:
             require_predictions(model.source)
-            rounding = Rounding(workspace.choose_imatrix(model, self.imatrix, stages.warn))
-            measurement = measured_with(workspace, model, self, self.types, stages)
+            rounding = probing_rounding(workspace, model, self.imatrix, self.rounding, self.covariances, stages.warn)
+            measurement = measured_with(workspace, model, self, rounding, self.types, stages)
             with scoring(workspace, model, rounding, self, stages) as at:
                 before = n_scored(at)
                 null_control(at, model, at.first(self.chunks), stages)
@@ -111,7 +112,7 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
                 if self.weighing:
                     _weigh(at, model, self, stages)
                 score_whole_mixes(at, model, rounding, measurement, self, stages)
-                known = load_knowledge(workspace, model, at.key.imatrix, measurement.cells, evidence=at.key)
+                known = load_knowledge(workspace, model, measurement.key, measurement.cells, evidence=at.key)
                 if known is None:
                     raise InferenceError(
                         f"no tensor of {model.source.name} takes part in its graph", remedy="Check the model with `inspect`"

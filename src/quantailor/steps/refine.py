@@ -12,7 +12,6 @@ from typing import ClassVar, TypeVar
 
 from quantailor import files, numerics
 from quantailor.analysis.importance.imatrix import Imatrix
-from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.sensitivity import mean_kld
 from quantailor.control import Control
 from quantailor.costs.model_size import ModelSize
@@ -21,7 +20,8 @@ from quantailor.errors import StrategyError
 from quantailor.evidence.damages import probed_tables, require_probes, with_kld
 from quantailor.evidence.knowledge import Knowledge
 from quantailor.evidence.measurements import Measured, measured_for, model_facts, usual_types
-from quantailor.evidence.strategies import strategy_imatrix, strategy_of
+from quantailor.evidence.roundings import strategy_rounding
+from quantailor.evidence.strategies import strategy_of
 from quantailor.ggml import library
 from quantailor.making import building
 from quantailor.records import ChunkScore, Estimate, Grounds, Mix, Prediction, Strategy, TensorCells
@@ -89,11 +89,12 @@ class RefineStep(ScoringStep[RefineResult], kind="refine", result=RefineResult):
         files.refuse_existing(output, overwrite=self.overwrite)
         strategy = strategy_of(workspace, self.strategy)
         with workspace.model(self.base) as model:
-            imatrix = strategy_imatrix(workspace, model, strategy, self.imatrix)
-            measurement = measured_for(workspace, model, imatrix)
+            rounding = strategy_rounding(workspace, model, strategy, imatrix=self.imatrix, wish=self.rounding, covariances=self.covariances)
+            strategy, imatrix = building.as_rounded(strategy, rounding), rounding.imatrix
+            measurement = measured_for(workspace, model, rounding)
             known = require_probes(workspace, model, measurement, self.evidence)
             size = building.predict_layout(model.source, strategy, imatrix=imatrix).size_bytes
-            with scoring(workspace, model, Rounding(imatrix), self, stages) as at:
+            with scoring(workspace, model, rounding, self, stages) as at:
                 scene = _Scene(at, model, imatrix, measurement, known, _limits(strategy), at.first(self.chunks), size)
                 return _refined(scene, strategy, self, stages, output)
 

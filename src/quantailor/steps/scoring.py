@@ -23,7 +23,7 @@ from quantailor.evidence.grounds import file_key
 from quantailor.evidence.measurements import Measured, measured
 from quantailor.ggml import library
 from quantailor.records import ChunkScore, Mix
-from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, gguf_path, quantizable_tensors, require_finite
+from quantailor.session import AUTO, CALIBRATION_TEXT, NONE, OpenedModel, Workspace, gguf_path, quantizable_tensors, require_finite
 from quantailor.steps.checks.inputs import check_texts
 from quantailor.steps.measure import MeasureStep
 from quantailor.steps.options import DEFAULT_N_CTX, Compute
@@ -163,18 +163,22 @@ def scoring(
     files = FileScorer(path, tokens, folder, n_threads=threads, n_gpu_layers=layers)
     with scoring_apart(path, names, tokens, folder, rounding=rounding, n_threads=threads, n_gpu_layers=layers) as scorer:
         fingerprint = rounding.imatrix.fingerprint if rounding.imatrix else ""
-        key = SwapKey(model.fingerprint, fingerprint, corpus.sha256, n_ctx, "as built", scorer.base_kernels, engine)
+        key = SwapKey(model.fingerprint, fingerprint, corpus.sha256, n_ctx, "as built", scorer.base_kernels, engine, rounding.bytes_key)
         n_vocab = ModelSize.of(model.source).n_vocab
         yield Scoring(workspace, key, scorer, files, corpus, tuple(spread(len(tokens))), n_vocab)
 
 
 def measured_with(
-    workspace: Workspace, model: OpenedModel, step: ScoringStep[StepResult], types: Sequence[str], stages: Stages
+    workspace: Workspace, model: OpenedModel, step: ScoringStep[StepResult], rounding: Rounding, types: Sequence[str], stages: Stages
 ) -> Measured:
     """The weight errors to work with. Where nothing is measured yet all types are, else those of `types` that are missing."""
+    which, covariances = rounding.bytes_key or "plain", step.covariances
+    if rounding.covariances is not None:
+        covariances = rounding.covariances.fingerprint[:16] if covariances == AUTO else covariances
     try:
-        before = measured(workspace, model, step.imatrix)
+        before = measured(workspace, model, step.imatrix, rounding=which)
         known, exhaustive = {cell.type_name for cell in before.cells}, before.is_exhaustive
+        covariances = covariances if before.key.covariances else NONE
     except StrategyError:
         known, exhaustive = set(), False
     more = MeasureStep(
@@ -182,8 +186,10 @@ def measured_with(
         types=tuple(sorted(known | set(types))) if known else (),
         exhaustive=exhaustive,
         imatrix=step.imatrix,
+        rounding="compensated" if rounding.compensated else "plain",
+        covariances=covariances,
         allow_requantize=bool(known),  # whoever measured it allowed that
         compute=Compute(n_threads=step.compute.n_threads),
     )
     more.run(workspace, stages)
-    return measured(workspace, model, step.imatrix, exhaustive if known else None)
+    return measured(workspace, model, step.imatrix, exhaustive if known else None, rounding=which)

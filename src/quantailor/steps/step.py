@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from quantailor.costs.needs import Needs
 from quantailor.errors import JobError
+from quantailor.records import RoundingWish
 from quantailor.session import AUTO, Workspace
 from quantailor.steps.checks.ranges import check_ranges
 from quantailor.steps.options import Compute, HubModel
@@ -97,6 +98,10 @@ class WeightedStep(ModelStep[Answer]):
 
     imatrix: str = AUTO
     """"auto" (the one of the model's own that saw most, if any), "none", "repo", or a file."""
+    rounding: RoundingWish = "auto"
+    """Whether errors of rounding are compensated; "auto" as the strategy or the weight errors that are there say, else plain."""
+    covariances: str = AUTO
+    """Of the inputs, for compensated rounding: "auto" (the newest of this model), "none", or a file."""
 
 
 def kinds() -> Mapping[str, type[Step[StepResult]]]:

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.sensitivity import mean_kld
 from quantailor.costs.needs import Needs
 from quantailor.errors import StrategyError
 from quantailor.evidence.grounds import command_line
 from quantailor.evidence.knowledge import Knowledge, errors_by_tensor, load_knowledge
 from quantailor.evidence.measurements import Measured, chosen_tensors, usual_types
+from quantailor.evidence.roundings import probing_rounding
 from quantailor.ggml import library
 from quantailor.models.abilities import require_predictions
 from quantailor.records import Mix, SwapCell, TensorInfo
@@ -86,8 +86,8 @@ class SweepStep(ScoringStep[SweepResult], kind="sweep", result=SweepResult):
         """Measure every missing cell, chunk by chunk; each score is stored as it comes."""
         with workspace.model(self.base) as model:
             require_predictions(model.source)
-            rounding = Rounding(workspace.choose_imatrix(model, self.imatrix, stages.warn))
-            measurement = measured_with(workspace, model, self, known_types(self.types) if self.types else (), stages)
+            rounding = probing_rounding(workspace, model, self.imatrix, self.rounding, self.covariances, stages.warn)
+            measurement = measured_with(workspace, model, self, rounding, known_types(self.types) if self.types else (), stages)
             with scoring(workspace, model, rounding, self, stages) as at:
                 cells = _cells(at, model, measurement, self)
                 indexes = at.first(self.chunks)
@@ -131,7 +131,7 @@ def _uncertain(
     at: Scoring, model: OpenedModel, found: Measured, cells: Sequence[_Cell], indexes: Sequence[int], stages: Stages
 ) -> list[_Cell]:
     """The cells whose outcome the probes do not tell: of types that a sample of tensors shows to differ from the prediction."""
-    known = load_knowledge(at.workspace, model, at.key.imatrix, found.cells, evidence=at.key)
+    known = load_knowledge(at.workspace, model, found.key, found.cells, evidence=at.key)
     if known is None:
         raise StrategyError(
             "there are no probes that could predict a cell",
@@ -170,7 +170,7 @@ def _predicted(known: Knowledge | None, cell: _Cell) -> float | None:
 def _result(
     at: Scoring, model: OpenedModel, found: Measured, cells: Sequence[_Cell], indexes: Sequence[int], before: set[str]
 ) -> SweepResult:
-    known = load_knowledge(at.workspace, model, at.key.imatrix, found.cells, evidence=at.key)
+    known = load_knowledge(at.workspace, model, found.key, found.cells, evidence=at.key)
     reports = [_report(known, cell) for cell in cells]
     return SweepResult(
         model_fingerprint=model.fingerprint,

@@ -11,6 +11,8 @@ from quantailor.ggml import library
 from quantailor.records import TensorInfo, Verdict
 from quantailor.store.encoding import sha256
 
+ROUNDED = " rounded, "
+"""Between how weights were rounded and what else makes a measurement's key, in the same column."""
 ENGINE = " on "
 """Between what else makes a key and the llama.cpp that gave the result, in the column that holds both."""
 
@@ -53,11 +55,32 @@ class MeasurementKey:
     definition_version: int = 1
     engine: str = field(default_factory=lambda: library.engine())
     """Which llama.cpp it is, in every key; "" in homes that did not tell."""
+    rounding: str = ""
+    """`Rounding.key`: how weights became codes, and the covariances that errors are measured with."""
 
     @property
     def row(self) -> dict[str, str | int]:
         """The columns that hold it."""
-        return _row(self, "settings")
+        row = _row(self, "settings")
+        rounding = row.pop("rounding")
+        return {**row, "settings": f"{rounding}{ROUNDED}{row['settings']}"} if rounding else row
+
+    @classmethod
+    def of_row(cls, model: str, imatrix: str, settings: str, definition_version: int) -> MeasurementKey:
+        """The key that these columns hold."""
+        *rounding, rest = settings.split(ROUNDED)
+        plain, _, engine = rest.partition(ENGINE)
+        return cls(model, imatrix, plain, definition_version, engine, *rounding)
+
+    @property
+    def swapped(self) -> str:
+        """`Rounding.bytes_key` of the same rounding: what scores of such weights are filed under."""
+        return self.rounding if self.rounding.startswith("compensated") else ""
+
+    @property
+    def covariances(self) -> str:
+        """The beginning of the covariances' fingerprint; "" where `weighted_mse` is all that is known of an error."""
+        return self.rounding.partition(":")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +166,15 @@ class SwapKey:
     base_kernels: Literal["as stored", "finer"]
     """How the base runs whose log-probabilities they are compared with."""
     engine: str = field(default_factory=lambda: library.engine())
+    rounding: str = ""
+    """`Rounding.bytes_key` of what was swapped in."""
 
     @property
     def run(self) -> str:
         """The key's short form."""
-        parts = (self.model, self.imatrix, self.corpus, str(self.n_ctx), self.kernels, self.base_kernels)
-        return sha256("\n".join((*parts, self.engine) if self.engine else parts))[:24]
+        parts = [self.model, self.imatrix, self.corpus, str(self.n_ctx), self.kernels, self.base_kernels]
+        parts += [part for part in (self.engine, self.rounding) if part]
+        return sha256("\n".join(parts))[:24]
 
 
 def _row(key: MeasurementKey | ImatrixKey | ScoreKey, column: str) -> dict[str, str | int]:

@@ -97,6 +97,13 @@ def covariances_schema(connection: sqlite3.Connection) -> None:
     )
 
 
+def outputs_schema(connection: sqlite3.Connection) -> None:
+    """What errors do to outputs, measured with input covariances; and how the weights were rounded that were scored."""
+    connection.execute("ALTER TABLE cells ADD COLUMN output_mse REAL")
+    connection.execute("ALTER TABLE cells ADD COLUMN output_mse_se REAL NOT NULL DEFAULT 0")
+    connection.execute("ALTER TABLE swap_runs ADD COLUMN rounding TEXT NOT NULL DEFAULT ''")
+
+
 MIGRATIONS: dict[str, Migration] = {
     "0001 first schema": first_schema,
     "0002 mixes and their scores": swap_schema,
@@ -108,6 +115,7 @@ MIGRATIONS: dict[str, Migration] = {
     "0008 identities of files": identities_schema,
     "0009 llama.cpp of scores": engines_schema,
     "0010 covariances": covariances_schema,
+    "0011 errors of outputs": outputs_schema,
 }
 
 

@@ -45,15 +45,15 @@ class SQL:
         "cells",
         "model, imatrix, settings, definition_version, tensor, type_name",
         "model, imatrix, settings, definition_version, tensor, type_name, size_bytes, bits_per_weight, "
-        "n_rows_measured, n_rows_total, rmse, max_abs_error, relative_mse, sqnr_db, weighted_mse, output_error, "
-        "rmse_se, relative_mse_se, weighted_mse_se, output_error_se, error_quantiles, error_quantiles_se, "
+        "n_rows_measured, n_rows_total, rmse, max_abs_error, relative_mse, sqnr_db, weighted_mse, output_error, output_mse, "
+        "rmse_se, relative_mse_se, weighted_mse_se, output_error_se, output_mse_se, error_quantiles, error_quantiles_se, "
         "histogram, n_unseen_experts, unavailable",
         named=True,
     )
     cells = """
         SELECT tensor, cells.type_name, cells.size_bytes, bits_per_weight, n_rows_measured, n_rows_total, rmse,
-            max_abs_error, relative_mse, sqnr_db, weighted_mse, output_error, rmse_se, relative_mse_se, weighted_mse_se,
-            output_error_se, IIF(:distributions, error_quantiles, X''), IIF(:distributions, error_quantiles_se, X''),
+            max_abs_error, relative_mse, sqnr_db, weighted_mse, output_error, output_mse, rmse_se, relative_mse_se, weighted_mse_se,
+            output_error_se, output_mse_se, IIF(:distributions, error_quantiles, X''), IIF(:distributions, error_quantiles_se, X''),
             IIF(:distributions, histogram, X''), n_unseen_experts, unavailable, definition_version
         FROM cells JOIN tensors ON tensors.model = cells.model AND tensors.name = cells.tensor
         WHERE cells.model = :model AND imatrix = :imatrix AND settings = :settings AND definition_version = :definition_version
@@ -69,7 +69,7 @@ class SQL:
         SELECT tensor, COUNT(*) FROM cells INDEXED BY cells_by_tensor WHERE model = :model AND +imatrix = :imatrix
             AND +settings = :settings AND +definition_version = :definition_version GROUP BY tensor"""
     cell_errors = """
-        SELECT tensor, type_name, bits_per_weight, COALESCE(weighted_mse, relative_mse), unavailable IS NOT NULL FROM cells
+        SELECT tensor, type_name, bits_per_weight, COALESCE(output_mse, weighted_mse, relative_mse), unavailable IS NOT NULL FROM cells
         WHERE model = :model AND imatrix = :imatrix AND settings = :settings AND definition_version = :definition_version
             AND tensor IN (SELECT value FROM json_each(:tensors))"""
     measurements = """
@@ -137,11 +137,11 @@ class SQL:
         WHERE model = :model AND corpus = :corpus AND n_ctx = :n_ctx AND candidate = :candidate"""
 
     record_swap_run = """
-        INSERT INTO swap_runs (run, model, imatrix, corpus, n_ctx, kernels, base_kernels, engine)
-        VALUES (:run, :model, :imatrix, :corpus, :n_ctx, :kernels, :base_kernels, :engine) ON CONFLICT (run) DO NOTHING"""
+        INSERT INTO swap_runs (run, model, imatrix, corpus, n_ctx, kernels, base_kernels, engine, rounding)
+        VALUES (:run, :model, :imatrix, :corpus, :n_ctx, :kernels, :base_kernels, :engine, :rounding) ON CONFLICT (run) DO NOTHING"""
     scored_mixes = "SELECT mix, COUNT(*) FROM mix_scores WHERE run = ? GROUP BY mix"
     swap_runs = """
-        SELECT model, imatrix, corpus, n_ctx, kernels, base_kernels, engine
+        SELECT model, imatrix, corpus, n_ctx, kernels, base_kernels, engine, rounding
         FROM swap_runs LEFT JOIN history ON kind = 'swap run' AND key = run
         WHERE model = ? ORDER BY recorded DESC, run"""
     record_mix = _upsert("mixes", "model, mix, purpose", "model, mix, purpose, document", named=True)

@@ -137,9 +137,9 @@ class Store:
         return {str(tensor): count for tensor, count in map(_any, self._database.query(SQL.cell_counts, key.row))}
 
     def cell_errors(self, key: MeasurementKey, tensors: Iterable[str]) -> list[tuple[str, str, float, float | None, bool]]:
-        """(tensor, type, bits per weight, `weighted_mse`, whether unavailable) of these tensors' cells, without all the rest.
+        """(tensor, type, bits per weight, `WeightError.error`, whether unavailable) of these tensors' cells, without all the rest.
 
-        Where no weighted error is recorded it is `relative_mse`.
+        Where no such error is recorded it is `relative_mse`.
         """
         rows = self._database.query(SQL.cell_errors, {**key.row, "tensors": json.dumps(list(tensors))})
         return [(tensor, type_name, bits, error, bool(missing)) for tensor, type_name, bits, error, missing in map(_any, rows)]
@@ -156,8 +156,7 @@ class Store:
         rows = [_any(row) for row in self._database.query(sql, (model,))]
         counts = {}
         for model_key, imatrix, settings, definition, count in rows:
-            plain, _, engine = settings.partition(ENGINE)
-            counts[MeasurementKey(model_key, imatrix, plain, definition, engine)] = count
+            counts[MeasurementKey.of_row(model_key, imatrix, settings, definition)] = count
         return {key: count for key, count in counts.items() if key.engine in _engines()}
 
     def forget_cells(self, key: MeasurementKey) -> int:

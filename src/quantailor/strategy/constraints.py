@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -481,4 +482,10 @@ def _merged(cells: Sequence[Cell], elements: Sequence[int], align: int) -> Cell:
         weighted_mse=sum(share * cell.weighted_mse for share, cell in zip(shares, cells, strict=True)),
         rmse=math.sqrt(sum(share * cell.rmse**2 for share, cell in zip(shares, cells, strict=True))),
         max_abs_error=max(cell.max_abs_error for cell in cells),
+        output_mse=_mean_output([cell.output_mse for cell in cells], shares),
     )
+
+
+def _mean_output(errors: Sequence[float | None], shares: Sequence[float]) -> float | None:
+    known = [error for error in errors if error is not None]
+    return math.fsum(map(operator.mul, shares, known)) if len(known) == len(errors) else None

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, JsonValue, ValidationError, field_validator, model_validator
 from pydantic_core import CoreSchema
 
 from quantailor import files
@@ -34,10 +34,14 @@ from quantailor.present import words
 from quantailor.records import Basis, Prediction, Strategy, TensorChoice
 from quantailor.strategy.constraints import plain
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 knows no rounding but ggml's own: files that ask for no other are still written as 1."""
 MAX_FILE_BYTES = 64 * 2**20
 MAX_DEPTH = 24
 """Levels of nesting; a strategy needs five."""
+
+ROUNDINGS = ("plain", "compensated")
+"""What `inputs.rounding` may be; left out, it is plain."""
 
 FileFormat = Literal["yaml", "json"]
 
@@ -90,7 +94,7 @@ class _Tensor(_Section):
 class _Document(_Section):
     model_config = ConfigDict(title="Quantailor strategy")
 
-    version: Literal[1] = Field(default=1, description="Version of this file format.")
+    version: Literal[1, 2] = Field(default=1, description="Version of this file format: 2 where rounding is compensated.")
     model: _Model
     method: str = Field(default="manual", min_length=1, description="optimal, knee, greedy, bins, preset or manual.")
     basis: Basis = Field(default="ranking only", description="What the damage figures rest on.")
@@ -98,6 +102,15 @@ class _Document(_Section):
     parameters: dict[str, JsonValue] = Field(default={}, description="The method's options and the constraints.")
     inputs: dict[str, str | int | float | None] = Field(default={}, description="Where the figures came from.")
     prediction: _Prediction | None = None
+
+    @field_validator("inputs")
+    @classmethod
+    def _known_rounding(cls, inputs: dict[str, str | int | float | None]) -> dict[str, str | int | float | None]:
+        rounding = inputs.get("rounding")
+        if rounding not in (None, *ROUNDINGS):
+            raise ValueError(f"There is no rounding {_shown(rounding)}: it is {' or '.join(ROUNDINGS)}")
+        return inputs
+
     tensors: dict[str, _Tensor] = Field(min_length=1, description="Tensor name -> type, with the reason.")
 
 
@@ -170,6 +183,7 @@ def write(strategy: Strategy, path: Path | str, *, overwrite: bool = False) -> P
 def _to_document(strategy: Strategy, *, include_prediction: bool) -> dict[str, Any]:
     prediction = strategy.prediction if include_prediction else None
     data = {
+        "version": 2 if strategy.inputs.get("rounding") == "compensated" else 1,
         "model": {"fingerprint": strategy.model_fingerprint, "name": strategy.model_name, "architecture": strategy.architecture},
         "method": strategy.method,
         "basis": strategy.basis,
@@ -354,8 +368,10 @@ def _explain(error: ValidationError, data: object, text: str, name: str) -> Stra
     if kind == "missing":
         return StrategyFormatError(f"{where}: {field} is missing", remedy="Add it, or let `plan` write the file")
     if path == ("version",):
-        remedy = f"This program reads version {FORMAT_VERSION}; update it for a newer one"
+        remedy = f"This program reads versions up to {FORMAT_VERSION}; update it for a newer one"
         return StrategyFormatError(f"{where}: the format version is {value}", remedy=remedy)
+    if kind == "value_error":
+        return StrategyFormatError(f"{where}: {first['ctx']['error']}", remedy="Correct it, or update this program for a newer file")
     if path == ("tensors",) and kind == "too_short":
         return StrategyFormatError(f"{where}: tensors is empty", remedy="Name at least one tensor")
     if kind == "extra_forbidden":

@@ -19,6 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from quantailor.analysis.importance.error_weights import UNWEIGHTED, ErrorWeights
+from quantailor.analysis.rounding.compensation import PANEL_ROWS
+from quantailor.analysis.rounding.metric import Metric
+from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.threads import Workers
 from quantailor.analysis.weight_errors import sampling, weight_error
 from quantailor.analysis.weight_errors.sampling import RowPlan
@@ -36,7 +39,7 @@ from quantailor.errors import NonFiniteWeightError, QuantailorError
 from quantailor.ggml import codec, library
 from quantailor.models.identity import fingerprint
 from quantailor.models.source import ModelSource
-from quantailor.numerics import Doubles, Floats, Integers
+from quantailor.numerics import Bytes, Doubles, Floats, Integers
 from quantailor.qtypes import QType, unavailable
 from quantailor.records import Estimate, TensorInfo, WeightError
 
@@ -70,7 +73,7 @@ class MeasureSettings:
 
     exhaustive: bool = False
     relative_se: float = DEFAULT_RELATIVE_SE
-    """Sampling goes on until the relative standard error of weighted_mse is at most this."""
+    """Sampling goes on until the relative standard errors of weighted_mse and output_mse are at most this."""
 
     def __post_init__(self) -> None:
         if not 0 < self.relative_se < 1:
@@ -88,6 +91,7 @@ def measure_model(
     type_names: Sequence[str],
     *,
     weights_of: Callable[[TensorInfo], ErrorWeights] | None = None,
+    rounding: Rounding | None = None,
     done: Callable[[str, str], bool] | None = None,
     settings: MeasureSettings | None = None,
     seed: str | None = None,
@@ -97,8 +101,9 @@ def measure_model(
     """Yield the cells of `names` x `type_names` for which `done(tensor, type)` is not true, tensor by tensor.
 
     Cells that a tensor cannot have come with the reason in `unavailable`. A tensor counts as held by the
-    importance matrix when `weights_of` gives weights for its quantizer. `seed` is the model's fingerprint,
-    computed here unless given. Interrupting between cells loses at most one batch of types of one tensor.
+    importance matrix when `weights_of` gives weights for its quantizer, which are used unless `rounding` says
+    how weights become codes. `seed` is the model's fingerprint, computed here unless given. Interrupting between
+    cells loses at most one batch of types of one tensor.
 
     Raises:
         TensorNotFoundError, TypeUnavailableError: an unknown name.
@@ -128,7 +133,7 @@ def measure_model(
             ready.update(qtype.name for qtype in measurable)
             progress.add(expected_work(tensor, len(qtypes) - len(measurable), settings), tensor.name)
             for batch in _batches(tensor, measurable, settings):
-                measurement = _Measurement(source, tensor, weights, settings, seed, workers)
+                measurement = _Measurement(source, tensor, weights, rounding, settings, seed, workers)
                 yield from measurement.cells(batch)
                 progress.add(expected_work(tensor, len(batch), settings), tensor.name)
 
@@ -157,7 +162,7 @@ class _BlockSums(NamedTuple):
     """One type's sums over a block of rows."""
 
     totals: Doubles
-    """Plain, weighted and output, (3,)."""
+    """Plain, weighted, output and with all of H, (4,)."""
     largest: float
     fine: Integers
     """Counts in the fine bins, (N_FINE_BINS,)."""
@@ -172,11 +177,14 @@ class _Sample:
     pilot_rows: Integers
     pilot_fine: Integers
     """Counts in the fine bins of each pilot row, (n_pilot_rows, N_FINE_BINS)."""
+    energies: Doubles
+    """Of each row's weights, with all of H; (n_rows,)."""
 
-    def extend(self, rows: Integers, sums: RowSums) -> None:
+    def extend(self, rows: Integers, sums: RowSums, energies: Doubles) -> None:
         order = np.argsort(np.concatenate([self.rows, rows]), kind="stable")
         self.rows = np.concatenate([self.rows, rows])[order]
         self.sums = RowSums(*(column[order] for column in _joined([self.sums, sums])))
+        self.energies = np.concatenate([self.energies, energies])[order]
 
 
 def _joined(parts: Iterable[RowSums]) -> RowSums:
@@ -187,9 +195,20 @@ class _Measurement:
     """The measurement of one tensor."""
 
     def __init__(
-        self, source: ModelSource, tensor: TensorInfo, weights: ErrorWeights, settings: MeasureSettings, seed: str, workers: Workers
+        self,
+        source: ModelSource,
+        tensor: TensorInfo,
+        weights: ErrorWeights,
+        rounding: Rounding | None,
+        settings: MeasureSettings,
+        seed: str,
+        workers: Workers,
     ) -> None:
         self._source, self._tensor, self._weights, self._workers = source, tensor, weights, workers
+        self._rounding = rounding
+        covariances = None if rounding is None else rounding.covariances
+        self._has_covariances = covariances is not None
+        self._has_metric = covariances is not None and any(covariances.key_of(tensor, index) for index in range(tensor.n_slices))
         self._settings = settings
         self._seed = f"{seed}/{tensor.name}"
         self._scales: Weighting = weight_error.weighting(tensor, weights)
@@ -198,7 +217,9 @@ class _Measurement:
         """Measure these types; cells in their order."""
         lossless = [t for t in qtypes if t.name in (self._tensor.type_name, "F32")]
         lossy = [t for t in qtypes if t not in lossless]
-        cells = {t.name: weight_error.lossless_cell(self._tensor, t, self._weights) for t in lossless}
+        cells = {
+            t.name: weight_error.lossless_cell(self._tensor, t, self._weights, with_covariances=self._has_covariances) for t in lossless
+        }
         try:
             if lossy and not self._settings.exhaustive:
                 cells |= self._sampled([t for t in lossy if t.is_quantized])
@@ -225,7 +246,7 @@ class _Measurement:
 
     def _groups(self, rows: Integers, n_weights: int) -> Iterator[Integers]:
         """Cut ascending rows into groups of about `n_weights`, none across slices."""
-        size = max(1, n_weights // self._tensor.n_cols)
+        size = max(PANEL_ROWS if self._has_metric else 1, n_weights // self._tensor.n_cols)
         per_slice = self._tensor.rows_per_slice
         for index in range(self._tensor.n_slices):
             start, stop = np.searchsorted(rows, [index * per_slice, (index + 1) * per_slice])
@@ -248,44 +269,60 @@ class _Measurement:
         return values, squares
 
     def _energies(self, rows: Integers) -> RowSums:
+        """Sums of the weights themselves, without what takes all of H."""
         values, squares = self._checked(rows)
         return weight_error.row_sums(values, squares, self._scales, rows)
 
+    def _slice(self, rows: Integers) -> int:
+        return int(rows[0]) // self._tensor.rows_per_slice
+
+    def _metric(self, rows: Integers, *, quantized: bool = True) -> Metric | None:
+        """That of the rows' matrix; none for plain floats, whose errors are too small and too random for pairs of columns to matter."""
+        if not quantized:
+            return None
+        return self._rounding.metric(self._tensor, self._slice(rows)) if self._rounding is not None and self._has_metric else None
+
+    def _codes(self, values: Floats, qtype: QType, rows: Integers) -> Bytes:
+        if self._rounding is not None:
+            return self._rounding.quantize(self._tensor, self._slice(rows), values, qtype)
+        given = self._weights.quantizer
+        return codec.quantize(values, qtype, None if given is None else np.asarray(given[self._slice(rows)], dtype=np.float32))
+
     def _errors(self, values: Floats, qtype: QType, rows: Integers) -> tuple[RowSums, Floats]:
         """Sums of one type's errors in some rows, and the squares."""
-        slice_index = int(rows[0]) // self._tensor.rows_per_slice
-        given = self._weights.quantizer
-        importance = None if given is None else np.asarray(given[slice_index], dtype=np.float32)
-        error, squares = weight_error.quantization_error(values, qtype, importance)
+        error, squares = weight_error.quantization_error(values, qtype, lambda: self._codes(values, qtype, rows))
         with np.errstate(all="ignore"):
-            return weight_error.row_sums(error, squares, self._scales, rows), squares
+            return weight_error.row_sums(error, squares, self._scales, rows, self._metric(rows, quantized=qtype.is_quantized)), squares
 
     # All rows
 
     def _exhaustive(self, qtypes: Sequence[QType]) -> dict[str, WeightError]:
-        def block(rows: Integers) -> tuple[float, float, list[_BlockSums]]:
+        def block(rows: Integers) -> tuple[Energy, list[_BlockSums]]:
             values, squares = self._checked(rows)
-            energy = weight_error.row_sums(values, squares, self._scales, rows)
-            return float(energy.plain.sum()), float(energy.weighted.sum()), [self._block_sums(values, t, rows) for t in qtypes]
+            metric = self._metric(rows, quantized=any(qtype.is_quantized for qtype in qtypes))
+            energy = weight_error.row_sums(values, squares, self._scales, rows, metric)
+            found = Energy(float(energy.plain.sum()), float(energy.weighted.sum()), float(energy.full.sum()))
+            return found, [self._block_sums(values, t, rows) for t in qtypes]
 
-        plain = weighted = 0.0
-        sums = [_BlockSums(np.zeros(3), 0.0, np.zeros(N_FINE_BINS, dtype=np.int64)) for _ in qtypes]
-        for block_plain, block_weighted, parts in self._workers.map(block, self._blocks()):
-            plain, weighted = plain + block_plain, weighted + block_weighted
+        plain = weighted = full = 0.0
+        sums = [_BlockSums(np.zeros(4), 0.0, np.zeros(N_FINE_BINS, dtype=np.int64)) for _ in qtypes]
+        for found, parts in self._workers.map(block, self._blocks()):
+            plain, weighted, full = plain + found.plain, weighted + found.weighted, full + found.full
             sums = [
                 _BlockSums(one.totals + part.totals, max(one.largest, part.largest), one.fine + part.fine)
                 for one, part in zip(sums, parts, strict=True)
             ]
-        energy = Energy(plain, weighted)
-        return {t.name: self._record(t, self._totals(part), energy) for t, part in zip(qtypes, sums, strict=True)}
+        energy = Energy(plain, weighted, full)
+        return {t.name: self._record(t, self._totals(t, part, energy), energy) for t, part in zip(qtypes, sums, strict=True)}
 
     def _block_sums(self, values: Floats, qtype: QType, rows: Integers) -> _BlockSums:
         sums, squares = self._errors(values, qtype, rows)
         fine = np.bincount(weight_error.fine_bins(squares).reshape(-1), minlength=N_FINE_BINS)
-        return _BlockSums(np.array([column.sum() for column in sums[:3]]), float(sums.largest.max()), fine)
+        totals = np.array([column.sum() for column in (*sums[:3], sums.full)])
+        return _BlockSums(totals, float(sums.largest.max()), fine)
 
-    def _totals(self, sums: _BlockSums) -> Totals:
-        plain, weighted, output = (Estimate(float(total)) for total in sums.totals)
+    def _totals(self, qtype: QType, sums: _BlockSums, energy: Energy) -> Totals:
+        plain, weighted, output, full = (Estimate(float(total)) for total in sums.totals)
         return Totals(
             plain,
             weighted,
@@ -294,6 +331,7 @@ class _Measurement:
             sums.fine / self._tensor.n_elements,
             (0.0,) * len(weight_error.QUANTILES),
             self._tensor.n_rows,
+            weight_error.ratio(full, energy.full if qtype.is_quantized else energy.weighted) if self._has_covariances else None,
         )
 
     def _record(self, qtype: QType, totals: Totals, energy: Energy) -> WeightError:
@@ -317,12 +355,13 @@ class _Measurement:
             for qtype in ready:
                 del todo[qtype]
                 weighted = self._total(plan, n, samples[qtype], samples[qtype].sums.weighted, energies.weighted)
-                if weighted.relative_se <= self._settings.relative_se or not math.isfinite(weighted.value):
+                relative_se = max(weighted.relative_se, self._share(plan, n, samples[qtype]).relative_se)
+                if relative_se <= self._settings.relative_se or not math.isfinite(weighted.value):
                     energy = Energy(float(energies.plain.sum()), float(energies.weighted.sum()))
                     cells[qtype.name] = self._record(qtype, self._estimated(plan, n, energies, samples[qtype]), energy)
                     del samples[qtype]
                 else:
-                    todo[qtype] = (sampling.next_stage(n, weighted.relative_se, self._settings.relative_se), n)
+                    todo[qtype] = (sampling.next_stage(n, relative_se, self._settings.relative_se), n)
         return cells
 
     def _draw(self, plan: RowPlan, n: int, before: int, qtypes: Sequence[QType], samples: dict[QType, _Sample]) -> None:
@@ -331,20 +370,24 @@ class _Measurement:
         if before:
             rows = np.setdiff1d(rows, plan.measured(before))
         measured: list[list[tuple[RowSums, Integers]]] = [[] for _ in qtypes]
+        energies = [np.empty(0)]
 
-        def group(rows: Integers) -> list[tuple[RowSums, Integers]]:
-            values, _ = self._checked(rows)
-            return [self._group_sums(values, t, rows, count=not before) for t in qtypes]
+        def group(rows: Integers) -> tuple[Doubles, list[tuple[RowSums, Integers]]]:
+            values, squares = self._checked(rows)
+            metric = self._metric(rows)
+            energy = weight_error.row_sums(values, squares, self._scales, rows, metric).full
+            return energy, [self._group_sums(values, t, rows, count=not before) for t in qtypes]
 
-        for parts in self._workers.map(group, self._groups(rows, GROUP_WEIGHTS)):
+        for energy, parts in self._workers.map(group, self._groups(rows, GROUP_WEIGHTS)):
+            energies.append(energy)
             for gathered, part in zip(measured, parts, strict=True):
                 gathered.append(part)
         for qtype, gathered in zip(qtypes, measured, strict=True):
             if not before:
                 fine = np.concatenate([fine for _, fine in gathered])
-                samples[qtype] = _Sample(rows, _joined(sums for sums, _ in gathered), rows, fine)
+                samples[qtype] = _Sample(rows, _joined(sums for sums, _ in gathered), rows, fine, np.concatenate(energies))
             elif gathered:
-                samples[qtype].extend(rows, _joined(sums for sums, _ in gathered))
+                samples[qtype].extend(rows, _joined(sums for sums, _ in gathered), np.concatenate(energies))
 
     def _group_sums(self, values: Floats, qtype: QType, rows: Integers, *, count: bool) -> tuple[RowSums, Integers]:
         sums, squares = self._errors(values, qtype, rows)
@@ -361,17 +404,30 @@ class _Measurement:
         positions = np.searchsorted(sample.rows, rows)
         return sampling.estimate_total(plan, draws, y[positions], x[rows], float(x.sum()))
 
+    def _share(self, plan: RowPlan, n: int, sample: _Sample) -> Estimate:
+        """output_mse; of nothing where no matrix' H is known."""
+        if not self._has_metric:
+            return Estimate(0.0)
+        draws = plan.draws(n)
+        positions = np.searchsorted(sample.rows, np.concatenate([plan.certain, draws.rows]))
+        return sampling.estimate_ratio(plan, draws, sample.sums.full[positions], sample.energies[positions])
+
     def _estimated(self, plan: RowPlan, n: int, energies: RowSums, sample: _Sample) -> Totals:
         sums = sample.sums
         shares, quantiles_se = self._distribution(plan, sample)
+        weighted, output_mse = self._total(plan, n, sample, sums.weighted, energies.weighted), None
+        if self._has_covariances:
+            like_weighted = weight_error.ratio(weighted, float(energies.weighted.sum()))
+            output_mse = self._share(plan, n, sample) if self._has_metric else like_weighted
         return Totals(
             self._total(plan, n, sample, sums.plain, energies.plain),
-            self._total(plan, n, sample, sums.weighted, energies.weighted),
+            weighted,
             None if self._scales.means is None else self._total(plan, n, sample, sums.output, energies.weighted),
             float(sums.largest.max()),
             shares,
             quantiles_se,
             len(sample.rows),
+            output_mse,
         )
 
     def _distribution(self, plan: RowPlan, sample: _Sample) -> tuple[Doubles, tuple[float, ...]]:

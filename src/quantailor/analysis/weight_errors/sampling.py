@@ -170,6 +170,21 @@ def estimate_total(plan: RowPlan, draws: Draws, y: Doubles, x: Doubles, x_total:
     return Estimate(certain + ratio * x_rest, _se_of_sum(residual, draws.starts) * x_rest / x_drawn)
 
 
+def estimate_ratio(plan: RowPlan, draws: Draws, y: Doubles, x: Doubles) -> Estimate:
+    """Estimate the sum of `y` over all rows as a share of that of `x`, both known for the sample alone, with its standard error.
+
+    `y` and `x` are (n_certain + n_draws,): values of the certain rows, then of the draws in their order.
+    """
+    n = len(plan.certain)
+    y_total = float(y[:n].sum()) + float((draws.expansion * y[n:]).sum())
+    x_total = float(x[:n].sum()) + float((draws.expansion * x[n:]).sum())
+    if x_total <= 0:
+        return Estimate(0.0)
+    ratio = y_total / x_total
+    se = _se_of_sum(draws.expansion * (y[n:] - ratio * x[n:]), draws.starts) / x_total if len(draws.rows) else 0.0
+    return Estimate(ratio, se)
+
+
 def _se_of_sum(values: Doubles, starts: Integers) -> float:
     """Standard error of the sum of independent draws, from their scatter within each slice."""
     sizes = np.diff(starts)

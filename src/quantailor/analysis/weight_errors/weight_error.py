@@ -10,10 +10,12 @@ v_i = share of routed tokens of s (1 / n_slices where unknown) x the row's own w
     sqnr_db        -10 log10(relative_mse); None where nothing is lost                dB
     weighted_mse   sum_i v_i sum_j dW_ij^2 E[x_j^2] / sum_i v_i sum_j W_ij^2 E[x_j^2]  1
     output_error   sum_i v_i (sum_j dW_ij^2 Var(x_j) + (sum_j dW_ij E[x_j])^2)        squared output units per token
+    output_mse     sum_i v_i dW_i^T H dW_i / sum_i v_i W_i^T H W_i, H = E[x x^T]       1
     quantiles, histogram of |dW|: every weight counts once
 
 Without column weights E[x_j^2] counts as 1; without E[x_j] there is no output_error. A tensor of zeros has
-relative errors of 0.
+relative errors of 0. output_mse is there where input covariances are at hand; a matrix whose own H is not known (token
+embeddings are looked up, not multiplied) counts with the diagonal, so that all tensors have errors of one kind.
 
 How the sums are taken: float32 within a row (rounding about 1e-6 of the sum), float64 across rows, in an order
 that does not depend on threads. |dW| is counted in fine bins, the leading bits of the float32 dW^2: 16 bins per
@@ -24,6 +26,7 @@ inside a fine bin takes its share of it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,9 +34,10 @@ import numpy as np
 import numpy.typing as npt
 
 from quantailor.analysis.importance.error_weights import ErrorWeights
+from quantailor.analysis.rounding.metric import Metric
 from quantailor.errors import ImatrixError
 from quantailor.ggml import codec
-from quantailor.numerics import Doubles, Floats, Integers
+from quantailor.numerics import Bytes, Doubles, Floats, Integers
 from quantailor.qtypes import QType
 from quantailor.records import Estimate, TensorInfo, WeightError
 
@@ -64,6 +68,7 @@ class Weighting:
     """E[x_j] / sqrt(scale), (n_slices, n_cols)."""
     rows: Doubles
     """v_i x scale, (n_rows,)."""
+    scale: float
     rows_per_slice: int
     uniform: bool
     """Whether the weighted sums are the plain ones."""
@@ -93,7 +98,7 @@ def weighting(tensor: TensorInfo, weights: ErrorWeights) -> Weighting:
     if weights.row_weights is not None:
         rows = rows * weights.row_weights
     uniform = weights.columns is None and weights.row_weights is None and weights.slice_shares is None
-    return Weighting(columns, variances, means, rows, tensor.rows_per_slice, uniform)
+    return Weighting(columns, variances, means, rows, scale, tensor.rows_per_slice, uniform)
 
 
 def _check(tensor: TensorInfo, what: str, values: Floats | None, shape: tuple[int, ...], *, signed: bool = False) -> None:
@@ -113,12 +118,14 @@ class RowSums(NamedTuple):
     """Zeros where E[x_j] is not known."""
     largest: Doubles
     """The largest square in each row."""
+    full: Doubles
+    """With all of H; `weighted` where it is not known."""
 
 
-def row_sums(values: Floats, squares: Floats, scales: Weighting, rows: Integers) -> RowSums:
+def row_sums(values: Floats, squares: Floats, scales: Weighting, rows: Integers, metric: Metric | None = None) -> RowSums:
     """Sums of `squares` (and of `values`, whose squares they are), both (n_rows, n_cols), for rows of one slice.
 
-    `rows` are their indexes in the tensor, (n_rows,). A row's sums depend on nothing but the row.
+    `rows` are their indexes in the tensor, (n_rows,); `metric` is their slice's. A row's sums depend on nothing but the row.
     """
     slice_index, v = int(rows[0]) // scales.rows_per_slice, scales.rows[rows]
     plain = squares.sum(axis=1).astype(np.float64)
@@ -128,13 +135,14 @@ def row_sums(values: Floats, squares: Floats, scales: Weighting, rows: Integers)
     if scales.variances is not None and scales.means is not None:
         spread = np.einsum("ij,j->i", squares, scales.variances[slice_index]).astype(np.float64)
         output = v * (spread + np.einsum("ij,j->i", values, scales.means[slice_index]).astype(np.float64) ** 2)
-    return RowSums(plain, v * weighted, output, squares.max(axis=1).astype(np.float64))
+    full = v * weighted if metric is None else v / scales.scale * metric.output_errors(values)
+    return RowSums(plain, v * weighted, output, squares.max(axis=1).astype(np.float64), full)
 
 
-def quantization_error(values: Floats, qtype: QType, importance: Floats | None) -> tuple[Floats, Floats]:
-    """dW and dW^2 of some rows, each (n_rows, n_cols) float32. Overflow gives Inf, not a warning."""
+def quantization_error(values: Floats, qtype: QType, codes: Callable[[], Bytes]) -> tuple[Floats, Floats]:
+    """dW and dW^2 of some rows with these codes, each (n_rows, n_cols) float32. Overflow gives Inf, not a warning."""
     with np.errstate(all="ignore"):
-        error = codec.dequantize(codec.quantize(values, qtype, importance), qtype, values.shape[1])
+        error = codec.dequantize(codes(), qtype, values.shape[1])
         np.subtract(error, values, out=error)
         return error, np.multiply(error, error)
 
@@ -177,6 +185,7 @@ class Energy:
 
     plain: float
     weighted: float
+    full: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +201,8 @@ class Totals:
     quantiles_se: tuple[float, ...]
     n_rows: int
     """Rows that were measured."""
+    output_mse: Estimate | None = None
+    """Of errors and energies with all of H; None without covariances."""
 
 
 def weight_error(tensor: TensorInfo, qtype: QType, totals: Totals, energy: Energy, *, n_unseen: int) -> WeightError:
@@ -200,8 +211,8 @@ def weight_error(tensor: TensorInfo, qtype: QType, totals: Totals, energy: Energ
         return unavailable_cell(tensor, qtype, f"the weights are too large for {qtype.name}: its values overflow")
     edges = fine_edges()
     n = tensor.n_elements
-    relative = _ratio(totals.plain, energy.plain)
-    weighted = _ratio(totals.weighted, energy.weighted)
+    relative = ratio(totals.plain, energy.plain)
+    weighted = ratio(totals.weighted, energy.weighted)
     rmse = math.sqrt(totals.plain.value / n)
     return WeightError(
         tensor=tensor.name,
@@ -216,10 +227,12 @@ def weight_error(tensor: TensorInfo, qtype: QType, totals: Totals, energy: Energ
         sqnr_db=-10 * math.log10(relative.value) if relative.value > 0 else None,
         weighted_mse=weighted.value,
         output_error=None if totals.output is None else totals.output.value,
+        output_mse=None if totals.output_mse is None else totals.output_mse.value,
         rmse_se=rmse * totals.plain.relative_se / 2,
         relative_mse_se=relative.se,
         weighted_mse_se=weighted.se,
         output_error_se=0.0 if totals.output is None else totals.output.se,
+        output_mse_se=0.0 if totals.output_mse is None else totals.output_mse.se,
         error_quantiles=quantiles(totals.shares, edges),
         error_quantiles_se=totals.quantiles_se,
         histogram=histogram(totals.shares, edges, math.sqrt(energy.plain / n)),
@@ -228,7 +241,8 @@ def weight_error(tensor: TensorInfo, qtype: QType, totals: Totals, energy: Energ
     )
 
 
-def _ratio(total: Estimate, whole: float) -> Estimate:
+def ratio(total: Estimate, whole: float) -> Estimate:
+    """A sum of errors as a share of that of the weights; 0 where these are all 0."""
     return Estimate(total.value / whole, total.se / whole) if whole > 0 else Estimate(0.0)
 
 
@@ -246,11 +260,12 @@ def unavailable_cell(tensor: TensorInfo, qtype: QType, reason: str) -> WeightErr
     )
 
 
-def lossless_cell(tensor: TensorInfo, qtype: QType, weights: ErrorWeights) -> WeightError:
+def lossless_cell(tensor: TensorInfo, qtype: QType, weights: ErrorWeights, *, with_covariances: bool = False) -> WeightError:
     """The record of a type that keeps every weight as it is: the tensor's own, or F32. Nothing needs measuring."""
     zero = Estimate(0.0)
     output = zero if weights.means is not None and weights.columns is not None else None
     shares = np.zeros(N_FINE_BINS)
     shares[0] = 1.0
-    totals = Totals(zero, zero, output, 0.0, shares, (0.0,) * len(QUANTILES), tensor.n_rows)
+    output_mse = zero if with_covariances else None
+    totals = Totals(zero, zero, output, 0.0, shares, (0.0,) * len(QUANTILES), tensor.n_rows, output_mse)
     return weight_error(tensor, qtype, totals, Energy(0.0, 0.0), n_unseen=weights.n_unseen_slices)

@@ -16,7 +16,7 @@ from quantailor.evidence.damages import kld_of
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import measured
 from quantailor.evidence.presets import types_of_preset
-from quantailor.evidence.strategies import embedded_strategy, is_gguf, read_strategy, require_whole, strategy_imatrix
+from quantailor.evidence.strategies import embedded_strategy, is_gguf, read_strategy, require_whole, rounding_of, strategy_imatrix
 from quantailor.files import expanded
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
@@ -100,8 +100,8 @@ def compare_strategies(
     """
     with workspace.model(base, allow_requantize=True) as model:
         sides = [_choice(workspace, model, side, imatrix) for side in (a, b)]
-        lookup = cache(lambda matrix: what_is_known(workspace, model, matrix))
-        first, second = (_side(model, choice, lookup(choice.imatrix)) for choice in sides)
+        lookup = cache(lambda matrix, rounding: what_is_known(workspace, model, matrix, rounding))
+        first, second = (_side(model, choice, lookup(choice.imatrix, choice.rounding)) for choice in sides)
         tensors = tuple(_differences(model.source, sides[0].types, sides[1].types))
         return StrategyDiff(model.source.name, first, second, tensors, _by_role(model.source, tensors))
 
@@ -131,6 +131,7 @@ class _Choice:
     size_bytes: int
     imatrix: str
     """Fingerprint of the importance matrix it is made with, or ""."""
+    rounding: Literal["plain", "compensated"] = "plain"
 
 
 def _choice(workspace: Workspace, model: OpenedModel, side: str | Path | Strategy, imatrix: str) -> _Choice:
@@ -154,7 +155,7 @@ def _strategy_choice(workspace: Workspace, model: OpenedModel, strategy: Strateg
     matrix = strategy_imatrix(workspace, model, strategy, AUTO)
     size = building.predict(model.source, strategy, imatrix=matrix).file_size_bytes
     types = {tensor.name: strategy.types.get(tensor.name, tensor.type_name) for tensor in model.source.tensors}
-    return _Choice(label, "strategy", types, size, "" if matrix is None else matrix.fingerprint)
+    return _Choice(label, "strategy", types, size, "" if matrix is None else matrix.fingerprint, rounding_of(strategy))
 
 
 def _file_choice(workspace: Workspace, model: OpenedModel, path: Path) -> _Choice:
@@ -162,7 +163,9 @@ def _file_choice(workspace: Workspace, model: OpenedModel, path: Path) -> _Choic
         require_same_tensors(source, model.source)
         types = {tensor.name: tensor.type_name for tensor in source.tensors}
         size = sum(file.stat().st_size for file in source.files)
-    return _Choice(path.name, "file", types, size, file_imatrix(workspace, model, path))
+    embedded = embedded_strategy(workspace, path)
+    rounding = "plain" if embedded is None else rounding_of(embedded)
+    return _Choice(path.name, "file", types, size, file_imatrix(workspace, model, path), rounding)
 
 
 def require_same_tensors(source: ModelSource, base: ModelSource) -> None:
@@ -217,14 +220,14 @@ class Known:
         return kld_of(known, math.fsum(damages))
 
 
-def what_is_known(workspace: Workspace, model: OpenedModel, imatrix: str) -> Known:
-    """What there is to predict with, for files made with that importance matrix (its fingerprint, or "")."""
+def what_is_known(workspace: Workspace, model: OpenedModel, imatrix: str, rounding: Literal["plain", "compensated"] = "plain") -> Known:
+    """What there is to predict with, for files made with that importance matrix (its fingerprint, or "") and rounding."""
     try:
         wanted = str(workspace.imatrix_path(model.fingerprint, imatrix)) if imatrix else NONE
-        found = measured(workspace, model, wanted)
+        found = measured(workspace, model, wanted, rounding=rounding)
     except (StrategyError, ImatrixError) as error:
         return Known(None, error.message)
-    known = load_knowledge(workspace, model, found.key.imatrix, found.cells)
+    known = load_knowledge(workspace, model, found.key, found.cells)
     return Known(known, "" if known else f"{model.source.name} has not been probed")
 
 

@@ -93,7 +93,7 @@ class Planner:
     def __init__(self, workspace: Workspace, model: OpenedModel, found: Measured, resources: ExitStack) -> None:
         self._resources, self._lock = resources, threading.RLock()
         self.model, self.found = model, found
-        known = load_knowledge(workspace, model, found.key.imatrix, found.cells)
+        known = load_knowledge(workspace, model, found.key, found.cells)
         matrix = workspace.imatrix(model.fingerprint, found.key.imatrix) if found.key.imatrix else None
         tables = expected_tables(model.source, found, matrix) if known is None else probed_tables(model.source, found, known)
         self._evidence = Evidence(model, found, known, tables, matrix)

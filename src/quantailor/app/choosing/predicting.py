@@ -12,10 +12,11 @@ from quantailor.evidence.damages import kld_of, require_probes, with_kld_of
 from quantailor.evidence.grounds import measure_command
 from quantailor.evidence.knowledge import Knowledge
 from quantailor.evidence.measurements import Measured, measured, measured_for
-from quantailor.evidence.strategies import require_whole, strategy_imatrix
+from quantailor.evidence.roundings import strategy_rounding
+from quantailor.evidence.strategies import require_whole
 from quantailor.ggml import library
 from quantailor.making import building
-from quantailor.records import Estimate, Grounds, Prediction, Strategy
+from quantailor.records import Estimate, Grounds, Prediction, RoundingWish, Strategy
 from quantailor.session import AUTO, OpenedModel, Workspace, quantizable_tensors
 
 
@@ -43,7 +44,16 @@ class PredictResult:
     grounds: Grounds
 
 
-def predict(workspace: Workspace, base: Path, strategy: Strategy, *, name: str = "", evidence: str | None = None) -> PredictResult:
+def predict(
+    workspace: Workspace,
+    base: Path,
+    strategy: Strategy,
+    *,
+    name: str = "",
+    evidence: str | None = None,
+    rounding: RoundingWish = "auto",
+    covariances: str = AUTO,
+) -> PredictResult:
     """Predict what a strategy's file will be worth, with 80 % and 95 % intervals, and where the damage comes from.
 
     Args:
@@ -52,6 +62,8 @@ def predict(workspace: Workspace, base: Path, strategy: Strategy, *, name: str =
         strategy: what is to be built.
         name: what the result calls the strategy.
         evidence: the name of the probes to stand on; None takes those that cover most.
+        rounding: how its file is rounded; "auto" as the strategy records.
+        covariances: of the inputs, for compensated rounding: "auto", "none", or a file.
 
     Raises:
         StrategyError: the model has no probes or not this evidence, or the strategy is another model's or names a type that was
@@ -59,10 +71,12 @@ def predict(workspace: Workspace, base: Path, strategy: Strategy, *, name: str =
     """
     with workspace.model(base) as model:
         require_whole(strategy, model)
-        imatrix = strategy_imatrix(workspace, model, strategy, AUTO)
+        how = strategy_rounding(workspace, model, strategy, wish=rounding, covariances=covariances)
+        strategy, imatrix = building.as_rounded(strategy, how), how.imatrix
         # A strategy that tells nothing of its importance matrix was written by hand or by another program.
         is_told = imatrix is not None or "imatrix" in strategy.inputs
-        measurement = measured_for(workspace, model, imatrix) if is_told else measured(workspace, model, AUTO)
+        which = how.bytes_key or "plain"
+        measurement = measured_for(workspace, model, how) if is_told else measured(workspace, model, AUTO, rounding=which)
         known = require_probes(workspace, model, measurement, evidence)
         prediction = building.predict(model.source, strategy, imatrix=imatrix)  # and a type that a tensor cannot take is refused
         contributions = _contributions(workspace, model, measurement, known, strategy)
@@ -89,7 +103,7 @@ def _contributions(
         type_name = strategy.types.get(tensor.name, tensor.type_name)
         error = known.errors.get(tensor.name, {}).get(type_name)
         if error is None:
-            command = measure_command(workspace, model, measurement.key.imatrix, exhaustive=measurement.is_exhaustive)
+            command = measure_command(workspace, model, measurement.key)
             raise StrategyMismatchError(f"{tensor.name} has not been measured at {type_name}", remedy=f"Run `{command}`")
         found.append((tensor.name, type_name, known.damage(tensor, qtypes[type_name], error)))
     total = math.fsum(damage.value for _, _, damage in found) or 1.0

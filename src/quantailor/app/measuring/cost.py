@@ -354,7 +354,7 @@ def _is_precise(at: _Counted, task: ProbeStep) -> bool:
         settings = MeasureSettings(exhaustive=at.task.settings.exhaustive)
         key = MeasurementKey(model.fingerprint, at.imatrix or "", settings.key, DEFINITION_VERSION)
         cells = at.workspace.store.cells(key, distributions=False)
-        known = load_knowledge(at.workspace, model, at.imatrix or "", cells, evidence=at.swap_key)
+        known = load_knowledge(at.workspace, model, key, cells, evidence=at.swap_key)
     found = [item for item in (known.sensitivities.values() if known else ()) if item.status == "measured" and item.alpha.value > 0]
     precise = [item for item in found if item.alpha.se <= task.target_error * item.alpha.value]
     return bool(found) and len(precise) >= math.ceil(ENOUGH_SHARE * len(found))

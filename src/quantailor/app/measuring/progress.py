@@ -57,7 +57,7 @@ class TensorProgress:
     n_possible: int
     """All wanted types."""
     error: float | None
-    """Share of the output's energy lost (`weighted_mse`) at the common type."""
+    """Share of the output's energy lost (`WeightError.error`) at the common type."""
     sensitivity: Sensitivity | None
     """What probes say; None before them."""
 
@@ -340,7 +340,7 @@ class MeasurementWatch:
             imatrix = "" if asked.imatrix == NONE or not stored else stored[0] if asked.imatrix == AUTO else next(latest)
             return MeasurementKey(model, imatrix, MeasureSettings(exhaustive=asked.exhaustive).key, DEFINITION_VERSION)
         counts = {key: count for key, count in store.measurements(model).items() if key.definition_version == DEFINITION_VERSION}
-        return most_telling(counts, (*stored, ""))
+        return most_telling(counts, (*stored, ""), store.measured_tensors(model))
 
     def _notes(self) -> tuple[str, ...]:
         model = self._record.fingerprint
@@ -369,10 +369,10 @@ class MeasurementWatch:
             if model.fingerprint != key.model:
                 return
             cells = self._cells()
-            known = load_knowledge(self._workspace, model, key.imatrix, cells)
+            known = load_knowledge(self._workspace, model, key, cells)
             if known is not None:
                 self._sensitivities = {name: item for name, item in known.sensitivities.items() if item.probes}
-                self._evidence = tuple(run.grounds for run in runs(self._workspace, model, key.imatrix, cells))
+                self._evidence = tuple(run.grounds for run in runs(self._workspace, model, key, cells))
                 self._no_prediction = why_early(known)
 
     def _cells(self) -> list[WeightError]:

@@ -141,7 +141,7 @@ def _check(outputs: Sequence[Path], *, overwrite: bool) -> None:
 
 def _data(workspace: Workspace, model: OpenedModel, imatrix: str) -> tuple[ReportData, Knowledge | None]:
     found = measured(workspace, model, imatrix, partial=True)
-    known = load_knowledge(workspace, model, found.key.imatrix, found.cells)
+    known = load_knowledge(workspace, model, found.key, found.cells)
     record = workspace.store.imatrix(model.fingerprint, found.key.imatrix) if found.key.imatrix else None
     source, store = model.source, workspace.store
     data = ReportData(
@@ -213,8 +213,8 @@ def _cell_rows(data: ReportData, known: Knowledge | None) -> list[dict[str, obje
         if error.tensor not in tensors or error.unavailable is not None:
             continue
         damage = None
-        if known is not None and error.weighted_mse is not None:
-            damage = known.damage(tensors[error.tensor], qtypes[error.type_name], error.weighted_mse)
+        if known is not None and error.error is not None:
+            damage = known.damage(tensors[error.tensor], qtypes[error.type_name], error.error)
         rows.append(_cell_row(error, damage, cells.get((error.tensor, error.type_name)), known))
     return rows
 
@@ -229,6 +229,8 @@ def _cell_row(error: WeightError, damage: Estimate | None, cell: SwapCell | None
         "bits_per_weight": error.bits_per_weight,
         "weighted_mse": error.weighted_mse,
         "weighted_mse_se": error.weighted_mse_se,
+        "output_mse": error.output_mse,
+        "output_mse_se": error.output_mse_se,
         "alpha": sensitivity.alpha.value if sensitivity is not None and is_probed else None,
         "alpha_se": sensitivity.alpha.se if sensitivity is not None and is_probed else None,
         "alpha_status": "" if sensitivity is None else sensitivity.status,

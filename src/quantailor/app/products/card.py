@@ -17,7 +17,7 @@ from quantailor.app.choosing.comparing import Known, file_imatrix, require_same_
 from quantailor.app.products.exporting import closest_preset
 from quantailor.app.products.verdicts import list_verdicts, verdicts_on
 from quantailor.errors import StrategyError
-from quantailor.evidence.strategies import embedded_strategy, require_fit, strategy_imatrix
+from quantailor.evidence.strategies import embedded_strategy, require_fit, rounding_of, strategy_imatrix
 from quantailor.ggml import library
 from quantailor.models.source import ModelSource
 from quantailor.present import words
@@ -71,6 +71,10 @@ class _Facts:
     @property
     def bits_per_weight(self) -> float:
         return bits_per_weight(self.tensors)
+
+    @property
+    def is_compensated(self) -> bool:
+        return self.strategy is not None and rounding_of(self.strategy) == "compensated"
 
 
 def model_card(workspace: Workspace, base: Path, file: Path, *, repo_id: str | None = None) -> str:
@@ -143,7 +147,7 @@ def _facts(workspace: Workspace, base: Path, file: Path, repo_id: str | None) ->
         with workspace.source(file) as source:
             require_same_tensors(source, model.source)
             matrix = file_imatrix(workspace, model, file)
-            known = what_is_known(workspace, model, matrix)
+            known = what_is_known(workspace, model, matrix, "plain" if strategy is None else rounding_of(strategy))
             predicted, reason = _predicted(source, model, known)
             paths, verdicts = source.files, list_verdicts(workspace, model.fingerprint)
             made_by = source.metadata.get("quantailor.version")
@@ -247,6 +251,11 @@ def _making(facts: _Facts) -> str:
     else:
         lines.append(_choosing(facts, facts.strategy))
     lines.append(_imatrix_sentence(facts))
+    if facts.is_compensated:
+        lines.append(
+            "Its rounding is compensated: blocks of columns make up for each other's errors, as the covariances of their inputs on that "
+            "text tell. Types, sizes and kernels are those of other files, and llama.cpp runs it as it is; llama-quantize cannot make it."
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -349,7 +358,7 @@ def _commands(facts: _Facts) -> list[str]:
     if facts.imatrix is not None:
         text = facts.imatrix.datasets[0] if facts.imatrix.datasets else "TEXT"
         length = f"--chunks {facts.imatrix.chunk_count} --n-ctx {facts.imatrix.chunk_size}"
-        found.append(f"imatrix {base}{_text_option(text, CALIBRATION_TEXT)} {length}")
+        found.append(f"{'calibrate' if facts.is_compensated else 'imatrix'} {base}{_text_option(text, CALIBRATION_TEXT)} {length}")
     if facts.strategy is not None:
         found.append(f"export {file} --base {base} --format yaml -o strategy.yaml")
         found.append(f"build {base} strategy.yaml -o again.gguf")

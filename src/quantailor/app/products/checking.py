@@ -13,7 +13,7 @@ from typing import Literal
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.control import QUIET, Control
 from quantailor.errors import ModelError
-from quantailor.evidence.strategies import require_whole, strategy_imatrix
+from quantailor.evidence.strategies import embedded_strategy, require_whole, strategy_imatrix
 from quantailor.making import building
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_format import aligned, alignment_of, parse_header
@@ -93,6 +93,8 @@ def check_build(workspace: Workspace, base: Path, strategy: Strategy, file: Path
         imatrix = strategy_imatrix(workspace, model, strategy, AUTO)
         expected = building.output_tensors(model.source, strategy.types, imatrix=imatrix)
         found = _opened(workspace, file)
+        if (embedded := embedded_strategy(workspace, file)) is not None:
+            strategy = building.rounded_like(strategy, embedded)  # a build may be told to round otherwise; types and sizes are what counts
         carried = _carried(found, strategy)
         size = None if carried == "none" else _expected_size(model, strategy, imatrix, found)
     parts = tuple(_checked(found.paths, control))

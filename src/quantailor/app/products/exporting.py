@@ -142,7 +142,7 @@ def _export(
         *chosen,
         *(str(gguf_path(model)), str(output), preset),
     )
-    notes = _notes(imatrix, preset, format)
+    notes = _notes(strategy, imatrix, preset, format)
     return ExportReport(format, text, str(place), False, arguments, shlex.join(arguments), own, preset, notes)
 
 
@@ -170,11 +170,16 @@ def closest_preset(model: OpenedModel, types: Mapping[str, str], *, has_imatrix:
     return min(choice, key=lambda preset: abs(qtypes[choice[preset]].bits_per_weight - bits))
 
 
-def _notes(imatrix: Path | None, preset: str, format: ExportFormat) -> tuple[str, ...]:
+def _notes(strategy: Strategy, imatrix: Path | None, preset: str, format: ExportFormat) -> tuple[str, ...]:
     notes = [f"{preset} decides no tensor: every one is named. It only becomes the file's general.file_type."]
     if format == "ik" and imatrix is not None:
         words = ("llama-imatrix", "--in-file", str(imatrix), "--output-format", "dat", "-o", str(imatrix.with_suffix(".dat")))
         notes.append(f"ik_llama.cpp reads importance matrices in the older form, which llama.cpp writes: {shlex.join(words)}")
+    if strategy.inputs.get("rounding") == "compensated":
+        notes.append(
+            "The strategy's rounding is compensated, which llama-quantize cannot do: its file has these types and sizes, but other and "
+            "worse codes. `quantailor build` writes the file that was planned."
+        )
     if imatrix is None:
         notes.append("The strategy was made without an importance matrix, so the command has none.")
     return tuple(notes)

@@ -26,7 +26,7 @@ from quantailor.app.steps import (
 )
 from quantailor.cli import options, show
 from quantailor.cli.root import command
-from quantailor.cli.values import imatrix_choice, optional_path, split_list
+from quantailor.cli.values import covariances_choice, imatrix_choice, optional_path, split_list
 
 _PROBE_TYPES = ",".join(DEFAULT_PROBE_TYPES)
 
@@ -49,6 +49,8 @@ def probe(
     mix_chunks: Annotated[int, options.number("mix_chunks", "--mix-chunks", help="Chunks per whole mix.")] = DEFAULT_MIX_CHUNKS,
     anchors: Annotated[int, options.number("anchors", "--anchors", help="Mixes to build as files.")] = DEFAULT_ANCHORS,
     imatrix: options.AnyImatrix = AUTO,
+    rounding: options.Rounding = "auto",
+    covariances: options.Covariances = AUTO,
     n_ctx: options.Context = DEFAULT_N_CTX,
 ) -> None:
     """Measure how much each tensor's error matters to the model, by swapping quantized weights into it; only figures are written."""
@@ -67,6 +69,8 @@ def probe(
         anchors=anchors,
         n_ctx=n_ctx,
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
+        rounding=rounding,
+        covariances=covariances_choice(covariances),
         compute=machine.compute,
     )
     run.execute(task)
@@ -84,6 +88,8 @@ def sweep(
     tensors: Annotated[str | None, typer.Option("--tensors", help="Only tensors that match these patterns, e.g. 'blk.0.*'.")] = None,
     only_uncertain: Annotated[bool, typer.Option("--only-uncertain", help="Skip types whose outcome the probes predict.")] = False,
     imatrix: options.AnyImatrix = AUTO,
+    rounding: options.Rounding = "auto",
+    covariances: options.Covariances = AUTO,
     n_ctx: options.Context = DEFAULT_N_CTX,
 ) -> None:
     """Perplexity and KL divergence of every tensor at every type, with all others unquantized. Plans use what it finds."""
@@ -98,6 +104,8 @@ def sweep(
         only_uncertain=only_uncertain,
         n_ctx=n_ctx,
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
+        rounding=rounding,
+        covariances=covariances_choice(covariances),
         compute=machine.compute,
     )
     run.execute(task)
@@ -109,10 +117,20 @@ def predict(
     base: options.Base,
     strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file (YAML or JSON), or a GGUF file that carries one.")],
     evidence: options.Evidence = None,
+    rounding: options.Rounding = "auto",
+    covariances: options.Covariances = AUTO,
 ) -> None:
     """Predict a strategy's KL divergence, with intervals, before it is built; and say which tensors it comes from."""
     with answer.workspace() as workspace:
-        found = predicting.predict(workspace, base, read_strategy(strategy), name=str(strategy), evidence=evidence)
+        found = predicting.predict(
+            workspace,
+            base,
+            read_strategy(strategy),
+            name=str(strategy),
+            evidence=evidence,
+            rounding=rounding,
+            covariances=covariances_choice(covariances),
+        )
     answer.tell("predict", found, lambda: show.predicted(found))
 
 
@@ -129,6 +147,8 @@ def refine(
     relinearize: Annotated[bool, typer.Option(help="Probe again with all other tensors at their chosen types, solve once more.")] = True,
     swaps: Annotated[int, options.number("swaps", "--swaps", help="Exchanges of bytes between two tensors to try by true KLD.")] = 0,
     evidence: options.Evidence = None,
+    rounding: options.Rounding = "auto",
+    covariances: options.Covariances = AUTO,
     n_ctx: options.Context = DEFAULT_N_CTX,
     force: options.Force = False,
 ) -> None:
@@ -145,6 +165,8 @@ def refine(
         swaps=swaps,
         evidence=evidence,
         overwrite=force,
+        rounding=rounding,
+        covariances=covariances_choice(covariances),
         n_ctx=n_ctx,
         compute=machine.compute,
     )

@@ -40,7 +40,7 @@ from quantailor.cli.commands import structure
 from quantailor.cli.commands.jobs import jobs_app
 from quantailor.cli.progress import reading
 from quantailor.cli.root import app, command
-from quantailor.cli.values import imatrix_choice, optional_path, parse_size, split_list
+from quantailor.cli.values import covariances_choice, imatrix_choice, optional_path, parse_size, split_list
 
 app.add_typer(jobs_app, name="jobs")
 
@@ -201,6 +201,8 @@ def measure(
     tensors: Annotated[str | None, typer.Option("--tensors", help="Only tensors that match these patterns, e.g. 'blk.0.*'.")] = None,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Every row instead of a sample with a stated error.")] = False,
     imatrix: options.AnyImatrix = AUTO,
+    rounding: options.Rounding = "auto",
+    covariances: options.Covariances = AUTO,
     requantize: options.Requantize = False,
 ) -> None:
     """Measure the error of every tensor at every type. What the store has already is not measured again."""
@@ -212,6 +214,8 @@ def measure(
         tensors=split_list(tensors),
         exhaustive=exhaustive,
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
+        rounding=rounding,
+        covariances=covariances_choice(covariances),
         allow_requantize=requantize,
         compute=machine.compute,
     )
@@ -329,6 +333,7 @@ def plan(
         ),
     ] = None,
     imatrix: options.AnyImatrix = AUTO,
+    rounding: options.Rounding = "auto",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Save it here, as YAML or JSON according to the name.")] = None,
     force: options.Force = False,
     all_tensors: Annotated[bool, typer.Option("--all", help="Show every tensor's choice and reason.")] = False,
@@ -356,7 +361,16 @@ def plan(
     )
     here = hub_commands.here(base, hub.repository(base), imatrix)
     with answer.workspace() as workspace:
-        found = steps.plan(workspace, here.path, plan_options, imatrix=here.imatrix, output=output, overwrite=force, origin=here.origin)
+        found = steps.plan(
+            workspace,
+            here.path,
+            plan_options,
+            imatrix=here.imatrix,
+            rounding=rounding,
+            output=output,
+            overwrite=force,
+            origin=here.origin,
+        )
     answer.tell("plan", found, lambda: show.planned(found, all_tensors=all_tensors or output is None))
 
 
@@ -371,6 +385,8 @@ def build(
     strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file (YAML or JSON), or a GGUF file that carries one.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The GGUF file to write.")],
     imatrix: options.AnyImatrix = AUTO,
+    rounding: options.Rounding = "auto",
+    covariances: options.Covariances = AUTO,
     split_max_size: Annotated[str | None, typer.Option("--split-max-size", help="Write shards of at most this size.")] = None,
     requantize: options.Requantize = False,
     force: options.Force = False,
@@ -383,6 +399,8 @@ def build(
         strategy=absolute(strategy),
         output=absolute(output),
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
+        rounding=rounding,
+        covariances=covariances_choice(covariances),
         split_max_bytes=None if split_max_size is None else parse_size(split_max_size),
         overwrite=force,
         allow_requantize=requantize,

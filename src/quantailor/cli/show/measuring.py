@@ -114,7 +114,7 @@ def _type_row(name: str, cells: list[WeightError]) -> tuple[str, ...]:
         f"{cells[0].bits_per_weight:.4g}",
         str(len(cells)),
         mean([cell.relative_mse for cell in cells if cell.relative_mse is not None]),
-        mean([cell.weighted_mse for cell in cells if cell.weighted_mse is not None]),
+        mean([cell.error for cell in cells if cell.error is not None]),
         ("≥ " if any(cell.sampled for cell in cells) else "") + f"{max(cell.max_abs_error or 0.0 for cell in cells):.3g}",
     )
 

@@ -31,7 +31,7 @@ def damage_basis(data: ReportData) -> Basis:
 def damage_curves(data: ReportData) -> dict[str, tuple[DamagePoint, ...]]:
     """Tensor name -> its quantized types by bits per weight; of equally large types the one that does least damage.
 
-    With probes a damage is `alpha x weighted_mse` plus the noise of the type's kernel, and tensors that are not in the
+    With probes a damage is `alpha x error` plus the noise of the type's kernel, and tensors that are not in the
     graph are left out; without, it is `relative_mse x elements`. Plain floats are left out.
     """
     sensitivities = {sensitivity.tensor: sensitivity for sensitivity in data.sensitivities}
@@ -51,9 +51,9 @@ def damage_curves(data: ReportData) -> dict[str, tuple[DamagePoint, ...]]:
 
 def probed_damage(error: WeightError, sensitivity: Sensitivity | None, activation_blocks: Mapping[str, int]) -> float | None:
     """Nats that one type costs in one tensor; None where alpha or the weight error is not known."""
-    if sensitivity is None or sensitivity.status == "not in the graph" or error.weighted_mse is None:
+    if sensitivity is None or sensitivity.status == "not in the graph" or error.error is None:
         return None
-    return sensitivity.alpha.value * error.weighted_mse + _noise(sensitivity, activation_blocks.get(error.type_name, 1))
+    return sensitivity.alpha.value * error.error + _noise(sensitivity, activation_blocks.get(error.type_name, 1))
 
 
 def _noise(sensitivity: Sensitivity, activation_block: int) -> float:

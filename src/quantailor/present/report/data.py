@@ -106,7 +106,7 @@ def common_type(*models: ReportData) -> str | None:
     Of equally near types a K-quant goes first, then the alphabet.
     """
     bits = bits_by_type(*models)
-    counts = Counter(error.type_name for data in models for error in measured(data.weight_errors) if error.weighted_mse is not None)
+    counts = Counter(error.type_name for data in models for error in measured(data.weight_errors) if error.error is not None)
     most = max(counts.values(), default=0)
     candidates = [name for name, number in counts.items() if number == most]
     return min(candidates, key=lambda name: (abs(bits[name] - COMMON_BITS), not name.endswith("_K"), name), default=None)

@@ -1,6 +1,6 @@
 """Where in a model the sensitivity sits: shares by role and relative depth, which two models of any size can be compared by.
 
-A tensor's sensitivity is `alpha x weighted_mse` at one common type: the nats that this type would cost in it. A share is a
+A tensor's sensitivity is `alpha x error` at one common type: the nats that this type would cost in it. A share is a
 part of the sum over all tensors. A block's place is the span of depth that it covers; one that straddles the border of
 two quarters counts in both by its overlap. A tensor whose alpha is an upper bound counts with that bound.
 
@@ -174,7 +174,7 @@ def _parts(data: ReportData, type_name: str | None) -> list[_Part]:
     sensitivities = {sensitivity.tensor: sensitivity for sensitivity in data.sensitivities}
     errors: dict[str, list[WeightError]] = {}
     for error in measured(data.weight_errors):
-        if error.weighted_mse is not None:
+        if error.error is not None:
             errors.setdefault(error.tensor, []).append(error)
     bits = next((error.bits_per_weight for found in errors.values() for error in found if error.type_name == type_name), COMMON_BITS)
     return [
@@ -189,10 +189,10 @@ def _part(tensor: TensorInfo, sensitivity: Sensitivity, error: WeightError) -> _
     measurement = f"group:{sensitivity.group}" if together else f"tensor:{tensor.name}"
     if sensitivity.status == "not in the graph":
         return _Part(tensor, 0.0, 0.0, False, measurement)
-    weighted_mse = error.weighted_mse or 0.0
-    value, se = max(0.0, sensitivity.alpha.value) * weighted_mse, sensitivity.alpha.se * weighted_mse
+    lost = error.error or 0.0
+    value, se = max(0.0, sensitivity.alpha.value) * lost, sensitivity.alpha.se * lost
     return _Part(tensor, value, se, sensitivity.status == "drowned", measurement)
 
 
 def _nearest(errors: Sequence[WeightError], bits: float, type_name: str | None) -> WeightError:
-    return min(errors, key=lambda error: (error.type_name != type_name, abs(error.bits_per_weight - bits), error.weighted_mse or 0.0))
+    return min(errors, key=lambda error: (error.type_name != type_name, abs(error.bits_per_weight - bits), error.error or 0.0))

@@ -36,7 +36,7 @@ from quantailor.strategy.rules.hull import lower_hull
 from quantailor.strategy.rules.picks import Pick
 
 Test = Literal["relative", "absolute", "statistical", "second_difference", "fitted"]
-ErrorName = Literal["relative_rmse", "rmse", "max_abs_error", "weighted_mse", "relative_mse", "damage"]
+ErrorName = Literal["relative_rmse", "rmse", "max_abs_error", "weighted_mse", "output_mse", "relative_mse", "damage"]
 
 BASES: dict[Test, float] = {"relative": 310.0, "absolute": 0.2, "statistical": 6.0, "second_difference": 0.0, "fitted": 3.0}
 """Default bases; with the default epsilon a tensor of no importance has a third of it as threshold, the most important a quarter."""
@@ -54,6 +54,7 @@ _ERRORS: dict[ErrorName, Callable[[Cell], float]] = {
     "rmse": lambda cell: cell.rmse,
     "max_abs_error": lambda cell: cell.max_abs_error,
     "weighted_mse": lambda cell: cell.weighted_mse,
+    "output_mse": lambda cell: cell.error,
     "relative_mse": lambda cell: cell.relative_mse,
     "damage": lambda cell: cell.damage,
 }
