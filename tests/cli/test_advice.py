@@ -96,6 +96,17 @@ def test_a_preset_that_is_too_small_is_named(quantailor: Command, small: Workben
     assert quantailor(*words, "--size", advised(line)).code == 0
 
 
+def test_make_refuses_a_preset_that_is_too_small_before_it_measures(quantailor: Command, small: Workbench, tmp_path: Path) -> None:
+    home = ("--home", tmp_path / "home")
+    for more in (("--imatrix", "none"), ()):
+        make = ("make", small.base, "--allow", "Q8_0", *more, "-o", tmp_path / "out", *home)
+        line = quantailor(*make, "--like", "Q4_K_M").error_line
+        assert "the size of Q4_K_M" in line
+        size = advised(line)
+        assert quantailor("plan", small.base, "--allow", "Q8_0", "--size", size, "--home", small.home).code == 0
+    assert quantailor("jobs", "list", *home, "--json").result == []
+
+
 def test_a_budget_that_is_too_small_names_one_that_works(quantailor: Command, small: Workbench) -> None:
     words = ("plan", small.base, "--bpw", "6", "--home", small.home, "--budget")
     for pattern, other in (("ffn_*", ()), ("blk.0.*", ("--budget", "ffn_*=2MB"))):

@@ -7,10 +7,14 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from quantailor.analysis.corpus import chunk_length, chunks, read_text
+from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry
 from quantailor.analysis.importance.imatrix_file import read_imatrix
 from quantailor.errors import InfeasibleError
 from quantailor.evidence.measurements import model_facts
+from quantailor.evidence.presets import preset_size_bytes
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
 from quantailor.making import building
@@ -61,6 +65,9 @@ def check_possible(model: OpenedModel, options: PlanOptions, types: Sequence[str
     target: dict[str, str | int | float] = {"bits_per_weight": options.bits_per_weight or 32.0}
     if options.size_bytes is not None:
         target = {"size_bytes": options.size_bytes}
+    if options.like is not None:
+        preset = preset_name(options.like)
+        target = {"like": preset, "size_bytes": preset_size_bytes(model, preset, _usual_imatrix(model) if has_imatrix else None)}
     facts, limits = model_facts(model, tables), constraints_of(options)
 
     def fit(spare_bytes: int) -> None:
@@ -70,7 +77,7 @@ def check_possible(model: OpenedModel, options: PlanOptions, types: Sequence[str
         )
 
     try:
-        fit(0)
+        fit(0 if options.like is None else -SPARE_BYTES)  # the preset's header is not known to the byte either
     except InfeasibleError as error:
         if error.smallest_bytes is None:
             raise
@@ -87,6 +94,14 @@ def _bare_size(model: OpenedModel, strategy: Strategy) -> int:
     types = strategy.types
     tensors = [qtypes[types[each.name]].retyped(each) if each.name in types else each for each in model.source.tensors]
     return layout(building.output_metadata(model.source, bare), tensors).size_bytes
+
+
+def _usual_imatrix(model: OpenedModel) -> Imatrix:
+    """An importance matrix that holds what a usual one does, for what depends on that alone."""
+    held = (tensor for tensor in quantizable_tensors(model.source) if tensor.name not in IMATRIX_EXEMPT)
+    return Imatrix(
+        {each.name: ImatrixEntry(np.ones((each.n_slices, each.n_cols), np.float32), np.ones(each.n_slices, np.int64)) for each in held}
+    )
 
 
 def _table(tensor: TensorInfo, architecture: str, types: Sequence[str], *, has_imatrix: bool) -> TensorCells:
