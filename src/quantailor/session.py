@@ -377,7 +377,7 @@ class Workspace:
         return self.home.covariances / f"{model[:16]}-{covariances[:16]}.gguf"
 
     def keep_covariances(self, model: str, file: Path, *, imported: bool, computed: ImatrixKey | None = None) -> CovarianceFile:
-        """Bring a whole file of covariances to its place, unless it is there, and record it as the model's newest.
+        """Bring a whole file of covariances to its place, unless it is there, and record it.
 
         Raises CovarianceError where it is damaged or of another model.
         """
@@ -391,7 +391,7 @@ class Workspace:
             place = self.covariances_path(model, fingerprint)
             if imported:
                 found.check()
-        if self.intact_covariances(model, fingerprint) is None:
+        if file != place and self.intact_covariances(model, fingerprint) is None:
             with files.writing(place):
                 if imported:
                     with files.whole_file(place) as stream, file.open("rb") as source:
@@ -421,28 +421,34 @@ class Workspace:
             return None
         return found if found.fingerprint == covariances else None
 
-    def newest_covariances(self, model: str) -> CovarianceFile | None:
-        """The latest covariances of a model whose file is there. Raises CovarianceError where it is damaged."""
-        paths = [self.covariances_path(model, record.fingerprint) for record in self.store.covariances(model)]
-        return next((CovarianceFile(path) for path in paths if path.exists()), None)
+    def default_covariances(self, model: str) -> CovarianceFile | None:
+        """Of a model's covariances whose files are there, those that saw most tokens, and of these the latest.
+
+        Raises CovarianceError where they are damaged.
+        """
+        records = [one for one in self.store.covariances(model) if self.covariances_path(model, one.fingerprint).exists()]
+        chosen = max(records, key=_n_tokens, default=None)
+        return None if chosen is None else CovarianceFile(self.covariances_path(model, chosen.fingerprint))
 
     def choose_covariances(self, model: OpenedModel, wanted: str) -> CovarianceFile | None:
-        """What `--covariances` means: "auto" the newest, "none" nothing, else a file (which is then kept).
+        """What `--covariances` means: "auto" the model's own, "none" nothing, else a file (which is then kept).
 
         Raises CovarianceError where the file cannot be read, is damaged or belongs to another model.
         """
         if wanted == NONE:
             return None
         if wanted == AUTO:
-            return self.newest_covariances(model.fingerprint)
+            return self.default_covariances(model.fingerprint)
         with CovarianceFile(Path(wanted)) as found:
+            if found.path == self.covariances_path(model.fingerprint, found.fingerprint):
+                return CovarianceFile(found.path)  # each matrix is looked at when it is read
             known = [record.fingerprint for record in self.store.covariances(model.fingerprint)]
             kept = self.intact_covariances(model.fingerprint, found.fingerprint) if found.fingerprint in known else None
         return kept or self.keep_covariances(model.fingerprint, Path(wanted), imported=True)
 
 
-def _n_tokens(record: ImatrixRecord) -> int:
-    """Tokens that an importance matrix saw; 0 where its file does not tell."""
+def _n_tokens(record: ImatrixRecord | CovarianceRecord) -> int:
+    """Tokens that an importance matrix or covariances saw; 0 where its file does not tell."""
     return record.chunk_count * record.chunk_size
 
 

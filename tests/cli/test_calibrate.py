@@ -70,6 +70,19 @@ def test_covariances_are_chosen_like_importance_matrices(run: Command, small_bas
     assert not Path(one["path"]).exists()
 
 
+def test_a_later_trial_does_not_replace_what_saw_more(run: Command, small_base: Path, text: Path, tmp_path: Path) -> None:
+    found = [
+        run("calibrate", small_base, "-f", text, *FEW[2:], "--chunks", n_chunks, "--json").result["fingerprint"] for n_chunks in (2, 3, 1)
+    ]
+    with Workspace.open(tmp_path / "home") as workspace, workspace.model(small_base) as model:
+        chosen = workspace.choose_covariances(model, "auto")
+        assert chosen is not None
+        assert chosen.fingerprint == found[1]
+        again = workspace.choose_covariances(model, str(workspace.covariances_path(model.fingerprint, found[2])))
+        assert again is not None
+        assert again.fingerprint == found[2]
+
+
 def test_covariances_of_another_model_are_refused(
     run: Command, small_base: Path, books_llama_base: Path, text: Path, tmp_path: Path
 ) -> None:

@@ -173,7 +173,7 @@ def calibrate(
 ) -> None:
     """Compute an importance matrix and input covariances, from which errors are measured and made up for while rounding.
 
-    Later commands use the newest of a model. Models whose sums do not fit the memory run through the text several times.
+    Later commands use those of a model that saw most text. Models whose sums do not fit the memory run through the text several times.
     """
     repository = hub.repository(base)
     task = CalibrateStep(
