@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import ssl
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -57,6 +58,13 @@ def pytest_collection_finish() -> None:
     """What collecting made stays until the end: the garbage collector need not look at it in every test."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """llama-cpp-python opens the null device twice when it is imported and never closes it, which Python would tell at its end."""
+    if opened := sys.modules.get("llama_cpp._utils"):
+        opened.outnull_file.close()
+        opened.errnull_file.close()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

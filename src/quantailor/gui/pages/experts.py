@@ -109,7 +109,11 @@ def _stats(report: ExpertsReport) -> None:
 
 
 def _unseen_note(report: ExpertsReport) -> None:
-    places = [f"layer {layer.layer}: {', '.join(map(str, layer.unseen))}" for layer in report.layers if layer.unseen]
+    places = [
+        f"{'expert' if len(layer.unseen) == 1 else 'experts'} {', '.join(map(str, layer.unseen))} of layer {layer.layer}"
+        for layer in report.layers
+        if layer.unseen
+    ]
     if places:
         shown = "; ".join(places[:8]) + (f"; and {len(places) - 8} more layers" if len(places) > 8 else "")
         note(
