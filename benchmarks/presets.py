@@ -45,7 +45,8 @@ class Built:
     """Our file at one preset's size."""
 
     preset: str
-    strategy: Path
+    strategy: Path | None
+    """None where it has the preset's own types."""
     file: Path
 
 
@@ -89,13 +90,12 @@ def judge(setting: Setting, base: Path, item: Built, n_chunks: int) -> Row:
     return _row(item.preset, item.strategy, verdict.with_name(f"{verdict.name}.json"))
 
 
-def _row(preset: str, strategy: Path, verdict: Path) -> Row:
+def _row(preset: str, strategy: Path | None, verdict: Path) -> Row:
     found = json.loads(verdict.read_text(encoding="utf-8"))
     files = {row["kind"]: row for row in found["rows"]}
     comparison = found["comparisons"][0]
-    prediction = read(strategy).prediction
-    assert prediction is not None
-    kld, ends = prediction.kld_nats, prediction.kld_interval_nats
+    prediction = None if strategy is None else read(strategy).prediction
+    kld, ends = (None, None) if prediction is None else (prediction.kld_nats, prediction.kld_interval_nats)
     low, high = (math.exp(end) for end in comparison["interval"])
     return Row(
         preset=preset,

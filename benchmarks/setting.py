@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,9 @@ class Setting:
         return self.folder / "home"
 
     def base(self, model: Path) -> Path:
-        """The model's base, converted once."""
+        """The model's base, converted once; a GGUF file is one already."""
+        if model.suffix == ".gguf":
+            return model
         path = self.folder / f"{model.name}.gguf"
         if not path.exists():
             self.run("convert", model, "-o", path)
@@ -77,10 +79,10 @@ def probed(setting: Setting, base: Path) -> Iterator[Probed]:
         yield Probed(workspace, model, imatrix, found, known)
 
 
-def parse(description: str, *extra: tuple[str, type[int], int, str]) -> tuple[Setting, argparse.Namespace]:
+def parse(description: str, *extra: tuple[str, Callable[[str], object], object, str]) -> tuple[Setting, argparse.Namespace]:
     """The options that all of these benchmarks have, and `extra` ones: (name, type, default, help)."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("models", nargs="*", type=Path, default=MODELS, help="Hugging Face directories")
+    parser.add_argument("models", nargs="*", type=Path, default=MODELS, help="Hugging Face directories, or bases in GGUF")
     parser.add_argument("--text", type=Path, default=CALIBRATION_TEXT, help="calibration text")
     parser.add_argument("--heldout", type=Path, default=HELDOUT_TEXT, help="text that nothing was fitted to")
     parser.add_argument("--out", type=Path, default=OUT, help="where everything is kept; run again to go on")
