@@ -1,7 +1,8 @@
 """Files at the exact sizes of llama.cpp's presets: `python -m benchmarks.presets`.
 
 For every preset: the optimal mix at the preset's size, from probes or (`--ranking 1`) without, built as a file and verified
-beside the preset (same importance matrix) on held-out text. `--swaps N` refines each mix first.
+beside the preset (same importance matrix) on held-out text. `--swaps N` refines each mix first. `--rounding compensated` plans
+on compensated cells and builds so; the presets are llama.cpp's own in any case.
 """
 
 from __future__ import annotations
@@ -50,16 +51,17 @@ class Built:
     file: Path
 
 
-def build(setting: Setting, base: Path, preset: str, n_swaps: int, relinearize: bool, basis: str) -> Built:
+def build(setting: Setting, base: Path, preset: str, n_swaps: int, relinearize: bool, basis: str, rounding: str) -> Built:
     """Plan, refine and build at one preset's size."""
-    folder = setting.folder / "presets" / base.stem
+    folder = setting.folder / f"presets {rounding}" / base.stem
     folder.mkdir(parents=True, exist_ok=True)
     strategy, file = folder / f"{preset}.yaml", folder / f"{preset}-size.gguf"
-    setting.run("plan", base, "--like", preset, "--basis", basis, "-o", strategy, "--force")
+    setting.run("plan", base, "--like", preset, "--basis", basis, "--rounding", rounding, "-o", strategy, "--force")
     if n_swaps or relinearize:
         refined = folder / f"{preset}-refined.yaml"
         switch = "--relinearize" if relinearize else "--no-relinearize"
-        setting.run("refine", base, strategy, "-o", refined, "-f", setting.text, "--swaps", n_swaps, switch, "--force")
+        how = ("--swaps", n_swaps, switch, "--rounding", rounding)
+        setting.run("refine", base, strategy, "-o", refined, "-f", setting.text, *how, "--force")
         strategy = refined
     setting.run("build", base, strategy, "-o", file, "--force")
     return Built(preset, strategy, file)
@@ -140,17 +142,19 @@ def main() -> None:
         ("--swaps", int, 0, "exchanges to try on each mix"),
         ("--relinearize", int, 0, "1 probes again around each mix"),
         ("--ranking", int, 0, "1 plans without probes"),
+        ("--rounding", str, "plain", "plain or compensated"),
     )
     basis = "ranking" if options.ranking else "probes"
     for model in setting.models:
         base = setting.base(model)
-        setting.prepare(base, probes=basis == "probes")
-        files = [build(setting, base, preset, options.swaps, bool(options.relinearize), basis) for preset in PRESETS]
+        setting.prepare(base, probes=basis == "probes", rounding=options.rounding)
+        how = (options.swaps, bool(options.relinearize), basis, options.rounding)
+        files = [build(setting, base, preset, *how) for preset in PRESETS]
         score(setting, base, files, options.chunks)
         rows = [judge(setting, base, item, options.chunks) for item in files]
         text = table(model.name, rows, options.chunks, setting.heldout)
         print(text, flush=True)
-        (setting.folder / f"presets-{basis}-{model.name}.md").write_text(text, encoding="utf-8")
+        (setting.folder / f"presets-{basis}-{options.rounding}-{model.name}.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -51,10 +51,10 @@ class Setting:
         if code:
             raise SystemExit(f"quantailor {' '.join(arguments)} failed with exit code {code}")
 
-    def prepare(self, base: Path, *, probes: bool = True) -> None:
-        """Importance matrix, measurements, probes; what is there already is taken as it is."""
-        self.run("imatrix", base, "-f", self.text)
-        self.run(*(("probe", base, "-f", self.text) if probes else ("measure", base)))
+    def prepare(self, base: Path, *, probes: bool = True, rounding: str = "plain") -> None:
+        """Importance matrix (and covariances), measurements, probes; what is there already is taken as it is."""
+        self.run("imatrix" if rounding == "plain" else "calibrate", base, "-f", self.text)
+        self.run(*(("probe", base, "-f", self.text) if probes else ("measure", base)), "--rounding", rounding)
 
 
 @dataclass(frozen=True)
