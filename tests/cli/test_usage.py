@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,12 @@ def test_missing_things_are_named_in_one_line(quantailor: Command, tmp_path: Pat
     assert "no preset Q9" in quantailor("plan", workbench.base, "--like", "Q9", *home).error_line
     assert "Q9_K" in quantailor("measure", workbench.base, "--types", "Q9_K", *home).error_line
     assert "no job 999" in quantailor("jobs", "show", 999, *home).error_line
+
+
+def test_a_command_starts_without_what_takes_long_to_import() -> None:
+    heavy = ("scipy", "numba", "matplotlib", "nicegui")
+    code = f"import sys, quantailor.cli.app; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_the_gui_without_its_extra_says_what_to_install(quantailor: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse.csgraph import connected_components
 
 from quantailor.analysis.rounding.compiling import compiled
 from quantailor.ggml import codec
@@ -100,6 +99,8 @@ def fields_of(qtype: QType) -> tuple[Fields, ...]:
         changes |= values[1:] != values[:1]
     code_bits = np.flatnonzero((changes.sum(axis=1) > 0) & (changes.sum(axis=1) <= MOST_SHARING))
     own = changes[code_bits].astype(np.int32)
+    from scipy.sparse.csgraph import connected_components  # scipy takes a quarter of a second to import
+
     n_groups, group_of = connected_components(own.T @ own, directed=False)
     kinds: dict[tuple[int, int], list[tuple[Integers, Integers]]] = defaultdict(list)
     for group in range(n_groups):

@@ -11,7 +11,6 @@ import threading
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 
 from quantailor.analysis.covariances.covariances import InputCovariance
 from quantailor.errors import CovarianceError
@@ -108,7 +107,7 @@ class Metric:
             if (block, run) not in self._factors:
                 try:
                     self._factors[block, run] = _factor(self.damped(), block, run)
-                except scipy.linalg.LinAlgError:
+                except np.linalg.LinAlgError:
                     name = self.covariance.key
                     raise CovarianceError(f"the covariance of {name} is not positive", remedy="Compute it again") from None
             return self._factors[block, run]
@@ -125,13 +124,15 @@ class Metric:
 
 def _factor(damped: Floats, size: int, run: int) -> Factor:
     """Columns of the most importance are rounded first, when the most others are left to make up for them: blocks, and within each."""
+    from scipy.linalg import cholesky  # scipy takes a quarter of a second to import
+
     importance = np.diagonal(damped).astype(np.float64)
     runs = np.arange(len(damped)).reshape(-1, size // run, run)
     ranks = np.argsort(importance[runs].sum(axis=2), axis=1, kind="stable")
     blocks = np.take_along_axis(runs, ranks[:, :, None], axis=1).reshape(-1, size)
     blocks = blocks[np.argsort(importance[blocks].sum(axis=1), kind="stable")]
     order = blocks.reshape(-1)
-    lower = scipy.linalg.cholesky(damped[np.ix_(order, order)], lower=True, overwrite_a=True, check_finite=False)
+    lower = cholesky(damped[np.ix_(order, order)], lower=True, overwrite_a=True, check_finite=False)
     lower = np.ascontiguousarray(lower, dtype=np.float32)
     n_span = max(1, SPAN_COLUMNS // size) * size
     stops = range(len(order), 0, -n_span)
@@ -149,8 +150,10 @@ def _span(lower: Floats, order: Integers, size: int, start: int, stop: int) -> S
 
 
 def _block(part: Floats, columns: Integers, size: int) -> FactorBlock:
+    from scipy.linalg import solve_triangular
+
     lower = np.ascontiguousarray(part)
-    inverse = scipy.linalg.solve_triangular(lower, np.eye(size, dtype=np.float32), lower=True, check_finite=False)
+    inverse = solve_triangular(lower, np.eye(size, dtype=np.float32), lower=True, check_finite=False)
     gram = lower @ lower.T
     within = columns % size
     natural = np.argsort(within)

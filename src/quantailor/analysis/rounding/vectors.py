@@ -17,7 +17,6 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse.csgraph import connected_components
 
 from quantailor.analysis.rounding.bits import Fields, Settings, clearest_block, fields_of, random_blocks
 from quantailor.analysis.rounding.search import LANES, Book
@@ -184,6 +183,8 @@ def _order(qtype: QType, fields: Fields) -> _Order | None:
         touched.append((other != values).any(axis=(0, 1)))
     is_sign = np.array(signs)
     own = np.array(touched)[~is_sign].astype(np.int32)  # (n_index_bits, n_weights)
+    from scipy.sparse.csgraph import connected_components  # scipy takes a quarter of a second to import
+
     n_parts, part_of = connected_components(own.T @ own, directed=False)
     n_index = [int(own[:, part_of == part].any(axis=1).sum()) for part in range(n_parts)]
     sizes = np.bincount(part_of)
