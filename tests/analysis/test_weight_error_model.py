@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from contextlib import closing
 from functools import partial
@@ -139,6 +140,25 @@ def test_sampling_reaches_its_target_for_the_outputs_too(kind: str) -> None:
         assert 0 < cell.error_se <= 0.05 * cell.error
         assert cell.weighted_mse_se <= 0.05 * (cell.weighted_mse or 0.0)
         assert cell.error == pytest.approx(exact[cell.tensor, cell.type_name].error, abs=4 * cell.error_se)
+
+
+def test_compensated_cells_that_were_interrupted_are_those_of_one_run() -> None:
+    source, found = model(), dict[tuple[str, str], WeightError]()
+    names = [name for name in source.arrays if "norm" not in name]
+    for patience in (*range(1, 60, 7), 10**6):
+        missing = measure_model(
+            source,
+            names,
+            FEW_TYPES,
+            weights_of=shared_weights,
+            rounding=ROUNDINGS["compensated"],
+            done=lambda *cell: cell in found,
+            settings=EXHAUSTIVE,
+            control=PausesAfter(patience),
+        )
+        with contextlib.suppress(Paused):
+            found.update(((cell.tensor, cell.type_name), cell) for cell in missing)
+    assert list(found.values()) == cells_with("compensated", EXHAUSTIVE)
 
 
 @pytest.mark.parametrize("settings", [COARSE, EXHAUSTIVE], ids=["sampled", "exhaustive"])

@@ -60,11 +60,15 @@ def error_of(type_name: str, factor: float = 1.0) -> float:
     return factor * float(4.0**-qtype.bits_per_weight) if qtype.is_quantized else 0.0
 
 
-def measure(workspace: Workspace, model: OpenedModel, imatrix: str = "", *, factor: float = 1.0) -> None:
-    """Record weight errors with an importance matrix (by fingerprint, or "")."""
+def measure(
+    workspace: Workspace, model: OpenedModel, imatrix: str = "", *, factor: float = 1.0, rounding: str = "", output: float | None = None
+) -> None:
+    """Record weight errors with an importance matrix (by fingerprint, or ""); `output` is the factor of `output_mse`, if any."""
     tensors = quantizable_tensors(model.source)
     cells = [_cell(tensor, name, error_of(name, factor)) for tensor in tensors for name in _possible(tensor)]
-    key = MeasurementKey(model.fingerprint, imatrix, MeasureSettings(exhaustive=False).key)
+    if output is not None:
+        cells = [dataclasses.replace(cell, output_mse=error_of(cell.type_name, output)) for cell in cells]
+    key = MeasurementKey(model.fingerprint, imatrix, MeasureSettings(exhaustive=False).key, rounding=rounding)
     workspace.store.record_cells(key, cells)
 
 
@@ -92,11 +96,12 @@ def probe(
     types: Sequence[str] = PROBES,
     only: str = "",
     salt: str = "",
+    rounding: str = "",
 ) -> SwapKey:
     """Record what probes and whole mixes on a text would have found, where `factor` is that of the errors that were swapped in."""
     digest = hashlib.sha256(text.read_bytes()).hexdigest()
     workspace.store.record_location("text", digest, text)
-    key = SwapKey(model.fingerprint, imatrix, digest, 512, "as built", "as stored")
+    key = SwapKey(model.fingerprint, imatrix, digest, 512, "as built", "as stored", rounding=rounding)
     tensors = [tensor for tensor in quantizable_tensors(model.source) if only in tensor.name]
     mixes = [Mix.of({tensor.name: name}) for tensor in tensors for name in _possible(tensor, types)]
     dice = random.Random(0)

@@ -14,6 +14,7 @@ import pytest
 from commands import Command, Outcome, validate
 
 from quantailor.analysis.importance.imatrix_file import write_imatrix
+from quantailor.analysis.rounding.rounding import COMPENSATED as COMPENSATED_VERSION
 from quantailor.session import OpenedModel, Workspace, quantizable_tensors
 
 BITS = "4.6"
@@ -287,3 +288,50 @@ def test_tensors_that_were_not_probed_are_left_out_of_comparisons(
     cells = list(csv.DictReader(report.read_text(encoding="utf-8").splitlines()))
     assert {row["alpha"] for row in cells if row["tensor"] == "output.weight"} == {""}
     assert {row["damage_basis"] for row in cells if row["tensor"] == "output.weight"} == {"median of its role"}
+
+
+PLAIN = "plain:0123456789abcdef"
+
+
+def test_plain_probes_serve_compensated_plans_once_their_errors_are_known_in_the_same_metric(
+    at: Home, run: Command, base: Path, texts: tuple[Path, Path]
+) -> None:
+    made_up.probe(*at, texts[0])
+    version = f"{COMPENSATED_VERSION}:0123456789abcdef"
+    before = plan(run, base)
+    assert before["tensors"] == plan(run, base, "--rounding", "plain")["tensors"]
+    made_up.measure(*at, rounding=version, output=0.4)
+    refused = run("plan", base, "--bpw", BITS).error_line
+    assert f"`quantailor measure {base} --rounding plain" in refused
+    assert plan(run, base, "--basis", "ranking")["basis"] == "ranking only"
+    assert plan(run, base, "--rounding", "plain")["grounds"] == {**before["grounds"], "command": plan_command(run, base)}
+    made_up.measure(*at, rounding=PLAIN, output=0.8)
+    after = plan(run, base)
+    assert after["basis"] == "probes"
+    assert (after["grounds"]["carried"], after["grounds"]["rounding"]) == (True, "plain")
+    assert ", with plain rounding" in run("plan", base, "--bpw", BITS).out
+    tensors = {tensor.name: tensor for tensor in quantizable_tensors(at[1].source)}
+    damages = {choice["name"]: choice["damage"] for choice in after["tensors"]}
+    for name, kind in types(after).items():
+        if kind != "F16" and "ffn_down" not in name:
+            expected = made_up.alpha_of(tensors[name]) / 0.8 * made_up.error_of(kind, 0.4) + made_up.NOISE_NATS
+            assert damages[name] == pytest.approx(expected, rel=0.05)
+
+
+def plan_command(run: Command, base: Path) -> str:
+    return str(plan(run, base, "--rounding", "plain")["grounds"]["command"])
+
+
+def test_compensated_probes_are_another_run_and_come_first(at: Home, run: Command, base: Path, texts: tuple[Path, Path]) -> None:
+    version = f"{COMPENSATED_VERSION}:0123456789abcdef"
+    made_up.probe(*at, texts[0], n_chunks=8)
+    made_up.measure(*at, rounding=PLAIN, output=0.8)
+    made_up.measure(*at, rounding=version, output=0.4)
+    compensated = made_up.probe(*at, texts[0], n_chunks=4, rounding=version, factor=0.4)
+    found = plan(run, base)
+    assert compensated.run.startswith(found["grounds"]["name"])
+    assert (found["grounds"]["carried"], found["grounds"]["rounding"]) == (False, "")
+    assert "--rounding compensated" in found["grounds"]["command"]
+    plainly = plan(run, base, "--rounding", "plain")
+    assert not plainly["grounds"]["carried"]
+    assert not compensated.run.startswith(plainly["grounds"]["name"])

@@ -7,11 +7,11 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tensor_type_reader import from_tensor_types
 
 from quantailor.errors import StrategyError, StrategyFormatError
 from quantailor.records import Strategy, TensorChoice
 from quantailor.strategy.interchange import all_types, ik_custom_q, tensor_type_lines, type_switches
+from quantailor.strategy.tensor_types import from_tensor_types
 
 TYPES = ("Q4_K", "Q6_K", "IQ3_XXS", "Q8_0", "BF16")
 NAMES = ("output.weight", "token_embd.weight", *(f"blk.{layer}.{role}.weight" for layer in (1, 11) for role in ("attn_q", "attn_qkv")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 
 from quantailor.evidence.measurements import usual_types
+from quantailor.evidence.recipes import reference_of
 from quantailor.ggml import library
 from quantailor.models.hub import find_token
 from quantailor.pipeline import LEVEL_SETTINGS, LEVELS, Level, MakeResult, MakeStep, StudyResult, StudyStep
@@ -99,6 +100,7 @@ __all__ = [
     "find_token",
     "kinds",
     "plan",
+    "reference_of",
     "shipped_imatrix",
     "type_bits",
     "use_imatrix",

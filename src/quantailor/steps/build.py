@@ -10,6 +10,7 @@ from typing import ClassVar
 from quantailor import files
 from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.costs.needs import Needs
+from quantailor.evidence.recipes import is_recipe, recipe_of
 from quantailor.evidence.roundings import strategy_rounding
 from quantailor.evidence.strategies import require_whole, strategy_of
 from quantailor.evidence.written import recipe
@@ -41,7 +42,7 @@ class BuildStep(WeightedStep[BuildReport], kind="build", result=BuildReport):
 
     base: str
     strategy: str
-    """A file, or "stored:FINGERPRINT" of one that the store has."""
+    """A file (a strategy's, or llama-quantize's tensor types), "stored:FINGERPRINT" of one that the store has, or "preset:NAME"."""
     output: str
     split_max_bytes: int | None = None
     overwrite: bool = False
@@ -54,17 +55,19 @@ class BuildStep(WeightedStep[BuildReport], kind="build", result=BuildReport):
         super(BuildStep, self).check(workspace)
         if self.hub is not None:
             return  # what the hub says of the model comes first
-        strategy = strategy_of(workspace, self.strategy)
+        if not is_recipe(self.strategy):
+            strategy_of(workspace, self.strategy)
         if self.split_max_bytes is None:
             files.refuse_existing(Path(self.output), overwrite=self.overwrite)
         with workspace.model(self.base, allow_requantize=self.allow_requantize) as model:
+            strategy = recipe_of(workspace, model, self.strategy, self.imatrix)
             require_whole(strategy, model)
             self.rounded(workspace, model, strategy)
 
     def run(self, workspace: Workspace, stages: Stages) -> BuildReport:
         """Write it, and record which strategy it was built from."""
-        strategy = strategy_of(workspace, self.strategy)
         with workspace.model(self.base, allow_requantize=self.allow_requantize) as model:
+            strategy = recipe_of(workspace, model, self.strategy, self.imatrix)
             require_whole(strategy, model)
             rounding = self.rounded(workspace, model, strategy)
             strategy = building.as_rounded(strategy, rounding)
@@ -99,8 +102,8 @@ class BuildStep(WeightedStep[BuildReport], kind="build", result=BuildReport):
 
     def needs(self, workspace: Workspace) -> Needs:
         """Room for the file."""
-        strategy = strategy_of(workspace, self.strategy)
         with workspace.model(self.base) as model:
+            strategy = recipe_of(workspace, model, self.strategy, self.imatrix)
             rounding = self.rounded(workspace, model, strategy)
             planned = building.as_rounded(strategy, rounding)
             predicted = building.predict(model.source, planned, imatrix=rounding.imatrix, split_max_bytes=self.split_max_bytes)

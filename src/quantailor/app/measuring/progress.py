@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from quantailor.analysis.rounding.rounding import COMPENSATED, PLAIN_MEASURED
 from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
 from quantailor.app.jobs import JobReport, report_of
 from quantailor.errors import ModelError, QuantailorError
@@ -28,7 +29,7 @@ from quantailor.jobs import Job, reconcile
 from quantailor.numerics import Doubles
 from quantailor.pipeline import StudyStep
 from quantailor.qtypes import never_quantized
-from quantailor.records import Grounds, Sensitivity, TensorInfo, WeightError
+from quantailor.records import Grounds, RoundingWish, Sensitivity, TensorInfo, WeightError
 from quantailor.session import AUTO, NONE, Workspace
 from quantailor.steps.hub.download import STAGES
 from quantailor.steps.measure import MeasureStep, known_types
@@ -338,9 +339,19 @@ class MeasurementWatch:
             # A study has just recorded the one that it takes.
             latest = (record.fingerprint for record in store.imatrices(model) if record.fingerprint in stored)
             imatrix = "" if asked.imatrix == NONE or not stored else stored[0] if asked.imatrix == AUTO else next(latest)
-            return MeasurementKey(model, imatrix, MeasureSettings(exhaustive=asked.exhaustive).key, DEFINITION_VERSION)
+            settings = MeasureSettings(exhaustive=asked.exhaustive).key
+            return MeasurementKey(model, imatrix, settings, DEFINITION_VERSION, rounding=self._rounding(asked))
         counts = {key: count for key, count in store.measurements(model).items() if key.definition_version == DEFINITION_VERSION}
         return most_telling(counts, (*stored, ""), store.measured_tensors(model))
+
+    def _rounding(self, asked: _Asked) -> str:
+        """`Rounding.key` of what a job measures; a file that it names has just been kept as the newest."""
+        model, version = self._record.fingerprint, COMPENSATED if asked.rounding == "compensated" else PLAIN_MEASURED
+        found = [record.fingerprint[:16] for record in self._workspace.store.covariances(model)]
+        there = [key for key in found if self._workspace.covariances_path(model, key).exists()]
+        if asked.covariances == NONE or not there:
+            return ""
+        return f"{version}:{asked.covariances if asked.covariances in there else there[0]}"
 
     def _notes(self) -> tuple[str, ...]:
         model = self._record.fingerprint
@@ -390,6 +401,8 @@ class _Asked:
     types: tuple[str, ...]
     exhaustive: bool
     imatrix: str
+    rounding: RoundingWish
+    covariances: str
 
 
 def _asked(job: Job) -> _Asked | None:
@@ -399,7 +412,10 @@ def _asked(job: Job) -> _Asked | None:
     try:
         step = from_json(job.kind, json.dumps(job.arguments))
         if isinstance(step, StudyStep):
-            return _Asked(step.candidate_types, step.settings.exhaustive, NONE if step.imatrix == NONE else COMPUTE)
-        return _Asked(known_types(step.types), step.exhaustive, step.imatrix) if isinstance(step, MeasureStep) else None
+            imatrix = NONE if step.imatrix == NONE else COMPUTE
+            return _Asked(step.candidate_types, step.settings.exhaustive, imatrix, step.rounding, step.covariances)
+        if not isinstance(step, MeasureStep):
+            return None
+        return _Asked(known_types(step.types), step.exhaustive, step.imatrix, step.rounding, step.covariances)
     except QuantailorError:
         return None

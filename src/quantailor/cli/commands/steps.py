@@ -32,6 +32,7 @@ from quantailor.app.steps import (
     Target,
     VerifyStep,
     absolute,
+    reference_of,
     use_imatrix,
 )
 from quantailor.cli import options, show
@@ -375,14 +376,21 @@ def plan(
 
 
 @command(
-    epilog="Examples: quantailor build base.gguf strategy.yaml -o model-4.5bpw.gguf | quantailor build ORG/NAME strategy.yaml -o out.gguf"
+    epilog="Examples: quantailor build base.gguf strategy.yaml -o model-4.5bpw.gguf | "
+    "quantailor build ORG/NAME strategy.yaml -o out.gguf | quantailor build base.gguf Q4_K_M --rounding compensated -o out.gguf"
 )
 def build(
     hub: options.Hub,
     machine: options.Threads,
     run: options.Run,
     base: options.Model,
-    strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file (YAML or JSON), or a GGUF file that carries one.")],
+    strategy: Annotated[
+        Path,
+        typer.Argument(
+            metavar="STRATEGY",
+            help="A strategy file (YAML, JSON), a GGUF file that carries one, llama-quantize's tensor types, or a preset such as Q4_K_M.",
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The GGUF file to write.")],
     imatrix: options.AnyImatrix = AUTO,
     rounding: options.Rounding = "auto",
@@ -396,7 +404,7 @@ def build(
     task = BuildStep(
         base=options.place(base, repository),
         hub=repository,
-        strategy=absolute(strategy),
+        strategy=reference_of(str(strategy)),
         output=absolute(output),
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
         rounding=rounding,

@@ -78,7 +78,7 @@ def measured(result: MeasureResult) -> None:
     weighting = f"importance matrix {result.imatrix_fingerprint[:12]}" if result.imatrix_fingerprint else "no importance matrix"
     out.print(
         f"{plural(result.n_cells, 'cell')}: {plural(result.n_tensors, 'tensor')} x {plural(result.n_types, 'type')}, "
-        f"{weighting}, {result.settings}"
+        f"{weighting}, {result.settings}{', compensated rounding' if result.rounding == 'compensated' else ''}"
     )
     out.print(f"{result.n_already_measured:,} were already there, {result.n_unavailable:,} are unavailable")
     if result.without_importances:
@@ -99,7 +99,7 @@ def measured(result: MeasureResult) -> None:
         "bits": "right",
         "tensors": "right",
         "relative error": "right",
-        "weighted error": "right",
+        "weighted error" if result.covariances_fingerprint is None else "output error": "right",
         "largest": "right",
     }
     out.print(table("Mean over tensors", columns, rows))

@@ -1,4 +1,4 @@
-"""Reads a file for `--tensor-type-file` as llama-quantize does, to see that what we write means what it should."""
+"""Reads a file for `--tensor-type-file` as llama-quantize does."""
 
 from __future__ import annotations
 

@@ -1,0 +1,76 @@
+"""Types that others chose, as strategies: llama.cpp's presets by name, and files for llama-quantize's `--tensor-type-file`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from quantailor.errors import StrategyError, TypeUnavailableError
+from quantailor.evidence.presets import types_of_preset
+from quantailor.evidence.strategies import is_gguf, strategy_of
+from quantailor.files import expanded
+from quantailor.ggml import library
+from quantailor.ggml.reference import preset_name
+from quantailor.records import Strategy, TensorChoice
+from quantailor.session import OpenedModel, Workspace, quantizable_tensors
+from quantailor.strategy.tensor_types import from_tensor_types
+
+PRESET = "preset:"
+_TENSOR_TYPE = re.compile(r"\s*[^\s=:#{]+=\w+(\s|$)")
+_HEAD_BYTES = 4096
+
+
+def reference_of(text: str) -> str:
+    """What a build step calls the strategy, preset or file that was named: "preset:NAME", or an absolute path."""
+    place = expanded(text)
+    if not place.exists() and place.name == text:
+        try:
+            return f"{PRESET}{preset_name(text)}"
+        except TypeUnavailableError:
+            pass
+    return str(place.absolute())
+
+
+def is_recipe(reference: str) -> bool:
+    """Whether a reference names types alone, which take a model to become a strategy."""
+    return reference.startswith(PRESET) or _names_tensor_types(Path(reference))
+
+
+def recipe_of(workspace: Workspace, model: OpenedModel, reference: str, imatrix: str) -> Strategy:
+    """The strategy of a reference, where `imatrix` is what presets are made with: "auto", "none", or a file.
+
+    Raises:
+        StrategyError: there is none, or it cannot be read.
+        ImatrixError: an importance matrix that cannot be used.
+    """
+    if not is_recipe(reference):
+        return strategy_of(workspace, reference)
+    matrix = workspace.choose_imatrix(model, imatrix)
+    tensors = quantizable_tensors(model.source)
+    if reference.startswith(PRESET):
+        preset = reference.removeprefix(PRESET)
+        types, method, reason = dict(types_of_preset(model, preset, matrix)), "preset", f"llama.cpp's {preset}"
+        types = {tensor.name: types[tensor.name] for tensor in tensors}
+    else:
+        path, method = Path(reference), "manual"
+        text = path.read_text(encoding="utf-8", errors="replace")
+        types = from_tensor_types(text, [tensor.name for tensor in tensors], name=str(path), known_types=library.types())
+        reason = f"as {path.name} says"
+    if not types:
+        raise StrategyError(f"{reference} names no tensor of {model.source.name}", remedy="Give a file that was made for this model")
+    return Strategy(
+        model_fingerprint=model.fingerprint,
+        model_name=model.source.name,
+        architecture=model.source.architecture,
+        method=method,
+        tensors=tuple(TensorChoice(name, type_name, reason) for name, type_name in types.items()),
+        target={"like": reference.removeprefix(PRESET)} if method == "preset" else {},
+        inputs={"imatrix": None if matrix is None else matrix.fingerprint},
+    )
+
+
+def _names_tensor_types(path: Path) -> bool:
+    if not path.is_file() or is_gguf(path):
+        return False
+    with path.open("rb") as stream:
+        return _TENSOR_TYPE.match(stream.read(_HEAD_BYTES).decode("utf-8", "replace")) is not None
