@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -150,3 +155,19 @@ def test_the_diagonal_is_raised_by_a_part_of_its_mean() -> None:
     metric = correlated()
     raised = np.diagonal(metric.damped()) - np.diagonal(metric.covariance.matrix)
     assert np.allclose(raised, DAMPING * np.diagonal(metric.covariance.matrix).mean(), rtol=1e-2)
+
+
+def test_where_nothing_can_be_written_it_compiles_all_the_same(tmp_path: Path) -> None:
+    """An installed package in folders that are for reading only, and a user without a home, as in many containers."""
+    program = (
+        "import numpy as np\n"
+        "from quantailor.analysis.rounding.compensation import round_rows\n"
+        "from quantailor.analysis.rounding.metric import Metric\n"
+        "from quantailor.analysis.covariances.covariances import InputCovariance\n"
+        "from quantailor.ggml import library\n"
+        "metric = Metric(InputCovariance('one', np.eye(32, dtype=np.float32), 512))\n"
+        "print(round_rows(np.ones((1, 32), np.float32), library.types()['Q4_0'], metric).shape)\n"
+    )
+    nowhere = {**os.environ, "NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=nowhere, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(1, 18)"

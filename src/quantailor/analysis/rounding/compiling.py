@@ -30,7 +30,11 @@ class Compiled(Generic[P, R]):
     def _machine_code(self) -> Callable[P, R]:
         import numba
 
-        return cast(Callable[P, R], numba.njit(cache=True, nogil=True, fastmath=self._fastmath)(self._function))
+        try:
+            made = numba.njit(cache=True, nogil=True, fastmath=self._fastmath)(self._function)
+        except RuntimeError:  # neither the package's folder nor the user's can be written
+            made = numba.njit(nogil=True, fastmath=self._fastmath)(self._function)
+        return cast(Callable[P, R], made)
 
     @property
     def _numba_type_(self) -> object:
