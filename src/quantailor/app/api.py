@@ -26,7 +26,7 @@ from quantailor.evidence.strategies import store_strategy
 from quantailor.jobs import Listener
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.pipeline import Level, MakeResult, MakeStep, StudyResult, StudyStep
-from quantailor.records import Strategy, TensorInfo, Verdict
+from quantailor.records import RoundingWish, Strategy, TensorInfo, Verdict
 from quantailor.session import AUTO, Workspace
 from quantailor.steps.build import BuildReport, BuildStep
 from quantailor.steps.calibration.calibrate import CalibrateReport, CalibrateStep
@@ -225,7 +225,13 @@ def calibrate(model: Model, text: str | Path | None = None, *, chunks: int | Non
 
 
 def measure(
-    model: Model, types: Iterable[str] = (), tensors: Iterable[str] = (), *, exhaustive: bool = False, imatrix: str | Path = AUTO
+    model: Model,
+    types: Iterable[str] = (),
+    tensors: Iterable[str] = (),
+    *,
+    exhaustive: bool = False,
+    imatrix: str | Path = AUTO,
+    rounding: RoundingWish = "auto",
 ) -> MeasureResult:
     """Measure what each type costs in each tensor: relative and weighted squared error, RMSE, largest error (METHODS 1).
 
@@ -235,9 +241,11 @@ def measure(
         tensors: names, roles or patterns; empty for all.
         exhaustive: every row, instead of a sample with a stated error.
         imatrix: "auto" (the one of the model's own that saw most, if any), "none", or a file.
+        rounding: "compensated" after `calibrate`; else plain.
 
     Raises:
         TypeUnavailableError: an unknown type.
+        CovarianceError: compensated rounding without covariances.
         TensorNotFoundError: nothing matches.
 
     >>> with open_model("demo/books-llama") as model:
@@ -251,6 +259,7 @@ def measure(
         tensors=tuple(tensors),
         exhaustive=exhaustive,
         imatrix=_matrix(imatrix),
+        rounding=rounding,
         compute=model.compute,
     )
     return _run(model.workspace, step, model.on_progress)
@@ -267,6 +276,7 @@ def probe(
     mix_chunks: int = DEFAULT_MIX_CHUNKS,
     anchors: int = DEFAULT_ANCHORS,
     imatrix: str | Path = AUTO,
+    rounding: RoundingWish = "auto",
 ) -> ProbeResult:
     """Measure in memory how much each tensor's error matters to the model, and fit the prediction to whole mixes (METHODS 4).
 
@@ -280,8 +290,9 @@ def probe(
         mix_chunks: chunks per whole mix.
         anchors: mixes that are also built as files.
         imatrix: "auto", "none", or a file.
+        rounding: of the weights that are swapped in; "auto" as most was measured.
 
-    Raises InferenceError, CorpusError, TypeUnavailableError.
+    Raises InferenceError, CorpusError, CovarianceError, TypeUnavailableError.
     """
     step = ProbeStep(
         base=str(model.base),
@@ -293,6 +304,7 @@ def probe(
         mix_chunks=mix_chunks,
         anchors=anchors,
         imatrix=_matrix(imatrix),
+        rounding=rounding,
         compute=model.compute,
     )
     return _run(model.workspace, step, model.on_progress)
@@ -306,6 +318,7 @@ def sweep(
     types: Iterable[str] = (),
     tensors: Iterable[str] = (),
     imatrix: str | Path = AUTO,
+    rounding: RoundingWish = "auto",
 ) -> SweepResult:
     """Perplexity and KL divergence of every tensor at every type, all others as they are; arguments as for `probe` and `measure`.
 
@@ -318,6 +331,7 @@ def sweep(
         types=tuple(types),
         tensors=tuple(tensors),
         imatrix=_matrix(imatrix),
+        rounding=rounding,
         compute=model.compute,
     )
     return _run(model.workspace, step, model.on_progress)
@@ -341,6 +355,7 @@ def plan(
     types: Iterable[str] = (),
     options: PlanOptions | None = None,
     imatrix: str | Path = AUTO,
+    rounding: RoundingWish = "auto",
 ) -> Strategy:
     """Choose a type for every tensor from what was measured.
 
@@ -355,6 +370,7 @@ def plan(
         types: the types that may be used; empty for all usual ones.
         options: every option of `quantailor plan`, instead of those above.
         imatrix: which measurements to use: "auto", "none", or those with that file.
+        rounding: which measurements to use, and how the file is rounded; "auto" as most was measured.
 
     Raises StrategyError where nothing is measured, or where no strategy meets target and constraints.
 
@@ -374,7 +390,7 @@ def plan(
         allow=(",".join(types),) if types else (),
     )
     with model.workspace.model(model.path) as opened:
-        strategy, *_ = choose(model.workspace, opened, wanted, imatrix=_matrix(imatrix))
+        strategy, *_ = choose(model.workspace, opened, wanted, imatrix=_matrix(imatrix), rounding=rounding)
     return strategy
 
 
@@ -415,6 +431,7 @@ def build(
     overwrite: bool = False,
     split_max_bytes: int | None = None,
     imatrix: str | Path = AUTO,
+    rounding: RoundingWish = "auto",
 ) -> BuildReport:
     """Write the GGUF file that a strategy describes; it appears under its name only when it is whole.
 
@@ -425,6 +442,7 @@ def build(
         overwrite: replace it where it exists.
         split_max_bytes: write shards of at most this size.
         imatrix: "auto" is the one that the strategy was made with.
+        rounding: "auto" as the strategy records.
 
     Raises StrategyError, OutputError, TypeUnavailableError.
     """
@@ -435,6 +453,7 @@ def build(
         overwrite=overwrite,
         split_max_bytes=split_max_bytes,
         imatrix=_matrix(imatrix),
+        rounding=rounding,
         compute=model.compute,
     )
     return _run(model.workspace, step, model.on_progress)

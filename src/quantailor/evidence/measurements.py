@@ -63,8 +63,8 @@ def measured(
 ) -> Measured:
     """The measurement to work with; see `plan` and `tensor_tables` for the arguments.
 
-    "auto" is the model's own importance matrix, and compensated rounding where as many tensors are measured with it as without,
-    else plain. `rounding` may also be "plain", "compensated", or the `Rounding.key` of one measurement. With `partial` an
+    "auto" is the model's own importance matrix, and compensated rounding where as much is measured with it as without, else
+    plain. `rounding` may also be "plain", "compensated", or the `Rounding.key` of one measurement. With `partial` an
     other matrix where that was not measured as far, and with what other measurements of the same rounding know of
     further tensors and types.
 
@@ -167,14 +167,14 @@ def most_telling(
 ) -> MeasurementKey | None:
     """The measurement to take: of the first of these importance matrices that has one, that with the most cells.
 
-    Of several roundings those count that have the most tensors, compensated before plain, and with covariances before without.
+    Of several roundings that counts of which most is measured; among equals compensated before plain, and with covariances before without.
     """
     for imatrix in imatrices:
         keys = [key for key in counts if key.imatrix == imatrix]
         if keys:
             roundings = {key.rounding for key in keys}
             best = [max((key for key in keys if key.rounding == rounding), key=lambda key: _size(key, counts)) for rounding in roundings]
-            return max(best, key=lambda key: (n_tensors[key], bool(key.swapped), bool(key.covariances), counts[key], key.rounding))
+            return max(best, key=lambda key: (n_tensors[key], counts[key], bool(key.swapped), bool(key.covariances), key.rounding))
     return None
 
 

@@ -131,7 +131,7 @@ def plan(
         imatrix: which measurements to use: those with the model's own importance matrix ("auto", where there is one), without ("none"),
             or with that file.
         exhaustive: which measurements to use; None takes those with the most cells.
-        rounding: which measurements to use; "auto" is compensated where as many tensors are measured with it as without.
+        rounding: which measurements to use; "auto" is compensated where as much is measured with it as without.
         output: where to save the strategy, as YAML or JSON by its name.
         overwrite: replace an existing file.
         origin: where the model came from, for the result.
