@@ -108,8 +108,11 @@ class Metric:
                 try:
                     self._factors[block, run] = _factor(self.damped(), block, run)
                 except np.linalg.LinAlgError:
-                    name = self.covariance.key
-                    raise CovarianceError(f"the covariance of {name} is not positive", remedy="Compute it again") from None
+                    file = f" in {self.covariance.origin}" if self.covariance.origin else ""
+                    raise CovarianceError(
+                        f"the covariance of {self.covariance.key}{file} is not positive",
+                        remedy="Compute it again with `quantailor calibrate`",
+                    ) from None
             return self._factors[block, run]
 
     def damped(self) -> Floats:
