@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 from quantailor.analysis.covariances.covariances import Covariances
 from quantailor.analysis.importance.imatrix import Imatrix
-from quantailor.analysis.rounding.rounding import Rounding
+from quantailor.analysis.rounding.rounding import COMPENSATED, PLAIN_MEASURED, Rounding
 from quantailor.errors import CovarianceError, StrategyError
 from quantailor.evidence.grounds import command_line
 from quantailor.evidence.measurements import measured
 from quantailor.evidence.strategies import rounding_of, strategy_imatrix
 from quantailor.records import RoundingWish, Strategy
-from quantailor.session import AUTO, OpenedModel, Workspace
+from quantailor.session import AUTO, NONE, OpenedModel, Workspace
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 
@@ -49,6 +49,15 @@ def measuring_rounding(workspace: Workspace, model: OpenedModel, imatrix: Imatri
             remedy=f"Run `{command_line(workspace, 'calibrate', model.source.location)}` first",
         )
     return Rounding(imatrix, found, compensated=True)
+
+
+def measured_key(workspace: Workspace, model: str, wish: RoundingWish, covariances: str) -> str:
+    """`Rounding.key` of what a job measures, without opening anything; a file that it names is kept as the model's newest."""
+    found = [record.fingerprint[:16] for record in workspace.store.covariances(model)]
+    there = [key for key in found if workspace.covariances_path(model, key).exists()]
+    if covariances == NONE or not there:
+        return ""
+    return f"{COMPENSATED if wish == 'compensated' else PLAIN_MEASURED}:{covariances if covariances in there else there[0]}"
 
 
 def writing_rounding(workspace: Workspace, model: OpenedModel, imatrix: Imatrix | None, wish: RoundingWish, covariances: str) -> Rounding:

@@ -32,6 +32,7 @@ from quantailor.costs.trial import inference_seconds, middle
 from quantailor.errors import CorpusError
 from quantailor.evidence.grounds import CURVE
 from quantailor.evidence.knowledge import load_knowledge
+from quantailor.evidence.roundings import measured_key
 from quantailor.ggml import library
 from quantailor.pipeline import StudyStep
 from quantailor.qtypes import needs_imatrix
@@ -281,7 +282,9 @@ def _measure(at: _Counted) -> _Estimate:
     settings = MeasureSettings(exhaustive=at.task.settings.exhaustive)
     done: Collection[tuple[str, str]] = ()
     if at.imatrix is not None:
-        done = at.workspace.store.recorded_cells(MeasurementKey(at.model.fingerprint, at.imatrix, settings.key, DEFINITION_VERSION))
+        how = measured_key(at.workspace, at.model.fingerprint, at.task.rounding, at.task.covariances)
+        key = MeasurementKey(at.model.fingerprint, at.imatrix, settings.key, DEFINITION_VERSION, rounding=how)
+        done = at.workspace.store.recorded_cells(key)
     everything = {tensor: [name for name in at.types if _can_take(at, tensor, name)] for tensor in at.size.tensors}
     missing = {tensor: [name for name in names if (tensor.name, name) not in done] for tensor, names in everything.items()}
     left, total = (_measure_seconds(at, cells, settings) for cells in (missing, everything))
@@ -352,7 +355,8 @@ def _is_precise(at: _Counted, task: ProbeStep) -> bool:
         return False
     with at.workspace.model(at.base) as model:
         settings = MeasureSettings(exhaustive=at.task.settings.exhaustive)
-        key = MeasurementKey(model.fingerprint, at.imatrix or "", settings.key, DEFINITION_VERSION)
+        how = measured_key(at.workspace, model.fingerprint, at.task.rounding, at.task.covariances)
+        key = MeasurementKey(model.fingerprint, at.imatrix or "", settings.key, DEFINITION_VERSION, rounding=how)
         cells = at.workspace.store.cells(key, distributions=False)
         known = load_knowledge(at.workspace, model, key, cells, evidence=at.swap_key)
     found = [item for item in (known.sensitivities.values() if known else ()) if item.status == "measured" and item.alpha.value > 0]

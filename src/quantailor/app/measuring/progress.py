@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantailor.analysis.rounding.rounding import COMPENSATED, PLAIN_MEASURED
 from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
 from quantailor.app.jobs import JobReport, report_of
 from quantailor.errors import ModelError, QuantailorError
@@ -24,6 +23,7 @@ from quantailor.evidence.damages import why_early
 from quantailor.evidence.grounds import command_line, runs
 from quantailor.evidence.knowledge import load_knowledge
 from quantailor.evidence.measurements import most_telling
+from quantailor.evidence.roundings import measured_key
 from quantailor.ggml import library
 from quantailor.jobs import Job, reconcile
 from quantailor.numerics import Doubles
@@ -340,18 +340,10 @@ class MeasurementWatch:
             latest = (record.fingerprint for record in store.imatrices(model) if record.fingerprint in stored)
             imatrix = "" if asked.imatrix == NONE or not stored else stored[0] if asked.imatrix == AUTO else next(latest)
             settings = MeasureSettings(exhaustive=asked.exhaustive).key
-            return MeasurementKey(model, imatrix, settings, DEFINITION_VERSION, rounding=self._rounding(asked))
+            rounding = measured_key(self._workspace, model, asked.rounding, asked.covariances)
+            return MeasurementKey(model, imatrix, settings, DEFINITION_VERSION, rounding=rounding)
         counts = {key: count for key, count in store.measurements(model).items() if key.definition_version == DEFINITION_VERSION}
         return most_telling(counts, (*stored, ""), store.measured_tensors(model))
-
-    def _rounding(self, asked: _Asked) -> str:
-        """`Rounding.key` of what a job measures; a file that it names has just been kept as the newest."""
-        model, version = self._record.fingerprint, COMPENSATED if asked.rounding == "compensated" else PLAIN_MEASURED
-        found = [record.fingerprint[:16] for record in self._workspace.store.covariances(model)]
-        there = [key for key in found if self._workspace.covariances_path(model, key).exists()]
-        if asked.covariances == NONE or not there:
-            return ""
-        return f"{version}:{asked.covariances if asked.covariances in there else there[0]}"
 
     def _notes(self) -> tuple[str, ...]:
         model = self._record.fingerprint
