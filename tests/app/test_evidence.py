@@ -256,7 +256,7 @@ def test_the_advised_measurement_is_with_the_matrix_that_was_asked_for(
     made_up.measure(workspace, model, newest)
     monkeypatch.setenv("QUANTAILOR_HOME", str(tmp_path / "home"))
     advised = re.findall(r"`quantailor (measure [^`]*)`", run("plan", base, "--bpw", BITS, "--imatrix", "none").error_line)
-    assert advised == [f"measure {base} --imatrix none"]
+    assert [words.partition(" --home ")[0] for words in advised] == [f"measure {base} --imatrix none"]
     assert run(*shlex.split(advised[0]), "--types", "Q4_K,Q8_0", "--json").result["imatrix_fingerprint"] is None
     assert run("plan", base, "--bpw", 12, "--imatrix", "none").code == 0
 

@@ -129,7 +129,7 @@ def test_one_revision_is_enough(hub: HubServer, run: Command, repo: str) -> None
     ],
 )
 def test_what_llama_cpp_cannot_run_is_refused_before_it_is_fetched(hub: HubServer, run: Command, repo: str, words: Any) -> None:
-    assert "`quantailor convert org/tiny -o base.gguf` first" in run(*words).error_line
+    assert re.search(r"`quantailor convert org/tiny -o base\.gguf --home \S+` first", run(*words).error_line)
     assert weights_asked(hub) == 0
 
 
@@ -209,19 +209,19 @@ def test_a_commit_that_is_gone_says_how_to_begin_anew(hub: HubServer, run: Comma
     assert run("measure", repo, *TYPES).code == 1
     hub.add(repo, {**files, "generation_config.json": b"{}"})
     hub.forget(repo, old.sha)
-    assert "`quantailor jobs cancel 1`" in run("measure", repo, *TYPES).error_line
+    assert re.search(r"`quantailor jobs cancel 1 --home \S+`", run("measure", repo, *TYPES).error_line)
     assert run("jobs", "cancel", 1).code == 0
     assert run("measure", repo, *TYPES).code == 0
 
 
 def test_a_plan_takes_the_commit_that_was_downloaded(hub: HubServer, run: Command, model: Path, repo: str) -> None:
-    assert "`quantailor download org/tiny` first" in run("plan", repo, "--bpw", "7").error_line
+    assert re.search(r"`quantailor download org/tiny --home \S+` first", run("plan", repo, "--bpw", "7").error_line)
     old = hub.repos[repo].sha
     run("measure", repo, *TYPES)
     hub.add(repo, {path.name: path.read_bytes() for path in model.iterdir()} | {"generation_config.json": b"{}"})
     assert run("plan", repo, "--bpw", "7", "--imatrix", "none", "--json").result["origin"] == f"{repo}@{old}"
     assert run("plan", f"{repo}@{old}", "--bpw", "7", "--imatrix", "none").code == 0
-    assert "--revision v1` first" in run("plan", f"{repo}@v1", "--bpw", "7").error_line
+    assert re.search(r"--revision v1 --home \S+` first", run("plan", f"{repo}@v1", "--bpw", "7").error_line)
 
 
 # Without the hub
@@ -265,7 +265,7 @@ def test_a_part_of_a_model_is_not_enough(
     assert f"{SHARD} of org/tiny is damaged in the cache" in run("measure", repo).error_line
     weights.unlink()
     assert "the cache has org/tiny only in part" in run("measure", repo).error_line
-    assert "`quantailor download org/tiny` first" in run("plan", repo, "--bpw", "7").error_line
+    assert re.search(r"`quantailor download org/tiny --home \S+` first", run("plan", repo, "--bpw", "7").error_line)
 
 
 # Refusals

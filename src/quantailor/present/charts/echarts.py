@@ -270,7 +270,7 @@ def _rules(rules: Sequence[Rule], palette: Palette) -> Options:
 def _legend(shown: Sequence[Series], palette: Palette) -> Options:
     return {
         # The edge of a strong marker, which sets it off from what it covers, would hide the small one of the legend.
-        "data": [{"name": series.name, **({"itemStyle": {"borderWidth": 0}} if series.is_strong else {})} for series in shown],
+        "data": [{"name": series.name, "itemStyle": {"borderWidth": 0}} if series.is_strong else series.name for series in shown],
         "bottom": 0,
         "itemGap": 12,
         "itemHeight": 10,
