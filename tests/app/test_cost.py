@@ -69,7 +69,7 @@ def test_fewer_types_take_less(workspace: Workspace, books_llama_base: Path) -> 
 def test_more_threads_take_less(workspace: Workspace, books_llama_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quantailor.costs.machine.n_threads", lambda: 8)
     one, eight = (
-        study_cost(workspace, StudyStep(model=str(books_llama_base), level="quick", compute=Compute(n_threads=n_threads)))
+        study_cost(workspace, StudyStep(model=str(books_llama_base), level="quick", rounding="plain", compute=Compute(n_threads=n_threads)))
         for n_threads in (1, 8)
     )
     assert stage(eight, "imatrix").seconds[1] < stage(one, "imatrix").seconds[1] / 4
@@ -100,7 +100,7 @@ def test_what_the_store_has_is_taken_off(workspace: Workspace, tmp_path: Path) -
 
 
 def test_earlier_runs_correct_and_narrow_the_range(workspace: Workspace, books_llama_base: Path, clock: Clock) -> None:
-    task = StudyStep(model=str(books_llama_base), level="quick", compute=Compute(n_threads=1))
+    task = StudyStep(model=str(books_llama_base), level="quick", rounding="plain", compute=Compute(n_threads=1))
     trial = study_cost(workspace, task)
     assert trial.basis == "a short trial of this machine"
     arguments = dataclasses.asdict(ImatrixStep(base=str(books_llama_base), compute=Compute(n_threads=1)))

@@ -177,11 +177,12 @@ def test_sweep_measures_no_cell_twice(forked: Forked, mixture: Path, text: Path,
     assert any(report.result["n_already_measured"] for report in reports)
 
 
-def test_make_goes_on_and_gives_one_file(forked: Forked, model: Path, text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rounding", ["compensated", "plain"])
+def test_make_goes_on_and_gives_one_file(forked: Forked, model: Path, text: Path, tmp_path: Path, rounding: str) -> None:
     few = ("--types", "Q4_0,Q5_0,Q8_0", "--bpw", 6, "--basis", "ranking", "--against", "Q8_0", "--chunks", 1, "--threads", 1)
 
     def words(home: Path) -> list[object]:
-        return ["make", model, "-f", text, *few, "-o", home / "out"]
+        return ["make", model, "-f", text, *few, "--rounding", rounding, "-o", home / "out"]
 
     def measured(store: Store, home: Path) -> int:
         for path in home.glob("out/*.gguf"):

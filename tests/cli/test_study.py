@@ -48,7 +48,7 @@ def test_a_second_study_takes_what_is_there(quantailor: Command, model: Path, te
     assert quantailor(*words).result == first
     assert Path(first["base"]).stat().st_mtime_ns == base
     cost = quantailor(*words, "--cost").result
-    assert [stage["stage"] for stage in cost["stages"]] == ["imatrix", "measure"]
+    assert [stage["stage"] for stage in cost["stages"]] == ["calibrate", "measure"]
     assert all(stage["share_done"] == 1 and stage["seconds"] == [0, 0] for stage in cost["stages"])
 
 
@@ -76,7 +76,7 @@ def test_an_exhaustive_study_goes_all_the_way(quantailor: Command, model: Path, 
     assert found["n_probed"] > 0
     assert found["n_swept"] >= 3 * (found["n_tensors"] - 1)
     cost = quantailor("study", model, "--level", "exhaustive", "-f", text, *TYPES, "--cost", *home, "--json").result
-    assert [stage["stage"] for stage in cost["stages"]] == ["imatrix", "measure", "probes", "sweep"]
+    assert [stage["stage"] for stage in cost["stages"]] == ["calibrate", "measure", "probes", "sweep"]
     assert cost["share_done"] > 0.9
     (project,) = quantailor("models", *home, "--json").result
     assert project["level"] == "exhaustive"

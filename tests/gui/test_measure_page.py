@@ -129,7 +129,7 @@ def test_presets_tell_their_cost_before_the_start(visit: Callable[..., Visitor],
         assert re.search(r"\d+.* to [\d.]+ (s|min|h|days)\n", preset(page, at))
     assert [words_of(card).splitlines()[0] for card in page.all(".qt-preset") if is_pressed(card)] == ["Balanced"]
     stages = [words_of(row).splitlines()[0] for row in page.rows(".qt-stage-costs")]
-    assert stages == ["Importance matrix", "Weight errors", "Probes", "In all"]
+    assert stages == ["Importance matrix and covariances", "Weight errors", "Probes", "In all"]
 
 
 def is_pressed(element: ui.element) -> bool:

@@ -58,6 +58,18 @@ Rounding = Annotated[
 Covariances = Annotated[
     str, typer.Option("--covariances", help="Of the inputs, for compensated rounding: auto (the newest of the model), none, or a file.")
 ]
+MakeRounding = Annotated[
+    options.RoundingWish,
+    typer.Option(
+        "--rounding",
+        help="plain (as ggml rounds), compensated (blocks of columns make up for each other's errors), or auto: compensated where a text "
+        "runs through the model.",
+    ),
+]
+MakeCovariances = Annotated[
+    str,
+    typer.Option("--covariances", help="Of the inputs, for compensated rounding: auto (computed where there are none), none, or a file."),
+]
 MakeImatrix = Annotated[
     str,
     typer.Option("--imatrix", help="compute, auto (an existing one, else computed), none, a file, or repo: the one that ORG/NAME ships."),

@@ -8,7 +8,7 @@ from quantailor.analysis.weight_errors.sampling import PILOT_DRAWS
 from quantailor.costs import machine
 from quantailor.costs.machine import Range
 from quantailor.costs.model_size import ModelSize
-from quantailor.costs.trial import inference_seconds, seconds_per_weight, setup_seconds
+from quantailor.costs.trial import flops_per_second, inference_seconds, seconds_per_weight, setup_seconds
 from quantailor.ggml import library
 from quantailor.qtypes import QType
 from quantailor.records import TensorInfo
@@ -24,6 +24,10 @@ THREADS_SHARE: Range = (1.0, 0.6)
 SETUP_SHARE: Range = (0.5, 1.5)
 SCORE_SECONDS: Range = (2e-9, 20e-9)
 """Per token of the text and of the vocabulary: comparing a model's logits with the base's."""
+COMPENSATION_FLOPS: Range = (2.0, 30.0)
+"""For each pair of columns of a row: the product itself, and choosing codes, looked at several times."""
+COVARIANCE_FLOPS: Range = (0.5, 6.0)
+"""For each sum and token: experts see a part of the tokens, and small products are slower than large ones."""
 DISK_BYTES_PER_SECOND: Range = (2e9, 5e7)
 
 
@@ -46,6 +50,33 @@ def measure_seconds(cells: Mapping[TensorInfo, Collection[str]], *, exhaustive: 
         low + n_cells * CELL_SECONDS[0] + setup * SETUP_SHARE[0],
         high + n_cells * CELL_SECONDS[1] + setup * SETUP_SHARE[1],
     )
+
+
+def compensation_seconds(cells: Mapping[TensorInfo, Collection[str]], *, exhaustive: bool, n_threads: int | None) -> Range:
+    """What compensated rounding takes beside plain: products with each input's covariance, and its factor once for each tensor."""
+    low = high = 0.0
+    qtypes = library.types()
+    for tensor, names in cells.items():
+        sampled = not exhaustive and tensor.n_rows > PILOT_DRAWS
+        for name in names:
+            if qtypes[name].divides(tensor.n_cols) and qtypes[name].is_quantized:
+                fewest, most = _rows(tensor, qtypes[name], sampled)
+                low, high = low + fewest * tensor.n_cols**2, high + most * tensor.n_cols**2
+        factor = tensor.n_slices * tensor.n_cols**3 if names else 0
+        low, high = low + factor, high + factor
+    return _products(low, high, COMPENSATION_FLOPS, n_threads)
+
+
+def covariance_seconds(n_tokens: float, sums_bytes: float, *, n_threads: int | None) -> Range:
+    """Adding so many tokens to sums, 32-bit triangles of so many bytes."""
+    n_sums = n_tokens * sums_bytes / 4
+    return _products(n_sums, n_sums, COVARIANCE_FLOPS, n_threads)
+
+
+def _products(low: float, high: float, flops: Range, n_threads: int | None) -> Range:
+    """So many multiply-adds by numpy; `flops` is what each takes, with all that lies around it."""
+    speed = flops_per_second() * _threads(n_threads)
+    return low * flops[0] / (speed * THREADS_SHARE[0]), high * flops[1] / (speed * THREADS_SHARE[1])
 
 
 def _rows(tensor: TensorInfo, qtype: QType, sampled: bool) -> Range:

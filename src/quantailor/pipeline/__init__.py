@@ -1,8 +1,8 @@
 """The whole way, as lists of steps in one job: `study` measures everything, `make` goes on to a file and its verdict.
 
 parts   what both share: the parts that measure, and the levels of a study
-study   convert, importance matrix, weight errors, probes, sweep, as far as a level goes
-make    convert, importance matrix, weight errors, probes, plan, build, verify, in one directory
+study   convert, importance matrix and covariances, weight errors, probes, sweep, as far as a level goes
+make    convert, importance matrix and covariances, weight errors, probes, plan, build, verify, in one directory
 """
 
 from quantailor.pipeline.make import MakeResult, MakeStep

@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from quantailor.analysis.importance.imatrix_file import read_imatrix
+from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imatrix
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
 from quantailor.errors import OutputError
-from quantailor.evidence.roundings import strategy_rounding
+from quantailor.evidence.roundings import measuring_rounding, strategy_rounding
 from quantailor.evidence.written import recipe
 from quantailor.ggml.reference import preset_name
 from quantailor.models.abilities import require_predictions
 from quantailor.models.gguf_file import GGUFSource
+from quantailor.models.source import ModelSource
 from quantailor.pipeline.parts import Parts, PipelineStep, grouping_of
 from quantailor.records import Strategy
 from quantailor.session import AUTO, NONE, OpenedModel, Workspace, plain_label
@@ -41,6 +42,10 @@ class MakeResult(StepResult):
     base: str | None
     """None where nothing ran the model: weights were measured and built from the checkpoint itself."""
     imatrix: str | None
+    rounding: str
+    """"plain" or "compensated"."""
+    covariances: str | None
+    """Those that errors are compensated with: the beginning of their fingerprint, or their file; None for plain rounding."""
     strategy: str
     build: BuildReport
     plan: PlanResult
@@ -51,7 +56,8 @@ class MakeResult(StepResult):
 class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
     """The whole way from a model to a verdict, in one directory.
 
-    Of importance matrices "auto" is one that the store has, else one that is computed.
+    Of importance matrices "auto" is one that the store has, else one that is computed. Covariances are computed beside it, in
+    the same run of the text where both are; where a matrix of the store is taken, so are covariances of the store.
     """
 
     screen: ClassVar[Screen | None] = "verify"
@@ -82,9 +88,9 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         for name in self.against or ():
             preset_name(name)
 
-    def check_model(self, model: OpenedModel) -> None:
+    def check_model(self, workspace: Workspace, model: OpenedModel) -> None:
         """Whether any types could meet the plan. Raises StrategyError."""
-        self.refuse_other_result(model)
+        self.decided(workspace, model.source).refuse_other_result(model)
         check_possible(model, self.plan_options, known_types(self.types), has_imatrix=self.imatrix != NONE)
 
     def refuse_other_result(self, model: OpenedModel) -> None:
@@ -95,7 +101,13 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         if self.plan.like is not None:
             asked["like"] = preset_name(self.plan.like)
         limits = constraints_of(self.plan_options).as_parameters()
-        refuse_other_result(self.strategy_path, model.fingerprint, self.plan.method, asked, limits)
+        refuse_other_result(self.strategy_path, model.fingerprint, self.plan.method, asked, limits, rounding=self.rounding)
+
+    def decided(self, workspace: Workspace, source: ModelSource) -> MakeStep:
+        """The same with its rounding decided. Plain rounding goes without covariances, whatever the home has, unless they are named."""
+        if self.compensates(source, runs=self.runs_the_model(workspace)):
+            return dataclasses.replace(self, rounding="compensated")
+        return dataclasses.replace(self, rounding="plain", covariances=NONE if self.covariances == AUTO else self.covariances)
 
     @property
     def folder(self) -> Path:
@@ -114,7 +126,7 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         return self.plan.basis != "ranking"
 
     def run(self, workspace: Workspace, stages: Stages) -> MakeResult:
-        """Convert, importance matrix, measure, probe, plan, build, verify. What an earlier run finished is taken as it is.
+        """Convert, calibrate, measure, probe, plan, build, verify. What an earlier run finished is taken as it is.
 
         Raises OutputError where the directory cannot be made, and what the parts raise.
         """
@@ -134,8 +146,9 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
             with workspace.source(step.model) as source:
                 require_predictions(source)
         with workspace.model(step.model, allow_requantize=True) as model:
+            step = step.decided(workspace, model.source)
             step.refuse_other_result(model)
-        known = step.known_imatrix(workspace)
+        known, covariances = step.known_imatrix(workspace), step.known_covariances(workspace)
         if step.imatrix == AUTO and (passed_over := workspace.passed_over(workspace.identity(step.model).fingerprint)) is not None:
             stages.warn(passed_over)
         if known not in (None, NONE):
@@ -143,7 +156,8 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         base, base_is_there = step.find_base(workspace) if step.runs_the_model(workspace) else (None, True)
         wanted = {
             "convert": not base_is_there,
-            "imatrix": known is None,
+            "imatrix": known is None and covariances is not None,
+            "calibrate": covariances is None,
             "measure": True,
             "probes": step.probed,
             "plan": True,
@@ -158,6 +172,13 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         imatrix = known or NONE
         if parts.begin("imatrix"):
             imatrix = step.imatrix_step(weights, step.imatrix_chunks, step.folder / "imatrix.gguf").run(workspace, stages).path
+        if parts.begin("calibrate"):
+            calibrated = step.calibrate_step(weights, step.imatrix_chunks).run(workspace, stages)
+            covariances = calibrated.fingerprint[:16]
+            if known is None:
+                imatrix = calibrated.imatrix.path
+                write_imatrix(read_imatrix(Path(imatrix)), step.folder / "imatrix.gguf", overwrite=True)
+        step = dataclasses.replace(step, covariances=covariances or NONE)
         parts.begin("measure")
         step.measure_step(weights, imatrix, step.types, exhaustive=step.exhaustive).run(workspace, stages)
         probed = step.probes(workspace, weights, imatrix).run(workspace, stages) if parts.begin("probes") else None
@@ -170,7 +191,16 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         verified = None
         if parts.begin("verify"):
             verified = step.verify_step(built.paths[0], weights, imatrix).run(workspace, stages)
-        return MakeResult(base, None if imatrix == NONE else imatrix, str(step.strategy_path), built, planned, verified)
+        return MakeResult(
+            base=base,
+            imatrix=None if imatrix == NONE else imatrix,
+            rounding=step.rounding,
+            covariances=step.covariances if step.rounding == "compensated" else None,
+            strategy=str(step.strategy_path),
+            build=built,
+            plan=planned,
+            verify=verified,
+        )
 
     @property
     def strategy_path(self) -> Path:
@@ -185,9 +215,19 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         model = workspace.identity(self.model).fingerprint
         return next((str(workspace.imatrix_path(model, record.fingerprint)) for record in workspace.stored_imatrices(model)), None)
 
+    def known_covariances(self, workspace: Workspace) -> str | None:
+        """The covariances to go on with: named ones, "none" for plain rounding, else those that the store has where a matrix of the
+        store will do; None where they are still to be computed.
+        """
+        if self.covariances != AUTO or self.rounding != "compensated":
+            return self.covariances
+        found = workspace.default_covariances(workspace.identity(self.model).fingerprint) if self.imatrix == AUTO else None
+        return None if found is None else found.fingerprint[:16]
+
     def runs_the_model(self, workspace: Workspace) -> bool:
         """Whether any part needs llama.cpp to run the model."""
-        return self.verify or self.probed or self.known_imatrix(workspace) is None
+        unknown = None in (self.known_imatrix(workspace), self.known_covariances(workspace))
+        return self.verify or self.probed or unknown
 
     def find_base(self, workspace: Workspace) -> tuple[str, bool]:
         """The GGUF to start from, the model itself or its conversion, and whether it is there."""
@@ -211,8 +251,9 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         options = dataclasses.replace(self.plan_options, evidence=evidence)
         control = stages.begin("plan")
         with workspace.model(weights) as model:
+            rounding = measuring_rounding(workspace, model, workspace.choose_imatrix(model, imatrix), self.rounding, self.covariances)
             strategy, preset_size, grounds = choose(
-                workspace, model, options, imatrix=imatrix, exhaustive=self.exhaustive, rounding=self.rounding
+                workspace, model, options, imatrix=imatrix, exhaustive=self.exhaustive, rounding=rounding.key
             )
         strategy_file.write(strategy, self.strategy_path, overwrite=True)
         control.advance(1, 1)
@@ -259,7 +300,9 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         folder, runs = step.folder, step.runs_the_model(workspace)
         with workspace.model(step.model) as model:
             size, is_checkpoint = ModelSize.of(model.source), not isinstance(model.source, GGUFSource)
-        needs = Needs()
+            step = step.decided(workspace, model.source)
+            calibrates = step.known_covariances(workspace) is None and workspace.default_covariances(model.fingerprint) is None
+        needs = step.calibrate_step(step.model, step.imatrix_chunks).needs(workspace) if calibrates else Needs()
         if runs and is_checkpoint and not (folder / "base.gguf").exists():
             needs += Needs(((folder / "base.gguf", size.tensor_bytes),))
         if step.plan.size_bytes and not any(folder.glob("*bpw.gguf")):

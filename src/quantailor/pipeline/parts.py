@@ -1,8 +1,8 @@
 """What `study` and `make` share: the parts that measure, how a run tells which of its parts begins, and the levels of a study.
 
 Every part takes what is there already, so that a stopped run goes on where it was. A base is written where a part runs the
-model: to compute an importance matrix, to probe, to verify. Without these, weights are measured and built from the checkpoint
-itself, row by row, and the result is all that `make` writes.
+model: to compute an importance matrix or covariances, to probe, to verify. Without these, weights are measured and built from
+the checkpoint itself, row by row, and the result is all that `make` writes.
 
 The levels of a study:
 
@@ -10,6 +10,9 @@ The levels of a study:
     balanced     importance matrix of much of the text, the same weight errors, probes
     thorough     importance matrix of the whole text, weight errors of every row, probes of every tensor with more chunks
     exhaustive   the same, and every tensor through every type in the model
+
+Rounding is compensated unless told otherwise, wherever a text is run through the model: input covariances are then computed
+together with the importance matrix, or beside one that is there.
 """
 
 from __future__ import annotations
@@ -21,9 +24,12 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from quantailor.errors import UnsupportedModelError
+from quantailor.models.abilities import why_no_predictions
 from quantailor.models.opening import require_unquantized
+from quantailor.models.source import ModelSource
 from quantailor.records import RoundingWish
-from quantailor.session import OpenedModel, Workspace
+from quantailor.session import AUTO, NONE, OpenedModel, Workspace
+from quantailor.steps.calibration.calibrate import CalibrateStep
 from quantailor.steps.calibration.imatrix import ImatrixStep
 from quantailor.steps.checks.inputs import check_imatrix, check_texts
 from quantailor.steps.convert import WholeStep
@@ -77,8 +83,8 @@ class PipelineStep(WholeStep[Answer]):
     text: str | None = None
     """None means the calibration text that ships with Quantailor."""
     allow_requantize: bool = False
-    rounding: RoundingWish = "plain"
-    """Of what is measured, probed and built."""
+    rounding: RoundingWish = "auto"
+    """Of what is measured, probed and built; "auto" is compensated where a text is run through the model for it, else plain."""
 
     def check(self, workspace: Workspace) -> None:
         """What can be read without work. Raises QuantailorError."""
@@ -89,10 +95,20 @@ class PipelineStep(WholeStep[Answer]):
         if self.hub is None:
             with contextlib.suppress(UnsupportedModelError), workspace.model(self.model, allow_requantize=True) as model:
                 require_unquantized(model.source, allow_requantize=self.allow_requantize)
-                self.check_model(model)
+                self.check_model(workspace, model)
 
-    def check_model(self, model: OpenedModel) -> None:
+    def check_model(self, workspace: Workspace, model: OpenedModel) -> None:
         """The same of a model that is here. Raises QuantailorError."""
+
+    def compensates(self, source: ModelSource, *, runs: bool = True) -> bool:
+        """Whether rounding is compensated: as asked for; else where a text `runs` through the model, which predicts it."""
+        if self.rounding != AUTO:
+            return self.rounding == "compensated"
+        return runs and NONE not in (self.imatrix, self.covariances) and why_no_predictions(source) is None
+
+    def calibrate_step(self, base: str, n_chunks: int | None) -> CalibrateStep:
+        """The computation of input covariances, and of an importance matrix with them."""
+        return CalibrateStep(base=base, text=self.text, chunks=n_chunks, compute=self.compute)
 
     def imatrix_step(self, base: str, n_chunks: int | None, output: Path | None = None) -> ImatrixStep:
         """The computation of its importance matrix."""

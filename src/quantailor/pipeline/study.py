@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from quantailor.analysis.corpus import chunk_length, chunks
 from quantailor.costs.model_size import ModelSize
@@ -13,6 +14,7 @@ from quantailor.evidence.grounds import command_line, imatrix_option
 from quantailor.evidence.measurements import usual_types
 from quantailor.models.abilities import require_predictions
 from quantailor.models.gguf_file import GGUFSource
+from quantailor.models.source import ModelSource
 from quantailor.pipeline.parts import LEVEL_SETTINGS, Level, LevelSettings, Parts, PipelineStep, grouping_of
 from quantailor.session import AUTO, CALIBRATION_TEXT, NONE, OpenedModel, Workspace
 from quantailor.steps.calibration.imatrix import use_imatrix
@@ -24,7 +26,9 @@ from quantailor.steps.probe import ProbeResult, ProbeStep
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Screen, StepResult
 from quantailor.steps.sweep import SweepResult, SweepStep
-from quantailor.store import ImatrixRecord
+from quantailor.store import CovarianceRecord, ImatrixRecord
+
+_Record = TypeVar("_Record", ImatrixRecord, CovarianceRecord)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,10 @@ class StudyResult(StepResult):
     imatrix_fingerprint: str | None
     imatrix_chunks: int
     """Chunks that the importance matrix saw; 0 without one."""
+    rounding: str
+    """"plain" or "compensated"."""
+    covariances_fingerprint: str | None
+    """Its beginning; None where none were at hand."""
     settings: str
     """How weight errors were measured."""
     n_tensors: int
@@ -60,7 +68,8 @@ class StudyResult(StepResult):
 class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
     """Everything that measuring needs, in one job.
 
-    Of importance matrices "auto" is what the store has, where it is as good as the level asks for, else one that is computed.
+    Of importance matrices and of covariances "auto" is what the store has, where it is as good as the level asks for, else what is
+    computed, both in one run of the text where neither is there.
     """
 
     screen: ClassVar[Screen | None] = "measure"
@@ -80,18 +89,22 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
         return known_types(self.types) if self.types else usual_types()
 
     def run(self, workspace: Workspace, stages: Stages) -> StudyResult:
-        """Convert, importance matrix, weight errors, probes, sweep, as far as the level goes. What is found is kept."""
+        """Convert, calibrate, weight errors, probes, sweep, as far as the level goes. What is found is kept."""
         step = with_base(workspace, self, None if self.output is None else Path(self.output), stages, overwrite=False)
         with workspace.model(step.model, allow_requantize=step.allow_requantize) as model:
             if step.settings.probe_chunks:
                 require_predictions(model.source)
+            step = step.decided(model.source)
             parts = Parts(step.parts(workspace, model), stages)
             n_weights = sum(tensor.n_elements for tensor in model.source.tensors)
             base = str(step.known_base(workspace, model) or step.base_place(workspace, model))
         if parts.begin("convert"):
             ConvertStep(model=step.model, output=base).run(workspace, stages)
         require_long_texts(workspace, base, *([step.text] if step.settings.probe_chunks else []))
-        imatrix = step.take_imatrix(workspace, base, stages) if parts.begin("imatrix") else NONE
+        if parts.begin("calibrate"):
+            step, imatrix = step.calibrated(workspace, base, stages)
+        else:
+            imatrix = step.take_imatrix(workspace, base, stages) if parts.begin("imatrix") else NONE
         parts.begin("measure")
         weight_errors = step.measure_step(base, imatrix, step.candidate_types, exhaustive=step.settings.exhaustive)
         measured = weight_errors.run(workspace, stages)
@@ -103,13 +116,15 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
         """The base where there is none, a model that runs, and what probes keep."""
         step = with_known_base(workspace, self)
         with workspace.model(step.model) as model:
-            return step.needs_of(workspace, model, ModelSize.of(model.source))
+            return step.decided(model.source).needs_of(workspace, model, ModelSize.of(model.source))
 
     def needs_of(self, workspace: Workspace, model: OpenedModel, size: ModelSize) -> Needs:
         """The same for a model that is open."""
         base = self.known_base(workspace, model)
         needs = Needs() if base else Needs(((self.base_place(workspace, model), size.tensor_bytes),))
-        if self.imatrix != NONE:
+        if self.rounding == "compensated" and self.covariances == AUTO and not workspace.store.covariances(model.fingerprint):
+            needs += self.calibrate_step(self.model, self.settings.imatrix_chunks).needs(workspace)
+        elif self.imatrix != NONE:
             needs += run_as_it_is(size, DEFAULT_N_CTX, self.compute.n_gpu_layers)
         if self.settings.probe_chunks:
             needs += self.probes_step(self.model, AUTO, self.settings.probe_chunks, "tensor").needs(workspace)
@@ -119,7 +134,8 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
         """The names of the parts that a study of this model has, in order."""
         wanted = {
             "convert": self.known_base(workspace, model) is None,
-            "imatrix": self.imatrix != NONE,
+            "imatrix": self.imatrix != NONE and self.rounding != "compensated",
+            "calibrate": self.rounding == "compensated",
             "measure": True,
             "probes": self.settings.probe_chunks > 0,
             "sweep": self.settings.sweep,
@@ -133,7 +149,15 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
 
     def sweep(self, base: str, imatrix: str) -> SweepStep:
         """Every tensor through every candidate type."""
-        return SweepStep(base=base, text=self.text, types=self.candidate_types, imatrix=imatrix, compute=self.compute)
+        return SweepStep(
+            base=base,
+            text=self.text,
+            types=self.candidate_types,
+            imatrix=imatrix,
+            rounding=self.rounding,
+            covariances=self.covariances,
+            compute=self.compute,
+        )
 
     def known_base(self, workspace: Workspace, model: OpenedModel) -> Path | None:
         """The model itself where it is a GGUF file, else an earlier conversion of it; None where there is none."""
@@ -145,6 +169,28 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
     def base_place(self, workspace: Workspace, model: OpenedModel) -> Path:
         """Where the conversion goes: `output`, else a file in the home that is named after the directory and the model."""
         return workspace.base_path(model.path, model.description) if self.output is None else Path(self.output)
+
+    def decided(self, source: ModelSource) -> StudyStep:
+        """The same with its rounding decided."""
+        return replace(self, rounding="compensated" if self.compensates(source) else "plain")
+
+    def calibrated(self, workspace: Workspace, base: str, stages: Stages) -> tuple[StudyStep, str]:
+        """The same with the covariances to go on with, and the path of the importance matrix; what lacks is computed."""
+        covariances, imatrix = self.covariances, self.imatrix
+        if covariances == AUTO:
+            with workspace.model(base) as model:
+                ready, matrix = self.ready_covariances(workspace, model), self.ready_imatrix(workspace, model)
+            if ready is None:
+                found = self.calibrate_step(base, self.settings.imatrix_chunks).run(workspace, stages)
+                covariances = found.fingerprint[:16]
+                if imatrix in (AUTO, COMPUTE) and matrix is None:
+                    return replace(self, covariances=covariances), found.imatrix.path
+            else:
+                stages.note(f"input covariances of {ready.chunk_count} chunks are there already")
+                covariances = ready.fingerprint[:16]
+        if imatrix != NONE:
+            imatrix = self.take_imatrix(workspace, base, stages)
+        return replace(self, covariances=covariances), imatrix
 
     def take_imatrix(self, workspace: Workspace, base: str, stages: Stages) -> str:
         """The path of the importance matrix to go on with: the file that was named, one that is ready, or a computed one."""
@@ -163,13 +209,21 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
 
         Where the study names a text, a computed one must be of a text of that name.
         """
-        records = workspace.stored_imatrices(model.fingerprint) if self.imatrix == AUTO else []
+        return self._ready(workspace, model, workspace.stored_imatrices(model.fingerprint) if self.imatrix == AUTO else [])
+
+    def ready_covariances(self, workspace: Workspace, model: OpenedModel) -> CovarianceRecord | None:
+        """The same of covariances, unless everything is to be computed."""
+        records = workspace.store.covariances(model.fingerprint) if self.imatrix != COMPUTE else []
+        there = [record for record in records if workspace.covariances_path(record.model, record.fingerprint).exists()]
+        return self._ready(workspace, model, there)
+
+    def _ready(self, workspace: Workspace, model: OpenedModel, records: Sequence[_Record]) -> _Record | None:
         if not records:
             return None
         text = Path(self.text) if self.text else CALIBRATION_TEXT
         n_tokens = chunks(workspace.corpus(model, text), chunk_length(model.source, DEFAULT_N_CTX), limit=self.settings.imatrix_chunks).size
 
-        def is_enough(record: ImatrixRecord) -> bool:
+        def is_enough(record: _Record) -> bool:
             is_right_text = self.text is None or text.name in record.datasets
             return record.origin == "imported" or (is_right_text and record.chunk_count * record.chunk_size >= n_tokens)
 
@@ -184,6 +238,8 @@ def _study_result(
     with workspace.model(base) as model:
         command = command_line(workspace, "plan", base, *imatrix_option(workspace, model, fingerprint or ""))
     return StudyResult(
+        rounding=measured.rounding,
+        covariances_fingerprint=measured.covariances_fingerprint,
         base=base,
         model_fingerprint=measured.model_fingerprint,
         level=step.level,

@@ -157,9 +157,12 @@ def choose(
     *,
     imatrix: str = AUTO,
     exhaustive: bool | None = None,
-    rounding: RoundingWish = "auto",
+    rounding: str = AUTO,
 ) -> tuple[Strategy, int | None, Grounds | None]:
-    """The strategy of `plan`, which is recorded; the preset's size where it is "as large as" one; its grounds. Raises StrategyError."""
+    """The strategy of `plan`, which is recorded; the preset's size where it is "as large as" one; its grounds.
+
+    `rounding` is as of `measured`. Raises StrategyError.
+    """
     if options.basis == "probes" or options.kld_nats is not None:
         require_predictions(model.source)  # before advice to measure what no plan could use
     measurement = measured(workspace, model, imatrix, exhaustive, rounding=rounding)

@@ -19,7 +19,10 @@ from functools import cached_property
 from pathlib import Path
 
 from quantailor.analysis.corpus import chunk_length, load_corpus
+from quantailor.analysis.covariances.capture import BUDGET_BYTES, expected_bytes
+from quantailor.analysis.covariances.covariance_file import CovarianceFile
 from quantailor.analysis.importance.imatrix_file import read_imatrix
+from quantailor.analysis.rounding.rounding import COMPENSATED, PLAIN_MEASURED
 from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
 from quantailor.app.measuring import past_runs
 from quantailor.app.measuring.passes import NOTHING, Scored, SwapWork, anchor_bits, n_base_chunks, probe_work, sweep_work
@@ -27,12 +30,11 @@ from quantailor.costs import seconds as seconds_module
 from quantailor.costs.machine import Range, n_threads
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import shortfalls
-from quantailor.costs.seconds import measure_seconds, write_seconds
+from quantailor.costs.seconds import compensation_seconds, covariance_seconds, measure_seconds, write_seconds
 from quantailor.costs.trial import inference_seconds, middle
 from quantailor.errors import CorpusError
 from quantailor.evidence.grounds import CURVE
 from quantailor.evidence.knowledge import load_knowledge
-from quantailor.evidence.roundings import measured_key
 from quantailor.ggml import library
 from quantailor.pipeline import StudyStep
 from quantailor.qtypes import needs_imatrix
@@ -97,6 +99,7 @@ def study_cost(workspace: Workspace, task: StudyStep) -> CostReport:
     """
     task = with_known_base(workspace, task)
     with workspace.model(task.model, allow_requantize=task.allow_requantize) as model:
+        task = task.decided(model.source)
         counted = _Counted(workspace, task, model)
         estimates = [_ESTIMATES[name](counted) for name in task.parts(workspace, model)]
         missing = shortfalls(workspace.home.path, task.needs_of(workspace, model, counted.size))
@@ -226,8 +229,36 @@ class _Counted:
     @cached_property
     def swap_key(self) -> SwapKey | None:
         runs = self.workspace.store.swap_runs(self.model.fingerprint)
-        wanted = (self.imatrix, self.corpus, self.n_ctx, "as built")
-        return next((key for key in runs if (key.imatrix, key.corpus, key.n_ctx, key.kernels) == wanted), None)
+        rounding = self.rounding or ""
+        wanted = (self.imatrix, self.corpus, self.n_ctx, "as built", rounding if rounding.startswith(COMPENSATED) else "")
+        return next((key for key in runs if (key.imatrix, key.corpus, key.n_ctx, key.kernels, key.rounding) == wanted), None)
+
+    @cached_property
+    def covariances(self) -> str | None:
+        """The beginning of the fingerprint of those that the study will use; "" for none, None where they are still to be made."""
+        if self.task.covariances == NONE:
+            return ""
+        if self.task.covariances != AUTO:
+            with CovarianceFile(Path(self.task.covariances)) as found:
+                return found.fingerprint[:16]
+        if self.task.rounding != "compensated":
+            newest = self.workspace.default_covariances(self.model.fingerprint)
+            return "" if newest is None else newest.fingerprint[:16]
+        if self.base is None:
+            return None
+        with self.workspace.model(self.base) as model:
+            ready = self.task.ready_covariances(self.workspace, model)
+        record = ready or self.workspace.store.computed_covariances(self.imatrix_key)
+        there = record is not None and self.workspace.covariances_path(record.model, record.fingerprint).exists()
+        return record.fingerprint[:16] if record is not None and there else None
+
+    @property
+    def rounding(self) -> str | None:
+        """What weight errors will be filed under, beside the importance matrix (`Rounding.key`); None where it cannot be known yet."""
+        if self.covariances is None:
+            return None
+        version = COMPENSATED if self.task.rounding == "compensated" else PLAIN_MEASURED
+        return f"{version}:{self.covariances}" if self.covariances else ""
 
     def running_bytes(self) -> int:
         """A loaded model with its context; weights on a GPU are not here."""
@@ -278,13 +309,31 @@ def _imatrix(at: _Counted) -> _Estimate:
     return _Estimate("imatrix", _scaled(total, max(0.0, 1.0 - share)), total, min(share, 1.0), disk, memory)
 
 
+def _calibrate(at: _Counted) -> _Estimate:
+    """The text runs through the model once for each share of the sums that fits the memory."""
+    in_memory, in_file = expected_bytes(at.size.tensors)
+    n_passes = max(1, math.ceil(in_memory / BUDGET_BYTES))
+    flops = n_passes * at.n_imatrix_chunks * at.size.decode_flops(at.n_ctx)
+    machine = at.task.compute
+    running = inference_seconds(flops, n_threads=machine.n_threads, n_gpu_layers=machine.n_gpu_layers)
+    sums = covariance_seconds(at.n_imatrix_chunks * at.n_ctx, in_memory, n_threads=machine.n_threads)
+    loading = write_seconds(n_passes * at.size.tensor_bytes + in_file)
+    total = _added(corrected(running, at.inference_ratio, PAST_SPREAD), sums, loading)
+    share = 0.0 if at.covariances is None or at.imatrix is None else 1.0
+    held = min(in_memory, BUDGET_BYTES)
+    disk = 0 if share else in_file + 2 * held + 4 * at.size.n_inputs
+    return _Estimate("calibrate", _scaled(total, 1.0 - share), total, share, disk, at.running_bytes() + held)
+
+
+def _measurement(at: _Counted, imatrix: str, settings: MeasureSettings) -> MeasurementKey:
+    return MeasurementKey(at.model.fingerprint, imatrix, settings.key, DEFINITION_VERSION, rounding=at.rounding or "")
+
+
 def _measure(at: _Counted) -> _Estimate:
     settings = MeasureSettings(exhaustive=at.task.settings.exhaustive)
     done: Collection[tuple[str, str]] = ()
-    if at.imatrix is not None:
-        how = measured_key(at.workspace, at.model.fingerprint, at.task.rounding, at.task.covariances)
-        key = MeasurementKey(at.model.fingerprint, at.imatrix, settings.key, DEFINITION_VERSION, rounding=how)
-        done = at.workspace.store.recorded_cells(key)
+    if at.imatrix is not None and at.rounding is not None:
+        done = at.workspace.store.recorded_cells(_measurement(at, at.imatrix, settings))
     everything = {tensor: [name for name in at.types if _can_take(at, tensor, name)] for tensor in at.size.tensors}
     missing = {tensor: [name for name in names if (tensor.name, name) not in done] for tensor, names in everything.items()}
     left, total = (_measure_seconds(at, cells, settings) for cells in (missing, everything))
@@ -302,8 +351,12 @@ def _can_take(at: _Counted, tensor: TensorInfo, type_name: str) -> bool:
 def _measure_seconds(at: _Counted, cells: Mapping[TensorInfo, Sequence[str]], settings: MeasureSettings) -> Range:
     if not any(cells.values()):
         return 0.0, 0.0
-    seconds = measure_seconds(cells, exhaustive=settings.exhaustive, n_threads=at.task.compute.n_threads)
-    return corrected(seconds, at.measure_ratio, PAST_SPREAD)
+    threads = at.task.compute.n_threads
+    seconds = measure_seconds(cells, exhaustive=settings.exhaustive, n_threads=threads)
+    plain = corrected(seconds, at.measure_ratio, PAST_SPREAD)
+    if at.task.rounding != "compensated":
+        return plain
+    return _added(plain, compensation_seconds(cells, exhaustive=settings.exhaustive, n_threads=threads))
 
 
 def _probes(at: _Counted) -> _Estimate:
@@ -355,8 +408,7 @@ def _is_precise(at: _Counted, task: ProbeStep) -> bool:
         return False
     with at.workspace.model(at.base) as model:
         settings = MeasureSettings(exhaustive=at.task.settings.exhaustive)
-        how = measured_key(at.workspace, model.fingerprint, at.task.rounding, at.task.covariances)
-        key = MeasurementKey(model.fingerprint, at.imatrix or "", settings.key, DEFINITION_VERSION, rounding=how)
+        key = _measurement(at, at.imatrix or "", settings)
         cells = at.workspace.store.cells(key, distributions=False)
         known = load_knowledge(at.workspace, model, key, cells, evidence=at.swap_key)
     found = [item for item in (known.sensitivities.values() if known else ()) if item.status == "measured" and item.alpha.value > 0]
@@ -367,6 +419,7 @@ def _is_precise(at: _Counted, task: ProbeStep) -> bool:
 _ESTIMATES: Mapping[str, Callable[[_Counted], _Estimate]] = {
     "convert": _convert,
     "imatrix": _imatrix,
+    "calibrate": _calibrate,
     "measure": _measure,
     "probes": _probes,
     "sweep": _sweep,

@@ -399,13 +399,15 @@ class _Asked:
 
 def _asked(job: Job) -> _Asked | None:
     """None while a job has not come to its measurement, or is of another kind."""
-    if job.progress.stage in ("", *STAGES, "convert", "imatrix"):
+    if job.progress.stage in ("", *STAGES, "convert", "imatrix", "calibrate"):
         return None
     try:
         step = from_json(job.kind, json.dumps(job.arguments))
         if isinstance(step, StudyStep):
             imatrix = NONE if step.imatrix == NONE else COMPUTE
-            return _Asked(step.candidate_types, step.settings.exhaustive, imatrix, step.rounding, step.covariances)
+            # One that is not told compensates wherever it has covariances of its own.
+            rounding: RoundingWish = "compensated" if step.rounding == AUTO and step.imatrix != NONE else step.rounding
+            return _Asked(step.candidate_types, step.settings.exhaustive, imatrix, rounding, step.covariances)
         if not isinstance(step, MeasureStep):
             return None
         return _Asked(known_types(step.types), step.exhaustive, step.imatrix, step.rounding, step.covariances)

@@ -475,6 +475,8 @@ def make(
         typer.Option("--group", help="Probe every tensor, or roles by depth; by default tensors of small models and on GPUs."),
     ] = None,
     imatrix: options.MakeImatrix = COMPUTE,
+    rounding: options.MakeRounding = "auto",
+    covariances: options.MakeCovariances = AUTO,
     imatrix_chunks: Annotated[
         int | None, options.number("imatrix_chunks", "--imatrix-chunks", help="Use at most this many chunks of the calibration text.")
     ] = None,
@@ -489,10 +491,10 @@ def make(
     requantize: options.Requantize = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the result of another make.", rich_help_panel="Common")] = False,
 ) -> None:
-    """All of it in one go: convert, importance matrix, measure, probe, plan, build, verify. Run it again to resume.
+    """All of it in one go: convert, calibrate, measure, probe, plan, build, verify. Run it again to resume.
 
-    A base is written if a step runs the model. With --imatrix FILE, --basis ranking and --no-verify none does: the file is built from
-    the checkpoint itself.
+    A base is written if a step runs the model, and rounding is then compensated unless --rounding plain. With --imatrix FILE,
+    --basis ranking and --no-verify none does: the file is built from the checkpoint itself, rounded as ggml does.
     """
     plan_options = PlanOptions(**target.target(needed=True), **constraints.limits, basis=basis)
     repository = hub.repository(model)
@@ -507,6 +509,8 @@ def make(
         probe_chunks=probe_chunks,
         group=group,
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None, words=(AUTO, COMPUTE, NONE)),
+        rounding=rounding,
+        covariances=covariances_choice(covariances),
         imatrix_chunks=imatrix_chunks,
         verify=verify,
         verify_text=optional_path(verify_text),

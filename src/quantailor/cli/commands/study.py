@@ -17,7 +17,7 @@ from quantailor.cli import options
 from quantailor.cli.commands import hub as hub_commands
 from quantailor.cli.output import console, table
 from quantailor.cli.root import command
-from quantailor.cli.values import imatrix_choice, optional_path, split_list
+from quantailor.cli.values import covariances_choice, imatrix_choice, optional_path, split_list
 from quantailor.present import words
 from quantailor.present.words import plural
 
@@ -38,11 +38,16 @@ def study(
     types: options.Types = None,
     text: options.Text = None,
     imatrix: options.MakeImatrix = AUTO,
+    rounding: options.MakeRounding = "auto",
+    covariances: options.MakeCovariances = AUTO,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the base of a Hugging Face directory goes.")] = None,
     cost: Annotated[bool, typer.Option("--cost", help="Say what it will take, without starting it.")] = False,
     requantize: options.Requantize = False,
 ) -> None:
-    """Everything that measuring needs, in one job: base, importance matrix, weight errors, probes, sweep. Run it again to resume."""
+    """Everything that measuring needs, in one job: base, importance matrix and covariances, weight errors, probes, sweep.
+
+    Run it again to resume. Rounding is compensated unless --rounding plain, or where no text runs through the model.
+    """
     repository = hub.repository(model)
     task = StudyStep(
         model=options.place(model, repository),
@@ -51,6 +56,8 @@ def study(
         types=split_list(types),
         text=optional_path(text),
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None, words=(AUTO, COMPUTE, NONE)),
+        rounding=rounding,
+        covariances=covariances_choice(covariances),
         output=optional_path(output),
         allow_requantize=requantize,
         compute=machine.compute,

@@ -190,6 +190,8 @@ def studied(result: StudyResult) -> None:
     out.print(f"base      {result.base}")
     matrix = f"{result.imatrix_fingerprint[:12]}, {result.imatrix_chunks} chunks" if result.imatrix_fingerprint else "none"
     out.print(f"imatrix   {matrix}")
+    if result.covariances_fingerprint:
+        out.print(f"rounding  {result.rounding}, covariances {result.covariances_fingerprint}")
     out.print(
         f"errors    {plural(result.n_cells, 'cell')} of {plural(result.n_tensors, 'tensor')} x {plural(result.n_types, 'type')}, "
         f"{result.settings}; "

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from quantailor import files
 from quantailor.errors import OutputError, StrategyError
+from quantailor.evidence.strategies import rounding_of
 from quantailor.present import words
 from quantailor.records import Strategy
 from quantailor.session import Workspace
@@ -23,8 +24,8 @@ Asked = Mapping[str, object]
 _SAID = ("size_bytes", "bits_per_weight", "like", "kld_nats")
 
 
-def refuse_other_result(strategy_path: Path, fingerprint: str, method: str, target: Asked, constraints: Asked) -> None:
-    """Raise OutputError where a strategy of another model, size or constraint, or one edited by hand, would be replaced."""
+def refuse_other_result(strategy_path: Path, fingerprint: str, method: str, target: Asked, constraints: Asked, *, rounding: str) -> None:
+    """Raise OutputError where a strategy of another model, size, constraint or rounding, or one edited by hand, would be replaced."""
     if not strategy_path.exists():
         return
     try:
@@ -39,6 +40,12 @@ def refuse_other_result(strategy_path: Path, fingerprint: str, method: str, targ
         raise _refusal(strategy_path, "a strategy that was edited by hand")
     if there.method != method or there.parameters.get("constraints", {}) != constraints:
         raise _refusal(strategy_path, f"a result of another rule or other constraints: {_words(there)}")
+    if rounding_of(there) != rounding:
+        how = rounding_of(there)
+        raise OutputError(
+            f"{strategy_path.parent} holds the same with {how} rounding",
+            remedy=f"Keep to it with --rounding {how}, choose another directory with -o, or give --force to replace it",
+        )
 
 
 def _asked(target: Mapping[str, object]) -> dict[str, object]:

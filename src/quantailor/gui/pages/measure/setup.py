@@ -38,7 +38,14 @@ PRESETS: Mapping[Level, _Preset] = {
     "thorough": _Preset("Thorough", "Every row, every tensor probed by itself on twice the text: narrower intervals."),
     "exhaustive": _Preset("Exhaustive sweep", "And runs the model with every tensor at every type. Most exact, and slowest."),
 }
-STAGES = {"convert": "Convert", "imatrix": "Importance matrix", "measure": "Weight errors", "probes": "Probes", "sweep": "Sweep"}
+STAGES = {
+    "convert": "Convert",
+    "imatrix": "Importance matrix",
+    "calibrate": "Importance matrix and covariances",
+    "measure": "Weight errors",
+    "probes": "Probes",
+    "sweep": "Sweep",
+}
 _MATRICES: Mapping[Matrix, tuple[str, str]] = {
     "auto": ("Keep what is there", ""),
     "compute": (
