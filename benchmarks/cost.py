@@ -61,7 +61,8 @@ def _elapsed(home: Path) -> float:
 
 def _rows(setting: Setting, home: Path, model: Path, level: Level, with_probes: bool) -> list[Row]:
     base, settings = setting.base(model), LEVEL_SETTINGS[level]
-    task = StudyStep(model=str(base), level=level, text=str(setting.text), compute=Compute(n_threads=setting.threads))
+    threads = Compute(n_threads=setting.threads)
+    task = StudyStep(model=str(base), level=level, text=str(setting.text), rounding="plain", compute=threads)
     probe_chunks = settings.probe_chunks or 1
     words: dict[str, tuple[object, ...]] = {
         "imatrix": ("imatrix", base, "-f", setting.text, *(("--chunks", settings.imatrix_chunks) if settings.imatrix_chunks else ())),

@@ -428,6 +428,10 @@ class Comparison:
     outcome: Literal["better", "no better", "worse"]
 
 
+PLAIN_TWIN = "plain rounding"
+"""The label of a reference of the very types of ours, rounded plainly; all others are llama.cpp's presets."""
+
+
 @dataclass(frozen=True, slots=True)
 class VerdictRow:
     """One file in a verdict: the base, ours, or a reference."""

@@ -126,3 +126,23 @@ def test_what_covariances_need_is_said_before(
         line = quantailor(*words, "-f", text, "--home", home).error_line
         assert f"on {home}" in line, json.dumps(line)
         assert quantailor(*words, "-f", text, "--rounding", "plain", "--home", tmp_path / "another").code == 0
+
+
+@pytest.mark.slow
+def test_the_verdict_tells_what_compensation_gains(quantailor: Command, base: Path, text: Path, tmp_path: Path) -> None:
+    words = ("make", base, "-f", text, *(word for word in FEW if word != "--no-verify"), "--home", tmp_path / "home")
+    judged = ("--verify-text", text, "--against", "Q8_0", "--chunks", 1, "--beside", "plain")
+    made = quantailor(*words, *judged, "-o", tmp_path / "out").result
+    rows = {row["label"]: row for row in made["verify"]["verdict"]["rows"]}
+    plain = quantailor(*words, "--rounding", "plain", *judged, "-o", tmp_path / "plain").result
+    labels = {row["label"] for row in plain["verify"]["verdict"]["rows"]}
+    assert "plain rounding" not in labels, "its rounding is plain already"
+    assert "plain rounding" in made["verify"]["verdict"]["sentence"]
+    again = tmp_path / "again.gguf"
+    home = ("--home", tmp_path / "home", "--json")
+    assert quantailor("build", base, made["strategy"], "-o", again, "--rounding", "plain", *home).code == 0
+    judge = ("--against", "Q8_0", "-f", text, "--chunks", 1, "--threads", 1)
+    verdict = quantailor("verify", again, "--base", base, *judge, *home).result["verdict"]
+    (ours,) = (row for row in verdict["rows"] if row["kind"] == "ours")
+    assert rows["plain rounding"]["statistics"]["kld_mean"] == ours["statistics"]["kld_mean"]
+    assert rows["plain rounding"]["content"] == ours["content"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -98,6 +98,10 @@ Against = Annotated[
         "--against",
         help="llama.cpp presets to compare with, separated by commas; by default those around the file's size, and that of --like.",
     ),
+]
+Beside = Annotated[
+    Literal["plain"] | None,
+    typer.Option("--beside", help="plain: compare a file whose rounding is compensated with its own types rounded plainly, too."),
 ]
 ProbeChunks = Annotated[int, number("probe_chunks", "--probe-chunks", help="Chunks for probes, at most.")]
 Group = Annotated[Grouping, typer.Option("--group", help="Probe every tensor, a role by quarters of the depth, or whole roles.")]

@@ -8,10 +8,11 @@ from pathlib import Path
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.control import QUIET, Control
+from quantailor.evidence.strategies import embedded_strategy, rounding_of, strategy_imatrix
 from quantailor.ggml import library
-from quantailor.making import judging
+from quantailor.making import building, judging
 from quantailor.records import Strategy
-from quantailor.session import OpenedModel, Workspace, gguf_path
+from quantailor.session import AUTO, OpenedModel, Workspace, gguf_path
 from quantailor.strategy import file as strategy_file
 
 
@@ -44,6 +45,36 @@ def reference(
         control=control,
     )
     workspace.note_written(path, path.name)
+    return path
+
+
+def plain_twin(
+    workspace: Workspace, model: OpenedModel, file: Path, *, n_threads: int | None = None, control: Control = QUIET
+) -> Path | None:
+    """The home's file of the types of one with compensated rounding, with the same importance matrix but rounded plainly; made where
+    there is none. None for a file whose rounding is plain.
+
+    Raises ImatrixError where the matrix is gone, OutputError where the file cannot be written.
+    """
+    strategy = embedded_strategy(workspace, file)
+    if strategy is None or rounding_of(strategy) == "plain":
+        return None
+    rounding = Rounding(strategy_imatrix(workspace, model, strategy, AUTO))
+    strategy = building.as_rounded(strategy, rounding)
+    wanted = recipe(model, strategy, rounding)
+    path = workspace.home.references / f"{model.description[:16]}-{wanted[:16]}-plain.gguf"
+    if not workspace.is_as_written(path, wanted):
+        building.build(
+            model.source,
+            strategy,
+            path,
+            rounding=rounding,
+            n_threads=n_threads,
+            control=control,
+            overwrite=True,
+            fingerprint=model.fingerprint,
+        )
+        workspace.note_written(path, wanted)
     return path
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imatrix
 from quantailor.costs.model_size import ModelSize
@@ -77,6 +77,8 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
     """Replace the result of another make in the directory."""
     chunks: int | None = None
     against: tuple[str, ...] | None = None
+    """As of `VerifyStep`."""
+    beside: Literal["plain"] | None = None
     """As of `VerifyStep`."""
 
     def check(self, workspace: Workspace) -> None:
@@ -286,6 +288,7 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
             file=file,
             base=weights,
             against=self.against,
+            beside=self.beside,
             text=self.verify_text,
             chunks=self.chunks,
             imatrix=imatrix,

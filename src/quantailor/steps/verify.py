@@ -16,12 +16,12 @@ from quantailor.costs.needs import Needs, run_as_it_is
 from quantailor.errors import OutputError
 from quantailor.evidence.presets import presets_around
 from quantailor.evidence.strategies import embedded_strategy
-from quantailor.evidence.written import reference
+from quantailor.evidence.written import plain_twin, reference
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
 from quantailor.making import judging
 from quantailor.models.abilities import require_predictions
-from quantailor.records import ChunkScore, Verdict
+from quantailor.records import PLAIN_TWIN, ChunkScore, Verdict
 from quantailor.session import AUTO, HELDOUT_TEXT, OpenedModel, Workspace, gguf_path, require_finite
 from quantailor.steps.checks.inputs import check_texts
 from quantailor.steps.checks.verified import require_presets, require_same_model, reservations
@@ -48,7 +48,7 @@ class VerifyResult(StepResult):
 class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult):
     """Measure a file against its base and against presets. "auto" is the importance matrix that the file was made with."""
 
-    units: ClassVar[Mapping[str, str]] = {"verify": "chunks"}
+    units: ClassVar[Mapping[str, str]] = {"verify": "chunks", PLAIN_TWIN: "bytes"}
     runs_model: ClassVar[bool] = True
     screen: ClassVar[Screen | None] = "verify"
 
@@ -56,6 +56,8 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
     base: str
     against: tuple[str, ...] | None = None
     """Presets to compare with; None means those whose sizes lie around the file's, and the one that it was planned like."""
+    beside: Literal["plain"] | None = None
+    """"plain": also with the file's own types rounded plainly, where its rounding is compensated."""
     text: str | None = None
     """None means the held-out text that ships with Quantailor."""
     chunks: int | None = None
@@ -119,13 +121,19 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             corpus = workspace.corpus(model, text)
             tokens = chunks(corpus, n_ctx, limit=self.chunks)
             presets = self.presets(workspace, model, imatrix)
-            label = f"{ours.stem} (ours)" if ours.stem in (BASE, NULL_CONTROL, *presets) else ours.stem
+            label = f"{ours.stem} (ours)" if ours.stem in (BASE, NULL_CONTROL, PLAIN_TWIN, *presets) else ours.stem
             candidates = {label: ours}
             threads = self.compute.n_threads
             require_finite(workspace.identity(ours))
             for preset in presets:
                 control = stages.begin(f"reference {preset}")
                 candidates[preset] = reference(workspace, model, preset, imatrix, n_threads=threads, control=control)
+            if self.beside:
+                twin = plain_twin(workspace, model, ours, n_threads=threads, control=stages.begin(PLAIN_TWIN))
+                if twin is None:
+                    stages.warn(f"{ours.name} does not say that its rounding is compensated, so --beside plain adds nothing.")
+                else:
+                    candidates[PLAIN_TWIN] = twin
             engine = library.engine(on_gpu=self.compute.n_gpu_layers != 0)
             keys = {name: ScoreKey(model.fingerprint, corpus.sha256, n_ctx, name, engine) for name in (BASE, NULL_CONTROL)}
             for name, path in candidates.items():
@@ -160,6 +168,8 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             if not any(folder.glob(f"{description[:16]}-*-{preset}.gguf")):
                 bits = [qtype.bits_per_weight for name, qtype in library.types().items() if name == _main_type(preset)]
                 n_bytes += size.bytes_at(PRESET_SHARE * sum(bits))
+        if self.beside and Path(self.file).is_file():
+            n_bytes += judging.file_size(Path(self.file))[0]
         return Needs(((folder, n_bytes),)) + run_as_it_is(size, self.n_ctx, self.compute.n_gpu_layers)
 
 

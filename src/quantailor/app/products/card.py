@@ -21,7 +21,7 @@ from quantailor.evidence.strategies import embedded_strategy, require_fit, round
 from quantailor.ggml import library
 from quantailor.models.source import ModelSource
 from quantailor.present import words
-from quantailor.records import Estimate, Grounds, MetadataValue, Strategy, TensorInfo, Verdict, VerdictRow, bits_per_weight
+from quantailor.records import PLAIN_TWIN, Estimate, Grounds, MetadataValue, Strategy, TensorInfo, Verdict, VerdictRow, bits_per_weight
 from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, OpenedModel, Workspace
 from quantailor.steps.verify import BASE
 from quantailor.store import ImatrixRecord
@@ -363,9 +363,11 @@ def _commands(facts: _Facts) -> list[str]:
         found.append(f"export {file} --base {base} --format yaml -o strategy.yaml")
         found.append(f"build {base} strategy.yaml -o again.gguf")
         found.append(f"check {file} strategy.yaml --base {base}")
-    against = ",".join(row.label for row in facts.verdict.rows if row.kind == "reference") if facts.verdict else ""
+    references = [row.label for row in facts.verdict.rows if row.kind == "reference"] if facts.verdict else []
+    against = ",".join(label for label in references if label != PLAIN_TWIN)
+    beside = " --beside plain" if PLAIN_TWIN in references else ""
     corpus = _text_option(facts.verdict.corpus_name, HELDOUT_TEXT) if facts.verdict else ""
-    found.append(f"verify {file} --base {base}{corpus}{f' --against {against}' if against else ''}")
+    found.append(f"verify {file} --base {base}{corpus}{f' --against {against}' if against else ''}{beside}")
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from quantailor.present import words
 from quantailor.present.charts.describe import Axis, Chart, Point, Rule, Series
-from quantailor.records import Verdict, VerdictRow
+from quantailor.records import PLAIN_TWIN, Verdict, VerdictRow
 
 Measure = Literal["kld", "ppl"]
 MEASURE_NAMES: Mapping[Measure, str] = {"kld": "mean KLD (nats)", "ppl": "perplexity"}
@@ -39,8 +39,11 @@ class VerdictPoint:
 
 
 def verdict_points(verdict: Verdict, measure: Measure = "kld") -> tuple[VerdictPoint, ...]:
-    """What the figure of a verdict shows, the smallest file first; the base has no divergence from itself, so KLD leaves it out."""
-    shown = [row for row in verdict.rows if measure == "ppl" or row.kind != "base"]
+    """What the figure of a verdict shows, the smallest file first; the base has no divergence from itself, so KLD leaves it out.
+
+    The line through the presets is theirs alone: our own types rounded plainly are in the table.
+    """
+    shown = [row for row in verdict.rows if row.label != PLAIN_TWIN and (measure == "ppl" or row.kind != "base")]
     return tuple(_point(row, measure) for row in sorted(shown, key=lambda row: row.size_bytes))
 
 

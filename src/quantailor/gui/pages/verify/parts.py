@@ -37,7 +37,7 @@ from quantailor.gui.widgets import box, card, named, primary, quiet, table, text
 from quantailor.present.charts import echarts
 from quantailor.present.charts.verdict import Measure, point_words, verdict_chart, verdict_points
 from quantailor.present.words import around, figure, percent_with_error, plural, size, span, with_error
-from quantailor.records import Comparison, Estimate, Verdict, VerdictRow
+from quantailor.records import PLAIN_TWIN, Comparison, Estimate, Verdict, VerdictRow
 
 OTHER = "other"
 MEDIA: dict[VerdictFormat, str] = {"png": "image/png", "svg": "image/svg+xml", "csv": "text/csv"}
@@ -348,7 +348,8 @@ def _figures(verdict: Verdict) -> None:
 
 def _row(row: VerdictRow) -> tuple[str, ...]:
     found = row.statistics
-    name = {"base": "the unquantized base", "ours": f"★ {row.label}", "reference": f"llama.cpp {row.label}"}[row.kind]
+    whose = row.label if row.label == PLAIN_TWIN else f"llama.cpp {row.label}"
+    name = {"base": "the unquantized base", "ours": f"★ {row.label}", "reference": whose}[row.kind]
     head = (name, size(row.size_bytes), f"{row.bits_per_weight:.2f}", with_error(found.perplexity))
     if row.kind == "base":
         return (*head, "", "", "", "", "")
