@@ -426,9 +426,13 @@ class Workspace:
 
         Raises CovarianceError where they are damaged.
         """
-        records = [one for one in self.store.covariances(model) if self.covariances_path(model, one.fingerprint).exists()]
-        chosen = max(records, key=_n_tokens, default=None)
+        chosen = next(iter(self.stored_covariances(model)), None)
         return None if chosen is None else CovarianceFile(self.covariances_path(model, chosen.fingerprint))
+
+    def stored_covariances(self, model: str) -> list[CovarianceRecord]:
+        """A model's covariances whose files are there, the model's own first: those that saw most tokens, of these the latest."""
+        records = [one for one in self.store.covariances(model) if self.covariances_path(model, one.fingerprint).exists()]
+        return sorted(records, key=_n_tokens, reverse=True)
 
     def choose_covariances(self, model: OpenedModel, wanted: str) -> CovarianceFile | None:
         """What `--covariances` means: "auto" the model's own, "none" nothing, else a file (which is then kept).

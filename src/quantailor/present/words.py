@@ -173,12 +173,25 @@ def around(value: float, ends: tuple[float, float]) -> str:
 
 
 EARLY = "too early to predict"
+UNKNOWN = "not predicted"
+
+
+COMPENSATION = (
+    "Codes are chosen together, so that errors make up for each other: the same types and the same size, better codes. "
+    "Any llama.cpp reads the file."
+)
+"""What compensated rounding is, for somebody who decides whether to have it."""
+
+
+def rounding(*, is_compensated: bool) -> str:
+    """How a file's weights became codes."""
+    return "compensated rounding" if is_compensated else "plain rounding"
 
 
 def kld(nats: float | None, ends: tuple[float, float] | None, no_prediction: str | None = None) -> str:
     """A predicted KL divergence with its interval: "0.0121 (0.0104 to 0.0146)"; where none is predicted, why not in two or three words."""
     if nats is None:
-        return EARLY if no_prediction is not None and no_prediction.startswith(EARLY) else "ranking only"
+        return next((words for words in (EARLY, UNKNOWN) if no_prediction is not None and no_prediction.startswith(words)), "ranking only")
     return figure(nats) if ends is None else around(nats, ends)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from quantailor.analysis.weight_errors.measure import MeasureSettings
 from quantailor.errors import ModelError, QuantailorError
@@ -17,7 +18,7 @@ from quantailor.pipeline import Level
 from quantailor.records import TensorInfo
 from quantailor.session import Workspace
 from quantailor.steps.convert import openable
-from quantailor.store import Location, MeasurementKey, ModelRecord, ResultCounts
+from quantailor.store import CovarianceRecord, ImatrixRecord, Location, MeasurementKey, ModelRecord, ResultCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,22 @@ class ProjectReport:
     """It has experts: tensors of several matrices."""
 
 
+@dataclass(frozen=True, slots=True)
+class KeptCalibration:
+    """An importance matrix or input covariances of a model, as the home keeps them."""
+
+    kind: Literal["importance matrix", "input covariances"]
+    fingerprint: str
+    datasets: tuple[str, ...]
+    """The texts; empty where an imported file does not say."""
+    chunk_count: int
+    chunk_size: int
+    is_imported: bool
+    size_bytes: int
+    is_own: bool
+    """Whether commands take it unless told otherwise."""
+
+
 ACTIVE = ("queued", "running", "paused", "interrupted")
 """States of jobs that have not come to their end."""
 SWEPT_SHARE = 0.9
@@ -70,6 +87,27 @@ def list_projects(workspace: Workspace) -> list[ProjectReport]:
     found = [_report(workspace, record, seen) for record in workspace.store.models() if not _is_product(workspace, record, seen)]
     kept = [report for report in found if report.source is not None or _is_known(report)]
     return sorted(kept, key=lambda report: report.last_activity, reverse=True)
+
+
+def calibrations(workspace: Workspace, fingerprint: str) -> list[KeptCalibration]:
+    """A model's importance matrices, then its input covariances, of each the one that is in use first."""
+    matrices, covariances = workspace.stored_imatrices(fingerprint), workspace.stored_covariances(fingerprint)
+    found = [_calibration("importance matrix", one, workspace.imatrix_path, is_own=one == matrices[0]) for one in matrices]
+    return found + [_calibration("input covariances", one, workspace.covariances_path, is_own=one == covariances[0]) for one in covariances]
+
+
+def _calibration(
+    kind: Literal["importance matrix", "input covariances"],
+    record: ImatrixRecord | CovarianceRecord,
+    place: Callable[[str, str], Path],
+    *,
+    is_own: bool,
+) -> KeptCalibration:
+    size = place(record.model, record.fingerprint).stat().st_size
+    is_imported = record.origin == "imported"
+    return KeptCalibration(
+        kind, record.fingerprint, tuple(record.datasets), record.chunk_count, record.chunk_size, is_imported, size, is_own
+    )
 
 
 def open_project(workspace: Workspace, model: Path) -> ProjectReport:

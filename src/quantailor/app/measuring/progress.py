@@ -3,7 +3,8 @@
 A `MeasurementWatch` holds one number per tensor and type. Each look counts the cells of every tensor, which takes one pass
 over an index, and reads the errors of those tensors alone whose count has changed.
 
-Which measurement is shown: the one that a job of this model is at, else the one that `plan` would take.
+Which measurement is shown: the one that a job of this model is at, else the one that `plan` would take. Where weights were measured
+both with plain and with compensated rounding, either can be asked for.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -44,6 +46,9 @@ RATE_SECONDS = 30.0
 READ_TENSORS = 500
 BAND = (10.0, 50.0, 90.0)
 """Percentiles over the tensors of a role."""
+
+
+RoundingKind = Literal["compensated", "plain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,10 @@ class MeasurementMap:
     """Where a plan would take another importance matrix than the latest, or than this measurement has."""
     settings: str
     """How it was measured (`MeasureSettings.key`); empty where nothing is."""
+    rounding: RoundingKind | None
+    """How the weights were rounded whose errors are shown; None where nothing is measured."""
+    roundings: tuple[RoundingKind, ...]
+    """Those that are measured, at least in part."""
     types: tuple[str, ...]
     """The types that are wanted or known, by falling bits per weight."""
     common_type: str | None
@@ -175,6 +184,9 @@ class MeasurementWatch:
         self._sensitivities: Mapping[str, Sensitivity] = {}
         self._evidence: tuple[Grounds, ...] = ()
         self._no_prediction: str | None = None
+        self.rounding: RoundingWish = "auto"
+        """Which measurement to look at, where there are several; "auto" as a job measures, or as a plan would take."""
+        self._roundings: tuple[RoundingKind, ...] = ()
         self._forget()
 
     def _forget(self) -> None:
@@ -234,6 +246,8 @@ class MeasurementWatch:
             imatrix_fingerprint=self._key.imatrix or None if self._key else None,
             notes=self._notes(),
             settings=self._key.settings if self._key else "",
+            rounding=_kind_of(self._key) if self._key else None,
+            roundings=self._roundings,
             types=tuple(self._names[at] for at in self._wanted),
             common_type=common,
             n_cells=int(settled.sum()),
@@ -335,15 +349,24 @@ class MeasurementWatch:
         store, model = self._workspace.store, self._record.fingerprint
         asked = None if self._job is None else _asked(self._job)
         stored = [record.fingerprint for record in self._workspace.stored_imatrices(model)]
-        if asked is not None:
-            # A study has just recorded the one that it takes.
-            latest = (record.fingerprint for record in store.imatrices(model) if record.fingerprint in stored)
-            imatrix = "" if asked.imatrix == NONE or not stored else stored[0] if asked.imatrix == AUTO else next(latest)
-            settings = MeasureSettings(exhaustive=asked.exhaustive).key
-            rounding = measured_key(self._workspace, model, asked.rounding, asked.covariances)
-            return MeasurementKey(model, imatrix, settings, DEFINITION_VERSION, rounding=rounding)
         counts = {key: count for key, count in store.measurements(model).items() if key.definition_version == DEFINITION_VERSION}
+        self._roundings = tuple(sorted({_kind_of(key) for key in counts}))
+        key = None if asked is None else self._asked_key(asked, stored)
+        if key is not None and (self.rounding in (AUTO, _kind_of(key)) or self.rounding not in self._roundings):
+            return key
+        if self.rounding in self._roundings:
+            counts = {key: count for key, count in counts.items() if _kind_of(key) == self.rounding}
         return most_telling(counts, (*stored, ""), store.measured_tensors(model))
+
+    def _asked_key(self, asked: _Asked, stored: Sequence[str]) -> MeasurementKey:
+        """The measurement that a job adds to; `stored` are the importance matrices, that of its own first."""
+        store, model = self._workspace.store, self._record.fingerprint
+        # A study has just recorded the one that it takes.
+        latest = (record.fingerprint for record in store.imatrices(model) if record.fingerprint in stored)
+        imatrix = "" if asked.imatrix == NONE or not stored else stored[0] if asked.imatrix == AUTO else next(latest)
+        settings = MeasureSettings(exhaustive=asked.exhaustive).key
+        rounding = measured_key(self._workspace, model, asked.rounding, asked.covariances)
+        return MeasurementKey(model, imatrix, settings, DEFINITION_VERSION, rounding=rounding)
 
     def _notes(self) -> tuple[str, ...]:
         model = self._record.fingerprint
@@ -395,6 +418,10 @@ class _Asked:
     imatrix: str
     rounding: RoundingWish
     covariances: str
+
+
+def _kind_of(key: MeasurementKey) -> RoundingKind:
+    return "compensated" if key.swapped else "plain"
 
 
 def _asked(job: Job) -> _Asked | None:

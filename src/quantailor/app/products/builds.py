@@ -10,23 +10,27 @@ from pathlib import Path
 from typing import Literal
 
 from quantailor import files
+from quantailor.analysis.importance.imatrix import TOKEN_EMBEDDINGS
+from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.app.choosing.comparing import StrategyDiff, compare_strategies
 from quantailor.app.choosing.drafts import Draft, list_drafts
 from quantailor.app.choosing.planner import Planner
 from quantailor.app.jobs import JobReport, start_detached, submit
 from quantailor.app.products.checking import BuildCheck, check_build
 from quantailor.app.products.exporting import ExportReport, export, llama_quantize_command, own_commands, read_strategy
-from quantailor.app.products.verdicts import StoredVerdict, list_verdicts, verdicts_on
+from quantailor.app.products.verdicts import StoredVerdict, compare_files, list_verdicts, verdicts_on
 from quantailor.control import QUIET, Control
 from quantailor.costs.needs import Needs, shortfalls
-from quantailor.errors import OutputError, QuantailorError, StrategyError
-from quantailor.evidence.strategies import embedded_strategy, require_whole, strategy_imatrix
+from quantailor.costs.seconds import compensation_seconds
+from quantailor.errors import CovarianceError, OutputError, QuantailorError, StrategyError
+from quantailor.evidence.roundings import strategy_rounding
+from quantailor.evidence.strategies import embedded_strategy, require_whole, rounding_of, strategy_imatrix
 from quantailor.ggml import library
 from quantailor.making import building, judging
 from quantailor.models.source import ModelSource
 from quantailor.present import words
-from quantailor.records import Prediction, Strategy
-from quantailor.session import AUTO, Workspace, quantizable_tensors
+from quantailor.records import Comparison, Prediction, RoundingWish, Strategy, TensorInfo
+from quantailor.session import AUTO, OpenedModel, Workspace, quantizable_tensors
 from quantailor.steps.build import BuildStep
 from quantailor.steps.options import absolute
 from quantailor.store import Location, StrategyRecord
@@ -35,6 +39,7 @@ from quantailor.strategy import file as strategy_file
 ChoiceKind = Literal["draft", "stored", "file"]
 N_STORED = 12
 """So many of the latest strategies are offered."""
+OTHER_ROUNDING = "not predicted: the strategy was made for the other rounding"
 _SHARD_ENDING = len("-00001-of-00001")
 
 
@@ -56,6 +61,8 @@ class BuildWish:
     output: Path
     split_max_bytes: int | None = None
     overwrite: bool = False
+    rounding: RoundingWish = "auto"
+    """"auto" is the one that the strategy was made for."""
 
     @property
     def strategy_path(self) -> Path:
@@ -66,7 +73,13 @@ class BuildWish:
     def options(self) -> tuple[str, ...]:
         """What the command line calls its other fields."""
         split = () if self.split_max_bytes is None else ("--split-max-size", str(self.split_max_bytes))
-        return (*split, "--force") if self.overwrite else split
+        rounding = () if self.rounding in (AUTO, rounding_of(self.strategy)) else ("--rounding", self.rounding)
+        return (*rounding, *split, "--force") if self.overwrite else (*rounding, *split)
+
+    @property
+    def is_compensated(self) -> bool:
+        """Whether the file's rounding is to be compensated."""
+        return (rounding_of(self.strategy) if self.rounding == AUTO else self.rounding) == "compensated"
 
     def task(self, strategy_path: Path) -> BuildStep:
         """The build as a job's task."""
@@ -76,6 +89,7 @@ class BuildWish:
             output=absolute(self.output),
             split_max_bytes=self.split_max_bytes,
             overwrite=self.overwrite,
+            rounding=self.rounding,
         )
 
 
@@ -98,6 +112,11 @@ class BuildOffer:
     """Why not."""
     shortfalls: tuple[str, ...]
     """Why it cannot start, one sentence each."""
+    is_compensated: bool
+    compensation_seconds: tuple[float, float]
+    """What compensated rounding would take beyond plain, whichever is asked for."""
+    no_covariances: str | None
+    """Why rounding cannot be compensated; None where it can."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -115,6 +134,8 @@ class BuiltFile:
     predicted_kld_nats: float | None
     verdicts: tuple[str, ...]
     """Fingerprints of verdicts on this very file, the latest first."""
+    is_compensated: bool
+    """Whether its rounding is."""
 
 
 # Which strategy
@@ -130,7 +151,8 @@ def list_choices(workspace: Workspace, model: str) -> list[StrategyChoice]:
 def _told(record: StrategyRecord) -> str:
     strategy = _stored(record.document)
     bits = "" if strategy.prediction is None else f"{strategy.prediction.bits_per_weight:.2f} bits per weight"
-    return ", ".join(part for part in (strategy.method, words.target(strategy.target), bits, record.fingerprint[:8]) if part)
+    rounding = words.rounding(is_compensated=True) if wants_compensation(strategy) else ""
+    return ", ".join(part for part in (strategy.method, words.target(strategy.target), bits, rounding, record.fingerprint[:8]) if part)
 
 
 @lru_cache(maxsize=64)
@@ -178,6 +200,11 @@ def compare_with(
     return dataclasses.replace(found, a=dataclasses.replace(found.a, label=label), b=b)
 
 
+def wants_compensation(strategy: Strategy) -> bool:
+    """Whether a strategy was made for compensated rounding."""
+    return rounding_of(strategy) == "compensated"
+
+
 # What it comes to
 
 
@@ -191,25 +218,50 @@ def build_offer(workspace: Workspace, wish: BuildWish) -> BuildOffer:
     """
     with workspace.model(wish.base) as model:
         require_whole(wish.strategy, model)
-        imatrix = strategy_imatrix(workspace, model, wish.strategy, AUTO)
-        layout = building.predict_layout(model.source, wish.strategy, imatrix=imatrix, split_max_bytes=wish.split_max_bytes)
-        predicted = building.predict(model.source, wish.strategy, imatrix=imatrix, split_max_bytes=wish.split_max_bytes)
+        compensated, missing = _compensated(workspace, model, wish.strategy)
+        rounding = compensated if wish.is_compensated and compensated else Rounding(strategy_imatrix(workspace, model, wish.strategy, AUTO))
+        strategy, imatrix = building.as_rounded(wish.strategy, rounding), rounding.imatrix
+        layout = building.predict_layout(model.source, strategy, imatrix=imatrix, split_max_bytes=wish.split_max_bytes)
+        predicted = building.predict(model.source, strategy, imatrix=imatrix, split_max_bytes=wish.split_max_bytes)
         counts = _counts(model.source, wish.strategy)
+        more = compensation_seconds(_rounded_cells(model.source, wish.strategy), exhaustive=True, n_threads=None)
         needs = Needs(((wish.output, predicted.file_size_bytes),))
     try:
-        quantize, reason = llama_quantize_command(workspace, wish.base, wish.strategy, wish.output), None
+        quantize, reason = llama_quantize_command(workspace, wish.base, strategy, wish.output), None
     except QuantailorError as error:
         quantize, reason = None, error.message
     return BuildOffer(
-        prediction=_with_kld(predicted, wish.strategy.prediction),
+        prediction=_with_kld(predicted, wish.strategy, is_compensated=wish.is_compensated),
         paths=tuple(str(path) for path in layout.paths(wish.output)),
         n_tensors=sum(counts.values()),
         type_counts=counts,
         own_lines=own_commands(workspace, wish.base, wish.strategy_path, wish.output, options=wish.options),
         quantize=quantize,
         no_quantize=reason,
-        shortfalls=shortfalls(workspace.home.path, needs),
+        shortfalls=(*((missing,) if missing and wish.is_compensated else ()), *shortfalls(workspace.home.path, needs)),
+        is_compensated=wish.is_compensated,
+        compensation_seconds=more,
+        no_covariances=missing,
     )
+
+
+def _compensated(workspace: Workspace, model: OpenedModel, strategy: Strategy) -> tuple[Rounding | None, str | None]:
+    """The compensated rounding that a build of the strategy would have, or why it could have none."""
+    try:
+        return strategy_rounding(workspace, model, strategy, wish="compensated"), None
+    except CovarianceError as error:
+        return None, error.message
+
+
+def _rounded_cells(source: ModelSource, strategy: Strategy) -> dict[TensorInfo, tuple[str, ...]]:
+    """Tensors whose codes would be chosen with a covariance, and their types."""
+    qtypes = library.types()
+    chosen = {tensor: strategy.types.get(tensor.name, tensor.type_name) for tensor in quantizable_tensors(source)}
+    return {
+        tensor: (name,)
+        for tensor, name in chosen.items()
+        if name != tensor.type_name and qtypes[name].is_quantized and tensor.name not in TOKEN_EMBEDDINGS
+    }
 
 
 def _counts(source: ModelSource, strategy: Strategy) -> dict[str, int]:
@@ -219,9 +271,12 @@ def _counts(source: ModelSource, strategy: Strategy) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: -qtypes[item[0]].bits_per_weight))
 
 
-def _with_kld(predicted: Prediction, known: Prediction | None) -> Prediction:
+def _with_kld(predicted: Prediction, strategy: Strategy, *, is_compensated: bool) -> Prediction:
+    known = strategy.prediction
     if known is None:
         return predicted
+    if is_compensated != wants_compensation(strategy) and known.kld_nats is not None:
+        return dataclasses.replace(predicted, no_prediction=OTHER_ROUNDING)
     return dataclasses.replace(
         predicted, kld_nats=known.kld_nats, kld_interval_nats=known.kld_interval_nats, no_prediction=known.no_prediction
     )
@@ -314,7 +369,39 @@ def _built(
         return None
     kld = None if strategy.prediction is None else strategy.prediction.kld_nats
     paths = tuple(sorted({str(location.path) for location in locations}))
-    return BuiltFile(str(first), paths, size_bytes, bits, record.fingerprint, strategy.method, kld, judged)
+    return BuiltFile(str(first), paths, size_bytes, bits, record.fingerprint, strategy.method, kld, judged, wants_compensation(strategy))
+
+
+PLAIN_TWIN = "the same types, rounded plainly"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RoundingReport:
+    """How a judged file was rounded, and what that is worth."""
+
+    is_compensated: bool
+    gain: Comparison | None
+    """A compensated file against one of the same types that was rounded plainly, where both were measured on the same chunks."""
+
+
+def rounding_report(workspace: Workspace, model: str, stored: StoredVerdict, builds: Sequence[BuiltFile]) -> RoundingReport | None:
+    """The rounding of the file that a verdict judges, one of these `builds`; None where it is not among them."""
+    ours = next((item for item in builds if stored.fingerprint in item.verdicts), None)
+    if ours is None:
+        return None
+    twins = [
+        item for item in builds if ours.is_compensated and not item.is_compensated and _types(workspace, item) == _types(workspace, ours)
+    ]
+    known = {item.fingerprint: item for item in list_verdicts(workspace, model)}
+    for other in (known[fingerprint] for twin in twins for fingerprint in twin.verdicts):
+        gain = compare_files(workspace, stored, other, PLAIN_TWIN)
+        if gain is not None:
+            return RoundingReport(ours.is_compensated, gain)
+    return RoundingReport(ours.is_compensated, None)
+
+
+def _types(workspace: Workspace, item: BuiltFile) -> Mapping[str, str]:
+    return _from_store(workspace, item.strategy).types
 
 
 def check_built(workspace: Workspace, base: Path, file: Path, *, control: Control = QUIET) -> BuildCheck:

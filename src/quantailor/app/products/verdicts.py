@@ -11,6 +11,7 @@ from typing import Literal
 
 from quantailor import files
 from quantailor.analysis.corpus import chunk_length, load_corpus
+from quantailor.analysis.scores import fidelity
 from quantailor.app.measuring.cost import PROBE_PAST_SPREAD, corrected
 from quantailor.app.measuring.past_runs import inference_ratio
 from quantailor.costs.machine import Range
@@ -21,7 +22,7 @@ from quantailor.ggml import library
 from quantailor.making import judging
 from quantailor.present.charts.drawing import draw
 from quantailor.present.charts.verdict import Measure, verdict_chart, verdict_csv
-from quantailor.records import Verdict, VerdictRow
+from quantailor.records import Comparison, Verdict, VerdictRow
 from quantailor.session import HELDOUT_TEXT, OpenedModel, Workspace
 from quantailor.steps.verify import BASE, NULL_CONTROL, VerifyStep, verify_imatrix
 from quantailor.store import ScoreKey
@@ -110,6 +111,21 @@ def verdicts_on(workspace: Workspace, model: str, file: Path, verdicts: Sequence
             continue
         if math.isclose(sum(score.kld_sum for score in counted) / n_tokens, figures.kld_mean.value, rel_tol=1e-6, abs_tol=1e-12):
             yield item
+
+
+def compare_files(workspace: Workspace, ours: StoredVerdict, other: StoredVerdict, label: str) -> Comparison | None:
+    """The file of one verdict against that of another, which is called `label`; None unless all chunks of the first have both."""
+    a, b = ours.verdict, other.verdict
+    if (a.model_fingerprint, a.corpus_sha256, a.n_ctx) != (b.model_fingerprint, b.corpus_sha256, b.n_ctx):
+        return None
+    n_chunks, size_ratio = ours.ours.statistics.n_chunks, ours.ours.size_bytes / other.ours.size_bytes
+    for on_gpu in (False, True):
+        engine = library.engine(on_gpu=on_gpu)
+        keys = (ScoreKey(a.model_fingerprint, a.corpus_sha256, a.n_ctx, item.ours.content, engine) for item in (ours, other))
+        first, second = ([score for score in workspace.store.chunk_scores(key) if score.index < n_chunks] for key in keys)
+        if len(first) == len(second) == n_chunks:
+            return fidelity.compare(first, second, reference=label, size_ratio=size_ratio)
+    return None
 
 
 # The graph

@@ -22,6 +22,7 @@ from quantailor.app.products.builds import (
     keep_type_list,
     list_choices,
     start_build,
+    wants_compensation,
 )
 from quantailor.app.products.card import suggested_file_name
 from quantailor.errors import QuantailorError
@@ -31,7 +32,8 @@ from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.jobs.job_card import JobCard, unfinished
 from quantailor.gui.pages.build.parts import STRATEGY_KINDS, BuiltList, CheckCard, DiffCard
 from quantailor.gui.picker import path_input, pick
-from quantailor.gui.widgets import Stat, box, card, chip, copy_line, empty, note, primary, quiet, text, told
+from quantailor.gui.widgets import Stat, box, card, chip, copy_line, empty, named, note, primary, quiet, text, told
+from quantailor.present import words
 from quantailor.present.words import figure, interval, kld, size
 from quantailor.records import Prediction, Strategy
 
@@ -167,6 +169,7 @@ class _Screen:
             return
         name = await run.io_bound(suggested_file_name, workspace(), self._base, self._strategy)
         self._name.set_value(name or "")
+        self._compensated.set_value(wants_compensation(self._strategy))
         await self._refresh()
         self._diff.set_strategy(self._strategy, choice.label, self._others(), self._closest())
 
@@ -198,10 +201,22 @@ class _Screen:
                 self._split.classes("qt-grow").props('debounce="400" hint="Leave empty for a single file"').on_value_change(refresh)
                 self._overwrite = ui.checkbox("Replace a file of that name", on_change=refresh)
             self._parts = text("", "qt-small qt-muted")
+            self._rounding_switch()
             self._problems = ui.element("div").classes("qt-stack")
             with box("qt-row qt-build-go"):
                 self._go = primary("Build", told(self._build_now), icon="construction")
                 self._go.set_enabled(False)
+
+    def _rounding_switch(self) -> None:
+        with box("qt-rounding"):
+            self._compensated = named(
+                ui.switch("Compensated rounding", on_change=told(self._refresh)).props("dense"), "Compensated rounding"
+            )
+            self._rounding = text(words.COMPENSATION, "qt-small qt-muted").props('aria-live="polite"')
+            with box("qt-row qt-wrap") as self._calibrate:
+                text("It needs input covariances, which Measure computes with the importance matrix.", "qt-small qt-grow")
+                quiet("Measure", lambda: ui.navigate.to(address(self._project, "measure")), icon="straighten").props("dense")
+            self._calibrate.set_visibility(False)
 
     def _default_folder(self) -> Path:
         """Where the last file went, else beside the base, else the first folder that may be used."""
@@ -221,6 +236,7 @@ class _Screen:
             output=context().allowed(folder / Path(str(self._name.value or "model.gguf")).name),
             split_max_bytes=int(self._split.value * MB) if self._split.value else None,
             overwrite=bool(self._overwrite.value),
+            rounding="compensated" if self._compensated.value else "plain",
         )
 
     async def _refresh(self) -> None:
@@ -250,6 +266,8 @@ class _Screen:
         self._exact.set_text(f"{predicted.file_size_bytes:,} bytes, exactly. {_kld_words(predicted)}")
         n_parts = len(offer.paths)
         self._parts.set_text(f"{n_parts} parts: {Path(offer.paths[0]).name} and on" if n_parts > 1 else f"one file: {offer.paths[0]}")
+        self._rounding.set_text(_rounding_words(offer))
+        self._calibrate.set_visibility(offer.no_covariances is not None)
         self._chips.clear()
         with self._chips:
             for type_name, count in offer.type_counts.items():
@@ -309,6 +327,13 @@ class _Screen:
             ui.notify(f"Saved {report.text_path}")
 
 
+def _rounding_words(offer: BuildOffer) -> str:
+    """What it is, what it costs, and whom the file was planned for."""
+    if offer.no_covariances is not None:
+        return words.COMPENSATION
+    return f"{words.COMPENSATION} It takes about {words.span(*offer.compensation_seconds)} more to write."
+
+
 def _kld(predicted: Prediction) -> tuple[str, str]:
     """Figure and label."""
     if predicted.kld_nats is None:
@@ -318,7 +343,7 @@ def _kld(predicted: Prediction) -> tuple[str, str]:
 
 def _kld_words(predicted: Prediction) -> str:
     if predicted.kld_nats is None:
-        reason = f"It is {predicted.no_prediction}." if predicted.no_prediction else ""
+        reason = f"Its KLD is {predicted.no_prediction}." if predicted.no_prediction else ""
         return reason or "No KLD is predicted without probes: the strategy only ranks."
     if predicted.kld_interval_nats is None:
         return ""

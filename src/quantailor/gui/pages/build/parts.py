@@ -21,6 +21,7 @@ from quantailor.gui.frame import address
 from quantailor.gui.pages.verify.parts import verdict_words
 from quantailor.gui.picker import pick
 from quantailor.gui.widgets import TableCell, box, card, chip, copy, icon_button, note, quiet, scrolling_table, table, text, told
+from quantailor.present import words
 from quantailor.present.words import kld, percent, plural, size, size_change
 from quantailor.records import Strategy
 
@@ -140,23 +141,23 @@ class BuiltList:
     async def refresh(self) -> None:
         """Read the list again."""
         self.items = await run.io_bound(list_builds, workspace(), self._project.fingerprint) or []
-        verdicts = await run.io_bound(list_verdicts, workspace(), self._project.fingerprint) or []
-        words = {item.fingerprint: verdict_words(item.verdict) for item in verdicts}
+        found = await run.io_bound(list_verdicts, workspace(), self._project.fingerprint) or []
+        verdicts = {item.fingerprint: verdict_words(item.verdict) for item in found}
         self._body.clear()
         with self._body:
             if not self.items:
                 text("None yet. What you build is listed here, with its verdicts.", "qt-muted")
                 return
-            self._table(words)
+            self._table(verdicts)
 
-    def _table(self, words: dict[str, str]) -> None:
+    def _table(self, verdicts: dict[str, str]) -> None:
         columns = {"File": False, "Size": True, "bpw": True, "Predicted KLD": True, "Verdict": False, "Actions": False}
-        table(columns, [self._row(item, words) for item in self.items], caption="Built files").classes("qt-built")
+        table(columns, [self._row(item, verdicts) for item in self.items], caption="Built files").classes("qt-built")
 
-    def _row(self, item: BuiltFile, words: dict[str, str]) -> tuple[TableCell, ...]:
+    def _row(self, item: BuiltFile, verdicts: dict[str, str]) -> tuple[TableCell, ...]:
         kld = "not predicted" if item.predicted_kld_nats is None else f"{item.predicted_kld_nats:.3g}"
         name, n_bytes, verdict, actions = (
-            partial(show, item) for show in (self._name, _size_cell, partial(self._verdict, words), self._actions)
+            partial(show, item) for show in (self._name, _size_cell, partial(self._verdict, verdicts), self._actions)
         )
         return name, n_bytes, f"{item.bits_per_weight:.2f}", kld, verdict, actions
 
@@ -165,12 +166,13 @@ class BuiltList:
         with box("qt-built-name"):
             text(path.name, "qt-mono qt-ellipsis").props["title"] = item.path
             parts = f"{len(item.paths)} parts in " if len(item.paths) > 1 else ""
-            text(f"{parts}{path.parent}", "qt-small qt-muted qt-ellipsis")
+            rounding = f"{words.rounding(is_compensated=True)}, " if item.is_compensated else ""
+            text(f"{rounding}{parts}{path.parent}", "qt-small qt-muted qt-ellipsis")
 
-    def _verdict(self, words: dict[str, str], item: BuiltFile) -> None:
+    def _verdict(self, verdicts: dict[str, str], item: BuiltFile) -> None:
         if item.verdicts:
             target = f"{address(self._project, 'verify')}?verdict={item.verdicts[0][:16]}"
-            ui.link(words.get(item.verdicts[0], "verdict"), target).classes("qt-link")
+            ui.link(verdicts.get(item.verdicts[0], "verdict"), target).classes("qt-link")
         else:
             text("not measured", "qt-muted")
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 from nicegui import run, ui
 
 from quantailor.app.jobs import JobReport
 from quantailor.app.library import projects
 from quantailor.app.library.projects import ProjectReport
-from quantailor.app.measuring.progress import COMMON_TYPE, MeasuredType, MeasurementMap, MeasurementWatch, RoleBand, TensorProgress
+from quantailor.app.measuring.progress import (
+    COMMON_TYPE,
+    MeasuredType,
+    MeasurementMap,
+    MeasurementWatch,
+    RoleBand,
+    RoundingKind,
+    TensorProgress,
+)
 from quantailor.errors import QuantailorError
 from quantailor.gui import measured, theme
 from quantailor.gui.context import show_address, workspace
@@ -21,10 +29,10 @@ from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.jobs.dock import JobButtons
 from quantailor.gui.measured import Mode
 from quantailor.gui.pages.measure.setup import STAGES, Setup
-from quantailor.gui.widgets import Stat, box, card, chip, named, primary, table, text
+from quantailor.gui.widgets import Stat, box, card, chip, named, primary, table, text, told
 from quantailor.present.charts import echarts
 from quantailor.present.charts.colours import LogScale
-from quantailor.present.words import percent, with_error
+from quantailor.present.words import percent, rounding, with_error
 from quantailor.records import Sensitivity
 
 POLL_SECONDS = 1.0
@@ -42,8 +50,8 @@ def register() -> None:
 
 
 async def measure(fingerprint: str) -> None:
-    """A project's measurement."""
-    found = await opened("measure", partial(_read, fingerprint))
+    """A project's measurement; `?tensor=` is the chosen one, `?rounding=` the one of two measurements."""
+    found = await opened("measure", partial(_read, fingerprint, ui.context.client.request.query_params.get("rounding", "")))
     if found is None:
         return
     project, watch = found
@@ -52,9 +60,10 @@ async def measure(fingerprint: str) -> None:
         _Page(project, watch, chosen)
 
 
-def _read(fingerprint: str) -> tuple[ProjectReport, MeasurementWatch]:
+def _read(fingerprint: str, rounding: str) -> tuple[ProjectReport, MeasurementWatch]:
     project = projects.project(workspace(), fingerprint)
     watch = MeasurementWatch(workspace(), project.fingerprint)
+    watch.rounding = "plain" if rounding == "plain" else "compensated" if rounding == "compensated" else "auto"
     watch.look()
     if project.is_probed:
         watch.look_at_probes()
@@ -69,7 +78,7 @@ class _Page:
         self._polls, self._was_active, self._stage = 0, watch.is_active, ""
         found = watch.map()
         with box("qt-stack") as self._live:
-            self._summary = _Summary(project)
+            self._summary = _Summary(project, self._look_at)
             with box("qt-measure-live"):
                 self._map = _Map(watch, found, self._pick)
                 self._curves = _Curves()
@@ -152,6 +161,17 @@ class _Page:
         show_address(self._address())
         ui.run_javascript("document.getElementById('main').scrollTo({top: 0})")
 
+    async def _look_at(self, rounding: RoundingKind) -> None:
+        """Show the measurement of the other rounding."""
+        if self._watch.rounding == rounding or self._watch.map().rounding == rounding:
+            return
+        self._watch.rounding = rounding
+        await run.io_bound(self._watch.look)
+        await run.io_bound(self._watch.look_at_probes)
+        self._show(self._watch.map(self._map.type_name), everything=True)
+        self._layout()
+        show_address(self._address())
+
     def _pick(self, name: str) -> None:
         self._chosen = name
         self._map.select(name)
@@ -159,14 +179,15 @@ class _Page:
         show_address(self._address())
 
     def _address(self) -> str:
-        place = address(self._project, "measure")
-        return f"{place}?tensor={quote(self._chosen)}" if self._chosen else place
+        asked = {"tensor": self._chosen or "", "rounding": "" if self._watch.rounding == "auto" else self._watch.rounding}
+        query = urlencode({key: value for key, value in asked.items() if value})
+        return f"{address(self._project, 'measure')}?{query}" if query else address(self._project, "measure")
 
 
 class _Summary:
     """How far it is, the job's buttons, and the way on."""
 
-    def __init__(self, project: ProjectReport) -> None:
+    def __init__(self, project: ProjectReport, on_rounding: Callable[[RoundingKind], Any]) -> None:
         self.has_job = False
         with card(classes="qt-measure-summary"):
             self._cells = Stat("cells measured")
@@ -174,6 +195,10 @@ class _Summary:
             self._probed = Stat("tensors probed")
             self._rate = Stat("cells per second")
             self._state = text("", "qt-muted qt-grow qt-state").props('role="status"')
+            names = {"compensated": "Compensated", "plain": "Plain"}
+            self._rounding = ui.toggle(names, on_change=told(lambda event: on_rounding(event.value)))
+            self._rounding.props('no-caps unelevated dense toggle-color=none toggle-text-color=none aria-label="Rounding that is shown"')
+            self._rounding.classes("qt-segment").set_visibility(False)
             self._buttons = JobButtons()
             self._choose = primary("Choose now", lambda: ui.navigate.to(address(project, "choose")), icon="arrow_forward")
 
@@ -188,6 +213,8 @@ class _Summary:
         self._rate.set("–" if found.cells_per_second is None else f"{found.cells_per_second:.3g}")
         self._rate.element.set_visibility(found.cells_per_second is not None)
         self._state.set_text(state_of(found, has_cells=has_cells))
+        self._rounding.set_value(found.rounding)
+        self._rounding.set_visibility(len(found.roundings) > 1)
         self._buttons.show(found.job)
         self._choose.set_enabled(has_cells)
 
@@ -200,7 +227,9 @@ def state_of(found: MeasurementMap, *, has_cells: bool) -> str:
         return "Nothing is measured yet."
     matrix = "with an importance matrix" if found.imatrix_fingerprint else "without an importance matrix"
     rows = "every row" if found.settings == "exhaustive" else "sampled rows"
-    return f"Measured on {rows} {matrix}" + (f"; {found.n_unavailable:,} cells are impossible." if found.n_unavailable else ".")
+    return f"Measured on {rows} {matrix}, {rounding(is_compensated=found.rounding == 'compensated')}" + (
+        f"; {found.n_unavailable:,} cells are impossible." if found.n_unavailable else "."
+    )
 
 
 def _doing(job: JobReport) -> str:

@@ -21,7 +21,7 @@ from quantailor.gui.picker import pick
 from quantailor.gui.theme import type_colours
 from quantailor.gui.widgets import box, card, note, primary, quiet, table, text, told
 from quantailor.present.charts.colours import bits_colour
-from quantailor.present.words import percent, size, span
+from quantailor.present.words import COMPENSATION, percent, size, span
 
 Matrix = Literal["auto", "compute", "text", "import", "none"]
 
@@ -56,6 +56,7 @@ _MATRICES: Mapping[Matrix, tuple[str, str]] = {
     "import": ("Import a file", "One that llama-imatrix made of this very model, GGUF or .dat."),
     "none": ("None", f"Every input counts alike, and {', '.join(sorted(IMATRIX_REQUIRED))} are left out: they cannot do without."),
 }
+NO_TEXT = "Without an importance matrix no text runs through the model, which would tell how errors make up for each other."
 _REFRESH_SECONDS = 0.4
 
 
@@ -102,6 +103,7 @@ class Setup:
             level=level or self.level,
             types=() if self._types == set(self._usual) else tuple(name for name in type_bits() if name in self._types),
             text=text_file,
+            rounding="auto" if self._compensated.value and self._compensated.enabled else "plain",
             imatrix={"auto": AUTO, "compute": COMPUTE, "text": COMPUTE, "import": imported, "none": NONE}[matrix],
             allow_requantize=self._project.is_quantized,
             compute=Compute(n_gpu_layers=int(self._layers.value or 0), n_threads=int(self._threads.value) if self._threads.value else None),
@@ -129,11 +131,14 @@ class Setup:
                 with box("qt-stack"):
                     with card("Importance matrix"):
                         self._build_matrix()
+                    with card("Rounding"), box("qt-rounding"):
+                        self._build_rounding()
                     with card("What it takes", "qt-fill"):
                         self._stages = ui.element("div")
                         self._basis = text("", "qt-small qt-muted")
             with box("qt-card qt-start-bar"):
                 self._build_start()
+        self._matrix_changed()
         self._choose("balanced")
 
     def _notes(self) -> None:
@@ -196,13 +201,13 @@ class Setup:
         with box("qt-row qt-tight") as self._file:
             self._path = ui.input("File", on_change=self._changed).props("outlined dense debounce=500 clearable").classes("qt-grow")
             quiet("Browse", told(self._browse), icon="folder_open")
-        self._matrix_changed()
 
     def _matrix_changed(self) -> None:
         matrix: Matrix = self._matrix.value
         self._file.set_visibility(matrix in ("text", "import"))
         self._path.props(f'label="{"Text file" if matrix == "text" else "Importance matrix file"}"')
         self._meaning.set_text(self._of_its_own() if matrix == "auto" else _MATRICES[matrix][1])
+        self._show_rounding()
         self._changed()
 
     async def _browse(self) -> None:
@@ -218,6 +223,16 @@ class Setup:
         passed_over = workspace().passed_over(self._project.fingerprint)
         what = "The one there is" if len(self._records) == 1 else "The latest" if passed_over is None else "The one that saw most"
         return f"{what}: {origin}. A more thorough study that needs more text than that computes it anew."
+
+    def _build_rounding(self) -> None:
+        self._compensated = ui.switch("Compensated rounding", value=True, on_change=self._changed).props("dense")
+        self._rounding = text("", "qt-small qt-muted").props('aria-live="polite"')
+
+    def _show_rounding(self) -> None:
+        """Whether it can be had, and what it is."""
+        reason = NO_TEXT if self._matrix.value == "none" else ""
+        self._compensated.set_enabled(not reason)
+        self._rounding.set_text(reason or f"{COMPENSATION} Errors are measured as they will be written.")
 
     def _build_start(self) -> None:
         with box("qt-row qt-spread"):

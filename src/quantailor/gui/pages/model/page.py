@@ -11,7 +11,7 @@ from nicegui import run, ui
 
 from quantailor.app.library import projects
 from quantailor.app.library.opening import ModelFile, ModelOverview, Repository, disk_plan, model_overview, understand
-from quantailor.app.library.projects import ProjectReport, open_project
+from quantailor.app.library.projects import KeptCalibration, ProjectReport, open_project
 from quantailor.app.steps import UNQUANTIZED, conversion_offer
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, show_address, workspace
@@ -126,7 +126,7 @@ async def known(fingerprint: str) -> None:
     found = await opened("model", partial(_read, fingerprint))
     if found is None:
         return
-    project, overview = found
+    project, overview, known = found
     with frame("model", "Model", project=project, subtitle=project.source or "its files are gone"), box("qt-stack"):
         _facts(project, overview)
         with box("qt-grid qt-m-halves"):
@@ -134,15 +134,16 @@ async def known(fingerprint: str) -> None:
                 if overview.suggested_base is not None:
                     _convert(project, overview.suggested_base)
                 _files(overview)
+                _calibrations(known)
             with box("qt-stack"):
                 _next(project)
                 if overview.kind != "gone":
                     _disk(project)
 
 
-def _read(fingerprint: str) -> tuple[ProjectReport, ModelOverview]:
+def _read(fingerprint: str) -> tuple[ProjectReport, ModelOverview, list[KeptCalibration]]:
     project = projects.project(workspace(), fingerprint)
-    return project, model_overview(workspace(), project)
+    return project, model_overview(workspace(), project), projects.calibrations(workspace(), project.fingerprint)
 
 
 def _facts(project: ProjectReport, overview: ModelOverview) -> None:
@@ -185,6 +186,31 @@ def _files(overview: ModelOverview) -> None:
         if overview.base is not None:
             heading("Its 16-bit base", 3, "qt-card-title qt-m-gap-above")
             _group((overview.base,), "The base")
+
+
+def _calibrations(found: Sequence[KeptCalibration]) -> None:
+    """What texts have told of the model's inputs."""
+    if not found:
+        return
+    with card("Importance matrices and input covariances"):
+        rows = [(_calibration_name(item), _seen(item), size(item.size_bytes)) for item in found]
+        table({"What": False, "Text": False, "Size": True}, rows, caption="Importance matrices and input covariances")
+        text(
+            "Covariances let rounding be compensated: better codes in the same types. Measure uses those marked “in use”.",
+            "qt-small qt-muted qt-below",
+        )
+
+
+def _calibration_name(item: KeptCalibration) -> str:
+    name = item.kind[0].upper() + item.kind[1:]
+    return f"{name}, in use" if item.is_own else name
+
+
+def _seen(item: KeptCalibration) -> str:
+    texts = ", ".join(Path(name).name for name in item.datasets)
+    if item.is_imported:
+        return f"imported, {texts}" if texts else "imported"
+    return f"{plural(item.chunk_count, 'chunk')} of {texts or 'a text'}"
 
 
 def _group(files: Sequence[ModelFile], caption: str) -> None:

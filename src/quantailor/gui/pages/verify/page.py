@@ -124,5 +124,5 @@ class _Screen:
     def _show(self, chosen: StoredVerdict | None) -> None:
         self._history.set_visibility(bool(self._verdicts))
         self._new.set_visibility(bool(self._verdicts))
-        self._cards.show(chosen)
+        self._cards.show(chosen, self._builds)
         ui.timer(0.05, told(partial(self._card.show, chosen)), once=True)

@@ -13,7 +13,7 @@ from nicegui import run, ui
 
 from quantailor.app.jobs import JobReport
 from quantailor.app.library.projects import ProjectReport
-from quantailor.app.products.builds import BuiltFile
+from quantailor.app.products.builds import BuiltFile, RoundingReport, rounding_report
 from quantailor.app.products.card import CardResult, write_card
 from quantailor.app.products.verdicts import (
     EQUAL_SIZE,
@@ -209,8 +209,8 @@ class VerdictCards:
         self._chart: ui.echart | None = None
         self._element = ui.element("div").classes("qt-stack")
 
-    def show(self, stored: StoredVerdict | None) -> None:
-        """Show this verdict, or nothing."""
+    def show(self, stored: StoredVerdict | None, builds: Sequence[BuiltFile]) -> None:
+        """Show this verdict, or nothing; `builds` are the files that there are, perhaps the judged one among them."""
         self._stored = stored
         self._element.clear()
         if stored is None:
@@ -221,8 +221,9 @@ class VerdictCards:
             with box("qt-grid qt-verdict-grid"):
                 self._graph(stored.verdict)
                 with box("qt-stack"):
-                    _comparisons(stored.verdict)
-                    _settings(stored.verdict)
+                    rounding = rounding_report(workspace(), self._project.fingerprint, stored, builds)
+                    _comparisons(stored.verdict, rounding)
+                    _settings(stored.verdict, rounding)
             with card("All figures"):
                 _figures(stored.verdict)
 
@@ -283,13 +284,15 @@ def _sentence(verdict: Verdict) -> None:
         text(verdict.sentence, "qt-sentence-text")
 
 
-def _comparisons(verdict: Verdict) -> None:
+def _comparisons(verdict: Verdict, rounding: RoundingReport | None) -> None:
+    gain = rounding.gain if rounding is not None else None
+    comparisons = (*verdict.comparisons, *(() if gain is None else (gain,)))
     with card("Ours against each"):
-        if not verdict.comparisons:
+        if not comparisons:
             text("It was compared with no preset.", "qt-muted")
             return
         enough = verdict.rows[0].statistics.n_chunks >= MIN_CHUNKS
-        rows = [_comparison(comparison, enough) for comparison in verdict.comparisons]
+        rows = [_comparison(comparison, enough) for comparison in comparisons]
         table({"Ours is" if enough else "Ours": False, "Its size": True, "KLD ratio (95 %)": True}, rows, caption="Comparisons")
 
 
@@ -308,18 +311,25 @@ def _size_words(ratio: float) -> str:
     return f"{abs(change):.{places}f} % {'larger' if change > 0 else 'smaller'}"
 
 
-def _settings(verdict: Verdict) -> None:
+def _settings(verdict: Verdict, rounding: RoundingReport | None) -> None:
     figures = verdict.rows[0].statistics
-    rows = (
+    rows = [
         ("Text", Path(verdict.corpus_name).name),
         ("Chunks", f"{figures.n_chunks:,} of {verdict.n_ctx} tokens"),
         ("Tokens scored", f"{figures.n_tokens:,}"),
         ("Floor", f"{verdict.floor_kld_nats:.2g} nats, the base against itself"),
-    )
-    with card("Settings"), ui.element("dl").classes("qt-facts"):
-        for name, value in rows:
-            text(name, "qt-muted", tag="dt")
-            text(value, tag="dd")
+    ]
+    if rounding is not None:
+        rows.append(("Rounding", "compensated" if rounding.is_compensated else "plain"))
+    with card("Settings"):
+        with ui.element("dl").classes("qt-facts"):
+            for name, value in rows:
+                text(name, "qt-muted", tag="dt")
+                text(value, tag="dd")
+        if rounding is not None and rounding.is_compensated and rounding.gain is None:
+            text(
+                "Build the same strategy with plain rounding and verify that too: then its gain stands here.", "qt-small qt-muted qt-below"
+            )
 
 
 _COLUMNS = {
