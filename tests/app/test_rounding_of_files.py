@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from commands import Command
 
+from quantailor.app.choosing.planner import Planner
 from quantailor.app.library.projects import calibrations, list_projects
 from quantailor.app.measuring.progress import MeasurementWatch
 from quantailor.app.products.builds import PLAIN_TWIN, BuildWish, BuiltFile, build_offer, list_builds, rounding_report
 from quantailor.app.products.verdicts import StoredVerdict, list_verdicts
 from quantailor.records import Strategy
 from quantailor.session import Workspace
+from quantailor.steps.plan import PlanOptions
 from quantailor.strategy import file as strategy_file
 
 FEW = ("--chunks", 2, "--n-ctx", 64, "--threads", 1)
@@ -81,6 +83,9 @@ def test_either_measurement_can_be_looked_at(run: Command, small_base: Path, tex
         watch.rounding = "plain"
         watch.look()
         plain = watch.map("Q4_0")
+        with Planner.open(workspace, small_base) as desk:
+            assert desk.is_compensated
+            assert desk.solve(PlanOptions(bits_per_weight=6.5)).inputs["rounding"] == "compensated"
     assert [(item.kind, item.is_own, item.chunk_count) for item in kept] == [("importance matrix", True, 2), ("input covariances", True, 2)]
     assert compensated.roundings == plain.roundings == ("compensated", "plain")
     assert (compensated.rounding, plain.rounding) == ("compensated", "plain")

@@ -129,6 +129,11 @@ class Planner:
         return "ranking only" if self._evidence.known is None else "probes"
 
     @property
+    def is_compensated(self) -> bool:
+        """Whether its strategies are for compensated rounding: the measurement's."""
+        return bool(self.found.key.swapped)
+
+    @property
     def grounds(self) -> Grounds | None:
         """What predictions stand on; None for weight errors alone."""
         return None if self._evidence.known is None else self._evidence.known.grounds

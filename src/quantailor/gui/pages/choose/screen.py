@@ -29,7 +29,7 @@ from quantailor.gui.pages.choose.rule_dialog import RuleDialog, with_size
 from quantailor.gui.pages.choose.table import TensorTable
 from quantailor.gui.pages.choose.tensor_panel import TensorPanel
 from quantailor.gui.widgets import Stat, box, card, icon_button, note, primary, quiet, tell_error, text, told
-from quantailor.present.words import grounds, kld, plural, size
+from quantailor.present.words import grounds, kld, plural, rounding, size
 from quantailor.records import Prediction, role_of
 
 SLIDER_STEPS = 1000
@@ -70,7 +70,9 @@ class ChooseScreen:
                 f"{self._desk.n_unmeasured} tensors are not measured yet and keep their type. Reload to work with what has come in.", "warn"
             )
         found, reason = self._desk.grounds, self._desk.evaluate(self._draft.types_known_to(self._desk)).prediction.no_prediction
-        text(f"Stands on {grounds(found)}.", "qt-small qt-muted qt-choose-grounds")
+        text(
+            f"For {rounding(is_compensated=self._desk.is_compensated)}. Stands on {grounds(found)}.", "qt-small qt-muted qt-choose-grounds"
+        )
         if found is not None and (reason is not None or found.n_probed < found.n_tensors):
             missing = "Tensors that were not probed count as the median of their role."
             why = missing if reason is None else f"{reason[0].upper()}{reason[1:]}."
