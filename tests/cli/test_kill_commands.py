@@ -213,6 +213,7 @@ def test_a_process_killed_at_any_moment_goes_on(quantailor: Command, model: Path
             process.wait(timeout=random.Random(f"{command} {fuzzing.seed()}").uniform(0, 1))
         process.kill()
     found, expected = quantailor(*words, killed).result, quantailor(*words, whole).result
-    assert {**found, "base": "", "n_already_measured": 0} == {**expected, "base": "", "n_already_measured": 0}
+    found = json.loads(json.dumps(found).replace(str(killed), str(whole)))
+    assert {**found, "n_already_measured": 0} == {**expected, "n_already_measured": 0}
     with Store(resolve(killed).database) as one, Store(resolve(whole).database) as other:
         assert first_difference(one, other) is None

@@ -14,7 +14,7 @@ from visitor import Visitor
 
 from quantailor.app.choosing.drafts import Draft
 from quantailor.app.choosing.planner import Planner
-from quantailor.app.jobs import job_places, list_jobs
+from quantailor.app.jobs import JobPlace, job_places, list_jobs
 from quantailor.app.library.projects import open_project
 from quantailor.app.library.structure import inspect
 from quantailor.session import Workspace
@@ -90,6 +90,10 @@ def test_the_file_has_the_draft_s_types(visit: Callable[..., Visitor], home: Pat
     page.sees("mine.gguf exists")
 
 
+def is_started_build(place: JobPlace) -> bool:
+    return place.job.kind == "build" and not place.is_unclaimed
+
+
 def test_a_build_outlives_its_server(chromium: Browser, home: Path, workbench: Workbench, tmp_path: Path) -> None:
     place, wanted = address(home, workbench.base, "build"), drafted_types(home, workbench.base)
     with serving(home, "--allow", str(tmp_path)) as server:
@@ -99,7 +103,7 @@ def test_a_build_outlives_its_server(chromium: Browser, home: Path, workbench: W
         chromium.sees("outlives.gguf", seconds=SECONDS)
         with Workspace.open(home) as workspace:
             # A job whose server dies before it has started a process for it waits for somebody to start it: see test_dock.
-            wait_for(lambda: any(not place.is_unclaimed for place in job_places(workspace)), "a process has it", seconds=SECONDS)
+            wait_for(lambda: [each for each in job_places(workspace) if is_started_build(each)], "a process has it", seconds=SECONDS)
             server.kill()
             with serving(home, "--allow", str(tmp_path)) as again:
                 chromium.enter(again, place + "?draft=mine")

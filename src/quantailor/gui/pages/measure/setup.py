@@ -19,7 +19,7 @@ from quantailor.gui.context import context, workspace
 from quantailor.gui.jobs import start as start_job
 from quantailor.gui.picker import pick
 from quantailor.gui.theme import type_colours
-from quantailor.gui.widgets import box, card, note, primary, quiet, table, text, told
+from quantailor.gui.widgets import box, card, named, note, primary, quiet, table, text, told
 from quantailor.present.charts.colours import bits_colour
 from quantailor.present.words import COMPENSATION, percent, size, span
 
@@ -225,7 +225,8 @@ class Setup:
         return f"{what}: {origin}. A more thorough study that needs more text than that computes it anew."
 
     def _build_rounding(self) -> None:
-        self._compensated = ui.switch("Compensated rounding", value=True, on_change=self._changed).props("dense")
+        name = "Compensated rounding"
+        self._compensated = named(ui.switch(name, value=True, on_change=self._changed).props("dense"), name)
         self._rounding = text("", "qt-small qt-muted").props('aria-live="polite"')
 
     def _show_rounding(self) -> None:
