@@ -1,8 +1,8 @@
 """Tensors as they go into a file: rows are read, quantized in threads, and handed on in order.
 
-Memory stays at a few blocks of rows per thread whatever the size of the model. ggml's quantizers see every slice of a
-tensor (an expert) with its own importances, so no block crosses a slice; rows are independent, so the bytes depend
-neither on the blocks nor on the threads.
+Memory stays at a few blocks of rows per thread whatever the size of the model, beside the covariances of compensated rounding.
+Every slice of a tensor (an expert) has its own importances and covariances, so no block crosses a slice; rows are independent, so the
+bytes depend neither on the blocks nor on the threads.
 """
 
 from __future__ import annotations
