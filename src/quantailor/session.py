@@ -274,6 +274,12 @@ class Workspace:
             corpora[key] = load_corpus(path, text)
         return corpora[key]
 
+    def seen_corpus(self, model: OpenedModel, text: Path) -> Corpus:
+        """The same for a text that something is computed from; where it lies is kept, so that a verdict can tell what was seen before."""
+        corpus = self.corpus(model, text)
+        self.store.record_location("text", corpus.sha256, text)
+        return corpus
+
     # Importance matrices
 
     def imatrix_path(self, model: str, imatrix: str) -> Path:

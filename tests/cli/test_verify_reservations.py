@@ -26,11 +26,15 @@ class Made:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    folder = tmp_path_factory.mktemp("made")
+    return make("imatrix", tmp_path_factory.mktemp("made"))
+
+
+def make(command: str, folder: Path) -> Made:
+    """A file whose importance matrix that command computed from a text of its own."""
     base, text, home = write_small_base(folder / "base.gguf"), folder / "text.txt", folder / "home"
     text.write_text("The tailor took the measure of the cloth, and cut it by the light of a lamp. " * 40, encoding="utf-8")
     for words in (
-        ("imatrix", base, "-f", text, *QUICK),
+        (command, base, "-f", text, *QUICK),
         ("measure", base, "--types", "Q8_0,Q4_K"),
         ("plan", base, "--bpw", "6", "--basis", "ranking", "-o", folder / "s.yaml"),
         ("build", base, folder / "s.yaml", "-o", folder / "ours.gguf"),
@@ -77,7 +81,22 @@ def test_a_text_that_is_not_held_out_is_told_by_its_content(quantailor: Command,
 
 
 @pytest.mark.slow
-def test_a_text_of_which_a_part_is_not_held_out_is_told(quantailor: Command, made: Made, heldout_text: Path, tmp_path: Path) -> None:
+def test_the_text_of_the_covariances_is_not_held_out_either(quantailor: Command, made: Made, heldout_text: Path, tmp_path: Path) -> None:
+    other, matrix, file = tmp_path / "other.txt", tmp_path / "matrix.gguf", tmp_path / "ours.gguf"
+    other.write_text(heldout_text.read_text(encoding="utf-8")[:9000], encoding="utf-8")
+    place = ("--home", tmp_path / "home")
+    quantailor("imatrix", made.base, "-f", made.text, *QUICK, "-o", matrix, *place)
+    quantailor("calibrate", made.base, "-f", other, *QUICK, *place)
+    quantailor("build", made.base, "Q4_0", "--rounding", "compensated", "--imatrix", matrix, "-o", file, *place)
+    words = ("verify", file, "--base", made.base, "-f", other, *QUICK, "--against", "", *place, "--json")
+    (said,) = quantailor(*words, "-o", tmp_path / "verdict").result["verdict"]["reservations"]
+    assert "other.txt is the text from which the file's input covariances were computed: it is not held out" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["imatrix", "calibrate"])
+def test_a_text_of_which_a_part_is_not_held_out_is_told(quantailor: Command, heldout_text: Path, tmp_path: Path, command: str) -> None:
+    made = make(command, tmp_path)
     words = ("verify", made.file, "--base", made.base, *QUICK, "--against", "", "--home", made.home, "--json")
     seen, unseen = made.text.read_text(encoding="utf-8"), heldout_text.read_text(encoding="utf-8")[:3000]
     for name, text, said in (

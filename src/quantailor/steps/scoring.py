@@ -152,8 +152,7 @@ def scoring(
     """
     require_finite(model.identity)
     path = gguf_path(model)
-    corpus = workspace.corpus(model, step.text_path)
-    workspace.store.record_location("text", corpus.sha256, step.text_path)
+    corpus = workspace.seen_corpus(model, step.text_path)
     n_ctx = chunk_length(model.source, step.n_ctx, None if stages is None else stages.warn)
     tokens: npt.NDArray[np.int32] = chunks(corpus, n_ctx)
     engine = library.engine(on_gpu=step.compute.n_gpu_layers != 0)  # another one rounds otherwise

@@ -113,6 +113,8 @@ class SQL:
     record_covariance_computation = _upsert(
         "covariance_computations", "model, corpus, n_ctx, options", "model, corpus, n_ctx, options, fingerprint", named=True
     )
+    covariance_texts = """
+        SELECT DISTINCT corpus FROM covariance_computations WHERE model = :model AND substr(fingerprint, 1, length(:start)) = :start"""
     covariances = """
         SELECT model, fingerprint, datasets, chunk_count, chunk_size, origin FROM covariances
         LEFT JOIN history ON kind = 'covariances' AND key = model || ' ' || fingerprint

@@ -210,6 +210,11 @@ class Store:
             if computed is not None:
                 self._database.change(SQL.record_covariance_computation, {**computed.row, "fingerprint": covariances.fingerprint})
 
+    def covariance_texts(self, model: str, start: str) -> set[str]:
+        """SHA-256 of the texts that input covariances were computed from, by the start of their fingerprint."""
+        rows = (_any(row) for row in self._database.query(SQL.covariance_texts, {"model": model, "start": start}))
+        return {str(row[0]) for row in rows}
+
     def covariances(self, model: str) -> list[CovarianceRecord]:
         """A model's covariances, the latest recorded first."""
         return [_covariances(_any(row)) for row in self._database.query(SQL.covariances, (model,))]

@@ -76,7 +76,7 @@ class CalibrateStep(ModelStep[CalibrateReport], kind="calibrate", result=Calibra
     def run(self, workspace: Workspace, stages: Stages) -> CalibrateReport:
         """Compute both, or take what the same computation gave before."""
         with workspace.model(self.base) as model:
-            corpus = workspace.corpus(model, Path(self.text) if self.text else CALIBRATION_TEXT)
+            corpus = workspace.seen_corpus(model, Path(self.text) if self.text else CALIBRATION_TEXT)
             n_ctx = chunk_length(model.source, self.n_ctx, stages.warn)
             key = computation_key(model, corpus, n_ctx, self.chunks, self.compute, process_output=self.process_output)
             found = _computed(workspace, model, key)

@@ -73,9 +73,7 @@ class ImatrixStep(ModelStep[ImatrixReport], kind="imatrix", result=ImatrixReport
     def run(self, workspace: Workspace, stages: Stages) -> ImatrixReport:
         """Compute it, or take the one that the same computation gave before."""
         with workspace.model(self.base) as model:
-            text = Path(self.text) if self.text else CALIBRATION_TEXT
-            corpus = workspace.corpus(model, text)
-            workspace.store.record_location("text", corpus.sha256, text)
+            corpus = workspace.seen_corpus(model, Path(self.text) if self.text else CALIBRATION_TEXT)
             n_ctx = chunk_length(model.source, self.n_ctx, stages.warn)
             key = computation_key(model, corpus, n_ctx, self.chunks, self.compute, process_output=self.process_output)
             earlier = workspace.store.computed_imatrix(key)

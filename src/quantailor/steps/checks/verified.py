@@ -102,4 +102,5 @@ def _seen(workspace: Workspace, model: OpenedModel, embedded: Strategy | None) -
         probes |= {key.corpus for key in store.swap_runs(model.fingerprint) if key.run == inputs["probes"]}
     if not (matrices or probes) and (inputs.get("imatrix") or inputs.get("probes")):
         return {"importance matrix or probes were probably": {read_text(CALIBRATION_TEXT)[1]}}
-    return {"importance matrix was": matrices, "probes were": probes}
+    covariances = store.covariance_texts(model.fingerprint, str(inputs["covariances"])) if inputs.get("covariances") else set()
+    return {"importance matrix was": matrices, "input covariances were": covariances - matrices, "probes were": probes}
