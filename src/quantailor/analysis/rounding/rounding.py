@@ -71,7 +71,7 @@ class Rounding:
         return None if found is None else found[index]
 
     def metric(self, tensor: TensorInfo, index: int) -> Metric | None:
-        """The metric of one of a tensor's matrices; None where its input's covariance is not known. Raises ImatrixError."""
+        """The metric of one of a tensor's matrices; None where its input's covariance is not known. Raises CovarianceError."""
         key = None if self.covariances is None else self.covariances.key_of(tensor, index)
         if self.covariances is None or key is None:
             return None
@@ -89,7 +89,7 @@ class Rounding:
     def quantize(self, tensor: TensorInfo, index: int, values: Floats, qtype: QType) -> Bytes:
         """Rows of one of a tensor's matrices, (n_rows, n_cols) and already checked, as the type's bytes: (n_rows, row_bytes).
 
-        Raises TypeUnavailableError, ImatrixError.
+        Raises TypeUnavailableError, ImatrixError, CovarianceError.
         """
         metric = self.metric(tensor, index) if self.compensated and qtype.is_quantized else None
         if metric is not None:
