@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -34,6 +35,9 @@ class Rounding:
         self.imatrix = imatrix
         self.covariances = covariances
         self.compensated = compensated and covariances is not None
+        if self.compensated:
+            # Factors are scipy's, whose BLAS must be loaded before `Workers` gives each BLAS one thread: bytes would depend on its threads.
+            importlib.import_module("scipy.linalg")
         self._metrics: OrderedDict[str, Metric] = OrderedDict()
         self._importances: tuple[TensorInfo, Floats | None] | None = None
         self._lock = threading.Lock()
