@@ -22,6 +22,7 @@ from quantailor.numerics import Doubles, Tokens
 from quantailor.records import TensorInfo
 
 MODEL = "m" * 64
+EMBEDDINGS = "token_embd.weight"
 UP, GATE, DOWN = (f"blk.1.ffn_{role}.weight" for role in ("up", "gate", "down"))
 UP_EXPERTS, DOWN_EXPERTS = (f"blk.1.ffn_{role}_exps.weight" for role in ("up", "down"))
 
@@ -131,10 +132,46 @@ def test_the_importance_matrix_is_that_of_imatrix(books_moe_base: Path, tokens: 
 
 def test_matrices_that_share_an_input_share_its_covariance(books_llama_base: Path, dense: tuple[Path, Imatrix]) -> None:
     with CovarianceFile(dense[0]) as file:
-        keys = {name: file.key_of(info(books_llama_base, name)) for name in (UP, GATE, DOWN, "output.weight", "token_embd.weight")}
+        keys = {name: file.key_of(info(books_llama_base, name)) for name in (UP, GATE, DOWN, "output.weight", EMBEDDINGS)}
     assert keys[UP] == keys[GATE] != keys[DOWN] != keys["output.weight"]
     assert None not in (keys[UP], keys[DOWN], keys["output.weight"])
-    assert keys["token_embd.weight"] is None
+    assert keys[EMBEDDINGS] == EMBEDDINGS
+
+
+def readers_metric(base: Path, shares: dict[str, Doubles], gains: dict[str, str]) -> Doubles:
+    """sum diag(g) W^T W diag(g) over the first layer's readers, each slice times its share, and 0.3 of the mean diagonal beside."""
+    total: Doubles = np.zeros(())
+    with closing(open_model(base)) as source:
+        for name, parts in shares.items():
+            gain = source.rows(f"blk.0.{gains[name]}.weight", 0, 1)[0].astype(np.float64)
+            tensor = source.tensor(name)
+            slices = source.rows(name, 0, tensor.n_rows).astype(np.float64).reshape(len(parts), -1, tensor.n_cols) * gain
+            total = total + np.einsum("s,sij,sik->jk", parts, slices, slices, optimize=True)
+    damped: Doubles = total + 0.3 * np.diagonal(total).mean() * np.eye(len(total))
+    return damped
+
+
+def test_embeddings_have_the_metric_of_the_matrices_that_read_them(books_llama_base: Path, dense: tuple[Path, Imatrix]) -> None:
+    gains = {f"blk.0.attn_{role}.weight": "attn_norm" for role in "qkv"}
+    gains |= {f"blk.0.ffn_{role}.weight": "ffn_norm" for role in ("gate", "up")}
+    expected = readers_metric(books_llama_base, {name: np.ones(1) for name in gains}, gains)
+    with CovarianceFile(dense[0]) as file:
+        found = file.of(info(books_llama_base, EMBEDDINGS))
+    assert found is not None
+    np.testing.assert_allclose(found.matrix, expected, atol=3e-4 * np.diagonal(expected).max())
+    assert found.n_tokens == sum(info(books_llama_base, name).n_rows for name in gains)
+
+
+def test_experts_read_embeddings_as_often_as_tokens_reach_them(books_moe_base: Path, experts: tuple[Path, Imatrix]) -> None:
+    gains = {f"blk.0.attn_{role}.weight": "attn_norm" for role in "qkv"}
+    gains |= {f"blk.0.ffn_{role}_exps.weight": "ffn_norm" for role in ("gate", "up")}
+    shares = {name: experts[1].entries[name].counts / (3 * 64) for name in gains}
+    assert {len(parts) for parts in shares.values()} == {1, 8}
+    expected = readers_metric(books_moe_base, shares, gains)
+    with CovarianceFile(experts[0]) as file:
+        found = file.of(info(books_moe_base, EMBEDDINGS))
+    assert found is not None
+    np.testing.assert_allclose(found.matrix, expected, atol=3e-4 * np.diagonal(expected).max())
 
 
 def test_a_tied_output_is_the_embeddings_covariance(books_llama_base: Path, tokens: Tokens, tmp_path: Path) -> None:
@@ -145,7 +182,7 @@ def test_a_tied_output_is_the_embeddings_covariance(books_llama_base: Path, toke
                 writer.write(source.raw_rows(tensor.name, 0, tensor.n_rows))
     compute(tmp_path / "tied.gguf", tokens[:1], tmp_path / "covariances.gguf")
     with CovarianceFile(tmp_path / "covariances.gguf") as file:
-        found = file.of(info(books_llama_base, "token_embd.weight"))
+        found = file.of(info(books_llama_base, EMBEDDINGS))
     assert found is not None
     assert found.n_tokens == 64
 

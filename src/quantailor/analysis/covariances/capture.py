@@ -16,8 +16,9 @@ import os
 import re
 import time
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,12 +28,14 @@ from threadpoolctl import threadpool_limits
 
 from quantailor import files
 from quantailor.analysis.covariances.covariance_file import Description, Input, encoded, file_layout, plan_file
+from quantailor.analysis.covariances.embeddings import EMBEDDINGS, add_readers, readers
 from quantailor.analysis.covariances.sums import PANEL, add_products, diagonal, packed_size
 from quantailor.analysis.importance.computing import ImatrixState
 from quantailor.analysis.importance.imatrix import TOKEN_EMBEDDINGS, Imatrix, ImatrixEntry
 from quantailor.control import QUIET, Control
 from quantailor.errors import CovarianceError, ImatrixError
 from quantailor.ggml.runtime import Activation, Enough, LoadedModel
+from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_format import aligned
 from quantailor.models.gguf_writer import PartLayout
 from quantailor.numerics import Floats, Tokens
@@ -48,7 +51,7 @@ SAVE_SHARE = 20.0
 _LOOK_TOKENS = 16
 """Enough to see which matrices share an input."""
 _SHARING = re.compile(r"(attn|ffn)_(?:q|k|v|gate|up)(?=[_.])")
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +152,8 @@ def expected_bytes(tensors: Sequence[TensorInfo]) -> tuple[int, int]:
     Attention's q, k and v are taken to share an input, and so are gate and up.
     """
     by_input: dict[tuple[str, int, int], Input] = {}
-    has_output = any(tensor.name == "output.weight" for tensor in tensors)
     for tensor in tensors:
-        if tensor.name in TOKEN_EMBEDDINGS and (has_output or tensor.name != TOKEN_EMBEDDINGS[0]):
+        if tensor.name in TOKEN_EMBEDDINGS and tensor.name != EMBEDDINGS:
             continue
         key = _SHARING.sub(r"\1", tensor.name)
         by_input[key, tensor.n_slices, tensor.n_cols] = Input(key, (tensor.name,), tensor.n_slices, tensor.n_cols)
@@ -177,7 +179,7 @@ class _Progress:
     imatrix: ImatrixState
     inputs: tuple[Input, ...] = ()
     n_rows: list[int] = field(default_factory=list)
-    """Rows of each input so far, all of its matrices together."""
+    """Rows of each input so far, all of its matrices together; of token embeddings, rows that read them."""
     turn: int = 0
     n_chunks_done: int = 0
     """In this turn."""
@@ -212,7 +214,7 @@ def _calibrate(run: Calibration, chunks: Tokens, *, control: Control) -> Imatrix
                 watching.begin(progress, pool)
                 for _ in _finished_chunks(run, progress, chunks, model, control):
                     _save(run, progress, identity)
-                _write_turn(run, progress, n_chunks)
+                _write_turn(run, progress, n_chunks, pool)
                 progress.turn, progress.n_chunks_done, progress.sums = progress.turn + 1, 0, []
                 _save(run, progress, identity)
     _finish(run, progress, n_chunks)
@@ -269,7 +271,18 @@ class _Watching:
         """What was seen, in the graph's order. Raises CovarianceError where it is nothing."""
         if not self._seen:
             raise CovarianceError(f"{self._run.model_path} has no weights whose inputs llama.cpp shows", remedy="Give a language model")
-        return tuple(Input(key, tuple(names), n_slices, n_cols) for key, (names, n_slices, n_cols) in self._seen.items())
+        inputs = tuple(Input(key, tuple(names), n_slices, n_cols) for key, (names, n_slices, n_cols) in self._seen.items())
+        return (*self._embeddings(inputs), *inputs)  # in the first turn, which sees the whole text anyway
+
+    def _embeddings(self, inputs: tuple[Input, ...]) -> Iterator[Input]:
+        """Token embeddings that are wanted, if they are looked up alone and read by matrices that were seen."""
+        if self._run.names is not None and EMBEDDINGS not in self._run.names:
+            return
+        widths = {one.n_cols for one in inputs if readers(one.tensors)}
+        with closing(GGUFSource(self._run.model_path)) as source:
+            wide = [tensor.n_cols for tensor in source.tensors if tensor.name == EMBEDDINGS]
+        if set(wide) == widths and not any(EMBEDDINGS in one.tensors for one in inputs):
+            yield Input(EMBEDDINGS, (EMBEDDINGS,), 1, wide[0])
 
     def begin(self, progress: _Progress, pool: ThreadPoolExecutor) -> None:
         """From now on add to these sums, which may be others than before."""
@@ -337,7 +350,7 @@ def _rows_of_slices(activation: Activation) -> Callable[[int], Floats]:
 # What is written
 
 
-def _write_turn(run: Calibration, progress: _Progress, n_chunks: int) -> None:
+def _write_turn(run: Calibration, progress: _Progress, n_chunks: int, pool: ThreadPoolExecutor) -> None:
     """Write the matrices that this turn summed to their places in the unfinished file."""
     planned = _plan(run, progress, n_chunks)
     imatrix = progress.imatrix.result("")
@@ -351,7 +364,11 @@ def _write_turn(run: Calibration, progress: _Progress, n_chunks: int) -> None:
         with run.unfinished.open("r+b") as stream:
             for sums in progress.sums:
                 one = progress.inputs[sums.number]
-                mean_squares = _mean_squares([entries[name] for name in one.tensors], one, sums.index)
+                if _is_looked_up(one, entries):
+                    progress.n_rows[sums.number] = _sum_readers(run, progress, entries, n_chunks, sums.packed, pool)
+                    mean_squares = diagonal(sums.packed, one.n_cols)
+                else:
+                    mean_squares = _mean_squares([entries[name] for name in one.tensors], one, sums.index)
                 if not np.isfinite(diagonal(sums.packed, one.n_cols)).all():
                     raise ImatrixError(f"the inputs of {one.key} are NaN or Inf", remedy="Check the model file; it may be damaged")
                 correlations, digest = encoded(sums.packed, mean_squares)
@@ -361,6 +378,21 @@ def _write_turn(run: Calibration, progress: _Progress, n_chunks: int) -> None:
                     stream.write(np.ascontiguousarray(row).data)
             stream.flush()
             os.fsync(stream.fileno())
+
+
+def _is_looked_up(one: Input, entries: Mapping[str, ImatrixEntry]) -> bool:
+    """Whether these are token embeddings that nothing is multiplied with."""
+    return one.key == EMBEDDINGS and EMBEDDINGS not in entries
+
+
+def _sum_readers(
+    run: Calibration, progress: _Progress, entries: Mapping[str, ImatrixEntry], n_chunks: int, packed: Floats, pool: ThreadPoolExecutor
+) -> int:
+    """Sum the metric of token embeddings, and count the rows that read each."""
+    n_tokens = n_chunks * progress.imatrix.chunk_size
+    names = readers(name for one in progress.inputs for name in one.tensors)
+    with closing(GGUFSource(run.model_path)) as source:
+        return add_readers(pool, packed, source, {name: entries[name].counts / n_tokens for name in names})
 
 
 def _mean_squares(entries: list[ImatrixEntry], one: Input, index: int) -> Floats:
@@ -391,7 +423,7 @@ def _finish(run: Calibration, progress: _Progress, n_chunks: int) -> None:
     entries = {**imatrix.entries, **imatrix.error_only}
     counts, digests, taken = [], [], 0
     for one, n_rows in zip(progress.inputs, progress.n_rows, strict=True):
-        own = tuple(entries[one.key].counts.tolist())
+        own = (n_rows,) if _is_looked_up(one, entries) else tuple(entries[one.key].counts.tolist())
         counts.append(own if one.n_matrices == 1 else (*own, n_rows))
         digests.append(tuple(progress.digests[taken : taken + one.n_matrices]))
         taken += one.n_matrices

@@ -4,7 +4,8 @@ Metadata, all under `quantailor.covariances.`: `version` 1; `model`, the model's
 `datasets`, `chunk_count`, `chunk_size` as in importance matrices; `inputs`, the names of the inputs, and for each its matrices
 in `n_slices` (1, or the experts, which are followed by one more matrix for the input of all of them together) and columns in
 `n_cols`; `tensors`, and in `tensor_inputs` which input each is multiplied with; `counts`, the tokens behind every matrix, and `digests`,
-SHA-256 of every matrix's figures, both in the order of inputs and matrices.
+SHA-256 of every matrix's figures, both in the order of inputs and matrices. Token embeddings that
+are only looked up are an input, too: their matrix is the metric of `embeddings`, and their count that of the rows that read them.
 
 Data, for input number I: `I.diagonal`, float32 (n_matrices, n_cols), E[x_j^2]; `I.correlation`, int16 (n_matrices, n_pairs), the upper
 triangle without its diagonal, row after row: E[x_i x_j] / sqrt(E[x_i^2] E[x_j^2]) in units of 1 / 32767. Before it was rounded, a
@@ -231,7 +232,7 @@ class CovarianceFile:
         return None if one is None else f"{one.key}#{index}" if one.n_slices > 1 else one.key
 
     def of(self, tensor: TensorInfo, index: int = 0) -> InputCovariance | None:
-        """Its covariance, read now; None where there is none, as for token embeddings.
+        """Its covariance, read now; None where there is none.
 
         That of an expert leans on that of all experts: (n H + k H_all) / (n + k), k = `LEAN_COLUMNS` x n_cols, and counts as
         n + k tokens, at most those of all. Raises CovarianceError where it does not fit the tensor or the file is damaged.

@@ -22,7 +22,7 @@ class InputCovariance:
     matrix: Floats
     """E[x x^T], (n_cols, n_cols), symmetric."""
     n_tokens: int
-    """Tokens behind it."""
+    """Tokens behind it; of token embeddings, which have no input but a metric of their own, rows of the matrices that read them."""
     origin: str = ""
     """The file that it was read from, for messages."""
 
@@ -38,7 +38,7 @@ class Covariances(Protocol):
         """The input of one of a tensor's matrices; None where it is not known."""
 
     def of(self, tensor: TensorInfo, index: int = 0) -> InputCovariance | None:
-        """Its covariance, read now; None where there is none, as for token embeddings.
+        """Its covariance, read now; None where there is none.
 
         Raises CovarianceError where it does not fit the tensor or the file is damaged.
         """

@@ -14,8 +14,8 @@ v_i = share of routed tokens of s (1 / n_slices where unknown) x the row's own w
     quantiles, histogram of |dW|: every weight counts once
 
 Without column weights E[x_j^2] counts as 1; without E[x_j] there is no output_error. A tensor of zeros has
-relative errors of 0. output_mse is there where input covariances are at hand; a matrix whose own H is not known (token
-embeddings are looked up, not multiplied) counts with the diagonal, so that all tensors have errors of one kind.
+relative errors of 0. output_mse is there where input covariances are at hand; a matrix whose own H is not known counts with
+the diagonal, so that all tensors have errors of one kind. Token embeddings have a metric in place of H (METHODS 2).
 
 How the sums are taken: float32 within a row (rounding about 1e-6 of the sum), float64 across rows, in an order
 that does not depend on threads. |dW| is counted in fine bins, the leading bits of the float32 dW^2: 16 bins per
