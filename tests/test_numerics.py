@@ -31,11 +31,12 @@ def packed_kld(base: Floats, logits: Floats) -> Doubles:
     return numerics.divergence_from_packed(*numerics.pack_probabilities(numerics.log_softmax(base)), logits)[0]
 
 
-def results(base: Floats, logits: Floats) -> tuple[npt.NDArray[np.generic], ...]:
+def results(base: Floats, logits: Floats, n_threads: int = 1) -> tuple[npt.NDArray[np.generic], ...]:
     """All that works on blocks of rows."""
-    logp = numerics.log_softmax(base)
-    packed = numerics.pack_probabilities(logp)
-    return logp, numerics.kl_divergence(logp, numerics.log_softmax(logits)), *packed, *numerics.divergence_from_packed(*packed, logits)
+    logp, other = (numerics.log_softmax(part, n_threads=n_threads) for part in (base, logits))
+    packed = numerics.pack_probabilities(logp, n_threads=n_threads)
+    divergences = numerics.divergence_from_packed(*packed, logits, n_threads=n_threads)
+    return logp, numerics.kl_divergence(logp, other, n_threads=n_threads), *packed, *divergences
 
 
 def test_log_softmax_is_exact_to_float32(rng: np.random.Generator) -> None:
@@ -71,12 +72,13 @@ def test_large_vocabularies_are_exact_too(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(numerics.kl_divergence(logp, numerics.log_softmax(logits)), exact_kld(base, logits), rtol=0, atol=1e-6)
 
 
-def test_blocks_do_not_change_results(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_and_threads_do_not_change_results(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     base, logits = two_models(rng, (33, 200), apart=0.1)
     whole = results(base, logits)
     monkeypatch.setattr(numerics, "BLOCK_ELEMENTS", 700)
-    for found, expected in zip(results(base, logits), whole, strict=True):
-        assert np.array_equal(found, expected)
+    for n_threads in (1, 3):
+        for found, expected in zip(results(base, logits, n_threads), whole, strict=True):
+            assert np.array_equal(found, expected)
 
 
 # Probabilities in 16 bits

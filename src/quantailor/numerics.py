@@ -2,13 +2,15 @@
 
 Everything works on plain arrays and knows nothing of models or files. Reductions that decide a figure run in
 float64; the large arrays (tokens x vocabulary) stay in float32 and are processed a few rows at a time, so that
-a block stays in the cache.
+a block stays in the cache. Blocks may be shared among threads: no row's result depends on how many there are.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -36,30 +38,36 @@ BOOTSTRAP_DRAWS = 10_000
 _DRAWS_PER_BLOCK = 500
 
 
-def log_softmax(logits: Floats) -> Floats:
+def log_softmax(logits: Floats, *, n_threads: int = 1) -> Floats:
     """ln softmax of every row: (n_rows, n_vocab) -> the same shape, float32.
 
     The sum of exponentials is taken in float64, so the error is that of rounding the result to float32.
     """
     result = np.empty(logits.shape, dtype=np.float32)
-    for rows in _row_blocks(logits.shape):
+
+    def work(rows: slice) -> None:
         shifted = logits[rows] - logits[rows].max(axis=1, keepdims=True)
         log_sums = np.log(np.exp(shifted).sum(axis=1, dtype=np.float64))
         np.subtract(shifted, log_sums[:, None], out=result[rows], casting="same_kind")
+
+    _over_rows(logits.shape, work, n_threads)
     return result
 
 
-def kl_divergence(base_logp: Floats, logp: Floats) -> Doubles:
+def kl_divergence(base_logp: Floats, logp: Floats, *, n_threads: int = 1) -> Doubles:
     """KL(base || other) of every row, nats: sum_i p_i (ln p_i - ln q_i); (n_rows, n_vocab) twice -> (n_rows,).
 
     Both arguments are log-probabilities. Rounding gives equal distributions exactly 0 and nearly equal ones
     values down to about -1e-7.
     """
     result = np.empty(len(base_logp), dtype=np.float64)
-    for rows in _row_blocks(base_logp.shape):
+
+    def work(rows: slice) -> None:
         terms = np.exp(base_logp[rows])
         terms *= base_logp[rows] - logp[rows]
         result[rows] = terms.sum(axis=1, dtype=np.float64)
+
+    _over_rows(base_logp.shape, work, n_threads)
     return result
 
 
@@ -81,7 +89,7 @@ def logit_spread(logits: Floats, others: Floats) -> float:
 # Log-probabilities in 16 bits
 
 
-def pack_probabilities(logp: Floats) -> tuple[Codes, Doubles]:
+def pack_probabilities(logp: Floats, *, n_threads: int = 1) -> tuple[Codes, Doubles]:
     """Log-probabilities as 16-bit codes of the cube root of p: code = round(65535 p^(1/3)).
 
     The step in ln p is 4.6e-5 at p = 1 and grows as p^(-1/3): fine where a divergence is made, coarse in the tail.
@@ -90,19 +98,22 @@ def pack_probabilities(logp: Floats) -> tuple[Codes, Doubles]:
 
     Args:
         logp: (n_rows, n_vocab) float32.
+        n_threads: that share the rows.
 
     Returns:
         Codes (n_rows, n_vocab) uint16, and the sum of the probabilities that each row's codes stand for, (n_rows,).
     """
     codes, mass = np.empty(logp.shape, dtype=np.uint16), np.empty(len(logp), dtype=np.float64)
-    probabilities, _ = _packed_tables()
-    for rows in _row_blocks(logp.shape):
+
+    def work(rows: slice) -> None:
         codes[rows] = np.rint(np.exp(logp[rows] * np.float32(1 / 3)) * np.float32(MAX_CODE)).clip(max=MAX_CODE)
-        mass[rows] = probabilities[codes[rows]].sum(axis=1, dtype=np.float64)
+        mass[rows] = _probabilities(codes[rows]).sum(axis=1, dtype=np.float64)
+
+    _over_rows(logp.shape, work, n_threads)
     return codes, mass
 
 
-def divergence_from_packed(codes: Codes, mass: Doubles, logits: Floats) -> tuple[Doubles, Doubles]:
+def divergence_from_packed(codes: Codes, mass: Doubles, logits: Floats, *, n_threads: int = 1) -> tuple[Doubles, Doubles]:
     """KL(base || model) of every row, nats, from the base's packed probabilities p and the model's logits.
 
     sum_i p_i (ln p_i - ln q_i) + 1 - sum_i p_i: the last two terms take out what rounding p does to first order.
@@ -111,35 +122,58 @@ def divergence_from_packed(codes: Codes, mass: Doubles, logits: Floats) -> tuple
         codes: the base's, (n_rows, n_vocab), from `pack_probabilities`.
         mass: the sums of the probabilities they stand for, (n_rows,).
         logits: the model's, (n_rows, n_vocab) float32.
+        n_threads: that share the rows.
 
     Returns:
         The divergences, and ln sum exp of the logits, both (n_rows,). NaN or Inf among the logits shows in both, -Inf in
         the divergences alone.
     """
     divergences, log_sums = np.empty(len(codes)), np.empty(len(codes))
-    probabilities, logarithms = _packed_tables()
-    for rows in _row_blocks(codes.shape):
+    logarithms = _packed_logarithms()
+
+    def work(rows: slice) -> None:
         block, part = codes[rows], logits[rows]
         largest = part.max(axis=1, keepdims=True)
         with np.errstate(invalid="ignore"):  # Inf - Inf: the caller sees it
-            work = part - largest
-        log_sum = np.log(np.exp(work).sum(axis=1, dtype=np.float64))
+            apart = part - largest
+        log_sum = np.log(np.exp(apart).sum(axis=1, dtype=np.float64))
         rounded = log_sum.astype(np.float32)
-        work -= rounded[:, None]
-        np.subtract(np.take(logarithms, block, mode="clip"), work, out=work)  # ln p - ln q, small where p is large
-        sums = np.einsum("ij,ij->i", np.take(probabilities, block, mode="clip"), work, dtype=np.float64, casting="same_kind")
-        divergences[rows] = sums + (log_sum - rounded) * mass[rows] + (1 - mass[rows])
+        apart -= rounded[:, None]
+        np.subtract(np.take(logarithms, block, mode="clip"), apart, out=apart)  # ln p - ln q, small where p is large
+        apart *= _probabilities(block)
+        divergences[rows] = apart.sum(axis=1, dtype=np.float64) + (log_sum - rounded) * mass[rows] + (1 - mass[rows])
         log_sums[rows] = largest[:, 0] + log_sum
+
+    _over_rows(codes.shape, work, n_threads)
     return divergences, log_sums
 
 
+def _probabilities(codes: Codes) -> Floats:
+    """p of every code."""
+    roots = codes * np.float32(1 / MAX_CODE)
+    cubes: Floats = roots * roots
+    cubes *= roots
+    return cubes
+
+
 @functools.cache
-def _packed_tables() -> tuple[Floats, Floats]:
-    """What every code stands for: p, and ln p (that of a quarter step for the code 0, which weighs nothing)."""
+def _packed_logarithms() -> Floats:
+    """ln p of every code (that of a quarter step for the code 0, which weighs nothing)."""
     roots = np.arange(MAX_CODE + 1) / MAX_CODE
-    with np.errstate(divide="ignore"):
-        logarithms = 3 * np.log(np.maximum(roots, 0.25 / MAX_CODE))
-    return (roots**3).astype(np.float32), logarithms.astype(np.float32)
+    logarithms: Floats = (3 * np.log(np.maximum(roots, 0.25 / MAX_CODE))).astype(np.float32)
+    return logarithms
+
+
+def _over_rows(shape: tuple[int, ...], work: Callable[[slice], None], n_threads: int) -> None:
+    """Call `work` for all blocks of rows."""
+    blocks = _row_blocks(shape)
+    if min(n_threads, len(blocks)) <= 1:
+        for rows in blocks:
+            work(rows)
+        return
+    with ThreadPoolExecutor(min(n_threads, len(blocks))) as pool:
+        for done in [pool.submit(work, rows) for rows in blocks]:
+            done.result()
 
 
 def _row_blocks(shape: tuple[int, ...]) -> list[slice]:

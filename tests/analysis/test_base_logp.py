@@ -30,11 +30,13 @@ N_CTX, N_VOCAB, N_SCORED = 64, 2000, 31
 class FakeModel:
     """Logits that depend on the tokens alone, `apart` from those of the base; remembers what it was asked."""
 
+    n_threads = 1
+
     def __init__(self, apart: float = 0.0) -> None:
         self.apart = apart
         self.asked: list[Tokens] = []
 
-    def logits(self, tokens: Tokens, *, first: int = 0) -> Floats:
+    def logits(self, tokens: Tokens, *, first: int = 0, view: bool = False) -> Floats:
         self.asked.append(tokens)
         rng = np.random.default_rng(tokens.astype(np.uint32))
         base, noise = rng.standard_normal((2, len(tokens), N_VOCAB))
@@ -139,7 +141,7 @@ def test_a_run_goes_on_with_the_chunk_that_is_missing(chunks: Tokens, tmp_path: 
 
 def test_a_model_that_fails_leaves_no_file(chunks: Tokens, tmp_path: Path) -> None:
     class Broken(FakeModel):
-        def logits(self, tokens: Tokens, *, first: int = 0) -> Floats:
+        def logits(self, tokens: Tokens, *, first: int = 0, view: bool = False) -> Floats:
             raise InferenceError("out of memory")
 
     kept = BaseLogp(tmp_path, chunks)

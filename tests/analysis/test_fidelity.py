@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from quantailor.analysis.corpus import chunks, load_corpus
-from quantailor.analysis.scores.fidelity import BASE, NULL_CONTROL, compare, score, score_chunks, statistics_of
+from quantailor.analysis.scores.fidelity import BASE, NULL_CHUNKS, NULL_CONTROL, compare, score, score_chunks, statistics_of
 from quantailor.control import Control, NullControl
 from quantailor.errors import InferenceError, Paused
 from quantailor.ggml.reference import quantize_reference
@@ -53,6 +53,14 @@ def test_every_file_is_scored_on_every_chunk(books_llama_base: Path, quantized: 
         assert 0 < ours.kld_sum == pytest.approx(sum(ours.klds))
         assert scores[NULL_CONTROL][index].kld_sum == pytest.approx(0, abs=1e-5)
         assert scores[NULL_CONTROL][index].nll_sum == base.nll_sum
+
+
+def test_the_null_control_takes_the_first_chunks_alone(books_llama_base: Path, quantized: Path, heldout_text: Path) -> None:
+    tokens = chunks(load_corpus(books_llama_base, heldout_text), 64, limit=NULL_CHUNKS + 2)
+    scores = collect(books_llama_base, {"ours": quantized}, tokens)
+    assert len(scores[BASE]) == len(scores["ours"]) == NULL_CHUNKS + 2
+    assert sorted(scores[NULL_CONTROL]) == list(range(NULL_CHUNKS))
+    assert collect(books_llama_base, {"ours": quantized}, tokens, done=scores) == {}
 
 
 def test_blocks_and_resumption_do_not_change_a_score(books_llama_base: Path, quantized: Path, short_chunks: Tokens) -> None:

@@ -243,7 +243,7 @@ class LoadedModel(Tokenizer):
         super().__init__(path, vocab_only=False, n_gpu_layers=n_gpu_layers, writable=writable)
         self.n_ctx = n_ctx
         self._observer = None if capture is None else _Observer(capture)
-        self._n_threads = n_threads or os.cpu_count() or 1
+        self.n_threads = n_threads or os.cpu_count() or 1
         # A writable model computes where its weights lie: what the graph shows must be a weight, not its copy on a GPU.
         self._offload_kqv, self._offload_products = n_gpu_layers != 0, n_gpu_layers != 0 and not writable
         try:
@@ -259,7 +259,7 @@ class LoadedModel(Tokenizer):
         parameters.n_ctx = parameters.n_batch = self.n_ctx
         parameters.n_ubatch = min(self.n_ctx, MAX_UBATCH)
         parameters.n_seq_max = 1
-        parameters.n_threads = parameters.n_threads_batch = self._n_threads
+        parameters.n_threads = parameters.n_threads_batch = self.n_threads
         parameters.offload_kqv, parameters.op_offload = self._offload_kqv, self._offload_products
         if callback is not None:
             parameters.cb_eval = callback
@@ -311,21 +311,22 @@ class LoadedModel(Tokenizer):
         np.ctypeslib.as_array(batch.pos, (n_tokens,))[:] = np.arange(n_tokens)
         np.ctypeslib.as_array(batch.logits, (n_tokens,))[:] = np.arange(n_tokens) >= first
 
-    def logits(self, tokens: Tokens, *, first: int = 0) -> Floats:
-        """Run one chunk and return the logits from position `first` on: (n_tokens - first, n_vocab) float32, a copy.
+    def logits(self, tokens: Tokens, *, first: int = 0, view: bool = False) -> Floats:
+        """Run one chunk and return the logits from position `first` on: (n_tokens - first, n_vocab) float32.
 
+        A copy, or a `view` of llama.cpp's memory, which the next chunk overwrites.
         Raises InferenceError as `decode` does, and where a logit is NaN or Inf or all are equal.
         """
         self.decode(tokens, first=first)
         pointer = self._llama.llama_get_logits(self._context)
         if not pointer:
             raise InferenceError(f"{self.path} gives no logits")
-        values = np.ctypeslib.as_array(pointer, (len(tokens) - first, self.n_vocab)).copy()
+        values = np.ctypeslib.as_array(pointer, (len(tokens) - first, self.n_vocab))
         if values.size > 1 and (values[0] == values[0, 0]).all():
             raise InferenceError(f"{self.path} gives no predictions of next tokens: all logits are {values[0, 0]:g}")
-        if not np.isfinite(values).all():
+        if not (np.isfinite(values.max()) and np.isfinite(values.min())):
             raise InferenceError(f"{self.path} gives logits that are NaN or Inf", remedy="Check the file; its weights may be damaged")
-        return values
+        return values if view else values.copy()
 
     def logits_and_inputs(self, tokens: Tokens, *, first: int = 0) -> tuple[Floats, Floats | None]:
         """The logits, and what the output matrix was multiplied with to give them: (n_tokens - first, n_vocab) and (..., n_cols).

@@ -54,19 +54,20 @@ class BaseChunk:
     top: Tokens
 
     @classmethod
-    def of(cls, index: int, tokens: Tokens, logits: Floats) -> BaseChunk:
+    def of(cls, index: int, tokens: Tokens, logits: Floats, *, n_threads: int = 1) -> BaseChunk:
         """From the base's logits of the positions from `first_scored` on, (n_tokens - first, n_vocab)."""
         targets = tokens[first_scored(len(tokens)) + 1 :]
-        logp = numerics.log_softmax(logits[: len(targets)])
-        codes, mass = numerics.pack_probabilities(logp)
+        logp = numerics.log_softmax(logits[: len(targets)], n_threads=n_threads)
+        codes, mass = numerics.pack_probabilities(logp, n_threads=n_threads)
         rows = np.arange(len(targets))
         return cls(index, targets, codes, mass, logp[rows, targets], logp.argmax(axis=1).astype(np.int32))
 
-    def score(self, logits: Floats) -> ChunkScore:
+    def score(self, logits: Floats, *, n_threads: int = 1) -> ChunkScore:
         """Another model's score on this chunk, without the divergences of single tokens.
 
         Args:
             logits: the model's, of the same positions, (n_scored, n_vocab); one row more is ignored.
+            n_threads: that share the positions.
 
         Raises:
             InferenceError: a logit is NaN or Inf, or the model has another vocabulary.
@@ -76,7 +77,7 @@ class BaseChunk:
             message = f"the model has {logits.shape[1]} tokens, the base has {n_vocab}"
             raise InferenceError(message, remedy="Compare files of the same model")
         logits = logits[: len(self.targets)]
-        klds, log_sums = numerics.divergence_from_packed(self.codes, self.mass, logits)
+        klds, log_sums = numerics.divergence_from_packed(self.codes, self.mass, logits, n_threads=n_threads)
         if not (np.isfinite(log_sums) & np.isfinite(klds)).all():
             raise InferenceError("the model gives logits that are NaN or Inf", remedy="Leave out the type that breaks it")
         observed = logits[np.arange(len(self.targets)), self.targets].astype(np.float64) - log_sums
@@ -127,11 +128,11 @@ class BaseLogp:
         first, stage = first_scored(len(tokens)), self._stage
         n_targets = len(tokens) - first - 1
         if stage is None or 2 * n_targets * model.n_vocab <= LARGE_BYTES:
-            self._write(BaseChunk.of(index, tokens, model.logits(tokens, first=first)), None)
+            self._write(BaseChunk.of(index, tokens, model.logits(tokens, first=first, view=True), n_threads=model.n_threads), None)
             return
         logits, inputs = model.logits_and_inputs(tokens, first=first)
         kept = stage.kept(None if inputs is None else inputs[:n_targets], logits[:n_targets])
-        chunk = BaseChunk.of(index, tokens, logits)
+        chunk = BaseChunk.of(index, tokens, logits, n_threads=model.n_threads)
         self._write(chunk, kept)
         if kept is not None:
             self._cache(chunk)

@@ -33,6 +33,8 @@ from quantailor.records import ChunkScore, Comparison, Estimate, FidelityStatist
 
 BASE = "base"
 NULL_CONTROL = "null control"
+NULL_CHUNKS = 8
+"""Enough to see whether the same model gives the same figures twice; more would cost as much as another file."""
 BLOCK_BYTES = 512 * 2**20
 MIN_KLD_NATS = 1e-12
 """Divergences below this count as this in comparisons, so that a file equal to the base can be compared."""
@@ -42,6 +44,11 @@ _QUANTILES = (0.5, 0.99, 0.999)
 def first_scored(n_ctx: int) -> int:
     """The first position whose prediction is scored, as llama-perplexity takes it."""
     return n_ctx // 2
+
+
+def wanted_chunks(label: str, n_chunks: int) -> set[int]:
+    """The chunks that a file is scored on, of so many."""
+    return set(range(min(n_chunks, NULL_CHUNKS) if label == NULL_CONTROL else n_chunks))
 
 
 def score_chunks(
@@ -55,7 +62,7 @@ def score_chunks(
     n_gpu_layers: int = 0,
     block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[tuple[str, ChunkScore]]:
-    """Score every candidate, the base and the null control on every chunk that is not done yet.
+    """Score every candidate and the base on every chunk that is not done yet, the null control on the first `NULL_CHUNKS`.
 
     Args:
         base_path: the unquantized model.
@@ -75,7 +82,9 @@ def score_chunks(
     """
     if taken := {BASE, NULL_CONTROL} & set(candidates):
         raise InferenceError(f"no file can be called {min(taken)!r} in a comparison", remedy="Rename it")
-    missing = {label: set(range(len(chunks))).difference((done or {}).get(label, ())) for label in (BASE, NULL_CONTROL, *candidates)}
+    missing = {
+        label: wanted_chunks(label, len(chunks)).difference((done or {}).get(label, ())) for label in (BASE, NULL_CONTROL, *candidates)
+    }
     wanted = sorted(set().union(*missing.values()))
     if wanted:
         control.check()
@@ -117,7 +126,8 @@ def _scores(
                     _require_vocabulary(path, model, n_vocab)
                     for index in indexes:
                         doing(f"running chunk {index + 1} through {path}")
-                        yield label, score(index, base_logp[index], _log_probabilities(model, chunks[index]), targets[index])
+                        logp = _log_probabilities(model, chunks[index])
+                        yield label, score(index, base_logp[index], logp, targets[index], n_threads=model.n_threads)
                         progress.add(1, f"{label}, chunk {index + 1}")
 
 
@@ -128,7 +138,7 @@ def _require_vocabulary(path: Path, model: LoadedModel, n_vocab: int) -> None:
 
 def _log_probabilities(model: LoadedModel, chunk: Tokens) -> Floats:
     """(n_scored, n_vocab): the last position has no target and is left out."""
-    return numerics.log_softmax(model.logits(chunk, first=first_scored(len(chunk)))[:-1])
+    return numerics.log_softmax(model.logits(chunk, first=first_scored(len(chunk)), view=True)[:-1], n_threads=model.n_threads)
 
 
 def chunk_score(index: int, observed: Floats | Doubles, base_observed: Floats, klds: Doubles, n_same_top: int) -> ChunkScore:
@@ -146,7 +156,7 @@ def chunk_score(index: int, observed: Floats | Doubles, base_observed: Floats, k
     return ChunkScore(index, len(logp), float(-logp.sum()), float(klds.sum()), n_same_top, dp_square_sum)
 
 
-def score(index: int, base_logp: Floats, logp: Floats, targets: Tokens) -> ChunkScore:
+def score(index: int, base_logp: Floats, logp: Floats, targets: Tokens, *, n_threads: int = 1) -> ChunkScore:
     """One chunk's sums, and the divergence of every token.
 
     Args:
@@ -154,8 +164,9 @@ def score(index: int, base_logp: Floats, logp: Floats, targets: Tokens) -> Chunk
         base_logp: the base's log-probabilities, (n_scored, n_vocab).
         logp: the model's, the same shape.
         targets: the tokens that followed, (n_scored,).
+        n_threads: that share the positions.
     """
-    rows, klds = np.arange(len(targets)), numerics.kl_divergence(base_logp, logp)
+    rows, klds = np.arange(len(targets)), numerics.kl_divergence(base_logp, logp, n_threads=n_threads)
     n_same_top = int(np.count_nonzero(base_logp.argmax(axis=1) == logp.argmax(axis=1)))
     sums = chunk_score(index, logp[rows, targets], base_logp[rows, targets], klds, n_same_top)
     return replace(sums, klds=tuple(klds.tolist()))

@@ -129,7 +129,8 @@ class MixScorer(Swapper):
                 control.check()
                 self.set_mix(mix.types)
                 doing(f"running chunk {index + 1} through {self.path}, {_shown(mix)}")
-                yield mix, self._base.chunk(index).score(self.logits(self._chunks[index], first=first_scored(self.n_ctx)))
+                logits = self.logits(self._chunks[index], first=first_scored(self.n_ctx), view=True)
+                yield mix, self._base.chunk(index).score(logits, n_threads=self.n_threads)
                 progress.add(1, _shown(mix))
 
 
@@ -224,7 +225,8 @@ class FileScorer:
                 for n_done, index in enumerate(indexes):
                     tokens = self._chunks[index]
                     doing(f"running chunk {index + 1} through {file}")
-                    yield kept.chunk(index).score(model.logits(tokens, first=first_scored(len(tokens))))
+                    logits = model.logits(tokens, first=first_scored(len(tokens)), view=True)
+                    yield kept.chunk(index).score(logits, n_threads=model.n_threads)
                     control.advance(n_done + 1, len(indexes), f"{file.name}, chunk {index + 1}")
 
     def _load(self, path: Path) -> LoadedModel:

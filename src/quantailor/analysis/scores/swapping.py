@@ -120,7 +120,7 @@ class Swapper(WritableModel):
 
     def _quantized(self, name: str, type_name: str) -> Iterator[Bytes]:
         tensor = library.types()[type_name].retyped(self._source.tensor(name))
-        blocks = quantized_blocks(self._source, [tensor], self._rounding, n_threads=self._n_threads, block_weights=_BLOCK_WEIGHTS)
+        blocks = quantized_blocks(self._source, [tensor], self._rounding, n_threads=self.n_threads, block_weights=_BLOCK_WEIGHTS)
         return (data for _, data in blocks)
 
     def _rounded(self, name: str, type_name: str) -> Iterator[Bytes]:

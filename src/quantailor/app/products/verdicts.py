@@ -216,9 +216,8 @@ def _candidate(workspace: Workspace, file: Path) -> str | None:
 
 def _n_runs(done: Mapping[str, frozenset[int]], n_chunks: int, *, n_new: int) -> int:
     """A chunk that any file lacks is run with the base too, whose log-probabilities are not kept."""
-    wanted = frozenset(range(n_chunks))
-    missing = {key: wanted - chunks for key, chunks in done.items()}
-    again = wanted if n_new else frozenset().union(*missing.values())
+    missing = {key: fidelity.wanted_chunks(key, n_chunks) - chunks for key, chunks in done.items()}
+    again = range(n_chunks) if n_new else frozenset().union(*missing.values())
     others = sum(len(chunks) for key, chunks in missing.items() if key != BASE)
     return len(again) + others + n_new * n_chunks
 
