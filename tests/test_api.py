@@ -49,6 +49,7 @@ def test_every_name_is_there_and_documented() -> None:
         quantailor.sesame  # noqa: B018
 
 
+@pytest.mark.slow
 def test_the_docstrings_examples_are_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("QUANTAILOR_HOME", str(tmp_path))

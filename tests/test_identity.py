@@ -222,6 +222,7 @@ def verified(home: Path, file: Path, base: Path, text: Path) -> Verdict:
     return result.verdict  # type: ignore[attr-defined, no-any-return]
 
 
+@pytest.mark.slow
 def test_a_changed_copy_is_verified_as_in_a_fresh_home(base: Path, text: Path, tmp_path: Path) -> None:
     copy = altered(base, tmp_path / "copy.gguf", OTHERS["rows in the middle"])
     before = verified(tmp_path / "home", base, base, text)

@@ -20,6 +20,7 @@ SCALARS = [qtype for qtype in library.types().values() if qtype.is_quantized and
 every_scalar = pytest.mark.parametrize("qtype", SCALARS, ids=lambda qtype: qtype.name)
 every_vector = pytest.mark.parametrize("qtype", [library.types()[name] for name in VECTORS], ids=lambda qtype: qtype.name)
 seeds = st.integers(0, 2**32 - 1)
+search = pytest.mark.slow  # takes ten seconds to compile
 few = settings(max_examples=12, deadline=None)
 
 
@@ -166,6 +167,7 @@ def least_losses(layout: VectorCodes, targets: Floats, metric: Floats) -> Double
     return least
 
 
+@search
 @pytest.mark.parametrize(
     ("name", "correlation", "excess"),
     [
@@ -186,6 +188,7 @@ def test_nearest_vectors_are_the_nearest_of_all(name: str, correlation: float, e
     assert chosen.sum() <= (1 + excess) * least_losses(layout, targets, metric).sum()
 
 
+@search
 @every_vector
 @given(seed=seeds)
 @few
@@ -198,6 +201,7 @@ def test_what_a_code_stands_for_is_nearest_to_itself(qtype: QType, seed: int) ->
     assert np.array_equal(layout.nearest(targets, offset, scale, metric), codes)
 
 
+@search
 @every_vector
 def test_vectors_without_a_scale_get_some_code(qtype: QType) -> None:
     layout = known_vectors(qtype)

@@ -20,8 +20,8 @@ from quantailor.numerics import Floats
 from quantailor.qtypes import QType
 
 N_ROWS, N_COLS = 8, 512
-SET_UP_LONG = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S")
-"""ggml makes large tables for these first."""
+SET_UP_LONG = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
+"""ggml makes large tables for most of these first, and the search for their vectors takes long to compile."""
 TYPES = [
     pytest.param(qtype, id=qtype.name, marks=[pytest.mark.slow] if qtype.name in SET_UP_LONG else [])
     for qtype in library.types().values()
@@ -65,7 +65,7 @@ def test_every_type_loses_less_than_with_importances_alone(qtype: QType, metric:
     assert error(data, weights, qtype, metric) < limit * error(plain, weights, qtype, metric)
 
 
-@pytest.mark.parametrize("name", ["MXFP4", "NVFP4", "Q4_K", "IQ3_S"])
+@pytest.mark.parametrize("name", ["MXFP4", "NVFP4", "Q4_K", pytest.param("IQ3_S", marks=pytest.mark.slow)])
 def test_rows_of_zeros_stay_zero(name: str, metric: Metric, weights: Floats) -> None:
     qtype = library.types()[name]
     rows = weights[:4].copy()
@@ -157,6 +157,7 @@ def test_the_diagonal_is_raised_by_a_part_of_its_mean() -> None:
     assert np.allclose(raised, DAMPING * np.diagonal(metric.covariance.matrix).mean(), rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_written_it_compiles_all_the_same(tmp_path: Path) -> None:
     """An installed package in folders that are for reading only, and a user without a home, as in many containers."""
     program = (

@@ -180,6 +180,7 @@ def test_a_score_does_not_depend_on_what_was_scored_before(dense: Bench, tmp_pat
     assert [scored for mix, scored in found if mix.id == Mix.of(second).id] == together[1][3:]
 
 
+@pytest.mark.slow
 def test_the_null_control_is_below_everything(bench: Bench, tmp_path: Path) -> None:
     stored = {tensor.name: tensor.type_name for tensor in bench.tensors}
     null, as_stored, one = (

@@ -54,6 +54,7 @@ def every_task(model: Path, base: Path, folder: Path) -> list[Step[StepResult]]:
     ]
 
 
+@pytest.mark.slow
 def test_calibrate_needs_what_its_sums_and_its_file_take(
     workspace: Workspace, books_llama_base: Path, books_moe_base: Path, calibration_text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

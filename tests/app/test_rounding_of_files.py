@@ -93,6 +93,7 @@ def test_either_measurement_can_be_looked_at(run: Command, small_base: Path, tex
     assert sum(ours.values()) < sum(theirs.values())
 
 
+@pytest.mark.slow
 def test_a_verdict_tells_the_rounding_and_its_gain_over_the_plain_twin(run: Command, small_base: Path, text: Path, tmp_path: Path) -> None:
     calibrate_and_measure(run, small_base, text)
     strategy = tmp_path / "better.yaml"

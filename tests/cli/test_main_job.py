@@ -69,7 +69,9 @@ def test_what_is_measured_is_not_measured_again(quantailor: Command, workbench: 
     assert again["n_already_measured"] == again["n_cells"] == 2 * again["n_tensors"]
 
 
-@pytest.mark.parametrize("target", [("--bpw", "4.5"), ("--like", "Q4_K_M"), pytest.param(("--size", "5MB"), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "target", [("--bpw", "4.5"), *(pytest.param(words, marks=pytest.mark.slow) for words in (("--like", "Q4_K_M"), ("--size", "5MB")))]
+)
 def test_a_plan_keeps_its_target_and_its_size_is_exact(quantailor: Command, workbench: Workbench, tmp_path: Path, target: Any) -> None:
     strategy, output = tmp_path / "s.yaml", tmp_path / "out.gguf"
     plan = quantailor("plan", workbench.base, *target, "-o", strategy, "--home", workbench.home, "--json").result

@@ -12,6 +12,8 @@ import quantailor as q
 from quantailor.session import Workspace
 from small_base import write_small_base
 
+pytestmark = pytest.mark.slow
+
 TYPES = "Q4_K,Q8_0"
 FEW = ("--types", TYPES, "--basis", "ranking", "--no-verify", "--bpw", 6, "--threads", 1, "--json")
 
@@ -49,7 +51,6 @@ def test_make_compensates_and_a_second_run_takes_what_is_there(quantailor: Comma
     assert again.read_bytes() == built(made).read_bytes(), "the strategy records how it is rounded"
 
 
-@pytest.mark.slow
 def test_told_to_round_plainly_it_makes_what_its_parts_make(quantailor: Command, base: Path, text: Path, tmp_path: Path) -> None:
     home = ("--home", tmp_path / "parts", "--json")
     strategy, output = tmp_path / "s.yaml", tmp_path / "parts.gguf"
@@ -70,7 +71,6 @@ def test_told_to_round_plainly_it_makes_what_its_parts_make(quantailor: Command,
     assert not list((tmp_path / "home of its own" / "covariances").glob("*"))
 
 
-@pytest.mark.slow
 def test_a_result_of_the_other_rounding_is_not_replaced(quantailor: Command, base: Path, text: Path, tmp_path: Path) -> None:
     words = ("make", base, "-f", text, *FEW, "--home", tmp_path / "home", "-o", tmp_path / "out")
     made = quantailor(*words, "--rounding", "plain").result
@@ -83,7 +83,6 @@ def test_a_result_of_the_other_rounding_is_not_replaced(quantailor: Command, bas
     assert quantailor(*words, "--force").result["rounding"] == "compensated"
 
 
-@pytest.mark.slow
 def test_a_matrix_that_is_given_stays_what_the_quantizers_see(quantailor: Command, base: Path, text: Path, tmp_path: Path) -> None:
     matrix = tmp_path / "given.gguf"
     elsewhere = ("--home", tmp_path / "elsewhere", "--json")
@@ -116,7 +115,6 @@ def test_a_study_compensates_and_takes_covariances_that_are_there(quantailor: Co
     assert roundings == {"plain", "compensated-1"}
 
 
-@pytest.mark.slow
 def test_what_covariances_need_is_said_before(
     quantailor: Command, base: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +126,6 @@ def test_what_covariances_need_is_said_before(
         assert quantailor(*words, "-f", text, "--rounding", "plain", "--home", tmp_path / "another").code == 0
 
 
-@pytest.mark.slow
 def test_the_verdict_tells_what_compensation_gains(quantailor: Command, base: Path, text: Path, tmp_path: Path) -> None:
     words = ("make", base, "-f", text, *(word for word in FEW if word != "--no-verify"), "--home", tmp_path / "home")
     judged = ("--verify-text", text, "--against", "Q8_0", "--chunks", 1, "--beside", "plain")

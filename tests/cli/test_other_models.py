@@ -40,6 +40,7 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_model_with_few_positions_is_studied_and_verified(run: Command, gpt2: Path, text: Path, tmp_path: Path) -> None:
     few = ("--level", "quick", "--types", "Q4_K,Q8_0", "-f", text, *FEW)
     with Workspace.open(tmp_path / "home") as workspace:

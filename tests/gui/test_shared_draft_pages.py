@@ -112,6 +112,7 @@ def test_edits_of_two_tabs_are_both_kept(visit: Callable[..., Visitor], workbenc
         tab.until(lambda: "\n3\n" in tab.text(".qt-choose-top"), "both tabs count three")  # noqa: B023
 
 
+@pytest.mark.slow
 def test_a_growing_measurement_takes_no_type_and_no_pin_away(
     visit: Callable[..., Visitor], quantailor: Command, books_llama_base: Path, calibration_text: Path, tmp_path: Path
 ) -> None:
