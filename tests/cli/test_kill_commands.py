@@ -73,6 +73,11 @@ def text(calibration_text: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(params=["plain", "compensated"])
+def rounding(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 def whole_or_absent(output: Callable[[Path], Path]) -> Done:
     """Whether a file is there, which must be that of the run that was left alone."""
 
@@ -94,9 +99,11 @@ def test_convert_leaves_nothing_half_written(forked: Forked, model: Path, tmp_pa
     assert not list(tmp_path.rglob(".*.part"))
 
 
-def test_measure_measures_no_cell_twice(forked: Forked, base: Path, tmp_path: Path) -> None:
-    words = ["measure", base, "--types", "Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,Q8_0,Q4_0,Q5_0", "--exhaustive", "--imatrix", "none"]
-    reports = kill_at_each_moment(forked, lambda _: words, tmp_path, rows("cells"))
+def test_measure_measures_no_cell_twice(forked: Forked, base: Path, text: Path, tmp_path: Path, rounding: str) -> None:
+    home = tmp_path / "prepared"
+    run_first(home, "calibrate" if rounding == "compensated" else "imatrix", base, "-f", text, "--chunks", 2, *FEW)
+    words = ["measure", base, "--types", "Q4_0,Q5_0,Q8_0", "--tensors", "blk.*", "--rounding", rounding]
+    reports = kill_at_each_moment(forked, lambda _: words, tmp_path, rows("cells"), prepared=home)
     for report in reports:
         assert report.result["n_already_measured"] == report.done_before
     assert len({report.done_before for report in reports}) > 3
@@ -120,10 +127,10 @@ def test_calibrate_gives_one_file(forked: Forked, mixture: Path, text: Path, tmp
         assert [path.suffix for path in (report.home / "covariances").iterdir()] == [".gguf"]
 
 
-def test_build_leaves_nothing_half_written(forked: Forked, base: Path, text: Path, tmp_path: Path) -> None:
+def test_build_leaves_nothing_half_written(forked: Forked, base: Path, text: Path, tmp_path: Path, rounding: str) -> None:
     home, strategy = tmp_path / "prepared", tmp_path / "s.yaml"
-    run_first(home, "imatrix", base, "-f", text, "--chunks", 2, *FEW)
-    run_first(home, "measure", base, "--types", "Q4_0,Q5_0,Q8_0")
+    run_first(home, "calibrate" if rounding == "compensated" else "imatrix", base, "-f", text, "--chunks", 2, *FEW)
+    run_first(home, "measure", base, "--types", "Q4_0,Q5_0,Q8_0", "--rounding", rounding)
     run_first(home, "plan", base, "--bpw", 6.5, "-o", strategy)
 
     def output(home: Path) -> Path:
@@ -177,7 +184,6 @@ def test_sweep_measures_no_cell_twice(forked: Forked, mixture: Path, text: Path,
     assert any(report.result["n_already_measured"] for report in reports)
 
 
-@pytest.mark.parametrize("rounding", ["compensated", "plain"])
 def test_make_goes_on_and_gives_one_file(forked: Forked, model: Path, text: Path, tmp_path: Path, rounding: str) -> None:
     few = ("--types", "Q4_0,Q5_0,Q8_0", "--bpw", 6, "--basis", "ranking", "--against", "Q8_0", "--chunks", 1, "--threads", 1)
 

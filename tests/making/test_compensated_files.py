@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +20,7 @@ from quantailor.ggml import library
 from quantailor.making.building import build, predict
 from quantailor.models.identity import fingerprint
 from quantailor.models.opening import open_model
-from quantailor.models.source import ModelSource
+from quantailor.models.source import MemorySource, ModelSource
 from quantailor.processes import apart
 from quantailor.records import Strategy, TensorChoice
 from quantailor.session import quantizable_tensors
@@ -42,6 +45,14 @@ def source(base: Path) -> Iterator[ModelSource]:
 
 def rounding() -> Rounding:
     return Rounding(None, COVARIANCES, compensated=True)
+
+
+def write_wide(path: Path) -> None:
+    """Build one matrix whose H a BLAS would factor with several threads, if it were let."""
+    weights = np.random.default_rng(0).normal(size=(64, 1024)).astype(np.float32)
+    source = MemorySource({"blk.0.attn_q.weight": weights})
+    choice = TensorChoice("blk.0.attn_q.weight", "Q4_0", "")
+    build(source, Strategy(fingerprint(source), source.name, source.architecture, "manual", (choice,)), path, rounding=rounding())
 
 
 def strategy_for(source: ModelSource) -> Strategy:
@@ -69,6 +80,16 @@ def test_any_number_of_threads_writes_the_same_bytes(source: ModelSource, tmp_pa
         build(source, strategy_for(source), tmp_path / f"{n_threads}.gguf", rounding=rounding(), n_threads=n_threads)
         files.append((tmp_path / f"{n_threads}.gguf").read_bytes())
     assert files[0] == files[1] == files[2]
+
+
+@pytest.mark.slow
+def test_a_fresh_process_writes_the_same_bytes_whatever_threads_its_blas_has(tmp_path: Path) -> None:
+    """One that has not used scipy before, whose BLAS is not loaded yet."""
+    program = f"import sys, pathlib, {__name__} as test; test.write_wide(pathlib.Path(sys.argv[1]))"
+    for n_threads in ("1", "4"):
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": n_threads}
+        subprocess.run([sys.executable, "-c", program, str(tmp_path / n_threads)], env=environment, check=True)
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "4").read_bytes()
 
 
 def test_the_outputs_change_less_than_with_plain_rounding(source: ModelSource, tmp_path: Path) -> None:
