@@ -21,6 +21,7 @@ from quantailor.models.source import ModelSource
 from quantailor.pipeline import MakeStep
 from quantailor.session import Workspace
 from quantailor.steps.plan import PlanOptions
+from small_base import write_small_base
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "first_file.py"
@@ -61,6 +62,21 @@ def test_the_docstrings_examples_are_true(tmp_path: Path, monkeypatch: pytest.Mo
 def test_errors_are_of_one_kind(tmp_path: Path) -> None:
     with pytest.raises(quantailor.QuantailorError, match="nowhere"):
         quantailor.open_model(tmp_path / "nowhere", home=tmp_path)
+
+
+@pytest.mark.slow
+def test_the_library_rounds_as_it_is_told_and_tells_what_that_gains(calibration_text: Path, tmp_path: Path) -> None:
+    base, text = write_small_base(tmp_path / "base.gguf"), tmp_path / "short.txt"
+    text.write_text(calibration_text.read_text(encoding="utf-8")[:2_000], encoding="utf-8")
+    with quantailor.open_model(base, home=tmp_path / "home", threads=1) as model:
+        for rounding in ("plain", "compensated"):
+            assert quantailor.study(model, "quick", types=["Q4_0"], text=text, rounding=rounding).rounding == rounding
+        assert quantailor.study(model, "quick", types=["Q4_0"], text=text).rounding == "compensated"
+        strategy = quantailor.plan(model, bits_per_weight=5, options=PlanOptions(bits_per_weight=5, basis="ranking"))
+        built = quantailor.build(model, strategy, tmp_path / "out.gguf")
+        verdict = quantailor.verify(model, built.paths[0], against=[], text=text, chunks=1, beside="plain")
+    assert "plain rounding" in {row.label for row in verdict.rows}
+    assert "plain rounding" in verdict.sentence
 
 
 @pytest.mark.slow

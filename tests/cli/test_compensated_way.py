@@ -4,17 +4,51 @@ from __future__ import annotations
 
 import random
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 from commands import Command, Outcome
 
+from quantailor.analysis.covariances.covariance_file import CovarianceFile
 from quantailor.models.opening import open_model
 from quantailor.strategy.file import read
 from small_base import write_small_base
 
 SHORT = ("--chunks", 2, "--n-ctx", 128, "--threads", 1)
 PROBES = (*SHORT, "--type", "Q4_0,Q8_0", "--mixes", 6, "--mix-chunks", 2, "--anchors", 1)
+
+
+@pytest.mark.slow
+def test_plans_know_one_covariance_file_from_another(quantailor: Command, tmp_path: Path, calibration_text: Path) -> None:
+    base, text, home = write_small_base(tmp_path / "base.gguf"), tmp_path / "text.txt", ("--home", tmp_path / "home")
+    text.write_text(calibration_text.read_text(encoding="utf-8")[:3_000], encoding="utf-8")
+    short, long = tmp_path / "short.gguf", tmp_path / "long.gguf"
+    for n_chunks, place in ((1, short), (2, long)):
+        calibrate = ("calibrate", base, "-f", text, "--chunks", n_chunks, "--n-ctx", 64, "--threads", 1, "-o", place, *home)
+        assert quantailor(*calibrate).code == 0
+    matrix = ("--imatrix", "none")
+    few = ("--types", "Q4_0,Q8_0", *matrix, "--rounding", "compensated")
+    plan = ("plan", base, "--bpw", 6, "--basis", "ranking", *matrix, *home)
+
+    def planned_with(*options: object) -> object:
+        assert quantailor(*plan, *options, "-o", tmp_path / "s.yaml", "--force").code == 0
+        return read(tmp_path / "s.yaml").inputs.get("covariances")
+
+    assert quantailor("measure", base, *few, "--covariances", short, *home).code == 0
+    refused = quantailor(*plan, "--covariances", long).error_line
+    assert refused.startswith("error: nothing is measured without an importance matrix")
+    assert quantailor("measure", base, *few, *home).code == 0
+    names = [CovarianceFile(place).fingerprint[:16] for place in (short, long)]
+    assert [planned_with("--covariances", place) for place in (short, long)] == names
+    assert planned_with() == planned_with("--rounding", "compensated") == names[1], "that of the model's own, which saw more text"
+    told = quantailor(*plan, "--covariances", short, "--rounding", "plain").error_line
+    assert f"by the covariances {names[0]}" in told
+    advised = re.search(r"`quantailor (measure .*?)`", told)
+    assert advised is not None
+    assert quantailor(*shlex.split(advised[1]), "--types", "Q4_0,Q8_0").code == 0
+    assert quantailor(*plan, "--covariances", short, "--rounding", "plain").code == 0
+    assert "measure" in quantailor(*plan, "--covariances", "none").error_line
 
 
 @pytest.mark.slow

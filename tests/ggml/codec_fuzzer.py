@@ -1,7 +1,8 @@
-"""Hostile rows through the codec, in a process of its own: `codec_fuzzer.py SEED CASES`.
+"""Hostile rows through the codec, in a process of its own: `codec_fuzzer.py SEED CASES ROUNDING`.
 
 Prints the number of cases that passed the checks and were quantized. A C assertion ends the process instead,
-after the case's number and recipe were written to standard error.
+after the case's number and recipe were written to standard error. Rows whose rounding is compensated must be valid
+wherever ggml's own rounding with the same importances is.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ from collections.abc import Callable
 
 import numpy as np
 
+from quantailor.analysis.covariances.covariances import InputCovariance
+from quantailor.analysis.rounding.compensation import round_rows
+from quantailor.analysis.rounding.metric import Metric
 from quantailor.errors import QuantailorError
 from quantailor.ggml import codec, library
 from quantailor.numerics import Floats
+from quantailor.qtypes import QType
 
 Maker = Callable[[np.random.Generator, int], Floats]
 WIDTHS = (1, 32, 64, 100, 128, 256, 256, 256, 512, 768)
@@ -61,29 +66,58 @@ IMPORTANCE: dict[str, Maker | None] = {
 }
 
 
-def main(seed: int, n_cases: int) -> int:
+CORRELATED_WITH = (0, 1, 4, 512)
+"""Directions that inputs have in common; 0 for none."""
+N_TOKENS = (1, 64, 1 << 30)
+
+
+def plainly(rng: np.random.Generator, values: Floats, qtype: QType, other: str) -> None:
+    """Quantize with hostile importances."""
+    maker = IMPORTANCE[other]
+    with np.errstate(all="ignore"):
+        importance = None if maker is None else maker(rng, values.shape[1])
+    if importance is not None:
+        codec.check_importance(importance, "rows")
+    codec.dequantize(codec.quantize(values, qtype, importance), qtype, values.shape[1])
+
+
+def compensated(rng: np.random.Generator, values: Floats, qtype: QType, other: str) -> None:
+    """Quantize with covariances that have hostile importances as their diagonal, and the correlations that a file can hold."""
+    n, maker = values.shape[1], IMPORTANCE[other]
+    with np.errstate(all="ignore"):
+        squares = np.ones(n) if maker is None else maker(rng, n)[:n].astype(np.float64)
+    codec.check_importance(squares.astype(np.float32), "rows")
+    directions = rng.normal(size=(n, rng.choice(CORRELATED_WITH)))
+    lengths = np.sqrt(np.maximum(np.square(directions).sum(axis=1), 1e-300))
+    correlations = directions @ directions.T / np.outer(lengths, lengths) * (1 - 2**-12)
+    np.fill_diagonal(correlations, 1)
+    matrix = (correlations * np.sqrt(np.outer(squares, squares))).astype(np.float32)
+    metric = Metric(InputCovariance("rows", matrix, int(rng.choice(N_TOKENS))))
+    data = round_rows(values, qtype, metric)
+    plain = codec.quantize(values, qtype, np.diagonal(metric.damped()).copy())
+    assert codec.is_valid(data, qtype) or not codec.is_valid(plain, qtype)
+    codec.dequantize(data, qtype, n)
+
+
+def main(seed: int, n_cases: int, quantize: Callable[[np.random.Generator, Floats, QType, str], None]) -> int:
     """Run the cases; the number that reached the quantizer and came back."""
     rng = np.random.default_rng(seed)
-    qtypes, passed = list(library.types().values()), 0
+    qtypes, passed = [qtype for qtype in library.types().values() if qtype.is_quantized or quantize is plainly], 0
     for case in range(n_cases):
         qtype, n = qtypes[rng.integers(len(qtypes))], WIDTHS[rng.integers(len(WIDTHS))]
         kind = list(WEIGHTS)[rng.integers(len(WEIGHTS))]
         other = list(IMPORTANCE)[rng.integers(len(IMPORTANCE))]
         sys.stderr.write(f"{case} {qtype.name} {n} {kind} / {other}\n")
-        maker = IMPORTANCE[other]
         with np.errstate(all="ignore"):
             values = WEIGHTS[kind](rng, n)[None]
-            importance = None if maker is None else maker(rng, n)
-            try:
-                codec.check_weights(values, "rows")
-                if importance is not None:
-                    codec.check_importance(importance, "rows")
-                codec.dequantize(codec.quantize(values, qtype, importance), qtype, n)
-            except QuantailorError:
-                continue
-            passed += 1
+        try:
+            codec.check_weights(values, "rows")
+            quantize(rng, values, qtype, other)
+        except QuantailorError:
+            continue
+        passed += 1
     return passed
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{main(int(sys.argv[1]), int(sys.argv[2]))}\n")
+    sys.stdout.write(f"{main(int(sys.argv[1]), int(sys.argv[2]), {'plain': plainly, 'compensated': compensated}[sys.argv[3]])}\n")

@@ -55,6 +55,14 @@ def write_wide(path: Path) -> None:
     build(source, Strategy(fingerprint(source), source.name, source.architecture, "manual", (choice,)), path, rounding=rounding())
 
 
+def rows_of(path: Path) -> dict[str, tuple[str, bytes]]:
+    """Every tensor's type and bytes."""
+    written = open_model(path)
+    rows = {tensor.name: (tensor.type_name, written.raw_rows(tensor.name, 0, tensor.n_rows).tobytes()) for tensor in written.tensors}
+    written.close()
+    return rows
+
+
 def strategy_for(source: ModelSource) -> Strategy:
     tensors = [tensor for tensor in quantizable_tensors(source) if tensor.layer in (0, None)]
     choices = tuple(TensorChoice(tensor.name, TYPES[at % len(TYPES)], "") for at, tensor in enumerate(tensors))
@@ -80,6 +88,17 @@ def test_any_number_of_threads_writes_the_same_bytes(source: ModelSource, tmp_pa
         build(source, strategy_for(source), tmp_path / f"{n_threads}.gguf", rounding=rounding(), n_threads=n_threads)
         files.append((tmp_path / f"{n_threads}.gguf").read_bytes())
     assert files[0] == files[1] == files[2]
+
+
+def test_shards_of_the_base_and_of_the_file_change_no_row(source: ModelSource, tmp_path: Path) -> None:
+    whole = build(source, strategy_for(source), tmp_path / "whole.gguf", rounding=rounding())
+    as_it_is = replace(strategy_for(source), tensors=(TensorChoice("output.weight", "F16", ""),))
+    shards = build(source, as_it_is, tmp_path / "base.gguf", split_max_bytes=1_000_000)
+    sharded = open_model(shards.paths[0])
+    parts = build(sharded, strategy_for(source), tmp_path / "parts.gguf", rounding=rounding(), split_max_bytes=500_000)
+    sharded.close()
+    assert min(len(shards.paths), len(parts.paths)) > 2
+    assert rows_of(parts.paths[0]) == rows_of(whole.paths[0])
 
 
 @pytest.mark.slow

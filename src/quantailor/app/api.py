@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from quantailor.app import jobs
 from quantailor.app.choosing.comparing import StrategyDiff, compare_strategies
@@ -337,9 +337,26 @@ def sweep(
     return _run(model.workspace, step, model.on_progress)
 
 
-def study(model: Model, level: Level = "balanced", *, types: Iterable[str] = (), text: str | Path | None = None) -> StudyResult:
-    """Everything that measuring needs in one job: "quick", "balanced", "thorough" or "exhaustive". Raises what its steps raise."""
-    step = StudyStep(model=str(model.path), level=level, types=tuple(types), text=_text(text), compute=model.compute)
+def study(
+    model: Model,
+    level: Level = "balanced",
+    *,
+    types: Iterable[str] = (),
+    text: str | Path | None = None,
+    rounding: RoundingWish = "auto",
+) -> StudyResult:
+    """Everything that measuring needs in one job.
+
+    Args:
+        model: any model; one that predicts no next token can be studied at the level "quick".
+        level: "quick", "balanced", "thorough" or "exhaustive".
+        types: the types; empty for all usual ones.
+        text: a text file; None is the calibration text that ships.
+        rounding: "plain" or "compensated"; "auto" compensates wherever a text runs through the model.
+
+    Raises what its steps raise.
+    """
+    step = StudyStep(model=str(model.path), level=level, types=tuple(types), text=_text(text), rounding=rounding, compute=model.compute)
     return _run(model.workspace, step, model.on_progress)
 
 
@@ -467,6 +484,7 @@ def verify(
     text: str | Path | None = None,
     chunks: int | None = None,
     output: str | Path | None = None,
+    beside: Literal["plain"] | None = None,
 ) -> Verdict:
     """Perplexity and KL divergence of a file beside llama.cpp's presets, with paired intervals, and a sentence that judges it.
 
@@ -478,6 +496,7 @@ def verify(
         text: held-out text; None is the one that ships.
         chunks: at most so many chunks; fewer than 200 carry no claim.
         output: stem of the .json, .csv, .png and .svg files; by default beside the file.
+        beside: "plain" compares a file whose rounding is compensated with its own types rounded plainly, too.
 
     Raises ModelError, CorpusError, TypeUnavailableError.
     """
@@ -485,6 +504,7 @@ def verify(
         file=absolute(file),
         base=str(model.base),
         against=None if against is None else tuple(against),
+        beside=beside,
         text=_text(text),
         chunks=chunks,
         output=None if output is None else absolute(output),

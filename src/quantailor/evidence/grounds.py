@@ -201,17 +201,25 @@ def imatrix_option(workspace: Workspace, model: OpenedModel, imatrix: str) -> tu
 
 
 def rounding_option(workspace: Workspace, model: OpenedModel, rounding: str) -> tuple[str, ...]:
-    """What a command must say to round like this (`Rounding.bytes_key`); nothing where there is no other choice."""
-    if rounding:
-        return ("--rounding", "compensated")
+    """What a command must say to round like this (`Rounding.key` or `bytes_key`); nothing where there is no other choice.
+
+    Covariances are named where they are not the model's own.
+    """
+    version, _, covariances = rounding.partition(":")
+    own = workspace.stored_covariances(model.fingerprint)[:1] if covariances else []
+    named: tuple[str, ...] = ()
+    if covariances and not any(record.fingerprint.startswith(covariances) for record in own):
+        named = ("--covariances", str(workspace.covariances_path(model.fingerprint, covariances)))
+    if version.startswith("compensated"):
+        return ("--rounding", "compensated", *named)
     there = workspace.store.measurements(model.fingerprint)
-    return ("--rounding", "plain") if any(key.covariances for key in there) else ()
+    return ("--rounding", "plain", *named) if any(key.covariances for key in there) else named
 
 
 def measure_command(workspace: Workspace, model: OpenedModel, like: MeasurementKey) -> str:
     """The command that measures more weight errors like those."""
     exhaustive = like.settings == MeasureSettings(exhaustive=True).key
-    options = (*imatrix_option(workspace, model, like.imatrix), *rounding_option(workspace, model, like.swapped))
+    options = (*imatrix_option(workspace, model, like.imatrix), *rounding_option(workspace, model, like.rounding))
     return command_line(workspace, "measure", model.source.location, *options, *(("--exhaustive",) if exhaustive else ()))
 
 

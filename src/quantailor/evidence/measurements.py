@@ -140,7 +140,8 @@ def _measurement(
         # One that has just begun takes no tensor away from one that has them all.
         most = max((n_tensors[key] for key in counts if key.imatrix in wanted), default=0)
         counts = {key: count for key, count in counts.items() if n_tensors[key] == most}
-    key = most_telling(counts, wanted, n_tensors)
+    own = [record.fingerprint[:16] for record in workspace.stored_covariances(model.fingerprint)]
+    key = most_telling(counts, wanted, n_tensors, own)
     if key is None or (key.imatrix != wanted[0] and not partial):
         with_it = f"with importance matrix {wanted[0][:12]}" if wanted[0] else "without an importance matrix"
         how = rounding if rounding not in (AUTO, "plain", "compensated") else "compensated" if rounding == "compensated" else ""
@@ -150,6 +151,8 @@ def _measurement(
             remedy += f", or use what was measured: {' '.join(imatrix_option(workspace, model, key.imatrix))}"
         if like.swapped:
             with_it += " and with compensated rounding"
+        if like.covariances:
+            with_it += f" by the covariances {like.covariances}"
         raise StrategyError(f"nothing is measured {with_it} for {model.source.name}", remedy=remedy)
     return key
 
@@ -163,18 +166,25 @@ def _is_rounded(key: MeasurementKey, rounding: str) -> bool:
 
 
 def most_telling(
-    counts: Mapping[MeasurementKey, int], imatrices: Sequence[str], n_tensors: Mapping[MeasurementKey, int]
+    counts: Mapping[MeasurementKey, int], imatrices: Sequence[str], n_tensors: Mapping[MeasurementKey, int], covariances: Sequence[str]
 ) -> MeasurementKey | None:
     """The measurement to take: of the first of these importance matrices that has one, that with the most cells.
 
-    Of several roundings that counts of which most is measured; among equals compensated before plain, and with covariances before without.
+    Of several roundings that counts of which most is measured; among equals compensated before plain, and with covariances before
+    without, the first of these before others.
     """
+    ranks = {fingerprint: -rank for rank, fingerprint in enumerate(covariances)}
+
+    def worth(key: MeasurementKey) -> tuple[int, int, bool, bool, int, str]:
+        rank = ranks.get(key.covariances, -len(ranks))
+        return n_tensors[key], counts[key], bool(key.swapped), bool(key.covariances), rank, key.rounding
+
     for imatrix in imatrices:
         keys = [key for key in counts if key.imatrix == imatrix]
         if keys:
             roundings = {key.rounding for key in keys}
             best = [max((key for key in keys if key.rounding == rounding), key=lambda key: _size(key, counts)) for rounding in roundings]
-            return max(best, key=lambda key: (n_tensors[key], counts[key], bool(key.swapped), bool(key.covariances), key.rounding))
+            return max(best, key=worth)
     return None
 
 

@@ -51,6 +51,21 @@ def measuring_rounding(workspace: Workspace, model: OpenedModel, imatrix: Imatri
     return Rounding(imatrix, found, compensated=True)
 
 
+def named_rounding(workspace: Workspace, model: OpenedModel, wish: RoundingWish, covariances: str) -> str:
+    """What `measured` takes for `--rounding` and `--covariances`: one `Rounding.key` where covariances are named, or "none".
+
+    "auto" is then compensated rounding where that was measured with them. Raises CovarianceError as `measuring_rounding`.
+    """
+    if covariances == AUTO:
+        return wish
+    found = measuring_rounding(workspace, model, None, wish, covariances)
+    if wish == AUTO and found.covariances is not None:
+        compensated = Rounding(None, found.covariances, compensated=True).key
+        if any(key.rounding == compensated for key in workspace.store.measurements(model.fingerprint)):
+            return compensated
+    return found.key
+
+
 def measured_key(workspace: Workspace, model: str, wish: RoundingWish, covariances: str) -> str:
     """`Rounding.key` of what a job measures, without opening anything; a file that it names is kept as the model's newest."""
     found = [record.fingerprint[:16] for record in workspace.store.covariances(model)]

@@ -19,6 +19,7 @@ from quantailor.evidence.grounds import command_line
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import Measured, measured, model_facts, usual_types
 from quantailor.evidence.presets import near_a_preset, preset_size_bytes
+from quantailor.evidence.roundings import named_rounding
 from quantailor.ggml.reference import preset_name
 from quantailor.making import building
 from quantailor.models.abilities import require_predictions
@@ -119,6 +120,7 @@ def plan(
     imatrix: str = AUTO,
     exhaustive: bool | None = None,
     rounding: RoundingWish = "auto",
+    covariances: str = AUTO,
     output: Path | None = None,
     overwrite: bool = False,
     origin: str | None = None,
@@ -132,17 +134,20 @@ def plan(
             or with that file.
         exhaustive: which measurements to use; None takes those with the most cells.
         rounding: which measurements to use; "auto" is compensated where as much is measured with it as without.
+        covariances: which measurements to use: those with the model's own covariances ("auto"), without ("none"), or with that file.
         output: where to save the strategy, as YAML or JSON by its name.
         overwrite: replace an existing file.
         origin: where the model came from, for the result.
 
     Raises:
         StrategyError: there are no measurements or no such evidence, or no strategy meets target and constraints.
+        CovarianceError: covariances that cannot be used.
     """
     if output is not None:
         files.refuse_existing(output, overwrite=overwrite)
     with workspace.model(base) as model:
-        strategy, preset_size, grounds = choose(workspace, model, options, imatrix=imatrix, exhaustive=exhaustive, rounding=rounding)
+        which = named_rounding(workspace, model, rounding, covariances)
+        strategy, preset_size, grounds = choose(workspace, model, options, imatrix=imatrix, exhaustive=exhaustive, rounding=which)
         passed_over = workspace.passed_over(model.fingerprint) if imatrix == AUTO else None
     if output is not None:
         strategy_file.write(strategy, output, overwrite=overwrite)

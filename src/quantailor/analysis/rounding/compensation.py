@@ -39,16 +39,21 @@ def round_rows(values: Floats, qtype: QType, metric: Metric) -> Bytes:
 
     Returns:
         The rows' bytes, (n_rows, row_bytes).
+
+    Raises:
+        TypeUnavailableError: the block does not divide the row.
+        CovarianceError: the metric is not positive.
     """
     n_rows, n_cols = values.shape
+    out = np.empty((n_rows, qtype.row_bytes(n_cols)), dtype=np.uint8)
     vectors = vector_codes(qtype)
     factor = metric.factor(qtype.block_size) if vectors is None else metric.factor(qtype.block_size, vectors.groups.shape[1])
-    out = np.empty((n_rows, qtype.row_bytes(n_cols)), dtype=np.uint8)
     for start in range(0, n_rows, PANEL_ROWS):
         part = values[start : start + PANEL_ROWS]
         panel = np.zeros((PANEL_ROWS, n_cols), dtype=np.float32)
         panel[: len(part)] = part
-        out[start : start + PANEL_ROWS] = _round_panel(panel, qtype, factor)[: len(part)]
+        with np.errstate(over="ignore", invalid="ignore"):  # of scales near a type's limit; such rows are rounded as ggml does
+            out[start : start + PANEL_ROWS] = _round_panel(panel, qtype, factor)[: len(part)]
     return out
 
 
@@ -67,11 +72,11 @@ def _round_panel(values: Floats, qtype: QType, factor: Factor) -> Bytes:
         data[:, [block.index for block in span.blocks]] = codes
         lost += np.square(carried + made @ span.lower).sum(axis=1)
     rounded = data.reshape(n_rows, -1)
-    doubtful = np.flatnonzero(lost > DOUBTFUL * (np.square(weights) @ factor.importance))
+    doubtful = np.flatnonzero(~(lost <= DOUBTFUL * (np.square(weights) @ factor.importance)))
     if len(doubtful):
         plain = codec.quantize(values[doubtful], qtype, factor.importance[np.argsort(factor.order)])
         deltas = (codec.dequantize(plain, qtype, n_cols) - values[doubtful])[:, factor.order]
-        better = np.square(deltas @ factor.lower).sum(axis=1) < lost[doubtful]
+        better = (np.square(deltas @ factor.lower).sum(axis=1) < lost[doubtful]) | ~np.isfinite(lost[doubtful])
         rounded[doubtful[better]] = plain[better]
     return rounded
 

@@ -356,7 +356,8 @@ class MeasurementWatch:
             return key
         if self.rounding in self._roundings:
             counts = {key: count for key, count in counts.items() if _kind_of(key) == self.rounding}
-        return most_telling(counts, (*stored, ""), store.measured_tensors(model))
+        own = [record.fingerprint[:16] for record in self._workspace.stored_covariances(model)]
+        return most_telling(counts, (*stored, ""), store.measured_tensors(model), own)
 
     def _asked_key(self, asked: _Asked, stored: Sequence[str]) -> MeasurementKey:
         """The measurement that a job adds to; `stored` are the importance matrices, that of its own first."""
