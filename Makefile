@@ -51,7 +51,7 @@ $(ORACLE_VENV)/.ready: pyproject.toml requirements/dev.txt requirements/oracle.t
 
 demo: setup
 	@echo "== The main job on demo/books-llama: a file as large as Q3_K_M's, verified on held-out text. Takes some minutes."
-	$(RUN)/quantailor make demo/books-llama --like Q3_K_M -o demo/out --home demo/out/home --imatrix-chunks 100 --probe-chunks 4 \
+	$(RUN)/quantailor make demo/books-llama --like Q3_K_M -o demo/out --home demo/out/home --imatrix-chunks 100 \
 		--against Q8_0,Q6_K,Q4_K_M,Q3_K_M --chunks 200
 	@echo "== The verdict is in demo/out; the graph is demo/out/verdict.png."
 

@@ -21,8 +21,9 @@ from benchmarks.setting import Setting, parse, save
 from quantailor.app.jobs import list_jobs
 from quantailor.app.measuring.cost import StageCost, study_cost
 from quantailor.pipeline import LEVEL_SETTINGS, LEVELS, Level, StudyStep
-from quantailor.session import Workspace
+from quantailor.session import AUTO, Workspace
 from quantailor.steps.options import Compute
+from quantailor.steps.probe import ProbeStep
 
 FACTOR = 3.0
 """The truth should lie within this factor of the range."""
@@ -59,15 +60,18 @@ def _elapsed(home: Path) -> float:
         return list_jobs(workspace)[0].elapsed_seconds or 0.0
 
 
+def _probe_options(step: ProbeStep) -> tuple[object, ...]:
+    return "--chunks", step.chunks, "--types", ",".join(step.types), "--mixes", step.mixes, "--mix-chunks", step.mix_chunks
+
+
 def _rows(setting: Setting, home: Path, model: Path, level: Level, with_probes: bool) -> list[Row]:
     base, settings = setting.base(model), LEVEL_SETTINGS[level]
     threads = Compute(n_threads=setting.threads)
     task = StudyStep(model=str(base), level=level, text=str(setting.text), rounding="plain", compute=threads)
-    probe_chunks = settings.probe_chunks or 1
     words: dict[str, tuple[object, ...]] = {
         "imatrix": ("imatrix", base, "-f", setting.text, *(("--chunks", settings.imatrix_chunks) if settings.imatrix_chunks else ())),
         "measure": ("measure", base, "--types", ",".join(task.candidate_types), *(("--exhaustive",) if settings.exhaustive else ())),
-        "probes": ("probe", base, "-f", setting.text, "--chunks", probe_chunks, "--mix-chunks", 3 * probe_chunks),
+        "probes": ("probe", base, "-f", setting.text, *_probe_options(task.probes(str(base), AUTO, 0))),
     }
     if not (with_probes and settings.probe_chunks):
         del words["probes"]

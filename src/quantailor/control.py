@@ -6,7 +6,12 @@ the work decides what both do: a job writes them to the store, a test counts, a 
 
 from __future__ import annotations
 
+import time
 from typing import Protocol
+
+
+class TimeUp(Exception):
+    """The time that work was given is over. Whoever gave it goes on with what there is."""
 
 
 class Control(Protocol):
@@ -27,6 +32,23 @@ class NullControl:
 
     def advance(self, done: float, total: float, message: str = "") -> None:
         """Nobody is listening."""
+
+
+class Timed:
+    """A control that also raises `TimeUp`, from a moment of `time.monotonic` on."""
+
+    def __init__(self, control: Control, moment: float) -> None:
+        self._control, self._moment = control, moment
+
+    def check(self) -> None:
+        """As the other control's; raises TimeUp."""
+        self._control.check()
+        if time.monotonic() >= self._moment:
+            raise TimeUp
+
+    def advance(self, done: float, total: float, message: str = "") -> None:
+        """As the other control's."""
+        self._control.advance(done, total, message)
 
 
 QUIET: Control = NullControl()

@@ -56,6 +56,19 @@ def test_probing_again_scores_nothing(quantailor: Command, probed: Workbench, ca
     assert 0.7 < result["curve"]["gamma"] < 1.3
 
 
+def test_when_time_is_up_everything_counts(quantailor: Command, workbench: Workbench, calibration_text: Path, tmp_path: Path) -> None:
+    home = ("--home", Path(shutil.copytree(workbench.home, tmp_path / "home")), "--json")
+    words = ("probe", workbench.base, "-f", calibration_text, "--group", "role", *CONTEXT)
+    first = quantailor(*words, "--time", "1s", *home).result
+    assert {item["status"] for item in first["sensitivities"]} == {"measured"}
+    assert first["n_scored"] < 40
+    plan = quantailor("plan", workbench.base, "--bpw", "4.0", *home).result
+    assert (plan["basis"], plan["prediction"]["kld_nats"]) == ("probes", None)
+    second = quantailor(*words, "--chunks", 2, "--mixes", 0, "--anchors", 0, *home).result
+    assert second["n_scored_before"] == first["n_scored"] < second["n_scored"]
+    assert "is not a length of time" in quantailor(*words, "--time", "10", *home).err
+
+
 def test_the_same_seed_gives_the_same_alphas(quantailor: Command, probed: Workbench, calibration_text: Path, tmp_path: Path) -> None:
     words = ("-f", calibration_text, "--type", "Q2_K", "--group", "role", "--chunks", 2, "--mixes", 0, "--anchors", 0, "--n-ctx", 64)
 

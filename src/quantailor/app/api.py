@@ -46,7 +46,7 @@ from quantailor.steps.probe import (
     ProbeResult,
     ProbeStep,
 )
-from quantailor.steps.refine import RefineResult, RefineStep
+from quantailor.steps.refine import DEFAULT_REFINE_CHUNKS, RefineResult, RefineStep
 from quantailor.steps.step import Step, StepResult
 from quantailor.steps.sweep import DEFAULT_SWEEP_CHUNKS, SweepResult, SweepStep
 from quantailor.steps.verify import VerifyStep
@@ -422,7 +422,7 @@ def predict(model: Model, strategy: Strategy, *, evidence: str | None = None) ->
 
 
 def refine(
-    model: Model, strategy: Strategy, output: str | Path, *, swaps: int = 0, chunks: int = DEFAULT_PROBE_CHUNKS, overwrite: bool = False
+    model: Model, strategy: Strategy, output: str | Path, *, swaps: int = 0, chunks: int = DEFAULT_REFINE_CHUNKS, overwrite: bool = False
 ) -> RefineResult:
     """Improve a strategy at its size with measurements around it; the better of old and new is written to `output`.
 

@@ -27,11 +27,14 @@ from quantailor.steps.probe import (
     DEFAULT_MIXES,
     DEFAULT_PROBE_CHUNKS,
     DEFAULT_PROBE_TYPES,
+    MIX_CHUNKS_PER_PROBE_CHUNK,
+    THOROUGH_PROBE_TYPES,
+    TIMED_PROBE_CHUNKS,
     Grouping,
     ProbeResult,
     ProbeStep,
 )
-from quantailor.steps.refine import RefineResult, RefineStep
+from quantailor.steps.refine import DEFAULT_REFINE_CHUNKS, RefineResult, RefineStep
 from quantailor.steps.step import Step, StepResult, kinds
 from quantailor.steps.sweep import DEFAULT_SWEEP_CHUNKS, SweepCellReport, SweepResult, SweepStep
 from quantailor.steps.verify import VerifyResult, VerifyStep
@@ -45,13 +48,17 @@ __all__ = [
     "DEFAULT_N_CTX",
     "DEFAULT_PROBE_CHUNKS",
     "DEFAULT_PROBE_TYPES",
+    "DEFAULT_REFINE_CHUNKS",
     "DEFAULT_SWEEP_CHUNKS",
     "IMATRIX_REQUIRED",
     "LEVELS",
     "LEVEL_SETTINGS",
+    "MIX_CHUNKS_PER_PROBE_CHUNK",
     "NONE",
     "RANGES",
     "REPO",
+    "THOROUGH_PROBE_TYPES",
+    "TIMED_PROBE_CHUNKS",
     "UNQUANTIZED",
     "BasisWish",
     "BuildReport",

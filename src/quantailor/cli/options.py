@@ -78,10 +78,6 @@ Evidence = Annotated[
     str | None, typer.Option("--evidence", help="The probes to stand on, as `status` names them; by default those that cover most.")
 ]
 Types = Annotated[str | None, typer.Option("--types", help="Types, separated by commas; all that ggml can write by default.")]
-UsualTypes = Annotated[
-    str | None,
-    typer.Option("--types", help="Types, separated by commas; by default those that a plan uses by itself, and any that limits name."),
-]
 Context = Annotated[int, number("n_ctx", "--n-ctx", help="Tokens in a chunk.")]
 Base = Annotated[Path, typer.Argument(metavar="BASE", help="A 16-bit GGUF file (the first shard if it has several).")]
 Source = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file or a Hugging Face directory.")]
@@ -106,6 +102,13 @@ Against = Annotated[
 Beside = Annotated[
     Literal["plain"] | None,
     typer.Option("--beside", help="plain: compare a file whose rounding is compensated with its own types rounded plainly, too."),
+]
+Time = Annotated[
+    str | None,
+    typer.Option(
+        "--time",
+        help="Measure as well as this much time allows, for example 30m or 2h: probing ends then, and everything counts.",
+    ),
 ]
 ProbeChunks = Annotated[int, number("probe_chunks", "--probe-chunks", help="Chunks for probes, at most.")]
 Group = Annotated[Grouping, typer.Option("--group", help="Probe every tensor, a role by quarters of the depth, or whole roles.")]

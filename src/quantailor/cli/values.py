@@ -20,6 +20,14 @@ def parse_size(text: str) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
+def optional_seconds(text: str | None) -> float | None:
+    """Seconds of "30m" or "1.5h", or None; raises typer.BadParameter."""
+    try:
+        return None if text is None else words.parse_duration(text)
+    except OptionError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def split_list(text: str | None) -> tuple[str, ...]:
     """The items of "Q4_K, Q6_K"; empty for None."""
     return tuple(item for item in (part.strip() for part in (text or "").split(",")) if item)

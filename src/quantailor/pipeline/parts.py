@@ -8,7 +8,7 @@ The levels of a study:
 
     quick        importance matrix of a few chunks, weight errors of sampled rows; ranks mixes, predicts no KLD
     balanced     importance matrix of much of the text, the same weight errors, probes
-    thorough     importance matrix of the whole text, weight errors of every row, probes of every tensor with more chunks
+    thorough     importance matrix of the whole text, weight errors of every row, probes of every tensor at more types on more chunks
     exhaustive   the same, and every tensor through every type in the model
 
 Rounding is compensated unless told otherwise, wherever a text is run through the model: input covariances are then computed
@@ -18,10 +18,12 @@ together with the importance matrix, or beside one that is there.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from quantailor.errors import UnsupportedModelError
 from quantailor.models.abilities import why_no_predictions
@@ -34,7 +36,16 @@ from quantailor.steps.calibration.imatrix import ImatrixStep
 from quantailor.steps.checks.inputs import check_imatrix, check_texts
 from quantailor.steps.convert import WholeStep
 from quantailor.steps.measure import MeasureStep, known_types
-from quantailor.steps.probe import DEFAULT_PROBE_CHUNKS, Grouping, ProbeStep
+from quantailor.steps.probe import (
+    DEFAULT_MIXES,
+    DEFAULT_PROBE_CHUNKS,
+    DEFAULT_PROBE_TYPES,
+    MIX_CHUNKS_PER_PROBE_CHUNK,
+    THOROUGH_PROBE_TYPES,
+    TIMED_PROBE_CHUNKS,
+    Grouping,
+    ProbeStep,
+)
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Answer
 
@@ -42,7 +53,6 @@ Level = Literal["quick", "balanced", "thorough", "exhaustive"]
 LEVELS: tuple[Level, ...] = ("quick", "balanced", "thorough", "exhaustive")
 SMALL_MODEL_WEIGHTS = 1_000_000_000
 """Up to here every tensor is probed on a CPU too."""
-MIX_CHUNKS_PER_PROBE_CHUNK = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +64,19 @@ class LevelSettings:
     exhaustive: bool = False
     probe_chunks: int = 0
     """0 for no probes."""
+    probe_types: tuple[str, ...] = DEFAULT_PROBE_TYPES
+    mixes: int = DEFAULT_MIXES
     every_tensor: bool = False
     """Probe each tensor by itself, whatever the model's size."""
     sweep: bool = False
 
 
+_THOROUGH = LevelSettings(None, exhaustive=True, probe_chunks=8, probe_types=THOROUGH_PROBE_TYPES, mixes=24, every_tensor=True)
 LEVEL_SETTINGS: dict[Level, LevelSettings] = {
     "quick": LevelSettings(50),
     "balanced": LevelSettings(200, probe_chunks=DEFAULT_PROBE_CHUNKS),
-    "thorough": LevelSettings(None, exhaustive=True, probe_chunks=2 * DEFAULT_PROBE_CHUNKS, every_tensor=True),
-    "exhaustive": LevelSettings(None, exhaustive=True, probe_chunks=2 * DEFAULT_PROBE_CHUNKS, every_tensor=True, sweep=True),
+    "thorough": _THOROUGH,
+    "exhaustive": dataclasses.replace(_THOROUGH, sweep=True),
 }
 
 
@@ -82,6 +95,8 @@ class PipelineStep(WholeStep[Answer]):
     """Candidate types; empty means all usual ones."""
     text: str | None = None
     """None means the calibration text that ships with Quantailor."""
+    seconds: float | None = None
+    """Time for everything that is measured, from the beginning of a run; probes get what is left. None for as long as it takes."""
     allow_requantize: bool = False
     rounding: RoundingWish = "auto"
     """Of what is measured, probed and built; "auto" is compensated where a text is run through the model for it, else plain."""
@@ -128,19 +143,37 @@ class PipelineStep(WholeStep[Answer]):
             compute=self.compute,
         )
 
-    def probes_step(self, base: str, imatrix: str, n_chunks: int, group: Grouping) -> ProbeStep:
-        """The probes, with whole mixes on three times their chunks."""
+    def probes_step(
+        self,
+        base: str,
+        imatrix: str,
+        n_chunks: int,
+        group: Grouping,
+        *,
+        types: tuple[str, ...] = DEFAULT_PROBE_TYPES,
+        mixes: int = DEFAULT_MIXES,
+    ) -> ProbeStep:
+        """The probes, with whole mixes on four times their chunks; with a limit of time as many as it gives."""
+        if self.seconds is not None:
+            types, n_chunks = THOROUGH_PROBE_TYPES, TIMED_PROBE_CHUNKS
         return ProbeStep(
             base=base,
             text=self.text,
             chunks=n_chunks,
+            types=types,
+            mixes=mixes,
             mix_chunks=MIX_CHUNKS_PER_PROBE_CHUNK * n_chunks,
             group=group,
+            seconds=self.seconds,
             imatrix=imatrix,
             rounding=self.rounding,
             covariances=self.covariances,
             compute=self.compute,
         )
+
+    def with_time_left(self, began: float) -> Self:
+        """The same with what is left of its time since a moment of `time.monotonic`, at the least a second."""
+        return self if self.seconds is None else dataclasses.replace(self, seconds=max(1.0, self.seconds - (time.monotonic() - began)))
 
 
 class Parts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import ClassVar, TypeVar
 from quantailor.analysis.corpus import chunk_length, chunks
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
+from quantailor.errors import OptionError
 from quantailor.evidence.grounds import command_line, imatrix_option
 from quantailor.evidence.measurements import usual_types
 from quantailor.models.abilities import require_predictions
@@ -88,8 +90,15 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
         """The types asked for; all usual ones for none. Raises TypeUnavailableError for an unknown one."""
         return known_types(self.types) if self.types else usual_types()
 
+    def check(self, workspace: Workspace) -> None:
+        """What can be read without work, and that a limit of time finds something to limit. Raises QuantailorError."""
+        super(StudyStep, self).check(workspace)
+        if self.seconds is not None and not self.settings.probe_chunks:
+            raise OptionError(f"--time limits probes, and level {self.level} has none", remedy="Leave it out, or take --level balanced")
+
     def run(self, workspace: Workspace, stages: Stages) -> StudyResult:
         """Convert, calibrate, weight errors, probes, sweep, as far as the level goes. What is found is kept."""
+        began = time.monotonic()
         step = with_base(workspace, self, None if self.output is None else Path(self.output), stages, overwrite=False)
         with workspace.model(step.model, allow_requantize=step.allow_requantize) as model:
             if step.settings.probe_chunks:
@@ -108,7 +117,8 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
         parts.begin("measure")
         weight_errors = step.measure_step(base, imatrix, step.candidate_types, exhaustive=step.settings.exhaustive)
         measured = weight_errors.run(workspace, stages)
-        probed = step.probes(base, imatrix, n_weights).run(workspace, stages) if parts.begin("probes") else None
+        probes = step.with_time_left(began).probes(base, imatrix, n_weights)
+        probed = probes.run(workspace, stages) if parts.begin("probes") else None
         swept = step.sweep(base, imatrix).run(workspace, stages) if parts.begin("sweep") else None
         return _study_result(workspace, step, base, measured, probed, swept)
 
@@ -144,8 +154,9 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
 
     def probes(self, base: str, imatrix: str, n_weights: int) -> ProbeStep:
         """The probes of a level that has some, for a model of so many weights."""
-        group = "tensor" if self.settings.every_tensor else grouping_of(n_weights, self.compute.n_gpu_layers)
-        return self.probes_step(base, imatrix, self.settings.probe_chunks, group)
+        settings = self.settings
+        group = "tensor" if settings.every_tensor else grouping_of(n_weights, self.compute.n_gpu_layers)
+        return self.probes_step(base, imatrix, settings.probe_chunks, group, types=settings.probe_types, mixes=settings.mixes)
 
     def sweep(self, base: str, imatrix: str) -> SweepStep:
         """Every tensor through every candidate type."""

@@ -256,6 +256,22 @@ _UNITS = {"": 1, "B": 1} | {
 _SIZE = re.compile(r"\s*([0-9]+(?:[_,][0-9]{3})*(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]*)\s*")
 
 
+def parse_duration(text: str) -> float:
+    """Seconds of "90s", "30m", "30 min", "1.5h" or "2 days".
+
+    Raises:
+        OptionError: it is no length of time, or has no unit.
+    """
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise OptionError(f"{text!r} is not a length of time", remedy="Write for example 90s, 30m, 1.5h or 2d")
+    return float(match[1]) * _SECONDS[match[2][0].lower()]
+
+
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(s|secs?|seconds?|m|mins?|minutes?|h|hours?|d|days?)\s*", re.IGNORECASE)
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
 def parse_size(text: str) -> int:
     """Bytes of "4.2GiB", "700 MB", "4G", "4_000_000" or "4,000,000"; G is GB, 1000^3 bytes, and only GiB is 1024^3.
 

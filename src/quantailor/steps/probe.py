@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import ClassVar, Literal
 from quantailor.analysis import sensitivity as analysis
 from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
-from quantailor.control import Control
+from quantailor.control import Control, TimeUp
 from quantailor.costs.needs import Needs
 from quantailor.errors import InferenceError
 from quantailor.evidence.grounds import ANCHOR, CURVE, STORED, WEIGHING
@@ -21,6 +23,7 @@ from quantailor.evidence.roundings import probing_rounding
 from quantailor.ggml import library
 from quantailor.making import building
 from quantailor.models.abilities import require_predictions
+from quantailor.present.words import plural
 from quantailor.records import Curve, Grounds, Mix, Sensitivity, Strategy, TensorCells, TensorChoice
 from quantailor.session import OpenedModel, Workspace, quantizable_tensors
 from quantailor.steps.measure import known_types
@@ -29,11 +32,23 @@ from quantailor.steps.stages import Stages
 from quantailor.steps.step import StepResult
 from quantailor.strategy.random_mixes import curve_mixes
 
-DEFAULT_PROBE_TYPES = ("IQ1_S", "IQ2_XXS", "Q2_K", "IQ3_XXS", "Q4_K", "Q6_K", "Q8_0")
-DEFAULT_PROBE_CHUNKS = 16
-DEFAULT_MIXES = 24
-DEFAULT_MIX_CHUNKS = 48
+DEFAULT_PROBE_TYPES = ("Q2_K", "Q6_K", "Q8_0")
+"""One that tells alpha, and one for each size of the blocks in which kernels round inputs."""
+THOROUGH_PROBE_TYPES = (
+    *DEFAULT_PROBE_TYPES,
+    "Q4_K",
+    "IQ3_XXS",
+    "IQ2_XXS",
+    "IQ1_S",
+)
+"""From what tells most to what tells least."""
+DEFAULT_PROBE_CHUNKS = 2
+DEFAULT_MIXES = 16
+DEFAULT_MIX_CHUNKS = 8
 DEFAULT_ANCHORS = 3
+MIX_CHUNKS_PER_PROBE_CHUNK = 4
+TIMED_PROBE_CHUNKS = 16
+"""At most so many where time is what limits."""
 Grouping = Literal["tensor", "role-depth", "role"]
 ANCHOR_BITS = 8.5
 """Bits per weight of the first anchor, which is all Q8_0."""
@@ -62,8 +77,10 @@ class ProbeResult(StepResult):
     """What plans can stand on now."""
 
 
-FIRST_CHUNKS = 4
+FIRST_CHUNKS = 1
 """Chunks of the first round; each further round doubles them."""
+LEAST_CHUNKS = 4
+"""Before so many, chunks do not tell how far they are apart, and so not whether there are enough."""
 ENOUGH_SHARE = 0.9
 """Probing stops when this share of the tensors that did not drown reach the target error."""
 STEPS_UP = ("Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
@@ -92,6 +109,8 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
     """Chunks for whole mixes and anchors; more than for probes, because all predictions rest on them."""
     anchors: int = DEFAULT_ANCHORS
     """Whole mixes built as files, the first all Q8_0."""
+    seconds: float | None = None
+    """Probing stops then, wherever it is, and everything counts; one probe of every tensor or group is made in any case."""
 
     def check(self, workspace: Workspace) -> None:
         """The text and the types. Raises CorpusError, TypeUnavailableError."""
@@ -101,37 +120,64 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
     def run(self, workspace: Workspace, stages: Stages) -> ProbeResult:
         """Probe every tensor or group, then measure whole mixes and anchors. Raises InferenceError where no tensor is in the graph."""
         known_types(self.types)
+        moment = None if self.seconds is None else time.monotonic() + self.seconds
         with workspace.model(self.base) as model:
             require_predictions(model.source)
             rounding = probing_rounding(workspace, model, self.imatrix, self.rounding, self.covariances, stages.warn)
             measurement = measured_with(workspace, model, self, rounding, self.types, stages)
-            with scoring(workspace, model, rounding, self, stages) as at:
-                before = n_scored(at)
-                null_control(at, model, at.first(self.chunks), stages)
-                _Probes(at, model, measurement, self).run(stages)
-                if self.weighing:
-                    _weigh(at, model, self, stages)
-                score_whole_mixes(at, model, rounding, measurement, self, stages)
-                known = load_knowledge(workspace, model, measurement.key, measurement.cells, evidence=at.key)
-                if known is None:
-                    raise InferenceError(
-                        f"no tensor of {model.source.name} takes part in its graph", remedy="Check the model with `inspect`"
-                    )
-                return ProbeResult(
-                    model_fingerprint=model.fingerprint,
-                    imatrix_fingerprint=at.key.imatrix or None,
-                    corpus_name=at.corpus.name,
-                    n_ctx=at.key.n_ctx,
-                    n_chunks=known.n_chunks,
-                    base_kernels=at.key.base_kernels,
-                    floor_nats=known.floor_nats,
-                    stored_nats=known.stored_nats,
-                    n_scored_before=before,
-                    n_scored=n_scored(at),
-                    sensitivities=tuple(known.sensitivities.values()),
-                    curve=known.curve,
-                    grounds=known.grounds,
-                )
+            try:
+                with scoring(workspace, model, rounding, self, stages) as at:
+                    before = n_scored(at)
+                    if moment is None:
+                        self._probe(at, model, rounding, measurement, stages)
+                    else:
+                        self._sharpen(at, model, rounding, measurement, stages, moment)
+            except TimeUp:
+                stages.note("the time is up; everything that was scored counts")
+            known = load_knowledge(workspace, model, measurement.key, measurement.cells, evidence=at.key)
+            if known is None:
+                raise InferenceError(f"no tensor of {model.source.name} takes part in its graph", remedy="Check the model with `inspect`")
+            return ProbeResult(
+                model_fingerprint=model.fingerprint,
+                imatrix_fingerprint=at.key.imatrix or None,
+                corpus_name=at.corpus.name,
+                n_ctx=at.key.n_ctx,
+                n_chunks=known.n_chunks,
+                base_kernels=at.key.base_kernels,
+                floor_nats=known.floor_nats,
+                stored_nats=known.stored_nats,
+                n_scored_before=before,
+                n_scored=n_scored(at),
+                sensitivities=tuple(known.sensitivities.values()),
+                curve=known.curve,
+                grounds=known.grounds,
+            )
+
+    def _probe(self, at: Scoring, model: OpenedModel, rounding: Rounding, found: Measured, stages: Stages) -> None:
+        """Everything that was asked for, one after the other."""
+        null_control(at, model, at.first(self.chunks), stages)
+        probes = _Probes(at, model, found, self)
+        n_chunks = min(FIRST_CHUNKS, self.chunks)
+        while not probes.end_after(n_chunks, stages):
+            n_chunks = min(2 * n_chunks, self.chunks)
+        if self.weighing:
+            _weigh(at, model, self, stages)
+        score_whole_mixes(at, model, rounding, found, self, stages)
+
+    def _sharpen(self, at: Scoring, model: OpenedModel, rounding: Rounding, found: Measured, stages: Stages, moment: float) -> None:
+        """What helps a plan most comes first, and whole mixes grow along with the probes. Raises TimeUp."""
+        null_control(at, model, at.first(FIRST_CHUNKS), stages)
+        _Probes(at, model, found, dataclasses.replace(self, types=self.types[:1])).end_after(FIRST_CHUNKS, stages)
+        stages, n_chunks, is_last = stages.until(moment), FIRST_CHUNKS, False
+        while not is_last:
+            types = self.types if n_chunks >= LEAST_CHUNKS else self.types[: len(DEFAULT_PROBE_TYPES)]
+            is_last = _Probes(at, model, found, dataclasses.replace(self, types=types)).end_after(n_chunks, stages)
+            if n_chunks > FIRST_CHUNKS or is_last:
+                mix_chunks = min(self.mix_chunks, MIX_CHUNKS_PER_PROBE_CHUNK * n_chunks)
+                score_whole_mixes(at, model, rounding, found, dataclasses.replace(self, mix_chunks=mix_chunks), stages)
+            n_chunks = min(2 * n_chunks, self.chunks)
+        if self.weighing:
+            _weigh(at, model, self, stages)
 
     def needs(self, workspace: Workspace) -> Needs:
         """As `ScoringStep.needs_on`, on the chunks of whole mixes, with room for the largest anchor."""
@@ -152,7 +198,7 @@ def null_control(at: Scoring, model: OpenedModel, indexes: Sequence[int], stages
     mix = stored_mix([tensor for tensor in quantizable_tensors(model.source) if tensor.name in at.scorer.weights])
     at.workspace.store.record_mixes(model.fingerprint, STORED, [mix])  # which also says what is in the graph
     if at.key.base_kernels == "finer":
-        at.run([mix], indexes[:FIRST_CHUNKS], control)
+        at.run([mix], indexes[:LEAST_CHUNKS], control)
 
 
 class _Probes:
@@ -166,17 +212,13 @@ class _Probes:
         self._types = {group: self._probe_types(group) for group in groups}
         self._floor, _ = floor_of(at.workspace, at.key, self._scores())
 
-    def run(self, stages: Stages) -> None:
-        """Rounds of more and more chunks, until the errors are small enough or the chunks are used up."""
-        n_chunks = min(FIRST_CHUNKS, self._step.chunks)
-        while True:
-            indexes = self._at.first(n_chunks)
-            control = stages.begin(f"probes, {len(indexes)} chunks")
-            self._score(indexes, control)
-            self._adapt(indexes, control)
-            if n_chunks >= self._step.chunks or len(indexes) < n_chunks or self._is_precise():
-                return
-            n_chunks = min(2 * n_chunks, self._step.chunks)
+    def end_after(self, n_chunks: int, stages: Stages) -> bool:
+        """A round of so many chunks; whether no other is needed: the errors are small enough, or the chunks are used up."""
+        indexes = self._at.first(n_chunks)
+        control = stages.begin(f"probes, {plural(len(indexes), 'chunk')}")
+        self._score(indexes, control)
+        self._adapt(indexes, control)
+        return n_chunks >= self._step.chunks or len(indexes) < n_chunks or (n_chunks >= LEAST_CHUNKS and self._is_precise())
 
     def _score(self, indexes: Sequence[int], control: Control) -> None:
         self._at.run([group.mix(name) for group, types in self._types.items() for name in types], indexes, control)

@@ -26,7 +26,6 @@ from quantailor.ggml import library
 from quantailor.making import building
 from quantailor.records import ChunkScore, Estimate, Grounds, Mix, Prediction, Strategy, TensorCells
 from quantailor.session import OpenedModel, Workspace
-from quantailor.steps.probe import DEFAULT_PROBE_CHUNKS
 from quantailor.steps.scoring import Scoring, ScoringStep, scoring
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Screen, StepResult
@@ -60,6 +59,9 @@ class RefineResult(StepResult):
     """What the damages that it began with stand on."""
 
 
+DEFAULT_REFINE_CHUNKS = 16
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefineStep(ScoringStep[RefineResult], kind="refine", result=RefineResult):
     """Improve a strategy with measurements around it, at the same size."""
@@ -69,7 +71,7 @@ class RefineStep(ScoringStep[RefineResult], kind="refine", result=RefineResult):
 
     strategy: str
     output: str
-    chunks: int = DEFAULT_PROBE_CHUNKS
+    chunks: int = DEFAULT_REFINE_CHUNKS
     relinearize: bool = True
     """Probe again with all other tensors at their chosen types, and solve once more."""
     swaps: int = 0

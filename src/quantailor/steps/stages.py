@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from quantailor.control import Control
+from quantailor.control import Control, Timed
 from quantailor.jobs import JobControl
 
 
 class Stages:
     """Names the stages of one job; each stage counts its own units."""
 
-    def __init__(self, control: JobControl, unit_of: Callable[[str], str]) -> None:
-        self._control, self._unit_of = control, unit_of
+    def __init__(self, control: JobControl, unit_of: Callable[[str], str], moment: float | None = None) -> None:
+        self._control, self._unit_of, self._moment = control, unit_of, moment
+
+    def until(self, moment: float) -> Stages:
+        """The same, whose stages raise `control.TimeUp` from a moment of `time.monotonic` on."""
+        return Stages(self._control, self._unit_of, moment)
 
     @property
     def job_id(self) -> int:
@@ -33,7 +37,7 @@ class Stages:
         self._control.check()
         self._control.stage(name, self._unit_of(name))
         self._control.log(f"{name} begins")
-        return self._control
+        return self._control if self._moment is None else Timed(self._control, self._moment)
 
     def note(self, message: str) -> None:
         """A line for the job's log."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -42,7 +42,7 @@ from quantailor.records import TensorInfo
 from quantailor.session import AUTO, CALIBRATION_TEXT, NONE, OpenedModel, Workspace
 from quantailor.steps.convert import with_known_base
 from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX
-from quantailor.steps.probe import ENOUGH_SHARE, ProbeStep
+from quantailor.steps.probe import ENOUGH_SHARE, LEAST_CHUNKS, ProbeStep
 from quantailor.steps.sweep import SweepStep
 from quantailor.store import ImatrixKey, MeasurementKey, SwapKey
 
@@ -132,6 +132,11 @@ class _Estimate:
     share_done: float
     disk_bytes: int
     memory_bytes: int
+
+    def within(self, seconds: float) -> _Estimate:
+        """The same where the stage ends after so many seconds at the latest."""
+        left, total = ((min(low, seconds), min(high, seconds)) for low, high in (self.left, self.total))
+        return replace(self, left=left, total=total)
 
     @property
     def report(self) -> StageCost:
@@ -368,7 +373,8 @@ def _probes(at: _Counted) -> _Estimate:
     )
     anchor = 0 if at.scored else at.size.bytes_at(anchor_bits())
     n_copies = 2 if at.size.is_bfloat and task.anchors else 1  # anchors are compared with the base as it is stored
-    return _swapping(at, "probes", task, left, total, anchor, n_copies)
+    found = _swapping(at, "probes", task, left, total, anchor, n_copies)
+    return found if task.seconds is None else found.within(task.seconds)
 
 
 def _sweep(at: _Counted) -> _Estimate:
@@ -413,7 +419,7 @@ def _is_precise(at: _Counted, task: ProbeStep) -> bool:
         known = load_knowledge(at.workspace, model, key, cells, evidence=at.swap_key)
     found = [item for item in (known.sensitivities.values() if known else ()) if item.status == "measured" and item.alpha.value > 0]
     precise = [item for item in found if item.alpha.se <= task.target_error * item.alpha.value]
-    return bool(found) and len(precise) >= math.ceil(ENOUGH_SHARE * len(found))
+    return known is not None and known.n_chunks >= LEAST_CHUNKS and bool(found) and len(precise) >= math.ceil(ENOUGH_SHARE * len(found))
 
 
 _ESTIMATES: Mapping[str, Callable[[_Counted], _Estimate]] = {

@@ -12,7 +12,7 @@ from quantailor.costs.model_size import ModelSize
 from quantailor.costs.seconds import quantize_seconds
 from quantailor.ggml import library
 from quantailor.records import Mix, TensorInfo
-from quantailor.steps.probe import ALPHA_BITS, FIRST_CHUNKS, LEAST_BITS, ProbeStep
+from quantailor.steps.probe import ALPHA_BITS, FIRST_CHUNKS, LEAST_BITS, LEAST_CHUNKS, ProbeStep
 from quantailor.steps.sweep import SweepStep
 from quantailor.strategy.random_mixes import MIX_BITS
 
@@ -70,17 +70,17 @@ def _probe_types(tensors: Sequence[TensorInfo], wanted: Sequence[str], measured:
 
 def _singles(size: ModelSize, task: ProbeStep, n_chunks: int, scored: Scored, measured: Collection[str]) -> SwapWork:
     """Tensors or groups alone, in rounds; and the base against itself."""
-    first, groups = min(FIRST_CHUNKS, n_chunks), groups_of(size.tensors, task.group)
+    least, groups = min(LEAST_CHUNKS, n_chunks), groups_of(size.tensors, task.group)
     tensors = {tensor.name: tensor for tensor in size.tensors}
     fewest = most = least_seconds = most_seconds = 0.0
-    n_rounds = 1 + max(0, math.ceil(math.log2(n_chunks / FIRST_CHUNKS)))
+    fewest_rounds, n_rounds = (1 + max(0, math.ceil(math.log2(chunks / FIRST_CHUNKS))) for chunks in (least, n_chunks))
     for group in groups:
         members = [tensors[name] for name in group.tensors]
         n_weights = sum(tensor.n_elements for tensor in members)
         for type_name in _probe_types(members, task.types, measured):
             done = min(scored.counts.get(group.mix(type_name).id, 0), n_chunks)
             seconds = quantize_seconds({type_name: n_weights}, n_threads=1)
-            fewest, least_seconds = fewest + max(0, first - done), least_seconds + seconds * (done < first)
+            fewest, least_seconds = fewest + max(0, least - done), least_seconds + fewest_rounds * seconds * (done < least)
             most, most_seconds = most + n_chunks - done, most_seconds + 2 * n_rounds * seconds * (done < n_chunks)
     null = n_chunks - min(n_chunks, scored.counts.get(NULL_MIX.id, 0))
     if scored.probes_ended:

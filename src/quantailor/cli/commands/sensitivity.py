@@ -18,7 +18,11 @@ from quantailor.app.steps import (
     DEFAULT_N_CTX,
     DEFAULT_PROBE_CHUNKS,
     DEFAULT_PROBE_TYPES,
+    DEFAULT_REFINE_CHUNKS,
     DEFAULT_SWEEP_CHUNKS,
+    MIX_CHUNKS_PER_PROBE_CHUNK,
+    THOROUGH_PROBE_TYPES,
+    TIMED_PROBE_CHUNKS,
     ProbeStep,
     RefineStep,
     SweepStep,
@@ -26,9 +30,9 @@ from quantailor.app.steps import (
 )
 from quantailor.cli import options, show
 from quantailor.cli.root import command
-from quantailor.cli.values import covariances_choice, imatrix_choice, optional_path, split_list
+from quantailor.cli.values import covariances_choice, imatrix_choice, optional_path, optional_seconds, split_list
 
-_PROBE_TYPES = ",".join(DEFAULT_PROBE_TYPES)
+_TYPES = ", ".join(DEFAULT_PROBE_TYPES)
 
 
 @command(epilog="Example: quantailor probe base.gguf -f text.txt --group role-depth")
@@ -38,15 +42,25 @@ def probe(
     run: options.Run,
     base: options.Runnable,
     text: options.Text = None,
-    chunks: Annotated[int, options.number("chunks", "--chunks", help="Chunks per probe, at most.")] = DEFAULT_PROBE_CHUNKS,
-    types: Annotated[str, typer.Option("--type", "--types", help="Types to probe at, separated by commas.")] = _PROBE_TYPES,
+    chunks: Annotated[
+        int | None,
+        options.number(
+            "chunks", "--chunks", help=f"Chunks per probe, at most: {DEFAULT_PROBE_CHUNKS}, or {TIMED_PROBE_CHUNKS} with --time."
+        ),
+    ] = None,
+    types: Annotated[
+        str | None, typer.Option("--type", "--types", help=f"Types to probe at, separated by commas: {_TYPES}, or more with --time.")
+    ] = None,
+    time: options.Time = None,
     group: options.Group = "tensor",
     weighing: Annotated[
         int, options.number("weighing", "--weighing", help="Random halves to probe together, where single tensors drown.")
     ] = 0,
     target_error: Annotated[float, options.number("target_error", "--target-error", help="Relative standard error to stop at.")] = 0.05,
     mixes: Annotated[int, options.number("mixes", "--mixes", help="Random whole mixes to fit the prediction to.")] = DEFAULT_MIXES,
-    mix_chunks: Annotated[int, options.number("mix_chunks", "--mix-chunks", help="Chunks per whole mix.")] = DEFAULT_MIX_CHUNKS,
+    mix_chunks: Annotated[
+        int | None, options.number("mix_chunks", "--mix-chunks", help=f"Chunks per whole mix: {DEFAULT_MIX_CHUNKS}, or more with --time.")
+    ] = None,
     anchors: Annotated[int, options.number("anchors", "--anchors", help="Mixes to build as files.")] = DEFAULT_ANCHORS,
     imatrix: options.AnyImatrix = AUTO,
     rounding: options.Rounding = "auto",
@@ -59,13 +73,14 @@ def probe(
         base=options.place(base, repository),
         hub=repository,
         text=optional_path(text),
-        chunks=chunks,
-        types=tuple(name.upper() for name in split_list(types)),
+        chunks=chunks or (DEFAULT_PROBE_CHUNKS if time is None else TIMED_PROBE_CHUNKS),
+        types=tuple(name.upper() for name in split_list(types)) or (DEFAULT_PROBE_TYPES if time is None else THOROUGH_PROBE_TYPES),
+        seconds=optional_seconds(time),
         group=group,
         weighing=weighing,
         target_error=target_error,
         mixes=mixes,
-        mix_chunks=mix_chunks,
+        mix_chunks=mix_chunks or (DEFAULT_MIX_CHUNKS if time is None else MIX_CHUNKS_PER_PROBE_CHUNK * TIMED_PROBE_CHUNKS),
         anchors=anchors,
         n_ctx=n_ctx,
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
@@ -143,7 +158,7 @@ def refine(
     strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file (YAML or JSON), or a GGUF file that carries one.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the better strategy goes.")],
     text: options.Text = None,
-    chunks: Annotated[int, options.number("chunks", "--chunks", help="Chunks per mix.", least=2)] = DEFAULT_PROBE_CHUNKS,
+    chunks: Annotated[int, options.number("chunks", "--chunks", help="Chunks per mix.", least=2)] = DEFAULT_REFINE_CHUNKS,
     relinearize: Annotated[bool, typer.Option(help="Probe again with all other tensors at their chosen types, solve once more.")] = True,
     swaps: Annotated[int, options.number("swaps", "--swaps", help="Exchanges of bytes between two tensors to try by true KLD.")] = 0,
     evidence: options.Evidence = None,

@@ -41,7 +41,7 @@ from quantailor.cli.commands import structure
 from quantailor.cli.commands.jobs import jobs_app
 from quantailor.cli.progress import reading
 from quantailor.cli.root import app, command
-from quantailor.cli.values import covariances_choice, imatrix_choice, optional_path, parse_size, split_list
+from quantailor.cli.values import covariances_choice, imatrix_choice, optional_path, optional_seconds, parse_size, split_list
 
 app.add_typer(jobs_app, name="jobs")
 
@@ -468,12 +468,13 @@ def make(
     model: options.Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for everything that is made.")],
     basis: BasisOption = "auto",
-    types: options.UsualTypes = None,
+    types: options.Types = None,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Measure every row.")] = False,
     text: Annotated[
         Path | None, typer.Option("--file", "-f", help="Calibration text instead of the one that ships with Quantailor.")
     ] = None,
     probe_chunks: options.ProbeChunks = DEFAULT_PROBE_CHUNKS,
+    time: options.Time = None,
     group: Annotated[
         Grouping | None,
         typer.Option("--group", help="Probe every tensor, or roles by depth; by default tensors of small models and on GPUs."),
@@ -512,6 +513,7 @@ def make(
         exhaustive=exhaustive,
         text=optional_path(text),
         probe_chunks=probe_chunks,
+        seconds=optional_seconds(time),
         group=group,
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None, words=(AUTO, COMPUTE, NONE)),
         rounding=rounding,

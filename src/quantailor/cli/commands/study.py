@@ -17,7 +17,7 @@ from quantailor.cli import options
 from quantailor.cli.commands import hub as hub_commands
 from quantailor.cli.output import console, table
 from quantailor.cli.root import command
-from quantailor.cli.values import covariances_choice, imatrix_choice, optional_path, split_list
+from quantailor.cli.values import covariances_choice, imatrix_choice, optional_path, optional_seconds, split_list
 from quantailor.present import words
 from quantailor.present.words import plural
 
@@ -35,11 +35,12 @@ def study(
     run: options.Run,
     model: options.Model,
     level: Level = "balanced",
-    types: options.UsualTypes = None,
+    types: options.Types = None,
     text: options.Text = None,
     imatrix: options.MakeImatrix = AUTO,
     rounding: options.MakeRounding = "auto",
     covariances: options.MakeCovariances = AUTO,
+    time: options.Time = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the base of a Hugging Face directory goes.")] = None,
     cost: Annotated[bool, typer.Option("--cost", help="Say what it will take, without starting it.")] = False,
     requantize: options.Requantize = False,
@@ -58,6 +59,7 @@ def study(
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None, words=(AUTO, COMPUTE, NONE)),
         rounding=rounding,
         covariances=covariances_choice(covariances),
+        seconds=optional_seconds(time),
         output=optional_path(output),
         allow_requantize=requantize,
         compute=machine.compute,

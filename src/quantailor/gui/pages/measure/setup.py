@@ -35,7 +35,7 @@ class _Preset:
 PRESETS: Mapping[Level, _Preset] = {
     "quick": _Preset("Quick", "Weight errors of sampled rows. Ranks mixes, but cannot predict what a file will be worth."),
     "balanced": _Preset("Balanced", "And probes how much each tensor matters, so that the KL divergence of any mix is predicted."),
-    "thorough": _Preset("Thorough", "Every row, every tensor probed by itself on twice the text: narrower intervals."),
+    "thorough": _Preset("Thorough", "Every row, every tensor probed by itself at more types on four times the text: narrower intervals."),
     "exhaustive": _Preset("Exhaustive sweep", "And runs the model with every tensor at every type. Most exact, and slowest."),
 }
 STAGES = {
