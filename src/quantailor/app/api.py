@@ -275,6 +275,7 @@ def probe(
     mixes: int = DEFAULT_MIXES,
     mix_chunks: int = DEFAULT_MIX_CHUNKS,
     anchors: int = DEFAULT_ANCHORS,
+    seconds: float | None = None,
     imatrix: str | Path = AUTO,
     rounding: RoundingWish = "auto",
 ) -> ProbeResult:
@@ -289,6 +290,7 @@ def probe(
         mixes: random whole mixes that the prediction is fitted to; 0 leaves it with a wide interval.
         mix_chunks: chunks per whole mix.
         anchors: mixes that are also built as files.
+        seconds: probing ends then, what helps a plan most comes first, and everything counts; None for as long as it takes.
         imatrix: "auto", "none", or a file.
         rounding: of the weights that are swapped in; "auto" as most was measured.
 
@@ -303,6 +305,7 @@ def probe(
         mixes=mixes,
         mix_chunks=mix_chunks,
         anchors=anchors,
+        seconds=seconds,
         imatrix=_matrix(imatrix),
         rounding=rounding,
         compute=model.compute,
@@ -343,6 +346,7 @@ def study(
     *,
     types: Iterable[str] = (),
     text: str | Path | None = None,
+    seconds: float | None = None,
     rounding: RoundingWish = "auto",
 ) -> StudyResult:
     """Everything that measuring needs in one job.
@@ -352,11 +356,20 @@ def study(
         level: "quick", "balanced", "thorough" or "exhaustive".
         types: the types; empty for all usual ones.
         text: a text file; None is the calibration text that ships.
+        seconds: time for everything, as probes get what is left of it; None for as long as it takes.
         rounding: "plain" or "compensated"; "auto" compensates wherever a text runs through the model.
 
     Raises what its steps raise.
     """
-    step = StudyStep(model=str(model.path), level=level, types=tuple(types), text=_text(text), rounding=rounding, compute=model.compute)
+    step = StudyStep(
+        model=str(model.path),
+        level=level,
+        types=tuple(types),
+        text=_text(text),
+        seconds=seconds,
+        rounding=rounding,
+        compute=model.compute,
+    )
     return _run(model.workspace, step, model.on_progress)
 
 
