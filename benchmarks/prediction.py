@@ -36,7 +36,6 @@ from scipy.stats import spearmanr
 from benchmarks.setting import Probed, Setting, parse, probed, save
 from benchmarks.shuffled_damage import with_shuffled_damage
 from quantailor.analysis.prediction import fit_curve, predict_kld, scaled_damage
-from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.sensitivity import Scores, mean_kld
 from quantailor.control import NullControl
 from quantailor.errors import InfeasibleError, QuantailorError
@@ -44,9 +43,10 @@ from quantailor.evidence.damages import probed_tables
 from quantailor.evidence.grounds import CURVE, file_key
 from quantailor.evidence.knowledge import bits_per_weight
 from quantailor.evidence.presets import types_of_preset
+from quantailor.evidence.roundings import writing_rounding
 from quantailor.ggml import library
 from quantailor.records import Curve, Mix, TensorCells, part_of
-from quantailor.session import quantizable_tensors
+from quantailor.session import AUTO, quantizable_tensors
 from quantailor.steps.options import Compute
 from quantailor.steps.plan import Evidence, PlanOptions, solve
 from quantailor.steps.probe import ProbeStep, builder, usual
@@ -118,12 +118,14 @@ def measure_cases(setting: Setting, at: Probed, n_chunks: int, skip: int, mixes:
     task = ProbeStep(base=str(at.model.path), text=str(setting.heldout), compute=Compute(n_threads=setting.threads))
     control = NullControl()
     tensors = quantizable_tensors(at.model.source)
-    with scoring(at.workspace, at.model, Rounding(at.imatrix), task, None) as run:
+    key = at.found.key
+    rounding = writing_rounding(at.workspace, at.model, at.imatrix, "compensated" if key.swapped else "plain", key.covariances or AUTO)
+    with scoring(at.workspace, at.model, rounding, task, None) as run:
         indexes = sorted(run.order[skip : skip + n_chunks])
         run.run([mix for _, mix in mixes], indexes, control)
         randoms = [mix for kind, mix in mixes if kind == "random"]
         for mix in randoms[:: max(1, len(randoms) // N_FILES)]:
-            run.run_file(mix, builder(run, at.model, Rounding(at.imatrix), mix, control, setting.threads), indexes, control)
+            run.run_file(mix, builder(run, at.model, rounding, mix, control, setting.threads), indexes, control)
         memory, files = at.workspace.store.mix_scores(run.key), at.workspace.store.mix_scores(file_key(run.key))
     chosen = set(indexes)
 
@@ -223,10 +225,11 @@ def main() -> None:
         ("--skip", int, 0, "held-out chunks to pass over"),
         ("--seed", int, 1, "of random mixes and optima"),
         ("--mixes", int, 20, "random mixes, and as many optima"),
+        ("--rounding", str, "plain", "plain or compensated"),
     )
     for model in setting.models:
         base = setting.base(model)
-        setting.prepare(base)
+        setting.prepare(base, rounding=options.rounding)
         with probed(setting, base) as at:
             cases = measure_cases(setting, at, options.chunks, options.skip, drawn(at, options.seed, options.mixes))
             rows = {
