@@ -41,10 +41,8 @@ Share = Callable[[str, Callable[[Path], object]], Path]
 def pytest_configure(config: pytest.Config) -> None:
     """Temporary folders in memory where the system has room for them, and one seed for all workers.
 
-    Every commit and every file is flushed to the disk, and a real one takes milliseconds each time. Workers share the cores, so that
-    llama.cpp's threads give theirs up where they wait for each other.
+    Every commit and every file is flushed to the disk, and a real one takes milliseconds each time.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     fuzzing.choose_seed()
     if os.access(MEMORY_DISK, os.W_OK) and shutil.disk_usage(MEMORY_DISK).free >= MEMORY_DISK_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_DISK))

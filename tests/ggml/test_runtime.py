@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -179,3 +182,13 @@ def test_names_of_graph_nodes() -> None:
         "blk.1.ffn_up.weight",
         "output.weight",
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "count"), [({}, library.SPIN_COUNT), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_threads_sleep_soon_unless_the_user_wants_another_way(given: dict[str, str], count: str | None) -> None:
+    clean = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    script = "import os; from quantailor.ggml import library; library.load(); print(os.environ.get('GOMP_SPINCOUNT'))"
+    done = subprocess.run([sys.executable, "-c", script], env=clean | given, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(count)

@@ -16,6 +16,7 @@ import ctypes
 import functools
 import importlib
 import importlib.metadata
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from quantailor.present import words
 from quantailor.qtypes import UNTOUCHED, QType
 
 MINIMUM_VERSION = (0, 3, 36)
+SPIN_COUNT = "1000"
+"""How often a thread looks whether the others are done before it sleeps. By default it is 300,000 times: where another program keeps
+a processor busy, threads spin for one that waits for its turn, at every operation of the graph (`benchmarks/busy.py`)."""
 GGML_MAX_DIMS = 4
 GGML_MAX_OP_PARAMS = 64
 GGML_MAX_SRC = 10
@@ -147,6 +151,8 @@ def load() -> Library:
     Raises:
         NativeLibraryError: llama-cpp-python is missing, too old, or its structs differ from ours.
     """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     try:
         package = importlib.import_module("llama_cpp")
         llama = importlib.import_module("llama_cpp.llama_cpp")
