@@ -6,14 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from browser import Browser, serving
 from commands import Command
+from nicegui.elements.mixins.disableable_element import DisableableElement
 from visitor import Visitor
 
+from gguf_models import write_bert
 from quantailor.app.library.projects import list_projects
 from quantailor.session import Workspace
 
 pytestmark = pytest.mark.slow
 
+PLAIN_TOO = "And its own types with plain rounding"
 FEW = ("--chunks", 2, "--n-ctx", 64, "--threads", 1)
 
 
@@ -21,6 +25,12 @@ def place(home: Path) -> str:
     with Workspace.open(home) as workspace:
         (project,) = list_projects(workspace)
         return f"/p/{project.fingerprint[:16]}"
+
+
+def is_greyed(page: Visitor, label: str) -> bool:
+    field = page.field(label)
+    assert isinstance(field, DisableableElement)
+    return not field.enabled
 
 
 def test_the_switch_says_what_it_lacks_and_then_follows_the_strategy(
@@ -45,6 +55,66 @@ def test_the_switch_says_what_it_lacks_and_then_follows_the_strategy(
     page.sees("which llama-quantize cannot do")
     page.fill("Compensated rounding", False)
     page.sees("--rounding plain")
+
+
+def test_verify_offers_the_same_types_rounded_plainly(
+    run: Command, visit: Callable[..., Visitor], small_base: Path, calibration_text: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text(calibration_text.read_text(encoding="utf-8")[:8_000], encoding="utf-8")
+    run("calibrate", small_base, "-f", text, *FEW)
+    run("measure", small_base, "--types", "Q4_0,Q8_0", "--rounding", "compensated")
+    run("plan", small_base, "--bpw", 6.5, "-o", tmp_path / "s.yaml")
+    for rounding in ("plain", "compensated"):
+        assert run("build", small_base, tmp_path / "s.yaml", "-o", tmp_path / f"{rounding}.gguf", "--rounding", rounding).code == 0
+    page = visit(tmp_path / "home", tmp_path)
+    page.go(f"{place(tmp_path / 'home')}/verify?built={tmp_path / 'plain.gguf'}")
+    page.sees("This file's rounding is plain")
+    assert is_greyed(page, PLAIN_TOO)
+    page.fill("File", str(tmp_path / "compensated.gguf"))
+    page.sees("What compensated rounding alone gains")
+    page.fill(PLAIN_TOO, True)
+    page.fill("Chunks of 512 tokens", 1)
+    page.sees("its types are rounded plainly first")
+    judge = ("--base", small_base, "--against", "Q8_0", "--chunks", 1, "--threads", 1)
+    assert run("verify", tmp_path / "compensated.gguf", *judge).code == 0
+    page.go(f"{place(tmp_path / 'home')}/verify")
+    page.sees("Measure it again with")
+    assert run("verify", tmp_path / "compensated.gguf", *judge, "--beside", "plain").code == 0
+    page.go(f"{place(tmp_path / 'home')}/verify")
+    page.sees("against plain rounding")
+    assert "Measure it again with" not in page.text()
+
+
+def test_measure_says_why_a_model_that_predicts_nothing_is_rounded_plainly(
+    visit: Callable[..., Visitor], run: Command, tmp_path: Path
+) -> None:
+    model = write_bert(tmp_path / "bert.gguf")
+    run("plan", model, "--bpw", 6)
+    page = visit(tmp_path / "home")
+    page.go(f"{place(tmp_path / 'home')}/measure")
+    page.sees("Rounding stays plain: this model predicts no next token (its attention is not causal")
+    assert is_greyed(page, "Compensated rounding")
+    assert page.field("Compensated rounding").value is False
+    page.until(lambda: page.button("Start measuring").enabled, "the quick study can start")
+    page.trigger(page.all(".qt-preset")[1], "click")
+    page.sees("it cannot be probed. Choose Quick.")
+    assert not page.button("Start measuring").enabled
+
+
+def test_a_narrow_window_shows_all_of_the_form(chromium: Browser, run: Command, tmp_path: Path) -> None:
+    run("plan", write_bert(tmp_path / "bert.gguf"), "--bpw", 6)
+    script = (
+        "return Math.max(...[...document.querySelectorAll('.qt-preset, .qt-start-bar')].map(part => part.getBoundingClientRect().right))"
+    )
+    with serving(tmp_path / "home") as server:
+        try:
+            chromium.size(375, 800)
+            chromium.enter(server, f"{place(tmp_path / 'home')}/measure")
+            chromium.until(lambda: "Quick: " in chromium.text(".qt-start-bar"), "its cost is known")
+            assert chromium.js(script) <= 375
+        finally:
+            chromium.size(1280, 800)
 
 
 def test_measure_shows_either_rounding_and_model_lists_covariances(

@@ -48,6 +48,22 @@ def reference(
     return path
 
 
+def known_plain_twin(workspace: Workspace, model: OpenedModel, file: Path) -> tuple[Path, bool] | None:
+    """The file that `plain_twin` gives and whether it is there; None for a file whose rounding is plain. Raises ImatrixError."""
+    found = _plain_twin(workspace, model, file)
+    return None if found is None else (found[2], workspace.is_as_written(found[2], found[3]))
+
+
+def _plain_twin(workspace: Workspace, model: OpenedModel, file: Path) -> tuple[Strategy, Rounding, Path, str] | None:
+    strategy = embedded_strategy(workspace, file)
+    if strategy is None or rounding_of(strategy) == "plain":
+        return None
+    rounding = Rounding(strategy_imatrix(workspace, model, strategy, AUTO))
+    strategy = building.as_rounded(strategy, rounding)
+    wanted = recipe(model, strategy, rounding)
+    return strategy, rounding, workspace.home.references / f"{model.description[:16]}-{wanted[:16]}-plain.gguf", wanted
+
+
 def plain_twin(
     workspace: Workspace, model: OpenedModel, file: Path, *, n_threads: int | None = None, control: Control = QUIET
 ) -> Path | None:
@@ -56,13 +72,10 @@ def plain_twin(
 
     Raises ImatrixError where the matrix is gone, OutputError where the file cannot be written.
     """
-    strategy = embedded_strategy(workspace, file)
-    if strategy is None or rounding_of(strategy) == "plain":
+    found = _plain_twin(workspace, model, file)
+    if found is None:
         return None
-    rounding = Rounding(strategy_imatrix(workspace, model, strategy, AUTO))
-    strategy = building.as_rounded(strategy, rounding)
-    wanted = recipe(model, strategy, rounding)
-    path = workspace.home.references / f"{model.description[:16]}-{wanted[:16]}-plain.gguf"
+    strategy, rounding, path, wanted = found
     if not workspace.is_as_written(path, wanted):
         building.build(
             model.source,

@@ -36,6 +36,7 @@ from quantailor.errors import CorpusError
 from quantailor.evidence.grounds import CURVE
 from quantailor.evidence.knowledge import load_knowledge
 from quantailor.ggml import library
+from quantailor.models.abilities import why_no_predictions
 from quantailor.pipeline import StudyStep
 from quantailor.qtypes import needs_imatrix
 from quantailor.records import TensorInfo
@@ -115,6 +116,13 @@ def study_cost(workspace: Workspace, task: StudyStep) -> CostReport:
         basis=counted.basis,
         shortfalls=missing,
     )
+
+
+def why_plain(workspace: Workspace, model: str) -> str:
+    """Why a model's rounding stays plain, in words; empty where it can be compensated. Raises ModelError where it cannot be read."""
+    with workspace.source(model) as source:
+        why = why_no_predictions(source)
+    return f"Rounding stays plain: this model predicts no next token ({why})." if why else ""
 
 
 def middle_of(seconds: Range) -> float:

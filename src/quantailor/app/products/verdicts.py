@@ -18,6 +18,7 @@ from quantailor.costs.machine import Range
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.seconds import quantize_seconds, score_seconds
 from quantailor.errors import OutputError, StoreError
+from quantailor.evidence.written import known_plain_twin
 from quantailor.ggml import library
 from quantailor.making import judging
 from quantailor.present.charts.drawing import draw
@@ -32,6 +33,8 @@ MIN_CHUNKS = judging.MIN_CHUNKS
 """Fewer chunks carry no claim."""
 EQUAL_SIZE = judging.EQUAL_SIZE
 """Sizes that differ by no more than this share count as equal."""
+TWIN_TYPE = "Q4_K"
+"""Stands for all types where the time is reckoned that a file's plain twin takes; it is short beside the chunks."""
 size_difference, counts_against = judging.size_difference, judging.counts_against
 
 
@@ -70,6 +73,8 @@ class VerifyCost:
     """Presets that the file will be compared with."""
     new_references: tuple[str, ...]
     """Those of them that llama.cpp must build first."""
+    builds_twin: bool
+    """Whether its own types must first be rounded plainly."""
     seconds: Range
 
 
@@ -199,15 +204,18 @@ def verify_cost(workspace: Workspace, task: VerifyStep) -> VerifyCost:
         places = {name: judging.reference_path(model.description, name, imatrix=imatrix, folder=folder) for name in references}
         there = {name: path for name, path in places.items() if workspace.is_as_written(path, path.name)}
         new = tuple(name for name in places if name not in there)
+        twin = known_plain_twin(workspace, model, Path(task.file)) if task.beside and Path(task.file).is_file() else None
+        builds_twin = twin is not None and not twin[1]
         engine = library.engine(on_gpu=task.compute.n_gpu_layers != 0)
-        judged = (Path(task.file), *there.values())
+        judged = (Path(task.file), *there.values(), *([] if twin is None or builds_twin else [twin[0]]))
         keys = {key for key in (_candidate(workspace, path) for path in judged) if key is not None}
         done = {
             key: workspace.store.scored_chunks(ScoreKey(model.fingerprint, corpus.sha256, n_ctx, key, engine))
             for key in (BASE, NULL_CONTROL, *keys)
         }
-        n_runs = _n_runs(done, n_chunks, n_new=len(new))
-        return VerifyCost(n_text_chunks, n_chunks, n_runs, references, new, _seconds(workspace, model, task, n_runs, new))
+        n_runs = _n_runs(done, n_chunks, n_new=len(new) + builds_twin)
+        seconds = _seconds(workspace, model, task, n_runs, [*map(_main_type, new), *([TWIN_TYPE] if builds_twin else [])])
+        return VerifyCost(n_text_chunks, n_chunks, n_runs, references, new, builds_twin, seconds)
 
 
 def _candidate(workspace: Workspace, file: Path) -> str | None:
@@ -222,12 +230,12 @@ def _n_runs(done: Mapping[str, frozenset[int]], n_chunks: int, *, n_new: int) ->
     return len(again) + others + n_new * n_chunks
 
 
-def _seconds(workspace: Workspace, model: OpenedModel, task: VerifyStep, n_runs: int, new: Sequence[str]) -> Range:
+def _seconds(workspace: Workspace, model: OpenedModel, task: VerifyStep, n_runs: int, written: Sequence[str]) -> Range:
     size = ModelSize.of(model.source)
     running = score_seconds(size, n_runs, task.n_ctx, n_threads=task.compute.n_threads, n_gpu_layers=task.compute.n_gpu_layers)
     ratio = inference_ratio(workspace, on_gpu=bool(task.compute.n_gpu_layers))
     low, high = corrected(running, ratio, PROBE_PAST_SPREAD)
-    building = sum(quantize_seconds({_main_type(preset): size.n_weights}, n_threads=task.compute.n_threads) for preset in new)
+    building = sum(quantize_seconds({type_name: size.n_weights}, n_threads=task.compute.n_threads) for type_name in written)
     return low + building / 2, high + 2 * building
 
 

@@ -12,7 +12,7 @@ from nicegui.elements.mixins.text_element import TextElement
 
 from quantailor.app.library.opening import EntryKind
 from quantailor.app.library.projects import ProjectReport
-from quantailor.app.measuring.cost import CostReport, StageCost, study_cost
+from quantailor.app.measuring.cost import CostReport, StageCost, study_cost, why_plain
 from quantailor.app.steps import AUTO, COMPUTE, IMATRIX_REQUIRED, LEVELS, NONE, RANGES, Compute, Level, StudyStep, type_bits, usual_types
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, workspace
@@ -57,6 +57,7 @@ _MATRICES: Mapping[Matrix, tuple[str, str]] = {
     "none": ("None", f"Every input counts alike, and {', '.join(sorted(IMATRIX_REQUIRED))} are left out: they cannot do without."),
 }
 NO_TEXT = "Without an importance matrix no text runs through the model, which would tell how errors make up for each other."
+NO_PROBES = "This model predicts no next token, so that it cannot be probed. Choose Quick."
 _REFRESH_SECONDS = 0.4
 
 
@@ -77,6 +78,8 @@ class Setup:
         self._types = set(self._usual)
         self.level: Level = "balanced"
         self._costs: dict[Level, CostReport] = {}
+        self._why_plain: str | None = None
+        """Empty where rounding can be compensated; None until that is found out."""
         self._error: QuantailorError | None = None
         self._wanted, self._shown, self._busy = 1, 0, False
         self._build()
@@ -226,13 +229,20 @@ class Setup:
 
     def _build_rounding(self) -> None:
         name = "Compensated rounding"
-        self._compensated = named(ui.switch(name, value=True, on_change=self._changed).props("dense"), name)
+        self._wants_compensation = True
+        self._compensated = named(ui.switch(name, value=True, on_change=self._rounding_changed).props("dense"), name)
         self._rounding = text("", "qt-small qt-muted").props('aria-live="polite"')
+
+    def _rounding_changed(self) -> None:
+        if self._compensated.enabled:
+            self._wants_compensation = bool(self._compensated.value)
+        self._changed()
 
     def _show_rounding(self) -> None:
         """Whether it can be had, and what it is."""
-        reason = NO_TEXT if self._matrix.value == "none" else ""
+        reason = self._why_plain or (NO_TEXT if self._matrix.value == "none" else "")
         self._compensated.set_enabled(not reason)
+        self._compensated.set_value(not reason and self._wants_compensation)
         self._rounding.set_text(reason or f"{COMPENSATION} Errors are measured as they will be written.")
 
     def _build_start(self) -> None:
@@ -265,9 +275,20 @@ class Setup:
             return
         self._busy, wanted = True, self._wanted
         try:
+            if self._why_plain is None and self._project.source is not None:
+                self._why_plain = await run.io_bound(self._ask_why_plain)
+                self._show_rounding()
+                if self._why_plain:
+                    self._choose("quick")
             await self._find_costs(wanted)
         finally:
             self._busy = False
+
+    def _ask_why_plain(self) -> str:
+        try:
+            return why_plain(workspace(), self._project.base or self._project.source or "")
+        except QuantailorError:
+            return ""  # the costs say what is wrong
 
     async def _find_costs(self, wanted: int) -> None:
         self._costs, self._error = {}, None
@@ -312,6 +333,8 @@ class Setup:
             return [missing]
         if self._error is not None:
             return [str(self._error)]
+        if self._why_plain and self.level != "quick":
+            return [NO_PROBES]
         return [f"Cannot start: {shortfall}." for shortfall in (cost.shortfalls if cost is not None else ())]
 
     async def _submit(self) -> None:

@@ -43,6 +43,9 @@ OTHER = "other"
 MEDIA: dict[VerdictFormat, str] = {"png": "image/png", "svg": "image/svg+xml", "csv": "text/csv"}
 _MEASURES: dict[Measure, str] = {"kld": "KL divergence", "ppl": "Perplexity"}
 _COST_SECONDS = 0.4
+_PLAIN = "And its own types with plain rounding"
+_PLAIN_MEANING = "What compensated rounding alone gains. The second file is built in Quantailor's home."
+_PLAIN_ALREADY = "This file's rounding is plain, so there is nothing to compare."
 
 
 class VerifyForm:
@@ -52,6 +55,7 @@ class VerifyForm:
         self, project: ProjectReport, base: Path, builds: Sequence[BuiltFile], built: str, *, on_start: Callable[[JobReport], Any]
     ) -> None:
         self._project, self._base, self._on_start = project, base, on_start
+        self._is_compensated = {item.path: item.is_compensated for item in builds}
         self._n_text_chunks: int | None = None
         self._references: list[str] = []
         self._is_chosen = False
@@ -60,6 +64,7 @@ class VerifyForm:
         with card("Measure a file", "qt-verify-form") as self._element:
             self._files(builds, built)
             self._beside()
+            self._twin()
             self._text()
             with box("qt-row qt-spread"):
                 self._cost = text("Counting what is to be done…", "qt-muted").props('aria-live="polite"')
@@ -97,6 +102,19 @@ class VerifyForm:
             self._chips = ui.element("div").classes("qt-row qt-wrap qt-chips")
             self._add = ui.select([], label="Add a preset", on_change=self._added).props("outlined dense").classes("qt-add-preset")
         self._show_chips()
+
+    def _twin(self) -> None:
+        with box("qt-rounding qt-tick"):
+            self._plain = named(ui.checkbox(_PLAIN, on_change=self._changed).props("dense"), _PLAIN)
+            self._plain_words = text("", "qt-small qt-muted").props('aria-live="polite"')
+        self._file.on_value_change(self._show_twin)
+        self._show_twin()
+
+    def _show_twin(self) -> None:
+        """Whether the file has a twin to be compared with."""
+        is_plain = not self._is_compensated.get(str(self._file.value), True)
+        self._plain.set_enabled(not is_plain)
+        self._plain_words.set_text(_PLAIN_ALREADY if is_plain else _PLAIN_MEANING)
 
     def _show_chips(self) -> None:
         """What will be compared, and what can be added."""
@@ -142,6 +160,7 @@ class VerifyForm:
             file=str(file),
             base=str(self._base),
             against=tuple(self._references) if self._is_chosen else None,
+            beside="plain" if self._plain.value and self._plain.enabled else None,
             text=own,
             chunks=int(self._chunks.value) if self._chunks.value else None,
         )
@@ -181,6 +200,8 @@ def _cost_words(cost: VerifyCost) -> str:
     parts.append(f"about {span(*cost.seconds)}" if cost.n_runs else "all measured before: at once")
     if cost.new_references:
         parts.append(f"llama.cpp builds {', '.join(cost.new_references)} first")
+    if cost.builds_twin:
+        parts.append("its types are rounded plainly first")
     return "; ".join(parts) + "."
 
 
@@ -285,7 +306,7 @@ def _sentence(verdict: Verdict) -> None:
 
 
 def _comparisons(verdict: Verdict, rounding: RoundingReport | None) -> None:
-    gain = rounding.gain if rounding is not None else None
+    gain = rounding.gain if rounding is not None and not _has_twin(verdict) else None
     comparisons = (*verdict.comparisons, *(() if gain is None else (gain,)))
     with card("Ours against each"):
         if not comparisons:
@@ -326,10 +347,13 @@ def _settings(verdict: Verdict, rounding: RoundingReport | None) -> None:
             for name, value in rows:
                 text(name, "qt-muted", tag="dt")
                 text(value, tag="dd")
-        if rounding is not None and rounding.is_compensated and rounding.gain is None:
-            text(
-                "Build the same strategy with plain rounding and verify that too: then its gain stands here.", "qt-small qt-muted qt-below"
-            )
+        if rounding is not None and rounding.is_compensated and rounding.gain is None and not _has_twin(verdict):
+            text(f"Measure it again with “{_PLAIN}”: then its gain stands here.", "qt-small qt-muted qt-below")
+
+
+def _has_twin(verdict: Verdict) -> bool:
+    """Whether the same types rounded plainly are among its files."""
+    return any(row.label == PLAIN_TWIN for row in verdict.rows)
 
 
 _COLUMNS = {
