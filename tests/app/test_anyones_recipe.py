@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from commands import Command
 
+from gguf_models import write_llama
 from made_up_covariances import MadeUpCovariances
 from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.evidence import roundings
 from quantailor.evidence.presets import types_of_preset
+from quantailor.ggml.reference import quantize_reference
 from quantailor.making.building import build
 from quantailor.models.opening import open_model
 from quantailor.session import Workspace, quantizable_tensors
@@ -62,6 +64,25 @@ def test_tensor_types_of_llama_quantize_are_built(quantailor: Command, base: Pat
     (tmp_path / "types.txt").write_text("attn=q4_0\n", encoding="utf-8")
     refused = quantailor("build", base, tmp_path / "types.txt", "-o", tmp_path / "no.gguf", "--home", tmp_path / "home")
     assert "the strategy says nothing of" in refused.error_line
+
+
+def test_types_of_a_file_that_another_program_made_are_built(
+    quantailor: Command, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, out, home = tmp_path / "theirs.gguf", tmp_path / "out.gguf", ("--home", tmp_path / "home")
+    quantize_reference(base, theirs, preset="Q4_K_M", n_threads=1)
+    monkeypatch.setattr(roundings, "covariances_of", lambda workspace, model, wanted: COVARIANCES)
+    assert quantailor("build", base, theirs, "--rounding", "compensated", "-o", out, *home).code == 0
+    assert types_in(out) == types_in(theirs)
+    assert len(set(types_in(out).values())) > 1
+    assert recorded(out)["rounding"] == "compensated"
+    other = write_llama(tmp_path / "other.gguf")
+    refused = quantailor("build", other, theirs, "-o", tmp_path / "no.gguf", *home).error_line
+    assert f"{theirs} is of another model than" in refused
+    assert "has other sizes" in refused
+    refused = quantailor("build", theirs, "Q8_0", "-o", tmp_path / "no.gguf", *home).error_line
+    assert "is quantized already (Q4_K, Q6_K)" in refused
+    assert "--allow-requantize" in refused
 
 
 def test_what_is_neither_a_file_nor_a_preset_is_told(quantailor: Command, base: Path, tmp_path: Path) -> None:

@@ -1,17 +1,22 @@
-"""Types that others chose, as strategies: llama.cpp's presets by name, and files for llama-quantize's `--tensor-type-file`."""
+"""Types that others chose, as strategies: llama.cpp's presets by name, files for llama-quantize's `--tensor-type-file`, and GGUF files
+that other programs made.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
-from quantailor.errors import StrategyError, TypeUnavailableError
+from quantailor.errors import ModelError, StrategyError, TypeUnavailableError
 from quantailor.evidence.presets import types_of_preset
-from quantailor.evidence.strategies import is_gguf, strategy_of
+from quantailor.evidence.strategies import STRATEGY_KEY, is_gguf, strategy_of
 from quantailor.files import expanded
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
-from quantailor.records import Strategy, TensorChoice
+from quantailor.models.opening import open_model
+from quantailor.records import Strategy, TensorChoice, TensorInfo
 from quantailor.session import OpenedModel, Workspace, quantizable_tensors
 from quantailor.strategy.tensor_types import from_tensor_types
 
@@ -33,7 +38,7 @@ def reference_of(text: str) -> str:
 
 def is_recipe(reference: str) -> bool:
     """Whether a reference names types alone, which take a model to become a strategy."""
-    return reference.startswith(PRESET) or _names_tensor_types(Path(reference))
+    return reference.startswith(PRESET) or _names_tensor_types(Path(reference)) or _is_others(Path(reference))
 
 
 def recipe_of(workspace: Workspace, model: OpenedModel, reference: str, imatrix: str) -> Strategy:
@@ -51,6 +56,13 @@ def recipe_of(workspace: Workspace, model: OpenedModel, reference: str, imatrix:
         preset = reference.removeprefix(PRESET)
         types, method, reason = dict(types_of_preset(model, preset, matrix)), "preset", f"llama.cpp's {preset}"
         types = {tensor.name: types[tensor.name] for tensor in tensors}
+    elif is_gguf(Path(reference)):
+        path, method = Path(reference), "manual"
+        if path.samefile(model.source.location):
+            raise StrategyError(
+                f"{path} is the base itself, which chooses no types", remedy="Give a strategy, a preset, or a quantized file"
+            )
+        types, reason = _types_in(path, model, tensors), f"as in {path.name}"
     else:
         path, method = Path(reference), "manual"
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -67,6 +79,32 @@ def recipe_of(workspace: Workspace, model: OpenedModel, reference: str, imatrix:
         target={"like": reference.removeprefix(PRESET)} if method == "preset" else {},
         inputs={"imatrix": None if matrix is None else matrix.fingerprint},
     )
+
+
+def _is_others(path: Path) -> bool:
+    """Whether it is a GGUF file that carries no strategy; one that cannot be read is told by who reads it."""
+    if not is_gguf(path):
+        return False
+    try:
+        with closing(open_model(path)) as source:
+            return STRATEGY_KEY not in source.metadata
+    except ModelError:
+        return False
+
+
+def _types_in(path: Path, model: OpenedModel, tensors: Sequence[TensorInfo]) -> dict[str, str]:
+    """The types that a file's tensors have, where the model has them too. Raises StrategyError for another model's file."""
+    with closing(open_model(path)) as source:
+        there = {tensor.name: tensor for tensor in source.tensors}
+    for tensor in tensors:
+        other = there.get(tensor.name)
+        if other is not None and other.shape != tensor.shape:
+            shapes = " and ".join(" x ".join(map(str, each)) for each in (other.shape, tensor.shape))
+            raise StrategyError(
+                f"{path} is of another model than {model.source.name}: {tensor.name} has other sizes ({shapes})",
+                remedy="Give a file that was made of this model",
+            )
+    return {tensor.name: there[tensor.name].type_name for tensor in tensors if tensor.name in there}
 
 
 def _names_tensor_types(path: Path) -> bool:

@@ -16,6 +16,8 @@ from quantailor.store import StrategyRecord
 from quantailor.strategy import file as strategy_file
 
 STORED = "stored:"
+STRATEGY_KEY = "quantailor.strategy"
+"""Where a file that we built carries the strategy that it was built by."""
 _MAGIC = b"GGUF"
 
 
@@ -46,7 +48,8 @@ def read_strategy(path: Path) -> Strategy:
         source.close()
     if found is None:
         raise StrategyError(
-            f"{path} is a GGUF file that carries no strategy: another program made it", remedy="Give the strategy's own file"
+            f"{path} is a GGUF file that carries no strategy: another program made it",
+            remedy="Give a strategy's file; `quantailor build` alone takes the types of such a file",
         )
     return found
 
@@ -113,5 +116,5 @@ def embedded_strategy(workspace: Workspace, path: Path) -> Strategy | None:
 
 
 def _embedded(source: ModelSource, path: Path) -> Strategy | None:
-    text = source.metadata.get("quantailor.strategy")
+    text = source.metadata.get(STRATEGY_KEY)
     return None if text is None else strategy_file.loads(str(text.value), name=f"the strategy in {path.name}")

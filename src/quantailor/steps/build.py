@@ -42,7 +42,7 @@ class BuildStep(WeightedStep[BuildReport], kind="build", result=BuildReport):
 
     base: str
     strategy: str
-    """A file (a strategy's, or llama-quantize's tensor types), "stored:FINGERPRINT" of one that the store has, or "preset:NAME"."""
+    """A file (a strategy's, GGUF, or llama-quantize's tensor types), "stored:FINGERPRINT" of one that the store has, or "preset:NAME"."""
     output: str
     split_max_bytes: int | None = None
     overwrite: bool = False

@@ -390,7 +390,8 @@ def build(
         Path,
         typer.Argument(
             metavar="STRATEGY",
-            help="A strategy file (YAML, JSON), a GGUF file that carries one, llama-quantize's tensor types, or a preset such as Q4_K_M.",
+            help="A strategy file (YAML, JSON), any GGUF file of this model, for its types, llama-quantize's tensor types, or a preset "
+            "such as Q4_K_M.",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The GGUF file to write.")],
