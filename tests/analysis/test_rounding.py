@@ -137,6 +137,17 @@ def test_inputs_of_zeros_alone_round_as_if_all_counted_alike(weights: Floats) ->
     assert np.square(errors).sum() < 1.05 * np.square(plain).sum()
 
 
+def test_what_ggml_can_write_overflows_nowhere() -> None:
+    """Weights near the largest that a scale of 16 bits leaves: where compensated scales go beyond it, the row is rounded as ggml does."""
+    qtype, metric = library.types()["Q5_0"], correlated(256)
+    rows = np.zeros((64, 256), dtype=np.float32)
+    rows[np.arange(64), np.arange(64)] = np.repeat(np.array([1e6, -1e6], dtype=np.float32), 32)
+    plain = codec.quantize(rows, qtype, np.diagonal(metric.damped()).copy())
+    can_write = [bool(np.isfinite(row).all()) for row in codec.dequantize(plain, qtype, 256)]
+    assert any(can_write)
+    assert np.isfinite(codec.dequantize(round_rows(rows, qtype, metric), qtype, 256)[can_write]).all()
+
+
 def test_the_output_error_is_that_of_the_outputs(weights: Floats) -> None:
     inputs = np.random.default_rng(4).normal(size=(1000, N_COLS)).astype(np.float32)
     metric = Metric(InputCovariance("blk.0", inputs.T @ inputs / np.float32(1000), 1000))
