@@ -325,6 +325,7 @@ def test_a_download_pauses_at_once_and_goes_on(hub: HubServer, tmp_path: Path) -
 
         def pause() -> None:
             wait_for(lambda: hub.gets("model-00002-of-00003.safetensors") > 0)
+            hub.bytes_per_second = 40_000  # too slow to end before the pause, however busy the machine is
             with Workspace.open(tmp_path / "home") as other:
                 pause_job(other, job)
             asked.set()
@@ -344,7 +345,7 @@ def test_a_download_pauses_at_once_and_goes_on(hub: HubServer, tmp_path: Path) -
     assert hub.gets("model-00001-of-00003.safetensors") == 1
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -367,7 +368,7 @@ def test_a_detached_download_ends_by_itself(hub: HubServer, run: Command) -> Non
 def test_what_a_killed_download_left_is_removed_by_the_next(hub: HubServer, run: Command, tmp_path: Path) -> None:
     files = checkpoint(1, n_weights=200_000)
     hub.add("org/name", files)
-    hub.bytes_per_second = 300_000
+    hub.bytes_per_second = 60_000
     argv = [sys.executable, "-m", "quantailor", "download", "org/name", "--home", str(tmp_path / "home")]
     process = subprocess.Popen(argv, env=environment(hub, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: any((tmp_path / "hf").rglob("*.incomplete")))

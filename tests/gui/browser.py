@@ -188,12 +188,25 @@ class Browser:
 
     def click(self, label: str) -> None:
         """Click a button by its text or its accessible name."""
-        self.until(lambda: self.button(label).is_enabled(), f"the button {label!r} works")
-        self.button(label).click()
+
+        def clicked() -> bool:
+            try:
+                button = self.button(label)
+                if enabled := button.is_enabled():
+                    button.click()
+                return enabled
+            except StaleElementReferenceException:  # the page drew it anew meanwhile
+                return False
+
+        self.until(clicked, f"the button {label!r} works")
 
     def text(self, css: str = "body") -> str:
-        """What a user reads there."""
-        return self.find(css).text
+        """What a user reads there, also where the page draws it anew meanwhile."""
+        while True:
+            try:
+                return self.find(css).text
+            except StaleElementReferenceException:
+                continue
 
     def sees(self, words: str, *, seconds: float = WAIT_SECONDS) -> None:
         """Wait until the page says something."""

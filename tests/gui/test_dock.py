@@ -25,7 +25,7 @@ from quantailor.steps.step import Step, StepResult
 pytestmark = pytest.mark.slow
 
 PATIENCE = 60.0
-SLOW = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
+SLOW = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "IQ4_NL", "IQ3_S", "Q4_0", "Q5_0", "Q4_1", "Q5_1")
 """Types that take seconds in all, but not in one tensor."""
 
 

@@ -104,7 +104,13 @@ def download(browser: Browser, label: str, folder: Path, ending: str) -> Path:
     folder.mkdir(exist_ok=True)
     browser.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
     browser.click(label)
-    return browser.until(lambda: next(folder.glob(f"*{ending}"), None), f"a {ending} arrives", seconds=SECONDS)
+
+    def arrived() -> Path | None:
+        if list(folder.glob("*.crdownload")):
+            return None
+        return next((path for path in folder.glob(f"*{ending}") if path.stat().st_size), None)
+
+    return browser.until(arrived, f"a {ending} arrives", seconds=SECONDS)
 
 
 def test_exports_hold_what_is_plotted(chromium: Browser, server: Server, place: str, tmp_path: Path) -> None:
