@@ -72,6 +72,18 @@ def test_only_chunks_that_every_file_has_count() -> None:
     assert {row.statistics.n_chunks for row in verdict.rows} == {210}
 
 
+def test_a_short_null_control_takes_no_chunks_from_the_verdict() -> None:
+    files = [
+        ScoredFile("base", "base", 4_000_000, 16.0, scores(0.0)),
+        ScoredFile("mine.gguf", "ours", 1_000_000, 4.5, scores(0.01)),
+        ScoredFile("Q4_K_M", "reference", 1_000_500, 4.5, scores(0.0125)),
+    ]
+    null = scores(1e-7, n_chunks=8)
+    verdict = make_verdict(files, null, model_fingerprint="f" * 64, corpus_name="heldout.txt", corpus_sha256="0" * 64, n_ctx=512)
+    assert {row.statistics.n_chunks for row in verdict.rows} == {220}
+    assert "too few" not in verdict.sentence
+
+
 def test_a_larger_file_is_not_at_equal_size() -> None:
     sentence = verdict_on(scores(0.01), scores(0.0125), ours_bytes=1_050_525).sentence
     assert "Q4_K_M, which is 4.8 % smaller (" in sentence

@@ -159,14 +159,14 @@ def make_verdict(
 
     Args:
         files: the base, exactly one of ours, and any references; only chunks that all of them have count.
-        null_control: the base against itself through the same pipeline.
+        null_control: the base against itself through the same pipeline, on as few chunks as it has.
         model_fingerprint: the base's.
         corpus_name: the held-out text, for people.
         corpus_sha256: and its hash.
         n_ctx: tokens per chunk.
         reservations: what limits its worth, one sentence each; they end the verdict's sentence.
     """
-    files, null_control = _common_chunks(files, null_control)
+    files = _common_chunks(files)
     base = next(file for file in files if file.kind == "base")
     ours = next(file for file in files if file.kind == "ours")
     rows = tuple(
@@ -195,14 +195,10 @@ def make_verdict(
     )
 
 
-def _common_chunks(files: Sequence[ScoredFile], null_control: Sequence[ChunkScore]) -> tuple[list[ScoredFile], list[ChunkScore]]:
+def _common_chunks(files: Sequence[ScoredFile]) -> list[ScoredFile]:
     """Every figure of a verdict stands on the same chunks, so that the count it states holds for all of them."""
-    common = set.intersection(*({score.index for score in scores} for scores in (null_control, *(file.scores for file in files))))
-
-    def kept(scores: Sequence[ChunkScore]) -> list[ChunkScore]:
-        return [score for score in scores if score.index in common]
-
-    return [replace(file, scores=kept(file.scores)) for file in files], kept(null_control)
+    common = set.intersection(*({score.index for score in file.scores} for file in files))
+    return [replace(file, scores=[score for score in file.scores if score.index in common]) for file in files]
 
 
 def sentence(ours: VerdictRow, comparisons: Sequence[Comparison], *, floor_kld_nats: float) -> str:
