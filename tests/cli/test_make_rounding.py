@@ -9,6 +9,7 @@ import pytest
 from commands import Command
 
 import quantailor as q
+from quantailor.evidence.measurements import UNUSUAL_TYPES
 from quantailor.session import Workspace
 from small_base import write_small_base
 
@@ -69,6 +70,19 @@ def test_told_to_round_plainly_it_makes_what_its_parts_make(quantailor: Command,
         assert (folder / "imatrix.gguf").read_bytes() == (tmp_path / "compensated" / "imatrix.gguf").read_bytes()
     assert built(compensated).read_bytes() != output.read_bytes()
     assert not list((tmp_path / "home of its own" / "covariances").glob("*"))
+
+
+def test_types_that_no_plan_takes_by_itself_are_measured_where_they_are_named(quantailor: Command, base: Path, tmp_path: Path) -> None:
+    options = [word for word in FEW if word not in ("--types", TYPES)]
+    words = ("make", base, "--imatrix", "none", *options, "--rounding", "plain", "--home")
+    for named, unusual in (((), set()), (("--pin", "attn_v=MXFP4", "--allow", "ffn_down=TQ*,Q8_0"), {"MXFP4", "TQ1_0", "TQ2_0"})):
+        home = tmp_path / f"with {len(named)}"
+        made = quantailor(*words, home, *named, "-o", home / "out").result
+        with Workspace.open(home) as workspace:
+            (key,) = workspace.store.measurements(q.read_strategy(Path(made["strategy"])).model_fingerprint)
+            measured = {cell.type_name for cell in workspace.store.cells(key)}
+        assert measured & UNUSUAL_TYPES == unusual
+        assert measured > {"Q2_K", "IQ4_XS", "Q4_0", "BF16"}
 
 
 def test_a_result_of_the_other_rounding_is_not_replaced(quantailor: Command, base: Path, text: Path, tmp_path: Path) -> None:

@@ -78,6 +78,10 @@ Evidence = Annotated[
     str | None, typer.Option("--evidence", help="The probes to stand on, as `status` names them; by default those that cover most.")
 ]
 Types = Annotated[str | None, typer.Option("--types", help="Types, separated by commas; all that ggml can write by default.")]
+UsualTypes = Annotated[
+    str | None,
+    typer.Option("--types", help="Types, separated by commas; by default those that a plan uses by itself, and any that limits name."),
+]
 Context = Annotated[int, number("n_ctx", "--n-ctx", help="Tokens in a chunk.")]
 Base = Annotated[Path, typer.Argument(metavar="BASE", help="A 16-bit GGUF file (the first shard if it has several).")]
 Source = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file or a Hugging Face directory.")]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -12,8 +14,10 @@ from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imat
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
 from quantailor.errors import OptionError, OutputError
+from quantailor.evidence.measurements import usual_types
 from quantailor.evidence.roundings import measuring_rounding, strategy_rounding
 from quantailor.evidence.written import recipe
+from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
 from quantailor.models.abilities import require_predictions
 from quantailor.models.gguf_file import GGUFSource
@@ -96,7 +100,7 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
     def check_model(self, workspace: Workspace, model: OpenedModel) -> None:
         """Whether any types could meet the plan. Raises StrategyError."""
         self.decided(workspace, model.source).refuse_other_result(model)
-        check_possible(model, self.plan_options, known_types(self.types), has_imatrix=self.imatrix != NONE)
+        check_possible(model, self.plan_options, self.candidate_types, has_imatrix=self.imatrix != NONE)
 
     def refuse_other_result(self, model: OpenedModel) -> None:
         """Raise OutputError where the directory holds the result of something else that may not be replaced."""
@@ -124,6 +128,18 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         if self.types and all("=" in text for text in self.plan.allow):
             return dataclasses.replace(self.plan, allow=(*self.plan.allow, ",".join(self.types)))
         return self.plan
+
+    @property
+    def candidate_types(self) -> tuple[str, ...]:
+        """What is measured: the types asked for; for none all usual ones, and others that pins and limits name.
+
+        Raises TypeUnavailableError for an unknown one, StrategyError for a limit that cannot be read.
+        """
+        if self.types:
+            return known_types(self.types)
+        limits = constraints_of(self.plan)
+        named = (*usual_types(), *limits.pins.values(), *limits.allowed, *chain(*limits.allowed_by_pattern.values()))
+        return tuple(name for name in library.types() if any(fnmatchcase(name, each) for each in named))
 
     @property
     def probed(self) -> bool:
@@ -186,7 +202,7 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
                 write_imatrix(read_imatrix(Path(imatrix)), step.folder / "imatrix.gguf", overwrite=True)
         step = dataclasses.replace(step, covariances=covariances or NONE)
         parts.begin("measure")
-        step.measure_step(weights, imatrix, step.types, exhaustive=step.exhaustive).run(workspace, stages)
+        step.measure_step(weights, imatrix, step.candidate_types, exhaustive=step.exhaustive).run(workspace, stages)
         probes = step.with_time_left(began).probes(workspace, weights, imatrix) if parts.begin("probes") else None
         probed = None if probes is None else probes.run(workspace, stages)
         parts.begin("plan")

@@ -469,7 +469,7 @@ def make(
     model: options.Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for everything that is made.")],
     basis: BasisOption = "auto",
-    types: options.Types = None,
+    types: options.UsualTypes = None,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Measure every row.")] = False,
     text: Annotated[
         Path | None, typer.Option("--file", "-f", help="Calibration text instead of the one that ships with Quantailor.")

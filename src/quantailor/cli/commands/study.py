@@ -35,7 +35,7 @@ def study(
     run: options.Run,
     model: options.Model,
     level: Level = "balanced",
-    types: options.Types = None,
+    types: options.UsualTypes = None,
     text: options.Text = None,
     imatrix: options.MakeImatrix = AUTO,
     rounding: options.MakeRounding = "auto",
