@@ -121,10 +121,10 @@ def test_selecting_a_row_shows_knee_choice_and_reason_and_dragging_changes_the_t
     handle = page.find(".qt-curve-chosen")
     ActionChains(page.driver).click_and_hold(handle).move_by_offset(150, 60).release().perform()
     page.until(lambda: not page.text(".qt-reason").startswith(before), "the type changed")
+    page.until(lambda: "set by hand" in page.text(".qt-reason"), "the new reason is told")
     after = kept(home, workbench.base, draft)[0]
     assert after.types[name] != before
     assert after.pins == {name: after.types[name]}
-    assert "set by hand" in page.text(".qt-reason")
     assert page.errors() == []
 
 
