@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import doctest
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from commands import Workbench
 
 import quantailor
 from quantailor.app import api
@@ -110,3 +112,12 @@ def test_a_make_opens_its_model_at_most_four_times_and_identifies_it_once(
     model, base = books_llama_dir.name, "base.gguf"
     assert opened[model] + opened[base] <= 4
     assert identified[model] + identified[base] == 1
+
+
+@pytest.mark.slow
+def test_a_limit_of_time_takes_the_place_of_the_usual_limits(workbench: Workbench, tmp_path: Path) -> None:
+    home = shutil.copytree(workbench.home, tmp_path / "home")
+    with quantailor.open_model(workbench.base, home=home, threads=1) as model:
+        quantailor.probe(model, seconds=1, group="role")
+        arguments = next(job.arguments for job in model.workspace.store.jobs.all() if job.kind == "probe")
+    assert (arguments["chunks"], arguments["mix_chunks"], len(arguments["types"])) == (16, 64, 7)

@@ -38,13 +38,11 @@ from quantailor.steps.options import DEFAULT_N_CTX, Compute, absolute
 from quantailor.steps.plan import Method, PlanOptions, choose
 from quantailor.steps.probe import (
     DEFAULT_ANCHORS,
-    DEFAULT_MIX_CHUNKS,
     DEFAULT_MIXES,
-    DEFAULT_PROBE_CHUNKS,
-    DEFAULT_PROBE_TYPES,
     Grouping,
     ProbeResult,
     ProbeStep,
+    effort,
 )
 from quantailor.steps.refine import DEFAULT_REFINE_CHUNKS, RefineResult, RefineStep
 from quantailor.steps.step import Step, StepResult
@@ -269,11 +267,11 @@ def probe(
     model: Model,
     text: str | Path | None = None,
     *,
-    chunks: int = DEFAULT_PROBE_CHUNKS,
-    types: Iterable[str] = DEFAULT_PROBE_TYPES,
+    chunks: int | None = None,
+    types: Iterable[str] = (),
     group: Grouping = "tensor",
     mixes: int = DEFAULT_MIXES,
-    mix_chunks: int = DEFAULT_MIX_CHUNKS,
+    mix_chunks: int | None = None,
     anchors: int = DEFAULT_ANCHORS,
     seconds: float | None = None,
     imatrix: str | Path = AUTO,
@@ -284,11 +282,11 @@ def probe(
     Args:
         model: what llama.cpp runs.
         text: a text file; None is the calibration text that ships.
-        chunks: chunks per probe, at most.
-        types: the types that tensors are probed at.
+        chunks: chunks per probe, at most; None for 2, or 16 where time limits them.
+        types: the types that tensors are probed at; empty for Q2_K, Q6_K and Q8_0, and more where time limits them.
         group: probe every tensor, a role by quarters of the depth, or whole roles.
         mixes: random whole mixes that the prediction is fitted to; 0 leaves it with a wide interval.
-        mix_chunks: chunks per whole mix.
+        mix_chunks: chunks per whole mix; None for four times those of probes' default.
         anchors: mixes that are also built as files.
         seconds: probing ends then, what helps a plan most comes first, and everything counts; None for as long as it takes.
         imatrix: "auto", "none", or a file.
@@ -296,14 +294,15 @@ def probe(
 
     Raises InferenceError, CorpusError, CovarianceError, TypeUnavailableError.
     """
+    usual = effort(seconds)
     step = ProbeStep(
         base=str(model.base),
         text=_text(text),
-        chunks=chunks,
-        types=tuple(types),
+        chunks=usual.chunks if chunks is None else chunks,
+        types=tuple(types) or usual.types,
         group=group,
         mixes=mixes,
-        mix_chunks=mix_chunks,
+        mix_chunks=usual.mix_chunks if mix_chunks is None else mix_chunks,
         anchors=anchors,
         seconds=seconds,
         imatrix=_matrix(imatrix),

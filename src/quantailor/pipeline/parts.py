@@ -40,9 +40,9 @@ from quantailor.steps.probe import (
     DEFAULT_MIXES,
     DEFAULT_PROBE_CHUNKS,
     DEFAULT_PROBE_TYPES,
-    MIX_CHUNKS_PER_PROBE_CHUNK,
     THOROUGH_PROBE_TYPES,
-    TIMED_PROBE_CHUNKS,
+    TIMED_EFFORT,
+    Effort,
     Grouping,
     ProbeStep,
 )
@@ -154,15 +154,14 @@ class PipelineStep(WholeStep[Answer]):
         mixes: int = DEFAULT_MIXES,
     ) -> ProbeStep:
         """The probes, with whole mixes on four times their chunks; with a limit of time as many as it gives."""
-        if self.seconds is not None:
-            types, n_chunks = THOROUGH_PROBE_TYPES, TIMED_PROBE_CHUNKS
+        limits = Effort(types, n_chunks) if self.seconds is None else TIMED_EFFORT
         return ProbeStep(
             base=base,
             text=self.text,
-            chunks=n_chunks,
-            types=types,
+            chunks=limits.chunks,
+            types=limits.types,
             mixes=mixes,
-            mix_chunks=MIX_CHUNKS_PER_PROBE_CHUNK * n_chunks,
+            mix_chunks=limits.mix_chunks,
             group=group,
             seconds=self.seconds,
             imatrix=imatrix,

@@ -34,24 +34,39 @@ from quantailor.strategy.random_mixes import curve_mixes
 
 DEFAULT_PROBE_TYPES = ("Q2_K", "Q6_K", "Q8_0")
 """One that tells alpha, and one for each size of the blocks in which kernels round inputs."""
-THOROUGH_PROBE_TYPES = (
-    *DEFAULT_PROBE_TYPES,
-    "Q4_K",
-    "IQ3_XXS",
-    "IQ2_XXS",
-    "IQ1_S",
-)
+THOROUGH_PROBE_TYPES = (*DEFAULT_PROBE_TYPES, "Q4_K", "IQ3_XXS", "IQ2_XXS", "IQ1_S")
 """From what tells most to what tells least."""
 DEFAULT_PROBE_CHUNKS = 2
 DEFAULT_MIXES = 16
 DEFAULT_MIX_CHUNKS = 8
 DEFAULT_ANCHORS = 3
 MIX_CHUNKS_PER_PROBE_CHUNK = 4
-TIMED_PROBE_CHUNKS = 16
-"""At most so many where time is what limits."""
 Grouping = Literal["tensor", "role-depth", "role"]
 ANCHOR_BITS = 8.5
 """Bits per weight of the first anchor, which is all Q8_0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is probed, at most, where nobody says."""
+
+    types: tuple[str, ...]
+    chunks: int
+
+    @property
+    def mix_chunks(self) -> int:
+        """Chunks of whole mixes."""
+        return MIX_CHUNKS_PER_PROBE_CHUNK * self.chunks
+
+
+USUAL_EFFORT = Effort(DEFAULT_PROBE_TYPES, DEFAULT_PROBE_CHUNKS)
+TIMED_EFFORT = Effort(THOROUGH_PROBE_TYPES, 16)
+"""Where time is what limits."""
+
+
+def effort(seconds: float | None) -> Effort:
+    """That of a limit of time, or of none."""
+    return USUAL_EFFORT if seconds is None else TIMED_EFFORT
 
 
 @dataclass(frozen=True, slots=True)

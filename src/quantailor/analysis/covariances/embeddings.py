@@ -21,7 +21,7 @@ from quantailor.numerics import Doubles, Floats
 EMBEDDINGS = TOKEN_EMBEDDINGS[0]
 LATER_LAYERS = 0.3
 """The identity's part, in units of G's mean diagonal."""
-_READERS = re.compile(r"blk\.0\.(?:(attn)_(?:q|k|v|qkv|q_a|kv_a_mqa)|(ffn)_(?:gate|up|gate_up)(?:_exps|_shexp)?)\.weight")
+_READERS = re.compile(r"blk\.0\.(?:attn_(?:q|k|v|qkv|q_a|kv_a_mqa)|ffn_(?:gate|up|gate_up)(?:_exps|_shexp)?)\.weight")
 _BATCH_ROWS = 4096
 
 
@@ -62,9 +62,7 @@ def add_readers(pool: ThreadPoolExecutor, packed: Floats, source: GGUFSource, sh
 
 def _gain(source: GGUFSource, name: str) -> Floats:
     """Of the norm before a reader, (n_cols,); ones where there is none."""
-    found = _READERS.fullmatch(name)
-    part = next(filter(None, found.groups())) if found else ""
-    norm = f"blk.0.{part}_norm.weight"
+    norm = f"blk.0.{'attn' if '.attn_' in name else 'ffn'}_norm.weight"
     if norm not in {tensor.name for tensor in source.tensors}:
         return np.ones(source.tensor(name).n_cols, dtype=np.float32)
     gain: Floats = source.rows(norm, 0, 1)[0]

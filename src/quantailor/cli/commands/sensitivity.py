@@ -13,26 +13,23 @@ from quantailor.app.products.exporting import read_strategy
 from quantailor.app.steps import (
     AUTO,
     DEFAULT_ANCHORS,
-    DEFAULT_MIX_CHUNKS,
     DEFAULT_MIXES,
     DEFAULT_N_CTX,
-    DEFAULT_PROBE_CHUNKS,
-    DEFAULT_PROBE_TYPES,
     DEFAULT_REFINE_CHUNKS,
     DEFAULT_SWEEP_CHUNKS,
-    MIX_CHUNKS_PER_PROBE_CHUNK,
-    THOROUGH_PROBE_TYPES,
-    TIMED_PROBE_CHUNKS,
+    TIMED_EFFORT,
+    USUAL_EFFORT,
     ProbeStep,
     RefineStep,
     SweepStep,
     absolute,
+    effort,
 )
 from quantailor.cli import options, show
 from quantailor.cli.root import command
 from quantailor.cli.values import covariances_choice, imatrix_choice, optional_path, optional_seconds, split_list
 
-_TYPES = ", ".join(DEFAULT_PROBE_TYPES)
+_TYPES = ", ".join(USUAL_EFFORT.types)
 
 
 @command(epilog="Example: quantailor probe base.gguf -f text.txt --group role-depth")
@@ -45,7 +42,7 @@ def probe(
     chunks: Annotated[
         int | None,
         options.number(
-            "chunks", "--chunks", help=f"Chunks per probe, at most: {DEFAULT_PROBE_CHUNKS}, or {TIMED_PROBE_CHUNKS} with --time."
+            "chunks", "--chunks", help=f"Chunks per probe, at most: {USUAL_EFFORT.chunks}, or {TIMED_EFFORT.chunks} with --time."
         ),
     ] = None,
     types: Annotated[
@@ -59,7 +56,8 @@ def probe(
     target_error: Annotated[float, options.number("target_error", "--target-error", help="Relative standard error to stop at.")] = 0.05,
     mixes: Annotated[int, options.number("mixes", "--mixes", help="Random whole mixes to fit the prediction to.")] = DEFAULT_MIXES,
     mix_chunks: Annotated[
-        int | None, options.number("mix_chunks", "--mix-chunks", help=f"Chunks per whole mix: {DEFAULT_MIX_CHUNKS}, or more with --time.")
+        int | None,
+        options.number("mix_chunks", "--mix-chunks", help=f"Chunks per whole mix: {USUAL_EFFORT.mix_chunks}, or more with --time."),
     ] = None,
     anchors: Annotated[int, options.number("anchors", "--anchors", help="Mixes to build as files.")] = DEFAULT_ANCHORS,
     imatrix: options.AnyImatrix = AUTO,
@@ -68,19 +66,20 @@ def probe(
     n_ctx: options.Context = DEFAULT_N_CTX,
 ) -> None:
     """Measure how much each tensor's error matters to the model, by swapping quantized weights into it; only figures are written."""
-    repository = hub.repository(base)
+    repository, seconds = hub.repository(base), optional_seconds(time)
+    usual = effort(seconds)
     task = ProbeStep(
         base=options.place(base, repository),
         hub=repository,
         text=optional_path(text),
-        chunks=chunks or (DEFAULT_PROBE_CHUNKS if time is None else TIMED_PROBE_CHUNKS),
-        types=tuple(name.upper() for name in split_list(types)) or (DEFAULT_PROBE_TYPES if time is None else THOROUGH_PROBE_TYPES),
-        seconds=optional_seconds(time),
+        chunks=chunks or usual.chunks,
+        types=tuple(name.upper() for name in split_list(types)) or usual.types,
+        seconds=seconds,
         group=group,
         weighing=weighing,
         target_error=target_error,
         mixes=mixes,
-        mix_chunks=mix_chunks or (DEFAULT_MIX_CHUNKS if time is None else MIX_CHUNKS_PER_PROBE_CHUNK * TIMED_PROBE_CHUNKS),
+        mix_chunks=mix_chunks or usual.mix_chunks,
         anchors=anchors,
         n_ctx=n_ctx,
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
