@@ -1,7 +1,7 @@
 """`make screenshots`: every screen of the GUI, in both themes and two widths, as pictures in docs/images.
 
-The first run prepares a home of its own in demo/out/screenshots (some minutes): both small models converted, measured and
-probed on few chunks; the dense one planned, built and verified. Later runs take what is there.
+The first run prepares a home of its own in demo/out/screenshots (some minutes): both small models converted, measured with
+compensated rounding and probed on few chunks; the dense one planned, built and verified. Later runs take what is there.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def prepare() -> None:
         if not base.exists():
             _quantailor("convert", source, "-o", base)
         known = _known(base)
-        if not known.get("has_imatrix"):
-            _quantailor("imatrix", base, "--chunks", 40)
+        if not known.get("has_covariances"):
+            _quantailor("calibrate", base, "--chunks", 40)
         if not known.get("n_cells"):
-            _quantailor("measure", base)
+            _quantailor("measure", base, "--rounding", "compensated")
         if not known.get("is_probed"):
             _quantailor("probe", base, *_PROBES)
     _prove(DENSE)
@@ -87,7 +87,7 @@ def _prove(base: Path) -> None:
         if not output.exists():
             _quantailor("build", base, strategy, "-o", output)
         if not output.with_suffix(".json").exists():
-            words = ("--against", "Q8_0,Q6_K,Q4_K_M,Q3_K_M", "--chunks", 200, "-o", output.with_suffix(""))
+            words = ("--against", "Q8_0,Q6_K,Q4_K_M,Q3_K_M", "--beside", "plain", "--chunks", 200, "-o", output.with_suffix(""))
             _quantailor("verify", output, "--base", base, *words)
 
 

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import Command
 
-from quantailor.app.choosing.planner import Planner
+from quantailor.app.choosing.planner import Planner, rounding_choices
+from quantailor.app.choosing.shared_draft import SharedDraft
 from quantailor.app.library.projects import calibrations, list_projects
 from quantailor.app.measuring.progress import MeasurementWatch
-from quantailor.app.products.builds import PLAIN_TWIN, BuildWish, BuiltFile, build_offer, list_builds, rounding_report
+from quantailor.app.products.builds import (
+    PLAIN_TWIN,
+    BuildWish,
+    BuiltFile,
+    StrategyChoice,
+    build_offer,
+    chosen_strategy,
+    list_builds,
+    rounding_report,
+)
 from quantailor.app.products.verdicts import StoredVerdict, list_verdicts
 from quantailor.records import Strategy
 from quantailor.session import Workspace
@@ -91,6 +103,58 @@ def test_either_measurement_can_be_looked_at(run: Command, small_base: Path, tex
     assert (compensated.rounding, plain.rounding) == ("compensated", "plain")
     ours, theirs = ({item.name: item.error or 0.0 for item in found.tensors} for found in (compensated, plain))
     assert sum(ours.values()) < sum(theirs.values())
+
+
+def test_reports_tell_of_the_rounding_that_is_asked_for(run: Command, small_base: Path, text: Path, tmp_path: Path) -> None:
+    calibrate_and_measure(run, small_base, text)
+
+    def errors(*words: object) -> tuple[dict[str, Any], dict[str, float | None]]:
+        path = tmp_path / "report.json"
+        told = run("report", small_base, "-o", path, "--force", "--json", *words).result
+        document = json.loads(path.read_text(encoding="utf-8"))
+        assert (document["is_compensated"], document["covariances"]) == (told["rounding"] == "compensated", told["covariances"])
+        return told, {cell["tensor"]: cell["output_mse"] for cell in document["weight_errors"] if cell["type_name"] == "Q4_0"}
+
+    as_planned, compensated = errors()
+    told, plain = errors("--rounding", "plain")
+    assert (as_planned["rounding"], told["rounding"]) == ("compensated", "plain")
+    assert as_planned["covariances"] == told["covariances"] != ""
+    assert sum(error or 0.0 for error in compensated.values()) < sum(error or 0.0 for error in plain.values())
+    assert "nothing is measured" in run("report", small_base, "-o", tmp_path / "no.json", "--covariances", "none").error_line
+
+    page = tmp_path / "both.html"
+    both = run("compare-models", small_base, small_base, "--rounding", "plain", "-o", page, "--json").result
+    assert both["roundings"] == ["plain", "plain"]
+    assert "plain rounding" in page.read_text(encoding="utf-8")
+    many = run("compare-models", small_base, small_base, *("--covariances", "none") * 3)
+    assert "--covariances is given 3 times for two models" in many.err
+
+
+def test_an_edited_strategy_is_for_the_rounding_that_it_was_made_for(run: Command, small_base: Path, text: Path, tmp_path: Path) -> None:
+    calibrate_and_measure(run, small_base, text)
+    made, edited = tmp_path / "made.yaml", tmp_path / "edited.yaml"
+    run("plan", small_base, "--bpw", 6.5, "--rounding", "plain", "-o", made)
+    for words, wanted in (((), "plain"), (("--rounding", "compensated"), "compensated")):
+        assert run("edit", small_base, made, "--set", "output=Q8_0", "-o", edited, "--force", *words).code == 0
+        assert strategy_file.read(edited).inputs["rounding"] == wanted
+
+
+def test_a_draft_can_be_planned_for_either_rounding(run: Command, small_base: Path, text: Path, tmp_path: Path) -> None:
+    calibrate_and_measure(run, small_base, text)
+    with Workspace.open(tmp_path / "home") as workspace:
+        (project,) = list_projects(workspace)
+        choices = {label: key for key, label in rounding_choices(workspace, project.fingerprint).items()}
+        shared = SharedDraft(workspace, "draft", lambda _: PlanOptions(bits_per_weight=6.5))
+        with Planner.open(workspace, small_base) as desk:
+            shared.change(desk, lambda draft: draft.set_type(desk, ["output.weight"], "Q8_0"))
+        with Planner.open(workspace, small_base, rounding=choices["plain rounding"]) as desk:
+            shared.plan_for(desk, choices["plain rounding"])
+        built = chosen_strategy(workspace, small_base, StrategyChoice("draft", "draft"))
+    run("drafts", small_base, "--save", "draft", "-o", tmp_path / "s.yaml")
+    saved = strategy_file.read(tmp_path / "s.yaml")
+    assert sorted(choices) == ["compensated rounding", "plain rounding"]
+    assert [each.inputs["rounding"] for each in (built, saved)] == ["plain", "plain"]
+    assert built.types["output.weight"] == "Q8_0"
 
 
 @pytest.mark.slow

@@ -119,7 +119,7 @@ def test_without_measurements_the_page_says_what_to_do(visit: Callable[..., Visi
     with Workspace.open(tmp_path / "home") as workspace:
         open_project(workspace, books_llama_base)
     page = visit(tmp_path / "home")
-    for screen, words in (("build", "No strategy to build yet"), ("verify", "Nothing to verify yet")):
+    for screen, words in (("build", "No strategy yet: measure what each type costs"), ("verify", "Nothing to verify yet")):
         page.go(address(tmp_path / "home", books_llama_base, screen))
         page.sees(words)
     page.go("/p/0123456789abcdef/build")

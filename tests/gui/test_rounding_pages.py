@@ -12,7 +12,10 @@ from nicegui.elements.mixins.disableable_element import DisableableElement
 from visitor import Visitor
 
 from gguf_models import write_bert
+from quantailor.app.choosing.planner import rounding_choices
 from quantailor.app.library.projects import list_projects
+from quantailor.app.library.structure import inspect
+from quantailor.ggml.reference import quantize_reference
 from quantailor.session import Workspace
 
 pytestmark = pytest.mark.slow
@@ -100,6 +103,54 @@ def test_measure_says_why_a_model_that_predicts_nothing_is_rounded_plainly(
     page.trigger(page.all(".qt-preset")[1], "click")
     page.sees("it cannot be probed. Choose Quick.")
     assert not page.button("Start measuring").enabled
+
+
+def test_choose_plans_for_either_rounding(
+    run: Command, visit: Callable[..., Visitor], small_base: Path, calibration_text: Path, tmp_path: Path
+) -> None:
+    run("calibrate", small_base, "-f", calibration_text, *FEW)
+    run("measure", small_base, "--types", "Q4_0,Q8_0", "--rounding", "compensated")
+    page = visit(tmp_path / "home")
+    page.go(f"{place(tmp_path / 'home')}/choose")
+    page.sees("For compensated rounding.")
+    run("measure", small_base, "--types", "Q4_0,Q8_0", "--rounding", "plain")
+    with Workspace.open(tmp_path / "home") as workspace:
+        (project,) = list_projects(workspace)
+        choices = {label: key for key, label in rounding_choices(workspace, project.fingerprint).items()}
+    page.go(f"{place(tmp_path / 'home')}/choose")
+    page.fill("Planned for", choices["plain rounding"])
+    page.until(lambda: "draft=draft" in page.address and page.field("Planned for").value == choices["plain rounding"], "planned anew")
+    page.go(f"{place(tmp_path / 'home')}/build?draft=draft")
+    page.sees("bytes, exactly")
+    assert page.field("Compensated rounding").value is False
+
+
+def test_build_takes_types_that_others_chose(
+    run: Command, visit: Callable[..., Visitor], small_base: Path, calibration_text: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.gguf"
+    quantize_reference(small_base, other, preset="Q8_0", n_threads=1)
+    run("calibrate", small_base, "-f", calibration_text, *FEW)
+    page = visit(tmp_path / "home", tmp_path)
+    page.go(f"{place(tmp_path / 'home')}/build")
+    page.sees("or take the types of a preset")
+    page.fill("Build", "preset:Q8_0")
+    page.sees("bytes, exactly")
+    assert page.field("Compensated rounding").value is True
+    page.sees("--rounding compensated")
+    page.go(f"{place(tmp_path / 'home')}/build?file={other}")
+    page.sees("bytes, exactly")
+    page.fill("File name", "better.gguf")
+    page.fill("Folder", str(tmp_path))
+    page.sees(f"one file: {tmp_path / 'better.gguf'}")
+    page.click("Build")
+    page.sees("Every tensor has the type that the strategy says")
+    assert types_in(tmp_path / "better.gguf") == types_in(other)
+    page.sees("compensated rounding, ")
+
+
+def types_in(path: Path) -> dict[str, str]:
+    return {tensor.name: tensor.type_name for tensor in inspect(path).tensors}
 
 
 def test_a_narrow_window_shows_all_of_the_form(chromium: Browser, run: Command, tmp_path: Path) -> None:

@@ -157,6 +157,12 @@ def _measurement(
     return key
 
 
+def roundings_measured(workspace: Workspace, fingerprint: str) -> list[str]:
+    """`Rounding.key` of everything that is measured of a model as this version rounds: what most is known of first."""
+    counts = {key: n for key, n in workspace.store.measurements(fingerprint).items() if key.definition_version == DEFINITION_VERSION}
+    return list(dict.fromkeys(key.rounding for key in sorted(counts, key=lambda key: -counts[key]) if _is_rounded(key, AUTO)))
+
+
 def _is_rounded(key: MeasurementKey, rounding: str) -> bool:
     """Whether a measurement is of such rounding, as this version does it."""
     if rounding not in (AUTO, "plain", "compensated"):

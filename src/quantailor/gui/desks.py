@@ -6,10 +6,11 @@ import gc
 import threading
 from pathlib import Path
 
+from quantailor.app.choosing.drafts import draft_rounding
 from quantailor.app.choosing.planner import Planner, planner_state
 from quantailor.app.choosing.shared_draft import SharedDraft
 from quantailor.app.library.projects import ProjectReport
-from quantailor.app.steps import PlanOptions
+from quantailor.app.steps import AUTO, PlanOptions
 from quantailor.errors import StrategyError
 from quantailor.gui.context import workspace
 
@@ -18,14 +19,17 @@ START_BITS = 4.5
 STRATEGY_BYTES = 512
 """Room for a tensor's line of the strategy in the file's header; it counts in tiny models alone."""
 _lock = threading.RLock()
-_desks: dict[tuple[Path, str], Planner] = {}
+_desks: dict[tuple[Path, str, str], Planner] = {}
 _drafts: dict[tuple[Path, str, str], SharedDraft] = {}
 
 
-def desk_of(project: ProjectReport) -> Planner:
-    """The project's desk, with everything that is known now. Raises StrategyError where nothing is measured."""
+def desk_of(project: ProjectReport, rounding: str = AUTO) -> Planner:
+    """The project's desk for that rounding (see `evidence.measurements.measured`), with everything that is known now.
+
+    Raises StrategyError where nothing is measured.
+    """
     with _lock:
-        key = (workspace().home.path, project.fingerprint)
+        key = (workspace().home.path, project.fingerprint, rounding)
         known = _desks.get(key)
         if known is not None and known.state == planner_state(workspace(), project.fingerprint):
             return known
@@ -33,12 +37,18 @@ def desk_of(project: ProjectReport) -> Planner:
         if place is None:
             raise StrategyError(f"the file of {project.name} is gone", remedy="Open the model again")
         # The old desk stays open for the pages that still hold it.
-        desk = _desks[key] = Planner.open(workspace(), Path(place))
+        desk = _desks[key] = Planner.open(workspace(), Path(place), rounding=rounding)
+        _desks[(*key[:2], desk.rounding)] = desk
         # Its hundred thousands of objects stay: looking through them again and again would hold up every page.
         gc.unfreeze()
         gc.collect()
         gc.freeze()
         return desk
+
+
+def desk_of_draft(project: ProjectReport, name: str) -> Planner:
+    """The desk for the rounding that a draft is planned for. Raises StrategyError where nothing is measured."""
+    return desk_of(project, draft_rounding(workspace(), project.fingerprint, name))
 
 
 def draft_of(project: ProjectReport, name: str) -> SharedDraft:

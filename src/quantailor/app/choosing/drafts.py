@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +20,10 @@ from pydantic import TypeAdapter, ValidationError
 from quantailor import files
 from quantailor.app.choosing.planner import Planner
 from quantailor.errors import StoreError, StrategyError
-from quantailor.evidence.strategies import read_strategy, require_whole
-from quantailor.records import Prediction, Strategy
+from quantailor.evidence.measurements import roundings_measured
+from quantailor.evidence.roundings import named_rounding
+from quantailor.evidence.strategies import read_strategy, require_whole, rounding_of
+from quantailor.records import Prediction, RoundingWish, Strategy
 from quantailor.session import AUTO, Workspace
 from quantailor.steps.checks.limits import pins_of
 from quantailor.steps.plan import PlanOptions
@@ -88,6 +91,8 @@ class Draft:
     pins: dict[str, str] = field(default_factory=dict)
     done: list[_Step] = field(default_factory=list)
     undone: list[_Step] = field(default_factory=list)
+    rounding: str = AUTO
+    """What it is planned for, as of `evidence.measurements.measured`; no step of undo changes it."""
     _went_back: bool = True
     """Undo, redo or loading may have brought back a rule's very answer."""
 
@@ -134,6 +139,11 @@ class Draft:
         since = {name for name in self.pins.keys() | pins.keys() if self.pins.get(name) != pins.get(name)}
         answer = {name: type_name for name, type_name in solved.types.items() if name not in since}
         return self._change(_told(options), _State(options, {**self.types, **answer}, self.pins))
+
+    def plan_for(self, rounding: str, solved: Strategy, options: PlanOptions, pins: Mapping[str, str]) -> str:
+        """Plan for another rounding, with a rule's answer there; see `accept`."""
+        self.rounding = rounding
+        return self.accept(solved, options, pins)
 
     def take(self, desk: Planner, types: Mapping[str, str], label: str) -> str:
         """Take over the types of a preset or another draft. Raises StrategyMismatchError, and changes nothing."""
@@ -203,6 +213,11 @@ class Draft:
 
     # What it comes to
 
+    @property
+    def is_compensated(self) -> bool:
+        """Whether what it started from, a rule's answer or a file, was made for compensated rounding."""
+        return rounding_of(self.origin) == "compensated"
+
     def types_known_to(self, desk: Planner) -> dict[str, str]:
         """The types of the tensors that have measurements there. A draft may hold more: those of another measurement."""
         return {name: type_name for name, type_name in self.types.items() if name in desk.measured}
@@ -256,7 +271,7 @@ class Draft:
         except ValidationError as error:
             raise StoreError(f"the draft {name!r} cannot be read", remedy="Update Quantailor, or delete the draft") from error
         origin = strategy_file.loads(found.origin, name=f"the draft {name!r}")
-        return cls(name, found.options, origin, dict(found.types), dict(found.pins), list(found.done), list(found.undone))
+        return cls(name, found.options, origin, dict(found.types), dict(found.pins), list(found.done), list(found.undone), found.rounding)
 
     def covering(self, desk: Planner) -> Self:
         """The draft with a type for every measured tensor: itself, or a copy in which those measured since have their first type."""
@@ -273,7 +288,7 @@ class Draft:
     def to_json(self) -> str:
         """The draft for the store."""
         origin = strategy_file.dumps(self.origin, format="json")
-        document = _Document(_VERSION, self.options, self.types, self.pins, tuple(self.done), tuple(self.undone), origin)
+        document = _Document(_VERSION, self.options, self.types, self.pins, tuple(self.done), tuple(self.undone), origin, self.rounding)
         return json.dumps(dataclasses.asdict(document), separators=(",", ":"))
 
 
@@ -286,6 +301,7 @@ class _Document:
     done: tuple[_Step, ...]
     undone: tuple[_Step, ...]
     origin: str
+    rounding: str = AUTO
 
 
 def _is(strategy: Strategy, types: Mapping[str, str], pins: Mapping[str, str]) -> bool:
@@ -320,9 +336,25 @@ def drafts_of(workspace: Workspace, base: Path) -> list[DraftInfo]:
         return list_drafts(workspace, model.fingerprint)
 
 
+def draft_rounding(workspace: Workspace, model: str, name: str) -> str:
+    """What a draft is planned for, as of `evidence.measurements.measured`; "auto" where it says nothing, or that is measured no more."""
+    stored = workspace.store.draft(model, name)
+    found = AUTO if stored is None else str(json.loads(stored[0]).get("rounding", AUTO))
+    return found if found in roundings_measured(workspace, model) else AUTO
+
+
+@contextmanager
+def desk_of_draft(workspace: Workspace, base: Path, name: str) -> Iterator[Planner]:
+    """A model's desk with the measurement that a draft is planned for. Raises StrategyError where nothing is measured."""
+    with workspace.model(base) as model:
+        rounding = draft_rounding(workspace, model.fingerprint, name)
+    with Planner.open(workspace, base, rounding=rounding) as desk:
+        yield desk
+
+
 def save_draft(workspace: Workspace, base: Path, name: str, output: Path, *, overwrite: bool = False) -> Strategy:
     """Write a draft as a strategy file. Raises StrategyError where there is none of that name, OutputError where it cannot be written."""
-    with Planner.open(workspace, base) as desk:
+    with desk_of_draft(workspace, base, name) as desk:
         draft = Draft.load(workspace, desk, name)
         if draft is None:
             known = ", ".join(item.name for item in list_drafts(workspace, desk.model.fingerprint)) or "none"
@@ -340,18 +372,37 @@ def edit(
     output: Path,
     *,
     imatrix: str = AUTO,
+    rounding: RoundingWish = "auto",
+    covariances: str = AUTO,
     overwrite: bool = False,
 ) -> EditResult:
     """Change types in a strategy file by pattern ("attn_v=Q6_K") and pin them.
 
+    Args:
+        workspace: what was measured.
+        base: the model.
+        strategy: the strategy's file.
+        changes: "PATTERN=TYPE" each.
+        output: where the edited strategy goes.
+        imatrix: which measurements its figures are from, as `plan` takes it.
+        rounding: what it is for from now on; "auto" is what it was made for.
+        covariances: of the inputs: "auto", "none", or a file.
+        overwrite: replace an existing file.
+
     Raises:
         StrategyError: a change that cannot be read, matches nothing or contradicts another, or a type that a tensor cannot take.
+        CovarianceError: covariances that cannot be used.
         OutputError: the output exists.
     """
     files.refuse_existing(output, overwrite=overwrite)
-    with Planner.open(workspace, base, imatrix=imatrix) as desk:
+    given = read_strategy(strategy)
+    if rounding == AUTO and given.inputs:
+        rounding = rounding_of(given)
+    with workspace.model(base) as model:
+        which = named_rounding(workspace, model, rounding, covariances)
+    with Planner.open(workspace, base, imatrix=imatrix, rounding=which) as desk:
         draft = Draft.start(desk, PlanOptions(bits_per_weight=ALL_BITS))
-        draft.load_strategy(desk, read_strategy(strategy), strategy.name)
+        draft.load_strategy(desk, given, strategy.name)
         before = dict(draft.types)
         chosen = decided("--set", pins_of("--set", changes), tuple(before))
         for type_name in dict.fromkeys(chosen.values()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,9 +21,10 @@ from quantailor.errors import StrategyMismatchError
 from quantailor.evidence import measurements
 from quantailor.evidence.damages import basis_of, expected_tables, inputs_of, probed_tables, with_kld_of
 from quantailor.evidence.knowledge import load_knowledge
-from quantailor.evidence.measurements import Measured, model_facts
+from quantailor.evidence.measurements import Measured, model_facts, roundings_measured
 from quantailor.ggml import library
 from quantailor.making import building
+from quantailor.present import words
 from quantailor.qtypes import availability
 from quantailor.records import Cell, Grounds, Prediction, Strategy, TensorCells, TensorChoice
 from quantailor.session import AUTO, OpenedModel, Workspace, quantizable_tensors
@@ -106,11 +107,11 @@ class Planner:
         """What the store held when this was opened; another value means that there is more to know."""
 
     @classmethod
-    def open(cls, workspace: Workspace, base: Path, *, imatrix: str = AUTO) -> Self:
-        """Open a model's desk. Raises StrategyError where nothing is measured."""
+    def open(cls, workspace: Workspace, base: Path, *, imatrix: str = AUTO, rounding: str = AUTO) -> Self:
+        """Open a model's desk; `rounding` is as of `evidence.measurements.measured`. Raises StrategyError where nothing is measured."""
         with ExitStack() as resources:
             model = resources.enter_context(workspace.model(base))
-            found = measurements.measured(workspace, model, imatrix, partial=True)
+            found = measurements.measured(workspace, model, imatrix, rounding=rounding, partial=True)
             return cls(workspace, model, found, resources.pop_all())
 
     def close(self) -> None:
@@ -127,6 +128,11 @@ class Planner:
     def basis(self) -> str:
         """ "probes", or "ranking only"."""
         return "ranking only" if self._evidence.known is None else "probes"
+
+    @property
+    def rounding(self) -> str:
+        """`Rounding.key` of the measurement that it works with."""
+        return self.found.key.rounding
 
     @property
     def is_compensated(self) -> bool:
@@ -370,6 +376,25 @@ class Planner:
 
     def _with_kld(self, prediction: Prediction) -> Prediction:
         return with_kld_of(prediction, self._evidence.known)
+
+
+def rounding_choices(workspace: Workspace, fingerprint: str) -> dict[str, str]:
+    """`Rounding.key` of every rounding that is measured of a model -> what to call it."""
+    texts = {record.fingerprint[:16]: record.datasets for record in workspace.store.covariances(fingerprint)}
+    keys = roundings_measured(workspace, fingerprint)
+    kinds = Counter(_is_compensating(key) for key in keys)
+    found = {}
+    for key in keys:
+        label, covariances = words.rounding(is_compensated=_is_compensating(key)), key.partition(":")[2]
+        if kinds[_is_compensating(key)] > 1:
+            seen = ", ".join(Path(name).name for name in texts.get(covariances, ()))
+            label += f", covariances {covariances[:8]}{f' of {seen}' if seen else ''}" if covariances else ", without covariances"
+        found[key] = label
+    return found
+
+
+def _is_compensating(key: str) -> bool:
+    return key.startswith("compensated")
 
 
 def planner_state(workspace: Workspace, fingerprint: str) -> tuple[object, ...]:

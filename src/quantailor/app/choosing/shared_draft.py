@@ -74,6 +74,18 @@ class SharedDraft:
                 return None
             return self._applied(planner, lambda draft: draft.accept(solved, options, before.pins))
 
+    def plan_for(self, planner: Planner, rounding: str) -> None:
+        """Plan for another rounding, whose measurements `planner` has: the same rule chooses all tensors that are not pinned.
+
+        Raises StrategyError, and changes nothing.
+        """
+        with self._lock:
+            self._n_asked += 1
+            before = self.latest(planner)
+        solved = planner.solve(before.options, before.pins_known_to(planner))
+        with self._lock:
+            self._applied(planner, lambda draft: draft.plan_for(rounding, solved, before.options, before.pins))
+
     def _begun(self, planner: Planner) -> Draft:
         draft = Draft.start(planner, self._begin(planner), name=self.name)
         if not self._kept(planner, draft, revision=0):

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from quantailor import files
+from quantailor.app.measuring.progress import RoundingKind
 from quantailor.errors import OutputError
 from quantailor.evidence.damages import why_early
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import measured
+from quantailor.evidence.roundings import named_rounding
 from quantailor.ggml import library
 from quantailor.present import words
 from quantailor.present.report import (
@@ -33,7 +35,7 @@ from quantailor.present.report import (
     role_profile,
     sensitivity_profile,
 )
-from quantailor.records import Estimate, Grounds, SwapCell, WeightError
+from quantailor.records import Estimate, Grounds, RoundingWish, SwapCell, WeightError
 from quantailor.session import AUTO, OpenedModel, Workspace, quantizable_tensors
 from quantailor.strategy import file as strategy_file
 
@@ -51,6 +53,10 @@ class ReportResult:
     n_verdicts: int
     grounds: Grounds | None = None
     """What damages and predictions stand on; None for weight errors alone."""
+    rounding: RoundingKind = "plain"
+    """Of the files that errors, damages and predictions are of."""
+    covariances: str = ""
+    """The beginning of the fingerprint of the input covariances that errors were measured with; "" without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,8 @@ class CompareResult:
     profiles: tuple[ProfileReport, ...]
     left_out: tuple[int, int]
     """Tensors of each that are not probed or not measured, and so in no share."""
+    roundings: tuple[RoundingKind, RoundingKind] = ("plain", "plain")
+    """Of the files that each model's shares are of."""
 
 
 FORMATS = (".html", ".json", ".csv")
@@ -84,16 +92,35 @@ N_STRATEGIES = 5
 _PACKAGES = {"Quantailor": "quantailor", "llama-cpp-python": "llama-cpp-python"}
 
 
-def report(workspace: Workspace, base: Path, outputs: Sequence[Path], *, imatrix: str = AUTO, overwrite: bool = False) -> ReportResult:
+def report(
+    workspace: Workspace,
+    base: Path,
+    outputs: Sequence[Path],
+    *,
+    imatrix: str = AUTO,
+    rounding: RoundingWish = "auto",
+    covariances: str = AUTO,
+    overwrite: bool = False,
+) -> ReportResult:
     """Write what is known of a model; the name of each output says how: .html, .json or .csv.
+
+    Args:
+        workspace: what was measured.
+        base: the model.
+        outputs: the files to write.
+        imatrix: which measurements to tell of, as `plan` takes it; `rounding` and `covariances` likewise.
+        rounding: "auto" is compensated where as much is measured with it as without.
+        covariances: of the inputs: "auto", "none", or a file.
+        overwrite: replace existing files.
 
     Raises:
         StrategyError: nothing is measured.
+        CovarianceError: covariances that cannot be used.
         OutputError: an unknown ending, or a file that exists or cannot be written.
     """
     _check(outputs, overwrite=overwrite)
     with workspace.model(base) as model:
-        data, known = _data(workspace, model, imatrix)
+        data, known = _data(workspace, model, imatrix, named_rounding(workspace, model, rounding, covariances))
     for output in outputs:
         files.write_text(output, _report_text(data, known, output.suffix), overwrite=overwrite)
     return ReportResult(
@@ -105,23 +132,33 @@ def report(workspace: Workspace, base: Path, outputs: Sequence[Path], *, imatrix
         n_mixes=0 if data.curve is None else len(data.curve.points),
         n_verdicts=len(data.verdicts),
         grounds=data.grounds,
+        rounding=_kind(data),
+        covariances=data.covariances,
     )
 
 
 def compare_models(
-    workspace: Workspace, base_a: Path, base_b: Path, outputs: Sequence[Path] = (), *, overwrite: bool = False
+    workspace: Workspace,
+    base_a: Path,
+    base_b: Path,
+    outputs: Sequence[Path] = (),
+    *,
+    rounding: RoundingWish = "auto",
+    covariances: tuple[str, str] = (AUTO, AUTO),
+    overwrite: bool = False,
 ) -> CompareResult:
-    """The sensitivity profiles of two models side by side; written as `report` does where outputs are given."""
+    """The sensitivity profiles of two models side by side; written as `report` does where outputs are given.
+
+    `rounding` and `covariances`, those of the first model and of the second, are as of `report`.
+    """
     _check(outputs, overwrite=overwrite)
-    with workspace.model(base_a) as model:
-        a, _ = _data(workspace, model, AUTO)
-    with workspace.model(base_b) as model:
-        b, _ = _data(workspace, model, AUTO)
+    a, b = (_side(workspace, base, rounding, own) for base, own in zip((base_a, base_b), covariances, strict=True))
     result = CompareResult(
         models=(a.model_name, b.model_name),
         paths=tuple(map(str, outputs)),
         profiles=tuple(_profiles(a, b)),
         left_out=(len(left_out(a)), len(left_out(b))),
+        roundings=(_kind(a), _kind(b)),
     )
     for output in outputs:
         text = render_comparison(a, b) if output.suffix == ".html" else _profile_text(result, output.suffix)
@@ -139,8 +176,17 @@ def _check(outputs: Sequence[Path], *, overwrite: bool) -> None:
 # Gathering
 
 
-def _data(workspace: Workspace, model: OpenedModel, imatrix: str) -> tuple[ReportData, Knowledge | None]:
-    found = measured(workspace, model, imatrix, partial=True)
+def _kind(data: ReportData) -> RoundingKind:
+    return "compensated" if data.is_compensated else "plain"
+
+
+def _side(workspace: Workspace, base: Path, rounding: RoundingWish, covariances: str) -> ReportData:
+    with workspace.model(base) as model:
+        return _data(workspace, model, AUTO, named_rounding(workspace, model, rounding, covariances))[0]
+
+
+def _data(workspace: Workspace, model: OpenedModel, imatrix: str, rounding: str) -> tuple[ReportData, Knowledge | None]:
+    found = measured(workspace, model, imatrix, rounding=rounding, partial=True)
     known = load_knowledge(workspace, model, found.key, found.cells)
     record = workspace.store.imatrix(model.fingerprint, found.key.imatrix) if found.key.imatrix else None
     source, store = model.source, workspace.store
@@ -151,6 +197,8 @@ def _data(workspace: Workspace, model: OpenedModel, imatrix: str) -> tuple[Repor
         n_parameters=sum(tensor.n_elements for tensor in source.tensors),
         base_size_bytes=sum(tensor.size_bytes for tensor in source.tensors),
         imatrix=None if record is None else ImatrixFacts(record.fingerprint, record.datasets, record.chunk_count),
+        is_compensated=bool(found.key.swapped),
+        covariances=found.key.covariances,
         tensors=quantizable_tensors(source),
         weight_errors=found.cells,
         verdicts=[item.verdict for item in store.verdicts(model.fingerprint)],

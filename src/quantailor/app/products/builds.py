@@ -12,23 +12,26 @@ from typing import Literal
 from quantailor import files
 from quantailor.analysis.importance.imatrix import TOKEN_EMBEDDINGS
 from quantailor.analysis.rounding.rounding import Rounding
-from quantailor.app.choosing.comparing import StrategyDiff, compare_strategies
-from quantailor.app.choosing.drafts import Draft, list_drafts
+from quantailor.app.choosing.comparing import StrategyDiff, compare_strategies, what_is_known
+from quantailor.app.choosing.drafts import Draft, desk_of_draft, list_drafts
 from quantailor.app.choosing.planner import Planner
 from quantailor.app.jobs import JobReport, start_detached, submit
 from quantailor.app.products.checking import BuildCheck, check_build
-from quantailor.app.products.exporting import ExportReport, export, llama_quantize_command, own_commands, read_strategy
-from quantailor.app.products.verdicts import StoredVerdict, compare_files, list_verdicts, verdicts_on
+from quantailor.app.products.exporting import ExportReport, export, llama_quantize_command, own_commands
+from quantailor.app.products.verdicts import StoredVerdict, compare_files, list_verdicts, preset_names, verdicts_on
 from quantailor.control import QUIET, Control
 from quantailor.costs.needs import Needs, shortfalls
 from quantailor.costs.seconds import compensation_seconds
 from quantailor.errors import CovarianceError, OutputError, QuantailorError, StrategyError
+from quantailor.evidence.recipes import PRESET, is_recipe, recipe_of
 from quantailor.evidence.roundings import strategy_rounding
 from quantailor.evidence.strategies import embedded_strategy, require_whole, rounding_of, strategy_imatrix
 from quantailor.ggml import library
+from quantailor.ggml.reference import preset_name
 from quantailor.making import building, judging
 from quantailor.models.source import ModelSource
 from quantailor.present import words
+from quantailor.present.words import UNKNOWN
 from quantailor.records import Comparison, Prediction, RoundingWish, Strategy, TensorInfo
 from quantailor.session import AUTO, OpenedModel, Workspace, quantizable_tensors
 from quantailor.steps.build import BuildStep
@@ -36,16 +39,18 @@ from quantailor.steps.options import absolute
 from quantailor.store import Location, StrategyRecord
 from quantailor.strategy import file as strategy_file
 
-ChoiceKind = Literal["draft", "stored", "file"]
+ChoiceKind = Literal["draft", "stored", "preset", "file"]
 N_STORED = 12
 """So many of the latest strategies are offered."""
-OTHER_ROUNDING = "not predicted: the strategy was made for the other rounding"
 _SHARD_ENDING = len("-00001-of-00001")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StrategyChoice:
-    """Where a strategy can be had: a draft's name, a stored strategy's fingerprint, or a file."""
+    """Where a strategy can be had: a draft's name, a stored strategy's fingerprint, a preset's name, or a file.
+
+    A file may also hold types alone: a list for llama-quantize, or a GGUF file that another program made of the model.
+    """
 
     kind: ChoiceKind
     name: str
@@ -142,10 +147,10 @@ class BuiltFile:
 
 
 def list_choices(workspace: Workspace, model: str) -> list[StrategyChoice]:
-    """A model's drafts, then its latest stored strategies; `model` is its fingerprint."""
+    """A model's drafts, then its latest stored strategies, then llama.cpp's presets; `model` is its fingerprint."""
     drafts = [StrategyChoice("draft", item.name, f"Draft: {item.name}") for item in list_drafts(workspace, model)]
     stored = [StrategyChoice("stored", item.fingerprint, _told(item)) for item in workspace.store.strategies(model)[:N_STORED]]
-    return [*drafts, *stored]
+    return [*drafts, *stored, *(StrategyChoice("preset", name, f"llama.cpp's {name}: its own types") for name in preset_names())]
 
 
 def _told(record: StrategyRecord) -> str:
@@ -165,14 +170,20 @@ def chosen_strategy(workspace: Workspace, base: Path, choice: StrategyChoice, *,
 
     Raises:
         StrategyError: there is none, it cannot be read, or it is another model's.
+        TypeUnavailableError: llama.cpp has no such preset.
+        ModelError: a GGUF file that cannot be read.
     """
     if choice.kind == "draft":
         if desk is not None:
             return _drafted(workspace, desk, choice.name)
-        with Planner.open(workspace, base) as opened:
+        with desk_of_draft(workspace, base, choice.name) as opened:
             return _drafted(workspace, opened, choice.name)
-    strategy = _from_store(workspace, choice.name) if choice.kind == "stored" else read_strategy(Path(choice.name))
     with workspace.model(base) as model:
+        if choice.kind == "stored":
+            strategy = _from_store(workspace, choice.name)
+        else:
+            named = f"{PRESET}{preset_name(choice.name)}" if choice.kind == "preset" else absolute(choice.name)
+            strategy = recipe_of(workspace, model, named, AUTO)
         require_whole(strategy, model)
     return strategy
 
@@ -205,6 +216,11 @@ def wants_compensation(strategy: Strategy) -> bool:
     return rounding_of(strategy) == "compensated"
 
 
+def is_others(choice: StrategyChoice) -> bool:
+    """Whether somebody else chose the types: then nothing says how their file is to be rounded."""
+    return choice.kind == "preset" or (choice.kind == "file" and is_recipe(absolute(choice.name)))
+
+
 # What it comes to
 
 
@@ -225,13 +241,14 @@ def build_offer(workspace: Workspace, wish: BuildWish) -> BuildOffer:
         predicted = building.predict(model.source, strategy, imatrix=imatrix, split_max_bytes=wish.split_max_bytes)
         counts = _counts(model.source, wish.strategy)
         more = compensation_seconds(_rounded_cells(model.source, wish.strategy), exhaustive=True, n_threads=None)
+        predicted = _with_kld(workspace, model, predicted, wish)
         needs = Needs(((wish.output, predicted.file_size_bytes),))
     try:
         quantize, reason = llama_quantize_command(workspace, wish.base, strategy, wish.output), None
     except QuantailorError as error:
         quantize, reason = None, error.message
     return BuildOffer(
-        prediction=_with_kld(predicted, wish.strategy, is_compensated=wish.is_compensated),
+        prediction=predicted,
         paths=tuple(str(path) for path in layout.paths(wish.output)),
         n_tensors=sum(counts.values()),
         type_counts=counts,
@@ -271,12 +288,18 @@ def _counts(source: ModelSource, strategy: Strategy) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: -qtypes[item[0]].bits_per_weight))
 
 
-def _with_kld(predicted: Prediction, strategy: Strategy, *, is_compensated: bool) -> Prediction:
-    known = strategy.prediction
-    if known is None:
-        return predicted
-    if is_compensated != wants_compensation(strategy) and known.kld_nats is not None:
-        return dataclasses.replace(predicted, no_prediction=OTHER_ROUNDING)
+def _with_kld(workspace: Workspace, model: OpenedModel, predicted: Prediction, wish: BuildWish) -> Prediction:
+    """What the strategy itself tells; where it was made for the other rounding, or tells nothing, what the probes say."""
+    known = wish.strategy.prediction
+    if known is None or wish.is_compensated != wants_compensation(wish.strategy):
+        matrix = str(wish.strategy.inputs.get("imatrix") or "")
+        types = {tensor.name: wish.strategy.types.get(tensor.name, tensor.type_name) for tensor in model.source.tensors}
+        probes = what_is_known(workspace, model, matrix, "compensated" if wish.is_compensated else "plain")
+        found, reason = probes.kld(model.source, types)
+        if found is None:
+            is_unprobed = probes.knowledge is None and known is None
+            return predicted if is_unprobed else dataclasses.replace(predicted, no_prediction=f"{UNKNOWN}: {reason}")
+        return dataclasses.replace(predicted, kld_nats=found.kld_nats, kld_interval_nats=found.interval(0.95))
     return dataclasses.replace(
         predicted, kld_nats=known.kld_nats, kld_interval_nats=known.kld_interval_nats, no_prediction=known.no_prediction
     )

@@ -14,7 +14,7 @@ from quantailor.app.steps import AUTO
 from quantailor.cli import options
 from quantailor.cli.output import console, table
 from quantailor.cli.root import command
-from quantailor.cli.values import imatrix_choice
+from quantailor.cli.values import covariances_choice, imatrix_choice
 from quantailor.present import words
 
 
@@ -26,11 +26,23 @@ def edit(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the edited strategy goes.")],
     changes: Annotated[list[str], typer.Option("--set", help="PATTERN=TYPE; may be given more than once.")],
     imatrix: options.Imatrix = AUTO,
+    rounding: options.Rounding = "auto",
+    covariances: options.Covariances = AUTO,
     force: options.Force = False,
 ) -> None:
     """Change types in a strategy by pattern and pin them; show the size and the KL divergence that this gives the file."""
     with answer.workspace() as workspace:
-        found = drafts_module.edit(workspace, base, strategy, changes, output, imatrix=imatrix_choice(imatrix), overwrite=force)
+        found = drafts_module.edit(
+            workspace,
+            base,
+            strategy,
+            changes,
+            output,
+            imatrix=imatrix_choice(imatrix),
+            rounding=rounding,
+            covariances=covariances_choice(covariances),
+            overwrite=force,
+        )
     answer.tell("edit", found, lambda: _show_edit(found))
 
 

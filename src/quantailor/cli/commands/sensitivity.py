@@ -198,11 +198,21 @@ def report(
     base: options.Source,
     output: Outputs,
     imatrix: options.Imatrix = AUTO,
+    rounding: options.Rounding = "auto",
+    covariances: options.Covariances = AUTO,
     force: options.Force = False,
 ) -> None:
     """Write everything that is known of a model: heat maps, curves, sensitivities, predictions against measurements, verdicts."""
     with answer.workspace() as workspace:
-        found = reporting.report(workspace, base, output, imatrix=imatrix_choice(imatrix), overwrite=force)
+        found = reporting.report(
+            workspace,
+            base,
+            output,
+            imatrix=imatrix_choice(imatrix),
+            rounding=rounding,
+            covariances=covariances_choice(covariances),
+            overwrite=force,
+        )
     answer.tell("report", found, lambda: show.reported(found))
 
 
@@ -212,9 +222,19 @@ def compare_models(
     base_a: Annotated[Path, typer.Argument(metavar="BASE_A", help="A base that was probed.")],
     base_b: Annotated[Path, typer.Argument(metavar="BASE_B", help="Another one.")],
     output: Annotated[list[Path] | None, typer.Option("--output", "-o", help="A file that ends in .html, .json or .csv.")] = None,
+    rounding: options.Rounding = "auto",
+    covariances: Annotated[
+        list[str] | None,
+        typer.Option("--covariances", help="Of the inputs: auto (the newest of each model), none, or a file; given twice for A and for B."),
+    ] = None,
     force: options.Force = False,
 ) -> None:
     """Show side by side where the sensitivity of two models sits, by role and relative depth."""
+    chosen = [covariances_choice(value) for value in covariances or (AUTO,)]
+    if len(chosen) > 2:
+        raise typer.BadParameter(f"--covariances is given {len(chosen)} times for two models")
     with answer.workspace() as workspace:
-        found = reporting.compare_models(workspace, base_a, base_b, output or (), overwrite=force)
+        found = reporting.compare_models(
+            workspace, base_a, base_b, output or (), rounding=rounding, covariances=(chosen[0], chosen[-1]), overwrite=force
+        )
     answer.tell("compare-models", found, lambda: show.compared(found))

@@ -109,6 +109,8 @@ def reported(result: ReportResult) -> None:
         f"{plural(result.n_mixes, 'whole mix')}, {plural(result.n_verdicts, 'verdict')}"
     )
     _show_grounds(out, result.grounds)
+    with_covariances = f", covariances {result.covariances}" if result.covariances else ""
+    out.print(f"rounding  {result.rounding}{with_covariances}", markup=False)
     for path in result.paths:
         out.print(f"wrote     {path}")
 
@@ -122,6 +124,7 @@ def compared(result: CompareResult) -> None:
         if row.depth == _WHOLE
     ]
     out.print(table("Share of the sensitivity (and of the weights)", {"role": "left", **dict.fromkeys(result.models, "right")}, rows))
+    out.print(f"rounding  {words.listed(list(dict.fromkeys(result.roundings)))}")
     for name, n in zip(result.models, result.left_out, strict=True):
         if n:
             out.print(f"left out  {plural(n, 'tensor')} of {plain(name)}: not probed or not measured")

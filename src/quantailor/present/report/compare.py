@@ -12,7 +12,7 @@ from quantailor.present.report.data import ReportData, common_type, error_basis,
 from quantailor.present.report.figures import NOT_IN_MODEL, NOT_MEASURED, profile_map
 from quantailor.present.report.page import render
 from quantailor.present.report.profile import ALL_DEPTHS, DEPTHS, ProfileRow, left_out, places, role_profile, sensitivity_profile
-from quantailor.present.words import Z95, count, listed, plural, size
+from quantailor.present.words import Z95, count, listed, plural, rounding, size
 from quantailor.records import Estimate
 
 _SMALLEST_SHARE = 1e-4
@@ -97,8 +97,13 @@ def _facts(data: ReportData) -> dict[str, str]:
         "Quantizable tensors": f"{len(data.tensors):,}",
         "Probes": probes if data.sensitivities else "none",
         "Importance matrix": data.imatrix.fingerprint[:12] if data.imatrix else "none",
+        "Rounding": _rounding(data),
         "Fingerprint": data.fingerprint[:16],
     }
+
+
+def _rounding(data: ReportData) -> str:
+    return rounding(is_compensated=data.is_compensated)
 
 
 def _most_different(sides: Sequence[Side]) -> tuple[ProfileRow, ProfileRow] | None:
@@ -120,6 +125,8 @@ def _caveats(sides: Sequence[Side], type_name: str | None) -> str:
         words.append("The models were probed on different texts or contexts, which can shift shares.")
     if (a.imatrix is None) != (b.imatrix is None):
         words.append("Only one has an importance matrix, which lowers the errors of some types and so can shift shares.")
+    if a.is_compensated != b.is_compensated:
+        words.append(f"A is told of with {_rounding(a)}, B with {_rounding(b)}, which can shift shares.")
     bounds = [(side.letter, sum(s.status == "drowned" for s in side.data.sensitivities)) for side in sides]
     if any(n for _, n in bounds):
         words.append(f"Upper bounds count as they are ({listed([f'{n:,} in {letter}' for letter, n in bounds])}).")

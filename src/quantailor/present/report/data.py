@@ -71,6 +71,10 @@ class ReportData:
     """What damages and predictions stand on."""
     no_prediction: str | None = None
     """Why it is too early to predict a KLD; None where it is not."""
+    is_compensated: bool = False
+    """Whether weight errors, damages and predictions are of compensated rounding."""
+    covariances: str = ""
+    """The beginning of the fingerprint of the input covariances that errors were measured with; "" without."""
 
 
 def role_order(role: str) -> tuple[int, str]:
@@ -128,7 +132,7 @@ def probe_basis(data: ReportData) -> str:
 
 
 def error_basis(data: ReportData) -> str:
-    """Who quantized, and with which importance matrix, as one phrase."""
-    if data.imatrix is None:
-        return "weight errors from ggml's quantizers without an importance matrix"
-    return f"weight errors from ggml's quantizers with importance matrix {data.imatrix.fingerprint[:12]}"
+    """Who quantized, with which importance matrix and which input covariances, as one phrase."""
+    whose = "of compensated rounding" if data.is_compensated else "from ggml's quantizers"
+    matrix = "without an importance matrix" if data.imatrix is None else f"with importance matrix {data.imatrix.fingerprint[:12]}"
+    return f"weight errors {whose} {matrix}" + (f" and input covariances {data.covariances[:12]}" if data.covariances else "")

@@ -19,6 +19,7 @@ from quantailor.app.products.builds import (
     StrategyChoice,
     build_offer,
     chosen_strategy,
+    is_others,
     keep_type_list,
     list_choices,
     start_build,
@@ -27,7 +28,7 @@ from quantailor.app.products.builds import (
 from quantailor.app.products.card import suggested_file_name
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, show_address, workspace
-from quantailor.gui.desks import desk_of
+from quantailor.gui.desks import desk_of_draft
 from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.jobs.job_card import JobCard, unfinished
 from quantailor.gui.pages.build.parts import STRATEGY_KINDS, BuiltList, CheckCard, DiffCard
@@ -38,7 +39,7 @@ from quantailor.present.words import figure, interval, kld, size
 from quantailor.records import Prediction, Strategy
 
 MB = 10**6
-QUERY: dict[ChoiceKind, str] = {"draft": "draft", "stored": "strategy", "file": "file"}
+QUERY: dict[ChoiceKind, str] = {"draft": "draft", "stored": "strategy", "preset": "preset", "file": "file"}
 """How the address names each kind of choice."""
 
 
@@ -48,7 +49,7 @@ def register() -> None:
 
 
 async def build(fingerprint: str) -> None:
-    """The screen of one project; `?draft=`, `?strategy=` or `?file=` names the strategy."""
+    """The screen of one project; `?draft=`, `?strategy=`, `?preset=` or `?file=` names the strategy."""
     project = await opened("build", partial(projects.project, workspace(), fingerprint))
     if project is None:
         return
@@ -58,14 +59,6 @@ async def build(fingerprint: str) -> None:
             return
         choices = await run.io_bound(list_choices, workspace(), project.fingerprint) or []
         wanted = _asked_for()
-        if not choices and wanted is None and not project.n_cells:
-            empty(
-                "No strategy to build yet",
-                "Measure what each type costs, then choose types for your size. Build writes the file.",
-                action="Measure",
-                target=address(project, "measure"),
-            )
-            return
         screen = _Screen(project, Path(project.base), choices, wanted)
         screen.build()
 
@@ -84,6 +77,13 @@ def _asked_for() -> StrategyChoice | None:
     return next((StrategyChoice(kind, query[key], query[key]) for kind, key in QUERY.items() if query.get(key)), None)
 
 
+_NOTHING = "No strategy yet: make one in Choose, take a preset's types, or open a file"
+_UNMEASURED = (
+    "No strategy yet: measure what each type costs, then choose types for your size; or take the types of a preset, or of a file that "
+    "another program made."
+)
+
+
 def _key(choice: StrategyChoice) -> str:
     return f"{choice.kind}:{choice.name}"
 
@@ -96,7 +96,8 @@ class _Screen:
         self._choices = {_key(choice): choice for choice in choices}
         if wanted is not None:
             self._choices.setdefault(_key(wanted), wanted)
-        self._first = _key(wanted) if wanted is not None else next(iter(self._choices), None)
+        own = (key for key, choice in self._choices.items() if choice.kind != "preset")
+        self._first = _key(wanted) if wanted is not None else next(own, None)
         self._strategy: Strategy | None = None
         self._offer: BuildOffer | None = None
         self._asked = 0
@@ -139,11 +140,14 @@ class _Screen:
                 self._bits = Stat("bits per weight", waiting)
                 self._kld = Stat("predicted KLD", waiting)
                 self._n_tensors = Stat("tensors chosen", waiting)
-            nothing = "No strategy yet: make one in Choose, or open a file" if self._first is None else ""
+            nothing = "" if self._first is not None else _NOTHING if self._project.n_cells else _UNMEASURED
             self._exact = text(nothing, "qt-small qt-muted qt-build-exact")
             self._chips = ui.element("div").classes("qt-row qt-wrap qt-chips")
             with box("qt-row qt-build-links"):
-                quiet("Change it in Choose", self._to_choose, icon="tune")
+                if self._project.n_cells:
+                    quiet("Change it in Choose", self._to_choose, icon="tune")
+                else:
+                    quiet("Measure", lambda: ui.navigate.to(address(self._project, "measure")), icon="straighten")
 
     def _to_choose(self) -> None:
         choice = self._choices.get(str(self._select.value))
@@ -151,7 +155,7 @@ class _Screen:
         ui.navigate.to(address(self._project, "choose") + query)
 
     async def _pick_strategy(self) -> None:
-        found = await pick("Open a strategy file", STRATEGY_KINDS)
+        found = await pick("Open a strategy, a list of types, or a GGUF file of this model", STRATEGY_KINDS)
         if found:
             path = context().allowed(found)
             choice = StrategyChoice("file", str(path), path.name)
@@ -169,16 +173,18 @@ class _Screen:
             return
         name = await run.io_bound(suggested_file_name, workspace(), self._base, self._strategy)
         self._name.set_value(name or "")
-        self._compensated.set_value(wants_compensation(self._strategy))
+        better = self._project.has_covariances and await run.io_bound(is_others, choice)
+        self._compensated.set_value(better or wants_compensation(self._strategy))
         await self._refresh()
         self._diff.set_strategy(self._strategy, choice.label, self._others(), self._closest())
 
     def _strategy_of(self, choice: StrategyChoice) -> Strategy:
-        desk = desk_of(self._project) if choice.kind == "draft" else None
+        desk = desk_of_draft(self._project, choice.name) if choice.kind == "draft" else None
         return chosen_strategy(workspace(), self._base, choice, desk=desk)
 
     def _others(self) -> dict[str, str]:
-        return {key: choice.label for key, choice in self._choices.items() if key != self._select.value}
+        here = self._select.value
+        return {key: choice.label for key, choice in self._choices.items() if key != here and choice.kind != "preset"}
 
     def _closest(self) -> str:
         """The preset that a file of this kind would be called after."""

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 from nicegui import events, run, ui
 
 from quantailor.app.choosing.drafts import Draft
-from quantailor.app.choosing.planner import Planner
+from quantailor.app.choosing.planner import Planner, rounding_choices
 from quantailor.app.choosing.shared_draft import Action, SharedDraft
 from quantailor.app.library import projects
 from quantailor.app.library.projects import ProjectReport
@@ -70,9 +70,8 @@ class ChooseScreen:
                 f"{self._desk.n_unmeasured} tensors are not measured yet and keep their type. Reload to work with what has come in.", "warn"
             )
         found, reason = self._desk.grounds, self._desk.evaluate(self._draft.types_known_to(self._desk)).prediction.no_prediction
-        text(
-            f"For {rounding(is_compensated=self._desk.is_compensated)}. Stands on {grounds(found)}.", "qt-small qt-muted qt-choose-grounds"
-        )
+        self._build_rounding()
+        text(f"Stands on {grounds(found)}.", "qt-small qt-muted qt-choose-grounds")
         if found is not None and (reason is not None or found.n_probed < found.n_tensors):
             missing = "Tensors that were not probed count as the median of their role."
             why = missing if reason is None else f"{reason[0].upper()}{reason[1:]}."
@@ -99,6 +98,28 @@ class ChooseScreen:
         ui.keyboard(on_key=self._key, ignore=["input", "select", "textarea"])
         ui.timer(0.05, told(self._first), once=True)
         ui.timer(POLL_SECONDS, told(self._look_for_others))
+
+    def _build_rounding(self) -> None:
+        """What the plan is for; a choice where several roundings are measured."""
+        choices = rounding_choices(workspace(), self._project.fingerprint)
+        if len(choices) < 2:
+            text(f"For {rounding(is_compensated=self._desk.is_compensated)}.", "qt-small qt-muted")
+            return
+        select = ui.select(choices, label="Planned for", value=self._desk.rounding, on_change=told(self._plan_for))
+        select.props("outlined dense options-dense").classes("qt-choose-rounding")
+
+    async def _plan_for(self, event: events.ValueChangeEventArguments[Any]) -> None:
+        if event.value == self._desk.rounding:
+            return
+        try:
+            await run.io_bound(lambda: self._shared.plan_for(desks.desk_of(self._project, event.value), event.value))
+        except QuantailorError:
+            event.sender.set_value(self._desk.rounding)  # type: ignore[attr-defined]
+            raise
+        self._reopen()
+
+    def _reopen(self) -> None:
+        ui.navigate.to(f"{address(self._project, 'choose')}?{urlencode({'draft': self._draft.name, 'tensor': self._name})}")
 
     def actions(self) -> None:
         """Buttons beside the heading."""
@@ -228,6 +249,11 @@ class ChooseScreen:
 
     async def _load_text(self, content: str, name: str) -> None:
         await self._change(lambda draft: draft.load_file(self._desk, content, name), is_edit=False)
+        made_for, here = self._draft.is_compensated, self._desk.is_compensated
+        if made_for != here:
+            ui.notify(
+                f"{name} was made for {rounding(is_compensated=made_for)}; here its types are planned for {rounding(is_compensated=here)}"
+            )
 
     async def _do_undo(self) -> None:
         await self._change(Draft.undo, is_edit=False)
@@ -289,6 +315,9 @@ class ChooseScreen:
     async def _refresh(self) -> None:
         """Show the draft as it is now, its size exact."""
         draft = await run.io_bound(self._shared.latest, self._desk)
+        if draft is not None and draft.rounding != self._draft.rounding:  # another tab plans for another one
+            self._reopen()
+            return
         strategy = None if draft is None else await run.io_bound(draft.strategy, self._desk)
         if draft is None or strategy is None or strategy.prediction is None:
             return
@@ -347,7 +376,7 @@ async def open_screen(project: ProjectReport, *, draft_name: str, tensor: str | 
     """The screen's state, read in a thread. Raises QuantailorError where nothing is measured or the server stops."""
 
     def read() -> tuple[Planner, SharedDraft, Draft]:
-        desk, shared = desks.desk_of(project), desks.draft_of(project, draft_name)
+        desk, shared = desks.desk_of_draft(project, draft_name), desks.draft_of(project, draft_name)
         return desk, shared, shared.latest(desk)
 
     found = await run.io_bound(read)
@@ -359,5 +388,5 @@ async def open_screen(project: ProjectReport, *, draft_name: str, tensor: str | 
 def rows_of(fingerprint: str, draft_name: str) -> dict[str, Any]:
     """The table's rows, for the page's own request."""
     project = projects.project(workspace(), fingerprint)
-    desk = desks.desk_of(project)
+    desk = desks.desk_of_draft(project, draft_name)
     return rows.table_data(desk, desks.draft_of(project, draft_name).latest(desk))
