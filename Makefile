@@ -1,4 +1,4 @@
-# make demo | check | test | fuzz | coverage | bench | screenshots | oracle | docs | dist: each sets up what it needs first.
+# make demo | check | test | fuzz | coverage | bench | gpu-check | screenshots | oracle | docs | dist: each sets up what it needs first.
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,7 +18,7 @@ export CMAKE_ARGS ?= -DGGML_NATIVE=OFF
 # The tests start hundreds of processes: modules are compiled once, whatever the shell says.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo check test fuzz coverage bench screenshots oracle oracle-setup docs dist lock clean
+.PHONY: help setup demo check test fuzz coverage bench gpu-check screenshots oracle oracle-setup docs dist lock clean
 
 help:
 	@echo "make demo    set up, then run the main job on the model that ships with the project"
@@ -30,6 +30,7 @@ help:
 	@echo "make docs    the documentation as a site, with strict links, into site/"
 	@echo "make dist    the wheel and the sdist, checked, into dist/"
 	@echo "make bench   speed and memory, as ratios measured in one run"
+	@echo "make gpu-check   build llama-cpp-python with CUDA and compare an NVIDIA GPU with the CPU (CARRIED=FOLDER without a network)"
 	@echo "make screenshots   pictures of every screen into docs/images (needs chromium and chromedriver)"
 
 setup: $(VENV)/.ready
@@ -106,6 +107,9 @@ dist: setup
 bench: setup
 	$(RUN)/python -m benchmarks
 
+gpu-check:
+	$(PYTHON) -m tools.gpu_check check $(if $(CARRIED),--carried $(CARRIED)) $(GPU_OPTIONS)
+
 screenshots: setup
 	$(RUN)/python -m tools.screenshots
 
@@ -115,4 +119,4 @@ lock: setup
 	$(RUN)/python -m pip freeze --exclude-editable | sed '/^uvloop==/s/$$/ ; sys_platform != "win32"/' >> requirements/dev.txt
 
 clean:
-	rm -rf $(VENV) $(ORACLE_VENV) demo/out benchmarks/out site dist
+	rm -rf $(VENV) $(ORACLE_VENV) demo/out benchmarks/out site dist .gpu-check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from quantailor.analysis.corpus import chunks, load_corpus
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.importance.imatrix_file import read_imatrix
-from quantailor.analysis.rounding.rounding import Rounding
+from quantailor.analysis.rounding.rounding import PLAIN, Rounding
 from quantailor.analysis.scores.mix_scores import FileScorer, MixScorer
 from quantailor.analysis.scores.swapping import Swapper
 from quantailor.errors import TensorNotFoundError, TypeUnavailableError
@@ -200,6 +201,23 @@ def test_weights_are_swapped_on_the_device(bench: Bench) -> None:
         assert np.abs(swapper.logits(bench.tokens[0]) - before).max() > 0.1
         swapper.set_mix({})
         assert np.array_equal(swapper.logits(bench.tokens[0]), before)
+
+
+def test_on_a_gpu_a_graph_serves_one_chunk(dense: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str | None] = []
+    opened = LoadedModel._open_context
+
+    def watched(model: LoadedModel, callback: object) -> None:
+        seen.append(os.environ.get("LLAMA_GRAPH_REUSE_DISABLE"))
+        opened(model, callback)
+
+    monkeypatch.setattr(LoadedModel, "_open_context", watched)
+    monkeypatch.delenv("LLAMA_GRAPH_REUSE_DISABLE", raising=False)
+    for layers, wanted in ((0, None), (-1, "1")):
+        seen.clear()
+        with Swapper(dense.source, dense.path, dense.names[:1], rounding=PLAIN, n_ctx=64, n_threads=1, n_gpu_layers=layers):
+            assert set(seen) == {wanted}
+    assert "LLAMA_GRAPH_REUSE_DISABLE" not in os.environ
 
 
 def test_what_a_mix_cannot_hold(dense: Bench) -> None:

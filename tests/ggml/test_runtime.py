@@ -192,3 +192,9 @@ def test_threads_sleep_soon_unless_the_user_wants_another_way(given: dict[str, s
     script = "import os; from quantailor.ggml import library; library.load(); print(os.environ.get('GOMP_SPINCOUNT'))"
     done = subprocess.run([sys.executable, "-c", script], env=clean | given, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(count)
+
+
+def test_cuda_records_no_graphs_because_it_would_not_see_that_a_weight_changed_its_type() -> None:
+    script = "import os; from quantailor.ggml import library; library.load(); print(os.environ.get('GGML_CUDA_DISABLE_GRAPHS'))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip()

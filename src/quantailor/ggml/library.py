@@ -31,6 +31,8 @@ MINIMUM_VERSION = (0, 3, 36)
 SPIN_COUNT = "1000"
 """How often a thread looks whether the others are done before it sleeps. By default it is 300,000 times: where another program keeps
 a processor busy, threads spin for one that waits for its turn, at every operation of the graph (`benchmarks/busy.py`)."""
+NO_CUDA_GRAPHS = "GGML_CUDA_DISABLE_GRAPHS"
+"""ggml-cuda records the kernels of a graph and launches them again; it does not see that a weight has changed its type."""
 GGML_MAX_DIMS = 4
 GGML_MAX_OP_PARAMS = 64
 GGML_MAX_SRC = 10
@@ -153,6 +155,7 @@ def load() -> Library:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    os.environ.setdefault(NO_CUDA_GRAPHS, "1")
     try:
         package = importlib.import_module("llama_cpp")
         llama = importlib.import_module("llama_cpp.llama_cpp")

@@ -10,12 +10,14 @@ tensor's type and strides are set to match. The graph then runs the very kernel 
 that its logits are that file's, bit for bit, rounding of the inputs included.
 
 Two settings make weights writable: no memory mapping (mapped pages are read-only) and no extra buffer types (repacked
-weights cannot be read back). See `LoadedModel(writable=True)`.
+weights cannot be read back). See `LoadedModel(writable=True)`. On a GPU two more keep what was settled for one type from
+serving another: llama.cpp builds its graph anew for every chunk, and CUDA records none (see `library.NO_CUDA_GRAPHS`).
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +33,9 @@ from quantailor.qtypes import QType
 
 _PADDING_BYTES = 1024
 """Zeros behind a shorter weight, where there is room: GPU kernels read whole blocks of 512 beyond the last row."""
+
+_NO_KEPT_GRAPHS = "LLAMA_GRAPH_REUSE_DISABLE"
+"""llama.cpp reads it when a context is made."""
 
 
 @dataclass
@@ -143,6 +148,21 @@ class WritableModel(LoadedModel):
         if name not in self._places:
             raise TensorNotFoundError(f"{self.path} has no weight {name} in its graph")
         return list(self._places[name].values())
+
+    def _open_context(self, callback: object) -> None:
+        """On a GPU, without the graph of the chunk before: which backend multiplies a weight is settled when a graph is built."""
+        if not self._offload_kqv:
+            super()._open_context(callback)
+            return
+        before = os.environ.get(_NO_KEPT_GRAPHS)
+        os.environ[_NO_KEPT_GRAPHS] = "1"
+        try:
+            super()._open_context(callback)
+        finally:
+            if before is None:
+                del os.environ[_NO_KEPT_GRAPHS]
+            else:
+                os.environ[_NO_KEPT_GRAPHS] = before
 
     # Finding the weights
 
