@@ -208,23 +208,33 @@ def test_a_detached_job_is_followed_to_its_end(quantailor: Command, books_llama_
 def test_a_job_is_paused_from_another_terminal_and_resumed(
     quantailor: Command, books_llama_base: Path, calibration_text: Path, tmp_path: Path
 ) -> None:
+    text = tmp_path / "long.txt"
+    text.write_text(calibration_text.read_text() * 20)  # minutes of work: it is not done before it is asked to pause
     home = ("--home", str(tmp_path / "home"))
-    command = [sys.executable, "-m", "quantailor", "imatrix", str(books_llama_base), "-f", str(calibration_text), "--threads", "1", *home]
+    command = [sys.executable, "-m", "quantailor", "imatrix", str(books_llama_base), "-f", str(text), "--threads", "1", *home]
+    first = _paused_while_it_works(quantailor, command, home, after=0.0)
+    resume = [sys.executable, "-m", "quantailor", "jobs", "resume", "1", *home]
+    second = _paused_while_it_works(quantailor, resume, home, after=first)
+    assert 0 < first < second < 1
+
+
+def _paused_while_it_works(quantailor: Command, command: list[str], home: tuple[str, str], *, after: float) -> float:
+    """Run a command in a process of its own and pause job 1 once it is further than before; how far it came."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    _wait_for_progress(quantailor, home)
-    quantailor("jobs", "pause", 1, *home)
+    _wait_for_progress(quantailor, home, after)
+    assert quantailor("jobs", "pause", 1, *home).code == 0
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "jobs resume 1" in errors
-    assert quantailor("jobs", "show", 1, *home, "--json").result["state"] == "paused"
-    assert quantailor("jobs", "resume", 1, *home).code == 0
-    assert quantailor("jobs", "show", 1, *home, "--json").result["state"] == "done"
+    job = quantailor("jobs", "show", 1, *home, "--json").result
+    assert job["state"] == "paused"
+    return float(job["progress"])
 
 
-def _wait_for_progress(quantailor: Command, home: tuple[str, str]) -> None:
-    deadline = time.monotonic() + 60
+def _wait_for_progress(quantailor: Command, home: tuple[str, str], after: float) -> None:
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         jobs = quantailor("jobs", *home, "--json")
-        if jobs.code == 0 and any(0 < job["progress"] < 1 for job in json.loads(jobs.out)["result"]):
+        if jobs.code == 0 and any(job["state"] == "running" and job["progress"] > after for job in json.loads(jobs.out)["result"]):
             return
     pytest.fail("the job made no progress")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +19,9 @@ from visitor import Visitor, words_of
 
 from quantailor.app.jobs import list_jobs, show_job, start_detached, submit
 from quantailor.app.library.projects import open_project
+from quantailor.jobs.process import worker_of
 from quantailor.session import Workspace
+from quantailor.steps.calibration.imatrix import ImatrixStep
 from quantailor.steps.measure import MeasureStep
 from quantailor.steps.options import Compute
 from quantailor.steps.step import Step, StepResult
@@ -112,6 +116,31 @@ def test_waiting_jobs_are_counted_and_can_be_looked_at(
     assert [words_of(item) for item in items] == ["measure books-moe.gguf: waiting"] * 2
     page.trigger(items[0], "click")
     says(page, "Measure books-moe.gguf waits")
+
+
+def test_a_job_says_what_it_waits_for_and_can_be_started_all_the_same(
+    visit: Callable[..., Visitor], home: Path, books_llama_base: Path, calibration_text: Path
+) -> None:
+    first, second = queue(
+        home, *(ImatrixStep(base=str(books_llama_base), text=str(calibration_text), chunks=n, compute=Compute(n_threads=1)) for n in (1, 2))
+    )
+    with Workspace.open(home) as workspace, subprocess.Popen((sys.executable, "-c", "input()"), stdin=subprocess.PIPE) as other:
+        worker = worker_of(other.pid)
+        assert worker is not None
+        workspace.store.jobs.claim(first, worker)
+        start_detached(workspace, second)
+        page = visit(home)
+        page.go("/")
+        page.until(lambda: page.button("+1 waiting"), "the second job waits", seconds=PATIENCE)
+        menu = next(item for item in page.button("+1 waiting").descendants() if isinstance(item, ui.menu))
+        page.act(menu.open)
+        (item,) = page.all(kind=ui.menu_item)
+        assert words_of(item) == f"imatrix books-llama.gguf: waiting for job {first}"
+        page.trigger(item, "click")
+        says(page, f"Imatrix books-llama.gguf waits for job {first}")
+        page.click("Start now")
+        wait_for(lambda: show_job(workspace, second).state == "done", "the second job is done", seconds=PATIENCE)
+        assert show_job(workspace, first).state == "running"
 
 
 def test_a_failure_is_told_with_its_remedy_and_can_be_dismissed(visit: Callable[..., Visitor], home: Path, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ show it, and what it measured is there for the next call, the command line and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
@@ -23,7 +23,7 @@ from quantailor.app.products.checking import BuildCheck, check_build
 from quantailor.errors import UnsupportedModelError
 from quantailor.evidence import strategies
 from quantailor.evidence.strategies import store_strategy
-from quantailor.jobs import Listener
+from quantailor.jobs import Listener, Progress
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.pipeline import Level, MakeResult, MakeStep, StudyResult, StudyStep
 from quantailor.records import RoundingWish, Strategy, TensorInfo, Verdict
@@ -69,6 +69,8 @@ class Model:
     """What its steps may use of this machine."""
     on_progress: Listener | None = None
     """Called with the progress of long work (stage, done, total, rate, time left); in the thread that works."""
+    now: bool = False
+    """Whether its steps start at once, even while another job runs a model on this machine; else they wait."""
 
     @property
     def base(self) -> Path:
@@ -98,6 +100,7 @@ def open_model(
     threads: int | None = None,
     gpu_layers: int = 0,
     on_progress: Listener | None = None,
+    now: bool = False,
 ) -> Model:
     """Open a GGUF file or a Hugging Face directory.
 
@@ -107,6 +110,7 @@ def open_model(
         threads: threads to use; all processors by default.
         gpu_layers: layers that llama.cpp runs on a GPU.
         on_progress: called with the progress of long work.
+        now: do not wait while another job runs a model on this machine.
 
     Raises:
         ModelError: there is no model, or it is damaged.
@@ -130,6 +134,7 @@ def open_model(
                 workspace,
                 Compute(n_threads=threads, n_gpu_layers=gpu_layers),
                 on_progress,
+                now,
             )
     except BaseException:
         workspace.store.close()
@@ -168,10 +173,10 @@ def convert(model: Model, output: str | Path, *, overwrite: bool = False) -> Mod
     if model.path.is_file():
         raise UnsupportedModelError(f"{model.path} is GGUF already", remedy="Use it as it is")
     step = ConvertStep(model=str(model.path), output=absolute(output), overwrite=overwrite)
-    path = Path(_run(model.workspace, step, model.on_progress).path)
+    path = Path(_run(model.workspace, step, model.on_progress, now=model.now).path)
     with model.workspace.model(path) as opened:
         tensors = tuple(opened.source.tensors)
-    return Model(path, model.fingerprint, model.name, model.architecture, tensors, model.workspace, model.compute, model.on_progress)
+    return replace(model, path=path, tensors=tensors)
 
 
 def imatrix(
@@ -198,7 +203,7 @@ def imatrix(
     if file is not None:
         return use_imatrix(model.workspace, model.path, import_file=Path(file))
     step = ImatrixStep(base=str(model.base), text=_text(text), chunks=chunks, n_ctx=n_ctx, compute=model.compute)
-    return _run(model.workspace, step, model.on_progress)
+    return _run(model.workspace, step, model.on_progress, now=model.now)
 
 
 def calibrate(model: Model, text: str | Path | None = None, *, chunks: int | None = None, n_ctx: int = DEFAULT_N_CTX) -> CalibrateReport:
@@ -219,7 +224,7 @@ def calibrate(model: Model, text: str | Path | None = None, *, chunks: int | Non
     (2, ())
     """
     step = CalibrateStep(base=str(model.base), text=_text(text), chunks=chunks, n_ctx=n_ctx, compute=model.compute)
-    return _run(model.workspace, step, model.on_progress)
+    return _run(model.workspace, step, model.on_progress, now=model.now)
 
 
 def measure(
@@ -260,7 +265,7 @@ def measure(
         rounding=rounding,
         compute=model.compute,
     )
-    return _run(model.workspace, step, model.on_progress)
+    return _run(model.workspace, step, model.on_progress, now=model.now)
 
 
 def probe(
@@ -309,7 +314,7 @@ def probe(
         rounding=rounding,
         compute=model.compute,
     )
-    return _run(model.workspace, step, model.on_progress)
+    return _run(model.workspace, step, model.on_progress, now=model.now)
 
 
 def sweep(
@@ -336,7 +341,7 @@ def sweep(
         rounding=rounding,
         compute=model.compute,
     )
-    return _run(model.workspace, step, model.on_progress)
+    return _run(model.workspace, step, model.on_progress, now=model.now)
 
 
 def study(
@@ -369,7 +374,7 @@ def study(
         rounding=rounding,
         compute=model.compute,
     )
-    return _run(model.workspace, step, model.on_progress)
+    return _run(model.workspace, step, model.on_progress, now=model.now)
 
 
 def plan(
@@ -449,7 +454,7 @@ def refine(
         overwrite=overwrite,
         compute=model.compute,
     )
-    return _run(model.workspace, step, model.on_progress)
+    return _run(model.workspace, step, model.on_progress, now=model.now)
 
 
 def build(
@@ -485,7 +490,7 @@ def build(
         rounding=rounding,
         compute=model.compute,
     )
-    return _run(model.workspace, step, model.on_progress)
+    return _run(model.workspace, step, model.on_progress, now=model.now)
 
 
 def verify(
@@ -522,7 +527,7 @@ def verify(
         output=None if output is None else absolute(output),
         compute=model.compute,
     )
-    return _run(model.workspace, step, model.on_progress).verdict
+    return _run(model.workspace, step, model.on_progress, now=model.now).verdict
 
 
 def make(model: Model, output: str | Path, plan: PlanOptions, **options: object) -> MakeResult:
@@ -537,7 +542,7 @@ def make(model: Model, output: str | Path, plan: PlanOptions, **options: object)
     Raises what its steps raise.
     """
     step = MakeStep(model=str(model.path), output=absolute(output), plan=plan, compute=model.compute, **options)  # type: ignore[arg-type]
-    return _run(model.workspace, step, model.on_progress)
+    return _run(model.workspace, step, model.on_progress, now=model.now)
 
 
 def compare(model: Model, a: str | Path | Strategy, b: str | Path | Strategy) -> StrategyDiff:
@@ -560,8 +565,12 @@ def write_strategy(strategy: Strategy, path: str | Path, *, overwrite: bool = Fa
     return strategy_file.write(strategy, Path(path), overwrite=overwrite)
 
 
-def _run(workspace: Workspace, step: Step[Result], on_progress: Callable[..., None] | None) -> Result:
-    result = jobs.run_job(workspace, jobs.submit(workspace, step), on_progress)
+def _run(workspace: Workspace, step: Step[Result], on_progress: Listener | None, *, now: bool = False) -> Result:
+    def tell(ahead: jobs.JobReport) -> None:
+        if on_progress is not None:
+            on_progress(Progress(stage=f"waiting for job {ahead.id}"))
+
+    result = jobs.run_job(workspace, jobs.submit(workspace, step), on_progress, on_waiting=tell, now=now)
     if not isinstance(result, step.result):
         raise TypeError(f"a {step.kind} answered {type(result).__name__}")
     return result  # type: ignore[return-value]

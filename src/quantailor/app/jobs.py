@@ -16,7 +16,7 @@ from pathlib import Path
 from quantailor import jobs
 from quantailor.costs.needs import shortfalls
 from quantailor.errors import JobError, QuantailorError, ResourceError
-from quantailor.jobs import Job, JobControl, Listener, Progress, reconcile
+from quantailor.jobs import Job, JobControl, Listener, Progress, Turns, job_ahead, reconcile
 from quantailor.session import SHOWN_BYTES, Workspace
 from quantailor.steps.hub.download import with_model_here
 from quantailor.steps.stages import Stages
@@ -52,6 +52,8 @@ class JobReport(StepResult):
     stage_number: int = 0
     """The stage that runs, from 1, where the work tells how many there are; else 0."""
     n_stages: int = 0
+    waits_for: int | None = None
+    """The number of the job that has to end first; None where it does not wait for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +119,14 @@ def submit(workspace: Workspace, step: Step[StepResult]) -> int:
             continue
         if job.state == "running":
             raise JobError(f"job {job.id} does this already", remedy=f"Follow it with `quantailor jobs show {job.id} --follow`")
-        _require_resources(workspace, step)
+        if (ahead := job_ahead(store, job, takes_turns)) is not None:
+            raise JobError(
+                f"job {job.id} does this already, and waits for job {ahead.id}",
+                remedy=f"`quantailor jobs resume {job.id} --now` does not wait",
+            )
+        _require_resources_now(workspace, step)
         return jobs.resume(store, job.id).id
-    _require_resources(workspace, step)
+    _require_resources_now(workspace, step)
     return store.jobs.create(step.kind, arguments).id
 
 
@@ -140,24 +147,47 @@ def preflight(workspace: Workspace, step: Step[StepResult]) -> tuple[str, ...]:
     return shortfalls(workspace.home.path, needs)
 
 
+def _require_resources_now(workspace: Workspace, step: Step[StepResult]) -> None:
+    """The same, unless it has to wait for a job that has them: it is looked at again when that has ended."""
+    taken = step.takes_turns and any(takes_turns(job) for job in workspace.store.jobs.all(states=("running",)))
+    if not taken:
+        _require_resources(workspace, step)
+
+
 def _require_resources(workspace: Workspace, step: Step[StepResult]) -> None:
     missing = preflight(workspace, step)
     if missing:
         raise ResourceError(f"cannot start: {'; '.join(missing)}")
 
 
+def takes_turns(job: Job) -> bool:
+    """Whether a job runs a model, which one does at a time."""
+    try:
+        return from_json(job.kind, json.dumps(job.arguments)).takes_turns
+    except JobError:
+        return False  # this version cannot run it
+
+
 def run_job(
-    workspace: Workspace, job_id: int, listener: Listener | None = None, *, on_stopping: Callable[[], None] | None = None
+    workspace: Workspace,
+    job_id: int,
+    listener: Listener | None = None,
+    *,
+    on_stopping: Callable[[], None] | None = None,
+    on_waiting: Callable[[JobReport], None] | None = None,
+    now: bool = False,
 ) -> StepResult:
     """Run a queued job in this process. Ctrl-C pauses it at its next safe point; a second one stops it on the spot.
 
-    `listener` hears of progress, `on_stopping` of the first Ctrl-C.
+    A job that runs a model waits while another one does, unless it is to start `now`. `listener` hears of progress, `on_stopping` of
+    the first Ctrl-C, `on_waiting` of the job that is waited for.
 
     Raises Paused or Cancelled when asked to stop, and what the work raises.
     """
     job = workspace.store.jobs.get(job_id)
     step = from_json(job.kind, json.dumps(job.arguments))
     results: list[StepResult] = []
+    waited: list[Job] = []
 
     def work(control: JobControl) -> None:
         stages = Stages(control, unit_of)
@@ -165,11 +195,18 @@ def run_job(
             ready, origin = with_model_here(workspace, step, stages)
             if origin is not None:
                 ready.check(workspace)
+            if origin is not None or waited:
                 _require_resources(workspace, ready)
             result = ready.run(workspace, stages)
         results.append(result if origin is None else dataclasses.replace(result, origin=origin))
 
-    jobs.run(workspace.store, job_id, work, listener=listener, on_stopping=on_stopping)
+    def tell(ahead: Job) -> None:
+        waited.append(ahead)
+        if on_waiting is not None:
+            on_waiting(report_of(workspace, ahead))
+
+    turns = None if now else Turns(takes_turns, tell)
+    jobs.run(workspace.store, job_id, work, listener=listener, on_stopping=on_stopping, turns=turns)
     return results[0]
 
 
@@ -195,9 +232,10 @@ class Told:
             self._listener(Progress(stage=self._stage, unit="bytes", done=done, total=total, message=message))
 
 
-def start_detached(workspace: Workspace, job_id: int) -> JobReport:
-    """Start a process of its own for a queued job; it outlives this one and its terminal."""
-    argv = (sys.executable, "-m", "quantailor", "worker", str(job_id), "--home", str(workspace.home.path))
+def start_detached(workspace: Workspace, job_id: int, *, now: bool = False) -> JobReport:
+    """Start a process of its own for a queued job; it outlives this one and its terminal. `now` as for `run_job`."""
+    words = ("worker", str(job_id), "--home", str(workspace.home.path), *(("--now",) if now else ()))
+    argv = (sys.executable, "-m", "quantailor", *words)
     return report_of(workspace, jobs.submit(workspace.store, job_id, argv, workspace.home.log_of(job_id)))
 
 
@@ -219,7 +257,8 @@ def follow_job(workspace: Workspace, job_id: int, listener: Listener) -> None:
     while True:
         jobs.reconcile(workspace.store)
         job = workspace.store.jobs.get(job_id)
-        listener(job.progress)
+        ahead = job_ahead(workspace.store, job, takes_turns) if job.state == "queued" else None
+        listener(job.progress if ahead is None else Progress(stage=f"waiting for job {ahead.id}"))
         if job.state not in ("queued", "running"):
             return
         pause.wait(_FOLLOW_SECONDS)
@@ -256,6 +295,7 @@ def report_of(workspace: Workspace, job: Job, *, with_log: bool = False) -> JobR
     eta = None if progress.eta_low_s is None or progress.eta_high_s is None else (progress.eta_low_s, progress.eta_high_s)
     share = progress.done / progress.total if progress.total else 0.0
     lines = workspace.store.jobs.log_lines(job.id) if with_log else []
+    ahead = job_ahead(workspace.store, job, takes_turns) if job.state == "queued" else None
     return JobReport(
         id=job.id,
         kind=job.kind,
@@ -273,13 +313,14 @@ def report_of(workspace: Workspace, job: Job, *, with_log: bool = False) -> JobR
         stage=progress.stage,
         stage_number=progress.stage_number,
         n_stages=progress.n_stages,
+        waits_for=None if ahead is None else ahead.id,
         origin=_origin(job),
     )
 
 
 def _elapsed_seconds(workspace: Workspace, job: Job) -> float | None:
     """How long the latest attempt has run, or ran."""
-    if job.started is None:
+    if job.started is None or job.state == "queued":
         return None
     end = workspace.store.now if job.state == "running" else job.finished or job.heartbeat or job.started
     return max(0.0, end - job.started)

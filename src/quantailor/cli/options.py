@@ -261,6 +261,9 @@ class Run(Answer):
     """The same for a command that is a job."""
 
     detach: Annotated[bool, typer.Option("--detach", help="Run as a background job and return at once.", rich_help_panel="Common")] = False
+    now: Annotated[
+        bool, typer.Option("--now", help="Do not wait for another job that runs a model on this machine.", rich_help_panel="Common")
+    ] = False
 
     def execute(self, step: Step[StepResult]) -> None:
         """Submit the step (taking up an unfinished job for the same step), run it and show its result."""
@@ -270,10 +273,10 @@ class Run(Answer):
     def start(self, workspace: Workspace, job: int, kind: str) -> None:
         """Run a queued job here with a progress bar, or start a process for it."""
         if self.detach:
-            _started(start_detached(workspace, job), self.home, as_json=self.as_json)
+            _started(start_detached(workspace, job, now=self.now), self.home, as_json=self.as_json)
             return
         with listening(kind, quiet=self.as_json) as listener:
-            result = run_job(workspace, job, listener, on_stopping=_say_stopping)
+            result = run_job(workspace, job, listener, on_stopping=_say_stopping, on_waiting=_say_waiting, now=self.now)
         for warning in dict.fromkeys(line.message for line in job_lines(workspace, job) if line.level == "warning"):
             sys.stderr.write(f"note: {warning}\n")
         if self.as_json:
@@ -286,8 +289,13 @@ def _started(report: JobReport, home: Path | None, *, as_json: bool) -> None:
     if as_json:
         print_json("job", report)
     else:
-        follow = f"job {report.id} runs in the background; follow it with `quantailor jobs show {report.id} --follow`"
+        doing = "runs" if report.waits_for is None else f"waits for job {report.waits_for}"
+        follow = f"job {report.id} {doing} in the background; follow it with `quantailor jobs show {report.id} --follow`"
         console().print(with_home(follow, home), markup=False, soft_wrap=True)
+
+
+def _say_waiting(ahead: JobReport) -> None:
+    sys.stderr.write(f"waiting for job {ahead.id}, {ahead.kind} {ahead.title}; with --now it would not, and Ctrl-C leaves the queue\n")
 
 
 def _say_stopping() -> None:

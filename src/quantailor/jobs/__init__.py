@@ -5,6 +5,7 @@ from quantailor.jobs.job_control import JobControl, Listener
 from quantailor.jobs.process import is_alive, spawn_detached, this_worker
 from quantailor.jobs.requests import reconcile, remove, request_cancel, request_pause, resume, submit
 from quantailor.jobs.runner import run
+from quantailor.jobs.turns import Turns, job_ahead
 from quantailor.store import Job, JobState, LogLine, Progress, Worker
 
 __all__ = [
@@ -15,8 +16,10 @@ __all__ = [
     "Listener",
     "LogLine",
     "Progress",
+    "Turns",
     "Worker",
     "is_alive",
+    "job_ahead",
     "reconcile",
     "remove",
     "request_cancel",

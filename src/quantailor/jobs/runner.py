@@ -23,6 +23,7 @@ from quantailor.errors import Cancelled, Interrupted, QuantailorError, StoreErro
 from quantailor.jobs.job_control import JobControl, Listener
 from quantailor.jobs.process import this_worker
 from quantailor.jobs.signals import stop_signals
+from quantailor.jobs.turns import Turns
 from quantailor.store import Job, JobState, Store
 
 HEARTBEAT_EVERY_S = 5.0
@@ -39,6 +40,7 @@ def run(
     *,
     listener: Listener | None = None,
     on_stopping: Callable[[], None] | None = None,
+    turns: Turns | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Result:
     """Run a queued job here and return what `work` returns, which must be plain data (it is kept as JSON).
@@ -49,6 +51,7 @@ def run(
         work: does it all, calling the control's `check` and `advance`.
         listener: hears of progress, for a progress bar.
         on_stopping: called at the first stop signal, to say that the work will pause at its next safe point.
+        turns: how to wait for other jobs before; None does not wait.
         clock: seconds that only grow.
 
     Raises:
@@ -57,23 +60,31 @@ def run(
         KeyboardInterrupt: at the second stop signal; the job is resumable.
         Whatever `work` raises; the job is then failed.
     """
-    job = store.jobs.claim(job_id, this_worker())
-    control = JobControl(store, job, listener=listener, clock=clock)
+    control: JobControl | None = None
+    is_stopping = False
 
     def stop() -> None:
-        control.request_stop()
-        if on_stopping is not None:
-            on_stopping()
+        nonlocal is_stopping
+        is_stopping = True
+        if control is not None:
+            control.request_stop()
+            if on_stopping is not None:
+                on_stopping()
 
-    try:
-        with stop_signals(stop), _heartbeat(store, job):
-            result = work(control)
-            control.flush()
-            store.jobs.finish(job.id, job.attempt, "done", result=result)
-            return result
-    except BaseException as error:
-        _leave(store, control, error)
-        raise
+    with stop_signals(stop):
+        job = store.jobs.claim(job_id, this_worker()) if turns is None else turns.claim(store, job_id, lambda: is_stopping)
+        control = JobControl(store, job, listener=listener, clock=clock)
+        if is_stopping:
+            control.request_stop()
+        try:
+            with _heartbeat(store, job):
+                result = work(control)
+                control.flush()
+                store.jobs.finish(job.id, job.attempt, "done", result=result)
+                return result
+        except BaseException as error:
+            _leave(store, control, error)
+            raise
 
 
 def _leave(store: Store, control: JobControl, error: BaseException) -> None:

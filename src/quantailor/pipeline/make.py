@@ -86,6 +86,12 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
     beside: Literal["plain"] | None = None
     """As of `VerifyStep`."""
 
+    @property
+    def takes_turns(self) -> bool:
+        """Whether it may run the model, by its options alone."""
+        computes = self.imatrix in (COMPUTE, AUTO) or (self.rounding == "compensated" and self.covariances == AUTO)
+        return self.verify or self.probed or computes
+
     def check(self, workspace: Workspace) -> None:
         """What can be read without work: texts, names, the plan. Raises QuantailorError."""
         super(MakeStep, self).check(workspace)

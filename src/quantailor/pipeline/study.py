@@ -90,6 +90,11 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
         """The types asked for; all usual ones for none. Raises TypeUnavailableError for an unknown one."""
         return known_types(self.types) if self.types else usual_types()
 
+    @property
+    def takes_turns(self) -> bool:
+        """Whether it runs the model, by its options alone."""
+        return self.imatrix != NONE or self.settings.probe_chunks > 0 or self.rounding == "compensated"
+
     def check(self, workspace: Workspace) -> None:
         """What can be read without work, and that a limit of time finds something to limit. Raises QuantailorError."""
         super(StudyStep, self).check(workspace)

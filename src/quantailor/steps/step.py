@@ -63,6 +63,11 @@ class Step(ABC, Generic[Answer]):
         if "kind" in cls.__dict__:  # a dataclass with slots is made twice, the second time without these options
             _KINDS[cls.kind] = cls
 
+    @property
+    def takes_turns(self) -> bool:
+        """Whether it keeps the machine busy with running a model, so that it waits while another job does."""
+        return self.runs_model
+
     @abstractmethod
     def run(self, workspace: Workspace, stages: Stages) -> Answer:
         """Do it. What an earlier run stored is not done again."""

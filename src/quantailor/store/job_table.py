@@ -129,8 +129,8 @@ class JobTable:
             return self.get(job_id)
 
     def assign(self, job_id: int, worker: Worker) -> None:
-        """Note which process was started for a queued job; nothing where that process has claimed it already."""
-        self._database.change(_ASSIGN, {**asdict(worker), "id": job_id})
+        """Note which process was started for a queued job, and that it lives; nothing where that process has claimed it already."""
+        self._database.change(_ASSIGN, {**asdict(worker), "id": job_id, "now": self._database.now()})
 
     def set_log_path(self, job_id: int, log_path: str) -> None:
         """Say where the worker's output goes."""
@@ -212,7 +212,7 @@ _CLAIM = """
         started = :now, heartbeat = :now, pid = :pid, process_started = :process_started, host = :host
     WHERE id = :id"""
 _ASSIGN = """
-    UPDATE jobs SET pid = :pid, process_started = :process_started, host = :host WHERE id = :id AND state = 'queued'"""
+    UPDATE jobs SET pid = :pid, process_started = :process_started, host = :host, heartbeat = :now WHERE id = :id AND state = 'queued'"""
 _REPORT = """
     UPDATE jobs SET stage = :stage, done = :done, total = :total, message = :message, rate = :rate,
         eta_low_s = :eta_low_s, eta_high_s = :eta_high_s,

@@ -534,7 +534,7 @@ def make(
 
 
 @app.command(hidden=True)
-def worker(job: int, home: options.Home = None) -> None:
+def worker(job: int, home: options.Home = None, now: Annotated[bool, typer.Option("--now")] = False) -> None:
     """Run a queued job; what --detach starts."""
     with Workspace.open(home) as workspace:
-        run_job(workspace, job)
+        run_job(workspace, job, now=now)

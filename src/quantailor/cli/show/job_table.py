@@ -13,11 +13,15 @@ def jobs(reports: list[JobReport]) -> None:
         console().print("No jobs. Long commands make one each; --detach sends them to the background.")
         return
     rows = [
-        (str(job.id), job.kind, job.state, words.percent(job.progress, 0), words.time_left(job.eta_seconds), job.created, job.title)
+        (str(job.id), job.kind, _state(job), words.percent(job.progress, 0), words.time_left(job.eta_seconds), job.created, job.title)
         for job in reports
     ]
     columns = {"id": "right", "kind": "left", "state": "left", "done": "right", "left": "left", "created": "left", "what": "left"}
     console().print(table("Jobs", columns, rows))
+
+
+def _state(job: JobReport) -> str:
+    return job.state if job.waits_for is None else f"waits for job {job.waits_for}"
 
 
 def job(report: JobReport) -> None:
@@ -26,7 +30,7 @@ def job(report: JobReport) -> None:
     stage = f"stage {report.stage_number} of {report.n_stages}, " if report.n_stages and report.state != "done" else ""
     elapsed = "" if report.elapsed_seconds is None else f"after {words.duration(report.elapsed_seconds)}"
     parts = (f"{stage}{words.percent(report.progress, 0)}", elapsed, words.time_left(report.eta_seconds))
-    out.print(f"job {report.id}: {report.kind}, {report.state}, {'  '.join(part for part in parts if part)}")
+    out.print(f"job {report.id}: {report.kind}, {_state(report)}, {'  '.join(part for part in parts if part)}")
     out.print(f"what      {report.title}")
     if report.origin:
         out.print(f"model     {report.origin}")

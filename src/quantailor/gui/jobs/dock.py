@@ -97,7 +97,9 @@ class JobButtons:
         self._job, self._unclaimed = job, unclaimed
         state = "" if job is None else job.state
         self._element.set_visibility(state in ACTIVE or state in STOPPED)
-        self._start.set_visibility(state == "queued" and unclaimed)
+        waits = job is not None and job.waits_for is not None
+        self._start.set_visibility(state == "queued" and (unclaimed or waits))
+        self._start.set_text("Start now" if waits else "Start")
         self._pause.set_visibility(state in ("running", "pausing") or (state == "queued" and not unclaimed))
         self._pause.set_enabled(state != "pausing")
         self._pause.set_text("Pausing" if state == "pausing" else "Pause")
@@ -112,7 +114,7 @@ class JobButtons:
             await run.io_bound(action, workspace(), self._job.id)
 
     async def _do_start(self) -> None:
-        await self._do(start_detached)
+        await self._do(partial(start_detached, now=self._job is not None and self._job.waits_for is not None))
 
     async def _do_pause(self) -> None:
         await self._do(pause_job)
@@ -246,7 +248,8 @@ class _Dock:
         with self._menu:
             for place in others:
                 job = place.job
-                ui.menu_item(f"{job.kind} {job.title}: {_MARKS.get(job.state, job.state)}", lambda job_id=job.id: self._pick(job_id))
+                mark = _MARKS.get(job.state, job.state) if job.waits_for is None else f"waiting for job {job.waits_for}"
+                ui.menu_item(f"{job.kind} {job.title}: {mark}", lambda job_id=job.id: self._pick(job_id))
 
     def _pick(self, job_id: int) -> None:
         self._picked = job_id
@@ -280,6 +283,8 @@ def _is_news(place: JobPlace) -> bool:
 
 def _headline(job: JobReport, place: JobPlace | None) -> str:
     what = f"{job.kind.capitalize()} {job.title}"
+    if job.waits_for is not None:
+        return f"{what} waits for job {job.waits_for}"
     if job.state == "queued":
         return f"{what} waits to be started" if place is not None and place.is_unclaimed else f"{what} starts"
     ends = {"paused": "is paused", "interrupted": "was interrupted", "failed": "failed", "done": "is done", "cancelling": "is cancelling"}
@@ -292,6 +297,8 @@ def _under(job: JobReport) -> str:
         return job.error or ""
     if job.state == "interrupted":
         return "Its process has ended. It goes on where it stopped."
+    if job.waits_for is not None:
+        return "It starts when that ends: one job at a time runs a model."
     if job.state == "done":
         return f"after {span(job.elapsed_seconds, job.elapsed_seconds)}" if job.elapsed_seconds is not None else ""
     return told_stage(job)

@@ -72,7 +72,8 @@ class JobCard:
         self._title.set_text(f"{self._label} {job.title}")
         self._bar.set_value(round(job.progress, 3))
         self._share.set_text(percent(job.progress, 0))
-        self._doing.set_text(job.message if job.state == "running" else job.state)
+        waiting = "" if job.waits_for is None else f"waits for job {job.waits_for}"
+        self._doing.set_text(waiting or (job.message if job.state == "running" else job.state))
         self._time.set_text(told_time(job) if is_active else "")
         self._close.set_visibility(not is_active)
         self._problem.set_visibility(not is_active and job.state != "done")

@@ -234,7 +234,7 @@ def state_of(found: MeasurementMap, *, has_cells: bool) -> str:
 
 def _doing(job: JobReport) -> str:
     if job.state == "queued":
-        return "Waiting to start."
+        return "Waiting to start." if job.waits_for is None else f"Waiting for job {job.waits_for} to end."
     stage = STAGES.get(job.stage, job.stage.capitalize())
     doing = {"running": stage or "Starting", "pausing": "Pausing", "cancelling": "Cancelling"}.get(job.state)
     if doing is None:
