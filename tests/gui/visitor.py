@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 # NiceGUI reads this when it is imported: its storage would else go to the working directory.
 os.environ.setdefault("NICEGUI_STORAGE_PATH", str(Path(tempfile.gettempdir()) / "quantailor-tests-nicegui"))
 
+import httpx
 from browser import WAIT_SECONDS
 from nicegui import Client, events, helpers, ui
 from nicegui.elements.choice_element import ChoiceElement
@@ -76,6 +77,10 @@ class Visitor:
 
         client.outbox._emit = listening  # type: ignore[method-assign]
         return client
+
+    def fetch(self, path: str, *, accept: str) -> httpx.Response:
+        """What the server answers to a request."""
+        return self._loop.run_until_complete(self._user.http_client.get(path, headers={"accept": accept}))
 
     def reload(self) -> None:
         """Open the present page again."""

@@ -14,7 +14,8 @@ from quantailor.errors import QuantailorError
 from quantailor.gui import theme
 from quantailor.gui.context import outside
 from quantailor.gui.jobs.dock import dock
-from quantailor.gui.widgets import box, error_note, heading, text
+from quantailor.gui.widgets import box, empty, error_note, heading, note, primary, text
+from quantailor.present.words import plural
 
 Read = TypeVar("Read")
 _THEME_SCRIPT = f"""
@@ -87,6 +88,14 @@ def frame(
         dock()
 
 
+def not_found(path: str) -> None:
+    """The page of an address that none of ours has."""
+    with frame("", "No such page"), box("qt-stack"):
+        note(f"There is nothing at {path}. The address may be mistyped, or of a newer version.", "warn")
+        with box("qt-row"):
+            primary("To the projects", lambda: ui.navigate.to("/"), icon="apps")
+
+
 async def opened(screen: str, read: Callable[[], Read]) -> Read | None:
     """What a thread reads for a screen; None where it cannot be read, and then a page that says why is built."""
     try:
@@ -106,20 +115,20 @@ def _rail(screen: str, project: ProjectReport | None) -> None:
             for number, step in enumerate(STEPS, start=1):
                 _entry(step.label, address(project, step.key), "✓" if step.key in done else str(number), current=screen == step.key)
             if project.is_moe:
-                _entry("Experts", address(project, "experts"), "·", current=screen == "experts")
+                _entry("Experts", address(project, "experts"), "hub", current=screen == "experts")
         else:
-            _entry("Projects", "/", "·", current=screen == "home")
-            _entry("Open a model", "/open", "+", current=screen == "model")
+            _entry("Projects", "/", "apps", current=screen == "home")
+            _entry("Open a model", "/open", "add", current=screen == "model")
         with box("qt-rail-foot"):
-            _entry("Compare models", "/compare", "·", current=screen == "compare")
+            _entry("Compare models", "/compare", "compare_arrows", current=screen == "compare")
             _theme_toggle()
 
 
 def done_steps(project: ProjectReport) -> set[str]:
-    """The steps that a project has results of."""
+    """The steps that a project has results of; the structure, which leaves none, counts once somebody has gone on from it."""
     found = {
         "model": True,
-        "structure": True,
+        "structure": project.n_cells > 0,
         "measure": project.n_cells > 0,
         "choose": project.n_strategies > 0,
         "build": project.n_builds > 0,
@@ -128,12 +137,39 @@ def done_steps(project: ProjectReport) -> set[str]:
     return {key for key, is_done in found.items() if is_done}
 
 
+def results_of(project: ProjectReport) -> list[str]:
+    """What was made of a model, in words: ["1 strategy", "2 built files"]."""
+    kept = ((project.n_strategies, "strategy"), (project.n_builds, "built file"), (project.n_verdicts, "verdict"))
+    return [plural(number, what) for number, what in kept if number]
+
+
+def without_base(project: ProjectReport, use: str) -> None:
+    """What a screen says that works on the 16-bit base, where there is none; `use` is what it does with one, as a sentence's end."""
+    if project.source:
+        empty(
+            "There is no GGUF base yet",
+            f"Measuring converts the model first. Then {use}.",
+            action="Measure",
+            target=address(project, "measure"),
+        )
+    else:
+        empty("The model's file is gone", "Open it again from where it is now.", action="Open a model", target="/open")
+
+
+def next_step(project: ProjectReport) -> Stage:
+    """The step to go on with: the first without results, and Verify where there is none."""
+    done = {"structure", *done_steps(project)}
+    return next((step for step in STEPS if step.key not in done), STEPS[-1])
+
+
 def _entry(label: str, target: str, mark: str, *, current: bool) -> None:
+    """`mark` is a number, a tick, or an icon's name."""
     link = ui.link(target=target).classes("qt-step" + (" qt-done" if mark == "✓" else ""))
     if current:
         link.props('aria-current="page"')
     with link:
-        ui.label(mark).classes("qt-mark").props('aria-hidden="true"')
+        sign = ui.label(mark) if mark == "✓" or mark.isdecimal() else ui.icon(mark, size="16px")
+        sign.classes("qt-mark").props('aria-hidden="true"')
         ui.label(label)
 
 

@@ -118,9 +118,9 @@ def _known(item: ProjectReport) -> str:
         plural(item.n_cells, "cell"): item.n_cells,
         "probes": item.is_probed,
         plural(item.n_strategies, "strategy"): item.n_strategies,
-        f"{item.n_builds} built files": item.n_builds,
+        plural(item.n_builds, "built file"): item.n_builds,
         plural(item.n_verdicts, "verdict"): item.n_verdicts,
-        f"{len(item.active_jobs)} jobs": item.active_jobs,
+        plural(len(item.active_jobs), "job"): item.active_jobs,
     }
     return ", ".join(text for text, there in parts.items() if there) or "nothing yet"
 

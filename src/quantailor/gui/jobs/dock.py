@@ -6,6 +6,7 @@ It asks the store by itself once a second, so that it shows any job, whoever sta
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -28,7 +29,7 @@ from quantailor.app.jobs import (
 from quantailor.app.steps import kinds
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import workspace
-from quantailor.gui.widgets import box, heading, icon_button, primary, quiet, tell_error, text, told
+from quantailor.gui.widgets import box, heading, icon_button, named, primary, quiet, tell_error, text, told
 from quantailor.present.words import percent, rate, span
 
 POLL_SECONDS = 1.0
@@ -49,12 +50,13 @@ def dock() -> None:
 
 
 def newest(jobs: list[JobReport]) -> JobReport | None:
-    """The job to show: one that runs, else the first that waits, else the last one if it was stopped and can go on."""
+    """The job to show: one that runs, else the first that waits, else the last that was stopped and can go on, else the last failure."""
     running = [job for job in jobs if job.state in ACTIVE and job.state != "queued"]
     waiting = [job for job in jobs if job.state == "queued"]
     if running or waiting:
         return (running or waiting)[-1]
-    return jobs[0] if jobs and jobs[0].state in STOPPED else None
+    stopped = [job for job in jobs if job.state in STOPPED]
+    return next((job for job in stopped if job.state != "failed"), next(iter(stopped), None))
 
 
 def told_time(job: JobReport) -> str:
@@ -89,7 +91,7 @@ class JobButtons:
             self._resume = quiet("Resume", told(self._do_resume), icon="play_arrow").props("dense")
             self._again = quiet("Try again", told(self._do_resume), icon="refresh").props("dense")
             self._dismiss = quiet("Dismiss", told(self._do_dismiss)).props("dense")
-            self._cancel = icon_button("close", "Cancel the job", self._ask)
+            self._cancel = named(quiet("Cancel", self._ask, icon="stop").props("dense"), "Cancel the job")
         self.show(None)
 
     def show(self, job: JobReport | None, *, unclaimed: bool = False) -> None:
@@ -201,9 +203,9 @@ class _Dock:
         if picked is not None and (_is_open(picked) or _is_news(picked)):
             return picked
         best = newest([place.job for place in places])
-        if best is not None:
-            return by_id[best.id]
-        return places[0] if places and _is_news(places[0]) else None
+        if places and _is_news(places[0]) and (best is None or best.state in STOPPED):
+            return places[0]
+        return None if best is None else by_id[best.id]
 
     def _show_place(self, place: JobPlace | None) -> None:
         job = None if place is None else place.job
@@ -240,10 +242,8 @@ class _Dock:
         if seen == self._menu_seen:
             return
         self._menu_seen = seen
-        waiting = sum(place.job.state == "queued" for place in others)
-        stopped = len(others) - waiting
-        words = [f"+{number} {what}" for number, what in ((waiting, "waiting"), (stopped, "more")) if number]
-        self._others.set_text(", ".join(words))
+        states = Counter(_MARKS.get(place.job.state, place.job.state) for place in others)
+        self._others.set_text(", ".join(f"+{number} {state}" for state, number in states.items()))
         self._menu.clear()
         with self._menu:
             for place in others:

@@ -110,9 +110,13 @@ def _compared(pair: tuple[ProjectReport, ProjectReport], outputs: Sequence[Path]
 
 def _too_few(projects: Sequence[ProjectReport], with_probes: Sequence[ProjectReport]) -> None:
     there = f"{with_probes[0].name} is probed; one more is needed." if with_probes else "None is probed yet."
-    unprobed = next((project for project in projects if project not in with_probes), None)
     advice = f"This screen sets the sensitivity profiles of two probed models side by side. {there}"
-    if unprobed is None:
+    gone = next((project for project in projects if project.is_probed and project.base is None), None)
+    unprobed = next((project for project in projects if not project.is_probed), None)
+    if gone is not None:
+        where = f"{gone.name} is probed, but its base is gone: open it again from where it is now."
+        empty("Two models to compare", f"{advice} {where}", action="Open a model", target="/open")
+    elif unprobed is None:
         empty("Two models to compare", f"{advice} Open another model and measure it.", action="Open a model", target="/open")
     else:
         goal = address(unprobed, "measure")

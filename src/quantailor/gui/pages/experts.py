@@ -16,7 +16,7 @@ from quantailor.errors import ImatrixError, QuantailorError, UnsupportedModelErr
 from quantailor.gui import theme
 from quantailor.gui.context import workspace
 from quantailor.gui.elements.heat import HeatScale, heat_legend, heat_table
-from quantailor.gui.frame import address, frame, opened
+from quantailor.gui.frame import address, frame, opened, without_base
 from quantailor.gui.widgets import Stat, box, card, empty, error_note, named, note, table, text
 from quantailor.present.charts import echarts
 from quantailor.present.charts.colours import LogScale
@@ -54,10 +54,10 @@ async def _fill(place: ui.element, project: ProjectReport) -> None:
 
 
 async def _found(project: ProjectReport) -> Callable[[], None]:
+    if not project.is_moe:
+        return functools.partial(_dense, project)
     if project.base is None:
-        return functools.partial(
-            empty, "Its file is gone", "Open the model again to see its experts.", action="Open a model", target="/open"
-        )
+        return functools.partial(without_base, project, "its experts can be seen")
     try:
         report = await run.io_bound(experts_module.experts, workspace(), Path(project.base))
     except UnsupportedModelError:

@@ -6,7 +6,7 @@ from nicegui import run, ui
 
 from quantailor.app.library.projects import ProjectReport, list_projects
 from quantailor.gui.context import workspace
-from quantailor.gui.frame import STEPS, address, done_steps, frame
+from quantailor.gui.frame import address, frame, next_step, results_of
 from quantailor.gui.widgets import box, card, empty, primary, quiet, text
 from quantailor.present.words import count, plural, size
 
@@ -45,17 +45,11 @@ def _project(project: ProjectReport) -> None:
     with card(classes="qt-project"), box("qt-row qt-spread"):
         with box("qt-grow"):
             with box("qt-row"):
-                ui.link(project.name, address(project, step)).classes("qt-project-name")
+                ui.link(project.name, address(project, step.key)).classes("qt-project-name")
                 text(f"{project.architecture} · {count(project.n_parameters)} weights · {size(project.size_bytes)}", "qt-muted qt-small")
             text(told(project), "qt-small qt-muted")
             text(project.base or project.source or "its file is gone", "qt-mono qt-small qt-muted qt-ellipsis")
-        quiet(f"Continue: {_label(step)}", lambda: ui.navigate.to(address(project, step)), icon="arrow_forward")
-
-
-def next_step(project: ProjectReport) -> str:
-    """The first step that has no result yet."""
-    done = done_steps(project)
-    return next((step.key for step in STEPS if step.key not in done), "verify")
+        quiet(f"Continue: {step.label}", lambda: ui.navigate.to(address(project, step.key)), icon="arrow_forward")
 
 
 def told(project: ProjectReport) -> str:
@@ -65,11 +59,5 @@ def told(project: ProjectReport) -> str:
         parts.append("a job runs or waits")
     if project.n_cells:
         parts.append(f"{plural(project.n_cells, 'cell')} measured" + (", probed" if project.is_probed else ""))
-    for number, what in ((project.n_strategies, "strategies"), (project.n_builds, "built files"), (project.n_verdicts, "verdicts")):
-        if number:
-            parts.append(f"{number} {what}")
+    parts += results_of(project)
     return ", ".join(parts) or "not measured yet"
-
-
-def _label(key: str) -> str:
-    return next(step.label for step in STEPS if step.key == key)

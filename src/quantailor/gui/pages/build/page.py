@@ -29,11 +29,11 @@ from quantailor.app.products.card import suggested_file_name
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, show_address, workspace
 from quantailor.gui.desks import desk_of_draft
-from quantailor.gui.frame import address, frame, opened
+from quantailor.gui.frame import address, frame, opened, without_base
 from quantailor.gui.jobs.job_card import JobCard, unfinished
 from quantailor.gui.pages.build.parts import STRATEGY_KINDS, BuiltList, CheckCard, DiffCard
 from quantailor.gui.picker import path_input, pick
-from quantailor.gui.widgets import Stat, box, card, chip, copy_line, empty, named, note, primary, quiet, text, told
+from quantailor.gui.widgets import Stat, box, card, chip, copy_line, named, note, primary, quiet, text, told
 from quantailor.present import words
 from quantailor.present.words import figure, interval, kld, size
 from quantailor.records import Prediction, Strategy
@@ -55,21 +55,12 @@ async def build(fingerprint: str) -> None:
         return
     with frame("build", "Build", project=project, subtitle="the file that a strategy describes"):
         if project.base is None:
-            _without_base(project)
+            without_base(project, "it can be built from")
             return
         choices = await run.io_bound(list_choices, workspace(), project.fingerprint) or []
         wanted = _asked_for()
         screen = _Screen(project, Path(project.base), choices, wanted)
         screen.build()
-
-
-def _without_base(project: ProjectReport) -> None:
-    empty(
-        "There is no GGUF base yet" if project.source else "The model's file is gone",
-        "Measuring converts the model first. Then it can be built from." if project.source else "Open it again from where it is now.",
-        action="Measure" if project.source else "Open a model",
-        target=address(project, "measure") if project.source else "/open",
-    )
 
 
 def _asked_for() -> StrategyChoice | None:

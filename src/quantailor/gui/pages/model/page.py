@@ -17,7 +17,7 @@ from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, show_address, workspace
 from quantailor.gui.elements.disk_bar import disk_bar
 from quantailor.gui.elements.home_disk import home_disk
-from quantailor.gui.frame import STEPS, address, done_steps, frame, opened
+from quantailor.gui.frame import address, frame, next_step, opened, results_of
 from quantailor.gui.pages.model.conversion import conversion_form, offered_conversion
 from quantailor.gui.pages.model.hub import HubCard
 from quantailor.gui.picker import MODEL, pick
@@ -220,8 +220,7 @@ def _group(files: Sequence[ModelFile], caption: str) -> None:
 
 
 def _next(project: ProjectReport) -> None:
-    done = done_steps(project)
-    following = next((step for step in STEPS if step.key not in done), STEPS[-1])
+    following = next_step(project)
     with card("Next"), box("qt-stack"):
         with box("qt-stack qt-m-lines"):
             for line in _results(project):
@@ -240,8 +239,7 @@ def _results(project: ProjectReport) -> list[str]:
         lines.append("Nothing is measured yet. Measuring finds what each type costs in every tensor.")
     if project.has_imatrix:
         lines.append(f"It has an importance matrix{' and the covariances of its inputs' if project.has_covariances else ''}.")
-    kept = ((project.n_strategies, "strategies"), (project.n_builds, "built files"), (project.n_verdicts, "verdicts"))
-    there = [f"{number} {what}" for number, what in kept if number]
+    there = results_of(project)
     return [*lines, f"{', '.join(there)}."] if there else lines
 
 

@@ -14,7 +14,7 @@ from quantailor.app.products.builds import BuiltFile, list_builds
 from quantailor.app.products.verdicts import StoredVerdict, list_verdicts
 from quantailor.errors import StoreError
 from quantailor.gui.context import show_address, workspace
-from quantailor.gui.frame import address, frame, opened
+from quantailor.gui.frame import address, frame, opened, without_base
 from quantailor.gui.jobs.job_card import JobCard, unfinished
 from quantailor.gui.pages.verify.parts import CardCard, VerdictCards, VerifyForm, verdict_words
 from quantailor.gui.widgets import box, empty, error_note, quiet, told
@@ -36,7 +36,10 @@ async def verify(fingerprint: str, verdict: str = "", built: str = "") -> None:
     with frame("verify", "Verify", project=project, subtitle="measured on text that nothing has seen"):
         verdicts = await run.io_bound(list_verdicts, workspace(), project.fingerprint) or []
         builds = await run.io_bound(list_builds, workspace(), project.fingerprint) or []
-        if project.base is None or not (verdicts or builds):
+        if project.base is None:
+            without_base(project, "built files can be compared with it")
+            return
+        if not (verdicts or builds):
             _nothing(project)
             return
         screen = _Screen(project, Path(project.base), verdicts, builds)
@@ -49,14 +52,11 @@ async def verify(fingerprint: str, verdict: str = "", built: str = "") -> None:
 
 
 def _nothing(project: ProjectReport) -> None:
-    is_there = project.base is not None
     empty(
-        "Nothing to verify yet" if is_there else "There is no GGUF base to compare with",
-        "Build a file first. Here it is measured beside llama.cpp's presets, to see whether it is better."
-        if is_there
-        else "Open the model again from where it is now.",
-        action="Build" if is_there else "Open a model",
-        target=address(project, "build") if is_there else "/open",
+        "Nothing to verify yet",
+        "Build a file first. Here it is measured beside llama.cpp's presets, to see whether it is better.",
+        action="Build",
+        target=address(project, "build"),
     )
 
 
