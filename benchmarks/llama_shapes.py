@@ -80,20 +80,22 @@ def write_shape(path: Path, name: str, type_name: str, vocabulary: ModelSource, 
 
 def _metadata(name: str, shape: Shape, of: Mapping[str, MetadataValue]) -> dict[str, MetadataValue]:
     head = shape.n_hidden // shape.n_heads
-    sizes = {"block_count": shape.n_layers, "embedding_length": shape.n_hidden, "feed_forward_length": shape.n_inner}
-    sizes |= {"attention.head_count": shape.n_heads, "attention.head_count_kv": shape.n_heads_kv, "vocab_size": shape.n_vocab}
+    sizes = {"context_length": 8192, "block_count": shape.n_layers, "embedding_length": shape.n_hidden}
+    sizes |= {"feed_forward_length": shape.n_inner, "vocab_size": shape.n_vocab}
+    sizes |= {"attention.head_count": shape.n_heads, "attention.head_count_kv": shape.n_heads_kv}
     sizes |= dict.fromkeys(("attention.key_length", "attention.value_length", "rope.dimension_count"), head)
-    changed = {f"llama.{key}": replace(of[f"llama.{key}"], value=value) for key, value in sizes.items()}
+    found = {"general.architecture": MetadataValue("string", "llama"), "general.name": MetadataValue("string", f"Llama shapes, {name}")}
+    found |= {f"llama.{key}": MetadataValue("uint32", value) for key, value in sizes.items()}
+    found |= {"llama.rope.freq_base": MetadataValue("float32", 500_000.0)}
+    found |= {"llama.attention.layer_norm_rms_epsilon": MetadataValue("float32", 1e-5)}
+    found |= {key: value for key, value in of.items() if key.startswith("tokenizer.")}
     missing = shape.n_vocab - len(_values(of["tokenizer.ggml.tokens"]))
     fillers: dict[str, tuple[bool | int | float | str, ...]] = {
-        "tokens": tuple(f"<unused{index}>" for index in range(missing)),
-        "scores": (0.0,) * missing,
-        "token_type": (UNUSED_TOKEN,) * missing,
+        "tokenizer.ggml.tokens": tuple(f"<unused{index}>" for index in range(missing)),
+        "tokenizer.ggml.scores": (0.0,) * missing,
+        "tokenizer.ggml.token_type": (UNUSED_TOKEN,) * missing,
     }
-    for key, filler in fillers.items():
-        entry = of[f"tokenizer.ggml.{key}"]
-        changed[f"tokenizer.ggml.{key}"] = replace(entry, value=_values(entry) + filler)
-    return {**of, **changed, "general.name": MetadataValue("string", f"Llama shapes, {name}")}
+    return found | {key: replace(of[key], value=_values(of[key]) + filler) for key, filler in fillers.items() if key in of}
 
 
 def _values(entry: MetadataValue) -> tuple[bool | int | float | str, ...]:

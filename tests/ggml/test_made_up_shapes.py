@@ -14,9 +14,11 @@ from quantailor.models.opening import open_model
 TINY = Shape(n_layers=2, n_hidden=256, n_inner=512, n_heads=4, n_heads_kv=2, n_vocab=4200)
 
 
-@pytest.mark.parametrize("type_name", ["BF16", "Q8_0"])
-def test_a_made_up_model_runs_with_the_vocabulary_of_another(books_llama_base: Path, tmp_path: Path, type_name: str) -> None:
-    vocabulary = open_model(books_llama_base)
+@pytest.mark.parametrize(("of", "type_name"), [("books_llama_base", "BF16"), ("books_moe_base", "Q8_0")])
+def test_a_made_up_model_runs_with_the_vocabulary_of_another(
+    of: str, type_name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    vocabulary = open_model(request.getfixturevalue(of))
     path = write_shape(tmp_path / "tiny.gguf", "tiny", type_name, vocabulary, shape=TINY)
     vocabulary.close()
     with LoadedModel(path, n_ctx=64, n_threads=1) as model:
