@@ -71,7 +71,7 @@ def score(setting: Setting, base: Path, files: list[Built], n_chunks: int) -> No
     """Score all files and presets in one go, so that `verify` finds every chunk scored and the base runs once."""
     with Workspace.open(setting.home) as workspace, workspace.model(base) as model:
         store, corpus = workspace.store, load_corpus(base, setting.heldout)
-        imatrix = workspace.default_imatrix(model.fingerprint)
+        imatrix = workspace.imatrices.default(model.fingerprint)
         candidates = {f"ours at {item.preset}": item.file for item in files}
         for item in files:
             candidates[item.preset] = reference(workspace, model, item.preset, imatrix)

@@ -72,7 +72,7 @@ class Probed:
 def probed(setting: Setting, base: Path) -> Iterator[Probed]:
     """Open the home and the model after `prepare`."""
     with Workspace.open(setting.home) as workspace, workspace.model(base) as model:
-        imatrix = workspace.default_imatrix(model.fingerprint)
+        imatrix = workspace.imatrices.default(model.fingerprint)
         found = measured(workspace, model, AUTO)
         known = load_knowledge(workspace, model, found.key, found.cells)
         assert known is not None

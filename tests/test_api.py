@@ -96,8 +96,8 @@ def test_a_make_opens_its_model_at_most_four_times_and_identifies_it_once(
         identified[Path(source.location).name] += 1
         return identify(source, control=control)
 
-    monkeypatch.setattr("quantailor.session.open_model", counted_open)
-    monkeypatch.setattr("quantailor.session.identify", counted_identify)
+    monkeypatch.setattr("quantailor.session.workspace.open_model", counted_open)
+    monkeypatch.setattr("quantailor.session.workspace.identify", counted_identify)
     step = MakeStep(
         model=str(books_llama_dir),
         output=str(tmp_path / "out"),

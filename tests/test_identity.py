@@ -261,7 +261,7 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         read.append(source.location)
         return identity.identify(source, control=control)
 
-    monkeypatch.setattr("quantailor.session.identify", counted)
+    monkeypatch.setattr("quantailor.session.workspace.identify", counted)
     monkeypatch.setattr("quantailor.files._TICK_S", 0.0)
     return read
 
@@ -319,7 +319,7 @@ def test_a_file_that_changes_while_it_is_read_has_no_identity(base: Path, tmp_pa
             stream.write(b"\1")
         return found
 
-    monkeypatch.setattr("quantailor.session.identify", meanwhile)
+    monkeypatch.setattr("quantailor.session.workspace.identify", meanwhile)
     with (
         Workspace.open(tmp_path / "home") as workspace,
         pytest.raises(ModelError, match=r"copy.gguf changed while it was read\. Try again"),
@@ -330,7 +330,7 @@ def test_a_file_that_changes_while_it_is_read_has_no_identity(base: Path, tmp_pa
 def test_reading_a_large_model_is_a_stage_that_can_be_paused(
     quantailor: Command, base: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantailor.session.SHOWN_BYTES", 0)
+    monkeypatch.setattr("quantailor.session.workspace.SHOWN_BYTES", 0)
     monkeypatch.setattr("quantailor.jobs.job_control.SHOW_EVERY_S", 0.0)
     step = ImatrixStep(base=str(base), text=str(text), n_ctx=N_CTX, chunks=1, compute=ONE_THREAD)
     seen: list[Progress] = []
@@ -341,7 +341,7 @@ def test_reading_a_large_model_is_a_stage_that_can_be_paused(
             run_job(workspace, job, seen.append)
         assert workspace.store.jobs.get(job).state == "paused"
         monkeypatch.undo()
-        monkeypatch.setattr("quantailor.session.SHOWN_BYTES", 0)
+        monkeypatch.setattr("quantailor.session.workspace.SHOWN_BYTES", 0)
         monkeypatch.setattr("quantailor.jobs.job_control.SHOW_EVERY_S", 0.0)
         run_job(workspace, submit(workspace, step), seen.append)
     read = [report for report in seen if report.stage == "identify"]
@@ -544,7 +544,7 @@ def test_a_command_shows_how_far_reading_a_large_model_is(
 ) -> None:
     words = ("plan", base, "--bpw", 5, "-o", tmp_path / "s.yaml", "--home", tmp_path / "home")
     for shown in (0, 1 << 40):
-        monkeypatch.setattr("quantailor.session.SHOWN_BYTES", shown)
+        monkeypatch.setattr("quantailor.session.workspace.SHOWN_BYTES", shown)
         monkeypatch.setattr("quantailor.app.jobs.SHOWN_BYTES", shown)
         (tmp_path / "home" / "quantailor.db").unlink(missing_ok=True)
         answer = quantailor(*words)

@@ -44,7 +44,7 @@ def imatrix(model: OpenedModel, seed: int) -> Imatrix:
 def matrix(workspace: Workspace, model: OpenedModel, seed: int) -> str:
     """Keep an importance matrix as the model's newest; its fingerprint."""
     made = imatrix(model, seed)
-    workspace.keep_imatrix(model.fingerprint, made, imported=True)
+    workspace.imatrices.keep(model.fingerprint, made, imported=True)
     return made.fingerprint
 
 

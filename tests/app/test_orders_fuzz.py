@@ -139,7 +139,7 @@ class Trial:
             facts = dict(self.facts.get(_content(path), []))
             with Workspace.open(fresh) as workspace, workspace.model(path) as model:
                 for seed in self.matrices.get(_content(path), []):
-                    workspace.keep_imatrix(model.fingerprint, made_up.imatrix(model, seed), imported=True)
+                    workspace.imatrices.keep(model.fingerprint, made_up.imatrix(model, seed), imported=True)
                 for name in sorted(facts):
                     facts[name](workspace, model)
             for words in ((), ("--imatrix", "none")):

@@ -65,7 +65,7 @@ def test_calibrate_needs_what_its_sums_and_its_file_take(
         assert 8 * MIB < sums < 40 * MIB
         run_job(workspace, submit(workspace, step))
         with workspace.model(base) as model:
-            covariances = workspace.default_covariances(model.fingerprint)
+            covariances = workspace.covariances.default(model.fingerprint)
         assert covariances is not None
         size = covariances.size_bytes
         assert size < sum(n_bytes for _, n_bytes in told.disk) < 10 * size

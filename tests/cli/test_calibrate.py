@@ -55,13 +55,13 @@ def test_covariances_are_chosen_like_importance_matrices(run: Command, small_bas
     out = tmp_path / "out.gguf"
     one = run("calibrate", small_base, "-f", text, *FEW, "-o", out, "--json").result
     with Workspace.open(tmp_path / "other home") as workspace, workspace.model(small_base) as model:
-        assert workspace.choose_covariances(model, "auto") is None
-        assert workspace.choose_covariances(model, "none") is None
-        taken = workspace.choose_covariances(model, str(out))
-        newest = workspace.choose_covariances(model, "auto")
+        assert workspace.covariances.choose(model, "auto") is None
+        assert workspace.covariances.choose(model, "none") is None
+        taken = workspace.covariances.choose(model, str(out))
+        newest = workspace.covariances.choose(model, "auto")
         assert taken is not None
         assert newest is not None
-        assert taken.path == newest.path == workspace.covariances_path(model.fingerprint, one["fingerprint"])
+        assert taken.path == newest.path == workspace.covariances.path(model.fingerprint, one["fingerprint"])
         assert [record.origin for record in workspace.store.covariances(model.fingerprint)] == ["imported"]
         listed = clean(workspace, kinds=["covariances"], remove=True)
     assert [item.stays for item in listed.items if item.kind == "covariances"] == ["imported: they cannot be computed again"]
@@ -75,10 +75,10 @@ def test_a_later_trial_does_not_replace_what_saw_more(run: Command, small_base: 
         run("calibrate", small_base, "-f", text, *FEW[2:], "--chunks", n_chunks, "--json").result["fingerprint"] for n_chunks in (2, 3, 1)
     ]
     with Workspace.open(tmp_path / "home") as workspace, workspace.model(small_base) as model:
-        chosen = workspace.choose_covariances(model, "auto")
+        chosen = workspace.covariances.choose(model, "auto")
         assert chosen is not None
         assert chosen.fingerprint == found[1]
-        again = workspace.choose_covariances(model, str(workspace.covariances_path(model.fingerprint, found[2])))
+        again = workspace.covariances.choose(model, str(workspace.covariances.path(model.fingerprint, found[2])))
         assert again is not None
         assert again.fingerprint == found[2]
 
@@ -90,7 +90,7 @@ def test_covariances_of_another_model_are_refused(
     run("calibrate", small_base, "-f", text, *FEW, "-o", out)
     with Workspace.open(tmp_path / "home") as workspace, workspace.model(books_llama_base) as model:
         with pytest.raises(CovarianceError, match=r"out\.gguf holds covariances of model .*Compute them for this model"):
-            workspace.choose_covariances(model, str(out))
+            workspace.covariances.choose(model, str(out))
         # A file that says that it is of this model, and is not.
         with CovarianceFile(out) as file, pytest.raises(CovarianceError, match="which needs 1 x 256"):
             file.of(model.source.tensor("output.weight"))
@@ -110,7 +110,7 @@ def test_a_file_that_was_damaged_in_the_home_is_told_of(run: Command, small_base
     data[-50] ^= 4
     path.write_bytes(data)
     with Workspace.open(tmp_path / "home") as workspace, workspace.model(small_base) as model:
-        taken = workspace.choose_covariances(model, str(copy))
+        taken = workspace.covariances.choose(model, str(copy))
         assert taken is not None
         assert path.read_bytes() == whole
         source = GGUFSource(small_base)

@@ -57,7 +57,7 @@ def many_types(base: Path, home: Path, output: Path) -> tuple[Path, dict[str, st
     kept_name = next(tensor.name for tensor in choices if tensor.role == "attn_k")
     chosen = [TensorChoice(tensor.name, tensor.type_name if tensor.name == kept_name else next(kinds), "") for tensor in choices]
     with Workspace.open(home) as workspace, workspace.model(base) as model:
-        matrix = workspace.default_imatrix(model.fingerprint)
+        matrix = workspace.imatrices.default(model.fingerprint)
         assert matrix is not None
         needy = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"}
         kept = [

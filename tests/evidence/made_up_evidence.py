@@ -95,9 +95,8 @@ class MadeUpModel:
             for name, error in self.errors[tensor.name].items()
         ]
         source.tensor = {tensor.name: tensor for tensor in self.tensors}.__getitem__
-        workspace = SimpleNamespace(store=store, home=Home(Path("home")), stored_imatrices=lambda model: [])
-        workspace.imatrix_path = lambda model, imatrix: Path(imatrix)
-        workspace.intact_imatrix = lambda model, imatrix: None
+        imatrices = SimpleNamespace(stored=lambda model: [], path=lambda model, imatrix: Path(imatrix), intact=lambda model, imatrix: None)
+        workspace = SimpleNamespace(store=store, home=Home(Path("home")), imatrices=imatrices)
         model = SimpleNamespace(fingerprint="model", source=source)
         found = load_knowledge(
             cast("Workspace", workspace), cast("OpenedModel", model), MeasurementKey("model", "imatrix"), cells, evidence=key

@@ -17,7 +17,8 @@ from quantailor import jobs
 from quantailor.costs.needs import shortfalls
 from quantailor.errors import JobError, QuantailorError, ResourceError
 from quantailor.jobs import Job, JobControl, Listener, Progress, Turns, job_ahead, reconcile
-from quantailor.session import SHOWN_BYTES, Workspace
+from quantailor.session import Workspace
+from quantailor.session.workspace import SHOWN_BYTES
 from quantailor.steps.hub.download import with_model_here
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import ModelStep, Step, StepResult, from_json, to_json, unit_of

@@ -192,12 +192,12 @@ def command_line(workspace: Workspace, *arguments: object) -> str:
 
 def imatrix_option(workspace: Workspace, model: OpenedModel, imatrix: str) -> tuple[str, ...]:
     """What a command must say to use that importance matrix (by fingerprint, or "")."""
-    records = workspace.stored_imatrices(model.fingerprint)
+    records = workspace.imatrices.stored(model.fingerprint)
     if not imatrix:
         return ("--imatrix", "none") if records else ()
     if records and records[0].fingerprint == imatrix:
         return ()
-    return ("--imatrix", str(workspace.imatrix_path(model.fingerprint, imatrix)))
+    return ("--imatrix", str(workspace.imatrices.path(model.fingerprint, imatrix)))
 
 
 def rounding_option(workspace: Workspace, model: OpenedModel, rounding: str) -> tuple[str, ...]:
@@ -206,10 +206,10 @@ def rounding_option(workspace: Workspace, model: OpenedModel, rounding: str) -> 
     Covariances are named where they are not the model's own.
     """
     version, _, covariances = rounding.partition(":")
-    own = workspace.stored_covariances(model.fingerprint)[:1] if covariances else []
+    own = workspace.covariances.stored(model.fingerprint)[:1] if covariances else []
     named: tuple[str, ...] = ()
     if covariances and not any(record.fingerprint.startswith(covariances) for record in own):
-        named = ("--covariances", str(workspace.covariances_path(model.fingerprint, covariances)))
+        named = ("--covariances", str(workspace.covariances.path(model.fingerprint, covariances)))
     if version.startswith("compensated"):
         return ("--rounding", "compensated", *named)
     there = workspace.store.measurements(model.fingerprint)

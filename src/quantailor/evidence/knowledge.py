@@ -121,7 +121,7 @@ def load_knowledge(
     floor, stored_nats = floor_of(workspace, key, scores)
     base = scores.get(NULL_MIX.id, [])
     swept = {cell: probing.swap_cell(*cell, rows, base) for mix, rows in scores.items() if base and (cell := single(mix))}
-    expected = expected_alphas(model.source, workspace.intact_imatrix(model.fingerprint, key.imatrix) if key.imatrix else None)
+    expected = expected_alphas(model.source, workspace.imatrices.intact(model.fingerprint, key.imatrix) if key.imatrix else None)
     sensitivities, departures = _sensitivities(workspace, model, tensors, errors, scores, floor, expected)
     known = Knowledge(
         key=key,

@@ -107,7 +107,7 @@ def _possible(workspace: Workspace, model: OpenedModel, key: MeasurementKey, cel
     }
     if not doubtful:
         return cells
-    imatrix = workspace.imatrix(model.fingerprint, key.imatrix) if key.imatrix else None
+    imatrix = workspace.imatrices.read(model.fingerprint, key.imatrix) if key.imatrix else None
     held = {name for name, _ in doubtful if holds(imatrix, model.source.tensor(name))}
     return [cell for cell in cells if (cell.tensor, cell.type_name) not in doubtful or cell.tensor in held]
 
@@ -115,7 +115,7 @@ def _possible(workspace: Workspace, model: OpenedModel, key: MeasurementKey, cel
 def measured_for(workspace: Workspace, model: OpenedModel, rounding: Rounding) -> Measured:
     """The measurement of weights rounded like that, with that very importance matrix or none. Raises StrategyError where there is none."""
     imatrix = rounding.imatrix
-    wanted = NONE if imatrix is None else str(workspace.imatrix_path(model.fingerprint, imatrix.fingerprint))
+    wanted = NONE if imatrix is None else str(workspace.imatrices.path(model.fingerprint, imatrix.fingerprint))
     return measured(workspace, model, wanted, rounding=rounding.key if rounding.compensated else "plain")
 
 
@@ -131,16 +131,16 @@ def _measurement(
         and (exhaustive is None or key.settings == MeasureSettings(exhaustive=exhaustive).key)
     }
     if imatrix == AUTO:
-        wanted = [record.fingerprint for record in workspace.stored_imatrices(model.fingerprint)] + [""]
+        wanted = [record.fingerprint for record in workspace.imatrices.stored(model.fingerprint)] + [""]
     else:
-        chosen = workspace.choose_imatrix(model, imatrix)
+        chosen = workspace.imatrices.choose(model, imatrix)
         wanted = ["" if chosen is None else chosen.fingerprint]
     n_tensors = workspace.store.measured_tensors(model.fingerprint)
     if partial:
         # One that has just begun takes no tensor away from one that has them all.
         most = max((n_tensors[key] for key in counts if key.imatrix in wanted), default=0)
         counts = {key: count for key, count in counts.items() if n_tensors[key] == most}
-    own = [record.fingerprint[:16] for record in workspace.stored_covariances(model.fingerprint)]
+    own = [record.fingerprint[:16] for record in workspace.covariances.stored(model.fingerprint)]
     key = most_telling(counts, wanted, n_tensors, own)
     if key is None or (key.imatrix != wanted[0] and not partial):
         with_it = f"with importance matrix {wanted[0][:12]}" if wanted[0] else "without an importance matrix"

@@ -50,7 +50,7 @@ def recipe_of(workspace: Workspace, model: OpenedModel, reference: str, imatrix:
     """
     if not is_recipe(reference):
         return strategy_of(workspace, reference)
-    matrix = workspace.choose_imatrix(model, imatrix)
+    matrix = workspace.imatrices.choose(model, imatrix)
     tensors = quantizable_tensors(model.source)
     if reference.startswith(PRESET):
         preset = reference.removeprefix(PRESET)

@@ -24,14 +24,14 @@ def covariances_of(workspace: Workspace, model: OpenedModel, wanted: str) -> Cov
     Raises CovarianceError where they are gone or cannot be used.
     """
     if not _FINGERPRINT.fullmatch(wanted):
-        return workspace.choose_covariances(model, wanted)
-    place = workspace.covariances_path(model.fingerprint, wanted)
+        return workspace.covariances.choose(model, wanted)
+    place = workspace.covariances.path(model.fingerprint, wanted)
     if not place.is_file():
         raise CovarianceError(
             f"input covariances {wanted} of {model.source.name} are not at {place}",
             remedy="Compute them again with `quantailor calibrate`, or name their file with --covariances",
         )
-    return workspace.choose_covariances(model, str(place))
+    return workspace.covariances.choose(model, str(place))
 
 
 def measuring_rounding(workspace: Workspace, model: OpenedModel, imatrix: Imatrix | None, wish: RoundingWish, covariances: str) -> Rounding:
@@ -69,7 +69,7 @@ def named_rounding(workspace: Workspace, model: OpenedModel, wish: RoundingWish,
 def measured_key(workspace: Workspace, model: str, wish: RoundingWish, covariances: str) -> str:
     """`Rounding.key` of what a job measures, without opening anything; a file that it names is kept as the model's newest."""
     found = [record.fingerprint[:16] for record in workspace.store.covariances(model)]
-    there = [key for key in found if workspace.covariances_path(model, key).exists()]
+    there = [key for key in found if workspace.covariances.path(model, key).exists()]
     if covariances == NONE or not there:
         return ""
     return f"{COMPENSATED if wish == 'compensated' else PLAIN_MEASURED}:{covariances if covariances in there else there[0]}"
@@ -89,7 +89,7 @@ def probing_rounding(
         CovarianceError: compensated rounding without covariances, or ones that cannot be used.
         ImatrixError: an importance matrix that cannot be used.
     """
-    matrix = workspace.choose_imatrix(model, imatrix, tell)
+    matrix = workspace.imatrices.choose(model, imatrix, tell)
     if wish == AUTO:
         try:
             key = measured(workspace, model, imatrix).key

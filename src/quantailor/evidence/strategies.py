@@ -75,8 +75,8 @@ def strategy_imatrix(workspace: Workspace, model: OpenedModel, strategy: Strateg
     """The importance matrix to build with: "auto" is the one the strategy was made with, if any."""
     recorded = strategy.inputs.get("imatrix")
     if wanted == AUTO:
-        return workspace.imatrix(model.fingerprint, str(recorded)) if recorded else None
-    return workspace.choose_imatrix(model, wanted)
+        return workspace.imatrices.read(model.fingerprint, str(recorded)) if recorded else None
+    return workspace.imatrices.choose(model, wanted)
 
 
 def rounding_of(strategy: Strategy) -> Literal["plain", "compensated"]:

@@ -177,7 +177,10 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
             step = step.decided(workspace, model.source)
             step.refuse_other_result(model)
         known, covariances = step.known_imatrix(workspace), step.known_covariances(workspace)
-        if step.imatrix == AUTO and (passed_over := workspace.passed_over(workspace.identity(step.model).fingerprint)) is not None:
+        if (
+            step.imatrix == AUTO
+            and (passed_over := workspace.imatrices.passed_over(workspace.identity(step.model).fingerprint)) is not None
+        ):
             stages.warn(passed_over)
         if known not in (None, NONE):
             read_imatrix(Path(known))  # one that cannot be read stops the run before anything is written
@@ -242,7 +245,7 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         if self.imatrix != AUTO:
             return self.imatrix
         model = workspace.identity(self.model).fingerprint
-        return next((str(workspace.imatrix_path(model, record.fingerprint)) for record in workspace.stored_imatrices(model)), None)
+        return next((str(workspace.imatrices.path(model, record.fingerprint)) for record in workspace.imatrices.stored(model)), None)
 
     def known_covariances(self, workspace: Workspace) -> str | None:
         """The covariances to go on with: named ones, "none" for plain rounding, else those that the store has where a matrix of the
@@ -250,7 +253,7 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         """
         if self.covariances != AUTO or self.rounding != "compensated":
             return self.covariances
-        found = workspace.default_covariances(workspace.identity(self.model).fingerprint) if self.imatrix == AUTO else None
+        found = workspace.covariances.default(workspace.identity(self.model).fingerprint) if self.imatrix == AUTO else None
         return None if found is None else found.fingerprint[:16]
 
     def runs_the_model(self, workspace: Workspace) -> bool:
@@ -280,7 +283,7 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         options = dataclasses.replace(self.plan_options, evidence=evidence)
         control = stages.begin("plan")
         with workspace.model(weights) as model:
-            rounding = measuring_rounding(workspace, model, workspace.choose_imatrix(model, imatrix), self.rounding, self.covariances)
+            rounding = measuring_rounding(workspace, model, workspace.imatrices.choose(model, imatrix), self.rounding, self.covariances)
             strategy, preset_size, grounds = choose(
                 workspace, model, options, imatrix=imatrix, exhaustive=self.exhaustive, rounding=rounding.key
             )
@@ -331,7 +334,7 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         with workspace.model(step.model) as model:
             size, is_checkpoint = ModelSize.of(model.source), not isinstance(model.source, GGUFSource)
             step = step.decided(workspace, model.source)
-            calibrates = step.known_covariances(workspace) is None and workspace.default_covariances(model.fingerprint) is None
+            calibrates = step.known_covariances(workspace) is None and workspace.covariances.default(model.fingerprint) is None
         needs = step.calibrate_step(step.model, step.imatrix_chunks).needs(workspace) if calibrates else Needs()
         if runs and is_checkpoint and not (folder / "base.gguf").exists():
             needs += Needs(((folder / "base.gguf", size.tensor_bytes),))

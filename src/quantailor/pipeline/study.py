@@ -218,19 +218,19 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
             return self.imatrix_step(base, self.settings.imatrix_chunks).run(workspace, stages).path
         stages.note(f"an importance matrix of {ready.chunk_count} chunks is there already")
         workspace.store.record_imatrix(ready)  # now the latest
-        return str(workspace.imatrix_path(ready.model, ready.fingerprint))
+        return str(workspace.imatrices.path(ready.model, ready.fingerprint))
 
     def ready_imatrix(self, workspace: Workspace, model: OpenedModel) -> ImatrixRecord | None:
         """What "auto" takes: the first of the model's own that was imported, or that saw as many tokens as the level asks for.
 
         Where the study names a text, a computed one must be of a text of that name.
         """
-        return self._ready(workspace, model, workspace.stored_imatrices(model.fingerprint) if self.imatrix == AUTO else [])
+        return self._ready(workspace, model, workspace.imatrices.stored(model.fingerprint) if self.imatrix == AUTO else [])
 
     def ready_covariances(self, workspace: Workspace, model: OpenedModel) -> CovarianceRecord | None:
         """The same of covariances, unless everything is to be computed."""
         records = workspace.store.covariances(model.fingerprint) if self.imatrix != COMPUTE else []
-        there = [record for record in records if workspace.covariances_path(record.model, record.fingerprint).exists()]
+        there = [record for record in records if workspace.covariances.path(record.model, record.fingerprint).exists()]
         return self._ready(workspace, model, there)
 
     def _ready(self, workspace: Workspace, model: OpenedModel, records: Sequence[_Record]) -> _Record | None:

@@ -70,7 +70,7 @@ class MeasureStep(WeightedStep[MeasureResult], kind="measure", result=MeasureRes
         type_names = known_types(self.types)
         settings = MeasureSettings(exhaustive=self.exhaustive)
         with workspace.model(self.base, allow_requantize=self.allow_requantize) as model:
-            imatrix = workspace.choose_imatrix(model, self.imatrix, stages.warn)
+            imatrix = workspace.imatrices.choose(model, self.imatrix, stages.warn)
             rounding = measuring_rounding(workspace, model, imatrix, self.rounding, self.covariances)
             tensors = [tensor.name for tensor in chosen_tensors(model.source, self.tensors)]
             lacking = tuple(name for name in tensors if imatrix is not None and name not in {*imatrix.entries, *IMATRIX_EXEMPT})

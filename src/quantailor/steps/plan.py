@@ -148,7 +148,7 @@ def plan(
     with workspace.model(base) as model:
         which = named_rounding(workspace, model, rounding, covariances)
         strategy, preset_size, grounds = choose(workspace, model, options, imatrix=imatrix, exhaustive=exhaustive, rounding=which)
-        passed_over = workspace.passed_over(model.fingerprint) if imatrix == AUTO else None
+        passed_over = workspace.imatrices.passed_over(model.fingerprint) if imatrix == AUTO else None
     if output is not None:
         strategy_file.write(strategy, output, overwrite=overwrite)
     result = plan_result(workspace, strategy, output, preset_size, grounds, base=base, origin=origin)
@@ -172,7 +172,7 @@ def choose(
         require_predictions(model.source)  # before advice to measure what no plan could use
     measurement = measured(workspace, model, imatrix, exhaustive, rounding=rounding)
     key = measurement.key
-    matrix = workspace.imatrix(model.fingerprint, key.imatrix) if key.imatrix else None
+    matrix = workspace.imatrices.read(model.fingerprint, key.imatrix) if key.imatrix else None
     known = None
     if options.basis != "ranking" or options.kld_nats is not None:
         known = load_knowledge(workspace, model, key, measurement.cells, evidence=options.evidence)

@@ -183,13 +183,13 @@ def verify_imatrix(workspace: Workspace, model: OpenedModel, step: VerifyStep) -
     if step.against == ():
         return None, []
     if step.imatrix != AUTO:
-        return workspace.choose_imatrix(model, step.imatrix), []
+        return workspace.imatrices.choose(model, step.imatrix), []
     embedded = embedded_strategy(workspace, Path(step.file))
     if embedded is None:
-        return workspace.default_imatrix(model.fingerprint), []
+        return workspace.imatrices.default(model.fingerprint), []
     recorded = str(embedded.inputs.get("imatrix") or "")
-    if not recorded or workspace.imatrix_path(model.fingerprint, recorded).exists():
-        return (workspace.imatrix(model.fingerprint, recorded) if recorded else None), []
+    if not recorded or workspace.imatrices.path(model.fingerprint, recorded).exists():
+        return (workspace.imatrices.read(model.fingerprint, recorded) if recorded else None), []
     missing = f"The importance matrix {recorded[:12]} that the file was made with is not here (--imatrix names its file)"
     return None, [f"{missing}, so the presets were made without one and look worse than they could."]
 

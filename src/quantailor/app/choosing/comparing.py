@@ -115,7 +115,7 @@ def preset_types_of(workspace: Workspace, base: Path, preset: str, *, imatrix: s
         TypeUnavailableError: llama.cpp has no such preset.
     """
     with workspace.model(base, allow_requantize=True) as model:
-        return types_of_preset(model, preset_name(preset), workspace.choose_imatrix(model, imatrix))
+        return types_of_preset(model, preset_name(preset), workspace.imatrices.choose(model, imatrix))
 
 
 # What a side is
@@ -144,7 +144,7 @@ def _choice(workspace: Workspace, model: OpenedModel, side: str | Path | Strateg
         preset = preset_name(text)
     except TypeUnavailableError as error:
         raise TypeUnavailableError(f"{text} is neither a file nor a preset of llama.cpp", remedy=error.remedy) from None
-    matrix = workspace.choose_imatrix(model, imatrix)
+    matrix = workspace.imatrices.choose(model, imatrix)
     types = types_of_preset(model, preset, matrix)
     size = building.plain_layout(model.source, types, imatrix=matrix).size_bytes
     return _Choice(preset, "preset", types, size, "" if matrix is None else matrix.fingerprint)
@@ -192,7 +192,7 @@ def file_imatrix(workspace: Workspace, model: OpenedModel, path: Path) -> str:
         stored = source.metadata.get("quantize.imatrix.file")
     name = "" if stored is None else Path(str(stored.value)).name
     keys = [record.fingerprint for record in workspace.store.imatrices(model.fingerprint)]
-    return next((key for key in keys if name in (f"{key[:12]}.imatrix.gguf", workspace.imatrix_path(model.fingerprint, key).name)), "")
+    return next((key for key in keys if name in (f"{key[:12]}.imatrix.gguf", workspace.imatrices.path(model.fingerprint, key).name)), "")
 
 
 # Its size and its KLD
@@ -223,7 +223,7 @@ class Known:
 def what_is_known(workspace: Workspace, model: OpenedModel, imatrix: str, rounding: Literal["plain", "compensated"] = "plain") -> Known:
     """What there is to predict with, for files made with that importance matrix (its fingerprint, or "") and rounding."""
     try:
-        wanted = str(workspace.imatrix_path(model.fingerprint, imatrix)) if imatrix else NONE
+        wanted = str(workspace.imatrices.path(model.fingerprint, imatrix)) if imatrix else NONE
         found = measured(workspace, model, wanted, rounding=rounding)
     except (StrategyError, ImatrixError) as error:
         return Known(None, error.message)

@@ -95,7 +95,7 @@ class Planner:
         self._resources, self._lock = resources, threading.RLock()
         self.model, self.found = model, found
         known = load_knowledge(workspace, model, found.key, found.cells)
-        matrix = workspace.imatrix(model.fingerprint, found.key.imatrix) if found.key.imatrix else None
+        matrix = workspace.imatrices.read(model.fingerprint, found.key.imatrix) if found.key.imatrix else None
         tables = expected_tables(model.source, found, matrix) if known is None else probed_tables(model.source, found, known)
         self._evidence = Evidence(model, found, known, tables, matrix)
         self._cells = {table.name: {cell.type_name: cell for cell in table.cells} for table in tables}

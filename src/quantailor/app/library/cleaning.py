@@ -155,7 +155,7 @@ def _items(workspace: Workspace) -> Iterator[KeptItem]:
     by_prefix = {fingerprint[:16]: name for fingerprint, name in names.items()}
     by_path = {str(location.path): location.key for location in store.every_location("model")}
     covariances = (record for fingerprint in names for record in store.covariances(fingerprint) if record.origin == "imported")
-    imported = {workspace.covariances_path(record.model, record.fingerprint).name for record in covariances}
+    imported = {workspace.covariances.path(record.model, record.fingerprint).name for record in covariances}
     folders: tuple[tuple[KeptKind, Path], ...] = (
         ("log-probabilities", home.base_logp),
         ("references", home.references),

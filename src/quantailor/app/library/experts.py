@@ -97,7 +97,7 @@ def expert_tensors(source: ModelSource) -> list[TensorInfo]:
 
 
 def _matrix(workspace: Workspace, model: OpenedModel, wanted: str) -> Imatrix:
-    found = workspace.choose_imatrix(model, wanted)
+    found = workspace.imatrices.choose(model, wanted)
     if found is None:
         raise ImatrixError(
             f"there is no importance matrix for {model.source.name}, which would count each expert's tokens",

@@ -91,9 +91,9 @@ def list_projects(workspace: Workspace) -> list[ProjectReport]:
 
 def calibrations(workspace: Workspace, fingerprint: str) -> list[KeptCalibration]:
     """A model's importance matrices, then its input covariances, of each the one that is in use first."""
-    matrices, covariances = workspace.stored_imatrices(fingerprint), workspace.stored_covariances(fingerprint)
-    found = [_calibration("importance matrix", one, workspace.imatrix_path, is_own=one == matrices[0]) for one in matrices]
-    return found + [_calibration("input covariances", one, workspace.covariances_path, is_own=one == covariances[0]) for one in covariances]
+    matrices, covariances = workspace.imatrices.stored(fingerprint), workspace.covariances.stored(fingerprint)
+    found = [_calibration("importance matrix", one, workspace.imatrices.path, is_own=one == matrices[0]) for one in matrices]
+    return found + [_calibration("input covariances", one, workspace.covariances.path, is_own=one == covariances[0]) for one in covariances]
 
 
 def _calibration(
@@ -202,8 +202,8 @@ def _report(workspace: Workspace, record: ModelRecord, seen: _Seen) -> ProjectRe
         is_quantized=_is_quantized(tensors),
         base=None if base is None else str(base),
         source=next((str(path) for path in (*(path for path in there if path.is_dir()), base) if path is not None), None),
-        has_imatrix=bool(workspace.stored_imatrices(fingerprint)),
-        has_covariances=any(workspace.covariances_path(fingerprint, one.fingerprint).exists() for one in store.covariances(fingerprint)),
+        has_imatrix=bool(workspace.imatrices.stored(fingerprint)),
+        has_covariances=any(workspace.covariances.path(fingerprint, one.fingerprint).exists() for one in store.covariances(fingerprint)),
         n_cells=max(measurements.values(), default=0),
         level=_level(
             measurements,

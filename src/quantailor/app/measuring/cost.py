@@ -210,7 +210,7 @@ class _Counted:
         with self.workspace.model(self.base) as model:
             ready = self.task.ready_imatrix(self.workspace, model)
         found = ready or self.workspace.store.computed_imatrix(self.imatrix_key)
-        there = found is not None and self.workspace.imatrix_path(found.model, found.fingerprint).exists()
+        there = found is not None and self.workspace.imatrices.path(found.model, found.fingerprint).exists()
         return found.fingerprint if found is not None and there else None
 
     @cached_property
@@ -255,14 +255,14 @@ class _Counted:
             with CovarianceFile(Path(self.task.covariances)) as found:
                 return found.fingerprint[:16]
         if self.task.rounding != "compensated":
-            newest = self.workspace.default_covariances(self.model.fingerprint)
+            newest = self.workspace.covariances.default(self.model.fingerprint)
             return "" if newest is None else newest.fingerprint[:16]
         if self.base is None:
             return None
         with self.workspace.model(self.base) as model:
             ready = self.task.ready_covariances(self.workspace, model)
         record = ready or self.workspace.store.computed_covariances(self.imatrix_key)
-        there = record is not None and self.workspace.covariances_path(record.model, record.fingerprint).exists()
+        there = record is not None and self.workspace.covariances.path(record.model, record.fingerprint).exists()
         return record.fingerprint[:16] if record is not None and there else None
 
     @property

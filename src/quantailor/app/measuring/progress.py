@@ -348,7 +348,7 @@ class MeasurementWatch:
     def _current_key(self) -> MeasurementKey | None:
         store, model = self._workspace.store, self._record.fingerprint
         asked = None if self._job is None else _asked(self._job)
-        stored = [record.fingerprint for record in self._workspace.stored_imatrices(model)]
+        stored = [record.fingerprint for record in self._workspace.imatrices.stored(model)]
         counts = {key: count for key, count in store.measurements(model).items() if key.definition_version == DEFINITION_VERSION}
         self._roundings = tuple(sorted({_kind_of(key) for key in counts}))
         key = None if asked is None else self._asked_key(asked, stored)
@@ -356,7 +356,7 @@ class MeasurementWatch:
             return key
         if self.rounding in self._roundings:
             counts = {key: count for key, count in counts.items() if _kind_of(key) == self.rounding}
-        own = [record.fingerprint[:16] for record in self._workspace.stored_covariances(model)]
+        own = [record.fingerprint[:16] for record in self._workspace.covariances.stored(model)]
         return most_telling(counts, (*stored, ""), store.measured_tensors(model), own)
 
     def _asked_key(self, asked: _Asked, stored: Sequence[str]) -> MeasurementKey:
@@ -371,7 +371,7 @@ class MeasurementWatch:
 
     def _notes(self) -> tuple[str, ...]:
         model = self._record.fingerprint
-        stored, passed_over = self._workspace.stored_imatrices(model), self._workspace.passed_over(model)
+        stored, passed_over = self._workspace.imatrices.stored(model), self._workspace.imatrices.passed_over(model)
         notes = () if passed_over is None else (passed_over,)
         if self._key is None or self._job is not None or not stored or stored[0].fingerprint == self._key.imatrix:
             return notes

@@ -83,7 +83,7 @@ def llama_quantize_command(
         require_whole(strategy, model)
         matrix = strategy_imatrix(workspace, model, strategy, imatrix)
         building.output_tensors(model.source, strategy.types, imatrix=matrix)
-        file = None if matrix is None else workspace.imatrix_path(model.fingerprint, matrix.fingerprint)
+        file = None if matrix is None else workspace.imatrices.path(model.fingerprint, matrix.fingerprint)
         place = text_path or output.with_name(f"{output.stem}{_ENDINGS[format]}")
         own = _own_lines(workspace, model, strategy_path or output.with_suffix(".strategy.yaml"), output, place, format)
         if format == "yaml":

@@ -85,8 +85,8 @@ class CalibrateStep(ModelStep[CalibrateReport], kind="calibrate", result=Calibra
             else:
                 stages.note("these covariances were computed before")
             imatrix, covariances = found
-            workspace.keep_imatrix(model.fingerprint, imatrix, imported=False, computed=key)
-            kept = workspace.keep_covariances(model.fingerprint, covariances, imported=False, computed=key)
+            workspace.imatrices.keep(model.fingerprint, imatrix, imported=False, computed=key)
+            kept = workspace.covariances.keep(model.fingerprint, covariances, imported=False, computed=key)
             forget_run(_place(workspace, model, key))
             if self.output:
                 with files.whole_file(Path(self.output), overwrite=self.overwrite) as target, kept.path.open("rb") as source:
@@ -141,8 +141,8 @@ def _computed(workspace: Workspace, model: OpenedModel, key: ImatrixKey) -> tupl
     matrix, covariances = workspace.store.computed_imatrix(key), workspace.store.computed_covariances(key)
     if matrix is None or covariances is None:
         return None
-    imatrix = workspace.intact_imatrix(model.fingerprint, matrix.fingerprint)
-    found = workspace.intact_covariances(model.fingerprint, covariances.fingerprint)
+    imatrix = workspace.imatrices.intact(model.fingerprint, matrix.fingerprint)
+    found = workspace.covariances.intact(model.fingerprint, covariances.fingerprint)
     return None if imatrix is None or found is None else (imatrix, found.path)
 
 

@@ -77,12 +77,12 @@ class ImatrixStep(ModelStep[ImatrixReport], kind="imatrix", result=ImatrixReport
             n_ctx = chunk_length(model.source, self.n_ctx, stages.warn)
             key = computation_key(model, corpus, n_ctx, self.chunks, self.compute, process_output=self.process_output)
             earlier = workspace.store.computed_imatrix(key)
-            imatrix = None if earlier is None else workspace.intact_imatrix(model.fingerprint, earlier.fingerprint)
+            imatrix = None if earlier is None else workspace.imatrices.intact(model.fingerprint, earlier.fingerprint)
             if imatrix is None:
                 imatrix = _compute(workspace, self, stages, model, corpus, key)
             else:
                 stages.note("this importance matrix was computed before")
-            workspace.keep_imatrix(model.fingerprint, imatrix, imported=False, computed=key)
+            workspace.imatrices.keep(model.fingerprint, imatrix, imported=False, computed=key)
             if self.output:
                 write_imatrix(imatrix, Path(self.output), overwrite=self.overwrite)
             return imatrix_report(workspace, model, imatrix)
@@ -142,7 +142,7 @@ def use_imatrix(
         if import_file is not None:
             found: Imatrix | None = read_imatrix(import_file)
         else:
-            found = workspace.default_imatrix(model.fingerprint)
+            found = workspace.imatrices.default(model.fingerprint)
         if found is None:
             raise ImatrixError(
                 f"there is no importance matrix for {model.source.name}",
@@ -150,7 +150,7 @@ def use_imatrix(
             )
         found, left_out = fitted(found, model.source)
         if import_file is not None:
-            workspace.keep_imatrix(model.fingerprint, found, imported=True)
+            workspace.imatrices.keep(model.fingerprint, found, imported=True)
         if export is not None:
             write_imatrix(found, export, overwrite=overwrite)
         return imatrix_report(workspace, model, found, left_out)
@@ -163,7 +163,7 @@ def imatrix_report(workspace: Workspace, model: OpenedModel, imatrix: Imatrix, l
     return ImatrixReport(
         fingerprint=imatrix.fingerprint,
         model_fingerprint=model.fingerprint,
-        path=str(workspace.imatrix_path(model.fingerprint, imatrix.fingerprint)),
+        path=str(workspace.imatrices.path(model.fingerprint, imatrix.fingerprint)),
         datasets=imatrix.datasets,
         chunk_count=imatrix.chunk_count,
         chunk_size=imatrix.chunk_size,
@@ -171,6 +171,6 @@ def imatrix_report(workspace: Workspace, model: OpenedModel, imatrix: Imatrix, l
         missing_tensors=tuple(name for name in needed if name not in imatrix.entries),
         left_out=left_out,
         unseen_tensors=tuple(name for name, entry in seen.entries.items() if not entry.counts.any()),
-        passed_over=workspace.passed_over(model.fingerprint),
+        passed_over=workspace.imatrices.passed_over(model.fingerprint),
         statistics=tuple(statistics(seen)),
     )

@@ -73,7 +73,7 @@ class Setup:
 
     def __init__(self, project: ProjectReport, on_start: Callable[[], Any]) -> None:
         self._project, self._on_start = project, on_start
-        self._records = workspace().stored_imatrices(project.fingerprint)
+        self._records = workspace().imatrices.stored(project.fingerprint)
         self._usual = usual_types()
         self._types = set(self._usual)
         self.level: Level = "balanced"
@@ -223,7 +223,7 @@ class Setup:
     def _of_its_own(self) -> str:
         record = self._records[0]
         origin = "imported" if record.origin == "imported" else f"{record.chunk_count} chunks of {', '.join(record.datasets) or 'a text'}"
-        passed_over = workspace().passed_over(self._project.fingerprint)
+        passed_over = workspace().imatrices.passed_over(self._project.fingerprint)
         what = "The one there is" if len(self._records) == 1 else "The latest" if passed_over is None else "The one that saw most"
         return f"{what}: {origin}. A more thorough study that needs more text than that computes it anew."
 

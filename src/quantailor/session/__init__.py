@@ -1,0 +1,37 @@
+"""An opened home: the models that are opened in it, their importance matrices and covariances."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from quantailor.session.imatrices import AUTO, NONE, fitted
+from quantailor.session.opened import (
+    OpenedModel,
+    gguf_path,
+    header_path,
+    model_label,
+    plain_label,
+    quantizable_tensors,
+    require_finite,
+)
+from quantailor.session.workspace import Workspace
+
+DATA = Path(__file__).parents[1] / "data"
+CALIBRATION_TEXT = DATA / "calibration.txt"
+HELDOUT_TEXT = DATA / "heldout.txt"
+
+__all__ = [
+    "AUTO",
+    "CALIBRATION_TEXT",
+    "HELDOUT_TEXT",
+    "NONE",
+    "OpenedModel",
+    "Workspace",
+    "fitted",
+    "gguf_path",
+    "header_path",
+    "model_label",
+    "plain_label",
+    "quantizable_tensors",
+    "require_finite",
+]

@@ -1,0 +1,148 @@
+"""A home's importance matrices: kept, found again, chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from quantailor.analysis.importance.imatrix import TOKEN_EMBEDDINGS, Imatrix, fits, quantizer_importance
+from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imatrix
+from quantailor.errors import ImatrixError
+from quantailor.jobs import Home
+from quantailor.models.source import ModelSource
+from quantailor.session.opened import OpenedModel, quantizable_tensors
+from quantailor.store import CovarianceRecord, ImatrixKey, ImatrixRecord, Store
+
+AUTO, NONE = "auto", "none"
+"""What an importance matrix may be instead of a file: the model's own (see `KeptImatrices.stored`), or none."""
+
+
+class KeptImatrices:
+    """The importance matrices of every model of a home."""
+
+    def __init__(self, home: Home, store: Store) -> None:
+        self._home = home
+        self._store = store
+
+    def path(self, model: str, imatrix: str) -> Path:
+        """Where the store keeps that importance matrix."""
+        return self._home.imatrices / f"{model[:16]}-{imatrix[:16]}.gguf"
+
+    def keep(self, model: str, imatrix: Imatrix, *, imported: bool, computed: ImatrixKey | None = None) -> Path:
+        """Write an importance matrix to its place and record it as the model's latest."""
+        path = self.path(model, imatrix.fingerprint)
+        if self.intact(model, imatrix.fingerprint) is None:
+            write_imatrix(imatrix, path, overwrite=True)
+        record = ImatrixRecord(
+            model=model,
+            fingerprint=imatrix.fingerprint,
+            datasets=imatrix.datasets,
+            chunk_count=imatrix.chunk_count,
+            chunk_size=imatrix.chunk_size,
+            origin="imported" if imported else "computed",
+        )
+        self._store.record_imatrix(record, computed=computed)
+        return path
+
+    def read(self, model: str, imatrix: str) -> Imatrix:
+        """The importance matrix of that fingerprint. Raises ImatrixError where its file is gone."""
+        path = self.path(model, imatrix)
+        if not path.exists():
+            raise ImatrixError(
+                f"importance matrix {imatrix[:12]} is not at {path}",
+                remedy="Put it back there, or compute one with `quantailor imatrix BASE`",
+            )
+        found = read_imatrix(path)
+        if found.fingerprint != imatrix:
+            raise ImatrixError(
+                f"{path} is not importance matrix {imatrix[:12]} any more",
+                remedy="Delete it and compute it again",
+            )
+        return found
+
+    def intact(self, model: str, imatrix: str) -> Imatrix | None:
+        """The same; None where its file is gone or is not what was written."""
+        try:
+            return self.read(model, imatrix)
+        except ImatrixError:
+            return None
+
+    def stored(self, model: str) -> list[ImatrixRecord]:
+        """A model's importance matrices whose files are there: the one that "auto" takes, then the others, the latest first.
+
+        A later one takes an earlier one's place where it saw as many tokens, or where it alone was measured with.
+        """
+        records = [record for record in self._store.imatrices(model) if self.path(model, record.fingerprint).exists()]
+        measured = {key.imatrix for key in self._store.measurements(model)} if len(records) > 1 else ()
+        default: ImatrixRecord | None = None
+        for record in reversed(records):
+            saw_less = default is not None and 0 < n_tokens(record) < n_tokens(default)
+            if default is None or not saw_less or (record.fingerprint in measured and default.fingerprint not in measured):
+                default = record
+        return sorted(records, key=lambda record: record != default)
+
+    def passed_over(self, model: str) -> str | None:
+        """A sentence about the latest importance matrix of a model where "auto" takes another one."""
+        stored = self.stored(model)
+        latest = next((record for record in self._store.imatrices(model) if record in stored), None)
+        if latest is None or latest == stored[0]:
+            return None
+        seen = [f"{record.chunk_count or '?'} chunks of {', '.join(record.datasets) or 'a text'}" for record in (stored[0], latest)]
+        place = self.path(model, latest.fingerprint)
+        return f"Importance matrix {stored[0].fingerprint[:12]} is used ({seen[0]}); --imatrix {place} takes the later one ({seen[1]})."
+
+    def default(self, model: str) -> Imatrix | None:
+        """The importance matrix that "auto" takes; None where a model has none."""
+        return next((self.read(model, record.fingerprint) for record in self.stored(model)), None)
+
+    def choose(self, model: OpenedModel, wanted: str, tell: Callable[[str], None] | None = None) -> Imatrix | None:
+        """What `--imatrix` means: "auto" the model's own, "none" nothing, else a file (which is then kept).
+
+        Where "auto" passes over the latest one, that is told to `tell`.
+
+        Raises ImatrixError where the file cannot be read or belongs to another model.
+        """
+        if wanted == NONE:
+            return None
+        if wanted == AUTO:
+            if tell is not None and (passed_over := self.passed_over(model.fingerprint)) is not None:
+                tell(passed_over)
+            return self.default(model.fingerprint)
+        imatrix, _ = fitted(read_imatrix(Path(wanted)), model.source)
+        is_known = self._store.imatrix(model.fingerprint, imatrix.fingerprint) is not None
+        if not is_known or not self.path(model.fingerprint, imatrix.fingerprint).exists():
+            self.keep(model.fingerprint, imatrix, imported=True)
+        return imatrix
+
+
+def n_tokens(record: ImatrixRecord | CovarianceRecord) -> int:
+    """Tokens that an importance matrix or covariances saw; 0 where its file does not tell."""
+    return record.chunk_count * record.chunk_size
+
+
+def fitted(imatrix: Imatrix, source: ModelSource) -> tuple[Imatrix, tuple[str, ...]]:
+    """An importance matrix without the entries whose lengths are not the tensors', and the names of these.
+
+    Raises ImatrixError when it is another model's: most of its names or lengths are not this model's.
+    """
+    tensors = {tensor.name: tensor for tensor in source.tensors}
+    known = [name for name in imatrix.entries if name in tensors]
+    if 2 * len(known) < len(imatrix.entries) or not known:
+        raise ImatrixError(
+            f"the importance matrix is of another model: {source.name} has {len(known)} of its {len(imatrix.entries)} tensors",
+            remedy="Use one of this model",
+        )
+    odd = tuple(name for name in known if name not in TOKEN_EMBEDDINGS and not fits(imatrix.entries[name], tensors[name]))
+    if 2 * len(odd) > len(known):
+        entry, tensor = imatrix.entries[odd[0]], tensors[odd[0]]
+        raise ImatrixError(
+            f"the importance matrix is of another model: {len(odd)} of {len(known)} tensors have other lengths, "
+            f"{odd[0]} {entry.sum2.size} values instead of {tensor.n_slices * tensor.n_cols}",
+            remedy="Use one of this model",
+        )
+    if odd:
+        imatrix = replace(imatrix, entries={name: entry for name, entry in imatrix.entries.items() if name not in odd})
+    for tensor in quantizable_tensors(source):
+        quantizer_importance(imatrix, tensor)
+    return imatrix, odd

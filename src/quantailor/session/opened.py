@@ -1,0 +1,90 @@
+"""A model that is open, and what its files are called and hold."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantailor.errors import NonFiniteWeightError, UnsupportedModelError
+from quantailor.files import FilesState
+from quantailor.models.convert.description.model_names import given_name
+from quantailor.models.gguf_file import GGUFSource
+from quantailor.models.gguf_writer import layout, write_hollow
+from quantailor.models.identity import Identity, description
+from quantailor.models.source import ModelSource
+from quantailor.qtypes import never_quantized
+from quantailor.records import TensorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A source that is open, and which model it is."""
+
+    source: ModelSource
+    identity: Identity
+    files: FilesState = ()
+    """The state that its files are in."""
+
+    @property
+    def fingerprint(self) -> str:
+        return self.identity.fingerprint
+
+    @property
+    def description(self) -> str:
+        """What a file that is made from it is filed under; see `models.identity.description`."""
+        return description(self.source, self.fingerprint)
+
+    @property
+    def path(self) -> Path:
+        return Path(self.source.location)
+
+
+def require_finite(identity: Identity) -> None:
+    """Raise NonFiniteWeightError where weights that a model is to run with are NaN or Inf."""
+    if identity.not_finite:
+        raise NonFiniteWeightError(identity.not_finite, remedy="Get an intact copy of the model")
+
+
+def gguf_path(model: OpenedModel) -> Path:
+    """The file for llama.cpp to load (the first of its shards). Raises UnsupportedModelError for a directory."""
+    source = model.source
+    if isinstance(source, GGUFSource):
+        return source.files[0]
+    raise UnsupportedModelError(
+        f"{source.location} is not a GGUF file, which llama.cpp needs here",
+        remedy=f"Run `{shlex.join(('quantailor', 'convert', source.location, '-o', 'base.gguf'))}` first and give base.gguf",
+    )
+
+
+@contextmanager
+def header_path(model: OpenedModel) -> Iterator[Path]:
+    """A GGUF file that tells of the model, for what reads no weights: its own, or for a directory one whose data are a hole."""
+    source = model.source
+    if isinstance(source, GGUFSource):
+        yield source.files[0]
+        return
+    with tempfile.TemporaryDirectory(prefix="quantailor-") as folder:
+        hollow = Path(folder) / f"{model_label(model.path)}.gguf"
+        write_hollow(hollow, layout(source.metadata, source.tensors))
+        yield hollow
+
+
+def model_label(path: str | Path) -> str:
+    """A name for files about a model: the file's without its ending, the folder's, or the repository's in the hub's cache."""
+    place = Path(path)
+    return place.stem if place.is_file() else given_name(place)
+
+
+def plain_label(path: str | Path) -> str:
+    """The same in letters that every file system takes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", model_label(path)).strip("-.") or "model"
+
+
+def quantizable_tensors(source: ModelSource) -> list[TensorInfo]:
+    """The tensors whose type is a choice."""
+    return [tensor for tensor in source.tensors if never_quantized(tensor, source.architecture) is None]
