@@ -11,6 +11,7 @@ attention is left out; everything lands in .gpu-check.
 from __future__ import annotations
 
 import argparse
+import ctypes.util
 import os
 import re
 import shutil
@@ -98,6 +99,15 @@ def cublas() -> tuple[list[str], dict[str, str]]:
     return [], {}
 
 
+def own_libstdcxx() -> dict[str, str]:
+    """Where a compiler links libstdc++ statically, libggml-cuda gives its copy to libllama, and what is printed while a model loads
+    ends the process; the shared library, loaded before, serves both.
+    """
+    shared = ctypes.util.find_library("stdc++")
+    before = os.environ.get("LD_PRELOAD")
+    return {"LD_PRELOAD": ":".join(filter(None, (shared, before)))} if shared and sys.platform == "linux" else {}
+
+
 def check(carried: Path | None, options: list[str]) -> int:
     """Build, install and run `benchmarks.gpu` with these options; its exit code."""
     toolkits = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")), *sorted(Path("/usr/local").glob("cuda-*"))]
@@ -112,6 +122,7 @@ def check(carried: Path | None, options: list[str]) -> int:
         else:
             wanted = [llama_cpp_python(), *requirements(frozenset())]
             subprocess.run([*pip, "--no-binary", "llama-cpp-python", *wanted], check=True, env=environment)
+    environment |= own_libstdcxx()
     environment["PYTHONPATH"] = os.pathsep.join((str(SITE), str(ROOT / "src"), str(ROOT)))
     return subprocess.run([sys.executable, "-m", "benchmarks.gpu", *options], env=environment, cwd=ROOT, check=False).returncode
 
