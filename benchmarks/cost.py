@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.setting import Setting, parse, save
 from quantailor.app.jobs import list_jobs
-from quantailor.app.measuring.cost import StageCost, study_cost
+from quantailor.app.measuring.cost import StageCost, job_cost
 from quantailor.pipeline import LEVEL_SETTINGS, LEVELS, Level, StudyStep
 from quantailor.session import AUTO, Workspace
 from quantailor.steps.options import Compute
@@ -78,7 +78,7 @@ def _rows(setting: Setting, home: Path, model: Path, level: Level, with_probes: 
     found: list[Row] = []
     for stage, command in words.items():
         with Workspace.open(home) as workspace:
-            cost = study_cost(workspace, task)
+            cost = job_cost(workspace, task)
         estimate = next(item for item in cost.stages if item.stage == stage)
         computing = _run(home, setting.threads, *command)
         found.append(_row(model.name, estimate, cost.basis, _elapsed(home), computing))

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 
 from quantailor.app.jobs import run_job, submit
-from quantailor.app.measuring.cost import CostReport, StageCost, study_cost
+from quantailor.app.measuring.cost import CostReport, StageCost, job_cost
 from quantailor.costs.model_size import ModelSize
 from quantailor.errors import CorpusError, TypeUnavailableError
 from quantailor.jobs import Progress, resolve, this_worker
-from quantailor.pipeline import LEVELS, StudyStep
+from quantailor.pipeline import LEVELS, MakeStep, StudyStep
 from quantailor.session import Workspace
 from quantailor.steps.calibration.imatrix import ImatrixStep
 from quantailor.steps.measure import MeasureStep
 from quantailor.steps.options import Compute
+from quantailor.steps.plan import PlanOptions
 from quantailor.store import Store
 from tiny_models import write_tiny
 
@@ -50,9 +51,9 @@ def stage(cost: CostReport, name: str) -> StageCost:
 
 
 def test_a_higher_level_takes_longer(workspace: Workspace, books_llama_base: Path) -> None:
-    costs = [study_cost(workspace, StudyStep(model=str(books_llama_base), level=level)) for level in LEVELS]
+    costs = [job_cost(workspace, StudyStep(model=str(books_llama_base), level=level)) for level in LEVELS]
     assert [cost.seconds[1] for cost in costs] == sorted(cost.seconds[1] for cost in costs)
-    assert [len(cost.stages) for cost in costs] == [2, 3, 3, 4]
+    assert [len(cost.stages) for cost in costs] == [2, 4, 4, 5]
     assert all(0 < cost.seconds[0] < cost.seconds[1] for cost in costs)
     assert costs[0].disk_bytes < costs[1].disk_bytes
     assert all(cost.memory_bytes > 17_000_000 for cost in costs)
@@ -61,15 +62,16 @@ def test_a_higher_level_takes_longer(workspace: Workspace, books_llama_base: Pat
 def test_fewer_types_take_less(workspace: Workspace, books_llama_base: Path) -> None:
     task = StudyStep(model=str(books_llama_base), level="thorough")
     few = dataclasses.replace(task, types=("Q4_K", "Q8_0"))
-    everything, some = (stage(study_cost(workspace, one), "measure") for one in (task, few))
+    everything, some = (stage(job_cost(workspace, one), "measure") for one in (task, few))
     assert some.seconds[1] < everything.seconds[0]
     assert some.disk_bytes < everything.disk_bytes / 5
 
 
 def test_more_threads_take_less(workspace: Workspace, books_llama_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quantailor.costs.machine.n_threads", lambda: 8)
+    monkeypatch.setattr("quantailor.app.measuring.cost.model_flops_per_second", lambda *_: None)  # this machine may have fewer
     one, eight = (
-        study_cost(workspace, StudyStep(model=str(books_llama_base), level="quick", rounding="plain", compute=Compute(n_threads=n_threads)))
+        job_cost(workspace, StudyStep(model=str(books_llama_base), level="quick", rounding="plain", compute=Compute(n_threads=n_threads)))
         for n_threads in (1, 8)
     )
     assert stage(eight, "imatrix").seconds[1] < stage(one, "imatrix").seconds[1] / 4
@@ -89,10 +91,10 @@ def test_of_experts_only_those_that_run_count(workspace: Workspace, books_moe_ba
 def test_what_the_store_has_is_taken_off(workspace: Workspace, tmp_path: Path) -> None:
     model = write_tiny("llama2", tmp_path)
     task = StudyStep(model=str(model), level="quick", types=("Q4_0", "Q5_0", "Q8_0"), imatrix="none")
-    before = stage(study_cost(workspace, task), "measure")
+    before = stage(job_cost(workspace, task), "measure")
     job = submit(workspace, MeasureStep(base=str(model), types=("Q4_0",), imatrix="none"))
     run_job(workspace, job)
-    after = stage(study_cost(workspace, task), "measure")
+    after = stage(job_cost(workspace, task), "measure")
     assert before.share_done == 0
     assert after.share_done == pytest.approx(1 / 3, abs=0.05)
     assert after.seconds[1] < before.seconds[1]
@@ -101,23 +103,49 @@ def test_what_the_store_has_is_taken_off(workspace: Workspace, tmp_path: Path) -
 
 def test_earlier_runs_correct_and_narrow_the_range(workspace: Workspace, books_llama_base: Path, clock: Clock) -> None:
     task = StudyStep(model=str(books_llama_base), level="quick", rounding="plain", compute=Compute(n_threads=1))
-    trial = study_cost(workspace, task)
-    assert trial.basis == "a short trial of this machine"
+    trial = job_cost(workspace, task)
+    assert trial.basis == "a short trial of this machine with this model"
     arguments = dataclasses.asdict(ImatrixStep(base=str(books_llama_base), compute=Compute(n_threads=1)))
     job = workspace.store.jobs.claim(workspace.store.jobs.create("imatrix", arguments).id, this_worker())
     workspace.store.jobs.report(job.id, job.attempt, Progress("imatrix", 100, 100))
     clock.now += 300.0
     workspace.store.jobs.finish(job.id, job.attempt, "done")
-    known = study_cost(workspace, task)
+    known = job_cost(workspace, task)
     low, high = stage(known, "imatrix").seconds
     assert "earlier runs (inference)" in known.basis
     assert low < 150.0 < high
-    assert high / low < 3 < stage(trial, "imatrix").seconds[1] / stage(trial, "imatrix").seconds[0]
+    assert high / low < 3
+
+
+def test_the_whole_way_to_a_file_is_told_step_by_step(workspace: Workspace, books_llama_base: Path, tmp_path: Path) -> None:
+    task = MakeStep(model=str(books_llama_base), output=str(tmp_path / "out"), compute=Compute(n_threads=1))
+    cost = job_cost(workspace, task)
+    assert [item.stage for item in cost.stages] == ["calibrate", "measure", "probes", "mixes", "plan", "build", "verify"]
+    assert all(0 < item.seconds[0] <= item.seconds[1] < 15 * item.seconds[0] for item in cost.stages)
+    assert stage(cost, "mixes").passes == (168, 168)  # 16 mixes and 3 files on 8 chunks each, and the base itself twice
+    assert sum(item.seconds[1] for item in cost.stages) == pytest.approx(cost.seconds[1])
+    ranking = dataclasses.replace(task, verify=False, plan=PlanOptions(basis="ranking"))
+    assert [item.stage for item in job_cost(workspace, ranking).stages] == ["calibrate", "measure", "plan", "build"]
+
+
+def test_a_limit_of_time_ends_probes_and_not_what_comes_before_and_after(
+    workspace: Workspace, books_llama_base: Path, tmp_path: Path
+) -> None:
+    task = MakeStep(model=str(books_llama_base), output=str(tmp_path / "out"), imatrix_chunks=2, compute=Compute(n_threads=1))
+    free = job_cost(workspace, task)
+    limit = sum(stage(free, name).seconds[1] for name in ("calibrate", "measure")) + stage(free, "probes").seconds[0]
+    timed = job_cost(workspace, dataclasses.replace(task, seconds=limit))
+    measuring = [item.seconds for item in timed.stages if item.stage in ("calibrate", "measure", "probes", "mixes")]
+    assert sum(low for low, _ in measuring) <= limit * 1.01
+    assert stage(timed, "verify").seconds[1] > 0
+    short = job_cost(workspace, dataclasses.replace(task, seconds=1.0))
+    assert stage(short, "calibrate").seconds[1] > 1.0
+    assert stage(short, "probes").passes[0] >= 50  # one of every tensor is made in any case
 
 
 def test_bad_input_is_named(workspace: Workspace, books_llama_base: Path, tmp_path: Path) -> None:
     model = str(books_llama_base)
     with pytest.raises(TypeUnavailableError, match="Q9_K"):
-        study_cost(workspace, StudyStep(model=model, types=("Q9_K",)))
+        job_cost(workspace, StudyStep(model=model, types=("Q9_K",)))
     with pytest.raises(CorpusError, match=r"missing\.txt"):
-        study_cost(workspace, StudyStep(model=model, text=str(tmp_path / "missing.txt")))
+        job_cost(workspace, StudyStep(model=model, text=str(tmp_path / "missing.txt")))

@@ -9,7 +9,7 @@ from commands import Command
 
 from gguf_models import write_llama
 from quantailor.analysis import corpus
-from quantailor.app.measuring.cost import study_cost
+from quantailor.app.measuring.cost import job_cost
 from quantailor.errors import CorpusError
 from quantailor.pipeline import StudyStep
 from quantailor.session import Workspace
@@ -66,5 +66,5 @@ def test_what_llama_cpp_does_not_load_comes_with_a_remedy(run: Command, tmp_path
 def test_the_cost_of_a_study_of_such_a_text_is_refused_and_the_next_one_told(model: Path, text: Path, tmp_path: Path) -> None:
     with Workspace.open(tmp_path / "home") as workspace:
         with pytest.raises(CorpusError, match="longest unbroken run"):
-            study_cost(workspace, StudyStep(model=str(model), level="quick", text=str(text)))
-        assert study_cost(workspace, StudyStep(model=str(model), level="quick")).stages
+            job_cost(workspace, StudyStep(model=str(model), level="quick", text=str(text)))
+        assert job_cost(workspace, StudyStep(model=str(model), level="quick")).stages

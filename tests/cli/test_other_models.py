@@ -8,7 +8,7 @@ import pytest
 from commands import Command
 
 from gguf_models import HIDDEN, write_bert, write_gpt2, write_llama
-from quantailor.app.measuring.cost import study_cost
+from quantailor.app.measuring.cost import job_cost
 from quantailor.jobs import resolve
 from quantailor.pipeline import StudyStep
 from quantailor.session import Workspace
@@ -44,7 +44,7 @@ def text(tmp_path: Path) -> Path:
 def test_a_model_with_few_positions_is_studied_and_verified(run: Command, gpt2: Path, text: Path, tmp_path: Path) -> None:
     few = ("--level", "quick", "--types", "Q4_K,Q8_0", "-f", text, *FEW)
     with Workspace.open(tmp_path / "home") as workspace:
-        assert study_cost(workspace, StudyStep(model=str(gpt2), level="balanced")).stages
+        assert job_cost(workspace, StudyStep(model=str(gpt2), level="balanced")).stages
     assert run("study", gpt2, *few).code == 0
     assert run("plan", gpt2, "--bpw", 6, "-o", tmp_path / "s.yaml").code == 0
     assert run("build", gpt2, tmp_path / "s.yaml", "-o", tmp_path / "ours.gguf").code == 0

@@ -76,14 +76,14 @@ def test_an_exhaustive_study_goes_all_the_way(quantailor: Command, model: Path, 
     assert found["n_probed"] > 0
     assert found["n_swept"] >= 3 * (found["n_tensors"] - 1)
     cost = quantailor("study", model, "--level", "exhaustive", "-f", text, *TYPES, "--cost", *home, "--json").result
-    assert [stage["stage"] for stage in cost["stages"]] == ["calibrate", "measure", "probes", "sweep"]
+    assert [stage["stage"] for stage in cost["stages"]] == ["calibrate", "measure", "probes", "mixes", "sweep"]
     assert cost["share_done"] > 0.9
     (project,) = quantailor("models", *home, "--json").result
     assert project["level"] == "exhaustive"
     assert project["is_probed"]
 
 
-@pytest.mark.parametrize(("level", "stages"), [("quick", 3), ("balanced", 4), ("exhaustive", 5)])
+@pytest.mark.parametrize(("level", "stages"), [("quick", 3), ("balanced", 5), ("exhaustive", 6)])
 def test_the_cost_is_told_before_anything_starts(quantailor: Command, model: Path, tmp_path: Path, level: str, stages: int) -> None:
     words = ("study", model, "--level", level, "--cost", "--home", tmp_path / "home")
     outcome = quantailor(*words, "--json")

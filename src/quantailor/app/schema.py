@@ -28,6 +28,7 @@ from quantailor.app.steps import PlanResult, kinds
 VERSION = 2
 _RESULTS: dict[str, Any] = {
     "inspect": ModelReport | PeekReport | LargestTensors | ConfigurationText,
+    "cost": CostReport,
     "study-cost": CostReport,
     "models": list[ProjectReport],
     "status": MeasurementMap,

@@ -6,7 +6,7 @@ import importlib
 
 from quantailor.cli.root import app as app
 
-for _name in ("hub", "steps", "sensitivity", "choosing", "study", "status", "sharing", "verdicts", "cleaning", "gui"):
+for _name in ("hub", "steps", "sensitivity", "choosing", "study", "cost", "status", "sharing", "verdicts", "cleaning", "gui"):
     importlib.import_module(f"quantailor.cli.commands.{_name}")
 
 __all__ = ["app"]

@@ -95,10 +95,12 @@ def quantize_seconds(n_weights_by_type: Mapping[str, float], *, n_threads: int |
     return total / _threads(n_threads)
 
 
-def score_seconds(size: ModelSize, n_chunks: float, n_ctx: int, *, n_threads: int | None, n_gpu_layers: int) -> Range:
+def score_seconds(
+    size: ModelSize, n_chunks: float, n_ctx: int, *, n_threads: int | None, n_gpu_layers: int, tried: float | None = None
+) -> Range:
     """Running so many chunks and comparing their logits with the base's."""
     flops = n_chunks * size.score_flops(n_ctx)
-    low, high = inference_seconds(flops, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
+    low, high = inference_seconds(flops, n_threads=n_threads, n_gpu_layers=n_gpu_layers, tried=tried)
     logits = n_chunks * size.n_vocab * n_ctx / 2
     return low + logits * SCORE_SECONDS[0] / _threads(n_threads), high + logits * SCORE_SECONDS[1]
 

@@ -3,6 +3,7 @@
     weights       a few thousand normal weights are quantized and read back with ggml's own code at every type, and their errors
                   summed, in one thread. Four types have tables that take ggml seconds to set up; they are not tried, but count as
                   multiples of what Q4_K takes, which differ by a quarter or so between processors.
+    passes        a few tokens are run through the model itself, where it is small enough to be loaded at once. Where it is not:
     products      small products of two 32-bit matrices with numpy, in one thread. llama.cpp's kernels reach a part of that in
                   each thread, between `INFERENCE_SHARE`'s ends: much depends on whether the processor knows 16-bit floats.
 
@@ -18,14 +19,18 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from quantailor.analysis.weight_errors import weight_error
 from quantailor.costs import machine
 from quantailor.costs.machine import Range
+from quantailor.errors import QuantailorError
 from quantailor.ggml import codec, library
+from quantailor.ggml.runtime import LoadedModel
 from quantailor.numerics import Floats
+from quantailor.processes import apart
 from quantailor.qtypes import QType
 
 _COLUMNS = 256
@@ -92,8 +97,45 @@ def _timed(work: Callable[[], object]) -> float:
     return max(time.perf_counter() - start, 1e-9)
 
 
-def inference_seconds(flops: float, *, n_threads: int | None, n_gpu_layers: int) -> Range:
-    """How long llama.cpp takes for so many operations. A GPU may be two hundred times as fast as the processors."""
+TRIAL_BYTES = 2 << 30
+"""A larger model is not loaded for a trial."""
+_TRIAL_SECONDS = 0.3
+_FEWEST_TOKENS = 32
+"""Fewer would be multiplied with the weights in another way."""
+_MOST_TOKENS = 512
+
+
+@functools.cache
+def model_flops_per_second(path: Path, decode_flops: float, n_threads: int | None, n_gpu_layers: int) -> float | None:
+    """What llama.cpp reaches with this model, from one short chunk; None where it cannot run it. `decode_flops` are of a token."""
+    reach = _TRIAL_SECONDS * flops_per_second() * min(n_threads or machine.n_threads(), machine.n_threads()) * INFERENCE_SHARE[0]
+    n_tokens = max(_FEWEST_TOKENS, min(_MOST_TOKENS, round(reach / decode_flops)))
+    try:
+        seconds = apart.call(_decode_seconds, path, n_tokens, n_threads, n_gpu_layers)
+    except QuantailorError:
+        return None
+    return n_tokens * decode_flops / seconds
+
+
+def _decode_seconds(path: Path, n_tokens: int, n_threads: int | None, n_gpu_layers: int) -> float:
+    tokens = np.arange(n_tokens, dtype=np.int32)
+    with LoadedModel(path, n_ctx=n_tokens, n_threads=n_threads, n_gpu_layers=n_gpu_layers) as model:
+        tokens %= model.n_vocab
+        model.decode(tokens, first=n_tokens - 1)  # reads the weights
+        return min(_timed(lambda: model.decode(tokens, first=n_tokens - 1)) for _ in range(2))
+
+
+TRIED_SPREAD: Range = (0.8, 1.4)
+"""What a chunk takes, compared with what a trial of the same model says."""
+
+
+def inference_seconds(flops: float, *, n_threads: int | None, n_gpu_layers: int, tried: float | None = None) -> Range:
+    """How long llama.cpp takes for so many operations, at the speed that was `tried` or by the trial of products.
+
+    By the latter a GPU may be two hundred times as fast as the processors.
+    """
+    if tried is not None:
+        return flops / tried * TRIED_SPREAD[0], flops / tried * TRIED_SPREAD[1]
     threads = min(n_threads or machine.n_threads(), machine.n_threads())
     full = flops / (flops_per_second() * threads)
     low, high = full / INFERENCE_SHARE[1], full / INFERENCE_SHARE[0]

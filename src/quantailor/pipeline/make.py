@@ -184,18 +184,9 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
             stages.warn(passed_over)
         if known not in (None, NONE):
             read_imatrix(Path(known))  # one that cannot be read stops the run before anything is written
-        base, base_is_there = step.find_base(workspace) if step.runs_the_model(workspace) else (None, True)
-        wanted = {
-            "convert": not base_is_there,
-            "imatrix": known is None and covariances is not None,
-            "calibrate": covariances is None,
-            "measure": True,
-            "probes": step.probed,
-            "plan": True,
-            "build": True,
-            "verify": step.verify,
-        }
-        parts = Parts([name for name, is_wanted in wanted.items() if is_wanted], stages)
+        base = step.find_base(workspace)[0] if step.runs_the_model(workspace) else None
+        with workspace.model(step.model, allow_requantize=True) as model:
+            parts = Parts(step.parts(workspace, model), stages)
         weights = base or step.model
         if parts.begin("convert"):
             ConvertStep(model=step.model, output=weights, overwrite=True).run(workspace, stages)
@@ -212,8 +203,11 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         step = dataclasses.replace(step, covariances=covariances or NONE)
         parts.begin("measure")
         step.measure_step(weights, imatrix, step.candidate_types, exhaustive=step.exhaustive).run(workspace, stages)
-        probes = step.with_time_left(began).probes(workspace, weights, imatrix) if parts.begin("probes") else None
-        probed = None if probes is None else probes.run(workspace, stages)
+        probed = None
+        if parts.begin("probes"):
+            with workspace.source(weights) as source:
+                n_weights = sum(tensor.n_elements for tensor in source.tensors)
+            probed = step.with_time_left(began).probes(weights, imatrix, n_weights).run(workspace, stages)
         parts.begin("plan")
         strategy, planned = step.plan_types(workspace, weights, imatrix, None if probed is None else probed.grounds.name, stages)
         parts.begin("build")
@@ -233,6 +227,33 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
             plan=planned,
             verify=verified,
         )
+
+    def parts(self, workspace: Workspace, model: OpenedModel) -> tuple[str, ...]:
+        """The names of its parts, in order, once its rounding is decided."""
+        covariances = self.known_covariances(workspace)
+        wanted = {
+            "convert": self.runs_the_model(workspace) and self.known_base(workspace, model) is None,
+            "imatrix": self.known_imatrix(workspace) is None and covariances is not None,
+            "calibrate": covariances is None,
+            "measure": True,
+            "probes": self.probed,
+            "plan": True,
+            "build": True,
+            "verify": self.verify,
+        }
+        return tuple(name for name, is_wanted in wanted.items() if is_wanted)
+
+    def known_base(self, workspace: Workspace, model: OpenedModel) -> Path | None:
+        """The model itself where it is a GGUF file, else its conversion in the directory; None where there is none."""
+        if isinstance(model.source, GGUFSource):
+            return Path(self.model)
+        base = self.folder / "base.gguf"
+        return base if workspace.holds(base, model.description) else None
+
+    @property
+    def calibration_chunks(self) -> int | None:
+        """Of the text, for the importance matrix and covariances; None for all."""
+        return self.imatrix_chunks
 
     @property
     def strategy_path(self) -> Path:
@@ -264,15 +285,11 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
     def find_base(self, workspace: Workspace) -> tuple[str, bool]:
         """The GGUF to start from, the model itself or its conversion, and whether it is there."""
         with workspace.model(self.model) as model:
-            if isinstance(model.source, GGUFSource):
-                return self.model, True
-            base = self.folder / "base.gguf"
-            return str(base), workspace.holds(base, model.description)
+            known = self.known_base(workspace, model)
+        return (str(self.folder / "base.gguf"), False) if known is None else (str(known), True)
 
-    def probes(self, workspace: Workspace, weights: str, imatrix: str) -> ProbeStep:
-        """The probes of this model."""
-        with workspace.source(weights) as source:
-            n_weights = sum(tensor.n_elements for tensor in source.tensors)
+    def probes(self, weights: str, imatrix: str, n_weights: int) -> ProbeStep:
+        """The probes of a model of so many weights."""
         group = self.group or grouping_of(n_weights, self.compute.n_gpu_layers)
         return self.probes_step(weights, imatrix, self.probe_chunks, group)
 

@@ -86,6 +86,16 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
         return LEVEL_SETTINGS[self.level]
 
     @property
+    def calibration_chunks(self) -> int | None:
+        """Of the text, for the importance matrix and covariances; None for all."""
+        return self.settings.imatrix_chunks
+
+    @property
+    def exhaustive(self) -> bool:
+        """Whether weight errors are measured on every row."""
+        return self.settings.exhaustive
+
+    @property
     def candidate_types(self) -> tuple[str, ...]:
         """The types asked for; all usual ones for none. Raises TypeUnavailableError for an unknown one."""
         return known_types(self.types) if self.types else usual_types()

@@ -10,7 +10,7 @@ from typing import Literal
 
 from quantailor.app.library.hub import DiskNeed, PeekReport
 from quantailor.app.library.projects import ProjectReport
-from quantailor.app.measuring.cost import study_cost
+from quantailor.app.measuring.cost import job_cost
 from quantailor.costs.machine import free_disk_bytes
 from quantailor.errors import ModelError
 from quantailor.models.gguf_file import GGUFSource
@@ -181,7 +181,7 @@ def disk_plan(workspace: Workspace, project: ProjectReport, level: Level = "bala
     if project.source is None:
         raise ModelError(f"no file of {project.name} is left", remedy="Open it again from where it is now")
     task = StudyStep(model=project.base or project.source, level=level, allow_requantize=True)
-    cost = study_cost(workspace, task)
+    cost = job_cost(workspace, task)
     needs = tuple(DiskNeed(stage.stage, stage.disk_bytes, _WORDS.get(stage.stage, "")) for stage in cost.stages)
     folder = workspace.home.path
     return DiskPlan(needs, free_disk_bytes(folder), str(folder), cost.shortfalls)

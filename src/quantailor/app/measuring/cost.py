@@ -1,10 +1,11 @@
-"""What a study will take, before it starts.
+"""What a study or the whole way to a file will take, before it starts.
 
 Work is counted from the model's header, the text and the store: rows to quantize at every type, chunks to run, scores
 that are there already. How fast the machine does such work comes from a short trial (`calibration`), corrected by runs of the
-same kind that ended in this home, where there are any. Seconds are ranges: by the trial alone the ends lie a factor of three
-to ten apart, with earlier runs about two and a half. Probes stop when they are precise enough, so their low end is the first
-round, their high end all rounds with two more types for every tensor.
+same kind that ended in this home, where there are any; else a few tokens are run through the model itself, if it is not too large.
+Seconds are ranges: by the trial of products alone the ends lie a factor of four apart, with a trial of the model or earlier runs
+about two. Probes stop when they are precise enough, so their low end is the first round, their high end all rounds with more types
+for every tensor. A limit of time ends probes and whole mixes; importance matrix and weight errors count in it.
 
 Bytes of disk are what will be written, temporary files included; bytes of memory what is held at once.
 """
@@ -13,44 +14,49 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from quantailor.analysis.corpus import chunk_length, load_corpus
+from quantailor.analysis.corpus import chunk_length
 from quantailor.analysis.covariances.capture import BUDGET_BYTES, expected_bytes
 from quantailor.analysis.covariances.covariance_file import CovarianceFile
 from quantailor.analysis.importance.imatrix_file import read_imatrix
 from quantailor.analysis.rounding.rounding import COMPENSATED, PLAIN_MEASURED
+from quantailor.analysis.scores.fidelity import NULL_CHUNKS
+from quantailor.analysis.sensitivity import groups_of
 from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
 from quantailor.app.measuring import past_runs
-from quantailor.app.measuring.passes import NOTHING, Scored, SwapWork, anchor_bits, n_base_chunks, probe_work, sweep_work
+from quantailor.app.measuring.passes import NOTHING, Scored, SwapWork, anchor_bits, n_base_chunks, single_work, sweep_work, whole_work
 from quantailor.costs import seconds as seconds_module
 from quantailor.costs.machine import Range, n_threads
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import shortfalls
-from quantailor.costs.seconds import compensation_seconds, covariance_seconds, measure_seconds, write_seconds
-from quantailor.costs.trial import inference_seconds, middle
+from quantailor.costs.seconds import compensation_seconds, covariance_seconds, measure_seconds, quantize_seconds, write_seconds
+from quantailor.costs.trial import TRIAL_BYTES, inference_seconds, middle, model_flops_per_second
 from quantailor.errors import CorpusError
 from quantailor.evidence.grounds import CURVE
 from quantailor.evidence.knowledge import load_knowledge
 from quantailor.ggml import library
 from quantailor.models.abilities import why_no_predictions
-from quantailor.pipeline import StudyStep
+from quantailor.pipeline import MakeStep, StudyStep
 from quantailor.qtypes import needs_imatrix
 from quantailor.records import TensorInfo
-from quantailor.session import AUTO, CALIBRATION_TEXT, NONE, OpenedModel, Workspace
+from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, NONE, OpenedModel, Workspace
 from quantailor.steps.convert import with_known_base
 from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX
 from quantailor.steps.probe import ENOUGH_SHARE, LEAST_CHUNKS, ProbeStep
 from quantailor.steps.sweep import SweepStep
-from quantailor.store import ImatrixKey, MeasurementKey, SwapKey
+from quantailor.store import CovarianceRecord, ImatrixKey, ImatrixRecord, MeasurementKey, SwapKey
+
+Pipeline = StudyStep | MakeStep
 
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """What one stage of a study will take."""
+    """What one stage will take."""
 
     stage: str
     seconds: tuple[float, float]
@@ -61,13 +67,16 @@ class StageCost:
     """Still to be written, files that are deleted afterwards included."""
     memory_bytes: int
     """The most that it holds at once."""
+    passes: tuple[int, int] = (0, 0)
+    """Chunks that are still to be run through the model, at the least and at the most."""
 
 
 @dataclass(frozen=True, slots=True)
 class CostReport:
-    """A study before it starts."""
+    """A job before it starts."""
 
     level: str
+    """Of a study; "make" for the whole way to a file."""
     stages: tuple[StageCost, ...]
     seconds: tuple[float, float]
     share_done: float
@@ -89,33 +98,58 @@ BYTES_PER_TOKEN = 4
 CELL_BYTES = 1_000
 SCORE_BYTES = 100
 """A row of the database, with its share of the index and the log."""
+TIMED = ("probes", "mixes")
+"""What a limit of time ends."""
+MEASURED = ("convert", "imatrix", "calibrate", "measure")
+"""What counts in a limit of time, too, and comes before."""
+PLAN_SECONDS: Range = (0.3, 2.0)
+TENSOR_SECONDS: Range = (2e-3, 2e-2)
+"""A plan, and each tensor in it."""
+USUAL_PRESETS = 2
+"""Of a verdict: those on either side of the file's size."""
+_TYPICAL = "Q4_K"
+"""Stands for the types of a plan that is still to be made."""
 PROCESS_BYTES = 150 << 20
 """The program itself, with numpy and llama.cpp."""
 
 
-def study_cost(workspace: Workspace, task: StudyStep) -> CostReport:
-    """The cost of a study by stages; nothing is started, and no weights are read but a few sample rows.
+def job_cost(workspace: Workspace, task: Pipeline) -> CostReport:
+    """The cost of a study or a make by stages; nothing is started, and no weights are read but for a short trial.
 
     Raises ModelError where the model cannot be read, TypeUnavailableError for an unknown type, CorpusError for the text.
     """
     task = with_known_base(workspace, task)
     with workspace.model(task.model, allow_requantize=task.allow_requantize) as model:
-        task = task.decided(model.source)
+        task = task.decided(model.source) if isinstance(task, StudyStep) else task.decided(workspace, model.source)
         counted = _Counted(workspace, task, model)
-        estimates = [_ESTIMATES[name](counted) for name in task.parts(workspace, model)]
-        missing = shortfalls(workspace.home.path, task.needs_of(workspace, model, counted.size))
+        names = [stage for part in task.parts(workspace, model) for stage in _STAGES_OF.get(part, (part,))]
+        estimates = _within([_ESTIMATES[name](counted) for name in names], task.seconds)
+        missing = shortfalls(workspace.home.path, task.needs(workspace))
     stages = tuple(estimate.report for estimate in estimates)
     left, total = (sum(middle_of(seconds) for seconds in ranges) for ranges in zip(*((e.left, e.total) for e in estimates), strict=True))
     return CostReport(
-        level=task.level,
+        level=task.level if isinstance(task, StudyStep) else task.kind,
         stages=stages,
-        seconds=(sum(stage.seconds[0] for stage in stages), sum(stage.seconds[1] for stage in stages)),
+        seconds=_added(*(stage.seconds for stage in stages)),
         share_done=1.0 - left / total if total > 0 else 1.0,
         disk_bytes=sum(stage.disk_bytes for stage in stages),
         memory_bytes=max(stage.memory_bytes for stage in stages),
         basis=counted.basis,
         shortfalls=missing,
     )
+
+
+def _within(estimates: Sequence[_Estimate], seconds: float | None) -> list[_Estimate]:
+    """The same where probes and whole mixes end after so many seconds of measuring, but for the first round of probes."""
+    timed = [estimate for estimate in estimates if estimate.stage in TIMED]
+    if seconds is None or not timed:
+        return list(estimates)
+    before = _added(*(estimate.left for estimate in estimates if estimate.stage in MEASURED))
+    least = _added(*(_scaled(estimate.left, estimate.first) for estimate in timed))
+    more = _added(*(_scaled(estimate.left, 1.0 - estimate.first) for estimate in timed))
+    room = seconds - before[1] - least[1], seconds - before[0] - least[0]
+    low, high = (min(1.0, max(0.0, limit) / most) if most else 1.0 for limit, most in zip(room, more, strict=True))
+    return [estimate.scaled(low, max(low, high)) if estimate in timed else estimate for estimate in estimates]
 
 
 def why_plain(workspace: Workspace, model: str) -> str:
@@ -140,15 +174,21 @@ class _Estimate:
     share_done: float
     disk_bytes: int
     memory_bytes: int
+    passes: Range = (0.0, 0.0)
+    first: float = 0.0
+    """The share that is done in any case, however little time there is."""
 
-    def within(self, seconds: float) -> _Estimate:
-        """The same where the stage ends after so many seconds at the latest."""
-        left, total = ((min(low, seconds), min(high, seconds)) for low, high in (self.left, self.total))
-        return replace(self, left=left, total=total)
+    def scaled(self, low: float, high: float) -> _Estimate:
+        """The same with shares of what is not done in any case."""
+        low, high = (self.first + (1.0 - self.first) * share for share in (low, high))
+        (a, b), (c, d), (e, f) = self.left, self.total, self.passes
+        disk = round(self.disk_bytes * high)
+        return replace(self, left=(a * low, b * high), total=(c * low, d * high), passes=(e * low, f * high), disk_bytes=disk)
 
     @property
     def report(self) -> StageCost:
-        return StageCost(self.stage, self.left, self.share_done, self.disk_bytes, self.memory_bytes)
+        passes = (math.ceil(self.passes[0]), math.ceil(self.passes[1]))
+        return StageCost(self.stage, self.left, self.share_done, self.disk_bytes, self.memory_bytes, passes)
 
 
 @dataclass(frozen=True)
@@ -156,7 +196,7 @@ class _Counted:
     """What the counts of several stages rest on, each found when it is first asked for."""
 
     workspace: Workspace
-    task: StudyStep
+    task: Pipeline
     model: OpenedModel
 
     @cached_property
@@ -190,13 +230,29 @@ class _Counted:
     @cached_property
     def n_text_chunks(self) -> int:
         """By the model's vocabulary, or by `BYTES_PER_TOKEN` where there is no file that llama.cpp could load."""
+        return self._n_chunks_of(self.text)
+
+    @cached_property
+    def n_heldout_chunks(self) -> int:
+        """Of the text on which a file is verified."""
+        task = self.task
+        text = Path(task.verify_text) if isinstance(task, MakeStep) and task.verify_text else HELDOUT_TEXT
+        limit = (task.chunks if isinstance(task, MakeStep) else None) or sys.maxsize
+        return min(limit, self._n_chunks_of(text))
+
+    def _n_chunks_of(self, text: Path) -> int:
+        try:
+            n_bytes = text.stat().st_size
+        except OSError as error:
+            raise CorpusError(f"cannot read {text}: {error.strerror or error}") from error
         if self.base is None:
-            return max(1, len(self.corpus) and self.text.stat().st_size // (BYTES_PER_TOKEN * self.n_ctx))
-        return max(1, load_corpus(self.base, self.text).tokens.size // self.n_ctx)
+            return max(1, n_bytes // (BYTES_PER_TOKEN * self.n_ctx))
+        with self.workspace.model(self.base) as model:
+            return max(1, self.workspace.corpus(model, text).tokens.size // self.n_ctx)
 
     @cached_property
     def n_imatrix_chunks(self) -> int:
-        return min(self.n_text_chunks, self.task.settings.imatrix_chunks or self.n_text_chunks)
+        return min(self.n_text_chunks, self.task.calibration_chunks or self.n_text_chunks)
 
     @cached_property
     def imatrix(self) -> str | None:
@@ -207,15 +263,20 @@ class _Counted:
             return read_imatrix(Path(self.task.imatrix)).fingerprint
         if self.base is None:
             return None
-        with self.workspace.model(self.base) as model:
-            ready = self.task.ready_imatrix(self.workspace, model)
+        ready: ImatrixRecord | None
+        if isinstance(self.task, StudyStep):
+            with self.workspace.model(self.base) as model:
+                ready = self.task.ready_imatrix(self.workspace, model)
+        else:
+            stored = self.workspace.imatrices.stored(self.model.fingerprint) if self.task.imatrix == AUTO else []
+            ready = next(iter(stored), None)
         found = ready or self.workspace.store.computed_imatrix(self.imatrix_key)
         there = found is not None and self.workspace.imatrices.path(found.model, found.fingerprint).exists()
         return found.fingerprint if found is not None and there else None
 
     @cached_property
     def imatrix_key(self) -> ImatrixKey:
-        chunks = self.task.settings.imatrix_chunks or "all"
+        chunks = self.task.calibration_chunks or "all"
         engine = library.engine(on_gpu=self.task.compute.n_gpu_layers != 0)
         return ImatrixKey(self.model.fingerprint, self.corpus, self.n_ctx, f"chunks={chunks} output=0", engine)
 
@@ -227,10 +288,28 @@ class _Counted:
     def inference_ratio(self) -> float | None:
         return past_runs.inference_ratio(self.workspace, on_gpu=bool(self.task.compute.n_gpu_layers))
 
+    @cached_property
+    def tried(self) -> float | None:
+        """Operations per second of this very model, where no earlier run tells and it is small enough to be tried."""
+        if self.inference_ratio is not None or self.base is None or self.size.tensor_bytes > TRIAL_BYTES or self.has_no_predictions:
+            return None
+        compute = self.task.compute
+        return model_flops_per_second(self.base, self.size.decode_flops(1), compute.n_threads, compute.n_gpu_layers)
+
+    @property
+    def has_no_predictions(self) -> bool:
+        return why_no_predictions(self.model.source) is not None
+
+    def running_seconds(self, flops: float) -> Range:
+        """llama.cpp, so many operations."""
+        compute = self.task.compute
+        found = inference_seconds(flops, n_threads=compute.n_threads, n_gpu_layers=compute.n_gpu_layers, tried=self.tried)
+        return corrected(found, self.inference_ratio, PAST_SPREAD)
+
     @property
     def basis(self) -> str:
         known = [name for name, ratio in (("measuring", self.measure_ratio), ("inference", self.inference_ratio)) if ratio is not None]
-        trial = "a short trial of this machine"
+        trial = "a short trial of this machine" if self.tried is None else "a short trial of this machine with this model"
         return f"{trial}, corrected by earlier runs ({' and '.join(known)})" if known else trial
 
     @cached_property
@@ -259,8 +338,13 @@ class _Counted:
             return "" if newest is None else newest.fingerprint[:16]
         if self.base is None:
             return None
-        with self.workspace.model(self.base) as model:
-            ready = self.task.ready_covariances(self.workspace, model)
+        ready: CovarianceRecord | None
+        if isinstance(self.task, StudyStep):
+            with self.workspace.model(self.base) as model:
+                ready = self.task.ready_covariances(self.workspace, model)
+        else:
+            stored = self.workspace.covariances.stored(self.model.fingerprint) if self.task.imatrix == AUTO else []
+            ready = next(iter(stored), None)
         record = ready or self.workspace.store.computed_covariances(self.imatrix_key)
         there = record is not None and self.workspace.covariances.path(record.model, record.fingerprint).exists()
         return record.fingerprint[:16] if record is not None and there else None
@@ -280,7 +364,7 @@ class _Counted:
 
     def score_seconds(self, n_chunks: float) -> Range:
         threads, layers = self.task.compute.n_threads, self.task.compute.n_gpu_layers
-        seconds = seconds_module.score_seconds(self.size, n_chunks, self.n_ctx, n_threads=threads, n_gpu_layers=layers)
+        seconds = seconds_module.score_seconds(self.size, n_chunks, self.n_ctx, n_threads=threads, n_gpu_layers=layers, tried=self.tried)
         return corrected(seconds, self.inference_ratio, PROBE_PAST_SPREAD)
 
 
@@ -308,34 +392,30 @@ def _convert(at: _Counted) -> _Estimate:
 
 
 def _imatrix(at: _Counted) -> _Estimate:
-    flops = at.n_imatrix_chunks * at.size.decode_flops(at.n_ctx)
-    running = corrected(
-        inference_seconds(flops, n_threads=at.task.compute.n_threads, n_gpu_layers=at.task.compute.n_gpu_layers),
-        at.inference_ratio,
-        PAST_SPREAD,
-    )
+    running = at.running_seconds(at.n_imatrix_chunks * at.size.decode_flops(at.n_ctx))
     total = _added(running, write_seconds(at.size.tensor_bytes))
     progress = None if at.imatrix is not None else at.workspace.store.imatrix_progress(at.imatrix_key)
     share = 1.0 if at.imatrix is not None else progress.n_chunks_done / at.n_imatrix_chunks if progress else 0.0
     disk = 0 if share == 1.0 else 3 * 4 * at.size.n_inputs  # the file, and the state it is made from
     memory = at.running_bytes() + 2 * 8 * at.size.n_inputs
-    return _Estimate("imatrix", _scaled(total, max(0.0, 1.0 - share)), total, min(share, 1.0), disk, memory)
+    left = max(0.0, 1.0 - share)
+    passes = 2 * (left * at.n_imatrix_chunks,)
+    return _Estimate("imatrix", _scaled(total, left), total, 1.0 - left, disk, memory, passes)
 
 
 def _calibrate(at: _Counted) -> _Estimate:
     """The text runs through the model once for each share of the sums that fits the memory."""
     in_memory, in_file = expected_bytes(at.size.tensors)
     n_passes = max(1, math.ceil(in_memory / BUDGET_BYTES))
-    flops = n_passes * at.n_imatrix_chunks * at.size.decode_flops(at.n_ctx)
-    machine = at.task.compute
-    running = inference_seconds(flops, n_threads=machine.n_threads, n_gpu_layers=machine.n_gpu_layers)
-    sums = covariance_seconds(at.n_imatrix_chunks * at.n_ctx, in_memory, n_threads=machine.n_threads)
+    running = at.running_seconds(n_passes * at.n_imatrix_chunks * at.size.decode_flops(at.n_ctx))
+    sums = covariance_seconds(at.n_imatrix_chunks * at.n_ctx, in_memory, n_threads=at.task.compute.n_threads)
     loading = write_seconds(n_passes * at.size.tensor_bytes + in_file)
-    total = _added(corrected(running, at.inference_ratio, PAST_SPREAD), sums, loading)
+    total = _added(running, sums, loading)
     share = 0.0 if at.covariances is None or at.imatrix is None else 1.0
     held = min(in_memory, BUDGET_BYTES)
     disk = 0 if share else in_file + 2 * held + 4 * at.size.n_inputs
-    return _Estimate("calibrate", _scaled(total, 1.0 - share), total, share, disk, at.running_bytes() + held)
+    passes = 2 * ((1.0 - share) * n_passes * at.n_imatrix_chunks,)
+    return _Estimate("calibrate", _scaled(total, 1.0 - share), total, share, disk, at.running_bytes() + held, passes)
 
 
 def _measurement(at: _Counted, imatrix: str, settings: MeasureSettings) -> MeasurementKey:
@@ -343,7 +423,7 @@ def _measurement(at: _Counted, imatrix: str, settings: MeasureSettings) -> Measu
 
 
 def _measure(at: _Counted) -> _Estimate:
-    settings = MeasureSettings(exhaustive=at.task.settings.exhaustive)
+    settings = MeasureSettings(exhaustive=at.task.exhaustive)
     done: Collection[tuple[str, str]] = ()
     if at.imatrix is not None and at.rounding is not None:
         done = at.workspace.store.recorded_cells(_measurement(at, at.imatrix, settings))
@@ -372,20 +452,84 @@ def _measure_seconds(at: _Counted, cells: Mapping[TensorInfo, Sequence[str]], se
     return _added(plain, compensation_seconds(cells, exhaustive=settings.exhaustive, n_threads=threads))
 
 
+def _probe_step(at: _Counted) -> ProbeStep:
+    return at.task.probes(at.task.model, AUTO, at.size.n_all_weights)
+
+
 def _probes(at: _Counted) -> _Estimate:
-    task = at.task.probes(at.task.model, AUTO, at.size.n_all_weights)
-    whole = at.workspace.store.mixes(at.model.fingerprint, CURVE)
+    task = _probe_step(at)
     left, total = (
-        probe_work(at.size, task, at.n_text_chunks, scored, at.types)
-        for scored in (Scored(at.scored, whole, _is_precise(at, task)), NOTHING)
+        single_work(at.size, task, at.n_text_chunks, scored, at.types) for scored in (Scored(at.scored, (), _is_precise(at, task)), NOTHING)
     )
+    found = _swapping(at, "probes", task, left, total, 0, 1)
+    n_first = len(groups_of(at.size.tensors, task.group))
+    return replace(found, first=min(1.0, n_first / left.n_chunks[0]) if left.n_chunks[0] else 0.0)
+
+
+def _mixes(at: _Counted) -> _Estimate:
+    task = _probe_step(at)
+    whole = at.workspace.store.mixes(at.model.fingerprint, CURVE)
+    left, total = (whole_work(at.size, task, at.n_text_chunks, scored) for scored in (Scored(at.scored, whole), NOTHING))
     anchor = 0 if at.scored else at.size.bytes_at(anchor_bits())
     n_copies = 2 if at.size.is_bfloat and task.anchors else 1  # anchors are compared with the base as it is stored
-    found = _swapping(at, "probes", task, left, total, anchor, n_copies)
-    return found if task.seconds is None else found.within(task.seconds)
+    found = _swapping(at, "mixes", task, left, total, anchor, n_copies - 1)
+    if at.task.rounding != "compensated" or not left.n_chunks[1]:
+        return found
+    n_mixes = left.n_chunks[1] / max(1, min(task.mix_chunks, at.n_text_chunks))
+    one = _compensation(at, _TYPICAL)
+    return replace(found, left=_added(found.left, _scaled(one, n_mixes)), total=_added(found.total, _scaled(one, n_mixes)))
+
+
+def _compensation(at: _Counted, type_name: str) -> Range:
+    """Compensated codes of all weights, once."""
+    cells = {tensor: [type_name] for tensor in at.size.tensors if library.types()[type_name].divides(tensor.n_cols)}
+    return compensation_seconds(cells, exhaustive=True, n_threads=at.task.compute.n_threads)
+
+
+def _writing(at: _Counted) -> Range:
+    """All weights quantized once at types of a usual plan."""
+    one = quantize_seconds({_TYPICAL: at.size.n_weights}, n_threads=at.task.compute.n_threads)
+    return corrected((one / 1.5, 2.5 * one), at.measure_ratio, PAST_SPREAD)
+
+
+def _plan(at: _Counted) -> _Estimate:
+    n = len(at.size.tensors)
+    seconds = PLAN_SECONDS[0] + n * TENSOR_SECONDS[0], PLAN_SECONDS[1] + n * TENSOR_SECONDS[1]
+    return _Estimate("plan", seconds, seconds, 0.0, 0, PROCESS_BYTES)
+
+
+def _build(at: _Counted) -> _Estimate:
+    n_bytes = _file_bytes(at)
+    seconds = _added(_writing(at), write_seconds(n_bytes))
+    if at.task.rounding == "compensated":
+        seconds = _added(seconds, _compensation(at, _TYPICAL))
+    largest = max((tensor.n_elements for tensor in at.size.tensors), default=0)
+    return _Estimate("build", seconds, seconds, 0.0, n_bytes, PROCESS_BYTES + 4 * largest)
+
+
+def _file_bytes(at: _Counted) -> int:
+    """As large as was asked for; where that is not known, as a usual plan."""
+    plan = at.task.plan if isinstance(at.task, MakeStep) else None
+    if plan is not None and plan.size_bytes:
+        return plan.size_bytes
+    return at.size.bytes_at((plan.bits_per_weight if plan else None) or library.types()[_TYPICAL].bits_per_weight)
+
+
+def _verify(at: _Counted) -> _Estimate:
+    """The base, our file and presets on the held-out text; presets are quantized by llama.cpp first."""
+    task = at.task
+    against = task.against if isinstance(task, MakeStep) else None
+    n_presets = USUAL_PRESETS if against is None else len(against)
+    n_files = 2 + n_presets + (isinstance(task, MakeStep) and task.beside is not None)
+    n_chunks = n_files * at.n_heldout_chunks + min(NULL_CHUNKS, at.n_heldout_chunks)
+    seconds = _added(at.score_seconds(n_chunks), _scaled(_writing(at), n_presets), _scaled(write_seconds(at.size.tensor_bytes), n_files))
+    memory = at.running_bytes() + at.size.scoring_bytes(at.n_ctx)
+    return _Estimate("verify", seconds, seconds, 0.0, n_presets * _file_bytes(at), memory, (n_chunks, n_chunks))
 
 
 def _sweep(at: _Counted) -> _Estimate:
+    if not isinstance(at.task, StudyStep):
+        raise TypeError(f"a {at.task.kind} has no sweep")
     task = at.task.sweep(at.task.model, AUTO)
     left = sweep_work(at.size, task, at.n_text_chunks, Scored(at.scored))
     return _swapping(at, "sweep", task, left, sweep_work(at.size, task, at.n_text_chunks, NOTHING), 0, 0)
@@ -401,7 +545,7 @@ def _swapping(
     n_missing = max(0, n_copies * n_base_chunks(task, at.n_text_chunks) - n_files) if left.n_chunks[1] else 0
     disk = n_missing * at.size.base_logp_bytes(at.n_ctx) + round(left.n_chunks[1]) * SCORE_BYTES + file_bytes
     memory = at.running_bytes() + at.size.scoring_bytes(at.n_ctx)
-    return _Estimate(stage, seconds, in_all, max(0.0, share), disk, memory)
+    return _Estimate(stage, seconds, in_all, max(0.0, share), disk, memory, left.n_chunks)
 
 
 def _swap_seconds(at: _Counted, work: SwapWork) -> Range:
@@ -421,7 +565,7 @@ def _is_precise(at: _Counted, task: ProbeStep) -> bool:
     if at.swap_key is None or at.base is None:
         return False
     with at.workspace.model(at.base) as model:
-        settings = MeasureSettings(exhaustive=at.task.settings.exhaustive)
+        settings = MeasureSettings(exhaustive=at.task.exhaustive)
         key = _measurement(at, at.imatrix or "", settings)
         cells = at.workspace.store.cells(key, distributions=False)
         known = load_knowledge(at.workspace, model, key, cells, evidence=at.swap_key)
@@ -436,5 +580,11 @@ _ESTIMATES: Mapping[str, Callable[[_Counted], _Estimate]] = {
     "calibrate": _calibrate,
     "measure": _measure,
     "probes": _probes,
+    "mixes": _mixes,
     "sweep": _sweep,
+    "plan": _plan,
+    "build": _build,
+    "verify": _verify,
 }
+_STAGES_OF = {"probes": TIMED}
+"""Parts of a job that are told as several stages."""

@@ -51,11 +51,6 @@ class Scored:
 NOTHING = Scored({})
 
 
-def probe_work(size: ModelSize, task: ProbeStep, n_text_chunks: int, scored: Scored, measured: Collection[str]) -> SwapWork:
-    """What is left of probes; of all of them where nothing is scored. `measured` are the types whose weight errors are known by then."""
-    return _singles(size, task, min(task.chunks, n_text_chunks), scored, measured) + _wholes(size, task, n_text_chunks, scored)
-
-
 def _probe_types(tensors: Sequence[TensorInfo], wanted: Sequence[str], measured: Collection[str]) -> list[str]:
     """The types at which `probing` begins with these tensors."""
     can_take = [
@@ -68,8 +63,9 @@ def _probe_types(tensors: Sequence[TensorInfo], wanted: Sequence[str], measured:
     return list(dict.fromkeys(qtype.name for qtype in types))
 
 
-def _singles(size: ModelSize, task: ProbeStep, n_chunks: int, scored: Scored, measured: Collection[str]) -> SwapWork:
-    """Tensors or groups alone, in rounds; and the base against itself."""
+def single_work(size: ModelSize, task: ProbeStep, n_text_chunks: int, scored: Scored, measured: Collection[str]) -> SwapWork:
+    """Tensors or groups alone, in rounds, and the base against itself. `measured` are the types whose weight errors are known by then."""
+    n_chunks = min(task.chunks, n_text_chunks)
     least, groups = min(LEAST_CHUNKS, n_chunks), groups_of(size.tensors, task.group)
     tensors = {tensor.name: tensor for tensor in size.tensors}
     fewest = most = least_seconds = most_seconds = 0.0
@@ -89,7 +85,7 @@ def _singles(size: ModelSize, task: ProbeStep, n_chunks: int, scored: Scored, me
     return SwapWork((fewest + null, most + extra + null), (least_seconds, most_seconds))
 
 
-def _wholes(size: ModelSize, task: ProbeStep, n_text_chunks: int, scored: Scored) -> SwapWork:
+def whole_work(size: ModelSize, task: ProbeStep, n_text_chunks: int, scored: Scored) -> SwapWork:
     """Whole mixes in memory and as files, and the base's own run on their chunks."""
     n_chunks = min(task.mix_chunks, n_text_chunks)
     done = sum(min(n_chunks, scored.counts.get(mix.id, 0)) for mix in scored.whole_mixes)

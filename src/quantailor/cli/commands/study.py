@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +10,9 @@ import typer
 
 from quantailor.app import steps
 from quantailor.app.library.projects import ProjectReport, list_projects
-from quantailor.app.measuring.cost import CostReport, StageCost, study_cost
 from quantailor.app.steps import AUTO, COMPUTE, NONE, StudyStep
 from quantailor.cli import options
-from quantailor.cli.commands import hub as hub_commands
+from quantailor.cli.commands.cost import tell_cost
 from quantailor.cli.output import console, table
 from quantailor.cli.root import command
 from quantailor.cli.values import covariances_choice, imatrix_choice, optional_path, optional_seconds, split_list
@@ -66,32 +64,9 @@ def study(
         conversion=converting.conversion(repository),
     )
     if cost:
-        _tell_cost(task, run)
+        tell_cost(task, run, "study-cost")
     else:
         run.execute(task)
-
-
-def _tell_cost(task: StudyStep, answer: options.Answer) -> None:
-    if task.hub is not None:
-        here = hub_commands.here(Path(task.model), task.hub, task.imatrix)
-        task = replace(task, model=str(here.path), hub=None, imatrix=here.imatrix)
-    with answer.workspace() as workspace:
-        found = study_cost(workspace, task)
-    answer.tell("study-cost", found, lambda: _show_cost(found))
-
-
-def _show_cost(found: CostReport) -> None:
-    out = console()
-    columns = {"stage": "left", "time": "left", "done": "right", "disk": "right", "memory": "right"}
-    rows = [(stage.stage, *_cost(stage)) for stage in found.stages]
-    out.print(table(f"Cost of a {found.level} study", columns, [*rows, ("in all", *_cost(found))]))
-    out.print(f"by {found.basis}")
-    for shortfall in found.shortfalls:
-        out.print(f"[red]cannot start: {shortfall}[/red]", soft_wrap=True)
-
-
-def _cost(item: StageCost | CostReport) -> tuple[str, ...]:
-    return words.span(*item.seconds), words.percent(item.share_done, 0), words.size(item.disk_bytes), words.size(item.memory_bytes)
 
 
 @command(epilog="Example: quantailor models")

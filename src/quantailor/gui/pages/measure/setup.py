@@ -12,7 +12,7 @@ from nicegui.elements.mixins.text_element import TextElement
 
 from quantailor.app.library.opening import EntryKind
 from quantailor.app.library.projects import ProjectReport
-from quantailor.app.measuring.cost import CostReport, StageCost, study_cost, why_plain
+from quantailor.app.measuring.cost import CostReport, StageCost, job_cost, why_plain
 from quantailor.app.steps import AUTO, COMPUTE, IMATRIX_REQUIRED, LEVELS, NONE, RANGES, Compute, Level, StudyStep, type_bits, usual_types
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, workspace
@@ -44,6 +44,7 @@ STAGES = {
     "calibrate": "Importance matrix and covariances",
     "measure": "Weight errors",
     "probes": "Probes",
+    "mixes": "Whole mixes",
     "sweep": "Sweep",
 }
 _MATRICES: Mapping[Matrix, tuple[str, str]] = {
@@ -296,7 +297,7 @@ class Setup:
         if self._missing() is None and self._project.source is not None:
             for level in (self.level, *(level for level in LEVELS if level != self.level)):
                 try:
-                    cost = await run.io_bound(study_cost, workspace(), self.task(level))
+                    cost = await run.io_bound(job_cost, workspace(), self.task(level))
                 except QuantailorError as error:
                     self._error = error
                     break

@@ -1,0 +1,130 @@
+"""What work will take on this machine, before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantailor.app import steps
+from quantailor.app.measuring.cost import CostReport, Pipeline, StageCost, job_cost
+from quantailor.app.steps import AUTO, COMPUTE, DEFAULT_PROBE_CHUNKS, NONE, Grouping, MakeStep, PlanOptions, StudyStep, absolute
+from quantailor.cli import options
+from quantailor.cli.commands import hub as hub_commands
+from quantailor.cli.commands.steps import BasisOption, TargetOptions
+from quantailor.cli.output import console, table
+from quantailor.cli.root import command
+from quantailor.cli.values import covariances_choice, imatrix_choice, optional_path, optional_seconds, split_list
+from quantailor.present import words
+
+
+@command(epilog="Examples: quantailor cost base.gguf | quantailor cost ./Llama-3.2-1B --level thorough --json")
+def cost(
+    target: TargetOptions,
+    hub: options.Hub,
+    machine: options.Machine,
+    answer: options.Answer,
+    model: options.Model,
+    level: Annotated[
+        steps.Level | None,
+        typer.Option("--level", help="Of a study of this level; by default of `make`, up to the verdict."),
+    ] = None,
+    basis: BasisOption = "auto",
+    types: options.UsualTypes = None,
+    text: options.Text = None,
+    probe_chunks: options.ProbeChunks = DEFAULT_PROBE_CHUNKS,
+    group: Annotated[Grouping | None, typer.Option("--group", help="As for `make`.")] = None,
+    time: options.Time = None,
+    imatrix: options.MakeImatrix | None = None,
+    rounding: options.MakeRounding = "auto",
+    covariances: options.MakeCovariances = AUTO,
+    imatrix_chunks: Annotated[
+        int | None, options.number("imatrix_chunks", "--imatrix-chunks", help="Use at most this many chunks of the calibration text.")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="With or without a verdict.")] = True,
+    chunks: options.Chunks = None,
+    against: options.Against = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where `make` would write.")] = Path("out"),
+    requantize: options.Requantize = False,
+) -> None:
+    """What `make`, or a `study` of a level, will take here: passes, time, memory and disk of each step. Nothing is started.
+
+    How fast this machine is comes from jobs that ended in this home, else from a trial of about a second. What is measured already is
+    taken off.
+    """
+    repository = hub.repository(model)
+    place = options.place(model, repository)
+    matrix = imatrix_choice(
+        imatrix or (COMPUTE if level is None else AUTO), of_repository=repository is not None, words=(AUTO, COMPUTE, NONE)
+    )
+    found = covariances_choice(covariances)
+    seconds, candidates, calibration = optional_seconds(time), split_list(types), optional_path(text)
+    task: Pipeline
+    if level is not None:
+        task = StudyStep(
+            model=place,
+            hub=repository,
+            level=level,
+            types=candidates,
+            text=calibration,
+            seconds=seconds,
+            imatrix=matrix,
+            rounding=rounding,
+            covariances=found,
+            allow_requantize=requantize,
+            compute=machine.compute,
+        )
+    else:
+        task = MakeStep(
+            model=place,
+            hub=repository,
+            output=absolute(output),
+            plan=PlanOptions(**target.target(needed=False), basis=basis),
+            types=candidates,
+            text=calibration,
+            seconds=seconds,
+            probe_chunks=probe_chunks,
+            group=group,
+            imatrix=matrix,
+            rounding=rounding,
+            covariances=found,
+            imatrix_chunks=imatrix_chunks,
+            verify=verify,
+            chunks=chunks,
+            against=None if against is None else split_list(against),
+            allow_requantize=requantize,
+            compute=machine.compute,
+        )
+    tell_cost(task, answer, "cost")
+
+
+def tell_cost(task: Pipeline, answer: options.Answer, name: str) -> None:
+    """Find a job's cost and say it; `name` is the command of the JSON document."""
+    if task.hub is not None:
+        here = hub_commands.here(Path(task.model), task.hub, task.imatrix)
+        task = replace(task, model=str(here.path), hub=None, imatrix=here.imatrix)
+    with answer.workspace() as workspace:
+        found = job_cost(workspace, task)
+    answer.tell(name, found, lambda: _show(found))
+
+
+def _show(found: CostReport) -> None:
+    out = console()
+    columns = {"stage": "left", "passes": "right", "time": "left", "done": "right", "disk": "right", "memory": "right"}
+    rows = [(stage.stage, _passes(stage.passes), *_cost(stage)) for stage in found.stages]
+    what = "make" if found.level == MakeStep.kind else f"a {found.level} study"
+    out.print(table(f"Cost of {what}", columns, [*rows, ("in all", "", *_cost(found))]))
+    out.print(f"A pass is a chunk of text through the model. By {found.basis}.", soft_wrap=True)
+    for shortfall in found.shortfalls:
+        out.print(f"[red]cannot start: {shortfall}[/red]", soft_wrap=True)
+
+
+def _passes(passes: tuple[int, int]) -> str:
+    low, high = passes
+    return "" if not high else f"{high:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _cost(item: StageCost | CostReport) -> tuple[str, ...]:
+    return words.span(*item.seconds), words.percent(item.share_done, 0), words.size(item.disk_bytes), words.size(item.memory_bytes)
