@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.llama_shapes import SHAPES, write_shape
+from benchmarks.large import pass_rates, written
+from benchmarks.llama_shapes import SHAPES
 from benchmarks.setting import MODELS
 from quantailor import cli
 from quantailor.analysis.corpus import chunks, load_corpus
@@ -29,7 +30,7 @@ from quantailor.analysis.covariances.capture import compute_calibration
 from quantailor.analysis.covariances.covariance_file import CovarianceFile
 from quantailor.analysis.importance.computing import compute_imatrix
 from quantailor.analysis.importance.imatrix import Imatrix
-from quantailor.analysis.rounding.rounding import PLAIN, Rounding
+from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.scores.mix_scores import MixScorer
 from quantailor.analysis.scores.swapping import Swapper
 from quantailor.ggml import library
@@ -201,27 +202,9 @@ def commands(base: Path, folder: Path, layers: int) -> str | None:
 
 def passes(name: str, type_name: str, folder: Path, vocabulary: ModelSource, layers: int, n_passes: int) -> str | None:
     """Passes per second of a made-up model: running alone, and as probes, with swap and score."""
-    path = write_shape(folder / f"{name}-{type_name}.gguf", name, type_name, vocabulary)
-    source = open_model(path)
-    names = [tensor.name for tensor in quantizable_tensors(source)]
-    tokens = chunks(load_corpus(path, CALIBRATION_TEXT), N_CTX, limit=1)
-    with MixScorer(source, path, names, tokens, folder / f"{name}-{layers}", rounding=PLAIN, n_gpu_layers=layers) as scorer:
-        scorer.prepare([0])
-        started = time.perf_counter()
-        for _ in range(n_passes):
-            scorer.logits(tokens[0], first=N_CTX // 2, view=True)
-        ran = time.perf_counter()
-        mixes = [Mix.of({probed: "Q4_0"}) for probed in names[1 : 1 + n_passes]]
-        scores = [scored.kld_sum for _, scored in scorer.score(mixes, [0])]
-        probed = time.perf_counter()
-    alone, probing = (ran - started) / len(mixes), (probed - ran) / len(mixes)
-    print(
-        f"    {name} {type_name}, {layers} layers on the GPU: {alone:.3f} s a pass alone, {probing:.3f} s a probe"
-        f" (ratio {alone / probing:.2f});"
-        f" a plan of 3 types on 2 chunks for {len(names)} tensors: {6 * len(names) * probing / 60:.1f} min"
-    )
-    source.close()
-    return None if all(np.isfinite(scores)) else "a divergence is not finite"
+    path = written(name, type_name, folder, vocabulary)
+    print(f"    {name} {type_name}, {layers} layers on the GPU: {pass_rates(path, folder, n_passes=n_passes, n_gpu_layers=layers)}")
+    return None
 
 
 def main() -> int:
