@@ -6,7 +6,8 @@ import importlib
 
 from quantailor.cli.root import app as app
 
-for _name in ("hub", "steps", "sensitivity", "choosing", "study", "cost", "status", "sharing", "verdicts", "cleaning", "gui"):
+_MODULES = "hub steps planning making sensitivity choosing study cost status sharing verdicts cleaning gui"
+for _name in _MODULES.split():
     importlib.import_module(f"quantailor.cli.commands.{_name}")
 
 __all__ = ["app"]

@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import typer
 
 from quantailor.app import Workspace
 from quantailor.app import steps as options
 from quantailor.app.jobs import JobReport, job_lines, run_job, start_detached, submit, telling
-from quantailor.app.steps import Compute, Conversion, Grouping, HubModel, Step, StepResult, absolute, find_token
+from quantailor.app.steps import AUTO, DEFAULT_N_CTX, Compute, Conversion, Grouping, HubModel, Step, StepResult, absolute, find_token
 from quantailor.cli import show
 from quantailor.cli.advice import with_home
 from quantailor.cli.output import console, print_json
 from quantailor.cli.progress import listening, reading
-from quantailor.cli.values import optional_path
+from quantailor.cli.values import covariances_choice, imatrix_choice, optional_path
 from quantailor.files import expanded
 
 _PLAINLY_LOCAL = re.compile(r"\.{1,2}(?:[/\\].*)?|~.*|.*[/\\]", re.DOTALL)
@@ -84,6 +84,9 @@ UsualTypes = Annotated[
 ]
 Context = Annotated[int, number("n_ctx", "--n-ctx", help="Tokens in a chunk.")]
 Base = Annotated[Path, typer.Argument(metavar="BASE", help="A 16-bit GGUF file (the first shard if it has several).")]
+Strategy = Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file (YAML or JSON), or a GGUF file that carries one.")]
+Tensors = Annotated[str | None, typer.Option("--tensors", help="Only tensors that match these patterns, e.g. 'blk.0.*'.")]
+ProcessOutput = Annotated[bool, typer.Option("--process-output", help="Include output.weight, for the quantizer.")]
 Source = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file or a Hugging Face directory.")]
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", parser=model_path, help="A GGUF file, a Hugging Face directory, or ORG/NAME of the hub.")
@@ -158,7 +161,7 @@ class Threads:
         return Compute(n_threads=self.threads)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Machine:
     """What a command that runs the model may use."""
 
@@ -170,7 +173,7 @@ class Machine:
         return Compute(n_threads=self.threads, n_gpu_layers=self.gpu_layers)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Hub:
     """Where a model's repository is looked up."""
 
@@ -216,6 +219,101 @@ def _exists(model: Path) -> bool:
 def place(model: Path, hub: HubModel | None) -> str:
     """What a step calls its model: an absolute path, or ORG/NAME."""
     return absolute(model) if hub is None else hub.repo_id
+
+
+class ModelFields(TypedDict):
+    """The part of a step that says which model it works on."""
+
+    base: str
+    hub: HubModel | None
+
+
+class RunFields(ModelFields):
+    """The part of a step that says what runs on which text."""
+
+    text: str | None
+    n_ctx: int
+    compute: Compute
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights(Hub):
+    """A model whose weights are read."""
+
+    base: Model
+
+    @property
+    def of_hub(self) -> HubModel | None:
+        """Its repository; raises what `repository` raises."""
+        return self.repository(self.base)
+
+    def fields(self) -> ModelFields:
+        """The same as a step takes it; raises what `repository` raises."""
+        return {"base": place(self.base, self.of_hub), "hub": self.of_hub}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running(Machine, Weights):
+    """A model that runs on a text."""
+
+    base: Runnable
+    text: Text = None
+    n_ctx: Context = DEFAULT_N_CTX
+
+    def fields(self) -> RunFields:
+        """The same as a step takes it; raises what `repository` raises."""
+        return {**super().fields(), "text": optional_path(self.text), "n_ctx": self.n_ctx, "compute": self.compute}
+
+
+class RoundingFields(TypedDict):
+    """The part of a step that says how weights are rounded."""
+
+    rounding: options.RoundingWish
+    covariances: str
+
+
+class QuantizingFields(RoundingFields):
+    """The part of a step that says how weights are quantized."""
+
+    imatrix: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounded:
+    """How weights are rounded."""
+
+    rounding: Rounding = "auto"
+    covariances: Covariances = AUTO
+
+    def rounded(self) -> RoundingFields:
+        """The same as a step takes it."""
+        return {"rounding": self.rounding, "covariances": covariances_choice(self.covariances)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedHere(Rounded):
+    """How the weights of a model on this machine are quantized."""
+
+    imatrix: Imatrix = AUTO
+
+    def fields(self, hub: HubModel | None = None) -> QuantizingFields:
+        """The same as a step takes it. Raises typer.BadParameter where a repository's matrix is asked for and there is none."""
+        return {**self.rounded(), "imatrix": imatrix_choice(self.imatrix, of_repository=hub is not None)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized(QuantizedHere):
+    """How weights are quantized."""
+
+    imatrix: AnyImatrix = AUTO
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeRounding(Rounded):
+    """How everything that is made of a model is rounded."""
+
+    rounding: MakeRounding = "auto"
+    covariances: MakeCovariances = AUTO
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,10 @@ def command(name: str | None = None, *, epilog: str, to: typer.Typer = app) -> C
     return hang
 
 
+def _default(item: dataclasses.Field[Any]) -> object:
+    return inspect.Parameter.empty if item.default is dataclasses.MISSING else item.default
+
+
 def with_groups(function: Command) -> Command:
     """The function with its groups of options spread out."""
     hints = get_type_hints(function, include_extras=True)
@@ -53,7 +57,7 @@ def with_groups(function: Command) -> Command:
             continue
         types = get_type_hints(group, include_extras=True)
         parameters += [
-            inspect.Parameter(item.name, parameter.KEYWORD_ONLY, default=item.default, annotation=types[item.name])
+            inspect.Parameter(item.name, parameter.KEYWORD_ONLY, default=_default(item), annotation=types[item.name])
             for item in dataclasses.fields(group)
         ]
 

@@ -10,24 +10,20 @@ import typer
 
 from quantailor.app.choosing import drafts as drafts_module
 from quantailor.app.choosing.drafts import DraftInfo, EditResult, drafts_of, save_draft
-from quantailor.app.steps import AUTO
 from quantailor.cli import options
 from quantailor.cli.output import console, table
 from quantailor.cli.root import command
-from quantailor.cli.values import covariances_choice, imatrix_choice
 from quantailor.present import words
 
 
 @command(epilog="Example: quantailor edit base.gguf s.yaml --set attn_v=Q6_K --set output=Q8_0 -o edited.yaml")
 def edit(
     answer: options.Answer,
+    quantized: options.QuantizedHere,
     base: options.Source,
-    strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file (YAML or JSON), or a GGUF file that carries one.")],
+    strategy: options.Strategy,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the edited strategy goes.")],
     changes: Annotated[list[str], typer.Option("--set", help="PATTERN=TYPE; may be given more than once.")],
-    imatrix: options.Imatrix = AUTO,
-    rounding: options.Rounding = "auto",
-    covariances: options.Covariances = AUTO,
     force: options.Force = False,
 ) -> None:
     """Change types in a strategy by pattern and pin them; show the size and the KL divergence that this gives the file."""
@@ -38,9 +34,7 @@ def edit(
             strategy,
             changes,
             output,
-            imatrix=imatrix_choice(imatrix),
-            rounding=rounding,
-            covariances=covariances_choice(covariances),
+            **quantized.fields(),
             overwrite=force,
         )
     answer.tell("edit", found, lambda: _show_edit(found))

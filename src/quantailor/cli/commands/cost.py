@@ -13,10 +13,10 @@ from quantailor.app.measuring.cost import CostReport, Pipeline, StageCost, job_c
 from quantailor.app.steps import AUTO, COMPUTE, DEFAULT_PROBE_CHUNKS, NONE, Grouping, MakeStep, PlanOptions, StudyStep, absolute
 from quantailor.cli import options
 from quantailor.cli.commands import hub as hub_commands
-from quantailor.cli.commands.steps import BasisOption, TargetOptions
+from quantailor.cli.commands.planning import BasisOption, TargetOptions
 from quantailor.cli.output import console, table
 from quantailor.cli.root import command
-from quantailor.cli.values import covariances_choice, imatrix_choice, optional_path, optional_seconds, split_list
+from quantailor.cli.values import imatrix_choice, optional_path, optional_seconds, split_list
 from quantailor.present import words
 
 
@@ -25,6 +25,7 @@ def cost(
     target: TargetOptions,
     hub: options.Hub,
     machine: options.Machine,
+    rounded: options.MadeRounding,
     answer: options.Answer,
     model: options.Model,
     level: Annotated[
@@ -38,8 +39,6 @@ def cost(
     group: Annotated[Grouping | None, typer.Option("--group", help="As for `make`.")] = None,
     time: options.Time = None,
     imatrix: options.MakeImatrix | None = None,
-    rounding: options.MakeRounding = "auto",
-    covariances: options.MakeCovariances = AUTO,
     imatrix_chunks: Annotated[
         int | None, options.number("imatrix_chunks", "--imatrix-chunks", help="Use at most this many chunks of the calibration text.")
     ] = None,
@@ -59,7 +58,6 @@ def cost(
     matrix = imatrix_choice(
         imatrix or (COMPUTE if level is None else AUTO), of_repository=repository is not None, words=(AUTO, COMPUTE, NONE)
     )
-    found = covariances_choice(covariances)
     seconds, candidates, calibration = optional_seconds(time), split_list(types), optional_path(text)
     task: Pipeline
     if level is not None:
@@ -71,8 +69,7 @@ def cost(
             text=calibration,
             seconds=seconds,
             imatrix=matrix,
-            rounding=rounding,
-            covariances=found,
+            **rounded.rounded(),
             allow_requantize=requantize,
             compute=machine.compute,
         )
@@ -88,8 +85,7 @@ def cost(
             probe_chunks=probe_chunks,
             group=group,
             imatrix=matrix,
-            rounding=rounding,
-            covariances=found,
+            **rounded.rounded(),
             imatrix_chunks=imatrix_chunks,
             verify=verify,
             chunks=chunks,

@@ -14,7 +14,6 @@ from quantailor.app.steps import (
     AUTO,
     DEFAULT_ANCHORS,
     DEFAULT_MIXES,
-    DEFAULT_N_CTX,
     DEFAULT_REFINE_CHUNKS,
     DEFAULT_SWEEP_CHUNKS,
     TIMED_EFFORT,
@@ -27,18 +26,16 @@ from quantailor.app.steps import (
 )
 from quantailor.cli import options, show
 from quantailor.cli.root import command
-from quantailor.cli.values import covariances_choice, imatrix_choice, optional_path, optional_seconds, split_list
+from quantailor.cli.values import covariances_choice, optional_seconds, split_list
 
 _TYPES = ", ".join(USUAL_EFFORT.types)
 
 
 @command(epilog="Example: quantailor probe base.gguf -f text.txt --group role-depth")
 def probe(
-    hub: options.Hub,
-    machine: options.Machine,
+    model: options.Running,
     run: options.Run,
-    base: options.Runnable,
-    text: options.Text = None,
+    quantized: options.Quantized,
     chunks: Annotated[
         int | None,
         options.number(
@@ -60,18 +57,13 @@ def probe(
         options.number("mix_chunks", "--mix-chunks", help=f"Chunks per whole mix: {USUAL_EFFORT.mix_chunks}, or more with --time."),
     ] = None,
     anchors: Annotated[int, options.number("anchors", "--anchors", help="Mixes to build as files.")] = DEFAULT_ANCHORS,
-    imatrix: options.AnyImatrix = AUTO,
-    rounding: options.Rounding = "auto",
-    covariances: options.Covariances = AUTO,
-    n_ctx: options.Context = DEFAULT_N_CTX,
 ) -> None:
     """Measure how much each tensor's error matters to the model, by swapping quantized weights into it; only figures are written."""
-    repository, seconds = hub.repository(base), optional_seconds(time)
+    seconds = optional_seconds(time)
     usual = effort(seconds)
     task = ProbeStep(
-        base=options.place(base, repository),
-        hub=repository,
-        text=optional_path(text),
+        **model.fields(),
+        **quantized.fields(model.of_hub),
         chunks=chunks or usual.chunks,
         types=tuple(name.upper() for name in split_list(types)) or usual.types,
         seconds=seconds,
@@ -81,46 +73,28 @@ def probe(
         mixes=mixes,
         mix_chunks=mix_chunks or usual.mix_chunks,
         anchors=anchors,
-        n_ctx=n_ctx,
-        imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
-        rounding=rounding,
-        covariances=covariances_choice(covariances),
-        compute=machine.compute,
     )
     run.execute(task)
 
 
 @command(epilog="Example: quantailor sweep base.gguf -f text.txt --types Q2_K,Q4_K --tensors attn_v")
 def sweep(
-    hub: options.Hub,
-    machine: options.Machine,
+    model: options.Running,
     run: options.Run,
-    base: options.Runnable,
-    text: options.Text = None,
+    quantized: options.Quantized,
     chunks: Annotated[int, options.number("chunks", "--chunks", help="Chunks per cell.")] = DEFAULT_SWEEP_CHUNKS,
     types: options.Types = None,
-    tensors: Annotated[str | None, typer.Option("--tensors", help="Only tensors that match these patterns, e.g. 'blk.0.*'.")] = None,
+    tensors: options.Tensors = None,
     only_uncertain: Annotated[bool, typer.Option("--only-uncertain", help="Skip types whose outcome the probes predict.")] = False,
-    imatrix: options.AnyImatrix = AUTO,
-    rounding: options.Rounding = "auto",
-    covariances: options.Covariances = AUTO,
-    n_ctx: options.Context = DEFAULT_N_CTX,
 ) -> None:
     """Perplexity and KL divergence of every tensor at every type, with all others unquantized. Plans use what it finds."""
-    repository = hub.repository(base)
     task = SweepStep(
-        base=options.place(base, repository),
-        hub=repository,
-        text=optional_path(text),
+        **model.fields(),
+        **quantized.fields(model.of_hub),
         chunks=chunks,
         types=split_list(types),
         tensors=split_list(tensors),
         only_uncertain=only_uncertain,
-        n_ctx=n_ctx,
-        imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
-        rounding=rounding,
-        covariances=covariances_choice(covariances),
-        compute=machine.compute,
     )
     run.execute(task)
 
@@ -128,11 +102,10 @@ def sweep(
 @command(epilog="Example: quantailor predict base.gguf strategy.yaml")
 def predict(
     answer: options.Answer,
+    rounded: options.Rounded,
     base: options.Base,
-    strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file (YAML or JSON), or a GGUF file that carries one.")],
+    strategy: options.Strategy,
     evidence: options.Evidence = None,
-    rounding: options.Rounding = "auto",
-    covariances: options.Covariances = AUTO,
 ) -> None:
     """Predict a strategy's KL divergence, with intervals, before it is built; and say which tensors it comes from."""
     with answer.workspace() as workspace:
@@ -142,47 +115,35 @@ def predict(
             read_strategy(strategy),
             name=str(strategy),
             evidence=evidence,
-            rounding=rounding,
-            covariances=covariances_choice(covariances),
+            **rounded.rounded(),
         )
     answer.tell("predict", found, lambda: show.predicted(found))
 
 
 @command(epilog="Example: quantailor refine base.gguf strategy.yaml -o better.yaml --swaps 100")
 def refine(
-    hub: options.Hub,
-    machine: options.Machine,
+    model: options.Running,
     run: options.Run,
-    base: options.Runnable,
-    strategy: Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file (YAML or JSON), or a GGUF file that carries one.")],
+    rounded: options.Rounded,
+    strategy: options.Strategy,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the better strategy goes.")],
-    text: options.Text = None,
     chunks: Annotated[int, options.number("chunks", "--chunks", help="Chunks per mix.", least=2)] = DEFAULT_REFINE_CHUNKS,
     relinearize: Annotated[bool, typer.Option(help="Probe again with all other tensors at their chosen types, solve once more.")] = True,
     swaps: Annotated[int, options.number("swaps", "--swaps", help="Exchanges of bytes between two tensors to try by true KLD.")] = 0,
     evidence: options.Evidence = None,
-    rounding: options.Rounding = "auto",
-    covariances: options.Covariances = AUTO,
-    n_ctx: options.Context = DEFAULT_N_CTX,
     force: options.Force = False,
 ) -> None:
     """Improve a strategy at its size with measurements around it, and report what that gained."""
-    repository = hub.repository(base)
     task = RefineStep(
-        base=options.place(base, repository),
-        hub=repository,
+        **model.fields(),
+        **rounded.rounded(),
         strategy=absolute(strategy),
         output=absolute(output),
-        text=optional_path(text),
         chunks=chunks,
         relinearize=relinearize,
         swaps=swaps,
         evidence=evidence,
         overwrite=force,
-        rounding=rounding,
-        covariances=covariances_choice(covariances),
-        n_ctx=n_ctx,
-        compute=machine.compute,
     )
     run.execute(task)
 
@@ -195,11 +156,9 @@ Outputs = Annotated[
 @command(epilog="Example: quantailor report base.gguf -o report.html -o cells.csv")
 def report(
     answer: options.Answer,
+    quantized: options.QuantizedHere,
     base: options.Source,
     output: Outputs,
-    imatrix: options.Imatrix = AUTO,
-    rounding: options.Rounding = "auto",
-    covariances: options.Covariances = AUTO,
     force: options.Force = False,
 ) -> None:
     """Write everything that is known of a model: heat maps, curves, sensitivities, predictions against measurements, verdicts."""
@@ -208,9 +167,7 @@ def report(
             workspace,
             base,
             output,
-            imatrix=imatrix_choice(imatrix),
-            rounding=rounding,
-            covariances=covariances_choice(covariances),
+            **quantized.fields(),
             overwrite=force,
         )
     answer.tell("report", found, lambda: show.reported(found))

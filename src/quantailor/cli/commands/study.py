@@ -15,7 +15,7 @@ from quantailor.cli import options
 from quantailor.cli.commands.cost import tell_cost
 from quantailor.cli.output import console, table
 from quantailor.cli.root import command
-from quantailor.cli.values import covariances_choice, imatrix_choice, optional_path, optional_seconds, split_list
+from quantailor.cli.values import imatrix_choice, optional_path, optional_seconds, split_list
 from quantailor.present import words
 from quantailor.present.words import plural
 
@@ -30,14 +30,13 @@ def study(
     hub: options.Hub,
     converting: options.Converting,
     machine: options.Machine,
+    rounded: options.MadeRounding,
     run: options.Run,
     model: options.Model,
     level: Level = "balanced",
     types: options.UsualTypes = None,
     text: options.Text = None,
     imatrix: options.MakeImatrix = AUTO,
-    rounding: options.MakeRounding = "auto",
-    covariances: options.MakeCovariances = AUTO,
     time: options.Time = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the base of a Hugging Face directory goes.")] = None,
     cost: Annotated[bool, typer.Option("--cost", help="Say what it will take, without starting it.")] = False,
@@ -55,8 +54,7 @@ def study(
         types=split_list(types),
         text=optional_path(text),
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None, words=(AUTO, COMPUTE, NONE)),
-        rounding=rounding,
-        covariances=covariances_choice(covariances),
+        **rounded.rounded(),
         seconds=optional_seconds(time),
         output=optional_path(output),
         allow_requantize=requantize,

@@ -1,0 +1,183 @@
+"""Commands that write files and judge them: build, verify, and make, which goes the whole way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantailor.app import Workspace
+from quantailor.app.jobs import run_job
+from quantailor.app.steps import (
+    AUTO,
+    COMPUTE,
+    DEFAULT_N_CTX,
+    DEFAULT_PROBE_CHUNKS,
+    NONE,
+    BuildStep,
+    Grouping,
+    MakeStep,
+    PlanOptions,
+    VerifyStep,
+    absolute,
+    reference_of,
+)
+from quantailor.cli import options
+from quantailor.cli.commands.planning import BasisOption, ConstraintOptions, TargetOptions
+from quantailor.cli.root import app, command
+from quantailor.cli.values import imatrix_choice, optional_path, optional_seconds, parse_size, split_list
+
+
+@command(
+    epilog="Examples: quantailor build base.gguf strategy.yaml -o model-4.5bpw.gguf | "
+    "quantailor build ORG/NAME strategy.yaml -o out.gguf | quantailor build base.gguf Q4_K_M --rounding compensated -o out.gguf"
+)
+def build(
+    model: options.Weights,
+    machine: options.Threads,
+    quantized: options.Quantized,
+    run: options.Run,
+    strategy: Annotated[
+        Path,
+        typer.Argument(
+            metavar="STRATEGY",
+            help="A strategy file (YAML, JSON), any GGUF file of this model, for its types, llama-quantize's tensor types, or a preset "
+            "such as Q4_K_M.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The GGUF file to write.")],
+    split_max_size: Annotated[str | None, typer.Option("--split-max-size", help="Write shards of at most this size.")] = None,
+    requantize: options.Requantize = False,
+    force: options.Force = False,
+) -> None:
+    """Write the file that a strategy describes; it appears under its name only when it is whole and checked."""
+    task = BuildStep(
+        **model.fields(),
+        **quantized.fields(model.of_hub),
+        strategy=reference_of(str(strategy)),
+        output=absolute(output),
+        split_max_bytes=None if split_max_size is None else parse_size(split_max_size),
+        overwrite=force,
+        allow_requantize=requantize,
+        compute=machine.compute,
+    )
+    run.execute(task)
+
+
+@command(epilog="Example: quantailor verify out.gguf --base base.gguf --against Q6_K,Q4_K_M -f heldout.txt")
+def verify(
+    hub: options.Hub,
+    machine: options.Machine,
+    run: options.Run,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The quantized GGUF file.")],
+    base: Annotated[Path, typer.Option("--base", help="The 16-bit base it was made from: a file, or ORG/NAME of one on the hub.")],
+    against: options.Against = None,
+    beside: options.Beside = None,
+    text: options.Text = None,
+    chunks: options.Chunks = None,
+    n_ctx: options.Context = DEFAULT_N_CTX,
+    imatrix: options.AnyImatrix = AUTO,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Stem of the .json, .csv, .png and .svg files.")] = None,
+    force: options.Force = False,
+) -> None:
+    """Perplexity and KL divergence of a file against its base, beside llama.cpp's presets; ends with a verdict and a graph."""
+    repository = hub.repository(base)
+    task = VerifyStep(
+        file=absolute(file),
+        base=options.place(base, repository),
+        hub=repository,
+        against=None if against is None else split_list(against),
+        beside=beside,
+        text=optional_path(text),
+        chunks=chunks,
+        n_ctx=n_ctx,
+        imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
+        output=optional_path(output),
+        overwrite=force,
+        compute=machine.compute,
+    )
+    run.execute(task)
+
+
+@command(
+    epilog="Examples: quantailor make ./Llama-3.2-1B --size 700MiB -o out | "
+    "quantailor make ORG/NAME --imatrix imatrix.gguf --basis ranking --no-verify --like Q4_K_M -o out"
+)
+def make(
+    target: TargetOptions,
+    constraints: ConstraintOptions,
+    hub: options.Hub,
+    converting: options.Converting,
+    machine: options.Machine,
+    rounded: options.MadeRounding,
+    run: options.Run,
+    model: options.Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for everything that is made.")],
+    basis: BasisOption = "auto",
+    types: options.UsualTypes = None,
+    exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Measure every row.")] = False,
+    text: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Calibration text instead of the one that ships with Quantailor.")
+    ] = None,
+    probe_chunks: options.ProbeChunks = DEFAULT_PROBE_CHUNKS,
+    time: options.Time = None,
+    group: Annotated[
+        Grouping | None,
+        typer.Option("--group", help="Probe every tensor, or roles by depth; by default tensors of small models and on GPUs."),
+    ] = None,
+    imatrix: options.MakeImatrix = COMPUTE,
+    imatrix_chunks: Annotated[
+        int | None, options.number("imatrix_chunks", "--imatrix-chunks", help="Use at most this many chunks of the calibration text.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Measure the file against its base; without, no base may be needed.")
+    ] = True,
+    verify_text: Annotated[
+        Path | None, typer.Option("--verify-text", help="Held-out text instead of the one that ships with Quantailor.")
+    ] = None,
+    chunks: options.Chunks = None,
+    against: options.Against = None,
+    beside: options.Beside = None,
+    requantize: options.Requantize = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the result of another make.", rich_help_panel="Common")] = False,
+) -> None:
+    """All of it in one go: convert, calibrate, measure, probe, plan, build, verify. Run it again to resume.
+
+    A base is written if a step runs the model, and rounding is then compensated unless --rounding plain. With --imatrix FILE,
+    --basis ranking and --no-verify none does: the file is built from the checkpoint itself, rounded as ggml does.
+    """
+    plan_options = PlanOptions(**target.target(needed=True), **constraints.limits, basis=basis)
+    repository = hub.repository(model)
+    task = MakeStep(
+        model=options.place(model, repository),
+        hub=repository,
+        output=absolute(output),
+        plan=plan_options,
+        types=split_list(types),
+        exhaustive=exhaustive,
+        text=optional_path(text),
+        probe_chunks=probe_chunks,
+        seconds=optional_seconds(time),
+        group=group,
+        imatrix=imatrix_choice(imatrix, of_repository=repository is not None, words=(AUTO, COMPUTE, NONE)),
+        **rounded.rounded(),
+        imatrix_chunks=imatrix_chunks,
+        verify=verify,
+        verify_text=optional_path(verify_text),
+        chunks=chunks,
+        against=None if against is None else split_list(against),
+        beside=beside,
+        allow_requantize=requantize,
+        overwrite=force,
+        compute=machine.compute,
+        conversion=converting.conversion(repository),
+    )
+    run.execute(task)
+
+
+@app.command(hidden=True)
+def worker(job: int, home: options.Home = None, now: Annotated[bool, typer.Option("--now")] = False) -> None:
+    """Run a queued job; what --detach starts."""
+    with Workspace.open(home) as workspace:
+        run_job(workspace, job, now=now)
