@@ -70,3 +70,26 @@ def test_the_check_finds_what_is_wrong(chromium: Browser, studied_server: Server
     chromium.js(axe)
     rules = {item["id"] for item in chromium.driver.execute_async_script(_RUN)}
     assert {"button-name", "color-contrast"} <= rules
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_no_serious_finding_in_open_dialogs(chromium: Browser, studied_server: Server, axe: str, theme: str) -> None:
+    for screen, button in (
+        ("choose", "Rule and limits"),
+        ("choose", "Compare"),
+        ("choose", "Versions and files"),
+        ("build", "Open a file"),
+    ):
+        chromium.enter(studied_server, screen_path(studied_server.home, screen), theme=theme)
+        chromium.settle()
+        chromium.click(button)
+        dialog = chromium.find('.q-dialog[role="dialog"]')
+        assert dialog.get_attribute("aria-label")
+        chromium.until(lambda: chromium.all(".q-dialog .q-card"), "it is open")
+        chromium.settle()
+        chromium.js(axe)
+        found = chromium.driver.execute_async_script(_RUN)
+        assert isinstance(found, list), found
+        for item in found:  # what lies behind the dialog cannot be seen, and axe takes its colours for others
+            item["nodes"] = [node for node in item["nodes"] if chromium.all(f".q-dialog {node['target'][0]}")]
+        assert _told(found) == [], button

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -106,6 +107,49 @@ def test_editing_many_rows_is_one_step_of_undo(page: Browser, home: Path, workbe
     page.click("Undo")
     page.until(lambda: kept(home, workbench.base, draft)[0].types == before, "one undo takes all back")
     assert page.errors() == []
+
+
+def test_undo_works_where_the_choice_for_many_rows_left_the_focus(page: Browser, home: Path, workbench: Workbench, draft: str) -> None:
+    before = kept(home, workbench.base, draft)[0].types
+    tick(page, "ffn", "24 ticked, 3 roles")
+    choose_for_ticked(page, "Q8_0")
+    page.until(lambda: kept(home, workbench.base, draft)[0].types != before, "the types are set")
+    page.until(lambda: page.js("return document.activeElement.closest('.qt-bulk') !== null"), "the focus is back in the field")
+    ActionChains(page.driver).key_down(Keys.CONTROL).send_keys("z").key_up(Keys.CONTROL).perform()
+    page.until(lambda: kept(home, workbench.base, draft)[0].types == before, "Ctrl-Z took it back")
+    assert page.errors() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("ffn_do", "8 ticked, 1 role"), ("attn_v", "8 ticked, 1 role"), ("layer:0", "7 ticked, 7 roles")]
+)
+def test_what_the_box_shows_is_what_enter_ticks(page: Browser, text: str, said: str) -> None:
+    page.find(".qt-pattern").send_keys(text)
+    grid = "getElement(document.querySelector('.qt-choose-grid').id.slice(1)).api"
+    count = int(said.split()[0])
+    page.until(lambda: page.js(f"return {grid}.getDisplayedRowCount()") == count, f"{count} rows are shown")
+    page.find(".qt-pattern").send_keys(Keys.ENTER)
+    page.sees(said)
+
+
+def test_a_notification_can_be_read_and_leaves_the_dock_free(page: Browser) -> None:
+    for theme in ("dark", "light"):
+        page.js(f"document.body.classList.replace('body--light', 'body--{theme}')")
+        page.find(".qt-pattern").send_keys("layer:x" + Keys.ENTER)
+        note = page.find(".q-notification.bg-negative")
+        button = note.find_element("css selector", ".q-btn")
+        assert contrast(button.value_of_css_property("color"), note.value_of_css_property("background-color")) >= 4.5
+        page.find(".qt-pattern").clear()
+
+
+def contrast(*colours: str) -> float:
+    """The ratio of two colours' luminances as accessibility guidelines define it."""
+    lights = []
+    for colour in colours:
+        red, green, blue = (int(part) / 255 for part in re.findall(r"\d+", colour)[:3])
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in (red, green, blue)]
+        lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+    return (max(lights) + 0.05) / (min(lights) + 0.05)
 
 
 def test_selecting_a_row_shows_knee_choice_and_reason_and_dragging_changes_the_type(

@@ -246,7 +246,7 @@ def test_an_edited_mix_is_predicted() -> None:
         ("knee", {}, {"tests": "fitted"}, "knee has no parameter 'tests'"),
         ("knee", {}, {"test": "eye"}, "there is no knee test 'eye'"),
         ("knee", {}, {"error": "eye"}, "there is no error 'eye'"),
-        ("knee", {}, {"epsilon": 0.0}, "epsilon 0"),
+        ("knee", {}, {"epsilon": 0.0}, "epsilon is 0"),
         ("greedy", {"size_bytes": 1}, {"penalty": "x"}, "there is no penalty 'x'"),
         ("greedy", {"size_bytes": 1}, {"start": "Q9"}, "no tensor can start at Q9"),
         ("greedy", {"size_bytes": 1}, {"important_percentile": 5.0}, "needs a percentile and a maximum error"),

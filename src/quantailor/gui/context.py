@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from quantailor.app import Workspace
 from quantailor.errors import OutputError
 from quantailor.files import expanded
 from quantailor.gui.guard import forwarded_prefix
+from quantailor.present.words import shortened
+
+MAX_NAME_BYTES = 255
+"""What file systems take as the name of one file or folder."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,11 @@ class Context:
     """File pickers stay inside these."""
 
     def allowed(self, path: str | Path) -> Path:
-        """The path with links and dots resolved. Raises OutputError where it lies outside the roots."""
+        """The path with links and dots resolved. Raises OutputError where it lies outside the roots, or no system takes it."""
+        long = next((part for part in Path(path).parts if len(os.fsencode(part)) > MAX_NAME_BYTES), None)
+        if long is not None or "\0" in str(path):
+            what = f"the name {shortened(long, 40)} is longer than {MAX_NAME_BYTES} bytes" if long else "a name holds a null character"
+            raise OutputError(f"{what}, which no file can be called", remedy="Choose another name")
         resolved = expanded(path).resolve()
         if any(resolved.is_relative_to(root) for root in self.roots):
             return resolved

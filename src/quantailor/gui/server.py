@@ -21,6 +21,7 @@ from quantailor.gui.guard import Guard, is_host_name
 
 DEFAULT_PORT = 8371
 LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
+_KEPT_BYTES = 24
 MIN_REMOTE_TOKEN = 8
 """Characters that a token must have at least where others can reach the server."""
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104
@@ -38,7 +39,7 @@ class ServeOptions:
     port: int | None = None
     """None takes the default, or a free one where that is taken."""
     token: str | None = None
-    """None makes a random one; needed where `host` is not this machine alone."""
+    """None takes the home's own; needed where `host` is not this machine alone."""
     allow: tuple[Path, ...] = ()
     """Folders that file pickers may show, besides the user's home, the working directory and Quantailor's own."""
     allow_hosts: tuple[str, ...] = ()
@@ -62,10 +63,30 @@ def serve(options: ServeOptions, say: Callable[[str], None] = print) -> None:
             raise ServeError(f"{name!r} is not the name of a host", remedy="Give it as browsers show it: lab.example or lab.example:8443")
     _require_token(options)
     port = _port(options)
-    token = options.token or secrets.token_urlsafe(24)
     with Workspace.open(options.home) as workspace:
+        token = options.token or _kept_token(workspace.home.path / "gui" / "token")
         native = options.native and _has_windows(say)
         _run(options, workspace, port=port, token=token, native=native, say=say)
+
+
+def _kept_token(path: Path) -> str:
+    """The home's own token, made where there is none that only its user can read: open tabs and bookmarks outlive the server."""
+    try:
+        is_private = os.name == "nt" or not path.stat().st_mode & 0o077
+        known = path.read_text(encoding="ascii").strip()
+        if is_private and len(known) >= _KEPT_BYTES:
+            return known
+    except (OSError, UnicodeDecodeError):
+        pass
+    token = secrets.token_urlsafe(_KEPT_BYTES)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as stream:
+            stream.write(token)
+    except OSError:  # a home that cannot be written to, or another server that is faster: this one's token lasts as long as it does
+        return token
+    return token
 
 
 def _greet(options: ServeOptions, say: Callable[[str], None], *, port: int, token: str) -> None:

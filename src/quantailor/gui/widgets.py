@@ -11,7 +11,8 @@ from typing import Any, Literal, ParamSpec, TypeVar
 from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
 
-from quantailor.errors import QuantailorError
+from quantailor.errors import OutputError, QuantailorError
+from quantailor.gui.page_words import on_page
 from quantailor.gui.theme import type_colours
 from quantailor.present.charts.colours import bits_colour
 
@@ -117,18 +118,18 @@ def error_note(error: QuantailorError) -> None:
     """An error on a page: what is wrong, and the remedy."""
     with box("qt-note qt-note-bad") as element:
         element.props('role="alert"')
-        text(error.message)
+        text(on_page(error.message))
         if error.remedy:
-            text(error.remedy, "qt-muted")
+            text(on_page(error.remedy), "qt-muted")
 
 
 def tell_error(error: QuantailorError) -> None:
     """An error as a notification: what is wrong, and the remedy."""
-    ui.notify(str(error), type="negative", position="top", multi_line=True, close_button="Close", timeout=12000)
+    ui.notify(on_page(str(error)), type="negative", position="top", multi_line=True, close_button="Close", timeout=12000)
 
 
 def told(action: Callable[P, Any]) -> Callable[P, Awaitable[None]]:
-    """Wrap a handler (plain or async) so that a QuantailorError becomes a notification."""
+    """Wrap a handler (plain or async) so that a QuantailorError, or what the system refuses of a file, becomes a notification."""
 
     @functools.wraps(action)
     async def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -138,6 +139,8 @@ def told(action: Callable[P, Any]) -> Callable[P, Awaitable[None]]:
                 await result
         except QuantailorError as error:
             tell_error(error)
+        except OSError as error:
+            tell_error(OutputError(f"{error.filename or 'A file'} cannot be used: {error.strerror or error}", remedy="Choose another"))
 
     return wrapped
 

@@ -330,6 +330,11 @@ class Planner:
         """The measured tensors that a pattern selects (see `strategy.constraints`). Raises StrategyError."""
         return tuple(name for name in self._cells if matches(pattern, name))
 
+    def holding(self, text: str) -> tuple[str, ...]:
+        """The tensors that a box of text means: what it selects as a pattern, else those whose names hold it. Raises StrategyError."""
+        wanted = text.strip().lower()
+        return self.matching(wanted) or tuple(name for name in self._cells if wanted in name.lower())
+
     def knees(self, options: PlanOptions) -> dict[str, str]:
         """Every tensor's own knee within the options' limits."""
         with self._lock:

@@ -46,6 +46,11 @@ def plan_rule(method: Method, rule: str | None = None, options: Sequence[str] = 
     return RuleOptions(method=method, parameters=parameters, bins=bins)
 
 
+def short_word(value: object) -> str:
+    """A test's or penalty's name as a rule's short form has it."""
+    return {long: short for short, long in (*_TESTS.items(), *_PENALTIES.items())}.get(str(value), str(value))
+
+
 def _number(what: str, text: str) -> float:
     try:
         return float(text)

@@ -43,7 +43,7 @@ def edit(
 def _show_edit(found: EditResult) -> None:
     out = console()
     out.print(f"wrote     {found.path}", markup=False)
-    out.print(f"changed   {found.n_changed} tensors, {found.n_pinned} pinned in all")
+    out.print(f"changed   {words.plural(found.n_changed, 'tensor')}, {found.n_pinned} pinned in all")
     out.print(f"file      {words.size(found.prediction.file_size_bytes)}, {words.bits(found.prediction.bits_per_weight, 3)}")
     if found.prediction.kld_nats is not None:
         out.print(f"KLD       {found.prediction.kld_nats:.3g} nats predicted")

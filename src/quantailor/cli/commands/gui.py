@@ -23,7 +23,8 @@ def gui(
         str, typer.Option("--host", help="Address to listen on; any other than this machine's own needs --token.")
     ] = "127.0.0.1",
     token: Annotated[
-        str | None, typer.Option("--token", envvar="QUANTAILOR_GUI_TOKEN", help="What a browser must present; random by default.")
+        str | None,
+        typer.Option("--token", envvar="QUANTAILOR_GUI_TOKEN", help="What a browser must present; by default one that the home keeps."),
     ] = None,
     allow: Annotated[list[Path] | None, typer.Option("--allow", help="A further folder that file pickers may show.")] = None,
     allow_host: Annotated[

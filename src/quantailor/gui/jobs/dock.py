@@ -29,6 +29,7 @@ from quantailor.app.jobs import (
 from quantailor.app.steps import kinds
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import workspace
+from quantailor.gui.page_words import on_page
 from quantailor.gui.widgets import box, heading, icon_button, named, primary, quiet, tell_error, text, told
 from quantailor.present.words import percent, rate, span
 
@@ -294,7 +295,7 @@ def _headline(job: JobReport, place: JobPlace | None) -> str:
 def _under(job: JobReport) -> str:
     """The second line: what it does, or what became of it."""
     if job.state == "failed":
-        return job.error or ""
+        return on_page(job.error or "")
     if job.state == "interrupted":
         return "Its process has ended. It goes on where it stopped."
     if job.waits_for is not None:

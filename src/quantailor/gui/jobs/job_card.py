@@ -11,6 +11,7 @@ from quantailor.app.jobs import JobReport, show_job
 from quantailor.app.library.projects import ProjectReport
 from quantailor.gui.context import workspace
 from quantailor.gui.jobs.dock import ACTIVE, told_time
+from quantailor.gui.page_words import on_page
 from quantailor.gui.widgets import box, heading, icon_button, note, text, told
 from quantailor.present.words import percent
 
@@ -77,7 +78,7 @@ class JobCard:
         self._time.set_text(told_time(job) if is_active else "")
         self._close.set_visibility(not is_active)
         self._problem.set_visibility(not is_active and job.state != "done")
-        self._problem.set_text(" ".join(part for part in (_ENDED.get(job.state, ""), job.error or "") if part))
+        self._problem.set_text(" ".join(part for part in (_ENDED.get(job.state, ""), on_page(job.error or "")) if part))
 
 
 def unfinished(project: ProjectReport, kind: str) -> JobReport | None:

@@ -180,11 +180,10 @@
     clearTimeout(settling);
     settling = setTimeout(() => settle(api), 400);
   };
-  // Once the types rest: order and filter may rest on them.
+  // Once the types rest: the order may rest on them.
   let settling = null;
   const settle = (api) => {
     if (api.isDestroyed()) return;
-    if (api.isQuickFilterPresent()) api.resetQuickFilter();
     if (api.getColumnState().some((column) => column.sort && ["type", "bits"].includes(column.colId))) api.refreshClientSideRowModel("sort");
   };
 
@@ -222,11 +221,18 @@
     const row = name && api.getRowNode(name);
     if (row && show) api.ensureNodeVisible(row, null);
   };
+  let shown = null;
+  const filter = (api, places) => {
+    shown = places && new Set(places.map((place) => rows[place]?.name));
+    api.onFilterChanged();
+  };
+  const isFiltered = () => shown !== null;
+  const passes = (name) => shown.has(name);
   const isCurrent = (name) => name === current;
   const tick = (api, names) => {
     api.deselectAll();
     api.setNodesSelected({ nodes: names.map((name) => api.getRowNode(name)).filter(Boolean), newValue: true });
   };
 
-  window.quantailorChoose = { spark, chosen, pin, TypeEditor, change, setTypes, bits, size, told, count, load, tick, mark, isCurrent };
+  window.quantailorChoose = { spark, chosen, pin, TypeEditor, change, setTypes, bits, size, told, count, load, tick, mark, filter, isFiltered, passes, isCurrent };
 })();

@@ -1,8 +1,8 @@
 """Bins: the more important a tensor, the larger its minimum type.
 
 `((10, "Q6_K"), (50, "Q5_K"), (100, "Q4_K"))` gives the most important 10 % of the tensors at least Q6_K, those
-up to 50 % at least Q5_K and the rest at least Q4_K. Without a size every tensor gets its minimum; with one, the
-optimum spends what is left above the minimums.
+up to 50 % at least Q5_K and the rest at least Q4_K. Without a size every tensor gets its minimum, so that bins must then
+reach 100 %; with one, the optimum spends what is left above the minimums.
 """
 
 from __future__ import annotations
@@ -59,10 +59,16 @@ def choose(
 
     Raises:
         InfeasibleError: the minimums or the constraints exceed a budget.
-        StrategyError: bins out of order, or of a type that no tensor has.
+        StrategyError: bins out of order, of a type that no tensor has, or that leave tensors out where no budget lifts these.
     """
     limits = constraints or Constraints()
     bits = _check(bins, tables)
+    last = bins[-1][0]
+    if budget_bytes is None and last < 100:
+        raise StrategyError(
+            f"the bins end at {last:g} %, and without a size the other {100 - last:g} % of the tensors would get their smallest types",
+            remedy="Add a bin for the rest, such as 100=Q4_K, or ask for a size",
+        )
     groups = apply(tables, limits, align=align)
     order = sorted(range(len(groups)), key=lambda index: (-groups[index].importance, index))
     lifted, reasons = list(groups), [""] * len(groups)

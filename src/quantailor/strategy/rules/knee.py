@@ -136,8 +136,10 @@ def find(
     if error not in _ERRORS:
         raise StrategyError(f"there is no error {error!r} to walk along", remedy=f"Known: {', '.join(_ERRORS)}")
     start = BASES[test] if base is None else base
-    if not epsilon > 0 or not math.isfinite(epsilon) or not math.isfinite(start) or start < 0:
-        raise StrategyError(f"a knee with base {start:g} and epsilon {epsilon:g}", remedy="Give base >= 0 and epsilon > 0")
+    if not math.isfinite(start) or start < 0:
+        raise StrategyError(f"the knee's threshold (base) is {start:g}", remedy="Give a number from 0 on, such as 300")
+    if not epsilon > 0 or not math.isfinite(epsilon):
+        raise StrategyError(f"the knee's epsilon is {epsilon:g}", remedy="Give a number above 0, such as 3")
     walk = _walk(cells, _ERRORS[error])
     if len(walk.cells) == 1:
         return Knee(walk.cells[0], "the only type allowed here" if len(cells) == 1 else "smaller than every other type and no worse")

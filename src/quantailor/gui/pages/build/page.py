@@ -31,6 +31,7 @@ from quantailor.gui.context import context, show_address, workspace
 from quantailor.gui.desks import desk_of_draft
 from quantailor.gui.frame import address, frame, opened, without_base
 from quantailor.gui.jobs.job_card import JobCard, unfinished
+from quantailor.gui.page_words import on_page
 from quantailor.gui.pages.build.parts import STRATEGY_KINDS, BuiltList, CheckCard, DiffCard
 from quantailor.gui.picker import path_input, pick
 from quantailor.gui.widgets import Stat, box, card, chip, copy_line, named, note, primary, quiet, text, told
@@ -274,7 +275,7 @@ class _Screen:
         self._problems.clear()
         with self._problems:
             for shortfall in offer.shortfalls:
-                note(f"It cannot start: {shortfall}", "bad")
+                note(f"It cannot start: {on_page(shortfall)}", "bad")
         self._go.set_enabled(not offer.shortfalls)
         self._show_commands(offer)
 
@@ -340,7 +341,7 @@ def _kld(predicted: Prediction) -> tuple[str, str]:
 
 def _kld_words(predicted: Prediction) -> str:
     if predicted.kld_nats is None:
-        reason = f"Its KLD is {predicted.no_prediction}." if predicted.no_prediction else ""
+        reason = f"Its KLD is {on_page(predicted.no_prediction)}." if predicted.no_prediction else ""
         return reason or "No KLD is predicted without probes: the strategy only ranks."
     if predicted.kld_interval_nats is None:
         return ""

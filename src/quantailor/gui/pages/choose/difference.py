@@ -16,8 +16,8 @@ from quantailor.app.library.projects import ProjectReport
 from quantailor.gui import desks
 from quantailor.gui.context import workspace
 from quantailor.gui.pages.choose.rule_dialog import PRESETS
-from quantailor.gui.widgets import box, chip, note, quiet, scrolling_table, table, text, told
-from quantailor.present.words import kld, size, size_change
+from quantailor.gui.widgets import box, chip, named, note, quiet, scrolling_table, table, text, told
+from quantailor.present.words import kld, plural, size, size_change
 
 MAX_ROWS = 60
 
@@ -30,7 +30,7 @@ class DifferenceDialog:
     ) -> None:
         self._project, self._desk, self._draft, self._on_take = project, desk, draft, on_take
         self._types: dict[str, str] = {}
-        with ui.dialog() as self._dialog, ui.card().classes("qt-dialog qt-dialog-wide").props('aria-label="Compare"'):
+        with named(ui.dialog(), "Compare") as self._dialog, ui.card().classes("qt-dialog qt-dialog-wide"):
             text("This draft beside another choice", "qt-title", tag="h2")
             with box("qt-row"):
                 self._other = ui.select({}, label="Beside", on_change=told(self._show)).props("outlined dense").classes("qt-grow")
@@ -79,7 +79,11 @@ def _show_difference(found: Difference, other: str) -> None:
     if not found.tensors:
         note("No tensor differs.")
         return
-    text(f"{len(found.tensors)} tensors differ" + (f"; the {MAX_ROWS} largest changes:" if len(found.tensors) > MAX_ROWS else ":"))
+    differ = "differs" if len(found.tensors) == 1 else "differ"
+    text(
+        f"{plural(len(found.tensors), 'tensor')} {differ}"
+        + (f"; the {MAX_ROWS} largest changes:" if len(found.tensors) > MAX_ROWS else ":")
+    )
     changes = [
         (partial(text, item.name, "qt-mono"), partial(chip, item.ours), partial(chip, item.theirs), size_change(item.bytes_more))
         for item in found.tensors[:MAX_ROWS]

@@ -15,7 +15,7 @@ from quantailor.app.library.projects import ProjectReport
 from quantailor.errors import StrategyError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.frame import address
-from quantailor.gui.widgets import box, icon_button, primary, quiet, text, told
+from quantailor.gui.widgets import box, icon_button, named, primary, quiet, text, told
 
 MAX_UPLOAD = 64 * 2**20
 
@@ -25,7 +25,7 @@ class FilesDialog:
 
     def __init__(self, project: ProjectReport, desk: Planner, draft: Callable[[], Draft], *, on_text: Callable[[str, str], Any]) -> None:
         self._project, self._desk, self._draft, self._on_text = project, desk, draft, on_text
-        with ui.dialog() as self._dialog, ui.card().classes("qt-dialog").props('aria-label="Versions and files"'):
+        with named(ui.dialog(), "Versions and files") as self._dialog, ui.card().classes("qt-dialog"):
             text("Versions", "qt-title", tag="h2")
             self._versions = ui.element("div").classes("qt-stack qt-versions")
             with box("qt-row"):
@@ -38,9 +38,11 @@ class FilesDialog:
             with box("qt-row"):
                 self._path = ui.input("Save on the server as", placeholder="strategy.yaml").props("outlined dense").classes("qt-grow")
                 quiet("Save", told(self._save_file))
-            ui.upload(label="Load a YAML or JSON file", auto_upload=True, max_file_size=MAX_UPLOAD, on_upload=told(self._upload)).props(
-                'accept=".yaml,.yml,.json" flat bordered'
-            ).classes("full-width qt-upload")
+            # Quasar's own field has no name for screen readers: a button of ours opens it.
+            upload = ui.upload(auto_upload=True, max_file_size=MAX_UPLOAD, on_upload=told(self._upload))
+            upload.props('accept=".yaml,.yml,.json"').style("display: none")
+            load = quiet("Load a YAML or JSON file", icon="upload")
+            load.on("click", js_handler=f"() => getElement({upload.id}).pickFiles()")
             quiet("Close", self._dialog.close)
 
     async def open(self) -> None:
@@ -90,5 +92,11 @@ class FilesDialog:
 
     async def _upload(self, event: events.UploadEventArguments) -> None:
         event.sender.reset()  # type: ignore[attr-defined]
-        await self._on_text(await event.file.text(), event.file.name)
+        content = await event.file.read()
+        try:
+            given = content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            remedy = "Give the YAML or JSON file that Choose saved"
+            raise StrategyError(f"{event.file.name} is not UTF-8 text", remedy=remedy) from None
+        await self._on_text(given, event.file.name)
         self._dialog.close()

@@ -8,10 +8,10 @@ from typing import Any
 
 from nicegui import ui
 
-from quantailor.app.choosing.rules import plan_rule
+from quantailor.app.choosing.rules import plan_rule, short_word
 from quantailor.app.steps import Method, PlanOptions, type_bits
 from quantailor.errors import StrategyError
-from quantailor.gui.widgets import box, primary, quiet, text, told
+from quantailor.gui.widgets import box, named, primary, quiet, text, told
 
 METHODS: dict[Method, str] = {
     "optimal": "Optimal: the least damage for the bytes",
@@ -33,7 +33,7 @@ class RuleDialog:
     def __init__(self, *, probed: bool, on_apply: Callable[[PlanOptions], Any]) -> None:
         self._on_apply = on_apply
         targets = {key: label for key, label in TARGETS.items() if probed or key != "kld"}
-        with ui.dialog() as self._dialog, ui.card().classes("qt-dialog").props('aria-label="Rule and limits"'):
+        with named(ui.dialog(), "Rule and limits") as self._dialog, ui.card().classes("qt-dialog"):
             text("Rule and limits", "qt-title", tag="h2")
             self._method = (
                 ui.select(dict(METHODS), label="Rule", value="optimal", on_change=self._show_fields)
@@ -45,7 +45,9 @@ class RuleDialog:
                 self._threshold = ui.number("Threshold", min=0).props("outlined dense clearable")
                 self._penalty = ui.select(list(PENALTIES), label="Penalty", value="damage").props("outlined dense")
                 self._start = ui.input("Start at type", placeholder="Q6_K").props("outlined dense")
-                self._bins = ui.input("Bins: top per cent = type", placeholder="10=Q6_K,30=Q5_K,100=Q4_K").props("outlined dense")
+                self._bins = ui.input("Bins: top per cent = type", placeholder="10=Q6_K,30=Q5_K,100=Q4_K").props(
+                    'outlined dense hint="Beyond the last one tensors get their smallest type"'
+                )
                 self._target = ui.select(targets, label="Target", value="size", on_change=self._show_fields).props("outlined dense")
                 self._amount = ui.number("Amount", min=0, format="%.6g").props("outlined dense")
                 self._preset = ui.select(list(PRESETS), label="Preset", value="Q4_K_M").props("outlined dense")
@@ -66,10 +68,10 @@ class RuleDialog:
     def open(self, options: PlanOptions) -> None:
         """Show the form with these options in it."""
         self._method.set_value(options.method)
-        self._test.set_value(str(options.parameters.get("test", "relative")))
+        self._test.set_value(short_word(options.parameters.get("test", "relative")))
         threshold = options.parameters.get("base")
         self._threshold.set_value(None if threshold is None else float(threshold))
-        self._penalty.set_value(str(options.parameters.get("penalty", "damage")))
+        self._penalty.set_value(short_word(options.parameters.get("penalty", "damage")))
         self._start.set_value(str(options.parameters.get("start", "")))
         self._bins.set_value(",".join(options.bins))
         target, amount = _target_of(options)

@@ -29,7 +29,7 @@ from quantailor.gui.pages.choose.rule_dialog import RuleDialog, with_size
 from quantailor.gui.pages.choose.table import TensorTable
 from quantailor.gui.pages.choose.tensor_panel import TensorPanel
 from quantailor.gui.widgets import Stat, box, card, icon_button, note, primary, quiet, tell_error, text, told
-from quantailor.present.words import grounds, kld, plural, rounding, size
+from quantailor.present.words import figure, grounds, interval, kld, plural, rounding, size
 from quantailor.records import Prediction, role_of
 
 SLIDER_STEPS = 1000
@@ -66,9 +66,9 @@ class ChooseScreen:
         self._difference = DifferenceDialog(self._project, self._desk, lambda: self._draft, on_take=self._take)
         self._files = FilesDialog(self._project, self._desk, lambda: self._draft, on_text=self._load_text)
         if self._desk.n_unmeasured:
-            note(
-                f"{self._desk.n_unmeasured} tensors are not measured yet and keep their type. Reload to work with what has come in.", "warn"
-            )
+            n = self._desk.n_unmeasured
+            waits = "is not measured yet and keeps its type" if n == 1 else "are not measured yet and keep their types"
+            note(f"{plural(n, 'tensor')} {waits}. Reload to work with what has come in.", "warn")
         found, reason = self._desk.grounds, self._desk.evaluate(self._draft.types_known_to(self._desk)).prediction.no_prediction
         self._build_rounding()
         text(f"Stands on {grounds(found)}.", "qt-small qt-muted qt-choose-grounds")
@@ -154,15 +154,13 @@ class ChooseScreen:
                 ui.element("input").classes("qt-field qt-pattern").props('placeholder="attn_v, blk.0.*, layer:0-3" aria-label="Pattern"')
             )
             pattern.on("keydown.enter", told(self._tick_pattern), js_handler="event => emit(event.target.value)")
-            pattern.on(
-                "input",
-                lambda event: self._table.filter(event.args),
-                js_handler="event => emit(event.target.value.match(/[:*?\\[]/) ? '' : event.target.value)",
-                throttle=0.15,
-            )
+            pattern.on("input", self._filter, js_handler="event => emit(event.target.value)", throttle=0.15)
             self._count = text("none ticked", "qt-small qt-muted qt-count")
             self._bulk = ui.select([*type_bits()], label="Set ticked to", on_change=told(self._set_ticked))
             self._bulk.props("outlined dense options-dense").classes("qt-bulk")
+            # Its field keeps the focus after a choice, where the page's own keys are not heard.
+            self._bulk.on("keydown.ctrl", self._bulk_key, ["key", "shiftKey"])
+            self._bulk.on("keydown.meta", self._bulk_key, ["key", "shiftKey"])
             self._pin = quiet("Pin", told(partial(self._pin_ticked, pinned=True))).props("dense")
             self._unpin = quiet("Unpin", told(partial(self._pin_ticked, pinned=False))).props("dense")
 
@@ -212,7 +210,7 @@ class ChooseScreen:
         said = await run.io_bound(self._shared.change, self._desk, action, is_edit=is_edit)
         await self._refresh()
         if said and ("undone" in said or "again" in said):
-            ui.notify(said, position="bottom-right", timeout=1500)
+            ui.notify(said, timeout=1500)
 
     async def _set_type(self, names: list[str], type_name: str) -> None:
         try:
@@ -268,6 +266,13 @@ class ChooseScreen:
             await told(self._do_redo if event.modifiers.shift else self._do_undo)()
         elif event.key.name == "y":
             await told(self._do_redo)()
+
+    async def _bulk_key(self, event: events.GenericEventArguments) -> None:
+        key = str(event.args["key"]).lower()
+        if key == "y" or (key == "z" and event.args["shiftKey"]):
+            await told(self._do_redo)()
+        elif key == "z":
+            await told(self._do_undo)()
 
     async def _look_for_others(self) -> None:
         """Another tab or process may have changed the draft."""
@@ -349,8 +354,7 @@ class ChooseScreen:
         if prediction.kld_nats is None or prediction.kld_interval_nats is None:
             self._kld.set("not known", kld(None, None, prediction.no_prediction))
         else:
-            low, high = prediction.kld_interval_nats
-            self._kld.set(f"KLD {prediction.kld_nats:#.3g}", f"{low:#.2g} to {high:#.2g} nats")
+            self._kld.set(f"KLD {figure(prediction.kld_nats)}", f"{interval(prediction.kld_interval_nats, 2)} nats")
         self._edits.set(str(len(self._draft.pins)), f"pinned of {len(self._draft.types)}")
 
     # Ticks
@@ -365,11 +369,20 @@ class ChooseScreen:
         roles = {role_of(name) for name in self._ticked}
         self._count.set_text(f"{len(self._ticked)} ticked, {plural(len(roles), 'role')}" if self._ticked else "none ticked")
 
+    def _filter(self, event: events.GenericEventArguments) -> None:
+        """Show the rows that Enter would tick."""
+        text = str(event.args).strip()
+        try:
+            names = self._desk.holding(text) if text else ()
+        except QuantailorError:  # half a pattern
+            return
+        self._table.filter([self._places[name] for name in names] if text else None)
+
     async def _tick_pattern(self, event: events.GenericEventArguments) -> None:
-        names = self._desk.matching(str(event.args))
+        names = self._desk.holding(str(event.args))
         self._tick(names)
         if not names:
-            ui.notify(f"No tensor matches {event.args}")
+            ui.notify(f"No tensor's name or role holds or matches {event.args}")
 
 
 async def open_screen(project: ProjectReport, *, draft_name: str, tensor: str | None) -> ChooseScreen:

@@ -96,6 +96,8 @@ class TensorTable:
                     "rowSelection": {"mode": "multiRow", "enableClickSelection": False, "checkboxes": True, "headerCheckbox": True},
                     "selectionColumnDef": {"width": 44},
                     "rowBuffer": 6,
+                    ":isExternalFilterPresent": "() => window.quantailorChoose.isFiltered()",
+                    ":doesExternalFilterPass": "node => window.quantailorChoose.passes(node.id)",
                     "rowClassRules": {":qt-row-current": "params => window.quantailorChoose.isCurrent(params.data.name)"},
                     ":onGridReady": f"event => window.quantailorChoose.load(event.api, {_js(rows_url)}, {_js(selected)})",
                     "overlayLoadingTemplate": "<span>Reading the measurements…</span>",
@@ -132,9 +134,9 @@ class TensorTable:
         """Mark a row as the one whose curve is shown; `show` scrolls to it."""
         ui.run_javascript(f"window.quantailorChoose.mark({self._api}, {_js(name)}, {_js(show)})")
 
-    def filter(self, text: str) -> None:
-        """Show only rows that hold this text."""
-        ui.run_javascript(f"{self._api}.setGridOption('quickFilterText', {_js(text)})")
+    def filter(self, places: Sequence[int] | None) -> None:
+        """Show only these rows, by their places among the rows as they were fetched; all for None."""
+        ui.run_javascript(f"window.quantailorChoose.filter({self._api}, {_js(places)})")
 
     @property
     def _api(self) -> str:

@@ -11,7 +11,7 @@ from quantailor.app.choosing.planner import PlannerTensor
 from quantailor.gui.elements.curve import ErrorCurve
 from quantailor.gui.pages.choose import rows
 from quantailor.gui.widgets import box, card, chip, text
-from quantailor.present.words import shape
+from quantailor.present.words import plural, shape
 from quantailor.records import Cell
 
 
@@ -62,7 +62,8 @@ class TensorPanel:
             here = next((cell for cell in tensor.cells if cell.type_name == chosen), None)
             for cell in sorted(shown, key=lambda cell: -cell.bits_per_weight):
                 self._radio(cell, here or cell, chosen=cell.type_name == chosen, beaten=cell.type_name in no_gain)
-        self._more.set_text(f"Hide {len(no_gain)} beaten types" if self._all_types else f"Show {len(no_gain)} types that another beats")
+        n = len(no_gain)
+        self._more.set_text(f"Hide {plural(n, 'beaten type')}" if self._all_types else f"Show {plural(n, 'type')} that another beats")
         self._more.set_visibility(bool(no_gain))
         self._not_offered.clear()
         with self._not_offered:

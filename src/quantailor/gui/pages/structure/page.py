@@ -24,7 +24,7 @@ from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.pages.structure.configuration import Configuration
 from quantailor.gui.widgets import Stat, box, card, chip, heading, icon_button, quiet, text, told
 from quantailor.present.charts.colours import bits_colour
-from quantailor.present.words import count, percent, size
+from quantailor.present.words import count, percent, plural, size
 
 DEFAULT_LARGEST = 10
 MAX_LARGEST = 200
@@ -307,7 +307,7 @@ def _tensor(found: TensorTypes) -> None:
         for refusal in found.refusals:
             text(refusal.reason)
         return
-    heading(f"It can take {len(found.types)} types", 3, "qt-card-title qt-m-gap-above")
+    heading(f"It can take {plural(len(found.types), 'type')}", 3, "qt-card-title qt-m-gap-above")
     _chips(found.types)
     if found.imatrix_types:
         text("These of them only with an importance matrix:", "qt-small qt-muted qt-m-gap-above")

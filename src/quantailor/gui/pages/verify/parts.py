@@ -31,6 +31,7 @@ from quantailor.app.steps import DEFAULT_N_CTX, VerifyStep
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.jobs import start as start_job
+from quantailor.gui.page_words import on_page
 from quantailor.gui.picker import path_input
 from quantailor.gui.theme import palette
 from quantailor.gui.widgets import box, card, named, primary, quiet, table, text, told
@@ -175,7 +176,7 @@ class VerifyForm:
         try:
             cost = await run.io_bound(verify_cost, workspace(), self._task())
         except QuantailorError as error:
-            self._tell(str(error), is_ready=False)
+            self._tell(on_page(str(error)), is_ready=False)
             return
         if cost is not None:
             if not self._is_chosen and list(cost.references) != self._references:
