@@ -120,4 +120,6 @@ def test_a_limit_of_time_takes_the_place_of_the_usual_limits(workbench: Workbenc
     with quantailor.open_model(workbench.base, home=home, threads=1) as model:
         quantailor.probe(model, seconds=1, group="role")
         arguments = next(job.arguments for job in model.workspace.store.jobs.all() if job.kind == "probe")
-    assert (arguments["chunks"], arguments["mix_chunks"], len(arguments["types"])) == (16, 64, 7)
+        assert (arguments["chunks"], arguments["mix_chunks"], len(arguments["types"])) == (16, 64, 7)
+        few = quantailor.probe(model, passes=3)
+        assert few.n_scored - few.n_scored_before == 3

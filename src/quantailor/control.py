@@ -11,7 +11,22 @@ from typing import Protocol
 
 
 class TimeUp(Exception):
-    """The time that work was given is over. Whoever gave it goes on with what there is."""
+    """The time or the passes that work was given are used up. Whoever gave them goes on with what there is."""
+
+
+class Passes:
+    """How often work may still run a chunk of text through a model in which something is quantized; None for as often as it takes."""
+
+    def __init__(self, left: int | None = None) -> None:
+        self._left = left
+
+    def take(self, wanted: int) -> int:
+        """How many of these there are; they are then used up."""
+        if self._left is None:
+            return wanted
+        taken = min(wanted, self._left)
+        self._left -= taken
+        return taken
 
 
 class Control(Protocol):
@@ -44,7 +59,7 @@ class Timed:
         """As the other control's; raises TimeUp."""
         self._control.check()
         if time.monotonic() >= self._moment:
-            raise TimeUp
+            raise TimeUp("the time is up")
 
     def advance(self, done: float, total: float, message: str = "") -> None:
         """As the other control's."""

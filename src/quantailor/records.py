@@ -336,7 +336,7 @@ class Sensitivity:
     tensor: str
     status: Literal["measured", "drowned", "not in the graph", "not probed"]
     """"drowned": its probes cannot be distinguished from the floor, and `alpha` is an upper bound. The last two have no probes, and
-    what plans count with in place of `alpha` is the median of their role."""
+    `alpha` is what the others' probes and the weights tell of them."""
     alpha: Estimate
     """Nats per unit of `WeightError.error`."""
     noise: Mapping[int, float] = field(default_factory=dict)

@@ -7,7 +7,9 @@ import pytest
 
 from quantailor.analysis.expected import (
     EMBEDDING_ALPHA,
+    MOST_SHARPNESS,
     OUTPUT_ALPHA,
+    SHARPNESS_FACTOR,
     USUAL_LOGIT_SQUARE,
     USUAL_SHARE,
     WRITE_ALPHA,
@@ -61,6 +63,26 @@ def test_a_tensor_counts_by_what_its_branch_adds_to_the_stream() -> None:
     assert alphas["blk.0.ffn_down.weight"] == pytest.approx(WRITE_ALPHA * 6 / 8)
     assert alphas["blk.0.attn_v.weight"] == alphas["blk.0.attn_output.weight"]
     assert alphas["blk.0.ffn_up.weight"] == alphas["blk.0.ffn_down.weight"]
+
+
+def test_queries_and_keys_count_by_how_sharp_attention_is() -> None:
+    n_heads, n_key_heads, n_cols = 4, 2, N // 4
+
+    def counted(energy: float, **more: Floats) -> float:
+        arrays = model() | {"blk.0.attn_q.weight": rows(energy), "blk.0.attn_k.weight": rows(2.0, N // 2)} | more
+        heads = {"llama.attention.head_count": n_heads, "llama.attention.head_count_kv": n_key_heads}
+        source = MemorySource(arrays, metadata={key: MetadataValue("uint32", value) for key, value in heads.items()})
+        alphas = expected_alphas(source, seen(arrays))
+        assert alphas["blk.0.attn_q.weight"] == alphas["blk.0.attn_k.weight"]
+        return alphas["blk.0.attn_q.weight"] / alphas["blk.0.attn_v.weight"]
+
+    square = (20.0 / n_heads) * (2.0 / n_key_heads) / n_cols**2
+    assert counted(20.0) == pytest.approx(SHARPNESS_FACTOR * square)
+    assert counted(40.0) == pytest.approx(2 * counted(20.0))
+    assert counted(1e9) == MOST_SHARPNESS
+    assert counted(1e-9) == 1 / MOST_SHARPNESS
+    normalized = {"blk.0.attn_q_norm.weight": np.ones(n_cols, np.float32)}
+    assert counted(20.0, **normalized) == 1
 
 
 def test_the_output_counts_by_the_mean_square_of_its_logits() -> None:

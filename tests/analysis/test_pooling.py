@@ -69,11 +69,26 @@ def test_a_group_tells_the_mean_and_what_is_expected_tells_the_rest() -> None:
     expected = {name: 0.01 * 1.6**layer for layer, name in enumerate(layers)}
     truth = {name: 3 * value for name, value in expected.items()}
     alphas = pooled([Finding(tuple(layers), math.log(np.mean(list(truth.values()))), 1e-4)], layers, expected)
-    assert [alphas[name].value / truth[name] for name in layers] == pytest.approx([alphas[layers[0]].value / truth[layers[0]]] * 8)
-    assert np.mean([alpha.value for alpha in alphas.values()]) == pytest.approx(np.mean(list(truth.values())), rel=0.25)
+    assert all(alphas[name].value == pytest.approx(truth[name], rel=0.2) for name in layers)
+    assert np.mean([alpha.value for alpha in alphas.values()]) == pytest.approx(np.mean(list(truth.values())), rel=0.02)
     assert pooled([Finding((name,), math.log(truth[name]), 1e-6) for name in layers], layers, expected)[layers[0]].value == pytest.approx(
         truth[layers[0]], rel=0.02
     )
+
+
+def test_what_is_not_probed_is_less_certain_the_less_is_alike() -> None:
+    names = [*NAMES, "blk.9.ssm_out.weight"]
+    found = pooled([Finding((f"blk.0.{role}.weight",), -3.0, 0.01) for role in ROLES[:3]], names)
+    uncertainty = [found[f"blk.{place}.weight"].relative_se for place in ("0.attn_q", "0.ffn_down", "4.ffn_up", "9.ssm_out")]
+    assert uncertainty == sorted(uncertainty)
+    assert uncertainty[0] < 0.2 < 0.5 < uncertainty[1]
+
+
+def test_a_group_tells_most_of_what_weighs_most_in_it() -> None:
+    pair = ("blk.0.attn_v.weight", "blk.1.attn_v.weight")
+    found = pooled([Finding(pair, math.log(8.0), 1e-3)], pair, {pair[0]: 7.0, pair[1]: 0.1})
+    assert found[pair[0]].value == pytest.approx(16.0, rel=0.1)
+    assert found[pair[1]].value < 1.0
 
 
 def test_nothing_found_says_nothing() -> None:

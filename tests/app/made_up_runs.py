@@ -23,7 +23,7 @@ from quantailor.store import MeasurementKey, SwapKey
 TYPES = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "IQ4_NL", "Q3_K", "Q2_K", "F16")
 PROBES = ("Q2_K", "Q6_K", "Q8_0")
 N_TOKENS = 256
-NOISE_NATS = 1e-6
+NOISE = 2e-5
 
 
 def write_model(path: Path) -> Path:
@@ -110,7 +110,7 @@ def probe(
     found = {tensor.name: tensor for tensor in tensors}
     scores = [(NULL_MIX.id, score) for score in _scores(0.0, n_chunks)]
     for mix in (*mixes, *whole):
-        kld = sum(alpha_of(found[name], salt) * error_of(kind, factor) + NOISE_NATS for name, kind in mix.types.items())
+        kld = sum(alpha_of(found[name], salt) * (error_of(kind, factor) + NOISE) for name, kind in mix.types.items())
         scores += [(mix.id, score) for score in _scores(kld, n_chunks)]
     workspace.store.record_mix_scores(key, scores)
     return key

@@ -115,7 +115,7 @@ def test_a_plan_on_part_of_the_model_says_so(at: Home, run: Command, base: Path,
     said = run("plan", base, "--bpw", BITS, "-o", strategy).out
     n_probed, n_tensors = map(int, re.findall(r"probes: (\d+) of (\d+) tensors \(\d+ % of the weights\)", said)[0])
     assert 0 < n_probed < n_tensors
-    assert "count as the median of their role" in said
+    assert "count as what the others tell of them" in said
     assert f"probed_tensors: {n_probed} of {n_tensors}" in strategy.read_text(encoding="utf-8")
     command = shlex.split(next(line for line in said.splitlines() if line.startswith("for all")).removeprefix("for all"))
     assert command[:3] == ["quantailor", "probe", str(base)]
@@ -182,8 +182,8 @@ def test_probes_carry_over_to_a_new_importance_matrix(at: Home, run: Command, ba
     damage = {choice["name"]: choice["damage"] for choice in after["tensors"]}
     tensors = {tensor.name: tensor for tensor in model.source.tensors}
     for name in quantized:
-        expected = made_up.alpha_of(tensors[name]) * made_up.error_of(types(after)[name], 0.5) + made_up.NOISE_NATS
-        assert damage[name] == pytest.approx(expected, rel=0.05)
+        expected = made_up.alpha_of(tensors[name]) * (made_up.error_of(types(after)[name], 0.5) + made_up.NOISE)
+        assert damage[name] == pytest.approx(expected, rel=0.15)  # noise is drawn towards what is expected
     assert "with another importance matrix" in run("plan", base, "--bpw", BITS).out
 
 
@@ -287,7 +287,7 @@ def test_tensors_that_were_not_probed_are_left_out_of_comparisons(
     run("report", base, "-o", report)
     cells = list(csv.DictReader(report.read_text(encoding="utf-8").splitlines()))
     assert {row["alpha"] for row in cells if row["tensor"] == "output.weight"} == {""}
-    assert {row["damage_basis"] for row in cells if row["tensor"] == "output.weight"} == {"median of its role"}
+    assert {row["damage_basis"] for row in cells if row["tensor"] == "output.weight"} == {"what others tell"}
 
 
 PLAIN = "plain:0123456789abcdef"
@@ -314,8 +314,8 @@ def test_plain_probes_serve_compensated_plans_once_their_errors_are_known_in_the
     damages = {choice["name"]: choice["damage"] for choice in after["tensors"]}
     for name, kind in types(after).items():
         if kind != "F16" and "ffn_down" not in name:
-            expected = made_up.alpha_of(tensors[name]) / 0.8 * made_up.error_of(kind, 0.4) + made_up.NOISE_NATS
-            assert damages[name] == pytest.approx(expected, rel=0.05)
+            expected = made_up.alpha_of(tensors[name]) * (made_up.error_of(kind, 0.4 / 0.8) + made_up.NOISE)
+            assert damages[name] == pytest.approx(expected, rel=0.15)
 
 
 def plan_command(run: Command, base: Path) -> str:

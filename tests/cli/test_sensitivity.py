@@ -13,6 +13,8 @@ import pytest
 from commands import Command, Workbench, validate
 
 from quantailor import cli
+from quantailor.analysis.sensitivity import NULL_MIX
+from quantailor.session import Workspace
 from quantailor.store import Store
 
 pytestmark = pytest.mark.slow
@@ -67,6 +69,31 @@ def test_when_time_is_up_everything_counts(quantailor: Command, workbench: Workb
     second = quantailor(*words, "--chunks", 2, "--mixes", 0, "--anchors", 0, *home).result
     assert second["n_scored_before"] == first["n_scored"] < second["n_scored"]
     assert "is not a length of time" in quantailor(*words, "--time", "10", *home).err
+
+
+def test_few_passes_are_enough_for_a_plan_and_more_go_on_from_there(
+    quantailor: Command, workbench: Workbench, calibration_text: Path, tmp_path: Path
+) -> None:
+    home = ("--home", Path(shutil.copytree(workbench.home, tmp_path / "home")), "--json")
+    words = ("probe", workbench.base, "-f", calibration_text, *CONTEXT)
+
+    def n_changed() -> int:
+        with Workspace.open(tmp_path / "home") as workspace, workspace.model(workbench.base) as model:
+            (key,) = [key for key in workspace.store.swap_runs(model.fingerprint) if key.kernels == "as built"]
+            without = {NULL_MIX.id, *(mix.id for mix in workspace.store.mixes(model.fingerprint, "stored"))}
+            return sum(len(rows) for mix, rows in workspace.store.mix_scores(key).items() if mix not in without)
+
+    first = quantailor(*words, "--passes", 5, *home).result
+    assert n_changed() == 5
+    statuses = [item["status"] for item in first["sensitivities"]]
+    assert (len(statuses), set(statuses)) == (58, {"measured", "not probed"})
+    assert all(item["alpha"]["value"] > 0 and item["alpha"]["se"] > 0 for item in first["sensitivities"])
+    plan = quantailor("plan", workbench.base, "--bpw", "4.0", *home).result
+    assert (plan["basis"], plan["prediction"]["kld_nats"]) == ("probes", None)
+    second = quantailor(*words, "--passes", 27, *home).result
+    assert n_changed() == 32
+    assert {item["status"] for item in second["sensitivities"]} == {"measured"}
+    assert "--passes" in quantailor(*words, "--passes", 0, *home).err
 
 
 def test_the_same_seed_gives_the_same_alphas(quantailor: Command, probed: Workbench, calibration_text: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -76,11 +76,13 @@ class MadeUpModel:
             found.append(ChunkScore(chunk, N_TOKENS, nats * N_TOKENS, kld * N_TOKENS, 0, 0.0))
         return found
 
-    def known(self, *probes: Probes) -> Knowledge:
-        """What these probes say."""
+    def known(self, *probes: Probes, only: Collection[str] | None = None) -> Knowledge:
+        """What these probes say, or those of single tensors that are named."""
         scores: dict[str, dict[int, ChunkScore]] = {NULL_MIX.id: {score.index: score for score in self.score(NULL_MIX, range(N_CHUNKS))}}
         for grouping, types, chunks in probes:
-            for mix in (group.mix(name) for group in groups_of(self.tensors, grouping) for name in types):
+            for mix in (
+                group.mix(name) for group in groups_of(self.tensors, grouping) if only is None or group.name in only for name in types
+            ):
                 scores.setdefault(mix.id, {}).update({score.index: score for score in self.score(mix, chunks)})
         rows = {mix: list(found.values()) for mix, found in scores.items()}
         key = SwapKey("model", "imatrix", "text", 512, "as built", "finer")

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from made_up_evidence import ERRORS, MadeUpModel, Probes
 
+from quantailor.analysis.sensitivity import NULL_MIX
+from quantailor.control import QUIET, Passes, TimeUp
 from quantailor.evidence.knowledge import Knowledge, mix_damage
 from quantailor.records import ChunkScore, Mix
 from quantailor.steps.scoring import Scoring
@@ -45,6 +47,18 @@ CASES: dict[str, tuple[tuple[Probes, ...], tuple[Probes, ...]]] = {
         (("tensor", ("Q2_K",), range(4)),),
         (("role", ("Q2_K", "Q4_K"), range(2)), ("role-depth", ("Q4_K",), range(1))),
     ),
+    "groups that tell noise alone": (
+        (("tensor", ("Q2_K",), range(1)),),
+        (("role", ("Q6_K", "Q8_0"), range(1)),),
+    ),
+    "tensors on another chunk than their roles": (
+        (("role", ("Q2_K", "Q6_K", "Q8_0"), range(1)),),
+        (("tensor", ("Q2_K",), range(1, 2)),),
+    ),
+    "a type on a chunk that no other has": (
+        (("tensor", ("Q2_K",), range(1)),),
+        (("tensor", ("Q6_K",), range(1, 2)),),
+    ),
     "another chunk": ((("tensor", ("Q2_K",), range(1)),), (("tensor", ("Q2_K",), range(2)),)),
 }
 
@@ -56,6 +70,23 @@ def test_what_is_added_does_not_hurt(name: str) -> None:
     error = worse.std(ddof=1) / math.sqrt(len(worse))
     assert worse.mean() < max(0.01, 2 * error)
     assert np.quantile(worse, 0.9) < 0.08
+
+
+def test_few_probes_of_roles_are_worth_a_plan() -> None:
+    few = regrets(("role", ("Q2_K",), range(1)))
+    more = regrets(("role", ("Q2_K", "Q6_K", "Q8_0"), range(1)), ("tensor", ("Q2_K",), range(1, 2)))
+    assert more.mean() < 0.6 * few.mean()
+    assert few.mean() < 0.3
+
+
+def test_every_tensor_has_an_alpha_and_says_how_uncertain_it_is() -> None:
+    model = MadeUpModel(0)
+    known = model.known(("tensor", ("Q2_K",), range(2)), only=["blk.0.attn_q.weight", "blk.3.ffn_up.weight"])
+    found = known.sensitivities
+    assert found.keys() == {tensor.name for tensor in model.tensors}
+    assert {item.status for item in found.values()} == {"measured", "not probed"}
+    probed, alike, other = (found[name].alpha for name in ("blk.0.attn_q.weight", "blk.1.attn_q.weight", "token_embd.weight"))
+    assert 0 < probed.relative_se < alike.relative_se < other.relative_se
 
 
 def test_chunks_that_the_base_cannot_read_do_not_count() -> None:
@@ -114,8 +145,9 @@ class _Base:
         self._nats, self.scores, self.store = nats, dict[str, list[ChunkScore]](), self
 
     def score(self, mixes: Sequence[Mix], indexes: Sequence[int], *, done: Mapping[str, set[int]], control: object) -> Iterator[Any]:
-        for index in sorted(set(indexes) - done.get(mixes[0].id, set())):
-            yield mixes[0], ChunkScore(index, 100, 100 * self._nats[index], 0.0, 100, 0.0)
+        for mix in mixes:
+            for index in sorted(set(indexes) - done.get(mix.id, set())):
+                yield mix, ChunkScore(index, 100, 100 * self._nats[index], 0.0, 100, 0.0)
 
     def mix_scores(self, key: object) -> dict[str, list[ChunkScore]]:
         return self.scores
@@ -138,3 +170,15 @@ def test_probes_pass_over_chunks_that_the_base_cannot_read(foreign: tuple[int, .
     base: Any = _Base({index: 13.0 if index in foreign else 4.0 for index in range(8)})
     at = Scoring(base, base, base, base, base, order=(0, 4, 2, 6, 1, 5, 3, 7), n_vocab=4096)
     assert at.first(n_chunks) == expected
+
+
+def test_no_more_passes_are_made_than_were_given() -> None:
+    base: Any = _Base(dict.fromkeys(range(8), 4.0))
+    at = Scoring(base, base, base, base, base, order=tuple(range(8)), n_vocab=4096, passes=Passes(5))
+    mixes = [Mix.of({name: "Q2_K"}) for name in ("one", "two", "three")]
+    at.run([NULL_MIX], range(8), QUIET)
+    at.run(mixes[:1], range(3), QUIET)
+    with pytest.raises(TimeUp, match="the passes are used up"):
+        at.run(mixes, range(3), QUIET)
+    assert {mix: len(rows) for mix, rows in base.scores.items()} == {NULL_MIX.id: 8, mixes[0].id: 3, mixes[1].id: 2}
+    at.run(mixes[:1], range(3), QUIET)  # all of it is known

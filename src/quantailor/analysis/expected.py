@@ -8,6 +8,7 @@ this follows from the weights and the importance matrix; nothing runs.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 
@@ -30,6 +31,11 @@ INPUT_ERROR: Mapping[int, float] = {256: 8e-5, 32: 2.5e-5}
 PRODUCT_FACTOR = 7.0
 """How much larger it is for `ffn_down`, whose inputs are products with heavy tails."""
 
+SHARPENING = ("attn_q", "attn_k")
+SHARPNESS_FACTOR, MOST_SHARPNESS = 20.0, 8.0
+"""How much an error in queries and keys counts beside one in what is attended to, for attention logits whose mean square is 1; and the
+most that is believed, either way."""
+
 OUTPUT, EMBEDDINGS = "output.weight", "token_embd.weight"
 _SAMPLED_ROWS = 64
 _DOWN = re.compile(r"ffn_down(_\w+)?$")
@@ -41,6 +47,10 @@ def expected_alphas(source: ModelSource, imatrix: Imatrix | None) -> dict[str, f
     """The KLD that a relative error of 1 in each matrix is expected to make, nats."""
     shares = dict(_shares(source, imatrix))
     found = {tensor.name: WRITE_ALPHA * shares.get((tensor.layer, _branch(tensor)), USUAL_SHARE) for tensor in source.tensors}
+    for layer, factor in _sharpness(source, imatrix).items():
+        for role in SHARPENING:
+            if (name := f"blk.{layer}.{role}.weight") in found:
+                found[name] *= factor
     if EMBEDDINGS in found:
         found[EMBEDDINGS] = EMBEDDING_ALPHA
     output = OUTPUT if OUTPUT in found else EMBEDDINGS
@@ -51,9 +61,14 @@ def expected_alphas(source: ModelSource, imatrix: Imatrix | None) -> dict[str, f
 
 def expected_damage(role: str, qtype: QType, error: float, alpha: float) -> float:
     """What a type of a tensor is expected to add to the KLD, nats: the weights' rounding and that of the product's inputs."""
-    rounding = INPUT_ERROR.get(qtype.activation_block, 0.0) * (PRODUCT_FACTOR if _DOWN.match(role) else 1.0)
+    rounding = expected_noise(role, qtype.activation_block)
     # Embeddings alone are looked up, not multiplied.
     return alpha * error + rounding * (alpha - EMBEDDING_ALPHA if role == "token_embd" else alpha)
+
+
+def expected_noise(role: str, block: int) -> float:
+    """What rounding a product's inputs in blocks of so many is expected to cost, as a share of alpha."""
+    return INPUT_ERROR.get(block, 0.0) * (PRODUCT_FACTOR if _DOWN.match(role) else 1.0)
 
 
 def _branch(tensor: TensorInfo) -> str:
@@ -82,6 +97,27 @@ def _shares(source: ModelSource, imatrix: Imatrix | None) -> Iterator[tuple[tupl
         if energy is not None:
             stream += scale * energy
             yield place, max(LEAST_SHARE, scale * energy / stream) if stream > 0 else USUAL_SHARE
+
+
+def _sharpness(source: ModelSource, imatrix: Imatrix | None) -> dict[int, float]:
+    """Layer -> how much errors in its queries and keys count: by the mean square of attention logits, where the matrix tells it.
+
+    A relative error of a query or a key becomes one of the same size in the logits; how much that moves depends on how large they are.
+    """
+    by_name = {tensor.name: tensor for tensor in source.tensors}
+    n_heads = _number(source, "attention.head_count", math.inf)  # some models have another number in every layer
+    n_key_heads = _number(source, "attention.head_count_kv", n_heads)
+    found = {}
+    for layer in {tensor.layer for tensor in source.tensors if tensor.layer is not None}:
+        query, key = (by_name.get(f"blk.{layer}.{role}.weight") for role in SHARPENING)
+        if query is None or key is None or not math.isfinite(n_heads) or f"blk.{layer}.attn_q_norm.weight" in by_name:
+            continue
+        energies = _product_energy(source, query, imatrix), _product_energy(source, key, imatrix)
+        if energies[0] and energies[1]:
+            n_cols = query.n_rows / n_heads  # of a head
+            square = energies[0] / n_heads * energies[1] / n_key_heads / n_cols**2
+            found[layer] = min(MOST_SHARPNESS, max(1 / MOST_SHARPNESS, SHARPNESS_FACTOR * square))
+    return found
 
 
 def _logit_square(source: ModelSource, tensor: TensorInfo, imatrix: Imatrix | None) -> float:

@@ -4,12 +4,12 @@ A few chunks tell one tensor's alpha to within a third; plans that believe such 
 But alphas are alike within a layer, and within a role, beside what is expected of each tensor where nothing is probed
 (`expected`). So
 
-    ln alpha_t = ln expected_t + common + role + layer + own_t
+    ln alpha_t = ln expected_t + common + role + layer + family + own_t
 
-with all but `common` normal. How much the tensors scatter of their own is estimated from the probes. Each probe of a
-tensor or of a group then moves the alphas of its members by its own precision against theirs, groups before single
-tensors: a group that was probed on many chunks still counts where a tensor of it was probed on one. A group's probes tell
-the mean of its alphas; what is expected tells how they differ within it.
+with all parts normal: a Gaussian process over the tensors, whose covariance of two is the sum of the variances of the parts
+that they share. Probes of a tensor, or of a group, are evidence with the noise that chunks give them; the posterior has a mean
+and an uncertainty for every tensor, probed or not. How much tensors scatter of their own is the likeliest of a few values. A
+group's probes tell the mean of its alphas, most of those that weigh most in it. Noise / alpha is drawn together in the same way.
 
 What a type does to a tensor departs a little from alpha x error + noise, and types of nearly the same error depart alike:
 `Departures` interpolates that, drawn towards none.
@@ -18,7 +18,6 @@ What a type does to a tensor departs a little from alpha x error + noise, and ty
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,10 +26,10 @@ import numpy as np
 from quantailor.numerics import Doubles
 from quantailor.records import Estimate, layer_of, role_of
 
-COMMON_SD, ROLE_SD, LAYER_SD = 10.0, 1.0, 1.0
+COMMON_SD, ROLE_SD, LAYER_SD, FAMILY_SD = 3.0, 0.8, 0.6, 0.35
 """Of the parts of ln alpha, before anything is measured."""
-OWN_SD, LEAST_OWN_SD = 0.6, 0.2
-"""Of a tensor's own part, where too few tensors were probed alone to tell; and the least that is believed."""
+OWN_SDS, USUAL_OWN_SD = (0.2, 0.3, 0.45, 0.65), 0.4
+"""Of a tensor's own part: those that are considered, and the usual one."""
 _ROUNDS = 4
 
 DEPARTURE_SD, TYPE_SD = 0.15, 0.1
@@ -57,66 +56,79 @@ def pooled(findings: Sequence[Finding], tensors: Sequence[str], expected: Mappin
     if not findings:
         return {}
     expected = expected or dict.fromkeys(tensors, 1.0)
-    parts = _Parts(tensors)
-    ordered = sorted(findings, key=lambda finding: -len(finding.tensors))
-    design = np.stack([parts.rows(finding.tensors).mean(axis=0) for finding in ordered])
-    ratios = np.array([finding.ln_alpha - math.log(statistics.fmean(expected[name] for name in finding.tensors)) for finding in ordered])
-    sampling = np.array([finding.variance for finding in ordered])
-    counts = np.array([len(finding.tensors) for finding in ordered])
-    own = OWN_SD**2
-    for _ in range(_ROUNDS):
-        values = ratios - own * (1 - 1 / counts) / 2  # a group tells the mean of alphas, which lies above the mean of their logarithms
-        weights = 1 / (sampling + own / counts)
-        covariance = np.linalg.inv((design * weights[:, None]).T @ design + np.diag(1 / parts.variances))
-        coefficients = covariance @ (design * weights[:, None]).T @ values
-        leverage = ((design @ covariance) * design).sum(axis=1) * weights
-        own = _own_variance(values - design @ coefficients, sampling, counts, leverage)
-    rows = parts.rows(tensors)
-    means = dict(zip(tensors, rows @ coefficients, strict=True))
-    variances = dict.fromkeys(tensors, own)
-    for finding, value in zip(ordered, values.tolist(), strict=True):
-        n = len(finding.tensors)
-        gain = 1 / (sum(variances[name] for name in finding.tensors) / n**2 + finding.variance)
-        surprise = value - sum(means[name] for name in finding.tensors) / n
+    numbers = {name: at for at, name in enumerate(tensors)}
+    shares = np.zeros((len(findings), len(tensors)))  # of what a finding tells, by what is expected of its tensors
+    for row, finding in zip(shares, findings, strict=True):
         for name in finding.tensors:
-            share = variances[name] / n
-            means[name] += gain * share * surprise
-            variances[name] -= gain * share**2
-    return {name: _lognormal(math.log(expected[name]) + means[name], variances[name]) for name in tensors}
+            row[numbers[name]] = expected[name]
+    totals = shares.sum(axis=1)
+    shares /= totals[:, None]
+    counts = np.array([len(finding.tensors) for finding in findings])
+    values = np.array([finding.ln_alpha for finding in findings]) - np.log(totals / counts)
+    sampling = np.array([finding.variance for finding in findings])
+    alike, chosen = _alike(tensors), OWN_SDS[0]
+    best = -math.inf
+    for own in OWN_SDS:
+        prior = alike + own**2 * np.eye(len(tensors))
+        likelihood = _ln_likelihood(_told(shares, prior, values), shares @ prior @ shares.T + np.diag(sampling)) + _ln_prior(own)
+        if likelihood > best:
+            best, chosen = likelihood, own
+    means, covariance = _posterior(alike + chosen**2 * np.eye(len(tensors)), shares, values, sampling)
+    variances = np.diag(covariance).tolist()
+    return {
+        name: _lognormal(math.log(expected[name]) + mean, max(variance, 0.0))
+        for name, mean, variance in zip(tensors, means.tolist(), variances, strict=True)
+    }
 
 
-def _own_variance(residuals: Doubles, sampling: Doubles, counts: Doubles, leverage: Doubles) -> float:
-    """How much single tensors scatter beyond role, layer and sampling."""
-    alone = counts == 1
-    degrees = float((1 - leverage[alone]).sum())
-    if degrees < 1:
-        return OWN_SD**2
-    # A finding of little precision tells little of it.
-    weights = 1 / (sampling[alone] + OWN_SD**2)
-    scale = float(alone.sum()) / degrees
-    excess = scale * np.square(residuals[alone]) - sampling[alone]
-    return max(float((weights * excess).sum() / weights.sum()), LEAST_OWN_SD**2)
+def _posterior(prior: Doubles, shares: Doubles, values: Doubles, sampling: Doubles) -> tuple[Doubles, Doubles]:
+    """Means (n_tensors,) and covariance (n_tensors, n_tensors) of ln(alpha / expected).
+
+    A group tells the logarithm of a weighted mean of its tensors' factors: linear around what is believed of them so far.
+    """
+    means: Doubles = np.zeros(len(prior))
+    covariance = prior
+    for _ in range(_ROUNDS):
+        slopes = shares * np.exp(means - means.max())
+        slopes /= slopes.sum(axis=1, keepdims=True)
+        told = _told(slopes, covariance, values - np.log(shares @ np.exp(means)) + slopes @ means)
+        gain = np.linalg.solve(slopes @ prior @ slopes.T + np.diag(sampling), slopes @ prior).T
+        means, covariance = gain @ told, prior - gain @ slopes @ prior
+    return means, covariance
 
 
-class _Parts:
-    """Which parts of ln alpha each tensor has."""
+def _told(slopes: Doubles, covariance: Doubles, values: Doubles) -> Doubles:
+    """What groups tell of the mean of their tensors' logarithms, (n_findings,): a mean of factors lies above it."""
+    spread = slopes @ np.diag(covariance) - np.einsum("ij,jk,ik->i", slopes, covariance, slopes)
+    told: Doubles = values - spread / 2
+    return told
 
-    def __init__(self, tensors: Sequence[str]) -> None:
-        self._roles = {role: 1 + at for at, role in enumerate(dict.fromkeys(map(role_of, tensors)))}
-        layers = dict.fromkeys(layer for layer in map(layer_of, tensors) if layer is not None)
-        self._layers = {layer: 1 + len(self._roles) + at for at, layer in enumerate(layers)}
-        sds = [COMMON_SD, *[ROLE_SD] * len(self._roles), *[LAYER_SD] * len(self._layers)]
-        self.variances: Doubles = np.square(sds)
 
-    def rows(self, tensors: Sequence[str]) -> Doubles:
-        """(n_tensors, n_parts) of 0 and 1."""
-        rows = np.zeros((len(tensors), len(self.variances)))
-        rows[:, 0] = 1
-        for row, name in zip(rows, tensors, strict=True):
-            row[self._roles[role_of(name)]] = 1
-            if (layer := layer_of(name)) is not None:
-                row[self._layers[layer]] = 1
-        return rows
+def _ln_likelihood(values: Doubles, covariance: Doubles) -> float:
+    """Of values (n,) that are normal with this covariance (n, n), but for a constant."""
+    return float(-(values @ np.linalg.solve(covariance, values) + np.linalg.slogdet(covariance)[1]) / 2)
+
+
+def _ln_prior(own: float) -> float:
+    return -((math.log(own / USUAL_OWN_SD) / 0.5) ** 2) / 2
+
+
+def _alike(tensors: Sequence[str]) -> Doubles:
+    """The covariance (n_tensors, n_tensors) of what tensors have in common, from the variances of the parts that two share."""
+    found: Doubles = np.full((len(tensors), len(tensors)), COMMON_SD**2)
+    for sd, part_of in ((ROLE_SD, role_of), (LAYER_SD, layer_of), (FAMILY_SD, _family)):
+        names = {part: at for at, part in enumerate(dict.fromkeys(map(part_of, tensors)))}
+        numbers = np.array([names[part_of(name)] for name in tensors])
+        there = np.array([part_of(name) is not None for name in tensors])
+        found += sd**2 * (numbers[:, None] == numbers) * (there[:, None] & there)
+    return found
+
+
+def _family(tensor: str) -> str | None:
+    """Tensors of a layer that act through one thing: its attention weights, what attention reads and writes, its network."""
+    role, layer = role_of(tensor), layer_of(tensor)
+    kind = "network" if role.startswith("ffn") else "weights" if role.startswith(("attn_q", "attn_k")) else "values"
+    return None if layer is None else f"{layer} {kind}"
 
 
 def _lognormal(mean: float, variance: float) -> Estimate:

@@ -9,7 +9,8 @@ depend on the weights' bits:
 Q2_K, Q6_K and Q8_0 tell the three unknowns apart: a large error, and next to none in either kind of kernel. Least
 squares on relative errors, none of the unknowns negative. Where there is one probe alone all of it counts as alpha.
 Only a probe of next to no error tells the noise (`TELLS_NOISE`): in one of a large error, what it has too much for alpha
-would count as noise, and make all larger types look as bad. Where no probe tells it, it is what is usual beside alpha.
+would count as noise, and make all larger types look as bad. It is what such a probe has beyond alpha by all that is known
+(`noise_findings`); where no probe tells it, what is expected beside alpha.
 
 Standard errors are over chunks: the estimate is a linear map of the probes' KLDs, and that map is applied to every chunk.
 
@@ -54,6 +55,9 @@ TELLS_NOISE = 1e-3
 """A probe of a larger error than this says nothing of what rounding the inputs costs."""
 USUAL_NOISE: Mapping[int, float] = {32: 1e-4, 256: 3e-4}
 """noise / alpha by activation block where no probe tells it: the share of the inputs' energy that rounding them loses."""
+NOISE_BLOCKS = tuple(USUAL_NOISE)
+NOISE_SD = 0.25
+"""How well the difference of a probe's KLD and alpha x error tells noise, beside the larger of both."""
 LARGE_KLD = 0.05
 """Nats. From here on a probe is no small perturbation and counts less."""
 ALPHA_CHUNK_SD, TYPE_CHUNK_SD = 0.25, 0.15
@@ -210,7 +214,8 @@ def _by_chunk(scores: Sequence[Sequence[ChunkScore]], errors: Sequence[float], n
     for row, found in zip(klds, scores, strict=True):
         sums = {score.index: score.kld_sum for score in found}
         there = np.array([index in sums for index, _ in chunks])
-        row[there] = _typical(np.array([[sums[index] for index, _ in chunks if index in sums]]), tokens[there])[0]
+        if there.any():
+            row[there] = _typical(np.array([[sums[index] for index, _ in chunks if index in sums]]), tokens[there])[0]
     whole = next(row for row in klds if np.isfinite(row).all())
     for row in klds:
         there = np.isfinite(row)
@@ -250,11 +255,15 @@ def _solve(errors: Doubles, blocks: Sequence[int], klds: Doubles, tokens: Double
     return Estimate(float(solution[0]), spread.se), {block: float(value) for block, value in zip(unknown_blocks, solution[1:], strict=True)}
 
 
-def finding(group: ProbeGroup, found: Sensitivity, scores: Scores, usual_variance: float) -> Finding | None:
-    """What a group's own probes say of its tensors' alpha, for `pooling`; None where they say nothing.
+def finding(
+    group: ProbeGroup, found: Sensitivity, errors: Mapping[str, Mapping[str, float]], scores: Scores, usual_variance: float
+) -> Finding | None:
+    """What a group's own probes say of its tensors' alpha, for `pooling`; None where they say nothing, or of noise alone.
 
     `usual_variance` is that of one chunk, relative: the scatter over a few chunks is itself a matter of luck.
     """
+    if all(sum(errors[tensor][name] for tensor in group.tensors) <= len(group.tensors) * TELLS_NOISE for name in found.probes):
+        return None
     alpha = found.alpha.value - (DROWNED_BELOW_ERRORS * found.alpha.se if found.status == "drowned" else 0.0)
     if found.status == "not in the graph" or alpha <= 0:
         return None
@@ -262,6 +271,33 @@ def finding(group: ProbeGroup, found: Sensitivity, scores: Scores, usual_varianc
     variance = n_chunks * (found.alpha.se / alpha) ** 2
     shared = (_USUAL_CHUNKS * usual_variance + (n_chunks - 1) * variance) / (_USUAL_CHUNKS + n_chunks - 1)
     return Finding(group.tensors, math.log(alpha), shared / n_chunks)
+
+
+def noise_findings(
+    group: ProbeGroup,
+    found: Sensitivity,
+    errors: Mapping[str, Mapping[str, float]],
+    scores: Scores,
+    qtypes: Mapping[str, QType],
+    alphas: Mapping[str, Estimate],
+) -> list[tuple[int, Finding]]:
+    """What a group's own probes of next to no error say of noise / alpha of its tensors, by activation block, for `pooling`."""
+    names, n = list(found.probes), len(group.tensors)
+    summed = [sum(errors[tensor][name] for tensor in group.tensors) for name in names]
+    if found.status != "measured" or min(summed, default=1.0) > n * TELLS_NOISE:
+        return []
+    klds, tokens = _by_chunk([scores[group.mix(name).id] for name in names], summed, n)
+    means = klds.sum(axis=1) / tokens.sum()
+    alpha = sum(alphas[tensor].value for tensor in group.tensors)
+    told = []
+    for name, whole, mean in zip(names, summed, means.tolist(), strict=True):
+        block = qtypes[name].activation_block
+        if whole <= n * TELLS_NOISE and block in USUAL_NOISE and math.isfinite(mean) and mean > 0:
+            rounding = sum(alphas[tensor].value * errors[tensor][name] for tensor in group.tensors)
+            error = NOISE_SD * max(mean, rounding)
+            noise = max(mean - rounding, error / 2)
+            told.append((block, Finding(group.tensors, math.log(noise / alpha), (error / noise) ** 2)))
+    return told
 
 
 def kernel_noise(found: Sensitivity, qtype: QType) -> float:
@@ -284,6 +320,8 @@ def departures(
     if found.group or found.status != "measured" or found.alpha.value <= 0 or not names:
         return Departures()
     klds, tokens = _by_chunk([scores[group.mix(name).id] for name in names], [errors[name] for name in names], 1)
+    kept = [number for number, row in enumerate(klds) if np.isfinite(row).all()]
+    klds, names = klds[kept], [names[number] for number in kept]
     means = klds.sum(axis=1) / tokens.sum()
     modelled = [found.alpha.value * errors[name] + kernel_noise(found, qtypes[name]) for name in names]
     profile = klds / np.where(means > 0, means, 1.0)[:, None] / tokens

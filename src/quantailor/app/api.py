@@ -279,6 +279,7 @@ def probe(
     mix_chunks: int | None = None,
     anchors: int = DEFAULT_ANCHORS,
     seconds: float | None = None,
+    passes: int | None = None,
     imatrix: str | Path = AUTO,
     rounding: RoundingWish = "auto",
 ) -> ProbeResult:
@@ -294,12 +295,13 @@ def probe(
         mix_chunks: chunks per whole mix; None for four times those of probes' default.
         anchors: mixes that are also built as files.
         seconds: probing ends then, what helps a plan most comes first, and everything counts; None for as long as it takes.
+        passes: the same after so many runs of a chunk through the model with something quantized.
         imatrix: "auto", "none", or a file.
         rounding: of the weights that are swapped in; "auto" as most was measured.
 
     Raises InferenceError, CorpusError, CovarianceError, TypeUnavailableError.
     """
-    usual = effort(seconds)
+    usual = effort(seconds, passes)
     step = ProbeStep(
         base=str(model.base),
         text=_text(text),
@@ -310,6 +312,7 @@ def probe(
         mix_chunks=usual.mix_chunks if mix_chunks is None else mix_chunks,
         anchors=anchors,
         seconds=seconds,
+        passes=passes,
         imatrix=_matrix(imatrix),
         rounding=rounding,
         compute=model.compute,
@@ -351,6 +354,7 @@ def study(
     types: Iterable[str] = (),
     text: str | Path | None = None,
     seconds: float | None = None,
+    passes: int | None = None,
     rounding: RoundingWish = "auto",
 ) -> StudyResult:
     """Everything that measuring needs in one job.
@@ -361,6 +365,7 @@ def study(
         types: the types; empty for all usual ones.
         text: a text file; None is the calibration text that ships.
         seconds: time for everything, as probes get what is left of it; None for as long as it takes.
+        passes: as of `probe`.
         rounding: "plain" or "compensated"; "auto" compensates wherever a text runs through the model.
 
     Raises what its steps raise.
@@ -371,6 +376,7 @@ def study(
         types=tuple(types),
         text=_text(text),
         seconds=seconds,
+        passes=passes,
         rounding=rounding,
         compute=model.compute,
     )

@@ -117,6 +117,10 @@ Time = Annotated[
         help="Measure as well as this much time allows, for example 30m or 2h: probing ends then, and everything counts.",
     ),
 ]
+Passes = Annotated[
+    int | None,
+    number("passes", "--passes", help="The same for so many passes: chunks run through the model with something quantized."),
+]
 ProbeChunks = Annotated[int, number("probe_chunks", "--probe-chunks", help="Chunks for probes, at most.")]
 Group = Annotated[Grouping, typer.Option("--group", help="Probe every tensor, a role by quarters of the depth, or whole roles.")]
 

@@ -11,15 +11,28 @@ from typing import Literal
 
 from quantailor import records
 from quantailor.analysis import sensitivity as probing
-from quantailor.analysis.expected import expected_alphas
-from quantailor.analysis.pooling import Departures, pooled
+from quantailor.analysis.expected import expected_alphas, expected_noise
+from quantailor.analysis.pooling import Departures, Finding, pooled
 from quantailor.analysis.prediction import fit_curve
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
 from quantailor.evidence.grounds import ANCHOR, CURVE, STORED, WEIGHING, chosen, file_key, groups, single
 from quantailor.ggml import library
 from quantailor.models.abilities import why_no_predictions
 from quantailor.qtypes import QType
-from quantailor.records import Curve, CurvePoint, Estimate, Grounds, Mix, Sensitivity, SwapCell, TensorInfo, WeightError, layer_of, part_of
+from quantailor.records import (
+    Curve,
+    CurvePoint,
+    Estimate,
+    Grounds,
+    Mix,
+    Sensitivity,
+    SwapCell,
+    TensorInfo,
+    WeightError,
+    layer_of,
+    part_of,
+    role_of,
+)
 from quantailor.session import OpenedModel, Workspace, quantizable_tensors
 from quantailor.store import MeasurementKey, SwapKey
 
@@ -194,51 +207,51 @@ def _sensitivities(
         for name, item in found.items()
         if item.status == "measured" and not item.group
     }
-    found = _pooled(probes, found, scores, expected)
-    found |= _weighed_together(workspace, model, tensors, errors, scores, found)
     in_graph = next((mix.types for mix in workspace.store.mixes(model.fingerprint, STORED)), None)
-    return found | _by_role(tensors, found, in_graph), departures
+    found = _told_apart(_pooled(probes, found, errors, scores, expected), in_graph)
+    return found | _weighed_together(workspace, model, tensors, errors, scores, found), departures
 
 
 def _pooled(
     groups: Sequence[tuple[ProbeGroup, Sequence[Sensitivity]]],
     found: Mapping[str, Sensitivity],
+    errors: Mapping[str, Mapping[str, float]],
     scores: Scores,
     expected: Mapping[str, float],
 ) -> dict[str, Sensitivity]:
     """The same with alphas from all probes together; the noise keeps its proportion to alpha."""
+    qtypes = library.types()
     firsts = [(group, items[0]) for group, items in groups if items[0].status == "measured"]
     scatter = [
         probing.chunk_variance(item, n) for group, item in firsts if (n := max(len(scores[group.mix(name).id]) for name in item.probes)) > 1
     ]
     usual = statistics.median(scatter) if scatter else probing.ALPHA_CHUNK_SD**2
-    findings = [finding for group, items in groups if (finding := probing.finding(group, items[0], scores, usual))]
-    there = [name for name, item in found.items() if item.probes]
-    alphas, better = pooled(findings, there, expected), dict(found)
-    for name in there if alphas else ():
-        item, alpha = found[name], alphas[name]
+    findings = [finding for group, items in groups if (finding := probing.finding(group, items[0], errors, scores, usual))]
+    alphas, better = pooled(findings, list(found), expected), dict(found)
+    noises: dict[int, list[Finding]] = {block: [] for block in probing.USUAL_NOISE}
+    for group, items in groups if alphas else ():
+        for block, noise in probing.noise_findings(group, items[0], errors, scores, qtypes, alphas):
+            noises[block].append(noise)
+    usual_noise = {block: {name: expected_noise(role_of(name), block) for name in found} for block in noises}
+    shares = {block: pooled(told, list(found), usual_noise[block]) for block, told in noises.items()}
+    for name, alpha in alphas.items():
+        item = found[name]
         if item.status == "drowned" and alpha.value > item.alpha.value:
-            continue  # its own probes give an upper bound
-        own = item.alpha.value or alpha.value
-        better[name] = dataclasses.replace(
-            item, alpha=alpha, noise={block: value * alpha.value / own for block, value in item.noise.items()}
-        )
+            alpha = item.alpha  # its own probes give an upper bound
+        told_noise = {block: shares[block][name].value if shares[block] else usual_noise[block][name] for block in noises}
+        noise_nats = {block: alpha.value * share for block, share in told_noise.items()}
+        better[name] = dataclasses.replace(item, alpha=alpha, noise=noise_nats)
     return better
 
 
-def _by_role(tensors: Sequence[TensorInfo], found: Mapping[str, Sensitivity], in_graph: Collection[str] | None) -> dict[str, Sensitivity]:
-    """Tensors without probes (some take no part in the graph, but may in another use of the model) count as the median of their role."""
-    measured = [(tensor.role, found[tensor.name]) for tensor in tensors if found[tensor.name].status == "measured"]
-    guessed = {}
-    for tensor in tensors:
-        if found[tensor.name].status == "not probed":
-            alike = [item for role, item in measured if role == tensor.role] or [item for _, item in measured]
-            alpha = statistics.median(item.alpha.value for item in alike) if alike else 0.0
-            status: Literal["not probed", "not in the graph"] = "not probed"
-            if in_graph is not None and tensor.name not in in_graph:
-                status = "not in the graph"
-            guessed[tensor.name] = dataclasses.replace(found[tensor.name], status=status, alpha=Estimate(alpha, alpha))
-    return guessed
+def _told_apart(found: Mapping[str, Sensitivity], in_graph: Collection[str] | None) -> dict[str, Sensitivity]:
+    """The same, with tensors that take no part in the graph told from those that were not probed."""
+    return {
+        name: dataclasses.replace(item, status="not in the graph")
+        if item.status == "not probed" and in_graph is not None and name not in in_graph
+        else item
+        for name, item in found.items()
+    }
 
 
 def _weighed_together(

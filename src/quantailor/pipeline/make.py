@@ -72,7 +72,7 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
     exhaustive: bool = False
     probe_chunks: int = DEFAULT_PROBE_CHUNKS
     group: Grouping | None = None
-    """None probes every tensor of a small model or on a GPU, else roles in quarters of the depth."""
+    """None probes every tensor of a small model, on a GPU, or within a limit (roles first); else roles in quarters of the depth."""
     imatrix: str = COMPUTE
     imatrix_chunks: int | None = None
     verify: bool = True
@@ -98,8 +98,9 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         refuse_busy(self.folder)
         check_texts(self.verify_text)
         check_plan(self.plan)
-        if self.seconds is not None and not self.probed:
-            raise OptionError("--time limits probes, and --basis ranking goes without", remedy="Leave out one of them")
+        if self.is_limited and not self.probed:
+            limit = "--time" if self.passes is None else "--passes"
+            raise OptionError(f"{limit} limits probes, and --basis ranking goes without", remedy="Leave out one of them")
         for name in self.against or ():
             preset_name(name)
 
@@ -290,7 +291,7 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
 
     def probes(self, weights: str, imatrix: str, n_weights: int) -> ProbeStep:
         """The probes of a model of so many weights."""
-        group = self.group or grouping_of(n_weights, self.compute.n_gpu_layers)
+        group = self.group or ("tensor" if self.is_limited else grouping_of(n_weights, self.compute.n_gpu_layers))
         return self.probes_step(weights, imatrix, self.probe_chunks, group)
 
     def plan_types(

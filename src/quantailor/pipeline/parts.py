@@ -97,6 +97,8 @@ class PipelineStep(WholeStep[Answer]):
     """None means the calibration text that ships with Quantailor."""
     seconds: float | None = None
     """Time for everything that is measured, from the beginning of a run; probes get what is left. None for as long as it takes."""
+    passes: int | None = None
+    """As of `ProbeStep`."""
     allow_requantize: bool = False
     rounding: RoundingWish = "auto"
     """Of what is measured, probed and built; "auto" is compensated where a text is run through the model for it, else plain."""
@@ -153,8 +155,8 @@ class PipelineStep(WholeStep[Answer]):
         types: tuple[str, ...] = DEFAULT_PROBE_TYPES,
         mixes: int = DEFAULT_MIXES,
     ) -> ProbeStep:
-        """The probes, with whole mixes on four times their chunks; with a limit of time as many as it gives."""
-        limits = Effort(types, n_chunks) if self.seconds is None else TIMED_EFFORT
+        """The probes, with whole mixes on four times their chunks; with a limit of time or passes as many as it gives."""
+        limits = TIMED_EFFORT if self.is_limited else Effort(types, n_chunks)
         return ProbeStep(
             base=base,
             text=self.text,
@@ -164,11 +166,17 @@ class PipelineStep(WholeStep[Answer]):
             mix_chunks=limits.mix_chunks,
             group=group,
             seconds=self.seconds,
+            passes=self.passes,
             imatrix=imatrix,
             rounding=self.rounding,
             covariances=self.covariances,
             compute=self.compute,
         )
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether time or passes are what limits its probes."""
+        return self.seconds is not None or self.passes is not None
 
     def with_time_left(self, began: float) -> Self:
         """The same with what is left of its time since a moment of `time.monotonic`, at the least a second."""

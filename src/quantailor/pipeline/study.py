@@ -108,8 +108,9 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
     def check(self, workspace: Workspace) -> None:
         """What can be read without work, and that a limit of time finds something to limit. Raises QuantailorError."""
         super(StudyStep, self).check(workspace)
-        if self.seconds is not None and not self.settings.probe_chunks:
-            raise OptionError(f"--time limits probes, and level {self.level} has none", remedy="Leave it out, or take --level balanced")
+        if self.is_limited and not self.settings.probe_chunks:
+            limit = "--time" if self.passes is None else "--passes"
+            raise OptionError(f"{limit} limits probes, and level {self.level} has none", remedy="Leave it out, or take --level balanced")
 
     def run(self, workspace: Workspace, stages: Stages) -> StudyResult:
         """Convert, calibrate, weight errors, probes, sweep, as far as the level goes. What is found is kept."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from quantailor.analysis import sensitivity as analysis
+from quantailor.analysis.corpus import spread
 from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
-from quantailor.control import Control, TimeUp
+from quantailor.control import Control, Passes, TimeUp
 from quantailor.costs.needs import Needs
 from quantailor.errors import InferenceError
 from quantailor.evidence.grounds import ANCHOR, CURVE, STORED, WEIGHING
@@ -24,7 +25,7 @@ from quantailor.ggml import library
 from quantailor.making import building
 from quantailor.models.abilities import require_predictions
 from quantailor.present.words import plural
-from quantailor.records import Curve, Grounds, Mix, Sensitivity, Strategy, TensorCells, TensorChoice
+from quantailor.records import Curve, Grounds, Mix, Sensitivity, Strategy, TensorCells, TensorChoice, TensorInfo, layer_of
 from quantailor.session import OpenedModel, Workspace, quantizable_tensors
 from quantailor.steps.measure import known_types
 from quantailor.steps.scoring import Scoring, ScoringStep, measured_with, scoring
@@ -61,12 +62,12 @@ class Effort:
 
 USUAL_EFFORT = Effort(DEFAULT_PROBE_TYPES, DEFAULT_PROBE_CHUNKS)
 TIMED_EFFORT = Effort(THOROUGH_PROBE_TYPES, 16)
-"""Where time is what limits."""
+"""Where time or passes are what limits."""
 
 
-def effort(seconds: float | None) -> Effort:
-    """That of a limit of time, or of none."""
-    return USUAL_EFFORT if seconds is None else TIMED_EFFORT
+def effort(seconds: float | None, passes: int | None) -> Effort:
+    """That of a limit of time or of passes, or of none."""
+    return USUAL_EFFORT if seconds is None and passes is None else TIMED_EFFORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,9 @@ LEAST_CHUNKS = 4
 """Before so many, chunks do not tell how far they are apart, and so not whether there are enough."""
 ENOUGH_SHARE = 0.9
 """Probing stops when this share of the tensors that did not drown reach the target error."""
+MANY_TENSORS = 4
+"""From so many tensors to a role in a quarter of the depth these are probed before single tensors."""
+ROUNDS: Mapping[Grouping, str] = {"role": "roles", "role-depth": "roles by depth", "tensor": "tensors"}
 STEPS_UP = ("Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 """Tried in turn where a probe's KLD is above `analysis.MAX_PROBE_KLD`."""
 STEPS_DOWN = ("IQ2_XXS", "IQ1_S")
@@ -125,7 +129,9 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
     anchors: int = DEFAULT_ANCHORS
     """Whole mixes built as files, the first all Q8_0."""
     seconds: float | None = None
-    """Probing stops then, wherever it is, and everything counts; one probe of every tensor or group is made in any case."""
+    """Probing stops then, wherever it is, and everything counts; one probe of every role is made in any case."""
+    passes: int | None = None
+    """Probing stops when so many chunks were run through the model with something quantized; what the store has does not count."""
 
     def check(self, workspace: Workspace) -> None:
         """The text and the types. Raises CorpusError, TypeUnavailableError."""
@@ -143,12 +149,12 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
             try:
                 with scoring(workspace, model, rounding, self, stages) as at:
                     before = n_scored(at)
-                    if moment is None:
+                    if moment is None and self.passes is None:
                         self._probe(at, model, rounding, measurement, stages)
                     else:
                         self._sharpen(at, model, rounding, measurement, stages, moment)
-            except TimeUp:
-                stages.note("the time is up; everything that was scored counts")
+            except TimeUp as up:
+                stages.note(f"{up}; everything that was scored counts")
             known = load_knowledge(workspace, model, measurement.key, measurement.cells, evidence=at.key)
             if known is None:
                 raise InferenceError(f"no tensor of {model.source.name} takes part in its graph", remedy="Check the model with `inspect`")
@@ -179,11 +185,20 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
             _weigh(at, model, self, stages)
         score_whole_mixes(at, model, rounding, found, self, stages)
 
-    def _sharpen(self, at: Scoring, model: OpenedModel, rounding: Rounding, found: Measured, stages: Stages, moment: float) -> None:
+    def _sharpen(self, at: Scoring, model: OpenedModel, rounding: Rounding, found: Measured, stages: Stages, moment: float | None) -> None:
         """What helps a plan most comes first, and whole mixes grow along with the probes. Raises TimeUp."""
-        null_control(at, model, at.first(FIRST_CHUNKS), stages)
-        _Probes(at, model, found, dataclasses.replace(self, types=self.types[:1])).end_after(FIRST_CHUNKS, stages)
-        stages, n_chunks, is_last = stages.until(moment), FIRST_CHUNKS, False
+        one = at.first(FIRST_CHUNKS)
+        null_control(at, model, one, stages)
+        at = dataclasses.replace(at, passes=Passes(self.passes))
+        other = [index for index in at.first(2 * FIRST_CHUNKS) if index not in one] or one
+        for number, (group, n_types, indexes) in enumerate(_first_rounds(model, self.group, one, other)):
+            if number and moment is not None:
+                stages = stages.until(moment)
+            wanted = dataclasses.replace(self, group=group, types=self.types[:n_types])
+            _Probes(at, model, found, wanted).score(indexes, stages.begin(f"probes, {ROUNDS[group]}"))
+        few = dataclasses.replace(self, mix_chunks=min(self.mix_chunks, LEAST_CHUNKS))
+        score_whole_mixes(at, model, rounding, found, few, stages)
+        n_chunks, is_last = FIRST_CHUNKS, False
         while not is_last:
             types = self.types if n_chunks >= LEAST_CHUNKS else self.types[: len(DEFAULT_PROBE_TYPES)]
             is_last = _Probes(at, model, found, dataclasses.replace(self, types=types)).end_after(n_chunks, stages)
@@ -198,6 +213,23 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
         """As `ScoringStep.needs_on`, on the chunks of whole mixes, with room for the largest anchor."""
         n_chunks = max(1, self.mix_chunks if self.mixes or self.anchors else 0)
         return self.needs_on(workspace, n_chunks, ANCHOR_BITS if self.anchors and "Q8_0" in self.types else 0.0)
+
+
+def _first_rounds(
+    model: OpenedModel, group: Grouping, one: Sequence[int], other: Sequence[int]
+) -> Iterator[tuple[Grouping, int, Sequence[int]]]:
+    """What is probed first, where passes are few: what, at how many of the types, on which chunks.
+
+    Roles tell more per pass than anything else, and their probes at types of small errors tell what kernels cost. Roles by depth are worth
+    their passes where there are many more tensors. What is probed next takes another chunk.
+    """
+    yield "role", 1, one
+    yield "role", len(DEFAULT_PROBE_TYPES), one
+    tensors = quantizable_tensors(model.source)
+    if group != "role" and len(tensors) >= MANY_TENSORS * len(analysis.groups_of(tensors, "role-depth")):
+        yield "role-depth", 1, other
+    yield group, 1, other
+    yield group, 1, one
 
 
 def n_scored(at: Scoring) -> int:
@@ -223,7 +255,7 @@ class _Probes:
         self._at, self._step = at, step
         self._errors = errors_by_tensor(found.cells)
         tensors = [tensor for tensor in quantizable_tensors(model.source) if tensor.name in at.scorer.weights]
-        groups = analysis.groups_of(tensors, step.group)
+        groups = largest_first(analysis.groups_of(tensors, step.group), tensors)
         self._types = {group: self._probe_types(group) for group in groups}
         self._floor, _ = floor_of(at.workspace, at.key, self._scores())
 
@@ -231,11 +263,12 @@ class _Probes:
         """A round of so many chunks; whether no other is needed: the errors are small enough, or the chunks are used up."""
         indexes = self._at.first(n_chunks)
         control = stages.begin(f"probes, {plural(len(indexes), 'chunk')}")
-        self._score(indexes, control)
+        self.score(indexes, control)
         self._adapt(indexes, control)
         return n_chunks >= self._step.chunks or len(indexes) < n_chunks or (n_chunks >= LEAST_CHUNKS and self._is_precise())
 
-    def _score(self, indexes: Sequence[int], control: Control) -> None:
+    def score(self, indexes: Sequence[int], control: Control) -> None:
+        """Everything on these chunks, without a second look at what was too large or drowned."""
         self._at.run([group.mix(name) for group, types in self._types.items() for name in types], indexes, control)
 
     def _probe_types(self, group: ProbeGroup) -> list[str]:
@@ -291,6 +324,13 @@ class _Probes:
 
     def _scores(self) -> Scores:
         return self._at.workspace.store.mix_scores(self._at.key)
+
+
+def largest_first(groups: Sequence[ProbeGroup], tensors: Sequence[TensorInfo]) -> list[ProbeGroup]:
+    """What holds most weights first, for most is lost there; of equals, layers from all over the depth."""
+    sizes = {tensor.name: tensor.n_elements for tensor in tensors}
+    places = {layer: place for place, layer in enumerate(spread(1 + max((tensor.layer or 0 for tensor in tensors), default=0)))}
+    return sorted(groups, key=lambda group: (-sum(sizes[name] for name in group.tensors), places[layer_of(group.tensors[0]) or 0]))
 
 
 ALPHA_BITS = 5.0

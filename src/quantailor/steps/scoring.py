@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ from quantailor.analysis.corpus import Corpus, chunk_length, chunks, spread
 from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.scores.mix_scores import ApartScorer, FileScorer, scoring_apart
 from quantailor.analysis.sensitivity import NULL_MIX, is_readable
-from quantailor.control import QUIET, Control
+from quantailor.control import QUIET, Control, Passes, TimeUp
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_with_swaps
 from quantailor.errors import StrategyError
@@ -37,6 +37,7 @@ CHECKPOINT_CHUNKS = 4
 """Chunks of one mix after which its scores are stored; a mix that is finished is stored at once."""
 
 
+USED_UP = "the passes are used up"
 BYTES_PER_TOKEN = 8
 """No vocabulary we know has longer tokens on average: a text has at least so many chunks."""
 
@@ -92,6 +93,8 @@ class Scoring:
     """All chunks, spread over the text."""
 
     n_vocab: int
+    passes: Passes = field(default_factory=Passes)
+    """What may still be run; the base itself is not counted."""
 
     def first(self, n_chunks: int) -> list[int]:
         """The chunks to use when so many are asked for: the first that the base can read (METHODS 4); if none is, the first."""
@@ -104,9 +107,14 @@ class Scoring:
         return sorted(readable or self.order[:n_chunks])
 
     def run(self, mixes: Sequence[Mix], indexes: Sequence[int], control: Control) -> None:
-        """Score every mix on these chunks; what the store has is not scored again."""
+        """Score every mix on these chunks; what the store has is not scored again. Raises TimeUp where passes run out."""
         known = self.workspace.store.mix_scores(self.key)
         done = {mix: {score.index for score in scores} for mix, scores in known.items()}
+        changed = dict.fromkeys(mix.id for mix in mixes if mix.types)
+        missing = [(name, index) for name in changed for index in indexes if index not in done.get(name, ())]
+        too_many = missing[self.passes.take(len(missing)) :]
+        for name, index in too_many:
+            done.setdefault(name, set()).add(index)
         waiting: list[tuple[str, ChunkScore]] = []
         try:
             for mix, score in self.scorer.score(mixes, indexes, done=done, control=control):
@@ -115,13 +123,18 @@ class Scoring:
                 waiting.append((mix.id, score))
         finally:
             self._keep(waiting)
+        if too_many:
+            raise TimeUp(USED_UP)
 
     def run_file(self, mix: Mix, build: Callable[[], Path], indexes: Sequence[int], control: Control) -> None:
-        """Score a mix as a file; `build` is called where a chunk is missing, and its file deleted afterwards."""
+        """Score a mix as a file; `build` is called where a chunk is missing, and its file deleted afterwards. Raises TimeUp as `run`."""
         key = self.file_key
         known = {score.index for score in self.workspace.store.mix_scores(key).get(mix.id, ())}
-        missing = [index for index in indexes if index not in known]
+        wanted = [index for index in indexes if index not in known]
+        missing = wanted[: self.passes.take(len(wanted))]
         if not missing:
+            if wanted:
+                raise TimeUp(USED_UP)
             return
         file = build()
         try:
@@ -129,6 +142,8 @@ class Scoring:
                 self.workspace.store.record_mix_scores(key, [(mix.id, score)])
         finally:
             file.unlink(missing_ok=True)
+        if len(missing) < len(wanted):
+            raise TimeUp(USED_UP)
 
     @property
     def file_key(self) -> SwapKey:

@@ -461,8 +461,10 @@ def _probes(at: _Counted) -> _Estimate:
     left, total = (
         single_work(at.size, task, at.n_text_chunks, scored, at.types) for scored in (Scored(at.scored, (), _is_precise(at, task)), NOTHING)
     )
+    if task.passes is not None:
+        left, total = left.within(task.passes), total.within(task.passes)
     found = _swapping(at, "probes", task, left, total, 0, 1)
-    n_first = len(groups_of(at.size.tensors, task.group))
+    n_first = len(groups_of(at.size.tensors, "role"))
     return replace(found, first=min(1.0, n_first / left.n_chunks[0]) if left.n_chunks[0] else 0.0)
 
 
@@ -470,6 +472,9 @@ def _mixes(at: _Counted) -> _Estimate:
     task = _probe_step(at)
     whole = at.workspace.store.mixes(at.model.fingerprint, CURVE)
     left, total = (whole_work(at.size, task, at.n_text_chunks, scored) for scored in (Scored(at.scored, whole), NOTHING))
+    if task.passes is not None:  # they come when the tensors were probed on two chunks
+        room = max(0, task.passes - 2 * len(groups_of(at.size.tensors, task.group)))
+        left, total = left.within(room), total.within(room)
     anchor = 0 if at.scored else at.size.bytes_at(anchor_bits())
     n_copies = 2 if at.size.is_bfloat and task.anchors else 1  # anchors are compared with the base as it is stored
     found = _swapping(at, "mixes", task, left, total, anchor, n_copies - 1)

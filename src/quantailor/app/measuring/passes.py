@@ -31,6 +31,12 @@ class SwapWork:
     exchange_seconds: Range
     """One thread's time to quantize what is put into the model."""
 
+    def within(self, passes: float) -> SwapWork:
+        """The same where so many chunks are run at most."""
+        shares = [min(1.0, passes / n) if n else 1.0 for n in self.n_chunks]
+        chunks, seconds = self.n_chunks, self.exchange_seconds
+        return SwapWork((shares[0] * chunks[0], shares[1] * chunks[1]), (shares[0] * seconds[0], shares[1] * seconds[1]))
+
     def __add__(self, other: SwapWork) -> SwapWork:
         one, two = self.n_chunks, other.n_chunks
         three, four = self.exchange_seconds, other.exchange_seconds

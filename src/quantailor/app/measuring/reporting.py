@@ -284,7 +284,7 @@ def _cell_row(error: WeightError, damage: Estimate | None, cell: SwapCell | None
         "alpha_status": "" if sensitivity is None else sensitivity.status,
         "damage_nats": None if damage is None else damage.value,
         "damage_se": None if damage is None else damage.se,
-        "damage_basis": "" if damage is None else "measured" if cell else "alpha and noise" if is_probed else "median of its role",
+        "damage_basis": "" if damage is None else "measured" if cell else "alpha and noise" if is_probed else "what others tell",
         "kld_nats": None if cell is None else cell.kld.value,
         "kld_se": None if cell is None else cell.kld.se,
         "perplexity": None if cell is None else cell.perplexity.value,

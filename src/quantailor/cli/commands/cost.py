@@ -38,6 +38,7 @@ def cost(
     probe_chunks: options.ProbeChunks = DEFAULT_PROBE_CHUNKS,
     group: Annotated[Grouping | None, typer.Option("--group", help="As for `make`.")] = None,
     time: options.Time = None,
+    passes: options.Passes = None,
     imatrix: options.MakeImatrix | None = None,
     imatrix_chunks: Annotated[
         int | None, options.number("imatrix_chunks", "--imatrix-chunks", help="Use at most this many chunks of the calibration text.")
@@ -68,6 +69,7 @@ def cost(
             types=candidates,
             text=calibration,
             seconds=seconds,
+            passes=passes,
             imatrix=matrix,
             **rounded.rounded(),
             allow_requantize=requantize,
@@ -82,6 +84,7 @@ def cost(
             types=candidates,
             text=calibration,
             seconds=seconds,
+            passes=passes,
             probe_chunks=probe_chunks,
             group=group,
             imatrix=matrix,

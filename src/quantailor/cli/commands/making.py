@@ -122,6 +122,7 @@ def make(
     ] = None,
     probe_chunks: options.ProbeChunks = DEFAULT_PROBE_CHUNKS,
     time: options.Time = None,
+    passes: options.Passes = None,
     group: Annotated[
         Grouping | None,
         typer.Option("--group", help="Probe every tensor, or roles by depth; by default tensors of small models and on GPUs."),
@@ -159,6 +160,7 @@ def make(
         text=optional_path(text),
         probe_chunks=probe_chunks,
         seconds=optional_seconds(time),
+        passes=passes,
         group=group,
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None, words=(AUTO, COMPUTE, NONE)),
         **rounded.rounded(),

@@ -39,13 +39,17 @@ def probe(
     chunks: Annotated[
         int | None,
         options.number(
-            "chunks", "--chunks", help=f"Chunks per probe, at most: {USUAL_EFFORT.chunks}, or {TIMED_EFFORT.chunks} with --time."
+            "chunks",
+            "--chunks",
+            help=f"Chunks per probe, at most: {USUAL_EFFORT.chunks}, or {TIMED_EFFORT.chunks} with --time or --passes.",
         ),
     ] = None,
     types: Annotated[
-        str | None, typer.Option("--type", "--types", help=f"Types to probe at, separated by commas: {_TYPES}, or more with --time.")
+        str | None,
+        typer.Option("--type", "--types", help=f"Types to probe at, separated by commas: {_TYPES}, or more with --time or --passes."),
     ] = None,
     time: options.Time = None,
+    passes: options.Passes = None,
     group: options.Group = "tensor",
     weighing: Annotated[
         int, options.number("weighing", "--weighing", help="Random halves to probe together, where single tensors drown.")
@@ -54,19 +58,22 @@ def probe(
     mixes: Annotated[int, options.number("mixes", "--mixes", help="Random whole mixes to fit the prediction to.")] = DEFAULT_MIXES,
     mix_chunks: Annotated[
         int | None,
-        options.number("mix_chunks", "--mix-chunks", help=f"Chunks per whole mix: {USUAL_EFFORT.mix_chunks}, or more with --time."),
+        options.number(
+            "mix_chunks", "--mix-chunks", help=f"Chunks per whole mix: {USUAL_EFFORT.mix_chunks}, or more with --time or --passes."
+        ),
     ] = None,
     anchors: Annotated[int, options.number("anchors", "--anchors", help="Mixes to build as files.")] = DEFAULT_ANCHORS,
 ) -> None:
     """Measure how much each tensor's error matters to the model, by swapping quantized weights into it; only figures are written."""
     seconds = optional_seconds(time)
-    usual = effort(seconds)
+    usual = effort(seconds, passes)
     task = ProbeStep(
         **model.fields(),
         **quantized.fields(model.of_hub),
         chunks=chunks or usual.chunks,
         types=tuple(name.upper() for name in split_list(types)) or usual.types,
         seconds=seconds,
+        passes=passes,
         group=group,
         weighing=weighing,
         target_error=target_error,

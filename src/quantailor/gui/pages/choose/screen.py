@@ -73,7 +73,7 @@ class ChooseScreen:
         self._build_rounding()
         text(f"Stands on {grounds(found)}.", "qt-small qt-muted qt-choose-grounds")
         if found is not None and (reason is not None or found.n_probed < found.n_tensors):
-            missing = "Tensors that were not probed count as the median of their role."
+            missing = "Tensors that were not probed count as what the others tell of them."
             why = missing if reason is None else f"{reason[0].upper()}{reason[1:]}."
             note(f"{why} This measures more: {found.command}", "warn")
         with box("qt-choose"):
