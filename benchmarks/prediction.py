@@ -11,6 +11,7 @@ Printed per model and kind: mean and standard deviation of ln(measured / predict
 measured values the 80 % and 95 % intervals hold; for random mixes also the rank correlation and the share of pairs of
 nearly equal size (within 10 %) whose predictions differ by more than 10 % that are ordered rightly. `--seed` draws random mixes and optima
 afresh, `--skip` takes other held-out chunks: what a method was developed on is no test of it. A few random mixes are built as files too.
+The text's own part in it is printed apart: how much the mixes that the curve was fitted to cost on the held-out text beside their own.
 
 The same for predictions without what probes know, each with a curve of its own fitted to the same whole mixes:
 
@@ -45,7 +46,7 @@ from quantailor.evidence.knowledge import bits_per_weight
 from quantailor.evidence.presets import types_of_preset
 from quantailor.evidence.roundings import writing_rounding
 from quantailor.ggml import library
-from quantailor.records import Curve, Mix, TensorCells, part_of
+from quantailor.records import Curve, Estimate, Mix, TensorCells, part_of
 from quantailor.session import AUTO, quantizable_tensors
 from quantailor.steps.options import Compute
 from quantailor.steps.plan import Evidence, PlanOptions, solve
@@ -212,6 +213,20 @@ def ordered(cases: Sequence[Case], predictions: Sequence[float]) -> float:
     return statistics.fmean(right) if right else math.nan
 
 
+def fitted_to(at: Probed) -> list[tuple[str, Mix]]:
+    """Every fourth of the mixes that the curve was fitted to, which tell what the text alone does."""
+    return [("fitted", mix) for mix in at.workspace.store.mixes(at.model.fingerprint, CURVE)[::4]]
+
+
+def shift_of_text(cases: Sequence[Case], curve: Curve) -> Estimate:
+    """ln(KLD on the held-out text / on the curve's), mean over the curve's own mixes, with the standard error over mixes."""
+    measured = {point.mix: point.measured.value for point in curve.points if point.kind == "memory"}
+    logs = [math.log(case.memory / measured[case.mix.id]) for case in cases if case.kind == "fitted" and case.mix.id in measured]
+    if len(logs) < 2:
+        return Estimate(math.nan)
+    return Estimate(statistics.fmean(logs), statistics.stdev(logs) / math.sqrt(len(logs)))
+
+
 def c0_of_files(cases: Sequence[Case]) -> list[float]:
     """What the built files have beyond the same mixes in memory, nats."""
     return [case.file - case.memory for case in cases if case.file is not None]
@@ -230,17 +245,20 @@ def main() -> None:
     for model in setting.models:
         base = setting.base(model)
         setting.prepare(base, rounding=options.rounding)
-        with probed(setting, base) as at:
-            cases = measure_cases(setting, at, options.chunks, options.skip, drawn(at, options.seed, options.mixes))
+        with probed(setting, base, options.rounding) as at:
+            mixes = [*drawn(at, options.seed, options.mixes), *fitted_to(at)]
+            cases = measure_cases(setting, at, options.chunks, options.skip, mixes)
             rows = {
                 f"{kind}, {name}": figures([case for case in cases if case.kind == kind], tables, curve)
                 for name, (tables, curve) in bases(at).items()
                 for kind in KINDS
             }
-            curve = at.known.curve
+            curve, shift = at.known.curve, shift_of_text(cases, at.known.curve)
         chunks = f"{options.chunks} chunks of {setting.heldout.name} from {options.skip} on"
         print(f"\n{model.name}: {len(cases)} mixes of seed {options.seed}, {chunks}")
         print(f"gamma {curve.gamma:.3f}, kappa {curve.kappa:+.2f}, c0 {curve.c0_nats:.2g}, scatter {curve.residual_sd:.3f}")
+        print(f"ln of the curve's own mixes, held-out text / theirs: {shift.value:+.3f} (se {shift.se:.3f}); ", end="")
+        print(f"expected {curve.unseen.value:+.3f} (sd {curve.unseen.se:.3f})")
         print("built file less the same mix in memory, nats: " + ", ".join(f"{value:+.1e}" for value in c0_of_files(cases)))
         for name, row in rows.items():
             print(f"{name:20s} " + ", ".join(f"{key} {_told(value)}" for key, value in row.items()))

@@ -69,11 +69,11 @@ class Probed:
 
 
 @contextmanager
-def probed(setting: Setting, base: Path) -> Iterator[Probed]:
+def probed(setting: Setting, base: Path, rounding: str = AUTO) -> Iterator[Probed]:
     """Open the home and the model after `prepare`."""
     with Workspace.open(setting.home) as workspace, workspace.model(base) as model:
         imatrix = workspace.imatrices.default(model.fingerprint)
-        found = measured(workspace, model, AUTO)
+        found = measured(workspace, model, AUTO, rounding=rounding)
         known = load_knowledge(workspace, model, found.key, found.cells)
         assert known is not None
         yield Probed(workspace, model, imatrix, found, known)

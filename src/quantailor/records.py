@@ -375,6 +375,8 @@ class Curve:
     points: tuple[CurvePoint, ...] = ()
     scales: Mapping[str, float] = field(default_factory=dict)
     """What the damages of each part of the model are multiplied by before they are added up."""
+    unseen: Estimate = Estimate(0.0)
+    """ln of how much more files cost on text that their rounding was not fitted to than on the text of the points."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from quantailor.analysis.prediction import (
     MIN_POINTS,
+    UNSEEN,
     PredictedKld,
     curve_kld,
     damage_for,
@@ -183,6 +184,18 @@ def test_what_every_file_costs_is_known_as_well_as_the_file_that_told_it(rng: np
         assert 0.0004 < high - low < 0.004
 
 
+def test_what_was_fitted_to_its_text_costs_more_elsewhere_and_is_less_sure(rng: np.random.Generator) -> None:
+    file = point({"blocks": 0.002}, true_kld({"blocks": 0.002}) + 0.004, kind="file")
+    points = [*measured(rng, 12, scatter=0.07), file]
+    fresh, half, seen = (fit_curve(points, seen=share) for share in (0.0, 0.5, 1.0))
+    assert (fresh.gamma, fresh.kappa, fresh.c0_nats, fresh.points) == (seen.gamma, seen.kappa, seen.c0_nats, seen.points)
+    expected, between, found = (predict_kld(curve, 0.1) for curve in (fresh, half, seen))
+    assert found.kld_nats - seen.c0_nats == pytest.approx(math.exp(UNSEEN.value) * (expected.kld_nats - fresh.c0_nats))
+    assert expected.kld_nats < between.kld_nats < found.kld_nats
+    assert expected.relative_sd < between.relative_sd < found.relative_sd
+    assert found.interval(0.80)[0] < expected.interval(0.80)[1] < found.interval(0.80)[1]
+
+
 def test_few_degrees_of_freedom_widen_an_interval() -> None:
     few, many = (PredictedKld(0.1, 0.1, degrees).interval(0.80) for degrees in (2, 1000))
     assert many == pytest.approx((0.1 * math.exp(-0.1282), 0.1 * math.exp(0.1282)), rel=1e-3)
@@ -203,6 +216,7 @@ curves = st.builds(
     c0_nats=st.floats(0, 0.02),
     residual_sd=st.just(0.1),
     degrees_of_freedom=st.just(5),
+    unseen=st.sampled_from([Estimate(0.0), UNSEEN]),
 )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import math
 import re
 import shlex
 from collections.abc import Iterator
@@ -14,8 +16,10 @@ import pytest
 from commands import Command, Outcome, validate
 
 from quantailor.analysis.importance.imatrix_file import write_imatrix
+from quantailor.analysis.prediction import UNSEEN
 from quantailor.analysis.rounding.rounding import COMPENSATED as COMPENSATED_VERSION
 from quantailor.session import OpenedModel, Workspace, quantizable_tensors
+from quantailor.store import CovarianceRecord, ImatrixKey
 
 BITS = "4.6"
 
@@ -335,3 +339,29 @@ def test_compensated_probes_are_another_run_and_come_first(at: Home, run: Comman
     plainly = plan(run, base, "--rounding", "plain")
     assert not plainly["grounds"]["carried"]
     assert not compensated.run.startswith(plainly["grounds"]["name"])
+
+
+def test_predictions_of_compensated_files_speak_of_text_that_their_covariances_have_not_seen(
+    tmp_path: Path, base: Path, texts: tuple[Path, Path], quantailor: Command
+) -> None:
+    version, predicted = f"{COMPENSATED_VERSION}:{'c' * 16}", {}
+    for name, text, n_chunks in (("seen", texts[0], 8), ("half", texts[0], 4), ("unseen", texts[1], 8)):
+        with Workspace.open(tmp_path / name) as workspace, workspace.model(base) as model:
+            made_up.measure(workspace, model, rounding=version, output=0.4)
+            made_up.probe(workspace, model, text, rounding=version, factor=0.4)
+            record = CovarianceRecord(model.fingerprint, "c" * 64, (texts[0].name,), n_chunks, 512, "computed")
+            corpus = hashlib.sha256(texts[0].read_bytes()).hexdigest()
+            workspace.store.record_covariances(record, computed=ImatrixKey(model.fingerprint, corpus, 512))
+        outcome = quantailor("plan", base, "--bpw", BITS, "--home", tmp_path / name, "--json")
+        predicted[name] = outcome.result["prediction"]["kld_nats"]
+    assert predicted["seen"] / predicted["unseen"] == pytest.approx(math.exp(UNSEEN.value), rel=1e-6)
+    assert predicted["half"] / predicted["unseen"] == pytest.approx(math.exp(UNSEEN.value / 2), rel=1e-6)
+
+
+def test_plain_probes_of_compensated_files_count_as_seen(at: Home, run: Command, base: Path, texts: tuple[Path, Path]) -> None:
+    made_up.probe(*at, texts[0])
+    made_up.measure(*at, rounding=PLAIN, output=0.8)
+    plain = plan(run, base)["prediction"]["kld_nats"]
+    made_up.measure(*at, rounding=f"{COMPENSATED_VERSION}:0123456789abcdef", output=0.8)
+    assert plan(run, base)["prediction"]["kld_nats"] == pytest.approx(math.exp(UNSEEN.value) * plain, rel=1e-3)
+    assert plan(run, base, "--rounding", "plain")["prediction"]["kld_nats"] == pytest.approx(plain, rel=1e-6)

@@ -148,7 +148,7 @@ def load_knowledge(
         errors=errors,
         departures=departures,
     )
-    known = dataclasses.replace(known, curve=_curve(workspace, known, scores, tensors))
+    known = dataclasses.replace(known, curve=_curve(workspace, known, scores, tensors, question))
     return known.carried(errors_by_tensor(cells)) if run.grounds.carried else known
 
 
@@ -297,19 +297,37 @@ def bits_per_weight(tensors: Sequence[TensorInfo], types: Mapping[str, str]) -> 
     return records.bits_per_weight([qtypes[types.get(tensor.name, tensor.type_name)].retyped(tensor) for tensor in tensors])
 
 
-def _curve(workspace: Workspace, known: Knowledge, scores: Scores, tensors: Sequence[TensorInfo]) -> Curve:
+def _curve(workspace: Workspace, known: Knowledge, scores: Scores, tensors: Sequence[TensorInfo], question: MeasurementKey) -> Curve:
     in_files = workspace.store.mix_scores(file_key(known.key))
     chunks = {score.index for score in scores.get(NULL_MIX.id, ())}  # those that the base can read
     in_files = {mix: [score for score in rows if score.index in chunks] or rows for mix, rows in in_files.items()}
     kinds: tuple[tuple[str, Literal["memory", "file"], Scores], ...] = ((CURVE, "memory", scores), (ANCHOR, "file", in_files))
-    return fit_curve(
-        [
-            _point(known, mix, kind, rows, tensors)
-            for purpose, kind, rows in kinds
-            for mix in workspace.store.mixes(known.key.model, purpose)
-            if mix.id in rows
-        ]
-    )
+    points = [
+        _point(known, mix, kind, rows, tensors)
+        for purpose, kind, rows in kinds
+        for mix in workspace.store.mixes(known.key.model, purpose)
+        if mix.id in rows
+    ]
+    return fit_curve(points, seen=_seen(workspace, known, scores, question))
+
+
+def _seen(workspace: Workspace, known: Knowledge, scores: Scores, question: MeasurementKey) -> float:
+    """The share of the evidence that flatters the question's rounding: chunks of mixes whose inputs that was fitted to (METHODS 4).
+
+    Where only plainly rounded weights were swapped in it is all: errors of compensated cells are those in the covariances' own text.
+    """
+    key, (_, _, covariances) = known.key, known.key.rounding.partition(":")
+    if not question.swapped:
+        return 0.0
+    if not key.rounding:
+        return 1.0
+    record = next((item for item in workspace.store.covariances(key.model) if item.fingerprint.startswith(covariances)), None)
+    if record is None or key.corpus not in workspace.store.covariance_texts(key.model, covariances):
+        return 0.0
+    n_tokens = record.chunk_count * record.chunk_size
+    mixes = [scores[mix.id] for mix in workspace.store.mixes(key.model, CURVE) if mix.id in scores] or list(scores.values())
+    chunks = {score.index for rows in mixes for score in rows}
+    return sum((index + 1) * key.n_ctx <= n_tokens for index in chunks) / max(1, len(chunks))
 
 
 def _point(known: Knowledge, mix: Mix, kind: Literal["memory", "file"], scores: Scores, tensors: Sequence[TensorInfo]) -> CurvePoint:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.console import Console
 from rich.markup import escape
 
@@ -159,6 +161,8 @@ def _curve(out: Console, result: ProbeResult) -> None:
         f"fitted to {plural(n_memory, 'mix')} and {plural(len(curve.points) - n_memory, 'file')}; "
         f"a new mix lies within {words.percent(curve.residual_sd, 1)} (1 sd)"
     )
+    if curve.unseen.value:
+        out.print(f"Predictions are {math.exp(curve.unseen.value):.2f} times that: they speak of text that the rounding was not fitted to")
 
 
 def swept(result: SweepResult) -> None:
