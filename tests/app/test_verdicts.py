@@ -13,7 +13,7 @@ from typing import Literal
 import pytest
 from commands import Command, Workbench
 
-from quantailor.app.products.verdicts import export_verdict, find_verdict, list_verdicts, render_verdict, verify_cost
+from quantailor.app.products.verdicts import export_verdict, find_verdict, headline, list_verdicts, render_verdict, verify_cost
 from quantailor.app.steps import VerifyStep
 from quantailor.errors import OutputError, StoreError
 from quantailor.ggml.reference import quantize_reference
@@ -22,6 +22,7 @@ from quantailor.records import Comparison, Estimate, FidelityStatistics, Verdict
 from quantailor.session import Workspace
 
 Kind = Literal["base", "ours", "reference"]
+Outcome = Literal["better", "no better", "worse"]
 
 
 def row(label: str, kind: Kind, size: int, kld: float) -> VerdictRow:
@@ -59,6 +60,49 @@ def home(books_llama_base: Path, tmp_path: Path) -> Path:
         workspace.store.record_verdict(verdict(model.fingerprint))
         workspace.store.record_verdict(verdict(model.fingerprint, "second"))
     return tmp_path / "home"
+
+
+def against(*presets: tuple[str, float, float, float], n_chunks: int = 220) -> Verdict:
+    """A verdict on a file of 5.3 MB: each preset's name, its size in bytes, its KLD over ours, and how far its interval reaches."""
+    rows = [row("base", "base", 16_900_000, 0.0), row("mine", "ours", 5_300_000, 0.01)]
+    compared = []
+    for label, size, ratio, spread in presets:
+        rows.append(row(label, "reference", int(size), 0.01 * ratio))
+        middle = -math.log(ratio)
+        outcome: Outcome = "better" if middle + spread < 0 else "worse" if middle - spread > 0 else "no better"
+        compared.append(Comparison(label, middle, (middle - spread, middle + spread), 5_300_000 / size, outcome))
+    rows = [dataclasses.replace(each, statistics=dataclasses.replace(each.statistics, n_chunks=n_chunks)) for each in rows]
+    return Verdict("f" * 64, "heldout.txt", "0" * 64, 512, tuple(rows), tuple(compared), 0.0, "It is what it is.")
+
+
+Q8, Q4, Q3 = ("Q8_0", 8.9e6, 0.05, 0.1), ("Q4_K_M", 5.302e6, 2.5, 0.1), ("Q3_K_M", 4.4e6, 4.0, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("presets", "said"),
+    [
+        ((Q8, Q4), "Better than Q4_K_M (40 % of its divergence) at its size."),
+        ((Q8, ("Q4_K_M", 5.302e6, 1.02, 0.1)), "No better than Q4_K_M at its size."),
+        ((("Q4_K_M", 5.302e6, 0.25, 0.1),), "Worse than Q4_K_M (4.0 times its divergence) at its size."),
+        (
+            (Q4, ("Q5_K_M", 6.36e6, 1.5, 0.1)),
+            "Better than Q4_K_M (40 % of its divergence) at its size, and better than Q5_K_M, which is 20 % larger.",
+        ),
+        ((Q8, ("Q5_K_M", 6.36e6, 1.5, 0.1)), "Better than Q5_K_M, which is 20 % larger."),
+        ((Q8,), "No preset of its size was measured: all are larger."),
+        ((Q8, ("Q3_K_M", 4.24e6, 0.5, 0.1)), "Worse than Q3_K_M (2.0 times its divergence), which is 20 % smaller."),
+        ((Q3,), "Better than Q3_K_M, which is 17 % smaller; no larger preset was measured."),
+        ((Q8, Q3), "It has 80 % of the divergence that the line from Q3_K_M to Q8_0 has at its size."),
+        ((), "It was compared with no preset."),
+        ((("plain rounding", 5.3e6, 2.0, 0.1),), "It was compared with no preset."),
+    ],
+)
+def test_a_verdict_leads_with_one_line(presets: tuple[tuple[str, float, float, float], ...], said: str) -> None:
+    assert headline(against(*presets)) == said
+
+
+def test_few_chunks_lead_to_no_claim() -> None:
+    assert headline(against(Q8, Q4, n_chunks=1)) == "Too early to say: 1 chunk of the 200 that a claim needs."
 
 
 def test_the_graph_leaves_the_base_out_of_divergence_and_shows_it_in_perplexity() -> None:

@@ -162,3 +162,5 @@ def test_a_verdict_from_the_page(visit: Callable[..., Visitor], place: str, veri
     page.until(lambda: "?verdict=" in page.address, "the address names the verdict")
     page.reload()
     assert verdict.sentence in page.text(".qt-sentence")
+    assert page.text(".qt-sentence-text") == "Too early to say: 4 chunks of the 200 that a claim needs."
+    assert "Measured: " in page.text(".qt-sentence")

@@ -137,6 +137,8 @@ class BuiltFile:
     """Fingerprint of the strategy that the store has for it."""
     method: str
     predicted_kld_nats: float | None
+    predicted_interval_nats: tuple[float, float] | None
+    """Of 95 %."""
     verdicts: tuple[str, ...]
     """Fingerprints of verdicts on this very file, the latest first."""
     is_compensated: bool
@@ -390,9 +392,12 @@ def _built(
         judged = tuple(item.fingerprint for item in verdicts_on(workspace, model, first, verdicts))
     except QuantailorError:
         return None
-    kld = None if strategy.prediction is None else strategy.prediction.kld_nats
+    told = strategy.prediction
+    kld, ends = (None, None) if told is None else (told.kld_nats, told.kld_interval_nats)
     paths = tuple(sorted({str(location.path) for location in locations}))
-    return BuiltFile(str(first), paths, size_bytes, bits, record.fingerprint, strategy.method, kld, judged, wants_compensation(strategy))
+    return BuiltFile(
+        str(first), paths, size_bytes, bits, record.fingerprint, strategy.method, kld, ends, judged, wants_compensation(strategy)
+    )
 
 
 PLAIN_TWIN = "the same types, rounded plainly"

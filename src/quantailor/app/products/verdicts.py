@@ -23,7 +23,8 @@ from quantailor.ggml import library
 from quantailor.making import judging
 from quantailor.present.charts.drawing import draw
 from quantailor.present.charts.verdict import Measure, verdict_chart, verdict_csv
-from quantailor.records import Comparison, Verdict, VerdictRow
+from quantailor.present.words import figure, percent, plural
+from quantailor.records import PLAIN_TWIN, Comparison, Verdict, VerdictRow
 from quantailor.session import HELDOUT_TEXT, OpenedModel, Workspace
 from quantailor.steps.verify import BASE, NULL_CONTROL, VerifyStep, verify_imatrix
 from quantailor.store import ScoreKey
@@ -175,6 +176,57 @@ def _format_of(path: Path) -> VerdictFormat:
 
 
 # What another one takes
+
+
+def headline(verdict: Verdict) -> str:
+    """The one thing to know of a verdict: how ours stands to the preset of its size, else to the line through the presets around it."""
+    n_chunks = verdict.rows[0].statistics.n_chunks
+    presets = [each for each in verdict.comparisons if each.reference != PLAIN_TWIN]
+    if n_chunks < MIN_CHUNKS:
+        return f"Too early to say: {plural(n_chunks, 'chunk')} of the {MIN_CHUNKS} that a claim needs."
+    if not presets:
+        return "It was compared with no preset."
+    larger = [each for each in presets if size_difference(each) > 0]
+    beaten = max((each for each in larger if each.outcome == "better"), key=size_difference, default=None)
+    equal = next((each for each in presets if not size_difference(each)), None)
+    if equal is not None:
+        also = "" if beaten is None else f", and better than {_with_size(beaten)}"
+        return f"{_stands(equal)} at its size{also}."
+    if beaten is not None:
+        return f"Better than {_with_size(beaten)}."
+    smaller = [each for each in presets if size_difference(each) < 0]
+    if (against := max((each for each in smaller if each.outcome != "better"), key=size_difference, default=None)) is not None:
+        return f"{_stands(against)}, which is {_far(size_difference(against))} smaller."
+    if not smaller:
+        return "No preset of its size was measured: all are larger."
+    if not larger:
+        return f"Better than {_with_size(max(smaller, key=size_difference))}; no larger preset was measured."
+    return _beside_line(verdict, max(smaller, key=size_difference), min(larger, key=size_difference))
+
+
+def _stands(each: Comparison) -> str:
+    ratio = math.exp(each.ln_kld_ratio)
+    share = f"{percent(ratio, 0)} of" if ratio < 1.995 else f"{figure(ratio, 2)} times"
+    return f"{each.outcome.capitalize()} than {each.reference}" + ("" if each.outcome == "no better" else f" ({share} its divergence)")
+
+
+def _with_size(each: Comparison) -> str:
+    difference = size_difference(each)
+    return f"{each.reference}, which is {_far(difference)} {'larger' if difference > 0 else 'smaller'}"
+
+
+def _far(difference: float) -> str:
+    return percent(abs(difference), 0 if abs(difference) >= 0.0095 else 1)
+
+
+def _beside_line(verdict: Verdict, smaller: Comparison, larger: Comparison) -> str:
+    """Ours against a straight line between two presets, in the logarithms of size and divergence."""
+    by_label = {row.label: row for row in verdict.rows}
+    ours = next(row for row in verdict.rows if row.kind == "ours")
+    ends = [by_label[each.reference] for each in (smaller, larger)]
+    (x0, y0), (x1, y1), (x, y) = ((math.log(row.size_bytes), math.log(row.statistics.kld_mean.value)) for row in (*ends, ours))
+    share = math.exp(y - (y0 + (y1 - y0) * (x - x0) / (x1 - x0)))
+    return f"It has {percent(share, 0)} of the divergence that the line from {smaller.reference} to {larger.reference} has at its size."
 
 
 def preset_names() -> tuple[str, ...]:

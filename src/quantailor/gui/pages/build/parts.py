@@ -15,14 +15,13 @@ from quantailor.app.library.opening import EntryKind
 from quantailor.app.library.projects import ProjectReport, open_project
 from quantailor.app.products.builds import BuiltFile, check_built, compare_with, list_builds
 from quantailor.app.products.checking import BuildCheck
-from quantailor.app.products.verdicts import list_verdicts, preset_names
+from quantailor.app.products.verdicts import headline, list_verdicts, preset_names
 from quantailor.gui.context import context, workspace
 from quantailor.gui.frame import address
-from quantailor.gui.pages.verify.parts import verdict_words
 from quantailor.gui.picker import pick
 from quantailor.gui.widgets import TableCell, box, card, chip, copy, icon_button, note, quiet, scrolling_table, table, text, told
 from quantailor.present import words
-from quantailor.present.words import kld, percent, plural, size, size_change
+from quantailor.present.words import figure, kld, percent, plural, size, size_change
 from quantailor.records import Strategy
 
 STRATEGY_KINDS: tuple[EntryKind, ...] = ("text", "file", "gguf")
@@ -142,7 +141,7 @@ class BuiltList:
         """Read the list again."""
         self.items = await run.io_bound(list_builds, workspace(), self._project.fingerprint) or []
         found = await run.io_bound(list_verdicts, workspace(), self._project.fingerprint) or []
-        verdicts = {item.fingerprint: verdict_words(item.verdict) for item in found}
+        verdicts = {item.fingerprint: headline(item.verdict) for item in found}
         self._body.clear()
         with self._body:
             if not self.items:
@@ -155,7 +154,7 @@ class BuiltList:
         table(columns, [self._row(item, verdicts) for item in self.items], caption="Built files").classes("qt-built")
 
     def _row(self, item: BuiltFile, verdicts: dict[str, str]) -> tuple[TableCell, ...]:
-        kld = "not predicted" if item.predicted_kld_nats is None else f"{item.predicted_kld_nats:.3g}"
+        kld = "not predicted" if item.predicted_kld_nats is None else figure(item.predicted_kld_nats)
         name, n_bytes, verdict, actions = (
             partial(show, item) for show in (self._name, _size_cell, partial(self._verdict, verdicts), self._actions)
         )

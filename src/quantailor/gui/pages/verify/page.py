@@ -11,12 +11,12 @@ from quantailor.app.jobs import JobReport
 from quantailor.app.library import projects
 from quantailor.app.library.projects import ProjectReport
 from quantailor.app.products.builds import BuiltFile, list_builds
-from quantailor.app.products.verdicts import StoredVerdict, list_verdicts
+from quantailor.app.products.verdicts import StoredVerdict, headline, list_verdicts
 from quantailor.errors import StoreError
 from quantailor.gui.context import show_address, workspace
 from quantailor.gui.frame import address, frame, opened, without_base
 from quantailor.gui.jobs.job_card import JobCard, unfinished
-from quantailor.gui.pages.verify.parts import CardCard, VerdictCards, VerifyForm, verdict_words
+from quantailor.gui.pages.verify.parts import CardCard, VerdictCards, VerifyForm
 from quantailor.gui.widgets import box, empty, error_note, quiet, told
 
 KEY_LENGTH = 16
@@ -91,7 +91,7 @@ class _Screen:
         ui.timer(0.05, told(self._start), once=True)
 
     def _names(self) -> dict[str, str]:
-        return {item.fingerprint: f"{item.ours.label}: {verdict_words(item.verdict)}" for item in self._verdicts}
+        return {item.fingerprint: f"{item.ours.label}: {headline(item.verdict)}" for item in self._verdicts}
 
     def _toggle(self) -> None:
         self._form.show(not self._form.is_shown)

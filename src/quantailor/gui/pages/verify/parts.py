@@ -22,6 +22,7 @@ from quantailor.app.products.verdicts import (
     VerdictFormat,
     VerifyCost,
     counts_against,
+    headline,
     preset_names,
     render_verdict,
     size_difference,
@@ -37,7 +38,7 @@ from quantailor.gui.theme import palette
 from quantailor.gui.widgets import box, card, named, primary, quiet, table, text, told
 from quantailor.present.charts import echarts
 from quantailor.present.charts.verdict import Measure, point_words, verdict_chart, verdict_points
-from quantailor.present.words import around, figure, percent_with_error, plural, size, span, with_error
+from quantailor.present.words import around, figure, kld, percent_with_error, size, span, with_error
 from quantailor.records import PLAIN_TWIN, Comparison, Estimate, Verdict, VerdictRow
 
 OTHER = "other"
@@ -213,14 +214,6 @@ def ratio_words(comparison: Comparison) -> str:
     return f"{comparison.outcome} than {comparison.reference}{beside}"
 
 
-def verdict_words(verdict: Verdict) -> str:
-    """A verdict in a few words: for lists."""
-    n_chunks = verdict.rows[0].statistics.n_chunks
-    if n_chunks < MIN_CHUNKS:
-        return f"{plural(n_chunks, 'chunk')}: too few to claim anything"
-    return ", ".join(ratio_words(comparison) for comparison in verdict.comparisons) or "compared with nothing"
-
-
 class VerdictCards:
     """One verdict: its sentence, graph, comparisons, table and settings."""
 
@@ -239,7 +232,7 @@ class VerdictCards:
             return
         with self._element:
             with ui.element("section").classes("qt-card qt-sentence").props('aria-label="Verdict"'):
-                _sentence(stored.verdict)
+                _sentence(stored, builds)
             with box("qt-grid qt-verdict-grid"):
                 self._graph(stored.verdict)
                 with box("qt-stack"):
@@ -295,15 +288,26 @@ def _remark(measure: Measure) -> str:
     )
 
 
-def _sentence(verdict: Verdict) -> None:
-    """The outcome first and large, the figures after it."""
+def _sentence(stored: StoredVerdict, builds: Sequence[BuiltFile]) -> None:
+    """The outcome in one plain line, what was predicted beside what was measured, and the figures after it."""
+    verdict = stored.verdict
     is_good = any(each.outcome == "better" for each in verdict.comparisons) and not any(map(counts_against, verdict.comparisons))
     n_chunks = verdict.rows[0].statistics.n_chunks
     claim = n_chunks >= MIN_CHUNKS and bool(verdict.comparisons)
     icon, tone = ("help", "qt-muted") if not claim else ("verified", "qt-good") if is_good else ("balance", "qt-warn")
     with box("qt-row qt-sentence-row"):
         ui.icon(icon).classes(f"qt-sentence-icon {tone}").props('aria-hidden="true"')
-        text(verdict.sentence, "qt-sentence-text")
+        with box("qt-stack qt-m-tight"):
+            text(headline(verdict), "qt-sentence-text")
+            text(f"Measured: {with_error(stored.ours.statistics.kld_mean)} nats per token. {_predicted(stored, builds)}")
+            text(verdict.sentence, "qt-small qt-muted")
+
+
+def _predicted(stored: StoredVerdict, builds: Sequence[BuiltFile]) -> str:
+    found = next((item for item in builds if stored.fingerprint in item.verdicts), None)
+    if found is None or found.predicted_kld_nats is None:
+        return "Nothing was predicted."
+    return f"Predicted: {kld(found.predicted_kld_nats, found.predicted_interval_nats)}, on the text that was probed."
 
 
 def _comparisons(verdict: Verdict, rounding: RoundingReport | None) -> None:
