@@ -296,7 +296,7 @@ def kill(pid: int) -> None:
 def test_the_time_left_is_a_range_beside_the_elapsed_time(visit: Callable[..., Visitor], study: Study) -> None:
     page = visit(study.home)
     start(page, study, LONG)
-    told = (r"\d+ (s|min) so far, \d+.* to \d+.* (s|min) left in this stage", "1 of 2: measure", "weights per second")
+    told = (r"\d+ (s|min) so far, \d+.* to \d+.* (s|min) left, done by \d\d:\d\d", "1 of 2: measure", "weights per second")
 
     def tells_all() -> bool:
         dock = page.text(".qt-dock")

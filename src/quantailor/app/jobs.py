@@ -7,13 +7,14 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from quantailor import jobs
+from quantailor.app.measuring.cost import outline
 from quantailor.costs.needs import shortfalls
 from quantailor.errors import JobError, QuantailorError, ResourceError
 from quantailor.jobs import Job, JobControl, Listener, Progress, Turns, job_ahead, reconcile
@@ -35,13 +36,13 @@ class JobReport(StepResult):
     state: str
     title: str
     progress: float
-    """0 to 1."""
+    """0 to 1; of the whole job where `is_whole`, else of its present stage."""
     message: str
     created: str
     """UTC, ISO 8601."""
     error: str | None = None
     eta_seconds: tuple[float, float] | None = None
-    """How long the present stage will still take."""
+    """How long the job will still take where `is_whole`, else its present stage."""
     log: tuple[str, ...] = ()
     elapsed_seconds: float | None = None
     """Of the latest attempt; None before the first."""
@@ -53,6 +54,8 @@ class JobReport(StepResult):
     stage_number: int = 0
     """The stage that runs, from 1, where the work tells how many there are; else 0."""
     n_stages: int = 0
+    is_whole: bool = False
+    """Whether progress and time left are the whole job's."""
     waits_for: int | None = None
     """The number of the job that has to end first; None where it does not wait for one."""
 
@@ -198,6 +201,8 @@ def run_job(
                 ready.check(workspace)
             if origin is not None or waited:
                 _require_resources(workspace, ready)
+            with suppress(QuantailorError):  # the work itself says what is wrong
+                control.expect(outline(workspace, ready))
             result = ready.run(workspace, stages)
         results.append(result if origin is None else dataclasses.replace(result, origin=origin))
 
@@ -294,7 +299,8 @@ def report_of(workspace: Workspace, job: Job, *, with_log: bool = False) -> JobR
     """A job as users see it."""
     progress = job.progress
     eta = None if progress.eta_low_s is None or progress.eta_high_s is None else (progress.eta_low_s, progress.eta_high_s)
-    share = progress.done / progress.total if progress.total else 0.0
+    stage_share = progress.done / progress.total if progress.total else 0.0
+    share = stage_share if progress.overall is None else progress.overall
     lines = workspace.store.jobs.log_lines(job.id) if with_log else []
     ahead = job_ahead(workspace.store, job, takes_turns) if job.state == "queued" else None
     return JobReport(
@@ -314,6 +320,7 @@ def report_of(workspace: Workspace, job: Job, *, with_log: bool = False) -> JobR
         stage=progress.stage,
         stage_number=progress.stage_number,
         n_stages=progress.n_stages,
+        is_whole=progress.overall is not None,
         waits_for=None if ahead is None else ahead.id,
         origin=_origin(job),
     )

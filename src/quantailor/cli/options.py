@@ -114,7 +114,8 @@ Time = Annotated[
     str | None,
     typer.Option(
         "--time",
-        help="Measure as well as this much time allows, for example 30m or 2h: probing ends then, and everything counts.",
+        help="Measure as well as this much time allows, for example 30m or 2h: probing ends then, and everything counts. In `make` it is "
+        "the time for measuring, importance matrix and weight errors included; plan, file and verdict come after it.",
     ),
 ]
 Passes = Annotated[

@@ -33,6 +33,8 @@ class _Reported(Protocol):
     def eta_low_s(self) -> float | None: ...
     @property
     def eta_high_s(self) -> float | None: ...
+    @property
+    def overall(self) -> float | None: ...
 
 
 Listener = Callable[[_Reported], None]
@@ -75,9 +77,11 @@ def _bars(title: str) -> Iterator[Listener]:
 
         def show(report: _Reported) -> None:
             stage = report.stage or title
-            if stage not in bars:
-                bars[stage] = progress.add_task(stage, total=None, tail="")
-            progress.update(progress.task_ids[bars[stage]], completed=report.done, total=report.total or None, tail=_tail(report))
+            bar = title if report.overall is not None else stage  # a job that is known as a whole has one bar
+            if bar not in bars:
+                bars[bar] = progress.add_task(stage, total=None, tail="")
+            done, total = (report.done, report.total or None) if report.overall is None else (report.overall, 1.0)
+            progress.update(progress.task_ids[bars[bar]], description=stage, completed=done, total=total, tail=_tail(report))
 
         yield show
 
@@ -85,11 +89,12 @@ def _bars(title: str) -> Iterator[Listener]:
 def _tail(report: _Reported) -> str:
     eta = None if report.eta_low_s is None or report.eta_high_s is None else (report.eta_low_s, report.eta_high_s)
     rate = "" if not report.rate else f"{report.rate:.3g}/s"
-    return "  ".join(part for part in (rate, words.time_left(eta), report.message) if part)
+    by = words.done_by(eta) if eta is not None and report.overall is not None else ""
+    return "  ".join(part for part in (rate, words.time_left(eta), by, report.message) if part)
 
 
 class _PlainLines:
-    """A line when a stage begins, every ten seconds, and when it ends."""
+    """A line when a stage begins, every ten seconds, and when it ends; with the share of the whole job where that is known."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -106,6 +111,7 @@ class _PlainLines:
         self._last[stage] = now
         if finished:
             self._finished.add(stage)
-        share = f"{100 * report.done / report.total:3.0f} %" if report.total else "  0 %"
+        of_stage = report.done / report.total if report.total else 0.0
+        share = f"{100 * (of_stage if report.overall is None else report.overall):3.0f} %"
         sys.stderr.write(f"{stage}: {share}  {_tail(report)}".rstrip() + "\n")
         sys.stderr.flush()

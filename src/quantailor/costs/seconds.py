@@ -15,6 +15,8 @@ from quantailor.records import TensorInfo
 
 SAMPLED_DRAWS: Range = (0.7 * PILOT_DRAWS, 5.0 * PILOT_DRAWS)
 """Rows of a tensor that sampling measures at a type: hardly more than the pilot's where rows are alike, many where they are not."""
+COMPENSATED_DRAWS: Range = (5.0 * PILOT_DRAWS, 40.0 * PILOT_DRAWS)
+"""The same where errors are compensated: what they do to outputs differs more from row to row."""
 ENERGY_SECONDS: Range = (1e-9, 6e-9)
 """Per weight, one thread: what it takes to read a weight and sum its square, which sampling does once for all types."""
 CELL_SECONDS: Range = (0.5e-3, 8e-3)
@@ -31,15 +33,17 @@ COVARIANCE_FLOPS: Range = (0.5, 6.0)
 DISK_BYTES_PER_SECOND: Range = (2e9, 5e7)
 
 
-def measure_seconds(cells: Mapping[TensorInfo, Collection[str]], *, exhaustive: bool, n_threads: int | None) -> Range:
-    """Weight errors of these types of these tensors."""
+def measure_seconds(
+    cells: Mapping[TensorInfo, Collection[str]], *, exhaustive: bool, n_threads: int | None, compensated: bool = False
+) -> Range:
+    """Weight errors of these types of these tensors; on as many rows as compensated ones need, if so."""
     low = high = 0.0
     qtypes = library.types()
     for tensor, names in cells.items():
         types = [qtypes[name] for name in names if qtypes[name].divides(tensor.n_cols) and name != tensor.type_name]
         sampled = not exhaustive and tensor.n_rows > PILOT_DRAWS
         for qtype in types:
-            fewest, most = _rows(tensor, qtype, sampled)
+            fewest, most = _rows(tensor, qtype, sampled, COMPENSATED_DRAWS if compensated else SAMPLED_DRAWS)
             seconds = tensor.n_cols * seconds_per_weight(qtype.name)
             low, high = low + fewest * seconds, high + most * seconds
         if types and sampled:
@@ -60,7 +64,7 @@ def compensation_seconds(cells: Mapping[TensorInfo, Collection[str]], *, exhaust
         sampled = not exhaustive and tensor.n_rows > PILOT_DRAWS
         for name in names:
             if qtypes[name].divides(tensor.n_cols) and qtypes[name].is_quantized:
-                fewest, most = _rows(tensor, qtypes[name], sampled)
+                fewest, most = _rows(tensor, qtypes[name], sampled, COMPENSATED_DRAWS)
                 low, high = low + fewest * tensor.n_cols**2, high + most * tensor.n_cols**2
         factor = tensor.n_slices * tensor.n_cols**3 if names else 0
         low, high = low + factor, high + factor
@@ -79,10 +83,10 @@ def _products(low: float, high: float, flops: Range, n_threads: int | None) -> R
     return low * flops[0] / (speed * THREADS_SHARE[0]), high * flops[1] / (speed * THREADS_SHARE[1])
 
 
-def _rows(tensor: TensorInfo, qtype: QType, sampled: bool) -> Range:
+def _rows(tensor: TensorInfo, qtype: QType, sampled: bool, draws: Range) -> Range:
     if not sampled or not qtype.is_quantized:
         return tensor.n_rows, tensor.n_rows
-    return min(tensor.n_rows, SAMPLED_DRAWS[0]), min(tensor.n_rows, SAMPLED_DRAWS[1])
+    return min(tensor.n_rows, draws[0]), min(tensor.n_rows, draws[1])
 
 
 def _threads(n_threads: int | None) -> int:

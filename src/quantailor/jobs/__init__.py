@@ -2,6 +2,7 @@
 
 from quantailor.jobs.home import Home, resolve
 from quantailor.jobs.job_control import JobControl, Listener
+from quantailor.jobs.outline import Phase
 from quantailor.jobs.process import is_alive, spawn_detached, this_worker
 from quantailor.jobs.requests import reconcile, remove, request_cancel, request_pause, resume, submit
 from quantailor.jobs.runner import run
@@ -15,6 +16,7 @@ __all__ = [
     "JobState",
     "Listener",
     "LogLine",
+    "Phase",
     "Progress",
     "Turns",
     "Worker",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from quantailor.errors import Cancelled, Paused
+from quantailor.jobs.outline import Outline, Phase
 from quantailor.jobs.rate import RateMeter
 from quantailor.store import Job, Progress, Store
 
@@ -17,6 +18,9 @@ SHOW_EVERY_S = 0.1
 """How often a listener hears of progress."""
 WRITE_EVERY_S = 0.5
 """How often progress is written to the store."""
+
+COUNTED = "chunks"
+"""What the stages of one phase count together."""
 
 Listener = Callable[[Progress], None]
 
@@ -34,6 +38,7 @@ class JobControl:
         self._meter = RateMeter()
         self._progress = Progress()
         self._part = (0, 0)
+        self._outline: Outline | None = None
         self._checked = self._shown = self._written = float("-inf")
 
     @property
@@ -66,11 +71,24 @@ class JobControl:
         """Say which of how many parts comes next, from 1; the stages that follow belong to it."""
         self._part = (number, n_parts)
 
+    def expect(self, phases: Sequence[Phase]) -> None:
+        """Say what the whole job is expected to take: from now on progress tells of it, and the time left is the job's."""
+        with self._lock:
+            self._outline = Outline(phases, self._clock()) if phases else None
+
+    def limit(self, seconds: float) -> None:
+        """Say that measuring ends after so many more seconds at the latest."""
+        with self._lock:
+            if self._outline is not None:
+                self._outline.until(self._clock() + seconds)
+
     def stage(self, name: str, unit: str = "") -> None:
         """Begin a stage of the job that counts its own units."""
         with self._lock:
             self._meter = RateMeter()
-            self._progress = Progress(stage=name, unit=unit, stage_number=self._part[0], n_stages=self._part[1])
+            if self._outline is not None:
+                self._outline.stage(name, self._clock(), counts=unit == COUNTED)
+            self._progress = self._of_the_job(Progress(stage=name, unit=unit, stage_number=self._part[0], n_stages=self._part[1]))
             self._show()
             self.flush()
 
@@ -81,6 +99,8 @@ class JobControl:
             if total != self._progress.total:
                 self._meter = RateMeter()
             self._meter.add(now, done)
+            if self._outline is not None:
+                self._outline.advance(done, now)
             finished = done >= total
             if not finished and now - self._shown < SHOW_EVERY_S and now - self._written < WRITE_EVERY_S:
                 self._progress = replace(self._progress, done=done, total=total, message=message)
@@ -105,7 +125,16 @@ class JobControl:
     def _estimated(self, done: float, total: float, message: str) -> Progress:
         estimate = self._meter.estimate()
         rate, low, high = (None, None, None) if estimate is None else (estimate.mean, *estimate.seconds_for(total - done))
-        return replace(self._progress, done=done, total=total, message=message, rate=rate, eta_low_s=low, eta_high_s=high)
+        found = replace(self._progress, done=done, total=total, message=message, rate=rate, eta_low_s=low, eta_high_s=high)
+        return self._of_the_job(found)
+
+    def _of_the_job(self, progress: Progress) -> Progress:
+        """The same with the time left of the whole job, where that is known."""
+        if self._outline is None:
+            return progress
+        low, high, now = progress.eta_low_s, progress.eta_high_s, self._clock()
+        left = self._outline.left(now, None if low is None or high is None else (low, high))
+        return replace(progress, eta_low_s=left[0], eta_high_s=left[1], overall=self._outline.share(now, left))
 
     def _show(self) -> None:
         if self._listener is not None:

@@ -170,6 +170,8 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
     def make(self, workspace: Workspace, stages: Stages) -> MakeResult:
         """The parts of `run`, alone in the directory."""
         began = time.monotonic()
+        if self.seconds is not None:
+            stages.limit(self.seconds)
         step = with_base(workspace, self, self.folder / "base.gguf", stages, overwrite=True)
         if step.probed or step.verify:
             with workspace.source(step.model) as source:

@@ -115,6 +115,8 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
     def run(self, workspace: Workspace, stages: Stages) -> StudyResult:
         """Convert, calibrate, weight errors, probes, sweep, as far as the level goes. What is found is kept."""
         began = time.monotonic()
+        if self.seconds is not None:
+            stages.limit(self.seconds)
         step = with_base(workspace, self, None if self.output is None else Path(self.output), stages, overwrite=False)
         with workspace.model(step.model, allow_requantize=step.allow_requantize) as model:
             if step.settings.probe_chunks:

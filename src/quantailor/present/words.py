@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import time
 from collections.abc import Collection, Mapping, Sequence
 
 from quantailor.errors import OptionError
@@ -115,6 +116,14 @@ def span(low: float, high: float) -> str:
 def time_left(seconds: tuple[float, float] | None) -> str:
     """ "3 to 5 min left"; nothing while it is unknown."""
     return "" if seconds is None else f"{span(*seconds)} left"
+
+
+def done_by(seconds: tuple[float, float], now: float | None = None) -> str:
+    """ "done by 14:32", with the weekday from tomorrow on: the later end of the time left, after `now` or after this moment."""
+    at = time.time() if now is None else now
+    end = at + seconds[1]
+    same_day = time.localtime(at)[:3] == time.localtime(end)[:3]
+    return f"done by {time.strftime('%H:%M' if same_day else '%a %H:%M', time.localtime(end))}"
 
 
 def rate(per_second: float, unit: str) -> str:

@@ -142,6 +142,8 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
         """Probe every tensor or group, then measure whole mixes and anchors. Raises InferenceError where no tensor is in the graph."""
         known_types(self.types)
         moment = None if self.seconds is None else time.monotonic() + self.seconds
+        if self.seconds is not None:
+            stages.limit(self.seconds)
         with workspace.model(self.base) as model:
             require_predictions(model.source)
             rounding = probing_rounding(workspace, model, self.imatrix, self.rounding, self.covariances, stages.warn)
@@ -193,6 +195,8 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
         other = [index for index in at.first(2 * FIRST_CHUNKS) if index not in one] or one
         for number, (group, n_types, indexes) in enumerate(_first_rounds(model, self.group, one, other)):
             if number and moment is not None:
+                if number == 1 and time.monotonic() >= moment:
+                    stages.warn("One probe of every role, and what comes before, took longer than --time allows; probing ends there.")
                 stages = stages.until(moment)
             wanted = dataclasses.replace(self, group=group, types=self.types[:n_types])
             _Probes(at, model, found, wanted).score(indexes, stages.begin(f"probes, {ROUNDS[group]}"))

@@ -18,6 +18,10 @@ class Stages:
         """The same, whose stages raise `control.TimeUp` from a moment of `time.monotonic` on."""
         return Stages(self._control, self._unit_of, moment)
 
+    def limit(self, seconds: float) -> None:
+        """Say that measuring ends after so many more seconds at the latest."""
+        self._control.limit(seconds)
+
     @property
     def job_id(self) -> int:
         """The number of the job."""

@@ -45,6 +45,8 @@ class Progress:
     stage_number: int = 0
     """Of `n_stages`, from 1; both are 0 where the work does not tell."""
     n_stages: int = 0
+    overall: float | None = None
+    """The share of the whole job's time that is over; None where only the stage is known. The time left is of the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,18 +199,18 @@ class JobTable:
 
 _GET = """
     SELECT id, kind, arguments, state, requested, attempt, stage, done, total, message, rate, eta_low_s, eta_high_s,
-        unit, stage_number, n_stages, created, started, heartbeat, finished, error, result, pid, process_started, host, log_path,
+        unit, stage_number, n_stages, overall, created, started, heartbeat, finished, error, result, pid, process_started, host, log_path,
         hub_commit, hub_path
     FROM jobs WHERE id = ?"""
 _ALL = """
     SELECT id, kind, arguments, state, requested, attempt, stage, done, total, message, rate, eta_low_s, eta_high_s,
-        unit, stage_number, n_stages, created, started, heartbeat, finished, error, result, pid, process_started, host, log_path,
+        unit, stage_number, n_stages, overall, created, started, heartbeat, finished, error, result, pid, process_started, host, log_path,
         hub_commit, hub_path
     FROM jobs ORDER BY id DESC"""
 _CLAIM = """
     UPDATE jobs SET state = 'running', attempt = attempt + 1, requested = '', error = NULL, result = NULL, finished = NULL,
         stage = '', done = 0, total = 0, message = '', rate = NULL, eta_low_s = NULL, eta_high_s = NULL,
-        unit = '', stage_number = 0, n_stages = 0,
+        unit = '', stage_number = 0, n_stages = 0, overall = NULL,
         started = :now, heartbeat = :now, pid = :pid, process_started = :process_started, host = :host
     WHERE id = :id"""
 _ASSIGN = """
@@ -216,7 +218,7 @@ _ASSIGN = """
 _REPORT = """
     UPDATE jobs SET stage = :stage, done = :done, total = :total, message = :message, rate = :rate,
         eta_low_s = :eta_low_s, eta_high_s = :eta_high_s,
-        unit = :unit, stage_number = :stage_number, n_stages = :n_stages, heartbeat = :now
+        unit = :unit, stage_number = :stage_number, n_stages = :n_stages, overall = :overall, heartbeat = :now
     WHERE id = :id AND attempt = :attempt AND state = 'running'"""
 _FINISH = """
     UPDATE jobs SET state = :state, error = :error, result = :result, requested = '', finished = :now, heartbeat = :now,

@@ -104,6 +104,11 @@ def outputs_schema(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE swap_runs ADD COLUMN rounding TEXT NOT NULL DEFAULT ''")
 
 
+def overall_schema(connection: sqlite3.Connection) -> None:
+    """How far a job is as a whole, beside its present stage."""
+    connection.execute("ALTER TABLE jobs ADD COLUMN overall REAL")
+
+
 MIGRATIONS: dict[str, Migration] = {
     "0001 first schema": first_schema,
     "0002 mixes and their scores": swap_schema,
@@ -116,6 +121,7 @@ MIGRATIONS: dict[str, Migration] = {
     "0009 llama.cpp of scores": engines_schema,
     "0010 covariances": covariances_schema,
     "0011 errors of outputs": outputs_schema,
+    "0012 jobs as a whole": overall_schema,
 }
 
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +41,7 @@ from quantailor.errors import CorpusError
 from quantailor.evidence.grounds import CURVE
 from quantailor.evidence.knowledge import load_knowledge
 from quantailor.ggml import library
+from quantailor.jobs import Phase
 from quantailor.models.abilities import why_no_predictions
 from quantailor.pipeline import MakeStep, StudyStep
 from quantailor.qtypes import needs_imatrix
@@ -48,6 +50,7 @@ from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, NONE, Opene
 from quantailor.steps.convert import with_known_base
 from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX
 from quantailor.steps.probe import ENOUGH_SHARE, LEAST_CHUNKS, ProbeStep
+from quantailor.steps.step import Step, StepResult
 from quantailor.steps.sweep import SweepStep
 from quantailor.store import CovarianceRecord, ImatrixKey, ImatrixRecord, MeasurementKey, SwapKey
 
@@ -106,7 +109,7 @@ PLAN_SECONDS: Range = (0.3, 2.0)
 TENSOR_SECONDS: Range = (2e-3, 2e-2)
 """A plan, and each tensor in it."""
 USUAL_PRESETS = 2
-"""Of a verdict: those on either side of the file's size."""
+"""Of a verdict: those on either side of the file's size, or the one that has it."""
 _TYPICAL = "Q4_K"
 """Stands for the types of a plan that is still to be made."""
 PROCESS_BYTES = 150 << 20
@@ -119,12 +122,10 @@ def job_cost(workspace: Workspace, task: Pipeline) -> CostReport:
     Raises ModelError where the model cannot be read, TypeUnavailableError for an unknown type, CorpusError for the text.
     """
     task = with_known_base(workspace, task)
-    with workspace.model(task.model, allow_requantize=task.allow_requantize) as model:
-        task = task.decided(model.source) if isinstance(task, StudyStep) else task.decided(workspace, model.source)
-        counted = _Counted(workspace, task, model)
-        names = [stage for part in task.parts(workspace, model) for stage in _STAGES_OF.get(part, (part,))]
-        estimates = _within([_ESTIMATES[name](counted) for name in names], task.seconds)
-        missing = shortfalls(workspace.home.path, task.needs(workspace))
+    with _counted(workspace, task) as counted:
+        estimates = _within(_estimates(counted), task.seconds)
+        missing = shortfalls(workspace.home.path, counted.task.needs(workspace))
+        basis = counted.basis
     stages = tuple(estimate.report for estimate in estimates)
     left, total = (sum(middle_of(seconds) for seconds in ranges) for ranges in zip(*((e.left, e.total) for e in estimates), strict=True))
     return CostReport(
@@ -134,9 +135,60 @@ def job_cost(workspace: Workspace, task: Pipeline) -> CostReport:
         share_done=1.0 - left / total if total > 0 else 1.0,
         disk_bytes=sum(stage.disk_bytes for stage in stages),
         memory_bytes=max(stage.memory_bytes for stage in stages),
-        basis=counted.basis,
+        basis=basis,
         shortfalls=missing,
     )
+
+
+def outline(workspace: Workspace, step: Step[StepResult]) -> tuple[Phase, ...]:
+    """What a job is expected to do, for those whose stages do not tell it: studies, makes, probes; empty for others.
+
+    Raises as `job_cost`.
+    """
+    if isinstance(step, ProbeStep):
+        task = StudyStep(
+            model=step.base,
+            text=step.text,
+            imatrix=step.imatrix,
+            rounding=step.rounding if step.rounding != AUTO else "plain",
+            covariances=step.covariances,
+            seconds=step.seconds,
+            passes=step.passes,
+            compute=step.compute,
+        )
+        with _counted(workspace, task, step) as counted:
+            return _phases([_ESTIMATES[name](counted) for name in TIMED], task)
+    if not isinstance(step, StudyStep | MakeStep):
+        return ()
+    with _counted(workspace, with_known_base(workspace, step)) as counted:
+        return _phases(_estimates(counted), counted.task)
+
+
+def _phases(estimates: Sequence[_Estimate], task: Pipeline) -> tuple[Phase, ...]:
+    """A limit of time is the job's own affair, which says when it begins."""
+    is_limited = task.seconds is not None or task.passes is not None
+    return tuple(_phase(each, is_limited=is_limited) for each in estimates)
+
+
+def _phase(estimate: _Estimate, *, is_limited: bool) -> Phase:
+    stages, is_timed = _PHASE_STAGES.get(estimate.stage, ()), estimate.stage in TIMED
+    units = (_UNCOUNTED.get(estimate.stage, 1.0) * estimate.passes[0], estimate.passes[1]) if is_timed else (0.0, 0.0)
+    return Phase(
+        estimate.stage, estimate.left, units, stages, is_limited=is_timed and is_limited, least=estimate.first * estimate.passes[0]
+    )
+
+
+@contextmanager
+def _counted(workspace: Workspace, task: Pipeline, probes: ProbeStep | None = None) -> Iterator[_Counted]:
+    with workspace.model(task.model, allow_requantize=task.allow_requantize) as model:
+        yield _Counted(
+            workspace, task.decided(model.source) if isinstance(task, StudyStep) else task.decided(workspace, model.source), model, probes
+        )
+
+
+def _estimates(at: _Counted) -> list[_Estimate]:
+    names = [stage for part in at.task.parts(at.workspace, at.model) for stage in _STAGES_OF.get(part, (part,))]
+    return [_ESTIMATES[name](at) for name in names]
 
 
 def _within(estimates: Sequence[_Estimate], seconds: float | None) -> list[_Estimate]:
@@ -198,6 +250,8 @@ class _Counted:
     workspace: Workspace
     task: Pipeline
     model: OpenedModel
+    probes: ProbeStep | None = None
+    """Those that are counted; None for the task's."""
 
     @cached_property
     def size(self) -> ModelSize:
@@ -445,15 +499,16 @@ def _measure_seconds(at: _Counted, cells: Mapping[TensorInfo, Sequence[str]], se
     if not any(cells.values()):
         return 0.0, 0.0
     threads = at.task.compute.n_threads
-    seconds = measure_seconds(cells, exhaustive=settings.exhaustive, n_threads=threads)
+    is_compensated = at.task.rounding == "compensated"
+    seconds = measure_seconds(cells, exhaustive=settings.exhaustive, n_threads=threads, compensated=is_compensated)
     plain = corrected(seconds, at.measure_ratio, PAST_SPREAD)
-    if at.task.rounding != "compensated":
+    if not is_compensated:
         return plain
     return _added(plain, compensation_seconds(cells, exhaustive=settings.exhaustive, n_threads=threads))
 
 
 def _probe_step(at: _Counted) -> ProbeStep:
-    return at.task.probes(at.task.model, AUTO, at.size.n_all_weights)
+    return at.probes or at.task.probes(at.task.model, AUTO, at.size.n_all_weights)
 
 
 def _probes(at: _Counted) -> _Estimate:
@@ -524,7 +579,8 @@ def _verify(at: _Counted) -> _Estimate:
     """The base, our file and presets on the held-out text; presets are quantized by llama.cpp first."""
     task = at.task
     against = task.against if isinstance(task, MakeStep) else None
-    n_presets = USUAL_PRESETS if against is None else len(against)
+    like = task.plan.like if isinstance(task, MakeStep) else None
+    n_presets = len(against) if against is not None else 1 if like else USUAL_PRESETS
     n_files = 2 + n_presets + (isinstance(task, MakeStep) and task.beside is not None)
     n_chunks = n_files * at.n_heldout_chunks + min(NULL_CHUNKS, at.n_heldout_chunks)
     seconds = _added(at.score_seconds(n_chunks), _scaled(_writing(at), n_presets), _scaled(write_seconds(at.size.tensor_bytes), n_files))
@@ -591,5 +647,8 @@ _ESTIMATES: Mapping[str, Callable[[_Counted], _Estimate]] = {
     "build": _build,
     "verify": _verify,
 }
+_PHASE_STAGES = {"probes": ("null control", "probes", "weighing"), "mixes": ("whole mixes", "anchor"), "verify": ("reference", "plain")}
+_UNCOUNTED = {"mixes": 0.8}
+"""The share of passes that stages count: files are built and scored beside them."""
 _STAGES_OF = {"probes": TIMED}
 """Parts of a job that are told as several stages."""

@@ -16,8 +16,8 @@ from quantailor.steps.probe import ALPHA_BITS, FIRST_CHUNKS, LEAST_BITS, LEAST_C
 from quantailor.steps.sweep import SweepStep
 from quantailor.strategy.random_mixes import MIX_BITS
 
-EXTRA_TYPES = 2
-"""Types that a probe may have to try beyond those asked for, at the most."""
+EXTRA_TYPES = 0.5
+"""Types that a probe may have to try beyond those asked for, over all tensors; single ones may need more."""
 _MIXED_TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ2_XXS", "IQ3_XXS", "IQ4_XS")
 """What whole mixes are made of, roughly."""
 

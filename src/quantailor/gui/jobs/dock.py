@@ -31,7 +31,7 @@ from quantailor.errors import QuantailorError
 from quantailor.gui.context import workspace
 from quantailor.gui.page_words import on_page
 from quantailor.gui.widgets import box, heading, icon_button, named, primary, quiet, tell_error, text, told
-from quantailor.present.words import percent, rate, span
+from quantailor.present.words import done_by, percent, rate, span
 
 POLL_SECONDS = 1.0
 ACTIVE = ("queued", "running", "pausing", "cancelling")
@@ -64,7 +64,10 @@ def told_time(job: JobReport) -> str:
     """Elapsed time and what is left, as ranges: "2 min so far, 3 to 5 min left"."""
     parts = [f"{span(job.elapsed_seconds, job.elapsed_seconds)} so far"] if job.elapsed_seconds is not None else []
     if job.eta_seconds is not None and job.state == "running":
-        parts.append(f"{span(*job.eta_seconds)} left" + (" in this stage" if job.n_stages != 1 else ""))
+        of_stage = " in this stage" if job.n_stages != 1 and not job.is_whole else ""
+        parts.append(f"{span(*job.eta_seconds)} left{of_stage}")
+        if job.is_whole:
+            parts.append(done_by(job.eta_seconds))
     return ", ".join(parts)
 
 
