@@ -15,6 +15,7 @@ from commands import Workbench
 
 import quantailor
 from quantailor.app import api
+from quantailor.app.api import choosing, measuring, opening, products
 from quantailor.app.jobs import run_job, submit
 from quantailor.control import Control
 from quantailor.models.identity import Identity, identify
@@ -56,9 +57,9 @@ def test_every_name_is_there_and_documented() -> None:
 def test_the_docstrings_examples_are_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("QUANTAILOR_HOME", str(tmp_path))
-    results = doctest.testmod(api)
-    assert (results.failed, results.attempted) == (0, results.attempted)
-    assert results.attempted >= 11
+    results = [doctest.testmod(module, extraglobs=vars(api)) for module in (choosing, measuring, opening, products)]
+    assert sum(result.failed for result in results) == 0
+    assert sum(result.attempted for result in results) >= 11
 
 
 def test_errors_are_of_one_kind(tmp_path: Path) -> None:

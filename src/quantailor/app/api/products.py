@@ -1,0 +1,111 @@
+"""Files: built, judged, made in one go, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from quantailor.app.api.opening import Model, matrix_choice, optional_path, run_on
+from quantailor.app.products.checking import BuildCheck, check_build
+from quantailor.evidence.strategies import store_strategy
+from quantailor.pipeline import MakeResult, MakeStep
+from quantailor.records import RoundingWish, Strategy, Verdict
+from quantailor.session import AUTO
+from quantailor.steps.build import BuildReport, BuildStep
+from quantailor.steps.options import absolute
+from quantailor.steps.plan import PlanOptions
+from quantailor.steps.verify import VerifyStep
+
+
+def build(
+    model: Model,
+    strategy: Strategy,
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+    split_max_bytes: int | None = None,
+    imatrix: str | Path = AUTO,
+    rounding: RoundingWish = "auto",
+) -> BuildReport:
+    """Write the GGUF file that a strategy describes; it appears under its name only when it is whole.
+
+    Args:
+        model: what the strategy was made for; a Hugging Face directory will do.
+        strategy: from `plan`, `read_strategy` or `refine`.
+        output: the file.
+        overwrite: replace it where it exists.
+        split_max_bytes: write shards of at most this size.
+        imatrix: "auto" is the one that the strategy was made with.
+        rounding: "auto" as the strategy records.
+
+    Raises StrategyError, OutputError, TypeUnavailableError.
+    """
+    step = BuildStep(
+        base=str(model.path),
+        strategy=store_strategy(model.workspace, strategy),
+        output=absolute(output),
+        overwrite=overwrite,
+        split_max_bytes=split_max_bytes,
+        imatrix=matrix_choice(imatrix),
+        rounding=rounding,
+        compute=model.compute,
+    )
+    return run_on(model, step)
+
+
+def verify(
+    model: Model,
+    file: str | Path,
+    *,
+    against: Sequence[str] | None = None,
+    text: str | Path | None = None,
+    chunks: int | None = None,
+    output: str | Path | None = None,
+    beside: Literal["plain"] | None = None,
+) -> Verdict:
+    """Perplexity and KL divergence of a file beside llama.cpp's presets, with paired intervals, and a sentence that judges it.
+
+    Args:
+        model: the model that the file was made from.
+        file: the GGUF file.
+        against: presets to compare with, which llama.cpp builds where they are missing; None takes those whose sizes lie around the
+            file's, and the one that it was planned like.
+        text: held-out text; None is the one that ships.
+        chunks: at most so many chunks; fewer than 200 carry no claim.
+        output: stem of the .json, .csv, .png and .svg files; by default beside the file.
+        beside: "plain" compares a file whose rounding is compensated with its own types rounded plainly, too.
+
+    Raises ModelError, CorpusError, TypeUnavailableError.
+    """
+    step = VerifyStep(
+        file=absolute(file),
+        base=str(model.base),
+        against=None if against is None else tuple(against),
+        beside=beside,
+        text=optional_path(text),
+        chunks=chunks,
+        output=optional_path(output),
+        compute=model.compute,
+    )
+    return run_on(model, step).verdict
+
+
+def make(model: Model, output: str | Path, plan: PlanOptions, **options: object) -> MakeResult:
+    """All of it in one directory: importance matrix, measurement, probes, plan, file and verdict.
+
+    Args:
+        model: a Hugging Face directory or a GGUF file.
+        output: the directory; run it again to go on where it stopped.
+        plan: the target and its constraints, for example `PlanOptions(like="Q4_K_M")`.
+        options: other fields of `quantailor.pipeline.MakeStep`, for example `verify=False`.
+
+    Raises what its steps raise.
+    """
+    step = MakeStep(model=str(model.path), output=absolute(output), plan=plan, compute=model.compute, **options)  # type: ignore[arg-type]
+    return run_on(model, step)
+
+
+def check(model: Model, strategy: Strategy, file: str | Path) -> BuildCheck:
+    """Whether a file is what its strategy says, with the SHA-256 of every part. Raises ModelError, StrategyError."""
+    return check_build(model.workspace, model.path, strategy, Path(file))
