@@ -22,21 +22,31 @@ ROOT = get_command(app)
 NAMES = frozenset(ROOT.commands)  # type: ignore[attr-defined]
 
 
+ADVICE = re.compile(r"`(quantailor [a-z][^`\n]*)`")
+PART = re.compile(rf"`((?:{'|'.join(sorted(NAMES))}) --?[a-z][^`\n]*)`")
+HINT = re.compile(rf"`(?:quantailor|{'|'.join(sorted(NAMES))}) ")
+"""What a file has where it gives advice; the others need not be parsed, which takes longer than all the rest here."""
+
+
 def texts() -> Iterator[str]:
-    """Every text of the source but its docstrings; what is filled in stands as 1."""
+    """Every text but docstrings of the source files that give advice; what is filled in stands as 1."""
     for path in Path(package.__file__).parent.rglob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
-        parts |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-        for node in ast.walk(tree):
+        text = path.read_text(encoding="utf-8")
+        if HINT.search(text) is None:
+            continue
+        nodes = list(ast.walk(ast.parse(text)))
+        parts = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+        parts |= {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
             if isinstance(node, ast.JoinedStr):
                 yield "".join(str(part.value) if isinstance(part, ast.Constant) else "1" for part in node.values)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
                 yield node.value
 
 
-ADVISED = sorted({match for text in texts() for match in re.findall(r"`(quantailor [a-z][^`\n]*)`", text)})
-PARTS = sorted({match for text in texts() for match in re.findall(rf"`((?:{'|'.join(sorted(NAMES))}) --?[a-z][^`\n]*)`", text)})
+TEXTS = tuple(texts())
+ADVISED = sorted({match for text in TEXTS for match in ADVICE.findall(text)})
+PARTS = sorted({match for text in TEXTS for match in PART.findall(text)})
 
 
 def missing(command: str) -> str | None:
