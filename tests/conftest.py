@@ -55,9 +55,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What collecting made stays until the end: the garbage collector need not look at it in every test."""
+    """What collecting made stays until the end: the garbage collector need not look at it in every test, nor look so often."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_unconfigure() -> None:

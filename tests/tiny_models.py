@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ Json = dict[str, Any]
 
 def numbers(name: str, shape: Sequence[int]) -> npt.NDArray[np.float32]:
     """Numbers in [-1, 1) that depend on the name and the place only."""
+    return _numbers(name, tuple(shape)).copy()
+
+
+@lru_cache(maxsize=512)
+def _numbers(name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     count = int(np.prod(shape))
     mixed = (np.arange(count, dtype=np.uint64) * np.uint64(2654435761) + np.uint64(zlib.crc32(name.encode()))) % np.uint64(2**32)
     mixed = (mixed ^ (mixed >> np.uint64(13))) * np.uint64(1540483477) % np.uint64(2**32)

@@ -101,7 +101,7 @@ def test_long_chunks_run_in_several_graphs(books_llama_base: Path, calibration_t
     np.testing.assert_allclose(one.entries[first].sum2, two.entries[first].sum2, rtol=1e-6)
 
 
-@pytest.mark.parametrize("stop_after", [1, 2])
+@pytest.mark.parametrize("stop_after", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_interrupted_and_resumed_is_uninterrupted(books_moe_base: Path, short_chunks: Tokens, stop_after: int) -> None:
     whole: list[bytes] = []
     expected = compute_imatrix(books_moe_base, short_chunks, n_threads=1, on_chunk=lambda state: whole.append(state.to_bytes()))

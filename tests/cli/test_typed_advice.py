@@ -22,7 +22,8 @@ ROOT = get_command(app)
 NAMES = frozenset(ROOT.commands)  # type: ignore[attr-defined]
 
 
-ADVICE = re.compile(r"`(quantailor [a-z][^`\n]*)`")
+ADVICE = re.compile(r"`(quantailor [a-z][^`\n\\[]*)`")
+"""Not a regular expression that looks for advice."""
 PART = re.compile(rf"`((?:{'|'.join(sorted(NAMES))}) --?[a-z][^`\n]*)`")
 HINT = re.compile(rf"`(?:quantailor|{'|'.join(sorted(NAMES))}) ")
 """What a file has where it gives advice; the others need not be parsed, which takes longer than all the rest here."""

@@ -8,6 +8,7 @@ subclass of `Step`, and the command that fills in its options.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -125,10 +126,16 @@ def to_json(step: Step[StepResult]) -> str:
     return json.dumps(dataclasses.asdict(step), sort_keys=True)  # type: ignore[call-overload]
 
 
+@functools.cache
+def _reader(step: type[Step[StepResult]]) -> TypeAdapter[Step[StepResult]]:
+    """Made once a kind: making one takes longer than reading many jobs."""
+    return TypeAdapter(step)
+
+
 def from_json(kind: str, text: str) -> Step[StepResult]:
     """The step of a stored job. Raises JobError where a newer or damaged store holds something else."""
     try:
-        return TypeAdapter[Step[StepResult]](_KINDS[kind]).validate_json(text)
+        return _reader(_KINDS[kind]).validate_json(text)
     except (KeyError, ValidationError) as error:
         raise JobError(
             f"this version cannot read what job kind {kind!r} was asked", remedy="Update Quantailor or remove the job"

@@ -7,6 +7,7 @@ them; `solve` spends or saves the rest. Every change is one step of undo, howeve
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -267,7 +268,7 @@ class Draft:
     def from_json(cls, document: str, name: str) -> Self:
         """A draft as the store has it. Raises StoreError where a newer version wrote it."""
         try:
-            found = TypeAdapter(_Document).validate_json(document)
+            found = _reader().validate_json(document)
         except ValidationError as error:
             raise StoreError(f"the draft {name!r} cannot be read", remedy="Update Quantailor, or delete the draft") from error
         origin = strategy_file.loads(found.origin, name=f"the draft {name!r}")
@@ -302,6 +303,12 @@ class _Document:
     undone: tuple[_Step, ...]
     origin: str
     rounding: str = AUTO
+
+
+@functools.cache
+def _reader() -> TypeAdapter[_Document]:
+    """Made once: making it takes longer than reading a draft."""
+    return TypeAdapter(_Document)
 
 
 def _is(strategy: Strategy, types: Mapping[str, str], pins: Mapping[str, str]) -> bool:
