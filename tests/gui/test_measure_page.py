@@ -131,7 +131,30 @@ def test_presets_tell_their_cost_before_the_start(visit: Callable[..., Visitor],
         assert re.search(r"\d+.* to [\d.]+ (s|min|h|days)\n", preset(page, at))
     assert [words_of(card).splitlines()[0] for card in page.all(".qt-preset") if is_pressed(card)] == ["Balanced"]
     stages = [words_of(row).splitlines()[0] for row in page.rows(".qt-stage-costs")]
-    assert stages == ["Importance matrix and covariances", "Weight errors", "Probes", "In all"]
+    assert stages == ["Importance matrix and covariances", "Weight errors", "Probes", "Whole mixes", "In all"]
+
+
+def test_a_limit_of_time_shortens_the_cost_and_says_when_it_ends(
+    visit: Callable[..., Visitor], workbench: Workbench, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(workbench.home, home)
+    with Workspace.open(home) as workspace:
+        (project,) = list_projects(workspace)
+    page = visit(home)
+    page.go(f"/p/{project.fingerprint[:16]}/measure")
+    expansion = page.find(".qt-more-form")
+    assert isinstance(expansion, ui.expansion)
+    page.act(expansion.open)
+    page.until(lambda: "all is done by" in page.text(".qt-more-form"), "the end is told", seconds=SLOW_SECONDS)
+    before = page.text(".qt-stage-costs")
+    page.fill("Measure for at most", "1s")
+    page.until(
+        lambda: page.text(".qt-stage-costs") != before if page.all(".qt-stage-costs") else None, "it costs less", seconds=SLOW_SECONDS
+    )
+    page.fill("Measure for at most", "soon")
+    page.sees("'soon' is not a length of time", seconds=SLOW_SECONDS)
+    assert not page.button("Start measuring").enabled
 
 
 def is_pressed(element: ui.element) -> bool:

@@ -66,7 +66,7 @@ def test_one_bar_goes_up_through_all_stages_and_the_time_left_is_the_job_s(contr
     assert middle(seen[-1]) == pytest.approx(140.0)  # what is estimated for what follows
     work(control, clock, "null control", 8, 8.0, "chunks")
     work(control, clock, "probes, 1 chunk", 96, 96.0, "chunks")
-    assert middle(seen[-1]) == pytest.approx(96.0 + 30.0 + 10.0)  # the probes tell their own speed now
+    assert middle(seen[-1]) == pytest.approx(96.0 + 2 * 30.0 + 10.0)  # the probes tell their own speed now, and so how fast mixes will be
     work(control, clock, "probes, 2 chunks", 96, 96.0, "chunks")
     work(control, clock, "whole mixes", 40, 80.0, "chunks")
     assert middle(seen[-1]) == pytest.approx(10.0)
@@ -104,7 +104,7 @@ def test_a_stage_that_runs_again_forgets_nothing(control: JobControl, clock: Clo
         for done in range(1, 51):
             clock.now += 1.0
             control.advance(done, 50)
-    assert middle(seen[-1]) == pytest.approx(100.0 + 30.0 + 10.0)
+    assert middle(seen[-1]) == pytest.approx(100.0 + 2 * 30.0 + 10.0)
 
 
 def test_a_phase_that_takes_longer_than_expected_is_not_said_to_end_at_once(

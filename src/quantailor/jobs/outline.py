@@ -117,13 +117,26 @@ class Outline:
         each = seen.spent / done if done >= LEAST_UNITS else phase.seconds[0] / max(1.0, phase.units[0])
         return max(0.0, phase.least - done) * each
 
+    def _slowness(self) -> float | None:
+        """How much longer than expected units have taken so far, over all phases that count them; None where too few are done."""
+        spent = expected = done = 0.0
+        for phase, seen in zip(self._phases, self._seen, strict=True):
+            if phase.units[1]:
+                units = seen.finished_units + seen.stage_units
+                spent, done = spent + seen.spent, done + units
+                expected += units * sum(phase.seconds) / sum(phase.units)
+        return spent / expected if done >= LEAST_UNITS and spent >= LEAST_SECONDS and expected > 0 else None
+
     def _left_of(self, number: int, stage_left: Span | None) -> Span:
         phase, seen = self._phases[number], self._seen[number]
         alternates = phase.is_limited and self._phases[self._at].is_limited
         if number < self._at and not alternates:
             return 0.0, 0.0
         if number > self._at and not seen.spent:
-            return phase.seconds
+            low, high = phase.seconds
+            slowness = self._slowness() if phase.units[1] else None
+            middle = (low + high) / 2 * (slowness or 1.0)
+            return (low, high) if slowness is None else (middle * (1 - SPREAD), middle * (1 + SPREAD))
         if phase.units[1]:
             done = seen.finished_units + seen.stage_units
             if done >= LEAST_UNITS and seen.spent >= LEAST_SECONDS:

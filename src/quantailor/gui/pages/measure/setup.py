@@ -13,15 +13,28 @@ from nicegui.elements.mixins.text_element import TextElement
 from quantailor.app.library.opening import EntryKind
 from quantailor.app.library.projects import ProjectReport
 from quantailor.app.measuring.cost import CostReport, StageCost, job_cost, why_plain
-from quantailor.app.steps import AUTO, COMPUTE, IMATRIX_REQUIRED, LEVELS, NONE, RANGES, Compute, Level, StudyStep, type_bits, usual_types
-from quantailor.errors import QuantailorError
+from quantailor.app.steps import (
+    AUTO,
+    COMPUTE,
+    IMATRIX_REQUIRED,
+    LEVEL_SETTINGS,
+    LEVELS,
+    NONE,
+    RANGES,
+    Compute,
+    Level,
+    StudyStep,
+    type_bits,
+    usual_types,
+)
+from quantailor.errors import OptionError, QuantailorError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.jobs import start as start_job
 from quantailor.gui.picker import pick
 from quantailor.gui.theme import type_colours
 from quantailor.gui.widgets import box, card, named, note, primary, quiet, table, text, told
 from quantailor.present.charts.colours import bits_colour
-from quantailor.present.words import COMPENSATION, percent, size, span
+from quantailor.present.words import COMPENSATION, done_by, parse_duration, percent, size, span
 
 Matrix = Literal["auto", "compute", "text", "import", "none"]
 
@@ -58,6 +71,10 @@ _MATRICES: Mapping[Matrix, tuple[str, str]] = {
     "none": ("None", f"Every input counts alike, and {', '.join(sorted(IMATRIX_REQUIRED))} are left out: they cannot do without."),
 }
 NO_TEXT = "Without an importance matrix no text runs through the model, which would tell how errors make up for each other."
+TIME_LIMIT = (
+    "For example 30m or 2h. Probing ends then, and everything that was measured counts: what helps a plan most comes first, more time "
+    "sharpens it, and measuring again goes on where it stopped."
+)
 NO_PROBES = "This model predicts no next token, so that it cannot be probed. Choose Quick."
 _REFRESH_SECONDS = 0.4
 
@@ -107,14 +124,24 @@ class Setup:
             level=level or self.level,
             types=() if self._types == set(self._usual) else tuple(name for name in type_bits() if name in self._types),
             text=text_file,
+            seconds=self._seconds() if LEVEL_SETTINGS[level or self.level].probe_chunks else None,
             rounding="auto" if self._compensated.value and self._compensated.enabled else "plain",
             imatrix={"auto": AUTO, "compute": COMPUTE, "text": COMPUTE, "import": imported, "none": NONE}[matrix],
             allow_requantize=self._project.is_quantized,
             compute=Compute(n_gpu_layers=int(self._layers.value or 0), n_threads=int(self._threads.value) if self._threads.value else None),
         )
 
+    def _seconds(self) -> float | None:
+        """The limit of time; None for none. Raises OptionError for what is no length of time."""
+        written = str(self._time.value or "").strip()
+        return parse_duration(written) if written else None
+
     def _missing(self) -> str | None:
         """What the user still has to say."""
+        try:
+            self._seconds()
+        except OptionError as error:
+            return str(error)
         if not self._types:
             return "Choose at least one type."
         if self._matrix.value in ("text", "import") and not str(self._path.value or "").strip():
@@ -137,6 +164,8 @@ class Setup:
                         self._build_matrix()
                     with card("Rounding"), box("qt-rounding"):
                         self._build_rounding()
+                    with card("Time"), box("qt-stack qt-m-tight"):
+                        self._build_time()
                     with card("What it takes", "qt-fill"):
                         self._stages = ui.element("div")
                         self._basis = text("", "qt-small qt-muted")
@@ -246,6 +275,19 @@ class Setup:
         self._compensated.set_value(not reason and self._wants_compensation)
         self._rounding.set_text(reason or f"{COMPENSATION} Errors are measured as they will be written.")
 
+    def _build_time(self) -> None:
+        self._time = ui.input("Measure for at most", placeholder="no limit; 30m, 2h …", on_change=self._changed)
+        self._time.props("outlined dense debounce=500 clearable").style("max-width: 260px")
+        self._limit = text("", "qt-small qt-muted").props('aria-live="polite"')
+
+    def _show_time(self, cost: CostReport | None) -> None:
+        """Whether a limit of time has something to limit, and when it ends."""
+        has_probes = bool(LEVEL_SETTINGS[self.level].probe_chunks)
+        self._time.set_enabled(has_probes)
+        ends = f" Started now, all is {done_by(cost.seconds)}." if cost is not None and cost.seconds[1] > 0 else ""
+        limit = TIME_LIMIT if has_probes else "This level probes nothing that could be cut short."
+        self._limit.set_text(f"{limit}{ends}")
+
     def _build_start(self) -> None:
         with box("qt-row qt-spread"):
             self._sum = text("", "qt-grow qt-ellipsis qt-num-left")
@@ -319,6 +361,7 @@ class Setup:
                 _stage_table(cost)
             elif self._error is None and self._missing() is None and self._project.source is not None:
                 text("Finding out …", "qt-muted").props('role="status"')
+        self._show_time(cost)
         self._basis.set_text(f"Estimated from {cost.basis}." if cost is not None else "")
         self._sum.set_text(_in_all(PRESETS[self.level].title, cost))
         reasons = self._reasons(cost)
@@ -350,7 +393,8 @@ class Setup:
 def _in_all(title: str, cost: CostReport | None) -> str:
     if cost is None:
         return title
-    return f"{title}: {time_left(cost.seconds)}, {_resources(cost)}"
+    by = f", {done_by(cost.seconds)}" if cost.seconds[1] > 0 else ""
+    return f"{title}: {time_left(cost.seconds)}{by}, {_resources(cost)}"
 
 
 def _resources(cost: CostReport) -> str:
