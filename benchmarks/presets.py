@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from benchmarks.setting import Setting, parse
 from quantailor.analysis.corpus import chunks, load_corpus
 from quantailor.analysis.scores import fidelity
 from quantailor.evidence.written import reference
+from quantailor.records import ChunkScore
 from quantailor.session import Workspace
 from quantailor.steps.options import DEFAULT_N_CTX
 from quantailor.store import ScoreKey
@@ -69,12 +71,17 @@ def build(setting: Setting, base: Path, preset: str, n_swaps: int, relinearize: 
 
 def score(setting: Setting, base: Path, files: list[Built], n_chunks: int) -> None:
     """Score all files and presets in one go, so that `verify` finds every chunk scored and the base runs once."""
+    score_files(setting, base, {f"ours at {item.preset}": item.file for item in files}, [item.preset for item in files], n_chunks)
+
+
+def score_files(
+    setting: Setting, base: Path, files: Mapping[str, Path], presets: Sequence[str], n_chunks: int
+) -> dict[str, list[ChunkScore]]:
+    """The scores of these files and presets on the first chunks of the held-out text, by label; what is there is not scored again."""
     with Workspace.open(setting.home) as workspace, workspace.model(base) as model:
         store, corpus = workspace.store, load_corpus(base, setting.heldout)
         imatrix = workspace.imatrices.default(model.fingerprint)
-        candidates = {f"ours at {item.preset}": item.file for item in files}
-        for item in files:
-            candidates[item.preset] = reference(workspace, model, item.preset, imatrix)
+        candidates = {**files, **{preset: reference(workspace, model, preset, imatrix) for preset in presets}}
         names = {label: workspace.identity(path).fingerprint for label, path in candidates.items()}
         names |= {label: label for label in (fidelity.BASE, fidelity.NULL_CONTROL)}
         keys = {label: ScoreKey(model.fingerprint, corpus.sha256, DEFAULT_N_CTX, name) for label, name in names.items()}
@@ -82,6 +89,7 @@ def score(setting: Setting, base: Path, files: list[Built], n_chunks: int) -> No
         tokens = chunks(corpus, DEFAULT_N_CTX, limit=n_chunks)
         for label, found in fidelity.score_chunks(base, candidates, tokens, done=done, n_threads=setting.threads):
             store.record_chunk_scores(keys[label], [found])
+        return {label: store.chunk_scores(keys[label])[: len(tokens)] for label in candidates}
 
 
 def judge(setting: Setting, base: Path, item: Built, n_chunks: int) -> Row:
