@@ -176,7 +176,7 @@ def test_make_goes_the_whole_way_and_a_second_run_takes_what_is_there(quantailor
 
 @pytest.mark.slow
 def test_without_probes_a_file_is_better_than_the_preset_of_its_size(quantailor: Command, books_llama_base: Path, tmp_path: Path) -> None:
-    few = ("--imatrix-chunks", 20, "--chunks", 12, "--threads", 1, "--home", tmp_path / "home")
+    few = ("--types", "Q4_K,Q5_K,Q6_K,Q8_0", "--imatrix-chunks", 20, "--chunks", 12, "--threads", 1, "--home", tmp_path / "home")
     made = quantailor("make", books_llama_base, "--like", "Q5_K_M", "--basis", "ranking", *few, "-o", tmp_path / "out", "--json").result
     (comparison,) = made["verify"]["verdict"]["comparisons"]  # with nothing but the preset of its size
     assert comparison["reference"] == "Q5_K_M"
