@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import Command
 from gguf import GGUFReader
 
 from quantailor.app.library.experts import ExpertsReport, experts
@@ -15,6 +16,7 @@ from quantailor.errors import ImatrixError, UnsupportedModelError
 from quantailor.session import Workspace
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "imatrix-books-moe.gguf"
+CALIBRATION = Path(__file__).parent.parent / "data" / "calibration.txt"
 ROLES = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 
 
@@ -65,6 +67,19 @@ def test_some_expert_of_this_model_is_never_used_on_the_text(report: ExpertsRepo
 def test_without_probes_sensitivities_are_unknown(report: ExpertsReport) -> None:
     assert not report.probed
     assert {(tensor.alpha, tensor.alpha_status) for layer in report.layers for tensor in layer.tensors} == {(None, "not probed")}
+
+
+@pytest.mark.slow
+def test_probes_of_compensated_measurements_tell_sensitivities(run: Command, books_moe_base: Path, tmp_path: Path) -> None:
+    text = ("-f", CALIBRATION, "--n-ctx", 64, "--threads", 1)
+    assert run("calibrate", books_moe_base, *text, "--chunks", 4).code == 0
+    assert run("measure", books_moe_base, "--types", "Q4_0", "--rounding", "compensated").code == 0
+    few = ("--chunks", 1, "--type", "Q4_0", "--group", "role-depth", "--mixes", 0, "--anchors", 0)
+    assert run("probe", books_moe_base, *text, *few).code == 0
+    with Workspace.open(tmp_path / "home") as workspace:
+        found = experts(workspace, books_moe_base)
+    assert found.probed
+    assert "not probed" not in {tensor.alpha_status for layer in found.layers for tensor in layer.tensors}
 
 
 def test_a_dense_model_has_none(books_llama_base: Path, tmp_path: Path) -> None:

@@ -70,5 +70,7 @@ def test_shares_intervals_and_ratios() -> None:
     assert words.percent_with_error(Estimate(0.123, 0.004)) == "12.30 ± 0.40 %"
     assert words.around(0.6505, (0.5886, 0.7334)) == "0.650 (0.589 to 0.733)"
     assert (words.kld(0.0121, (0.0104, 0.0146)), words.kld(0.0121, None)) == ("0.0121 (0.0104 to 0.0146)", "0.0121")
-    assert words.kld(None, None) == "ranking only"
+    assert words.kld(None, None) == words.kld(None, None, "Books has not been probed") == "ranking only"
+    assert words.kld(None, None, "too early to predict: one mix") == "too early to predict"
+    assert words.kld(None, None, "nothing is measured with plain rounding") == "not predicted"
     assert (words.size_change(3 * 2**20), words.size_change(-512)) == ("+3.00 MiB", "−512 B")

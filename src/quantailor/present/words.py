@@ -183,6 +183,7 @@ def around(value: float, ends: tuple[float, float]) -> str:
 
 EARLY = "too early to predict"
 UNKNOWN = "not predicted"
+UNPROBED = "has not been probed"
 
 
 COMPENSATION = (
@@ -200,7 +201,9 @@ def rounding(*, is_compensated: bool) -> str:
 def kld(nats: float | None, ends: tuple[float, float] | None, no_prediction: str | None = None) -> str:
     """A predicted KL divergence with its interval: "0.0121 (0.0104 to 0.0146)"; where none is predicted, why not in two or three words."""
     if nats is None:
-        return next((words for words in (EARLY, UNKNOWN) if no_prediction is not None and no_prediction.startswith(words)), "ranking only")
+        if no_prediction is None or no_prediction.endswith(UNPROBED):
+            return "ranking only"
+        return EARLY if no_prediction.startswith(EARLY) else UNKNOWN
     return figure(nats) if ends is None else around(nats, ends)
 
 

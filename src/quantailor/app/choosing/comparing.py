@@ -22,7 +22,7 @@ from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
 from quantailor.making import building
 from quantailor.models.source import ModelSource
-from quantailor.records import Strategy, TensorInfo
+from quantailor.records import RoundingWish, Strategy, TensorInfo
 from quantailor.session import AUTO, NONE, OpenedModel, Workspace, quantizable_tensors
 
 
@@ -220,8 +220,8 @@ class Known:
         return kld_of(known, math.fsum(damages))
 
 
-def what_is_known(workspace: Workspace, model: OpenedModel, imatrix: str, rounding: Literal["plain", "compensated"] = "plain") -> Known:
-    """What there is to predict with, for files made with that importance matrix (its fingerprint, or "") and rounding."""
+def what_is_known(workspace: Workspace, model: OpenedModel, imatrix: str, rounding: RoundingWish = "plain") -> Known:
+    """What there is to predict with, for files made with that importance matrix (its fingerprint, or "") and rounding, as of `measured`."""
     try:
         wanted = str(workspace.imatrices.path(model.fingerprint, imatrix)) if imatrix else NONE
         found = measured(workspace, model, wanted, rounding=rounding)

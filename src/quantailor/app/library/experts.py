@@ -87,7 +87,7 @@ def experts(workspace: Workspace, base: Path, *, imatrix: str = AUTO) -> Experts
                 f"{model.source.name} is dense: it has no experts", remedy="Give a mixture of experts, such as a Mixtral or a Qwen MoE"
             )
         matrix = _matrix(workspace, model, imatrix)
-        known = what_is_known(workspace, model, matrix.fingerprint).knowledge
+        known = what_is_known(workspace, model, matrix.fingerprint, "auto").knowledge
         return _report(model.source, tensors, matrix, {} if known is None else known.sensitivities)
 
 
