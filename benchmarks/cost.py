@@ -14,7 +14,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.setting import Setting, parse, save
@@ -80,6 +80,9 @@ def _rows(setting: Setting, home: Path, model: Path, level: Level, with_probes: 
         with Workspace.open(home) as workspace:
             cost = job_cost(workspace, task)
         estimate = next(item for item in cost.stages if item.stage == stage)
+        if stage == "probes":  # one command does both
+            mixes = next(item for item in cost.stages if item.stage == "mixes")
+            estimate = replace(estimate, seconds=(estimate.seconds[0] + mixes.seconds[0], estimate.seconds[1] + mixes.seconds[1]))
         computing = _run(home, setting.threads, *command)
         found.append(_row(model.name, estimate, cost.basis, _elapsed(home), computing))
     return found
