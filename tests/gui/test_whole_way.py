@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 from quantailor.app.library.structure import inspect
+from quantailor.evidence.presets import preset_size_bytes
+from quantailor.session import Workspace
 
 pytestmark = pytest.mark.slow
 
@@ -103,6 +106,9 @@ def test_from_a_model_to_a_verdict(chromium: Browser, books_llama_base: Path, tm
         assert {name: types[name] for name in wanted} == wanted
         told = verify(chromium)
         assert "diverges from the base by" in told
-        for reference in ("Q4_K_M", "IQ4_XS"):  # on either side of its size
-            assert reference in told
+        with Workspace.open(tmp_path / "sizes") as workspace, workspace.model(model) as opened:
+            command = re.search(r"--against (\S+)", told)
+            assert command, told
+            larger, smaller = (preset_size_bytes(opened, preset, None) for preset in command[1].split(","))
+        assert smaller < built.stat().st_size < larger
         assert chromium.errors() == []
