@@ -19,7 +19,8 @@ from pathlib import Path
 
 from benchmarks.setting import Setting, parse, save
 from quantailor.app.jobs import list_jobs
-from quantailor.app.measuring.cost import StageCost, job_cost
+from quantailor.app.measuring.cost import job_cost
+from quantailor.app.measuring.counted import StageCost
 from quantailor.pipeline import LEVEL_SETTINGS, LEVELS, Level, StudyStep
 from quantailor.session import AUTO, Workspace
 from quantailor.steps.options import Compute

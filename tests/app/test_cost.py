@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from clocks import Clock
 from quantailor.app.jobs import run_job, submit
-from quantailor.app.measuring.cost import CostReport, StageCost, job_cost
+from quantailor.app.measuring.cost import CostReport, job_cost
+from quantailor.app.measuring.counted import StageCost
 from quantailor.costs.model_size import ModelSize
 from quantailor.errors import CorpusError, TypeUnavailableError
 from quantailor.jobs import Progress, resolve, this_worker
@@ -23,20 +25,9 @@ from quantailor.store import Store
 from tiny_models import write_tiny
 
 
-class Clock:
-    """Wall-clock seconds that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 4_000_000_000.0
-        """After the models were written."""
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(4_000_000_000.0)  # after the models were written
 
 
 @pytest.fixture
@@ -69,7 +60,7 @@ def test_fewer_types_take_less(workspace: Workspace, books_llama_base: Path) -> 
 
 def test_more_threads_take_less(workspace: Workspace, books_llama_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quantailor.costs.machine.n_threads", lambda: 8)
-    monkeypatch.setattr("quantailor.app.measuring.cost.model_flops_per_second", lambda *_: None)  # this machine may have fewer
+    monkeypatch.setattr("quantailor.app.measuring.counted.model_flops_per_second", lambda *_: None)  # this machine may have fewer
     one, eight = (
         job_cost(workspace, StudyStep(model=str(books_llama_base), level="quick", rounding="plain", compute=Compute(n_threads=n_threads)))
         for n_threads in (1, 8)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from clocks import Clock
 from quantailor.app.jobs import JobReport, show_job, submit
 from quantailor.jobs import JobControl, resolve, run
 from quantailor.pipeline import StudyStep
@@ -14,16 +15,6 @@ from quantailor.session import Workspace
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import unit_of
 from quantailor.store import Store
-
-
-class Clock:
-    """Seconds that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -5,20 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from clocks import Clock
 from quantailor.control import Control
 from quantailor.errors import Cancelled, Paused
 from quantailor.jobs import JobControl, Progress, this_worker
 from quantailor.store import Store
-
-
-class Clock:
-    """Seconds that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -29,7 +20,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(0.0)
 
 
 @pytest.fixture

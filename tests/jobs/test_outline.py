@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from clocks import Clock
 from quantailor.jobs import JobControl, Phase, Progress, this_worker
 from quantailor.store import Store
 
@@ -17,16 +18,6 @@ PHASES = (
     Phase("mixes", (20.0, 40.0), (40.0, 40.0), ("whole mixes",)),
     Phase("build", (10.0, 10.0)),
 )
-
-
-class Clock:
-    """Seconds that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

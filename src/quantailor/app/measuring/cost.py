@@ -12,32 +12,31 @@ Bytes of disk are what will be written, temporary files included; bytes of memor
 
 from __future__ import annotations
 
-import hashlib
 import math
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 
-from quantailor.analysis.corpus import chunk_length
 from quantailor.analysis.covariances.capture import BUDGET_BYTES, expected_bytes
-from quantailor.analysis.covariances.covariance_file import CovarianceFile
-from quantailor.analysis.importance.imatrix_file import read_imatrix
-from quantailor.analysis.rounding.rounding import COMPENSATED, PLAIN_MEASURED
 from quantailor.analysis.scores.fidelity import NULL_CHUNKS
 from quantailor.analysis.sensitivity import groups_of
 from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
-from quantailor.app.measuring import past_runs
+from quantailor.app.measuring.counted import (
+    PAST_SPREAD,
+    PROCESS_BYTES,
+    Counted,
+    Pipeline,
+    StageCost,
+    StageEstimate,
+    added,
+    corrected,
+    middle_of,
+    scaled_by,
+)
 from quantailor.app.measuring.passes import NOTHING, Scored, SwapWork, anchor_bits, n_base_chunks, single_work, sweep_work, whole_work
-from quantailor.costs import seconds as seconds_module
 from quantailor.costs.machine import Range, n_threads
-from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import shortfalls
 from quantailor.costs.seconds import compensation_seconds, covariance_seconds, measure_seconds, quantize_seconds, write_seconds
-from quantailor.costs.trial import TRIAL_BYTES, inference_seconds, middle, model_flops_per_second
-from quantailor.errors import CorpusError
 from quantailor.evidence.grounds import CURVE
 from quantailor.evidence.knowledge import load_knowledge
 from quantailor.ggml import library
@@ -46,32 +45,12 @@ from quantailor.models.abilities import why_no_predictions
 from quantailor.pipeline import MakeStep, StudyStep
 from quantailor.qtypes import needs_imatrix
 from quantailor.records import TensorInfo
-from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, NONE, OpenedModel, Workspace
+from quantailor.session import AUTO, NONE, Workspace
 from quantailor.steps.convert import with_known_base
-from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX
 from quantailor.steps.probe import ENOUGH_SHARE, LEAST_CHUNKS, ProbeStep
 from quantailor.steps.step import Step, StepResult
 from quantailor.steps.sweep import SweepStep
-from quantailor.store import CovarianceRecord, ImatrixKey, ImatrixRecord, MeasurementKey, SwapKey
-
-Pipeline = StudyStep | MakeStep
-
-
-@dataclass(frozen=True, slots=True)
-class StageCost:
-    """What one stage will take."""
-
-    stage: str
-    seconds: tuple[float, float]
-    """What is left of it, as a range; (0, 0) where all is there."""
-    share_done: float
-    """0 to 1, from what the store has."""
-    disk_bytes: int
-    """Still to be written, files that are deleted afterwards included."""
-    memory_bytes: int
-    """The most that it holds at once."""
-    passes: tuple[int, int] = (0, 0)
-    """Chunks that are still to be run through the model, at the least and at the most."""
+from quantailor.store import MeasurementKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +71,6 @@ class CostReport:
     """Why it cannot start, one sentence each; empty where it can."""
 
 
-PAST_SPREAD = 1.6
-"""Where earlier runs tell the speed, the ends of a range lie this factor from its middle."""
-PROBE_PAST_SPREAD = 2.0
-"""The same for probes and sweeps, whose speed is taken from importance matrices."""
-BYTES_PER_TOKEN = 4
-"""Of a text, where there is no vocabulary to cut it with yet."""
 CELL_BYTES = 1_000
 SCORE_BYTES = 100
 """A row of the database, with its share of the index and the log."""
@@ -112,8 +85,6 @@ USUAL_PRESETS = 2
 """Of a verdict: those on either side of the file's size, or the one that has it."""
 _TYPICAL = "Q4_K"
 """Stands for the types of a plan that is still to be made."""
-PROCESS_BYTES = 150 << 20
-"""The program itself, with numpy and llama.cpp."""
 
 
 def job_cost(workspace: Workspace, task: Pipeline) -> CostReport:
@@ -131,7 +102,7 @@ def job_cost(workspace: Workspace, task: Pipeline) -> CostReport:
     return CostReport(
         level=task.level if isinstance(task, StudyStep) else task.kind,
         stages=stages,
-        seconds=_added(*(stage.seconds for stage in stages)),
+        seconds=added(*(stage.seconds for stage in stages)),
         share_done=1.0 - left / total if total > 0 else 1.0,
         disk_bytes=sum(stage.disk_bytes for stage in stages),
         memory_bytes=max(stage.memory_bytes for stage in stages),
@@ -164,13 +135,13 @@ def outline(workspace: Workspace, step: Step[StepResult]) -> tuple[Phase, ...]:
         return _phases(_estimates(counted), counted.task)
 
 
-def _phases(estimates: Sequence[_Estimate], task: Pipeline) -> tuple[Phase, ...]:
+def _phases(estimates: Sequence[StageEstimate], task: Pipeline) -> tuple[Phase, ...]:
     """A limit of time is the job's own affair, which says when it begins."""
     is_limited = task.seconds is not None or task.passes is not None
     return tuple(_phase(each, is_limited=is_limited) for each in estimates)
 
 
-def _phase(estimate: _Estimate, *, is_limited: bool) -> Phase:
+def _phase(estimate: StageEstimate, *, is_limited: bool) -> Phase:
     stages, is_timed = _PHASE_STAGES.get(estimate.stage, ()), estimate.stage in TIMED
     units = (_UNCOUNTED.get(estimate.stage, 1.0) * estimate.passes[0], estimate.passes[1]) if is_timed else (0.0, 0.0)
     return Phase(
@@ -179,26 +150,26 @@ def _phase(estimate: _Estimate, *, is_limited: bool) -> Phase:
 
 
 @contextmanager
-def _counted(workspace: Workspace, task: Pipeline, probes: ProbeStep | None = None) -> Iterator[_Counted]:
+def _counted(workspace: Workspace, task: Pipeline, probes: ProbeStep | None = None) -> Iterator[Counted]:
     with workspace.model(task.model, allow_requantize=task.allow_requantize) as model:
-        yield _Counted(
+        yield Counted(
             workspace, task.decided(model.source) if isinstance(task, StudyStep) else task.decided(workspace, model.source), model, probes
         )
 
 
-def _estimates(at: _Counted) -> list[_Estimate]:
+def _estimates(at: Counted) -> list[StageEstimate]:
     names = [stage for part in at.task.parts(at.workspace, at.model) for stage in _STAGES_OF.get(part, (part,))]
     return [_ESTIMATES[name](at) for name in names]
 
 
-def _within(estimates: Sequence[_Estimate], seconds: float | None) -> list[_Estimate]:
+def _within(estimates: Sequence[StageEstimate], seconds: float | None) -> list[StageEstimate]:
     """The same where probes and whole mixes end after so many seconds of measuring, but for the first round of probes."""
     timed = [estimate for estimate in estimates if estimate.stage in TIMED]
     if seconds is None or not timed:
         return list(estimates)
-    before = _added(*(estimate.left for estimate in estimates if estimate.stage in MEASURED))
-    least = _added(*(_scaled(estimate.left, estimate.first) for estimate in timed))
-    more = _added(*(_scaled(estimate.left, 1.0 - estimate.first) for estimate in timed))
+    before = added(*(estimate.left for estimate in estimates if estimate.stage in MEASURED))
+    least = added(*(scaled_by(estimate.left, estimate.first) for estimate in timed))
+    more = added(*(scaled_by(estimate.left, 1.0 - estimate.first) for estimate in timed))
     room = seconds - before[1] - least[1], seconds - before[0] - least[0]
     low, high = (min(1.0, max(0.0, limit) / most) if most else 1.0 for limit, most in zip(room, more, strict=True))
     return [estimate.scaled(low, max(low, high)) if estimate in timed else estimate for estimate in estimates]
@@ -211,272 +182,46 @@ def why_plain(workspace: Workspace, model: str) -> str:
     return f"Rounding stays plain: this model predicts no next token ({why})." if why else ""
 
 
-def middle_of(seconds: Range) -> float:
-    """The geometric middle; 0 where nothing is left."""
-    return middle(seconds) if seconds[0] > 0 else seconds[1] / 2
-
-
-@dataclass(frozen=True)
-class _Estimate:
-    """One stage: what is left and what all of it takes."""
-
-    stage: str
-    left: Range
-    total: Range
-    share_done: float
-    disk_bytes: int
-    memory_bytes: int
-    passes: Range = (0.0, 0.0)
-    first: float = 0.0
-    """The share that is done in any case, however little time there is."""
-
-    def scaled(self, low: float, high: float) -> _Estimate:
-        """The same with shares of what is not done in any case."""
-        low, high = (self.first + (1.0 - self.first) * share for share in (low, high))
-        (a, b), (c, d), (e, f) = self.left, self.total, self.passes
-        disk = round(self.disk_bytes * high)
-        return replace(self, left=(a * low, b * high), total=(c * low, d * high), passes=(e * low, f * high), disk_bytes=disk)
-
-    @property
-    def report(self) -> StageCost:
-        passes = (math.ceil(self.passes[0]), math.ceil(self.passes[1]))
-        return StageCost(self.stage, self.left, self.share_done, self.disk_bytes, self.memory_bytes, passes)
-
-
-@dataclass(frozen=True)
-class _Counted:
-    """What the counts of several stages rest on, each found when it is first asked for."""
-
-    workspace: Workspace
-    task: Pipeline
-    model: OpenedModel
-    probes: ProbeStep | None = None
-    """Those that are counted; None for the task's."""
-
-    @cached_property
-    def size(self) -> ModelSize:
-        return ModelSize.of(self.model.source)
-
-    @cached_property
-    def n_ctx(self) -> int:
-        return chunk_length(self.model.source, DEFAULT_N_CTX)
-
-    @cached_property
-    def types(self) -> tuple[str, ...]:
-        return self.task.candidate_types
-
-    @cached_property
-    def base(self) -> Path | None:
-        return self.task.known_base(self.workspace, self.model)
-
-    @cached_property
-    def text(self) -> Path:
-        return Path(self.task.text) if self.task.text else CALIBRATION_TEXT
-
-    @cached_property
-    def corpus(self) -> str:
-        """SHA-256 of the text."""
-        try:
-            return hashlib.sha256(self.text.read_bytes()).hexdigest()
-        except OSError as error:
-            raise CorpusError(f"cannot read {self.text}: {error.strerror or error}") from error
-
-    @cached_property
-    def n_text_chunks(self) -> int:
-        """By the model's vocabulary, or by `BYTES_PER_TOKEN` where there is no file that llama.cpp could load."""
-        return self._n_chunks_of(self.text)
-
-    @cached_property
-    def n_heldout_chunks(self) -> int:
-        """Of the text on which a file is verified."""
-        task = self.task
-        text = Path(task.verify_text) if isinstance(task, MakeStep) and task.verify_text else HELDOUT_TEXT
-        limit = (task.chunks if isinstance(task, MakeStep) else None) or sys.maxsize
-        return min(limit, self._n_chunks_of(text))
-
-    def _n_chunks_of(self, text: Path) -> int:
-        try:
-            n_bytes = text.stat().st_size
-        except OSError as error:
-            raise CorpusError(f"cannot read {text}: {error.strerror or error}") from error
-        if self.base is None:
-            return max(1, n_bytes // (BYTES_PER_TOKEN * self.n_ctx))
-        with self.workspace.model(self.base) as model:
-            return max(1, self.workspace.corpus(model, text).tokens.size // self.n_ctx)
-
-    @cached_property
-    def n_imatrix_chunks(self) -> int:
-        return min(self.n_text_chunks, self.task.calibration_chunks or self.n_text_chunks)
-
-    @cached_property
-    def imatrix(self) -> str | None:
-        """The fingerprint of the importance matrix that the study will use; "" for none, None where it is still to be made."""
-        if self.task.imatrix == NONE:
-            return ""
-        if self.task.imatrix not in (AUTO, COMPUTE):
-            return read_imatrix(Path(self.task.imatrix)).fingerprint
-        if self.base is None:
-            return None
-        ready: ImatrixRecord | None
-        if isinstance(self.task, StudyStep):
-            with self.workspace.model(self.base) as model:
-                ready = self.task.ready_imatrix(self.workspace, model)
-        else:
-            stored = self.workspace.imatrices.stored(self.model.fingerprint) if self.task.imatrix == AUTO else []
-            ready = next(iter(stored), None)
-        found = ready or self.workspace.store.computed_imatrix(self.imatrix_key)
-        there = found is not None and self.workspace.imatrices.path(found.model, found.fingerprint).exists()
-        return found.fingerprint if found is not None and there else None
-
-    @cached_property
-    def imatrix_key(self) -> ImatrixKey:
-        chunks = self.task.calibration_chunks or "all"
-        engine = library.engine(on_gpu=self.task.compute.n_gpu_layers != 0)
-        return ImatrixKey(self.model.fingerprint, self.corpus, self.n_ctx, f"chunks={chunks} output=0", engine)
-
-    @cached_property
-    def measure_ratio(self) -> float | None:
-        return past_runs.measure_ratio(self.workspace)
-
-    @cached_property
-    def inference_ratio(self) -> float | None:
-        return past_runs.inference_ratio(self.workspace, on_gpu=bool(self.task.compute.n_gpu_layers))
-
-    @cached_property
-    def tried(self) -> float | None:
-        """Operations per second of this very model, where no earlier run tells and it is small enough to be tried."""
-        if self.inference_ratio is not None or self.base is None or self.size.tensor_bytes > TRIAL_BYTES or self.has_no_predictions:
-            return None
-        compute = self.task.compute
-        return model_flops_per_second(self.base, self.size.decode_flops(1), compute.n_threads, compute.n_gpu_layers)
-
-    @property
-    def has_no_predictions(self) -> bool:
-        return why_no_predictions(self.model.source) is not None
-
-    def running_seconds(self, flops: float) -> Range:
-        """llama.cpp, so many operations."""
-        compute = self.task.compute
-        found = inference_seconds(flops, n_threads=compute.n_threads, n_gpu_layers=compute.n_gpu_layers, tried=self.tried)
-        return corrected(found, self.inference_ratio, PAST_SPREAD)
-
-    @property
-    def basis(self) -> str:
-        known = [name for name, ratio in (("measuring", self.measure_ratio), ("inference", self.inference_ratio)) if ratio is not None]
-        trial = "a short trial of this machine" if self.tried is None else "a short trial of this machine with this model"
-        return f"{trial}, corrected by earlier runs ({' and '.join(known)})" if known else trial
-
-    @cached_property
-    def scored(self) -> Mapping[str, int]:
-        """Mix -> chunks that are scored with this importance matrix and text."""
-        key = self.swap_key
-        return {} if key is None else self.workspace.store.scored_mixes(key)
-
-    @cached_property
-    def swap_key(self) -> SwapKey | None:
-        runs = self.workspace.store.swap_runs(self.model.fingerprint)
-        rounding = self.rounding or ""
-        wanted = (self.imatrix, self.corpus, self.n_ctx, "as built", rounding if rounding.startswith(COMPENSATED) else "")
-        return next((key for key in runs if (key.imatrix, key.corpus, key.n_ctx, key.kernels, key.rounding) == wanted), None)
-
-    @cached_property
-    def covariances(self) -> str | None:
-        """The beginning of the fingerprint of those that the study will use; "" for none, None where they are still to be made."""
-        if self.task.covariances == NONE:
-            return ""
-        if self.task.covariances != AUTO:
-            with CovarianceFile(Path(self.task.covariances)) as found:
-                return found.fingerprint[:16]
-        if self.task.rounding != "compensated":
-            newest = self.workspace.covariances.default(self.model.fingerprint)
-            return "" if newest is None else newest.fingerprint[:16]
-        if self.base is None:
-            return None
-        ready: CovarianceRecord | None
-        if isinstance(self.task, StudyStep):
-            with self.workspace.model(self.base) as model:
-                ready = self.task.ready_covariances(self.workspace, model)
-        else:
-            stored = self.workspace.covariances.stored(self.model.fingerprint) if self.task.imatrix == AUTO else []
-            ready = next(iter(stored), None)
-        record = ready or self.workspace.store.computed_covariances(self.imatrix_key)
-        there = record is not None and self.workspace.covariances.path(record.model, record.fingerprint).exists()
-        return record.fingerprint[:16] if record is not None and there else None
-
-    @property
-    def rounding(self) -> str | None:
-        """What weight errors will be filed under, beside the importance matrix (`Rounding.key`); None where it cannot be known yet."""
-        if self.covariances is None:
-            return None
-        version = COMPENSATED if self.task.rounding == "compensated" else PLAIN_MEASURED
-        return f"{version}:{self.covariances}" if self.covariances else ""
-
-    def running_bytes(self) -> int:
-        """A loaded model with its context; weights on a GPU are not here."""
-        weights = 0 if self.task.compute.n_gpu_layers else self.size.tensor_bytes
-        return PROCESS_BYTES + weights + self.size.context_bytes(self.n_ctx)
-
-    def score_seconds(self, n_chunks: float) -> Range:
-        threads, layers = self.task.compute.n_threads, self.task.compute.n_gpu_layers
-        seconds = seconds_module.score_seconds(self.size, n_chunks, self.n_ctx, n_threads=threads, n_gpu_layers=layers, tried=self.tried)
-        return corrected(seconds, self.inference_ratio, PROBE_PAST_SPREAD)
-
-
-def corrected(seconds: Range, ratio: float | None, spread: float) -> Range:
-    """The range as it is, or around its middle times what earlier runs say."""
-    if ratio is None:
-        return seconds
-    return middle_of(seconds) * ratio / spread, middle_of(seconds) * ratio * spread
-
-
-def _scaled(seconds: Range, factor: float) -> Range:
-    return seconds[0] * factor, seconds[1] * factor
-
-
-def _added(*ranges: Range) -> Range:
-    return sum(one for one, _ in ranges), sum(other for _, other in ranges)
-
-
 # Stages
 
 
-def _convert(at: _Counted) -> _Estimate:
+def _convert(at: Counted) -> StageEstimate:
     seconds = write_seconds(at.size.tensor_bytes)
-    return _Estimate("convert", seconds, seconds, 0.0, at.size.tensor_bytes, PROCESS_BYTES)
+    return StageEstimate("convert", seconds, seconds, 0.0, at.size.tensor_bytes, PROCESS_BYTES)
 
 
-def _imatrix(at: _Counted) -> _Estimate:
+def _imatrix(at: Counted) -> StageEstimate:
     running = at.running_seconds(at.n_imatrix_chunks * at.size.decode_flops(at.n_ctx))
-    total = _added(running, write_seconds(at.size.tensor_bytes))
+    total = added(running, write_seconds(at.size.tensor_bytes))
     progress = None if at.imatrix is not None else at.workspace.store.imatrix_progress(at.imatrix_key)
     share = 1.0 if at.imatrix is not None else progress.n_chunks_done / at.n_imatrix_chunks if progress else 0.0
     disk = 0 if share == 1.0 else 3 * 4 * at.size.n_inputs  # the file, and the state it is made from
     memory = at.running_bytes() + 2 * 8 * at.size.n_inputs
     left = max(0.0, 1.0 - share)
     passes = 2 * (left * at.n_imatrix_chunks,)
-    return _Estimate("imatrix", _scaled(total, left), total, 1.0 - left, disk, memory, passes)
+    return StageEstimate("imatrix", scaled_by(total, left), total, 1.0 - left, disk, memory, passes)
 
 
-def _calibrate(at: _Counted) -> _Estimate:
+def _calibrate(at: Counted) -> StageEstimate:
     """The text runs through the model once for each share of the sums that fits the memory."""
     in_memory, in_file = expected_bytes(at.size.tensors)
     n_passes = max(1, math.ceil(in_memory / BUDGET_BYTES))
     running = at.running_seconds(n_passes * at.n_imatrix_chunks * at.size.decode_flops(at.n_ctx))
     sums = covariance_seconds(at.n_imatrix_chunks * at.n_ctx, in_memory, n_threads=at.task.compute.n_threads)
     loading = write_seconds(n_passes * at.size.tensor_bytes + in_file)
-    total = _added(running, sums, loading)
+    total = added(running, sums, loading)
     share = 0.0 if at.covariances is None or at.imatrix is None else 1.0
     held = min(in_memory, BUDGET_BYTES)
     disk = 0 if share else in_file + 2 * held + 4 * at.size.n_inputs
     passes = 2 * ((1.0 - share) * n_passes * at.n_imatrix_chunks,)
-    return _Estimate("calibrate", _scaled(total, 1.0 - share), total, share, disk, at.running_bytes() + held, passes)
+    return StageEstimate("calibrate", scaled_by(total, 1.0 - share), total, share, disk, at.running_bytes() + held, passes)
 
 
-def _measurement(at: _Counted, imatrix: str, settings: MeasureSettings) -> MeasurementKey:
+def _measurement(at: Counted, imatrix: str, settings: MeasureSettings) -> MeasurementKey:
     return MeasurementKey(at.model.fingerprint, imatrix, settings.key, DEFINITION_VERSION, rounding=at.rounding or "")
 
 
-def _measure(at: _Counted) -> _Estimate:
+def _measure(at: Counted) -> StageEstimate:
     settings = MeasureSettings(exhaustive=at.task.exhaustive)
     done: Collection[tuple[str, str]] = ()
     if at.imatrix is not None and at.rounding is not None:
@@ -487,15 +232,15 @@ def _measure(at: _Counted) -> _Estimate:
     n_left, n_total = (sum(map(len, cells.values())) for cells in (missing, everything))
     largest = max((tensor.n_rows for tensor in at.size.tensors), default=0)
     memory = PROCESS_BYTES + 8 * 16 * largest  # sums of every row
-    return _Estimate("measure", left, total, 1.0 - n_left / max(1, n_total), n_left * CELL_BYTES, memory)
+    return StageEstimate("measure", left, total, 1.0 - n_left / max(1, n_total), n_left * CELL_BYTES, memory)
 
 
-def _can_take(at: _Counted, tensor: TensorInfo, type_name: str) -> bool:
+def _can_take(at: Counted, tensor: TensorInfo, type_name: str) -> bool:
     qtype = library.types()[type_name]
     return (at.task.imatrix != NONE or not needs_imatrix(tensor.name, qtype)) and qtype.divides(tensor.n_cols)
 
 
-def _measure_seconds(at: _Counted, cells: Mapping[TensorInfo, Sequence[str]], settings: MeasureSettings) -> Range:
+def _measure_seconds(at: Counted, cells: Mapping[TensorInfo, Sequence[str]], settings: MeasureSettings) -> Range:
     if not any(cells.values()):
         return 0.0, 0.0
     threads = at.task.compute.n_threads
@@ -504,14 +249,14 @@ def _measure_seconds(at: _Counted, cells: Mapping[TensorInfo, Sequence[str]], se
     plain = corrected(seconds, at.measure_ratio, PAST_SPREAD)
     if not is_compensated:
         return plain
-    return _added(plain, compensation_seconds(cells, exhaustive=settings.exhaustive, n_threads=threads))
+    return added(plain, compensation_seconds(cells, exhaustive=settings.exhaustive, n_threads=threads))
 
 
-def _probe_step(at: _Counted) -> ProbeStep:
+def _probe_step(at: Counted) -> ProbeStep:
     return at.probes or at.task.probes(at.task.model, AUTO, at.size.n_all_weights)
 
 
-def _probes(at: _Counted) -> _Estimate:
+def _probes(at: Counted) -> StageEstimate:
     task = _probe_step(at)
     left, total = (
         single_work(at.size, task, at.n_text_chunks, scored, at.types) for scored in (Scored(at.scored, (), _is_precise(at, task)), NOTHING)
@@ -523,7 +268,7 @@ def _probes(at: _Counted) -> _Estimate:
     return replace(found, first=min(1.0, n_first / left.n_chunks[0]) if left.n_chunks[0] else 0.0)
 
 
-def _mixes(at: _Counted) -> _Estimate:
+def _mixes(at: Counted) -> StageEstimate:
     task = _probe_step(at)
     whole = at.workspace.store.mixes(at.model.fingerprint, CURVE)
     left, total = (whole_work(at.size, task, at.n_text_chunks, scored) for scored in (Scored(at.scored, whole), NOTHING))
@@ -537,37 +282,37 @@ def _mixes(at: _Counted) -> _Estimate:
         return found
     n_mixes = left.n_chunks[1] / max(1, min(task.mix_chunks, at.n_text_chunks))
     one = _compensation(at, _TYPICAL)
-    return replace(found, left=_added(found.left, _scaled(one, n_mixes)), total=_added(found.total, _scaled(one, n_mixes)))
+    return replace(found, left=added(found.left, scaled_by(one, n_mixes)), total=added(found.total, scaled_by(one, n_mixes)))
 
 
-def _compensation(at: _Counted, type_name: str) -> Range:
+def _compensation(at: Counted, type_name: str) -> Range:
     """Compensated codes of all weights, once."""
     cells = {tensor: [type_name] for tensor in at.size.tensors if library.types()[type_name].divides(tensor.n_cols)}
     return compensation_seconds(cells, exhaustive=True, n_threads=at.task.compute.n_threads)
 
 
-def _writing(at: _Counted) -> Range:
+def _writing(at: Counted) -> Range:
     """All weights quantized once at types of a usual plan."""
     one = quantize_seconds({_TYPICAL: at.size.n_weights}, n_threads=at.task.compute.n_threads)
     return corrected((one / 1.5, 2.5 * one), at.measure_ratio, PAST_SPREAD)
 
 
-def _plan(at: _Counted) -> _Estimate:
+def _plan(at: Counted) -> StageEstimate:
     n = len(at.size.tensors)
     seconds = PLAN_SECONDS[0] + n * TENSOR_SECONDS[0], PLAN_SECONDS[1] + n * TENSOR_SECONDS[1]
-    return _Estimate("plan", seconds, seconds, 0.0, 0, PROCESS_BYTES)
+    return StageEstimate("plan", seconds, seconds, 0.0, 0, PROCESS_BYTES)
 
 
-def _build(at: _Counted) -> _Estimate:
+def _build(at: Counted) -> StageEstimate:
     n_bytes = _file_bytes(at)
-    seconds = _added(_writing(at), write_seconds(n_bytes))
+    seconds = added(_writing(at), write_seconds(n_bytes))
     if at.task.rounding == "compensated":
-        seconds = _added(seconds, _compensation(at, _TYPICAL))
+        seconds = added(seconds, _compensation(at, _TYPICAL))
     largest = max((tensor.n_elements for tensor in at.size.tensors), default=0)
-    return _Estimate("build", seconds, seconds, 0.0, n_bytes, PROCESS_BYTES + 4 * largest)
+    return StageEstimate("build", seconds, seconds, 0.0, n_bytes, PROCESS_BYTES + 4 * largest)
 
 
-def _file_bytes(at: _Counted) -> int:
+def _file_bytes(at: Counted) -> int:
     """As large as was asked for; where that is not known, as a usual plan."""
     plan = at.task.plan if isinstance(at.task, MakeStep) else None
     if plan is not None and plan.size_bytes:
@@ -575,7 +320,7 @@ def _file_bytes(at: _Counted) -> int:
     return at.size.bytes_at((plan.bits_per_weight if plan else None) or library.types()[_TYPICAL].bits_per_weight)
 
 
-def _verify(at: _Counted) -> _Estimate:
+def _verify(at: Counted) -> StageEstimate:
     """The base, our file and presets on the held-out text; presets are quantized by llama.cpp first."""
     task = at.task
     against = task.against if isinstance(task, MakeStep) else None
@@ -583,12 +328,12 @@ def _verify(at: _Counted) -> _Estimate:
     n_presets = len(against) if against is not None else 1 if like else USUAL_PRESETS
     n_files = 2 + n_presets + (isinstance(task, MakeStep) and task.beside is not None)
     n_chunks = n_files * at.n_heldout_chunks + min(NULL_CHUNKS, at.n_heldout_chunks)
-    seconds = _added(at.score_seconds(n_chunks), _scaled(_writing(at), n_presets), _scaled(write_seconds(at.size.tensor_bytes), n_files))
+    seconds = added(at.score_seconds(n_chunks), scaled_by(_writing(at), n_presets), scaled_by(write_seconds(at.size.tensor_bytes), n_files))
     memory = at.running_bytes() + at.size.scoring_bytes(at.n_ctx)
-    return _Estimate("verify", seconds, seconds, 0.0, n_presets * _file_bytes(at), memory, (n_chunks, n_chunks))
+    return StageEstimate("verify", seconds, seconds, 0.0, n_presets * _file_bytes(at), memory, (n_chunks, n_chunks))
 
 
-def _sweep(at: _Counted) -> _Estimate:
+def _sweep(at: Counted) -> StageEstimate:
     if not isinstance(at.task, StudyStep):
         raise TypeError(f"a {at.task.kind} has no sweep")
     task = at.task.sweep(at.task.model, AUTO)
@@ -597,8 +342,8 @@ def _sweep(at: _Counted) -> _Estimate:
 
 
 def _swapping(
-    at: _Counted, stage: str, task: ProbeStep | SweepStep, left: SwapWork, total: SwapWork, file_bytes: int, n_copies: int
-) -> _Estimate:
+    at: Counted, stage: str, task: ProbeStep | SweepStep, left: SwapWork, total: SwapWork, file_bytes: int, n_copies: int
+) -> StageEstimate:
     seconds, in_all = (_swap_seconds(at, work) for work in (left, total))
     share = 1.0 - left.n_chunks[0] / total.n_chunks[0] if total.n_chunks[0] else 1.0
     folder = at.workspace.home.base_logp
@@ -606,10 +351,10 @@ def _swapping(
     n_missing = max(0, n_copies * n_base_chunks(task, at.n_text_chunks) - n_files) if left.n_chunks[1] else 0
     disk = n_missing * at.size.base_logp_bytes(at.n_ctx) + round(left.n_chunks[1]) * SCORE_BYTES + file_bytes
     memory = at.running_bytes() + at.size.scoring_bytes(at.n_ctx)
-    return _Estimate(stage, seconds, in_all, max(0.0, share), disk, memory, left.n_chunks)
+    return StageEstimate(stage, seconds, in_all, max(0.0, share), disk, memory, left.n_chunks)
 
 
-def _swap_seconds(at: _Counted, work: SwapWork) -> Range:
+def _swap_seconds(at: Counted, work: SwapWork) -> Range:
     if not work.n_chunks[1]:
         return 0.0, 0.0
     threads = min(at.task.compute.n_threads or n_threads(), n_threads())
@@ -621,7 +366,7 @@ def _swap_seconds(at: _Counted, work: SwapWork) -> Range:
     )
 
 
-def _is_precise(at: _Counted, task: ProbeStep) -> bool:
+def _is_precise(at: Counted, task: ProbeStep) -> bool:
     """Whether the probes that the store has would end at once (`probing`): nine tensors in ten are as precise as was asked for."""
     if at.swap_key is None or at.base is None:
         return False
@@ -635,7 +380,7 @@ def _is_precise(at: _Counted, task: ProbeStep) -> bool:
     return known is not None and known.n_chunks >= LEAST_CHUNKS and bool(found) and len(precise) >= math.ceil(ENOUGH_SHARE * len(found))
 
 
-_ESTIMATES: Mapping[str, Callable[[_Counted], _Estimate]] = {
+_ESTIMATES: Mapping[str, Callable[[Counted], StageEstimate]] = {
     "convert": _convert,
     "imatrix": _imatrix,
     "calibrate": _calibrate,

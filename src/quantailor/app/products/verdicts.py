@@ -12,7 +12,7 @@ from typing import Literal
 from quantailor import files
 from quantailor.analysis.corpus import chunk_length, load_corpus
 from quantailor.analysis.scores import fidelity
-from quantailor.app.measuring.cost import PROBE_PAST_SPREAD, corrected
+from quantailor.app.measuring.counted import PROBE_PAST_SPREAD, corrected
 from quantailor.app.measuring.past_runs import inference_ratio
 from quantailor.costs.machine import Range
 from quantailor.costs.model_size import ModelSize

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from quantailor.app import steps
-from quantailor.app.measuring.cost import CostReport, Pipeline, StageCost, job_cost
+from quantailor.app.measuring.cost import CostReport, job_cost
+from quantailor.app.measuring.counted import Pipeline, StageCost
 from quantailor.app.steps import AUTO, COMPUTE, DEFAULT_PROBE_CHUNKS, NONE, Grouping, MakeStep, PlanOptions, StudyStep, absolute
 from quantailor.cli import options
 from quantailor.cli.commands import hub as hub_commands

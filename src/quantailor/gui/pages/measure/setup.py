@@ -12,7 +12,8 @@ from nicegui.elements.mixins.text_element import TextElement
 
 from quantailor.app.library.opening import EntryKind
 from quantailor.app.library.projects import ProjectReport
-from quantailor.app.measuring.cost import CostReport, StageCost, job_cost, why_plain
+from quantailor.app.measuring.cost import CostReport, job_cost, why_plain
+from quantailor.app.measuring.counted import StageCost
 from quantailor.app.steps import (
     AUTO,
     COMPUTE,

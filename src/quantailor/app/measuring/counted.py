@@ -1,0 +1,287 @@
+"""What the counts of a job's stages rest on: the model's header, the text, the store, and how fast this machine is.
+
+Seconds are ranges: by the trial of products alone the ends lie a factor of four apart, with a trial of the model or earlier runs
+about two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from quantailor.analysis.corpus import chunk_length
+from quantailor.analysis.covariances.covariance_file import CovarianceFile
+from quantailor.analysis.importance.imatrix_file import read_imatrix
+from quantailor.analysis.rounding.rounding import COMPENSATED, PLAIN_MEASURED
+from quantailor.app.measuring import past_runs
+from quantailor.costs import seconds as seconds_module
+from quantailor.costs.machine import Range
+from quantailor.costs.model_size import ModelSize
+from quantailor.costs.trial import TRIAL_BYTES, inference_seconds, middle, model_flops_per_second
+from quantailor.errors import CorpusError
+from quantailor.ggml import library
+from quantailor.models.abilities import why_no_predictions
+from quantailor.pipeline import MakeStep, StudyStep
+from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, NONE, OpenedModel, Workspace
+from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX
+from quantailor.steps.probe import ProbeStep
+from quantailor.store import CovarianceRecord, ImatrixKey, ImatrixRecord, SwapKey
+
+Pipeline = StudyStep | MakeStep
+
+PAST_SPREAD = 1.6
+"""Where earlier runs tell the speed, the ends of a range lie this factor from its middle."""
+PROBE_PAST_SPREAD = 2.0
+"""The same for probes and sweeps, whose speed is taken from importance matrices."""
+BYTES_PER_TOKEN = 4
+"""Of a text, where there is no vocabulary to cut it with yet."""
+PROCESS_BYTES = 150 << 20
+"""The program itself, with numpy and llama.cpp."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """What one stage will take."""
+
+    stage: str
+    seconds: tuple[float, float]
+    """What is left of it, as a range; (0, 0) where all is there."""
+    share_done: float
+    """0 to 1, from what the store has."""
+    disk_bytes: int
+    """Still to be written, files that are deleted afterwards included."""
+    memory_bytes: int
+    """The most that it holds at once."""
+    passes: tuple[int, int] = (0, 0)
+    """Chunks that are still to be run through the model, at the least and at the most."""
+
+
+def middle_of(seconds: Range) -> float:
+    """The geometric middle; 0 where nothing is left."""
+    return middle(seconds) if seconds[0] > 0 else seconds[1] / 2
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """One stage: what is left and what all of it takes."""
+
+    stage: str
+    left: Range
+    total: Range
+    share_done: float
+    disk_bytes: int
+    memory_bytes: int
+    passes: Range = (0.0, 0.0)
+    first: float = 0.0
+    """The share that is done in any case, however little time there is."""
+
+    def scaled(self, low: float, high: float) -> StageEstimate:
+        """The same with shares of what is not done in any case."""
+        low, high = (self.first + (1.0 - self.first) * share for share in (low, high))
+        (a, b), (c, d), (e, f) = self.left, self.total, self.passes
+        disk = round(self.disk_bytes * high)
+        return replace(self, left=(a * low, b * high), total=(c * low, d * high), passes=(e * low, f * high), disk_bytes=disk)
+
+    @property
+    def report(self) -> StageCost:
+        passes = (math.ceil(self.passes[0]), math.ceil(self.passes[1]))
+        return StageCost(self.stage, self.left, self.share_done, self.disk_bytes, self.memory_bytes, passes)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What the counts of several stages rest on, each found when it is first asked for."""
+
+    workspace: Workspace
+    task: Pipeline
+    model: OpenedModel
+    probes: ProbeStep | None = None
+    """Those that are counted; None for the task's."""
+
+    @cached_property
+    def size(self) -> ModelSize:
+        return ModelSize.of(self.model.source)
+
+    @cached_property
+    def n_ctx(self) -> int:
+        return chunk_length(self.model.source, DEFAULT_N_CTX)
+
+    @cached_property
+    def types(self) -> tuple[str, ...]:
+        return self.task.candidate_types
+
+    @cached_property
+    def base(self) -> Path | None:
+        return self.task.known_base(self.workspace, self.model)
+
+    @cached_property
+    def text(self) -> Path:
+        return Path(self.task.text) if self.task.text else CALIBRATION_TEXT
+
+    @cached_property
+    def corpus(self) -> str:
+        """SHA-256 of the text. Raises CorpusError where it cannot be read."""
+        try:
+            return hashlib.sha256(self.text.read_bytes()).hexdigest()
+        except OSError as error:
+            raise CorpusError(f"cannot read {self.text}: {error.strerror or error}") from error
+
+    @cached_property
+    def n_text_chunks(self) -> int:
+        """By the model's vocabulary, or by `BYTES_PER_TOKEN` where there is no file that llama.cpp could load."""
+        return self._n_chunks_of(self.text)
+
+    @cached_property
+    def n_heldout_chunks(self) -> int:
+        """Of the text on which a file is verified."""
+        task = self.task
+        text = Path(task.verify_text) if isinstance(task, MakeStep) and task.verify_text else HELDOUT_TEXT
+        limit = (task.chunks if isinstance(task, MakeStep) else None) or sys.maxsize
+        return min(limit, self._n_chunks_of(text))
+
+    def _n_chunks_of(self, text: Path) -> int:
+        try:
+            n_bytes = text.stat().st_size
+        except OSError as error:
+            raise CorpusError(f"cannot read {text}: {error.strerror or error}") from error
+        if self.base is None:
+            return max(1, n_bytes // (BYTES_PER_TOKEN * self.n_ctx))
+        with self.workspace.model(self.base) as model:
+            return max(1, self.workspace.corpus(model, text).tokens.size // self.n_ctx)
+
+    @cached_property
+    def n_imatrix_chunks(self) -> int:
+        return min(self.n_text_chunks, self.task.calibration_chunks or self.n_text_chunks)
+
+    @cached_property
+    def imatrix(self) -> str | None:
+        """The fingerprint of the importance matrix that the study will use; "" for none, None where it is still to be made."""
+        if self.task.imatrix == NONE:
+            return ""
+        if self.task.imatrix not in (AUTO, COMPUTE):
+            return read_imatrix(Path(self.task.imatrix)).fingerprint
+        if self.base is None:
+            return None
+        ready: ImatrixRecord | None
+        if isinstance(self.task, StudyStep):
+            with self.workspace.model(self.base) as model:
+                ready = self.task.ready_imatrix(self.workspace, model)
+        else:
+            stored = self.workspace.imatrices.stored(self.model.fingerprint) if self.task.imatrix == AUTO else []
+            ready = next(iter(stored), None)
+        found = ready or self.workspace.store.computed_imatrix(self.imatrix_key)
+        there = found is not None and self.workspace.imatrices.path(found.model, found.fingerprint).exists()
+        return found.fingerprint if found is not None and there else None
+
+    @cached_property
+    def imatrix_key(self) -> ImatrixKey:
+        chunks = self.task.calibration_chunks or "all"
+        engine = library.engine(on_gpu=self.task.compute.n_gpu_layers != 0)
+        return ImatrixKey(self.model.fingerprint, self.corpus, self.n_ctx, f"chunks={chunks} output=0", engine)
+
+    @cached_property
+    def measure_ratio(self) -> float | None:
+        return past_runs.measure_ratio(self.workspace)
+
+    @cached_property
+    def inference_ratio(self) -> float | None:
+        return past_runs.inference_ratio(self.workspace, on_gpu=bool(self.task.compute.n_gpu_layers))
+
+    @cached_property
+    def tried(self) -> float | None:
+        """Operations per second of this very model, where no earlier run tells and it is small enough to be tried."""
+        if self.inference_ratio is not None or self.base is None or self.size.tensor_bytes > TRIAL_BYTES or self.has_no_predictions:
+            return None
+        compute = self.task.compute
+        return model_flops_per_second(self.base, self.size.decode_flops(1), compute.n_threads, compute.n_gpu_layers)
+
+    @property
+    def has_no_predictions(self) -> bool:
+        return why_no_predictions(self.model.source) is not None
+
+    def running_seconds(self, flops: float) -> Range:
+        """llama.cpp, so many operations."""
+        compute = self.task.compute
+        found = inference_seconds(flops, n_threads=compute.n_threads, n_gpu_layers=compute.n_gpu_layers, tried=self.tried)
+        return corrected(found, self.inference_ratio, PAST_SPREAD)
+
+    @property
+    def basis(self) -> str:
+        known = [name for name, ratio in (("measuring", self.measure_ratio), ("inference", self.inference_ratio)) if ratio is not None]
+        trial = "a short trial of this machine" if self.tried is None else "a short trial of this machine with this model"
+        return f"{trial}, corrected by earlier runs ({' and '.join(known)})" if known else trial
+
+    @cached_property
+    def scored(self) -> Mapping[str, int]:
+        """Mix -> chunks that are scored with this importance matrix and text."""
+        key = self.swap_key
+        return {} if key is None else self.workspace.store.scored_mixes(key)
+
+    @cached_property
+    def swap_key(self) -> SwapKey | None:
+        runs = self.workspace.store.swap_runs(self.model.fingerprint)
+        rounding = self.rounding or ""
+        wanted = (self.imatrix, self.corpus, self.n_ctx, "as built", rounding if rounding.startswith(COMPENSATED) else "")
+        return next((key for key in runs if (key.imatrix, key.corpus, key.n_ctx, key.kernels, key.rounding) == wanted), None)
+
+    @cached_property
+    def covariances(self) -> str | None:
+        """The beginning of the fingerprint of those that the study will use; "" for none, None where they are still to be made."""
+        if self.task.covariances == NONE:
+            return ""
+        if self.task.covariances != AUTO:
+            with CovarianceFile(Path(self.task.covariances)) as found:
+                return found.fingerprint[:16]
+        if self.task.rounding != "compensated":
+            newest = self.workspace.covariances.default(self.model.fingerprint)
+            return "" if newest is None else newest.fingerprint[:16]
+        if self.base is None:
+            return None
+        ready: CovarianceRecord | None
+        if isinstance(self.task, StudyStep):
+            with self.workspace.model(self.base) as model:
+                ready = self.task.ready_covariances(self.workspace, model)
+        else:
+            stored = self.workspace.covariances.stored(self.model.fingerprint) if self.task.imatrix == AUTO else []
+            ready = next(iter(stored), None)
+        record = ready or self.workspace.store.computed_covariances(self.imatrix_key)
+        there = record is not None and self.workspace.covariances.path(record.model, record.fingerprint).exists()
+        return record.fingerprint[:16] if record is not None and there else None
+
+    @property
+    def rounding(self) -> str | None:
+        """What weight errors will be filed under, beside the importance matrix (`Rounding.key`); None where it cannot be known yet."""
+        if self.covariances is None:
+            return None
+        version = COMPENSATED if self.task.rounding == "compensated" else PLAIN_MEASURED
+        return f"{version}:{self.covariances}" if self.covariances else ""
+
+    def running_bytes(self) -> int:
+        """A loaded model with its context; weights on a GPU are not here."""
+        weights = 0 if self.task.compute.n_gpu_layers else self.size.tensor_bytes
+        return PROCESS_BYTES + weights + self.size.context_bytes(self.n_ctx)
+
+    def score_seconds(self, n_chunks: float) -> Range:
+        threads, layers = self.task.compute.n_threads, self.task.compute.n_gpu_layers
+        seconds = seconds_module.score_seconds(self.size, n_chunks, self.n_ctx, n_threads=threads, n_gpu_layers=layers, tried=self.tried)
+        return corrected(seconds, self.inference_ratio, PROBE_PAST_SPREAD)
+
+
+def corrected(seconds: Range, ratio: float | None, spread: float) -> Range:
+    """The range as it is, or around its middle times what earlier runs say."""
+    if ratio is None:
+        return seconds
+    return middle_of(seconds) * ratio / spread, middle_of(seconds) * ratio * spread
+
+
+def scaled_by(seconds: Range, factor: float) -> Range:
+    return seconds[0] * factor, seconds[1] * factor
+
+
+def added(*ranges: Range) -> Range:
+    return sum(one for one, _ in ranges), sum(other for _, other in ranges)
