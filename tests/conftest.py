@@ -46,7 +46,8 @@ def pytest_configure(config: pytest.Config) -> None:
     fuzzing.choose_seed()
     if os.access(MEMORY_DISK, os.W_OK) and shutil.disk_usage(MEMORY_DISK).free >= MEMORY_DISK_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_DISK))
-    settings.register_profile("run", deadline=None, max_examples=1000 if fuzzing.LONG else 30, suppress_health_check=[HealthCheck.too_slow])
+    n_examples = fuzzing.n_cases(1000, 60)
+    settings.register_profile("run", deadline=None, max_examples=n_examples, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("run")
     # Typer builds its tree of commands anew at each run, which takes longer than most commands.
     typer.main.get_command = cache(typer.main.get_command)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fuzzing
 from quantailor.analysis.rounding.bits import random_blocks
 from quantailor.analysis.rounding.codes import ScalarCodes, scalar_codes
 from quantailor.analysis.rounding.vectors import VectorCodes, vector_codes
@@ -21,7 +22,7 @@ every_scalar = pytest.mark.parametrize("qtype", SCALARS, ids=lambda qtype: qtype
 every_vector = pytest.mark.parametrize("qtype", [library.types()[name] for name in VECTORS], ids=lambda qtype: qtype.name)
 seeds = st.integers(0, 2**32 - 1)
 search = pytest.mark.slow  # takes ten seconds to compile
-few = settings(max_examples=12, deadline=None)
+few = settings(max_examples=fuzzing.n_cases(1000, 200))
 
 
 def blocks(qtype: QType, rng: np.random.Generator, n: int = 6) -> Bytes:

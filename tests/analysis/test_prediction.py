@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from quantailor.analysis.prediction import (
@@ -220,7 +220,6 @@ curves = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(curves, st.floats(1e-5, 2))
 def test_the_damage_for_a_kld_is_the_one_that_gives_it(curve: Curve, damage: float) -> None:
     if curve.kappa < 0:
@@ -228,7 +227,6 @@ def test_the_damage_for_a_kld_is_the_one_that_gives_it(curve: Curve, damage: flo
     assert damage_for(curve, curve_kld(curve, damage)) == pytest.approx(damage, rel=1e-6)
 
 
-@settings(deadline=None)
 @given(curves, st.floats(1e-6, 3))
 def test_the_curve_gives_the_kld_that_was_asked_for(curve: Curve, more: float) -> None:
     kld = curve.c0_nats + more

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from quantailor.analysis.weight_errors import sampling
@@ -54,7 +54,6 @@ def test_an_error_in_proportion_to_the_energy_is_estimated_exactly() -> None:
     assert se < 1e-12 * value
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.integers(2, 300), st.integers(1, 5), st.integers(0, 2**31))
 def test_estimates_are_finite_whatever_the_energies(rows_per_slice: int, n_slices: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,28 @@ from quantailor.records import ChunkScore, Mix
 from quantailor.steps.scoring import Scoring
 
 SEEDS = range(8)
-BITS = (3.5,)
+BITS = 3.5
 
 
+@cache
+def made_up(seed: int, foreign: tuple[int, ...] = ()) -> MadeUpModel:
+    return MadeUpModel(seed, foreign=foreign)
+
+
+@cache
+def least(model: MadeUpModel) -> float:
+    """The damage of the best mix of that size."""
+    return model.truth(model.plan(None, BITS))
+
+
+def _regret(model: MadeUpModel, known: Knowledge) -> float:
+    return math.log(model.truth(model.plan(known, BITS)) / least(model))
+
+
+@cache
 def regrets(*probes: Probes, foreign: tuple[int, ...] = ()) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """ln(true damage of the plan / least there is), for every made-up model and size."""
-    found = []
-    for seed in SEEDS:
-        model = MadeUpModel(seed, foreign=foreign)
-        known = model.known(*probes)
-        found += [math.log(model.truth(model.plan(known, bits)) / model.truth(model.plan(None, bits))) for bits in BITS]
-    return np.array(found)
+    """ln(true damage of the plan / least there is), for every made-up model."""
+    return np.array([_regret(model := made_up(seed, foreign), model.known(*probes)) for seed in SEEDS])
 
 
 CASES: dict[str, tuple[tuple[Probes, ...], tuple[Probes, ...]]] = {
@@ -80,7 +92,7 @@ def test_few_probes_of_roles_are_worth_a_plan() -> None:
 
 
 def test_every_tensor_has_an_alpha_and_says_how_uncertain_it_is() -> None:
-    model = MadeUpModel(0)
+    model = made_up(0)
     known = model.known(("tensor", ("Q2_K",), range(2)), only=["blk.0.attn_q.weight", "blk.3.ffn_up.weight"])
     found = known.sensitivities
     assert found.keys() == {tensor.name for tensor in model.tensors}
@@ -99,7 +111,7 @@ def test_random_subsets_of_evidence() -> None:
     groupings, types = ("role", "role-depth", "tensor"), ("IQ2_XXS", "Q2_K", "IQ3_XXS", "Q4_K", "Q6_K", "Q8_0")
     worse = []
     for seed in range(8):
-        model = MadeUpModel(seed, foreign=(1, 5))
+        model = made_up(seed, (1, 5))
         probes: list[Probes] = []
         last: float | None = None
         for _ in range(4):
@@ -111,10 +123,6 @@ def test_random_subsets_of_evidence() -> None:
             last = regret
     assert np.mean(worse) < 0
     assert np.quantile(worse, 0.95) < 0.08
-
-
-def _regret(model: MadeUpModel, known: Knowledge) -> float:
-    return math.log(model.truth(model.plan(known, 3.5)) / model.truth(model.plan(None, 3.5)))
 
 
 def test_uniform_mixes_random_ones_and_optima_are_predicted_with_the_same_honesty() -> None:

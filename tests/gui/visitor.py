@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 # NiceGUI reads this when it is imported: its storage would else go to the working directory.
 os.environ.setdefault("NICEGUI_STORAGE_PATH", str(Path(tempfile.gettempdir()) / "quantailor-tests-nicegui"))
@@ -193,7 +194,8 @@ def visiting(home: Path, *allowed: Path) -> Iterator[Visitor]:
         user = loop.run_until_complete(simulation.__aenter__())
         try:
             server.add_pages(workspace, allowed)
-            with _no_errors():
+            # What pytest froze stays so: each visit collects garbage twice, and would look through all that was ever imported.
+            with _no_errors(), patch.object(gc, "freeze"), patch.object(gc, "unfreeze"):
                 yield Visitor(user, loop)
         finally:
             loop.run_until_complete(simulation.__aexit__(None, None, None))
@@ -201,7 +203,6 @@ def visiting(home: Path, *allowed: Path) -> Iterator[Visitor]:
             loop.close()
             # The simulation unloads the pages' modules; other tests hold them.
             sys.modules.update(modules)
-            gc.unfreeze()
 
 
 @contextmanager

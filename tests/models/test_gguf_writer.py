@@ -6,7 +6,6 @@ import errno
 import io
 import os
 import shutil
-import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
@@ -281,30 +280,23 @@ def test_a_disk_that_fills_up_at_any_byte_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-LIMITED = """
-import resource, sys
-import numpy as np
-from pathlib import Path
-from quantailor.errors import OutputError
-from quantailor.models.gguf_writer import GGUFWriter, layout
-from quantailor.records import TensorInfo
-limit, most = int(sys.argv[2]), int(sys.argv[3]) or None
-tensors = [TensorInfo(f"t{number}", (256, 256), "F32", 262144) for number in range(4)]
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-try:
-    with GGUFWriter(Path(sys.argv[1]), layout({}, tensors, split_max_bytes=most)) as writer:
-        for tensor in tensors:
-            writer.write(np.zeros(262144, dtype=np.uint8))
-except OutputError as error:
-    print(error)
-"""
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on file sizes")
 @pytest.mark.parametrize(("limit", "most"), [(10, 0), (100_000, 0), (1_000_000, 0), (300_000, 600_000), (100_000, 1)])
 def test_a_file_that_may_not_grow_leaves_nothing(tmp_path: Path, limit: int, most: int) -> None:
-    command = [sys.executable, "-c", LIMITED, str(tmp_path / "m.gguf"), str(limit), str(most)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "cannot write" in done.stdout
-    assert "File too large" in done.stdout
+    import resource
+
+    tensors = [TensorInfo(f"t{number}", (256, 256), "F32", 262144) for number in range(4)]
+
+    def write_zeros() -> None:
+        with GGUFWriter(tmp_path / "m.gguf", layout({}, tensors, split_max_bytes=most or None)) as writer:
+            for tensor in tensors:
+                writer.write(np.zeros(tensor.size_bytes, dtype=np.uint8))
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OutputError, match=r"cannot write .*File too large"):
+            write_zeros()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []

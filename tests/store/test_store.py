@@ -448,7 +448,7 @@ def test_every_table_is_either_a_result_or_known_not_to_be(store: Store, tmp_pat
 figures = st.floats(allow_nan=False)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(figures, st.one_of(st.none(), figures), st.lists(figures, max_size=5)), min_size=1, max_size=3))
 def test_any_figures_survive(store: Store, drawn: list[tuple[float, float | None, list[float]]]) -> None:
     cells = [

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from benchmarks import synthetic
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from quantailor.records import Cell, TensorCells
@@ -50,7 +50,6 @@ def test_only_what_lies_below_the_line_between_two_others_is_kept(damage: float,
     assert "".join(cell.type_name for cell in hull(table({"A": (10, 10.0), "B": (20, damage), "C": (30, 0.0)}))) == kept
 
 
-@settings(deadline=None)
 @given(any_table)
 def test_a_hull_is_convex_and_nothing_beats_it(tensor: TensorCells) -> None:
     kept = hull(tensor)

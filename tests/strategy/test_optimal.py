@@ -59,7 +59,6 @@ def test_a_damage_target_takes_the_fewest_bytes(tables: tuple[TensorCells, ...],
         assert optimal.solve(tables, max_damage=damage).size_bytes == min(sizes)
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 60), st.integers(0, 10_000), st.lists(st.floats(1.0, 17.0), min_size=2, max_size=6))
 def test_more_bytes_never_do_more_damage(n_tensors: int, seed: int, bits: list[float]) -> None:
     tables = synthetic.tables(n_tensors, seed=seed)
@@ -76,7 +75,7 @@ def test_more_bytes_never_do_more_damage(n_tensors: int, seed: int, bits: list[f
 
 
 @pytest.mark.slow
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(st.integers(0, 1000), st.integers(30, 60))
 def test_monotone_even_where_the_search_is_cut_short(seed: int, n_tensors: int) -> None:
     knapsack = Knapsack([_options(tensor) for tensor in synthetic.tables(n_tensors, seed=seed)], work_limit=1)

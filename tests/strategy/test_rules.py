@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from benchmarks import synthetic
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from strategy_tables import MODELS, measured, size_at
 
@@ -138,7 +138,6 @@ REQUESTS: tuple[tuple[str, dict[str, object]], ...] = (
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(0, 1000), st.floats(2.0, 12.0), st.sampled_from(REQUESTS), st.booleans())
 def test_limits_hold_in_every_rule(n_tensors: int, seed: int, bits: float, request: tuple[str, dict[str, object]], tied: bool) -> None:
     tables = synthetic.tables(n_tensors, seed=seed)

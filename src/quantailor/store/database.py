@@ -146,10 +146,9 @@ class Database:
     def _migrate(self) -> None:
         with self.transaction(), self._errors():
             prepare(self._connection)
-            for name in sorted(MIGRATIONS):
-                if name not in self._applied():
-                    MIGRATIONS[name](self._connection)
-                    self._run("INSERT INTO migrations (name, applied) VALUES (?, ?)", (name, self.now()))
+            for name in sorted(set(MIGRATIONS) - self._applied()):
+                MIGRATIONS[name](self._connection)
+                self._run("INSERT INTO migrations (name, applied) VALUES (?, ?)", (name, self.now()))
 
     def _run(self, sql: str, parameters: Parameters = ()) -> list[tuple[Value, ...]]:
         with self._errors():
