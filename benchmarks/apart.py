@@ -20,8 +20,9 @@ import psutil
 from benchmarks.setting import MODELS
 from benchmarks.swap import PROBE_TYPE, Bench
 from quantailor.analysis.rounding.rounding import PLAIN
-from quantailor.analysis.scores.mix_scores import scoring_apart
+from quantailor.analysis.scores.mix_scores import MixWork, scoring_mixes
 from quantailor.processes import apart
+from quantailor.processes.crews import ModelFiles
 from quantailor.records import Mix
 
 GOAL_RATIO, GOAL_START_S = 1.05, 1.0
@@ -60,8 +61,8 @@ def _processor_time(processes: Iterable[psutil.Process]) -> float:
 def probes(bench: Bench, n_tensors: int, n_rounds: int) -> tuple[float, float]:
     """How many times as long as here the same probes take in a process of their own: processor time, seconds that pass."""
     totals = {True: [0.0, 0.0], False: [0.0, 0.0]}
-    options = (bench.path, bench.names, bench.tokens, bench.folder / "logp")
-    with bench.scorer() as own, scoring_apart(*options, rounding=PLAIN, n_threads=bench.n_threads) as other:
+    work = MixWork(ModelFiles(bench.path), frozenset(bench.names), bench.tokens, bench.folder / "logp", PLAIN, bench.n_threads)
+    with bench.scorer() as own, scoring_mixes(work) as other:
         own.prepare(bench.indexes)
         for number in range(n_rounds):
             for name in bench.names[:: max(1, len(bench.names) // n_tensors)]:

@@ -7,11 +7,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from quantailor.analysis.importance import imatrix as imatrices
-from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings, measure_model
+from quantailor.analysis.weight_errors.cells import CellWork
+from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
 from quantailor.evidence.measurements import chosen_tensors
 from quantailor.evidence.roundings import measuring_rounding
 from quantailor.ggml import library
+from quantailor.processes.crews import ModelFiles
 from quantailor.qtypes import IMATRIX_EXEMPT
 from quantailor.records import WeightError
 from quantailor.session import Workspace
@@ -78,20 +79,12 @@ class MeasureStep(WeightedStep[MeasureResult], kind="measure", result=MeasureRes
                 model.fingerprint, imatrix.fingerprint if imatrix else "", settings.key, DEFINITION_VERSION, rounding=rounding.key
             )
             before = workspace.store.recorded_cells(key)
-            cells = measure_model(
-                model.source,
-                tensors,
-                type_names,
-                weights_of=lambda tensor: imatrices.error_weights(imatrix, tensor),
-                rounding=rounding,
-                done=lambda tensor, type_name: (tensor, type_name) in before,
-                settings=settings,
-                seed=model.fingerprint,
-                n_threads=self.compute.n_threads,
-                control=stages.begin("measure"),
-            )
-            for cell in cells:
-                workspace.store.record_cells(key, [cell])
+            files = ModelFiles(model.path, model.fingerprint, model.files)
+            tasks = [(model.source.tensor(name), each) for name in tensors for each in type_names if (name, each) not in before]
+            work = CellWork(files, rounding, settings, self.compute.n_threads, model.source)
+            with stages.executor.on(work) as crew:
+                for cell in crew.do(tasks, control=stages.begin("measure")):
+                    workspace.store.record_cells(key, [cell])
             return replace(_measure_result(workspace, key, frozenset(tensors), type_names, before), without_importances=lacking)
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from quantailor.analysis.corpus import Corpus, chunk_length, chunks, spread
 from quantailor.analysis.rounding.rounding import Rounding
-from quantailor.analysis.scores.mix_scores import ApartScorer, FileScorer, scoring_apart
+from quantailor.analysis.scores.mix_scores import CrewScorer, FileScorer, MixWork, scoring_mixes
 from quantailor.analysis.sensitivity import NULL_MIX, is_readable
 from quantailor.control import QUIET, Control, Passes, TimeUp
 from quantailor.costs.model_size import ModelSize
@@ -22,6 +22,7 @@ from quantailor.errors import StrategyError
 from quantailor.evidence.grounds import file_key
 from quantailor.evidence.measurements import Measured, measured
 from quantailor.ggml import library
+from quantailor.processes.crews import HERE, ModelFiles
 from quantailor.records import ChunkScore, Mix
 from quantailor.session import AUTO, CALIBRATION_TEXT, NONE, OpenedModel, Workspace, gguf_path, quantizable_tensors, require_finite
 from quantailor.steps.checks.inputs import check_texts
@@ -86,7 +87,7 @@ class Scoring:
 
     workspace: Workspace
     key: SwapKey
-    scorer: ApartScorer
+    scorer: CrewScorer
     files: FileScorer
     corpus: Corpus
     order: tuple[int, ...]
@@ -175,7 +176,8 @@ def scoring(
     names = [tensor.name for tensor in quantizable_tensors(model.source)]
     threads, layers = step.compute.n_threads, step.compute.n_gpu_layers
     files = FileScorer(path, tokens, folder, n_threads=threads, n_gpu_layers=layers)
-    with scoring_apart(path, names, tokens, folder, rounding=rounding, n_threads=threads, n_gpu_layers=layers) as scorer:
+    work = MixWork(ModelFiles(path, model.fingerprint, model.files), frozenset(names), tokens, folder, rounding, threads, layers)
+    with scoring_mixes(work, HERE if stages is None else stages.executor) as scorer:
         fingerprint = rounding.imatrix.fingerprint if rounding.imatrix else ""
         key = SwapKey(model.fingerprint, fingerprint, corpus.sha256, n_ctx, "as built", scorer.base_kernels, engine, rounding.bytes_key)
         n_vocab = ModelSize.of(model.source).n_vocab

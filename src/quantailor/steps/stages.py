@@ -6,17 +6,26 @@ from collections.abc import Callable
 
 from quantailor.control import Control, Timed
 from quantailor.jobs import JobControl
+from quantailor.processes.crews import HERE, Executor
 
 
 class Stages:
-    """Names the stages of one job; each stage counts its own units."""
+    """Names the stages of one job; each stage counts its own units.
 
-    def __init__(self, control: JobControl, unit_of: Callable[[str], str], moment: float | None = None) -> None:
+    Args:
+        control: the job's.
+        unit_of: what a stage of some name counts.
+        executor: who does the job's work.
+        moment: when stages end, see `until`.
+    """
+
+    def __init__(self, control: JobControl, unit_of: Callable[[str], str], executor: Executor = HERE, moment: float | None = None) -> None:
+        self.executor = executor
         self._control, self._unit_of, self._moment = control, unit_of, moment
 
     def until(self, moment: float) -> Stages:
         """The same, whose stages raise `control.TimeUp` from a moment of `time.monotonic` on."""
-        return Stages(self._control, self._unit_of, moment)
+        return Stages(self._control, self._unit_of, self.executor, moment)
 
     def limit(self, seconds: float) -> None:
         """Say that measuring ends after so many more seconds at the latest."""

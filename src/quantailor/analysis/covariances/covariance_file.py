@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -204,9 +204,9 @@ class CovarianceFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __reduce__(self) -> tuple[type[CovarianceFile], tuple[Path]]:
-        """Another process opens the file itself."""
-        return CovarianceFile, (self.path.absolute(),)
+    def __reduce__(self) -> tuple[Callable[[Path, str], CovarianceFile], tuple[Path, str]]:
+        """Another process opens the file itself, and makes sure that it is the same."""
+        return _again, (self.path.absolute(), self.fingerprint)
 
     def close(self) -> None:
         """Release the file."""
@@ -398,3 +398,11 @@ class _Header:
 def _grouped(values: Sequence[_Value], sizes: Sequence[int]) -> tuple[tuple[_Value, ...], ...]:
     ends = np.cumsum(sizes).tolist()
     return tuple(tuple(values[end - size : end]) for size, end in zip(sizes, ends, strict=True))
+
+
+def _again(path: Path, fingerprint: str) -> CovarianceFile:
+    found = CovarianceFile(path)
+    if found.fingerprint != fingerprint:
+        found.close()
+        raise CovarianceError(f"{path} holds covariances {found.fingerprint[:12]}, not {fingerprint[:12]}", remedy=_INTACT)
+    return found

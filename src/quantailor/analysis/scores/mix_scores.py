@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal, cast
 
 from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.scores.base_logp import BaseLogp
@@ -24,11 +24,14 @@ from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource
 from quantailor.numerics import Tokens
 from quantailor.processes import apart
-from quantailor.processes.apart import Apart
+from quantailor.processes.crews import HERE, Bench, Crew, Executor, ModelFiles, Work
 from quantailor.processes.messages import doing
 from quantailor.records import ChunkScore, Mix
 
 Done = Mapping[str, Collection[int]]
+MixTask = tuple[Mix, int]
+"""A mix on a chunk."""
+Scored = tuple[Mix, ChunkScore]
 
 BaseKernels = Literal["as stored", "finer"]
 
@@ -111,7 +114,7 @@ class MixScorer(Swapper):
 
     def score(
         self, mixes: Sequence[Mix], indexes: Sequence[int], *, done: Done | None = None, control: Control = QUIET
-    ) -> Iterator[tuple[Mix, ChunkScore]]:
+    ) -> Iterator[Scored]:
         """Score every mix on every chunk of `indexes` that is not done (mix id -> chunks) yet, mix by mix.
 
         Yields:
@@ -121,72 +124,116 @@ class MixScorer(Swapper):
             TypeUnavailableError, TensorNotFoundError: a mix that the model cannot hold.
             InferenceError: llama.cpp failed, or gave NaN.
         """
-        missing = {mix.id: [index for index in indexes if index not in (done or {}).get(mix.id, ())] for mix in mixes}
-        progress = ProgressCounter(control, sum(map(len, missing.values())))
-        self.prepare(sorted(set().union(*missing.values())), control=control)
-        for mix in mixes:
-            for index in missing[mix.id]:
-                control.check()
-                self.set_mix(mix.types)
-                doing(f"running chunk {index + 1} through {self.path}, {_shown(mix)}")
-                logits = self.logits(self._chunks[index], first=first_scored(self.n_ctx), view=True)
-                yield mix, self._base.chunk(index).score(logits, n_threads=self.n_threads)
-                progress.add(1, _shown(mix))
+        return self.do(_tasks(mixes, indexes, done), control=control)
+
+    def do(self, tasks: Sequence[MixTask], *, control: Control = QUIET) -> Iterator[Scored]:
+        """The score of every task, in order, each as soon as it is known; raises as `score`."""
+        progress = ProgressCounter(control, len(tasks))
+        self.prepare(sorted({index for _, index in tasks}), control=control)
+        for mix, index in tasks:
+            control.check()
+            self.set_mix(mix.types)
+            doing(f"running chunk {index + 1} through {self.path}, {_shown(mix)}")
+            logits = self.logits(self._chunks[index], first=first_scored(self.n_ctx), view=True)
+            yield mix, self._base.chunk(index).score(logits, n_threads=self.n_threads)
+            progress.add(1, _shown(mix))
+
+
+def _tasks(mixes: Sequence[Mix], indexes: Sequence[int], done: Done | None) -> list[MixTask]:
+    """Mix by mix, the chunks that are missing."""
+    known = done or {}
+    return [(mix, index) for mix in mixes for index in indexes if index not in known.get(mix.id, ())]
+
+
+@dataclass(frozen=True, eq=False)
+class MixWork(Work[MixTask, Scored]):
+    """Mixes of one base to score on the chunks of one text: a `MixScorer` that opens the base by itself, in a process of its own."""
+
+    model: ModelFiles
+    """The base, as a file that llama.cpp loads."""
+    names: frozenset[str]
+    """The tensors that mixes may name."""
+    chunks: Tokens
+    """(n_chunks, n_ctx) from `corpus.chunks`."""
+    folder: Path
+    """Where the base's log-probabilities on these chunks are kept."""
+    rounding: Rounding
+    n_threads: int | None = None
+    n_gpu_layers: int = 0
+    is_apart: ClassVar[bool] = True
+
+    def bench(self) -> _OwnScorer:
+        """Load the base. Raises InferenceError where llama.cpp cannot load or run it."""
+        return _OwnScorer(self)
+
+    def on_threads(self, n_threads: int) -> MixWork:
+        """The same with so many threads, unless it says how many."""
+        return replace(self, n_threads=self.n_threads or n_threads)
+
+    def key(self, task: MixTask) -> tuple[str, int]:
+        """The mix and the chunk."""
+        return task[0].id, task[1]
+
+    def key_of(self, item: Scored) -> tuple[str, int]:
+        """The same of a score."""
+        return item[0].id, item[1].index
+
+    def group(self, task: MixTask) -> str:
+        """A mix that is set stays for its next chunk."""
+        return task[0].id
+
+    def weight(self, task: MixTask) -> float:
+        """Chunks of one text take the same time."""
+        del task
+        return 1.0
+
+    def label(self, task: MixTask) -> str:
+        """The mix."""
+        return _shown(task[0])
 
 
 @dataclass(frozen=True)
-class ApartScorer:
-    """A `MixScorer` in a process of its own, see `scoring_apart`."""
+class CrewScorer:
+    """A `MixScorer`, or several, of whoever does the work."""
 
     weights: frozenset[str]
     base_kernels: BaseKernels
-    _scorer: Apart[_OwnScorer]
+    _crew: Crew[MixTask, Scored]
 
     def score(
         self, mixes: Sequence[Mix], indexes: Sequence[int], *, done: Done | None = None, control: Control = QUIET
-    ) -> Iterator[tuple[Mix, ChunkScore]]:
-        """As `MixScorer.score`."""
-        return self._scorer.stream(_OwnScorer.score, mixes, indexes, done=done, control=control)
+    ) -> Iterator[Scored]:
+        """As `MixScorer.score`, in any order."""
+        return self._crew.do(_tasks(mixes, indexes, done), control=control)
 
 
 @contextmanager
-def scoring_apart(
-    path: Path,
-    names: Collection[str],
-    chunks: Tokens,
-    folder: Path,
-    *,
-    rounding: Rounding,
-    n_threads: int | None = None,
-    n_gpu_layers: int = 0,
-) -> Iterator[ApartScorer]:
-    """A `MixScorer` of a base in a process of its own, which keeps the model loaded until the block ends.
-
-    The arguments are those of `MixScorer`, `chunks` (n_chunks, n_ctx) among them.
+def scoring_mixes(work: MixWork, executor: Executor = HERE) -> Iterator[CrewScorer]:
+    """Scorers of a base, which keep the model loaded until the block ends.
 
     Raises:
         InferenceError: llama.cpp cannot load or run the model.
     """
-    opened = apart.holding(_OwnScorer, path, names, chunks, folder, rounding, n_threads, n_gpu_layers)
-    with opened as scorer:
-        yield ApartScorer(*scorer.call(_OwnScorer.facts), scorer)
+    with executor.on(work) as crew:
+        yield CrewScorer(*cast(tuple[frozenset[str], BaseKernels], crew.facts), crew)
 
 
-class _OwnScorer(MixScorer):
+class _OwnScorer(MixScorer, Bench[MixTask, Scored]):
     """A scorer that opens the base by itself, and closes it."""
 
-    def __init__(
-        self,
-        path: Path,
-        names: Collection[str],
-        chunks: Tokens,
-        folder: Path,
-        rounding: Rounding,
-        n_threads: int | None,
-        n_gpu_layers: int,
-    ) -> None:
+    def __init__(self, work: MixWork) -> None:
+        path = work.model.path
         self._opened = open_model(path)
-        super().__init__(self._opened, path, names, chunks, folder, rounding=rounding, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
+        super().__init__(
+            self._opened,
+            path,
+            work.names,
+            work.chunks,
+            work.folder,
+            rounding=work.rounding,
+            n_threads=work.n_threads,
+            n_gpu_layers=work.n_gpu_layers,
+        )
 
     def facts(self) -> tuple[frozenset[str], BaseKernels]:
         return self.weights, self.base_kernels

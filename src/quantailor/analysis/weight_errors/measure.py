@@ -14,6 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +51,7 @@ __all__ = [
     "HISTOGRAM_EDGES",
     "MeasureSettings",
     "expected_work",
+    "measure_cells",
     "measure_model",
 ]
 
@@ -111,9 +114,31 @@ def measure_model(
         ImatrixError: weights that do not fit the tensor.
         Paused, Cancelled: from `control`.
     """
-    settings = settings or MeasureSettings()
-    wanted = [library.type_named(name) for name in type_names]
-    missing = [(tensor, [t for t in wanted if done is None or not done(tensor.name, t.name)]) for tensor in map(source.tensor, names)]
+    wanted = [library.type_named(name).name for name in type_names]
+    tensors = [source.tensor(name) for name in names]
+    tasks = [(tensor, name) for tensor in tensors for name in wanted if done is None or not done(tensor.name, name)]
+    yield from measure_cells(
+        source, tasks, weights_of=weights_of, rounding=rounding, settings=settings, seed=seed, n_threads=n_threads, control=control
+    )
+
+
+def measure_cells(
+    source: ModelSource,
+    tasks: Sequence[tuple[TensorInfo, str]],
+    *,
+    weights_of: Callable[[TensorInfo], ErrorWeights] | None = None,
+    rounding: Rounding | None = None,
+    settings: MeasureSettings | None = None,
+    seed: str | None = None,
+    n_threads: int | None = None,
+    control: Control = QUIET,
+) -> Iterator[WeightError]:
+    """The same for single cells, tensors with the names of types; those of a tensor that stand together are measured together.
+
+    Raises as `measure_model` does.
+    """
+    settings, qtypes_of = settings or MeasureSettings(), library.types()
+    missing = [(tensor, [qtypes_of[name] for _, name in cells]) for tensor, cells in groupby(tasks, key=itemgetter(0))]
     seed = seed or fingerprint(source)
     ready: set[str] = set()
     progress = ProgressCounter(control, sum(expected_work(tensor, len(qtypes), settings) for tensor, qtypes in missing))
