@@ -1,33 +1,46 @@
-"""What a study is said to take against what it takes: `python -m benchmarks.cost`.
+"""What `make` is said to take against what it takes: `python -m benchmarks.cost`.
 
-In a fresh home the stages of a study run one after the other as the commands a user types, each after its estimate: first from
-a trial of the machine alone, then, with the next model, corrected by the runs before. `--probes 1` goes on to probes.
+In a fresh home files are made of one model after the other, each after its estimate: of the first from a trial of the machine alone, of
+the next from what was recorded of those before. Told are, stage by stage, the middle of the estimate over the truth; the time left that was
+stated half-way against what it took from there; and whether the bar of the whole job ever went back.
 
-Where other programs keep the machine busy, the time that was computed, per thread, is judged too. Take `--threads 1` then,
-because threads that wait for each other count as computing.
+Seconds are those that this process and its children compute, so that other programs count for little. Take `--threads 1`, because threads
+that wait for each other count as computing.
 """
 
 from __future__ import annotations
 
-import os
-import resource
+import argparse
+import math
 import shutil
-import subprocess
-import sys
-from dataclasses import asdict, dataclass, replace
+import time
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.setting import Setting, parse, save
-from quantailor.app.jobs import list_jobs
-from quantailor.app.measuring.cost import job_cost
-from quantailor.app.measuring.counted import StageCost
-from quantailor.pipeline import LEVEL_SETTINGS, LEVELS, Level, StudyStep
-from quantailor.session import AUTO, Workspace
-from quantailor.steps.options import Compute
-from quantailor.steps.probe import ProbeStep
+import psutil
 
-FACTOR = 3.0
-"""The truth should lie within this factor of the range."""
+from benchmarks.setting import Setting, parse, save
+from quantailor.app.jobs import run_job, submit
+from quantailor.app.measuring.cost import job_cost
+from quantailor.jobs import Progress
+from quantailor.pipeline import MakeStep
+from quantailor.session import Workspace
+from quantailor.steps.options import Compute
+from quantailor.steps.plan import PlanOptions
+
+FACTOR, GOAL = 1.5, 0.25
+LEAST_SECONDS = 2.0
+"""Shorter stages are told and not judged."""
+LOOK_SECONDS = 1.0
+"""Between looks at which children there are."""
+STAGES_OF = {
+    "probes": ("null control", "probes", "weighing"),
+    "mixes": ("whole mixes", "anchor"),
+    "verify": ("reference", "plain", "verify"),
+}
+"""How the names of stages begin that are told as one."""
 
 
 @dataclass(frozen=True)
@@ -40,72 +53,133 @@ class Row:
     low: float
     high: float
     seconds: float
-    computing_seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """Middle of the estimate over the truth."""
+        return math.sqrt(max(self.low, 1e-3) * max(self.high, 1e-3)) / max(self.seconds, 1e-3)
 
     @property
     def is_within(self) -> bool:
-        """Either time counts: runs that waited for other programs correct later estimates by what they waited."""
-        return any(self.low / FACTOR <= seconds <= self.high * FACTOR for seconds in (self.seconds, self.computing_seconds))
+        return self.seconds < LEAST_SECONDS or 1 / FACTOR <= self.ratio <= FACTOR
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.is_within else f"beyond {FACTOR:g}"
+        expected = f"{self.low:7.1f} to {self.high:7.1f} s"
+        return f"{self.model:12} {self.stage:9} {expected}, took {self.seconds:7.1f}: {self.ratio:5.2f} {verdict}"
 
 
-def _run(home: Path, threads: int | None, *words: object) -> float:
-    """A command in a process of its own, so that ggml sets its tables up as it does for a user; its computing time per thread."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    arguments = [str(word) for word in (*words, *(("--threads", threads) if threads else ()), "--home", home)]
-    subprocess.run([sys.executable, "-m", "quantailor", *arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return (resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before) / (threads or os.cpu_count() or 1)
+@dataclass(frozen=True)
+class Whole:
+    """One job."""
+
+    model: str
+    basis: str
+    low: float
+    high: float
+    seconds: float
+    half_way: tuple[float, float] | None
+    """The time left that was stated when half of it was over."""
+    truth: float
+    """What it was."""
+    went_back: bool
+
+    @property
+    def honesty(self) -> float | None:
+        """Stated over true."""
+        return None if self.half_way is None else sum(self.half_way) / 2 / self.truth
+
+    def __str__(self) -> str:
+        told = "nothing" if self.half_way is None else f"{self.half_way[0]:.0f} to {self.half_way[1]:.0f} s ({self.honesty:.2f})"
+        return (
+            f"{self.model:12} whole     {self.low:7.1f} to {self.high:7.1f} s, took {self.seconds:7.1f} ({self.basis}); half-way it said "
+            f"{told}, true were {self.truth:.0f}; the bar {'WENT BACK' if self.went_back else 'never went back'}"
+        )
 
 
-def _elapsed(home: Path) -> float:
+def made(home: Path, task: MakeStep, name: str) -> tuple[list[Row], Whole]:
+    """Make one file and compare."""
+    seen: list[tuple[float, Progress]] = []
     with Workspace.open(home) as workspace:
-        return list_jobs(workspace)[0].elapsed_seconds or 0.0
+        cost = job_cost(workspace, task)
+
+        clock = _Computed()
+        start = clock()
+        run_job(workspace, submit(workspace, task), lambda progress: seen.append((clock(), progress)), now=True, clock=clock)
+        end = clock()
+    took: dict[str, float] = defaultdict(float)
+    times = [at for at, _ in seen] + [end]
+    for number, (at, progress) in enumerate(seen):
+        took[_stage(progress.stage)] += times[number + 1] - at
+    rows = [Row(name, stage.stage, cost.basis, *stage.seconds, took[stage.stage]) for stage in cost.stages]
+    at, half = next((one for one in seen if one[0] >= (start + end) / 2), seen[-1])
+    low, high = half.eta_low_s, half.eta_high_s
+    shares = [progress.overall or 0.0 for _, progress in seen]
+    said = None if low is None or high is None else (low, high)
+    return rows, Whole(name, cost.basis, *cost.seconds, end - start, said, end - at, shares != sorted(shares))
 
 
-def _probe_options(step: ProbeStep) -> tuple[object, ...]:
-    return "--chunks", step.chunks, "--types", ",".join(step.types), "--mixes", step.mixes, "--mix-chunks", step.mix_chunks
+class _Computed:
+    """A clock of the seconds that this process and its children compute, those that have ended included."""
+
+    def __init__(self) -> None:
+        self._me = psutil.Process()
+        self._last, self._looked, self._children = 0.0, 0.0, list[psutil.Process]()
+
+    def __call__(self) -> float:
+        now = time.monotonic()
+        if now - self._looked > LOOK_SECONDS:
+            self._looked, self._children = now, self._me.children(recursive=True)
+        times = []
+        for process in (self._me, *self._children):
+            with suppress(psutil.Error):
+                times.append(process.cpu_times())
+        found = sum(one.user + one.system + one.children_user + one.children_system for one in times)
+        self._last = max(self._last, found)  # which falls for a moment when a child ends
+        return self._last
 
 
-def _rows(setting: Setting, home: Path, model: Path, level: Level, with_probes: bool) -> list[Row]:
-    base, settings = setting.base(model), LEVEL_SETTINGS[level]
-    threads = Compute(n_threads=setting.threads)
-    task = StudyStep(model=str(base), level=level, text=str(setting.text), rounding="plain", compute=threads)
-    words: dict[str, tuple[object, ...]] = {
-        "imatrix": ("imatrix", base, "-f", setting.text, *(("--chunks", settings.imatrix_chunks) if settings.imatrix_chunks else ())),
-        "measure": ("measure", base, "--types", ",".join(task.candidate_types), *(("--exhaustive",) if settings.exhaustive else ())),
-        "probes": ("probe", base, "-f", setting.text, *_probe_options(task.probes(str(base), AUTO, 0))),
-    }
-    if not (with_probes and settings.probe_chunks):
-        del words["probes"]
-    found: list[Row] = []
-    for stage, command in words.items():
-        with Workspace.open(home) as workspace:
-            cost = job_cost(workspace, task)
-        estimate = next(item for item in cost.stages if item.stage == stage)
-        if stage == "probes":  # one command does both
-            mixes = next(item for item in cost.stages if item.stage == "mixes")
-            estimate = replace(estimate, seconds=(estimate.seconds[0] + mixes.seconds[0], estimate.seconds[1] + mixes.seconds[1]))
-        computing = _run(home, setting.threads, *command)
-        found.append(_row(model.name, estimate, cost.basis, _elapsed(home), computing))
-    return found
+def _stage(name: str) -> str:
+    return next((stage for stage, beginnings in STAGES_OF.items() if name.startswith(beginnings)), name)
 
 
-def _row(model: str, estimate: StageCost, basis: str, seconds: float, computing: float) -> Row:
-    row = Row(model, estimate.stage, basis, *estimate.seconds, seconds, computing)
-    verdict = "ok" if row.is_within else f"beyond a factor of {FACTOR:g}"
-    took = f"took {seconds:7.1f} s, {computing:7.1f} s of computing"
-    print(f"{model:12} {row.stage:8} {row.low:8.1f} to {row.high:8.1f} s, {took}: {verdict} ({basis})", flush=True)
-    return row
+def _task(setting: Setting, model: Path, options: argparse.Namespace) -> MakeStep:
+    return MakeStep(
+        model=str(model),
+        output=str(setting.folder / f"cost-{model.stem}"),
+        plan=PlanOptions(bits_per_weight=4.5),
+        text=str(setting.text),
+        verify_text=str(setting.heldout),
+        types=tuple(filter(None, options.types.split(","))),
+        imatrix_chunks=options.imatrix_chunks or None,
+        chunks=options.chunks or None,
+        passes=options.passes or None,
+        compute=Compute(n_threads=setting.threads),
+    )
 
 
 def main() -> None:
     """Print a line per model and stage, and keep the figures."""
-    setting, options = parse(str(__doc__), ("--probes", int, 0, "1 for probes too"), ("--level", int, 1, "0 quick, 1 balanced, 2 thorough"))
+    extra = (
+        ("--imatrix-chunks", int, 0, "of the importance matrix; 0 for all"),
+        ("--chunks", int, 0, "of the verdict; 0 for all"),
+        ("--passes", int, 0, "of probes; 0 for as many as there are by default"),
+        ("--types", str, "", "candidate types, separated by commas; all usual ones by default"),
+    )
+    setting, options = parse(str(__doc__), *extra)
     home = setting.folder / "cost-home"
     shutil.rmtree(home, ignore_errors=True)
-    level = LEVELS[options.level]
-    rows = [row for model in setting.models for row in _rows(setting, home, model, level, bool(options.probes))]
-    save(setting.folder / "cost.json", [asdict(row) for row in rows])
-    if not all(row.is_within for row in rows):
+    figures: list[dict[str, object]] = []
+    is_fine = True
+    for model in setting.models:
+        task = _task(setting, model, options)
+        shutil.rmtree(task.output, ignore_errors=True)
+        rows, whole = made(home, task, model.stem)
+        print(*rows, whole, sep="\n", flush=True)
+        figures += [*map(asdict, rows), asdict(whole)]
+        is_fine = is_fine and all(row.is_within for row in rows) and abs((whole.honesty or 0.0) - 1) <= GOAL and not whole.went_back
+    save(setting.folder / "cost.json", figures)
+    if not is_fine:
         raise SystemExit(1)
 
 

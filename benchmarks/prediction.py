@@ -126,7 +126,7 @@ def measure_cases(setting: Setting, at: Probed, n_chunks: int, skip: int, mixes:
         run.run([mix for _, mix in mixes], indexes, control)
         randoms = [mix for kind, mix in mixes if kind == "random"]
         for mix in randoms[:: max(1, len(randoms) // N_FILES)]:
-            run.run_file(mix, builder(run, at.model, rounding, mix, control, setting.threads), indexes, control)
+            run.run_file(mix, builder(run, at.model, rounding, mix, control, setting.threads), indexes, NullControl)
         memory, files = at.workspace.store.mix_scores(run.key), at.workspace.store.mix_scores(file_key(run.key))
     chosen = set(indexes)
 

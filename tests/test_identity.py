@@ -15,7 +15,6 @@ import pytest
 from commands import Command
 
 from quantailor.app.jobs import run_job, submit
-from quantailor.app.measuring.past_runs import measure_ratio
 from quantailor.control import QUIET, Control
 from quantailor.errors import ModelError, NonFiniteWeightError, Paused
 from quantailor.ggml import library
@@ -525,18 +524,6 @@ def test_a_result_is_found_again_only_with_everything_it_depends_on(
         assert path.read_bytes() == data, "what was written at first"
         return
     assert ask(home, thing, asked) != first
-
-
-def test_timings_of_another_model_beneath_the_same_name_do_not_count(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantailor.app.measuring.past_runs.MIN_PAST_SECONDS", 0.0)
-    monkeypatch.setattr("quantailor.costs.trial.MIN_PAST_SECONDS", 0.0)
-    asked = Asked(Path(shutil.copy(base, tmp_path / "base.gguf")), base)
-    with Workspace.open(tmp_path / "home") as workspace:
-        run_job(workspace, submit(workspace, MeasureStep(base=str(asked.base), types=("Q8_0",), imatrix="none", compute=ONE_THREAD)))
-        assert measure_ratio(workspace) is not None
-        asked.base.unlink()
-        altered(base, asked.base, Change(tensor="blk.0.attn_v.weight", weights=last_bit))
-        assert measure_ratio(workspace) is None
 
 
 def test_a_command_shows_how_far_reading_a_large_model_is(

@@ -14,14 +14,13 @@ from quantailor.app.measuring.cost import CostReport, job_cost
 from quantailor.app.measuring.counted import StageCost
 from quantailor.costs.model_size import ModelSize
 from quantailor.errors import CorpusError, TypeUnavailableError
-from quantailor.jobs import Progress, resolve, this_worker
+from quantailor.jobs import resolve
 from quantailor.pipeline import LEVELS, MakeStep, StudyStep
 from quantailor.session import Workspace
-from quantailor.steps.calibration.imatrix import ImatrixStep
 from quantailor.steps.measure import MeasureStep
 from quantailor.steps.options import Compute
 from quantailor.steps.plan import PlanOptions
-from quantailor.store import Store
+from quantailor.store import Pace, Store
 from tiny_models import write_tiny
 
 
@@ -92,20 +91,38 @@ def test_what_the_store_has_is_taken_off(workspace: Workspace, tmp_path: Path) -
     assert after.disk_bytes < before.disk_bytes
 
 
-def test_earlier_runs_correct_and_narrow_the_range(workspace: Workspace, books_llama_base: Path, clock: Clock) -> None:
-    task = StudyStep(model=str(books_llama_base), level="quick", rounding="plain", compute=Compute(n_threads=1))
-    trial = job_cost(workspace, task)
-    assert trial.basis == "a short trial of this machine with this model"
-    arguments = dataclasses.asdict(ImatrixStep(base=str(books_llama_base), compute=Compute(n_threads=1)))
-    job = workspace.store.jobs.claim(workspace.store.jobs.create("imatrix", arguments).id, this_worker())
-    workspace.store.jobs.report(job.id, job.attempt, Progress("imatrix", 100, 100))
-    clock.now += 300.0
-    workspace.store.jobs.finish(job.id, job.attempt, "done")
-    known = job_cost(workspace, task)
-    low, high = stage(known, "imatrix").seconds
-    assert "earlier runs (inference)" in known.basis
-    assert low < 150.0 < high
-    assert high / low < 3
+def test_what_earlier_jobs_took_corrects_and_narrows_the_range_of_any_model(
+    workspace: Workspace, books_llama_base: Path, books_moe_base: Path
+) -> None:
+    tasks = [
+        MakeStep(model=str(base), output="out", types=("Q4_K", "Q8_0"), compute=Compute(n_threads=1))
+        for base in (books_llama_base, books_moe_base)
+    ]
+    trials = [job_cost(workspace, task) for task in tasks]
+    assert trials[0].basis == "a short trial of this machine with this model"
+    workspace.store.jobs.record_paces(Pace(name, 1, 100.0, 300.0) for name in ("calibrate", "probes compensated", "build compensated"))
+    for task, before in zip(tasks, trials, strict=True):
+        known = job_cost(workspace, task)
+        assert known.basis == "a short trial of this machine, corrected by what earlier jobs took (calibrate, probes, build)"
+        for name in ("calibrate", "probes", "build"):
+            low, high = stage(known, name).seconds
+            fewest, most = stage(known, name).passes if name == "probes" else (1, 1)
+            assert high / low == pytest.approx(1.3**2 * most / fewest, rel=1e-3)
+        assert stage(known, "build").seconds[1] > stage(before, "build").seconds[1]
+        low, high = stage(known, "verify").seconds  # no such job, but others that ran a model
+        assert high / low < 5
+        assert stage(known, "measure").seconds == pytest.approx(stage(before, "measure").seconds, rel=0.01)
+
+
+def test_jobs_remember_how_long_their_work_took(workspace: Workspace, tmp_path: Path) -> None:
+    model = write_tiny("llama2", tmp_path)
+    step = MeasureStep(base=str(model), types=("Q4_0", "Q8_0"), imatrix="none", compute=Compute(n_threads=1))
+    for _ in range(2):  # the second finds everything there, and tells nothing
+        run_job(workspace, submit(workspace, step))
+    (pace,) = workspace.store.jobs.paces()
+    assert (pace.stage, pace.n_threads) == ("measure", 1)
+    assert pace.expected_seconds > 0
+    assert pace.seconds > 0
 
 
 def test_the_whole_way_to_a_file_is_told_step_by_step(workspace: Workspace, books_llama_base: Path, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from quantailor.store import Store
 
 PHASES = (
     Phase("measure", (80.0, 120.0)),
-    Phase("probes", (50.0, 150.0), (200.0, 200.0), ("null control", "probes")),
-    Phase("mixes", (20.0, 40.0), (40.0, 40.0), ("whole mixes",)),
+    Phase("probes", (50.0, 150.0), (200.0, 200.0), ("null control", "probes"), kind="running the model"),
+    Phase("mixes", (20.0, 40.0), (40.0, 40.0), ("whole mixes",), kind="running the model"),
     Phase("build", (10.0, 10.0)),
 )
 
@@ -106,3 +106,39 @@ def test_a_phase_that_takes_longer_than_expected_is_not_said_to_end_at_once(
     control.advance(1, 8)
     assert seen[-1].eta_high_s is not None
     assert seen[-1].eta_high_s > 100.0 + 50.0
+
+
+def test_the_speed_of_one_phase_tells_of_others_of_its_kind_before_they_begin(
+    control: JobControl, clock: Clock, seen: list[Progress]
+) -> None:
+    kind = "running the model"
+    control.expect((Phase("calibrate", (40.0, 60.0), kind=kind), Phase("build", (10.0, 10.0)), Phase("verify", (10.0, 90.0), kind=kind)))
+    control.stage("calibrate", "chunks")
+    for done in range(1, 26):
+        clock.now += 4.0
+        control.advance(done, 50)
+    assert seen[-1].eta_low_s is not None
+    assert seen[-1].eta_high_s is not None
+    assert middle(seen[-1]) == pytest.approx(100.0 + 10.0 + 4 * 50.0, rel=0.02)
+    assert seen[-1].eta_high_s / seen[-1].eta_low_s < 1.7
+
+
+def round_seconds(took: tuple[str, float, float]) -> tuple[str, int, int]:
+    pace, expected, seconds = took
+    return pace, round(expected), round(seconds)
+
+
+def test_what_is_done_is_remembered_beside_what_a_trial_made_of_it(control: JobControl, clock: Clock) -> None:
+    control.expect(
+        (
+            Phase("measure", (80.0, 120.0), pace="measure", trial_seconds=50.0),
+            Phase("probes", (50.0, 150.0), (200.0, 200.0), pace="probes", trial_seconds=400.0, counted=200.0),
+            Phase("mixes", (20.0, 40.0), (40.0, 40.0), ("whole mixes",), pace="mixes", trial_seconds=60.0, counted=40.0),
+            Phase("build", (10.0, 10.0), pace="build", trial_seconds=10.0),
+        )
+    )
+    work(control, clock, "measure", 50, 100.0)
+    work(control, clock, "probes", 100, 70.0, "chunks")
+    assert [round_seconds(one) for one in control.took(has_ended=False)] == [("measure", 50, 100), ("probes", 200, 70)]
+    work(control, clock, "build", 10, 20.0)  # there were no mixes
+    assert [round_seconds(one) for one in control.took(has_ended=True)[2:]] == [("build", 10, 20)]

@@ -441,7 +441,7 @@ def test_a_difference_is_told(store: Store, tmp_path: Path) -> None:
 
 
 def test_every_table_is_either_a_result_or_known_not_to_be(store: Store, tmp_path: Path) -> None:
-    others = {"migrations", "locations", "history", "jobs", "job_log", "drafts", "identities"}
+    others = {"migrations", "locations", "history", "jobs", "job_log", "drafts", "identities", "paces"}
     assert table_names(tmp_path / "q.db") - set(store.result_rows()) == others
 
 

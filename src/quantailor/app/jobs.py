@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,14 +16,16 @@ from pathlib import Path
 
 from quantailor import jobs
 from quantailor.app.measuring.cost import outline
+from quantailor.costs import machine
 from quantailor.costs.needs import shortfalls
-from quantailor.errors import JobError, QuantailorError, ResourceError
+from quantailor.errors import JobError, QuantailorError, ResourceError, StoreError
 from quantailor.jobs import Job, JobControl, Listener, Progress, Turns, job_ahead, reconcile
 from quantailor.session import Workspace
 from quantailor.session.workspace import SHOWN_BYTES
 from quantailor.steps.hub.download import with_model_here
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import ModelStep, Step, StepResult, from_json, to_json, unit_of
+from quantailor.store import Pace
 
 _FOLLOW_SECONDS = 0.5
 
@@ -180,11 +183,12 @@ def run_job(
     on_stopping: Callable[[], None] | None = None,
     on_waiting: Callable[[JobReport], None] | None = None,
     now: bool = False,
+    clock: Callable[[], float] = time.monotonic,
 ) -> StepResult:
     """Run a queued job in this process. Ctrl-C pauses it at its next safe point; a second one stops it on the spot.
 
     A job that runs a model waits while another one does, unless it is to start `now`. `listener` hears of progress, `on_stopping` of
-    the first Ctrl-C, `on_waiting` of the job that is waited for.
+    the first Ctrl-C, `on_waiting` of the job that is waited for. `clock` gives seconds that only grow.
 
     Raises Paused or Cancelled when asked to stop, and what the work raises.
     """
@@ -203,7 +207,7 @@ def run_job(
                 _require_resources(workspace, ready)
             with suppress(QuantailorError):  # the work itself says what is wrong
                 control.expect(outline(workspace, ready))
-            result = ready.run(workspace, stages)
+            result = _timed(workspace, ready, control, stages)
         results.append(result if origin is None else dataclasses.replace(result, origin=origin))
 
     def tell(ahead: Job) -> None:
@@ -212,8 +216,23 @@ def run_job(
             on_waiting(report_of(workspace, ahead))
 
     turns = None if now else Turns(takes_turns, tell)
-    jobs.run(workspace.store, job_id, work, listener=listener, on_stopping=on_stopping, turns=turns)
+    jobs.run(workspace.store, job_id, work, listener=listener, on_stopping=on_stopping, turns=turns, clock=clock)
     return results[0]
+
+
+def _timed(workspace: Workspace, step: Step[StepResult], control: JobControl, stages: Stages) -> StepResult:
+    """Do it, and remember how long each kind of work took, also where it stops."""
+    has_ended = False
+    try:
+        result = step.run(workspace, stages)
+        has_ended = True
+        return result
+    finally:
+        if isinstance(step, ModelStep):
+            threads = min(step.compute.n_threads or machine.n_threads(), machine.n_threads())
+            took = control.took(has_ended=has_ended)
+            with suppress(StoreError):  # which must not hide why it stops
+                workspace.store.jobs.record_paces(Pace(name, threads, expected, seconds) for name, expected, seconds in took)
 
 
 @contextmanager

@@ -1,14 +1,15 @@
-"""How many seconds counted work takes on this machine, by the trial of `calibration` alone."""
+"""How many seconds counted work takes on this machine, by its trial (`trial`) alone."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 from quantailor.analysis.weight_errors.sampling import PILOT_DRAWS
 from quantailor.costs import machine
 from quantailor.costs.machine import Range
 from quantailor.costs.model_size import ModelSize
-from quantailor.costs.trial import flops_per_second, inference_seconds, seconds_per_weight, setup_seconds
+from quantailor.costs.trial import flops_per_second, inference_seconds, middle, seconds_per_weight, setup_seconds
 from quantailor.ggml import library
 from quantailor.qtypes import QType
 from quantailor.records import TensorInfo
@@ -31,6 +32,39 @@ COMPENSATION_FLOPS: Range = (2.0, 30.0)
 COVARIANCE_FLOPS: Range = (0.5, 6.0)
 """For each sum and token: experts see a part of the tokens, and small products are slower than large ones."""
 DISK_BYTES_PER_SECOND: Range = (2e9, 5e7)
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """What work takes, at the least and at the most."""
+
+    running: Range = (0.0, 0.0)
+    """llama.cpp running the model."""
+    beside: Range = (0.0, 0.0)
+    """Everything else."""
+
+    def __add__(self, other: Seconds) -> Seconds:
+        return Seconds(added(self.running, other.running), added(self.beside, other.beside))
+
+    def times(self, low: float, high: float | None = None) -> Seconds:
+        """So much of it; at the most `high`, where that is more."""
+        high = low if high is None else high
+        return Seconds((self.running[0] * low, self.running[1] * high), (self.beside[0] * low, self.beside[1] * high))
+
+    @property
+    def all(self) -> Range:
+        """Both together."""
+        return added(self.running, self.beside)
+
+    @property
+    def middle(self) -> float:
+        """The geometric one, part by part; half of the most where there is no least."""
+        return sum(middle(part) if part[0] > 0 else part[1] / 2 for part in (self.running, self.beside))
+
+
+def added(*ranges: Range) -> Range:
+    """One after the other."""
+    return sum(one for one, _ in ranges), sum(other for _, other in ranges)
 
 
 def measure_seconds(
@@ -99,14 +133,11 @@ def quantize_seconds(n_weights_by_type: Mapping[str, float], *, n_threads: int |
     return total / _threads(n_threads)
 
 
-def score_seconds(
-    size: ModelSize, n_chunks: float, n_ctx: int, *, n_threads: int | None, n_gpu_layers: int, tried: float | None = None
-) -> Range:
+def score_seconds(size: ModelSize, n_chunks: float, n_ctx: int, *, n_threads: int | None, n_gpu_layers: int) -> Seconds:
     """Running so many chunks and comparing their logits with the base's."""
-    flops = n_chunks * size.score_flops(n_ctx)
-    low, high = inference_seconds(flops, n_threads=n_threads, n_gpu_layers=n_gpu_layers, tried=tried)
+    running = inference_seconds(n_chunks * size.score_flops(n_ctx), n_threads=n_threads, n_gpu_layers=n_gpu_layers)
     logits = n_chunks * size.n_vocab * n_ctx / 2
-    return low + logits * SCORE_SECONDS[0] / _threads(n_threads), high + logits * SCORE_SECONDS[1]
+    return Seconds(running, (logits * SCORE_SECONDS[0] / _threads(n_threads), logits * SCORE_SECONDS[1]))
 
 
 def write_seconds(n_bytes: float) -> Range:

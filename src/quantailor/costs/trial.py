@@ -7,18 +7,15 @@
     products      small products of two 32-bit matrices with numpy, in one thread. llama.cpp's kernels reach a part of that in
                   each thread, between `INFERENCE_SHARE`'s ends: much depends on whether the processor knows 16-bit floats.
 
-Better than a trial are runs that ended on this machine: `past_ratio` says how long jobs of the same kind really took,
-compared with what is estimated for them.
+Better than a trial is what was recorded of earlier jobs on this machine, see `paces`.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import statistics
 import time
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -49,9 +46,6 @@ _MATRIX = 64
 _PRODUCTS = 60
 INFERENCE_SHARE: Range = (0.12, 0.5)
 """What llama.cpp reaches of numpy's floating point operations per second."""
-N_PAST_RUNS = 5
-MIN_PAST_SECONDS = 0.5
-"""Shorter runs tell of starting up and little else."""
 
 
 def seconds_per_weight(type_name: str) -> float:
@@ -129,31 +123,12 @@ TRIED_SPREAD: Range = (0.8, 1.4)
 """What a chunk takes, compared with what a trial of the same model says."""
 
 
-def inference_seconds(flops: float, *, n_threads: int | None, n_gpu_layers: int, tried: float | None = None) -> Range:
-    """How long llama.cpp takes for so many operations, at the speed that was `tried` or by the trial of products.
-
-    By the latter a GPU may be two hundred times as fast as the processors.
-    """
-    if tried is not None:
-        return flops / tried * TRIED_SPREAD[0], flops / tried * TRIED_SPREAD[1]
+def inference_seconds(flops: float, *, n_threads: int | None, n_gpu_layers: int) -> Range:
+    """How long llama.cpp takes for so many operations, by the trial of products. By that a GPU may be two hundred times as fast."""
     threads = min(n_threads or machine.n_threads(), machine.n_threads())
     full = flops / (flops_per_second() * threads)
     low, high = full / INFERENCE_SHARE[1], full / INFERENCE_SHARE[0]
     return (low / 200, high) if n_gpu_layers else (low, high)
-
-
-@dataclass(frozen=True, slots=True)
-class PastRun:
-    """A job that ended: what is estimated for what it did, and how long it took."""
-
-    estimated: Range
-    seconds: float
-
-
-def past_ratio(runs: Iterable[PastRun]) -> float | None:
-    """Real time over the middle of the estimate (the geometric one), the median of runs; None where there are none."""
-    useful = [run for run in runs if run.seconds >= MIN_PAST_SECONDS and run.estimated[0] > 0]
-    return statistics.median(run.seconds / middle(run.estimated) for run in useful[:N_PAST_RUNS]) if useful else None
 
 
 def middle(seconds: Range) -> float:

@@ -76,6 +76,13 @@ class JobControl:
         with self._lock:
             self._outline = Outline(phases, self._clock()) if phases else None
 
+    def took(self, *, has_ended: bool) -> list[tuple[str, float, float]]:
+        """What is worth remembering of how long work took (`Outline.took`); nothing of a job that was taken up again."""
+        with self._lock:
+            if self._outline is None or self.job.attempt > 1:
+                return []
+            return self._outline.took(self._clock(), has_ended=has_ended)
+
     def limit(self, seconds: float) -> None:
         """Say that measuring ends after so many more seconds at the latest."""
         with self._lock:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -370,8 +371,9 @@ def score_whole_mixes(at: Scoring, model: OpenedModel, rounding: Rounding, found
     anchors = _anchors(tables, mixes, step.anchors)
     store.record_mixes(model.fingerprint, ANCHOR, anchors)
     for number, mix in enumerate(anchors):
-        control = stages.begin(f"anchor {number + 1} of {len(anchors)}")
-        at.run_file(mix, builder(at, model, rounding, mix, control, step.compute.n_threads), indexes, control)
+        which = f"{number + 1} of {len(anchors)}"
+        build = builder(at, model, rounding, mix, stages.begin(f"anchor {which}"), step.compute.n_threads)
+        at.run_file(mix, build, indexes, partial(stages.begin, f"whole mixes, file {which}"))
 
 
 def usual(table: TensorCells) -> TensorCells:

@@ -127,8 +127,11 @@ class Scoring:
         if too_many:
             raise TimeUp(USED_UP)
 
-    def run_file(self, mix: Mix, build: Callable[[], Path], indexes: Sequence[int], control: Control) -> None:
-        """Score a mix as a file; `build` is called where a chunk is missing, and its file deleted afterwards. Raises TimeUp as `run`."""
+    def run_file(self, mix: Mix, build: Callable[[], Path], indexes: Sequence[int], begin: Callable[[], Control]) -> None:
+        """Score a mix as a file; `build` is called where a chunk is missing, and its file deleted afterwards; scoring begins a stage.
+
+        Raises TimeUp as `run`.
+        """
         key = self.file_key
         known = {score.index for score in self.workspace.store.mix_scores(key).get(mix.id, ())}
         wanted = [index for index in indexes if index not in known]
@@ -139,7 +142,7 @@ class Scoring:
             return
         file = build()
         try:
-            for score in self.files.score(file, missing, control=control):
+            for score in self.files.score(file, missing, control=begin()):
                 self.workspace.store.record_mix_scores(key, [(mix.id, score)])
         finally:
             file.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """The project's database: everything that was found out, and the jobs that find it out."""
 
-from quantailor.store.job_table import Job, JobRequest, JobState, LogLine, Progress, Worker
+from quantailor.store.job_table import Job, JobRequest, JobState, LogLine, Pace, Progress, Worker
 from quantailor.store.keys import (
     CovarianceRecord,
     ImatrixKey,
@@ -29,6 +29,7 @@ __all__ = [
     "LogLine",
     "MeasurementKey",
     "ModelRecord",
+    "Pace",
     "Progress",
     "ResultCounts",
     "ScoreKey",

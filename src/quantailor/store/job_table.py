@@ -8,7 +8,7 @@ here: see `quantailor.jobs`.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -75,6 +75,18 @@ class Job:
     """Of the repository that its model comes from, once that was looked up."""
     hub_path: str | None
     """Where the model is since it was downloaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long work of one kind took on this machine."""
+
+    stage: str
+    """What kind of work it is, with all that makes it slower or faster beside its amount."""
+    n_threads: int
+    expected_seconds: float
+    """What a trial of the machine makes of the same work."""
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +201,16 @@ class JobTable:
         """Add a line to a job's log."""
         sql = "INSERT INTO job_log (job, logged, level, message) VALUES (?, ?, ?, ?)"
         self._database.change(sql, (job_id, self._database.now(), level, message))
+
+    def record_paces(self, paces: Iterable[Pace]) -> None:
+        """Remember how long stages took."""
+        rows = [(pace.stage, pace.n_threads, pace.expected_seconds, pace.seconds, self._database.now()) for pace in paces]
+        self._database.change_many("INSERT INTO paces (stage, n_threads, expected_seconds, seconds, recorded) VALUES (?, ?, ?, ?, ?)", rows)
+
+    def paces(self) -> list[Pace]:
+        """All of them, the latest first."""
+        rows: list[Any] = self._database.query("SELECT stage, n_threads, expected_seconds, seconds FROM paces ORDER BY id DESC LIMIT 1000")
+        return [Pace(*row) for row in rows]
 
     def log_lines(self, job_id: int, *, after: int = 0) -> list[LogLine]:
         """A job's log in order; `after` is the id of the last line already seen."""

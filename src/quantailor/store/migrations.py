@@ -109,6 +109,14 @@ def overall_schema(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE jobs ADD COLUMN overall REAL")
 
 
+def paces_schema(connection: sqlite3.Connection) -> None:
+    """How long the stages of jobs took, beside what a trial of the machine made of their work."""
+    connection.execute(
+        "CREATE TABLE paces (id INTEGER PRIMARY KEY, stage TEXT NOT NULL, n_threads INTEGER NOT NULL, expected_seconds REAL NOT NULL,"
+        " seconds REAL NOT NULL, recorded REAL NOT NULL)"
+    )
+
+
 MIGRATIONS: dict[str, Migration] = {
     "0001 first schema": first_schema,
     "0002 mixes and their scores": swap_schema,
@@ -122,6 +130,7 @@ MIGRATIONS: dict[str, Migration] = {
     "0010 covariances": covariances_schema,
     "0011 errors of outputs": outputs_schema,
     "0012 jobs as a whole": overall_schema,
+    "0013 paces": paces_schema,
 }
 
 

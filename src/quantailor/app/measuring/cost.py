@@ -1,11 +1,11 @@
 """What a study or the whole way to a file will take, before it starts.
 
 Work is counted from the model's header, the text and the store: rows to quantize at every type, chunks to run, scores
-that are there already. How fast the machine does such work comes from a short trial (`calibration`), corrected by runs of the
-same kind that ended in this home, where there are any; else a few tokens are run through the model itself, if it is not too large.
-Seconds are ranges: by the trial of products alone the ends lie a factor of four apart, with a trial of the model or earlier runs
-about two. Probes stop when they are precise enough, so their low end is the first round, their high end all rounds with more types
-for every tensor. A limit of time ends probes and whole mixes; importance matrix and weight errors count in it.
+that are there already. How fast the machine does such work comes from a short trial (`costs.trial`), corrected by what earlier jobs of this
+home took for each kind of work (`costs.paces`), whatever their model was; where none ran a model, a few tokens are run through this one,
+if it is not too large. Seconds are ranges: by the trial of products alone the ends lie a factor of four apart, with a trial of the model
+about two, with earlier jobs 1.7. Probes stop when they are precise enough, so their low end is the first round, their high end all
+rounds with more types for every tensor. A limit of time ends probes and whole mixes; importance matrix and weight errors count in it.
 
 Bytes of disk are what will be written, temporary files included; bytes of memory what is held at once.
 """
@@ -21,22 +21,20 @@ from quantailor.analysis.covariances.capture import BUDGET_BYTES, expected_bytes
 from quantailor.analysis.scores.fidelity import NULL_CHUNKS
 from quantailor.analysis.sensitivity import groups_of
 from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
-from quantailor.app.measuring.counted import (
-    PAST_SPREAD,
-    PROCESS_BYTES,
-    Counted,
-    Pipeline,
-    StageCost,
-    StageEstimate,
-    added,
-    corrected,
-    middle_of,
-    scaled_by,
-)
+from quantailor.app.measuring.counted import PROCESS_BYTES, Counted, Pipeline, StageCost, StageEstimate, middle_of, scaled_by
 from quantailor.app.measuring.passes import NOTHING, Scored, SwapWork, anchor_bits, n_base_chunks, single_work, sweep_work, whole_work
-from quantailor.costs.machine import Range, n_threads
+from quantailor.costs.machine import Range
 from quantailor.costs.needs import shortfalls
-from quantailor.costs.seconds import compensation_seconds, covariance_seconds, measure_seconds, quantize_seconds, write_seconds
+from quantailor.costs.paces import RUNNING
+from quantailor.costs.seconds import (
+    Seconds,
+    added,
+    compensation_seconds,
+    covariance_seconds,
+    measure_seconds,
+    quantize_seconds,
+    write_seconds,
+)
 from quantailor.evidence.grounds import CURVE
 from quantailor.evidence.knowledge import load_knowledge
 from quantailor.ggml import library
@@ -44,9 +42,13 @@ from quantailor.jobs import Phase
 from quantailor.models.abilities import why_no_predictions
 from quantailor.pipeline import MakeStep, StudyStep
 from quantailor.qtypes import needs_imatrix
-from quantailor.records import TensorInfo
+from quantailor.records import RoundingWish, TensorInfo
 from quantailor.session import AUTO, NONE, Workspace
+from quantailor.steps.calibration.calibrate import CalibrateStep
+from quantailor.steps.calibration.imatrix import ImatrixStep
 from quantailor.steps.convert import with_known_base
+from quantailor.steps.measure import MeasureStep, known_types
+from quantailor.steps.options import DEFAULT_N_CTX
 from quantailor.steps.probe import ENOUGH_SHARE, LEAST_CHUNKS, ProbeStep
 from quantailor.steps.step import Step, StepResult
 from quantailor.steps.sweep import SweepStep
@@ -96,7 +98,7 @@ def job_cost(workspace: Workspace, task: Pipeline) -> CostReport:
     with _counted(workspace, task) as counted:
         estimates = _within(_estimates(counted), task.seconds)
         missing = shortfalls(workspace.home.path, counted.task.needs(workspace))
-        basis = counted.basis
+        basis = counted.basis([estimate.stage for estimate in estimates])
     stages = tuple(estimate.report for estimate in estimates)
     left, total = (sum(middle_of(seconds) for seconds in ranges) for ranges in zip(*((e.left, e.total) for e in estimates), strict=True))
     return CostReport(
@@ -112,10 +114,23 @@ def job_cost(workspace: Workspace, task: Pipeline) -> CostReport:
 
 
 def outline(workspace: Workspace, step: Step[StepResult]) -> tuple[Phase, ...]:
-    """What a job is expected to do, for those whose stages do not tell it: studies, makes, probes; empty for others.
+    """What a job is expected to do, for those whose stages do not tell it: studies, makes, probes, and parts of these; empty for others.
 
     Raises as `job_cost`.
     """
+    if isinstance(step, StudyStep | MakeStep):
+        with _counted(workspace, with_known_base(workspace, step)) as counted:
+            return _phases(_estimates(counted), counted.task)
+    alone = _alone(step)
+    if alone is None:
+        return ()
+    task, stages = alone
+    with _counted(workspace, task, step if isinstance(step, ProbeStep) else None) as counted:
+        return _phases([_ESTIMATES[name](counted) for name in stages], task)
+
+
+def _alone(step: Step[StepResult]) -> tuple[Pipeline, tuple[str, ...]] | None:
+    """A study or a make of which a step is a part, and its stages there; None for steps that are no such part."""
     if isinstance(step, ProbeStep):
         task = StudyStep(
             model=step.base,
@@ -127,12 +142,26 @@ def outline(workspace: Workspace, step: Step[StepResult]) -> tuple[Phase, ...]:
             passes=step.passes,
             compute=step.compute,
         )
-        with _counted(workspace, task, step) as counted:
-            return _phases([_ESTIMATES[name](counted) for name in TIMED], task)
-    if not isinstance(step, StudyStep | MakeStep):
-        return ()
-    with _counted(workspace, with_known_base(workspace, step)) as counted:
-        return _phases(_estimates(counted), counted.task)
+        return task, TIMED
+    if isinstance(step, MeasureStep) and not step.tensors:
+        measuring = MakeStep(
+            model=step.base,
+            output="",
+            types=step.types or known_types(()),
+            imatrix=step.imatrix,
+            rounding=step.rounding if step.rounding != AUTO else "plain",
+            covariances=step.covariances,
+            exhaustive=step.exhaustive,
+            allow_requantize=step.allow_requantize,
+            compute=step.compute,
+        )
+        return measuring, ("measure",)
+    if isinstance(step, ImatrixStep | CalibrateStep) and step.n_ctx == DEFAULT_N_CTX:
+        rounding: RoundingWish = "compensated" if isinstance(step, CalibrateStep) else "plain"
+        return MakeStep(model=step.base, output="", text=step.text, imatrix_chunks=step.chunks, rounding=rounding, compute=step.compute), (
+            step.kind,
+        )
+    return None
 
 
 def _phases(estimates: Sequence[StageEstimate], task: Pipeline) -> tuple[Phase, ...]:
@@ -142,10 +171,19 @@ def _phases(estimates: Sequence[StageEstimate], task: Pipeline) -> tuple[Phase, 
 
 
 def _phase(estimate: StageEstimate, *, is_limited: bool) -> Phase:
-    stages, is_timed = _PHASE_STAGES.get(estimate.stage, ()), estimate.stage in TIMED
-    units = (_UNCOUNTED.get(estimate.stage, 1.0) * estimate.passes[0], estimate.passes[1]) if is_timed else (0.0, 0.0)
+    is_timed = estimate.stage in TIMED
+    counted = estimate.counted / max(1e-9, estimate.passes[1]) if estimate.counted else 1.0
     return Phase(
-        estimate.stage, estimate.left, units, stages, is_limited=is_timed and is_limited, least=estimate.first * estimate.passes[0]
+        estimate.stage,
+        estimate.left,
+        units=(counted * estimate.passes[0], counted * estimate.passes[1]) if is_timed else (0.0, 0.0),
+        stages=_PHASE_STAGES.get(estimate.stage, ()),
+        is_limited=is_timed and is_limited,
+        least=estimate.first * estimate.passes[0],
+        kind="running the model" if estimate.stage in RUNNING else "",
+        pace=estimate.pace,
+        trial_seconds=estimate.trial_seconds,
+        counted=estimate.counted,
     )
 
 
@@ -186,35 +224,34 @@ def why_plain(workspace: Workspace, model: str) -> str:
 
 
 def _convert(at: Counted) -> StageEstimate:
-    seconds = write_seconds(at.size.tensor_bytes)
-    return StageEstimate("convert", seconds, seconds, 0.0, at.size.tensor_bytes, PROCESS_BYTES)
+    seconds = Seconds(beside=write_seconds(at.size.tensor_bytes))
+    return at.estimate("convert", seconds, seconds, 0.0, at.size.tensor_bytes, PROCESS_BYTES)
 
 
 def _imatrix(at: Counted) -> StageEstimate:
-    running = at.running_seconds(at.n_imatrix_chunks * at.size.decode_flops(at.n_ctx))
-    total = added(running, write_seconds(at.size.tensor_bytes))
+    total = at.running(at.n_imatrix_chunks * at.size.decode_flops(at.n_ctx)) + Seconds(beside=write_seconds(at.size.tensor_bytes))
     progress = None if at.imatrix is not None else at.workspace.store.imatrix_progress(at.imatrix_key)
     share = 1.0 if at.imatrix is not None else progress.n_chunks_done / at.n_imatrix_chunks if progress else 0.0
     disk = 0 if share == 1.0 else 3 * 4 * at.size.n_inputs  # the file, and the state it is made from
     memory = at.running_bytes() + 2 * 8 * at.size.n_inputs
     left = max(0.0, 1.0 - share)
-    passes = 2 * (left * at.n_imatrix_chunks,)
-    return StageEstimate("imatrix", scaled_by(total, left), total, 1.0 - left, disk, memory, passes)
+    n_chunks = left * at.n_imatrix_chunks
+    return at.estimate("imatrix", total.times(left), total, 1.0 - left, disk, memory, passes=(n_chunks, n_chunks), counted=n_chunks)
 
 
 def _calibrate(at: Counted) -> StageEstimate:
     """The text runs through the model once for each share of the sums that fits the memory."""
     in_memory, in_file = expected_bytes(at.size.tensors)
     n_passes = max(1, math.ceil(in_memory / BUDGET_BYTES))
-    running = at.running_seconds(n_passes * at.n_imatrix_chunks * at.size.decode_flops(at.n_ctx))
+    running = at.running(n_passes * at.n_imatrix_chunks * at.size.decode_flops(at.n_ctx))
     sums = covariance_seconds(at.n_imatrix_chunks * at.n_ctx, in_memory, n_threads=at.task.compute.n_threads)
     loading = write_seconds(n_passes * at.size.tensor_bytes + in_file)
-    total = added(running, sums, loading)
+    total = running + Seconds(beside=added(sums, loading))
     share = 0.0 if at.covariances is None or at.imatrix is None else 1.0
     held = min(in_memory, BUDGET_BYTES)
     disk = 0 if share else in_file + 2 * held + 4 * at.size.n_inputs
-    passes = 2 * ((1.0 - share) * n_passes * at.n_imatrix_chunks,)
-    return StageEstimate("calibrate", scaled_by(total, 1.0 - share), total, share, disk, at.running_bytes() + held, passes)
+    n_chunks, memory = (1.0 - share) * n_passes * at.n_imatrix_chunks, at.running_bytes() + held
+    return at.estimate("calibrate", total.times(1.0 - share), total, share, disk, memory, passes=(n_chunks, n_chunks), counted=n_chunks)
 
 
 def _measurement(at: Counted, imatrix: str, settings: MeasureSettings) -> MeasurementKey:
@@ -228,11 +265,11 @@ def _measure(at: Counted) -> StageEstimate:
         done = at.workspace.store.recorded_cells(_measurement(at, at.imatrix, settings))
     everything = {tensor: [name for name in at.types if _can_take(at, tensor, name)] for tensor in at.size.tensors}
     missing = {tensor: [name for name in names if (tensor.name, name) not in done] for tensor, names in everything.items()}
-    left, total = (_measure_seconds(at, cells, settings) for cells in (missing, everything))
+    left, total = (Seconds(beside=_measure_seconds(at, cells, settings)) for cells in (missing, everything))
     n_left, n_total = (sum(map(len, cells.values())) for cells in (missing, everything))
     largest = max((tensor.n_rows for tensor in at.size.tensors), default=0)
     memory = PROCESS_BYTES + 8 * 16 * largest  # sums of every row
-    return StageEstimate("measure", left, total, 1.0 - n_left / max(1, n_total), n_left * CELL_BYTES, memory)
+    return at.estimate("measure", left, total, 1.0 - n_left / max(1, n_total), n_left * CELL_BYTES, memory)
 
 
 def _can_take(at: Counted, tensor: TensorInfo, type_name: str) -> bool:
@@ -245,8 +282,7 @@ def _measure_seconds(at: Counted, cells: Mapping[TensorInfo, Sequence[str]], set
         return 0.0, 0.0
     threads = at.task.compute.n_threads
     is_compensated = at.task.rounding == "compensated"
-    seconds = measure_seconds(cells, exhaustive=settings.exhaustive, n_threads=threads, compensated=is_compensated)
-    plain = corrected(seconds, at.measure_ratio, PAST_SPREAD)
+    plain = measure_seconds(cells, exhaustive=settings.exhaustive, n_threads=threads, compensated=is_compensated)
     if not is_compensated:
         return plain
     return added(plain, compensation_seconds(cells, exhaustive=settings.exhaustive, n_threads=threads))
@@ -257,9 +293,10 @@ def _probe_step(at: Counted) -> ProbeStep:
 
 
 def _probes(at: Counted) -> StageEstimate:
-    task = _probe_step(at)
+    task, compensated = _probe_step(at), at.task.rounding == "compensated"
     left, total = (
-        single_work(at.size, task, at.n_text_chunks, scored, at.types) for scored in (Scored(at.scored, (), _is_precise(at, task)), NOTHING)
+        single_work(at.size, task, at.n_text_chunks, scored, at.types, compensated=compensated)
+        for scored in (Scored(at.scored, (), _is_precise(at, task)), NOTHING)
     )
     if task.passes is not None:
         left, total = left.within(task.passes), total.within(task.passes)
@@ -269,20 +306,17 @@ def _probes(at: Counted) -> StageEstimate:
 
 
 def _mixes(at: Counted) -> StageEstimate:
-    task = _probe_step(at)
+    task, compensated = _probe_step(at), at.task.rounding == "compensated"
     whole = at.workspace.store.mixes(at.model.fingerprint, CURVE)
-    left, total = (whole_work(at.size, task, at.n_text_chunks, scored) for scored in (Scored(at.scored, whole), NOTHING))
+    left, total = (
+        whole_work(at.size, task, at.n_text_chunks, scored, compensated=compensated) for scored in (Scored(at.scored, whole), NOTHING)
+    )
     if task.passes is not None:  # they come when the tensors were probed on two chunks
         room = max(0, task.passes - 2 * len(groups_of(at.size.tensors, task.group)))
         left, total = left.within(room), total.within(room)
     anchor = 0 if at.scored else at.size.bytes_at(anchor_bits())
     n_copies = 2 if at.size.is_bfloat and task.anchors else 1  # anchors are compared with the base as it is stored
-    found = _swapping(at, "mixes", task, left, total, anchor, n_copies - 1)
-    if at.task.rounding != "compensated" or not left.n_chunks[1]:
-        return found
-    n_mixes = left.n_chunks[1] / max(1, min(task.mix_chunks, at.n_text_chunks))
-    one = _compensation(at, _TYPICAL)
-    return replace(found, left=added(found.left, scaled_by(one, n_mixes)), total=added(found.total, scaled_by(one, n_mixes)))
+    return _swapping(at, "mixes", task, left, total, anchor, n_copies - 1)
 
 
 def _compensation(at: Counted, type_name: str) -> Range:
@@ -294,22 +328,22 @@ def _compensation(at: Counted, type_name: str) -> Range:
 def _writing(at: Counted) -> Range:
     """All weights quantized once at types of a usual plan."""
     one = quantize_seconds({_TYPICAL: at.size.n_weights}, n_threads=at.task.compute.n_threads)
-    return corrected((one / 1.5, 2.5 * one), at.measure_ratio, PAST_SPREAD)
+    return one / 1.5, 2.5 * one
 
 
 def _plan(at: Counted) -> StageEstimate:
     n = len(at.size.tensors)
-    seconds = PLAN_SECONDS[0] + n * TENSOR_SECONDS[0], PLAN_SECONDS[1] + n * TENSOR_SECONDS[1]
-    return StageEstimate("plan", seconds, seconds, 0.0, 0, PROCESS_BYTES)
+    seconds = Seconds(beside=(PLAN_SECONDS[0] + n * TENSOR_SECONDS[0], PLAN_SECONDS[1] + n * TENSOR_SECONDS[1]))
+    return at.estimate("plan", seconds, seconds, 0.0, 0, PROCESS_BYTES)
 
 
 def _build(at: Counted) -> StageEstimate:
     n_bytes = _file_bytes(at)
-    seconds = added(_writing(at), write_seconds(n_bytes))
+    beside = added(_writing(at), write_seconds(n_bytes))
     if at.task.rounding == "compensated":
-        seconds = added(seconds, _compensation(at, _TYPICAL))
+        beside = added(beside, _compensation(at, _TYPICAL))
     largest = max((tensor.n_elements for tensor in at.size.tensors), default=0)
-    return StageEstimate("build", seconds, seconds, 0.0, n_bytes, PROCESS_BYTES + 4 * largest)
+    return at.estimate("build", Seconds(beside=beside), Seconds(beside=beside), 0.0, n_bytes, PROCESS_BYTES + 4 * largest)
 
 
 def _file_bytes(at: Counted) -> int:
@@ -328,42 +362,47 @@ def _verify(at: Counted) -> StageEstimate:
     n_presets = len(against) if against is not None else 1 if like else USUAL_PRESETS
     n_files = 2 + n_presets + (isinstance(task, MakeStep) and task.beside is not None)
     n_chunks = n_files * at.n_heldout_chunks + min(NULL_CHUNKS, at.n_heldout_chunks)
-    seconds = added(at.score_seconds(n_chunks), scaled_by(_writing(at), n_presets), scaled_by(write_seconds(at.size.tensor_bytes), n_files))
+    loading = scaled_by(write_seconds(at.size.tensor_bytes), n_files)
+    seconds = at.scoring(n_chunks) + Seconds(beside=added(scaled_by(_writing(at), n_presets), loading))
     memory = at.running_bytes() + at.size.scoring_bytes(at.n_ctx)
-    return StageEstimate("verify", seconds, seconds, 0.0, n_presets * _file_bytes(at), memory, (n_chunks, n_chunks))
+    disk = n_presets * _file_bytes(at)
+    return at.estimate("verify", seconds, seconds, 0.0, disk, memory, passes=(n_chunks, n_chunks), counted=n_chunks)
 
 
 def _sweep(at: Counted) -> StageEstimate:
     if not isinstance(at.task, StudyStep):
         raise TypeError(f"a {at.task.kind} has no sweep")
-    task = at.task.sweep(at.task.model, AUTO)
-    left = sweep_work(at.size, task, at.n_text_chunks, Scored(at.scored))
-    return _swapping(at, "sweep", task, left, sweep_work(at.size, task, at.n_text_chunks, NOTHING), 0, 0)
+    task, compensated = at.task.sweep(at.task.model, AUTO), at.task.rounding == "compensated"
+    left, total = (sweep_work(at.size, task, at.n_text_chunks, scored, compensated=compensated) for scored in (Scored(at.scored), NOTHING))
+    return _swapping(at, "sweep", task, left, total, 0, 0)
 
 
 def _swapping(
     at: Counted, stage: str, task: ProbeStep | SweepStep, left: SwapWork, total: SwapWork, file_bytes: int, n_copies: int
 ) -> StageEstimate:
-    seconds, in_all = (_swap_seconds(at, work) for work in (left, total))
     share = 1.0 - left.n_chunks[0] / total.n_chunks[0] if total.n_chunks[0] else 1.0
     folder = at.workspace.home.base_logp
     n_files = sum(1 for _ in folder.glob(f"{at.model.fingerprint[:16]}-{at.corpus[:16]}-{at.n_ctx}*/*/*.npy"))
     n_missing = max(0, n_copies * n_base_chunks(task, at.n_text_chunks) - n_files) if left.n_chunks[1] else 0
     disk = n_missing * at.size.base_logp_bytes(at.n_ctx) + round(left.n_chunks[1]) * SCORE_BYTES + file_bytes
-    memory = at.running_bytes() + at.size.scoring_bytes(at.n_ctx)
-    return StageEstimate(stage, seconds, in_all, max(0.0, share), disk, memory, left.n_chunks)
-
-
-def _swap_seconds(at: Counted, work: SwapWork) -> Range:
-    if not work.n_chunks[1]:
-        return 0.0, 0.0
-    threads = min(at.task.compute.n_threads or n_threads(), n_threads())
-    fewest, most = (at.score_seconds(n_chunks) for n_chunks in work.n_chunks)
-    load = write_seconds(at.size.tensor_bytes)
-    return (
-        fewest[0] + work.exchange_seconds[0] / threads + load[0],
-        most[1] + work.exchange_seconds[1] / threads + load[1],
+    return at.estimate(
+        stage,
+        _swap_seconds(at, left),
+        _swap_seconds(at, total),
+        max(0.0, share),
+        disk,
+        at.running_bytes() + at.size.scoring_bytes(at.n_ctx),
+        passes=left.n_chunks,
+        counted=(sum(left.n_chunks) / 2 - left.n_base),
     )
+
+
+def _swap_seconds(at: Counted, work: SwapWork) -> Seconds:
+    if not work.n_chunks[1]:
+        return Seconds()
+    fewest, most = work.exchange_seconds
+    put = Seconds(beside=(fewest / at.n_threads, most / at.n_threads))
+    return at.scoring(1.0).times(*work.n_chunks) + put + Seconds(beside=write_seconds(at.size.tensor_bytes))
 
 
 def _is_precise(at: Counted, task: ProbeStep) -> bool:
@@ -393,7 +432,5 @@ _ESTIMATES: Mapping[str, Callable[[Counted], StageEstimate]] = {
     "verify": _verify,
 }
 _PHASE_STAGES = {"probes": ("null control", "probes", "weighing"), "mixes": ("whole mixes", "anchor"), "verify": ("reference", "plain")}
-_UNCOUNTED = {"mixes": 0.8}
-"""The share of passes that stages count: files are built and scored beside them."""
 _STAGES_OF = {"probes": TIMED}
 """Parts of a job that are told as several stages."""

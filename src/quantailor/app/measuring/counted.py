@@ -1,7 +1,7 @@
 """What the counts of a job's stages rest on: the model's header, the text, the store, and how fast this machine is.
 
-Seconds are ranges: by the trial of products alone the ends lie a factor of four apart, with a trial of the model or earlier runs
-about two.
+Seconds are ranges: by the trial of products alone the ends lie a factor of four apart, with a trial of the model or what was recorded of
+earlier jobs less than two.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +18,12 @@ from quantailor.analysis.corpus import chunk_length
 from quantailor.analysis.covariances.covariance_file import CovarianceFile
 from quantailor.analysis.importance.imatrix_file import read_imatrix
 from quantailor.analysis.rounding.rounding import COMPENSATED, PLAIN_MEASURED
-from quantailor.app.measuring import past_runs
+from quantailor.costs import machine
 from quantailor.costs import seconds as seconds_module
 from quantailor.costs.machine import Range
 from quantailor.costs.model_size import ModelSize
+from quantailor.costs.paces import RUNNING, Paces, at_pace, pace_name
+from quantailor.costs.seconds import Seconds
 from quantailor.costs.trial import TRIAL_BYTES, inference_seconds, middle, model_flops_per_second
 from quantailor.errors import CorpusError
 from quantailor.ggml import library
@@ -34,10 +36,6 @@ from quantailor.store import CovarianceRecord, ImatrixKey, ImatrixRecord, SwapKe
 
 Pipeline = StudyStep | MakeStep
 
-PAST_SPREAD = 1.6
-"""Where earlier runs tell the speed, the ends of a range lie this factor from its middle."""
-PROBE_PAST_SPREAD = 2.0
-"""The same for probes and sweeps, whose speed is taken from importance matrices."""
 BYTES_PER_TOKEN = 4
 """Of a text, where there is no vocabulary to cut it with yet."""
 PROCESS_BYTES = 150 << 20
@@ -79,6 +77,12 @@ class StageEstimate:
     passes: Range = (0.0, 0.0)
     first: float = 0.0
     """The share that is done in any case, however little time there is."""
+    counted: float = 0.0
+    """Chunks that its stages count, for `trial_seconds`; 0 where they count something else."""
+    trial_seconds: float = 0.0
+    """What is left, by the trial of the machine alone."""
+    pace: str = ""
+    """Beneath what name it is remembered how long it took."""
 
     def scaled(self, low: float, high: float) -> StageEstimate:
         """The same with shares of what is not done in any case."""
@@ -185,36 +189,90 @@ class Counted:
         return ImatrixKey(self.model.fingerprint, self.corpus, self.n_ctx, f"chunks={chunks} output=0", engine)
 
     @cached_property
-    def measure_ratio(self) -> float | None:
-        return past_runs.measure_ratio(self.workspace)
-
-    @cached_property
-    def inference_ratio(self) -> float | None:
-        return past_runs.inference_ratio(self.workspace, on_gpu=bool(self.task.compute.n_gpu_layers))
+    def paces(self) -> Paces:
+        return Paces(self.workspace.store.jobs.paces())
 
     @cached_property
     def tried(self) -> float | None:
-        """Operations per second of this very model, where no earlier run tells and it is small enough to be tried."""
-        if self.inference_ratio is not None or self.base is None or self.size.tensor_bytes > TRIAL_BYTES or self.has_no_predictions:
+        """How long this very model takes over what the trial of the machine says, where nothing is recorded and it is small enough."""
+        names = {pace_name(stage, compensated=each, on_gpu=self.on_gpu) for stage in RUNNING for each in (False, True)}
+        known = self.paces.ratio(names, self.n_threads) is not None
+        if known or self.base is None or self.size.tensor_bytes > TRIAL_BYTES or self.has_no_predictions:
             return None
         compute = self.task.compute
-        return model_flops_per_second(self.base, self.size.decode_flops(1), compute.n_threads, compute.n_gpu_layers)
+        found = model_flops_per_second(self.base, self.size.decode_flops(1), compute.n_threads, compute.n_gpu_layers)
+        return None if found is None else 1.0 / (found * middle(self.running(1.0).running))
+
+    @property
+    def n_threads(self) -> int:
+        return min(self.task.compute.n_threads or machine.n_threads(), machine.n_threads())
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.task.compute.n_gpu_layers != 0
 
     @property
     def has_no_predictions(self) -> bool:
         return why_no_predictions(self.model.source) is not None
 
-    def running_seconds(self, flops: float) -> Range:
-        """llama.cpp, so many operations."""
+    def running(self, flops: float) -> Seconds:
+        """llama.cpp, so many operations, by the trial of the machine."""
         compute = self.task.compute
-        found = inference_seconds(flops, n_threads=compute.n_threads, n_gpu_layers=compute.n_gpu_layers, tried=self.tried)
-        return corrected(found, self.inference_ratio, PAST_SPREAD)
+        return Seconds(inference_seconds(flops, n_threads=compute.n_threads, n_gpu_layers=compute.n_gpu_layers))
 
-    @property
-    def basis(self) -> str:
-        known = [name for name, ratio in (("measuring", self.measure_ratio), ("inference", self.inference_ratio)) if ratio is not None]
+    def scoring(self, n_chunks: float) -> Seconds:
+        """So many chunks run and compared with the base, by the trial of the machine."""
+        threads, layers = self.task.compute.n_threads, self.task.compute.n_gpu_layers
+        return seconds_module.score_seconds(self.size, n_chunks, self.n_ctx, n_threads=threads, n_gpu_layers=layers)
+
+    def estimate(
+        self,
+        stage: str,
+        left: Seconds,
+        total: Seconds,
+        share_done: float,
+        disk_bytes: int,
+        memory_bytes: int,
+        *,
+        passes: Range = (0.0, 0.0),
+        counted: float = 0.0,
+    ) -> StageEstimate:
+        """A stage from what the trial of the machine makes of it, for the least and the most passes."""
+        compensated = self.task.rounding == "compensated"
+
+        def paced(seconds: Seconds) -> Range:
+            return at_pace(
+                self.paces,
+                stage,
+                seconds,
+                work=passes,
+                compensated=compensated,
+                n_threads=self.n_threads,
+                on_gpu=self.on_gpu,
+                tried=self.tried if seconds.running[1] else None,
+            )
+
+        pace = pace_name(stage, compensated=compensated, on_gpu=self.on_gpu)
+        return StageEstimate(
+            stage,
+            paced(left),
+            paced(total),
+            share_done,
+            disk_bytes,
+            memory_bytes,
+            passes,
+            counted=counted,
+            trial_seconds=left.middle,
+            pace=pace,
+        )
+
+    def basis(self, stages: Sequence[str]) -> str:
+        """What the seconds of these stages rest on, in words."""
         trial = "a short trial of this machine" if self.tried is None else "a short trial of this machine with this model"
-        return f"{trial}, corrected by earlier runs ({' and '.join(known)})" if known else trial
+        compensated = self.task.rounding == "compensated"
+        names = {stage: pace_name(stage, compensated=compensated, on_gpu=self.on_gpu) for stage in stages}
+        known = [stage for stage, name in names.items() if self.paces.ratio([name], self.n_threads) is not None]
+        return f"{trial}, corrected by what earlier jobs took ({', '.join(known)})" if known else trial
 
     @cached_property
     def scored(self) -> Mapping[str, int]:
@@ -266,22 +324,6 @@ class Counted:
         weights = 0 if self.task.compute.n_gpu_layers else self.size.tensor_bytes
         return PROCESS_BYTES + weights + self.size.context_bytes(self.n_ctx)
 
-    def score_seconds(self, n_chunks: float) -> Range:
-        threads, layers = self.task.compute.n_threads, self.task.compute.n_gpu_layers
-        seconds = seconds_module.score_seconds(self.size, n_chunks, self.n_ctx, n_threads=threads, n_gpu_layers=layers, tried=self.tried)
-        return corrected(seconds, self.inference_ratio, PROBE_PAST_SPREAD)
-
-
-def corrected(seconds: Range, ratio: float | None, spread: float) -> Range:
-    """The range as it is, or around its middle times what earlier runs say."""
-    if ratio is None:
-        return seconds
-    return middle_of(seconds) * ratio / spread, middle_of(seconds) * ratio * spread
-
 
 def scaled_by(seconds: Range, factor: float) -> Range:
     return seconds[0] * factor, seconds[1] * factor
-
-
-def added(*ranges: Range) -> Range:
-    return sum(one for one, _ in ranges), sum(other for _, other in ranges)

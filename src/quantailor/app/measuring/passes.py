@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from quantailor.analysis.sensitivity import NULL_MIX, groups_of
 from quantailor.costs.machine import Range
 from quantailor.costs.model_size import ModelSize
-from quantailor.costs.seconds import quantize_seconds
+from quantailor.costs.seconds import added, compensation_seconds, quantize_seconds
 from quantailor.ggml import library
 from quantailor.records import Mix, TensorInfo
 from quantailor.steps.probe import ALPHA_BITS, FIRST_CHUNKS, LEAST_BITS, LEAST_CHUNKS, ProbeStep
@@ -30,17 +30,16 @@ class SwapWork:
     """Chunks to run, over all mixes."""
     exchange_seconds: Range
     """One thread's time to quantize what is put into the model."""
+    n_base: float = 0.0
+    """Of the chunks those of the base itself, which its stage does not count."""
 
     def within(self, passes: float) -> SwapWork:
         """The same where so many chunks are run at most."""
         shares = [min(1.0, passes / n) if n else 1.0 for n in self.n_chunks]
         chunks, seconds = self.n_chunks, self.exchange_seconds
-        return SwapWork((shares[0] * chunks[0], shares[1] * chunks[1]), (shares[0] * seconds[0], shares[1] * seconds[1]))
-
-    def __add__(self, other: SwapWork) -> SwapWork:
-        one, two = self.n_chunks, other.n_chunks
-        three, four = self.exchange_seconds, other.exchange_seconds
-        return SwapWork((one[0] + two[0], one[1] + two[1]), (three[0] + four[0], three[1] + four[1]))
+        return SwapWork(
+            (shares[0] * chunks[0], shares[1] * chunks[1]), (shares[0] * seconds[0], shares[1] * seconds[1]), shares[0] * self.n_base
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,17 @@ def _probe_types(tensors: Sequence[TensorInfo], wanted: Sequence[str], measured:
     return list(dict.fromkeys(qtype.name for qtype in types))
 
 
-def single_work(size: ModelSize, task: ProbeStep, n_text_chunks: int, scored: Scored, measured: Collection[str]) -> SwapWork:
+def _put_seconds(tensors: Sequence[TensorInfo], type_name: str, *, compensated: bool) -> Range:
+    """One thread's time to quantize these tensors once."""
+    plain = quantize_seconds({type_name: sum(tensor.n_elements for tensor in tensors)}, n_threads=1)
+    if not compensated:
+        return plain, plain
+    return added((plain, plain), compensation_seconds({tensor: [type_name] for tensor in tensors}, exhaustive=True, n_threads=1))
+
+
+def single_work(
+    size: ModelSize, task: ProbeStep, n_text_chunks: int, scored: Scored, measured: Collection[str], *, compensated: bool
+) -> SwapWork:
     """Tensors or groups alone, in rounds, and the base against itself. `measured` are the types whose weight errors are known by then."""
     n_chunks = min(task.chunks, n_text_chunks)
     least, groups = min(LEAST_CHUNKS, n_chunks), groups_of(size.tensors, task.group)
@@ -78,12 +87,11 @@ def single_work(size: ModelSize, task: ProbeStep, n_text_chunks: int, scored: Sc
     fewest_rounds, n_rounds = (1 + max(0, math.ceil(math.log2(chunks / FIRST_CHUNKS))) for chunks in (least, n_chunks))
     for group in groups:
         members = [tensors[name] for name in group.tensors]
-        n_weights = sum(tensor.n_elements for tensor in members)
         for type_name in _probe_types(members, task.types, measured):
             done = min(scored.counts.get(group.mix(type_name).id, 0), n_chunks)
-            seconds = quantize_seconds({type_name: n_weights}, n_threads=1)
-            fewest, least_seconds = fewest + max(0, least - done), least_seconds + fewest_rounds * seconds * (done < least)
-            most, most_seconds = most + n_chunks - done, most_seconds + 2 * n_rounds * seconds * (done < n_chunks)
+            low, high = _put_seconds(members, type_name, compensated=compensated)
+            fewest, least_seconds = fewest + max(0, least - done), least_seconds + fewest_rounds * low * (done < least)
+            most, most_seconds = most + n_chunks - done, most_seconds + 2 * n_rounds * high * (done < n_chunks)
     null = n_chunks - min(n_chunks, scored.counts.get(NULL_MIX.id, 0))
     if scored.probes_ended:
         return SwapWork((fewest + null, fewest + null), (least_seconds, 2 * least_seconds))
@@ -91,7 +99,7 @@ def single_work(size: ModelSize, task: ProbeStep, n_text_chunks: int, scored: Sc
     return SwapWork((fewest + null, most + extra + null), (least_seconds, most_seconds))
 
 
-def whole_work(size: ModelSize, task: ProbeStep, n_text_chunks: int, scored: Scored) -> SwapWork:
+def whole_work(size: ModelSize, task: ProbeStep, n_text_chunks: int, scored: Scored, *, compensated: bool) -> SwapWork:
     """Whole mixes in memory and as files, and the base's own run on their chunks."""
     n_chunks = min(task.mix_chunks, n_text_chunks)
     done = sum(min(n_chunks, scored.counts.get(mix.id, 0)) for mix in scored.whole_mixes)
@@ -101,23 +109,24 @@ def whole_work(size: ModelSize, task: ProbeStep, n_text_chunks: int, scored: Sco
         return SwapWork((0.0, 0.0), (0.0, 0.0))
     base_runs = n_chunks * (2 if size.is_bfloat and task.anchors else 1)
     files = task.anchors * n_chunks
-    share = size.n_weights / len(_MIXED_TYPES)
-    one_mix = quantize_seconds(dict.fromkeys(_MIXED_TYPES, share), n_threads=1)
+    each = [_put_seconds(size.tensors, name, compensated=compensated) for name in _MIXED_TYPES]
+    one_mix = [sum(end) / len(each) for end in zip(*each, strict=True)]
     n_put = left / n_chunks + task.anchors
     n_runs = left + base_runs + files
-    return SwapWork((n_runs, n_runs), (n_put * one_mix / 2, n_put * one_mix * 2))
+    return SwapWork((n_runs, n_runs), (n_put * one_mix[0] / 2, n_put * one_mix[1] * 2), base_runs)
 
 
-def sweep_work(size: ModelSize, task: SweepStep, n_text_chunks: int, scored: Scored) -> SwapWork:
+def sweep_work(size: ModelSize, task: SweepStep, n_text_chunks: int, scored: Scored, *, compensated: bool) -> SwapWork:
     """What is left of a sweep; tensors that take no part in the graph are counted too, so it may be less."""
     n_chunks = min(task.chunks, n_text_chunks)
-    n_left, seconds = 0, 0.0
+    n_left, low, high = 0, 0.0, 0.0
     for tensor, type_name in sweep_cells(size, task):
         done = min(n_chunks, scored.counts.get(Mix.of({tensor.name: type_name}).id, 0))
         if done < n_chunks:
             n_left += n_chunks - done
-            seconds += quantize_seconds({type_name: tensor.n_elements}, n_threads=1)
-    return SwapWork((n_left, n_left), (seconds, 2 * seconds))
+            seconds = _put_seconds([tensor], type_name, compensated=compensated)
+            low, high = low + seconds[0], high + 2 * seconds[1]
+    return SwapWork((n_left, n_left), (low, high))
 
 
 def sweep_cells(size: ModelSize, task: SweepStep) -> list[tuple[TensorInfo, str]]:

@@ -12,11 +12,11 @@ from typing import Literal
 from quantailor import files
 from quantailor.analysis.corpus import chunk_length, load_corpus
 from quantailor.analysis.scores import fidelity
-from quantailor.app.measuring.counted import PROBE_PAST_SPREAD, corrected
-from quantailor.app.measuring.past_runs import inference_ratio
+from quantailor.costs import machine
 from quantailor.costs.machine import Range
 from quantailor.costs.model_size import ModelSize
-from quantailor.costs.seconds import quantize_seconds, score_seconds
+from quantailor.costs.paces import Paces, at_pace
+from quantailor.costs.seconds import Seconds, quantize_seconds, score_seconds
 from quantailor.errors import OutputError, StoreError
 from quantailor.evidence.written import known_plain_twin
 from quantailor.ggml import library
@@ -283,12 +283,17 @@ def _n_runs(done: Mapping[str, frozenset[int]], n_chunks: int, *, n_new: int) ->
 
 
 def _seconds(workspace: Workspace, model: OpenedModel, task: VerifyStep, n_runs: int, written: Sequence[str]) -> Range:
-    size = ModelSize.of(model.source)
-    running = score_seconds(size, n_runs, task.n_ctx, n_threads=task.compute.n_threads, n_gpu_layers=task.compute.n_gpu_layers)
-    ratio = inference_ratio(workspace, on_gpu=bool(task.compute.n_gpu_layers))
-    low, high = corrected(running, ratio, PROBE_PAST_SPREAD)
-    building = sum(quantize_seconds({type_name: size.n_weights}, n_threads=task.compute.n_threads) for type_name in written)
-    return low + building / 2, high + 2 * building
+    size, threads = ModelSize.of(model.source), min(task.compute.n_threads or machine.n_threads(), machine.n_threads())
+    building = sum(quantize_seconds({type_name: size.n_weights}, n_threads=threads) for type_name in written)
+    running = score_seconds(size, n_runs, task.n_ctx, n_threads=threads, n_gpu_layers=task.compute.n_gpu_layers)
+    return at_pace(
+        Paces(workspace.store.jobs.paces()),
+        "verify",
+        running + Seconds(beside=(building / 2, 2 * building)),
+        compensated=False,
+        n_threads=threads,
+        on_gpu=task.compute.n_gpu_layers != 0,
+    )
 
 
 def _main_type(preset: str) -> str:
