@@ -16,7 +16,7 @@ import numpy as np
 
 from quantailor.analysis.importance.imatrix import Imatrix, error_weights
 from quantailor.models.source import ModelSource
-from quantailor.numerics import Doubles
+from quantailor.numerics import Doubles, Floats, Integers
 from quantailor.qtypes import QType
 from quantailor.records import TensorInfo
 
@@ -38,6 +38,8 @@ most that is believed, either way."""
 
 OUTPUT, EMBEDDINGS = "output.weight", "token_embd.weight"
 _SAMPLED_ROWS = 64
+_SMALL_PART = 1 << 20
+"""Weights that are read sooner than some of their rows one by one."""
 _DOWN = re.compile(r"ffn_down(_\w+)?$")
 _MIXED = re.compile(r"(attn_output|ssm_out|time_mix_output|shortconv\.out_proj|ffn_down(_\w+)?)$")
 """Roles whose product is added to the stream."""
@@ -136,9 +138,9 @@ def _embedding_energy(source: ModelSource, imatrix: Imatrix | None) -> float:
     counts = None if imatrix is None else imatrix.token_counts
     weights = np.ones(tensor.n_rows) if counts is None or len(counts) != tensor.n_rows else counts + 1.0
     at = np.searchsorted(np.cumsum(weights), (np.arange(4 * _SAMPLED_ROWS) + 0.5) / (4 * _SAMPLED_ROWS) * weights.sum())
-    energies = [float((source.rows(tensor.name, row, row + 1).astype(np.float64) ** 2).sum()) for row in at.tolist()]
+    squares = _some_rows(source, tensor, 0, tensor.n_rows, at).astype(np.float64) ** 2
     own = tensor.n_cols**0.5 if source.architecture.startswith("gemma") else 1.0
-    return float(np.mean(energies)) * _number(source, "embedding_scale", own) ** 2
+    return float(squares.sum(axis=1).mean()) * _number(source, "embedding_scale", own) ** 2
 
 
 def _product_energy(source: ModelSource, tensor: TensorInfo, imatrix: Imatrix | None) -> float | None:
@@ -151,11 +153,18 @@ def _product_energy(source: ModelSource, tensor: TensorInfo, imatrix: Imatrix | 
     means: Doubles = np.zeros(tensor.n_slices)
     for index, inputs in enumerate(weighting.columns.astype(np.float64)):
         first = index * tensor.rows_per_slice
-        means[index] = np.mean([(source.rows(tensor.name, first + row, first + row + 1) ** 2 @ inputs)[0] for row in rows.tolist()])
+        means[index] = np.mean(_some_rows(source, tensor, first, tensor.rows_per_slice, rows) ** 2 @ inputs)
     shares = np.full(tensor.n_slices, 1 / tensor.n_slices) if weighting.slice_shares is None else weighting.slice_shares
     # Of k experts each adds its output with a weight of about 1/k.
     n_used = _number(source, "expert_used_count", 1.0) if tensor.n_slices > 1 else 1.0
     return float(means @ shares) * tensor.rows_per_slice / n_used
+
+
+def _some_rows(source: ModelSource, tensor: TensorInfo, first: int, n_rows: int, rows: Integers) -> Floats:
+    """Rows of a part that has so many, from `first` on: (len(rows), n_cols). A small part is read at once."""
+    if n_rows * tensor.n_cols <= _SMALL_PART:
+        return source.rows(tensor.name, first, first + n_rows)[rows]
+    return np.concatenate([source.rows(tensor.name, first + row, first + row + 1) for row in rows.tolist()])
 
 
 def _number(source: ModelSource, key: str, otherwise: float) -> float:

@@ -17,6 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from quantailor.analysis.importance.imatrix import Imatrix, holds, quantize_metadata
@@ -142,6 +143,7 @@ def _with_added(metadata: dict[str, MetadataValue], added: Mapping[str, str | in
     return metadata
 
 
+@cache
 def _version() -> str:
     try:
         return importlib.metadata.version("quantailor")

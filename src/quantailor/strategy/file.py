@@ -22,7 +22,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, JsonValue, ValidationError, field_validator, model_validator
@@ -47,6 +47,10 @@ FileFormat = Literal["yaml", "json"]
 
 _HEADER = "# A Quantailor strategy: which type each tensor gets. Types may be edited by hand; `quantailor build` reads this file.\n"
 _FastLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+if TYPE_CHECKING:
+    from yaml import SafeDumper as _FastDumper
+else:
+    _FastDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 class _Section(BaseModel):
@@ -248,7 +252,7 @@ class _Flow(dict[str, object]):
     """A mapping that is written on one line."""
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(_FastDumper):
     """Block style for the document, one line per tensor, short lists on one line; no aliases."""
 
     def ignore_aliases(self, data: object) -> bool:

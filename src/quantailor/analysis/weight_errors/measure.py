@@ -459,14 +459,14 @@ class _Measurement:
         """Shares of the fine bins and standard errors of the quantiles, from the pilot's rows."""
         draws = plan.draws(sampling.PILOT_DRAWS)
         positions = np.searchsorted(sample.pilot_rows, np.concatenate([plan.certain, draws.rows]))
-        fractions = sample.pilot_fine[positions] / self._tensor.n_cols
-        shares = sampling.estimate_shares(plan, draws, fractions)
-        below = np.cumsum(fractions[len(plan.certain) :], axis=1)
+        counts = sample.pilot_fine[positions]
+        shares = sampling.estimate_shares(plan, draws, counts / self._tensor.n_cols)
         edges, cumulative = weight_error.fine_edges(), np.cumsum(shares)
         errors = []
         for q in weight_error.QUANTILES:
             k = int(np.searchsorted(cumulative, q * cumulative[-1]))
             low, high = max(0, k - 2), min(k + 2, N_FINE_BINS - 1)
             density = (cumulative[high] - cumulative[low]) / (edges[high + 1] - edges[low + 1])
-            errors.append(sampling.share_below_se(plan, draws, below[:, k]) / density if density > 0 else 0.0)
+            below = counts[len(plan.certain) :, : k + 1].sum(axis=1) / self._tensor.n_cols
+            errors.append(sampling.share_below_se(plan, draws, below) / density if density > 0 else 0.0)
         return shares, tuple(float(error) for error in errors)
