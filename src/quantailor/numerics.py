@@ -227,15 +227,41 @@ def bootstrap_ln_ratio(
     Returns:
         The logarithm, and the interval's ends.
     """
-    pairs = np.stack([np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)], axis=1)
+    columns = np.stack([np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)], axis=1)
+    return bootstrap_ln_product(columns, (1.0, -1.0), draws=draws, level=level, floor=floor, seed=seed)
+
+
+def bootstrap_ln_product(
+    columns: npt.ArrayLike,
+    powers: npt.ArrayLike,
+    *,
+    draws: int = BOOTSTRAP_DRAWS,
+    level: float = 0.95,
+    floor: float = 0.0,
+    seed: int = 0,
+) -> tuple[float, tuple[float, float]]:
+    """The same for any product of powers of columns' sums: sum_k p_k ln(sum a_k).
+
+    Args:
+        columns: sums of every chunk, (n_chunks, n_columns).
+        powers: one for each column, (n_columns,).
+        draws: as of `bootstrap_ln_ratio`, like all that follow.
+        level: coverage of the interval.
+        floor: the least sum.
+        seed: of the random generator.
+
+    Returns:
+        The logarithm, and the interval's ends.
+    """
+    values, weights = np.asarray(columns, dtype=np.float64), np.asarray(powers, dtype=np.float64)
     least = max(floor, np.finfo(np.float64).tiny)
-    n_chunks = len(pairs)
-    logs = np.log(np.maximum(pairs.sum(axis=0), least))
+    n_chunks = len(values)
+    logs = np.log(np.maximum(values.sum(axis=0), least))
     generator = np.random.default_rng(seed)
     ratios = []
     for start in range(0, draws, _DRAWS_PER_BLOCK):
         picks = generator.integers(n_chunks, size=(min(_DRAWS_PER_BLOCK, draws - start), n_chunks))
-        sums = np.log(np.maximum(pairs[picks].sum(axis=1), least))  # (draws of this block, 2)
-        ratios.append(sums[:, 0] - sums[:, 1])
+        sums = np.log(np.maximum(values[picks].sum(axis=1), least))  # (draws of this block, n_columns)
+        ratios.append(sums @ weights)
     low, high = np.quantile(np.concatenate(ratios), [(1 - level) / 2, (1 + level) / 2])
-    return float(logs[0] - logs[1]), (float(low), float(high))
+    return float(logs @ weights), (float(low), float(high))

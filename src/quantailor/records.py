@@ -428,7 +428,26 @@ class Comparison:
     size_ratio: float
     """Our bytes / the reference's bytes."""
     outcome: Literal["better", "no better", "worse"]
+    file: str = ""
+    """What is compared with the reference; "" is ours."""
 
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A file beside the presets' line: mean KLD over size, straight between neighbouring presets in the logarithms of both."""
+
+    file: str
+    presets: tuple[str, ...]
+    """The two between which it lies, or the one of its size."""
+    ln_kld_ratio: float
+    """ln(its KLD / that of the line at its size)."""
+    interval: tuple[float, float]
+    """95 %, paired over chunks."""
+    outcome: Literal["below", "on", "above"]
+
+
+RowKind = Literal["base", "ours", "rival", "reference"]
+"""What a file is in a verdict: the base, ours (several sizes of a ladder), somebody else's, or one that llama.cpp made for comparison."""
 
 PLAIN_TWIN = "plain rounding"
 """The label of a reference of the very types of ours, rounded plainly; all others are llama.cpp's presets."""
@@ -436,10 +455,10 @@ PLAIN_TWIN = "plain rounding"
 
 @dataclass(frozen=True, slots=True)
 class VerdictRow:
-    """One file in a verdict: the base, ours, or a reference."""
+    """One file in a verdict."""
 
     label: str
-    kind: Literal["base", "ours", "reference"]
+    kind: RowKind
     size_bytes: int
     bits_per_weight: float
     statistics: FidelityStatistics
@@ -457,8 +476,13 @@ class Verdict:
     n_ctx: int
     rows: tuple[VerdictRow, ...]
     comparisons: tuple[Comparison, ...]
+    """Ours, the first where there are several, against every other file that is not ours."""
     floor_kld_nats: float
     """KLD of the unmodified base through the same pipeline."""
     sentence: str
     reservations: tuple[str, ...] = ()
     """What limits its worth: a text that was not held out, a base that is quantized itself. They end the sentence too."""
+    pairs: tuple[Comparison, ...] = ()
+    """Every two files, where more than one was judged."""
+    standings: tuple[Standing, ...] = ()
+    """Every file that was judged and lies between presets, where more than one was judged."""

@@ -89,7 +89,7 @@ def test_the_first_expression_found_anywhere_decides_without_regard_to_case() ->
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("attn_q=q4_0\n# ours", r"types\.txt, line 2: # is not of the form PATTERN=TYPE.*no comments"),
+        ("attn_q=q4_0\n; ours", r"types\.txt, line 2: ; is not of the form PATTERN=TYPE"),
         ("attn_q", r"line 1: attn_q is not of the form"),
         ("=q4_0", r"line 1: =q4_0 is not of the form"),
         ("\n\nattn_q=", r"line 3: attn_q= is not of the form"),

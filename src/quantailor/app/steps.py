@@ -8,7 +8,19 @@ from quantailor.evidence.measurements import usual_types
 from quantailor.evidence.recipes import reference_of
 from quantailor.ggml import library
 from quantailor.models.hub import find_token
-from quantailor.pipeline import LEVEL_SETTINGS, LEVELS, Level, MakeResult, MakeStep, StudyResult, StudyStep
+from quantailor.pipeline import (
+    LEVEL_SETTINGS,
+    LEVELS,
+    MADE,
+    NAME,
+    LadderResult,
+    LadderStep,
+    Level,
+    MakeResult,
+    MakeStep,
+    StudyResult,
+    StudyStep,
+)
 from quantailor.qtypes import IMATRIX_REQUIRED, UNQUANTIZED
 from quantailor.records import RoundingWish
 from quantailor.session import AUTO, NONE
@@ -20,7 +32,7 @@ from quantailor.steps.convert import ConversionOffer, ConvertResult, ConvertStep
 from quantailor.steps.hub.download import DownloadResult, DownloadStep, cached_model, shipped_imatrix
 from quantailor.steps.measure import MeasureResult, MeasureStep
 from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX, REPO, Compute, Conversion, HubModel, Way, absolute
-from quantailor.steps.plan import BasisWish, Limits, Method, PlanOptions, PlanResult, Target, plan
+from quantailor.steps.plan import BasisWish, Limits, Method, PlanOptions, PlanResult, Target, like_target, plan, plan_as
 from quantailor.steps.probe import (
     DEFAULT_ANCHORS,
     DEFAULT_MIXES,
@@ -49,6 +61,8 @@ __all__ = [
     "IMATRIX_REQUIRED",
     "LEVELS",
     "LEVEL_SETTINGS",
+    "MADE",
+    "NAME",
     "NONE",
     "RANGES",
     "REPO",
@@ -71,6 +85,8 @@ __all__ = [
     "HubModel",
     "ImatrixReport",
     "ImatrixStep",
+    "LadderResult",
+    "LadderStep",
     "Level",
     "Limits",
     "MakeResult",
@@ -102,7 +118,9 @@ __all__ = [
     "find_token",
     "kinds",
     "effort",
+    "like_target",
     "plan",
+    "plan_as",
     "reference_of",
     "shipped_imatrix",
     "type_bits",

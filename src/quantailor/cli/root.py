@@ -62,7 +62,9 @@ def with_groups(function: Command) -> Command:
         ]
 
     def run(**values: Any) -> None:
-        given = {name: value for name, value in values.items() if isinstance(value, Path)} | {"imatrix": Path(values.get("imatrix") or "")}
+        listed = {f"{name} {n}": each for name, value in values.items() if isinstance(value, list) for n, each in enumerate(value)}
+        given = {name: value for name, value in {**values, **listed}.items() if isinstance(value, Path)}
+        given["imatrix"] = Path(values.get("imatrix") or "")
         output = given.pop("output", None)
         if output is not None:
             if function.__name__ in _REPLACING:

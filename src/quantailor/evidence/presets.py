@@ -12,6 +12,7 @@ from quantailor.ggml.reference import preset_types, types_by_preset
 from quantailor.making import building
 from quantailor.making.judging import EQUAL_SIZE
 from quantailor.models.gguf_writer import PartLayout
+from quantailor.models.source import ModelSource
 from quantailor.numerics import Floats
 from quantailor.qtypes import UNTOUCHED, needs_imatrix
 from quantailor.records import TensorCells
@@ -36,6 +37,12 @@ def types_of_preset(model: OpenedModel, preset: str, imatrix: Imatrix | None) ->
         return known[preset]
     with header_path(model) as header:
         return _whole(model, preset_types(header, preset, imatrix=_importances(model, imatrix)))
+
+
+def preset_of(source: ModelSource, types: Mapping[str, str]) -> str:
+    """The preset that is called after the type which most weights have, as `general.file_type` names it; "F32" where there is none."""
+    number = building.file_type(source, types)
+    return next((name for name, known in library.presets().items() if known == number), "F32")
 
 
 def preset_size_bytes(model: OpenedModel, preset: str, imatrix: Imatrix | None) -> int:
@@ -71,18 +78,18 @@ def ladder(model: OpenedModel, imatrix: Imatrix | None) -> Mapping[str, Types]:
     return _known[key]
 
 
-def presets_around(model: OpenedModel, imatrix: Imatrix | None, size_bytes: int, named: str | None = None) -> tuple[str, ...]:
-    """The presets to compare a file of that size with, the largest first: the one as large as it, else the next on either side.
+def presets_around(model: OpenedModel, imatrix: Imatrix | None, sizes_bytes: Sequence[int], named: Sequence[str] = ()) -> tuple[str, ...]:
+    """The presets to compare files of these sizes with, the largest first: for each the one as large as it, else the next on either side.
 
     Args:
         model: the base.
         imatrix: what the presets are made with.
-        size_bytes: the file's.
-        named: a preset that is compared in any case.
+        sizes_bytes: the files'.
+        named: presets that are compared in any case.
     """
-    names = dict.fromkeys((*ladder(model, imatrix), *([named] if named else ())))
+    names = dict.fromkeys((*ladder(model, imatrix), *named))
     sizes = _preset_sizes(model, names, imatrix)
-    found = {*around(sizes, size_bytes), *([named] if named else ())}
+    found = {*named, *(name for size in sizes_bytes for name in around(sizes, size))}
     return tuple(sorted(found, key=lambda name: -sizes[name]))
 
 

@@ -18,7 +18,7 @@ from quantailor.ggml.reference import preset_name
 from quantailor.models.opening import open_model
 from quantailor.records import Strategy, TensorChoice, TensorInfo
 from quantailor.session import OpenedModel, Workspace, quantizable_tensors
-from quantailor.strategy.tensor_types import from_tensor_types
+from quantailor.strategy.tensor_types import COMMENTS, from_tensor_types
 
 PRESET = "preset:"
 _TENSOR_TYPE = re.compile(r"\s*[^\s=:#{]+=\w+(\s|$)")
@@ -41,14 +41,16 @@ def is_recipe(reference: str) -> bool:
     return reference.startswith(PRESET) or _names_tensor_types(Path(reference)) or _is_others(Path(reference))
 
 
-def recipe_of(workspace: Workspace, model: OpenedModel, reference: str, imatrix: str) -> Strategy:
+def recipe_of(workspace: Workspace, model: OpenedModel, reference: str, imatrix: str, *, types_alone: bool = False) -> Strategy:
     """The strategy of a reference, where `imatrix` is what presets are made with: "auto", "none", or a file.
+
+    Of a GGUF file that carries a strategy it is that one, or with `types_alone` no more than the types that the file has.
 
     Raises:
         StrategyError: there is none, or it cannot be read.
         ImatrixError: an importance matrix that cannot be used.
     """
-    if not is_recipe(reference):
+    if not is_recipe(reference) and not (types_alone and is_gguf(Path(reference))):
         return strategy_of(workspace, reference)
     matrix = workspace.imatrices.choose(model, imatrix)
     tensors = quantizable_tensors(model.source)
@@ -111,4 +113,6 @@ def _names_tensor_types(path: Path) -> bool:
     if not path.is_file() or is_gguf(path):
         return False
     with path.open("rb") as stream:
-        return _TENSOR_TYPE.match(stream.read(_HEAD_BYTES).decode("utf-8", "replace")) is not None
+        lines = stream.read(_HEAD_BYTES).decode("utf-8", "replace").split("\n")
+    first = next((line for line in lines if line.strip() and not line.lstrip().startswith(COMMENTS)), "")
+    return _TENSOR_TYPE.match(first) is not None

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from quantailor.analysis.importance.imatrix import Imatrix, quantize_metadata, quantizer_importance
 from quantailor.analysis.scores import fidelity
@@ -32,12 +32,13 @@ from quantailor.present import words
 from quantailor.present.charts.drawing import save
 from quantailor.present.charts.verdict import verdict_chart
 from quantailor.qtypes import UNTOUCHED
-from quantailor.records import ChunkScore, Comparison, Verdict, VerdictRow, bits_per_weight
+from quantailor.records import PLAIN_TWIN, ChunkScore, Comparison, RowKind, Standing, Verdict, VerdictRow, bits_per_weight
 from quantailor.strategy.interchange import exact_pattern
 
-EQUAL_SIZE = 0.001
+EQUAL_SIZE = fidelity.EQUAL_SIZE
 """Sizes that differ by no more than this share count as equal."""
 
+JUDGED: tuple[RowKind, ...] = ("ours", "rival")
 MIN_CHUNKS = 200
 """Fewer held-out chunks carry no claim."""
 
@@ -47,7 +48,7 @@ class ScoredFile:
     """A file and what its chunks scored. `kind` as in a verdict's rows."""
 
     label: str
-    kind: Literal["base", "ours", "reference"]
+    kind: RowKind
     size_bytes: int
     bits_per_weight: float
     scores: Sequence[ChunkScore]
@@ -155,10 +156,10 @@ def make_verdict(
     n_ctx: int,
     reservations: Sequence[str] = (),
 ) -> Verdict:
-    """Statistics of every file, ours against every reference, and the sentence.
+    """Statistics of every file, ours against every other, and the sentence. Where several files are judged, every two are compared.
 
     Args:
-        files: the base, exactly one of ours, and any references; only chunks that all of them have count.
+        files: the base, ours (the first where there are several), rivals, references; only chunks that all of them have count.
         null_control: the base against itself through the same pipeline, on as few chunks as it has.
         model_fingerprint: the base's.
         corpus_name: the held-out text, for people.
@@ -175,13 +176,14 @@ def make_verdict(
         )
         for file in files
     )
-    comparisons = tuple(
-        fidelity.compare(ours.scores, file.scores, reference=file.label, size_ratio=ours.size_bytes / file.size_bytes)
-        for file in files
-        if file.kind == "reference"
-    )
+    comparisons = tuple(_compare(ours, file) for file in files if file.kind in ("rival", "reference"))
+    pairs, standings = tuple[Comparison, ...](), tuple[Standing, ...]()
+    if sum(file.kind in JUDGED for file in files) > 1:
+        pairs = tuple(_compare(a, b, name=a.label) for a, b in itertools.combinations([file for file in files if file.kind != "base"], 2))
+        standings = _standings(files)
     floor = fidelity.statistics_of(null_control, base.scores).kld_mean.value
     row = rows[files.index(ours)]
+    said = several(rows, pairs, standings) if pairs else sentence(row, comparisons, floor_kld_nats=floor)
     return Verdict(
         model_fingerprint=model_fingerprint,
         corpus_name=corpus_name,
@@ -190,9 +192,21 @@ def make_verdict(
         rows=rows,
         comparisons=comparisons,
         floor_kld_nats=floor,
-        sentence=" ".join((sentence(row, comparisons, floor_kld_nats=floor), *reservations)),
+        sentence=" ".join((said, *reservations)),
         reservations=tuple(reservations),
+        pairs=pairs,
+        standings=standings,
     )
+
+
+def _compare(a: ScoredFile, b: ScoredFile, *, name: str = "") -> Comparison:
+    return fidelity.compare(a.scores, b.scores, reference=b.label, size_ratio=a.size_bytes / b.size_bytes, file=name)
+
+
+def _standings(files: Sequence[ScoredFile]) -> tuple[Standing, ...]:
+    presets = [(each.label, each.size_bytes, each.scores) for each in files if each.kind == "reference" and each.label != PLAIN_TWIN]
+    found = (fidelity.stand(each.label, each.scores, each.size_bytes, presets) for each in files if each.kind in JUDGED)
+    return tuple(each for each in found if each is not None)
 
 
 def _common_chunks(files: Sequence[ScoredFile]) -> list[ScoredFile]:
@@ -219,6 +233,48 @@ def sentence(ours: VerdictRow, comparisons: Sequence[Comparison], *, floor_kld_n
     if comparisons and all(size_difference(each) for each in comparisons):
         said.append("No reference has its size.")
     return " ".join(said)
+
+
+def several(rows: Sequence[VerdictRow], pairs: Sequence[Comparison], standings: Sequence[Standing]) -> str:
+    """The verdict on several files in words: all of them beside the presets' line, then each, then ours beside the files of others."""
+    judged, n_chunks = [row for row in rows if row.kind in JUDGED], rows[0].statistics.n_chunks
+    if n_chunks < MIN_CHUNKS:
+        klds = "; ".join(f"{row.label} {words.figure(row.statistics.kld_mean.value)}" for row in judged)
+        return f"{words.plural(n_chunks, 'chunk')} are too few to claim anything, {MIN_CHUNKS} are needed. Mean KLD so far: {klds}."
+    by_file = {each.file: each for each in standings}
+    ours = [by_file.get(row.label) for row in judged if row.kind == "ours"]
+    outcomes = {each.outcome for each in ours if each is not None}
+    said = []
+    if len(ours) > 1 and len(outcomes) == 1 and None not in ours:
+        said.append(f"All {words.number_word(len(ours))} files are {outcomes.pop()} the presets' line.")
+    said += [f"{row.label} {_standing(row, rows, pairs, by_file.get(row.label))}." for row in judged]
+    rivals = [row for row in judged if row.kind == "rival"]
+    said += [
+        f"{pair.file} is {pair.outcome} than {_reference(pair)} ({_ratio(pair)})."
+        for pair in pairs
+        if pair.reference in {row.label for row in rivals} and pair.file in {row.label for row in judged}
+    ]
+    return " ".join(said)
+
+
+def _standing(row: VerdictRow, rows: Sequence[VerdictRow], pairs: Sequence[Comparison], standing: Standing | None) -> str:
+    """A file beside the presets: on which side of their line, and the one that it equals or beats."""
+    if standing is None:
+        line = "lies outside the sizes of the presets that were measured"
+    else:
+        low, high = (words.percent(math.exp(end), 0) for end in standing.interval)
+        place = standing.presets[0] if len(standing.presets) == 1 else f"the line from {' to '.join(standing.presets)}"
+        share = words.percent(math.exp(standing.ln_kld_ratio), 0)
+        line = f"is {standing.outcome} the presets' line: {share} of the divergence of {place} at its size ({low} to {high})"
+    presets = {each.label for each in rows if each.kind == "reference" and each.label != PLAIN_TWIN}
+    larger = [each for each in pairs if each.file == row.label and each.reference in presets and size_difference(each) > 0]
+    same = max((each for each in larger if each.outcome == "no better"), key=size_difference, default=None)
+    beaten = max((each for each in larger if each.outcome == "better"), key=size_difference, default=None)
+    best = max((each for each in (same, beaten) if each is not None), key=size_difference, default=None)
+    if best is None:
+        return line
+    smaller = words.percent(1 - best.size_ratio, 0 if best.size_ratio < 1 - 0.0095 else 1)
+    return f"{line}, and {smaller} smaller than {best.reference} at {'the same' if best is same else 'less'} divergence"
 
 
 def size_difference(comparison: Comparison) -> float:
@@ -271,7 +327,7 @@ def write_csv(verdict: Verdict, path: Path) -> Path:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(CSV_COLUMNS)
     for row in verdict.rows:
-        table.writerow([*_csv_row(row), *_csv_comparison(compared.get(row.label) if row.kind == "reference" else None)])
+        table.writerow([*_csv_row(row), *_csv_comparison(compared.get(row.label))])
     return write_text(path, text.getvalue())
 
 

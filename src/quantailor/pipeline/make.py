@@ -1,14 +1,16 @@
-"""`make`: the whole way from a model to a file and its verdict, in one directory."""
+"""`make`: the whole way from a model to a file and its verdict, in one directory; and what it shares with a ladder of several."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imatrix
 from quantailor.costs.model_size import ModelSize
@@ -23,6 +25,7 @@ from quantailor.models.abilities import require_predictions
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.source import ModelSource
 from quantailor.pipeline.parts import Parts, PipelineStep, grouping_of
+from quantailor.pipeline.recipes import write_recipe
 from quantailor.records import Strategy
 from quantailor.session import AUTO, NONE, OpenedModel, Workspace, plain_label
 from quantailor.steps.build import BuildReport, BuildStep
@@ -35,9 +38,11 @@ from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX
 from quantailor.steps.plan import PlanOptions, PlanResult, choose, plan_result, target_of
 from quantailor.steps.probe import DEFAULT_PROBE_CHUNKS, Grouping, ProbeStep
 from quantailor.steps.stages import Stages
-from quantailor.steps.step import Screen, StepResult
+from quantailor.steps.step import Answer, Screen, StepResult
 from quantailor.steps.verify import VerifyResult, VerifyStep
 from quantailor.strategy import file as strategy_file
+
+_TARGET_OPTIONS = {"size_bytes": "size", "bits_per_weight": "bpw", "like": "like", "kld_nats": "kld"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +62,24 @@ class MakeResult(StepResult):
     verify: VerifyResult | None
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What everything that is made of a model rests on, once it was measured."""
+
+    model: str
+    """What was asked for, not the base that llama.cpp's converter made of it."""
+    base: str | None
+    weights: str
+    imatrix: str
+    """Its file, or "none"."""
+    evidence: str | None
+    """The name of the probes."""
+    parts: Parts
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
-    """The whole way from a model to a verdict, in one directory.
+class MakingStep(PipelineStep[Answer]):
+    """The whole way from a model to files and a verdict, in one directory.
 
     Of importance matrices "auto" is one that the store has, else one that is computed. Covariances are computed beside it, in
     the same run of the text where both are; where a matrix of the store is taken, so are covariances of the store.
@@ -94,7 +114,7 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
 
     def check(self, workspace: Workspace) -> None:
         """What can be read without work: texts, names, the plan. Raises QuantailorError."""
-        super(MakeStep, self).check(workspace)
+        super(MakingStep, self).check(workspace)
         refuse_busy(self.folder)
         check_texts(self.verify_text)
         check_plan(self.plan)
@@ -107,19 +127,19 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
     def check_model(self, workspace: Workspace, model: OpenedModel) -> None:
         """Whether any types could meet the plan. Raises StrategyError."""
         self.decided(workspace, model.source).refuse_other_result(model)
-        check_possible(model, self.plan_options, self.candidate_types, has_imatrix=self.imatrix != NONE)
+        for plan in self.plans.values():
+            check_possible(model, plan, self.candidate_types, has_imatrix=self.imatrix != NONE)
 
     def refuse_other_result(self, model: OpenedModel) -> None:
         """Raise OutputError where the directory holds the result of something else that may not be replaced."""
-        if self.overwrite:
-            return
-        asked = target_of(self.plan)
-        if self.plan.like is not None:
-            asked["like"] = preset_name(self.plan.like)
-        limits = constraints_of(self.plan_options).as_parameters()
-        refuse_other_result(self.strategy_path, model.fingerprint, self.plan.method, asked, limits, rounding=self.rounding)
+        for place, plan in self.plans.items() if not self.overwrite else ():
+            asked = target_of(plan)
+            if plan.like is not None:
+                asked["like"] = preset_name(plan.like)
+            limits = constraints_of(plan).as_parameters()
+            refuse_other_result(self.folder, place, model.fingerprint, plan.method, asked, limits, rounding=self.rounding)
 
-    def decided(self, workspace: Workspace, source: ModelSource) -> MakeStep:
+    def decided(self, workspace: Workspace, source: ModelSource) -> Self:
         """The same with its rounding decided. Plain rounding goes without covariances, whatever the home has, unless they are named."""
         if self.compensates(source, runs=self.runs_the_model(workspace)):
             return dataclasses.replace(self, rounding="compensated")
@@ -128,6 +148,11 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
     @property
     def folder(self) -> Path:
         return Path(self.output)
+
+    @property
+    @abstractmethod
+    def plans(self) -> Mapping[Path, PlanOptions]:
+        """What the plans of all files are asked for, by the places of their strategies."""
 
     @property
     def plan_options(self) -> PlanOptions:
@@ -153,7 +178,7 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         """Whether it probes."""
         return self.plan.basis != "ranking"
 
-    def run(self, workspace: Workspace, stages: Stages) -> MakeResult:
+    def run(self, workspace: Workspace, stages: Stages) -> Answer:
         """Convert, calibrate, measure, probe, plan, build, verify. What an earlier run finished is taken as it is.
 
         Raises OutputError where the directory cannot be made, and what the parts raise.
@@ -167,7 +192,7 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         with alone_in(self.folder, workspace):
             return self.make(workspace, stages)
 
-    def make(self, workspace: Workspace, stages: Stages) -> MakeResult:
+    def make(self, workspace: Workspace, stages: Stages) -> Answer:
         """The parts of `run`, alone in the directory."""
         began = time.monotonic()
         if self.seconds is not None:
@@ -211,25 +236,12 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
             with workspace.source(weights) as source:
                 n_weights = sum(tensor.n_elements for tensor in source.tensors)
             probed = step.with_time_left(began).probes(weights, imatrix, n_weights).run(workspace, stages)
-        parts.begin("plan")
-        strategy, planned = step.plan_types(workspace, weights, imatrix, None if probed is None else probed.grounds.name, stages)
-        parts.begin("build")
-        # The file is named after what was asked for, not after the base that llama.cpp's converter made of it.
-        name = f"{plain_label(self.model)}-{planned.prediction.bits_per_weight:.2f}bpw.gguf"
-        built = step.build(workspace, weights, strategy, planned, step.folder / name, stages)
-        verified = None
-        if parts.begin("verify"):
-            verified = step.verify_step(built.paths[0], weights, imatrix).run(workspace, stages)
-        return MakeResult(
-            base=base,
-            imatrix=None if imatrix == NONE else imatrix,
-            rounding=step.rounding,
-            covariances=step.covariances if step.rounding == "compensated" else None,
-            strategy=str(step.strategy_path),
-            build=built,
-            plan=planned,
-            verify=verified,
-        )
+        evidence = None if probed is None else probed.grounds.name
+        return step.finish(workspace, stages, Ready(self.model, base, weights, imatrix, evidence, parts))
+
+    @abstractmethod
+    def finish(self, workspace: Workspace, stages: Stages, ready: Ready) -> Answer:
+        """Plan, build, verify."""
 
     def parts(self, workspace: Workspace, model: OpenedModel) -> tuple[str, ...]:
         """The names of its parts, in order, once its rounding is decided."""
@@ -241,7 +253,7 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
             "measure": True,
             "probes": self.probed,
             "plan": True,
-            "build": True,
+            **dict.fromkeys(self.files, True),
             "verify": self.verify,
         }
         return tuple(name for name, is_wanted in wanted.items() if is_wanted)
@@ -259,8 +271,9 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         return self.imatrix_chunks
 
     @property
-    def strategy_path(self) -> Path:
-        return self.folder / "strategy.yaml"
+    def files(self) -> tuple[str, ...]:
+        """The parts that each build a file."""
+        return ("build",)
 
     def known_imatrix(self, workspace: Workspace) -> str | None:
         """The importance matrix's file, or "none" where there is to be none; None where it is still to be computed."""
@@ -296,53 +309,62 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         group = self.group or ("tensor" if self.is_limited else grouping_of(n_weights, self.compute.n_gpu_layers))
         return self.probes_step(weights, imatrix, self.probe_chunks, group)
 
-    def plan_types(
-        self, workspace: Workspace, weights: str, imatrix: str, evidence: str | None, stages: Stages
-    ) -> tuple[Strategy, PlanResult]:
+    def plan_types(self, workspace: Workspace, ready: Ready, place: Path, plan: PlanOptions, stages: Stages) -> tuple[Strategy, PlanResult]:
         """Plan on its own probes, with the types that were asked for and no others, whatever else was measured; and write the strategy."""
-        options = dataclasses.replace(self.plan_options, evidence=evidence)
+        options = dataclasses.replace(plan, evidence=ready.evidence)
         control = stages.begin("plan")
-        with workspace.model(weights) as model:
-            rounding = measuring_rounding(workspace, model, workspace.imatrices.choose(model, imatrix), self.rounding, self.covariances)
+        with workspace.model(ready.weights) as model:
+            matrix = workspace.imatrices.choose(model, ready.imatrix)
+            rounding = measuring_rounding(workspace, model, matrix, self.rounding, self.covariances)
             strategy, preset_size, grounds = choose(
-                workspace, model, options, imatrix=imatrix, exhaustive=self.exhaustive, rounding=rounding.key
+                workspace, model, options, imatrix=ready.imatrix, exhaustive=self.exhaustive, rounding=rounding.key
             )
-        strategy_file.write(strategy, self.strategy_path, overwrite=True)
+        strategy_file.write(strategy, place, overwrite=True)
         control.advance(1, 1)
-        return strategy, plan_result(workspace, strategy, self.strategy_path, preset_size, grounds, base=weights)
+        return strategy, plan_result(workspace, strategy, place, preset_size, grounds, base=ready.weights)
 
     def build(
-        self, workspace: Workspace, weights: str, strategy: Strategy, planned: PlanResult, output: Path, stages: Stages
+        self, workspace: Workspace, ready: Ready, strategy: Strategy, planned: PlanResult, output: Path, verdict: Path, stages: Stages
     ) -> BuildReport:
-        """Build the file, unless it is there already as that strategy, model and importance matrix gave it."""
+        """Build the file, unless it is there already as that strategy, model and importance matrix gave it.
+
+        `verdict` is where one on an earlier file of that name lies, which goes with that file.
+        """
         size, bits = planned.prediction.file_size_bytes, planned.prediction.bits_per_weight
-        with workspace.model(weights) as model:
+        with workspace.model(ready.weights) as model:
             wanted = recipe(model, strategy, strategy_rounding(workspace, model, strategy))
         if workspace.is_as_written(output, wanted):
             stages.note(f"{output.name} was built before")
             return BuildReport((str(output),), size, bits, size)
         step = BuildStep(
-            base=weights,
-            strategy=str(self.strategy_path),
+            base=ready.weights,
+            strategy=str(planned.path),
             output=str(output),
             overwrite=True,
             allow_requantize=self.allow_requantize,
-            verdict=str(self.folder / "verdict"),
+            verdict=str(verdict),
             compute=self.compute,
         )
         return step.run(workspace, stages)
 
-    def verify_step(self, file: str, weights: str, imatrix: str) -> VerifyStep:
-        """The verification of the file."""
+    def write_recipe(self, workspace: Workspace, ready: Ready, asked: Mapping[str, object]) -> None:
+        """Write what the run was told into its directory."""
+        with workspace.model(ready.weights, allow_requantize=True) as model:
+            write_recipe(self, ready.model, model, asked)
+
+    def verify_step(self, files: Sequence[str], weights: str, imatrix: str, *, output: str = "verdict") -> VerifyStep:
+        """The verification of the files, which are all ours."""
         return VerifyStep(
-            file=file,
+            file=files[0],
+            others=tuple(files[1:]),
+            is_ladder=len(files) > 1,
             base=weights,
             against=self.against,
             beside=self.beside,
             text=self.verify_text,
             chunks=self.chunks,
             imatrix=imatrix,
-            output=str(self.folder / "verdict"),
+            output=str(self.folder / output),
             overwrite=True,
             compute=self.compute,
         )
@@ -358,12 +380,47 @@ class MakeStep(PipelineStep[MakeResult], kind="make", result=MakeResult):
         needs = step.calibrate_step(step.model, step.imatrix_chunks).needs(workspace) if calibrates else Needs()
         if runs and is_checkpoint and not (folder / "base.gguf").exists():
             needs += Needs(((folder / "base.gguf", size.tensor_bytes),))
-        if step.plan.size_bytes and not any(folder.glob("*bpw.gguf")):
-            needs += Needs(((folder / "model.gguf", step.plan.size_bytes // 2),))
+        n_bytes = sum(plan.size_bytes or 0 for plan in step.plans.values())
+        if n_bytes and not any(folder.glob("*bpw*.gguf")):
+            needs += Needs(((folder / "model.gguf", n_bytes // 2),))
         if step.probed:
             probes = step.probes_step(step.model, AUTO, step.probe_chunks, "tensor")
             needs += dataclasses.replace(probes, mix_chunks=step.probe_chunks, anchors=0).needs(workspace)
         if step.verify:
-            named = (step.plan.like,) if step.against is None and step.plan.like else step.against
-            return needs + dataclasses.replace(step, against=named).verify_step("", step.model, AUTO).needs(workspace)
+            likes = tuple(plan.like for plan in step.plans.values() if plan.like)
+            named = likes if step.against is None and likes else step.against
+            return needs + dataclasses.replace(step, against=named).verify_step([""], step.model, AUTO).needs(workspace)
         return needs + run_as_it_is(size, DEFAULT_N_CTX, step.compute.n_gpu_layers) if runs else needs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeStep(MakingStep[MakeResult], kind="make", result=MakeResult):
+    """One file."""
+
+    @property
+    def plans(self) -> Mapping[Path, PlanOptions]:
+        """The one plan."""
+        return {self.folder / "strategy.yaml": self.plan_options}
+
+    def finish(self, workspace: Workspace, stages: Stages, ready: Ready) -> MakeResult:
+        """Plan, build, verify."""
+        ready.parts.begin("plan")
+        ((place, plan),) = self.plans.items()
+        strategy, planned = self.plan_types(workspace, ready, place, plan, stages)
+        ready.parts.begin("build")
+        name = f"{plain_label(ready.model)}-{planned.prediction.bits_per_weight:.2f}bpw.gguf"
+        built = self.build(workspace, ready, strategy, planned, self.folder / name, self.folder / "verdict", stages)
+        verified = None
+        if ready.parts.begin("verify"):
+            verified = self.verify_step(built.paths[:1], ready.weights, ready.imatrix).run(workspace, stages)
+        self.write_recipe(workspace, ready, {_TARGET_OPTIONS[key]: value for key, value in target_of(self.plan).items()})
+        return MakeResult(
+            base=ready.base,
+            imatrix=None if ready.imatrix == NONE else ready.imatrix,
+            rounding=self.rounding,
+            covariances=self.covariances if self.rounding == "compensated" else None,
+            strategy=str(place),
+            build=built,
+            plan=planned,
+            verify=verified,
+        )

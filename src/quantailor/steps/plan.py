@@ -19,9 +19,11 @@ from quantailor.evidence.grounds import command_line
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import Measured, measured, model_facts, usual_types
 from quantailor.evidence.presets import near_a_preset, preset_size_bytes
+from quantailor.evidence.recipes import recipe_of
 from quantailor.evidence.roundings import named_rounding
+from quantailor.evidence.strategies import is_gguf, require_whole
 from quantailor.ggml.reference import preset_name
-from quantailor.making import building
+from quantailor.making import building, judging
 from quantailor.models.abilities import require_predictions
 from quantailor.records import Grounds, Prediction, RoundingWish, Strategy, TensorCells, TensorChoice
 from quantailor.session import AUTO, OpenedModel, Workspace
@@ -153,6 +155,67 @@ def plan(
         strategy_file.write(strategy, output, overwrite=overwrite)
     result = plan_result(workspace, strategy, output, preset_size, grounds, base=base, origin=origin)
     return result if passed_over is None else dataclasses.replace(result, notes=(*result.notes, passed_over))
+
+
+def plan_as(
+    workspace: Workspace,
+    base: Path,
+    reference: str,
+    *,
+    imatrix: str = AUTO,
+    rounding: RoundingWish = "auto",
+    covariances: str = AUTO,
+    output: Path | None = None,
+    overwrite: bool = False,
+    origin: str | None = None,
+) -> PlanResult:
+    """The very types of a file (GGUF, or tensor types for llama-quantize), a preset or a strategy, with what is known of them.
+
+    Args:
+        base: the model.
+        reference: as of `evidence.recipes.reference_of`.
+        imatrix: what the file is to be quantized with: "auto", "none", or a file.
+        rounding: how it is to be rounded; "auto" is compensated where as much is measured with it as without.
+        covariances: of the inputs, for compensated rounding.
+        output: where to save the strategy.
+        overwrite: replace an existing file.
+        origin: where the model came from, for the result.
+
+    Raises:
+        StrategyError: there are no such types, or they are another model's.
+        CovarianceError: covariances that cannot be used.
+    """
+    if output is not None:
+        files.refuse_existing(output, overwrite=overwrite)
+    with workspace.model(base) as model:
+        taken = recipe_of(workspace, model, reference, imatrix, types_alone=True)
+        require_whole(taken, model)
+        strategy = dataclasses.replace(taken, prediction=None, basis="ranking only")
+        known, missing = None, "nothing is measured"
+        matrix = workspace.imatrices.choose(model, imatrix)
+        try:
+            found = measured(workspace, model, imatrix, rounding=named_rounding(workspace, model, rounding, covariances))
+            known = load_knowledge(workspace, model, found.key, found.cells)
+            tables = expected_tables(model.source, found, matrix) if known is None else probed_tables(model.source, found, known)
+            damages = predict(strategy.types, tables, model=model_facts(model, tables)).damage
+            strategy = dataclasses.replace(strategy, basis=basis_of(known), inputs={**strategy.inputs, **inputs_of(found, known)})
+        except StrategyError as error:
+            known, damages, missing = None, 0.0, error.message
+        prediction = building.predict(model.source, strategy, imatrix=matrix)
+        prediction = dataclasses.replace(prediction, damage=damages, no_prediction=None if known else missing)
+        strategy = with_kld(dataclasses.replace(strategy, prediction=prediction), known)
+        workspace.store.record_strategy(StrategyRecord.of(model.fingerprint, strategy.method, strategy_file.dumps(strategy)))
+    if output is not None:
+        strategy_file.write(strategy, output, overwrite=overwrite)
+    return plan_result(workspace, strategy, output, None, None if known is None else known.grounds, base=base, origin=origin)
+
+
+def like_target(text: str) -> Target:
+    """What "as large as" this means: a preset's size, or that of a GGUF file. Raises ModelError for a file that cannot be read."""
+    nothing = Target(size_bytes=None, bits_per_weight=None, like=None, kld_nats=None)
+    if is_gguf(path := files.expanded(text)) or path.suffix == ".gguf":
+        return {**nothing, "size_bytes": judging.file_size(path)[0]}
+    return {**nothing, "like": text}
 
 
 def choose(

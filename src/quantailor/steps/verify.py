@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -13,7 +14,7 @@ from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.scores import fidelity
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
-from quantailor.errors import OutputError
+from quantailor.errors import OptionError, OutputError
 from quantailor.evidence.presets import presets_around
 from quantailor.evidence.strategies import embedded_strategy
 from quantailor.evidence.written import plain_twin, reference
@@ -21,10 +22,10 @@ from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
 from quantailor.making import judging
 from quantailor.models.abilities import require_predictions
-from quantailor.records import PLAIN_TWIN, ChunkScore, Verdict
+from quantailor.records import PLAIN_TWIN, ChunkScore, RowKind, Verdict
 from quantailor.session import AUTO, HELDOUT_TEXT, OpenedModel, Workspace, gguf_path, require_finite
 from quantailor.steps.checks.inputs import check_texts
-from quantailor.steps.checks.verified import require_presets, require_same_model, reservations
+from quantailor.steps.checks.verified import other_words, require_presets, require_same_model, reservations
 from quantailor.steps.options import DEFAULT_N_CTX
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Screen, StepResult, WeightedStep
@@ -46,7 +47,7 @@ class VerifyResult(StepResult):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult):
-    """Measure a file against its base and against presets. "auto" is the importance matrix that the file was made with."""
+    """Measure a file, or several, against their base and presets. "auto" is the importance matrix that the first was made with."""
 
     units: ClassVar[Mapping[str, str]] = {"verify": "chunks", PLAIN_TWIN: "bytes"}
     runs_model: ClassVar[bool] = True
@@ -54,6 +55,9 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
 
     file: str
     base: str
+    others: tuple[str, ...] = ()
+    """More files of the model, judged beside it: somebody else's, or with `is_ladder` other sizes of ours."""
+    is_ladder: bool = False
     against: tuple[str, ...] | None = None
     """Presets to compare with; None means those whose sizes lie around the file's, and the one that it was planned like."""
     beside: Literal["plain"] | None = None
@@ -71,23 +75,42 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
         """The presets to compare with, as llama.cpp spells them. Raises TypeUnavailableError for an unknown one."""
         if self.against is not None:
             return tuple(dict.fromkeys(preset_name(name) for name in self.against))
-        file = Path(self.file)
-        embedded = embedded_strategy(workspace, file)
-        named = None if embedded is None else embedded.target.get("like")
-        return presets_around(model, imatrix, judging.file_size(file)[0], None if named is None else preset_name(str(named)))
+        sizes = [judging.file_size(file)[0] for file in self.files]
+        strategies = (embedded_strategy(workspace, file) for file in self.files)
+        named = [preset_name(str(each.target["like"])) for each in strategies if each is not None and "like" in each.target]
+        return presets_around(model, imatrix, sizes, named)
 
     def check(self, workspace: Workspace) -> None:
-        """The text and the presets. Raises CorpusError, TypeUnavailableError."""
+        """The text, the presets, the files. Raises CorpusError, TypeUnavailableError, OptionError, StrategyMismatchError."""
         super(VerifyStep, self).check(workspace)
         check_texts(self.text)
         self.refuse_other_verdict()
         for name in self.against or ():
             preset_name(name)
+        if repeated := [path for path, n in Counter(path.resolve() for path in self.files).items() if n > 1]:
+            raise OptionError(f"{repeated[0]} is given twice", remedy="Name every file once")
         if self.hub is None and Path(self.file).exists():
-            with workspace.source(self.file) as file, workspace.source(self.base) as base:
-                require_same_model(file, base)
+            with workspace.source(self.base) as base:
+                for path in self.files:
+                    with workspace.source(path) as file:
+                        require_same_model(file, base)
                 if self.against != ():
                     require_presets(base)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that are judged, ours first."""
+        return tuple(map(Path, (self.file, *self.others)))
+
+    def labels(self, taken: Collection[str]) -> list[str]:
+        """A name for each of the files, which none of the `taken` has, nor another file."""
+        found = list[str]()
+        for path in self.files:
+            ours = self.is_ladder or not found
+            plain = f"{path.stem} ({'ours' if ours else 'theirs'})" if path.stem in taken else path.stem
+            names = (plain, f"{path.parent.name}/{plain}", str(path))
+            found.append(next(name for name in names if name not in found))
+        return found
 
     @property
     def stem(self) -> Path:
@@ -115,16 +138,19 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             imatrix, told = verify_imatrix(workspace, model, self)
             require_finite(model.identity)
             base, ours = gguf_path(model), Path(self.file)
-            with workspace.source(ours) as source:
-                require_same_model(source, model.source)
+            for path in self.files:
+                with workspace.source(path) as source:
+                    require_same_model(source, model.source)
+                    told = [*told, *other_words(source, model.source)]
             text = Path(self.text) if self.text else HELDOUT_TEXT
             corpus = workspace.corpus(model, text)
             tokens = chunks(corpus, n_ctx, limit=self.chunks)
             presets = self.presets(workspace, model, imatrix)
-            label = f"{ours.stem} (ours)" if ours.stem in (BASE, NULL_CONTROL, PLAIN_TWIN, *presets) else ours.stem
-            candidates = {label: ours}
+            labels = self.labels((BASE, NULL_CONTROL, PLAIN_TWIN, *presets))
+            candidates = dict(zip(labels, self.files, strict=True))
             threads = self.compute.n_threads
-            require_finite(workspace.identity(ours))
+            for path in self.files:
+                require_finite(workspace.identity(path))
             for preset in presets:
                 control = stages.begin(f"reference {preset}")
                 candidates[preset] = reference(workspace, model, preset, imatrix, n_threads=threads, control=control)
@@ -150,9 +176,12 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             for name, score in scores:
                 workspace.store.record_chunk_scores(keys[name], [score])
             found = [*told, *reservations(workspace, model, ours, text)]
+            for path in self.files[1:]:
+                found += [f"{path.name}: {each}" for each in reservations(workspace, model, path, text) if each not in found]
             for reservation in found:
                 stages.warn(reservation)
-            verdict = _judge(workspace, model, keys, candidates, label, len(tokens), corpus_name=corpus.name, n_ctx=n_ctx, limits=found)
+            kinds: dict[str, RowKind] = dict.fromkeys(labels, "ours" if self.is_ladder else "rival") | {labels[0]: "ours"}
+            verdict = _judge(workspace, model, keys, candidates, kinds, len(tokens), corpus_name=corpus.name, n_ctx=n_ctx, limits=found)
             workspace.store.record_verdict(verdict)
             written = judging.write_verdict(verdict, self.stem)
             return VerifyResult(verdict, tuple(map(str, written)))
@@ -199,7 +228,7 @@ def _judge(
     model: OpenedModel,
     keys: Mapping[str, ScoreKey],
     candidates: Mapping[str, Path],
-    label: str,
+    kinds: Mapping[str, RowKind],
     n_chunks: int,
     *,
     corpus_name: str,
@@ -211,7 +240,7 @@ def _judge(
     }
     scored = [_scored(BASE, "base", gguf_path(model), scores[BASE], model.fingerprint)]
     for name, path in candidates.items():
-        scored.append(_scored(name, "ours" if name == label else "reference", path, scores[name], keys[name].candidate))
+        scored.append(_scored(name, kinds.get(name, "reference"), path, scores[name], keys[name].candidate))
     return judging.make_verdict(
         scored,
         scores[NULL_CONTROL],
@@ -223,8 +252,6 @@ def _judge(
     )
 
 
-def _scored(
-    label: str, kind: Literal["base", "ours", "reference"], path: Path, scores: Sequence[ChunkScore], content: str
-) -> judging.ScoredFile:
+def _scored(label: str, kind: RowKind, path: Path, scores: Sequence[ChunkScore], content: str) -> judging.ScoredFile:
     size_bytes, bits = judging.file_size(path)
     return judging.ScoredFile(label, kind, size_bytes, bits, scores, content)

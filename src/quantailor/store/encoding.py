@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from quantailor.errors import StoreError
-from quantailor.records import Comparison, Estimate, FidelityStatistics, Verdict, VerdictRow
+from quantailor.records import Comparison, Estimate, FidelityStatistics, Standing, Verdict, VerdictRow
 
 
 def floats_to_blob(values: Sequence[float]) -> bytes:
@@ -56,8 +56,14 @@ def verdict_to_json(verdict: Verdict) -> str:
 def verdict_from_json(text: str) -> Verdict:
     document = json.loads(text)
     rows = tuple(VerdictRow(**{**row, "statistics": _statistics(row["statistics"])}) for row in document.pop("rows"))
-    comparisons = tuple(Comparison(**{**one, "interval": tuple(one["interval"])}) for one in document.pop("comparisons"))
-    return Verdict(**{**document, "reservations": tuple(document.get("reservations", ()))}, rows=rows, comparisons=comparisons)
+    document["reservations"] = tuple(document.get("reservations", ()))
+    for name, kind in {"comparisons": Comparison, "pairs": Comparison, "standings": Standing}.items():
+        document[name] = tuple(kind(**_tuples(one)) for one in document.get(name, ()))
+    return Verdict(**document, rows=rows)
+
+
+def _tuples(document: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()}
 
 
 def _statistics(document: Mapping[str, Any]) -> FidelityStatistics:

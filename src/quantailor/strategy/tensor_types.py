@@ -1,4 +1,4 @@
-"""Reads a file for `--tensor-type-file` as llama-quantize does."""
+"""Reads a file for `--tensor-type-file` as llama-quantize does, and comments as published recipes have them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from quantailor.errors import StrategyFormatError
 
 _WORD = re.compile(r"[^ \t\v\f\r]+")
+COMMENTS = ("#", "//")
 _LOWER = {ord(letter): letter.lower() for letter in string.ascii_uppercase}
 """C++ parts words at ASCII spaces, and lower-cases ASCII letters, only."""
 _NOT_SHARED = re.compile(r"\(\?(?![:=!])|\[[:.=]")
@@ -18,7 +19,9 @@ _NOT_SHARED = re.compile(r"\(\?(?![:=!])|\[[:.=]")
 def from_tensor_types(
     text: str, tensor_names: Collection[str], *, name: str = "the tensor types", known_types: Collection[str] | None = None
 ) -> dict[str, str]:
-    """The types that a file for `--tensor-type-file` gives these tensors, as llama-quantize would read it.
+    """The types that a file for `--tensor-type-file` gives these tensors, as llama-quantize would read it without its comments.
+
+    A word that begins with "#" or "//" begins a comment, which llama-quantize itself does not take.
 
     Args:
         text: the file's content.
@@ -41,14 +44,15 @@ def _words(text: str) -> Iterator[tuple[int, str]]:
     """Line number and word; words are parted by spaces and newlines."""
     for number, line in enumerate(text.split("\n"), start=1):
         for word in _WORD.findall(line):
+            if word.startswith(COMMENTS):
+                break
             yield number, word
 
 
 def _rule(word: str, where: str, known_types: Collection[str] | None) -> tuple[re.Pattern[str], str]:
     pattern, separator, type_name = word.partition("=")
     if not (pattern and separator and type_name):
-        hint = "; the file may hold no comments" if word.startswith(("#", "//")) else ""
-        raise StrategyFormatError(f"{where}: {word} is not of the form PATTERN=TYPE", remedy=f"Write for example attn_v=q6_K{hint}")
+        raise StrategyFormatError(f"{where}: {word} is not of the form PATTERN=TYPE", remedy="Write for example attn_v=q6_K")
     if known_types is not None and type_name.upper() not in known_types:
         raise StrategyFormatError(f"{where}: there is no type {type_name}", remedy=f"Known: {', '.join(known_types)}")
     return _compiled(pattern.translate(_LOWER), where), type_name.upper()

@@ -29,7 +29,7 @@ from quantailor.ggml.runtime import LoadedModel
 from quantailor.numerics import Doubles, Floats, Tokens
 from quantailor.processes import apart
 from quantailor.processes.messages import doing
-from quantailor.records import ChunkScore, Comparison, Estimate, FidelityStatistics
+from quantailor.records import ChunkScore, Comparison, Estimate, FidelityStatistics, Standing
 
 BASE = "base"
 NULL_CONTROL = "null control"
@@ -38,6 +38,8 @@ NULL_CHUNKS = 8
 BLOCK_BYTES = 512 * 2**20
 MIN_KLD_NATS = 1e-12
 """Divergences below this count as this in comparisons, so that a file equal to the base can be compared."""
+EQUAL_SIZE = 0.001
+"""Sizes that differ by no more than this share count as equal."""
 _QUANTILES = (0.5, 0.99, 0.999)
 
 
@@ -238,6 +240,7 @@ def compare(
     *,
     reference: str,
     size_ratio: float,
+    file: str = "",
     draws: int = numerics.BOOTSTRAP_DRAWS,
     seed: int = 0,
 ) -> Comparison:
@@ -255,4 +258,31 @@ def compare(
         [chunk.kld_sum for chunk, _ in pairs], [other.kld_sum for _, other in pairs], draws=draws, floor=least, seed=seed
     )
     outcome: Literal["better", "no better", "worse"] = "better" if high < 0 else "worse" if low > 0 else "no better"
-    return Comparison(reference, ratio, (low, high), size_ratio, outcome)
+    return Comparison(reference, ratio, (low, high), size_ratio, outcome, file)
+
+
+def stand(
+    file: str, scores: Sequence[ChunkScore], size_bytes: int, presets: Sequence[tuple[str, int, Sequence[ChunkScore]]]
+) -> Standing | None:
+    """How a file stands to the presets' line, by the same bootstrap; None outside its ends.
+
+    Args:
+        file: its name.
+        scores: its chunks, the same as every preset has.
+        size_bytes: its size.
+        presets: name, size and chunks of each.
+    """
+    equal = min(presets, key=lambda each: abs(each[1] - size_bytes), default=None)
+    if equal is not None and abs(equal[1] / size_bytes - 1) <= EQUAL_SIZE:
+        presets, size_bytes = [equal], equal[1]
+    below = max((each for each in presets if each[1] <= size_bytes), key=lambda each: each[1], default=None)
+    above = min((each for each in presets if each[1] >= size_bytes), key=lambda each: each[1], default=None)
+    if below is None or above is None:
+        return None
+    span = math.log(above[1] / below[1])
+    share = math.log(size_bytes / below[1]) / span if span else 0.0
+    columns = [[score.kld_sum for score in each] for each in (scores, below[2], above[2])]
+    least = MIN_KLD_NATS * sum(score.n_tokens for score in scores)
+    ratio, (low, high) = numerics.bootstrap_ln_product(np.transpose(columns), (1.0, share - 1.0, -share), floor=least)
+    outcome: Literal["below", "on", "above"] = "below" if high < 0 else "above" if low > 0 else "on"
+    return Standing(file, tuple(dict.fromkeys((below[0], above[0]))), ratio, (low, high), outcome)

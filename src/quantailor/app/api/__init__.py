@@ -10,7 +10,7 @@ from __future__ import annotations
 from quantailor.app.api.choosing import compare, plan, predict, read_strategy, refine, write_strategy
 from quantailor.app.api.measuring import calibrate, imatrix, measure, probe, study, sweep
 from quantailor.app.api.opening import Model, convert, download, inspect, open_model
-from quantailor.app.api.products import build, check, make, verify
+from quantailor.app.api.products import build, check, ladder, make, verify
 
 __all__ = [
     "Model",
@@ -22,6 +22,7 @@ __all__ = [
     "download",
     "imatrix",
     "inspect",
+    "ladder",
     "make",
     "measure",
     "open_model",

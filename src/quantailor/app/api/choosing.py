@@ -10,11 +10,12 @@ from quantailor.app.choosing.comparing import StrategyDiff, compare_strategies
 from quantailor.app.choosing.predicting import PredictResult
 from quantailor.app.choosing.predicting import predict as predict_strategy
 from quantailor.evidence import strategies
+from quantailor.evidence.recipes import recipe_of, reference_of
 from quantailor.evidence.strategies import store_strategy
 from quantailor.records import RoundingWish, Strategy
 from quantailor.session import AUTO
 from quantailor.steps.options import absolute
-from quantailor.steps.plan import Method, PlanOptions, choose
+from quantailor.steps.plan import Method, PlanOptions, Target, choose, like_target
 from quantailor.steps.refine import DEFAULT_REFINE_CHUNKS, RefineResult, RefineStep
 from quantailor.strategy import file as strategy_file
 
@@ -24,7 +25,8 @@ def plan(
     *,
     size_bytes: int | None = None,
     bits_per_weight: float | None = None,
-    like: str | None = None,
+    like: str | Path | None = None,
+    types_of: str | Path | None = None,
     kld_nats: float | None = None,
     method: Method = "optimal",
     pins: Mapping[str, str] | None = None,
@@ -39,7 +41,8 @@ def plan(
         model: the model that was measured.
         size_bytes: the file's size, header included, at most.
         bits_per_weight: the same as bits per weight.
-        like: "as large as" this preset of llama.cpp.
+        like: "as large as" this preset of llama.cpp, or this GGUF file.
+        types_of: no choice of our own but the very types of a GGUF file, a file for llama-quantize's --tensor-type-file, or a preset.
         kld_nats: the smallest file whose predicted KL divergence is at most this; needs probes.
         method: "optimal", "knee", "greedy" or "bins".
         pins: tensor name, role or pattern -> the type it gets.
@@ -56,11 +59,15 @@ def plan(
     >>> strategy.types["blk.0.attn_v.weight"], strategy.prediction.bits_per_weight <= 5.0
     ('Q8_0', True)
     """
+    if types_of is not None:
+        with model.workspace.model(model.path) as opened:
+            return recipe_of(model.workspace, opened, reference_of(str(types_of)), matrix_choice(imatrix), types_alone=True)
+    as_large = like_target(str(like)) if like is not None else Target(size_bytes=None, bits_per_weight=None, like=None, kld_nats=None)
     wanted = options or PlanOptions(
         method=method,
-        size_bytes=size_bytes,
+        size_bytes=size_bytes or as_large["size_bytes"],
         bits_per_weight=bits_per_weight,
-        like=like,
+        like=as_large["like"],
         kld_nats=kld_nats,
         pins=tuple(f"{pattern}={type_name}" for pattern, type_name in (pins or {}).items()),
         allow=(",".join(types),) if types else (),

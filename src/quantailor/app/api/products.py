@@ -9,7 +9,7 @@ from typing import Literal
 from quantailor.app.api.opening import Model, matrix_choice, optional_path, run_on
 from quantailor.app.products.checking import BuildCheck, check_build
 from quantailor.evidence.strategies import store_strategy
-from quantailor.pipeline import MakeResult, MakeStep
+from quantailor.pipeline import LadderResult, LadderStep, MakeResult, MakeStep
 from quantailor.records import RoundingWish, Strategy, Verdict
 from quantailor.session import AUTO
 from quantailor.steps.build import BuildReport, BuildStep
@@ -57,7 +57,7 @@ def build(
 def verify(
     model: Model,
     file: str | Path,
-    *,
+    *others: str | Path,
     against: Sequence[str] | None = None,
     text: str | Path | None = None,
     chunks: int | None = None,
@@ -69,6 +69,7 @@ def verify(
     Args:
         model: the model that the file was made from.
         file: the GGUF file.
+        others: more files of the model, with which it is compared, too, and they with each other.
         against: presets to compare with, which llama.cpp builds where they are missing; None takes those whose sizes lie around the
             file's, and the one that it was planned like.
         text: held-out text; None is the one that ships.
@@ -80,6 +81,7 @@ def verify(
     """
     step = VerifyStep(
         file=absolute(file),
+        others=tuple(map(absolute, others)),
         base=str(model.base),
         against=None if against is None else tuple(against),
         beside=beside,
@@ -103,6 +105,21 @@ def make(model: Model, output: str | Path, plan: PlanOptions, **options: object)
     Raises what its steps raise.
     """
     step = MakeStep(model=str(model.path), output=absolute(output), plan=plan, compute=model.compute, **options)  # type: ignore[arg-type]
+    return run_on(model, step)
+
+
+def ladder(model: Model, output: str | Path, sizes: Sequence[str], **options: object) -> LadderResult:
+    """Several sizes in one directory from one measurement, with one verdict and one card.
+
+    Args:
+        model: a Hugging Face directory or a GGUF file.
+        output: the directory; run it again to go on where it stopped.
+        sizes: names of presets, bits such as "4.0bpw", bytes such as "6.5GiB".
+        options: other fields of `quantailor.pipeline.LadderStep`, for example `name="{model}-{bits}"`.
+
+    Raises OptionError for what is no size, OutputError where something else is in the way, and what its steps raise.
+    """
+    step = LadderStep(model=str(model.path), output=absolute(output), sizes=tuple(sizes), compute=model.compute, **options)  # type: ignore[arg-type]
     return run_on(model, step)
 
 

@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from quantailor import files
 from quantailor.app.choosing.comparing import Known, file_imatrix, require_same_tensors, what_is_known
 from quantailor.app.products.exporting import closest_preset
@@ -20,10 +18,9 @@ from quantailor.errors import StrategyError
 from quantailor.evidence.strategies import embedded_strategy, require_fit, rounding_of, strategy_imatrix
 from quantailor.ggml import library
 from quantailor.models.source import ModelSource
-from quantailor.present import words
-from quantailor.records import PLAIN_TWIN, Estimate, Grounds, MetadataValue, Strategy, TensorInfo, Verdict, VerdictRow, bits_per_weight
+from quantailor.present import cards, words
+from quantailor.records import PLAIN_TWIN, Grounds, MetadataValue, Strategy, TensorInfo, Verdict, VerdictRow, bits_per_weight
 from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, OpenedModel, Workspace
-from quantailor.steps.verify import BASE
 from quantailor.store import ImatrixRecord
 
 
@@ -41,7 +38,6 @@ class CardResult:
     """Whether the file's own name is such a name."""
 
 
-_REPO = re.compile(r"(?:https://huggingface\.co/)?(?P<id>[\w.-]+/[\w.-]+)/?")
 _SAFE = re.compile(r"[^\w.-]+", re.ASCII)
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
@@ -181,16 +177,11 @@ def _predicted(source: ModelSource, model: OpenedModel, known: Known) -> tuple[t
 def _repo_id(source: ModelSource, given: str | None) -> str | None:
     """The original model's name on the hub: as given, or as the base's metadata name it."""
     if given is not None:
-        match = _REPO.fullmatch(given.strip())
+        match = cards.REPO.fullmatch(given.strip())
         if match is None:
             raise StrategyError(f"{given!r} is no name on the hub", remedy="Write ORG/NAME")
         return match["id"]
-    for key in ("general.source.repo_url", "general.source.url", "general.repo_url", "general.url"):
-        value = source.metadata.get(key)
-        match = _REPO.fullmatch(str(value.value)) if value is not None else None
-        if match is not None:
-            return match["id"]
-    return None
+    return cards.original(source.metadata)
 
 
 # Writing
@@ -198,7 +189,7 @@ def _repo_id(source: ModelSource, given: str | None) -> str | None:
 
 def _card(facts: _Facts) -> str:
     sections = (
-        _front_matter(facts),
+        cards.front_matter(facts.metadata, _tags(facts), facts.repo_id),
         _head(facts),
         _making(facts),
         _measured(facts),
@@ -207,19 +198,6 @@ def _card(facts: _Facts) -> str:
         _reproducing(facts),
     )
     return "\n".join(sections)
-
-
-def _front_matter(facts: _Facts) -> str:
-    fields: dict[str, object] = {}
-    if facts.repo_id is not None:
-        fields |= {"base_model": facts.repo_id, "base_model_relation": "quantized"}
-    for key, stored in (("license", "license"), ("license_name", "license.name"), ("license_link", "license.link")):
-        if (value := facts.metadata.get(f"general.{stored}")) is not None:
-            fields[key] = value.value
-    if (languages := facts.metadata.get("general.languages")) is not None and isinstance(languages.value, tuple):
-        fields["language"] = list(languages.value)
-    fields |= {"library_name": "gguf", "pipeline_tag": "text-generation", "tags": _tags(facts)}
-    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
 
 
 def _tags(facts: _Facts) -> list[str]:
@@ -241,7 +219,7 @@ def _head(facts: _Facts) -> str:
         ("weights", f"{sum(tensor.n_elements for tensor in facts.tensors):,}"),
         ("made from", f"{origin} (`{facts.base_file}`)"),
     ]
-    return f"# {facts.name}, GGUF, {facts.bits_per_weight:.2f} bits per weight\n\n" + _table(("", ""), rows)
+    return f"# {facts.name}, GGUF, {facts.bits_per_weight:.2f} bits per weight\n\n" + cards.table(("", ""), rows)
 
 
 def _making(facts: _Facts) -> str:
@@ -294,16 +272,22 @@ def _measured(facts: _Facts) -> str:
     columns = ("file", "size", "bits per weight", "perplexity", "mean KL divergence (nats)", "same most likely token")
     rows = [_verdict_row(row, facts.file) for row in verdict.rows]
     end = f"\n**{verdict.sentence}**\n\nThe base itself has there a KL divergence of {verdict.floor_kld_nats:.1e}.\n"
-    return f"## Measured\n\n{text}\n\n{_table(columns, rows)}{end}"
+    return f"## Measured\n\n{text}\n\n{cards.table(columns, rows)}{end}"
 
 
 def _verdict_row(row: VerdictRow, file: str) -> tuple[str, ...]:
     found = row.statistics
-    name = f"**{file}**" if row.kind == "ours" else "the unquantized base" if row.label == BASE else f"llama.cpp {row.label}"
-    head = (name, words.size(row.size_bytes), f"{row.bits_per_weight:.2f}", _estimate(found.perplexity, 4))
+    names = {
+        "base": "the unquantized base",
+        "ours": f"**{file}**",
+        "rival": row.label,
+        "reference": row.label if row.label == PLAIN_TWIN else f"llama.cpp {row.label}",
+    }
+    name = names[row.kind]
+    head = (name, words.size(row.size_bytes), f"{row.bits_per_weight:.2f}", cards.with_error(found.perplexity, 4))
     if row.kind == "base":
         return (*head, "0", "100 %")
-    return (*head, _estimate(found.kld_mean, 5), words.percent(found.top_agreement.value, 2))
+    return (*head, cards.with_error(found.kld_mean, 5), words.percent(found.top_agreement.value, 2))
 
 
 def _not_measured(facts: _Facts) -> str:
@@ -317,7 +301,7 @@ def _not_measured(facts: _Facts) -> str:
     else:
         more = "" if facts.grounds is None else f" What it takes: `{_without_places(facts.grounds.command)}`."
         prediction = f"No KL divergence is predicted: {facts.no_prediction}.{more}"
-    items = ["speed, and memory beyond the file's size", "benchmarks of knowledge, reasoning or code", "other languages and long contexts"]
+    items = list(cards.NOT_MEASURED)
     if facts.verdict is None:
         items.insert(0, "perplexity, and KL divergence from the base")
     missing = "\n".join(f"- {item}" for item in items)
@@ -343,7 +327,7 @@ def _types(facts: _Facts) -> str:
         share = sum(tensor.n_elements for tensor in members) / max(1, total)
         roles = ", ".join(f"{role} ({count})" for role, count in Counter(tensor.role for tensor in members).most_common(6))
         rows.append((name, f"{qtypes[name].bits_per_weight:.4g}", str(len(members)), words.percent(share, 1), roles))
-    return "## Types\n\n" + _table(("type", "bits", "tensors", "share of the weights", "mostly"), rows)
+    return "## Types\n\n" + cards.table(("type", "bits", "tensors", "share of the weights", "mostly"), rows)
 
 
 def _reproducing(facts: _Facts) -> str:
@@ -375,12 +359,3 @@ def _text_option(text: str, shipped: Path) -> str:
     """The option for a text; nothing for the one that ships."""
     name = Path(text).name
     return "" if name == shipped.name else f" -f {name}"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = (columns, ["---"] * len(columns), *rows)
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
-
-
-def _estimate(value: Estimate, digits: int) -> str:
-    return f"{value.value:.{digits}f} ± {value.se:.{digits}f}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from quantailor import files, jobs
+from quantailor.evidence.presets import preset_of
 from quantailor.evidence.strategies import is_gguf, require_whole, strategy_imatrix
 from quantailor.evidence.strategies import read_strategy as read_strategy
 from quantailor.ggml import library
@@ -157,8 +158,7 @@ def closest_preset(model: OpenedModel, types: Mapping[str, str], *, has_imatrix:
     Where llama-quantize has none such or would ignore overrides, it is the plain preset of the nearest size. `presets`
     (name -> type of most weights) narrows the choice.
     """
-    number = building.file_type(model.source, types)
-    name = next((name for name, known in library.presets().items() if known == number), "F32")
+    name = preset_of(model.source, types)
     usable = name not in _UNKNOWN_PRESETS and (has_imatrix or name not in IMATRIX_REQUIRED) and (presets is None or name in presets)
     if usable:
         return name

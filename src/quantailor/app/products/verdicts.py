@@ -181,7 +181,8 @@ def _format_of(path: Path) -> VerdictFormat:
 def headline(verdict: Verdict) -> str:
     """The one thing to know of a verdict: how ours stands to the preset of its size, else to the line through the presets around it."""
     n_chunks = verdict.rows[0].statistics.n_chunks
-    presets = [each for each in verdict.comparisons if each.reference != PLAIN_TWIN]
+    names = {row.label for row in verdict.rows if row.kind == "reference" and row.label != PLAIN_TWIN}
+    presets = [each for each in verdict.comparisons if each.reference in names]
     if n_chunks < MIN_CHUNKS:
         return f"Too early to say: {plural(n_chunks, 'chunk')} of the {MIN_CHUNKS} that a claim needs."
     if not presets:
@@ -259,7 +260,7 @@ def verify_cost(workspace: Workspace, task: VerifyStep) -> VerifyCost:
         twin = known_plain_twin(workspace, model, Path(task.file)) if task.beside and Path(task.file).is_file() else None
         builds_twin = twin is not None and not twin[1]
         engine = library.engine(on_gpu=task.compute.n_gpu_layers != 0)
-        judged = (Path(task.file), *there.values(), *([] if twin is None or builds_twin else [twin[0]]))
+        judged = (*task.files, *there.values(), *([] if twin is None or builds_twin else [twin[0]]))
         keys = {key for key in (_candidate(workspace, path) for path in judged) if key is not None}
         done = {
             key: workspace.store.scored_chunks(ScoreKey(model.fingerprint, corpus.sha256, n_ctx, key, engine))

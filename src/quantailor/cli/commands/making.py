@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,9 +15,11 @@ from quantailor.app.steps import (
     COMPUTE,
     DEFAULT_N_CTX,
     DEFAULT_PROBE_CHUNKS,
+    NAME,
     NONE,
     BuildStep,
     Grouping,
+    LadderStep,
     MakeStep,
     PlanOptions,
     VerifyStep,
@@ -25,6 +28,7 @@ from quantailor.app.steps import (
 )
 from quantailor.cli import options
 from quantailor.cli.commands.planning import BasisOption, ConstraintOptions, TargetOptions
+from quantailor.cli.recipes import from_recipe
 from quantailor.cli.root import app, command
 from quantailor.cli.values import imatrix_choice, optional_path, optional_seconds, parse_size, split_list
 
@@ -65,12 +69,15 @@ def build(
     run.execute(task)
 
 
-@command(epilog="Example: quantailor verify out.gguf --base base.gguf --against Q6_K,Q4_K_M -f heldout.txt")
+@command(
+    epilog="Examples: quantailor verify out.gguf --base base.gguf --against Q6_K,Q4_K_M -f heldout.txt | "
+    "quantailor verify ours.gguf theirs.gguf --base base.gguf"
+)
 def verify(
     hub: options.Hub,
     machine: options.Machine,
     run: options.Run,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The quantized GGUF file.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The quantized GGUF file, and others to hold it against.")],
     base: Annotated[Path, typer.Option("--base", help="The 16-bit base it was made from: a file, or ORG/NAME of one on the hub.")],
     against: options.Against = None,
     beside: options.Beside = None,
@@ -81,10 +88,16 @@ def verify(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Stem of the .json, .csv, .png and .svg files.")] = None,
     force: options.Force = False,
 ) -> None:
-    """Perplexity and KL divergence of a file against its base, beside llama.cpp's presets; ends with a verdict and a graph."""
+    """Perplexity and KL divergence of files against their base, beside llama.cpp's presets; ends with a verdict and a graph.
+
+    The first file is ours; with others, every two are compared, and each is held against the presets' line. A file of another model stops
+    it before anything runs.
+    """
     repository = hub.repository(base)
+    file, *others = map(absolute, files)
     task = VerifyStep(
-        file=absolute(file),
+        file=file,
+        others=tuple(others),
         base=options.place(base, repository),
         hub=repository,
         against=None if against is None else split_list(against),
@@ -102,6 +115,7 @@ def verify(
 
 @command(
     epilog="Examples: quantailor make ./Llama-3.2-1B --size 700MiB -o out | "
+    "quantailor make ORG/NAME --sizes Q3_K_M,Q4_K_M,4.0bpw,6.5GiB -o out | "
     "quantailor make ORG/NAME --imatrix imatrix.gguf --basis ranking --no-verify --like Q4_K_M -o out"
 )
 def make(
@@ -114,6 +128,20 @@ def make(
     run: options.Run,
     model: options.Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for everything that is made.")],
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            "--sizes",
+            help="Several files from one measurement: presets, bits or bytes, for example Q3_K_M,Q4_K_M,4.0bpw,6.5GiB; with one verdict "
+            "and one card.",
+            rich_help_panel="Target",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="What files of --sizes are called, {model}-{size} by default; {bits} is there, too."),
+    ] = None,
+    base_model: Annotated[str | None, typer.Option("--base-model", help="The original's name on the hub, for the card of --sizes.")] = None,
     basis: BasisOption = "auto",
     types: options.UsualTypes = None,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Measure every row.")] = False,
@@ -142,15 +170,29 @@ def make(
     beside: options.Beside = None,
     requantize: options.Requantize = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the result of another make.", rich_help_panel="Common")] = False,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipe",
+            "-r",
+            is_eager=True,
+            callback=from_recipe,
+            help="Options from a file, as make writes one into its directory; what is typed goes before.",
+        ),
+    ] = None,
 ) -> None:
     """All of it in one go: convert, calibrate, measure, probe, plan, build, verify. Run it again to resume.
 
     A base is written if a step runs the model, and rounding is then compensated unless --rounding plain. With --imatrix FILE,
     --basis ranking and --no-verify none does: the file is built from the checkpoint itself, rounded as ggml does.
     """
-    plan_options = PlanOptions(**target.target(needed=True), **constraints.limits, basis=basis)
+    del recipe  # its options are among the others already
+    if sizes is None and (name is not None or base_model is not None):
+        raise typer.BadParameter("--name and --base-model are for several files; give --sizes")
+    plan_options = PlanOptions(**target.target(needed=sizes is None), **constraints.limits, basis=basis)
     repository = hub.repository(model)
-    task = MakeStep(
+    made = MakeStep if sizes is None else partial(LadderStep, sizes=split_list(sizes), name=name or NAME, base_model=base_model)
+    task = made(
         model=options.place(model, repository),
         hub=repository,
         output=absolute(output),

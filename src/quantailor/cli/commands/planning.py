@@ -27,7 +27,9 @@ Size = Annotated[
     str | None, typer.Option("--size", help="Size of the file: 4.2GiB (1024^3), 4.2GB or 4.2G (1000^3).", rich_help_panel="Target")
 ]
 Bpw = Annotated[float | None, options.number("bits_per_weight", "--bpw", help="Bits per weight over all tensors.", panel="Target")]
-Like = Annotated[str | None, typer.Option("--like", help="As large as this preset's file, e.g. Q4_K_M.", rich_help_panel="Target")]
+Like = Annotated[
+    str | None, typer.Option("--like", help="As large as this preset's file, e.g. Q4_K_M, or as a GGUF file.", rich_help_panel="Target")
+]
 Kld = Annotated[
     float | None,
     options.number(
@@ -73,8 +75,10 @@ class TargetOptions:
             raise typer.BadParameter(f"{' and '.join(given)} say the same thing twice; give one")
         if needed and not given:
             raise typer.BadParameter("give a target: --size, --bpw, --like or --kld")
+        if self.like is not None:
+            return steps.like_target(self.like)
         size_bytes = None if self.size is None else parse_size(self.size)
-        return Target(size_bytes=size_bytes, bits_per_weight=self.bpw, like=self.like, kld_nats=self.kld)
+        return Target(size_bytes=size_bytes, bits_per_weight=self.bpw, like=None, kld_nats=self.kld)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,7 @@ class ConstraintOptions:
         )
 
 
-@command(epilog="Examples: quantailor plan base.gguf --like Q4_K_M -o s.yaml | quantailor plan base.gguf --knee relative:300 -o s.yaml")
+@command(epilog="Examples: quantailor plan base.gguf --like Q4_K_M -o s.yaml | quantailor plan base.gguf --types-of theirs.gguf")
 def plan(
     model: options.Weights,
     rounded: options.Rounded,
@@ -124,6 +128,14 @@ def plan(
     bins: Annotated[
         str | None,
         typer.Option("--bins", help="'10=Q6_K,30=Q5_K,100=Q4_K': the top 10 % by importance get at least Q6_K.", rich_help_panel="Rule"),
+    ] = None,
+    types_of: Annotated[
+        str | None,
+        typer.Option(
+            "--types-of",
+            help="No choice of our own: the very types of a GGUF file, a file for llama-quantize's --tensor-type-file, or a preset.",
+            rich_help_panel="Rule",
+        ),
     ] = None,
     option: Annotated[
         list[str] | None,
@@ -150,6 +162,23 @@ def plan(
         raise typer.BadParameter(f"--{' and --'.join(rules)} are different rules; give one")
     if evidence is not None and basis == "ranking":
         raise typer.BadParameter("--basis ranking stands on no probes, so --evidence chooses nothing")
+    here = hub_commands.here(model.base, model.of_hub, imatrix)
+    if types_of is not None:
+        if rules or target != TargetOptions() or constraints != ConstraintOptions():
+            raise typer.BadParameter("--types-of takes the types as they are; leave out targets, rules and constraints")
+        with answer.workspace() as workspace:
+            same = steps.plan_as(
+                workspace,
+                here.path,
+                steps.reference_of(types_of),
+                imatrix=here.imatrix,
+                **rounded.rounded(),
+                output=output,
+                overwrite=force,
+                origin=here.origin,
+            )
+        answer.tell("plan", same, lambda: show.planned(same, all_tensors=all_tensors or output is None))
+        return
     optimal: tuple[Method, str | None] = ("optimal", None)
     method, rule = next(iter(rules.items()), optimal)
     plan_options = PlanOptions(
@@ -159,7 +188,6 @@ def plan(
         basis=basis,
         evidence=evidence,
     )
-    here = hub_commands.here(model.base, model.of_hub, imatrix)
     with answer.workspace() as workspace:
         found = steps.plan(
             workspace,

@@ -11,6 +11,7 @@ from quantailor.app.steps import (
     CalibrateReport,
     ConvertResult,
     ImatrixReport,
+    LadderResult,
     MakeResult,
     MeasureResult,
     ProbeResult,
@@ -22,7 +23,7 @@ from quantailor.app.steps import (
 )
 from quantailor.cli.output import console
 from quantailor.cli.show.choosing import compared, planned, predicted, refined, reported
-from quantailor.cli.show.files import built, converted, made, verified
+from quantailor.cli.show.files import built, converted, laddered, made, verified
 from quantailor.cli.show.job_table import job, jobs
 from quantailor.cli.show.measuring import calibrated, imatrix, measured, probed, studied, swept
 from quantailor.cli.show.structure import configuration, model, tensors
@@ -56,6 +57,7 @@ SHOW: dict[type, Callable[[Any], None]] = {
     BuildReport: built,
     VerifyResult: verified,
     MakeResult: made,
+    LadderResult: laddered,
 }
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import exp
+from pathlib import Path
 from typing import Any
 
-from quantailor.app.steps import BuildReport, ConvertResult, MakeResult, VerifyResult
+from quantailor.app.steps import BuildReport, ConvertResult, LadderResult, MakeResult, VerifyResult
 from quantailor.cli.output import console, table
 from quantailor.cli.show.choosing import planned
 from quantailor.present import words
@@ -33,6 +34,8 @@ def verified(result: VerifyResult) -> None:
     """The verdict table and its sentence."""
     out = console()
     out.print(_verdict_table(result.verdict))
+    if result.verdict.pairs:
+        out.print(_pair_table(result.verdict))
     out.print(f"floor (base through the same pipeline): {words.figure(result.verdict.floor_kld_nats, 2)} nats")
     out.print(f"[bold]{result.verdict.sentence}[/bold]")
     for path in result.files:
@@ -47,12 +50,42 @@ def made(result: MakeResult) -> None:
         verified(result.verify)
 
 
+def laddered(result: LadderResult) -> None:
+    """The files of a ladder, their predictions, and the verdict on all of them."""
+    out = console()
+    rows = [
+        (
+            rung.size,
+            Path(rung.file).name,
+            words.size(rung.build.size_bytes),
+            f"{rung.build.bits_per_weight:.3f}",
+            words.kld(rung.plan.prediction.kld_nats, rung.plan.prediction.kld_interval_nats, rung.plan.prediction.no_prediction),
+        )
+        for rung in result.rungs
+    ]
+    columns = {"asked": "left", "file": "left", "size": "right", "bpw": "right", "predicted KLD (95 %)": "left"}
+    out.print(table(f"{plural(len(rows), 'file')}, rounding {result.rounding}", columns, rows))
+    if result.verify is not None:
+        verified(result.verify)
+    out.print(f"wrote     {result.card}", markup=False)
+
+
 def _verdict_table(verdict: Verdict) -> Any:
     columns = {"file": "left", "size": "right", "bpw": "right", "PPL": "right", "ln PPL ratio": "right", "mean KLD": "right"}
     columns |= {"median": "right", "p99": "right", "p99.9": "right", "same top-1": "right", "KLD ours / it": "right"}
     ratios = {item.reference: item for item in verdict.comparisons}
     rows = [_verdict_row(row, ratios) for row in verdict.rows]
     return table(f"{verdict.corpus_name}, {verdict.rows[0].statistics.n_chunks} chunks of {verdict.n_ctx}", columns, rows)
+
+
+def _pair_table(verdict: Verdict) -> Any:
+    """KLD of each judged file, on top, over that of each other file."""
+    judged = [row.label for row in verdict.rows if row.kind in ("ours", "rival")]
+    others = [row.label for row in verdict.rows if row.kind != "base"][1:]
+    ratios = {(pair.file, pair.reference): _ratio(pair) for pair in verdict.pairs}
+    rows = [(other, *(ratios.get((file, other), "") for file in judged)) for other in others]
+    columns = {"": "left"} | dict.fromkeys(judged, "right")
+    return table("KLD of the file on top / of the other (95 % interval, paired)", columns, rows)
 
 
 def _verdict_row(row: VerdictRow, ratios: Mapping[str, Any]) -> tuple[str, ...]:

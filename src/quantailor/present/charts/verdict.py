@@ -10,11 +10,13 @@ from typing import Literal
 
 from quantailor.present import words
 from quantailor.present.charts.describe import Axis, Chart, Point, Rule, Series
-from quantailor.records import PLAIN_TWIN, Verdict, VerdictRow
+from quantailor.records import PLAIN_TWIN, RowKind, Verdict, VerdictRow
 
 Measure = Literal["kld", "ppl"]
 MEASURE_NAMES: Mapping[Measure, str] = {"kld": "mean KLD (nats)", "ppl": "perplexity"}
 REFERENCES = "llama.cpp's presets"
+RIVALS = "other files"
+_DRAWN: tuple[RowKind, ...] = ("reference", "ours", "rival")
 _TITLES: Mapping[Measure, str] = {"kld": "Size against divergence from the unquantized model", "ppl": "Size against perplexity"}
 _AXES: Mapping[Measure, str] = {"kld": "mean KL divergence from the base, nats (log)", "ppl": "perplexity"}
 _LEAST_SHARE = 0.05
@@ -29,7 +31,7 @@ class VerdictPoint:
     """One file in a verdict's figure."""
 
     label: str
-    kind: Literal["base", "ours", "reference"]
+    kind: RowKind
     size_bytes: int
     bits_per_weight: float
     value: float
@@ -81,14 +83,26 @@ def verdict_chart(verdict: Verdict, measure: Measure = "kld") -> Chart:
     n_chunks = max((row.statistics.n_chunks for row in verdict.rows), default=0)
     x = _across([point.size_bytes / unit_bytes for point in shown], f"file size, {unit}")
     heights = [_height(value, measure) for point in shown for value in (point.low, point.value, point.high)] + [rule.y for rule in rules]
-    kinds = {kind: tuple(_placed(point, unit_bytes, measure) for point in shown if point.kind == kind) for kind in ("reference", "ours")}
+    kinds = {kind: tuple(_placed(point, unit_bytes, measure) for point in shown if point.kind == kind) for kind in _DRAWN}
+    rivals = Series(RIVALS, kinds["rival"], "warm", marker="diamond", size=12, is_labelled=True, in_legend=True)
+    several = len(kinds["ours"]) > 1
     return Chart(
         _TITLES[measure],
         x,
         Axis.log(_AXES[measure], heights) if measure == "kld" else Axis.linear(_AXES[measure], heights),
         (
-            # Ours is named in the legend: beside its point, a long name would cross the line through the presets.
-            Series(_ours_name(kinds["ours"]), kinds["ours"], "accent", marker="star", size=22, is_strong=True, in_legend=True),
+            # A single one of ours is named in the legend: beside its point, a long name would cross the line through the presets.
+            Series(
+                "these files" if several else _ours_name(kinds["ours"]),
+                kinds["ours"],
+                "accent",
+                marker="star",
+                size=16 if several else 22,
+                stroke="solid" if several else "",
+                is_strong=True,
+                in_legend=True,
+            ),
+            *([rivals] if rivals.points else []),
             Series(REFERENCES, kinds["reference"], "reference", stroke="solid", size=10, is_labelled=True, in_legend=True),
         ),
         rules=rules,

@@ -24,26 +24,28 @@ Asked = Mapping[str, object]
 _SAID = ("size_bytes", "bits_per_weight", "like", "kld_nats")
 
 
-def refuse_other_result(strategy_path: Path, fingerprint: str, method: str, target: Asked, constraints: Asked, *, rounding: str) -> None:
+def refuse_other_result(
+    folder: Path, strategy_path: Path, fingerprint: str, method: str, target: Asked, constraints: Asked, *, rounding: str
+) -> None:
     """Raise OutputError where a strategy of another model, size, constraint or rounding, or one edited by hand, would be replaced."""
     if not strategy_path.exists():
         return
     try:
         there = strategy_file.read(strategy_path)
     except StrategyError as error:
-        raise _refusal(strategy_path, f"a strategy that cannot be read ({error.message})") from None
+        raise _refusal(folder, f"a strategy that cannot be read ({error.message})") from None
     if there.model_fingerprint != fingerprint:
-        raise _refusal(strategy_path, f"the result of another model, {there.model_name or there.model_fingerprint[:12]}")
+        raise _refusal(folder, f"the result of another model, {there.model_name or there.model_fingerprint[:12]}")
     if _asked(there.target) != _asked(target):
-        raise _refusal(strategy_path, f"another result: {_words(there)}")
+        raise _refusal(folder, f"another result: {_words(there)}")
     if there.method == "manual":
-        raise _refusal(strategy_path, "a strategy that was edited by hand")
+        raise _refusal(folder, "a strategy that was edited by hand")
     if there.method != method or there.parameters.get("constraints", {}) != constraints:
-        raise _refusal(strategy_path, f"a result of another rule or other constraints: {_words(there)}")
+        raise _refusal(folder, f"a result of another rule or other constraints: {_words(there)}")
     if rounding_of(there) != rounding:
         how = rounding_of(there)
         raise OutputError(
-            f"{strategy_path.parent} holds the same with {how} rounding",
+            f"{folder} holds the same with {how} rounding",
             remedy=f"Keep to it with --rounding {how}, choose another directory with -o, or give --force to replace it",
         )
 
@@ -58,8 +60,8 @@ def _words(strategy: Strategy) -> str:
     return words.target(strategy.target) or "no target"
 
 
-def _refusal(strategy_path: Path, what: str) -> OutputError:
-    return OutputError(f"{strategy_path.parent} holds {what}", remedy="Choose another directory with -o, or give --force to replace it")
+def _refusal(folder: Path, what: str) -> OutputError:
+    return OutputError(f"{folder} holds {what}", remedy="Choose another directory with -o, or give --force to replace it")
 
 
 def _lock_of(folder: Path) -> Path:

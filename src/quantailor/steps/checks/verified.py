@@ -42,6 +42,16 @@ def require_same_model(file: ModelSource, base: ModelSource) -> None:
             raise StrategyMismatchError(message, remedy=remedy)
 
 
+def other_words(file: ModelSource, base: ModelSource) -> list[str]:
+    """What a file says otherwise of text than its base, in a sentence: templates, special tokens, how text is split."""
+    keys = sorted({key for source in (file, base) for key in source.metadata if key.startswith("tokenizer.")})
+    differing = [key for key in keys if file.metadata.get(key) != base.metadata.get(key)]
+    if not differing:
+        return []
+    name, named = Path(file.location).name, words.listed(differing)
+    return [f"{name} has another {named} than its base: programs may treat text otherwise with it; here all read the base's tokens."]
+
+
 def require_presets(base: ModelSource) -> None:
     """Raise AlreadyQuantizedError where llama.cpp's presets cannot be made from a base, which is quantized itself."""
     if quantized := _quantized_types(base):

@@ -388,7 +388,7 @@ def _figures(verdict: Verdict) -> None:
 def _row(row: VerdictRow) -> tuple[str, ...]:
     found = row.statistics
     whose = row.label if row.label == PLAIN_TWIN else f"llama.cpp {row.label}"
-    name = {"base": "the unquantized base", "ours": f"★ {row.label}", "reference": whose}[row.kind]
+    name = {"base": "the unquantized base", "ours": f"★ {row.label}", "rival": row.label, "reference": whose}[row.kind]
     head = (name, size(row.size_bytes), f"{row.bits_per_weight:.2f}", with_error(found.perplexity))
     if row.kind == "base":
         return (*head, "", "", "", "", "")

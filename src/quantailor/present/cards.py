@@ -1,0 +1,49 @@
+"""What all model cards have in common: the front matter that the hub reads, tables, and the words for what nobody measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import yaml
+
+from quantailor.records import Estimate, MetadataValue
+
+REPO = re.compile(r"(?:https://huggingface\.co/)?(?P<id>[\w.-]+/[\w.-]+)/?")
+NOT_MEASURED = (
+    "speed, and memory beyond the file's size",
+    "benchmarks of knowledge, reasoning or code",
+    "other languages and long contexts",
+)
+_PLACES = ("general.source.repo_url", "general.source.url", "general.repo_url", "general.url")
+
+
+def original(metadata: Mapping[str, MetadataValue]) -> str | None:
+    """The original model's name on the hub, as a base's metadata name it."""
+    matches = (REPO.fullmatch(str(metadata[key].value)) for key in _PLACES if key in metadata)
+    return next((match["id"] for match in matches if match is not None), None)
+
+
+def front_matter(metadata: Mapping[str, MetadataValue], tags: Sequence[str], repo_id: str | None) -> str:
+    """What the hub reads: the original, its licence and languages as the model states them, tags."""
+    fields: dict[str, object] = {}
+    if repo_id is not None:
+        fields |= {"base_model": repo_id, "base_model_relation": "quantized"}
+    for key, stored in (("license", "license"), ("license_name", "license.name"), ("license_link", "license.link")):
+        if (value := metadata.get(f"general.{stored}")) is not None:
+            fields[key] = value.value
+    if (languages := metadata.get("general.languages")) is not None and isinstance(languages.value, tuple):
+        fields["language"] = list(languages.value)
+    fields |= {"library_name": "gguf", "pipeline_tag": "text-generation", "tags": list(tags)}
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = (columns, ["---"] * len(columns), *rows)
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def with_error(value: Estimate, digits: int) -> str:
+    """A figure with so many decimals and its standard error."""
+    return f"{value.value:.{digits}f} ± {value.se:.{digits}f}"
