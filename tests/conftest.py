@@ -210,7 +210,7 @@ def measured_home(books_llama_base: Path, calibration_text: Path, share: Share) 
 
     def make(home: Path) -> None:
         steps = (
-            ("imatrix", books_llama_base, "-f", calibration_text, "--chunks", 8, "--threads", 1),
+            ("imatrix", books_llama_base, "-f", calibration_text, "--chunks", 8, "--n-ctx", 128, "--threads", 1),
             ("measure", books_llama_base, "--types", TYPES),
         )
         for step in steps:

@@ -28,6 +28,7 @@ EXHAUSTIVE = MeasureSettings(exhaustive=True)
 TYPES = ("Q8_0", "Q6_K", "Q4_K", "Q4_0", "IQ4_XS", "F16")
 
 
+@functools.cache
 def model() -> MemorySource:
     rng = np.random.default_rng(0)
 
@@ -51,6 +52,7 @@ def lognormal_weights(tensor: TensorInfo) -> ErrorWeights:
     return ErrorWeights(columns=columns, means=(np.sqrt(columns) / 4).astype(np.float32), quantizer=columns, n_unseen_slices=1)
 
 
+@functools.cache
 def measured(types: tuple[str, ...] = TYPES, *, settings: MeasureSettings | None = None, n_threads: int = 2) -> list[WeightError]:
     source = model()
     return list(measure_model(source, list(source.arrays), types, weights_of=lognormal_weights, settings=settings, n_threads=n_threads))

@@ -90,20 +90,24 @@ def test_the_table_has_a_row_per_file(tmp_path: Path) -> None:
     assert tuple(rows[0]) == CSV_COLUMNS
 
 
-def test_the_figure_is_drawn_as_png_and_svg(tmp_path: Path) -> None:
-    png, svg = save(verdict_chart(VERDICT), tmp_path / "verdict-4.5")
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return save(verdict_chart(VERDICT), tmp_path_factory.mktemp("drawn") / "verdict-4.5")
+
+
+def test_the_figure_is_drawn_as_png_and_svg(drawn: tuple[Path, Path]) -> None:
+    png, svg = drawn
     pixels = matplotlib.image.imread(png)
     assert pixels.shape[0] > 700
     assert np.all(pixels[0, 0, :3] == 1), "white background"
     assert (png.name, svg.name) == ("verdict-4.5.png", "verdict-4.5.svg")
     assert "<svg" in svg.read_text(encoding="utf-8")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["verdict-4.5.png", "verdict-4.5.svg"]
+    assert sorted(path.name for path in png.parent.iterdir()) == ["verdict-4.5.png", "verdict-4.5.svg"]
 
 
-def test_the_same_verdict_gives_the_same_figures(tmp_path: Path) -> None:
-    first = [path.read_bytes() for path in save(verdict_chart(VERDICT), tmp_path / "verdict")]
-    again = [path.read_bytes() for path in save(verdict_chart(VERDICT), tmp_path / "verdict")]
-    assert first == again
+def test_the_same_verdict_gives_the_same_figures(drawn: tuple[Path, Path], tmp_path: Path) -> None:
+    again = save(verdict_chart(VERDICT), tmp_path / "verdict")
+    assert [path.read_bytes() for path in drawn] == [path.read_bytes() for path in again]
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def picture(chart: Chart, palette: Palette = LIGHT) -> Figure:
         across.append(_beside(axes, place, rule.name, palette.colour(rule.colour), xycoords=where, xytext=(0, 3), ha="right"))
     if named := [series.name for series in chart.series if series.in_legend]:
         axes.legend([drawn[name] for name in named], named, fontsize=9, frameon=False)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     _name_points(axes, chart, [name.get_window_extent() for name in across], palette)
     return figure
 
