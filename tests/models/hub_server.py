@@ -1,4 +1,4 @@
-"""A small Hugging Face hub on 127.0.0.1: what huggingface_hub asks for, and the ways in which the real one refuses.
+"""A small Hugging Face hub on 127.0.0.1: what huggingface_hub asks for and sends, and the ways in which the real one refuses.
 
 Large files (by their suffix) are kept elsewhere, as on the real hub: `resolve` redirects to a second server, which must
 never see an access token. Every request is counted.
@@ -6,6 +6,7 @@ never see an access token. Every request is counted.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import secrets
@@ -107,6 +108,8 @@ class HubServer:
         """Files whose next transfer breaks off in the middle."""
         self.ignores_ranges = False
         self.page_size = 1000
+        self.uploaded: dict[str, bytes] = {}
+        """Large files that were sent, by their SHA-256; a commit may name them."""
         self._lock = threading.Lock()
         self._hub, self._cdn = (ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, kind)) for kind in ("hub", "cdn"))
 
@@ -240,6 +243,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._handle()
 
+    def do_POST(self) -> None:
+        self._handle()
+
+    def do_PUT(self) -> None:
+        self._handle()
+
     def _handle(self) -> None:
         try:
             asked = Asked(self.server_kind, self.command, self.path, self.headers.get("Authorization"), self.headers.get("Range"))
@@ -250,6 +259,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(self.state.failing, b"")
             elif self.server_kind == "cdn" and self.state.breaks():
                 self._answer(500, b"")
+            elif self.command == "PUT":
+                data = self._body()
+                self.state.uploaded[_sha256(data)] = data
+                self._answer(200, b"")
+            elif self.command == "POST":
+                self._write(urlsplit(self.path).path.split("/")[1:], self._body())
             elif self.server_kind == "cdn":
                 address = urlsplit(self.path)
                 self._content(unquote(address.path).removeprefix("/"), commit=parse_qs(address.query)["commit"][0])
@@ -273,6 +288,51 @@ class _Handler(BaseHTTPRequestHandler):
                 self._resolve(repo_id, repo, name)
         else:
             self._refuse(404, "", "")
+
+    def _body(self) -> bytes:
+        """What was sent, in one piece or in chunks that each tell their length."""
+        if "Content-Length" in self.headers:
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        pieces = list[bytes]()
+        while n_bytes := int(self.rfile.readline(), 16):
+            pieces.append(self.rfile.read(n_bytes))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(pieces)
+
+    def _write(self, parts: list[str], body: bytes) -> None:
+        if self.state.users.get(self._token or "") != "granted":
+            self._refuse(403, "", "You don't have the rights to create a model under this namespace")
+        elif parts == ["api", "validate-yaml"]:
+            self._json({"errors": [], "warnings": []})
+        elif parts == ["api", "repos", "create"]:
+            told = json.loads(body)
+            repo_id = f"{told['organization']}/{told['name']}"
+            is_new = repo_id not in self.state.repos
+            if is_new:
+                self.state.add(repo_id, {}, private=told.get("visibility") == "private")
+            self._answer(200 if is_new else 409, json.dumps({"url": f"{self.state.url}/{repo_id}"}).encode())
+        elif parts[-1] == "batch":
+            self._batch(json.loads(body)["objects"])
+        elif parts[4] == "preupload":
+            modes = ((each["path"], "lfs" if each["path"].endswith(LARGE) else "regular") for each in json.loads(body)["files"])
+            self._json({"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes]})
+        else:
+            self._commit("/".join(parts[2:4]), [json.loads(line) for line in body.splitlines()])
+
+    def _batch(self, objects: list[dict[str, Any]]) -> None:
+        def answer(oid: str) -> dict[str, Any]:
+            return {} if oid in self.state.uploaded else {"actions": {"upload": {"href": f"{self.state.cdn_url}/upload/{oid}"}}}
+
+        self._json({"transfer": "basic", "objects": [{**each, **answer(each["oid"])} for each in objects]})
+
+    def _commit(self, repo_id: str, lines: list[dict[str, Any]]) -> None:
+        repo, values = self.state.repos[repo_id], [line["value"] for line in lines if line["key"] != "header"]
+        large, small = [each for each in values if "oid" in each], [each for each in values if "content" in each]
+        sent = {each["path"]: base64.b64decode(each["content"]) for each in small}
+        sent |= {each["path"]: self.state.uploaded[each["oid"]] for each in large}
+        self.state.add(repo_id, {**repo.files, **sent}, private=repo.private)
+        self._json({"commitUrl": f"{self.state.url}/{repo_id}/commit/x", "commitOid": self.state.repos[repo_id].sha})
 
     # Access
 

@@ -11,7 +11,6 @@ from quantailor.models.hub import find_token
 from quantailor.pipeline import (
     LEVEL_SETTINGS,
     LEVELS,
-    MADE,
     NAME,
     LadderResult,
     LadderStep,
@@ -30,6 +29,7 @@ from quantailor.steps.calibration.imatrix import ImatrixReport, ImatrixStep, use
 from quantailor.steps.checks.ranges import RANGES
 from quantailor.steps.convert import ConversionOffer, ConvertResult, ConvertStep, conversion_offer
 from quantailor.steps.hub.download import DownloadResult, DownloadStep, cached_model, shipped_imatrix
+from quantailor.steps.hub.publish import PublishResult, PublishStep
 from quantailor.steps.measure import MeasureResult, MeasureStep
 from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX, REPO, Compute, Conversion, HubModel, Way, absolute
 from quantailor.steps.plan import BasisWish, Limits, Method, PlanOptions, PlanResult, Target, like_target, plan, plan_as
@@ -61,7 +61,6 @@ __all__ = [
     "IMATRIX_REQUIRED",
     "LEVELS",
     "LEVEL_SETTINGS",
-    "MADE",
     "NAME",
     "NONE",
     "RANGES",
@@ -98,6 +97,8 @@ __all__ = [
     "PlanResult",
     "ProbeResult",
     "ProbeStep",
+    "PublishResult",
+    "PublishStep",
     "RefineResult",
     "RefineStep",
     "Step",

@@ -8,9 +8,9 @@ from pathlib import Path
 import typer
 import yaml
 
-from quantailor.app.steps import MADE
 from quantailor.errors import OptionError
 from quantailor.files import expanded
+from quantailor.present.recipes import MADE
 
 _PATHS = ("model", "file", "verify-text", "imatrix", "covariances", "converter")
 """Keys whose values may be paths; they are looked for beside the recipe."""

@@ -9,13 +9,11 @@ ladder  the same with several sizes, and the card of all of them
 from quantailor.pipeline.ladder import NAME, LadderResult, LadderStep
 from quantailor.pipeline.make import MakeResult, MakeStep
 from quantailor.pipeline.parts import LEVEL_SETTINGS, LEVELS, Level
-from quantailor.pipeline.recipes import MADE
 from quantailor.pipeline.study import StudyResult, StudyStep
 
 __all__ = [
     "LEVELS",
     "LEVEL_SETTINGS",
-    "MADE",
     "NAME",
     "LadderResult",
     "LadderStep",

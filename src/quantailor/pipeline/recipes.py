@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import yaml
 
 from quantailor.analysis.corpus import read_text
 from quantailor.files import write_text
 from quantailor.ggml import library
+from quantailor.present.recipes import MADE, RECIPE, dumps
 from quantailor.session import CALIBRATION_TEXT, HELDOUT_TEXT, OpenedModel
 from quantailor.steps.plan import PlanOptions
 
@@ -21,11 +20,7 @@ if TYPE_CHECKING:
     from quantailor.pipeline.make import MakingStep
     from quantailor.steps.step import StepResult
 
-RECIPE = "recipe.yaml"
-MADE = "made"
-"""The part of a recipe that tells what was used, for people; it is not read."""
 _SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})(?:/(.+))?$")
-_HEAD = "# Everything that a run of Quantailor was told; `quantailor make -r recipe.yaml -o DIRECTORY` makes it again.\n"
 Plain = Mapping[str, object]
 
 
@@ -67,8 +62,7 @@ def write_recipe(step: MakingStep[StepResult], place: str, model: OpenedModel, a
         "model": model.fingerprint,
         "sha256 of texts": texts,
     }
-    text = _HEAD + yaml.safe_dump({**told, MADE: made}, sort_keys=False, allow_unicode=True, width=140)
-    return write_text(folder / RECIPE, text)
+    return write_text(folder / RECIPE, dumps({**told, MADE: made}))
 
 
 def limits(plan: PlanOptions) -> dict[str, object]:
@@ -88,15 +82,3 @@ def _model(place: str, folder: Path) -> dict[str, object]:
 def _place(path: str | None, folder: Path) -> str | None:
     """A path from the recipe's own directory, so that both can move together; words such as "auto" as they are."""
     return path if path is None or not Path(path).is_absolute() else Path(os.path.relpath(path, folder)).as_posix()
-
-
-def without_places(text: str) -> str:
-    """A recipe for readers elsewhere: what lies outside of its directory by its name alone. Raises yaml.YAMLError."""
-
-    def bare(value: object) -> object:
-        if isinstance(value, str) and value.startswith("../"):
-            return Path(value).name
-        return [bare(each) for each in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
-
-    document = {key: bare(value) for key, value in yaml.safe_load(text).items()}
-    return _HEAD + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=140)

@@ -21,6 +21,7 @@ from quantailor.models.source import ModelSource
 from quantailor.present import cards, words
 from quantailor.records import PLAIN_TWIN, Grounds, MetadataValue, Strategy, TensorInfo, Verdict, VerdictRow, bits_per_weight
 from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, OpenedModel, Workspace
+from quantailor.steps.hub.publish import is_listed_name as is_listed_name
 from quantailor.store import ImatrixRecord
 
 
@@ -39,7 +40,6 @@ class CardResult:
 
 
 _SAFE = re.compile(r"[^\w.-]+", re.ASCII)
-_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,12 +124,6 @@ def _suggested(model: OpenedModel, types: Mapping[str, str], *, has_imatrix: boo
     weights = sum(tensor.n_elements for tensor in model.source.tensors)
     preset = closest_preset(model, types, has_imatrix=has_imatrix)
     return f"{_SAFE.sub('-', model.source.name).strip('-')}-{bits / max(1, weights):.2f}bpw-{preset}.gguf"
-
-
-def is_listed_name(file_name: str) -> bool:
-    """Whether the hub's list tells a file's type by its name: it ends in a preset's name (a bare "Q4_K" is none)."""
-    stem = _SHARD.sub("", file_name.removesuffix(".gguf")).upper()
-    return file_name.endswith(".gguf") and any(re.search(rf"(?:^|[-._]){re.escape(name)}$", stem) for name in library.presets())
 
 
 # Gathering

@@ -10,7 +10,19 @@ import typer
 
 from quantailor.app.library import hub as hub_module
 from quantailor.app.library.hub import PeekReport
-from quantailor.app.steps import AUTO, REPO, DownloadResult, DownloadStep, HubModel, cached_model, find_token, shipped_imatrix
+from quantailor.app.steps import (
+    AUTO,
+    REPO,
+    DownloadResult,
+    DownloadStep,
+    HubModel,
+    PublishResult,
+    PublishStep,
+    absolute,
+    cached_model,
+    find_token,
+    shipped_imatrix,
+)
 from quantailor.cli import options, show
 from quantailor.cli.output import console, table
 from quantailor.cli.root import command
@@ -82,6 +94,41 @@ def download(
     run.execute(task)
 
 
+@command(epilog="Example: quantailor publish out --repo ORG/NAME --dry-run")
+def publish(
+    run: options.Run,
+    folder: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="What `make -o` wrote, with its card.")],
+    repo: Annotated[str, typer.Option("--repo", help="The repository, ORG/NAME; it is made where there is none.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a private repository.", rich_help_panel="Hub")] = False,
+    token_file: Annotated[
+        Path | None,
+        typer.Option("--token-file", help="A file with the access token, instead of HF_TOKEN or `hf auth login`.", rich_help_panel="Hub"),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace files that the repository has with other contents.", rich_help_panel="Common")
+    ] = False,
+) -> None:
+    """Upload a directory's files and card to the hub; run it again to resume. Base and private places stay here."""
+    task = PublishStep(folder=absolute(folder), repo_id=repo, private=private, token_file=optional_path(token_file), overwrite=force)
+    if dry_run:
+        found = task.rehearsed()
+        run.tell("publish", found, lambda: published(found))
+    else:
+        run.execute(task)
+
+
+def published(result: PublishResult) -> None:
+    """The files of a repository, and what became of each."""
+    out = console()
+    rows = [(show.plain(file.name), words.size(file.size_bytes), file.state) for file in result.files]
+    out.print(table(result.url, {"file": "left", "size": "right", "state": "left"}, rows))
+    for note in result.notes:
+        out.print(f"note      {note}", markup=False)
+    total = words.size(sum(file.size_bytes for file in result.files))
+    out.print(f"{plural(len(rows), 'file')}, {total}" + ("; nothing was sent" if result.dry_run else f" at {result.url}"), markup=False)
+
+
 def peeked(report: PeekReport, *, all_types: bool = False) -> None:
     """A repository before it is downloaded."""
     out = console()
@@ -140,3 +187,4 @@ def downloaded(result: DownloadResult) -> None:
 
 
 show.SHOW[DownloadResult] = downloaded
+show.SHOW[PublishResult] = published

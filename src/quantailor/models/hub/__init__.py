@@ -6,6 +6,7 @@ choice     which of its files are needed
 peeking    the model's structure from headers
 cached     the same as the cache has it, where the hub cannot be asked
 fetching   downloads into huggingface_hub's cache
+publishing uploads, as far as a repository lacks them
 refusals   the hub's answers as errors with a remedy
 """
 
