@@ -34,8 +34,7 @@ from quantailor.steps.probe import ProbeStep
 from quantailor.steps.step import Step, StepResult
 from quantailor.steps.sweep import SweepStep
 from quantailor.steps.verify import VerifyStep
-from quantailor.store import Progress, Store
-from quantailor.store.migrations import MIGRATIONS
+from quantailor.store import Progress
 from tiny_models import write_tiny
 
 ONE_THREAD = Compute(n_threads=1)
@@ -350,25 +349,6 @@ def test_reading_a_large_model_is_a_stage_that_can_be_paused(
 
 def paused(control: object) -> None:
     raise Paused("asked to")
-
-
-def test_an_older_homes_results_stay_with_their_own_model(base: Path, tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    with Workspace.open(home) as workspace, workspace.model(base) as model:
-        new = model.fingerprint
-        old = replace(workspace.store.models()[0], fingerprint="a" * 64)
-        workspace.store.record_model(old, model.source.tensors)
-        workspace.store.record_location("model", old.fingerprint, base)
-    with Store(home / "quantailor.db") as store:
-        (step,) = (name for name in MIGRATIONS if name.endswith("identities of files"))
-        store._database.change("DELETE FROM migrations WHERE name = ?", (step,))
-        store._database.change("DROP TABLE identities")
-    with Workspace.open(home) as workspace:
-        assert workspace.store.locations("model", "a" * 64) == []
-        with workspace.model(base) as model:
-            assert model.fingerprint == new
-        assert workspace.store.locations("model", new) == [base]
-        assert {record.fingerprint for record in workspace.store.models()} == {new, "a" * 64}
 
 
 # What is written

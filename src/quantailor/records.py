@@ -463,7 +463,7 @@ class VerdictRow:
     bits_per_weight: float
     statistics: FidelityStatistics
     content: str = ""
-    """The identity of the file that was measured; "" in verdicts of earlier versions."""
+    """The identity of the file that was measured."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from quantailor.errors import StoreError
-from quantailor.records import ChunkScore, Mix, TensorInfo
-from quantailor.store import MeasurementKey, ModelRecord, ScoreKey, Store, SwapKey, migrations
+from quantailor.store import ModelRecord, Store, migrations
 from quantailor.store.database import Database
 from stores import table_names
 
@@ -85,62 +84,36 @@ def test_a_migration_runs_once_and_keeps_what_is_there(tmp_path: Path, monkeypat
         connection.execute("CREATE TABLE probes (model TEXT)")
         runs.append("probes")
 
-    monkeypatch.setitem(migrations.MIGRATIONS, "0002 probes", add_probes)
+    monkeypatch.setitem(migrations.MIGRATIONS, "9998 probes", add_probes)
     for _ in range(2):
         with Store(tmp_path / "q.db") as store:
             assert store.models() == [MODEL]
     assert runs == ["probes"]
 
 
-def test_a_store_of_the_first_schema_keeps_its_rows_and_learns_mixes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    key, score = ScoreKey(MODEL.fingerprint, "c" * 64, 512, "base"), ChunkScore(0, 10, 20.0, 0.0, 10, 0.0)
+def test_a_store_of_the_first_release_keeps_its_rows_and_learns_what_came_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as past:
         for name in list(migrations.MIGRATIONS)[1:]:
             past.delitem(migrations.MIGRATIONS, name)
         with Store(tmp_path / "q.db") as store:
             store.record_model(MODEL, [])
-            store.record_chunk_scores(key, [score])
-            assert "mix_scores" not in table_names(tmp_path / "q.db")
-    run, mix = SwapKey(MODEL.fingerprint, "", "c" * 64, 512, "as built", "as stored"), Mix.of({"output.weight": "Q6_K"})
+        tables = table_names(tmp_path / "q.db")
     for _ in range(2):
         with Store(tmp_path / "q.db") as store:
             assert store.models() == [MODEL]
-            assert store.chunk_scores(key) == [score]
-            store.record_mixes(MODEL.fingerprint, "curve", [mix])
-            store.record_mix_scores(run, [(mix.id, score)])
-            assert store.mix_scores(run) == {mix.id: [score]}
+    assert table_names(tmp_path / "q.db") > tables
 
 
-def test_cells_and_scores_of_a_store_without_roundings_are_still_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensor = TensorInfo("output.weight", (2, 256), "F16", 1024)
-    cells, run = MeasurementKey(MODEL.fingerprint, "i", "exhaustive"), SwapKey(MODEL.fingerprint, "i", "c", 512, "as built", "finer")
-    with Store(tmp_path / "q.db") as store:
-        store.record_model(MODEL, [tensor])
+def test_a_store_from_before_the_first_release_is_refused_and_left_alone(tmp_path: Path) -> None:
+    Store(tmp_path / "q.db").close()
     with sqlite3.connect(tmp_path / "q.db") as past:
-        past.execute("DELETE FROM migrations WHERE name LIKE '0011%'")
-        for table, column in (("cells", "output_mse"), ("cells", "output_mse_se"), ("swap_runs", "rounding")):
-            past.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-        row = {**cells.row, "tensor": tensor.name, "type_name": "Q4_K", "size_bytes": 288, "bits_per_weight": 4.5, "weighted_mse": 0.005}
-        numbers = (
-            "n_rows_measured",
-            "n_rows_total",
-            "n_unseen_experts",
-            "rmse_se",
-            "relative_mse_se",
-            "weighted_mse_se",
-            "output_error_se",
-        )
-        row = {**row, **dict.fromkeys(numbers, 0)}
-        blobs = dict.fromkeys(("error_quantiles", "error_quantiles_se", "histogram"), b"")
-        both = {**row, **blobs}
-        past.execute(f"INSERT INTO cells ({', '.join(both)}) VALUES ({', '.join('?' * len(both))})", list(both.values()))
-        values = (run.run, run.model, run.imatrix, run.corpus, run.n_ctx, run.kernels, run.base_kernels, run.engine)
-        past.execute("INSERT INTO swap_runs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+        past.execute("DELETE FROM migrations")
+        past.execute("INSERT INTO migrations VALUES ('0001 first schema', 0)")
     past.close()
-    with Store(tmp_path / "q.db") as store:
-        (cell,) = store.cells(cells)
-        assert (cell.weighted_mse, cell.output_mse, cell.error) == (0.005, None, 0.005)
-        assert store.swap_runs(MODEL.fingerprint) == [run]
+    before = (tmp_path / "q.db").read_bytes()
+    with pytest.raises(StoreError, match=r"q\.db was written before the first release of Quantailor\. Choose another place with --home"):
+        Store(tmp_path / "q.db")
+    assert (tmp_path / "q.db").read_bytes() == before
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +122,7 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pyt
         connection.execute("SELECT name FROM nowhere")
 
     with monkeypatch.context() as broken:
-        broken.setitem(migrations.MIGRATIONS, "0002 probes", stumble)
+        broken.setitem(migrations.MIGRATIONS, "9998 probes", stumble)
         with pytest.raises(StoreError, match="no such table: nowhere"):
             Store(tmp_path / "q.db")
     with Store(tmp_path / "q.db") as store:

@@ -17,7 +17,6 @@ from quantailor.analysis.prediction import fit_curve
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
 from quantailor.evidence.grounds import ANCHOR, CURVE, STORED, WEIGHING, chosen, file_key, groups, single
 from quantailor.ggml import library
-from quantailor.models.abilities import why_no_predictions
 from quantailor.qtypes import QType
 from quantailor.records import (
     Curve,
@@ -122,8 +121,6 @@ def load_knowledge(
     Raises:
         StrategyError: there is no evidence of that name.
     """
-    if why_no_predictions(model.source):
-        return None  # what an earlier version may have stored says nothing
     run = chosen(workspace, model, question, cells, evidence)
     if run is None:
         return None

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from quantailor.errors import StoreError
-from quantailor.store.migrations import APPLICATION_ID, MIGRATIONS, prepare
+from quantailor.store.migrations import APPLICATION_ID, FIRST, MIGRATIONS, prepare
 
 Value = str | int | float | bytes | None
 Parameters = Sequence[Value] | Mapping[str, Value]
@@ -129,13 +129,15 @@ class Database:
             self._migrate()
 
     def _applied(self) -> set[str]:
-        """Names of the migrations the file has; raises StoreError when it is not ours or newer."""
+        """Names of the migrations the file has; raises StoreError when it is not ours, newer, or older than the first release."""
         tables = {str(name) for (name,) in self._run("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if not tables:
             return set()
         if self._run("PRAGMA application_id")[0][0] != APPLICATION_ID or "migrations" not in tables:
             raise StoreError(f"{self.path} is a database of another program", remedy=_ELSEWHERE)
-        applied = {str(name) for (name,) in self._run("SELECT name FROM migrations")}
+        applied = {str(name) for (name,) in self._run("SELECT name FROM migrations WHERE name >= ?", (FIRST,))}
+        if FIRST not in applied:
+            raise StoreError(f"{self.path} was written before the first release of Quantailor", remedy=_ELSEWHERE)
         if unknown := applied - set(MIGRATIONS):
             raise StoreError(
                 f"{self.path} was written by a newer version of Quantailor ({max(unknown)})",
@@ -145,8 +147,9 @@ class Database:
 
     def _migrate(self) -> None:
         with self.transaction(), self._errors():
+            missing = sorted(set(MIGRATIONS) - self._applied())
             prepare(self._connection)
-            for name in sorted(set(MIGRATIONS) - self._applied()):
+            for name in missing:
                 MIGRATIONS[name](self._connection)
                 self._run("INSERT INTO migrations (name, applied) VALUES (?, ?)", (name, self.now()))
 

@@ -45,6 +45,8 @@ CREATE TABLE cells (
     histogram BLOB NOT NULL,
     n_unseen_experts INTEGER NOT NULL,
     unavailable TEXT,
+    output_mse REAL,
+    output_mse_se REAL NOT NULL DEFAULT 0,
     PRIMARY KEY (model, imatrix, settings, definition_version, tensor, type_name),
     FOREIGN KEY (model, tensor) REFERENCES tensors (model, name) ON DELETE CASCADE
 ) WITHOUT ROWID;
@@ -158,7 +160,13 @@ CREATE TABLE jobs (
     pid INTEGER,
     process_started REAL,
     host TEXT,
-    log_path TEXT
+    log_path TEXT,
+    unit TEXT NOT NULL DEFAULT '',
+    stage_number INTEGER NOT NULL DEFAULT 0,
+    n_stages INTEGER NOT NULL DEFAULT 0,
+    hub_commit TEXT,
+    hub_path TEXT,
+    overall REAL
 );
 
 CREATE TABLE job_log (
@@ -170,3 +178,78 @@ CREATE TABLE job_log (
 );
 
 CREATE INDEX job_log_by_job ON job_log (job, id);
+
+-- Scores of mixes of types, set in the loaded model or built as files. A run is what all scores of one kind share; its
+-- key is a hash of the rest, so that a score's row stays short.
+
+CREATE TABLE swap_runs (
+    run TEXT NOT NULL PRIMARY KEY,
+    model TEXT NOT NULL REFERENCES models (fingerprint) ON DELETE CASCADE,
+    imatrix TEXT NOT NULL,
+    corpus TEXT NOT NULL,
+    n_ctx INTEGER NOT NULL,
+    kernels TEXT NOT NULL CHECK (kernels IN ('as built', 'values', 'file')),
+    base_kernels TEXT NOT NULL CHECK (base_kernels IN ('as stored', 'finer')),
+    engine TEXT NOT NULL DEFAULT '',
+    rounding TEXT NOT NULL DEFAULT ''
+) WITHOUT ROWID;
+
+CREATE INDEX swap_runs_by_model ON swap_runs (model);
+
+CREATE TABLE mixes (
+    model TEXT NOT NULL REFERENCES models (fingerprint) ON DELETE CASCADE,
+    mix TEXT NOT NULL,
+    purpose TEXT NOT NULL,
+    document TEXT NOT NULL,
+    PRIMARY KEY (model, mix, purpose)
+) WITHOUT ROWID;
+
+CREATE TABLE mix_scores (
+    run TEXT NOT NULL REFERENCES swap_runs (run) ON DELETE CASCADE,
+    mix TEXT NOT NULL,
+    chunk INTEGER NOT NULL,
+    n_tokens INTEGER NOT NULL,
+    nll_sum REAL NOT NULL,
+    kld_sum REAL NOT NULL,
+    top_agreement INTEGER NOT NULL,
+    dp_square_sum REAL NOT NULL,
+    PRIMARY KEY (run, mix, chunk)
+) WITHOUT ROWID;
+
+-- Strategies in the making, with every edit; revisions count them, so that nobody overwrites what he has not seen.
+CREATE TABLE drafts (
+    model TEXT NOT NULL REFERENCES models (fingerprint) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    document TEXT NOT NULL,
+    changed REAL NOT NULL,
+    revision INTEGER NOT NULL DEFAULT 1,
+    PRIMARY KEY (model, name)
+) WITHOUT ROWID;
+
+-- Which model the files at a path are, as long as they stay as they were.
+CREATE TABLE identities (
+    path TEXT NOT NULL PRIMARY KEY,
+    files TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    not_finite TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE covariances (
+    model TEXT NOT NULL REFERENCES models (fingerprint) ON DELETE CASCADE,
+    fingerprint TEXT NOT NULL,
+    datasets TEXT NOT NULL,
+    chunk_count INTEGER NOT NULL,
+    chunk_size INTEGER NOT NULL,
+    origin TEXT NOT NULL CHECK (origin IN ('computed', 'imported')),
+    PRIMARY KEY (model, fingerprint)
+) WITHOUT ROWID;
+
+CREATE TABLE covariance_computations (
+    model TEXT NOT NULL,
+    corpus TEXT NOT NULL,
+    n_ctx INTEGER NOT NULL,
+    options TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    PRIMARY KEY (model, corpus, n_ctx, options),
+    FOREIGN KEY (model, fingerprint) REFERENCES covariances (model, fingerprint) ON DELETE CASCADE
+) WITHOUT ROWID;

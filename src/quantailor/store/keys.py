@@ -54,7 +54,7 @@ class MeasurementKey:
     """`MeasureSettings.key`."""
     definition_version: int = 1
     engine: str = field(default_factory=lambda: library.engine())
-    """Which llama.cpp it is, in every key; "" in homes that did not tell."""
+    """Which llama.cpp it is, in every key."""
     rounding: str = ""
     """`Rounding.key`: how weights became codes, and the covariances that errors are measured with."""
 
@@ -173,14 +173,14 @@ class SwapKey:
     def run(self) -> str:
         """The key's short form."""
         parts = [self.model, self.imatrix, self.corpus, str(self.n_ctx), self.kernels, self.base_kernels]
-        parts += [part for part in (self.engine, self.rounding) if part]
+        parts += [self.engine, *([self.rounding] if self.rounding else [])]
         return sha256("\n".join(parts))[:24]
 
 
 def _row(key: MeasurementKey | ImatrixKey | ScoreKey, column: str) -> dict[str, str | int]:
     row = asdict(key)
     engine = row.pop("engine")
-    return {**row, column: f"{row[column]}{ENGINE}{engine}" if engine else row[column]}
+    return {**row, column: f"{row[column]}{ENGINE}{engine}"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -387,7 +387,7 @@ class Store:
 
     def counts(self, model: str) -> ResultCounts:
         """How much is known of a model, without reading it."""
-        engines = dict(zip(("engine", "gpu"), _engines(), strict=False))
+        engines = dict(zip(("engine", "gpu"), _engines(), strict=True))
         return ResultCounts(*_any(self._database.query(SQL.counts, {"model": model, **engines})[0]))
 
     def n_available_cells(self, model: str, types: Sequence[str]) -> int:
@@ -413,9 +413,9 @@ class Store:
         self._database.change(SQL.note, (kind, key, self._database.now()))
 
 
-def _engines() -> tuple[str, ...]:
-    """Whose results count today; "" are those of homes that did not tell, which belong to models identified by samples."""
-    return library.engine(), library.engine(on_gpu=True), ""
+def _engines() -> tuple[str, str]:
+    """Whose results count today."""
+    return library.engine(), library.engine(on_gpu=True)
 
 
 def _any(row: tuple[Value, ...]) -> Row:

@@ -370,7 +370,7 @@ def list_builds(workspace: Workspace, model: str) -> list[BuiltFile]:
     for location in workspace.store.every_location("build"):
         if location.key in records and location.path.is_file():
             found.setdefault(_stem(location.path), []).append(location)
-    reports = (_built(workspace, model, locations, records[locations[0].key], verdicts) for locations in found.values())
+    reports = (_built(workspace, locations, records[locations[0].key], verdicts) for locations in found.values())
     return [report for report in reports if report is not None]
 
 
@@ -382,14 +382,14 @@ def _stem(path: Path) -> str:
 
 
 def _built(
-    workspace: Workspace, model: str, locations: Sequence[Location], record: StrategyRecord, verdicts: Sequence[StoredVerdict]
+    workspace: Workspace, locations: Sequence[Location], record: StrategyRecord, verdicts: Sequence[StoredVerdict]
 ) -> BuiltFile | None:
     """None where the file cannot be read any more."""
     first = min(location.path for location in locations)
     try:
         strategy = _stored(record.document)
         size_bytes, bits = judging.file_size(first)
-        judged = tuple(item.fingerprint for item in verdicts_on(workspace, model, first, verdicts))
+        judged = tuple(item.fingerprint for item in verdicts_on(workspace, first, verdicts))
     except QuantailorError:
         return None
     told = strategy.prediction

@@ -155,7 +155,7 @@ def _facts(workspace: Workspace, base: Path, file: Path, repo_id: str | None) ->
                 strategy=strategy,
                 imatrix=workspace.store.imatrix(model.fingerprint, matrix) if matrix else None,
                 uses_imatrix=bool(matrix) or "quantize.imatrix.file" in source.metadata,
-                verdict=next((item.verdict for item in verdicts_on(workspace, model.fingerprint, file, verdicts)), None),
+                verdict=next((item.verdict for item in verdicts_on(workspace, file, verdicts)), None),
                 predicted=predicted,
                 no_prediction=reason,
                 grounds=None if known.knowledge is None else known.knowledge.grounds,

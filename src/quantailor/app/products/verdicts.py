@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -96,27 +95,12 @@ def find_verdict(workspace: Workspace, model: str, fingerprint: str = "") -> Sto
     return found[0]
 
 
-def verdicts_on(workspace: Workspace, model: str, file: Path, verdicts: Sequence[StoredVerdict]) -> Iterator[StoredVerdict]:
-    """Those of a model's verdicts that judge these very bytes, whatever the file's name was.
-
-    A verdict of an earlier version does not name them: it is known by the size and by the KLD of the stored chunks.
-    """
+def verdicts_on(workspace: Workspace, file: Path, verdicts: Sequence[StoredVerdict]) -> list[StoredVerdict]:
+    """Those verdicts that judge these very bytes, whatever the file's name was."""
     size_bytes, _ = judging.file_size(file)
     candidates = [item for item in verdicts if item.ours.size_bytes == size_bytes]
     key = workspace.identity(file).fingerprint if candidates else ""
-    for item, on_gpu in itertools.product(candidates, (False, True)):
-        if item.ours.content:
-            if item.ours.content == key and not on_gpu:
-                yield item
-            continue
-        figures, engine = item.ours.statistics, library.engine(on_gpu=on_gpu)
-        scores = workspace.store.chunk_scores(ScoreKey(model, item.verdict.corpus_sha256, item.verdict.n_ctx, key, engine))
-        counted = [score for score in scores if score.index < figures.n_chunks]
-        n_tokens = sum(score.n_tokens for score in counted)
-        if len(counted) != figures.n_chunks or not n_tokens:
-            continue
-        if math.isclose(sum(score.kld_sum for score in counted) / n_tokens, figures.kld_mean.value, rel_tol=1e-6, abs_tol=1e-12):
-            yield item
+    return [item for item in candidates if item.ours.content == key]
 
 
 def compare_files(workspace: Workspace, ours: StoredVerdict, other: StoredVerdict, label: str) -> Comparison | None:
