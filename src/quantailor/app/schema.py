@@ -22,6 +22,7 @@ from quantailor.app.products.builds import BuiltFile
 from quantailor.app.products.card import CardResult
 from quantailor.app.products.checking import BuildCheck
 from quantailor.app.products.exporting import ExportReport
+from quantailor.app.products.fitting import FitReport
 from quantailor.app.products.verdicts import VerdictsReport
 from quantailor.app.steps import PlanResult, kinds
 
@@ -45,6 +46,7 @@ _RESULTS: dict[str, Any] = {
     "check": BuildCheck,
     "verdicts": VerdictsReport,
     "builds": list[BuiltFile],
+    "fit": FitReport,
     "clean": CleanReport,
     "jobs": list[JobReport],
     "job": JobReport,

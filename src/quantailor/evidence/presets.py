@@ -50,7 +50,7 @@ def preset_size_bytes(model: OpenedModel, preset: str, imatrix: Imatrix | None) 
     return building.plain_layout(model.source, types_of_preset(model, preset, imatrix), imatrix=imatrix).size_bytes
 
 
-def _preset_sizes(model: OpenedModel, presets: Iterable[str], imatrix: Imatrix | None) -> dict[str, int]:
+def preset_sizes(model: OpenedModel, presets: Iterable[str], imatrix: Imatrix | None) -> dict[str, int]:
     """`preset_size_bytes` of several, whose headers have one length and are therefore encoded once."""
     sizes: dict[str, int] = {}
     part: PartLayout | None = None
@@ -88,7 +88,7 @@ def presets_around(model: OpenedModel, imatrix: Imatrix | None, sizes_bytes: Seq
         named: presets that are compared in any case.
     """
     names = dict.fromkeys((*ladder(model, imatrix), *named))
-    sizes = _preset_sizes(model, names, imatrix)
+    sizes = preset_sizes(model, names, imatrix)
     found = {*named, *(name for size in sizes_bytes for name in around(sizes, size))}
     return tuple(sorted(found, key=lambda name: -sizes[name]))
 
@@ -124,7 +124,7 @@ def near_a_preset(
 def _below(model: OpenedModel, imatrix: Imatrix | None, size_bytes: float) -> Types:
     """The largest preset that is not larger than that, else the smallest there is."""
     presets = ladder(model, imatrix)
-    sizes = _preset_sizes(model, presets, imatrix)
+    sizes = preset_sizes(model, presets, imatrix)
     fitting = [name for name in presets if sizes[name] <= size_bytes]
     return presets[max(fitting, key=lambda name: sizes[name]) if fitting else min(presets, key=lambda name: sizes[name])]
 

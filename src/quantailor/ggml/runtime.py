@@ -16,7 +16,8 @@ import functools
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -93,9 +94,13 @@ class _Log:
                 self._lines.append((self._level, line.strip()))
                 logger.debug("%s", line.strip())
 
-    def clear(self) -> None:
-        """Forget what was said."""
-        self._lines.clear()
+    def lines(self) -> list[str]:
+        """The last lines."""
+        return [line for _, line in self._lines]
+
+    def clear(self, n_kept: int | None = _N_LOG_LINES) -> None:
+        """Forget what was said, and keep so many lines from now on; None for all."""
+        self._lines = deque(maxlen=n_kept)
 
     def last_error(self) -> str:
         """The first error since `clear`, without the names of C functions; what follows it only repeats it."""
@@ -112,6 +117,18 @@ def _log() -> _Log:
     llama.llama_log_set(log.callback, None)
     llama.llama_backend_init()
     return log
+
+
+@contextmanager
+def said_by() -> Iterator[_Log]:
+    """Everything that llama.cpp says inside the block."""
+    take_log()
+    log = _log()
+    log.clear(None)
+    try:
+        yield log
+    finally:
+        log.clear()
 
 
 def take_log() -> None:

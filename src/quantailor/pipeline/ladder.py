@@ -110,7 +110,7 @@ class LadderStep(MakingStep[LadderResult], kind="ladder", result=LadderResult):
         if not self.sizes or target_of(self.plan):
             raise OptionError("a ladder takes its sizes from --sizes alone", remedy="Leave out --size, --bpw, --like and --kld")
         if self.beside is not None:
-            raise OptionError("--beside plain is about one file", remedy="Run `quantailor verify FILE --beside plain` on one of the ladder")
+            raise OptionError("--beside plain is about one file", remedy="Run `quantailor verify FILE --base BASE --beside plain`")
         names = {self.file_name("model", each, 1.0 + number, "Q4_K_M") for number, each in enumerate(self.asked.values())}
         if len(names) < len(self.sizes):
             raise OptionError(f"--name {self.name} gives several files one name", remedy="Use {size} or {bits} in it")

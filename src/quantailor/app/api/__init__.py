@@ -10,7 +10,7 @@ from __future__ import annotations
 from quantailor.app.api.choosing import compare, plan, predict, read_strategy, refine, write_strategy
 from quantailor.app.api.measuring import calibrate, imatrix, measure, probe, study, sweep
 from quantailor.app.api.opening import Model, convert, download, inspect, open_model
-from quantailor.app.api.products import build, check, ladder, make, verify
+from quantailor.app.api.products import build, check, fit, ladder, make, verify
 
 __all__ = [
     "Model",
@@ -20,6 +20,7 @@ __all__ = [
     "compare",
     "convert",
     "download",
+    "fit",
     "imatrix",
     "inspect",
     "ladder",

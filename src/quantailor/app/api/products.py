@@ -8,6 +8,8 @@ from typing import Literal
 
 from quantailor.app.api.opening import Model, matrix_choice, optional_path, run_on
 from quantailor.app.products.checking import BuildCheck, check_build
+from quantailor.app.products.fitting import FitReport
+from quantailor.app.products.fitting import fit as fit_files
 from quantailor.evidence.strategies import store_strategy
 from quantailor.pipeline import LadderResult, LadderStep, MakeResult, MakeStep
 from quantailor.records import RoundingWish, Strategy, Verdict
@@ -121,6 +123,14 @@ def ladder(model: Model, output: str | Path, sizes: Sequence[str], **options: ob
     """
     step = LadderStep(model=str(model.path), output=absolute(output), sizes=tuple(sizes), compute=model.compute, **options)  # type: ignore[arg-type]
     return run_on(model, step)
+
+
+def fit(model: Model, memory_bytes: int, *, n_ctx: int, kv_type: str = "f16") -> FitReport:
+    """Which files of a model run in so much memory with a context, by llama.cpp's own accounting; the best, and how to run it.
+
+    Raises OptionError where the context alone takes more, InferenceError where llama.cpp cannot run the model.
+    """
+    return fit_files(model.workspace, model.path, memory_bytes, n_ctx=n_ctx, kv_type=kv_type)
 
 
 def check(model: Model, strategy: Strategy, file: str | Path) -> BuildCheck:

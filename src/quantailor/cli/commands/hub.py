@@ -97,7 +97,7 @@ def download(
 @command(epilog="Example: quantailor publish out --repo ORG/NAME --dry-run")
 def publish(
     run: options.Run,
-    folder: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="What `make -o` wrote, with its card.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="What `make` wrote, with its card.")],
     repo: Annotated[str, typer.Option("--repo", help="The repository, ORG/NAME; it is made where there is none.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.")] = False,
     private: Annotated[bool, typer.Option("--private", help="Make a private repository.", rich_help_panel="Hub")] = False,

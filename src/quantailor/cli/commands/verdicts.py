@@ -1,4 +1,4 @@
-"""Commands that look back: the files that were built from a model, and the verdicts on them."""
+"""Commands that look back: the files that were built from a model, the verdicts on them, and which of them run where."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from quantailor.app.products.builds import BuiltFile, list_builds
+from quantailor.app.products.fitting import FitReport, FittingFile, fit
 from quantailor.app.products.verdicts import (
     StoredVerdict,
     VerdictsReport,
@@ -20,6 +21,7 @@ from quantailor.app.steps import absolute
 from quantailor.cli import options
 from quantailor.cli.output import console, table
 from quantailor.cli.root import command
+from quantailor.cli.values import parse_size
 from quantailor.present import words
 from quantailor.present.charts.verdict import Measure, verdict_points
 
@@ -92,3 +94,37 @@ def _row(item: BuiltFile) -> tuple[str, ...]:
     kld = "" if item.predicted_kld_nats is None else f"{item.predicted_kld_nats:.4g}"
     judged = ", ".join(fingerprint[:_SHORT] for fingerprint in item.verdicts)
     return (item.path, words.size(item.size_bytes), f"{item.bits_per_weight:.2f}", item.method, kld, judged)
+
+
+@command("fit", epilog="Example: quantailor fit base.gguf --memory 24GiB --ctx 32768 --kv q8_0")
+def fitting(
+    answer: options.Answer,
+    model: options.Source,
+    memory: Annotated[str, typer.Option("--memory", help="What there is: 24GiB (1024^3), 24GB or 24G (1000^3).")],
+    ctx: Annotated[int, options.number("n_ctx", "--ctx", "-c", help="Tokens of the context.")],
+    kv: Annotated[str, typer.Option("--kv", help="What keys and values are kept in, for example f16, q8_0, q4_0.")] = "f16",
+) -> None:
+    """Which files of a model run in so much memory with a context, by llama.cpp's own accounting; the best, and how to run it."""
+    with answer.workspace() as workspace:
+        found = fit(workspace, model, parse_size(memory), n_ctx=ctx, kv_type=kv)
+    answer.tell("fit", found, lambda: _show_fit(found))
+
+
+def _show_fit(found: FitReport) -> None:
+    out = console()
+    parts = f"keys and values {words.size(found.kv_bytes)}, results on the way {words.size(found.compute_bytes)}"
+    out.print(f"context   {found.n_ctx:,} tokens, {found.kv_type}: {parts}, outputs {words.size(found.output_bytes)}", markup=False)
+    if found.n_ctx_trained is not None and found.n_ctx > found.n_ctx_trained:
+        out.print(f"[yellow]The model was made for {found.n_ctx_trained:,} tokens.[/yellow]")
+    out.print(f"room      {words.exact_size(found.room_bytes)} for the file")
+    columns = {"file": "left", "kind": "left", "size": "right", "needs": "right", "fits": "left", "KLD": "left"}
+    out.print(table(found.model_name, columns, [_fitting_row(each) for each in found.files]))
+    if found.run_command:
+        out.print(f"run       {found.run_command}", markup=False, soft_wrap=True)
+    out.print(f"make      {found.make_command}", markup=False, soft_wrap=True)
+
+
+def _fitting_row(each: FittingFile) -> tuple[str, ...]:
+    kld = "" if each.kld_nats is None else f"{each.kld_nats:.4g} {'measured' if each.is_measured else 'predicted'}"
+    name = f"llama.cpp {each.name}" if each.kind == "preset" else Path(each.name).name
+    return (name, each.kind, words.size(each.size_bytes), words.size(each.needs_bytes), "yes" if each.fits else "no", kld)

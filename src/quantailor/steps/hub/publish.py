@@ -109,7 +109,7 @@ class PublishStep(Step[PublishResult], kind="publish", result=PublishResult):
         found = {name: path for name, path in found.items() if name not in _KEPT_BACK}
         models = [name for name in found if name.endswith(".gguf") and name != "imatrix.gguf"]
         if not models:
-            raise OptionError(f"{folder} holds no GGUF file to publish", remedy="Give the directory that `quantailor make -o` wrote")
+            raise OptionError(f"{folder} holds no GGUF file to publish", remedy="Give the directory that `quantailor make` wrote")
         if CARD not in found:
             card = f"quantailor card {folder / models[0]} --base BASE -o {folder / CARD}"
             raise OptionError(f"{folder} has no card ({CARD})", remedy=f"Write one: `{card}`")

@@ -1,0 +1,85 @@
+"""What a model takes of memory beside its weights, as llama.cpp accounts for it itself: it loads a header and allocates nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from quantailor.errors import InferenceError
+from quantailor.ggml import library
+from quantailor.ggml.runtime import MAX_UBATCH, said_by
+from quantailor.processes import apart
+
+KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+"""What llama.cpp keeps keys and values in, as its `-ctk` and `-ctv` take them."""
+UNQUANTIZED_KV = KV_TYPES[:3]
+"""The others need flash attention."""
+N_BATCH = 2048
+"""llama.cpp's own default."""
+_CACHE = re.compile(r"\bsize = +([\d.]+) MiB \(")
+_BUFFER = re.compile(r"\b(output|compute) buffer size = +([\d.]+) MiB")
+_MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class ContextMemory:
+    """Bytes that a context takes."""
+
+    kv_bytes: int
+    """Keys and values of all layers, and the state of recurrent ones."""
+    compute_bytes: int
+    """For results on the way, of prompts in pieces of 512 tokens."""
+    output_bytes: int
+
+
+def context_memory(path: Path, *, n_ctx: int, kv_type: str) -> ContextMemory:
+    """What a context of so many tokens takes; `path` is a GGUF file, of which the header alone is read.
+
+    Raises InferenceError where llama.cpp has no such context for this model.
+    """
+    return apart.call(_account, path, n_ctx, kv_type)
+
+
+def _account(path: Path, n_ctx: int, kv_type: str) -> ContextMemory:
+    llama = library.load().llama
+    model_parameters = llama.llama_model_default_params()
+    model_parameters.no_alloc = True
+    model_parameters.load_mode = llama.LLAMA_LOAD_MODE_NONE
+    model_parameters.n_gpu_layers = 0
+    with said_by() as log:
+        model = llama.llama_model_load_from_file(os.fsencode(path), model_parameters)
+        if not model:
+            raise InferenceError(f"llama.cpp cannot load {path}: {log.last_error()}")
+        try:
+            return _of_context(llama, model, path, n_ctx, kv_type)
+        finally:
+            llama.llama_model_free(model)
+
+
+def _of_context(llama: ModuleType, model: object, path: Path, n_ctx: int, kv_type: str) -> ContextMemory:
+    parameters = llama.llama_context_default_params()
+    parameters.n_ctx, parameters.n_batch, parameters.n_ubatch, parameters.n_seq_max = n_ctx, N_BATCH, MAX_UBATCH, 1
+    parameters.type_k = parameters.type_v = library.type_named(kv_type.upper()).id
+    parameters.swa_full = False  # as llama.cpp's own programs have it
+    if kv_type not in UNQUANTIZED_KV:
+        parameters.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    with said_by() as log:
+        context = llama.llama_init_from_model(model, parameters)
+        if not context:
+            reason = log.last_error()
+            raise InferenceError(f"llama.cpp has no context of {n_ctx} tokens with {kv_type} for {path}: {reason}")
+        lines = log.lines()
+        llama.llama_free(context)
+    buffers = [match.groups() for line in lines if (match := _BUFFER.search(line))]
+    return ContextMemory(
+        kv_bytes=sum(_bytes(match[1]) for line in lines if (match := _CACHE.search(line))),
+        compute_bytes=sum(_bytes(size) for kind, size in buffers if kind == "compute"),
+        output_bytes=sum(_bytes(size) for kind, size in buffers if kind == "output"),
+    )
+
+
+def _bytes(mib: str) -> int:
+    return round(float(mib) * _MIB)
