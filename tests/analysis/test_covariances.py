@@ -187,11 +187,11 @@ def test_a_tied_output_is_the_embeddings_covariance(books_llama_base: Path, toke
     assert found.n_tokens == 64
 
 
-def test_long_chunks_run_in_several_graphs(books_llama_base: Path, calibration_text: Path, tmp_path: Path) -> None:
-    long = chunks(load_corpus(books_llama_base, calibration_text), 1024, limit=1)
+def test_long_chunks_run_in_several_graphs(small_base: Path, calibration_text: Path, tmp_path: Path) -> None:
+    long = chunks(load_corpus(small_base, calibration_text), 1024, limit=1)
     for n_ctx in (512, 1024):
-        compute(books_llama_base, long.reshape(-1, n_ctx), tmp_path / f"{n_ctx}.gguf", names=["blk.0.attn_q.weight"], budget_bytes=1)
-    first = info(books_llama_base, "blk.0.attn_q.weight")  # its input depends on the token alone
+        compute(small_base, long.reshape(-1, n_ctx), tmp_path / f"{n_ctx}.gguf", names=["blk.0.attn_q.weight"], budget_bytes=1)
+    first = info(small_base, "blk.0.attn_q.weight")  # its input depends on the token alone
     with CovarianceFile(tmp_path / "512.gguf") as one, CovarianceFile(tmp_path / "1024.gguf") as two:
         short, whole = one.of(first), two.of(first)
     assert short is not None

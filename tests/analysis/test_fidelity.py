@@ -56,7 +56,7 @@ def test_every_file_is_scored_on_every_chunk(books_llama_base: Path, quantized: 
 
 
 def test_the_null_control_takes_the_first_chunks_alone(books_llama_base: Path, quantized: Path, heldout_text: Path) -> None:
-    tokens = chunks(load_corpus(books_llama_base, heldout_text), 64, limit=NULL_CHUNKS + 2)
+    tokens = chunks(load_corpus(books_llama_base, heldout_text), 32, limit=NULL_CHUNKS + 2)
     scores = collect(books_llama_base, {"ours": quantized}, tokens)
     assert len(scores[BASE]) == len(scores["ours"]) == NULL_CHUNKS + 2
     assert sorted(scores[NULL_CONTROL]) == list(range(NULL_CHUNKS))

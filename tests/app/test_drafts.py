@@ -156,6 +156,7 @@ def test_a_reloaded_draft_has_its_edits_and_its_undo(workspace: Workspace, desk:
 def test_the_built_file_is_as_large_as_an_edited_draft_says(
     quantailor: Command, workspace: Workspace, workbench: Workbench, desk: Planner, draft: Draft, tmp_path: Path
 ) -> None:
+    draft.set_type(desk, desk.matching("*"), "Q8_0")
     draft.set_type(desk, desk.matching("ffn_down"), "Q4_K")
     strategy = draft.strategy(desk)
     path = save_strategy(strategy, tmp_path / "s.yaml")
