@@ -42,6 +42,7 @@ one line. Code raises the most specific class; the faces (command line, GUI) tra
         CrashError                llama.cpp ended its process instead of answering
       ConverterError            llama.cpp's converter cannot be found, set up or brought to its end
       StoreError                the project database cannot be opened or is of a newer version
+      ClusterError              workers that cannot be reached, or cannot do what is asked of them
       JobError                  no such job, or the job is not in a state that allows this
       Interrupted               not a failure: the work stopped at a safe point and can be resumed
         Paused
@@ -277,6 +278,10 @@ class ConverterError(QuantailorError):
 
 class StoreError(QuantailorError):
     """The project database cannot be opened, or was written by a newer version."""
+
+
+class ClusterError(QuantailorError):
+    """Workers that cannot be reached, or that cannot do what is asked of them."""
 
 
 class JobError(QuantailorError):

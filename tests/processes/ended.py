@@ -58,6 +58,9 @@ class Counter:
         self.number += 1
         return self.number
 
+    def end(self) -> None:
+        os._exit(3)
+
     def close(self) -> None:
         self.place.write_text("closed", encoding="utf-8")
 

@@ -59,6 +59,16 @@ def test_the_end_of_the_process_is_an_error_of_one_line(how: str, reason: str) -
     assert apart.call(ended.pid) != os.getpid()
 
 
+def test_what_was_held_by_a_process_that_ended_can_be_let_go(tmp_path: Path) -> None:
+    held = apart.holding(ended.Counter, 1, tmp_path / "closed")
+    counter = held.__enter__()
+    for _ in range(2):
+        with pytest.raises(CrashError):
+            counter.call(ended.Counter.end)
+    with pytest.raises(CrashError):
+        held.__exit__(None, None, None)
+
+
 def test_one_process_is_kept_for_the_next_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     first = apart.call(ended.pid)
     with pytest.raises(ImatrixError) as caught:

@@ -14,12 +14,16 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from quantailor import jobs
+from quantailor.app.executing import executing
 from quantailor.app.measuring.cost import outline
 from quantailor.costs import machine
 from quantailor.costs.needs import shortfalls
 from quantailor.errors import JobError, QuantailorError, ResourceError, StoreError
 from quantailor.jobs import Job, JobControl, Listener, Progress, Turns, job_ahead, reconcile
+from quantailor.records import ClusterReport
 from quantailor.session import Workspace
 from quantailor.session.workspace import SHOWN_BYTES
 from quantailor.steps.hub.download import with_model_here
@@ -28,6 +32,7 @@ from quantailor.steps.step import ModelStep, Step, StepResult, from_json, to_jso
 from quantailor.store import Pace
 
 _FOLLOW_SECONDS = 0.5
+_CLUSTER = TypeAdapter(ClusterReport)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,8 @@ class JobReport(StepResult):
     """Whether progress and time left are the whole job's."""
     waits_for: int | None = None
     """The number of the job that has to end first; None where it does not wait for one."""
+    cluster: ClusterReport | None = None
+    """The workers that it uses, or used; None where this machine does all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +214,8 @@ def run_job(
                 _require_resources(workspace, ready)
             with suppress(QuantailorError):  # the work itself says what is wrong
                 control.expect(outline(workspace, ready))
-            result = _timed(workspace, ready, control, stages)
+            with executing(workspace, ready, control) as executor:
+                result = _timed(workspace, ready, control, Stages(control, unit_of, executor))
         results.append(result if origin is None else dataclasses.replace(result, origin=origin))
 
     def tell(ahead: Job) -> None:
@@ -228,7 +236,7 @@ def _timed(workspace: Workspace, step: Step[StepResult], control: JobControl, st
         has_ended = True
         return result
     finally:
-        if isinstance(step, ModelStep):
+        if isinstance(step, ModelStep) and step.compute.cluster is None:  # else it says nothing of this machine
             threads = min(step.compute.n_threads or machine.n_threads(), machine.n_threads())
             took = control.took(has_ended=has_ended)
             with suppress(StoreError):  # which must not hide why it stops
@@ -342,6 +350,7 @@ def report_of(workspace: Workspace, job: Job, *, with_log: bool = False) -> JobR
         is_whole=progress.overall is not None,
         waits_for=None if ahead is None else ahead.id,
         origin=_origin(job),
+        cluster=None if job.cluster is None else _CLUSTER.validate_python(job.cluster),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -178,6 +179,55 @@ class Machine:
         return Compute(n_threads=self.threads, n_gpu_layers=self.gpu_layers)
 
 
+_Cluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        envvar="QUANTAILOR_CLUSTER",
+        help="Spread it over workers of Dask: local:N for N processes here, or the scheduler as tcp://HOST:PORT or tls://HOST:PORT.",
+        rich_help_panel="Cluster",
+    ),
+]
+_ClusterPaths = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cluster-path",
+        metavar="HERE=THERE",
+        help="Workers have this folder elsewhere; may be given more than once.",
+        rich_help_panel="Cluster",
+    ),
+]
+
+
+def _spread(compute: Compute, cluster: str | None, paths: list[str] | None) -> Compute:
+    return dataclasses.replace(compute, cluster=cluster, cluster_paths=tuple(paths or ()))
+
+
+@dataclass(frozen=True, slots=True)
+class SpreadThreads:
+    """What a command that needs no inference may use of this machine and of others."""
+
+    threads: ThreadCount = None
+    cluster: _Cluster = None
+    cluster_path: _ClusterPaths = None
+
+    @property
+    def compute(self) -> Compute:
+        return _spread(Compute(n_threads=self.threads), self.cluster, self.cluster_path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpreadMachine(Machine):
+    """What a command that runs the model may use of this machine and of others."""
+
+    cluster: _Cluster = None
+    cluster_path: _ClusterPaths = None
+
+    @property
+    def compute(self) -> Compute:
+        return _spread(super().compute, self.cluster, self.cluster_path)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Hub:
     """Where a model's repository is looked up."""
@@ -268,6 +318,11 @@ class Running(Machine, Weights):
     def fields(self) -> RunFields:
         """The same as a step takes it; raises what `repository` raises."""
         return {**super().fields(), "text": optional_path(self.text), "n_ctx": self.n_ctx, "compute": self.compute}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpreadRunning(SpreadMachine, Running):
+    """A model that runs on a text, here or on other machines."""
 
 
 class RoundingFields(TypedDict):

@@ -238,6 +238,12 @@ def engine(*, on_gpu: bool = False) -> str:
 
 
 @functools.cache
+def processor() -> str:
+    """The instructions that llama.cpp's kernels on the processor use, as it lists them."""
+    return " ".join(load().llama.llama_print_system_info().decode(errors="replace").split())
+
+
+@functools.cache
 def types() -> Mapping[str, QType]:
     """Every type that ggml can both write and read back, by name, in ggml's order; F32 included.
 

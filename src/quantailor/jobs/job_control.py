@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from quantailor.errors import Cancelled, Paused
 from quantailor.jobs.outline import Outline, Phase
 from quantailor.jobs.rate import RateMeter
+from quantailor.records import ClusterReport
 from quantailor.store import Job, Progress, Store
 
 CHECK_EVERY_S = 0.2
@@ -122,6 +123,10 @@ class JobControl:
     def log(self, message: str, *, level: str = "info") -> None:
         """Add a line to the job's log."""
         self._store.jobs.log(self.job.id, message, level=level)
+
+    def cluster(self, report: ClusterReport) -> None:
+        """Say which workers the job uses, and what they do."""
+        self._store.jobs.note_cluster(self.job.id, self.job.attempt, asdict(report))
 
     def flush(self) -> None:
         """Write the latest progress now."""

@@ -120,6 +120,7 @@ class _Process:
                 control.check()
                 continue
             if answer is None:
+                self._answers.put(None)  # whoever asks it again learns the same
                 control.check()  # it may have been stopped together with us
                 raise self._crash()
             return answer

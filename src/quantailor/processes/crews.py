@@ -108,9 +108,12 @@ class Executor(Protocol):
 class _Here:
     """This machine, task by task."""
 
+    def __init__(self, *, always_apart: bool = False) -> None:
+        self._always_apart = always_apart
+
     @contextmanager
     def on(self, work: Work[Task, Item]) -> Iterator[Crew[Task, Item]]:
-        if work.is_apart:
+        if work.is_apart or self._always_apart:
             with apart.holding(_bench, work) as held:
                 yield _Apart(held)
         else:
@@ -119,6 +122,8 @@ class _Here:
 
 
 HERE: Executor = _Here()
+APART: Executor = _Here(always_apart=True)
+"""The same, in a process of its own whatever the work is."""
 
 
 class _Beside(Crew[Task, Item]):

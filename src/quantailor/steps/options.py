@@ -34,12 +34,16 @@ class HubModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
-    """What of this machine a step may use."""
+    """What of this machine a step may use, and which others."""
 
     n_threads: int | None = None
     """None for all processors."""
     n_gpu_layers: int = 0
     """Layers that llama.cpp runs on the GPU."""
+    cluster: str | None = None
+    """Workers that do what can be spread: "local:N", or the address of Dask's scheduler; None for this machine alone."""
+    cluster_paths: tuple[str, ...] = ()
+    """HERE=THERE: folders that workers have elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

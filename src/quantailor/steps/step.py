@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from quantailor.cluster import Places, check_address
 from quantailor.costs.needs import Needs
 from quantailor.errors import JobError
 from quantailor.records import RoundingWish
@@ -96,6 +97,13 @@ class ModelStep(Step[Answer]):
     hub: HubModel | None = None
     """The repository that the model is in; None where it is a path."""
     compute: Compute = field(default_factory=Compute)
+
+    def check(self, workspace: Workspace) -> None:
+        """Where it is to be done, too. Raises ClusterError."""
+        super(ModelStep, self).check(workspace)
+        if self.compute.cluster is not None:
+            check_address(self.compute.cluster)
+            Places.of(workspace.home.path, self.compute.cluster_paths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

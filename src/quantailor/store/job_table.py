@@ -75,6 +75,8 @@ class Job:
     """Of the repository that its model comes from, once that was looked up."""
     hub_path: str | None
     """Where the model is since it was downloaded."""
+    cluster: object
+    """The workers that it uses, as plain data; None where it uses this machine alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ _PROGRESS = tuple(field.name for field in fields(Progress))
 _COLUMNS = (
     *("id", "kind", "arguments", "state", "requested", "attempt", *_PROGRESS),
     *("created", "started", "heartbeat", "finished", "error", "result", "pid", "process_started", "host", "log_path"),
-    *("hub_commit", "hub_path"),
+    *("hub_commit", "hub_path", "cluster"),
 )
 
 
@@ -160,6 +162,11 @@ class JobTable:
         """A worker's progress, which is a heartbeat too; ignored when the job is no longer that attempt's."""
         values = {**asdict(progress), "id": job_id, "attempt": attempt, "now": self._database.now()}
         self._database.change(_REPORT, values)
+
+    def note_cluster(self, job_id: int, attempt: int, cluster: object) -> None:
+        """Which workers a job uses, and what they do; plain data. Ignored when the job is no longer that attempt's."""
+        sql = "UPDATE jobs SET cluster = ? WHERE id = ? AND attempt = ? AND state = 'running'"
+        self._database.change(sql, (json.dumps(cluster), job_id, attempt))
 
     def beat(self, job_id: int, attempt: int) -> None:
         """Say that the worker lives."""
@@ -222,17 +229,17 @@ class JobTable:
 _GET = """
     SELECT id, kind, arguments, state, requested, attempt, stage, done, total, message, rate, eta_low_s, eta_high_s,
         unit, stage_number, n_stages, overall, created, started, heartbeat, finished, error, result, pid, process_started, host, log_path,
-        hub_commit, hub_path
+        hub_commit, hub_path, cluster
     FROM jobs WHERE id = ?"""
 _ALL = """
     SELECT id, kind, arguments, state, requested, attempt, stage, done, total, message, rate, eta_low_s, eta_high_s,
         unit, stage_number, n_stages, overall, created, started, heartbeat, finished, error, result, pid, process_started, host, log_path,
-        hub_commit, hub_path
+        hub_commit, hub_path, cluster
     FROM jobs ORDER BY id DESC"""
 _CLAIM = """
     UPDATE jobs SET state = 'running', attempt = attempt + 1, requested = '', error = NULL, result = NULL, finished = NULL,
         stage = '', done = 0, total = 0, message = '', rate = NULL, eta_low_s = NULL, eta_high_s = NULL,
-        unit = '', stage_number = 0, n_stages = 0, overall = NULL,
+        unit = '', stage_number = 0, n_stages = 0, overall = NULL, cluster = NULL,
         started = :now, heartbeat = :now, pid = :pid, process_started = :process_started, host = :host
     WHERE id = :id"""
 _ASSIGN = """
@@ -256,11 +263,12 @@ def _job(row: tuple[Value, ...]) -> Job:
     values: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
     pid, process_started, host = (values.pop(name) for name in ("pid", "process_started", "host"))
     progress = Progress(*(values.pop(name) for name in _PROGRESS))
-    arguments, result = json.loads(values.pop("arguments")), values.pop("result")
+    arguments, result, cluster = json.loads(values.pop("arguments")), values.pop("result"), values.pop("cluster")
     return Job(
         **values,
         arguments=arguments,
         result=None if result is None else json.loads(result),
+        cluster=None if cluster is None else json.loads(cluster),
         progress=progress,
         worker=None if pid is None else Worker(pid, process_started, host),
     )

@@ -32,9 +32,15 @@ def paces_schema(connection: sqlite3.Connection) -> None:
     )
 
 
+def clusters_schema(connection: sqlite3.Connection) -> None:
+    """Which workers a job uses."""
+    connection.execute("ALTER TABLE jobs ADD COLUMN cluster TEXT")
+
+
 MIGRATIONS: dict[str, Migration] = {
     FIRST: first_schema,
     "0013 paces": paces_schema,
+    "0014 workers of jobs": clusters_schema,
 }
 
 

@@ -123,7 +123,7 @@ def make(
     constraints: ConstraintOptions,
     hub: options.Hub,
     converting: options.Converting,
-    machine: options.Machine,
+    machine: options.SpreadMachine,
     rounded: options.MadeRounding,
     run: options.Run,
     model: options.Model,

@@ -33,7 +33,7 @@ _TYPES = ", ".join(USUAL_EFFORT.types)
 
 @command(epilog="Example: quantailor probe base.gguf -f text.txt --group role-depth")
 def probe(
-    model: options.Running,
+    model: options.SpreadRunning,
     run: options.Run,
     quantized: options.Quantized,
     chunks: Annotated[
@@ -86,7 +86,7 @@ def probe(
 
 @command(epilog="Example: quantailor sweep base.gguf -f text.txt --types Q2_K,Q4_K --tensors attn_v")
 def sweep(
-    model: options.Running,
+    model: options.SpreadRunning,
     run: options.Run,
     quantized: options.Quantized,
     chunks: Annotated[int, options.number("chunks", "--chunks", help="Chunks per cell.")] = DEFAULT_SWEEP_CHUNKS,
@@ -129,7 +129,7 @@ def predict(
 
 @command(epilog="Example: quantailor refine base.gguf strategy.yaml -o better.yaml --swaps 100")
 def refine(
-    model: options.Running,
+    model: options.SpreadRunning,
     run: options.Run,
     rounded: options.Rounded,
     strategy: options.Strategy,

@@ -198,7 +198,7 @@ def calibrate(
 @command(epilog="Example: quantailor measure base.gguf --types Q3_K,Q4_K,Q5_K,Q6_K,Q8_0")
 def measure(
     model: options.Weights,
-    machine: options.Threads,
+    machine: options.SpreadThreads,
     quantized: options.Quantized,
     run: options.Run,
     types: options.Types = None,

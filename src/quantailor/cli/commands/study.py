@@ -29,7 +29,7 @@ Level = Annotated[
 def study(
     hub: options.Hub,
     converting: options.Converting,
-    machine: options.Machine,
+    machine: options.SpreadMachine,
     rounded: options.MadeRounding,
     run: options.Run,
     model: options.Model,

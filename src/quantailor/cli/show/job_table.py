@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from quantailor.app.jobs import JobReport
 from quantailor.cli.output import console, table
+from quantailor.cli.show.text import plain
 from quantailor.present import words
+from quantailor.records import ClusterReport
 
 
 def jobs(reports: list[JobReport]) -> None:
@@ -24,6 +26,23 @@ def _state(job: JobReport) -> str:
     return job.state if job.waits_for is None else f"waits for job {job.waits_for}"
 
 
+def _cluster(cluster: ClusterReport, unit: str) -> None:
+    """Its workers, and how fast each of them is."""
+    out = console()
+    ready = sum(worker.state == "ready" for worker in cluster.workers)
+    out.print(f"cluster   {cluster.address}, {ready} of {words.plural(len(cluster.workers), 'worker')} ready", markup=False)
+    if cluster.dashboard is not None:
+        out.print(f"dashboard {cluster.dashboard}", markup=False)
+    rows = []
+    for worker in cluster.workers:
+        rate = "" if worker.per_second is None else f"{worker.per_second:.2g} per second"
+        state = worker.words or ("slower than most" if worker.is_slow else worker.state)
+        rows.append((plain(worker.name), plain(worker.host), words.count(worker.n_done), rate, plain(state)))
+    what = unit if unit == "chunks" else "cells"
+    columns = {"worker": "left", "on": "left", what: "right", "rate": "right", "state": "left"}
+    out.print(table("Workers", columns, rows))
+
+
 def job(report: JobReport) -> None:
     """One job with its log."""
     out = console()
@@ -38,5 +57,7 @@ def job(report: JobReport) -> None:
         out.print(f"now       {report.message}")
     if report.error:
         out.print(f"error     {report.error}")
+    if report.cluster is not None:
+        _cluster(report.cluster, report.unit)
     for line in report.log:
         out.print(line, markup=False)

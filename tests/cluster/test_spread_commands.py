@@ -1,0 +1,131 @@
+"""Commands on real workers: what they find is what one process finds, row for row, whoever dies meanwhile."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from real_workers import Words, cluster, result, start, wait_until
+
+from quantailor.store import Store
+from small_base import write_small_base
+from stores import first_difference
+
+pytestmark = pytest.mark.slow
+
+N_CHAOS = 2
+TYPES = "Q2_K,Q4_K,Q6_K,Q8_0"
+MAKE: Words = ("--types", TYPES, "--bpw", 5, "--probe-chunks", 1, "--imatrix-chunks", 2, "--chunks", 2, "--against", "Q4_K_M")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_base(tmp_path_factory.mktemp("base") / "base.gguf")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory, calibration_text: Path) -> Path:
+    path = tmp_path_factory.mktemp("text") / "short.txt"
+    path.write_text(calibration_text.read_text(encoding="utf-8")[:6_000], encoding="utf-8")
+    return path
+
+
+def swept(base: Path, text: Path) -> Words:
+    return ("sweep", base, "-f", text, "--n-ctx", 64, "--types", TYPES, "--chunks", 12, "--threads", 1)
+
+
+@pytest.fixture(scope="module")
+def measured(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in which weight errors are measured, to copy."""
+    home = tmp_path_factory.mktemp("measured") / "home"
+    result(start(home, "measure", base, "--types", TYPES, "--threads", 1))
+    return home
+
+
+@pytest.fixture(scope="module")
+def alone(base: Path, text: Path, measured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of a sweep that one process made."""
+    home = shutil.copytree(measured, tmp_path_factory.mktemp("alone") / "home")
+    result(start(home, *swept(base, text)))
+    return home
+
+
+@pytest.fixture
+def home(measured: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(measured, tmp_path / "home")
+
+
+def same_rows(home: Path, other: Path) -> str | None:
+    with Store(home / "quantailor.db") as one, Store(other / "quantailor.db") as two:
+        return first_difference(one, two)
+
+
+def n_scores(home: Path) -> int:
+    with Store(home / "quantailor.db") as store:
+        return len(store.result_rows()["mix_scores"])
+
+
+def test_make_on_two_workers_is_make(base: Path, text: Path, tmp_path: Path) -> None:
+    made = {}
+    for name, words in (("one", ()), ("two", ("--cluster", "local:2"))):
+        folder = tmp_path / name
+        command = start(folder / "home", "make", base, "-f", text, *MAKE, "--threads", 1, "-o", folder / "out", *words)
+        made[name] = result(command)
+    assert same_rows(tmp_path / "one" / "home", tmp_path / "two" / "home") is None
+    for pattern in ("*.gguf", "strategy.yaml", "verdict.json"):
+        ours, theirs = (sorted((tmp_path / name / "out").glob(pattern)) for name in made)
+        assert [path.name for path in ours] == [path.name for path in theirs] != []
+        assert all(one.read_bytes() == two.read_bytes() for one, two in zip(ours, theirs, strict=True)), pattern
+    assert made["one"]["verify"]["verdict"] == made["two"]["verify"]["verdict"]  # type: ignore[index]
+
+
+def test_jobs_show_the_workers(base: Path, text: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with cluster(tmp_path / "cluster", 1) as workers:
+        result(start(home, "measure", base, "--types", TYPES, "--threads", 1, "--cluster", workers.address))
+    shown = result(start(home, "jobs", "show", 1))
+    assert shown["cluster"]["address"] == workers.address  # type: ignore[index]
+    (worker,) = shown["cluster"]["workers"]  # type: ignore[index]
+    assert (worker["state"], worker["n_done"] > 0, worker["per_second"] > 0) == ("ready", True, True)
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
+@pytest.mark.parametrize("number", range(N_CHAOS))
+def test_a_worker_that_dies_or_stops_changes_nothing(
+    how: str, number: int, alone: Path, home: Path, base: Path, text: Path, tmp_path: Path
+) -> None:
+    moments = random.Random(f"{how} {number}")
+    with cluster(tmp_path / "cluster", 2) as workers:
+        command = start(home, *swept(base, text), "--cluster", workers.address)
+        n_before = moments.randrange(1, 300)
+        wait_until(lambda: n_scores(home) >= n_before or command.poll() is not None)
+        time.sleep(moments.random() * 0.3)
+        moments.choice(workers.workers).send_signal(signal.Signals[how])
+        result(command)
+    assert same_rows(alone, home) is None
+
+
+@pytest.mark.parametrize("number", range(N_CHAOS))
+def test_a_scheduler_that_dies_pauses_the_job_and_it_goes_on(
+    number: int, alone: Path, home: Path, base: Path, text: Path, tmp_path: Path
+) -> None:
+    moments = random.Random(f"scheduler {number}")
+    with cluster(tmp_path / "cluster", 2) as workers:
+        command = start(home, *swept(base, text), "--cluster", workers.address)
+        n_before = moments.randrange(1, 200)
+        wait_until(lambda: n_scores(home) >= n_before or command.poll() is not None)
+        workers.end()
+        out, err = command.communicate(timeout=120)
+        assert command.returncode != 0
+        assert "does not answer" in out + err
+        assert result(start(home, "jobs", "show", 2))["state"] == "paused"
+        n_kept = n_scores(home)
+        workers.start_scheduler()
+        workers.add_worker()
+        assert n_kept > 0
+        result(start(home, "jobs", "resume", 2))
+    assert same_rows(alone, home) is None
