@@ -55,6 +55,8 @@ def test_a_size_that_is_added_leaves_the_others(quantailor: Command, base: Path,
     shown = (out / "README.md").read_text()
     assert "| [Small-Q4_K_M.gguf](Small-Q4_K_M.gguf) |" in shown
     assert "| [Small-Q8_0.gguf](Small-Q8_0.gguf) |" in shown
+    assert "**Perplexity and KL divergence of these files were not measured.**" in shown
+    assert "- imatrix" not in shown
 
 
 def test_an_interrupted_ladder_goes_on(quantailor: Command, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

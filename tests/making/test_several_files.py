@@ -7,6 +7,7 @@ import math
 import pytest
 from test_judging import scores
 
+from quantailor.app.products.verdicts import headline
 from quantailor.making.judging import ScoredFile, make_verdict
 from quantailor.records import RowKind, Verdict
 from quantailor.store.encoding import verdict_from_json, verdict_to_json
@@ -79,9 +80,10 @@ def test_a_file_of_a_presets_size_is_held_against_that_preset() -> None:
 
 def test_a_ladder_is_summed_up_where_all_its_files_stand_alike() -> None:
     found = verdict_on(("small", "ours", 32, 0.01), ("large", "ours", 38, 0.005))
-    assert found.sentence.startswith("All two files are below the presets' line.")
+    assert found.sentence.startswith("Both files are below the presets' line.")
+    assert headline(found) == "Both files are below the presets' line."
     assert [each.reference for each in found.comparisons] == ["Q3_K_M", "Q4_K_M"]
-    assert not verdict_on(("small", "ours", 32, 0.01), ("large", "ours", 38, 0.05)).sentence.startswith("All")
+    assert not verdict_on(("small", "ours", 32, 0.01), ("large", "ours", 38, 0.05)).sentence.startswith(("All", "Both"))
 
 
 def test_too_few_chunks_make_no_claim_of_several_files() -> None:

@@ -246,7 +246,7 @@ def several(rows: Sequence[VerdictRow], pairs: Sequence[Comparison], standings: 
     outcomes = {each.outcome for each in ours if each is not None}
     said = []
     if len(ours) > 1 and len(outcomes) == 1 and None not in ours:
-        said.append(f"All {words.number_word(len(ours))} files are {outcomes.pop()} the presets' line.")
+        said.append(f"{'Both' if len(ours) == 2 else f'All {words.number_word(len(ours))}'} files are {outcomes.pop()} the presets' line.")
     said += [f"{row.label} {_standing(row, rows, pairs, by_file.get(row.label))}." for row in judged]
     rivals = [row for row in judged if row.kind == "rival"]
     said += [
@@ -255,6 +255,11 @@ def several(rows: Sequence[VerdictRow], pairs: Sequence[Comparison], standings: 
         if pair.reference in {row.label for row in rivals} and pair.file in {row.label for row in judged}
     ]
     return " ".join(said)
+
+
+def first_sentence(verdict: Verdict) -> str:
+    """What the sentence of a verdict begins with."""
+    return f"{verdict.sentence.partition('. ')[0].removesuffix('.')}."
 
 
 def _standing(row: VerdictRow, rows: Sequence[VerdictRow], pairs: Sequence[Comparison], standing: Standing | None) -> str:

@@ -195,6 +195,7 @@ class LadderStep(MakingStep[LadderResult], kind="ladder", result=LadderResult):
                 None if verified is None else verified.verdict,
                 graph=f"{VERDICT}.png",
                 rounding=self.rounding,
+                uses_imatrix=ready.imatrix != NONE,
                 repo_id=self.base_model,
             )
         if place.exists() and not self.overwrite and not is_as_written(place):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantailor.making.judging import first_sentence
 from quantailor.models.source import ModelSource
 from quantailor.present import cards, words
 from quantailor.records import Prediction, Verdict, VerdictRow
@@ -29,7 +30,14 @@ class Shown:
 
 
 def ladder_card(
-    source: ModelSource, files: Sequence[Shown], verdict: Verdict | None, *, graph: str, rounding: str, repo_id: str | None = None
+    source: ModelSource,
+    files: Sequence[Shown],
+    verdict: Verdict | None,
+    *,
+    graph: str,
+    rounding: str,
+    uses_imatrix: bool,
+    repo_id: str | None = None,
 ) -> str:
     """The text of the card.
 
@@ -39,11 +47,12 @@ def ladder_card(
         verdict: on all of them; None where they were not measured.
         graph: the name of its picture.
         rounding: "plain" or "compensated".
+        uses_imatrix: whether they were made with an importance matrix.
         repo_id: the original's name on the hub; None takes what the model says.
     """
     repo_id = repo_id or cards.original(source.metadata)
     origin = f"[{repo_id}](https://huggingface.co/{repo_id})" if repo_id else source.name
-    tags = ["gguf", "quantized", "llama.cpp", source.architecture, "imatrix", "quantailor"]
+    tags = ["gguf", "quantized", "llama.cpp", source.architecture, *(["imatrix"] if uses_imatrix else []), "quantailor"]
     text = "\n".join(
         (
             cards.front_matter(source.metadata, tags, repo_id),
@@ -134,9 +143,16 @@ def _measured(verdict: Verdict | None, graph: str) -> str:
     columns = ("beside them", "size", "bits per weight", "perplexity", "mean KL divergence (nats)", "same most likely token")
     missing = "\n".join(f"- {item}" for item in cards.NOT_MEASURED)
     return (
-        f"## Measured\n\n![Size against divergence]({graph})\n\n{where}\n\n{cards.table(columns, rows)}\n**{verdict.sentence}**\n\n"
+        f"## Measured\n\n![Size against divergence]({graph})\n\n{where}\n\n{cards.table(columns, rows)}\n**{_claim(verdict)}**\n\n"
         f"The unquantized model itself has there a divergence of {verdict.floor_kld_nats:.1e}.\n\nNot measured:\n\n{missing}\n"
     )
+
+
+def _claim(verdict: Verdict) -> str:
+    """What is said of all files, where one thing can be said of them, without what the table tells of each; else the whole sentence."""
+    if not (verdict.pairs and verdict.sentence.startswith(("All ", "Both "))):
+        return verdict.sentence
+    return " ".join((first_sentence(verdict), *verdict.reservations))
 
 
 def _predicted(files: Sequence[Shown]) -> str:

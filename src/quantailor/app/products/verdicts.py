@@ -164,6 +164,8 @@ def _format_of(path: Path) -> VerdictFormat:
 
 def headline(verdict: Verdict) -> str:
     """The one thing to know of a verdict: how ours stands to the preset of its size, else to the line through the presets around it."""
+    if verdict.pairs:
+        return judging.first_sentence(verdict)
     n_chunks = verdict.rows[0].statistics.n_chunks
     names = {row.label for row in verdict.rows if row.kind == "reference" and row.label != PLAIN_TWIN}
     presets = [each for each in verdict.comparisons if each.reference in names]
