@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from made_up_covariances import MadeUpCovariances, output_errors, rounded
+from quantailor.analysis.quantize import quantized_blocks
+from quantailor.analysis.rounding.compensation import PANEL_ROWS
 from quantailor.analysis.rounding.rounding import PLAIN, Rounding
 from quantailor.analysis.scores.swapping import Swapper
 from quantailor.ggml import library
@@ -156,3 +158,11 @@ def test_another_process_rounds_alike(source: ModelSource) -> None:
     assert len(pickle.dumps(ours)) < 1000
     assert ours.bytes_key.startswith("compensated")
     assert Rounding(None, COVARIANCES).bytes_key == PLAIN.key == ""
+
+
+def test_wide_rows_go_through_in_whole_panels_however_small_the_blocks() -> None:
+    """Fewer at a time would be filled up with zeros, at the cost of as many."""
+    source = MemorySource({"blk.0.attn_q.weight": np.ones((2 * PANEL_ROWS, 256), dtype=np.float32)})
+    tensor = library.types()["Q4_0"].retyped(source.tensor("blk.0.attn_q.weight"))
+    for asked, n_blocks in ((rounding(), 2), (PLAIN, 2 * PANEL_ROWS)):
+        assert len(list(quantized_blocks(source, [tensor], asked, n_threads=1, block_weights=256))) == n_blocks

@@ -45,7 +45,7 @@ TENSORS = [
 ]
 MODEL = ModelRecord.of("f" * 64, "tiny", "llama", TENSORS)
 KEY = MeasurementKey(MODEL.fingerprint, imatrix="i" * 64, settings="sampled 1%", definition_version=1)
-COMPENSATED = replace(KEY, rounding="compensated-1:0123456789abcdef")
+COMPENSATED = replace(KEY, rounding="compensated-2:0123456789abcdef")
 CELL = WeightError(
     tensor="token_embd.weight",
     type_name="Q4_K",
@@ -151,7 +151,7 @@ def test_cells_of_every_rounding_are_counted_apart(store: Store) -> None:
     assert store.measurements(MODEL.fingerprint) == dict.fromkeys(keys, 1)
     assert [(key.swapped, key.covariances) for key in keys[:3]] == [
         ("", ""),
-        ("compensated-1:0123456789abcdef", "0123456789abcdef"),
+        ("compensated-2:0123456789abcdef", "0123456789abcdef"),
         ("", "0123456789abcdef"),
     ]
 
@@ -283,7 +283,7 @@ def test_a_mix_that_cannot_be_kept_takes_its_batch_with_it(store: Store) -> None
 
 
 def test_scores_of_another_rounding_are_another_run(store: Store) -> None:
-    compensated = replace(RUN, rounding="compensated-1:0123456789abcdef")
+    compensated = replace(RUN, rounding="compensated-2:0123456789abcdef")
     store.record_mix_scores(RUN, [(PROBE.id, a_mix_score(0))])
     assert store.mix_scores(compensated) == {}
     store.record_mix_scores(compensated, [(PROBE.id, a_mix_score(1))])
@@ -337,7 +337,7 @@ OTHER_RUNS: dict[str, SwapKey] = {
     "kernels": replace(RUN, kernels="values"),
     "base_kernels": replace(RUN, base_kernels="as stored"),
     "engine": replace(RUN, engine="llama-cpp-python 0.0.1"),
-    "rounding": replace(RUN, rounding="compensated-1:0123456789abcdef"),
+    "rounding": replace(RUN, rounding="compensated-2:0123456789abcdef"),
 }
 
 

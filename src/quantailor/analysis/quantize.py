@@ -52,21 +52,21 @@ def quantized_blocks(
         rounding: how weights become codes.
         n_threads: None takes all processors.
         control: asked between blocks whether to go on.
-        block_weights: weights that one thread takes at a time.
+        block_weights: weights that one thread takes at a time, or more where compensated rounding takes that many rows together anyway.
 
     Raises:
         NonFiniteWeightError: NaN or Inf among the weights.
         TypeUnavailableError, ImatrixError: a tensor cannot take its type.
     """
+    blocks = _blocks(tensors, block_weights, PANEL_ROWS if rounding.compensated else 1)
     with Workers(n_threads, control) as workers:
-        yield from workers.map(lambda block: (block.tensor, _block_bytes(source, block, rounding)), _blocks(tensors, block_weights))
+        yield from workers.map(lambda block: (block.tensor, _block_bytes(source, block, rounding)), blocks)
 
 
-def _blocks(tensors: Sequence[TensorInfo], block_weights: int) -> Iterator[Block]:
+def _blocks(tensors: Sequence[TensorInfo], block_weights: int, least_rows: int) -> Iterator[Block]:
     for tensor in tensors:
-        n_rows_per_block = max(1, block_weights // max(1, tensor.n_cols))
-        if n_rows_per_block > PANEL_ROWS:
-            n_rows_per_block -= n_rows_per_block % PANEL_ROWS
+        n_rows_per_block = max(least_rows, block_weights // max(1, tensor.n_cols))
+        n_rows_per_block -= n_rows_per_block % least_rows
         for index in range(tensor.n_slices):
             first, last = index * tensor.rows_per_slice, (index + 1) * tensor.rows_per_slice
             for start in range(first, last, n_rows_per_block):

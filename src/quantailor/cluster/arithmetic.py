@@ -57,5 +57,5 @@ def arithmetic() -> Arithmetic:
     with threadpool_limits(1, user_api="blas"):
         matrix = (inputs.T @ inputs / np.float32(len(inputs))).astype(np.float32)
         metric = Metric(InputCovariance("made up", matrix, len(inputs)))
-        algebra = hashlib.sha256(metric.factor(_SHAPE[1]).lower.tobytes() + metric.output_errors(weights).tobytes())
+        algebra = hashlib.sha256(metric.factor(_SHAPE[1]).spans[0].lower.tobytes() + metric.output_errors(weights).tobytes())
     return Arithmetic(library.engine(), library.processor(), codes.hexdigest()[:16], algebra.hexdigest()[:16])

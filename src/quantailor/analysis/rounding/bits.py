@@ -31,7 +31,7 @@ Settings = npt.NDArray[np.uint32]
 """Bits of codes, the first bit the lowest: uint32."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False)
 class Fields:
     """Fields of a block, alike in size: the weights that share a code, and its bits."""
 
@@ -40,9 +40,21 @@ class Fields:
     bits: Integers
     """(n_fields, n_bits), places in the block: eight times the byte, plus the bit in it."""
 
+    @functools.cached_property
+    def runs(self) -> Integers:
+        """Bits of each field that stand side by side in one byte: the byte, the first one's place there and in the field, and a mask of as
+        many bits, (n_fields, n_runs, 4). Fields of fewer runs than others have some of no bits."""
+        found: list[list[tuple[int, int, int, int]]] = []
+        for bits in self.bits:
+            starts = [k for k in range(len(bits)) if k == 0 or bits[k] != bits[k - 1] + 1 or bits[k] % 8 == 0]
+            lengths = np.diff([*starts, len(bits)])
+            found.append([(bits[k] >> 3, bits[k] & 7, k, (1 << n) - 1) for k, n in zip(starts, lengths, strict=True)])
+        most = max(map(len, found))
+        return np.array([each + [(0, 0, 0, 0)] * (most - len(each)) for each in found])
+
     def put(self, data: Bytes, settings: Settings) -> None:
         """Set the fields of blocks, (n, type_size), to settings, (n, n_fields); other bits stay."""
-        put_bits(data, settings, self.bits)
+        put_bits(data, settings, self.runs)
 
     def take(self, data: Bytes) -> Settings:
         """The fields of blocks, (n, type_size): (n, n_fields)."""
@@ -58,14 +70,14 @@ class Fields:
 
 
 @compiled
-def put_bits(data: Bytes, settings: Settings, bits: Integers) -> None:
-    """Write settings, (n, n_fields), into the bits, (n_fields, n_bits), of blocks, (n, type_size)."""
+def put_bits(data: Bytes, settings: Settings, runs: Integers) -> None:
+    """Write settings, (n, n_fields), into the runs of bits, (n_fields, n_runs, 4), of blocks, (n, type_size)."""
     for row in range(data.shape[0]):
-        for field in range(bits.shape[0]):
+        for field in range(runs.shape[0]):
             setting = settings[row, field]
-            for k in range(bits.shape[1]):
-                byte, shift = bits[field, k] >> 3, bits[field, k] & 7
-                data[row, byte] = (data[row, byte] & ~(1 << shift)) | (((setting >> k) & 1) << shift)
+            for k in range(runs.shape[1]):
+                byte, shift, first, mask = runs[field, k]
+                data[row, byte] = (data[row, byte] & ~(mask << shift)) | (((setting >> first) & mask) << shift)
 
 
 @compiled

@@ -73,8 +73,8 @@ class ScalarCodes:
         """Offset and step of every weight of blocks, (n, type_size): each (n, block_size)."""
         kept, first, last = self._ends
         scales = data & kept
-        lowest = codec.dequantize(scales | first, self.qtype, self.qtype.block_size)
-        highest = codec.dequantize(scales | last, self.qtype, self.qtype.block_size)
+        ends = np.concatenate([scales | first, scales | last])
+        lowest, highest = np.split(codec.dequantize(ends, self.qtype, self.qtype.block_size), 2)
         return lowest, (highest - lowest) / np.float32(self.n_codes - 1)
 
     def nearest(self, weights: Floats, offset: Floats, step: Floats) -> CodeOf:
@@ -91,8 +91,8 @@ class ScalarCodes:
         """Blocks, (n, type_size), with the scales of the data and these codes, (n, block_size)."""
         out = data.copy()
         for kind in self._kinds:
-            number = np.zeros((len(codes), len(kind.fields.weights)), dtype=np.int64)
-            for weights in kind.fields.weights.T:
+            number = codes[:, kind.fields.weights[:, 0]].astype(np.intp)
+            for weights in kind.fields.weights.T[1:]:
                 number = number * self.n_codes + codes[:, weights]
             kind.fields.put(out, kind.setting_of[number])
         return out

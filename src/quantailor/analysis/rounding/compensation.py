@@ -7,6 +7,8 @@ These stand; then the codes are chosen within the block as `kernels` and `vector
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from quantailor.analysis.rounding.codes import CodeOf, ScalarCodes, scalar_codes
@@ -20,8 +22,8 @@ from quantailor.qtypes import QType
 
 PANEL_ROWS = 64
 """Rows that go through together. Always as many, so that a row's bytes do not depend on its neighbours."""
-DOUBTFUL = 0.02
-"""Rows that lose more than this part of what they hold are compared with ggml's rounding, and keep that where it loses less: with so few
+DOUBTFUL = 0.6
+"""Rows that lose more than this part of what ggml's rounding usually does are compared with it, and keep that where it loses less: with few
 bits a weight, what there is to make up for can grow from block to block."""
 LEAST = 1e-30
 """Weights below this are 0 to ggml's quantizers here: MXFP4's exponents wrap around on a block of nothing larger than 1e-38."""
@@ -65,32 +67,43 @@ def _round_panel(values: Floats, qtype: QType, factor: Factor) -> Bytes:
     lost = np.zeros(n_rows)
     data = np.empty((n_rows, n_cols // qtype.block_size, qtype.type_size), dtype=np.uint8)
     for span in factor.spans:
-        carried = errors[:, span.stop :] @ factor.lower[span.stop :, span.start : span.stop]  # what later columns add to these of d L
+        carried = errors[:, span.stop :] @ span.below  # what later columns add to these of d L
         own = np.ascontiguousarray(weights[:, span.start : span.stop])
-        codes, made = _round_span(own, carried, qtype, layout, span)
-        errors[:, span.start : span.stop] = made
-        data[:, [block.index for block in span.blocks]] = codes
-        lost += np.square(carried + made @ span.lower).sum(axis=1)
+        data[:, [block.index for block in span.blocks]], errors[:, span.start : span.stop], more = _round_span(
+            own, carried, qtype, layout, span
+        )
+        lost += more
     rounded = data.reshape(n_rows, -1)
-    doubtful = np.flatnonzero(~(lost <= DOUBTFUL * (np.square(weights) @ factor.importance)))
+    doubtful = np.flatnonzero(~(lost <= DOUBTFUL * usual_loss(qtype) * (np.square(weights) @ factor.importance)))
     if len(doubtful):
         plain = codec.quantize(values[doubtful], qtype, factor.importance[np.argsort(factor.order)])
         deltas = (codec.dequantize(plain, qtype, n_cols) - values[doubtful])[:, factor.order]
-        better = (np.square(deltas @ factor.lower).sum(axis=1) < lost[doubtful]) | ~np.isfinite(lost[doubtful])
+        better = (factor.losses(deltas) < lost[doubtful]) | ~np.isfinite(lost[doubtful])
         rounded[doubtful[better]] = plain[better]
     return rounded
 
 
+@functools.cache
+def usual_loss(qtype: QType) -> float:
+    """Part of the squares of normally distributed weights that ggml's rounding to a type loses."""
+    weights = np.random.default_rng(0).normal(size=(64, qtype.block_size)).astype(np.float32)
+    data = codec.quantize(weights, qtype, np.ones(qtype.block_size, dtype=np.float32))
+    return float(np.square(codec.dequantize(data, qtype, qtype.block_size) - weights).sum() / np.square(weights).sum())
+
+
 def _round_span(
     weights: Floats, carried: Floats, qtype: QType, layout: ScalarCodes | VectorCodes | None, span: Span
-) -> tuple[Bytes, Floats]:
-    """The bytes of rows of a span's blocks, (n, n_blocks, type_size), and the errors that they make, (n, n_cols), in the factor's order."""
-    size = qtype.block_size
-    data = np.empty((len(weights), len(span.blocks), qtype.type_size), dtype=np.uint8)
+) -> tuple[Bytes, Floats, Floats]:
+    """Round rows of a span, (n, n_cols) in the factor's order.
+
+    Gives the bytes of their blocks, (n, n_blocks, type_size), the errors that they make, (n, n_cols), and what is lost, (n,).
+    """
+    size, n_blocks = qtype.block_size, len(span.blocks)
+    data = np.empty((len(weights), n_blocks, qtype.type_size), dtype=np.uint8)
     errors, offset, step = (np.empty_like(weights) for _ in range(3))
     codes = np.empty(weights.shape, dtype=np.uint8)
-    pulled = carried.copy()
-    for number in reversed(range(len(span.blocks))):
+    pulled = carried
+    for number in reversed(range(n_blocks)):
         block, place = span.blocks[number], slice(number * size, (number + 1) * size)
         own, shift = np.ascontiguousarray(weights[:, place]), pulled[:, place].copy()
         best = own - shift @ block.inverse
@@ -103,20 +116,31 @@ def _round_span(
         else:
             grid = tuple(np.ascontiguousarray(each[:, block.within]) for each in layout.grid(data[:, number]))
             offset[:, place], step[:, place] = grid
-            codes[:, place], errors[:, place] = _chosen(own, shift, layout, grid, block)
+            codes[:, place], errors[:, place] = _chosen(own, shift, layout, grid, block, again=n_blocks > 1)
+            if n_blocks == 1:
+                pulled = shift
+                break
         pulled[:, : place.stop] += errors[:, place] @ span.lower[place, : place.stop]
+    lost: Floats = np.einsum("ij,ij->i", pulled, pulled)
     if isinstance(layout, ScalarCodes):
-        if len(span.blocks) > 1:
-            improve_codes(weights, pulled @ span.lower.T, span.gram, offset, step, layout.middles, layout.table, N_SWEEPS, codes, errors)
-        for number, block in enumerate(span.blocks):
-            data[:, number] = layout.pack(data[:, number], codes[:, number * size : (number + 1) * size][:, block.natural])
-    return data, errors
+        slopes = pulled @ span.lower.T
+        improve_codes(weights, slopes, span.gram, offset, step, layout.middles, layout.table, N_SWEEPS, codes, errors, lost)
+        natural = np.concatenate([number * size + block.natural for number, block in enumerate(span.blocks)])
+        data = layout.pack(data.reshape(-1, qtype.type_size), codes[:, natural].reshape(-1, size)).reshape(data.shape)
+    return data, errors, lost
 
 
-def _chosen(weights: Floats, shift: Floats, layout: ScalarCodes, grid: tuple[Floats, ...], block: FactorBlock) -> tuple[CodeOf, Floats]:
-    """Codes of rows of one block and the errors that they make, each (n, size); `shift` is used up."""
+def _chosen(
+    weights: Floats, shift: Floats, layout: ScalarCodes, grid: tuple[Floats, ...], block: FactorBlock, *, again: bool
+) -> tuple[CodeOf, Floats]:
+    """Codes of rows of one block and the errors that they make, each (n, size); looked at again at once, if that is wished.
+
+    `shift` becomes the block's columns of d L with the errors as they were before that.
+    """
     offset, step = grid
     codes, errors = np.empty(weights.shape, dtype=np.uint8), np.empty_like(weights)
     choose_codes(weights, shift, block.lower, offset, step, layout.middles, layout.table, codes, errors)
-    improve_codes(weights, shift @ block.lower.T, block.gram, offset, step, layout.middles, layout.table, N_SWEEPS, codes, errors)
+    if again:
+        slopes, gains = shift @ block.lower.T, np.zeros(len(weights), dtype=np.float32)
+        improve_codes(weights, slopes, block.gram, offset, step, layout.middles, layout.table, N_SWEEPS, codes, errors, gains)
     return codes, errors

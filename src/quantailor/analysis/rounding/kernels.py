@@ -14,6 +14,23 @@ from quantailor.analysis.rounding.codes import CodeOf
 from quantailor.analysis.rounding.compiling import compiled
 from quantailor.numerics import Floats
 
+LANES = 64
+"""Rows that are chosen for at a time, one beside the other."""
+
+
+@compiled
+def number_codes(places: Floats, middles: Floats, last: np.float32, codes: Floats) -> None:
+    """The codes nearest to places on a grid, both (LANES,); `last` is the highest, middles, (n_codes - 1,), are as in `choose_codes`."""
+    one, zero, half = np.float32(1), np.float32(0), np.float32(0.5)
+    if len(middles):
+        codes[:] = zero
+        for middle in middles:
+            for lane in range(LANES):
+                codes[lane] += one if places[lane] > middle else zero
+    else:
+        for lane in range(LANES):
+            codes[lane] = np.floor(min(max(places[lane] + half, zero), last))
+
 
 @compiled
 def choose_codes(
@@ -30,7 +47,7 @@ def choose_codes(
     """Choose codes from the last column to the first, each the nearest to what makes up for those behind it.
 
     Args:
-        weights: (n_rows, size).
+        weights: (n_rows, size); the rows are a multiple of `LANES`.
         carried: see above; becomes carried + d L, (n_rows, size).
         lower: L, (size, size).
         offset: (n_rows, size).
@@ -41,24 +58,34 @@ def choose_codes(
         errors: d, is written, (n_rows, size).
     """
     n_rows, size = weights.shape
-    last, one, zero = len(table) - 1, np.float32(1), np.float32(0)
-    rounded = zero if len(middles) else np.float32(0.5)
-    places = np.empty(size, dtype=np.float32)
-    scale = np.empty(size, dtype=np.float32)
-    for row in range(n_rows):
-        pulled, own_step = carried[row], step[row]
-        for column in range(size):
-            inverse = one / own_step[column] if own_step[column] != zero else zero
-            places[column] = (weights[row, column] - offset[row, column]) * inverse + rounded
-            scale[column] = inverse / lower[column, column]
+    last, one, zero = np.float32(len(table) - 1), np.float32(1), np.float32(0)
+    pulled, places = np.empty((size, LANES), np.float32), np.empty((size, LANES), np.float32)
+    scale, error, number = np.empty((size, LANES), np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    for first in range(0, n_rows, LANES):
+        for lane in range(LANES):
+            row = first + lane
+            for column in range(size):
+                inverse = one / step[row, column] if step[row, column] != zero else zero
+                places[column, lane] = (weights[row, column] - offset[row, column]) * inverse
+                scale[column, lane] = inverse / lower[column, column]
+                pulled[column, lane] = carried[row, column]
         for column in range(size - 1, -1, -1):
-            place = places[column] - pulled[column] * scale[column]
-            code = np.searchsorted(middles, place) if len(middles) else min(max(int(place), 0), last)
-            error = offset[row, column] + own_step[column] * table[code] - weights[row, column]
-            codes[row, column] = code
-            errors[row, column] = error
+            place = places[column]
+            for lane in range(LANES):
+                place[lane] -= pulled[column, lane] * scale[column, lane]
+            number_codes(place, middles, last, number)
+            for lane in range(LANES):
+                row, code = first + lane, np.uint8(number[lane])
+                codes[row, column] = code
+                error[lane] = offset[row, column] + step[row, column] * table[code] - weights[row, column]
+                errors[row, column] = error[lane]
             for other in range(column + 1):
-                pulled[other] += error * lower[column, other]
+                share, own = lower[column, other], pulled[other]
+                for lane in range(LANES):
+                    own[lane] += error[lane] * share
+        for lane in range(LANES):
+            for column in range(size):
+                carried[first + lane, column] = pulled[column, lane]
 
 
 @compiled
@@ -73,6 +100,7 @@ def improve_codes(
     n_sweeps: int,
     codes: CodeOf,
     errors: Floats,
+    lost: Floats,
 ) -> None:
     """Look at each code again, beside all others, until none changes: coordinate descent.
 
@@ -87,6 +115,7 @@ def improve_codes(
         n_sweeps: how often, at most.
         codes: (n_rows, size), becomes better.
         errors: d, (n_rows, size), becomes better.
+        lost: |carried + d L|^2, (n_rows,), becomes less.
     """
     n_rows, size = weights.shape
     last, one, zero = len(table) - 1, np.float32(1), np.float32(0)
@@ -101,9 +130,14 @@ def improve_codes(
             for column in range(size - 1, -1, -1):
                 best = weights[row, column] + own_errors[column] - slope[column] / gram[column, column]
                 place = (best - offset[row, column]) * inverse[column] + rounded
-                code = np.searchsorted(middles, place) if len(middles) else min(max(int(place), 0), last)
+                code = min(max(int(place), 0), last)
+                if len(middles):
+                    code = 0
+                    for middle in middles:
+                        code += place > middle
                 if code != own_codes[column]:
                     change = offset[row, column] + own_step[column] * table[code] - weights[row, column] - own_errors[column]
+                    lost[row] += change * (2 * slope[column] + change * gram[column, column])
                     own_codes[column] = code
                     own_errors[column] += change
                     for other in range(size):

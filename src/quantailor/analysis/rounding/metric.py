@@ -52,6 +52,8 @@ class Span:
     stop: int
     lower: Floats
     """Their part of L, (n_cols, n_cols)."""
+    below: Floats
+    """What stands under it in L, (n_behind, n_cols)."""
     gram: Floats
     """L L^T of that part, (n_cols, n_cols)."""
     blocks: tuple[FactorBlock, ...]
@@ -63,8 +65,6 @@ class Factor:
 
     order: Integers
     """Columns of the matrix, (n_cols,); those of a block stay together."""
-    lower: Floats
-    """L, (n_cols, n_cols), in that order."""
     importance: Floats
     """The diagonal of the damped H in that order, (n_cols,)."""
     spans: tuple[Span, ...]
@@ -73,7 +73,14 @@ class Factor:
     @property
     def n_bytes(self) -> int:
         """Memory that it takes, nearly."""
-        return self.lower.nbytes + sum(5 * span.lower.nbytes for span in self.spans)
+        return sum(5 * span.lower.nbytes + span.below.nbytes for span in self.spans)
+
+    def losses(self, deltas: Floats) -> Doubles:
+        """|d L|^2 of rows of errors, (n_rows, n_cols) in that order: (n_rows,)."""
+        lost = np.zeros(len(deltas))
+        for span in self.spans:
+            lost += np.square(deltas[:, span.start : span.stop] @ span.lower + deltas[:, span.stop :] @ span.below).sum(axis=1)
+        return lost
 
 
 class Metric:
@@ -140,7 +147,7 @@ def _factor(damped: Floats, size: int, run: int) -> Factor:
     n_span = max(1, SPAN_COLUMNS // size) * size
     stops = range(len(order), 0, -n_span)
     spans = tuple(_span(lower, order, size, max(0, stop - n_span), stop) for stop in stops)
-    return Factor(order, lower, importance[order].astype(np.float32), spans)
+    return Factor(order, importance[order].astype(np.float32), spans)
 
 
 def _span(lower: Floats, order: Integers, size: int, start: int, stop: int) -> Span:
@@ -149,7 +156,7 @@ def _span(lower: Floats, order: Integers, size: int, start: int, stop: int) -> S
         _block(part[first : first + size, first : first + size], order[start + first : start + first + size], size)
         for first in range(0, stop - start, size)
     )
-    return Span(start, stop, part, part @ part.T, blocks)
+    return Span(start, stop, part, np.ascontiguousarray(lower[stop:, start:stop]), part @ part.T, blocks)
 
 
 def _block(part: Floats, columns: Integers, size: int) -> FactorBlock:
