@@ -259,6 +259,8 @@ class Grounds:
     """What would make it cover more, or predict more closely."""
     rounding: str = ""
     """How the swapped weights were rounded, "plain" or "compensated", where a plan's are rounded otherwise."""
+    rest: str = ""
+    """The type of few bits that the base rested in; "" where it was as fine as stored."""
 
 
 @dataclass(frozen=True, slots=True)

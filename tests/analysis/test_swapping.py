@@ -15,6 +15,7 @@ from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.importance.imatrix_file import read_imatrix
 from quantailor.analysis.rounding.rounding import PLAIN, Rounding
 from quantailor.analysis.scores.mix_scores import FileScorer, MixScorer
+from quantailor.analysis.scores.resting import resting_types
 from quantailor.analysis.scores.swapping import Swapper
 from quantailor.errors import TensorNotFoundError, TypeUnavailableError
 from quantailor.ggml import codec, library
@@ -168,6 +169,28 @@ def test_scores_in_memory_are_those_of_the_file(dense: Bench, tmp_path: Path) ->
     file = list(FileScorer(dense.path, dense.tokens, tmp_path, n_threads=1).score(path, range(6)))
     assert sum(one.kld_sum for one in file) == pytest.approx(sum(one.kld_sum for one in memory), rel=0.1)
     assert sum(one.nll_sum for one in file) == pytest.approx(sum(one.nll_sum for one in memory), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_base_at_8_bits_is_its_own_reference_and_is_put_back(bench: Bench, tmp_path: Path) -> None:
+    resting = resting_types(bench.source)
+    assert set(bench.names) - set(resting) == {"output.weight"}
+    path = build_file(bench, resting, tmp_path / "resting.gguf")
+    mix = {name: "Q2_K" for name in bench.names if name.endswith("attn_q.weight")}
+    with (
+        MixScorer(
+            bench.source, path, bench.names, bench.tokens, tmp_path / "8", rounding=Rounding(bench.imatrix), resting=resting, n_threads=1
+        ) as scorer,
+        bench.scorer(tmp_path / "16") as stored,
+    ):
+        before = [scorer.read(name, 0, 1000) for name in bench.names]
+        mixes = [Mix.of({}), Mix.of(mix), Mix.of(dict.fromkeys(bench.names, "Q4_0"))]
+        found, wanted = ({mix.id: one.kld_sum for mix, one in each.score(mixes, [0])} for each in (scorer, stored))
+        scorer.set_mix({})
+        assert all(np.array_equal(one, scorer.read(name, 0, 1000)) for name, one in zip(bench.names, before, strict=True))
+    assert abs(found[""]) < 1e-4
+    for each in mixes[1:]:
+        assert found[each.id] == pytest.approx(wanted[each.id], rel=0.15)
 
 
 @pytest.mark.slow

@@ -151,6 +151,7 @@ def test_a_limit_of_time_ends_probes_and_not_what_comes_before_and_after(
     assert 9 <= stage(short, "probes").passes[0] < 20  # one of every role is made in any case
     few = job_cost(workspace, dataclasses.replace(task, passes=32))
     assert (stage(few, "probes").passes, stage(few, "mixes").passes) == ((32, 32), (0, 0))
+    assert few.gain.startswith("Plans from as many passes had 0.44 to 0.47 of the KL divergence of llama.cpp's presets")
     assert stage(few, "probes").seconds[1] < stage(free, "probes").seconds[1]
 
 

@@ -96,6 +96,50 @@ def test_few_passes_are_enough_for_a_plan_and_more_go_on_from_there(
     assert "--passes" in quantailor(*words, "--passes", 0, *home).err
 
 
+def test_a_base_that_rests_at_8_bits_gives_the_same_alphas_and_its_scores_are_kept_apart(
+    quantailor: Command, workbench: Workbench, calibration_text: Path, tmp_path: Path
+) -> None:
+    home = ("--home", Path(shutil.copytree(workbench.home, tmp_path / "home")), "--json")
+    words = ("probe", workbench.base, "-f", calibration_text, "--group", "role", "--chunks", 2, *CONTEXT)
+    resting = quantailor(*words, "--rest", "q8_0", *home).result
+    probes = {probe for item in resting["sensitivities"] for probe in item["probes"]}
+    assert probes <= {"Q2_K", "Q3_K", "Q4_K", "Q5_K"}, "no types that drown beside it"
+    assert resting["curve"]["points"] == []
+    assert resting["grounds"]["rest"] == "Q8_0"
+    plan = quantailor("plan", workbench.base, "--bpw", "4.0", *home).result
+    assert (plan["basis"], plan["prediction"]["kld_nats"]) == ("probes", None)
+    again = quantailor(*words, "--rest", "q8_0", *home).result
+    assert again["n_scored_before"] == again["n_scored"] == resting["n_scored"]
+    (file,) = (tmp_path / "home" / "references").glob("*-resting.gguf")
+    assert file.stat().st_size < 0.6 * workbench.base.stat().st_size
+    stored = quantailor(*words, "--type", "Q2_K", "--mixes", 0, "--anchors", 0, *home).result
+    assert stored["n_scored_before"] == 0
+    for one, other in zip(resting["sensitivities"], stored["sensitivities"], strict=True):
+        assert one["alpha"]["value"] == pytest.approx(other["alpha"]["value"], rel=0.15)
+    memory = [
+        quantailor("cost", workbench.base, "--level", "balanced", "--rest", rest, *home).result["stages"][2]["memory_bytes"]
+        for rest in ("16", "q8_0")
+    ]
+    assert memory[0] - memory[1] > 0.4 * workbench.base.stat().st_size - file.stat().st_size * 0.1
+    swept = quantailor(
+        "sweep",
+        workbench.base,
+        "-f",
+        calibration_text,
+        "--tensors",
+        "attn_q",
+        "--chunks",
+        1,
+        *CONTEXT,
+        "--rest",
+        "q8_0",
+        "--types",
+        "Q3_K,Q8_0",
+        *home,
+    ).result
+    assert {cell["type_name"] for cell in swept["cells"]} == {"Q3_K"}
+
+
 def test_the_same_seed_gives_the_same_alphas(quantailor: Command, probed: Workbench, calibration_text: Path, tmp_path: Path) -> None:
     words = ("-f", calibration_text, "--type", "Q2_K", "--group", "role", "--chunks", 2, "--mixes", 0, "--anchors", 0, "--n-ctx", 64)
 

@@ -148,6 +148,11 @@ def test_a_limit_of_time_shortens_the_cost_and_says_when_it_ends(
     page.act(expansion.open)
     page.until(lambda: "all is done by" in page.text(".qt-more-form"), "the end is told", seconds=SLOW_SECONDS)
     before = page.text(".qt-stage-costs")
+    page.fill("Passes at most", 9)
+    page.until(
+        lambda: page.text(".qt-stage-costs") != before if page.all(".qt-stage-costs") else None, "it costs less", seconds=SLOW_SECONDS
+    )
+    before = page.text(".qt-stage-costs")
     page.fill("Measure for at most", "1s")
     page.until(
         lambda: page.text(".qt-stage-costs") != before if page.all(".qt-stage-costs") else None, "it costs less", seconds=SLOW_SECONDS

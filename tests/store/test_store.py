@@ -338,6 +338,7 @@ OTHER_RUNS: dict[str, SwapKey] = {
     "base_kernels": replace(RUN, base_kernels="as stored"),
     "engine": replace(RUN, engine="llama-cpp-python 0.0.1"),
     "rounding": replace(RUN, rounding="compensated-2:0123456789abcdef"),
+    "rest": replace(RUN, rest="Q8_0"),
 }
 
 

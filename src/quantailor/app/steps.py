@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 
+from quantailor.analysis.scores.resting import Rest
 from quantailor.evidence.measurements import usual_types
 from quantailor.evidence.recipes import reference_of
 from quantailor.ggml import library
@@ -102,6 +103,7 @@ __all__ = [
     "RefineResult",
     "RefineStep",
     "Step",
+    "Rest",
     "RoundingWish",
     "StepResult",
     "StudyResult",

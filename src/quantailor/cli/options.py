@@ -16,7 +16,7 @@ import typer
 from quantailor.app import Workspace
 from quantailor.app import steps as options
 from quantailor.app.jobs import JobReport, job_lines, run_job, start_detached, submit, telling
-from quantailor.app.steps import AUTO, DEFAULT_N_CTX, Compute, Conversion, Grouping, HubModel, Step, StepResult, absolute, find_token
+from quantailor.app.steps import AUTO, DEFAULT_N_CTX, Compute, Conversion, Grouping, HubModel, Rest, Step, StepResult, absolute, find_token
 from quantailor.cli import show
 from quantailor.cli.advice import with_home
 from quantailor.cli.output import console, print_json
@@ -122,6 +122,14 @@ Time = Annotated[
 Passes = Annotated[
     int | None,
     number("passes", "--passes", help="The same for so many passes: chunks run through the model with something quantized."),
+]
+RestOption = Annotated[
+    Rest,
+    typer.Option(
+        "--rest",
+        help="What the base rests in while it is probed: 16 (bits, as stored) or q8_0, which takes half the memory; types of 6 bits and "
+        "more then count as expected, and no KL divergence is predicted.",
+    ),
 ]
 ProbeChunks = Annotated[int, number("probe_chunks", "--probe-chunks", help="Chunks for probes, at most.")]
 Group = Annotated[Grouping, typer.Option("--group", help="Probe every tensor, a role by quarters of the depth, or whole roles.")]

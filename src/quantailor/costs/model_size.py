@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from quantailor.analysis.scores.base_logp import CACHE_BYTES, LARGE_BYTES
+from quantailor.analysis.scores.resting import resting_bytes
 from quantailor.models.source import ModelSource
 from quantailor.qtypes import IMATRIX_EXEMPT, never_quantized
 from quantailor.records import TensorInfo
@@ -22,6 +23,8 @@ class ModelSize:
     """Those whose type is a choice."""
     tensor_bytes: int
     """Of all tensors as they are stored."""
+    resting_bytes: int
+    """Of all tensors as they rest at 8 bits."""
     n_weights: int
     """Of `tensors`."""
     n_all_weights: int
@@ -49,6 +52,7 @@ class ModelSize:
         return cls(
             tensors=tensors,
             tensor_bytes=sum(tensor.size_bytes for tensor in source.tensors),
+            resting_bytes=resting_bytes(source),
             n_weights=sum(tensor.n_elements for tensor in tensors),
             n_all_weights=sum(tensor.n_elements for tensor in source.tensors),
             n_active=sum(round(tensor.n_elements * _active_share(source, tensor)) for tensor in blocks),

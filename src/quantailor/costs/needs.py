@@ -44,9 +44,10 @@ def run_as_it_is(size: ModelSize, n_ctx: int, n_gpu_layers: int) -> Needs:
     return Needs(memory_bytes=size.context_bytes(n_ctx), mapped_bytes=0 if n_gpu_layers else size.tensor_bytes)
 
 
-def run_with_swaps(size: ModelSize, n_ctx: int, n_gpu_layers: int) -> Needs:
+def run_with_swaps(size: ModelSize, n_ctx: int, n_gpu_layers: int, *, rests_at_8_bits: bool = False) -> Needs:
     """A model whose weights are exchanged; on a GPU they need no memory here."""
-    return Needs(memory_bytes=size.context_bytes(n_ctx) + (0 if n_gpu_layers else size.tensor_bytes))
+    n_bytes = size.resting_bytes if rests_at_8_bits else size.tensor_bytes
+    return Needs(memory_bytes=size.context_bytes(n_ctx) + (0 if n_gpu_layers else n_bytes))
 
 
 def shortfalls(home: Path, needs: Needs) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from quantailor.records import TensorInfo
 
 SAMPLED_DRAWS: Range = (0.7 * PILOT_DRAWS, 5.0 * PILOT_DRAWS)
 """Rows of a tensor that sampling measures at a type: hardly more than the pilot's where rows are alike, many where they are not."""
-COMPENSATED_DRAWS: Range = (5.0 * PILOT_DRAWS, 40.0 * PILOT_DRAWS)
+COMPENSATED_DRAWS: Range = (10.0 * PILOT_DRAWS, 30.0 * PILOT_DRAWS)
 """The same where errors are compensated: what they do to outputs differs more from row to row."""
 ENERGY_SECONDS: Range = (1e-9, 6e-9)
 """Per weight, one thread: what it takes to read a weight and sum its square, which sampling does once for all types."""
@@ -27,8 +27,13 @@ THREADS_SHARE: Range = (1.0, 0.6)
 SETUP_SHARE: Range = (0.5, 1.5)
 SCORE_SECONDS: Range = (2e-9, 20e-9)
 """Per token of the text and of the vocabulary: comparing a model's logits with the base's."""
-COMPENSATION_FLOPS: Range = (2.0, 30.0)
-"""For each pair of columns of a row: the product itself, and choosing codes, looked at several times."""
+COMPENSATION_FLOPS: Range = (1.0, 3.0)
+"""For each pair of columns of a row."""
+SCALAR_CODES: Range = (0.8, 2.5)
+VECTOR_CODES: Range = (5.0, 13.0)
+"""Choosing codes of a weight, looked at several times, over what quantizing one to Q4_K takes: alone, or in groups that share one."""
+_IN_GROUPS = ("IQ1", "IQ2", "IQ3")
+"""How the names of types begin whose weights share codes."""
 COVARIANCE_FLOPS: Range = (0.5, 6.0)
 """For each sum and token: experts see a part of the tokens, and small products are slower than large ones."""
 DISK_BYTES_PER_SECOND: Range = (2e9, 5e7)
@@ -92,7 +97,7 @@ def measure_seconds(
 
 def compensation_seconds(cells: Mapping[TensorInfo, Collection[str]], *, exhaustive: bool, n_threads: int | None) -> Range:
     """What compensated rounding takes beside plain: products with each input's covariance, and its factor once for each tensor."""
-    low = high = 0.0
+    low = high = chosen_low = chosen_high = 0.0
     qtypes = library.types()
     for tensor, names in cells.items():
         sampled = not exhaustive and tensor.n_rows > PILOT_DRAWS
@@ -100,9 +105,16 @@ def compensation_seconds(cells: Mapping[TensorInfo, Collection[str]], *, exhaust
             if qtypes[name].divides(tensor.n_cols) and qtypes[name].is_quantized:
                 fewest, most = _rows(tensor, qtypes[name], sampled, COMPENSATED_DRAWS)
                 low, high = low + fewest * tensor.n_cols**2, high + most * tensor.n_cols**2
+                choosing = VECTOR_CODES if name.startswith(_IN_GROUPS) else SCALAR_CODES
+                chosen_low, chosen_high = (
+                    chosen + n_rows * tensor.n_cols * each
+                    for chosen, n_rows, each in zip((chosen_low, chosen_high), (fewest, most), choosing, strict=True)
+                )
         factor = tensor.n_slices * tensor.n_cols**3 if names else 0
         low, high = low + factor, high + factor
-    return _products(low, high, COMPENSATION_FLOPS, n_threads)
+    one = seconds_per_weight("Q4_K") / _threads(n_threads)
+    choosing = (chosen_low * one / THREADS_SHARE[0], chosen_high * one / THREADS_SHARE[1])
+    return added(_products(low, high, COMPENSATION_FLOPS, n_threads), choosing)
 
 
 def covariance_seconds(n_tokens: float, sums_bytes: float, *, n_threads: int | None) -> Range:

@@ -44,7 +44,7 @@ _TABLES = {"IQ2_XXS": (3.3, 3e6), "IQ2_XS": (6.6, 7e6), "IQ2_S": (1.2, 9e6), "IQ
 _MATRIX = 64
 """Small enough that numpy takes one thread, whose speed says more than that of many that wait for each other."""
 _PRODUCTS = 60
-INFERENCE_SHARE: Range = (0.12, 0.5)
+INFERENCE_SHARE: Range = (0.15, 0.6)
 """What llama.cpp reaches of numpy's floating point operations per second."""
 
 

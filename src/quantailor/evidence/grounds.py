@@ -17,13 +17,14 @@ from hashlib import sha256
 from pathlib import Path
 
 from quantailor.analysis import sensitivity as probing
+from quantailor.analysis.scores.resting import FLOOR_SPREAD, above_floor, floor_nats, is_sure, is_told
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
 from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
 from quantailor.errors import StrategyError
 from quantailor.ggml import library
 from quantailor.jobs import resolve
 from quantailor.present import words
-from quantailor.records import Grounds, TensorInfo, WeightError
+from quantailor.records import ChunkScore, Grounds, TensorInfo, WeightError
 from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, quantizable_tensors
 from quantailor.store import MeasurementKey, SwapKey
 
@@ -98,7 +99,9 @@ def _run(workspace: Workspace, model: OpenedModel, key: SwapKey, question: Measu
     mix_chunks = [len(scores[mix.id]) for mix in workspace.store.mixes(model.fingerprint, CURVE) if mix.id in scores]
     in_files = workspace.store.scored_mixes(file_key(key))
     without = {NULL_MIX.id, *(mix.id for mix in stored)}
-    more = _more_mixes([group.name for group, _ in grouped], probes, mix_chunks) if len(probed) == len(possible) else ()
+    more: list[object] = ["--rest", "q8_0"] if key.rest else []
+    if len(probed) == len(possible):  # whole mixes are compared with the base as it is stored
+        more = _more_mixes([group.name for group, _ in grouped], probes, mix_chunks)
     n_tokens = sum(score.n_tokens for mix, rows in scores.items() if mix not in without for score in rows)
     place = text_place(workspace, key.corpus)
     grounds = Grounds(
@@ -108,6 +111,7 @@ def _run(workspace: Workspace, model: OpenedModel, key: SwapKey, question: Measu
         imatrix=key.imatrix or None,
         carried=carried,
         rounding="" if key.rounding == question.swapped else "compensated" if key.rounding else "plain",
+        rest=key.rest,
         n_probed=len(probed),
         n_tensors=len(possible),
         weight_share=sum(tensor.n_elements for tensor in possible if tensor.name in probed) / sum(t.n_elements for t in possible),
@@ -171,6 +175,24 @@ def groups(tensors: Sequence[TensorInfo], scores: Scores) -> list[tuple[ProbeGro
             if types:
                 found.append((group, types))
     return found
+
+
+def told(tensors: Sequence[TensorInfo], scores: Scores, rest: str) -> tuple[Scores, float]:
+    """What scores tell beside a base that rests in `rest` (`SwapKey.rest`), and how far that is uncertain, nats.
+
+    Single tensors and groups at types that drown tell how large the floor is; it is taken off the others.
+    """
+    if not rest:
+        return scores, 0.0
+    probes = [group for grouping in GROUPINGS for group in probing.groups_of(tensors, grouping)]
+    types = {group.mix(name).id: name for group in probes for name in library.types()}
+    floor = floor_nats([rows for mix, rows in scores.items() if single(mix) and mix in types and not is_told(types[mix], rest)])
+
+    def tells(mix: str, rows: Sequence[ChunkScore]) -> bool:
+        return mix not in types or (is_told(types[mix], rest) and is_sure(types[mix], rows, floor))
+
+    kept = {mix: rows for mix, rows in scores.items() if tells(mix, rows)}
+    return {mix: rows if mix == NULL_MIX.id else above_floor(rows, floor) for mix, rows in kept.items()}, FLOOR_SPREAD * floor
 
 
 # Commands that are advised

@@ -15,7 +15,7 @@ from quantailor.analysis.expected import expected_alphas, expected_noise
 from quantailor.analysis.pooling import Departures, Finding, pooled
 from quantailor.analysis.prediction import fit_curve
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
-from quantailor.evidence.grounds import ANCHOR, CURVE, STORED, WEIGHING, chosen, file_key, groups, single
+from quantailor.evidence.grounds import ANCHOR, CURVE, STORED, WEIGHING, chosen, file_key, groups, single, told
 from quantailor.ggml import library
 from quantailor.qtypes import QType
 from quantailor.records import (
@@ -128,11 +128,13 @@ def load_knowledge(
     errors = errors_by_tensor(run.cells)
     n_vocab = max((tensor.n_rows for tensor in tensors if layer_of(tensor.name) is None), default=0)
     scores = probing.readable(scores, scores.get(NULL_MIX.id, ()), n_vocab)
+    scores, uncertain_nats = told(tensors, scores, key.rest)
     floor, stored_nats = floor_of(workspace, key, scores)
+    floor = max(floor, uncertain_nats)
     base = scores.get(NULL_MIX.id, [])
     swept = {cell: probing.swap_cell(*cell, rows, base) for mix, rows in scores.items() if base and (cell := single(mix))}
     expected = expected_alphas(model.source, workspace.imatrices.intact(model.fingerprint, key.imatrix) if key.imatrix else None)
-    sensitivities, departures = _sensitivities(workspace, model, tensors, errors, scores, floor, expected)
+    sensitivities, departures = _sensitivities(workspace, model, tensors, errors, scores, floor, expected, tells_noise=not key.rest)
     known = Knowledge(
         key=key,
         grounds=run.grounds,
@@ -181,10 +183,13 @@ def _sensitivities(
     scores: Scores,
     floor: float,
     expected: Mapping[str, float],
+    *,
+    tells_noise: bool,
 ) -> tuple[dict[str, Sensitivity], dict[str, Departures]]:
     """Every tensor's, from all that was probed and what was expected before, and how its own cells depart from it.
 
-    Those that drowned alone come from a weighing, where there is one.
+    Where the base's own kernels round inputs as those of the probes do, probes do not tell the noise. Those that drowned alone come from
+    a weighing, where there is one.
     """
     qtypes = library.types()
     probed: dict[str, list[str]] = {}
@@ -205,7 +210,7 @@ def _sensitivities(
         if item.status == "measured" and not item.group
     }
     in_graph = next((mix.types for mix in workspace.store.mixes(model.fingerprint, STORED)), None)
-    found = _told_apart(_pooled(probes, found, errors, scores, expected), in_graph)
+    found = _told_apart(_pooled(probes, found, errors, scores, expected, tells_noise=tells_noise), in_graph)
     return found | _weighed_together(workspace, model, tensors, errors, scores, found), departures
 
 
@@ -215,6 +220,8 @@ def _pooled(
     errors: Mapping[str, Mapping[str, float]],
     scores: Scores,
     expected: Mapping[str, float],
+    *,
+    tells_noise: bool,
 ) -> dict[str, Sensitivity]:
     """The same with alphas from all probes together; the noise keeps its proportion to alpha."""
     qtypes = library.types()
@@ -226,7 +233,7 @@ def _pooled(
     findings = [finding for group, items in groups if (finding := probing.finding(group, items[0], errors, scores, usual))]
     alphas, better = pooled(findings, list(found), expected), dict(found)
     noises: dict[int, list[Finding]] = {block: [] for block in probing.USUAL_NOISE}
-    for group, items in groups if alphas else ():
+    for group, items in groups if alphas and tells_noise else ():
         for block, noise in probing.noise_findings(group, items[0], errors, scores, qtypes, alphas):
             noises[block].append(noise)
     usual_noise = {block: {name: expected_noise(role_of(name), block) for name in found} for block in noises}

@@ -6,12 +6,13 @@ import hashlib
 from pathlib import Path
 
 from quantailor.analysis.importance.imatrix import Imatrix
-from quantailor.analysis.rounding.rounding import Rounding
+from quantailor.analysis.rounding.rounding import PLAIN, Rounding
+from quantailor.analysis.scores.resting import resting_types
 from quantailor.control import QUIET, Control
 from quantailor.evidence.strategies import embedded_strategy, rounding_of, strategy_imatrix
 from quantailor.ggml import library
 from quantailor.making import building, judging
-from quantailor.records import Strategy
+from quantailor.records import Strategy, TensorChoice
 from quantailor.session import AUTO, OpenedModel, Workspace, gguf_path
 from quantailor.strategy import file as strategy_file
 
@@ -82,6 +83,27 @@ def plain_twin(
             strategy,
             path,
             rounding=rounding,
+            n_threads=n_threads,
+            control=control,
+            overwrite=True,
+            fingerprint=model.fingerprint,
+        )
+        workspace.note_written(path, wanted)
+    return path
+
+
+def resting_base(workspace: Workspace, model: OpenedModel, *, n_threads: int | None = None, control: Control = QUIET) -> Path:
+    """The home's file of a base as it rests at 8 bits (`analysis.scores.resting`), made where there is none. Raises OutputError."""
+    choices = tuple(TensorChoice(name, type_name, "rests there") for name, type_name in resting_types(model.source).items())
+    strategy = Strategy(model.fingerprint, model.source.name, model.source.architecture, "manual", choices)
+    wanted = recipe(model, strategy, PLAIN)
+    path = workspace.home.references / f"{model.description[:16]}-{wanted[:16]}-resting.gguf"
+    if not workspace.is_as_written(path, wanted):
+        building.build(
+            model.source,
+            strategy,
+            path,
+            rounding=PLAIN,
             n_threads=n_threads,
             control=control,
             overwrite=True,

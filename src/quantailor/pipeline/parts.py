@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
+from quantailor.analysis.scores.resting import Rest
 from quantailor.errors import UnsupportedModelError
 from quantailor.models.abilities import why_no_predictions
 from quantailor.models.opening import require_unquantized
@@ -99,6 +100,8 @@ class PipelineStep(WholeStep[Answer]):
     """Time for everything that is measured, from the beginning of a run; probes get what is left. None for as long as it takes."""
     passes: int | None = None
     """As of `ProbeStep`."""
+    rest: Rest = "16"
+    """What the base rests in while it is probed (`ScoringStep.rest`)."""
     allow_requantize: bool = False
     rounding: RoundingWish = "auto"
     """Of what is measured, probed and built; "auto" is compensated where a text is run through the model for it, else plain."""
@@ -167,6 +170,7 @@ class PipelineStep(WholeStep[Answer]):
             group=group,
             seconds=self.seconds,
             passes=self.passes,
+            rest=self.rest,
             imatrix=imatrix,
             rounding=self.rounding,
             covariances=self.covariances,

@@ -182,6 +182,7 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
             base=base,
             text=self.text,
             types=self.candidate_types,
+            rest=self.rest,
             imatrix=imatrix,
             rounding=self.rounding,
             covariances=self.covariances,

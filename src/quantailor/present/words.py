@@ -213,6 +213,7 @@ def grounds(found: Grounds | None) -> str:
         return "what is expected of weight errors, no probes"
     share = "" if found.n_probed == found.n_tensors else f" ({percent(found.weight_share, 0)} of the weights)"
     other = f", with {found.rounding} rounding" if found.rounding else ", with another importance matrix" if found.carried else ""
+    other += f", beside the base in {found.rest}" if found.rest else ""
     probes = f"{found.n_probed} of {plural(found.n_tensors, 'tensor')}{share}, {found.text}, {plural(found.n_chunks, 'chunk')}{other}"
     mixes = plural(found.n_mixes, "mix") if found.n_mixes else "no mixes"
     return f"probes: {probes}; {mixes}"

@@ -153,11 +153,6 @@ class Workspace:
         state = _state_of_model(Path(path))
         return self._remembered(str(Path(path).absolute()), state) if state else None
 
-    def is_unchanged(self, path: Path, since: float) -> bool:
-        """Whether there is a model whose files are as they were at that wall-clock second."""
-        state = _state_of_model(path)
-        return bool(state) and files.last_change(state) <= since
-
     def remember(self, path: Path, model: OpenedModel) -> None:
         """Note that a file which was just written holds that model, whose own files must be as they were when it was identified."""
         if _state_of_model(model.path) == model.files:

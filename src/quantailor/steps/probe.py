@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 from quantailor.analysis import sensitivity as analysis
 from quantailor.analysis.corpus import spread
 from quantailor.analysis.rounding.rounding import Rounding
+from quantailor.analysis.scores.resting import RESTING, floor_mixes, is_told
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
 from quantailor.control import Control, Passes, TimeUp
 from quantailor.costs.needs import Needs
@@ -113,7 +114,7 @@ STEPS_DOWN = ("IQ2_XXS", "IQ1_S")
 class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
     """Measure how much each tensor's error matters to the model."""
 
-    units: ClassVar[Mapping[str, str]] = {"null control": "chunks", "probes": "chunks", "weighing": "chunks", "whole mixes": "chunks"}
+    units: ClassVar[Mapping[str, str]] = {**ScoringStep.units, "probes": "chunks", "weighing": "chunks", "whole mixes": "chunks"}
 
     chunks: int = DEFAULT_PROBE_CHUNKS
     """At most so many; fewer where the target error is reached before."""
@@ -139,8 +140,18 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
         super(ProbeStep, self).check(workspace)
         known_types(self.types)
 
+    @property
+    def told(self) -> ProbeStep:
+        """The same without what a base that rests at 8 bits does not tell: types of many bits, and how mixes do beside the stored base."""
+        if self.rest == "16":
+            return self
+        types = tuple(name for name in known_types(self.types) if is_told(name, RESTING))
+        return dataclasses.replace(self, types=types or DEFAULT_PROBE_TYPES[:1], mixes=0, anchors=0)
+
     def run(self, workspace: Workspace, stages: Stages) -> ProbeResult:
         """Probe every tensor or group, then measure whole mixes and anchors. Raises InferenceError where no tensor is in the graph."""
+        if self != self.told:
+            return self.told.run(workspace, stages)
         known_types(self.types)
         moment = None if self.seconds is None else time.monotonic() + self.seconds
         if self.seconds is not None:
@@ -243,13 +254,15 @@ def n_scored(at: Scoring) -> int:
 
 
 def null_control(at: Scoring, model: OpenedModel, indexes: Sequence[int], stages: Stages) -> None:
-    """Score the base against itself; and, where it rests in a finer type, as it is stored."""
+    """Score the base against itself; and, where it rests in a finer type, as it is stored, or where at 8 bits, what tells its floor."""
     mixes = [NULL_MIX]
     control = stages.begin("null control")
     at.run(mixes, indexes, control)
     mix = stored_mix([tensor for tensor in quantizable_tensors(model.source) if tensor.name in at.scorer.weights])
     at.workspace.store.record_mixes(model.fingerprint, STORED, [mix])  # which also says what is in the graph
-    if at.key.base_kernels == "finer":
+    if at.key.rest:
+        at.run(floor_mixes([tensor for tensor in quantizable_tensors(model.source) if tensor.name in mix.types]), indexes, control)
+    elif at.key.base_kernels == "finer":
         at.run([mix], indexes[:LEAST_CHUNKS], control)
 
 
@@ -258,7 +271,7 @@ class _Probes:
 
     def __init__(self, at: Scoring, model: OpenedModel, found: Measured, step: ProbeStep) -> None:
         self._at, self._step = at, step
-        self._errors = errors_by_tensor(found.cells)
+        self._errors = errors_by_tensor([cell for cell in found.cells if is_told(cell.type_name, at.key.rest)])
         tensors = [tensor for tensor in quantizable_tensors(model.source) if tensor.name in at.scorer.weights]
         groups = largest_first(analysis.groups_of(tensors, step.group), tensors)
         self._types = {group: self._probe_types(group) for group in groups}

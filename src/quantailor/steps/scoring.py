@@ -14,6 +14,7 @@ import numpy.typing as npt
 from quantailor.analysis.corpus import Corpus, chunk_length, chunks, spread
 from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.scores.mix_scores import CrewScorer, FileScorer, MixWork, scoring_mixes
+from quantailor.analysis.scores.resting import RESTING, RESTS, Rest
 from quantailor.analysis.sensitivity import NULL_MIX, is_readable
 from quantailor.control import QUIET, Control, Passes, TimeUp
 from quantailor.costs.model_size import ModelSize
@@ -21,6 +22,7 @@ from quantailor.costs.needs import Needs, run_with_swaps
 from quantailor.errors import StrategyError
 from quantailor.evidence.grounds import file_key
 from quantailor.evidence.measurements import Measured, measured
+from quantailor.evidence.written import resting_base
 from quantailor.ggml import library
 from quantailor.processes.crews import HERE, ModelFiles
 from quantailor.records import ChunkScore, Mix
@@ -47,7 +49,7 @@ BYTES_PER_TOKEN = 8
 class ScoringStep(WeightedStep[Answer]):
     """A step that scores mixes of a base on a text."""
 
-    units: ClassVar[Mapping[str, str]] = {"null control": "chunks"}
+    units: ClassVar[Mapping[str, str]] = {"null control": "chunks", RESTS: "bytes"}
     runs_model: ClassVar[bool] = True
     measures: ClassVar[bool] = True
     screen: ClassVar[Screen | None] = "measure"
@@ -56,6 +58,8 @@ class ScoringStep(WeightedStep[Answer]):
     text: str | None = None
     """None means the calibration text that ships with Quantailor."""
     n_ctx: int = DEFAULT_N_CTX
+    rest: Rest = "16"
+    """What the base rests in meanwhile: as stored, or at 8 bits, which takes half the memory (METHODS 4)."""
 
     def check(self, workspace: Workspace) -> None:
         """The text. Raises CorpusError."""
@@ -70,14 +74,15 @@ class ScoringStep(WeightedStep[Answer]):
         """Memory for weights that change; disk for what scoring so many chunks keeps, and for a file of so many bits per weight."""
         with workspace.model(self.base) as model:
             size, fingerprint = ModelSize.of(model.source), model.fingerprint
-        needs = run_with_swaps(size, self.n_ctx, self.compute.n_gpu_layers)
+        needs = run_with_swaps(size, self.n_ctx, self.compute.n_gpu_layers, rests_at_8_bits=self.rest != "16")
         counts = workspace.store.counts(fingerprint)
         if counts.n_swept or counts.n_mixes:
             return needs  # an earlier run wrote the base's log-probabilities
         n_text_bytes = self.text_path.stat().st_size if self.text_path.is_file() else 0
         n_kept = min(n_chunks, max(1, n_text_bytes // (BYTES_PER_TOKEN * self.n_ctx)))
         home = workspace.home
-        disk = ((home.base_logp, n_kept * size.base_logp_bytes(self.n_ctx)), (home.references, size.bytes_at(anchor_bits)))
+        file_bytes = size.resting_bytes if self.rest != "16" else size.bytes_at(anchor_bits)
+        disk = ((home.base_logp, n_kept * size.base_logp_bytes(self.n_ctx)), (home.references, file_bytes))
         return needs + Needs(disk)
 
 
@@ -179,10 +184,15 @@ def scoring(
     names = [tensor.name for tensor in quantizable_tensors(model.source)]
     threads, layers = step.compute.n_threads, step.compute.n_gpu_layers
     files = FileScorer(path, tokens, folder, n_threads=threads, n_gpu_layers=layers)
-    work = MixWork(ModelFiles(path, model.fingerprint, model.files), frozenset(names), tokens, folder, rounding, threads, layers)
+    at_8_bits = None
+    if step.rest != "16":
+        at_8_bits = resting_base(workspace, model, n_threads=threads, control=QUIET if stages is None else stages.begin(RESTS))
+    files_of_base = ModelFiles(path, model.fingerprint, model.files)
+    work = MixWork(files_of_base, frozenset(names), tokens, folder, rounding, threads, layers, at_8_bits)
     with scoring_mixes(work, HERE if stages is None else stages.executor) as scorer:
         fingerprint = rounding.imatrix.fingerprint if rounding.imatrix else ""
-        key = SwapKey(model.fingerprint, fingerprint, corpus.sha256, n_ctx, "as built", scorer.base_kernels, engine, rounding.bytes_key)
+        how = (engine, rounding.bytes_key, "" if at_8_bits is None else RESTING)
+        key = SwapKey(model.fingerprint, fingerprint, corpus.sha256, n_ctx, "as built", scorer.base_kernels, *how)
         n_vocab = ModelSize.of(model.source).n_vocab
         yield Scoring(workspace, key, scorer, files, corpus, tuple(spread(len(tokens))), n_vocab)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from quantailor.analysis.scores.resting import is_told
 from quantailor.analysis.sensitivity import mean_kld
 from quantailor.costs.needs import Needs
 from quantailor.errors import StrategyError
@@ -67,7 +68,7 @@ CERTAIN_SD = 0.15
 class SweepStep(ScoringStep[SweepResult], kind="sweep", result=SweepResult):
     """Every tensor through every type, all others as they are."""
 
-    units: ClassVar[Mapping[str, str]] = {"null control": "chunks", "sample of the sweep": "chunks", "sweep": "chunks"}
+    units: ClassVar[Mapping[str, str]] = {**ScoringStep.units, "sample of the sweep": "chunks", "sweep": "chunks"}
 
     chunks: int = DEFAULT_SWEEP_CHUNKS
     types: tuple[str, ...] = ()
@@ -123,7 +124,7 @@ def _cells(at: Scoring, model: OpenedModel, found: Measured, step: SweepStep) ->
         _Cell(tensor, name)
         for tensor in tensors
         for name in sorted(wanted, key=lambda name: qtypes[name].bits_per_weight)
-        if name in available.get(tensor.name, ()) and qtypes[name].is_quantized
+        if name in available.get(tensor.name, ()) and qtypes[name].is_quantized and is_told(name, at.key.rest)
     ]
 
 

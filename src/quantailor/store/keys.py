@@ -168,12 +168,14 @@ class SwapKey:
     engine: str = field(default_factory=lambda: library.engine())
     rounding: str = ""
     """`Rounding.bytes_key` of what was swapped in."""
+    rest: str = ""
+    """The type of few bits that the base's weights rest in; "" where they are as fine as stored."""
 
     @property
     def run(self) -> str:
         """The key's short form."""
         parts = [self.model, self.imatrix, self.corpus, str(self.n_ctx), self.kernels, self.base_kernels]
-        parts += [self.engine, *([self.rounding] if self.rounding else [])]
+        parts += [self.engine, *([self.rounding] if self.rounding else []), *([f"resting in {self.rest}"] if self.rest else [])]
         return sha256("\n".join(parts))[:24]
 
 

@@ -37,10 +37,16 @@ def clusters_schema(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE jobs ADD COLUMN cluster TEXT")
 
 
+def rest_schema(connection: sqlite3.Connection) -> None:
+    """In what the base rested while mixes were scored."""
+    connection.execute("ALTER TABLE swap_runs ADD COLUMN rest TEXT NOT NULL DEFAULT ''")
+
+
 MIGRATIONS: dict[str, Migration] = {
     FIRST: first_schema,
     "0013 paces": paces_schema,
     "0014 workers of jobs": clusters_schema,
+    "0015 what bases rest in": rest_schema,
 }
 
 

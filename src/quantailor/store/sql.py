@@ -139,11 +139,11 @@ class SQL:
         WHERE model = :model AND corpus = :corpus AND n_ctx = :n_ctx AND candidate = :candidate"""
 
     record_swap_run = """
-        INSERT INTO swap_runs (run, model, imatrix, corpus, n_ctx, kernels, base_kernels, engine, rounding)
-        VALUES (:run, :model, :imatrix, :corpus, :n_ctx, :kernels, :base_kernels, :engine, :rounding) ON CONFLICT (run) DO NOTHING"""
+        INSERT INTO swap_runs (run, model, imatrix, corpus, n_ctx, kernels, base_kernels, engine, rounding, rest)
+        VALUES (:run, :model, :imatrix, :corpus, :n_ctx, :kernels, :base_kernels, :engine, :rounding, :rest) ON CONFLICT (run) DO NOTHING"""
     scored_mixes = "SELECT mix, COUNT(*) FROM mix_scores WHERE run = ? GROUP BY mix"
     swap_runs = """
-        SELECT model, imatrix, corpus, n_ctx, kernels, base_kernels, engine, rounding
+        SELECT model, imatrix, corpus, n_ctx, kernels, base_kernels, engine, rounding, rest
         FROM swap_runs LEFT JOIN history ON kind = 'swap run' AND key = run
         WHERE model = ? ORDER BY recorded DESC, run"""
     record_mix = _upsert("mixes", "model, mix, purpose", "model, mix, purpose, document", named=True)

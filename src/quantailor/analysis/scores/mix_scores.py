@@ -16,6 +16,7 @@ from typing import ClassVar, Literal, cast
 from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.scores.base_logp import BaseLogp
 from quantailor.analysis.scores.fidelity import first_scored
+from quantailor.analysis.scores.resting import RESTING, resting_types
 from quantailor.analysis.scores.swapping import Kernels, Swapper
 from quantailor.control import QUIET, Control, ProgressCounter
 from quantailor.errors import InferenceError, TypeUnavailableError
@@ -57,6 +58,7 @@ class MixScorer(Swapper):
         folder: where the base's log-probabilities on these chunks are kept.
         rounding: how weights become codes.
         kernels: whether mixes run with the kernels of a built file, or round weights alone (see `swapping`).
+        resting: tensor -> type, of those that the file has in another than the source's (see `resting`).
         n_threads: None takes all processors.
         n_gpu_layers: layers on a GPU, -1 for all.
 
@@ -74,6 +76,7 @@ class MixScorer(Swapper):
         *,
         rounding: Rounding,
         kernels: Kernels = "as built",
+        resting: Mapping[str, str] | None = None,
         n_threads: int | None = None,
         n_gpu_layers: int = 0,
     ) -> None:
@@ -86,6 +89,7 @@ class MixScorer(Swapper):
             n_threads=n_threads,
             n_gpu_layers=n_gpu_layers,
             kernels=kernels,
+            resting=resting,
         )
         self._chunks = chunks
         try:
@@ -93,7 +97,8 @@ class MixScorer(Swapper):
         except BaseException:
             self.close()
             raise
-        self._base = BaseLogp(base_folder(folder, self.base_kernels), chunks, source)
+        place = base_folder(folder, self.base_kernels)
+        self._base = BaseLogp(place / RESTING if resting else place, chunks, source)
 
     def _settle(self) -> BaseKernels:
         try:
@@ -160,6 +165,8 @@ class MixWork(Work[MixTask, Scored]):
     rounding: Rounding
     n_threads: int | None = None
     n_gpu_layers: int = 0
+    at_8_bits: Path | None = None
+    """The file of the base as it rests, if it does so at 8 bits (see `resting`)."""
     is_apart: ClassVar[bool] = True
 
     def bench(self) -> _OwnScorer:
@@ -226,11 +233,12 @@ class _OwnScorer(MixScorer, Bench[MixTask, Scored]):
         self._opened = open_model(path)
         super().__init__(
             self._opened,
-            path,
+            work.at_8_bits or path,
             work.names,
             work.chunks,
             work.folder,
             rounding=work.rounding,
+            resting=None if work.at_8_bits is None else resting_types(self._opened),
             n_threads=work.n_threads,
             n_gpu_layers=work.n_gpu_layers,
         )

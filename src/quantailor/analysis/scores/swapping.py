@@ -24,7 +24,7 @@ from typing import Literal
 import numpy as np
 
 from quantailor.analysis.quantize import quantized_blocks
-from quantailor.analysis.rounding.rounding import Rounding
+from quantailor.analysis.rounding.rounding import PLAIN, Rounding
 from quantailor.errors import InferenceError
 from quantailor.ggml import codec, library
 from quantailor.ggml.runtime import DEFAULT_N_CTX
@@ -52,6 +52,7 @@ class Swapper(WritableModel):
         n_threads: None takes all processors.
         n_gpu_layers: layers on a GPU, -1 for all.
         kernels: "as built" or "values", see the module docstring.
+        resting: tensor -> type, of those that the file has, rounded plainly, in another than the source's.
 
     Raises:
         InferenceError: llama.cpp cannot load the model.
@@ -68,17 +69,19 @@ class Swapper(WritableModel):
         n_threads: int | None = None,
         n_gpu_layers: int = 0,
         kernels: Kernels = "as built",
+        resting: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(path, names, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
         self._source, self._rounding, self._kernels = source, rounding, kernels
-        self._rest = {name: source.tensor(name).type_name for name in self.weights}
+        self._loaded = {name: (resting or {}).get(name, source.tensor(name).type_name) for name in self.weights}
+        self._rest = dict(self._loaded)
         self._mix: dict[str, str] = {}
 
     def rest_finer(self, *, back: bool = False) -> None:
         """Let the originals rest in a type whose kernels round inputs more finely; `back` undoes it."""
         for name, resting in self._rest.items():
-            stored = self._source.tensor(name).type_name
-            wanted = stored if back else FINER_REST.get(stored, stored)
+            loaded = self._loaded[name]
+            wanted = loaded if back else FINER_REST.get(loaded, loaded)
             if resting != wanted:
                 self._rest[name] = wanted
                 self._put_back(name)
@@ -105,26 +108,26 @@ class Swapper(WritableModel):
     def _swap(self, name: str, type_name: str) -> None:
         qtypes = library.types()
         if self._kernels == "as built":
-            self.replace(name, qtypes[type_name], self._quantized(name, type_name))
+            self.replace(name, qtypes[type_name], self._quantized(name, type_name, self._rounding))
         else:
             self.replace(name, qtypes[self._rest[name]], self._rounded(name, type_name))
 
     def _put_back(self, name: str) -> None:
         resting = self._rest[name]
-        self.replace(name, library.types()[resting], self._quantized(name, resting))
+        self.replace(name, library.types()[resting], self._quantized(name, resting, PLAIN))
         start = 0
-        for part in self._quantized(name, resting):
+        for part in self._quantized(name, resting, PLAIN):
             if not np.array_equal(self.read(name, start, start + part.size), part):
                 raise InferenceError(f"{name} could not be put back into the model", remedy="Check that the base file has not changed")
             start += part.size
 
-    def _quantized(self, name: str, type_name: str) -> Iterator[Bytes]:
+    def _quantized(self, name: str, type_name: str, rounding: Rounding) -> Iterator[Bytes]:
         tensor = library.types()[type_name].retyped(self._source.tensor(name))
-        blocks = quantized_blocks(self._source, [tensor], self._rounding, n_threads=self.n_threads, block_weights=_BLOCK_WEIGHTS)
+        blocks = quantized_blocks(self._source, [tensor], rounding, n_threads=self.n_threads, block_weights=_BLOCK_WEIGHTS)
         return (data for _, data in blocks)
 
     def _rounded(self, name: str, type_name: str) -> Iterator[Bytes]:
         """The dequantized weights, rounded to the type that the tensor rests in."""
         qtypes, n_cols = library.types(), self._source.tensor(name).n_cols
-        for data in self._quantized(name, type_name):
+        for data in self._quantized(name, type_name, self._rounding):
             yield codec.quantize(codec.dequantize(data, qtypes[type_name], n_cols), qtypes[self._rest[name]]).reshape(-1)

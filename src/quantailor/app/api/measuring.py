@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from quantailor.analysis.scores.resting import Rest
 from quantailor.app.api.opening import Model, matrix_choice, optional_path, run_on
 from quantailor.pipeline import Level, StudyResult, StudyStep
 from quantailor.records import RoundingWish
@@ -125,6 +126,7 @@ def probe(
     anchors: int = DEFAULT_ANCHORS,
     seconds: float | None = None,
     passes: int | None = None,
+    rest: Rest = "16",
     imatrix: str | Path = AUTO,
     rounding: RoundingWish = "auto",
 ) -> ProbeResult:
@@ -141,6 +143,7 @@ def probe(
         anchors: mixes that are also built as files.
         seconds: probing ends then, what helps a plan most comes first, and everything counts; None for as long as it takes.
         passes: the same after so many runs of a chunk through the model with something quantized.
+        rest: "q8_0" lets the base rest at 8 bits, in half the memory: types of many bits then count as expected, and no KLD is predicted.
         imatrix: "auto", "none", or a file.
         rounding: of the weights that are swapped in; "auto" as most was measured.
 
@@ -158,6 +161,7 @@ def probe(
         anchors=anchors,
         seconds=seconds,
         passes=passes,
+        rest=rest,
         imatrix=matrix_choice(imatrix),
         rounding=rounding,
         compute=model.compute,
@@ -200,6 +204,7 @@ def study(
     text: str | Path | None = None,
     seconds: float | None = None,
     passes: int | None = None,
+    rest: Rest = "16",
     rounding: RoundingWish = "auto",
 ) -> StudyResult:
     """Everything that measuring needs in one job.
@@ -211,6 +216,7 @@ def study(
         text: a text file; None is the calibration text that ships.
         seconds: time for everything, as probes get what is left of it; None for as long as it takes.
         passes: as of `probe`.
+        rest: as of `probe`.
         rounding: "plain" or "compensated"; "auto" compensates wherever a text runs through the model.
 
     Raises what its steps raise.
@@ -222,6 +228,7 @@ def study(
         text=optional_path(text),
         seconds=seconds,
         passes=passes,
+        rest=rest,
         rounding=rounding,
         compute=model.compute,
     )

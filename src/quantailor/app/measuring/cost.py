@@ -22,6 +22,7 @@ from quantailor.analysis.scores.fidelity import NULL_CHUNKS
 from quantailor.analysis.sensitivity import groups_of
 from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
 from quantailor.app.measuring.counted import PROCESS_BYTES, Counted, Pipeline, StageCost, StageEstimate, middle_of, scaled_by
+from quantailor.app.measuring.gains import expected_gain
 from quantailor.app.measuring.passes import NOTHING, Scored, SwapWork, anchor_bits, n_base_chunks, single_work, sweep_work, whole_work
 from quantailor.costs.machine import Range
 from quantailor.costs.needs import shortfalls
@@ -71,6 +72,8 @@ class CostReport:
     """What the seconds rest on, in words."""
     shortfalls: tuple[str, ...]
     """Why it cannot start, one sentence each; empty where it can."""
+    gain: str = ""
+    """What plans are expected to be worth then, in words."""
 
 
 CELL_BYTES = 1_000
@@ -85,8 +88,8 @@ TENSOR_SECONDS: Range = (2e-3, 2e-2)
 """A plan, and each tensor in it."""
 USUAL_PRESETS = 2
 """Of a verdict: those on either side of the file's size, or the one that has it."""
-_TYPICAL = "Q4_K"
-"""Stands for the types of a plan that is still to be made."""
+_TYPICAL, _SHARING_CODES = "Q4_K", "IQ3_S"
+"""Stand for the types of a plan that is still to be made."""
 
 
 def job_cost(workspace: Workspace, task: Pipeline) -> CostReport:
@@ -99,6 +102,7 @@ def job_cost(workspace: Workspace, task: Pipeline) -> CostReport:
         estimates = _within(_estimates(counted), task.seconds)
         missing = shortfalls(workspace.home.path, counted.task.needs(workspace))
         basis = counted.basis([estimate.stage for estimate in estimates])
+        n_passes = sum(estimate.passes[0] for estimate in estimates if estimate.stage in ("probes", "sweep")) + counted.n_scored
     stages = tuple(estimate.report for estimate in estimates)
     left, total = (sum(middle_of(seconds) for seconds in ranges) for ranges in zip(*((e.left, e.total) for e in estimates), strict=True))
     return CostReport(
@@ -110,6 +114,7 @@ def job_cost(workspace: Workspace, task: Pipeline) -> CostReport:
         memory_bytes=max(stage.memory_bytes for stage in stages),
         basis=basis,
         shortfalls=missing,
+        gain=expected_gain(n_passes),
     )
 
 
@@ -140,6 +145,7 @@ def _alone(step: Step[StepResult]) -> tuple[Pipeline, tuple[str, ...]] | None:
             covariances=step.covariances,
             seconds=step.seconds,
             passes=step.passes,
+            rest=step.rest,
             compute=step.compute,
         )
         return task, TIMED
@@ -289,7 +295,7 @@ def _measure_seconds(at: Counted, cells: Mapping[TensorInfo, Sequence[str]], set
 
 
 def _probe_step(at: Counted) -> ProbeStep:
-    return at.probes or at.task.probes(at.task.model, AUTO, at.size.n_all_weights)
+    return (at.probes or at.task.probes(at.task.model, AUTO, at.size.n_all_weights)).told
 
 
 def _probes(at: Counted) -> StageEstimate:
@@ -319,10 +325,13 @@ def _mixes(at: Counted) -> StageEstimate:
     return _swapping(at, "mixes", task, left, total, anchor, n_copies - 1)
 
 
-def _compensation(at: Counted, type_name: str) -> Range:
-    """Compensated codes of all weights, once."""
-    cells = {tensor: [type_name] for tensor in at.size.tensors if library.types()[type_name].divides(tensor.n_cols)}
-    return compensation_seconds(cells, exhaustive=True, n_threads=at.task.compute.n_threads)
+def _compensation(at: Counted) -> Range:
+    """Compensated codes of all weights, once: half of them at types whose weights share codes, which take longer."""
+    cells = {
+        tensor: [name for name in (_TYPICAL, _SHARING_CODES) if library.types()[name].divides(tensor.n_cols)] for tensor in at.size.tensors
+    }
+    low, high = compensation_seconds(cells, exhaustive=True, n_threads=at.task.compute.n_threads)
+    return low / 2, high / 2
 
 
 def _writing(at: Counted) -> Range:
@@ -341,7 +350,7 @@ def _build(at: Counted) -> StageEstimate:
     n_bytes = _file_bytes(at)
     beside = added(_writing(at), write_seconds(n_bytes))
     if at.task.rounding == "compensated":
-        beside = added(beside, _compensation(at, _TYPICAL))
+        beside = added(beside, _compensation(at))
     largest = max((tensor.n_elements for tensor in at.size.tensors), default=0)
     return at.estimate("build", Seconds(beside=beside), Seconds(beside=beside), 0.0, n_bytes, PROCESS_BYTES + 4 * largest)
 
@@ -390,8 +399,8 @@ def _swapping(
         _swap_seconds(at, left),
         _swap_seconds(at, total),
         max(0.0, share),
-        disk,
-        at.running_bytes() + at.size.scoring_bytes(at.n_ctx),
+        disk + (at.size.resting_bytes if at.rests_at_8_bits and left.n_chunks[1] else 0),
+        at.running_bytes(resting=at.rests_at_8_bits) + at.size.scoring_bytes(at.n_ctx),
         passes=left.n_chunks,
         counted=(sum(left.n_chunks) / 2 - left.n_base),
     )

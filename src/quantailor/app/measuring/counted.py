@@ -18,6 +18,8 @@ from quantailor.analysis.corpus import chunk_length
 from quantailor.analysis.covariances.covariance_file import CovarianceFile
 from quantailor.analysis.importance.imatrix_file import read_imatrix
 from quantailor.analysis.rounding.rounding import COMPENSATED, PLAIN_MEASURED
+from quantailor.analysis.scores.resting import RESTING
+from quantailor.analysis.sensitivity import NULL_MIX
 from quantailor.costs import machine
 from quantailor.costs import seconds as seconds_module
 from quantailor.costs.machine import Range
@@ -280,12 +282,18 @@ class Counted:
         key = self.swap_key
         return {} if key is None else self.workspace.store.scored_mixes(key)
 
+    @property
+    def n_scored(self) -> int:
+        """Passes that are done: chunks run with something quantized."""
+        return sum(self.scored.values()) - self.scored.get(NULL_MIX.id, 0)
+
     @cached_property
     def swap_key(self) -> SwapKey | None:
         runs = self.workspace.store.swap_runs(self.model.fingerprint)
         rounding = self.rounding or ""
-        wanted = (self.imatrix, self.corpus, self.n_ctx, "as built", rounding if rounding.startswith(COMPENSATED) else "")
-        return next((key for key in runs if (key.imatrix, key.corpus, key.n_ctx, key.kernels, key.rounding) == wanted), None)
+        rest = RESTING if self.rests_at_8_bits else ""
+        wanted = (self.imatrix, self.corpus, self.n_ctx, "as built", rounding if rounding.startswith(COMPENSATED) else "", rest)
+        return next((key for key in runs if (key.imatrix, key.corpus, key.n_ctx, key.kernels, key.rounding, key.rest) == wanted), None)
 
     @cached_property
     def covariances(self) -> str | None:
@@ -319,9 +327,14 @@ class Counted:
         version = COMPENSATED if self.task.rounding == "compensated" else PLAIN_MEASURED
         return f"{version}:{self.covariances}" if self.covariances else ""
 
-    def running_bytes(self) -> int:
-        """A loaded model with its context; weights on a GPU are not here."""
-        weights = 0 if self.task.compute.n_gpu_layers else self.size.tensor_bytes
+    @property
+    def rests_at_8_bits(self) -> bool:
+        """Whether the base does while it is probed."""
+        return self.task.rest != "16"
+
+    def running_bytes(self, *, resting: bool = False) -> int:
+        """A loaded model with its context, `resting` at 8 bits; weights on a GPU are not here."""
+        weights = 0 if self.on_gpu else self.size.resting_bytes if resting else self.size.tensor_bytes
         return PROCESS_BYTES + weights + self.size.context_bytes(self.n_ctx)
 
 

@@ -40,6 +40,7 @@ def cost(
     group: Annotated[Grouping | None, typer.Option("--group", help="As for `make`.")] = None,
     time: options.Time = None,
     passes: options.Passes = None,
+    rest: options.RestOption = "16",
     imatrix: options.MakeImatrix | None = None,
     imatrix_chunks: Annotated[
         int | None, options.number("imatrix_chunks", "--imatrix-chunks", help="Use at most this many chunks of the calibration text.")
@@ -71,6 +72,7 @@ def cost(
             text=calibration,
             seconds=seconds,
             passes=passes,
+            rest=rest,
             imatrix=matrix,
             **rounded.rounded(),
             allow_requantize=requantize,
@@ -86,6 +88,7 @@ def cost(
             text=calibration,
             seconds=seconds,
             passes=passes,
+            rest=rest,
             probe_chunks=probe_chunks,
             group=group,
             imatrix=matrix,
@@ -117,6 +120,7 @@ def _show(found: CostReport) -> None:
     what = "make" if found.level == MakeStep.kind else f"a {found.level} study"
     out.print(table(f"Cost of {what}", columns, [*rows, ("in all", "", *_cost(found))]))
     out.print(f"A pass is a chunk of text through the model. By {found.basis}.", soft_wrap=True)
+    out.print(found.gain, soft_wrap=True)
     for shortfall in found.shortfalls:
         out.print(f"[red]cannot start: {shortfall}[/red]", soft_wrap=True)
 

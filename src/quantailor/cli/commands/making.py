@@ -151,6 +151,7 @@ def make(
     probe_chunks: options.ProbeChunks = DEFAULT_PROBE_CHUNKS,
     time: options.Time = None,
     passes: options.Passes = None,
+    rest: options.RestOption = "16",
     group: Annotated[
         Grouping | None,
         typer.Option("--group", help="Probe every tensor, or roles by depth; by default tensors of small models and on GPUs."),
@@ -203,6 +204,7 @@ def make(
         probe_chunks=probe_chunks,
         seconds=optional_seconds(time),
         passes=passes,
+        rest=rest,
         group=group,
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None, words=(AUTO, COMPUTE, NONE)),
         **rounded.rounded(),

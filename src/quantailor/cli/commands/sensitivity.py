@@ -50,6 +50,7 @@ def probe(
     ] = None,
     time: options.Time = None,
     passes: options.Passes = None,
+    rest: options.RestOption = "16",
     group: options.Group = "tensor",
     weighing: Annotated[
         int, options.number("weighing", "--weighing", help="Random halves to probe together, where single tensors drown.")
@@ -74,6 +75,7 @@ def probe(
         types=tuple(name.upper() for name in split_list(types)) or usual.types,
         seconds=seconds,
         passes=passes,
+        rest=rest,
         group=group,
         weighing=weighing,
         target_error=target_error,
@@ -92,6 +94,7 @@ def sweep(
     chunks: Annotated[int, options.number("chunks", "--chunks", help="Chunks per cell.")] = DEFAULT_SWEEP_CHUNKS,
     types: options.Types = None,
     tensors: options.Tensors = None,
+    rest: options.RestOption = "16",
     only_uncertain: Annotated[bool, typer.Option("--only-uncertain", help="Skip types whose outcome the probes predict.")] = False,
 ) -> None:
     """Perplexity and KL divergence of every tensor at every type, with all others unquantized. Plans use what it finds."""
@@ -101,6 +104,7 @@ def sweep(
         chunks=chunks,
         types=split_list(types),
         tensors=split_list(tensors),
+        rest=rest,
         only_uncertain=only_uncertain,
     )
     run.execute(task)

@@ -73,8 +73,8 @@ _MATRICES: Mapping[Matrix, tuple[str, str]] = {
 }
 NO_TEXT = "Without an importance matrix no text runs through the model, which would tell how errors make up for each other."
 TIME_LIMIT = (
-    "For example 30m or 2h. Probing ends then, and everything that was measured counts: what helps a plan most comes first, more time "
-    "sharpens it, and measuring again goes on where it stopped."
+    "For example 30m or 2h, or so many chunks of text through the model. Probing ends then, and everything that was measured counts: what "
+    "helps a plan most comes first, more time sharpens it, and measuring again goes on where it stopped."
 )
 NO_PROBES = "This model predicts no next token, so that it cannot be probed. Choose Quick."
 _REFRESH_SECONDS = 0.4
@@ -120,12 +120,14 @@ class Setup:
         path = str(self._path.value or "").strip()
         text_file = str(context().allowed(path)) if matrix == "text" and path else None
         imported = str(context().allowed(path)) if matrix == "import" and path else ""
+        has_probes = bool(LEVEL_SETTINGS[level or self.level].probe_chunks)
         return StudyStep(
             model=self._project.base or self._project.source or "",
             level=level or self.level,
             types=() if self._types == set(self._usual) else tuple(name for name in type_bits() if name in self._types),
             text=text_file,
-            seconds=self._seconds() if LEVEL_SETTINGS[level or self.level].probe_chunks else None,
+            seconds=self._seconds() if has_probes else None,
+            passes=int(self._passes.value) if has_probes and self._passes.value else None,
             rounding="auto" if self._compensated.value and self._compensated.enabled else "plain",
             imatrix={"auto": AUTO, "compute": COMPUTE, "text": COMPUTE, "import": imported, "none": NONE}[matrix],
             allow_requantize=self._project.is_quantized,
@@ -279,12 +281,15 @@ class Setup:
     def _build_time(self) -> None:
         self._time = ui.input("Measure for at most", placeholder="no limit; 30m, 2h …", on_change=self._changed)
         self._time.props("outlined dense debounce=500 clearable").style("max-width: 260px")
+        self._passes = ui.number("Passes at most", min=1, precision=0, placeholder="no limit", on_change=self._changed)
+        self._passes.props("outlined dense debounce=500 clearable").style("max-width: 260px")
         self._limit = text("", "qt-small qt-muted").props('aria-live="polite"')
 
     def _show_time(self, cost: CostReport | None) -> None:
         """Whether a limit of time has something to limit, and when it ends."""
         has_probes = bool(LEVEL_SETTINGS[self.level].probe_chunks)
         self._time.set_enabled(has_probes)
+        self._passes.set_enabled(has_probes)
         ends = f" Started now, all is {done_by(cost.seconds)}." if cost is not None and cost.seconds[1] > 0 else ""
         limit = TIME_LIMIT if has_probes else "This level probes nothing that could be cut short."
         self._limit.set_text(f"{limit}{ends}")
@@ -363,7 +368,7 @@ class Setup:
             elif self._error is None and self._missing() is None and self._project.source is not None:
                 text("Finding out …", "qt-muted").props('role="status"')
         self._show_time(cost)
-        self._basis.set_text(f"Estimated from {cost.basis}." if cost is not None else "")
+        self._basis.set_text(f"Estimated from {cost.basis}. {cost.gain}" if cost is not None else "")
         self._sum.set_text(_in_all(PRESETS[self.level].title, cost))
         reasons = self._reasons(cost)
         self._blocked.clear()
