@@ -64,6 +64,7 @@ def test_a_directory_becomes_a_repository_and_is_sent_once(hub: HubServer, run: 
     again = run("publish", folder, "--repo", "me/model", "--json").result
     assert {file["state"] for file in again["files"]} == {"there already"}
     assert len([asked for asked in hub.asked if asked.method == "PUT"]) == sent == 2
+    assert {job["title"] for job in run("jobs", "--json").result} == {"out -> me/model"}
 
 
 def test_an_interrupted_upload_goes_on(hub: HubServer, run: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -367,6 +367,8 @@ def _title(job: Job) -> str:
     arguments = job.arguments
     if job.kind == "download":
         return str(arguments["repo_id"])
+    if job.kind == "publish":
+        return f"{Path(str(arguments['folder'])).name} -> {arguments['repo_id']}"
     subject = next((str(arguments[key]) for key in ("file", "model", "base") if arguments.get(key)), "")
     output = arguments.get("output")
     name = subject if subject == _repository(job) else Path(subject).name
