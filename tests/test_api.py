@@ -14,7 +14,6 @@ import pytest
 from commands import Workbench
 
 import quantailor
-from quantailor.app import api
 from quantailor.app.api import choosing, measuring, opening, products
 from quantailor.app.jobs import run_job, submit
 from quantailor.control import Control
@@ -57,7 +56,8 @@ def test_every_name_is_there_and_documented() -> None:
 def test_the_docstrings_examples_are_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("QUANTAILOR_HOME", str(tmp_path))
-    results = [doctest.testmod(module, extraglobs=vars(api)) for module in (choosing, measuring, opening, products)]
+    names = {name: getattr(quantailor, name) for name in quantailor.__all__}
+    results = [doctest.testmod(module, extraglobs=names) for module in (choosing, measuring, opening, products)]
     assert sum(result.failed for result in results) == 0
     assert sum(result.attempted for result in results) >= 11
 

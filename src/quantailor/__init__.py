@@ -19,31 +19,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from quantailor.app.api import (
-        Model,
-        build,
-        calibrate,
-        check,
-        compare,
-        convert,
-        download,
-        fit,
-        imatrix,
-        inspect,
-        ladder,
-        make,
-        measure,
-        open_model,
-        plan,
-        predict,
-        probe,
-        read_strategy,
-        refine,
-        study,
-        sweep,
-        verify,
-        write_strategy,
-    )
+    from quantailor.app.api.choosing import compare, plan, predict, read_strategy, refine, write_strategy
+    from quantailor.app.api.measuring import calibrate, imatrix, measure, probe, study, sweep
+    from quantailor.app.api.opening import Model, convert, download, inspect, open_model
+    from quantailor.app.api.products import build, check, fit, ladder, make, verify
     from quantailor.errors import QuantailorError
     from quantailor.records import Strategy, Verdict
     from quantailor.steps.plan import PlanOptions
@@ -78,18 +57,22 @@ __all__ = [
     "write_strategy",
 ]
 
-_HOMES = {
-    "PlanOptions": "quantailor.steps.plan",
-    "QuantailorError": "quantailor.errors",
-    "Strategy": "quantailor.records",
-    "Verdict": "quantailor.records",
+_NAMES = {
+    "app.api.choosing": "compare plan predict read_strategy refine write_strategy",
+    "app.api.measuring": "calibrate imatrix measure probe study sweep",
+    "app.api.opening": "Model convert download inspect open_model",
+    "app.api.products": "build check fit ladder make verify",
+    "errors": "QuantailorError",
+    "records": "Strategy Verdict",
+    "steps.plan": "PlanOptions",
 }
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module 'quantailor' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES.get(name, "quantailor.app.api")), name)
+    return getattr(importlib.import_module(f"quantailor.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
