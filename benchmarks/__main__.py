@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("measure", "build", "rounding", "solve", "swap", "busy", "apart", "eta", "identity")
+BENCHMARKS = ("measure", "build", "rounding", "solve", "swap", "busy", "apart", "cluster", "eta", "identity")
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
 import logging
@@ -13,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Self
 
 from quantailor.cluster.arithmetic import arithmetic
 from quantailor.cluster.crew import ClusterCrew, Listeners, Member
@@ -120,7 +121,7 @@ class DaskConnection:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="workers", daemon=True)
 
-    def __enter__(self) -> DaskConnection:
+    def __enter__(self) -> Self:
         self._ask()
         self._thread.start()
         return self
@@ -154,7 +155,7 @@ class DaskConnection:
             warnings.filterwarnings("ignore", message="Sending large graph")
             future = self._client.submit(function, *arguments, workers=[address], allow_other_workers=False, pure=False)
         self._futures[number] = future
-        future.add_done_callback(lambda done: self._take(number, done))
+        self._client.loop.add_callback(self._fetch, number, future)
         return number
 
     def answer(self, seconds: float) -> tuple[int, object] | None:
@@ -172,14 +173,15 @@ class DaskConnection:
         if future is not None:
             future.cancel()
 
-    def _take(self, number: int, future: Any) -> None:
-        if future.cancelled():
-            self._answers.put((number, ClusterError("the connection was lost")))
-            return
+    async def _fetch(self, number: int, future: Any) -> None:
+        """Wait for an answer on the client's own loop: one that never comes holds up no other."""
         try:
-            self._answers.put((number, future.result()))
+            answer = await self._client.gather(future, asynchronous=True)
+        except asyncio.CancelledError:
+            answer = ClusterError("the connection was lost")
         except Exception as error:
-            self._answers.put((number, error))
+            answer = error
+        self._answers.put((number, answer))
 
     def _watch(self) -> None:
         while not self._ended.wait(_POLL_SECONDS):
