@@ -66,6 +66,17 @@ class Timed:
         self._control.advance(done, total, message)
 
 
+class Watched(NullControl):
+    """A control that is asked whether to go on, and hears of progress from elsewhere."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    def check(self) -> None:
+        """As the other control's."""
+        self._control.check()
+
+
 QUIET: Control = NullControl()
 """The control of work that nobody watches."""
 

@@ -14,6 +14,8 @@ differently, by up to 0.2 % in single elements of two chunks; that is no differe
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,11 +27,13 @@ from quantailor.analysis.importance.computing import ImatrixState, compute_imatr
 from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry, error_weights, quantizer_importance
 from quantailor.analysis.importance.imatrix_file import read_imatrix
 from quantailor.analysis.importance.statistics import statistics
+from quantailor.control import QUIET, Control
 from quantailor.errors import ImatrixError, Paused
 from quantailor.ggml.runtime import Activation
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_writer import GGUFWriter, layout
 from quantailor.numerics import Tokens
+from quantailor.processes.crews import HERE, Crew, Item, Task, Work
 from quantailor.records import TensorInfo
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -349,3 +353,33 @@ def entry_of(activation: Activation) -> ImatrixEntry:
 def short_chunks(books_llama_base: Path, calibration_text: Path) -> Tokens:
     """Three chunks of 64 tokens, for both models: they share a vocabulary."""
     return chunks(load_corpus(books_llama_base, calibration_text), 64, limit=3)
+
+
+class Backwards:
+    """An executor whose crew gives the last items first, as workers of a cluster may."""
+
+    @contextmanager
+    def on(self, work: Work[Task, Item]) -> Iterator[Crew[Task, Item]]:
+        with HERE.on(work) as crew:
+            yield _BackwardsCrew(crew)
+
+
+class _BackwardsCrew(Crew[Task, Item]):
+    def __init__(self, crew: Crew[Task, Item]) -> None:
+        self._crew = crew
+
+    @property
+    def facts(self) -> object:
+        return self._crew.facts
+
+    def do(self, tasks: Sequence[Task], *, control: Control = QUIET) -> Iterator[Item]:
+        return iter(list(self._crew.do(tasks, control=control))[::-1])
+
+
+def test_the_order_in_which_chunks_are_run_changes_no_bit(books_moe_base: Path, short_chunks: Tokens) -> None:
+    states: list[bytes] = []
+    for executor in (HERE, Backwards()):
+        compute_imatrix(
+            books_moe_base, short_chunks, n_threads=1, on_chunk=lambda state: states.append(state.to_bytes()), executor=executor
+        )
+    assert states[: len(short_chunks)] == states[len(short_chunks) :]

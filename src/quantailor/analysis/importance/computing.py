@@ -10,23 +10,46 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from quantailor.analysis.importance.imatrix import BLOCK_PREFIX, Imatrix, ImatrixEntry
-from quantailor.control import QUIET, Control
+from quantailor.control import QUIET, Control, Watched
 from quantailor.errors import ImatrixError
+from quantailor.files import FilesState
 from quantailor.ggml.runtime import Activation, LoadedModel
 from quantailor.numerics import Doubles, Floats, Integers, Tokens
-from quantailor.processes import apart
+from quantailor.processes.crews import HERE, Bench, Executor, ModelFiles, Work
 from quantailor.processes.messages import doing
 
 _OUTPUT = "output.weight"
 _STATE_VERSION = 1
+
+
+Totals = tuple[Doubles, Doubles, Integers]
+"""Of one matrix's inputs, by slice: sums of squares and sums, (n_slices, n_cols), and how many inputs, (n_slices,)."""
+
+
+class InputTotals:
+    """Adds up inputs; matrices that share one (attention's q, k and v) are added up once."""
+
+    def __init__(self) -> None:
+        self._latest: tuple[tuple[int, int], Totals] | None = None
+
+    def of(self, activation: Activation) -> Totals:
+        """Totals of an activation, the very object for the same input. Raises ImatrixError where it is not finite."""
+        if self._latest is None or self._latest[0] != activation.source:
+            ids = activation.slice_ids
+            totals = _plain_totals(activation.x[:, 0]) if ids is None else _sliced_totals(activation.x, ids, activation.n_slices)
+            if not np.isfinite(totals[0]).all():
+                raise ImatrixError(f"the inputs of {activation.name} are NaN or Inf", remedy="Check the model file; it may be damaged")
+            self._latest = activation.source, totals
+        return self._latest[1]
 
 
 @dataclass(eq=False)
@@ -45,33 +68,26 @@ class ImatrixState:
         self.n_chunks_done = 0
         self._sums: dict[str, _Sums] = {}
         self._token_counts: Integers = np.zeros(0, dtype=np.int64)
-        self._latest: tuple[tuple[int, int], Doubles, Doubles, Integers] | None = None
+        self._totals = InputTotals()
         self._within_chunk = False
 
     def add(self, activation: Activation) -> None:
         """Add the inputs of one matrix. Raises ImatrixError where they are not finite or change their shape."""
-        sum2, total, counts = self._totals(activation)
+        self.add_totals(activation.name, self._totals.of(activation))
+
+    def add_totals(self, name: str, totals: Totals) -> None:
+        """The same where its totals are known. Raises ImatrixError where they change their shape."""
+        sum2, total, counts = totals
         self._within_chunk = True
-        sums = self._sums.get(activation.name)
+        sums = self._sums.get(name)
         if sums is None:
-            self._sums[activation.name] = _Sums(sum2.copy(), total.copy(), counts.copy())
+            self._sums[name] = _Sums(sum2.copy(), total.copy(), counts.copy())
             return
         if sums.sum2.shape != sum2.shape:
-            raise ImatrixError(f"{activation.name} has inputs of {sum2.shape} after {sums.sum2.shape}", remedy="Compute it from the start")
+            raise ImatrixError(f"{name} has inputs of {sum2.shape} after {sums.sum2.shape}", remedy="Compute it from the start")
         sums.sum2 += sum2
         sums.sum += total
         sums.counts += counts
-
-    def _totals(self, activation: Activation) -> tuple[Doubles, Doubles, Integers]:
-        """Sums of one activation; matrices that share an input (attention's q, k and v) are summed once."""
-        if self._latest is None or self._latest[0] != activation.source:
-            ids = activation.slice_ids
-            totals = _plain_totals(activation.x[:, 0]) if ids is None else _sliced_totals(activation.x, ids, activation.n_slices)
-            if not np.isfinite(totals[0]).all():
-                raise ImatrixError(f"the inputs of {activation.name} are NaN or Inf", remedy="Check the model file; it may be damaged")
-            self._latest = (activation.source, *totals)
-        _, sum2, total, counts = self._latest
-        return sum2, total, counts
 
     def finish_chunk(self, tokens: Tokens, n_vocab: int) -> None:
         """Count a chunk of tokens, (n_ctx,), as done."""
@@ -79,7 +95,7 @@ class ImatrixState:
             self._token_counts = np.zeros(n_vocab, dtype=np.int64)
         self._token_counts += np.bincount(tokens, minlength=n_vocab)
         self.n_chunks_done += 1
-        self._latest = None
+        self._totals = InputTotals()
         self._within_chunk = False
 
     def check_whole(self) -> None:
@@ -144,13 +160,13 @@ def _entry(sums: _Sums) -> ImatrixEntry:
     return ImatrixEntry(sums.sum2.astype(np.float32), counts, sums.sum.astype(np.float32))
 
 
-def _plain_totals(x: Floats) -> tuple[Doubles, Doubles, Integers]:
+def _plain_totals(x: Floats) -> Totals:
     """Sums over all rows: x is (n_tokens, n_cols)."""
     sum2 = np.einsum("ij,ij->j", x, x).astype(np.float64)
     return sum2[None], x.sum(axis=0, dtype=np.float64)[None], np.array([len(x)], dtype=np.int64)
 
 
-def _sliced_totals(x: Floats, ids: Tokens, n_slices: int) -> tuple[Doubles, Doubles, Integers]:
+def _sliced_totals(x: Floats, ids: Tokens, n_slices: int) -> Totals:
     """Sums per slice: rows are sorted by slice and added up run by run. x is (n_tokens, n_inputs, n_cols)."""
     n_used, (_, n_inputs, n_cols) = ids.shape[1], x.shape
     flat = ids.reshape(-1)
@@ -178,6 +194,9 @@ def compute_imatrix(
     n_gpu_layers: int = 0,
     process_output: bool = False,
     dataset: str = "",
+    fingerprint: str = "",
+    files: FilesState = (),
+    executor: Executor = HERE,
 ) -> Imatrix:
     """Run the chunks through the model and add up the squares of what its matrices multiply.
 
@@ -192,6 +211,9 @@ def compute_imatrix(
         n_gpu_layers: layers on a GPU, -1 for all.
         process_output: let the quantizer see the output matrix's inputs too, as `llama-imatrix --process-output`.
         dataset: the text's name, kept in the file.
+        fingerprint: the model's, by which another machine knows it.
+        files: the state of its files.
+        executor: who runs the chunks. Totals are added up in the text's order, so that the result does not depend on it.
 
     Raises:
         ImatrixError: inputs that are not finite, or a state of another run.
@@ -204,24 +226,100 @@ def compute_imatrix(
     state.check_whole()
     if state.n_chunks_done < n_chunks:
         control.check()
-        step = every if on_chunk else n_chunks
-        states = apart.stream(_states, model_path, chunks, state, step, n_threads=n_threads, n_gpu_layers=n_gpu_layers, control=control)
-        for state in states:
-            if on_chunk is not None and state.n_chunks_done % step == 0:
-                on_chunk(state)
+        work = ImatrixWork(ModelFiles(model_path, fingerprint, files), chunks, n_threads, n_gpu_layers)
+        with executor.on(work) as crew:
+            early: dict[int, ChunkTotals] = {}
+            for found in crew.do(range(state.n_chunks_done, n_chunks), control=Watched(control)):
+                early[found.index] = found
+                while (ours := early.pop(state.n_chunks_done, None)) is not None:
+                    for name, number in ours.added:
+                        state.add_totals(name, ours.totals[number])
+                    state.finish_chunk(chunks[ours.index], cast(int, crew.facts))
+                    if on_chunk is not None and state.n_chunks_done % every == 0:
+                        on_chunk(state)
+                    control.advance(state.n_chunks_done, n_chunks, f"chunk {state.n_chunks_done} of {n_chunks}")
     return state.result(dataset)
 
 
-def _states(
-    model_path: Path, chunks: Tokens, state: ImatrixState, every: int, *, n_threads: int | None, n_gpu_layers: int, control: Control
-) -> Iterator[ImatrixState]:
-    """The state after every so many chunks, and after the last."""
-    n_chunks, n_ctx = chunks.shape
-    with LoadedModel(model_path, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers, capture=state.add) as model:
-        for index in range(state.n_chunks_done, n_chunks):
-            doing(f"running chunk {index + 1} through {model_path}")
-            model.decode(chunks[index])
-            state.finish_chunk(chunks[index], model.n_vocab)
-            if (index + 1) % every == 0 or index + 1 == n_chunks:
-                yield state
-            control.advance(index + 1, n_chunks, f"chunk {index + 1} of {n_chunks}")
+@dataclass(frozen=True, eq=False, slots=True)
+class ChunkTotals:
+    """What one chunk adds."""
+
+    index: int
+    totals: tuple[Totals, ...]
+    """Of its distinct inputs."""
+    added: tuple[tuple[str, int], ...]
+    """Matrices with the number of their input, in the graph's order."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImatrixWork(Work[int, ChunkTotals]):
+    """Chunks of a text to run through a model; a task is a chunk's number."""
+
+    model: ModelFiles
+    chunks: Tokens
+    """(n_chunks, n_ctx) from `corpus.chunks`."""
+    n_threads: int | None = None
+    n_gpu_layers: int = 0
+    is_apart: ClassVar[bool] = True
+
+    def bench(self) -> _ImatrixBench:
+        """Load the model. Raises InferenceError where llama.cpp cannot."""
+        return _ImatrixBench(self)
+
+    def on_threads(self, n_threads: int) -> ImatrixWork:
+        """The same with so many threads, unless it says how many."""
+        return replace(self, n_threads=self.n_threads or n_threads)
+
+    def key(self, task: int) -> int:
+        """The chunk's number."""
+        return task
+
+    def key_of(self, item: ChunkTotals) -> int:
+        """The same."""
+        return item.index
+
+    def group(self, task: int) -> int:
+        """Each by itself."""
+        return task
+
+    def weight(self, task: int) -> float:
+        """Chunks of one text take the same time."""
+        del task
+        return 1.0
+
+    def label(self, task: int) -> str:
+        """The chunk."""
+        return f"chunk {task + 1}"
+
+
+class _ImatrixBench(Bench[int, ChunkTotals]):
+    """A loaded model whose inputs are added up chunk by chunk."""
+
+    def __init__(self, work: ImatrixWork) -> None:
+        self._chunks, self._path = work.chunks, work.model.path
+        self._inputs, self._totals = InputTotals(), list[Totals]()
+        self._added: list[tuple[str, int]] = []
+        self._model = LoadedModel(
+            self._path, n_ctx=work.chunks.shape[1], n_threads=work.n_threads, n_gpu_layers=work.n_gpu_layers, capture=self._see
+        )
+
+    def facts(self) -> int:
+        return self._model.n_vocab
+
+    def do(self, tasks: Sequence[int], *, control: Control) -> Iterator[ChunkTotals]:
+        for index in tasks:
+            control.check()
+            self._inputs, self._totals, self._added = InputTotals(), [], []
+            doing(f"running chunk {index + 1} through {self._path}")
+            self._model.decode(self._chunks[index])
+            yield ChunkTotals(index, tuple(self._totals), tuple(self._added))
+
+    def _see(self, activation: Activation) -> None:
+        totals = self._inputs.of(activation)
+        if not self._totals or self._totals[-1] is not totals:
+            self._totals.append(totals)
+        self._added.append((activation.name, len(self._totals) - 1))
+
+    def close(self) -> None:
+        self._model.close()

@@ -140,7 +140,7 @@ def convert(
 
 @command(epilog="Examples: quantailor imatrix base.gguf -f text.txt | quantailor imatrix base.gguf --import imatrix.dat")
 def imatrix(
-    model: options.Running,
+    model: options.SpreadRunning,
     run: options.Run,
     output: Annotated[Path | None, typer.Option("--output", "-o", "--export", help="Also write it here, as GGUF.")] = None,
     import_file: Annotated[Path | None, typer.Option("--import", help="Take this file (GGUF or .dat) instead of computing.")] = None,

@@ -128,6 +128,9 @@ def _compute(workspace: Workspace, step: ImatrixStep, stages: Stages, model: Ope
         n_gpu_layers=step.compute.n_gpu_layers,
         process_output=step.process_output,
         dataset=corpus.name,
+        fingerprint=model.fingerprint,
+        files=model.files,
+        executor=stages.executor,
     )
 
 
