@@ -34,8 +34,10 @@ def verified(result: VerifyResult) -> None:
     """The verdict table and its sentence."""
     out = console()
     out.print(_verdict_table(result.verdict))
-    if result.verdict.pairs:
+    if any(row.kind == "rival" for row in result.verdict.rows):
         out.print(_pair_table(result.verdict))
+    if result.verdict.standings:
+        out.print(_standing_table(result.verdict))
     out.print(f"floor (base through the same pipeline): {words.figure(result.verdict.floor_kld_nats, 2)} nats")
     out.print(f"[bold]{result.verdict.sentence}[/bold]")
     for path in result.files:
@@ -73,7 +75,8 @@ def laddered(result: LadderResult) -> None:
 def _verdict_table(verdict: Verdict) -> Any:
     columns = {"file": "left", "size": "right", "bpw": "right", "PPL": "right", "ln PPL ratio": "right", "mean KLD": "right"}
     columns |= {"median": "right", "p99": "right", "p99.9": "right", "same top-1": "right", "KLD ours / it": "right"}
-    ratios = {item.reference: item for item in verdict.comparisons}
+    is_ladder = sum(row.kind == "ours" for row in verdict.rows) > 1  # whose files each stand beside the presets' line, below
+    ratios = {} if is_ladder else {item.reference: item for item in verdict.comparisons}
     rows = [_verdict_row(row, ratios) for row in verdict.rows]
     return table(f"{verdict.corpus_name}, {verdict.rows[0].statistics.n_chunks} chunks of {verdict.n_ctx}", columns, rows)
 
@@ -86,6 +89,16 @@ def _pair_table(verdict: Verdict) -> Any:
     rows = [(other, *(ratios.get((file, other), "") for file in judged)) for other in others]
     columns = {"": "left"} | dict.fromkeys(judged, "right")
     return table("KLD of the file on top / of the other (95 % interval, paired)", columns, rows)
+
+
+def _standing_table(verdict: Verdict) -> Any:
+    rows = []
+    for each in verdict.standings:
+        low, high = (exp(value) for value in each.interval)
+        ratio = f"{exp(each.ln_kld_ratio):.3f} [{low:.3f}, {high:.3f}]".replace("[", r"\[")
+        rows.append((each.file, " to ".join(each.presets), ratio, each.outcome))
+    columns = {"file": "left", "presets": "left", "its KLD / the line's": "right", "it is": "left"}
+    return table("Beside the presets' line at its size", columns, rows)
 
 
 def _verdict_row(row: VerdictRow, ratios: Mapping[str, Any]) -> tuple[str, ...]:

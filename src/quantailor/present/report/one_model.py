@@ -174,7 +174,7 @@ def _verdict(verdict: Verdict) -> tuple[Verdict, Chart, LogScale, list[tuple[Ver
     ends = [math.exp(end) for item in verdict.comparisons for end in (*item.interval, item.ln_kld_ratio)]
     compared = {item.reference: item for item in verdict.comparisons}
     order = sorted(verdict.rows, key=lambda row: (row.kind != "base", -row.size_bytes))
-    rows = [(row, compared.get(row.label) if row.kind == "reference" else None) for row in order]
+    rows = [(row, compared.get(row.label)) for row in order]
     return verdict, verdict_chart(verdict), LogScale.over([*ends, 1.0], margin=1.05), rows
 
 
