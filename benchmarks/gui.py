@@ -75,7 +75,7 @@ new MutationObserver(() => {
 def slider(browser: Browser, moves: int = 50) -> list[float]:
     """Seconds from each move of the slider until the figures on top are others; moves that change no figure do not count."""
     browser.js(WATCH)
-    element = browser.find(".qt-choose-top .q-slider")
+    element = browser.find(".qt-frontier-handle")
     ActionChains(browser.driver).move_to_element(element).click_and_hold().perform()
     time.sleep(2)
     browser.js("window.delays = []")

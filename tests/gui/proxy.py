@@ -12,8 +12,8 @@ _OF_ONE_CONNECTION = ("transfer-encoding", "content-length", "connection")
 
 
 @contextmanager
-def below(prefix: str, target: int) -> Iterator[int]:
-    """Serve what listens on port `target` below `prefix`; yields the proxy's port."""
+def below(prefix: str, target: int, *, is_silent: bool = False) -> Iterator[int]:
+    """Serve what listens on port `target` below `prefix`; yields the proxy's port. A silent one neither names the path nor takes it off."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -25,8 +25,9 @@ def below(prefix: str, target: int) -> Iterator[int]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             upstream = http.client.HTTPConnection("127.0.0.1", target)
             try:
-                headers = {**self.headers, "X-Forwarded-Prefix": prefix}
-                upstream.request(self.command, self.path[len(prefix) :] or "/", body or None, headers)
+                headers = dict(self.headers) if is_silent else {**self.headers, "X-Forwarded-Prefix": prefix}
+                path = self.path if is_silent else self.path[len(prefix) :] or "/"
+                upstream.request(self.command, path, body or None, headers)
                 answer = upstream.getresponse()
                 self._answer(answer.status, answer.getheaders(), answer.read())
             finally:

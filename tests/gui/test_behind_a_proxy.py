@@ -38,9 +38,10 @@ def choose(workbench: Workbench) -> str:
         return f"{PREFIX}/p/{list_projects(workspace)[0].fingerprint[:16]}/choose"
 
 
-def test_every_address_of_a_page_is_below_the_prefix(server: Server, address: str, choose: str) -> None:
+def check_addresses(address: str, token: str, choose: str) -> None:
+    """Go in and look at every address of two pages."""
     with httpx.Client(base_url=address, follow_redirects=True) as visitor:
-        entered = visitor.get(f"{PREFIX}/?token={server.token}")
+        entered = visitor.get(f"{PREFIX}/?token={token}")
         assert (entered.status_code, entered.url.path) == (200, f"{PREFIX}/")
         assert {cookie.path for cookie in visitor.cookies.jar} == {PREFIX}
         for page in (entered, visitor.get(choose)):
@@ -49,6 +50,27 @@ def test_every_address_of_a_page_is_below_the_prefix(server: Server, address: st
             assert [path for path in found if not path.startswith(f"{PREFIX}/")] == []
             for path in found:
                 assert visitor.get(path).status_code == 200
+
+
+def test_every_address_of_a_page_is_below_the_prefix(server: Server, address: str, choose: str) -> None:
+    check_addresses(address, server.token, choose)
+
+
+def test_a_proxy_that_says_nothing_is_told_of_by_an_option(workbench: Workbench, choose: str) -> None:
+    with (
+        serving(workbench.home, "--allow-host", "lab.example", "--root-path", f"{PREFIX}/") as server,
+        below(PREFIX, server.port, is_silent=True) as port,
+    ):
+        check_addresses(f"http://127.0.0.1:{port}", server.token, choose)
+        answer = httpx.get(f"http://127.0.0.1:{port}{PREFIX}/", headers={"Host": "lab.example"})
+        assert answer.status_code == 401, "the host is known, the token is missing"
+        assert httpx.get(f"http://127.0.0.1:{port}{PREFIX}/", headers={"Host": "other.example"}).status_code == 421
+
+
+@pytest.mark.parametrize("path", ["tools", "http://lab.example/tools", "/a b", "/a//b"])
+def test_a_path_that_is_none_is_refused(tmp_path: Path, path: str) -> None:
+    with pytest.raises(ServeError, match="is not a path of a server"):
+        serve(ServeOptions(home=tmp_path, root_path=path))
 
 
 @pytest.mark.slow

@@ -202,7 +202,7 @@ def test_the_one_click_editor_in_the_table(page: Browser, home: Path, workbench:
 def test_the_slider_resolves_while_it_is_dragged(
     page: Browser, quantailor: Command, home: Path, workbench: Workbench, draft: str, tmp_path: Path
 ) -> None:
-    slider = page.find(".qt-choose-top .q-slider")
+    slider = page.find(".qt-frontier-handle")
     seconds = []
     ActionChains(page.driver).move_to_element(slider).click_and_hold().perform()
     for step in range(50):
@@ -229,11 +229,32 @@ def wait_changed(page: Browser, before: str) -> None:
         time.sleep(0.005)
 
 
+def test_the_frontier_works_by_keys_a_typed_target_and_a_click_on_a_preset(
+    page: Browser, home: Path, workbench: Workbench, draft: str
+) -> None:
+    marks = "[...document.querySelectorAll('.qt-frontier-preset')]"
+    page.until(lambda: page.js(f"return {marks}.some(mark => mark.textContent.includes('Q4_K_M'))"), "presets lie beside the curve")
+    before = shown_bytes(page)
+    page.js("document.querySelector('.qt-frontier-handle').focus()")
+    ActionChains(page.driver).send_keys(Keys.PAGE_UP, Keys.PAGE_UP, Keys.ARROW_LEFT).perform()
+    page.until(lambda: shown_bytes(page) > 1.05 * before, "keys ask for a larger file")
+    page.until(lambda: shown_bytes(page) == kept(home, workbench.base, draft)[1], "which is solved for when they rest")
+    field = page.find('input[aria-label="Target"]')
+    field.send_keys("4.2 bpw" + Keys.ENTER)
+    page.until(lambda: kept(home, workbench.base, draft)[0].options.bits_per_weight == 4.2, "the typed target is taken")
+    page.until(lambda: page.text(".qt-choose-top").split("\n")[2].startswith("4.2"), "and met")
+    preset = page.js(f"return {marks}.find(mark => mark.textContent.includes('Q6_K'))")
+    ActionChains(page.driver).click(preset.find_element("css selector", "circle")).perform()
+    page.until(lambda: kept(home, workbench.base, draft)[0].options.size_bytes, "a click on a preset asks for its size")
+    assert "nats" in str(page.find(".qt-frontier-handle").get_attribute("aria-valuetext"))
+    assert page.errors() == []
+
+
 def test_pins_survive_the_slider(page: Browser, home: Path, workbench: Workbench, draft: str) -> None:
     tick(page, "layer:0-1", "14 ticked, 7 roles")
     choose_for_ticked(page, "Q6_K")
     page.until(lambda: len(kept(home, workbench.base, draft)[0].pins) == 14, "14 are pinned")
-    slider = page.find(".qt-choose-top .q-slider")
+    slider = page.find(".qt-frontier-handle")
     ActionChains(page.driver).move_to_element(slider).click_and_hold().move_by_offset(-20, 0).release().perform()
     page.until(lambda: len(kept(home, workbench.base, draft)[0].done) >= 2, "solved again")
     solved = kept(home, workbench.base, draft)[0]

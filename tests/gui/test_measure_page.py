@@ -162,6 +162,20 @@ def test_a_limit_of_time_shortens_the_cost_and_says_when_it_ends(
     assert not page.button("Start measuring").enabled
 
 
+def test_a_text_that_is_not_there_is_told_of_at_its_field_and_leaves_the_costs(visit: Callable[..., Visitor], study: Study) -> None:
+    page = visit(study.home)
+    page.go(study.page)
+    page.fill("Importance matrix", "text")
+    page.sees("Name the text.", seconds=SLOW_SECONDS)
+    page.until(lambda: has_cost(page, 1), "the level has a cost without the text", seconds=SLOW_SECONDS)
+    missing = study.home / "no-such.txt"
+    page.fill("Text file", str(missing))
+    page.until(lambda: getattr(page.field("Text file"), "error", None), "the field says what is wrong", seconds=SLOW_SECONDS)
+    assert "no-such.txt" in str(getattr(page.field("Text file"), "error", ""))
+    page.until(lambda: has_cost(page, 1), "the costs are still there", seconds=SLOW_SECONDS)
+    assert not page.button("Start measuring").enabled
+
+
 def is_pressed(element: ui.element) -> bool:
     return bool(element.props.get("aria-pressed") == "true")
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from commands import Command, Workbench
-from nicegui import ui
 from visitor import Visitor
 
 from quantailor.app.choosing.drafts import Draft
 from quantailor.app.choosing.planner import Planner
 from quantailor.app.library.projects import list_projects
+from quantailor.gui.elements.frontier import FrontierControl
 from quantailor.session import Workspace
 
 NAMES = ("output.weight", "blk.0.ffn_down.weight", "blk.3.attn_q.weight")
@@ -68,8 +68,10 @@ def set_type(page: Visitor, name: str, type_name: str) -> None:
 
 
 def move_slider(page: Visitor, position: int) -> None:
-    """Let the slider go, which solves anew."""
-    page.trigger(next(iter(page.all(kind=ui.slider))), "change", position)
+    """Let the handle of the frontier go at so many thousandths of its way, which solves anew."""
+    control = next(iter(page.all(kind=FrontierControl)))
+    low, high = control.props["range"]
+    page.trigger(control, "release", int(low * (high / low) ** (position / 1000)))
 
 
 def choose(page: Visitor, name: str) -> str:

@@ -56,7 +56,7 @@ def choose(browser: Browser) -> dict[str, str]:
     """Drag the slider, edit three rows; the table's types."""
     browser.find('nav a[href$="/choose"]').click()
     browser.find(".qt-choose-grid .ag-row", seconds=SECONDS)
-    slider = browser.find(".qt-choose-top .q-slider")
+    slider = browser.find(".qt-frontier-handle")
     ActionChains(browser.driver).move_to_element(slider).click_and_hold().move_by_offset(-15, 0).release().perform()
     browser.until(lambda: "bytes" in browser.text(".qt-choose-top"), "the size is shown")
     for name, type_name in EDITS.items():

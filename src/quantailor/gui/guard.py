@@ -72,10 +72,13 @@ class Guard:
         hosts: the server's names in lower case and without ports, IPv6 addresses in brackets.
         cookie: the cookie's name.
         proxies: further names, with their ports where these are not the usual ones.
+        root_path: the path below which a proxy serves us that does not say so itself; it may take the path off or leave it on.
     """
 
-    def __init__(self, app: ASGIApp, *, token: str, hosts: Iterable[str], cookie: str, proxies: Iterable[str] = ()) -> None:
-        self._app, self._token, self._cookie = app, token, cookie
+    def __init__(
+        self, app: ASGIApp, *, token: str, hosts: Iterable[str], cookie: str, proxies: Iterable[str] = (), root_path: str = ""
+    ) -> None:
+        self._app, self._token, self._cookie, self._root = app, token, cookie, root_path
         self._proxies = frozenset(proxies)
         self._hosts = frozenset(hosts) | {_without_port(name) for name in self._proxies}
 
@@ -83,6 +86,8 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
+        if (inside := _below(scope, self._root)) is not scope:
+            scope, send = inside, _redirecting_below(self._root, send)
         scope = _with_plain_prefix(scope)
         answer = self._answer(scope)
         if answer is None:
@@ -153,6 +158,37 @@ def _without_port(name: str) -> str:
 def forwarded_prefix(headers: Mapping[str, str]) -> str:
     """The path below which a proxy serves us, as the guard lets it pass; "" where none does."""
     return headers.get(_PREFIX_HEADER, "")
+
+
+def is_root_path(text: str) -> bool:
+    """Whether this is a path that `root_path` may be: "/tools/qt"."""
+    return not text or _PREFIX.fullmatch(text) is not None
+
+
+def _below(scope: Scope, root: str) -> Scope:
+    """The request as a proxy would pass it on that takes `root` off and names it."""
+    name = _PREFIX_HEADER.encode()
+    if not root or any(key.lower() == name for key, _ in scope["headers"]):
+        return scope
+    path = scope["path"]
+    inside = path.removeprefix(root) if path.startswith(f"{root}/") else "/" if path == root else path
+    return {**scope, "path": inside, "raw_path": quote(inside).encode(), "headers": [*scope["headers"], (name, root.encode())]}
+
+
+def _redirecting_below(root: str, send: Send) -> Send:
+    """NiceGUI does that where a proxy names the path."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = [(key, root.encode() + value if _is_bare(key, value, root) else value) for key, value in message.get("headers", ())]
+            message = {**message, "headers": headers}
+        await send(message)
+
+    return sending
+
+
+def _is_bare(key: bytes, value: bytes, root: str) -> bool:
+    return key.lower() == b"location" and value.startswith(b"/") and not value.startswith(f"{root}/".encode())
 
 
 def _with_plain_prefix(scope: Scope) -> Scope:

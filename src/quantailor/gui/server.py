@@ -17,7 +17,7 @@ import psutil
 
 from quantailor.app import Workspace
 from quantailor.errors import QuantailorError
-from quantailor.gui.guard import Guard, is_host_name
+from quantailor.gui.guard import Guard, is_host_name, is_root_path
 
 DEFAULT_PORT = 8371
 LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -44,6 +44,8 @@ class ServeOptions:
     """Folders that file pickers may show, besides the user's home, the working directory and Quantailor's own."""
     allow_hosts: tuple[str, ...] = ()
     """Names of proxies through which the server is reached, with their ports where these are not the usual ones."""
+    root_path: str = ""
+    """The path below which a proxy serves us that does not name it in X-Forwarded-Prefix, such as "/tools/qt"."""
     native: bool = False
     open_browser: bool = True
 
@@ -56,8 +58,10 @@ def serve(options: ServeOptions, say: Callable[[str], None] = print) -> None:
     """Run the server until it is stopped; `say` hears the address.
 
     Raises:
-        ServeError: an address that needs a token, a port that is taken, or a name that is none.
+        ServeError: an address that needs a token, a port that is taken, or a name or path that is none.
     """
+    if not is_root_path(options.root_path.rstrip("/")):
+        raise ServeError(f"{options.root_path!r} is not a path of a server", remedy="Give it as browsers show it: /tools/qt")
     for name in options.allow_hosts:
         if not is_host_name(name.lower()):
             raise ServeError(f"{name!r} is not the name of a host", remedy="Give it as browsers show it: lab.example or lab.example:8443")
@@ -207,10 +211,10 @@ def _run(options: ServeOptions, workspace: Workspace, *, port: int, token: str, 
     from nicegui import app, ui
 
     add_pages(workspace, options.allow)
-    proxies = [name.lower() for name in options.allow_hosts]
+    proxies, root_path = [name.lower() for name in options.allow_hosts], options.root_path.rstrip("/")
     if native:
         app.native.window_args["url"] = f"http://{_shown_name(options.host)}:{port}{_entry(token)}"
-    app.add_middleware(Guard, token=token, hosts=_hosts(options.host), cookie=f"quantailor_{port}", proxies=proxies)
+    app.add_middleware(Guard, token=token, hosts=_hosts(options.host), cookie=f"quantailor_{port}", proxies=proxies, root_path=root_path)
     app.on_startup(lambda: _greet(options, say, port=port, token=token))
     ui.run(
         host=options.host,

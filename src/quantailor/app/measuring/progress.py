@@ -58,6 +58,7 @@ class TensorProgress:
     name: str
     role: str
     layer: int | None
+    n_elements: int
     n_measured: int
     """Cells of the wanted types that are settled: measured, or found to be impossible."""
     n_possible: int
@@ -316,6 +317,7 @@ class MeasurementWatch:
             tensor.name,
             tensor.role,
             tensor.layer,
+            tensor.n_elements,
             n_settled,
             len(self._wanted),
             float(error) if np.isfinite(error) else None,

@@ -33,6 +33,9 @@ def gui(
             "--allow-host", metavar="NAME", help="Name of a proxy through which a browser comes, such as lab.example or lab.example:8443."
         ),
     ] = None,
+    root_path: Annotated[
+        str, typer.Option("--root-path", metavar="PATH", help="Path below which a proxy serves it that does not say so, such as /tools/qt.")
+    ] = "",
     native: Annotated[bool, typer.Option("--native", help="Open a window of its own, if possible.")] = False,
     open_browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser, if there is one.")] = True,
     home: options.Home = None,
@@ -49,6 +52,7 @@ def gui(
         token=token,
         allow=tuple(allow or ()),
         allow_hosts=tuple(allow_host or ()),
+        root_path=root_path,
         native=native,
         open_browser=open_browser,
     )

@@ -1,43 +1,107 @@
-// A map of tensors by role and layer on one canvas; see tensor_map.py.
-const LABELS = 96;
-const FOOT = 20;
+// A map of tensors by role and layer on one canvas; see tensor_map.py. The view scrolls as any other element; the canvas stays in
+// its corner and draws the columns that are in sight.
+const [THINNEST, WIDEST, FOOT, LETTER] = [5, 110, 20, 6.1];
+const inks = new Map();
+const inkOn = (colour) => {
+  if (!inks.has(colour)) {
+    const linear = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16) / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+    inks.set(colour, 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 ? "#0b1220" : "#ffffff");
+  }
+  return inks.get(colour);
+};
 
 export default {
   template: `
-    <div class="qt-map" style="position: relative">
-      <canvas ref="canvas" tabindex="0" role="application" :aria-label="title + '. Arrow keys move, Enter picks.'"
-        :style="{ width: '100%', height: height + 'px', cursor: 'crosshair', display: 'block', borderRadius: '6px' }"
-        @mousedown="down" @mousemove="move" @mouseup="up" @mouseleave="leave" @keydown="key" @focus="draw" @blur="draw"></canvas>
+    <div class="qt-map">
+      <div class="qt-map-bar">
+        <div class="qt-map-legend">
+          <template v-if="scale">
+            <span v-if="scale.low" class="qt-num">{{ scale.low }}</span>
+            <span v-if="scale.low" class="qt-legend-bar" :style="{ background: scale.background }" aria-hidden="true"></span>
+            <span v-if="scale.high" class="qt-num">{{ scale.high }}</span>
+            <span>{{ scale.caption }}</span>
+          </template>
+          <template v-else>
+            <component v-for="[type, colour, count] in kinds" :key="type" :is="brushable ? 'button' : 'span'" class="qt-map-kind"
+              :title="brushable ? 'Select all ' + type : null" @click="brushable && brush((cell) => cell[3][2] === type)">
+              <span class="qt-chip" :style="{ background: colour }">{{ type }}</span> {{ count.toLocaleString("en") }}
+            </component>
+            <span v-if="pinned" class="qt-map-kind"><span class="qt-map-pin" aria-hidden="true"></span> {{ pinned.toLocaleString("en") }} pinned</span>
+          </template>
+        </div>
+        <div v-if="canZoom || zoom > 1" class="qt-map-zoom">
+          <button v-for="[sign, name, by] in zooms" :key="sign" :aria-label="name" :title="name" @click="zoomBy(by)">{{ sign }}</button>
+        </div>
+      </div>
+      <div ref="view" class="qt-map-view" @scroll="soon" @wheel="wheel">
+        <div :style="{ width: whole + 'px', height: height + 'px' }">
+          <canvas ref="canvas" tabindex="0" role="application" :aria-label="title + '. Arrow keys move, Enter picks, plus and minus zoom.'"
+            :style="{ width: width + 'px', height: height + 'px', cursor: hand }" @pointerdown="down" @pointermove="move" @pointerup="up"
+            @pointercancel="leave" @pointerleave="leave" @keydown="key" @focus="soon" @blur="soon"></canvas>
+        </div>
+      </div>
       <div ref="tip" class="qt-map-tip" v-show="tip" :style="tipStyle">{{ tip }}</div>
       <div class="qt-sr" aria-live="polite">{{ spoken }}</div>
     </div>`,
-  props: { title: String, rows: Array, columns: Array, cells: Array, brushable: Boolean, selected: { type: String, default: null } },
+  props: {
+    title: String,
+    rows: Array,
+    columns: Array,
+    cells: Array, // [name, row, column, [colour, label, text, short, doubt], side, pinned]
+    order: Array,
+    legend: Object,
+    brushable: Boolean,
+    teller: String,
+    selected: { type: String, default: null },
+  },
   emits: ["pick", "brush"],
   data() {
-    return { tip: "", tipStyle: {}, spoken: "", at: [0, 0], from: null, to: null, marked: this.selected };
+    return {
+      ...{ width: 0, zoom: 1, tip: "", tipStyle: {}, spoken: "", hand: "crosshair", scale: this.legend, kinds: [], pinned: 0 },
+      zooms: [["−", "Zoom out", 1 / 1.5], ["+", "Zoom in", 1.5], ["⤢", "Show all layers", 0]],
+    };
   },
   computed: {
-    height() {
-      return this.rows.length * this.rowHeight + FOOT;
+    labels() {
+      const longest = Math.max(...this.rows.map((role) => role.length), 4);
+      return Math.min(this.width < 460 ? 92 : 150, 14 + 6.8 * longest);
+    },
+    fit() {
+      return Math.min(WIDEST, Math.max(THINNEST, (this.width - this.labels - 2) / this.columns.length));
+    },
+    columnWidth() {
+      return Math.min(WIDEST, this.fit * this.zoom);
+    },
+    canZoom() {
+      return this.fit < 14;
+    },
+    whole() {
+      return Math.min(this.labels + 2 + this.columnWidth * this.columns.length, 30000);
     },
     rowHeight() {
-      return this.rows.length > 16 ? 13 : this.rows.length > 10 ? 16 : 19;
+      return Math.max(16, Math.min(25, Math.floor(330 / this.rows.length)));
+    },
+    height() {
+      return this.rows.length * this.rowHeight + FOOT;
     },
   },
   watch: {
     // Any update of the element sends its cells anew.
     cells() {
       this.index();
-      this.draw();
+      this.soon();
     },
   },
   created() {
+    [this.at, this.over, this.from, this.to, this.marked] = [[0, 0], null, null, null, this.selected];
     this.index();
   },
   mounted() {
-    this.watching = new ResizeObserver(() => this.draw());
-    this.watching.observe(this.$refs.canvas);
-    this.draw();
+    this.watching = new ResizeObserver(() => {
+      this.width = this.$refs.view?.clientWidth || 0;
+      this.soon();
+    });
+    this.watching.observe(this.$refs.view);
   },
   beforeUnmount() {
     this.watching.disconnect();
@@ -46,16 +110,43 @@ export default {
     index() {
       this.byPlace = new Map(this.cells.map((cell) => [cell[1] + ":" + cell[2], cell]));
       this.byName = new Map(this.cells.map((cell) => [cell[0], cell]));
+      this.count();
     },
-    // [[colour, label, places], ...]; drawn once a frame, after what is more urgent.
-    change(groups) {
-      for (const [colour, label, places] of groups) {
-        for (const place of places) {
-          this.cells[place][3] = colour;
-          this.cells[place][4] = label;
-        }
+    count() {
+      const kinds = new Map();
+      for (const [, , , [colour, , text]] of this.cells) {
+        if (!kinds.has(text)) kinds.set(text, [text, colour, 0]);
+        kinds.get(text)[2] += 1;
       }
+      this.kinds = this.order.filter((text) => kinds.has(text)).map((text) => kinds.get(text));
+      this.pinned = this.cells.filter((cell) => cell[5]).length;
+    },
+    // [[look, places], ...]; drawn once a frame, after what is more urgent.
+    change(groups) {
+      for (const [look, places] of groups) for (const place of places) this.cells[place][3] = look;
       if (this.spoken && document.activeElement === this.$refs.canvas && !this.from) this.say();
+      this.count();
+      this.soon();
+    },
+    pin(places) {
+      const pinned = new Set(places);
+      this.cells.forEach((cell, place) => (cell[5] = pinned.has(place)));
+      this.count();
+      this.soon();
+    },
+    explain(legend) {
+      this.scale = legend;
+    },
+    mark(name) {
+      this.marked = name;
+      const cell = this.byName.get(name);
+      if (cell) {
+        this.at = [cell[1], cell[2]];
+        this.reveal();
+      }
+      this.soon();
+    },
+    soon() {
       if (this.drawing) return;
       this.drawing = true;
       requestAnimationFrame(() =>
@@ -65,68 +156,115 @@ export default {
         }),
       );
     },
-    mark(name) {
-      this.marked = name;
-      const cell = this.byName.get(name);
-      if (cell) this.at = [cell[1], cell[2]];
-      this.draw();
-    },
-    columnWidth() {
-      const room = this.$refs.canvas.clientWidth - LABELS - 4;
-      return Math.max(2, Math.min(34, room / this.columns.length));
-    },
     draw() {
       const canvas = this.$refs.canvas;
-      if (!canvas || !canvas.clientWidth) return;
+      if (!canvas || !this.width) return;
       const scale = window.devicePixelRatio || 1;
-      canvas.width = canvas.clientWidth * scale;
+      canvas.width = this.width * scale;
       canvas.height = this.height * scale;
       const pen = canvas.getContext("2d");
       pen.scale(scale, scale);
       const style = getComputedStyle(document.body);
-      const [text, muted, accent] = ["--qt-text", "--qt-muted", "--qt-accent"].map((name) => style.getPropertyValue(name).trim());
-      const [w, h] = [this.columnWidth(), this.rowHeight];
+      const [text, muted, accent, surface] = ["text", "muted", "accent", "surface"].map((name) => style.getPropertyValue("--qt-" + name).trim());
+      const [w, h, labels] = [this.columnWidth, this.rowHeight, this.labels];
+      const lit = this.over && this.byPlace.get(this.over.join(":")) ? this.over : null;
       pen.font = "11px ui-monospace, DejaVu Sans Mono, monospace";
       pen.textBaseline = "middle";
       pen.textAlign = "right";
-      pen.fillStyle = muted;
-      this.rows.forEach((role, row) => pen.fillText(this.short(role), LABELS - 8, row * h + h / 2));
-      pen.textAlign = "center";
-      const every = Math.max(1, Math.ceil(26 / w));
-      const shown = (column) => this.columns[column] === "—" || (this.columns[0] === "—" ? column - 1 : column) % every === 0;
-      this.columns.forEach((label, column) => {
-        if (shown(column)) pen.fillText(label, LABELS + column * w + w / 2, this.rows.length * h + FOOT / 2 + 1);
+      this.rows.forEach((role, row) => {
+        pen.fillStyle = lit && lit[0] === row ? text : muted;
+        pen.fillText(this.short(role), labels - 8, row * h + h / 2);
       });
-      const gap = w > 6 ? 1 : 0.4;
-      for (const [, row, column, colour, , share] of this.cells) {
-        const [cw, ch] = [(w - gap) * share, (h - 1) * share];
+      pen.beginPath();
+      pen.rect(labels - 1.5, 0, this.width, this.height);
+      pen.clip();
+      pen.textAlign = "center";
+      const every = Math.max(1, Math.ceil(28 / w));
+      this.columns.forEach((label, column) => {
+        const number = this.columns[0] === "—" ? column - 1 : column;
+        const isLit = lit && lit[1] === column;
+        if (!isLit && ((number < 0 && w < 12) || (number >= 0 && number % every) || (lit && Math.abs(lit[1] - column) * w < 24))) return;
+        pen.fillStyle = isLit ? text : muted;
+        pen.fillText(label, this.x(column) + w / 2, this.rows.length * h + FOOT / 2 + 1);
+      });
+      const gap = w > 10 ? 2 : w > 6 ? 1 : 0.4;
+      pen.font = "600 10px ui-monospace, DejaVu Sans Mono, monospace";
+      const room = w - gap - 2;
+      const longest = (at) => Math.max(0, ...this.cells.map((cell) => cell[3][at].length)) * LETTER;
+      const written = longest(2) <= room ? 2 : longest(3) <= room ? 3 : 0;
+      const sight = this.width + w;
+      for (const [, row, column, [colour, , , , doubt], side, pinned] of this.cells) {
+        const left = this.x(column);
+        if (left < labels - w || left > sight) continue;
+        const [cw, ch] = [(w - gap) * side, (h - 2) * side];
+        const [x, y] = [left + (w - gap - cw) / 2, row * h + (h - 2 - ch) / 2];
         pen.fillStyle = colour;
-        pen.fillRect(LABELS + column * w + (w - gap - cw) / 2, row * h + (h - 1 - ch) / 2, cw, ch);
+        this.tile(pen, x, y, cw, ch);
+        if (doubt > 0.05) {
+          const hole = 0.2 + 0.6 * doubt;
+          pen.fillStyle = surface;
+          this.tile(pen, x + (cw * (1 - hole)) / 2, y + (ch * (1 - hole)) / 2, cw * hole, ch * hole);
+        }
+        if (pinned) this.flag(pen, x + cw, y, Math.min(8, cw, ch), text, surface);
+      }
+      if (written) {
+        for (const [, row, column, look, side] of this.cells) {
+          const left = this.x(column);
+          if (left < labels - w || left > sight) continue;
+          const letters = [look[written], look[3]].find((each) => each.length * LETTER <= (w - gap) * side);
+          if (!letters) continue;
+          pen.fillStyle = inkOn(look[0]);
+          pen.fillText(letters, left + (w - gap) / 2, row * h + h / 2 - 0.5);
+        }
       }
       this.frameOf(pen, this.byName.get(this.marked), text, 2);
+      if (lit) this.frameOf(pen, this.byPlace.get(lit.join(":")), text, 1);
       if (document.activeElement === canvas) this.frameOf(pen, this.byPlace.get(this.at.join(":")), accent, 2);
       if (this.from && this.to && this.brushable) {
         const [top, left, bottom, right] = this.rectangle();
         pen.strokeStyle = accent;
         pen.lineWidth = 2;
-        pen.strokeRect(LABELS + left * w, top * h, (right - left + 1) * w, (bottom - top + 1) * h);
+        pen.strokeRect(this.x(left), top * h, (right - left + 1) * w, (bottom - top + 1) * h);
       }
     },
+    x(column) {
+      return this.labels + column * this.columnWidth - this.$refs.view.scrollLeft;
+    },
+    tile(pen, x, y, w, h) {
+      if (w < 5) return pen.fillRect(x, y, w, h);
+      pen.beginPath();
+      pen.roundRect(x, y, w, h, Math.min(3, w / 4));
+      pen.fill();
+    },
+    flag(pen, right, top, side, colour, edge) {
+      pen.beginPath();
+      pen.moveTo(right - side, top);
+      pen.lineTo(right, top);
+      pen.lineTo(right, top + side);
+      pen.closePath();
+      pen.fillStyle = colour;
+      pen.strokeStyle = edge;
+      pen.lineWidth = 1;
+      pen.fill();
+      pen.stroke();
+    },
     short(role) {
-      return role.length > 13 ? role.slice(0, 12) + "…" : role;
+      const most = Math.floor((this.labels - 12) / 6.6);
+      return role.length > most ? role.slice(0, most - 1) + "…" : role;
     },
     frameOf(pen, cell, colour, width) {
       if (!cell) return;
-      const [w, h] = [this.columnWidth(), this.rowHeight];
       pen.strokeStyle = colour;
       pen.lineWidth = width;
-      pen.strokeRect(LABELS + cell[2] * w, cell[1] * h, w, h - 1);
+      pen.strokeRect(this.x(cell[2]), cell[1] * this.rowHeight, Math.max(3, this.columnWidth - 1), this.rowHeight - 1);
     },
+    // [row, column]; -1 on the labels.
     place(event) {
       const box = this.$refs.canvas.getBoundingClientRect();
-      const column = Math.floor((event.clientX - box.left - LABELS) / this.columnWidth());
-      const row = Math.floor((event.clientY - box.top) / this.rowHeight);
-      if (row < 0 || column < 0 || row >= this.rows.length || column >= this.columns.length) return null;
+      const [x, y] = [event.clientX - box.left, event.clientY - box.top];
+      const column = x < this.labels ? -1 : Math.floor((x - this.labels + this.$refs.view.scrollLeft) / this.columnWidth);
+      const row = y >= this.rows.length * this.rowHeight ? -1 : Math.floor(y / this.rowHeight);
+      if (row < -1 || column < -1 || column >= this.columns.length) return null;
       return [row, column];
     },
     rectangle() {
@@ -134,55 +272,87 @@ export default {
       return [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[0], b[0]), Math.max(a[1], b[1])];
     },
     down(event) {
+      this.touches = event.pointerType === "touch";
       this.from = this.to = this.place(event);
-      this.draw();
+      this.soon();
     },
     move(event) {
       const place = this.place(event);
       const cell = place && this.byPlace.get(place.join(":"));
-      this.tip = cell ? `${cell[0]}: ${cell[4]}` : "";
+      this.hand = this.brushable && place && Math.min(...place) < 0 && Math.max(...place) >= 0 ? "pointer" : "crosshair";
+      this.tip = cell ? this.told(cell) : "";
       if (cell) {
-        const box = this.$refs.canvas.getBoundingClientRect();
-        const x = Math.min(event.clientX - box.left + 14, box.width - 320);
-        this.tipStyle = { left: Math.max(0, x) + "px", top: event.clientY - box.top + 16 + "px" };
+        const box = this.$el.getBoundingClientRect();
+        const x = Math.min(event.clientX - box.left + 14, box.width - 300);
+        this.tipStyle = { left: Math.max(0, x) + "px", top: event.clientY - box.top + 18 + "px" };
       }
-      if (this.from && place) {
-        this.to = place;
-        this.draw();
-      }
+      if (this.from && place && !this.touches && Math.min(...this.from) >= 0 && Math.min(...place) >= 0) this.to = place;
+      this.over = place;
+      this.soon();
     },
     leave() {
       this.tip = "";
-      this.from = this.to = null;
-      this.draw();
+      this.from = this.to = this.over = null;
+      this.soon();
     },
     up() {
       if (!this.from) return;
-      const single = this.from.join() === this.to.join();
-      if (single || !this.brushable) this.pick(this.from);
-      else this.brush();
+      const [row, column] = this.from;
+      if (row < 0 || column < 0) {
+        if (this.brushable && (row >= 0 || column >= 0)) this.brush(row < 0 ? (cell) => cell[2] === column : (cell) => cell[1] === row);
+      } else if (this.from.join() === this.to.join() || !this.brushable) this.pick(this.from);
+      else this.brushed();
       this.from = this.to = null;
-      this.draw();
+      this.soon();
     },
     pick(place) {
       const cell = this.byPlace.get(place.join(":"));
       if (!cell) return;
-      this.at = place;
       this.mark(cell[0]);
       this.$emit("pick", cell[0]);
     },
+    told(cell) {
+      const more = this.teller && window[this.teller]?.tell(cell[0]);
+      return [cell[0], more, cell[3][1], cell[5] ? "pinned" : ""].filter(Boolean).join("\n");
+    },
     say() {
       const cell = this.byPlace.get(this.at.join(":"));
-      this.spoken = cell ? `${cell[0]}: ${cell[4]}` : `${this.rows[this.at[0]]} ${this.columns[this.at[1]]}: none`;
+      this.spoken = cell ? this.told(cell).replaceAll("\n", ", ").replace(", ", ": ") : `${this.rows[this.at[0]]} ${this.columns[this.at[1]]}: none`;
     },
-    brush() {
+    brushed() {
       const [top, left, bottom, right] = this.rectangle();
-      const names = this.cells.filter((c) => c[1] >= top && c[1] <= bottom && c[2] >= left && c[2] <= right).map((c) => c[0]);
+      this.brush((c) => c[1] >= top && c[1] <= bottom && c[2] >= left && c[2] <= right);
+    },
+    brush(holds) {
+      const names = this.cells.filter(holds).map((cell) => cell[0]);
       this.spoken = `${names.length} tensors selected`;
       this.$emit("brush", names);
     },
+    // By a factor, or back to all for 0; what is under `x` pixels from the view's edge stays there.
+    zoomBy(factor, x = (this.labels + this.width) / 2) {
+      const view = this.$refs.view;
+      const place = (x - this.labels + view.scrollLeft) / this.columnWidth;
+      this.zoom = factor ? Math.min(WIDEST / this.fit, Math.max(1, this.zoom * factor)) : 1;
+      this.$nextTick(() => {
+        view.scrollLeft = place * this.columnWidth - (x - this.labels);
+        this.soon();
+      });
+    },
+    wheel(event) {
+      if (!event.ctrlKey) return;
+      event.preventDefault();
+      this.zoomBy(Math.exp(-event.deltaY / 300), event.clientX - this.$refs.view.getBoundingClientRect().left);
+    },
+    reveal() {
+      const [view, w] = [this.$refs.view, this.columnWidth];
+      if (!view || !this.width) return;
+      const left = this.at[1] * w;
+      if (left < view.scrollLeft) view.scrollLeft = left;
+      else if (left + w > view.scrollLeft + this.width - this.labels) view.scrollLeft = left + w - this.width + this.labels;
+    },
     key(event) {
       const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+      const factor = { "+": 1.5, "=": 1.5, "-": 1 / 1.5, 0: 0 }[event.key];
       if (event.key in steps) {
         event.preventDefault();
         if (event.shiftKey && this.brushable && !this.from) this.from = [...this.at];
@@ -194,17 +364,19 @@ export default {
         this.to = this.from && event.shiftKey ? [...this.at] : null;
         if (!event.shiftKey) this.from = null;
         this.say();
-        this.draw();
+        this.reveal();
       } else if (event.key === "Enter" || event.key === " ") {
         event.preventDefault();
-        if (this.from && this.to) this.brush();
+        if (this.from && this.to) this.brushed();
         else this.pick([...this.at]);
         this.from = this.to = null;
-        this.draw();
       } else if (event.key === "Escape") {
         this.from = this.to = null;
-        this.draw();
+      } else if (factor !== undefined && !event.ctrlKey && !event.metaKey) {
+        event.preventDefault();
+        this.zoomBy(factor);
       }
+      this.soon();
     },
   },
 };

@@ -33,16 +33,26 @@
     return element;
   };
 
-  // points: [[bits, log10 error], ...] by rising bits; the dot marks the chosen type.
+  // [[bits, log10 error], ...] by rising bits, without those of 16 bits; all rows share one scale, so that a line higher up costs more.
+  const drawn = (row) => row.cells.filter((cell) => cell[2] !== null && types[cell[0]][1] < 16).map((cell) => [types[cell[0]][1], cell[2]]);
+  let extent = [0, 1, 0, 1];
+  const measure = (all) => {
+    extent = [Infinity, -Infinity, Infinity, -Infinity];
+    for (const row of all) {
+      for (const [x, y] of drawn(row)) extent = [Math.min(extent[0], x), Math.max(extent[1], x), Math.min(extent[2], y), Math.max(extent[3], y)];
+    }
+  };
+  const damage = (row) => 10 ** (cellOf(row, row.type)?.[2] ?? -Infinity);
+  const figure = (value) => (value < 1e-3 ? value.toExponential(1) : String(+value.toPrecision(2)));
+  // The dot marks the chosen type.
   const spark = (params) => {
     const [w, h] = [96, 24];
     const svg = node("svg", { width: w, height: h, viewBox: `0 0 ${w} ${h}`, "aria-hidden": "true" });
     let best = Infinity;
-    const all = params.data.cells.filter((cell) => cell[2] !== null).map((cell) => [types[cell[0]][1], cell[2]]);
+    const all = drawn(params.data);
     const points = all.filter((point) => point[1] < best && ((best = point[1]), true));
     if (!points.length) return svg;
-    const [xs, ys] = [points.map((p) => p[0]), points.map((p) => p[1])];
-    const [x0, x1, y0, y1] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
+    const [x0, x1, y0, y1] = extent;
     const place = ([bits, error]) => [3 + ((bits - x0) / (x1 - x0 || 1)) * (w - 6), 3 + ((y1 - error) / (y1 - y0 || 1)) * (h - 6)];
     node("polyline", { points: points.map((p) => place(p).join(",")).join(" "), fill: "none", stroke: "var(--qt-accent)", "stroke-width": 1.4 }, svg);
     const here = all.find((p) => p[0] === bits(params.data.type));
@@ -176,7 +186,7 @@
     }
     if (!changed.size || api.isDestroyed()) return;
     const shown = api.getRenderedNodes().filter((node) => changed.has(node.id));
-    if (shown.length) api.refreshCells({ rowNodes: shown, columns: ["type", "bits", "spark"], force: true });
+    if (shown.length) api.refreshCells({ rowNodes: shown, columns: ["type", "bits", "spark", "damage"], force: true });
     clearTimeout(settling);
     settling = setTimeout(() => settle(api), 400);
   };
@@ -184,7 +194,7 @@
   let settling = null;
   const settle = (api) => {
     if (api.isDestroyed()) return;
-    if (api.getColumnState().some((column) => column.sort && ["type", "bits"].includes(column.colId))) api.refreshClientSideRowModel("sort");
+    if (api.getColumnState().some((column) => column.sort && ["type", "bits", "damage"].includes(column.colId))) api.refreshClientSideRowModel("sort");
   };
 
   const tell = (kind, value) => emitEvent("quantailor-choose", { kind, value });
@@ -208,10 +218,18 @@
     types = data.types;
     byName = new Map(types.map((type) => [type[0], type]));
     rows = data.rows;
+    measure(rows);
     api.setGridOption("rowData", rows);
     const row = selected && api.getRowNode(selected);
     current = selected;
     if (row) api.ensureNodeVisible(row, "middle");
+  };
+  // What the map says of a tensor: before and after, and what it costs.
+  const describe = (name) => {
+    const row = rows.find((each) => each.name === name);
+    if (!row) return "";
+    const cost = damage(row) ? `damage ${figure(damage(row))}` : "no loss";
+    return `${row.base} ${told((row.weights * bits(row.base)) / 8)} → ${row.type} ${told(size(row))}, ${cost}`;
   };
   let current = null;
   const mark = (api, name, show) => {
@@ -234,5 +252,5 @@
     api.setNodesSelected({ nodes: names.map((name) => api.getRowNode(name)).filter(Boolean), newValue: true });
   };
 
-  window.quantailorChoose = { spark, chosen, pin, TypeEditor, change, setTypes, bits, size, told, count, load, tick, mark, filter, isFiltered, passes, isCurrent };
+  window.quantailorChoose = { spark, chosen, pin, TypeEditor, change, setTypes, bits, size, told, count, load, tick, mark, filter, isFiltered, passes, isCurrent, damage, figure, tell: describe };
 })();

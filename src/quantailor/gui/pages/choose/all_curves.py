@@ -20,8 +20,12 @@ class AllCurves:
         self._fingerprint = fingerprint
         self._watch: MeasurementWatch | None = None
         self._bands: tuple[RoleBand, ...] = ()
-        with card("All curves by role: weight error against bits", "qt-all-curves"):
-            self._chart = ui.echart({}).classes("qt-all-curves-chart").props('role="img" aria-label="Weight error against bits by role"')
+        with card("Roles side by side: error as a multiple of the usual one", "qt-all-curves"):
+            self._chart = (
+                ui.echart({})
+                .classes("qt-all-curves-chart")
+                .props('role="img" aria-label="Weight error by role, as a multiple of the usual one"')
+            )
 
     async def show(self, tensor: str) -> None:
         """Draw the bands with this tensor on top."""

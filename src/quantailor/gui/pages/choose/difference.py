@@ -13,10 +13,14 @@ from quantailor.app.choosing.comparing import preset_types_of
 from quantailor.app.choosing.drafts import Draft, list_drafts
 from quantailor.app.choosing.planner import Difference, Planner
 from quantailor.app.library.projects import ProjectReport
+from quantailor.app.steps import type_bits
 from quantailor.gui import desks
 from quantailor.gui.context import workspace
+from quantailor.gui.elements.tensor_map import Look, MapCell, Scale, TensorMap
 from quantailor.gui.pages.choose.rule_dialog import PRESETS
+from quantailor.gui.theme import palette
 from quantailor.gui.widgets import box, chip, named, note, quiet, scrolling_table, table, text, told
+from quantailor.present.charts.colours import blend
 from quantailor.present.words import kld, plural, size, size_change
 
 MAX_ROWS = 60
@@ -56,7 +60,7 @@ class DifferenceDialog:
         self._result.clear()
         if found is not None:
             with self._result:
-                _show_difference(found, self._other.options[self._other.value])
+                _show_difference(found, self._other.options[self._other.value], self._desk)
 
     def _types_of(self, kind: str, name: str) -> dict[str, str]:
         if kind == "draft":
@@ -69,7 +73,25 @@ class DifferenceDialog:
         self._dialog.close()
 
 
-def _show_difference(found: Difference, other: str) -> None:
+def _map(found: Difference, desk: Planner) -> None:
+    """Where this draft has more bits, and where fewer."""
+    colours, bits = palette(), type_bits()
+    differs = {item.name: item for item in found.tensors}
+
+    def look(name: str) -> Look:
+        item = differs.get(name)
+        if item is None:
+            return Look(colours.line, "the same type")
+        more = bits[item.ours] - bits[item.theirs]
+        colour = blend(colours.line, colours.reference if more > 0 else colours.warm, min(1.0, 0.35 + abs(more) / 4))
+        return Look(colour, f"{item.ours} here, {item.theirs} there, {size_change(item.bytes_more)}", f"{more:+.1f}".replace("-", "−"))
+
+    cells = [MapCell(item.name, item.role, item.layer, item.n_elements, look(item.name)) for item in desk.tensors() if item.cells]
+    shades = f"linear-gradient(90deg, {colours.warm}, {colours.line}, {colours.reference})"
+    TensorMap(cells, title="Difference by layer and role", scale=Scale("fewer bits here", "more", "", shades))
+
+
+def _show_difference(found: Difference, other: str, desk: Planner) -> None:
     rows = [
         ("file", size(found.ours.file_size_bytes), size(found.theirs.file_size_bytes)),
         ("bits per weight", f"{found.ours.bits_per_weight:.3f}", f"{found.theirs.bits_per_weight:.3f}"),
@@ -79,6 +101,7 @@ def _show_difference(found: Difference, other: str) -> None:
     if not found.tensors:
         note("No tensor differs.")
         return
+    _map(found, desk)
     differ = "differs" if len(found.tensors) == 1 else "differ"
     text(
         f"{plural(len(found.tensors), 'tensor')} {differ}"

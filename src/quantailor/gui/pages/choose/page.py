@@ -37,7 +37,7 @@ async def choose(fingerprint: str, draft: str = DEFAULT_NAME, tensor: str | None
     if project is None:
         return
     ui.add_head_html(f'<script src="{outside("/static/choose.js")}"></script>')
-    subtitle = f"version {draft}" if draft != DEFAULT_NAME else "drag the slider, or change any tensor"
+    subtitle = f"version {draft}" if draft != DEFAULT_NAME else "drag along the curve, or change any tensor"
     head: list[ui.element] = []
     with frame("choose", "Choose", project=project, subtitle=subtitle, actions=lambda: head.append(box_of_actions())):
         if not project.n_cells:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from quantailor.app.choosing.drafts import Draft
 from quantailor.app.choosing.planner import Planner, PlannerTensor
 from quantailor.app.steps import type_bits
 from quantailor.gui.elements.curve import Point
-from quantailor.gui.elements.tensor_map import MapCell
-from quantailor.gui.theme import type_colours
-from quantailor.present.charts.colours import bits_colour
-from quantailor.present.words import percent, size, size_change
+from quantailor.gui.elements.tensor_map import Look, MapCell, Scale, type_look
+from quantailor.gui.theme import palette, type_colours
+from quantailor.present.charts.colours import LogScale, bits_colour
+from quantailor.present.words import figure, percent, size, size_change
 from quantailor.records import Cell
+
+MOST_BITS = 16
 
 
 def table_data(desk: Planner, draft: Draft) -> dict[str, Any]:
@@ -28,8 +31,8 @@ def table_data(desk: Planner, draft: Draft) -> dict[str, Any]:
             "role": tensor.role,
             "layer": tensor.layer,
             "weights": tensor.n_elements,
+            "base": tensor.base_type,
             "cells": [[position[cell.type_name], cell.size_bytes, log_error(cell)] for cell in tensor.cells],
-            "knee": tensor.knee or "",
             "type": draft.types.get(tensor.name, tensor.base_type),
             "pinned": tensor.name in draft.pins,
         }
@@ -43,21 +46,49 @@ def log_error(cell: Cell) -> float | None:
     return round(math.log10(cell.damage), 3) if cell.damage > 0 else None
 
 
-def map_cells(desk: Planner, draft: Draft) -> list[MapCell]:
-    """The type map's cells."""
-    return [
-        MapCell(tensor.name, tensor.role, tensor.layer, *map_look(draft.types.get(tensor.name, tensor.base_type)))
-        for tensor in desk.tensors()
-    ]
+class MapPainter:
+    """Looks of the map's cells, by type or by the damage that the type does; `choose.js` tells more of a tensor."""
+
+    def __init__(self, desk: Planner, draft: Draft, *, by_damage: bool) -> None:
+        """The scale of damages is that of the draft, so that colours keep their meaning while types change."""
+        self._tensors = {tensor.name: tensor for tensor in desk.tensors()}
+        self._damages = {name: {cell.type_name: cell.damage for cell in tensor.cells} for name, tensor in self._tensors.items()}
+        self._by_damage = by_damage
+        self._shades, self._line = palette().shades, palette().line
+        chosen = [self._damage(name, draft.types.get(name, "")) or 0.0 for name in self._tensors]
+        self._log = LogScale.over(chosen, decades=4.0)
+        what = "nats of predicted KLD" if desk.basis == "probes" else "expected damage (ranking only)"
+        ends = (figure(self._log.low, 2), figure(self._log.high, 2))
+        self.scale = Scale.of_shades(*ends, f"{what} from each tensor's type") if by_damage else None
+
+    def _damage(self, name: str, type_name: str) -> float | None:
+        return self._damages[name].get(type_name)
+
+    def cells(self, draft: Draft) -> list[MapCell]:
+        """All of them."""
+        return [
+            MapCell(name, item.role, item.layer, item.n_elements, self.look(name, self._type(draft, item)), name in draft.pins)
+            for name, item in self._tensors.items()
+        ]
+
+    def looks(self, draft: Draft) -> dict[str, Look]:
+        """All looks, by name."""
+        return {name: self.look(name, self._type(draft, item)) for name, item in self._tensors.items()}
+
+    def _type(self, draft: Draft, tensor: PlannerTensor) -> str:
+        return draft.types.get(tensor.name, tensor.base_type)
+
+    def look(self, name: str, type_name: str) -> Look:
+        """What a tensor's cell shows for a type."""
+        look = type_look(type_name)
+        if not self._by_damage:
+            return look
+        damage = self._damage(name, type_name)
+        return replace(look, colour=self._line if not damage else self._shades[self._log.step(damage)])
 
 
-def map_look(type_name: str) -> tuple[str, str]:
-    """A type's colour on the map, and what is said of it."""
-    return type_colours().get(type_name, bits_colour(16)), f"{type_name}, {type_bits()[type_name]:.3g} bits"
-
-
-def curve_points(tensor: PlannerTensor) -> list[Point]:
-    """A tensor's curve, by rising bits; types without loss have no place on a log axis."""
+def curve_points(tensor: PlannerTensor, chosen: str) -> list[Point]:
+    """A tensor's curve, by rising bits; types without loss have no place on a log axis, and 16 bits would leave the others no room."""
     return [
         (
             cell.type_name,
@@ -67,7 +98,7 @@ def curve_points(tensor: PlannerTensor) -> list[Point]:
             f"{cell.bits_per_weight:.3g} bits, {size(cell.size_bytes)}, error {cell.damage:.3g}",
         )
         for cell in tensor.cells
-        if cell.damage > 0
+        if cell.damage > 0 and (cell.bits_per_weight < MOST_BITS or cell.type_name == chosen)
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from quantailor.app.choosing.rules import plan_rule, short_word
 from quantailor.app.steps import Method, PlanOptions, type_bits
 from quantailor.errors import StrategyError
 from quantailor.gui.widgets import box, named, primary, quiet, text, told
+from quantailor.present.words import parse_size
 
 METHODS: dict[Method, str] = {
     "optimal": "Optimal: the least damage for the bytes",
@@ -157,3 +159,16 @@ def _parts(value: str | None) -> tuple[str, ...]:
 def with_size(options: PlanOptions, size_bytes: int) -> PlanOptions:
     """The same rule and limits for another size."""
     return dataclasses.replace(options, size_bytes=size_bytes, bits_per_weight=None, like=None, kld_nats=None)
+
+
+def with_target(options: PlanOptions, asked: str) -> PlanOptions:
+    """The same rule and limits for what somebody typed: "4.5 GiB", "4.5 bpw" or "0.01 nats". Raises OptionError for anything else."""
+    found = _TARGET.fullmatch(asked)
+    if found is None:
+        return with_size(options, parse_size(asked.strip()))
+    amount, is_kld = float(found[1]), found[2].lower() == "nats"
+    free = dataclasses.replace(options, size_bytes=None, like=None)
+    return dataclasses.replace(free, kld_nats=amount if is_kld else None, bits_per_weight=None if is_kld else amount)
+
+
+_TARGET = re.compile(r"\s*(\d+(?:\.\d+)?(?:e-?\d+)?)\s*(bpw|bits|nats)\s*", re.IGNORECASE)

@@ -1,16 +1,18 @@
-"""The Choose screen: figures and slider on top, map and table below, one tensor at the right."""
+"""The Choose screen: figures and the frontier on top, map and table below, one tensor at the right."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 from nicegui import events, run, ui
 
 from quantailor.app.choosing.drafts import Draft
+from quantailor.app.choosing.frontier import Frontier, FrontierPoint, frontier, landmarks, point_of
 from quantailor.app.choosing.planner import Planner, rounding_choices
 from quantailor.app.choosing.shared_draft import Action, SharedDraft
 from quantailor.app.library import projects
@@ -19,20 +21,20 @@ from quantailor.app.steps import PlanOptions, type_bits
 from quantailor.errors import QuantailorError
 from quantailor.gui import desks
 from quantailor.gui.context import outside, show_address, workspace
+from quantailor.gui.elements.frontier import FrontierControl
 from quantailor.gui.elements.tensor_map import TensorMap
 from quantailor.gui.frame import address
 from quantailor.gui.pages.choose import rows
 from quantailor.gui.pages.choose.all_curves import AllCurves
 from quantailor.gui.pages.choose.difference import DifferenceDialog
 from quantailor.gui.pages.choose.files import FilesDialog
-from quantailor.gui.pages.choose.rule_dialog import RuleDialog, with_size
+from quantailor.gui.pages.choose.rule_dialog import RuleDialog, with_size, with_target
 from quantailor.gui.pages.choose.table import TensorTable
 from quantailor.gui.pages.choose.tensor_panel import TensorPanel
 from quantailor.gui.widgets import Stat, box, card, icon_button, note, primary, quiet, tell_error, text, told
 from quantailor.present.words import figure, grounds, interval, kld, plural, rounding, size
 from quantailor.records import Prediction, role_of
 
-SLIDER_STEPS = 1000
 POLL_SECONDS = 2.0
 SHALLOW_LAYERS = 13
 
@@ -50,6 +52,9 @@ class ChooseScreen:
         self._ticked: list[str] = []
         self._wanted: int | None = None
         self._dragging = False
+        self._frontier: Frontier | None = None
+        self._marks: list[FrontierPoint] = []
+        self._drawn: object = None
         self._curves: AllCurves | None = None
         self._range = desk.size_range(draft.options, draft.pins_known_to(desk))
 
@@ -69,24 +74,13 @@ class ChooseScreen:
             n = self._desk.n_unmeasured
             waits = "is not measured yet and keeps its type" if n == 1 else "are not measured yet and keep their types"
             note(f"{plural(n, 'tensor')} {waits}. Reload to work with what has come in.", "warn")
-        found, reason = self._desk.grounds, self._desk.evaluate(self._draft.types_known_to(self._desk)).prediction.no_prediction
-        self._build_rounding()
-        text(f"Stands on {grounds(found)}.", "qt-small qt-muted qt-choose-grounds")
-        if found is not None and (reason is not None or found.n_probed < found.n_tensors):
-            missing = "Tensors that were not probed count as what the others tell of them."
-            why = missing if reason is None else f"{reason[0].upper()}{reason[1:]}."
-            note(f"{why} This measures more: {found.command}", "warn")
+        self._build_grounds()
         with box("qt-choose"):
             with card(classes="qt-choose-top"):
                 self._build_top()
             with box("qt-choose-maps" if self._is_shallow else "qt-choose-maps qt-deep"):
-                with card("Chosen type by layer and role"):
-                    self._map = TensorMap(
-                        rows.map_cells(self._desk, self._draft),
-                        title="Chosen type by layer and role",
-                        on_pick=lambda name: self._select(name, show=True),
-                        on_brush=self._tick,
-                    )
+                with card("Chosen type by layer and role", "qt-choose-map"):
+                    self._build_map()
                 self._curves = AllCurves(self._project.fingerprint) if self._is_shallow else None
             with card(classes="qt-choose-table"):
                 self._build_bar()
@@ -98,6 +92,24 @@ class ChooseScreen:
         ui.keyboard(on_key=self._key, ignore=["input", "select", "textarea"])
         ui.timer(0.05, told(self._first), once=True)
         ui.timer(POLL_SECONDS, told(self._look_for_others))
+
+    def _build_grounds(self) -> None:
+        """What the plan is for and stands on, with a way to better evidence where there is any to be had."""
+        found, reason = self._desk.grounds, self._desk.evaluate(self._draft.types_known_to(self._desk)).prediction.no_prediction
+        with box("qt-row qt-wrap qt-choose-grounds"):
+            self._build_rounding()
+            text(f"Stands on {grounds(found)}.", "qt-small qt-muted")
+        if found is None:
+            why = "Without probes there is a ranking, but no predicted KLD"
+        elif reason is not None:
+            why = f"{reason[0].upper()}{reason[1:]}"
+        elif found.n_probed < found.n_tensors:
+            why = "Tensors that were not probed count as what the others tell of them"
+        else:
+            return
+        with box("qt-row qt-wrap qt-note qt-note-warn qt-choose-grounds"):
+            text(f"{why}.", "qt-grow").props('role="note"')
+            quiet("Measure more", lambda: ui.navigate.to(address(self._project, "measure")), icon="straighten").props("dense")
 
     def _build_rounding(self) -> None:
         """What the plan is for; a choice where several roundings are measured."""
@@ -138,13 +150,29 @@ class ChooseScreen:
         self._bits = Stat("bits per weight")
         self._kld = Stat("predicted KLD", hint="Predicted KL divergence from the base, with its 95 % interval")
         self._edits = Stat("pinned by hand")
-        with ui.element("div"):
-            text("Size target", "qt-stat-label")
-            self._slider = ui.slider(min=0, max=SLIDER_STEPS, step=1, value=0).props('aria-label="Size target" dense')
-            self._slider.on("update:model-value", self._drag, throttle=0.06, leading_events=True, trailing_events=True)
-            self._slider.on("change", told(self._release))
-        with box("qt-row"):
+        with box("qt-choose-target"):
+            target = ui.input("Target", placeholder="4.2 GiB or 4.5 bpw").props("outlined dense stack-label").classes("qt-target")
+            target.on("keydown.enter", told(self._typed), js_handler="event => emit(event.target.value)")
             primary("Build", lambda: ui.navigate.to(f"{address(self._project, 'build')}?{urlencode({'draft': self._draft.name})}"))
+        self._control = FrontierControl(on_drag=self._drag, on_release=told(self._release))
+        self._control.span(*self._range)
+
+    def _build_map(self) -> None:
+        self._painter = rows.MapPainter(self._desk, self._draft, by_damage=False)
+        modes = ui.toggle({False: "Type", True: "Damage"}, value=False, on_change=self._recolour).classes("qt-segment qt-map-modes")
+        modes.props('no-caps unelevated dense toggle-color=none toggle-text-color=none aria-label="Colour by"')
+        self._map = TensorMap(
+            self._painter.cells(self._draft),
+            title="Chosen type by layer and role",
+            teller="quantailorChoose",
+            on_pick=lambda name: self._select(name, show=True),
+            on_brush=self._tick,
+        )
+
+    def _recolour(self, event: events.ValueChangeEventArguments[Any]) -> None:
+        self._painter = rows.MapPainter(self._desk, self._draft, by_damage=bool(event.value))
+        self._map.set_scale(self._painter.scale)
+        self._map.set_cells(self._painter.looks(self._draft))
 
     def _build_bar(self) -> None:
         with box("qt-choose-bar"):
@@ -177,6 +205,7 @@ class ChooseScreen:
 
     async def _first(self) -> None:
         await self._refresh()
+        await self._draw_frontier()
         self._map.select(self._name)
         if self._curves is not None:
             await self._curves.show(self._name)
@@ -240,7 +269,8 @@ class ChooseScreen:
         await self._refresh()
         pins = self._draft.pins_known_to(self._desk)
         self._range = await run.io_bound(self._desk.size_range, options, pins) or self._range
-        self._place_slider()
+        self._control.span(*self._range)
+        self._place()
 
     async def _take(self, types: dict[str, str], label: str) -> None:
         await self._change(lambda draft: draft.take(self._desk, types, label), is_edit=False)
@@ -275,15 +305,16 @@ class ChooseScreen:
             await told(self._do_undo)()
 
     async def _look_for_others(self) -> None:
-        """Another tab or process may have changed the draft."""
+        """Another tab or process may have changed the draft; and the curve rests on limits and pins."""
         if await run.io_bound(self._shared.latest, self._desk) is not self._draft and not self._dragging:
             await self._refresh()
+        await self._draw_frontier()
 
-    # The slider
+    # The size
 
-    async def _drag(self, event: events.GenericEventArguments) -> None:
-        """Solve for where the slider is now; while one answer is on its way, only the latest place counts."""
-        self._wanted = self._size_at(float(event.args))
+    async def _drag(self, size_bytes: int) -> None:
+        """Solve for where the handle is now; while one answer is on its way, only the latest place counts."""
+        self._wanted = size_bytes
         if self._dragging:
             return
         self._dragging = True
@@ -300,20 +331,44 @@ class ChooseScreen:
         finally:
             self._dragging = False
 
-    async def _release(self, event: events.GenericEventArguments) -> None:
-        size_bytes = self._size_at(float(event.args))
-        await run.io_bound(self._shared.solve, self._desk, with_size(self._draft.options, size_bytes))
+    async def _release(self, size_bytes: int) -> None:
+        await self._solve_for(with_size(self._draft.options, size_bytes))
+
+    async def _typed(self, event: events.GenericEventArguments) -> None:
+        await self._solve_for(with_target(self._draft.options, str(event.args)))
+
+    async def _solve_for(self, options: PlanOptions) -> None:
+        await run.io_bound(self._shared.solve, self._desk, options)
         await self._refresh()
 
-    def _size_at(self, position: float) -> int:
-        low, high = self._range
-        return int(low * (high / low) ** (position / SLIDER_STEPS))
+    async def _draw_frontier(self) -> None:
+        """Draw the curve anew where the limits or the pins have changed; landmarks, which take longer, follow once."""
+        limits = with_size(self._draft.options, 0), dict(self._draft.pins)
+        if limits == self._drawn:
+            return
+        self._drawn = limits
+        pins = self._draft.pins_known_to(self._desk)
+        with suppress(QuantailorError):  # the limits leave nothing: whoever set them is told so
+            self._frontier = await run.io_bound(frontier, self._desk, self._draft.options, pins)
+        self._show_frontier()
+        if self._frontier is not None and not self._marks:
+            self._marks = await run.io_bound(self._find_marks, has_kld=self._frontier.has_kld) or []
+            self._show_frontier()
 
-    def _place_slider(self) -> None:
-        low, high = self._range
-        at = self._draft.options.size_bytes or self._latest.file_size_bytes
-        share = math.log(min(max(at, low), high) / low) / math.log(high / low) if high > low else 0.0
-        self._slider.value = round(share * SLIDER_STEPS)
+    def _find_marks(self, *, has_kld: bool) -> list[FrontierPoint]:
+        base = Path(self._project.base or self._project.source or "")
+        return list(landmarks(workspace(), base, self._desk, self._draft.name, has_kld=has_kld))
+
+    def _show_frontier(self) -> None:
+        if self._frontier is not None:
+            self._control.show(self._frontier, self._marks, self._desk.basis)
+            self._place()
+
+    def _place(self) -> None:
+        """The handle where the draft is."""
+        has_kld = self._frontier is not None and self._frontier.has_kld
+        point = point_of(self._latest, has_kld=has_kld)
+        self._control.place(point or FrontierPoint(self._latest.file_size_bytes, 0.5))
 
     # Showing
 
@@ -329,7 +384,7 @@ class ChooseScreen:
         self._draft, self._latest = draft, strategy.prediction
         self._show_types(dict(self._draft.types), pins=dict(self._draft.pins))
         self._show_figures(strategy.prediction)
-        self._place_slider()
+        self._place()
         self._undo.set_enabled(bool(self._draft.done))
         self._redo.set_enabled(bool(self._draft.undone))
         reason = next((choice.reason for choice in strategy.tensors if choice.name == self._name), "it is not measured")
@@ -344,9 +399,11 @@ class ChooseScreen:
         self._table.set_types(groups)
         if pins is not None:
             self._table.change({name: {"pinned": name in pins} for name in self._shown_pins.keys() ^ pins.keys()})
+            if pins != self._shown_pins:
+                self._map.set_pins(pins)
             self._shown_pins = pins
         if changed:
-            self._map.set_cells({name: rows.map_look(type_name) for name, type_name in changed.items()})
+            self._map.set_cells({name: self._painter.look(name, type_name) for name, type_name in changed.items()})
 
     def _show_figures(self, prediction: Prediction) -> None:
         self._size.set(size(prediction.file_size_bytes), f"{prediction.file_size_bytes:,} bytes")

@@ -1,4 +1,4 @@
-"""The table of tensors: sparklines, knee, chosen type with a one-click editor, pin; rows come by REST."""
+"""The table of tensors: sparklines on one scale, what the chosen type does, the type with a one-click editor, pin; rows come by REST."""
 
 from __future__ import annotations
 
@@ -13,26 +13,34 @@ COLUMNS: tuple[dict[str, Any], ...] = (
         "headerName": "Tensor",
         "field": "name",
         "flex": 3,
-        "minWidth": 190,
+        "minWidth": 170,
         "cellClass": "qt-mono",
         "tooltipField": "name",
     },
     {
         "headerName": "Weights",
         "field": "weights",
-        "width": 84,
+        "width": 80,
         "type": "rightAligned",
         ":valueFormatter": "params => window.quantailorChoose.count(params.value)",
     },
     {
         "headerName": "Error vs bits",
         "colId": "spark",
-        "width": 128,
+        "width": 116,
         "cellClass": "qt-spark",
         "sortable": False,
         ":cellRenderer": "window.quantailorChoose.spark",
     },
-    {"headerName": "Knee", "field": "knee", "width": 74, "cellClass": "qt-mono"},
+    {
+        "headerName": "Damage",
+        "colId": "damage",
+        "headerTooltip": "What the chosen type does to the model; sort by it to see what costs most",
+        "width": 82,
+        "type": "rightAligned",
+        ":valueGetter": "params => window.quantailorChoose.damage(params.data)",
+        ":valueFormatter": "params => params.value ? window.quantailorChoose.figure(params.value) : 'no loss'",
+    },
     {
         "headerName": "Chosen",
         "field": "type",
@@ -46,12 +54,12 @@ COLUMNS: tuple[dict[str, Any], ...] = (
     {
         "headerName": "bpw",
         "colId": "bits",
-        "width": 62,
+        "width": 58,
         "type": "rightAligned",
         ":valueGetter": "params => window.quantailorChoose.bits(params.data.type)",
         ":valueFormatter": "params => params.value.toFixed(2)",
     },
-    {"headerName": "Pin", "field": "pinned", "width": 52, ":cellRenderer": "window.quantailorChoose.pin"},
+    {"headerName": "Pin", "field": "pinned", "width": 48, "pinned": "right", ":cellRenderer": "window.quantailorChoose.pin"},
 )
 
 

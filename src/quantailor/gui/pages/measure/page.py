@@ -31,7 +31,6 @@ from quantailor.gui.measured import Mode
 from quantailor.gui.pages.measure.setup import STAGES, Setup
 from quantailor.gui.widgets import Stat, box, card, chip, named, primary, table, text, told
 from quantailor.present.charts import echarts
-from quantailor.present.charts.colours import LogScale
 from quantailor.present.words import percent, rounding, with_error
 from quantailor.records import Sensitivity
 
@@ -41,6 +40,7 @@ IDLE_POLLS = 3
 PROBE_POLLS = 12
 """Sensitivities take longer to read: while probes run, only every so many polls."""
 _MODES: dict[Mode, str] = {"progress": "Progress", "error": "Error", "sensitivity": "Sensitivity"}
+ALPHA = "Alpha: nats of KL divergence that the model gains per unit of a tensor's error, as probes of single tensors and groups say."
 _FIGURE_BITS = (2.625, 3.4375, 4.5, 5.5, 8.5)
 
 
@@ -250,23 +250,13 @@ class _Map:
         self._watch, self._found = watch, found
         self._mode = self._best_mode(found)
         with card("Tensors by role and layer") as self.element:
-            with box("qt-row qt-spread qt-map-head"):
-                self._toggle = ui.toggle(dict(_MODES), value=self._mode, on_change=self._changed)
-                on_accent = "black" if theme.theme() == "dark" else "white"
-                self._toggle.props(f'no-caps unelevated dense toggle-text-color={on_accent} aria-label="Colour by"').classes(
-                    "qt-toggle-row"
-                )
+            with box("qt-row qt-map-modes"):
                 self._type = ui.select([], label="Error at", on_change=self._changed).props("dense outlined options-dense").classes("qt-at")
-            self._painted, _ = measured.painted(found, self._mode)
-            cells = [MapCell(item.name, item.role, item.layer, *self._painted[item.name]) for item in found.tensors]
-            self._map = TensorMap(cells, title="Measurement by role and layer", on_pick=on_pick)
-            with box("qt-row qt-legend qt-small qt-muted"):
-                self._low = text("")
-                self._bar = (
-                    ui.element("div").classes("qt-legend-bar").style(f"background: {measured.gradient()}").props('aria-hidden="true"')
-                )
-                self._high = text("")
-                self._means = text("", "qt-grow qt-end qt-ellipsis")
+                self._toggle = ui.toggle(dict(_MODES), value=self._mode, on_change=self._changed).classes("qt-segment")
+                self._toggle.props('no-caps unelevated dense toggle-color=none toggle-text-color=none aria-label="Colour by"')
+            self._painted, scale = measured.painted(found, self._mode)
+            cells = [MapCell(item.name, item.role, item.layer, item.n_elements, self._painted[item.name]) for item in found.tensors]
+            self._map = TensorMap(cells, title="Measurement by role and layer", scale=scale, on_pick=on_pick)
             self.chosen = _Chosen()
         self._touched = False
 
@@ -310,20 +300,7 @@ class _Map:
         if changes:
             self._map.set_cells(changes)
         self._painted = painted
-        low, high, means = self._legend(scale)
-        for element, content in ((self._low, low), (self._high, high), (self._means, means)):
-            element.set_text(content)
-        self._bar.set_visibility(bool(high))
-
-    def _legend(self, scale: LogScale | None) -> tuple[str, str, str]:
-        if self._mode == "progress":
-            more = "brighter" if theme.theme() == "dark" else "darker"
-            return "", "", f"{more}: more of its types are measured; grey: none yet"
-        if scale is None:
-            return "", "", "not measured yet" if self._mode == "error" else "no tensor has been probed yet"
-        if self._mode == "error":
-            return percent(scale.low), percent(scale.high), f"of the output's energy lost at {self._found.common_type}"
-        return f"{scale.low:.2g}", f"{scale.high:.2g}", "alpha: nats of KL divergence per unit of error"
+        self._map.set_scale(scale)
 
 
 class _Chosen:
@@ -346,7 +323,8 @@ class _Chosen:
                 return
             with box("qt-row qt-spread"):
                 text(tensor.name, "qt-mono qt-ellipsis")
-                text(_sensitivity(tensor.sensitivity), "qt-small qt-muted qt-num")
+                with text(_sensitivity(tensor.sensitivity), "qt-small qt-muted qt-num"):
+                    ui.tooltip(ALPHA)
             with box("qt-type-errors"):
                 for point in reversed(curve):
                     with box("qt-row qt-tight"):
@@ -366,8 +344,12 @@ class _Curves:
     """Error against bits: a band for each role, the chosen tensor on top; and the figures as a table."""
 
     def __init__(self) -> None:
+        self._drawn: tuple[Sequence[RoleBand], TensorProgress | None, Sequence[MeasuredType]] = ((), None, ())
         with card("Error against bits per weight, by role"):
-            text("Lines are medians, bands hold 80 % of a role's tensors, each with the best type of so many bits.", "qt-small qt-muted")
+            self._kind = ui.toggle({True: "Relative", False: "Per cent"}, value=True, on_change=lambda: self.show(*self._drawn))
+            self._kind.props('no-caps unelevated dense toggle-color=none toggle-text-color=none aria-label="Error as"')
+            self._kind.classes("qt-segment qt-map-modes")
+            self._means = text("", "qt-small qt-muted")
             self._empty = text("They appear here as soon as the first tensor is measured.", "qt-empty")
             self._chart = ui.echart({}).classes("qt-bands").props('role="img"')
             with ui.expansion("Figures").props("dense").classes("qt-more") as self._table:
@@ -375,12 +357,15 @@ class _Curves:
 
     def show(self, bands: Sequence[RoleBand], tensor: TensorProgress | None, curve: Sequence[MeasuredType]) -> None:
         """Draw them."""
+        self._drawn = (bands, tensor, curve)
+        what = "1 is usual at so many bits." if self._kind.value else "Per cent of the output's energy that is lost."
+        self._means.set_text(f"{what} Lines are medians, bands hold 80 % of a role's tensors, each with the best type of so many bits.")
         self._empty.set_visibility(not bands)
         for element in (self._chart, self._table):
             element.set_visibility(bool(bands))
         name, role = (None, None) if tensor is None else (tensor.name, tensor.role)
         self._chart.options.clear()
-        chart = measured.error_chart(bands, name, curve, role, legend=True)
+        chart = measured.error_chart(bands, name, curve, role, legend=True, relative=bool(self._kind.value))
         self._chart.options.update(echarts.options(chart, theme.palette(), is_small=True))
         on_top = f", with {name} on top" if name else ""
         named(self._chart, f"Error against bits per weight for {len(bands)} roles{on_top}; the figures are below")
@@ -410,7 +395,13 @@ class _Probes:
                 {
                     "columnDefs": [
                         {"field": "tensor", "headerName": "Tensor", "cellClass": "qt-mono", "flex": 2, "minWidth": 220},
-                        {"field": "alpha", "headerName": "Alpha", **number, ":valueFormatter": "p => p.value.toPrecision(3)"},
+                        {
+                            "field": "alpha",
+                            "headerName": "Alpha",
+                            "headerTooltip": ALPHA,
+                            **number,
+                            ":valueFormatter": "p => p.value.toPrecision(3)",
+                        },
                         {"field": "se", "headerName": "± (1 s.e.)", **number, ":valueFormatter": "p => p.value.toPrecision(2)"},
                         {
                             "field": "error",
@@ -418,7 +409,7 @@ class _Probes:
                             **number,
                             ":valueFormatter": "p => p.value == null ? '' : p.value.toFixed(1)",
                         },
-                        {"field": "status", "headerName": "Status", "width": 130},
+                        {"field": "status", "headerName": "Status", "width": 170},
                         {"field": "probes", "headerName": "Probed at", "flex": 1, "minWidth": 160, "tooltipField": "probes"},
                     ],
                     "rowData": [],
@@ -432,7 +423,7 @@ class _Probes:
             self._grid.props('role="group" aria-label="Sensitivities"')
             self._grid.on("cellClicked", lambda event: on_pick(event.args["data"]["tensor"]), ["data"])
             text(
-                "Alpha: nats of KL divergence per unit of error. Drowned: too small to stand out from the floor; alpha is an upper bound.",
+                f"{ALPHA} Drowned: too small to stand out from the floor; alpha is an upper bound.",
                 "qt-small qt-muted",
             )
         self._rows: list[dict[str, Any]] = []

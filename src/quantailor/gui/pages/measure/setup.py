@@ -31,6 +31,7 @@ from quantailor.app.steps import (
 from quantailor.errors import OptionError, QuantailorError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.jobs import start as start_job
+from quantailor.gui.page_words import on_page
 from quantailor.gui.picker import pick
 from quantailor.gui.theme import type_colours
 from quantailor.gui.widgets import box, card, named, note, primary, quiet, table, text, told
@@ -100,6 +101,8 @@ class Setup:
         self._why_plain: str | None = None
         """Empty where rounding can be compensated; None until that is found out."""
         self._error: QuantailorError | None = None
+        self._file_error: str | None = None
+        """What is wrong with the file that was named; costs are those of the text that ships until it is mended."""
         self._wanted, self._shown, self._busy = 1, 0, False
         self._build()
         self._timer = ui.timer(_REFRESH_SECONDS, self._refresh)
@@ -114,9 +117,9 @@ class Setup:
 
     # What is asked for
 
-    def task(self, level: Level | None = None) -> StudyStep:
-        """The study that the form describes. Raises OutputError for a path outside the allowed folders."""
-        matrix: Matrix = self._matrix.value
+    def task(self, level: Level | None = None, *, without_file: bool = False) -> StudyStep:
+        """The study that the form describes, or the same on the text that ships. Raises OutputError for a path that is not allowed."""
+        matrix: Matrix = "compute" if without_file else self._matrix.value
         path = str(self._path.value or "").strip()
         text_file = str(context().allowed(path)) if matrix == "text" and path else None
         imported = str(context().allowed(path)) if matrix == "import" and path else ""
@@ -139,14 +142,15 @@ class Setup:
         written = str(self._time.value or "").strip()
         return parse_duration(written) if written else None
 
-    def _missing(self) -> str | None:
-        """What the user still has to say."""
+    def _uncountable(self) -> str | None:
+        """What the user still has to say before anything can be counted."""
         try:
             self._seconds()
         except OptionError as error:
             return str(error)
-        if not self._types:
-            return "Choose at least one type."
+        return None if self._types else "Choose at least one type."
+
+    def _missing_file(self) -> str | None:
         if self._matrix.value in ("text", "import") and not str(self._path.value or "").strip():
             return "Name the file of the importance matrix." if self._matrix.value == "import" else "Name the text."
         return None
@@ -340,12 +344,12 @@ class Setup:
             return ""  # the costs say what is wrong
 
     async def _find_costs(self, wanted: int) -> None:
-        self._costs, self._error = {}, None
+        self._costs, self._error, self._file_error = {}, None, None
         self._show()
-        if self._missing() is None and self._project.source is not None:
+        if self._uncountable() is None and self._project.source is not None:
             for level in (self.level, *(level for level in LEVELS if level != self.level)):
                 try:
-                    cost = await run.io_bound(job_cost, workspace(), self.task(level))
+                    cost = await self._cost(level)
                 except QuantailorError as error:
                     self._error = error
                     break
@@ -357,15 +361,26 @@ class Setup:
         self._shown = wanted
         self._show()
 
+    async def _cost(self, level: Level) -> CostReport | None:
+        """What a level costs; on the text that ships while there is something wrong with the file that was named."""
+        names_file = self._matrix.value in ("text", "import")
+        if names_file and self._missing_file() is None and self._file_error is None:
+            try:
+                return await run.io_bound(job_cost, workspace(), self.task(level))
+            except QuantailorError as error:
+                self._file_error = on_page(str(error))
+        return await run.io_bound(job_cost, workspace(), self.task(level, without_file=names_file))
+
     def _show(self) -> None:
+        self._path.error = self._file_error
         for level, element in self._cards.items():
-            element.show(self._costs.get(level), waiting=self._error is None and self._missing() is None)
+            element.show(self._costs.get(level), waiting=self._error is None and self._uncountable() is None)
         cost = self._costs.get(self.level)
         self._stages.clear()
         with self._stages:
             if cost is not None:
                 _stage_table(cost)
-            elif self._error is None and self._missing() is None and self._project.source is not None:
+            elif self._error is None and self._uncountable() is None and self._project.source is not None:
                 text("Finding out …", "qt-muted").props('role="status"')
         self._show_time(cost)
         self._basis.set_text(f"Estimated from {cost.basis}. {cost.gain}" if cost is not None else "")
@@ -379,7 +394,7 @@ class Setup:
 
     def _reasons(self, cost: CostReport | None) -> list[str]:
         """Why it cannot start."""
-        if (missing := self._missing()) is not None:
+        if (missing := self._uncountable() or self._missing_file() or self._file_error) is not None:
             return [missing]
         if self._error is not None:
             return [str(self._error)]

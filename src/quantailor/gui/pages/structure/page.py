@@ -19,11 +19,11 @@ from quantailor.app.library.structure import Refusal, TensorRow, TensorTypes, la
 from quantailor.errors import QuantailorError
 from quantailor.gui import theme
 from quantailor.gui.context import outside, show_address, workspace
-from quantailor.gui.elements.tensor_map import MapCell, TensorMap
+from quantailor.gui.elements.tensor_map import Look, MapCell, Scale, TensorMap, type_look
 from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.pages.structure.configuration import Configuration
 from quantailor.gui.widgets import Stat, box, card, chip, heading, icon_button, quiet, text, told
-from quantailor.present.charts.colours import bits_colour
+from quantailor.present.charts.colours import LogScale, bits_colour
 from quantailor.present.words import count, percent, plural, size
 
 DEFAULT_LARGEST = 10
@@ -172,34 +172,59 @@ class _Structure:
     # Map
 
     def _show_map(self) -> None:
-        with card("Layer by role; a cell's area is its number of weights, its colour the stored type"):
-            room = ui.element("div").classes("qt-m-map-room")
-            with box("qt-row qt-wrap qt-m-legend"):
-                for type_name in dict.fromkeys(row.type_name for row in self._rows):
-                    with box("qt-row qt-m-pair"):
-                        chip(type_name)
-                        text(f"{sum(row.type_name == type_name for row in self._rows):,}", "qt-small qt-muted")
+        with card("Layer by role; a cell's area grows with its tensor"):
+            modes = {"type": "Stored type", "size": "Size"}
+            self._colour = ui.toggle(modes, value="type" if self._has_types else "size", on_change=self._recolour)
+            self._colour.props('no-caps unelevated dense toggle-color=none toggle-text-color=none aria-label="Colour by"')
+            self._colour.classes("qt-segment qt-map-modes")
+            room = ui.element("div")
         if len(self._rows) <= MANY:
             self._fill_map(room)
         else:
             room.classes("qt-m-map-waits")
             self._waiting_room = room
 
+    @property
+    def _has_types(self) -> bool:
+        """Whether the stored types differ where more than a vector is stored."""
+        return len({row.type_name for row in self._rows if len(row.shape) > 1}) > 1
+
     def _table_is_there(self) -> None:
         if self._waiting_room is not None:
+            self._waiting_room.classes(remove="qt-m-map-waits")
             self._fill_map(self._waiting_room)
             self._waiting_room = None
 
     def _fill_map(self, room: ui.element) -> None:
-        colours = theme.type_colours()
-        cells = [
-            MapCell(row.name, row.role, row.layer, colours[row.type_name], f"{row.type_name}, {size(row.size_bytes)}", row.n_parameters)
-            for row in self._rows
-        ]
+        looks, scale = self._looks()
+        cells = [MapCell(row.name, row.role, row.layer, row.n_parameters, looks[row.name]) for row in self._rows]
+        picked, brushed = told(self._picked_on_map), told(self._brushed)
         with room:
-            self._map = TensorMap(cells, title="Tensors by layer and role", on_pick=told(self._picked_on_map), sized=True)
+            self._map = TensorMap(cells, title="Tensors by layer and role", scale=scale, on_pick=picked, on_brush=brushed)
         if self._chosen is not None:
             self._map.select(self._chosen)
+
+    def _looks(self) -> tuple[dict[str, Look], Scale | None]:
+        """Every tensor's colour and letters, and what shades mean."""
+        labels = {row.name: f"{row.type_name}, {size(row.size_bytes)}, {shape_text(row.shape)}" for row in self._rows}
+        if self._colour.value == "type":
+            return {row.name: type_look(row.type_name, labels[row.name]) for row in self._rows}, None
+        shades = theme.palette().shades
+        scale = LogScale.over([float(row.size_bytes) for row in self._rows])
+        ends = Scale.of_shades(size(int(scale.low)), size(int(scale.high)), "stored bytes of a tensor")
+        return {row.name: Look(shades[scale.step(row.size_bytes)], labels[row.name], _short(row.size_bytes)) for row in self._rows}, ends
+
+    def _recolour(self) -> None:
+        if self._map is not None:
+            looks, scale = self._looks()
+            self._map.set_cells(looks)
+            self._map.set_scale(scale)
+
+    def _brushed(self, names: list[str]) -> None:
+        """Show these tensors alone in the table; all where there are none."""
+        if self._grid is not None:
+            ui.run_javascript(_ONLY % {"id": self._grid.id, "names": json.dumps(names)})
+            self._all.set_visibility(bool(names))
 
     async def _picked_on_map(self, name: str) -> None:
         await self._choose(name)
@@ -212,13 +237,18 @@ class _Structure:
             with box("qt-row"):
                 field = ui.input("Filter by name, role, shape or type").props("dense outlined clearable").classes("qt-grow")
                 shown = text("", "qt-small qt-muted qt-num").props('role="status"')
+                self._all = quiet("Show all", lambda: self._brushed([])).props("dense")
+                self._all.set_visibility(False)
             self._grid = ui.aggrid(self._grid_options(shown.id), auto_size_columns=False).classes("qt-m-grid-table")
             self._grid.props(f'role="region" aria-label="All {len(self._rows):,} tensors"')
             self._grid.options[":onRowSelected"] = _CHOSEN % self._grid.id
             self._grid.on("firstDataRendered", self._table_is_there, [])
             self._grid.on("choose", told(self._picked_in_table))
             field.on("update:model-value", js_handler=_FILTER % self._grid.id)
-            text("Arrow keys move in the table, Space chooses; click a heading to sort.", "qt-small qt-muted")
+            text(
+                "Arrow keys move in the table, Space chooses; click a heading to sort, a role or a layer of the map to see it alone.",
+                "qt-small qt-muted",
+            )
 
     def _grid_options(self, label: int) -> dict[str, Any]:
         number = {"type": "rightAligned"}
@@ -316,6 +346,12 @@ def _tensor(found: TensorTypes) -> None:
         _refusal(refusal)
 
 
+def _short(n_bytes: int) -> str:
+    """ "2.5M": bytes as a cell of the map has room for them."""
+    value, unit = size(n_bytes).split()
+    return f"{float(value):.{int(float(value) < 10)}f}{unit[0]}".replace(".0", "")
+
+
 def _percent(share: float) -> str:
     return percent(share, 2) if share >= 0.0001 else "under 0.01 %"
 
@@ -379,6 +415,12 @@ _COUNT = """(params) => {
     const [some, whole] = [n, all].map((number) => number.toLocaleString('en-US'));
     if (label) label.textContent = n === all ? `${whole} tensors` : `${some} of ${whole} tensors`;
 }"""
+_ONLY = """(() => {
+    const [api, names] = [getElement(%(id)d).api, new Set(%(names)s)];
+    api.setGridOption('isExternalFilterPresent', () => names.size > 0);
+    api.setGridOption('doesExternalFilterPass', (node) => names.has(node.id));
+    api.onFilterChanged();
+})()"""
 _SELECT = """(() => {
     const api = getElement(%(id)d).api;
     const node = api.getRowNode(%(name)s);
