@@ -100,13 +100,14 @@ def icon_button(icon: str, label: str, on_click: Callable[..., Any] | None = Non
     return button
 
 
-def empty(title: str, advice: str, *, action: str | None = None, target: str | Callable[..., Any] | None = None) -> None:
+def empty(title: str, advice: str, *, action: str | None = None, target: str | Callable[..., Any] | None = None) -> ui.element:
     """What a screen says when it has nothing to show yet: what it will show, and what to do next."""
-    with box("qt-card qt-empty"):
+    with box("qt-card qt-empty") as element:
         text(title, "qt-empty-title")
         text(advice)
         if action is not None and target is not None:
             primary(action, (lambda: ui.navigate.to(target)) if isinstance(target, str) else target)
+    return element
 
 
 def note(content: str, tone: Literal["", "bad", "warn"] = "") -> TextElement:

@@ -97,6 +97,20 @@ class Database:
         with self.transaction(), self._errors():
             self._connection.executemany(sql, parameters)
 
+    def absorb(self, other: Path, tables: Iterable[str]) -> None:
+        """Add the rows of another database of the same version whose keys are new here."""
+        with self._lock:
+            self._run("ATTACH DATABASE ? AS other", (str(other),))
+            try:
+                with self.transaction():
+                    for table in tables:
+                        columns = ", ".join(str(row[1]) for row in self._run(f"PRAGMA main.table_info({table})"))
+                        self._run(
+                            " ".join(("INSERT OR IGNORE INTO", f"main.{table} ({columns})", "SELECT", f"{columns} FROM other.{table}"))
+                        )
+            finally:
+                self._run("DETACH DATABASE other")
+
     def _connect(self, busy_timeout_s: float) -> sqlite3.Connection:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

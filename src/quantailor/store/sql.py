@@ -19,6 +19,8 @@ RESULT_TABLES = {
     "mix_scores": "SELECT * FROM mix_scores ORDER BY run, mix, chunk",
 }
 """Every row of every result table, by key."""
+MEASUREMENT_TABLES = ("models", "tensors", "cells", "imatrices", "imatrix_computations", "swap_runs", "mixes", "mix_scores")
+"""What stands for itself, without files of its own; each after those that it refers to."""
 
 
 def _upsert(table: str, key: str, columns: str, *, named: bool = False, **parameters: str) -> str:

@@ -42,7 +42,7 @@ from quantailor.store.keys import (
     SwapKey,
     VerdictRecord,
 )
-from quantailor.store.sql import RESULT_TABLES, SQL
+from quantailor.store.sql import MEASUREMENT_TABLES, RESULT_TABLES, SQL
 
 Found = TypeVar("Found")
 
@@ -107,6 +107,14 @@ class Store:
     def forget_model(self, fingerprint: str) -> None:
         """Remove a model with everything that was found out about it."""
         self._database.change(SQL.forget_model, (fingerprint,))
+
+    def take_over(self, other: Path) -> None:
+        """Add what another store of the same version has measured; what is known here stays."""
+        self._database.absorb(other, MEASUREMENT_TABLES)
+
+    def compact(self) -> None:
+        """Give back the room of what was removed."""
+        self._database.query("VACUUM")
 
     # Weight errors
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from nicegui import run, ui
 
+from quantailor.app.library.demo import demo_model, open_demo
 from quantailor.app.library.projects import ProjectReport, list_projects
 from quantailor.gui.context import workspace
 from quantailor.gui.frame import address, frame, next_step, results_of
 from quantailor.gui.widgets import box, card, empty, primary, quiet, text
+from quantailor.gui.widgets import told as told_of_errors
 from quantailor.present.words import count, plural, size
 
 
@@ -21,19 +23,29 @@ async def home() -> None:
     projects = await run.io_bound(list_projects, workspace()) or []
     with frame("home", "Projects", subtitle=_summary(projects)):
         if not projects:
-            empty(
+            first = empty(
                 "Cut a model to measure",
                 "Open a GGUF file, a Hugging Face directory or a repository. Quantailor measures what each type costs in every tensor,"
                 " chooses the mix for your size, builds the file and proves what it is worth.",
                 action="Open a model",
                 target="/open",
             )
+            if demo_model() is not None:
+                with first:
+                    quiet("Try it on a small model, already measured", told_of_errors(_open_demo), icon="bolt")
             return
         with box("qt-stack"):
             with box("qt-row"):
                 primary("Open a model", lambda: ui.navigate.to("/open"), icon="add")
             for project in projects:
                 _project(project)
+
+
+async def _open_demo() -> None:
+    ui.notify("Opening the demonstration…")
+    project = await run.io_bound(open_demo, workspace())
+    if project is not None:
+        ui.navigate.to(address(project, "choose"))
 
 
 def _summary(projects: list[ProjectReport]) -> str:
