@@ -239,7 +239,7 @@ def test_the_frontier_works_by_keys_a_typed_target_and_a_click_on_a_preset(
     ActionChains(page.driver).send_keys(Keys.PAGE_UP, Keys.PAGE_UP, Keys.ARROW_LEFT).perform()
     page.until(lambda: shown_bytes(page) > 1.05 * before, "keys ask for a larger file")
     page.until(lambda: shown_bytes(page) == kept(home, workbench.base, draft)[1], "which is solved for when they rest")
-    field = page.find('input[aria-label="Target"]')
+    field = page.find('input[aria-label="Size or bits"]')
     field.send_keys("4.2 bpw" + Keys.ENTER)
     page.until(lambda: kept(home, workbench.base, draft)[0].options.bits_per_weight == 4.2, "the typed target is taken")
     page.until(lambda: page.text(".qt-choose-top").split("\n")[2].startswith("4.2"), "and met")

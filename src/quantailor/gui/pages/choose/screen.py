@@ -55,6 +55,7 @@ class ChooseScreen:
         self._frontier: Frontier | None = None
         self._marks: list[FrontierPoint] = []
         self._drawn: object = None
+        self._latest: Prediction | None = None
         self._curves: AllCurves | None = None
         self._range = desk.size_range(draft.options, draft.pins_known_to(desk))
 
@@ -151,7 +152,7 @@ class ChooseScreen:
         self._kld = Stat("predicted KLD", hint="Predicted KL divergence from the base, with its 95 % interval")
         self._edits = Stat("pinned by hand")
         with box("qt-choose-target"):
-            target = ui.input("Target", placeholder="4.2 GiB or 4.5 bpw").props("outlined dense stack-label").classes("qt-target")
+            target = ui.input("Size or bits", placeholder="4.2 GiB or 4.5 bpw").props("outlined dense stack-label").classes("qt-target")
             target.on("keydown.enter", told(self._typed), js_handler="event => emit(event.target.value)")
             primary("Build", lambda: ui.navigate.to(f"{address(self._project, 'build')}?{urlencode({'draft': self._draft.name})}"))
         self._control = FrontierControl(on_drag=self._drag, on_release=told(self._release))
@@ -344,7 +345,7 @@ class ChooseScreen:
     async def _draw_frontier(self) -> None:
         """Draw the curve anew where the limits or the pins have changed; landmarks, which take longer, follow once."""
         limits = with_size(self._draft.options, 0), dict(self._draft.pins)
-        if limits == self._drawn:
+        if limits == self._drawn or self._latest is None:
             return
         self._drawn = limits
         pins = self._draft.pins_known_to(self._desk)
@@ -366,6 +367,8 @@ class ChooseScreen:
 
     def _place(self) -> None:
         """The handle where the draft is."""
+        if self._latest is None:
+            return
         has_kld = self._frontier is not None and self._frontier.has_kld
         point = point_of(self._latest, has_kld=has_kld)
         self._control.place(point or FrontierPoint(self._latest.file_size_bytes, 0.5))
