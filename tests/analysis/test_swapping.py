@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fuzzing
 from quantailor.analysis.corpus import chunks, load_corpus
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.importance.imatrix_file import read_imatrix
@@ -106,9 +107,9 @@ def build_file(bench: Bench, mix: Mapping[str, str], output: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n_swaps", "finer"), [(20, True), (500, False)])
+@pytest.mark.parametrize(("n_swaps", "finer"), [(20, True), (fuzzing.n_cases(500, 5), False)])
 def test_after_random_swaps_the_model_is_untouched(bench: Bench, n_swaps: int, finer: bool) -> None:
-    generator = random.Random(n_swaps)
+    generator = random.Random(n_swaps + fuzzing.seed())
     with bench.swapper() as swapper:
         if finer:
             swapper.rest_finer()

@@ -18,11 +18,9 @@ from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
 from quantailor.records import TensorInfo
 from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, gguf_path, quantizable_tensors, require_finite
-from quantailor.steps.calibration.imatrix import ImatrixReport, computation_key, imatrix_report
-from quantailor.steps.checks.inputs import check_texts
-from quantailor.steps.options import DEFAULT_N_CTX
+from quantailor.steps.calibration.imatrix import CalibrationStep, ImatrixReport, computation_key, imatrix_report
 from quantailor.steps.stages import Stages
-from quantailor.steps.step import ModelStep, Screen, StepResult
+from quantailor.steps.step import StepResult
 from quantailor.store import ImatrixKey
 
 FEW_TOKENS = 1.0
@@ -53,25 +51,13 @@ class CalibrateReport(StepResult):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrateStep(ModelStep[CalibrateReport], kind="calibrate", result=CalibrateReport):
-    """Compute an importance matrix and input covariances."""
+class CalibrateStep(CalibrationStep[CalibrateReport], kind="calibrate", result=CalibrateReport):
+    """Compute an importance matrix and input covariances, which are what `output` is for."""
 
     units: ClassVar[Mapping[str, str]] = {"calibrate": "chunks"}
-    runs_model: ClassVar[bool] = True
-    measures: ClassVar[bool] = True
-    screen: ClassVar[Screen | None] = "measure"
 
-    base: str
-    text: str | None = None
-    """None means the calibration text that ships with Quantailor."""
-    chunks: int | None = None
-    n_ctx: int = DEFAULT_N_CTX
-    process_output: bool = False
     memory_bytes: int | None = None
     """For sums, beside the model; with more of it the text runs fewer times. None for 1.5 GiB."""
-    output: str | None = None
-    """Where the covariances are written too."""
-    overwrite: bool = False
 
     def run(self, workspace: Workspace, stages: Stages) -> CalibrateReport:
         """Compute both, or take what the same computation gave before."""
@@ -92,13 +78,6 @@ class CalibrateStep(ModelStep[CalibrateReport], kind="calibrate", result=Calibra
                 with files.whole_file(Path(self.output), overwrite=self.overwrite) as target, kept.path.open("rb") as source:
                     shutil.copyfileobj(source, target, 1 << 20)
             return _report(workspace, model, imatrix, kept)
-
-    def check(self, workspace: Workspace) -> None:
-        """The text, and that the output may be written. Raises CorpusError, OutputError."""
-        super(CalibrateStep, self).check(workspace)
-        check_texts(self.text)
-        if self.output is not None:
-            files.refuse_existing(Path(self.output), overwrite=self.overwrite)
 
     def needs(self, workspace: Workspace) -> Needs:
         """Memory for the model as it is and for sums; disk for the covariances and twice the sums of one pass over the text."""

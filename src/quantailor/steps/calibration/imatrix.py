@@ -23,7 +23,7 @@ from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, fitted,
 from quantailor.steps.checks.inputs import check_texts
 from quantailor.steps.options import DEFAULT_N_CTX, Compute
 from quantailor.steps.stages import Stages
-from quantailor.steps.step import ModelStep, Screen, StepResult
+from quantailor.steps.step import Answer, ModelStep, Screen, StepResult
 from quantailor.store import ImatrixKey
 
 CHECKPOINT_CHUNKS = 4
@@ -53,10 +53,9 @@ class ImatrixReport(StepResult):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImatrixStep(ModelStep[ImatrixReport], kind="imatrix", result=ImatrixReport):
-    """Compute an importance matrix."""
+class CalibrationStep(ModelStep[Answer]):
+    """A step that runs a text through the model and keeps what its tensors are given."""
 
-    units: ClassVar[Mapping[str, str]] = {"imatrix": "chunks"}
     runs_model: ClassVar[bool] = True
     measures: ClassVar[bool] = True
     screen: ClassVar[Screen | None] = "measure"
@@ -68,7 +67,22 @@ class ImatrixStep(ModelStep[ImatrixReport], kind="imatrix", result=ImatrixReport
     n_ctx: int = DEFAULT_N_CTX
     process_output: bool = False
     output: str | None = None
+    """Where the result is written too."""
     overwrite: bool = False
+
+    def check(self, workspace: Workspace) -> None:
+        """The text, and that the output may be written. Raises CorpusError, OutputError."""
+        super(CalibrationStep, self).check(workspace)
+        check_texts(self.text)
+        if self.output is not None:
+            files.refuse_existing(Path(self.output), overwrite=self.overwrite)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImatrixStep(CalibrationStep[ImatrixReport], kind="imatrix", result=ImatrixReport):
+    """Compute an importance matrix."""
+
+    units: ClassVar[Mapping[str, str]] = {"imatrix": "chunks"}
 
     def run(self, workspace: Workspace, stages: Stages) -> ImatrixReport:
         """Compute it, or take the one that the same computation gave before."""
@@ -86,13 +100,6 @@ class ImatrixStep(ModelStep[ImatrixReport], kind="imatrix", result=ImatrixReport
             if self.output:
                 write_imatrix(imatrix, Path(self.output), overwrite=self.overwrite)
             return imatrix_report(workspace, model, imatrix)
-
-    def check(self, workspace: Workspace) -> None:
-        """The text, and that the output may be written. Raises CorpusError, OutputError."""
-        super(ImatrixStep, self).check(workspace)
-        check_texts(self.text)
-        if self.output is not None:
-            files.refuse_existing(Path(self.output), overwrite=self.overwrite)
 
     def needs(self, workspace: Workspace) -> Needs:
         """Memory for the model as it is."""
