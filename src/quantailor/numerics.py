@@ -257,11 +257,22 @@ def bootstrap_ln_product(
     least = max(floor, np.finfo(np.float64).tiny)
     n_chunks = len(values)
     logs = np.log(np.maximum(values.sum(axis=0), least))
-    generator = np.random.default_rng(seed)
-    ratios = []
-    for start in range(0, draws, _DRAWS_PER_BLOCK):
-        picks = generator.integers(n_chunks, size=(min(_DRAWS_PER_BLOCK, draws - start), n_chunks))
-        sums = np.log(np.maximum(values[picks].sum(axis=1), least))  # (draws of this block, n_columns)
-        ratios.append(sums @ weights)
+    drawn = _drawn(n_chunks, draws, seed)
+    ratios = [
+        np.log(np.maximum(drawn[start : start + _DRAWS_PER_BLOCK].astype(np.float64) @ values, least)) @ weights
+        for start in range(0, draws, _DRAWS_PER_BLOCK)
+    ]
     low, high = np.quantile(np.concatenate(ratios), [(1 - level) / 2, (1 + level) / 2])
     return float(logs @ weights), (float(low), float(high))
+
+
+@functools.lru_cache(maxsize=1)
+def _drawn(n_chunks: int, draws: int, seed: int) -> npt.NDArray[np.uint16]:
+    """How often each resample has each chunk, (draws, n_chunks); the comparisons of a verdict have it in common."""
+    generator = np.random.default_rng(seed)
+    found = np.empty((draws, n_chunks), dtype=np.uint16)
+    for start in range(0, draws, _DRAWS_PER_BLOCK):
+        picks = generator.integers(n_chunks, size=(min(_DRAWS_PER_BLOCK, draws - start), n_chunks))
+        picks += n_chunks * np.arange(len(picks))[:, None]
+        found[start : start + len(picks)] = np.bincount(picks.reshape(-1), minlength=picks.size).reshape(picks.shape)
+    return found

@@ -12,7 +12,7 @@ from commands import Command, Workbench
 @pytest.fixture
 def strategy(quantailor: Command, workbench: Workbench, tmp_path: Path) -> Path:
     place = tmp_path / "s.yaml"
-    assert quantailor("plan", workbench.base, "--bpw", "5", "--allow", "Q4_K,Q5_K,Q8_0", "-o", place, "--home", workbench.home).code == 0
+    assert quantailor("plan", workbench.base, "--bpw", "8", "--allow", "Q4_K,Q5_K,Q8_0", "-o", place, "--home", workbench.home).code == 0
     return place
 
 
