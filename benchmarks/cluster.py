@@ -102,7 +102,7 @@ def passes_per_second(bench: Bench, executor: Executor, indexes: Sequence[int]) 
 def main() -> int:
     """Print the figures; 1 where a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pass-seconds", type=float, default=0.5, help="how long a pass of the simulation sleeps")
+    parser.add_argument("--pass-seconds", type=float, default=2.0, help="how long a pass of the simulation sleeps")
     parser.add_argument("--only", choices=("overhead", "busy", "scaling"), default=None)
     options = parser.parse_args()
     missed = False

@@ -23,7 +23,7 @@ from quantailor.errors import ClusterError, Paused
 from quantailor.processes.crews import Crew, Item, Task, Work
 from quantailor.records import ClusterReport, WorkerReport
 
-BATCH_SECONDS = 2.0
+BATCH_SECONDS = 4.0
 MOST_BATCHES = 2
 """Of one worker at a time."""
 MOST_FAILURES = 3
