@@ -79,6 +79,17 @@ def test_an_interrupted_ladder_goes_on(quantailor: Command, base: Path, tmp_path
     assert times(out).items() > before.items()
 
 
+def test_what_was_planned_stays_when_more_is_measured(quantailor: Command, base: Path, tmp_path: Path) -> None:
+    out, home = tmp_path / "out", ("--home", tmp_path / "home")
+    quick = [word if word != QUICK[1] else "Q8_0,Q2_K" for word in QUICK]
+    assert quantailor("make", base, "--sizes", "5bpw", "-o", out, *quick, *home).code == 0
+    before, plan = times(out), (out / "strategies" / "5bpw.yaml").read_bytes()
+    assert quantailor("measure", base, "--types", "Q4_K,Q6_K", "--imatrix", "none", *home).code == 0
+    assert quantailor("make", base, "--sizes", "5bpw,Q8_0", "-o", out, *quick, *home).code == 0
+    assert times(out).items() > before.items()
+    assert (out / "strategies" / "5bpw.yaml").read_bytes() == plan
+
+
 def test_other_files_of_these_names_are_not_replaced(quantailor: Command, base: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -19,10 +19,11 @@ from quantailor.present import words
 from quantailor.records import Strategy
 from quantailor.session import NONE, Workspace, plain_label
 from quantailor.steps.build import BuildReport
-from quantailor.steps.plan import PlanOptions, PlanResult, Target, target_of
+from quantailor.steps.plan import PlanOptions, PlanResult, Target, plan_result, target_of
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import StepResult
 from quantailor.steps.verify import VerifyResult
+from quantailor.strategy import file as strategy_file
 
 _BITS = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*bpw\s*", re.IGNORECASE)
 NAME = "{model}-{size}"
@@ -134,7 +135,7 @@ class LadderStep(MakingStep[LadderResult], kind="ladder", result=LadderResult):
         ready.parts.begin("plan")
         (self.folder / "strategies").mkdir(exist_ok=True)
         planned = [
-            (label, *self.plan_types(workspace, ready, self.folder / "strategies" / f"{label}.yaml", plan, stages))
+            (label, *self.planned(workspace, ready, self.folder / "strategies" / f"{label}.yaml", plan, stages))
             for label, plan in self.asked.items()
         ]
         places = self.places(workspace, ready, {label: (strategy, found) for label, strategy, found in planned})
@@ -163,6 +164,29 @@ class LadderStep(MakingStep[LadderResult], kind="ladder", result=LadderResult):
             verify=verified,
             card=self.write_card(workspace, ready, rungs, verified, stages),
         )
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether earlier runs within a limit planned all sizes."""
+        return self.is_limited and not self.overwrite and all(place.exists() for place in self.plans)
+
+    def planned(self, workspace: Workspace, ready: Ready, place: Path, plan: PlanOptions, stages: Stages) -> tuple[Strategy, PlanResult]:
+        """What an earlier run planned with the same importance matrix and covariances, else a new plan.
+
+        More probes than there were then change nothing: a file that is there, and its name, stay.
+        """
+        if place.exists() and not self.overwrite:
+            there = strategy_file.read(place)
+            with workspace.model(ready.weights) as model:
+                matrix = workspace.imatrices.choose(model, ready.imatrix)
+            seen = (None if matrix is None else matrix.fingerprint, self.covariances if self.rounding == "compensated" else None)
+            recorded = (there.inputs.get("imatrix"), there.inputs.get("covariances") if self.rounding == "compensated" else None)
+            if there.prediction is not None and seen == recorded:
+                stages.note(f"{place.name} was planned before")
+                preset_size = there.target.get("size_bytes") if "like" in there.target else None
+                size = preset_size if isinstance(preset_size, int) else None
+                return there, plan_result(workspace, there, place, size, None, base=ready.weights)
+        return self.plan_types(workspace, ready, place, plan, stages)
 
     def verdict_of(self, file: Path) -> Path:
         """The stem of the verdict on one file."""

@@ -232,7 +232,7 @@ class MakingStep(PipelineStep[Answer]):
         parts.begin("measure")
         step.measure_step(weights, imatrix, step.candidate_types, exhaustive=step.exhaustive).run(workspace, stages)
         probed = None
-        if parts.begin("probes"):
+        if parts.begin("probes") and not step.is_planned:
             with workspace.source(weights) as source:
                 n_weights = sum(tensor.n_elements for tensor in source.tensors)
             probed = step.with_time_left(began).probes(weights, imatrix, n_weights).run(workspace, stages)
@@ -308,6 +308,11 @@ class MakingStep(PipelineStep[Answer]):
         """The probes of a model of so many weights."""
         group = self.group or ("tensor" if self.is_limited else grouping_of(n_weights, self.compute.n_gpu_layers))
         return self.probes_step(weights, imatrix, self.probe_chunks, group)
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether no plan needs more probes; a limit of time or passes is one of each run, and would allow more every time."""
+        return False
 
     def plan_types(self, workspace: Workspace, ready: Ready, place: Path, plan: PlanOptions, stages: Stages) -> tuple[Strategy, PlanResult]:
         """Plan on its own probes, with the types that were asked for and no others, whatever else was measured; and write the strategy."""
