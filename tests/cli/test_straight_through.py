@@ -105,7 +105,7 @@ def test_make_writes_the_result_alone(hub: HubServer, run: Command, model: Path,
     assert found["origin"] == f"org/tiny@{hub.repos['org/tiny'].sha}"
     (built,) = found["build"]["paths"]
     assert Path(built).name.startswith("tiny-")
-    assert contents(tmp_path).keys() - before.keys() == {f"out/{name}" for name in ("strategy.yaml", Path(built).name)}
+    assert contents(tmp_path).keys() - before.keys() == {f"out/{name}" for name in ("strategy.yaml", "recipe.yaml", Path(built).name)}
     assert not list((tmp_path / "home").rglob("bases/*"))
     assert run(*words, "--json").result == found
     assert built in run(*words).out

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
 from quantailor.records import Cell, TensorCells
 from quantailor.strategy.constraints import padded
@@ -44,6 +42,9 @@ def size_at(tables: Sequence[TensorCells], bits: float) -> int:
 
 def highs_bound(tables: Sequence[TensorCells], budget_bytes: int, *, scale: float) -> float:
     """HiGHS's lower bound of the least damage; `scale` brings the objective to about 1,000, above its absolute gap."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_array
+
     sizes = np.array([padded(cell.size_bytes) for tensor in tables for cell in tensor.cells], dtype=np.int64)
     damages = np.array([cell.damage for tensor in tables for cell in tensor.cells])
     owner = np.repeat(np.arange(len(tables)), [len(tensor.cells) for tensor in tables])

@@ -253,8 +253,9 @@ def _search(
     budget = sum(table.cell(strategy.types[table.name]).size_bytes for table in tables)
     tried = kept = in_vain = 0
     seen: set[str] = set()
+    allowed = frozenset(scene.limits.allowed) or None
     while tried < limit and in_vain < GIVE_UP_AFTER:
-        options = neighbours.exchanges(tables, strategy.types, budget_bytes=budget, fixed=fixed, allowed=_allowed(scene))
+        options = neighbours.exchanges(tables, strategy.types, budget_bytes=budget, fixed=fixed, allowed=allowed)
         fresh = [option for option in options if scene.mix(option.applied(strategy.types)).id not in seen]
         if not fresh:
             break
@@ -266,10 +267,6 @@ def _search(
         if gain.value > gain.se and scene.file_size(changed) <= scene.size_bytes:
             strategy, scores, kept, in_vain = changed, found, kept + 1, 0
     return strategy, scores, tried, kept
-
-
-def _allowed(scene: _Scene) -> frozenset[str] | None:
-    return frozenset(scene.limits.allowed) if scene.limits.allowed else None
 
 
 def _restricted(scene: _Scene, tables: Sequence[TensorCells]) -> set[str]:

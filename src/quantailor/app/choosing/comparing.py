@@ -102,7 +102,10 @@ def compare_strategies(
         sides = [_choice(workspace, model, side, imatrix) for side in (a, b)]
         lookup = cache(lambda matrix, rounding: what_is_known(workspace, model, matrix, rounding))
         first, second = (_side(model, choice, lookup(choice.imatrix, choice.rounding)) for choice in sides)
-        tensors = tuple(_differences(model.source, sides[0].types, sides[1].types))
+        one, other = sides[0].types, sides[1].types
+        tensors = tuple(
+            _difference(each, one[each.name], other[each.name]) for each in model.source.tensors if one[each.name] != other[each.name]
+        )
         return StrategyDiff(model.source.name, first, second, tensors, _by_role(model.source, tensors))
 
 
@@ -250,10 +253,6 @@ def _side(model: OpenedModel, choice: _Choice, known: Known) -> DiffSide:
 
 
 # Differences
-
-
-def _differences(source: ModelSource, a: Mapping[str, str], b: Mapping[str, str]) -> list[TensorDiff]:
-    return [_difference(tensor, a[tensor.name], b[tensor.name]) for tensor in source.tensors if a[tensor.name] != b[tensor.name]]
 
 
 def _difference(tensor: TensorInfo, a: str, b: str) -> TensorDiff:

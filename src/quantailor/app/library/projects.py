@@ -85,7 +85,7 @@ def list_projects(workspace: Workspace) -> list[ProjectReport]:
     reconcile(workspace.store)
     seen = _Seen.of(workspace)
     found = [_report(workspace, record, seen) for record in workspace.store.models() if not _is_product(workspace, record, seen)]
-    kept = [report for report in found if report.source is not None or _is_known(report)]
+    kept = [report for report in found if report.source or report.n_cells or report.has_imatrix or report.is_probed or report.n_verdicts]
     return sorted(kept, key=lambda report: report.last_activity, reverse=True)
 
 
@@ -179,11 +179,6 @@ def _carries_strategy(workspace: Workspace, path: Path) -> bool:
             return "quantailor.strategy" in source.metadata
     except QuantailorError:
         return False
-
-
-def _is_known(report: ProjectReport) -> bool:
-    """Whether there are results worth keeping."""
-    return bool(report.n_cells or report.has_imatrix or report.is_probed or report.n_verdicts)
 
 
 def _report(workspace: Workspace, record: ModelRecord, seen: _Seen) -> ProjectReport:

@@ -108,7 +108,8 @@ def export(
     Raises OutputError where the text cannot be written, and what `llama_quantize_command` raises.
     """
     files.refuse_existing(text_path, overwrite=overwrite)
-    target = output or text_path.with_name(f"{_plain_stem(strategy_path)}.gguf")
+    is_file = strategy_path.suffix == ".gguf"
+    target = output or text_path.with_name(f"{strategy_path.stem}{'-again' if is_file else ''}.gguf")
     strategy = read_strategy(strategy_path)
     report = llama_quantize_command(
         workspace, base, strategy, target, strategy_path=strategy_path, text_path=text_path, format=format, imatrix=imatrix
@@ -118,10 +119,6 @@ def export(
 
 
 _ENDINGS: Mapping[ExportFormat, str] = {"llama-quantize": ".tensor-types.txt", "ik": ".custom-q.txt", "yaml": ".yaml"}
-
-
-def _plain_stem(path: Path) -> str:
-    return f"{path.stem}-again" if path.suffix == ".gguf" else path.stem
 
 
 def _export(

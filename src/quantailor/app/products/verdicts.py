@@ -247,7 +247,7 @@ def verify_cost(workspace: Workspace, task: VerifyStep) -> VerifyCost:
         builds_twin = twin is not None and not twin[1]
         engine = library.engine(on_gpu=task.compute.n_gpu_layers != 0)
         judged = (*task.files, *there.values(), *([] if twin is None or builds_twin else [twin[0]]))
-        keys = {key for key in (_candidate(workspace, path) for path in judged) if key is not None}
+        keys = {workspace.identity(path).fingerprint for path in judged if path.is_file()}
         done = {
             key: workspace.store.scored_chunks(ScoreKey(model.fingerprint, corpus.sha256, n_ctx, key, engine))
             for key in (BASE, NULL_CONTROL, *keys)
@@ -255,10 +255,6 @@ def verify_cost(workspace: Workspace, task: VerifyStep) -> VerifyCost:
         n_runs = _n_runs(done, n_chunks, n_new=len(new) + builds_twin)
         seconds = _seconds(workspace, model, task, n_runs, [*map(_main_type, new), *([TWIN_TYPE] if builds_twin else [])])
         return VerifyCost(n_text_chunks, n_chunks, n_runs, references, new, builds_twin, seconds)
-
-
-def _candidate(workspace: Workspace, file: Path) -> str | None:
-    return workspace.identity(file).fingerprint if file.is_file() else None
 
 
 def _n_runs(done: Mapping[str, frozenset[int]], n_chunks: int, *, n_new: int) -> int:
