@@ -60,7 +60,7 @@ const top = document.querySelector('.qt-choose-top');
 window.delays = [];
 window.moved = null;
 let before = top.innerText;
-document.addEventListener('mousemove', () => { window.moved ??= performance.now(); }, true);
+document.addEventListener('pointermove', () => { window.moved ??= performance.now(); }, true);
 new MutationObserver(() => {
     if (window.moved === null || top.innerText === before) return;
     before = top.innerText;

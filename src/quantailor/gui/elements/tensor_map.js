@@ -193,8 +193,9 @@ export default {
       const longest = (at) => Math.max(0, ...this.cells.map((cell) => cell[3][at].length)) * LETTER;
       const written = longest(2) <= room ? 2 : longest(3) <= room ? 3 : 0;
       const sight = this.width + w;
+      const origin = this.x(0);
       for (const [, row, column, [colour, , , , doubt], side, pinned] of this.cells) {
-        const left = this.x(column);
+        const left = origin + column * w;
         if (left < labels - w || left > sight) continue;
         const [cw, ch] = [(w - gap) * side, (h - 2) * side];
         const [x, y] = [left + (w - gap - cw) / 2, row * h + (h - 2 - ch) / 2];
@@ -209,7 +210,7 @@ export default {
       }
       if (written) {
         for (const [, row, column, look, side] of this.cells) {
-          const left = this.x(column);
+          const left = origin + column * w;
           if (left < labels - w || left > sight) continue;
           const letters = [look[written], look[3]].find((each) => each.length * LETTER <= (w - gap) * side);
           if (!letters) continue;
@@ -231,7 +232,7 @@ export default {
       return this.labels + column * this.columnWidth - this.$refs.view.scrollLeft;
     },
     tile(pen, x, y, w, h) {
-      if (w < 5) return pen.fillRect(x, y, w, h);
+      if (w < 12) return pen.fillRect(x, y, w, h);
       pen.beginPath();
       pen.roundRect(x, y, w, h, Math.min(3, w / 4));
       pen.fill();

@@ -49,17 +49,20 @@ def log_error(cell: Cell) -> float | None:
 class MapPainter:
     """Looks of the map's cells, by type or by the damage that the type does; `choose.js` tells more of a tensor."""
 
-    def __init__(self, desk: Planner, draft: Draft, *, by_damage: bool) -> None:
+    def __init__(self, tensors: Mapping[str, PlannerTensor], draft: Draft, *, basis: str, by_damage: bool) -> None:
         """The scale of damages is that of the draft, so that colours keep their meaning while types change."""
-        self._tensors = {tensor.name: tensor for tensor in desk.tensors()}
-        self._damages = {name: {cell.type_name: cell.damage for cell in tensor.cells} for name, tensor in self._tensors.items()}
-        self._by_damage = by_damage
+        self._tensors = tensors
         self._shades, self._line = palette().shades, palette().line
-        chosen = [self._damage(name, draft.types.get(name, "")) or 0.0 for name in self._tensors]
-        self._log = LogScale.over(chosen, decades=4.0)
-        what = "nats of predicted KLD" if desk.basis == "probes" else "expected damage (ranking only)"
-        ends = (figure(self._log.low, 2), figure(self._log.high, 2))
-        self.scale = Scale.of_shades(*ends, f"{what} from each tensor's type") if by_damage else None
+        self._damages: dict[str, dict[str, float]] = {}
+        self._log = LogScale(1.0, 10.0)
+        self.scale: Scale | None = None
+        if by_damage:
+            self._damages = {name: {cell.type_name: cell.damage for cell in tensor.cells} for name, tensor in self._tensors.items()}
+            chosen = [self._damage(name, draft.types.get(name, "")) or 0.0 for name in self._tensors]
+            self._log = LogScale.over(chosen, decades=4.0)
+            what = "nats of predicted KLD" if basis == "probes" else "expected damage (ranking only)"
+            ends = (figure(self._log.low, 2), figure(self._log.high, 2))
+            self.scale = Scale.of_shades(*ends, f"{what} from each tensor's type")
 
     def _damage(self, name: str, type_name: str) -> float | None:
         return self._damages[name].get(type_name)
@@ -81,7 +84,7 @@ class MapPainter:
     def look(self, name: str, type_name: str) -> Look:
         """What a tensor's cell shows for a type."""
         look = type_look(type_name)
-        if not self._by_damage:
+        if self.scale is None:
             return look
         damage = self._damage(name, type_name)
         return replace(look, colour=self._line if not damage else self._shades[self._log.step(damage)])

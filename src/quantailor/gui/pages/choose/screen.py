@@ -159,7 +159,7 @@ class ChooseScreen:
         self._control.span(*self._range)
 
     def _build_map(self) -> None:
-        self._painter = rows.MapPainter(self._desk, self._draft, by_damage=False)
+        self._painter = rows.MapPainter(self._tensors, self._draft, basis=self._desk.basis, by_damage=False)
         modes = ui.toggle({False: "Type", True: "Damage"}, value=False, on_change=self._recolour).classes("qt-segment qt-map-modes")
         modes.props('no-caps unelevated dense toggle-color=none toggle-text-color=none aria-label="Colour by"')
         self._map = TensorMap(
@@ -171,7 +171,7 @@ class ChooseScreen:
         )
 
     def _recolour(self, event: events.ValueChangeEventArguments[Any]) -> None:
-        self._painter = rows.MapPainter(self._desk, self._draft, by_damage=bool(event.value))
+        self._painter = rows.MapPainter(self._tensors, self._draft, basis=self._desk.basis, by_damage=bool(event.value))
         self._map.set_scale(self._painter.scale)
         self._map.set_cells(self._painter.looks(self._draft))
 
