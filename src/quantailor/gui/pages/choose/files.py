@@ -58,7 +58,7 @@ class FilesDialog:
                 with box("qt-row"):
                     here = item.name == self._draft().name
                     target = f"{address(self._project, 'choose')}?{urlencode({'draft': item.name})}"
-                    ui.link(item.name, target).classes("qt-grow").props('aria-current="true"' if here else "")
+                    ui.link(item.name, target).classes("qt-grow qt-link").props('aria-current="true"' if here else "")
                     text("open here" if here else item.changed.replace("T", " ")[:16], "qt-small qt-muted")
                     if not here:
                         icon_button("delete", f"Delete the version {item.name}", told(partial(self._forget, item.name)))
