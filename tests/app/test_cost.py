@@ -10,13 +10,15 @@ import pytest
 
 from clocks import Clock
 from quantailor.app.jobs import run_job, submit
-from quantailor.app.measuring.cost import CostReport, job_cost
+from quantailor.app.measuring.cost import CostReport, job_cost, outline
 from quantailor.app.measuring.counted import StageCost
 from quantailor.costs.model_size import ModelSize
 from quantailor.errors import CorpusError, TypeUnavailableError
 from quantailor.jobs import resolve
 from quantailor.pipeline import LEVELS, MakeStep, StudyStep
 from quantailor.session import Workspace
+from quantailor.steps.calibration.calibrate import CalibrateStep
+from quantailor.steps.calibration.imatrix import ImatrixStep
 from quantailor.steps.measure import MeasureStep
 from quantailor.steps.options import Compute
 from quantailor.steps.plan import PlanOptions
@@ -112,6 +114,20 @@ def test_what_earlier_jobs_took_corrects_and_narrows_the_range_of_any_model(
         low, high = stage(known, "verify").seconds  # no such job, but others that ran a model
         assert high / low < 5
         assert stage(known, "measure").seconds == pytest.approx(stage(before, "measure").seconds, rel=0.01)
+
+
+def test_a_part_alone_says_what_it_takes_without_a_trial_of_the_model(
+    workspace: Workspace, books_llama_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantailor.app.measuring.counted.model_flops_per_second", lambda *_: pytest.fail("it was tried"))
+    base, one = str(books_llama_base), Compute(n_threads=1)
+    (imatrix,) = outline(workspace, ImatrixStep(base=base, chunks=5, compute=one))
+    (calibrate,) = outline(workspace, CalibrateStep(base=base, chunks=5, compute=one))
+    (measure,) = outline(workspace, MeasureStep(base=base, types=("Q4_K",), compute=one))
+    assert [phase.pace for phase in (imatrix, calibrate, measure)] == ["imatrix", "calibrate", "measure"]
+    assert imatrix.counted == calibrate.counted == 5
+    assert 0 < imatrix.trial_seconds < calibrate.trial_seconds
+    assert outline(workspace, MeasureStep(base=base, tensors=("attn_q",), compute=one)) == ()
 
 
 def test_jobs_remember_how_long_their_work_took(workspace: Workspace, tmp_path: Path) -> None:

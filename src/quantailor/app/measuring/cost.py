@@ -130,7 +130,8 @@ def outline(workspace: Workspace, step: Step[StepResult]) -> tuple[Phase, ...]:
     if alone is None:
         return ()
     task, stages = alone
-    with _counted(workspace, task, step if isinstance(step, ProbeStep) else None) as counted:
+    probes = step if isinstance(step, ProbeStep) else None
+    with _counted(workspace, task, probes, tries=probes is not None) as counted:
         return _phases([_ESTIMATES[name](counted) for name in stages], task)
 
 
@@ -194,11 +195,10 @@ def _phase(estimate: StageEstimate, *, is_limited: bool) -> Phase:
 
 
 @contextmanager
-def _counted(workspace: Workspace, task: Pipeline, probes: ProbeStep | None = None) -> Iterator[Counted]:
+def _counted(workspace: Workspace, task: Pipeline, probes: ProbeStep | None = None, *, tries: bool = True) -> Iterator[Counted]:
     with workspace.model(task.model, allow_requantize=task.allow_requantize) as model:
-        yield Counted(
-            workspace, task.decided(model.source) if isinstance(task, StudyStep) else task.decided(workspace, model.source), model, probes
-        )
+        decided = task.decided(model.source) if isinstance(task, StudyStep) else task.decided(workspace, model.source)
+        yield Counted(workspace, decided, model, probes, tries)
 
 
 def _estimates(at: Counted) -> list[StageEstimate]:

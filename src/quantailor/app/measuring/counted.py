@@ -108,6 +108,8 @@ class Counted:
     model: OpenedModel
     probes: ProbeStep | None = None
     """Those that are counted; None for the task's."""
+    tries: bool = True
+    """Whether the model itself is tried where nothing is known of the machine; not for a stage that soon tells its own speed."""
 
     @cached_property
     def size(self) -> ModelSize:
@@ -199,7 +201,7 @@ class Counted:
         """How long this very model takes over what the trial of the machine says, where nothing is recorded and it is small enough."""
         names = {pace_name(stage, compensated=each, on_gpu=self.on_gpu) for stage in RUNNING for each in (False, True)}
         known = self.paces.ratio(names, self.n_threads) is not None
-        if known or self.base is None or self.size.tensor_bytes > TRIAL_BYTES or self.has_no_predictions:
+        if not self.tries or known or self.base is None or self.size.tensor_bytes > TRIAL_BYTES or self.has_no_predictions:
             return None
         compute = self.task.compute
         found = model_flops_per_second(self.base, self.size.decode_flops(1), compute.n_threads, compute.n_gpu_layers)
