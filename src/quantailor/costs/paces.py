@@ -26,11 +26,6 @@ class Paces:
     def __init__(self, paces: Iterable[Pace]) -> None:
         self._paces = [pace for pace in paces if pace.seconds >= LEAST_SECONDS and pace.expected_seconds > 0]
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is known."""
-        return not self._paces
-
     def ratio(self, stages: Collection[str], n_threads: int) -> float | None:
         """Real over expected time of any of these stages, the median of the latest; None where nothing is known.
 
