@@ -7,10 +7,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
+import numpy as np
+
 from quantailor.analysis.covariances.covariances import Covariances
-from quantailor.analysis.importance.imatrix import Imatrix, quantizer_importance
+from quantailor.analysis.importance.imatrix import TOKEN_EMBEDDINGS, Imatrix, quantizer_importance
 from quantailor.analysis.rounding.compensation import round_rows
 from quantailor.analysis.rounding.metric import Metric
+from quantailor.analysis.rounding.scales import keep_sizes
 from quantailor.ggml import codec
 from quantailor.numerics import Bytes, Floats
 from quantailor.qtypes import QType
@@ -97,7 +100,10 @@ class Rounding:
         """
         metric = self.metric(tensor, index) if self.compensated and qtype.is_quantized else None
         if metric is not None:
-            return round_rows(values, qtype, metric)
+            data = round_rows(values, qtype, metric)
+            # The norms behind embeddings undo their size, beside that of what is added to them.
+            is_embedding = tensor.name in TOKEN_EMBEDDINGS
+            return data if is_embedding else keep_sizes(data, values, np.diagonal(metric.covariance.matrix), qtype)
         return codec.quantize(values, qtype, self.importance(tensor, index))
 
 
