@@ -14,9 +14,12 @@ from quantailor.cluster.crew import ClusterCrew, Listeners, Member
 from quantailor.cluster.places import Places, packed
 from quantailor.cluster.worker import IsSetUp, Order, Refused, Report
 from quantailor.control import QUIET, Control
+from quantailor.errors import ClusterError
 from quantailor.records import ClusterReport
 
 ARITHMETIC: Any = None
+CANCELLED_BEFORE_S = 10.0
+"""So long before a scheduler counts as lost, everything that is asked comes back as cancelled."""
 
 
 @dataclass
@@ -69,6 +72,8 @@ class MadeUpConnection:
         seconds, answer = self._answer(each, begins, function, *arguments)
         each.free_at = begins + seconds
         each.busy_seconds += seconds if answer is not None else 0.0
+        if begins >= self._lost_at - CANCELLED_BEFORE_S:
+            answer, each.free_at = ClusterError("the connection was lost"), begins
         if answer is not None and each.free_at < min(each.dies, each.stops):
             heapq.heappush(self._coming, (each.free_at, self._number, answer))
         return self._number

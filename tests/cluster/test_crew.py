@@ -114,7 +114,7 @@ def test_with_nobody_fit_the_job_ends_in_words() -> None:
 
 def test_without_a_scheduler_or_any_worker_the_job_pauses() -> None:
     with pytest.raises(Paused, match="does not answer"):
-        driven(MadeUp(), lost_at=5.0).squares(N)
+        driven(MadeUp(), lost_at=15.0).squares(N)
     with pytest.raises(Paused, match="no worker is left"):
         driven(MadeUp(dies=5.0)).squares(N)
 

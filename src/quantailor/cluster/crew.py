@@ -309,6 +309,10 @@ class ClusterCrew(Crew[Task, Item]):
             return ()  # late: its tasks went to others
         one = self._workers[address]
         batch, one.sign = one.batches.pop(number), self._clock()
+        if isinstance(answer, ClusterError):  # the connection's, which says nothing of the tasks
+            todo.give_back(batch.tasks)
+            self._ask_to_set_up(address)
+            return ()
         if not isinstance(answer, Report):
             self._blame(todo, batch, address, f"{type(answer).__name__}: {answer}")
             return ()
@@ -322,7 +326,9 @@ class ClusterCrew(Crew[Task, Item]):
         one = self._workers[address]
         if one.state != "setting up":
             return
-        if not isinstance(answer, IsSetUp):
+        if isinstance(answer, ClusterError):
+            self._leave_out(address, "cannot be reached", todo)
+        elif not isinstance(answer, IsSetUp):
             self._leave_out(address, answer.words if isinstance(answer, Refused) else f"failed: {answer}", todo, "refused")
         elif self._has_facts and answer.facts != self._facts:
             self._leave_out(address, "runs the model otherwise than the first worker", todo, "refused")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import logging
@@ -52,17 +53,25 @@ def connected(address: str, places: Places, listeners: Listeners) -> Iterator[Ex
         import distributed
     except ImportError as error:
         raise ClusterError("Dask is not installed", remedy="pip install 'quantailor[cluster]'") from error
+    for name in ("distributed", "distributed.client", "distributed.comm", "distributed.core", "distributed.scheduler"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters of it is said by us
     with ExitStack() as stack:
         place = stack.enter_context(_cluster_here(int(local[1]))) if local else address
         try:
-            client = stack.enter_context(distributed.Client(place, timeout=CONNECT_SECONDS, set_as_default=False))
+            client = distributed.Client(place, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, TimeoutError, ValueError) as error:
             raise ClusterError(
                 f"no scheduler answers at {address}: {error}", remedy="Start one with `dask scheduler`, or check its address"
             ) from error
+        stack.callback(_close, client)
         n_threads = max(1, (os.cpu_count() or 1) // int(local[1])) if local else None
         with DaskConnection(client, address) as connection:
             yield ClusterExecutor(connection, places, listeners, n_threads)
+
+
+def _close(client: Any) -> None:
+    with contextlib.suppress(Exception):  # one that has lost its scheduler has nothing to say good-bye to
+        client.close()
 
 
 @contextmanager
@@ -111,6 +120,7 @@ class DaskConnection:
 
     def __init__(self, client: Any, address: str) -> None:
         self._client, self._address = client, address
+        self._dashboard = client.dashboard_link
         self._answers: queue.Queue[tuple[int, object]] = queue.Queue()
         self._futures: dict[int, Any] = {}
         self._numbers = itertools.count()
@@ -137,8 +147,7 @@ class DaskConnection:
 
     @property
     def dashboard(self) -> str | None:
-        found = self._client.dashboard_link
-        return str(found) if found else None
+        return str(self._dashboard) if self._dashboard else None
 
     @property
     def is_lost(self) -> bool:
@@ -151,9 +160,13 @@ class DaskConnection:
     def submit(self, address: str, function: Callable[..., object], *arguments: object) -> int:
         """Call a function on one worker, which others cannot do in its place."""
         number = next(self._numbers)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sending large graph")
-            future = self._client.submit(function, *arguments, workers=[address], allow_other_workers=False, pure=False)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Sending large graph")
+                future = self._client.submit(function, *arguments, workers=[address], allow_other_workers=False, pure=False)
+        except Exception as error:
+            self._answers.put((number, ClusterError(f"the connection was lost: {error}")))
+            return number
         self._futures[number] = future
         self._client.loop.add_callback(self._fetch, number, future)
         return number
@@ -171,7 +184,8 @@ class DaskConnection:
         """Cancel it."""
         future = self._futures.pop(number, None)
         if future is not None:
-            future.cancel()
+            with contextlib.suppress(Exception):  # a client that is closed cannot, and need not
+                future.cancel()
 
     async def _fetch(self, number: int, future: Any) -> None:
         """Wait for an answer on the client's own loop: one that never comes holds up no other."""
