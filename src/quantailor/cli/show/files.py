@@ -7,6 +7,7 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
+from quantailor.app.products.verdicts import MIN_CHUNKS
 from quantailor.app.steps import BuildReport, ConvertResult, LadderResult, MakeResult, VerifyResult
 from quantailor.cli.output import console, table
 from quantailor.cli.show.choosing import planned
@@ -98,7 +99,8 @@ def _standing_table(verdict: Verdict) -> Any:
         ratio = f"{exp(each.ln_kld_ratio):.3f} [{low:.3f}, {high:.3f}]".replace("[", r"\[")
         rows.append((each.file, " to ".join(each.presets), ratio, each.outcome))
     columns = {"file": "left", "presets": "left", "its KLD / the line's": "right", "it is": "left"}
-    return table("Beside the presets' line at its size", columns, rows)
+    few = "" if verdict.rows[0].statistics.n_chunks >= MIN_CHUNKS else f"; a claim needs {MIN_CHUNKS} chunks"
+    return table(f"Beside the presets' line at its size{few}", columns, rows)
 
 
 def _verdict_row(row: VerdictRow, ratios: Mapping[str, Any]) -> tuple[str, ...]:
