@@ -127,8 +127,8 @@ RestOption = Annotated[
     Rest,
     typer.Option(
         "--rest",
-        help="What the base rests in while it is probed: 16 (bits, as stored) or q8_0, which takes half the memory; types of 6 bits and "
-        "more then count as expected, and no KL divergence is predicted.",
+        help="What the base rests in while it is probed: 16 (bits, as stored) or q8_0, which takes half the memory; types of many bits "
+        "then count as expected, and no KL divergence is predicted.",
     ),
 ]
 ProbeChunks = Annotated[int, number("probe_chunks", "--probe-chunks", help="Chunks for probes, at most.")]
