@@ -10,6 +10,7 @@ from commands import Command
 
 import quantailor as q
 from quantailor.evidence.measurements import UNUSUAL_TYPES
+from quantailor.ggml import library
 from quantailor.session import Workspace
 from small_base import write_small_base
 
@@ -82,7 +83,9 @@ def test_types_that_no_plan_takes_by_itself_are_measured_where_they_are_named(qu
             (key,) = workspace.store.measurements(q.read_strategy(Path(made["strategy"])).model_fingerprint)
             measured = {cell.type_name for cell in workspace.store.cells(key)}
         assert measured & UNUSUAL_TYPES == unusual
-        assert measured > {"Q2_K", "IQ4_XS", "Q4_0", "BF16"}
+        assert measured > {"Q3_K", "IQ4_XS", "Q4_0", "BF16"}
+        small = {name for name, qtype in library.types().items() if qtype.bits_per_weight < 0.45 * 6} - UNUSUAL_TYPES
+        assert (measured & small) == (small if named else set()), "types much smaller than the file's bits, unless there are limits"
 
 
 def test_a_result_of_the_other_rounding_is_not_replaced(quantailor: Command, base: Path, text: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from quantailor.records import Strategy
 from quantailor.session import AUTO, NONE, OpenedModel, Workspace, plain_label
 from quantailor.steps.build import BuildReport, BuildStep
 from quantailor.steps.checks.folder import alone_in, refuse_busy, refuse_other_result
-from quantailor.steps.checks.inputs import check_plan, check_possible, check_texts, require_long_texts
+from quantailor.steps.checks.inputs import asked_bits, check_plan, check_possible, check_texts, require_long_texts
 from quantailor.steps.checks.limits import constraints_of
 from quantailor.steps.convert import ConvertStep, with_base, with_known_base
 from quantailor.steps.measure import known_types
@@ -42,6 +42,8 @@ from quantailor.steps.step import Answer, Screen, StepResult
 from quantailor.steps.verify import VerifyResult, VerifyStep
 from quantailor.strategy import file as strategy_file
 
+LEAST_SHARE = 0.45
+"""Of a file's bits per weight: smaller types are not measured. No plan on probes has been seen to use one below 0.47 (docs/LOG.md)."""
 _TARGET_OPTIONS = {"size_bytes": "size", "bits_per_weight": "bpw", "like": "like", "kld_nats": "kld"}
 
 
@@ -173,6 +175,15 @@ class MakingStep(PipelineStep[Answer]):
         named = (*usual_types(), *limits.pins.values(), *limits.allowed, *chain(*limits.allowed_by_pattern.values()))
         return tuple(name for name in library.types() if any(fnmatchcase(name, each) for each in named))
 
+    def types_to_measure(self, model: OpenedModel) -> tuple[str, ...]:
+        """The candidates; where neither types nor limits are named, without those that are too small for any of the sizes."""
+        bits = [asked_bits(model, plan, has_imatrix=self.imatrix != NONE) for plan in self.plans.values()]
+        sizes = [each for each in bits if each is not None]
+        if self.types or constraints_of(self.plan) != constraints_of(PlanOptions()) or len(sizes) < len(bits):
+            return self.candidate_types
+        qtypes = library.types()
+        return tuple(name for name in self.candidate_types if qtypes[name].bits_per_weight >= LEAST_SHARE * min(sizes))
+
     @property
     def probed(self) -> bool:
         """Whether it probes."""
@@ -214,7 +225,7 @@ class MakingStep(PipelineStep[Answer]):
             read_imatrix(Path(known))  # one that cannot be read stops the run before anything is written
         base = step.find_base(workspace)[0] if step.runs_the_model(workspace) else None
         with workspace.model(step.model, allow_requantize=True) as model:
-            parts = Parts(step.parts(workspace, model), stages)
+            parts, types = Parts(step.parts(workspace, model), stages), step.types_to_measure(model)
         weights = base or step.model
         if parts.begin("convert"):
             ConvertStep(model=step.model, output=weights, overwrite=True).run(workspace, stages)
@@ -230,7 +241,7 @@ class MakingStep(PipelineStep[Answer]):
                 write_imatrix(read_imatrix(Path(imatrix)), step.folder / "imatrix.gguf", overwrite=True)
         step = dataclasses.replace(step, covariances=covariances or NONE)
         parts.begin("measure")
-        step.measure_step(weights, imatrix, step.candidate_types, exhaustive=step.exhaustive).run(workspace, stages)
+        step.measure_step(weights, imatrix, types, exhaustive=step.exhaustive).run(workspace, stages)
         probed = None
         if parts.begin("probes") and not step.is_planned:
             with workspace.source(weights) as source:

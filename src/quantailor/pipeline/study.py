@@ -100,6 +100,10 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
         """The types asked for; all usual ones for none. Raises TypeUnavailableError for an unknown one."""
         return known_types(self.types) if self.types else usual_types()
 
+    def types_to_measure(self, _: OpenedModel) -> tuple[str, ...]:
+        """The same, whatever the model."""
+        return self.candidate_types
+
     @property
     def takes_turns(self) -> bool:
         """Whether it runs the model, by its options alone."""

@@ -121,7 +121,7 @@ class Counted:
 
     @cached_property
     def types(self) -> tuple[str, ...]:
-        return self.task.candidate_types
+        return self.task.types_to_measure(self.model)
 
     @cached_property
     def base(self) -> Path | None:

@@ -63,11 +63,11 @@ def check_possible(model: OpenedModel, options: PlanOptions, types: Sequence[str
     """Raise StrategyError where no types could meet a plan's size, bits and limits, whatever is measured."""
     tables = [_table(tensor, model.source.architecture, types, has_imatrix=has_imatrix) for tensor in quantizable_tensors(model.source)]
     target: dict[str, str | int | float] = {"bits_per_weight": options.bits_per_weight or 32.0}
-    if options.size_bytes is not None:
-        target = {"size_bytes": options.size_bytes}
+    size_bytes = _asked_bytes(model, options, has_imatrix=has_imatrix)
+    if size_bytes is not None:
+        target = {"size_bytes": size_bytes}
     if options.like is not None:
-        preset = preset_name(options.like)
-        target = {"like": preset, "size_bytes": preset_size_bytes(model, preset, _usual_imatrix(model) if has_imatrix else None)}
+        target["like"] = preset_name(options.like)
     facts, limits = model_facts(model, tables), constraints_of(options)
 
     def fit(spare_bytes: int) -> None:
@@ -85,6 +85,20 @@ def check_possible(model: OpenedModel, options: PlanOptions, types: Sequence[str
             fit(SPARE_BYTES + SPARE_BYTES_PER_TENSOR * len(tables))
         except InfeasibleError as roomy:
             raise InfeasibleError(roomy.message.replace(" takes ", " takes at most "), remedy=roomy.remedy) from None
+
+
+def asked_bits(model: OpenedModel, options: PlanOptions, *, has_imatrix: bool) -> float | None:
+    """Bits per weight of the file that a plan is asked for, header included; None where it is asked for a divergence, or for nothing."""
+    size_bytes = _asked_bytes(model, options, has_imatrix=has_imatrix)
+    if size_bytes is None:
+        return options.bits_per_weight
+    return 8 * size_bytes / sum(tensor.n_elements for tensor in model.source.tensors)
+
+
+def _asked_bytes(model: OpenedModel, options: PlanOptions, *, has_imatrix: bool) -> int | None:
+    if options.like is not None:
+        return preset_size_bytes(model, preset_name(options.like), _usual_imatrix(model) if has_imatrix else None)
+    return options.size_bytes
 
 
 def _bare_size(model: OpenedModel, strategy: Strategy) -> int:
