@@ -16,7 +16,7 @@ from quantailor.records import TensorInfo
 
 SAMPLED_DRAWS: Range = (0.7 * PILOT_DRAWS, 5.0 * PILOT_DRAWS)
 """Rows of a tensor that sampling measures at a type: hardly more than the pilot's where rows are alike, many where they are not."""
-COMPENSATED_DRAWS: Range = (10.0 * PILOT_DRAWS, 30.0 * PILOT_DRAWS)
+COMPENSATED_DRAWS: Range = (1.0 * PILOT_DRAWS, 8.0 * PILOT_DRAWS)
 """The same where errors are compensated: what they do to outputs differs more from row to row."""
 ENERGY_SECONDS: Range = (1e-9, 6e-9)
 """Per weight, one thread: what it takes to read a weight and sum its square, which sampling does once for all types."""

@@ -56,6 +56,8 @@ __all__ = [
 ]
 
 DEFAULT_RELATIVE_SE = 0.01
+OUTPUT_SES = 3.0
+"""Where output_mse is measured it decides, and may be so much less precise: alphas, its other factor, are known to a tenth at best."""
 BLOCK_WEIGHTS = 1 << 16
 """Weights of an exhaustive block: it stays in a core's cache, and cheap types do not drown in calls."""
 ENERGY_WEIGHTS = 1 << 18
@@ -76,7 +78,8 @@ class MeasureSettings:
 
     exhaustive: bool = False
     relative_se: float = DEFAULT_RELATIVE_SE
-    """Sampling goes on until the relative standard errors of weighted_mse and output_mse are at most this."""
+    """Sampling goes on until the relative standard error of weighted_mse is at most this; or that of output_mse, where there is one,
+    `OUTPUT_SES` times this."""
 
     def __post_init__(self) -> None:
         if not 0 < self.relative_se < 1:
@@ -380,7 +383,9 @@ class _Measurement:
             for qtype in ready:
                 del todo[qtype]
                 weighted = self._total(plan, n, samples[qtype], samples[qtype].sums.weighted, energies.weighted)
-                relative_se = max(weighted.relative_se, self._share(plan, n, samples[qtype]).relative_se)
+                relative_se = weighted.relative_se
+                if self._has_metric:
+                    relative_se = self._share(plan, n, samples[qtype]).relative_se / OUTPUT_SES
                 if relative_se <= self._settings.relative_se or not math.isfinite(weighted.value):
                     energy = Energy(float(energies.plain.sum()), float(energies.weighted.sum()))
                     cells[qtype.name] = self._record(qtype, self._estimated(plan, n, energies, samples[qtype]), energy)
