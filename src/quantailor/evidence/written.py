@@ -76,20 +76,8 @@ def plain_twin(
     found = _plain_twin(workspace, model, file)
     if found is None:
         return None
-    strategy, rounding, path, wanted = found
-    if not workspace.is_as_written(path, wanted):
-        building.build(
-            model.source,
-            strategy,
-            path,
-            rounding=rounding,
-            n_threads=n_threads,
-            control=control,
-            overwrite=True,
-            fingerprint=model.fingerprint,
-        )
-        workspace.note_written(path, wanted)
-    return path
+    strategy, rounding, path, _ = found
+    return _written(workspace, model, strategy, rounding, path, n_threads=n_threads, control=control)
 
 
 def resting_base(workspace: Workspace, model: OpenedModel, *, n_threads: int | None = None, control: Control = QUIET) -> Path:
@@ -98,12 +86,20 @@ def resting_base(workspace: Workspace, model: OpenedModel, *, n_threads: int | N
     strategy = Strategy(model.fingerprint, model.source.name, model.source.architecture, "manual", choices)
     wanted = recipe(model, strategy, PLAIN)
     path = workspace.home.references / f"{model.description[:16]}-{wanted[:16]}-resting.gguf"
+    return _written(workspace, model, strategy, PLAIN, path, n_threads=n_threads, control=control)
+
+
+def _written(
+    workspace: Workspace, model: OpenedModel, strategy: Strategy, rounding: Rounding, path: Path, *, n_threads: int | None, control: Control
+) -> Path:
+    """A file of the home, built unless it is there as it would be."""
+    wanted = recipe(model, strategy, rounding)
     if not workspace.is_as_written(path, wanted):
         building.build(
             model.source,
             strategy,
             path,
-            rounding=PLAIN,
+            rounding=rounding,
             n_threads=n_threads,
             control=control,
             overwrite=True,
