@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from commands import Command, Workbench
 
-from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
+from quantailor.analysis.weight_errors.measure import MeasureSettings
+from quantailor.analysis.weight_errors.weight_error import DEFINITION_VERSION
 from quantailor.app.jobs import job_lines, job_places
 from quantailor.app.measuring.progress import MeasurementWatch, measurement_map
 from quantailor.app.steps import type_bits, usual_types

@@ -12,5 +12,3 @@ schema      what `--json` prints
 from __future__ import annotations
 
 from quantailor.session import Workspace
-
-__all__ = ["Workspace"]

@@ -9,5 +9,3 @@ from quantailor.cli.root import app as app
 _MODULES = "hub steps planning making sensitivity choosing study cost status sharing verdicts cleaning gui"
 for _name in _MODULES.split():
     importlib.import_module(f"quantailor.cli.commands.{_name}")
-
-__all__ = ["app"]

@@ -11,5 +11,3 @@ dask         the connection to a scheduler, or a cluster on this machine
 from quantailor.cluster.crew import Listeners
 from quantailor.cluster.dask import check_address, connected
 from quantailor.cluster.places import Places
-
-__all__ = ["Listeners", "Places", "check_address", "connected"]

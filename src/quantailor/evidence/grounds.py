@@ -19,7 +19,8 @@ from pathlib import Path
 from quantailor.analysis import sensitivity as probing
 from quantailor.analysis.scores.resting import FLOOR_SPREAD, above_floor, floor_nats, is_sure, is_told
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
-from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
+from quantailor.analysis.weight_errors.measure import MeasureSettings
+from quantailor.analysis.weight_errors.weight_error import DEFINITION_VERSION
 from quantailor.errors import StrategyError
 from quantailor.ggml import library
 from quantailor.jobs import resolve

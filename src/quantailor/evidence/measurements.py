@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from quantailor.analysis.importance.imatrix import holds
 from quantailor.analysis.rounding.rounding import COMPENSATED, PLAIN_MEASURED, Rounding
-from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
+from quantailor.analysis.weight_errors.measure import MeasureSettings
+from quantailor.analysis.weight_errors.weight_error import DEFINITION_VERSION
 from quantailor.errors import StrategyError, TensorNotFoundError
 from quantailor.evidence.grounds import imatrix_option, measure_command
 from quantailor.ggml import library

@@ -15,5 +15,3 @@ pages/       one module or room a screen
 from __future__ import annotations
 
 from quantailor.gui.server import ServeOptions, serve
-
-__all__ = ["ServeOptions", "serve"]

@@ -7,29 +7,4 @@ from quantailor.jobs.process import is_alive, spawn_detached, this_worker
 from quantailor.jobs.requests import reconcile, remove, request_cancel, request_pause, resume, submit
 from quantailor.jobs.runner import run
 from quantailor.jobs.turns import Turns, job_ahead
-from quantailor.store import Job, JobState, LogLine, Progress, Worker
-
-__all__ = [
-    "Home",
-    "Job",
-    "JobControl",
-    "JobState",
-    "Listener",
-    "LogLine",
-    "Phase",
-    "Progress",
-    "Turns",
-    "Worker",
-    "is_alive",
-    "job_ahead",
-    "reconcile",
-    "remove",
-    "request_cancel",
-    "request_pause",
-    "resolve",
-    "resume",
-    "run",
-    "spawn_detached",
-    "submit",
-    "this_worker",
-]
+from quantailor.store import Job, Progress, Worker

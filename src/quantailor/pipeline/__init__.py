@@ -10,16 +10,3 @@ from quantailor.pipeline.ladder import NAME, LadderResult, LadderStep
 from quantailor.pipeline.make import MakeResult, MakeStep
 from quantailor.pipeline.parts import LEVEL_SETTINGS, LEVELS, Level
 from quantailor.pipeline.study import StudyResult, StudyStep
-
-__all__ = [
-    "LEVELS",
-    "LEVEL_SETTINGS",
-    "NAME",
-    "LadderResult",
-    "LadderStep",
-    "Level",
-    "MakeResult",
-    "MakeStep",
-    "StudyResult",
-    "StudyStep",
-]

@@ -9,7 +9,6 @@ from quantailor.session.opened import (
     OpenedModel,
     gguf_path,
     header_path,
-    model_label,
     plain_label,
     quantizable_tensors,
     require_finite,
@@ -19,19 +18,3 @@ from quantailor.session.workspace import Workspace
 DATA = Path(__file__).parents[1] / "data"
 CALIBRATION_TEXT = DATA / "calibration.txt"
 HELDOUT_TEXT = DATA / "heldout.txt"
-
-__all__ = [
-    "AUTO",
-    "CALIBRATION_TEXT",
-    "HELDOUT_TEXT",
-    "NONE",
-    "OpenedModel",
-    "Workspace",
-    "fitted",
-    "gguf_path",
-    "header_path",
-    "model_label",
-    "plain_label",
-    "quantizable_tensors",
-    "require_finite",
-]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from quantailor.analysis.weight_errors.cells import CellWork
-from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
+from quantailor.analysis.weight_errors.measure import MeasureSettings
+from quantailor.analysis.weight_errors.weight_error import DEFINITION_VERSION
 from quantailor.evidence.measurements import chosen_tensors
 from quantailor.evidence.roundings import measuring_rounding
 from quantailor.ggml import library

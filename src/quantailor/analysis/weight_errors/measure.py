@@ -28,8 +28,6 @@ from quantailor.analysis.threads import Workers
 from quantailor.analysis.weight_errors import sampling, weight_error
 from quantailor.analysis.weight_errors.sampling import RowPlan
 from quantailor.analysis.weight_errors.weight_error import (
-    DEFINITION_VERSION,
-    HISTOGRAM_EDGES,
     N_FINE_BINS,
     Energy,
     RowSums,
@@ -44,16 +42,6 @@ from quantailor.models.source import ModelSource
 from quantailor.numerics import Bytes, Doubles, Floats, Integers
 from quantailor.qtypes import QType, unavailable
 from quantailor.records import Estimate, TensorInfo, WeightError
-
-__all__ = [
-    "DEFAULT_RELATIVE_SE",
-    "DEFINITION_VERSION",
-    "HISTOGRAM_EDGES",
-    "MeasureSettings",
-    "expected_work",
-    "measure_cells",
-    "measure_model",
-]
 
 DEFAULT_RELATIVE_SE = 0.01
 OUTPUT_SES = 3.0

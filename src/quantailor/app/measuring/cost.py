@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 from quantailor.analysis.covariances.capture import BUDGET_BYTES, expected_bytes
 from quantailor.analysis.scores.fidelity import NULL_CHUNKS
 from quantailor.analysis.sensitivity import groups_of
-from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
+from quantailor.analysis.weight_errors.measure import MeasureSettings
+from quantailor.analysis.weight_errors.weight_error import DEFINITION_VERSION
 from quantailor.app.measuring.counted import PROCESS_BYTES, Counted, Pipeline, StageCost, StageEstimate, middle_of, scaled_by
 from quantailor.app.measuring.gains import expected_gain
 from quantailor.app.measuring.passes import NOTHING, Scored, SwapWork, anchor_bits, n_base_chunks, single_work, sweep_work, whole_work

@@ -18,7 +18,8 @@ from typing import Literal
 
 import numpy as np
 
-from quantailor.analysis.weight_errors.measure import DEFINITION_VERSION, MeasureSettings
+from quantailor.analysis.weight_errors.measure import MeasureSettings
+from quantailor.analysis.weight_errors.weight_error import DEFINITION_VERSION
 from quantailor.app.jobs import JobReport, report_of
 from quantailor.errors import ModelError, QuantailorError
 from quantailor.evidence.damages import why_early

@@ -29,22 +29,6 @@ from quantailor.cli.show.measuring import calibrated, imatrix, measured, probed,
 from quantailor.cli.show.structure import configuration, model, tensors
 from quantailor.cli.show.text import plain
 
-__all__ = [
-    "SHOW",
-    "compared",
-    "configuration",
-    "imatrix",
-    "job",
-    "jobs",
-    "model",
-    "plain",
-    "planned",
-    "predicted",
-    "reported",
-    "result",
-    "tensors",
-]
-
 SHOW: dict[type, Callable[[Any], None]] = {
     ConvertResult: converted,
     ImatrixReport: imatrix,

@@ -12,22 +12,6 @@ refusals   the hub's answers as errors with a remedy
 
 from quantailor.models.hub.cached import CachedRepo
 from quantailor.models.hub.choice import Choice, RepoFile, choose
-from quantailor.models.hub.client import DOWNLOAD_PATIENCE_S, Repo, RepoAtCommit, RepoInfo
+from quantailor.models.hub.client import DOWNLOAD_PATIENCE_S, Repo, RepoAtCommit
 from quantailor.models.hub.peeking import Structure, structure_of
 from quantailor.models.hub.settings import HubSettings, Token, find_token
-
-__all__ = [
-    "DOWNLOAD_PATIENCE_S",
-    "CachedRepo",
-    "Choice",
-    "HubSettings",
-    "Repo",
-    "RepoAtCommit",
-    "RepoFile",
-    "RepoInfo",
-    "Structure",
-    "Token",
-    "choose",
-    "find_token",
-    "structure_of",
-]

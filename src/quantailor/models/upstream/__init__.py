@@ -14,5 +14,3 @@ from quantailor.models.upstream.checkpoint import checkpoint_digest
 from quantailor.models.upstream.converting import check_before, convert_directory, refuse_unknown
 from quantailor.models.upstream.environment import interpreter
 from quantailor.models.upstream.locating import Converter, locate
-
-__all__ = ["Converter", "check_before", "checkpoint_digest", "convert_directory", "interpreter", "locate", "refuse_unknown"]

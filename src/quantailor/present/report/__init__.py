@@ -12,17 +12,3 @@ from quantailor.present.report.compare import render_comparison
 from quantailor.present.report.data import ImatrixFacts, LabelledStrategy, ReportData, common_type
 from quantailor.present.report.one_model import render_report
 from quantailor.present.report.profile import ALL_DEPTHS, left_out, places, role_profile, sensitivity_profile
-
-__all__ = [
-    "ALL_DEPTHS",
-    "ImatrixFacts",
-    "LabelledStrategy",
-    "ReportData",
-    "common_type",
-    "left_out",
-    "places",
-    "render_comparison",
-    "render_report",
-    "role_profile",
-    "sensitivity_profile",
-]

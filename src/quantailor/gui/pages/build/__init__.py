@@ -1,5 +1,3 @@
 """Build: from a strategy to a file, checked."""
 
 from quantailor.gui.pages.build.page import register
-
-__all__ = ["register"]

@@ -1,5 +1,3 @@
 """Model: open a repository, a directory or a file, and what is known of one that was opened."""
 
 from quantailor.gui.pages.model.page import register
-
-__all__ = ["register"]

@@ -1,5 +1,3 @@
 """Structure: every tensor of a model, and what its files say of it."""
 
 from quantailor.gui.pages.structure.page import register
-
-__all__ = ["register"]

@@ -1,5 +1,3 @@
 """Verify: what a built file is worth."""
 
 from quantailor.gui.pages.verify.page import register
-
-__all__ = ["register"]
