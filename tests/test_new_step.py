@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from tools.output_schema import output_schema
 
 from quantailor import cli
 from quantailor.app.jobs import job_places, list_jobs, run_job, show_job, submit
-from quantailor.app.schema import output_schema
 from quantailor.cli.options import Run
 from quantailor.costs.needs import Needs
 from quantailor.errors import Paused, ResourceError

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 from commands import SCHEMA, Command, Workbench, validate
-
-from quantailor.app.schema import output_schema
+from tools.output_schema import output_schema
 
 
 def test_the_published_schema_is_the_code_s(request: pytest.FixtureRequest) -> None:

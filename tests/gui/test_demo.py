@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from tools.pack_demo import pack_demo
 from visitor import Visitor
 
 from quantailor.app.choosing.planner import Planner
@@ -46,7 +47,7 @@ def test_what_is_packed_is_what_is_opened(tmp_path: Path) -> None:
     assert demo.demo_model(place) is None, "there are no measurements"
     with Workspace.open(tmp_path / "one") as workspace:
         project = demo.open_demo(workspace)
-        demo.pack_demo(workspace, project.fingerprint, place)
+        pack_demo(workspace, project.fingerprint, place)
         known = workspace.store.result_rows()
     assert demo.demo_model(place) is not None
     with Workspace.open(tmp_path / "two") as workspace:

@@ -6,7 +6,6 @@ library/    the models that somebody works on: projects, structure, experts, the
 measuring/  how far a measurement is, what it costs, what it says
 choosing/   strategies: planned while a slider moves, edited, compared, predicted
 products/   files that were built: checked, judged, exported, described
-schema      what `--json` prints
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from quantailor.app.schema import VERSION
 from quantailor.errors import QuantailorError
 
+VERSION = 2
 _PLAIN_WIDTH = 200
 
 

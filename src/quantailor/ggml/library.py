@@ -18,7 +18,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -26,6 +26,7 @@ from types import MappingProxyType, ModuleType
 from quantailor.errors import NativeLibraryError, TypeUnavailableError
 from quantailor.present import words
 from quantailor.qtypes import UNTOUCHED, QType
+from quantailor.records import TensorInfo
 
 MINIMUM_VERSION = (0, 3, 36)
 SPIN_COUNT = "1000"
@@ -275,6 +276,12 @@ def stored_types() -> Mapping[str, QType]:
         if name is not None:
             qtypes[name] = QType(index, name, traits.blck_size, traits.type_size, is_quantized=False)
     return MappingProxyType(qtypes)
+
+
+def quantized_types(tensors: Iterable[TensorInfo]) -> list[str]:
+    """The quantized types among those of these tensors, by name; types that ggml does not know count as none."""
+    names = {tensor.type_name for tensor in tensors}
+    return sorted(name for name, qtype in types().items() if name in names and qtype.is_quantized)
 
 
 def type_name(number: int) -> str | None:

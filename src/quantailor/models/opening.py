@@ -7,7 +7,7 @@ from pathlib import Path
 
 from quantailor.errors import AlreadyQuantizedError, ModelError
 from quantailor.files import expanded
-from quantailor.ggml import library
+from quantailor.ggml.library import quantized_types
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_shards import SHARD_NAME
 from quantailor.models.random_access import unreadable
@@ -52,8 +52,7 @@ def model_files(path: Path) -> list[Path]:
 
 def require_unquantized(source: ModelSource, *, allow_requantize: bool = False) -> None:
     """Raise AlreadyQuantizedError when weights are quantized already, unless that is allowed."""
-    qtypes = library.stored_types()
-    quantized = sorted({tensor.type_name for tensor in source.tensors if qtypes[tensor.type_name].is_quantized})
+    quantized = quantized_types(source.tensors)
     if quantized and not allow_requantize:
         raise AlreadyQuantizedError(
             f"{source.location} is quantized already ({', '.join(quantized)}); quantizing it again loses quality twice",

@@ -36,21 +36,3 @@ def open_demo(workspace: Workspace, place: Path = PLACE) -> ProjectReport:
             pass
         workspace.store.take_over(folder / DATABASE)
     return open_project(workspace, place / "books-llama")
-
-
-def pack_demo(workspace: Workspace, fingerprint: str, place: Path = PLACE) -> Path:
-    """Write what a home has measured of the model for `open_demo`."""
-    with tempfile.TemporaryDirectory() as name:
-        database = Path(name) / DATABASE
-        with Store(database) as packed:
-            packed.take_over(workspace.store.path)
-            for other in packed.models():
-                if other.fingerprint != fingerprint:
-                    packed.forget_model(other.fingerprint)
-            packed.compact()
-        with zipfile.ZipFile(place / "measured.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-            archive.write(database, DATABASE)
-            for record in workspace.imatrices.stored(fingerprint):
-                path = workspace.imatrices.path(fingerprint, record.fingerprint)
-                archive.write(path, f"{MATRICES}/{path.name}")
-    return place / "measured.zip"

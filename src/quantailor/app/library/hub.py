@@ -10,7 +10,7 @@ from quantailor.errors import AlreadyQuantizedError, RepoFileNotFoundError, Unsu
 from quantailor.ggml import library
 from quantailor.models.hub import Choice, HubSettings, Repo, RepoFile, Structure, Token, find_token, structure_of
 from quantailor.models.hub.fetching import free_bytes
-from quantailor.models.hub.taking import check_header, choose_files, quantized_types
+from quantailor.models.hub.taking import check_header, choose_files
 from quantailor.qtypes import QType
 from quantailor.records import MetadataValue
 from quantailor.steps.options import DEFAULT_N_CTX
@@ -136,7 +136,7 @@ def _report(repo: Repo, revision: str | None, choice: Choice | None, structure: 
         architecture=structure.architecture,
         n_parameters=n_parameters,
         tensor_bytes=sum(tensor.size_bytes for tensor in structure.tensors),
-        is_quantized=bool(quantized_types(structure.tensors)),
+        is_quantized=bool(library.quantized_types(structure.tensors)),
         license=repo.info.license,
         gated=repo.info.gated,
         private=repo.info.private,

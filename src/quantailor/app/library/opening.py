@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -123,44 +124,21 @@ def _existing(typed: str) -> Path | None:
 def model_overview(workspace: Workspace, project: ProjectReport) -> ModelOverview:
     """The files of a project's model and what its header says. Raises ModelError where a file is damaged."""
     tensors = workspace.store.tensors(project.fingerprint)
-    counts: dict[str, int] = {}
-    for tensor in tensors:
-        counts[tensor.type_name] = counts.get(tensor.type_name, 0) + 1
-    found = _found(workspace, project)
-    return ModelOverview(
-        kind=found.kind,
-        license=found.license,
-        n_tensors=len(tensors),
-        types=tuple(sorted(counts.items(), key=lambda item: -item[1])),
-        n_layers=len({tensor.layer for tensor in tensors} - {None}),
-        files=found.files,
-        base=found.base,
-        suggested_base=found.suggested_base,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    kind: Literal["gguf", "huggingface", "gone"] = "gone"
-    license: str | None = None
-    files: tuple[ModelFile, ...] = ()
-    base: ModelFile | None = None
-    suggested_base: str | None = None
-
-
-def _found(workspace: Workspace, project: ProjectReport) -> _Found:
+    types = tuple(Counter(tensor.type_name for tensor in tensors).most_common())
+    gone = ModelOverview("gone", None, len(tensors), types, len({tensor.layer for tensor in tensors} - {None}), (), None, None)
     if project.source is None:
-        return _Found()
+        return gone
     with workspace.model(project.source) as model:
         # What lies there now may be another model.
-        return _described(workspace, project, model) if model.fingerprint == project.fingerprint else _Found()
+        return _described(workspace, project, model, gone) if model.fingerprint == project.fingerprint else gone
 
 
-def _described(workspace: Workspace, project: ProjectReport, model: OpenedModel) -> _Found:
+def _described(workspace: Workspace, project: ProjectReport, model: OpenedModel, gone: ModelOverview) -> ModelOverview:
     stored = model.source.metadata.get("general.license")
     base = None if project.base is None else Path(project.base)
     place = StudyStep(model=str(model.path)).base_place(workspace, model) if base is None else None
-    return _Found(
+    return replace(
+        gone,
         kind="gguf" if isinstance(model.source, GGUFSource) else "huggingface",
         license=None if stored is None else str(stored.value),
         files=_files([*model.source.files, *(model.path / name for name in model.source.config_files)]),

@@ -15,7 +15,6 @@ from quantailor.evidence.measurements import usual_types
 from quantailor.ggml import library
 from quantailor.jobs import Job, reconcile
 from quantailor.pipeline import Level
-from quantailor.records import TensorInfo
 from quantailor.session import Workspace
 from quantailor.steps.convert import openable
 from quantailor.store import CovarianceRecord, ImatrixRecord, Location, MeasurementKey, ModelRecord, ResultCounts
@@ -194,7 +193,7 @@ def _report(workspace: Workspace, record: ModelRecord, seen: _Seen) -> ProjectRe
         architecture=record.architecture,
         n_parameters=record.n_elements,
         size_bytes=record.size_bytes,
-        is_quantized=_is_quantized(tensors),
+        is_quantized=bool(library.quantized_types(tensors)),
         base=None if base is None else str(base),
         source=next((str(path) for path in (*(path for path in there if path.is_dir()), base) if path is not None), None),
         has_imatrix=bool(workspace.imatrices.stored(fingerprint)),
@@ -219,11 +218,6 @@ def _may_hold(workspace: Workspace, path: Path, fingerprint: str) -> bool:
     """Whether something is there that is not known to be another model by now; no weights are read for this."""
     known = workspace.known_identity(path)
     return path.exists() and (known is None or known.fingerprint == fingerprint)
-
-
-def _is_quantized(tensors: Sequence[TensorInfo]) -> bool:
-    qtypes = library.types()
-    return any(qtypes[tensor.type_name].is_quantized for tensor in tensors if tensor.type_name in qtypes)
 
 
 def _level(measurements: Mapping[MeasurementKey, int], counts: ResultCounts, n_to_sweep: int) -> Level | None:

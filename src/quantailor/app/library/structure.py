@@ -373,7 +373,7 @@ def _report(source: ModelSource, fingerprint: str, imatrix_tensors: Collection[s
         n_parameters=n_parameters,
         tensor_bytes=tensor_bytes,
         bits_per_weight=8 * tensor_bytes / max(1, n_parameters),
-        is_quantized=any(qtypes[tensor.type_name].is_quantized for tensor in source.tensors if tensor.type_name in qtypes),
+        is_quantized=bool(library.quantized_types(source.tensors)),
         other_contents=None if found is None else f"{found.what}, not a language model. {found.remedy}",
         config_files=source.config_files,
         metadata=dict(source.metadata),

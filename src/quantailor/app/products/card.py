@@ -73,26 +73,24 @@ class _Facts:
         return self.strategy is not None and rounding_of(self.strategy) == "compensated"
 
 
-def model_card(workspace: Workspace, base: Path, file: Path, *, repo_id: str | None = None) -> str:
-    """A README.md for a file that was made from `base`, for the hub.
+def write_card(
+    workspace: Workspace, base: Path, file: Path, output: Path | None = None, *, repo_id: str | None = None, overwrite: bool = False
+) -> CardResult:
+    """A README.md, for the hub, for a file that was made from `base`; written to `output`, if given.
 
     Args:
         workspace: the verdicts and probes of the model.
         base: the model that the file was made from.
         file: the GGUF file, or the first part of a split one.
+        output: where it goes.
         repo_id: the original model's name on the hub ("ORG/NAME"); None takes what the base's metadata say.
+        overwrite: replace an existing file.
 
     Raises:
         ModelError: a file cannot be read.
         StrategyMismatchError: the file is not a quantization of that base.
+        OutputError: the card cannot be written.
     """
-    return _card(_facts(workspace, base, file, repo_id))
-
-
-def write_card(
-    workspace: Workspace, base: Path, file: Path, output: Path | None = None, *, repo_id: str | None = None, overwrite: bool = False
-) -> CardResult:
-    """Write `model_card` to `output`, if given, and say what it holds; raises OutputError where it cannot be written."""
     if output is not None:
         files.refuse_existing(output, overwrite=overwrite)
     facts = _facts(workspace, base, file, repo_id)

@@ -134,7 +134,7 @@ def _export(
         matrix, chosen = imatrix, ("--tensor-type-file", str(place))
     arguments = (
         "llama-quantize",
-        *(("--allow-requantize",) if _is_quantized(model) else ()),
+        *(("--allow-requantize",) if library.quantized_types(model.source.tensors) else ()),
         *(() if matrix is None else ("--imatrix", str(matrix))),
         *interchange.type_switches(types),
         *chosen,
@@ -142,11 +142,6 @@ def _export(
     )
     notes = _notes(strategy, imatrix, preset, format)
     return ExportReport(format, text, str(place), False, arguments, shlex.join(arguments), own, preset, notes)
-
-
-def _is_quantized(model: OpenedModel) -> bool:
-    qtypes = library.stored_types()
-    return any(qtypes[tensor.type_name].is_quantized for tensor in model.source.tensors)
 
 
 def closest_preset(model: OpenedModel, types: Mapping[str, str], *, has_imatrix: bool, presets: Mapping[str, str] | None = None) -> str:

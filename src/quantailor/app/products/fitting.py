@@ -129,8 +129,7 @@ def _files(workspace: Workspace, model: OpenedModel, taken: int, memory_bytes: i
         measured = next((verdicts[each] for each in item.verdicts if each in verdicts), None)
         kld = item.predicted_kld_nats if measured is None else measured
         found.append(beside(item.path, "built", item.size_bytes, kld, measured=measured is not None))
-    qtypes = library.stored_types()
-    if not any(qtypes[tensor.type_name].is_quantized for tensor in model.source.tensors):
+    if not library.quantized_types(model.source.tensors):
         matrix = workspace.imatrices.default(model.fingerprint)
         sizes = preset_sizes(model, ladder(model, matrix), matrix)
         found += [beside(name, "preset", size, None, measured=False) for name, size in sizes.items()]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from quantailor.errors import AlreadyQuantizedError
-from quantailor.ggml import library
+from quantailor.ggml.library import quantized_types
 from quantailor.models.hub.choice import Choice, RepoFile, choose
 from quantailor.models.hub.client import RepoAtCommit
 from quantailor.models.hub.peeking import Structure, weight_names
 from quantailor.models.huggingface import INDEX_NAME
-from quantailor.records import TensorInfo
 
 
 def choose_files(repo: RepoAtCommit, gguf_file: str | None = None, imatrix_only: bool = False) -> Choice:
@@ -35,9 +32,3 @@ def check_header(choice: Choice, structure: Structure) -> None:
             f"{choice.weights[0].name} is quantized already ({', '.join(quantized)})",
             remedy="Look for the 16-bit model, or name the file with --gguf-file to take it nevertheless",
         )
-
-
-def quantized_types(tensors: Sequence[TensorInfo]) -> list[str]:
-    """The quantized types that these tensors have, by name."""
-    qtypes = library.types()
-    return sorted({tensor.type_name for tensor in tensors if tensor.type_name in qtypes and qtypes[tensor.type_name].is_quantized})

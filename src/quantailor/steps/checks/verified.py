@@ -54,20 +54,15 @@ def other_words(file: ModelSource, base: ModelSource) -> list[str]:
 
 def require_presets(base: ModelSource) -> None:
     """Raise AlreadyQuantizedError where llama.cpp's presets cannot be made from a base, which is quantized itself."""
-    if quantized := _quantized_types(base):
+    if quantized := library.quantized_types(base.tensors):
         message = f"the base {base.location} is quantized itself ({', '.join(quantized)}), and presets cannot be made from it"
         raise AlreadyQuantizedError(message, remedy='Give --base the 16-bit model, or compare with no preset: --against ""')
-
-
-def _quantized_types(source: ModelSource) -> list[str]:
-    qtypes = library.stored_types()
-    return sorted({tensor.type_name for tensor in source.tensors if qtypes[tensor.type_name].is_quantized})
 
 
 def reservations(workspace: Workspace, model: OpenedModel, file: Path, text: Path) -> list[str]:
     """What limits the worth of a verdict on a text, one sentence each. Raises CorpusError where the text cannot be read."""
     found, (content, sha256) = [], read_text(text)
-    if quantized := _quantized_types(model.source):
+    if quantized := library.quantized_types(model.source.tensors):
         found.append(
             f"The base {model.path.name} is itself quantized ({', '.join(quantized)}): divergences are from it, not from the 16-bit model."
         )

@@ -25,8 +25,8 @@ from quantailor.app.products.exporting import ExportReport
 from quantailor.app.products.fitting import FitReport
 from quantailor.app.products.verdicts import VerdictsReport
 from quantailor.app.steps import PlanResult, kinds
+from quantailor.cli.output import VERSION
 
-VERSION = 2
 _RESULTS: dict[str, Any] = {
     "inspect": ModelReport | PeekReport | LargestTensors | ConfigurationText,
     "cost": CostReport,
