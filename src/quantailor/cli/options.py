@@ -16,12 +16,26 @@ import typer
 from quantailor.app import Workspace
 from quantailor.app import steps as options
 from quantailor.app.jobs import JobReport, job_lines, run_job, start_detached, submit, telling
-from quantailor.app.steps import AUTO, DEFAULT_N_CTX, Compute, Conversion, Grouping, HubModel, Rest, Step, StepResult, absolute, find_token
+from quantailor.app.steps import (
+    AUTO,
+    COMPUTE,
+    DEFAULT_N_CTX,
+    NONE,
+    Compute,
+    Conversion,
+    Grouping,
+    HubModel,
+    Rest,
+    Step,
+    StepResult,
+    absolute,
+    find_token,
+)
 from quantailor.cli import show
 from quantailor.cli.advice import with_home
 from quantailor.cli.output import console, print_json
 from quantailor.cli.progress import listening, reading
-from quantailor.cli.values import covariances_choice, imatrix_choice, optional_path
+from quantailor.cli.values import covariances_choice, imatrix_choice, optional_path, optional_seconds, split_list
 from quantailor.files import expanded
 
 _PLAINLY_LOCAL = re.compile(r"\.{1,2}(?:[/\\].*)?|~.*|.*[/\\]", re.DOTALL)
@@ -382,6 +396,63 @@ class MadeRounding(Rounded):
 
     rounding: MakeRounding = "auto"
     covariances: MakeCovariances = AUTO
+
+
+class WayFields(RoundingFields):
+    """The part of a step that goes the whole way, or measures everything."""
+
+    model: str
+    hub: HubModel | None
+    types: tuple[str, ...]
+    text: str | None
+    seconds: float | None
+    passes: int | None
+    rest: Rest
+    imatrix: str
+    allow_requantize: bool
+    compute: Compute
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeWay(MadeRounding, Machine, Hub):
+    """What `make`, `study` and `cost` are asked for alike."""
+
+    model: Model
+    types: UsualTypes = None
+    text: Annotated[Path | None, typer.Option("--file", "-f", help="Calibration text instead of the one that ships with Quantailor.")] = (
+        None
+    )
+    time: Time = None
+    passes: Passes = None
+    rest: RestOption = "16"
+    requantize: Requantize = False
+
+    @property
+    def repository_of_model(self) -> HubModel | None:
+        """Raises what `repository` raises."""
+        return self.repository(self.model)
+
+    def fields(self, imatrix: str) -> WayFields:
+        """The same as a step takes it. Raises typer.BadParameter for what is no time, or names no repository or importance matrix."""
+        repository = self.repository_of_model
+        return {
+            **self.rounded(),
+            "model": place(self.model, repository),
+            "hub": repository,
+            "types": split_list(self.types),
+            "text": optional_path(self.text),
+            "seconds": optional_seconds(self.time),
+            "passes": self.passes,
+            "rest": self.rest,
+            "imatrix": imatrix_choice(imatrix, of_repository=repository is not None, words=(AUTO, COMPUTE, NONE)),
+            "allow_requantize": self.requantize,
+            "compute": self.compute,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpreadWay(SpreadMachine, WholeWay):
+    """The same, here or on other machines."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,36 +11,28 @@ import typer
 from quantailor.app import steps
 from quantailor.app.measuring.cost import CostReport, job_cost
 from quantailor.app.measuring.counted import Pipeline, StageCost
-from quantailor.app.steps import AUTO, COMPUTE, DEFAULT_PROBE_CHUNKS, NONE, Grouping, MakeStep, PlanOptions, StudyStep, absolute
+from quantailor.app.steps import AUTO, COMPUTE, DEFAULT_PROBE_CHUNKS, Grouping, MakeStep, PlanOptions, StudyStep, absolute
 from quantailor.cli import options
 from quantailor.cli.commands import hub as hub_commands
 from quantailor.cli.commands.planning import BasisOption, TargetOptions
 from quantailor.cli.output import console, table
 from quantailor.cli.root import command
-from quantailor.cli.values import imatrix_choice, optional_path, optional_seconds, split_list
+from quantailor.cli.values import split_list
 from quantailor.present import words
 
 
 @command(epilog="Examples: quantailor cost base.gguf | quantailor cost ./Llama-3.2-1B --level thorough --json")
 def cost(
     target: TargetOptions,
-    hub: options.Hub,
-    machine: options.Machine,
-    rounded: options.MadeRounding,
+    asked: options.WholeWay,
     answer: options.Answer,
-    model: options.Model,
     level: Annotated[
         steps.Level | None,
         typer.Option("--level", help="Of a study of this level; by default of `make`, up to the verdict."),
     ] = None,
     basis: BasisOption = "auto",
-    types: options.UsualTypes = None,
-    text: options.Text = None,
     probe_chunks: options.ProbeChunks = DEFAULT_PROBE_CHUNKS,
     group: Annotated[Grouping | None, typer.Option("--group", help="As for `make`.")] = None,
-    time: options.Time = None,
-    passes: options.Passes = None,
-    rest: options.RestOption = "16",
     imatrix: options.MakeImatrix | None = None,
     imatrix_chunks: Annotated[
         int | None, options.number("imatrix_chunks", "--imatrix-chunks", help="Use at most this many chunks of the calibration text.")
@@ -49,56 +41,26 @@ def cost(
     chunks: options.Chunks = None,
     against: options.Against = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where `make` would write.")] = Path("out"),
-    requantize: options.Requantize = False,
 ) -> None:
     """What `make`, or a `study` of a level, will take here: passes, time, memory and disk of each step. Nothing is started.
 
     How fast this machine is comes from jobs that ended in this home, else from a trial of about a second. What is measured already is
     taken off.
     """
-    repository = hub.repository(model)
-    place = options.place(model, repository)
-    matrix = imatrix_choice(
-        imatrix or (COMPUTE if level is None else AUTO), of_repository=repository is not None, words=(AUTO, COMPUTE, NONE)
-    )
-    seconds, candidates, calibration = optional_seconds(time), split_list(types), optional_path(text)
     task: Pipeline
     if level is not None:
-        task = StudyStep(
-            model=place,
-            hub=repository,
-            level=level,
-            types=candidates,
-            text=calibration,
-            seconds=seconds,
-            passes=passes,
-            rest=rest,
-            imatrix=matrix,
-            **rounded.rounded(),
-            allow_requantize=requantize,
-            compute=machine.compute,
-        )
+        task = StudyStep(**asked.fields(imatrix or AUTO), level=level)
     else:
         task = MakeStep(
-            model=place,
-            hub=repository,
+            **asked.fields(imatrix or COMPUTE),
             output=absolute(output),
             plan=PlanOptions(**target.target(needed=False), basis=basis),
-            types=candidates,
-            text=calibration,
-            seconds=seconds,
-            passes=passes,
-            rest=rest,
             probe_chunks=probe_chunks,
             group=group,
-            imatrix=matrix,
-            **rounded.rounded(),
             imatrix_chunks=imatrix_chunks,
             verify=verify,
             chunks=chunks,
             against=None if against is None else split_list(against),
-            allow_requantize=requantize,
-            compute=machine.compute,
         )
     tell_cost(task, answer, "cost")
 

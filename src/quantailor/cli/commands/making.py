@@ -16,7 +16,6 @@ from quantailor.app.steps import (
     DEFAULT_N_CTX,
     DEFAULT_PROBE_CHUNKS,
     NAME,
-    NONE,
     BuildStep,
     Grouping,
     LadderStep,
@@ -30,7 +29,7 @@ from quantailor.cli import options
 from quantailor.cli.commands.planning import BasisOption, ConstraintOptions, TargetOptions
 from quantailor.cli.recipes import from_recipe
 from quantailor.cli.root import app, command
-from quantailor.cli.values import imatrix_choice, optional_path, optional_seconds, parse_size, split_list
+from quantailor.cli.values import imatrix_choice, optional_path, parse_size, split_list
 
 
 @command(
@@ -121,12 +120,9 @@ def verify(
 def make(
     target: TargetOptions,
     constraints: ConstraintOptions,
-    hub: options.Hub,
+    asked: options.SpreadWay,
     converting: options.Converting,
-    machine: options.SpreadMachine,
-    rounded: options.MadeRounding,
     run: options.Run,
-    model: options.Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for everything that is made.")],
     sizes: Annotated[
         str | None,
@@ -143,15 +139,8 @@ def make(
     ] = None,
     base_model: Annotated[str | None, typer.Option("--base-model", help="The original's name on the hub, for the card of --sizes.")] = None,
     basis: BasisOption = "auto",
-    types: options.UsualTypes = None,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Measure every row.")] = False,
-    text: Annotated[
-        Path | None, typer.Option("--file", "-f", help="Calibration text instead of the one that ships with Quantailor.")
-    ] = None,
     probe_chunks: options.ProbeChunks = DEFAULT_PROBE_CHUNKS,
-    time: options.Time = None,
-    passes: options.Passes = None,
-    rest: options.RestOption = "16",
     group: Annotated[
         Grouping | None,
         typer.Option("--group", help="Probe every tensor, or roles by depth; by default tensors of small models and on GPUs."),
@@ -169,7 +158,6 @@ def make(
     chunks: options.Chunks = None,
     against: options.Against = None,
     beside: options.Beside = None,
-    requantize: options.Requantize = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the result of another make.", rich_help_panel="Common")] = False,
     recipe: Annotated[
         Path | None,
@@ -191,33 +179,22 @@ def make(
     if sizes is None and (name is not None or base_model is not None):
         raise typer.BadParameter("--name and --base-model are for several files; give --sizes")
     plan_options = PlanOptions(**target.target(needed=sizes is None), **constraints.limits, basis=basis)
-    repository = hub.repository(model)
     made = MakeStep if sizes is None else partial(LadderStep, sizes=split_list(sizes), name=name or NAME, base_model=base_model)
     task = made(
-        model=options.place(model, repository),
-        hub=repository,
+        **asked.fields(imatrix),
         output=absolute(output),
         plan=plan_options,
-        types=split_list(types),
         exhaustive=exhaustive,
-        text=optional_path(text),
         probe_chunks=probe_chunks,
-        seconds=optional_seconds(time),
-        passes=passes,
-        rest=rest,
         group=group,
-        imatrix=imatrix_choice(imatrix, of_repository=repository is not None, words=(AUTO, COMPUTE, NONE)),
-        **rounded.rounded(),
         imatrix_chunks=imatrix_chunks,
         verify=verify,
         verify_text=optional_path(verify_text),
         chunks=chunks,
         against=None if against is None else split_list(against),
         beside=beside,
-        allow_requantize=requantize,
         overwrite=force,
-        compute=machine.compute,
-        conversion=converting.conversion(repository),
+        conversion=converting.conversion(asked.repository_of_model),
     )
     run.execute(task)
 

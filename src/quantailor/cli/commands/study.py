@@ -10,12 +10,12 @@ import typer
 
 from quantailor.app import steps
 from quantailor.app.library.projects import ProjectReport, list_projects
-from quantailor.app.steps import AUTO, COMPUTE, NONE, StudyStep
+from quantailor.app.steps import AUTO, StudyStep
 from quantailor.cli import options
 from quantailor.cli.commands.cost import tell_cost
 from quantailor.cli.output import console, table
 from quantailor.cli.root import command
-from quantailor.cli.values import imatrix_choice, optional_path, optional_seconds, split_list
+from quantailor.cli.values import optional_path
 from quantailor.present import words
 from quantailor.present.words import plural
 
@@ -27,44 +27,20 @@ Level = Annotated[
 
 @command(epilog="Example: quantailor study ./Llama-3.2-1B --level balanced --cost")
 def study(
-    hub: options.Hub,
+    asked: options.SpreadWay,
     converting: options.Converting,
-    machine: options.SpreadMachine,
-    rounded: options.MadeRounding,
     run: options.Run,
-    model: options.Model,
     level: Level = "balanced",
-    types: options.UsualTypes = None,
-    text: options.Text = None,
     imatrix: options.MakeImatrix = AUTO,
-    time: options.Time = None,
-    passes: options.Passes = None,
-    rest: options.RestOption = "16",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the base of a Hugging Face directory goes.")] = None,
     cost: Annotated[bool, typer.Option("--cost", help="Say what it will take, without starting it.")] = False,
-    requantize: options.Requantize = False,
 ) -> None:
     """Everything that measuring needs, in one job: base, importance matrix and covariances, weight errors, probes, sweep.
 
     Run it again to resume. Rounding is compensated unless --rounding plain, or where no text runs through the model.
     """
-    repository = hub.repository(model)
-    task = StudyStep(
-        model=options.place(model, repository),
-        hub=repository,
-        level=level,
-        types=split_list(types),
-        text=optional_path(text),
-        imatrix=imatrix_choice(imatrix, of_repository=repository is not None, words=(AUTO, COMPUTE, NONE)),
-        **rounded.rounded(),
-        seconds=optional_seconds(time),
-        passes=passes,
-        rest=rest,
-        output=optional_path(output),
-        allow_requantize=requantize,
-        compute=machine.compute,
-        conversion=converting.conversion(repository),
-    )
+    conversion = converting.conversion(asked.repository_of_model)
+    task = StudyStep(**asked.fields(imatrix), level=level, output=optional_path(output), conversion=conversion)
     if cost:
         tell_cost(task, run, "study-cost")
     else:
