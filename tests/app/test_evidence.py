@@ -19,7 +19,7 @@ from quantailor.analysis.importance.imatrix_file import write_imatrix
 from quantailor.analysis.prediction import UNSEEN
 from quantailor.analysis.rounding.rounding import COMPENSATED as COMPENSATED_VERSION
 from quantailor.session import OpenedModel, Workspace, quantizable_tensors
-from quantailor.store import CovarianceRecord, ImatrixKey
+from quantailor.store import CalibrationRecord, ImatrixKey
 
 BITS = "4.6"
 
@@ -349,7 +349,7 @@ def test_predictions_of_compensated_files_speak_of_text_that_their_covariances_h
         with Workspace.open(tmp_path / name) as workspace, workspace.model(base) as model:
             made_up.measure(workspace, model, rounding=version, output=0.4)
             made_up.probe(workspace, model, text, rounding=version, factor=0.4)
-            record = CovarianceRecord(model.fingerprint, "c" * 64, (texts[0].name,), n_chunks, 512, "computed")
+            record = CalibrationRecord(model.fingerprint, "c" * 64, (texts[0].name,), n_chunks, 512, "computed")
             corpus = hashlib.sha256(texts[0].read_bytes()).hexdigest()
             workspace.store.record_covariances(record, computed=ImatrixKey(model.fingerprint, corpus, 512))
         outcome = quantailor("plan", base, "--bpw", BITS, "--home", tmp_path / name, "--json")

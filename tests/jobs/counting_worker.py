@@ -12,7 +12,7 @@ from pathlib import Path
 
 from quantailor.jobs import JobControl, reconcile, resume, run
 from quantailor.records import ChunkScore, TensorInfo, WeightError
-from quantailor.store import ImatrixKey, ImatrixRecord, MeasurementKey, ModelRecord, ScoreKey, Store
+from quantailor.store import CalibrationRecord, ImatrixKey, MeasurementKey, ModelRecord, ScoreKey, Store
 
 TENSORS = [TensorInfo(f"blk.{layer}.attn_q.weight", (64, 256), "F16", 32768) for layer in range(10)]
 TYPES = ("Q2_K", "Q4_K", "Q8_0")
@@ -57,7 +57,7 @@ def compute_imatrix(store: Store, control: JobControl, note: Note) -> None:
         total += sum(figures_of(f"chunk {chunk}"))
         store.record_imatrix_progress(IMATRIX, chunk + 1, total.hex().encode())
         control.advance(chunk + 1, N_CHUNKS)
-    store.record_imatrix(ImatrixRecord(MODEL.fingerprint, total.hex(), ("text",), N_CHUNKS, 512, "computed"), computed=IMATRIX)
+    store.record_imatrix(CalibrationRecord(MODEL.fingerprint, total.hex(), ("text",), N_CHUNKS, 512, "computed"), computed=IMATRIX)
 
 
 def score(store: Store, control: JobControl, note: Note) -> None:

@@ -26,9 +26,8 @@ from quantailor.records import (
     WeightError,
 )
 from quantailor.store import (
-    CovarianceRecord,
+    CalibrationRecord,
     ImatrixKey,
-    ImatrixRecord,
     MeasurementKey,
     ModelRecord,
     ScoreKey,
@@ -68,8 +67,8 @@ CELL = WeightError(
     n_unseen_experts=3,
 )
 COMPUTATION = ImatrixKey(MODEL.fingerprint, corpus="c" * 64, n_ctx=512, options="process_output=0")
-IMATRIX = ImatrixRecord(MODEL.fingerprint, "i" * 64, ("calibration.txt",), 100, 512, "computed")
-COVARIANCES = CovarianceRecord(MODEL.fingerprint, "h" * 64, ("calibration.txt",), 100, 512, "computed")
+IMATRIX = CalibrationRecord(MODEL.fingerprint, "i" * 64, ("calibration.txt",), 100, 512, "computed")
+COVARIANCES = CalibrationRecord(MODEL.fingerprint, "h" * 64, ("calibration.txt",), 100, 512, "computed")
 SCORES = ScoreKey(MODEL.fingerprint, corpus="c" * 64, n_ctx=512, candidate="Q4_K_M")
 RUN = SwapKey(MODEL.fingerprint, imatrix="i" * 64, corpus="c" * 64, n_ctx=512, kernels="as built", base_kernels="finer")
 PROBE = Mix.of({"token_embd.weight": "Q4_K"})

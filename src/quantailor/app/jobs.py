@@ -349,7 +349,7 @@ def report_of(workspace: Workspace, job: Job, *, with_log: bool = False) -> JobR
         n_stages=progress.n_stages,
         is_whole=progress.overall is not None,
         waits_for=None if ahead is None else ahead.id,
-        origin=_origin(job),
+        origin=f"{_repository(job)}@{job.hub_commit}" if job.hub_commit else None,
         cluster=None if job.cluster is None else _CLUSTER.validate_python(job.cluster),
     )
 
@@ -379,7 +379,3 @@ def _repository(job: Job) -> str | None:
     """ORG/NAME where a job's model comes from the hub."""
     found = job.arguments if job.kind == "download" else job.arguments.get("hub")
     return str(found["repo_id"]) if found else None
-
-
-def _origin(job: Job) -> str | None:
-    return f"{_repository(job)}@{job.hub_commit}" if job.hub_commit else None

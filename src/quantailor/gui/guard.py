@@ -120,7 +120,7 @@ class Guard:
         return None
 
     def _token_answer(self, scope: Scope, headers: Mapping[str, str]) -> Response | None:
-        pairs = _query(scope)
+        pairs = parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
         given = [value for key, value in pairs if key == TOKEN]
         if given and scope["type"] == "http" and scope["method"] in _READING:
             if not _same(given[-1], self._token):
@@ -224,10 +224,6 @@ def _joined(scope: Scope) -> dict[str, str]:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
         found[name] = f"{found[name]}; {value}" if name in found else value
     return found
-
-
-def _query(scope: Scope) -> list[tuple[str, str]]:
-    return parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
 
 
 def _cookies(header: str, name: str) -> list[str]:

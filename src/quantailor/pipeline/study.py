@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from quantailor.analysis.corpus import chunk_length, chunks
 from quantailor.costs.model_size import ModelSize
@@ -28,9 +28,7 @@ from quantailor.steps.probe import ProbeResult, ProbeStep
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Screen, StepResult
 from quantailor.steps.sweep import SweepResult, SweepStep
-from quantailor.store import CovarianceRecord, ImatrixRecord
-
-_Record = TypeVar("_Record", ImatrixRecord, CovarianceRecord)
+from quantailor.store import CalibrationRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,26 +236,26 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
         workspace.store.record_imatrix(ready)  # now the latest
         return str(workspace.imatrices.path(ready.model, ready.fingerprint))
 
-    def ready_imatrix(self, workspace: Workspace, model: OpenedModel) -> ImatrixRecord | None:
+    def ready_imatrix(self, workspace: Workspace, model: OpenedModel) -> CalibrationRecord | None:
         """What "auto" takes: the first of the model's own that was imported, or that saw as many tokens as the level asks for.
 
         Where the study names a text, a computed one must be of a text of that name.
         """
         return self._ready(workspace, model, workspace.imatrices.stored(model.fingerprint) if self.imatrix == AUTO else [])
 
-    def ready_covariances(self, workspace: Workspace, model: OpenedModel) -> CovarianceRecord | None:
+    def ready_covariances(self, workspace: Workspace, model: OpenedModel) -> CalibrationRecord | None:
         """The same of covariances, unless everything is to be computed."""
         records = workspace.store.covariances(model.fingerprint) if self.imatrix != COMPUTE else []
         there = [record for record in records if workspace.covariances.path(record.model, record.fingerprint).exists()]
         return self._ready(workspace, model, there)
 
-    def _ready(self, workspace: Workspace, model: OpenedModel, records: Sequence[_Record]) -> _Record | None:
+    def _ready(self, workspace: Workspace, model: OpenedModel, records: Sequence[CalibrationRecord]) -> CalibrationRecord | None:
         if not records:
             return None
         text = Path(self.text) if self.text else CALIBRATION_TEXT
         n_tokens = chunks(workspace.corpus(model, text), chunk_length(model.source, DEFAULT_N_CTX), limit=self.settings.imatrix_chunks).size
 
-        def is_enough(record: _Record) -> bool:
+        def is_enough(record: CalibrationRecord) -> bool:
             is_right_text = self.text is None or text.name in record.datasets
             return record.origin == "imported" or (is_right_text and record.chunk_count * record.chunk_size >= n_tokens)
 

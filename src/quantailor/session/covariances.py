@@ -11,7 +11,7 @@ from quantailor.errors import CovarianceError
 from quantailor.jobs import Home
 from quantailor.session.imatrices import AUTO, NONE, n_tokens
 from quantailor.session.opened import OpenedModel
-from quantailor.store import CovarianceRecord, ImatrixKey, Store
+from quantailor.store import CalibrationRecord, ImatrixKey, Store
 
 
 class KeptCovariances:
@@ -50,7 +50,7 @@ class KeptCovariances:
         elif not imported and file != place:
             with files.writing(file):
                 file.unlink()
-        record = CovarianceRecord(
+        record = CalibrationRecord(
             model=model,
             fingerprint=fingerprint,
             datasets=description.datasets,
@@ -78,7 +78,7 @@ class KeptCovariances:
         chosen = next(iter(self.stored(model)), None)
         return None if chosen is None else CovarianceFile(self.path(model, chosen.fingerprint))
 
-    def stored(self, model: str) -> list[CovarianceRecord]:
+    def stored(self, model: str) -> list[CalibrationRecord]:
         """A model's covariances whose files are there, the model's own first: those that saw most tokens, of these the latest."""
         records = [one for one in self._store.covariances(model) if self.path(model, one.fingerprint).exists()]
         return sorted(records, key=n_tokens, reverse=True)

@@ -12,7 +12,7 @@ from quantailor.errors import ImatrixError
 from quantailor.jobs import Home
 from quantailor.models.source import ModelSource
 from quantailor.session.opened import OpenedModel, quantizable_tensors
-from quantailor.store import CovarianceRecord, ImatrixKey, ImatrixRecord, Store
+from quantailor.store import CalibrationRecord, ImatrixKey, Store
 
 AUTO, NONE = "auto", "none"
 """What an importance matrix may be instead of a file: the model's own (see `KeptImatrices.stored`), or none."""
@@ -34,7 +34,7 @@ class KeptImatrices:
         path = self.path(model, imatrix.fingerprint)
         if self.intact(model, imatrix.fingerprint) is None:
             write_imatrix(imatrix, path, overwrite=True)
-        record = ImatrixRecord(
+        record = CalibrationRecord(
             model=model,
             fingerprint=imatrix.fingerprint,
             datasets=imatrix.datasets,
@@ -68,14 +68,14 @@ class KeptImatrices:
         except ImatrixError:
             return None
 
-    def stored(self, model: str) -> list[ImatrixRecord]:
+    def stored(self, model: str) -> list[CalibrationRecord]:
         """A model's importance matrices whose files are there: the one that "auto" takes, then the others, the latest first.
 
         A later one takes an earlier one's place where it saw as many tokens, or where it alone was measured with.
         """
         records = [record for record in self._store.imatrices(model) if self.path(model, record.fingerprint).exists()]
         measured = {key.imatrix for key in self._store.measurements(model)} if len(records) > 1 else ()
-        default: ImatrixRecord | None = None
+        default: CalibrationRecord | None = None
         for record in reversed(records):
             saw_less = default is not None and 0 < n_tokens(record) < n_tokens(default)
             if default is None or not saw_less or (record.fingerprint in measured and default.fingerprint not in measured):
@@ -116,7 +116,7 @@ class KeptImatrices:
         return imatrix
 
 
-def n_tokens(record: ImatrixRecord | CovarianceRecord) -> int:
+def n_tokens(record: CalibrationRecord) -> int:
     """Tokens that an importance matrix or covariances saw; 0 where its file does not tell."""
     return record.chunk_count * record.chunk_size
 

@@ -2,9 +2,8 @@
 
 from quantailor.store.job_table import Job, JobState, LogLine, Pace, Progress, Worker
 from quantailor.store.keys import (
-    CovarianceRecord,
+    CalibrationRecord,
     ImatrixKey,
-    ImatrixRecord,
     Location,
     MeasurementKey,
     ModelRecord,

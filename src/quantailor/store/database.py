@@ -72,7 +72,7 @@ class Database:
             finally:
                 self._in_transaction = False
 
-    def query(self, sql: str, parameters: Parameters = ()) -> list[tuple[Value, ...]]:
+    def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """All rows of a SELECT."""
         with self._lock:
             return self._run(sql, parameters)
@@ -167,7 +167,7 @@ class Database:
                 MIGRATIONS[name](self._connection)
                 self._run("INSERT INTO migrations (name, applied) VALUES (?, ?)", (name, self.now()))
 
-    def _run(self, sql: str, parameters: Parameters = ()) -> list[tuple[Value, ...]]:
+    def _run(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         with self._errors():
             return self._connection.execute(sql, parameters).fetchall()
 

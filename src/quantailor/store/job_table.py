@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from quantailor.errors import JobError
-from quantailor.store.database import Database, Value
+from quantailor.store.database import Database, Row
 
 JobState = Literal["queued", "running", "paused", "interrupted", "done", "failed", "cancelled"]
 JobRequest = Literal["", "pause", "cancel"]
@@ -176,7 +176,7 @@ class JobTable:
     def requested(self, job_id: int, attempt: int) -> JobRequest | None:
         """What was asked of a worker; None when the job is no longer that attempt's."""
         sql = "SELECT requested FROM jobs WHERE id = ? AND attempt = ? AND state = 'running'"
-        rows: list[Any] = self._database.query(sql, (job_id, attempt))
+        rows = self._database.query(sql, (job_id, attempt))
         return rows[0][0] if rows else None
 
     def request(self, job_id: int, requested: JobRequest) -> None:
@@ -216,13 +216,13 @@ class JobTable:
 
     def paces(self) -> list[Pace]:
         """All of them, the latest first."""
-        rows: list[Any] = self._database.query("SELECT stage, n_threads, expected_seconds, seconds FROM paces ORDER BY id DESC LIMIT 1000")
+        rows = self._database.query("SELECT stage, n_threads, expected_seconds, seconds FROM paces ORDER BY id DESC LIMIT 1000")
         return [Pace(*row) for row in rows]
 
     def log_lines(self, job_id: int, *, after: int = 0) -> list[LogLine]:
         """A job's log in order; `after` is the id of the last line already seen."""
         sql = "SELECT id, logged, level, message FROM job_log WHERE job = ? AND id > ? ORDER BY id"
-        rows: list[Any] = self._database.query(sql, (job_id, after))
+        rows = self._database.query(sql, (job_id, after))
         return [LogLine(*row) for row in rows]
 
 
@@ -259,7 +259,7 @@ _SET_STATE = """
     WHERE id = :id"""
 
 
-def _job(row: tuple[Value, ...]) -> Job:
+def _job(row: Row) -> Job:
     values: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
     pid, process_started, host = (values.pop(name) for name in ("pid", "process_started", "host"))
     progress = Progress(*(values.pop(name) for name in _PROGRESS))

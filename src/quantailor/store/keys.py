@@ -102,20 +102,8 @@ class ImatrixKey:
 
 
 @dataclass(frozen=True, slots=True)
-class ImatrixRecord:
-    """An importance matrix that was computed or imported; the file itself is a location."""
-
-    model: str
-    fingerprint: str
-    datasets: tuple[str, ...]
-    chunk_count: int
-    chunk_size: int
-    origin: Literal["computed", "imported"]
-
-
-@dataclass(frozen=True, slots=True)
-class CovarianceRecord:
-    """Input covariances that were computed or imported; the file itself is in the home."""
+class CalibrationRecord:
+    """An importance matrix, or input covariances, that was computed or imported; the file itself is in the home."""
 
     model: str
     fingerprint: str

@@ -28,10 +28,9 @@ from quantailor.store.database import BUSY_TIMEOUT_S, Database, Row, Value
 from quantailor.store.job_table import JobTable
 from quantailor.store.keys import (
     ENGINE,
-    CovarianceRecord,
+    CalibrationRecord,
     ImatrixKey,
     ImatrixProgress,
-    ImatrixRecord,
     Location,
     LocationKind,
     MeasurementKey,
@@ -91,17 +90,17 @@ class Store:
 
     def model(self, fingerprint: str) -> ModelRecord | None:
         """The model of that fingerprint."""
-        return _only(ModelRecord(*_any(row)) for row in self._database.query(SQL.model, (fingerprint,)))
+        return _only(ModelRecord(*row) for row in self._database.query(SQL.model, (fingerprint,)))
 
     def models(self) -> list[ModelRecord]:
         """All models, the latest recorded first."""
-        return [ModelRecord(*_any(row)) for row in self._database.query(SQL.models)]
+        return [ModelRecord(*row) for row in self._database.query(SQL.models)]
 
     def tensors(self, model: str) -> list[TensorInfo]:
         """A model's tensors in file order."""
         return [
             TensorInfo(name, tuple(int(part) for part in shape.split(",") if part), type_name, size_bytes)
-            for name, shape, type_name, size_bytes in map(_any, self._database.query(SQL.tensors, (model,)))
+            for name, shape, type_name, size_bytes in self._database.query(SQL.tensors, (model,))
         ]
 
     def forget_model(self, fingerprint: str) -> None:
@@ -142,7 +141,7 @@ class Store:
 
     def cell_counts(self, key: MeasurementKey) -> dict[str, int]:
         """Tensor -> number of its recorded cells; cheap enough to be asked every second."""
-        return {str(tensor): count for tensor, count in map(_any, self._database.query(SQL.cell_counts, key.row))}
+        return {str(tensor): count for tensor, count in self._database.query(SQL.cell_counts, key.row)}
 
     def cell_errors(self, key: MeasurementKey, tensors: Iterable[str]) -> list[tuple[str, str, float, float | None, bool]]:
         """(tensor, type, bits per weight, `WeightError.error`, whether unavailable) of these tensors' cells, without all the rest.
@@ -150,7 +149,7 @@ class Store:
         Where no such error is recorded it is `relative_mse`.
         """
         rows = self._database.query(SQL.cell_errors, {**key.row, "tensors": json.dumps(list(tensors))})
-        return [(tensor, type_name, bits, error, bool(missing)) for tensor, type_name, bits, error, missing in map(_any, rows)]
+        return [(tensor, type_name, bits, error, bool(missing)) for tensor, type_name, bits, error, missing in rows]
 
     def measurements(self, model: str) -> dict[MeasurementKey, int]:
         """Every measurement of a model by this llama.cpp with its number of cells."""
@@ -161,10 +160,7 @@ class Store:
         return self._counted(SQL.measured_tensors, model)
 
     def _counted(self, sql: str, model: str) -> dict[MeasurementKey, int]:
-        rows = [_any(row) for row in self._database.query(sql, (model,))]
-        counts = {}
-        for model_key, imatrix, settings, definition, count in rows:
-            counts[MeasurementKey.of_row(model_key, imatrix, settings, definition)] = count
+        counts = {MeasurementKey.of_row(*key): count for *key, count in self._database.query(sql, (model,))}
         return {key: count for key, count in counts.items() if key.engine in _engines()}
 
     def forget_cells(self, key: MeasurementKey) -> int:
@@ -179,9 +175,9 @@ class Store:
 
     def imatrix_progress(self, key: ImatrixKey) -> ImatrixProgress | None:
         """Where that computation stopped, if it was begun and is not finished."""
-        return _only(ImatrixProgress(*_any(row)) for row in self._database.query(SQL.imatrix_progress, key.row))
+        return _only(ImatrixProgress(*row) for row in self._database.query(SQL.imatrix_progress, key.row))
 
-    def record_imatrix(self, imatrix: ImatrixRecord, *, computed: ImatrixKey | None = None) -> None:
+    def record_imatrix(self, imatrix: CalibrationRecord, *, computed: ImatrixKey | None = None) -> None:
         """Record an importance matrix; with `computed`, as that computation's result, whose progress is dropped."""
         row = {**asdict(imatrix), "datasets": json.dumps(imatrix.datasets)}
         with self.transaction():
@@ -191,26 +187,26 @@ class Store:
                 self._database.change(SQL.record_computation, {**computed.row, "fingerprint": imatrix.fingerprint})
                 self._database.change(SQL.forget_imatrix_progress, computed.row)
 
-    def imatrix(self, model: str, fingerprint: str) -> ImatrixRecord | None:
+    def imatrix(self, model: str, fingerprint: str) -> CalibrationRecord | None:
         """The importance matrix of that fingerprint."""
-        return _only(_imatrix(_any(row)) for row in self._database.query(SQL.imatrix, (model, fingerprint)))
+        return _only(_calibration(row) for row in self._database.query(SQL.imatrix, (model, fingerprint)))
 
-    def imatrices(self, model: str) -> list[ImatrixRecord]:
+    def imatrices(self, model: str) -> list[CalibrationRecord]:
         """A model's importance matrices, the latest recorded first."""
-        return [_imatrix(_any(row)) for row in self._database.query(SQL.imatrices, (model,))]
+        return [_calibration(row) for row in self._database.query(SQL.imatrices, (model,))]
 
-    def computed_imatrix(self, key: ImatrixKey) -> ImatrixRecord | None:
+    def computed_imatrix(self, key: ImatrixKey) -> CalibrationRecord | None:
         """What that computation gave, if it was finished."""
-        return _only(_imatrix(_any(row)) for row in self._database.query(SQL.computed_imatrix, key.row))
+        return _only(_calibration(row) for row in self._database.query(SQL.computed_imatrix, key.row))
 
     def imatrix_texts(self, model: str, fingerprint: str = "") -> set[str]:
         """SHA-256 of the texts that an importance matrix was computed from, or all of a model's for none."""
-        rows = (_any(row) for row in self._database.query(SQL.imatrix_texts, {"model": model, "fingerprint": fingerprint}))
+        rows = self._database.query(SQL.imatrix_texts, {"model": model, "fingerprint": fingerprint})
         return {str(row[0]).partition(ENGINE)[0] for row in rows}
 
     # Covariances
 
-    def record_covariances(self, covariances: CovarianceRecord, *, computed: ImatrixKey | None = None) -> None:
+    def record_covariances(self, covariances: CalibrationRecord, *, computed: ImatrixKey | None = None) -> None:
         """Record input covariances; with `computed`, as that computation's result."""
         with self.transaction():
             self._database.change(SQL.record_covariances, {**asdict(covariances), "datasets": json.dumps(covariances.datasets)})
@@ -220,16 +216,15 @@ class Store:
 
     def covariance_texts(self, model: str, start: str) -> set[str]:
         """SHA-256 of the texts that input covariances were computed from, by the start of their fingerprint."""
-        rows = (_any(row) for row in self._database.query(SQL.covariance_texts, {"model": model, "start": start}))
-        return {str(row[0]) for row in rows}
+        return {str(text) for (text,) in self._database.query(SQL.covariance_texts, {"model": model, "start": start})}
 
-    def covariances(self, model: str) -> list[CovarianceRecord]:
+    def covariances(self, model: str) -> list[CalibrationRecord]:
         """A model's covariances, the latest recorded first."""
-        return [_covariances(_any(row)) for row in self._database.query(SQL.covariances, (model,))]
+        return [_calibration(row) for row in self._database.query(SQL.covariances, (model,))]
 
-    def computed_covariances(self, key: ImatrixKey) -> CovarianceRecord | None:
+    def computed_covariances(self, key: ImatrixKey) -> CalibrationRecord | None:
         """What that computation gave, if it was finished."""
-        return _only(_covariances(_any(row)) for row in self._database.query(SQL.computed_covariances, key.row))
+        return _only(_calibration(row) for row in self._database.query(SQL.computed_covariances, key.row))
 
     # Fidelity
 
@@ -239,12 +234,11 @@ class Store:
 
     def chunk_scores(self, key: ScoreKey) -> list[ChunkScore]:
         """Scores by chunk index."""
-        rows = (_any(row) for row in self._database.query(SQL.chunk_scores, key.row))
-        return [_score(row) for row in rows]
+        return [_score(row) for row in self._database.query(SQL.chunk_scores, key.row)]
 
     def scored_chunks(self, key: ScoreKey) -> frozenset[int]:
         """Indexes of the chunks that are recorded."""
-        return frozenset(_any(row)[0] for row in self._database.query(SQL.scored_chunks, key.row))
+        return frozenset(int(row[0]) for row in self._database.query(SQL.scored_chunks, key.row))
 
     # Mixes
 
@@ -255,8 +249,7 @@ class Store:
 
     def mixes(self, model: str, purpose: str) -> list[Mix]:
         """A model's mixes for one purpose, by id."""
-        rows = [_any(row) for row in self._database.query(SQL.mixes, (model, purpose))]
-        return [Mix.of(json.loads(document)) for _, document in rows]
+        return [Mix.of(json.loads(document)) for _, document in self._database.query(SQL.mixes, (model, purpose))]
 
     def record_mix_scores(self, key: SwapKey, scores: Iterable[tuple[str, ChunkScore]]) -> None:
         """Record scored chunks of mixes, (mix id, score), all of them or none."""
@@ -269,17 +262,17 @@ class Store:
     def mix_scores(self, key: SwapKey) -> dict[str, list[ChunkScore]]:
         """Every mix's scores by chunk index."""
         found: dict[str, list[ChunkScore]] = {}
-        for mix, *figures in (_any(row) for row in self._database.query(SQL.mix_scores, (key.run,))):
+        for mix, *figures in self._database.query(SQL.mix_scores, (key.run,)):
             found.setdefault(mix, []).append(ChunkScore(*figures))
         return found
 
     def scored_mixes(self, key: SwapKey) -> dict[str, int]:
         """How many chunks of every mix are scored."""
-        return {str(mix): int(count) for mix, count in map(_any, self._database.query(SQL.scored_mixes, (key.run,)))}
+        return {str(mix): int(count) for mix, count in self._database.query(SQL.scored_mixes, (key.run,))}
 
     def swap_runs(self, model: str) -> list[SwapKey]:
         """What mixes of a model were scored with by this llama.cpp, the latest first."""
-        keys = [SwapKey(*_any(row)) for row in self._database.query(SQL.swap_runs, (model,))]
+        keys = [SwapKey(*row) for row in self._database.query(SQL.swap_runs, (model,))]
         return [key for key in keys if key.engine in _engines()]
 
     # Strategies and verdicts
@@ -292,11 +285,11 @@ class Store:
 
     def strategy(self, fingerprint: str) -> StrategyRecord | None:
         """The strategy of that fingerprint."""
-        return _only(StrategyRecord(*_any(row)) for row in self._database.query(SQL.strategy, (fingerprint,)))
+        return _only(StrategyRecord(*row) for row in self._database.query(SQL.strategy, (fingerprint,)))
 
     def strategies(self, model: str) -> list[StrategyRecord]:
         """A model's strategies, the latest recorded first."""
-        return [StrategyRecord(*_any(row)) for row in self._database.query(SQL.strategies, (model,))]
+        return [StrategyRecord(*row) for row in self._database.query(SQL.strategies, (model,))]
 
     def record_verdict(self, verdict: Verdict, *, strategy: str | None = None) -> str:
         """Record a verdict; its fingerprint. `strategy` is the fingerprint of the strategy that was verified."""
@@ -309,11 +302,11 @@ class Store:
 
     def verdict(self, fingerprint: str) -> VerdictRecord | None:
         """The verdict of that fingerprint."""
-        return _only(_verdict(_any(row)) for row in self._database.query(SQL.verdict, (fingerprint,)))
+        return _only(_verdict(row) for row in self._database.query(SQL.verdict, (fingerprint,)))
 
     def verdicts(self, model: str) -> list[VerdictRecord]:
         """A model's verdicts, the latest recorded first."""
-        return [_verdict(_any(row)) for row in self._database.query(SQL.verdicts, (model,))]
+        return [_verdict(row) for row in self._database.query(SQL.verdicts, (model,))]
 
     # Drafts
 
@@ -342,15 +335,15 @@ class Store:
 
     def draft(self, model: str, name: str) -> tuple[str, int] | None:
         """The document of that name and its revision."""
-        return _only((str(document), int(revision)) for document, revision in map(_any, self._database.query(SQL.draft, (model, name))))
+        return _only((str(document), int(revision)) for document, revision in self._database.query(SQL.draft, (model, name)))
 
     def draft_revision(self, model: str, name: str) -> int:
         """The revision of the draft of that name; 0 where there is none."""
-        return _only(int(revision) for (revision,) in map(_any, self._database.query(SQL.draft_revision, (model, name)))) or 0
+        return _only(int(revision) for (revision,) in self._database.query(SQL.draft_revision, (model, name))) or 0
 
     def drafts(self, model: str) -> list[tuple[str, float]]:
         """A model's drafts by name, with wall-clock seconds of the last change, the latest first."""
-        return [(name, changed) for name, changed in map(_any, self._database.query(SQL.drafts, (model,)))]
+        return [(name, changed) for name, changed in self._database.query(SQL.drafts, (model,))]
 
     def forget_draft(self, model: str, name: str) -> None:
         """Remove a draft."""
@@ -364,7 +357,7 @@ class Store:
 
     def identity(self, path: str, files: str) -> tuple[str, str] | None:
         """The fingerprint of the model at a path, and which tensor is not finite, if its files are in that state."""
-        rows = map(_any, self._database.query(SQL.identity, (path, files)))
+        rows = self._database.query(SQL.identity, (path, files))
         return _only((str(fingerprint), str(not_finite)) for fingerprint, not_finite in rows)
 
     def record_location(self, kind: LocationKind, key: str, path: Path) -> None:
@@ -384,7 +377,7 @@ class Store:
 
     def every_location(self, kind: LocationKind) -> list[Location]:
         """Where files of that kind were seen, the latest first; they may be gone."""
-        rows = map(_any, self._database.query(SQL.every_location, (kind,)))
+        rows = self._database.query(SQL.every_location, (kind,))
         return [Location(key, Path(path), seen) for key, path, seen in rows]
 
     def builds(self, model: str) -> list[Path]:
@@ -396,12 +389,12 @@ class Store:
     def counts(self, model: str) -> ResultCounts:
         """How much is known of a model, without reading it."""
         engines = dict(zip(("engine", "gpu"), _engines(), strict=True))
-        return ResultCounts(*_any(self._database.query(SQL.counts, {"model": model, **engines})[0]))
+        return ResultCounts(*self._database.query(SQL.counts, {"model": model, **engines})[0])
 
     def n_available_cells(self, model: str, types: Sequence[str]) -> int:
         """Cells of these types that could be measured, of the measurement that has the most."""
         values = {"model": model, "types": json.dumps(list(types))}
-        return int(_any(self._database.query(SQL.n_available_cells, values)[0])[0])
+        return int(self._database.query(SQL.n_available_cells, values)[0][0])
 
     @property
     def now(self) -> float:
@@ -424,11 +417,6 @@ class Store:
 def _engines() -> tuple[str, str]:
     """Whose results count today."""
     return library.engine(), library.engine(on_gpu=True)
-
-
-def _any(row: tuple[Value, ...]) -> Row:
-    # The schema fixes the column types; sqlite3 cannot tell them to a type checker.
-    return row
 
 
 def _only(found: Iterable[Found]) -> Found | None:
@@ -474,14 +462,9 @@ def _mix_score_row(run: str, mix: str, score: ChunkScore) -> dict[str, Value]:
     return {**figures, "run": run, "mix": mix}
 
 
-def _covariances(row: Row) -> CovarianceRecord:
+def _calibration(row: Row) -> CalibrationRecord:
     model, fingerprint, datasets, chunk_count, chunk_size, origin = row
-    return CovarianceRecord(model, fingerprint, tuple(json.loads(datasets)), chunk_count, chunk_size, origin)
-
-
-def _imatrix(row: Row) -> ImatrixRecord:
-    model, fingerprint, datasets, chunk_count, chunk_size, origin = row
-    return ImatrixRecord(model, fingerprint, tuple(json.loads(datasets)), chunk_count, chunk_size, origin)
+    return CalibrationRecord(model, fingerprint, tuple(json.loads(datasets)), chunk_count, chunk_size, origin)
 
 
 def _verdict(row: Row) -> VerdictRecord:

@@ -218,7 +218,7 @@ class Planner:
             full = {name: types.get(name, self.model.source.tensor(name).type_name) for name in self._cells}
             predicted = choose.predict(full, self._evidence.tables, model=self._facts, basis=basis_of(self._evidence.known))
             with_header = dataclasses.replace(predicted, file_size_bytes=predicted.file_size_bytes + self._header_excess)
-            return Preview(full, self._with_kld(with_header))
+            return Preview(full, with_kld_of(with_header, self._evidence.known))
 
     def difference(self, ours: Mapping[str, str], theirs: Mapping[str, str]) -> Difference:
         """Two choices of types side by side. Raises StrategyMismatchError where one holds a type that was not measured."""
@@ -378,9 +378,6 @@ class Planner:
         if strategy.prediction is not None:
             padded_bytes = sum(padded(self._cells[name][type_name].size_bytes) for name, type_name in strategy.types.items())
             self._header_excess = strategy.prediction.file_size_bytes - padded_bytes - self._facts.fixed_bytes
-
-    def _with_kld(self, prediction: Prediction) -> Prediction:
-        return with_kld_of(prediction, self._evidence.known)
 
 
 def rounding_choices(workspace: Workspace, fingerprint: str) -> dict[str, str]:

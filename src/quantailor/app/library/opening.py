@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -136,19 +135,16 @@ def model_overview(workspace: Workspace, project: ProjectReport) -> ModelOvervie
 def _described(workspace: Workspace, project: ProjectReport, model: OpenedModel, gone: ModelOverview) -> ModelOverview:
     stored = model.source.metadata.get("general.license")
     base = None if project.base is None else Path(project.base)
+    files = (*model.source.files, *(model.path / name for name in model.source.config_files))
     place = StudyStep(model=str(model.path)).base_place(workspace, model) if base is None else None
     return replace(
         gone,
         kind="gguf" if isinstance(model.source, GGUFSource) else "huggingface",
         license=None if stored is None else str(stored.value),
-        files=_files([*model.source.files, *(model.path / name for name in model.source.config_files)]),
+        files=tuple(ModelFile(str(path), path.stat().st_size) for path in files),
         base=None if base is None or base == model.path else ModelFile(str(base), base.stat().st_size),
         suggested_base=None if place is None else str(place),
     )
-
-
-def _files(paths: Sequence[Path]) -> tuple[ModelFile, ...]:
-    return tuple(ModelFile(str(path), path.stat().st_size) for path in paths)
 
 
 def disk_plan(workspace: Workspace, project: ProjectReport, level: Level = "balanced") -> DiskPlan:

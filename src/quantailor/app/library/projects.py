@@ -17,7 +17,7 @@ from quantailor.jobs import Job, reconcile
 from quantailor.pipeline import Level
 from quantailor.session import Workspace
 from quantailor.steps.convert import openable
-from quantailor.store import CovarianceRecord, ImatrixRecord, Location, MeasurementKey, ModelRecord, ResultCounts
+from quantailor.store import CalibrationRecord, Location, MeasurementKey, ModelRecord, ResultCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def calibrations(workspace: Workspace, fingerprint: str) -> list[KeptCalibration
 
 def _calibration(
     kind: Literal["importance matrix", "input covariances"],
-    record: ImatrixRecord | CovarianceRecord,
+    record: CalibrationRecord,
     place: Callable[[str, str], Path],
     *,
     is_own: bool,
@@ -162,12 +162,9 @@ def _paths(job: Job) -> set[str]:
 
 def _is_product(workspace: Workspace, record: ModelRecord, seen: _Seen) -> bool:
     """Whether every known file of a model is one that we wrote: built from a strategy, or a reference."""
+    ours = workspace.home.references
     paths = [location.path for location in seen.models.get(record.fingerprint, ())]
-    return bool(paths) and all(_is_ours(workspace, path, seen) for path in paths)
-
-
-def _is_ours(workspace: Workspace, path: Path, seen: _Seen) -> bool:
-    return path in seen.builds or path.is_relative_to(workspace.home.references) or _carries_strategy(workspace, path)
+    return bool(paths) and all(path in seen.builds or path.is_relative_to(ours) or _carries_strategy(workspace, path) for path in paths)
 
 
 def _carries_strategy(workspace: Workspace, path: Path) -> bool:

@@ -223,14 +223,9 @@ def _row(tensor: TensorInfo, architecture: str, qtypes: Mapping[str, QType]) -> 
     )
 
 
-def _availability(tensor: TensorInfo, architecture: str, qtypes: Mapping[str, QType]) -> dict[str, str | None]:
-    """Every type -> why it cannot be taken with a usual importance matrix, which holds neither embeddings nor output; None where it can."""
-    return availability(tensor, architecture=architecture, has_imatrix=tensor.name not in IMATRIX_EXEMPT, qtypes=qtypes)
-
-
 def _available(tensor: TensorInfo, architecture: str, qtypes: Mapping[str, QType]) -> list[str]:
-    """The types that it can take with a usual importance matrix."""
-    reasons = _availability(tensor, architecture, qtypes)
+    """The types that it can take with a usual importance matrix, which holds neither embeddings nor output."""
+    reasons = availability(tensor, architecture=architecture, has_imatrix=tensor.name not in IMATRIX_EXEMPT, qtypes=qtypes)
     return [type_name for type_name, reason in reasons.items() if reason is None] or [tensor.type_name]
 
 
@@ -250,11 +245,10 @@ def _refusals(tensor: TensorInfo, architecture: str, qtypes: Mapping[str, QType]
         if names:
             written = {name: fallback(qtypes[name], tensor.n_cols, qtypes) for name in names}
             instead = {name: qtype.name for name, qtype in written.items() if qtype is not None}
-            yield Refusal(_too_narrow(tensor.n_cols, block_size), names, instead)
-
-
-def _too_narrow(n_cols: int, block_size: int) -> str:
-    return f"Its rows are {n_cols} weights wide, no multiple of {block_size}: these types pack {block_size} weights in a block."
+            what = (
+                f"Its rows are {tensor.n_cols} weights wide, no multiple of {block_size}: these types pack {block_size} weights in a block."
+            )
+            yield Refusal(what, names, instead)
 
 
 # Configuration

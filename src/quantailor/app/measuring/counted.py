@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,9 +32,11 @@ from quantailor.ggml import library
 from quantailor.models.abilities import why_no_predictions
 from quantailor.pipeline import MakeStep, StudyStep
 from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, NONE, OpenedModel, Workspace
+from quantailor.session.covariances import KeptCovariances
+from quantailor.session.imatrices import KeptImatrices
 from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX
 from quantailor.steps.probe import ProbeStep
-from quantailor.store import CovarianceRecord, ImatrixKey, ImatrixRecord, SwapKey
+from quantailor.store import CalibrationRecord, ImatrixKey, SwapKey
 
 Pipeline = StudyStep | MakeStep
 
@@ -173,18 +175,24 @@ class Counted:
             return ""
         if self.task.imatrix not in (AUTO, COMPUTE):
             return read_imatrix(Path(self.task.imatrix)).fingerprint
+        return self._kept(self.workspace.imatrices, StudyStep.ready_imatrix, self.workspace.store.computed_imatrix)
+
+    def _kept(
+        self,
+        home: KeptImatrices | KeptCovariances,
+        ready: Callable[[StudyStep, Workspace, OpenedModel], CalibrationRecord | None],
+        computed: Callable[[ImatrixKey], CalibrationRecord | None],
+    ) -> str | None:
+        """The fingerprint of what is there already and will be used; None where it is still to be made."""
         if self.base is None:
             return None
-        ready: ImatrixRecord | None
         if isinstance(self.task, StudyStep):
             with self.workspace.model(self.base) as model:
-                ready = self.task.ready_imatrix(self.workspace, model)
+                found = ready(self.task, self.workspace, model)
         else:
-            stored = self.workspace.imatrices.stored(self.model.fingerprint) if self.task.imatrix == AUTO else []
-            ready = next(iter(stored), None)
-        found = ready or self.workspace.store.computed_imatrix(self.imatrix_key)
-        there = found is not None and self.workspace.imatrices.path(found.model, found.fingerprint).exists()
-        return found.fingerprint if found is not None and there else None
+            found = next(iter(home.stored(self.model.fingerprint)), None) if self.task.imatrix == AUTO else None
+        found = found or computed(self.imatrix_key)
+        return found.fingerprint if found is not None and home.path(found.model, found.fingerprint).exists() else None
 
     @cached_property
     def imatrix_key(self) -> ImatrixKey:
@@ -308,18 +316,8 @@ class Counted:
         if self.task.rounding != "compensated":
             newest = self.workspace.covariances.default(self.model.fingerprint)
             return "" if newest is None else newest.fingerprint[:16]
-        if self.base is None:
-            return None
-        ready: CovarianceRecord | None
-        if isinstance(self.task, StudyStep):
-            with self.workspace.model(self.base) as model:
-                ready = self.task.ready_covariances(self.workspace, model)
-        else:
-            stored = self.workspace.covariances.stored(self.model.fingerprint) if self.task.imatrix == AUTO else []
-            ready = next(iter(stored), None)
-        record = ready or self.workspace.store.computed_covariances(self.imatrix_key)
-        there = record is not None and self.workspace.covariances.path(record.model, record.fingerprint).exists()
-        return record.fingerprint[:16] if record is not None and there else None
+        kept = self._kept(self.workspace.covariances, StudyStep.ready_covariances, self.workspace.store.computed_covariances)
+        return None if kept is None else kept[:16]
 
     @property
     def rounding(self) -> str | None:

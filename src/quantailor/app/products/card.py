@@ -22,7 +22,7 @@ from quantailor.present import cards, words
 from quantailor.records import PLAIN_TWIN, Grounds, MetadataValue, Strategy, TensorInfo, Verdict, VerdictRow, bits_per_weight
 from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, OpenedModel, Workspace
 from quantailor.steps.hub.publish import is_listed_name as is_listed_name
-from quantailor.store import ImatrixRecord
+from quantailor.store import CalibrationRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class _Facts:
     tensors: Sequence[TensorInfo]
     made_by: str | None
     strategy: Strategy | None
-    imatrix: ImatrixRecord | None
+    imatrix: CalibrationRecord | None
     uses_imatrix: bool
     verdict: Verdict | None
     predicted: tuple[float, tuple[float, float]] | None

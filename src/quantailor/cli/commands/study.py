@@ -58,7 +58,8 @@ def models(answer: options.Answer) -> None:
 def _show_models(found: Sequence[ProjectReport]) -> None:
     if found:
         columns = {"identity": "left", "model": "left", "size": "right", "known": "left", "where": "left"}
-        rows = [(item.fingerprint[:12], item.name, words.size(item.size_bytes), _known(item), _place(item)) for item in found]
+        gone = "its files are gone"
+        rows = [(item.fingerprint[:12], item.name, words.size(item.size_bytes), _known(item), item.source or gone) for item in found]
         console().print(table("Models", columns, rows))
     else:
         console().print("No models yet. `quantailor study MODEL` measures one.")
@@ -76,7 +77,3 @@ def _known(item: ProjectReport) -> str:
         plural(len(item.active_jobs), "job"): item.active_jobs,
     }
     return ", ".join(text for text, there in parts.items() if there) or "nothing yet"
-
-
-def _place(item: ProjectReport) -> str:
-    return item.source or "its files are gone"

@@ -72,9 +72,8 @@ def _reasons(out: Console, reports: Sequence[TensorReport], all_types: bool) -> 
             out.print(f"{item.name}: {', '.join(item.available_types)}")
     if grouped:
         out.print()
-        rows = [(type_name, _names(names), reason) for (type_name, reason), names in grouped.items()]
+        rows = [
+            (type_name, names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more", reason)
+            for (type_name, reason), names in grouped.items()
+        ]
         out.print(table("Why not", {"type": "left", "tensors": "left", "reason": "wrap"}, rows))
-
-
-def _names(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -91,10 +91,10 @@ class JobButtons:
         self._unclaimed = False
         with box("qt-row qt-tight") as self._element:
             self._start = quiet("Start", told(self._do_start), icon="play_arrow").props("dense")
-            self._pause = quiet("Pause", told(self._do_pause), icon="pause").props("dense")
-            self._resume = quiet("Resume", told(self._do_resume), icon="play_arrow").props("dense")
-            self._again = quiet("Try again", told(self._do_resume), icon="refresh").props("dense")
-            self._dismiss = quiet("Dismiss", told(self._do_dismiss)).props("dense")
+            self._pause = quiet("Pause", told(partial(self._do, pause_job)), icon="pause").props("dense")
+            self._resume = quiet("Resume", told(partial(self._do, _resume)), icon="play_arrow").props("dense")
+            self._again = quiet("Try again", told(partial(self._do, _resume)), icon="refresh").props("dense")
+            self._dismiss = quiet("Dismiss", told(partial(self._do, remove_job))).props("dense")
             self._cancel = named(quiet("Cancel", self._ask, icon="stop").props("dense"), "Cancel the job")
         self.show(None)
 
@@ -121,15 +121,6 @@ class JobButtons:
 
     async def _do_start(self) -> None:
         await self._do(partial(start_detached, now=self._job is not None and self._job.waits_for is not None))
-
-    async def _do_pause(self) -> None:
-        await self._do(pause_job)
-
-    async def _do_resume(self) -> None:
-        await self._do(_resume)
-
-    async def _do_dismiss(self) -> None:
-        await self._do(remove_job)
 
     def _ask(self) -> None:
         job = self._job

@@ -7,7 +7,7 @@ from typing import Any
 
 from nicegui import run, ui
 
-from quantailor.app.jobs import JobReport, show_job
+from quantailor.app.jobs import show_job
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import workspace
 from quantailor.gui.widgets import box, text
@@ -25,10 +25,6 @@ def watch_job(job_id: int, on_done: Callable[[], Any], *, on_stop: Callable[[], 
         on_stop: called once when it failed, was paused or cancelled.
     """
     _Watch(job_id, on_done, on_stop)
-
-
-def _waiting(job: JobReport) -> str:
-    return "" if job.waits_for is None else f"waits for job {job.waits_for}"
 
 
 class _Watch:
@@ -52,7 +48,8 @@ class _Watch:
             return
         self._bar.set_value(round(job.progress, 3))
         left = f", {span(*job.eta_seconds)} left" if job.eta_seconds is not None and job.state == "running" else ""
-        self._line.set_text(job.error or f"{_waiting(job) or job.message or job.state}, {percent(job.progress, 0)}{left}")
+        waiting = "" if job.waits_for is None else f"waits for job {job.waits_for}"
+        self._line.set_text(job.error or f"{waiting or job.message or job.state}, {percent(job.progress, 0)}{left}")
         self._line.classes(toggle="" if job.error is None else "qt-bad")
         if job.state == "done":
             self._end(self._on_done)

@@ -21,7 +21,7 @@ def register() -> None:
 async def home() -> None:
     """All projects, the latest first."""
     projects = await run.io_bound(list_projects, workspace()) or []
-    with frame("home", "Projects", subtitle=_summary(projects)):
+    with frame("home", "Projects", subtitle=plural(len(projects), "model") if projects else ""):
         if not projects:
             first = empty(
                 "Cut a model to measure",
@@ -46,10 +46,6 @@ async def _open_demo() -> None:
     project = await run.io_bound(open_demo, workspace())
     if project is not None:
         ui.navigate.to(address(project, "choose"))
-
-
-def _summary(projects: list[ProjectReport]) -> str:
-    return plural(len(projects), "model") if projects else ""
 
 
 def _project(project: ProjectReport) -> None:

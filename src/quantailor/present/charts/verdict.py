@@ -93,7 +93,7 @@ def verdict_chart(verdict: Verdict, measure: Measure = "kld") -> Chart:
         (
             # A single one of ours is named in the legend: beside its point, a long name would cross the line through the presets.
             Series(
-                "these files" if several else _ours_name(kinds["ours"]),
+                "these files" if several else ", ".join(f"{point.name}, {point.detail}" for point in kinds["ours"]) or "ours",
                 kinds["ours"],
                 "accent",
                 marker="star",
@@ -136,7 +136,3 @@ def _placed(point: VerdictPoint, unit_bytes: int, measure: Measure) -> Point:
     value, low, high = (_height(value, measure) for value in (point.value, point.low, point.high))
     tip = point_words(point, measure, line="\n")
     return Point(point.size_bytes / unit_bytes, value, words.shortened(point.label, 34), tip, f"{point.bits_per_weight:.2f} bpw", low, high)
-
-
-def _ours_name(points: Sequence[Point]) -> str:
-    return ", ".join(f"{point.name}, {point.detail}" for point in points) or "ours"

@@ -52,11 +52,7 @@ def constraints_of(options: PlanOptions) -> Constraints:
 
 def pins_of(use: str, texts: Sequence[str]) -> dict[str, str]:
     """Pattern -> type of "attn_v=Q6_K" and the like. Raises StrategyError for what cannot be read, or says two things."""
-    return _once(use, [_typed(*parse_pin(text)) for text in texts])
-
-
-def _typed(pattern: str, type_name: str) -> tuple[str, str]:
-    return pattern, library.type_named(type_name).name
+    return _once(use, [(pattern, library.type_named(name).name) for pattern, name in map(parse_pin, texts)])
 
 
 def _types(names: Sequence[str]) -> tuple[str, ...]:

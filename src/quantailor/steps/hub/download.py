@@ -127,7 +127,10 @@ def with_model_here(workspace: Workspace, step: Work, stages: Stages) -> tuple[W
 
     def check(repo: RepoAtCommit, choice: Choice) -> None:
         if choice.kind == "safetensors" and step.runs_model:
-            raise _not_runnable(repo)
+            raise UnsupportedModelError(
+                f"{repo.repo_id} holds safetensors, and llama.cpp runs GGUF files",
+                remedy=f"Run `quantailor convert {repo.repo_id} -o base.gguf` first and give base.gguf",
+            )
         if wants_imatrix:
             shipped_imatrix(repo.repo_id, [file.name for file in choice.imatrices])
         check_room(repo, choice.files)
@@ -278,13 +281,6 @@ def _refuse_other_files(repo: RepoAtCommit, before: str | None, now: str | None)
     """Raise the reason why the hub was not asked where the cache would have a job go on with another file than it began with."""
     if isinstance(repo, CachedRepo) and repo.why is not None and before is not None and before != now:
         raise type(repo.why)(f"{repo.why.message}; {before} is no longer in the cache", remedy=repo.why.remedy, link=repo.why.link)
-
-
-def _not_runnable(repo: RepoAtCommit) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"{repo.repo_id} holds safetensors, and llama.cpp runs GGUF files",
-        remedy=f"Run `quantailor convert {repo.repo_id} -o base.gguf` first and give base.gguf",
-    )
 
 
 def _not_whole(repo: RepoAtCommit, error: RepoFileNotFoundError) -> Exception:

@@ -103,7 +103,7 @@ class _Screen:
             with box("qt-grid qt-build-top"):
                 self._strategy_card()
                 self._file_card()
-            self._diff = DiffCard(self._base, self._other_strategy)
+            self._diff = DiffCard(self._base, lambda key: self._strategy_of(self._choices[key]))
             self._commands_card()
             self._built = BuiltList(self._project, self._check.show)
         ui.timer(0.05, told(self._start), once=True)
@@ -181,9 +181,6 @@ class _Screen:
     def _closest(self) -> str:
         """The preset that a file of this kind would be called after."""
         return self._offer.quantize.base_type if self._offer is not None and self._offer.quantize is not None else "Q4_K_M"
-
-    def _other_strategy(self, key: str) -> Strategy:
-        return self._strategy_of(self._choices[key])
 
     # The file
 

@@ -137,14 +137,8 @@ class ChooseScreen:
     def actions(self) -> None:
         """Buttons beside the heading."""
         quiet("Rule and limits", lambda: self._rule.open(self._draft.options), icon="tune").props("dense")
-        quiet("Compare", told(self._open_difference), icon="difference").props("dense")
-        quiet("Versions and files", told(self._open_files), icon="folder_open").props("dense")
-
-    async def _open_difference(self) -> None:
-        await self._difference.open()
-
-    async def _open_files(self) -> None:
-        await self._files.open()
+        quiet("Compare", told(self._difference.open), icon="difference").props("dense")
+        quiet("Versions and files", told(self._files.open), icon="folder_open").props("dense")
 
     def _build_top(self) -> None:
         self._size = Stat("predicted file")

@@ -84,7 +84,7 @@ class _Page:
                 self._curves = _Curves()
             self._probes = _Probes(self._pick)
         with ui.element("div") as self._form:
-            self._expansion = ui.expansion("Measure more", on_value_change=self._opened).classes("qt-card qt-more-form")
+            self._expansion = ui.expansion("Measure more", on_value_change=self._watch_costs).classes("qt-card qt-more-form")
             with self._expansion:
                 self._setup = Setup(project, self._started)
         self._chosen = chosen if chosen in {tensor.name for tensor in found.tensors} else None
@@ -148,9 +148,9 @@ class _Page:
         plain = not active and not self._live.visible
         self._expansion.classes(add="qt-plain" if plain else "", remove="" if plain else "qt-plain")
         self._form.set_visibility(not active)
-        self._setup.watch(bool(self._expansion.value) and not active)
+        self._watch_costs()
 
-    def _opened(self) -> None:
+    def _watch_costs(self) -> None:
         self._setup.watch(bool(self._expansion.value) and not self._watch.is_active)
 
     # Doing

@@ -40,7 +40,8 @@ async def verify(fingerprint: str, verdict: str = "", built: str = "") -> None:
             without_base(project, "built files can be compared with it")
             return
         if not (verdicts or builds):
-            _nothing(project)
+            advice = "Build a file first. Here it is measured beside llama.cpp's presets, to see whether it is better."
+            empty("Nothing to verify yet", advice, action="Build", target=address(project, "build"))
             return
         screen = _Screen(project, Path(project.base), verdicts, builds)
         try:
@@ -49,15 +50,6 @@ async def verify(fingerprint: str, verdict: str = "", built: str = "") -> None:
             error_note(error)
             chosen = verdicts[0] if verdicts else None
         screen.build(chosen, built)
-
-
-def _nothing(project: ProjectReport) -> None:
-    empty(
-        "Nothing to verify yet",
-        "Build a file first. Here it is measured beside llama.cpp's presets, to see whether it is better.",
-        action="Build",
-        target=address(project, "build"),
-    )
 
 
 def _chosen(verdicts: list[StoredVerdict], wanted: str) -> StoredVerdict | None:
@@ -80,7 +72,7 @@ class _Screen:
             with box("qt-row qt-spread"):
                 self._history = ui.select(self._names(), label="Verdict", value=chosen.fingerprint if chosen else None)
                 self._history.props("outlined dense").classes("qt-verdict-select")
-                self._new = quiet("Measure a file", self._toggle, icon="add")
+                self._new = quiet("Measure a file", lambda: self._form.show(not self._form.is_shown), icon="add")
             self._job = JobCard("Verify", self._finished)
             self._form = VerifyForm(self._project, self._base, self._builds, built, on_start=self._started)
             self._cards = VerdictCards(self._project)
@@ -92,9 +84,6 @@ class _Screen:
 
     def _names(self) -> dict[str, str]:
         return {item.fingerprint: f"{item.ours.label}: {headline(item.verdict)}" for item in self._verdicts}
-
-    def _toggle(self) -> None:
-        self._form.show(not self._form.is_shown)
 
     async def _start(self) -> None:
         job = await run.io_bound(unfinished, self._project, "verify")

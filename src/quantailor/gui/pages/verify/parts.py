@@ -127,16 +127,14 @@ class VerifyForm:
         self._add.set_options([name for name in preset_names() if name not in self._references], value=None)
 
     def _chip(self, name: str) -> None:
-        button = ui.button(name, icon="close", on_click=partial(self._removed, name), color=None)
+        others = [each for each in self._references if each != name]
+        button = ui.button(name, icon="close", on_click=lambda: self._choose(others), color=None)
         button.props(f'unelevated no-caps dense size="sm" aria-label="Leave {name} out"').classes("qt-quiet qt-ref-chip")
 
     def _added(self, event: Any) -> None:
         if event.value and event.value not in self._references:
             order = preset_names()
             self._choose(sorted([*self._references, str(event.value)], key=order.index))
-
-    def _removed(self, name: str) -> None:
-        self._choose([each for each in self._references if each != name])
 
     def _choose(self, references: list[str]) -> None:
         self._references, self._is_chosen = references, True
