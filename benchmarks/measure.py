@@ -24,11 +24,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from benchmarks.in_memory import MemorySource, measure_model
 from quantailor.analysis.importance.error_weights import ErrorWeights
-from quantailor.analysis.weight_errors.measure import BLOCK_WEIGHTS, MeasureSettings, measure_model
+from quantailor.analysis.weight_errors.measure import BLOCK_WEIGHTS, MeasureSettings
 from quantailor.errors import TensorNotFoundError
 from quantailor.ggml import codec, library
-from quantailor.models.source import MemorySource
 from quantailor.numerics import Bytes, Floats
 from quantailor.qtypes import QType
 from quantailor.records import MetadataValue, TensorInfo, WeightError

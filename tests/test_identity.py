@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.in_memory import MemorySource
 from commands import Command
 
 from quantailor.app.jobs import run_job, submit
@@ -22,7 +23,7 @@ from quantailor.models import identity
 from quantailor.models.convert.base import write_base
 from quantailor.models.gguf_writer import GGUFWriter, layout
 from quantailor.models.opening import open_model
-from quantailor.models.source import MemorySource, ModelSource
+from quantailor.models.source import ModelSource
 from quantailor.numerics import Bytes
 from quantailor.records import MetadataValue, Verdict
 from quantailor.session import Workspace

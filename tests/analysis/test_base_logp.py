@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.in_memory import MemorySource
 from large_vocabulary import FAMILIES, HIDDEN, write_model
 from large_vocabulary import N_VOCAB as LARGE_VOCAB
 from scipy import special
@@ -20,7 +21,6 @@ from quantailor.control import NullControl
 from quantailor.errors import InferenceError, Paused
 from quantailor.ggml.runtime import LoadedModel
 from quantailor.models.opening import open_model
-from quantailor.models.source import MemorySource
 from quantailor.numerics import Floats, Tokens
 from quantailor.records import ChunkScore
 

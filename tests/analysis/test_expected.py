@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from benchmarks.in_memory import MemorySource
 
 from quantailor.analysis.expected import (
     EMBEDDING_ALPHA,
@@ -18,7 +19,6 @@ from quantailor.analysis.expected import (
 )
 from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry
 from quantailor.ggml import library
-from quantailor.models.source import MemorySource
 from quantailor.numerics import Floats
 from quantailor.records import MetadataValue
 

@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 import pytest
+from benchmarks.in_memory import MemorySource, measure_model
 
 from quantailor.analysis.importance.error_weights import UNWEIGHTED, ErrorWeights
-from quantailor.analysis.weight_errors.measure import MeasureSettings, measure_model
+from quantailor.analysis.weight_errors.measure import MeasureSettings
 from quantailor.analysis.weight_errors.weight_error import HISTOGRAM_EDGES
 from quantailor.errors import ImatrixError, NonFiniteWeightError
 from quantailor.ggml import codec, library
-from quantailor.models.source import MemorySource
 from quantailor.numerics import Doubles, Floats
 from quantailor.records import WeightError
 

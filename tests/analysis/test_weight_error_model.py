@@ -10,16 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks.in_memory import MemorySource, measure_model
 
 import fuzzing
 from made_up_covariances import MadeUpCovariances, output_errors
 from quantailor.analysis.importance.error_weights import UNWEIGHTED, ErrorWeights
 from quantailor.analysis.rounding.rounding import Rounding
-from quantailor.analysis.weight_errors.measure import OUTPUT_SES, MeasureSettings, measure_model
+from quantailor.analysis.weight_errors.measure import OUTPUT_SES, MeasureSettings
 from quantailor.errors import Paused, QuantailorError, TensorNotFoundError, TypeUnavailableError
 from quantailor.ggml import codec, library
 from quantailor.models.opening import open_model
-from quantailor.models.source import MemorySource, ModelSource
+from quantailor.models.source import ModelSource
 from quantailor.numerics import Floats
 from quantailor.qtypes import never_quantized
 from quantailor.records import TensorInfo, WeightError

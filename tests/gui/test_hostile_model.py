@@ -8,12 +8,12 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+from benchmarks.in_memory import MemorySource
 from browser import Browser, Server, serving
 from commands import Command
 
 from quantailor.app.library.projects import open_project
 from quantailor.models.gguf_writer import GGUFWriter, layout
-from quantailor.models.source import MemorySource
 from quantailor.records import MetadataValue
 from quantailor.session import Workspace
 

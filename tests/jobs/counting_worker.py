@@ -37,7 +37,7 @@ def measure(store: Store, control: JobControl, note: Note) -> None:
     for at, tensor in enumerate(TENSORS):
         for type_name in TYPES:
             control.check()
-            if store.has_cell(CELLS, tensor.name, type_name):
+            if (tensor.name, type_name) in store.recorded_cells(CELLS):
                 continue
             note(f"cell {tensor.name} {type_name}")
             figures = figures_of(f"{tensor.name} {type_name}")

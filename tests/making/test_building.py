@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks.in_memory import MemorySource
 from gguf import GGUFReader
 
 from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry, quantizer_importance
@@ -30,7 +31,7 @@ from quantailor.ggml.reference import quantize_reference
 from quantailor.making.building import BuildResult, build, output_metadata, predict, predict_layout
 from quantailor.models.identity import fingerprint
 from quantailor.models.opening import open_model
-from quantailor.models.source import MemorySource, ModelSource
+from quantailor.models.source import ModelSource
 from quantailor.numerics import Floats
 from quantailor.qtypes import IMATRIX_REQUIRED, needs_imatrix, never_quantized, unavailable
 from quantailor.records import MetadataValue, Strategy, TensorChoice, TensorInfo

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks.in_memory import MemorySource
 
 from made_up_covariances import MadeUpCovariances, output_errors, rounded
 from quantailor.analysis.quantize import quantized_blocks
@@ -22,7 +23,7 @@ from quantailor.ggml import library
 from quantailor.making.building import build, predict
 from quantailor.models.identity import fingerprint
 from quantailor.models.opening import open_model
-from quantailor.models.source import MemorySource, ModelSource
+from quantailor.models.source import ModelSource
 from quantailor.processes import apart
 from quantailor.records import Strategy, TensorChoice
 from quantailor.session import quantizable_tensors

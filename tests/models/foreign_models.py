@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.in_memory import MemorySource
 
 from quantailor.models.convert.base import write_base
-from quantailor.models.source import MemorySource
 from quantailor.records import MetadataValue
 from tiny_models import numbers, packed, safetensors_bytes
 

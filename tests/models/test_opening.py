@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks.in_memory import MemorySource
 from gguf_files import joined, write
 
 from quantailor.errors import AlreadyQuantizedError, ModelError
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.opening import open_model, require_unquantized
-from quantailor.models.source import MemorySource
 
 
 def test_a_gguf_file_opens_by_path_and_by_text(tmp_path: Path) -> None:

@@ -137,8 +137,8 @@ def test_cells_are_found_only_under_their_own_key(store: Store) -> None:
     store.record_cells(KEY, [CELL])
     for other in (replace(KEY, imatrix=""), replace(KEY, settings="exhaustive"), replace(KEY, definition_version=2), COMPENSATED):
         assert store.cells(other) == []
-        assert not store.has_cell(other, CELL.tensor, CELL.type_name)
-    assert store.has_cell(KEY, CELL.tensor, "Q4_K")
+        assert (CELL.tensor, CELL.type_name) not in store.recorded_cells(other)
+    assert (CELL.tensor, "Q4_K") in store.recorded_cells(KEY)
     assert store.recorded_cells(KEY) == {(CELL.tensor, "Q4_K")}
     assert store.measurements(MODEL.fingerprint) == {KEY: 1}
 

@@ -8,15 +8,9 @@ know where they come from.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-import numpy.typing as npt
-
-from quantailor.errors import TensorNotFoundError
-from quantailor.ggml import codec, library
 from quantailor.numerics import Bytes, Floats
 from quantailor.records import MetadataValue, TensorInfo
 
@@ -81,45 +75,3 @@ def name_of(metadata: Mapping[str, MetadataValue], otherwise: str) -> str:
         if shown := "".join(letter for letter in candidate if letter.isprintable())[:_MAX_NAME].strip():
             return shown
     return "model"
-
-
-@dataclass
-class MemorySource:
-    """A model held in memory: `MemorySource({"blk.0.attn_q.weight": array})`. Arrays are float32 or float16."""
-
-    arrays: Mapping[str, npt.NDArray[np.floating]]
-    architecture: str = "llama"
-    name: str = "in memory"
-    location: str = ":memory:"
-    metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
-    files: tuple[Path, ...] = ()
-    config_files: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
-
-    @property
-    def tensors(self) -> Sequence[TensorInfo]:
-        return [self.tensor(name) for name in self.arrays]
-
-    def tensor(self, name: str) -> TensorInfo:
-        array = self._array(name)
-        return TensorInfo(name, tuple(array.shape), "F16" if array.dtype == np.float16 else "F32", array.nbytes)
-
-    def raw_rows(self, name: str, start: int, stop: int) -> Bytes:
-        """Rows as they are stored, (stop - start, row_bytes)."""
-        array = self._array(name)
-        rows = np.ascontiguousarray(array.reshape(-1, array.shape[-1])[start:stop])
-        return rows.view(np.uint8).reshape(len(rows), -1)
-
-    def rows(self, name: str, start: int, stop: int) -> Floats:
-        """Rows as weights, (stop - start, n_cols)."""
-        info = self.tensor(name)
-        return codec.dequantize(self.raw_rows(name, start, stop), library.types()[info.type_name], info.n_cols)
-
-    def close(self) -> None:
-        """Nothing to release."""
-
-    def _array(self, name: str) -> npt.NDArray[np.floating]:
-        try:
-            return self.arrays[name]
-        except KeyError:
-            raise TensorNotFoundError(f"{self.location} has no tensor {name}") from None

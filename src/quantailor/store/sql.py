@@ -61,9 +61,6 @@ class SQL:
         WHERE cells.model = :model AND imatrix = :imatrix AND settings = :settings AND definition_version = :definition_version
             AND (:tensor IS NULL OR tensor = :tensor)
         ORDER BY position, cells.type_name"""
-    has_cell = """
-        SELECT 1 FROM cells WHERE model = :model AND imatrix = :imatrix AND settings = :settings
-            AND definition_version = :definition_version AND tensor = :tensor AND type_name = :type_name"""
     recorded_cells = """
         SELECT tensor, type_name FROM cells WHERE model = :model AND imatrix = :imatrix AND settings = :settings
             AND definition_version = :definition_version"""

@@ -131,12 +131,8 @@ class Store:
         """
         return self._database.each(SQL.cells, {**key.row, "tensor": tensor, "distributions": distributions}, _cell)
 
-    def has_cell(self, key: MeasurementKey, tensor: str, type_name: str) -> bool:
-        """Whether that cell is recorded."""
-        return bool(self._database.query(SQL.has_cell, {**key.row, "tensor": tensor, "type_name": type_name}))
-
     def recorded_cells(self, key: MeasurementKey) -> frozenset[tuple[str, str]]:
-        """(tensor, type) of every recorded cell: one query instead of many `has_cell`."""
+        """(tensor, type) of every recorded cell."""
         return frozenset((str(tensor), str(type_name)) for tensor, type_name in self._database.query(SQL.recorded_cells, key.row))
 
     def cell_counts(self, key: MeasurementKey) -> dict[str, int]:

@@ -79,40 +79,6 @@ class MeasureSettings:
         return "exhaustive" if self.exhaustive else f"sampled-{self.relative_se:g}-{sampling.PILOT_DRAWS}"
 
 
-def measure_model(
-    source: ModelSource,
-    names: Sequence[str],
-    type_names: Sequence[str],
-    *,
-    weights_of: Callable[[TensorInfo], ErrorWeights] | None = None,
-    rounding: Rounding | None = None,
-    done: Callable[[str, str], bool] | None = None,
-    settings: MeasureSettings | None = None,
-    seed: str | None = None,
-    n_threads: int | None = None,
-    control: Control = QUIET,
-) -> Iterator[WeightError]:
-    """Yield the cells of `names` x `type_names` for which `done(tensor, type)` is not true, tensor by tensor.
-
-    Cells that a tensor cannot have come with the reason in `unavailable`. A tensor counts as held by the
-    importance matrix when `weights_of` gives weights for its quantizer, which are used unless `rounding` says
-    how weights become codes. `seed` is the model's fingerprint, computed here unless given. Interrupting between
-    cells loses at most one batch of types of one tensor.
-
-    Raises:
-        TensorNotFoundError, TypeUnavailableError: an unknown name.
-        NonFiniteWeightError: a tensor holds NaN, Inf or huge weights; the message counts them.
-        ImatrixError: weights that do not fit the tensor.
-        Paused, Cancelled: from `control`.
-    """
-    wanted = [library.type_named(name).name for name in type_names]
-    tensors = [source.tensor(name) for name in names]
-    tasks = [(tensor, name) for tensor in tensors for name in wanted if done is None or not done(tensor.name, name)]
-    yield from measure_cells(
-        source, tasks, weights_of=weights_of, rounding=rounding, settings=settings, seed=seed, n_threads=n_threads, control=control
-    )
-
-
 def measure_cells(
     source: ModelSource,
     tasks: Sequence[tuple[TensorInfo, str]],
