@@ -34,7 +34,8 @@ from quantailor.files import state_of
 from quantailor.models.identity import fingerprint
 from quantailor.models.opening import model_files
 from quantailor.processes.crews import Executor, ModelFiles
-from quantailor.records import ClusterReport, Mix
+from quantailor.records import Mix
+from quantailor.store import ClusterReport
 
 GOAL_OVERHEAD_S, GOAL_BUSY, GOAL_SCALING = 0.005, 0.95, 1.8
 N_TENSORS, N_PROBES, N_SLEEPERS = 1000, 3, 64

@@ -488,30 +488,3 @@ class Verdict:
     """Every two files, where more than one was judged."""
     standings: tuple[Standing, ...] = ()
     """Every file that was judged and lies between presets, where more than one was judged."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerReport:
-    """One worker of a cluster, as a job sees it."""
-
-    name: str
-    host: str
-    state: str
-    """"setting up", "ready", "refused" or "lost"."""
-    n_done: int
-    """Tasks: chunks that were run, cells that were measured."""
-    per_second: float | None
-    is_slow: bool
-    """Whether it is much slower than most."""
-    words: str = ""
-    """Why it takes no part."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterReport:
-    """The workers of a job."""
-
-    address: str
-    dashboard: str | None
-    """Dask's page."""
-    workers: tuple[WorkerReport, ...]

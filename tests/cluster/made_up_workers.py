@@ -15,7 +15,7 @@ from quantailor.cluster.places import Places, packed
 from quantailor.cluster.worker import IsSetUp, Order, Refused, Report
 from quantailor.control import QUIET, Control
 from quantailor.errors import ClusterError
-from quantailor.records import ClusterReport
+from quantailor.store import ClusterReport
 
 ARITHMETIC: Any = None
 CANCELLED_BEFORE_S = 10.0

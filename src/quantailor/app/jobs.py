@@ -23,13 +23,12 @@ from quantailor.costs import machine
 from quantailor.costs.needs import shortfalls
 from quantailor.errors import JobError, QuantailorError, ResourceError, StoreError
 from quantailor.jobs import Job, JobControl, Listener, Progress, Turns, job_ahead, reconcile
-from quantailor.records import ClusterReport
 from quantailor.session import Workspace
 from quantailor.session.workspace import SHOWN_BYTES
 from quantailor.steps.hub.download import with_model_here
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import ModelStep, Step, StepResult, from_json, to_json, unit_of
-from quantailor.store import Pace
+from quantailor.store import ClusterReport, Pace
 
 _FOLLOW_SECONDS = 0.5
 _CLUSTER = TypeAdapter(ClusterReport)

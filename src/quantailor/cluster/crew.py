@@ -21,7 +21,7 @@ from quantailor.cluster.worker import IsSetUp, Order, Refused, Report
 from quantailor.control import QUIET, Control, ProgressCounter
 from quantailor.errors import ClusterError, Paused
 from quantailor.processes.crews import Crew, Item, Task, Work
-from quantailor.records import ClusterReport, WorkerReport
+from quantailor.store import ClusterReport, WorkerReport
 
 BATCH_SECONDS = 4.0
 MOST_BATCHES = 2

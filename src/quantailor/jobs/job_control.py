@@ -10,8 +10,7 @@ from dataclasses import asdict, replace
 from quantailor.errors import Cancelled, Paused
 from quantailor.jobs.outline import Outline, Phase
 from quantailor.jobs.rate import RateMeter
-from quantailor.records import ClusterReport
-from quantailor.store import Job, Progress, Store
+from quantailor.store import ClusterReport, Job, Progress, Store
 
 CHECK_EVERY_S = 0.2
 """How often `check` asks the store."""

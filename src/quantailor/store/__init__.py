@@ -1,6 +1,6 @@
 """The project's database: everything that was found out, and the jobs that find it out."""
 
-from quantailor.store.job_table import Job, JobState, LogLine, Pace, Progress, Worker
+from quantailor.store.job_table import ClusterReport, Job, JobState, LogLine, Pace, Progress, Worker, WorkerReport
 from quantailor.store.keys import (
     CalibrationRecord,
     ImatrixKey,

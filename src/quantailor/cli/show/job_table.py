@@ -6,7 +6,6 @@ from quantailor.app.jobs import JobReport
 from quantailor.cli.output import console, table
 from quantailor.cli.show.text import plain
 from quantailor.present import words
-from quantailor.records import ClusterReport
 
 
 def jobs(reports: list[JobReport]) -> None:
@@ -26,8 +25,10 @@ def _state(job: JobReport) -> str:
     return job.state if job.waits_for is None else f"waits for job {job.waits_for}"
 
 
-def _cluster(cluster: ClusterReport, unit: str) -> None:
-    """Its workers, and how fast each of them is."""
+def _workers(report: JobReport) -> None:
+    """The workers that it uses, and how fast each of them is."""
+    if (cluster := report.cluster) is None:
+        return
     out = console()
     ready = sum(worker.state == "ready" for worker in cluster.workers)
     out.print(f"cluster   {cluster.address}, {ready} of {words.plural(len(cluster.workers), 'worker')} ready", markup=False)
@@ -38,7 +39,7 @@ def _cluster(cluster: ClusterReport, unit: str) -> None:
         rate = "" if worker.per_second is None else f"{worker.per_second:.2g} per second"
         state = worker.words or ("slower than most" if worker.is_slow else worker.state)
         rows.append((plain(worker.name), plain(worker.host), words.count(worker.n_done), rate, plain(state)))
-    what = unit if unit == "chunks" else "cells"
+    what = report.unit if report.unit == "chunks" else "cells"
     columns = {"worker": "left", "on": "left", what: "right", "rate": "right", "state": "left"}
     out.print(table("Workers", columns, rows))
 
@@ -57,7 +58,6 @@ def job(report: JobReport) -> None:
         out.print(f"now       {report.message}")
     if report.error:
         out.print(f"error     {report.error}")
-    if report.cluster is not None:
-        _cluster(report.cluster, report.unit)
+    _workers(report)
     for line in report.log:
         out.print(line, markup=False)
