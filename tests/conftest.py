@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import ssl
 import sys
 from collections.abc import Callable, Iterator
@@ -39,11 +40,14 @@ Share = Callable[[str, Callable[[Path], object]], Path]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Temporary folders in memory where the system has room for them, and one seed for all workers.
+    """Temporary folders in memory where the system has room for them, one seed for all workers, and Ctrl-C that is heard.
 
     Every commit and every file is flushed to the disk, and a real one takes milliseconds each time.
     """
     fuzzing.choose_seed()
+    # What a shell starts with `&` ignores SIGINT, and so would all that the tests start and stop.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.access(MEMORY_DISK, os.W_OK) and shutil.disk_usage(MEMORY_DISK).free >= MEMORY_DISK_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_DISK))
     n_examples = fuzzing.n_cases(1000, 60)

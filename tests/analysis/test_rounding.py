@@ -18,15 +18,9 @@ from quantailor.errors import CovarianceError
 from quantailor.ggml import codec, library
 from quantailor.numerics import Floats
 from quantailor.qtypes import QType
+from quantized_types import every_quantized_type
 
 N_ROWS, N_COLS = 8, 512
-SET_UP_LONG = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
-"""ggml makes large tables for most of these first, and the search for their vectors takes long to compile."""
-TYPES = [
-    pytest.param(qtype, id=qtype.name, marks=[pytest.mark.slow] if qtype.name in SET_UP_LONG else [])
-    for qtype in library.types().values()
-    if qtype.is_quantized
-]
 
 
 def correlated(n_cols: int = N_COLS, n_tokens: int = 1 << 20, seed: int = 1) -> Metric:
@@ -55,7 +49,7 @@ def importances(metric: Metric) -> Floats:
     return np.ascontiguousarray(np.diagonal(metric.covariance.matrix))
 
 
-@pytest.mark.parametrize("qtype", TYPES)
+@every_quantized_type
 def test_every_type_loses_less_than_with_importances_alone(qtype: QType, metric: Metric, weights: Floats) -> None:
     """Those of fewer than 2.5 bits a weight no more, at least: these inputs are harder than those of trained models."""
     data = round_rows(weights, qtype, metric)

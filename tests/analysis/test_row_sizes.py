@@ -16,10 +16,10 @@ from quantailor.ggml import codec, library
 from quantailor.numerics import Doubles, Floats
 from quantailor.qtypes import QType
 from quantailor.records import TensorInfo
+from quantized_types import every_quantized_type
 
 COARSE = {"IQ1_M", "MXFP4", "NVFP4"}
 """Their scales are no float16 of a block's own."""
-TYPES = [pytest.param(qtype, id=qtype.name) for qtype in library.types().values() if qtype.is_quantized]
 N_COLS = 512
 PRECISION = 1e-3
 """Of a row's scales, each a float16, together."""
@@ -40,11 +40,12 @@ def kept(data: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], values: Floats, 
     return found
 
 
-def test_every_type_tells_where_its_scales_are_but_those_that_have_no_float16() -> None:
-    assert {name for name, qtype in library.types().items() if qtype.is_quantized and not scale_places(qtype)} == COARSE
+@every_quantized_type
+def test_every_type_tells_where_its_scales_are_but_those_that_have_no_float16(qtype: QType) -> None:
+    assert bool(scale_places(qtype)) is (qtype.name not in COARSE)
 
 
-@pytest.mark.parametrize("qtype", TYPES)
+@every_quantized_type
 def test_a_row_is_as_large_as_what_it_stands_for(qtype: QType) -> None:
     values = weights()
     rounded = codec.quantize(values, qtype, importance())
@@ -56,7 +57,7 @@ def test_a_row_is_as_large_as_what_it_stands_for(qtype: QType) -> None:
         np.testing.assert_allclose(after, np.maximum(before, np.minimum(1, before * MOST)), rtol=PRECISION)
 
 
-@pytest.mark.parametrize("qtype", TYPES)
+@every_quantized_type
 def test_codes_stay_and_all_weights_of_a_row_grow_alike(qtype: QType) -> None:
     values = weights()
     rounded = codec.quantize(values, qtype, importance())

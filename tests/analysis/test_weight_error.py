@@ -44,7 +44,7 @@ def errors_of(array: Floats, type_name: str, weights: ErrorWeights) -> Doubles:
     return np.stack(parts).astype(np.float64) - array.reshape(-1, *array.shape[-2:])
 
 
-@pytest.mark.parametrize("type_name", ["Q8_0", "Q4_K", "IQ2_XXS", "Q4_0", "TQ1_0", "F16"])
+@pytest.mark.parametrize("type_name", ["Q8_0", "Q4_K", "IQ3_XXS", "Q4_0", "TQ1_0", "F16"])
 def test_every_metric_follows_its_definition(type_name: str) -> None:
     array, weights = heavy_tailed(3, 40, 512), random_weights(3, 512)
     (cell,) = measure(array, type_name, weights=weights)
