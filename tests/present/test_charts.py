@@ -26,6 +26,7 @@ from quantailor.present.charts.colours import (
     log_ticks,
 )
 from quantailor.present.charts.describe import Axis, Band, Chart, HeatCell, HeatMap, Point, Rule, Series
+from quantailor.present.charts.roles import role_look
 from quantailor.present.charts.verdict import verdict_chart, verdict_csv
 
 EVERYTHING = Chart(
@@ -150,3 +151,32 @@ def test_a_log_scale_always_has_room(values: Sequence[float], ends: tuple[float,
     scale = LogScale.over(list(values), decades=4)
     assert 0 < scale.low < scale.high
     assert all(math.isfinite(scale.share(value)) for value in (0.0, *values, *ends))
+
+
+def _lab(colour: str) -> tuple[float, float, float]:
+    """Where a colour lies in CIELAB, in which equal distances look equal."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    rows = ((0.4124, 0.3576, 0.1805, 0.9505), (0.2126, 0.7152, 0.0722, 1.0), (0.0193, 0.1192, 0.9505, 1.089))
+    x, y, z = (sum(a * b for a, b in zip(row, linear, strict=False)) / row[3] for row in rows)
+    x, y, z = (value ** (1 / 3) if value > 0.008856 else 7.787 * value + 16 / 116 for value in (x, y, z))
+    return 116 * y - 16, 500 * (x - y), 200 * (y - z)
+
+
+@pytest.mark.parametrize("palette", PALETTES.values(), ids=PALETTES)
+def test_colours_of_lines_can_be_told_apart_and_seen(palette: Palette) -> None:
+    places = [_lab(colour) for colour in palette.series]
+    assert min(math.dist(one, other) for at, one in enumerate(places) for other in places[:at]) > 25
+    assert min(contrast(colour, palette.surface) for colour in palette.series) > 3
+
+
+def test_a_role_looks_the_same_in_every_model_and_unlike_the_others() -> None:
+    dense = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "token_embd", "output")
+    mixture = (*dense[:4], "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "token_embd", "output")
+    for roles in (dense, mixture):
+        looks = [role_look(role) for role in roles]
+        assert len({(look.colour, look.stroke) for look in looks}) == len(roles)
+    assert len({role_look(role).colour for role in dense}) == len(dense)
+    assert {role_look(role).stroke for role in dense[:4]} == {"solid"}
+    assert {role_look(role).stroke for role in dense[4:7]} == {"dashed"}
+    assert role_look("ssm_in") == role_look("ssm_in"), "a role that nobody listed has its place too"

@@ -11,6 +11,7 @@ from quantailor.gui import theme
 from quantailor.gui.elements.tensor_map import Look, Scale
 from quantailor.present.charts.colours import LogScale, along
 from quantailor.present.charts.describe import Axis, Band, Chart, Point, Series
+from quantailor.present.charts.roles import role_look
 from quantailor.present.words import figure, percent, with_error
 from quantailor.records import Sensitivity
 
@@ -88,14 +89,15 @@ def error_chart(
 
     opacity = min(0.2, 0.4 / math.sqrt(max(1, len(bands))))
     medians, drawn = [], []
-    for index, band in enumerate(bands):
-        colour, strong = f"series {index}", role is None or band.role == role
+    for band in bands:
+        look, strong = role_look(band.role), role is None or band.role == role
         low, high = heights(band.bits, band.low), heights(band.bits, band.high)
-        drawn.append(Band(band.role, band.bits, low, high, colour, opacity=opacity if strong else opacity / 4))
+        drawn.append(Band(band.role, band.bits, low, high, look.colour, opacity=opacity if strong else opacity / 4))
         tip = f"{band.role}: median and 10 to 90 % of its tensors"
         points = tuple(Point(x, y, tip=tip) for x, y in zip(band.bits, heights(band.bits, band.median), strict=True))
-        width, alpha = (1.5, 0.95) if strong else (1.0, 0.3)
-        medians.append(Series(band.role, points, colour, size=4, stroke="solid", width=width, opacity=alpha, in_legend=legend))
+        width, alpha = (1.8, 1.0) if strong else (1.0, 0.3)
+        line = Series(band.role, points, look.colour, look.marker, 6, look.stroke, width, alpha, in_legend=legend)
+        medians.append(line)
     known = [point for point in curve if not relative or point.bits_per_weight in usual]
     own = heights([point.bits_per_weight for point in known], [point.error for point in known])
     bits = [value for band in bands for value in band.bits]

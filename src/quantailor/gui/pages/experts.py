@@ -21,6 +21,7 @@ from quantailor.gui.widgets import Stat, box, card, empty, error_note, named, no
 from quantailor.present.charts import echarts
 from quantailor.present.charts.colours import LogScale
 from quantailor.present.charts.describe import Axis, Chart, HeatCell, HeatMap, Point, Series
+from quantailor.present.charts.roles import role_look
 from quantailor.present.words import Z95, count, percent, with_error
 from quantailor.records import Estimate
 
@@ -174,22 +175,22 @@ def _sensitivities(report: ExpertsReport) -> None:
 def _sensitivity_chart(report: ExpertsReport, roles: Sequence[str]) -> Chart:
     """A line through a role's sensitivities with their 95 % intervals; what is no more than a bound is hollow."""
     series = []
-    for number, role in enumerate(roles):
+    for role in roles:
         found = [
             (index, layer.layer, tensor.alpha, tensor.alpha_status == "measured")
             for index, layer in enumerate(report.layers)
             for tensor in layer.tensors
             if tensor.role == role and tensor.alpha is not None and tensor.alpha.value > 0
         ]
-        colour = f"series {number}"
+        look = role_look(role)
         points = {
             is_measured: tuple(
                 _alpha_point(index, f"{role}, layer {layer}", alpha) for index, layer, alpha, measured in found if measured == is_measured
             )
             for is_measured in (True, False)
         }
-        series.append(Series(role, points[True], colour, stroke="solid", in_legend=True))
-        series.append(Series(f"{role}, upper bounds", points[False], colour, "hollow"))
+        series.append(Series(role, points[True], look.colour, stroke=look.stroke, in_legend=True))
+        series.append(Series(f"{role}, upper bounds", points[False], look.colour, "hollow"))
     ends = [end for one in series for point in one.points for end in (point.low, point.high) if end is not None]
     return Chart(
         "Sensitivity by layer", Axis("layer", names=tuple(str(layer.layer) for layer in report.layers)), Axis.log("", ends), tuple(series)

@@ -104,7 +104,7 @@ DARK = Palette(
     knee="#fbbf24",
     reference="#7dd3fc",
     warm="#ffa17d",
-    series=("#5eead4", "#7dd3fc", "#c4b5fd", "#fcd34d", "#fda4af", "#86efac", "#f0abfc", "#fdba74", "#93c5fd", "#d9f99d"),
+    series=("#5aa9ff", "#ff9a3d", "#4ade80", "#ff5d73", "#b48cff", "#c99b6d", "#ff7be0", "#a7b4c4", "#e3dc3f", "#33d6ee"),
     shades=_DARK_SHADES,
     on_shades=tuple(map(text_on, _DARK_SHADES)),
 )
@@ -123,7 +123,7 @@ LIGHT = Palette(
     knee="#a16207",
     reference="#35618f",
     warm="#b23c1e",
-    series=("#0f766e", "#0369a1", "#6d28d9", "#a16207", "#be123c", "#15803d", "#a21caf", "#c2410c", "#1d4ed8", "#4d7c0f"),
+    series=("#1d6fd6", "#c65102", "#15803d", "#d11149", "#7a3fe0", "#7b4a12", "#b5179e", "#5b6675", "#7c7f00", "#0087a3"),
     shades=_LIGHT_SHADES,
     on_shades=tuple(map(text_on, _LIGHT_SHADES)),
 )

@@ -14,7 +14,7 @@ from quantailor.present.charts.colours import LogScale, log_ticks
 from quantailor.present.words import tick
 
 Marker = Literal["", "circle", "hollow", "diamond", "star"]
-Stroke = Literal["", "solid", "dashed"]
+Stroke = Literal["", "solid", "dashed", "dotted"]
 
 
 @dataclass(frozen=True, slots=True)

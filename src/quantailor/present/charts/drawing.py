@@ -29,7 +29,7 @@ _PLACES = (
     *((12, 22, "left", "bottom"), (12, -22, "left", "top"), (-12, 22, "right", "bottom"), (-12, -22, "right", "top")),
 )
 _MARKERS: Mapping[Marker, str] = {"circle": "o", "hollow": "o", "diamond": "D", "star": "*", "": ""}
-_STROKES = {"solid": "-", "dashed": (0, (4, 3)), "": ""}
+_STROKES = {"solid": "-", "dashed": (0, (4, 3)), "dotted": (0, (1, 2)), "": ""}
 _POINTS_PER_PIXEL = 0.65
 
 

@@ -274,7 +274,7 @@ def _legend(shown: Sequence[Series], palette: Palette) -> Options:
         "bottom": 0,
         "itemGap": 12,
         "itemHeight": 10,
-        "itemWidth": 14,
+        "itemWidth": 26 if any(series.stroke in ("dashed", "dotted") for series in shown) else 14,
         "textStyle": {"color": palette.muted, "fontSize": 11},
     }
 
