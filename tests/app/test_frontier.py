@@ -35,13 +35,13 @@ def test_larger_files_do_less_damage_and_pins_cost_some(opened: tuple[Workspace,
 def test_presets_and_versions_lie_beside_it(workbench: Workbench, opened: tuple[Workspace, Planner]) -> None:
     workspace, planner = opened
     Draft.start(planner, PlanOptions(bits_per_weight=5.0)).save(workspace, planner.model.fingerprint, name="five")
-    found = {point.label: point for point in landmarks(workspace, workbench.base, planner, "draft", has_kld=False)}
+    found = {point.label: point for point in landmarks(workspace, planner, "draft", has_kld=False)}
     assert found["five"].kind == "version"
     assert found["Q4_K_M"].kind == "preset"
     for point in found.values():
         best = planner.preview(PlanOptions(), point.size_bytes).prediction.damage
         assert point.value >= 0.99 * best, f"{point.label} would be better than the best"
-    assert "five" not in {point.label for point in landmarks(workspace, workbench.base, planner, "five", has_kld=False)}
+    assert "five" not in {point.label for point in landmarks(workspace, planner, "five", has_kld=False)}
 
 
 def test_cards_are_marked_where_the_model_is_of_their_order() -> None:

@@ -16,6 +16,7 @@ from commands import Command, Workbench
 from quantailor.app.choosing.drafts import Draft
 from quantailor.app.choosing.planner import Planner
 from quantailor.app.choosing.shared_draft import SharedDraft
+from quantailor.errors import StrategyError
 from quantailor.records import Strategy
 from quantailor.session import Workspace
 from quantailor.steps.plan import PlanOptions
@@ -217,3 +218,49 @@ def test_a_measurement_that_runs_takes_no_type_and_no_pin_away(quantailor: Comma
         run("drafts", base, "--save", "draft", "-o", save)
         run("build", base, save, "-o", tmp_path / "out.gguf")
         run("check", tmp_path / "out.gguf", save, "--base", base)
+
+
+def test_a_draft_that_has_yet_to_be_begun_is_shown_at_once_about_as_it_will_be(
+    shared: SharedDraft, planner: Planner, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(planner, monkeypatch)
+    thread = threading.Thread(target=lambda: shared.latest(planner))
+    thread.start()
+    assert held._asked.acquire(timeout=60)
+    glimpse = shared.glimpse(planner)
+    assert workspace.store.draft(planner.model.fingerprint, "draft") is None, "nothing is kept before the rule has answered"
+    held._free.set()
+    thread.join(60)
+    begun = shared.latest(planner)
+    assert glimpse.types.keys() == begun.types.keys()
+    sizes = [planner.evaluate(draft.types).prediction.file_size_bytes for draft in (glimpse, begun)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.02)
+    assert shared.glimpse(planner) == begun, "and once it is there it is what is shown"
+    again = SharedDraft(workspace, "draft", lambda planner: LARGE)
+    assert again.glimpse(planner).types == begun.types, "as it is by a server that was started since"
+
+
+def test_a_thread_that_solves_holds_up_no_preview(planner: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, free = threading.Event(), threading.Event()
+
+    def slow(*_: object, **__: object) -> None:
+        asked.set()
+        assert free.wait(60)
+        raise StrategyError("no answer")
+
+    monkeypatch.setattr("quantailor.app.choosing.planner.plan.solve", slow)
+
+    def solve() -> None:
+        with pytest.raises(StrategyError):
+            planner.solve(SMALL)
+
+    thread = threading.Thread(target=solve)
+    thread.start()
+    assert asked.wait(60)
+    previews: list[object] = []
+    other = threading.Thread(target=lambda: previews.append(planner.preview(SMALL, 4_000_000)))
+    other.start()
+    other.join(20)
+    free.set()
+    thread.join(60)
+    assert previews, "the slider waited for the rule"

@@ -28,6 +28,8 @@ Types = Mapping[str, str]
 """Tensor -> type, of every tensor of a model."""
 _known: dict[tuple[str, str], dict[str, Types]] = {}
 """(model, importance matrix) -> preset -> types: asking llama.cpp takes a process."""
+_sizes: dict[tuple[str, str], dict[str, int]] = {}
+"""(model, importance matrix) -> preset -> size of its file: every plan without probes asks for all of them."""
 
 
 def types_of_preset(model: OpenedModel, preset: str, imatrix: Imatrix | None) -> Types:
@@ -52,15 +54,18 @@ def preset_size_bytes(model: OpenedModel, preset: str, imatrix: Imatrix | None) 
 
 def preset_sizes(model: OpenedModel, presets: Iterable[str], imatrix: Imatrix | None) -> dict[str, int]:
     """`preset_size_bytes` of several, whose headers have one length and are therefore encoded once."""
-    sizes: dict[str, int] = {}
+    sizes = _sizes.setdefault(_key(model, imatrix), {})
     part: PartLayout | None = None
-    for preset in presets:
+    wanted = tuple(presets)
+    for preset in wanted:
+        if preset in sizes:
+            continue
         types = types_of_preset(model, preset, imatrix)
         if part is None:
             (part,) = building.plain_layout(model.source, types, imatrix=imatrix).parts
         tensors = tuple(building.output_tensors(model.source, types, imatrix=imatrix))
         sizes[preset] = dataclasses.replace(part, tensors=tensors).size_bytes
-    return sizes
+    return {preset: sizes[preset] for preset in wanted}
 
 
 def ladder(model: OpenedModel, imatrix: Imatrix | None) -> Mapping[str, Types]:

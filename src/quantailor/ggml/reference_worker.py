@@ -12,7 +12,7 @@ from types import ModuleType
 
 import numpy as np
 
-from quantailor.control import Control
+from quantailor.control import QUIET, Control
 from quantailor.ggml import library
 from quantailor.ggml.runtime import take_log
 from quantailor.numerics import Floats
@@ -137,7 +137,8 @@ def outcomes(request: Request, importances: Floats, *, control: Control) -> Iter
     messages.remove_when_left(Path(request.output) if request.output else None)
     for name, ftype in request.presets:
         messages.doing(f"quantizing {request.base} to {name}")
-        log = _LineLog(control)
+        # A word for each of thousands of tensors takes longer than the dry run itself.
+        log = _LineLog(QUIET if request.dry_run else control)
         is_made = quantize(request, ftype, importances, log)
         yield Outcome(name, is_made, log.types, tuple(log.errors))
     messages.remove_when_left(None)

@@ -103,6 +103,14 @@ class Draft:
         solved = desk.solve(options)
         return cls(name, options, solved, dict(solved.types))
 
+    @classmethod
+    def sketch(cls, desk: Planner, options: PlanOptions, size_bytes: int, *, name: str = DEFAULT_NAME) -> Self:
+        """About what `start` gives at that size, at once: something to show until its answer is there. Raises StrategyError."""
+        types = dict(desk.preview(options, size_bytes).types)
+        source = desk.model.source
+        origin = Strategy(desk.model.fingerprint, source.name, source.architecture, options.method, ())
+        return cls(name, options, origin, types)
+
     # Changes
 
     def set_type(self, desk: Planner, names: Sequence[str], type_name: str) -> str:

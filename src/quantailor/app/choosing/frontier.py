@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from quantailor.app.choosing.comparing import preset_types_of
 from quantailor.app.choosing.drafts import Draft, list_drafts
 from quantailor.app.choosing.planner import NO_PINS, Pins, Planner
 from quantailor.app.products.builds import list_builds
 from quantailor.errors import QuantailorError, StrategyMismatchError
+from quantailor.evidence.presets import ladder
 from quantailor.records import Prediction
-from quantailor.session import Workspace
+from quantailor.session import AUTO, Workspace
 from quantailor.steps.plan import PlanOptions
 
 Kind = Literal["curve", "preset", "version", "file"]
@@ -74,12 +74,14 @@ def point_of(prediction: Prediction, *, has_kld: bool, kind: Kind = "curve", lab
     return FrontierPoint(prediction.file_size_bytes, value, low, high, kind, label)
 
 
-def landmarks(workspace: Workspace, base: Path, desk: Planner, name: str, *, has_kld: bool) -> Iterator[FrontierPoint]:
+def landmarks(workspace: Workspace, desk: Planner, name: str, *, has_kld: bool) -> Iterator[FrontierPoint]:
     """Presets' types, the other versions of the draft `name`, and built files, as far as the desk can price them."""
     model = desk.model.fingerprint
-    for preset in LANDMARKS:
-        with suppress(QuantailorError):
-            yield from _priced(desk, preset_types_of(workspace, base, preset), "preset", preset, has_kld=has_kld)
+    with suppress(QuantailorError):  # a model of which llama.cpp makes no preset
+        presets = ladder(desk.model, workspace.imatrices.choose(desk.model, AUTO))
+        for preset in LANDMARKS:
+            if preset in presets:
+                yield from _priced(desk, presets[preset], "preset", preset, has_kld=has_kld)
     for item in list_drafts(workspace, model):
         draft = None if item.name == name else Draft.load(workspace, desk, item.name)
         if draft is not None:

@@ -89,7 +89,7 @@ class Difference:
 
 
 class Planner:
-    """See the module docstring. Any thread may use it; calls wait for each other."""
+    """See the module docstring. Any thread may use it; short calls wait for each other."""
 
     def __init__(self, workspace: Workspace, model: OpenedModel, found: Measured, resources: ExitStack) -> None:
         self._resources, self._lock = resources, threading.RLock()
@@ -103,6 +103,8 @@ class Planner:
         self._optima: OrderedDict[str, OptimumBySize] = OrderedDict()
         self._knees: OrderedDict[str, dict[str, str]] = OrderedDict()
         self._header_excess = 0
+        self.measured = frozenset(self._cells)
+        """The tensors that have measurements."""
         self.state = planner_state(workspace, model.fingerprint)
         """What the store held when this was opened; another value means that there is more to know."""
 
@@ -150,11 +152,6 @@ class Planner:
         return len(quantizable_tensors(self.model.source)) - len(self._cells)
 
     @property
-    def measured(self) -> frozenset[str]:
-        """The tensors that have measurements."""
-        return frozenset(self._cells)
-
-    @property
     def n_elements(self) -> int:
         """All weights of the model."""
         return sum(tensor.n_elements for tensor in self.model.source.tensors)
@@ -198,9 +195,9 @@ class Planner:
 
     def solve(self, options: PlanOptions, pins: Pins = NO_PINS) -> Strategy:
         """The strategy that `plan` gives for these options; `pins` hold tensors, by their names, at types. Raises StrategyError."""
+        evidence, knees = dataclasses.replace(self._evidence, tables=self._pinned(pins)), self.knees(options)
+        strategy, _ = plan.solve(evidence, options, knees=knees)  # takes seconds where there are thousands of tensors: others need not wait
         with self._lock:
-            evidence = dataclasses.replace(self._evidence, tables=self._pinned(pins))
-            strategy, _ = plan.solve(evidence, options, knees=self.knees(options))
             self._note_header(strategy)
             if not pins:
                 return strategy

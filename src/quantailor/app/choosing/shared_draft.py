@@ -32,6 +32,7 @@ class SharedDraft:
         self._workspace, self._begin = workspace, begin
         self._lock = threading.RLock()
         self._draft: Draft | None = None
+        self._sketch: Draft | None = None
         self._revision = 0
         self._n_asked = 0
 
@@ -47,6 +48,21 @@ class SharedDraft:
                 self._draft, self._revision = Draft.from_json(stored[0], self.name), stored[1]
             self._draft = self._draft.covering(planner)
             return self._draft
+
+    def glimpse(self, planner: Planner) -> Draft:
+        """The draft, or about what it will be where it has yet to be begun, without waiting for a rule's answer.
+
+        Raises StrategyError where nothing is left to choose, StoreError.
+        """
+        known = self._draft
+        if known is not None:
+            return known.covering(planner)
+        if (stored := Draft.load(self._workspace, planner, self.name)) is not None:
+            return stored
+        if self._sketch is None:
+            options = self._begin(planner)
+            self._sketch = Draft.sketch(planner, options, options.size_bytes or 0, name=self.name)
+        return self._sketch.covering(planner)
 
     def change(self, planner: Planner, action: Action, *, is_edit: bool = True) -> str | None:
         """Apply an action to the latest revision and keep the outcome; what the action said.

@@ -1,6 +1,7 @@
 // A map of tensors by role and layer on one canvas; see tensor_map.py. The view scrolls as any other element; the canvas stays in
 // its corner and draws the columns that are in sight.
 const [THINNEST, WIDEST, FOOT, LETTER] = [5, 110, 20, 6.1];
+const kept = new Map(); // What maps showed that a tab of the page took away, by the element's id.
 const inks = new Map();
 const inkOn = (colour) => {
   if (!inks.has(colour)) {
@@ -23,7 +24,7 @@ export default {
           </template>
           <template v-else>
             <component v-for="[type, colour, count] in kinds" :key="type" :is="brushable ? 'button' : 'span'" class="qt-map-kind"
-              :title="brushable ? 'Select all ' + type : null" @click="brushable && brush((cell) => cell[3][2] === type)">
+              :title="brushable ? 'Select all ' + type : null" @click="brushable && brush((cell) => cell[3].text === type)">
               <span class="qt-chip" :style="{ background: colour }">{{ type }}</span> {{ count.toLocaleString("en") }}
             </component>
             <span v-if="pinned" class="qt-map-kind"><span class="qt-map-pin" aria-hidden="true"></span> {{ pinned.toLocaleString("en") }} pinned</span>
@@ -47,7 +48,8 @@ export default {
     title: String,
     rows: Array,
     columns: Array,
-    cells: Array, // [name, row, column, [colour, label, text, short, doubt], side, pinned]
+    // JSON, which Vue leaves alone: {looks: [[colour, label, text, short, doubt]], cells: [[name, row, column, look, side, pinned]]}.
+    cells: String,
     order: Array,
     legend: Object,
     brushable: Boolean,
@@ -86,15 +88,19 @@ export default {
     },
   },
   watch: {
-    // Any update of the element sends its cells anew.
     cells() {
+      this.looks = new Map();
       this.index();
+      this.count();
       this.soon();
     },
   },
   created() {
-    [this.at, this.over, this.from, this.to, this.marked] = [[0, 0], null, null, null, this.selected];
-    this.index();
+    [this.at, this.over, this.from, this.to, this.marked, this.looks] = [[0, 0], null, null, null, this.selected, new Map()];
+    const before = kept.get(this.$attrs.id);
+    if (before) [this.all, this.looks, this.byPlace, this.byName, this.scale, this.marked] = before;
+    else this.index();
+    this.count();
   },
   mounted() {
     this.watching = new ResizeObserver(() => {
@@ -104,33 +110,55 @@ export default {
     this.watching.observe(this.$refs.view);
   },
   beforeUnmount() {
+    kept.set(this.$attrs.id, [this.all, this.looks, this.byPlace, this.byName, this.scale, this.marked]);
     this.watching.disconnect();
   },
   methods: {
     index() {
-      this.byPlace = new Map(this.cells.map((cell) => [cell[1] + ":" + cell[2], cell]));
-      this.byName = new Map(this.cells.map((cell) => [cell[0], cell]));
-      this.count();
+      const { looks, cells } = JSON.parse(this.cells);
+      const known = looks.map((look) => this.look(look));
+      for (const cell of cells) {
+        cell[3] = known[cell[3]];
+        cell[3].count += 1;
+      }
+      this.all = cells;
+      this.byPlace = new Map(cells.map((cell) => [cell[1] + ":" + cell[2], cell]));
+      this.byName = new Map(cells.map((cell) => [cell[0], cell]));
+    },
+    // Cells of one look share it, and it counts them.
+    look([colour, label, text, short, doubt]) {
+      const key = [colour, label, text, doubt].join();
+      if (!this.looks.has(key)) this.looks.set(key, { key, colour, label, text, short, doubt, count: 0 });
+      return this.looks.get(key);
     },
     count() {
       const kinds = new Map();
-      for (const [, , , [colour, , text]] of this.cells) {
+      for (const { text, colour, count } of this.looks.values()) {
         if (!kinds.has(text)) kinds.set(text, [text, colour, 0]);
-        kinds.get(text)[2] += 1;
+        kinds.get(text)[2] += count;
       }
       this.kinds = this.order.filter((text) => kinds.has(text)).map((text) => kinds.get(text));
-      this.pinned = this.cells.filter((cell) => cell[5]).length;
+      this.pinned = this.all.reduce((sum, cell) => sum + cell[5], 0);
     },
     // [[look, places], ...]; drawn once a frame, after what is more urgent.
     change(groups) {
-      for (const [look, places] of groups) for (const place of places) this.cells[place][3] = look;
+      for (const [given, places] of groups) {
+        const look = this.look(given);
+        look.count += places.length;
+        for (const place of places) {
+          const before = this.all[place][3];
+          this.all[place][3] = look;
+          before.count -= 1;
+          if (!before.count) this.looks.delete(before.key);
+        }
+      }
       if (this.spoken && document.activeElement === this.$refs.canvas && !this.from) this.say();
       this.count();
       this.soon();
     },
     pin(places) {
       const pinned = new Set(places);
-      this.cells.forEach((cell, place) => (cell[5] = pinned.has(place)));
+      this.all.forEach((cell, place) => (cell[5] = pinned.has(place)));
       this.count();
       this.soon();
     },
@@ -160,10 +188,13 @@ export default {
       const canvas = this.$refs.canvas;
       if (!canvas || !this.width) return;
       const scale = window.devicePixelRatio || 1;
-      canvas.width = this.width * scale;
-      canvas.height = this.height * scale;
+      const [wide, high] = [Math.round(this.width * scale), Math.round(this.height * scale)];
+      if (canvas.width !== wide || canvas.height !== high) [canvas.width, canvas.height] = [wide, high];
       const pen = canvas.getContext("2d");
+      pen.setTransform(1, 0, 0, 1, 0, 0);
+      pen.clearRect(0, 0, wide, high);
       pen.scale(scale, scale);
+      pen.save();
       const style = getComputedStyle(document.body);
       const [text, muted, accent, surface] = ["text", "muted", "accent", "surface"].map((name) => style.getPropertyValue("--qt-" + name).trim());
       const [w, h, labels] = [this.columnWidth, this.rowHeight, this.labels];
@@ -190,13 +221,14 @@ export default {
       const gap = w > 10 ? 2 : w > 6 ? 1 : 0.4;
       pen.font = "600 10px ui-monospace, DejaVu Sans Mono, monospace";
       const room = w - gap - 2;
-      const longest = (at) => Math.max(0, ...this.cells.map((cell) => cell[3][at].length)) * LETTER;
-      const written = longest(2) <= room ? 2 : longest(3) <= room ? 3 : 0;
+      const looks = [...this.looks.values()];
+      const longest = (part) => Math.max(0, ...looks.map((look) => look[part].length)) * LETTER;
+      const written = ["text", "short"].find((part) => longest(part) <= room);
       const sight = this.width + w;
       const origin = this.x(0);
-      for (const [, row, column, [colour, , , , doubt], side, pinned] of this.cells) {
+      const seen = this.all.filter((cell) => origin + cell[2] * w >= labels - w && origin + cell[2] * w <= sight);
+      for (const [, row, column, { colour, doubt }, side, pinned] of seen) {
         const left = origin + column * w;
-        if (left < labels - w || left > sight) continue;
         const [cw, ch] = [(w - gap) * side, (h - 2) * side];
         const [x, y] = [left + (w - gap - cw) / 2, row * h + (h - 2 - ch) / 2];
         pen.fillStyle = colour;
@@ -209,13 +241,11 @@ export default {
         if (pinned) this.flag(pen, x + cw, y, Math.min(8, cw, ch), text, surface);
       }
       if (written) {
-        for (const [, row, column, look, side] of this.cells) {
-          const left = origin + column * w;
-          if (left < labels - w || left > sight) continue;
-          const letters = [look[written], look[3]].find((each) => each.length * LETTER <= (w - gap) * side);
+        for (const [, row, column, look, side] of seen) {
+          const letters = [look[written], look.short].find((each) => each.length * LETTER <= (w - gap) * side);
           if (!letters) continue;
-          pen.fillStyle = inkOn(look[0]);
-          pen.fillText(letters, left + (w - gap) / 2, row * h + h / 2 - 0.5);
+          pen.fillStyle = inkOn(look.colour);
+          pen.fillText(letters, origin + column * w + (w - gap) / 2, row * h + h / 2 - 0.5);
         }
       }
       this.frameOf(pen, this.byName.get(this.marked), text, 2);
@@ -227,6 +257,7 @@ export default {
         pen.lineWidth = 2;
         pen.strokeRect(this.x(left), top * h, (right - left + 1) * w, (bottom - top + 1) * h);
       }
+      pen.restore();
     },
     x(column) {
       return this.labels + column * this.columnWidth - this.$refs.view.scrollLeft;
@@ -314,7 +345,7 @@ export default {
     },
     told(cell) {
       const more = this.teller && window[this.teller]?.tell(cell[0]);
-      return [cell[0], more, cell[3][1], cell[5] ? "pinned" : ""].filter(Boolean).join("\n");
+      return [cell[0], more, cell[3].label, cell[5] ? "pinned" : ""].filter(Boolean).join("\n");
     },
     say() {
       const cell = this.byPlace.get(this.at.join(":"));
@@ -325,7 +356,7 @@ export default {
       this.brush((c) => c[1] >= top && c[1] <= bottom && c[2] >= left && c[2] <= right);
     },
     brush(holds) {
-      const names = this.cells.filter(holds).map((cell) => cell[0]);
+      const names = this.all.filter(holds).map((cell) => cell[0]);
       this.spoken = `${names.length} tensors selected`;
       this.$emit("brush", names);
     },

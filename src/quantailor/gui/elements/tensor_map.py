@@ -7,6 +7,7 @@ it is a grid: arrow keys move, Enter picks, Shift with arrows or a drag brushes;
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
@@ -108,18 +109,21 @@ class TensorMap(Element, component="tensor_map.js"):
         self._props["legend"] = scale and asdict(scale)
         self._props["teller"] = teller
         self._props["brushable"] = on_brush is not None
-        self._props["cells"] = [
-            [
+        looks = {look: at for at, look in enumerate(dict.fromkeys(cell.look for cell in cells))}
+        rows = [
+            (
                 cell.name,
                 roles.index(cell.role),
                 0 if cell.layer is None else place[cell.layer],
-                astuple(cell.look),
+                looks[cell.look],
                 # Areas go by the square root, up to the largest within the layers: others stay in sight beside experts and embeddings.
                 round(min(1.0, max(SMALLEST_SIDE, (cell.weight / cap) ** 0.25)), 3),
-                cell.is_pinned,
-            ]
+                int(cell.is_pinned),
+            )
             for cell in cells
         ]
+        # As text: Vue would watch each of thousands of cells, which takes many times as long as drawing them.
+        self._props["cells"] = json.dumps({"looks": [astuple(look) for look in looks], "cells": rows}, separators=(",", ":"))
         self._places = {cell.name: at for at, cell in enumerate(cells)}
         if on_pick is not None:
             self.on("pick", lambda event: on_pick(event.args))
@@ -131,7 +135,6 @@ class TensorMap(Element, component="tensor_map.js"):
         groups: dict[Look, list[int]] = {}
         for name, look in changes.items():
             if (place := self._places.get(name)) is not None:
-                self._props["cells"][place][3] = astuple(look)
                 groups.setdefault(look, []).append(place)
         self.run_method("change", [[astuple(look), places] for look, places in groups.items()])
 
@@ -142,8 +145,6 @@ class TensorMap(Element, component="tensor_map.js"):
 
     def set_pins(self, names: Collection[str]) -> None:
         """Mark these tensors as pinned, and no others."""
-        for name, place in self._places.items():
-            self._props["cells"][place][5] = name in names
         self.run_method("pin", [place for name, place in self._places.items() if name in names])
 
     def select(self, name: str | None) -> None:

@@ -28,8 +28,6 @@ def table_data(desk: Planner, draft: Draft) -> dict[str, Any]:
     rows = [
         {
             "name": tensor.name,
-            "role": tensor.role,
-            "layer": tensor.layer,
             "weights": tensor.n_elements,
             "base": tensor.base_type,
             "cells": [[position[cell.type_name], cell.size_bytes, log_error(cell)] for cell in tensor.cells],

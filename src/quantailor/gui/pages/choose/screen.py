@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -351,8 +350,7 @@ class ChooseScreen:
             self._show_frontier()
 
     def _find_marks(self, *, has_kld: bool) -> list[FrontierPoint]:
-        base = Path(self._project.base or self._project.source or "")
-        return list(landmarks(workspace(), base, self._desk, self._draft.name, has_kld=has_kld))
+        return list(landmarks(workspace(), self._desk, self._draft.name, has_kld=has_kld))
 
     def _show_frontier(self) -> None:
         if self._frontier is not None:
@@ -444,7 +442,7 @@ async def open_screen(project: ProjectReport, *, draft_name: str, tensor: str | 
 
     def read() -> tuple[Planner, SharedDraft, Draft]:
         desk, shared = desks.desk_of_draft(project, draft_name), desks.draft_of(project, draft_name)
-        return desk, shared, shared.latest(desk)
+        return desk, shared, shared.glimpse(desk)
 
     found = await run.io_bound(read)
     if found is None:
@@ -456,4 +454,4 @@ def rows_of(fingerprint: str, draft_name: str) -> dict[str, Any]:
     """The table's rows, for the page's own request."""
     project = projects.project(workspace(), fingerprint)
     desk = desks.desk_of_draft(project, draft_name)
-    return rows.table_data(desk, desks.draft_of(project, draft_name).latest(desk))
+    return rows.table_data(desk, desks.draft_of(project, draft_name).glimpse(desk))
