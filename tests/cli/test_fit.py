@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from small_base import HIDDEN, N_LAYERS, write_small_base
 N_CTX = 4096
 KV_BYTES = 2 * 2 * N_LAYERS * HIDDEN * N_CTX
 """Keys and values of every layer in 16 bits."""
+FLAGS = f"-c {N_CTX} -ctk q8_0 -ctv q8_0 -fa on -np 1 --cache-ram 0 --load-mode none"
+PEAK = Path(__file__).parents[1] / "ggml" / "peak_memory.py"
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +37,18 @@ def test_the_best_file_that_fits_is_named_with_its_flags(quantailor: Command, ba
     for preset in ("Q4_K_M", "Q8_0"):
         building = ("build", base, preset, "-o", tmp_path / f"{preset}.gguf", "--imatrix", "none", *home, "--json")
         sizes[preset] = quantailor(*building).result["size_bytes"]
-    context = context_memory(base, n_ctx=N_CTX, kv_type="q8_0")
-    taken = context.kv_bytes + context.compute_bytes + context.output_bytes
     words = ("fit", base, "--ctx", N_CTX, "--kv", "q8_0", *home)
-    outcome = quantailor(*words, "--memory", taken + sizes["Q8_0"] - 1, "--json")
+    taken = context_memory(base, n_ctx=N_CTX, kv_type="q8_0").total_bytes
+    outcome = quantailor(*words, "--memory", taken + (sizes["Q8_0"] + sizes["Q4_K_M"]) // 2, "--json")
     validate(outcome.out)
     found = outcome.result
-    assert found["room_bytes"] == sizes["Q8_0"] - 1
-    assert found["best"] == str(tmp_path / "Q4_K_M.gguf")
-    assert found["run_command"] == f"llama-server -m {tmp_path}/Q4_K_M.gguf -c {N_CTX} -ctk q8_0 -ctv q8_0 -fa on"
-    fits = {Path(each["name"]).name: each["fits"] for each in found["files"]}
-    assert (fits["base.gguf"], fits["Q8_0.gguf"], fits["Q4_K_M.gguf"], fits["Q4_K_M"]) == (False, False, True, True)
-    assert f"make {base} --size {sizes['Q8_0'] - 1} -o out" in found["make_command"]
+    parts = sum(found[f"{part}_bytes"] for part in ("kv", "compute", "output", "program"))
+    assert found["room_bytes"] == found["memory_bytes"] - parts
+    assert all(each["fits"] == (each["size_bytes"] <= found["room_bytes"]) for each in found["files"])
+    best = max((name for name in sizes if sizes[name] <= found["room_bytes"]), key=lambda name: sizes[name])
+    assert found["best"] == f"{tmp_path}/{best}.gguf"
+    assert found["run_command"] == f"llama-server -m {tmp_path}/{best}.gguf {FLAGS}"
+    assert f"make {base} --size {found['room_bytes']} -o out" in found["make_command"]
     assert "The model was made for 512 tokens." in quantailor(*words, "--memory", "1GiB").out
 
 
@@ -54,3 +58,17 @@ def test_what_does_not_fit_at_all_is_told(quantailor: Command, base: Path, tmp_p
     assert "a context of 4,096 tokens takes" in line
     assert "Give a smaller --ctx, another --kv such as q8_0, or more --memory" in line
     assert "keeps no keys and values in q9_9. Give --kv f32, f16" in quantailor(*words, "--memory", "1GiB", "--kv", "q9_9").error_line
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a process's peak is read from /proc")
+@pytest.mark.parametrize(("n_ctx", "kv_type"), [(512, "q8_0"), (2048, "f16"), (8192, "f16")])
+def test_a_file_needs_what_a_process_takes(quantailor: Command, books_moe_base: Path, tmp_path: Path, n_ctx: int, kv_type: str) -> None:
+    home, built = ("--home", tmp_path / "home"), tmp_path / "Q4_K_M.gguf"
+    quantailor("build", books_moe_base, "Q4_K_M", "-o", built, "--imatrix", "none", *home)
+    found = quantailor("fit", books_moe_base, "--memory", "1GiB", "--ctx", n_ctx, "--kv", kv_type, *home, "--json").result
+    needs = {each["name"]: each["needs_bytes"] for each in found["files"]}
+    for path in (books_moe_base, built):
+        words = (sys.executable, PEAK, path, n_ctx, kv_type)
+        peak = int(subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True).stdout)
+        assert needs[str(path)] == pytest.approx(peak, rel=0.05)

@@ -47,6 +47,8 @@ class FitReport:
     kv_bytes: int
     compute_bytes: int
     output_bytes: int
+    program_bytes: int
+    """For the vocabulary, the model's description, graphs and kernels."""
     room_bytes: int
     """For the file: the memory without what the context takes."""
     files: tuple[FittingFile, ...]
@@ -62,8 +64,8 @@ class FitReport:
 def fit(workspace: Workspace, place: Path, memory_bytes: int, *, n_ctx: int, kv_type: str = "f16") -> FitReport:
     """What a model's files need with a context, and the best that runs in so much memory.
 
-    Weights count as the file has them, context and results as llama.cpp reserves them on a processor; what the program itself takes
-    (some tens of MiB), and a split between processor and GPU, do not count.
+    Weights count once, as the file has them; context, results and vocabulary as `ggml.memory` says, for one conversation at a time on a
+    processor. What a program around llama.cpp takes, and a split between processor and GPU, do not count.
 
     Args:
         workspace: the files that were built, and what is known of them.
@@ -82,7 +84,7 @@ def fit(workspace: Workspace, place: Path, memory_bytes: int, *, n_ctx: int, kv_
     with workspace.model(place, allow_requantize=True) as model:
         with header_path(model) as header:
             found = context_memory(header, n_ctx=n_ctx, kv_type=kv_type)
-        taken = found.kv_bytes + found.compute_bytes + found.output_bytes
+        taken = found.total_bytes
         room = memory_bytes - taken
         if room <= 0:
             raise OptionError(
@@ -102,6 +104,7 @@ def fit(workspace: Workspace, place: Path, memory_bytes: int, *, n_ctx: int, kv_
             kv_bytes=found.kv_bytes,
             compute_bytes=found.compute_bytes,
             output_bytes=found.output_bytes,
+            program_bytes=found.program_bytes,
             room_bytes=room,
             files=files,
             best=None if best is None else best.name,
@@ -111,8 +114,10 @@ def fit(workspace: Workspace, place: Path, memory_bytes: int, *, n_ctx: int, kv_
 
 
 def _flags(n_ctx: int, kv_type: str) -> tuple[str, ...]:
+    """One conversation, no others kept beside it; weights read, not mapped: mapped, those that are repacked would be there twice."""
     kv = () if kv_type == "f16" else ("-ctk", kv_type, "-ctv", kv_type)
-    return ("-c", str(n_ctx), *kv, *(() if kv_type in UNQUANTIZED_KV else ("-fa", "on")))
+    attention = () if kv_type in UNQUANTIZED_KV else ("-fa", "on")
+    return ("-c", str(n_ctx), *kv, *attention, "-np", "1", "--cache-ram", "0", "--load-mode", "none")
 
 
 def _files(workspace: Workspace, model: OpenedModel, taken: int, memory_bytes: int) -> Sequence[FittingFile]:

@@ -113,7 +113,8 @@ def fitting(
 def _show_fit(found: FitReport) -> None:
     out = console()
     parts = f"keys and values {words.size(found.kv_bytes)}, results on the way {words.size(found.compute_bytes)}"
-    out.print(f"context   {found.n_ctx:,} tokens, {found.kv_type}: {parts}, outputs {words.size(found.output_bytes)}", markup=False)
+    rest = f"outputs {words.size(found.output_bytes)}, vocabulary and program {words.size(found.program_bytes)}"
+    out.print(f"context   {found.n_ctx:,} tokens, {found.kv_type}: {parts}, {rest}", markup=False, soft_wrap=True)
     if found.n_ctx_trained is not None and found.n_ctx > found.n_ctx_trained:
         out.print(f"[yellow]The model was made for {found.n_ctx_trained:,} tokens.[/yellow]")
     out.print(f"room      {words.exact_size(found.room_bytes)} for the file")
