@@ -10,7 +10,7 @@ from quantailor.session import Workspace
 
 _CONTEXT = ("--n-ctx", 64, "--threads", 1)
 _FEW = ("--chunks", 2, "--mixes", 0, "--anchors", 0, "--group", "role-depth", "--type", "Q2_K")
-SCREENS = ("home", "open", "model", "structure", "measure", "choose", "build", "verify", "compare", "experts")
+SCREENS = ("home", "open", "model", "structure", "measure", "choose", "build", "verify", "compare", "experts", "try")
 
 
 def study(base: Path, text: Path, home: Path) -> None:

@@ -103,6 +103,35 @@ def test_a_job_that_nobody_runs_can_be_started_and_its_result_is_linked(chromium
         assert chromium.errors() == []
 
 
+SPY = """
+window.told = [];
+window.Notification = class { constructor(title, options) { window.told.push([title, options.body, options.tag]); } };
+Notification.permission = 'default';
+Notification.requestPermission = async () => (Notification.permission = 'granted');
+document.hasFocus = () => false;
+localStorage.clear();
+document.body.classList.add('qt-can-ask');
+"""
+"""In place of the browser's own notifications, which only a person can allow and see."""
+
+
+def test_the_browser_tells_of_an_end_that_nobody_watches_and_asks_once(chromium: Browser, home: Path, books_llama_base: Path) -> None:
+    queue(home, measuring(books_llama_base, *SLOW, exhaustive=True))
+    with serving(home) as server:
+        chromium.enter(server, "/")
+        chromium.js(SPY)
+        chromium.click("Start")
+        chromium.click("Notify me when it is done")
+        chromium.until(lambda: not chromium.js("return document.body.classList.contains('qt-can-ask')"), "it is asked once")
+        chromium.until(lambda: chromium.js("return told.length"), "the browser tells", seconds=3 * PATIENCE)
+        ((title, body, _),) = chromium.js("return told")
+        assert title == "Measure books-llama.gguf is done"
+        assert body.startswith("after ")
+        chromium.go(server, "/")
+        assert not chromium.js("return document.body.classList.contains('qt-can-ask')"), "nor does another page ask again"
+        assert chromium.errors() == []
+
+
 def test_waiting_jobs_are_counted_and_can_be_looked_at(
     visit: Callable[..., Visitor], home: Path, books_llama_base: Path, books_moe_base: Path
 ) -> None:

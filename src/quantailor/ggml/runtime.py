@@ -193,12 +193,13 @@ class Tokenizer:
         token = int(self._llama.llama_vocab_bos(self._open_vocab()))
         return token if token >= 0 else None
 
-    def tokenize(self, text: str, *, add_special: bool = True) -> Tokens:
-        """Text to tokens; special tokens in the text are plain text.
+    def tokenize(self, text: str, *, add_special: bool = True, special: bool = False) -> Tokens:
+        """Text to tokens.
 
         Args:
             text: any length.
             add_special: put BOS (and what else the model wants) around it.
+            special: read the names of special tokens in the text as these tokens, not as plain text.
 
         Returns:
             (n_tokens,) int32.
@@ -213,7 +214,7 @@ class Tokenizer:
         for _ in range(2):
             tokens = np.empty(room, dtype=np.int32)
             pointer = tokens.ctypes.data_as(self._llama.llama_token_p)
-            count = int(self._llama.llama_tokenize(vocab, data, len(data), pointer, room, add_special, False))
+            count = int(self._llama.llama_tokenize(vocab, data, len(data), pointer, room, add_special, special))
             if 0 <= count <= room:
                 return tokens[:count].copy()
             room = abs(count)

@@ -70,6 +70,7 @@ def frame(
     """
     ui.page_title(f"{title} · {project.name if project else 'Quantailor'}")
     ui.add_head_html(f'<link rel="stylesheet" href="{outside("/static/quantailor.css")}">')
+    ui.add_head_html(f'<script src="{outside("/static/notify.js")}"></script>')
     ui.add_head_html(_THEME_SCRIPT)
     ui.dark_mode(theme.theme() == "dark")
     ui.colors(primary=theme.palette().accent, negative=theme.palette().bad, positive=theme.palette().good)
@@ -114,6 +115,8 @@ def _rail(screen: str, project: ProjectReport | None) -> None:
             done = done_steps(project)
             for number, step in enumerate(STEPS, start=1):
                 _entry(step.label, address(project, step.key), "✓" if step.key in done else str(number), current=screen == step.key)
+            if project.n_builds:
+                _entry("Try it", address(project, "try"), "forum", current=screen == "try")
             if project.is_moe:
                 _entry("Experts", address(project, "experts"), "hub", current=screen == "experts")
         else:

@@ -5,6 +5,7 @@ It asks the store by itself once a second, so that it shows any job, whoever sta
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -148,6 +149,7 @@ class _Dock:
         self._picked: int | None = None
         self._seen: object = None
         self._menu_seen: object = None
+        self._running: set[int] = set()
         with ui.element("footer").classes("qt-dock").props('aria-label="Jobs"'):
             with box("qt-dock-row") as self._row:
                 with box("qt-dock-what"):
@@ -163,6 +165,8 @@ class _Dock:
                 with box("qt-row qt-tight"):
                     self._result = ui.link("See the result", "/").classes("qt-dock-link")
                     self._buttons = JobButtons()
+                    self._notify = icon_button("notifications", "Notify me when it is done").classes("qt-dock-notify")
+                    self._notify.on("click", js_handler="() => window.quantailorNotify.ask()")
                     self._wave = icon_button("close", "Hide", self._wave_away)
                     self._others = quiet("", None).props("dense")
                     with self._others:
@@ -180,8 +184,17 @@ class _Dock:
             tell_error(error)
             return
         if places is not None:
+            self._tell_ends(places)
             self._show(places)
             await self._log.follow(None if self._place is None else self._place.job)
+
+    def _tell_ends(self, places: list[JobPlace]) -> None:
+        """Have the browser tell of jobs that ended since the last look, where it may."""
+        for place in places:
+            if place.job.id in self._running and place.job.state in ("done", "failed"):
+                told = (f"quantailor-{place.job.id}-{place.job.created}", _headline(place.job, place), _under(place.job))
+                ui.run_javascript(f"window.quantailorNotify.tell(...{json.dumps(told)})")
+        self._running = {place.job.id for place in places if place.job.state in ACTIVE}
 
     def _show(self, places: list[JobPlace]) -> None:
         shown = self._chosen(places)
@@ -212,6 +225,7 @@ class _Dock:
             element.set_visibility(moves)
         self._row.classes(add="" if moves else "qt-dock-still", remove="qt-dock-still" if moves else "")
         self._log_button.set_visibility(job is not None)
+        self._notify.set_visibility(state == "running")
         self._wave.set_visibility(state == "done")
         self._show_link(place if state == "done" else None)
         self._title.set_text("No job is running" if job is None else _headline(job, place))

@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from quantailor.gui.frame import not_found
 
-_SCREENS = ("home", "model", "structure", "measure", "choose", "build", "verify", "compare", "experts")
+_SCREENS = ("home", "model", "structure", "measure", "choose", "build", "verify", "compare", "experts", "trying")
 
 
 def register() -> None:
