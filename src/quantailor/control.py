@@ -24,7 +24,7 @@ class Passes:
         """How many of these there are; they are then used up."""
         if self._left is None:
             return wanted
-        taken = min(wanted, self._left)
+        taken = max(0, min(wanted, self._left))
         self._left -= taken
         return taken
 

@@ -153,6 +153,13 @@ def test_the_whole_way_to_a_file_is_told_step_by_step(workspace: Workspace, book
     assert [item.stage for item in job_cost(workspace, ranking).stages] == ["calibrate", "measure", "plan", "build"]
 
 
+def test_a_file_as_large_as_a_preset_costs_as_one_of_its_size(workspace: Workspace, books_llama_base: Path, tmp_path: Path) -> None:
+    task = MakeStep(model=str(books_llama_base), output=str(tmp_path / "out"), compute=Compute(n_threads=1))
+    like = stage(job_cost(workspace, dataclasses.replace(task, plan=PlanOptions(like="Q4_K_M"))), "verify")
+    by_bits = stage(job_cost(workspace, dataclasses.replace(task, plan=PlanOptions(bits_per_weight=4.9))), "verify")
+    assert 0 < like.passes[1] < by_bits.passes[1], "beside one preset, not two"
+
+
 def test_a_limit_of_time_ends_probes_and_not_what_comes_before_and_after(
     workspace: Workspace, books_llama_base: Path, tmp_path: Path
 ) -> None:

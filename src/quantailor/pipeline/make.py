@@ -24,7 +24,7 @@ from quantailor.ggml.reference import preset_name
 from quantailor.models.abilities import require_predictions
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.source import ModelSource
-from quantailor.pipeline.parts import Parts, PipelineStep, grouping_of
+from quantailor.pipeline.parts import Parts, PipelineStep
 from quantailor.pipeline.recipes import write_recipe
 from quantailor.records import Strategy
 from quantailor.session import AUTO, NONE, OpenedModel, Workspace, plain_label
@@ -142,10 +142,13 @@ class MakingStep(PipelineStep[Answer]):
             refuse_other_result(self.folder, place, model.fingerprint, plan.method, asked, limits, rounding=self.rounding)
 
     def decided(self, workspace: Workspace, source: ModelSource) -> Self:
-        """The same with its rounding decided. Plain rounding goes without covariances, whatever the home has, unless they are named."""
+        """The same with its rounding and its passes decided. Plain rounding goes without covariances, whatever the home has, unless they
+        are named.
+        """
+        step = self.with_usual_limit(source, is_usual=self.probed and self.group is None and self.probe_chunks == DEFAULT_PROBE_CHUNKS)
         if self.compensates(source, runs=self.runs_the_model(workspace)):
-            return dataclasses.replace(self, rounding="compensated")
-        return dataclasses.replace(self, rounding="plain", covariances=NONE if self.covariances == AUTO else self.covariances)
+            return dataclasses.replace(step, rounding="compensated")
+        return dataclasses.replace(step, rounding="plain", covariances=NONE if self.covariances == AUTO else self.covariances)
 
     @property
     def folder(self) -> Path:
@@ -244,9 +247,10 @@ class MakingStep(PipelineStep[Answer]):
         step.measure_step(weights, imatrix, types, exhaustive=step.exhaustive).run(workspace, stages)
         probed = None
         if parts.begin("probes") and not step.is_planned:
+            step.measure_swapped(workspace, weights, imatrix, stages)
             with workspace.source(weights) as source:
-                n_weights = sum(tensor.n_elements for tensor in source.tensors)
-            probed = step.with_time_left(began).probes(weights, imatrix, n_weights).run(workspace, stages)
+                probes = step.with_time_left(began).probes(weights, imatrix, source)
+            probed = probes.run(workspace, stages)
         evidence = None if probed is None else probed.grounds.name
         return step.finish(workspace, stages, Ready(self.model, base, weights, imatrix, evidence, parts))
 
@@ -315,10 +319,10 @@ class MakingStep(PipelineStep[Answer]):
             known = self.known_base(workspace, model)
         return (str(self.folder / "base.gguf"), False) if known is None else (str(known), True)
 
-    def probes(self, weights: str, imatrix: str, n_weights: int) -> ProbeStep:
-        """The probes of a model of so many weights."""
-        group = self.group or ("tensor" if self.is_limited else grouping_of(n_weights, self.compute.n_gpu_layers))
-        return self.probes_step(weights, imatrix, self.probe_chunks, group)
+    def probes(self, weights: str, imatrix: str, source: ModelSource) -> ProbeStep:
+        """The probes of this model."""
+        group = self.group or self.usual_group(source)
+        return self.probes_step(weights, imatrix, self.probe_chunks, group, quickly=self.probes_quickly(source))
 
     @property
     def is_planned(self) -> bool:

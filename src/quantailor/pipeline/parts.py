@@ -38,22 +38,27 @@ from quantailor.steps.checks.inputs import check_imatrix, check_texts
 from quantailor.steps.convert import WholeStep
 from quantailor.steps.measure import MeasureStep, known_types
 from quantailor.steps.probe import (
+    DEFAULT_ANCHORS,
     DEFAULT_MIXES,
     DEFAULT_PROBE_CHUNKS,
     DEFAULT_PROBE_TYPES,
+    LARGE_ANCHORS,
+    LARGE_MIXES,
+    QUICK_TYPES,
     THOROUGH_PROBE_TYPES,
     TIMED_EFFORT,
     Effort,
     Grouping,
     ProbeStep,
+    is_large,
 )
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Answer
 
 Level = Literal["quick", "balanced", "thorough", "exhaustive"]
 LEVELS: tuple[Level, ...] = ("quick", "balanced", "thorough", "exhaustive")
-SMALL_MODEL_WEIGHTS = 1_000_000_000
-"""Up to here every tensor is probed on a CPU too."""
+LARGE_PASSES = 128
+"""What a large model is given on a CPU where nobody says: about as long as an importance matrix of 100 chunks (docs/LOG.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +86,6 @@ LEVEL_SETTINGS: dict[Level, LevelSettings] = {
 }
 
 
-def grouping_of(n_weights: int, n_gpu_layers: int) -> Grouping:
-    """Every tensor of a model of so many weights where that takes minutes, groups where it would take days."""
-    return "tensor" if n_weights <= SMALL_MODEL_WEIGHTS or n_gpu_layers else "role-depth"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineStep(WholeStep[Answer]):
     """What `study` and `make` have in common: the parts that measure."""
@@ -100,6 +100,8 @@ class PipelineStep(WholeStep[Answer]):
     """Time for everything that is measured, from the beginning of a run; probes get what is left. None for as long as it takes."""
     passes: int | None = None
     """As of `ProbeStep`."""
+    total_passes: int | None = None
+    """As of `ProbeStep`; set for a large model where nobody said how much is to be probed."""
     rest: Rest = "16"
     """What the base rests in while it is probed (`ScoringStep.rest`)."""
     allow_requantize: bool = False
@@ -148,6 +150,27 @@ class PipelineStep(WholeStep[Answer]):
             compute=self.compute,
         )
 
+    def with_usual_limit(self, source: ModelSource, *, is_usual: bool) -> Self:
+        """The same with as many passes as a large model is given where nobody said how much is to be probed (`is_usual`)."""
+        few = is_usual and not self.is_limited and not self.compute.n_gpu_layers and is_large(source)
+        return dataclasses.replace(self, total_passes=LARGE_PASSES) if few else self
+
+    def usual_group(self, source: ModelSource) -> Grouping:
+        """What is probed together where nobody says: a large model's roles in quarters of the depth, where no limit ends probes before."""
+        return "role-depth" if is_large(source) and not self.is_limited and not self.compute.n_gpu_layers else "tensor"
+
+    def probes_quickly(self, source: ModelSource) -> bool:
+        """Whether what is probed is rounded plainly and to `QUICK_TYPES`, whatever the file will be."""
+        return is_large(source)
+
+    def measure_swapped(self, workspace: Workspace, base: str, imatrix: str, stages: Stages) -> None:
+        """Measure what probes swap in, if that is rounded otherwise than the file will be."""
+        with workspace.source(base) as source:
+            is_other = self.rounding == "compensated" and self.probes_quickly(source)
+        if is_other:
+            step = self.measure_step(base, imatrix, QUICK_TYPES, exhaustive=False)
+            dataclasses.replace(step, rounding="plain").run(workspace, stages)
+
     def probes_step(
         self,
         base: str,
@@ -157,22 +180,28 @@ class PipelineStep(WholeStep[Answer]):
         *,
         types: tuple[str, ...] = DEFAULT_PROBE_TYPES,
         mixes: int = DEFAULT_MIXES,
+        quickly: bool = False,
     ) -> ProbeStep:
-        """The probes, with whole mixes on four times their chunks; with a limit of time or passes as many as it gives."""
+        """The probes, with whole mixes on four times their chunks; with a limit of time or passes as many as it gives.
+
+        `quickly` is what `probes_quickly` says.
+        """
         limits = TIMED_EFFORT if self.is_limited else Effort(types, n_chunks)
         return ProbeStep(
             base=base,
             text=self.text,
             chunks=limits.chunks,
             types=limits.types,
-            mixes=mixes,
+            mixes=min(mixes, LARGE_MIXES) if quickly else mixes,
             mix_chunks=limits.mix_chunks,
+            anchors=LARGE_ANCHORS if quickly else DEFAULT_ANCHORS,
             group=group,
             seconds=self.seconds,
             passes=self.passes,
+            total_passes=self.total_passes,
             rest=self.rest,
             imatrix=imatrix,
-            rounding=self.rounding,
+            rounding="plain" if quickly else self.rounding,
             covariances=self.covariances,
             compute=self.compute,
         )
@@ -180,7 +209,7 @@ class PipelineStep(WholeStep[Answer]):
     @property
     def is_limited(self) -> bool:
         """Whether time or passes are what limits its probes."""
-        return self.seconds is not None or self.passes is not None
+        return (self.seconds, self.passes, self.total_passes) != (None, None, None)
 
     def with_time_left(self, began: float) -> Self:
         """The same with what is left of its time since a moment of `time.monotonic`, at the least a second."""

@@ -17,14 +17,14 @@ from quantailor.evidence.measurements import usual_types
 from quantailor.models.abilities import require_predictions
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.source import ModelSource
-from quantailor.pipeline.parts import LEVEL_SETTINGS, Level, LevelSettings, Parts, PipelineStep, grouping_of
+from quantailor.pipeline.parts import LEVEL_SETTINGS, Level, LevelSettings, Parts, PipelineStep
 from quantailor.session import AUTO, CALIBRATION_TEXT, NONE, OpenedModel, Workspace
 from quantailor.steps.calibration.imatrix import use_imatrix
 from quantailor.steps.checks.inputs import require_long_texts
 from quantailor.steps.convert import ConvertStep, with_base, with_known_base
 from quantailor.steps.measure import MeasureResult, known_types
 from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX
-from quantailor.steps.probe import ProbeResult, ProbeStep
+from quantailor.steps.probe import Grouping, ProbeResult, ProbeStep, is_large
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Screen, StepResult
 from quantailor.steps.sweep import SweepResult, SweepStep
@@ -125,7 +125,6 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
                 require_predictions(model.source)
             step = step.decided(model.source)
             parts = Parts(step.parts(workspace, model), stages)
-            n_weights = sum(tensor.n_elements for tensor in model.source.tensors)
             base = str(step.known_base(workspace, model) or step.base_place(workspace, model))
         if parts.begin("convert"):
             ConvertStep(model=step.model, output=base).run(workspace, stages)
@@ -137,8 +136,12 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
         parts.begin("measure")
         weight_errors = step.measure_step(base, imatrix, step.candidate_types, exhaustive=step.settings.exhaustive)
         measured = weight_errors.run(workspace, stages)
-        probes = step.with_time_left(began).probes(base, imatrix, n_weights)
-        probed = probes.run(workspace, stages) if parts.begin("probes") else None
+        probed = None
+        if parts.begin("probes"):
+            step.measure_swapped(workspace, base, imatrix, stages)
+            with workspace.source(base) as source:
+                probes = step.with_time_left(began).probes(base, imatrix, source)
+            probed = probes.run(workspace, stages)
         swept = step.sweep(base, imatrix).run(workspace, stages) if parts.begin("sweep") else None
         return _study_result(workspace, step, base, measured, probed, swept)
 
@@ -172,11 +175,17 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
         }
         return tuple(name for name, is_wanted in wanted.items() if is_wanted)
 
-    def probes(self, base: str, imatrix: str, n_weights: int) -> ProbeStep:
-        """The probes of a level that has some, for a model of so many weights."""
-        settings = self.settings
-        group = "tensor" if settings.every_tensor else grouping_of(n_weights, self.compute.n_gpu_layers)
-        return self.probes_step(base, imatrix, settings.probe_chunks, group, types=settings.probe_types, mixes=settings.mixes)
+    def probes_quickly(self, source: ModelSource) -> bool:
+        """The same, but for levels that probe every tensor."""
+        return not self.settings.every_tensor and is_large(source)
+
+    def probes(self, base: str, imatrix: str, source: ModelSource) -> ProbeStep:
+        """The probes of a level that has some, of this model."""
+        settings, quickly = self.settings, self.probes_quickly(source)
+        group: Grouping = "tensor" if settings.every_tensor else self.usual_group(source)
+        return self.probes_step(
+            base, imatrix, settings.probe_chunks, group, types=settings.probe_types, mixes=settings.mixes, quickly=quickly
+        )
 
     def sweep(self, base: str, imatrix: str) -> SweepStep:
         """Every tensor through every candidate type."""
@@ -203,8 +212,9 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
         return workspace.base_path(model.path, model.description) if self.output is None else Path(self.output)
 
     def decided(self, source: ModelSource) -> StudyStep:
-        """The same with its rounding decided."""
-        return replace(self, rounding="compensated" if self.compensates(source) else "plain")
+        """The same with its rounding and its passes decided."""
+        step = self.with_usual_limit(source, is_usual=self.settings.probe_chunks > 0 and not self.settings.every_tensor)
+        return replace(step, rounding="compensated" if self.compensates(source) else "plain")
 
     def calibrated(self, workspace: Workspace, base: str, stages: Stages) -> tuple[StudyStep, str]:
         """The same with the covariances to go on with, and the path of the importance matrix; what lacks is computed."""

@@ -19,13 +19,14 @@ from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
 from quantailor.control import Control, Passes, TimeUp
 from quantailor.costs.needs import Needs
 from quantailor.errors import InferenceError
-from quantailor.evidence.grounds import ANCHOR, CURVE, STORED, WEIGHING
+from quantailor.evidence.grounds import ANCHOR, CURVE, STORED, WEIGHING, file_key
 from quantailor.evidence.knowledge import errors_by_tensor, floor_of, load_knowledge, stored_mix
 from quantailor.evidence.measurements import UNUSUAL_TYPES, Measured
 from quantailor.evidence.roundings import probing_rounding
 from quantailor.ggml import library
 from quantailor.making import building
 from quantailor.models.abilities import require_predictions
+from quantailor.models.source import ModelSource
 from quantailor.present.words import plural
 from quantailor.records import Curve, Grounds, Mix, Sensitivity, Strategy, TensorCells, TensorChoice, TensorInfo, layer_of
 from quantailor.session import OpenedModel, Workspace, quantizable_tensors
@@ -39,8 +40,14 @@ DEFAULT_PROBE_TYPES = ("Q2_K", "Q6_K", "Q8_0")
 """One that tells alpha, and one for each size of the blocks in which kernels round inputs."""
 THOROUGH_PROBE_TYPES = (*DEFAULT_PROBE_TYPES, "Q4_K", "IQ3_XXS", "IQ2_XXS", "IQ1_S")
 """From what tells most to what tells least."""
+QUICK_TYPES = ("Q2_K", "Q3_K", "Q4_0", "Q5_0", "Q6_K", "Q8_0")
+"""Types that ggml rounds to quickly, with and without blocks of 256; of the others some take a hundred times as long."""
+LARGE_MODEL_WEIGHTS = 100_000_000
+"""From so many on, rounding all weights takes longer than running a chunk, and whole mixes are of `QUICK_TYPES` alone."""
 DEFAULT_PROBE_CHUNKS = 2
 DEFAULT_MIXES = 16
+LARGE_MIXES, LARGE_ANCHORS = 10, 1
+"""The same where a model is large."""
 DEFAULT_MIX_CHUNKS = 8
 DEFAULT_ANCHORS = 3
 MIX_CHUNKS_PER_PROBE_CHUNK = 4
@@ -134,6 +141,8 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
     """Probing stops then, wherever it is, and everything counts; one probe of every role is made in any case."""
     passes: int | None = None
     """Probing stops when so many chunks were run through the model with something quantized; what the store has does not count."""
+    total_passes: int | None = None
+    """The same with what the store has, so that a run that was stopped, or is made again, ends where one alone does."""
 
     def check(self, workspace: Workspace) -> None:
         """The text and the types. Raises CorpusError, TypeUnavailableError."""
@@ -163,7 +172,7 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
             try:
                 with scoring(workspace, model, rounding, self, stages) as at:
                     before = n_scored(at)
-                    if moment is None and self.passes is None:
+                    if moment is None and self.passes is None and self.total_passes is None:
                         self._probe(at, model, rounding, measurement, stages)
                     else:
                         self._sharpen(at, model, rounding, measurement, stages, moment)
@@ -203,16 +212,19 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
         """What helps a plan most comes first, and whole mixes grow along with the probes. Raises TimeUp."""
         one = at.first(FIRST_CHUNKS)
         null_control(at, model, one, stages)
-        at = dataclasses.replace(at, passes=Passes(self.passes))
+        at = dataclasses.replace(at, passes=Passes(self.passes if self.total_passes is None else self.total_passes - n_passes(at)))
         other = [index for index in at.first(2 * FIRST_CHUNKS) if index not in one] or one
-        for number, (group, n_types, indexes) in enumerate(_first_rounds(model, self.group, one, other)):
+        few = dataclasses.replace(self, mix_chunks=min(self.mix_chunks, LEAST_CHUNKS))
+        rounds = first_rounds(quantizable_tensors(model.source), self)
+        for number, (group, n_types, is_first) in enumerate(rounds):
             if number and moment is not None:
                 if number == 1 and time.monotonic() >= moment:
                     stages.warn("One probe of every role, and what comes before, took longer than --time allows; probing ends there.")
                 stages = stages.until(moment)
             wanted = dataclasses.replace(self, group=group, types=self.types[:n_types])
-            _Probes(at, model, found, wanted).score(indexes, stages.begin(f"probes, {ROUNDS[group]}"))
-        few = dataclasses.replace(self, mix_chunks=min(self.mix_chunks, LEAST_CHUNKS))
+            _Probes(at, model, found, wanted).score(one if is_first else other, stages.begin(f"probes, {ROUNDS[group]}"))
+            if group == "role-depth" != self.group:
+                score_whole_mixes(at, model, rounding, found, few, stages)
         score_whole_mixes(at, model, rounding, found, few, stages)
         n_chunks, is_last = FIRST_CHUNKS, False
         while not is_last:
@@ -231,21 +243,26 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
         return self.needs_on(workspace, n_chunks, ANCHOR_BITS if self.anchors and "Q8_0" in self.types else 0.0)
 
 
-def _first_rounds(
-    model: OpenedModel, group: Grouping, one: Sequence[int], other: Sequence[int]
-) -> Iterator[tuple[Grouping, int, Sequence[int]]]:
-    """What is probed first, where passes are few: what, at how many of the types, on which chunks.
+def first_rounds(tensors: Sequence[TensorInfo], step: ProbeStep) -> Iterator[tuple[Grouping, int, bool]]:
+    """What is probed first, where passes are few: what, at how many of the types, and whether on the first chunk or on another.
 
     Roles tell more per pass than anything else, and their probes at types of small errors tell what kernels cost. Roles by depth are worth
-    their passes where there are many more tensors. What is probed next takes another chunk.
+    their passes where there are many more tensors, or few passes; a first prediction then comes before each tensor alone.
     """
-    yield "role", 1, one
-    yield "role", len(DEFAULT_PROBE_TYPES), one
-    tensors = quantizable_tensors(model.source)
-    if group != "role" and len(tensors) >= MANY_TENSORS * len(analysis.groups_of(tensors, "role-depth")):
-        yield "role-depth", 1, other
-    yield group, 1, other
-    yield group, 1, one
+    group, many = step.group, MANY_TENSORS if step.total_passes is None else 1
+    yield "role", 1, True
+    yield "role", len(DEFAULT_PROBE_TYPES), True
+    if group != "role" and len(tensors) >= many * len(analysis.groups_of(tensors, "role-depth")):
+        yield "role-depth", 1, False
+    yield group, 1, False
+    yield group, 1, True
+
+
+def n_passes(at: Scoring) -> int:
+    """Of these and of files those in which something was quantized."""
+    store, files = at.workspace.store, file_key(at.key)
+    bases = {NULL_MIX.id, *(mix.id for mix in store.mixes(at.key.model, STORED))}
+    return sum(len(chunks) for key in (at.key, files) for mix, chunks in store.mix_scores(key).items() if mix not in bases)
 
 
 def n_scored(at: Scoring) -> int:
@@ -376,7 +393,8 @@ ANCHOR_SHARES = (0.25, 0.6)
 
 def score_whole_mixes(at: Scoring, model: OpenedModel, rounding: Rounding, found: Measured, step: ProbeStep, stages: Stages) -> None:
     """Draw random mixes, score them in memory; build a few as files and score those."""
-    tables = [usual(table) for table in found.tables if table.name in at.scorer.weights]
+    quick = QUICK_TYPES if is_large(model.source) else ()
+    tables = [usual(table, quick) for table in found.tables if table.name in at.scorer.weights]
     mixes = curve_mixes(tables, step.mixes)
     store, indexes = at.workspace.store, at.first(step.mix_chunks)
     store.record_mixes(model.fingerprint, CURVE, mixes)
@@ -389,10 +407,18 @@ def score_whole_mixes(at: Scoring, model: OpenedModel, rounding: Rounding, found
         at.run_file(mix, build, indexes, partial(stages.begin, f"whole mixes, file {which}"))
 
 
-def usual(table: TensorCells) -> TensorCells:
-    """A tensor with the types that plans use unless the user says otherwise; all where that leaves none."""
+def is_large(source: ModelSource) -> bool:
+    """Whether rounding all of a model's weights takes longer than running a chunk."""
+    return sum(tensor.n_elements for tensor in source.tensors) >= LARGE_MODEL_WEIGHTS
+
+
+def usual(table: TensorCells, quick: Sequence[str] = ()) -> TensorCells:
+    """A tensor with the types that plans use unless the user says otherwise, of `quick` ones alone if there are any; all where that
+    leaves none.
+    """
     qtypes = library.types()
     kept = tuple(cell for cell in table.cells if cell.type_name not in UNUSUAL_TYPES and qtypes[cell.type_name].is_quantized)
+    kept = tuple(cell for cell in kept if cell.type_name in quick) or kept
     return TensorCells(table.name, table.n_elements, kept or table.cells, table.importance)
 
 

@@ -213,7 +213,7 @@ def verify_imatrix(workspace: Workspace, model: OpenedModel, step: VerifyStep) -
         return None, []
     if step.imatrix != AUTO:
         return workspace.imatrices.choose(model, step.imatrix), []
-    embedded = embedded_strategy(workspace, Path(step.file))
+    embedded = embedded_strategy(workspace, Path(step.file)) if Path(step.file).is_file() else None  # it may be still to be made
     if embedded is None:
         return workspace.imatrices.default(model.fingerprint), []
     recorded = str(embedded.inputs.get("imatrix") or "")

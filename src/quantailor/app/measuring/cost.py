@@ -22,9 +22,19 @@ from quantailor.analysis.scores.fidelity import NULL_CHUNKS
 from quantailor.analysis.sensitivity import groups_of
 from quantailor.analysis.weight_errors.measure import MeasureSettings
 from quantailor.analysis.weight_errors.weight_error import DEFINITION_VERSION
-from quantailor.app.measuring.counted import PROCESS_BYTES, Counted, Pipeline, StageCost, StageEstimate, middle_of, scaled_by
+from quantailor.app.measuring.counted import PROCESS_BYTES, TIMED, Counted, Pipeline, StageCost, StageEstimate, middle_of, scaled_by
 from quantailor.app.measuring.gains import expected_gain
-from quantailor.app.measuring.passes import NOTHING, Scored, SwapWork, anchor_bits, n_base_chunks, single_work, sweep_work, whole_work
+from quantailor.app.measuring.passes import (
+    NOTHING,
+    Scored,
+    SwapWork,
+    anchor_bits,
+    n_base_chunks,
+    passes_before_mixes,
+    single_work,
+    sweep_work,
+    whole_work,
+)
 from quantailor.costs.machine import Range
 from quantailor.costs.needs import shortfalls
 from quantailor.costs.paces import RUNNING
@@ -51,7 +61,7 @@ from quantailor.steps.calibration.imatrix import ImatrixStep
 from quantailor.steps.convert import with_known_base
 from quantailor.steps.measure import MeasureStep, known_types
 from quantailor.steps.options import DEFAULT_N_CTX
-from quantailor.steps.probe import ENOUGH_SHARE, LEAST_CHUNKS, ProbeStep
+from quantailor.steps.probe import ENOUGH_SHARE, LEAST_CHUNKS, QUICK_TYPES, ProbeStep
 from quantailor.steps.step import Step, StepResult
 from quantailor.steps.sweep import SweepStep
 from quantailor.store import MeasurementKey
@@ -80,8 +90,6 @@ class CostReport:
 CELL_BYTES = 1_000
 SCORE_BYTES = 100
 """A row of the database, with its share of the index and the log."""
-TIMED = ("probes", "mixes")
-"""What a limit of time ends."""
 MEASURED = ("convert", "imatrix", "calibrate", "measure")
 """What counts in a limit of time, too, and comes before."""
 PLAN_SECONDS: Range = (0.3, 2.0)
@@ -174,8 +182,7 @@ def _alone(step: Step[StepResult]) -> tuple[Pipeline, tuple[str, ...]] | None:
 
 def _phases(estimates: Sequence[StageEstimate], task: Pipeline) -> tuple[Phase, ...]:
     """A limit of time is the job's own affair, which says when it begins."""
-    is_limited = task.seconds is not None or task.passes is not None
-    return tuple(_phase(each, is_limited=is_limited) for each in estimates)
+    return tuple(_phase(each, is_limited=task.is_limited) for each in estimates)
 
 
 def _phase(estimate: StageEstimate, *, is_limited: bool) -> Phase:
@@ -292,35 +299,43 @@ def _measure_seconds(at: Counted, cells: Mapping[TensorInfo, Sequence[str]], set
     plain = measure_seconds(cells, exhaustive=settings.exhaustive, n_threads=threads, compensated=is_compensated)
     if not is_compensated:
         return plain
+    if at.task.probes_quickly(at.model.source):
+        swapped = dict.fromkeys(at.size.tensors, QUICK_TYPES)
+        plain = added(plain, measure_seconds(swapped, exhaustive=False, n_threads=threads))
     return added(plain, compensation_seconds(cells, exhaustive=settings.exhaustive, n_threads=threads))
 
 
-def _probe_step(at: Counted) -> ProbeStep:
-    return (at.probes or at.task.probes(at.task.model, AUTO, at.size.n_all_weights)).told
-
-
 def _probes(at: Counted) -> StageEstimate:
-    task, compensated = _probe_step(at), at.task.rounding == "compensated"
+    task, compensated = at.probing, at.compensates("probes")
     left, total = (
         single_work(at.size, task, at.n_text_chunks, scored, at.types, compensated=compensated)
         for scored in (Scored(at.scored, (), _is_precise(at, task)), NOTHING)
     )
-    if task.passes is not None:
-        left, total = left.within(task.passes), total.within(task.passes)
+    if (limit := _passes_left(at)) is not None:
+        left, total = left.within(limit[0]), total.within(limit[1])
     found = _swapping(at, "probes", task, left, total, 0, 1)
     n_first = len(groups_of(at.size.tensors, "role"))
     return replace(found, first=min(1.0, n_first / left.n_chunks[0]) if left.n_chunks[0] else 0.0)
 
 
+def _passes_left(at: Counted) -> tuple[int, int] | None:
+    """Passes that probes and whole mixes may still make, and may make in all; None where nothing limits them."""
+    task = at.probing
+    if task.passes is not None or task.total_passes is None:
+        return None if task.passes is None else (task.passes, task.passes)
+    return max(0, task.total_passes - at.n_scored), task.total_passes
+
+
 def _mixes(at: Counted) -> StageEstimate:
-    task, compensated = _probe_step(at), at.task.rounding == "compensated"
+    task, compensated = at.probing, at.compensates("mixes")
     whole = at.workspace.store.mixes(at.model.fingerprint, CURVE)
     left, total = (
         whole_work(at.size, task, at.n_text_chunks, scored, compensated=compensated) for scored in (Scored(at.scored, whole), NOTHING)
     )
-    if task.passes is not None:  # they come when the tensors were probed on two chunks
-        room = max(0, task.passes - 2 * len(groups_of(at.size.tensors, task.group)))
-        left, total = left.within(room), total.within(room)
+    if (limit := _passes_left(at)) is not None:
+        before = passes_before_mixes(at.size.tensors, task)
+        done = at.n_scored if task.passes is None else 0
+        left, total = left.within(max(0, limit[0] - max(0, before - done))), total.within(max(0, limit[1] - before))
     anchor = 0 if at.scored else at.size.bytes_at(anchor_bits())
     n_copies = 2 if at.size.is_bfloat and task.anchors else 1  # anchors are compared with the base as it is stored
     return _swapping(at, "mixes", task, left, total, anchor, n_copies - 1)

@@ -42,6 +42,8 @@ Pipeline = StudyStep | MakeStep
 
 BYTES_PER_TOKEN = 4
 """Of a text, where there is no vocabulary to cut it with yet."""
+TIMED = ("probes", "mixes")
+"""What a limit of time ends."""
 PROCESS_BYTES = 150 << 20
 """The program itself, with numpy and llama.cpp."""
 
@@ -116,6 +118,15 @@ class Counted:
     @cached_property
     def size(self) -> ModelSize:
         return ModelSize.of(self.model.source)
+
+    @cached_property
+    def probing(self) -> ProbeStep:
+        """The probes, as they are made."""
+        return (self.probes or self.task.probes(self.task.model, AUTO, self.model.source)).told
+
+    def compensates(self, stage: str = "") -> bool:
+        """Whether a stage rounds weights so."""
+        return self.task.rounding == "compensated" and not (stage in TIMED and self.probing.rounding == "plain")
 
     @cached_property
     def n_ctx(self) -> int:
@@ -250,7 +261,7 @@ class Counted:
         counted: float = 0.0,
     ) -> StageEstimate:
         """A stage from what the trial of the machine makes of it, for the least and the most passes."""
-        compensated = self.task.rounding == "compensated"
+        compensated = self.compensates(stage)
 
         def paced(seconds: Seconds) -> Range:
             return at_pace(
@@ -281,8 +292,7 @@ class Counted:
     def basis(self, stages: Sequence[str]) -> str:
         """What the seconds of these stages rest on, in words."""
         trial = "a short trial of this machine" if self.tried is None else "a short trial of this machine with this model"
-        compensated = self.task.rounding == "compensated"
-        names = {stage: pace_name(stage, compensated=compensated, on_gpu=self.on_gpu) for stage in stages}
+        names = {stage: pace_name(stage, compensated=self.compensates(stage), on_gpu=self.on_gpu) for stage in stages}
         known = [stage for stage, name in names.items() if self.paces.ratio([name], self.n_threads) is not None]
         return f"{trial}, corrected by what earlier jobs took ({', '.join(known)})" if known else trial
 
@@ -300,7 +310,7 @@ class Counted:
     @cached_property
     def swap_key(self) -> SwapKey | None:
         runs = self.workspace.store.swap_runs(self.model.fingerprint)
-        rounding = self.rounding or ""
+        rounding = (self.rounding or "") if self.compensates(TIMED[0]) else ""
         rest = RESTING if self.rests_at_8_bits else ""
         wanted = (self.imatrix, self.corpus, self.n_ctx, "as built", rounding if rounding.startswith(COMPENSATED) else "", rest)
         return next((key for key in runs if (key.imatrix, key.corpus, key.n_ctx, key.kernels, key.rounding, key.rest) == wanted), None)

@@ -12,7 +12,16 @@ from quantailor.costs.model_size import ModelSize
 from quantailor.costs.seconds import added, compensation_seconds, quantize_seconds
 from quantailor.ggml import library
 from quantailor.records import Mix, TensorInfo
-from quantailor.steps.probe import ALPHA_BITS, FIRST_CHUNKS, LEAST_BITS, LEAST_CHUNKS, ProbeStep
+from quantailor.steps.probe import (
+    ALPHA_BITS,
+    FIRST_CHUNKS,
+    LARGE_MODEL_WEIGHTS,
+    LEAST_BITS,
+    LEAST_CHUNKS,
+    QUICK_TYPES,
+    ProbeStep,
+    first_rounds,
+)
 from quantailor.steps.sweep import SweepStep
 from quantailor.strategy.random_mixes import MIX_BITS
 
@@ -109,11 +118,22 @@ def whole_work(size: ModelSize, task: ProbeStep, n_text_chunks: int, scored: Sco
         return SwapWork((0.0, 0.0), (0.0, 0.0))
     base_runs = n_chunks * (2 if size.is_bfloat and task.anchors else 1)
     files = task.anchors * n_chunks
-    each = [_put_seconds(size.tensors, name, compensated=compensated) for name in _MIXED_TYPES]
+    types = QUICK_TYPES if size.n_all_weights >= LARGE_MODEL_WEIGHTS else _MIXED_TYPES
+    each = [_put_seconds(size.tensors, name, compensated=compensated) for name in types]
     one_mix = [sum(end) / len(each) for end in zip(*each, strict=True)]
     n_put = left / n_chunks + task.anchors
     n_runs = left + base_runs + files
     return SwapWork((n_runs, n_runs), (n_put * one_mix[0] / 2, n_put * one_mix[1] * 2), base_runs)
+
+
+def passes_before_mixes(tensors: Sequence[TensorInfo], task: ProbeStep) -> int:
+    """Passes of a limited number that are made before whole mixes are scored for the first time."""
+    done = set[tuple[str, bool, int]]()
+    for group, n_types, is_first in first_rounds(tensors, task):
+        done |= {(each.name, is_first, number) for each in groups_of(tensors, group) for number in range(n_types)}
+        if group == "role-depth" != task.group:
+            break
+    return len(done)
 
 
 def sweep_work(size: ModelSize, task: SweepStep, n_text_chunks: int, scored: Scored, *, compensated: bool) -> SwapWork:

@@ -1,0 +1,112 @@
+"""What `make` and `study` do by themselves with a model whose weights take longer to round than to run: few passes, quickly rounded."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from quantailor.app.jobs import run_job, submit
+from quantailor.app.measuring.cost import job_cost
+from quantailor.app.measuring.passes import passes_before_mixes
+from quantailor.evidence.grounds import CURVE
+from quantailor.pipeline import MakeStep, StudyStep
+from quantailor.pipeline.make import MakeResult
+from quantailor.session import Workspace, quantizable_tensors
+from quantailor.steps.options import Compute
+from quantailor.steps.plan import PlanOptions
+from quantailor.steps.probe import QUICK_TYPES
+from quantailor.strategy import file as strategy_file
+from small_base import write_small_base
+
+N_PASSES = 48
+
+
+@pytest.fixture(autouse=True)
+def every_model_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantailor.steps.probe.LARGE_MODEL_WEIGHTS", 1)
+    monkeypatch.setattr("quantailor.app.measuring.passes.LARGE_MODEL_WEIGHTS", 1)
+    monkeypatch.setattr("quantailor.pipeline.parts.LARGE_PASSES", N_PASSES)
+
+
+@pytest.fixture
+def task(tmp_path: Path, calibration_text: Path) -> MakeStep:
+    text = tmp_path / "short.txt"
+    text.write_text(calibration_text.read_text(encoding="utf-8")[:4_000], encoding="utf-8")
+    base = write_small_base(tmp_path / "base.gguf")
+    return MakeStep(
+        model=str(base),
+        output=str(tmp_path / "out"),
+        text=str(text),
+        types=("Q3_K", "Q4_K", "Q6_K"),
+        plan=PlanOptions(bits_per_weight=5.0),
+        verify=False,
+        compute=Compute(n_threads=1),
+    )
+
+
+def made(workspace: Workspace, task: MakeStep) -> MakeResult:
+    result = run_job(workspace, submit(workspace, task))
+    assert isinstance(result, MakeResult)
+    return result
+
+
+@pytest.mark.slow
+def test_what_is_probed_is_rounded_plainly_and_the_file_is_compensated(task: MakeStep, tmp_path: Path) -> None:
+    with Workspace.open(tmp_path / "home") as workspace:
+        result = made(workspace, task)
+        grounds = result.plan.grounds
+        assert result.rounding == "compensated"
+        assert grounds is not None
+        assert (grounds.rounding, grounds.carried) == ("plain", True)
+        assert grounds.n_probed == grounds.n_tensors
+        strategy = strategy_file.read(Path(result.strategy))
+        assert strategy.inputs["rounding"] == "compensated"
+        with workspace.model(task.model) as model:
+            (run,) = workspace.store.swap_runs(model.fingerprint)[:1]
+            mixes = workspace.store.mixes(model.fingerprint, CURVE)
+        assert {name for mix in mixes for name in mix.types.values()} <= set(QUICK_TYPES)
+        scores = workspace.store.mix_scores(run)
+        assert any(mix.id in scores for mix in mixes), "whole mixes come before passes are used up"
+
+
+@pytest.mark.slow
+def test_passes_are_counted_over_all_runs(task: MakeStep, tmp_path: Path) -> None:
+    with Workspace.open(tmp_path / "home") as workspace:
+        first = made(workspace, task)
+        before = {key: workspace.store.scored_mixes(key) for key in workspace.store.swap_runs(_model(workspace, task))}
+        again = made(workspace, dataclasses.replace(task, imatrix="auto"))
+        after = {key: workspace.store.scored_mixes(key) for key in workspace.store.swap_runs(_model(workspace, task))}
+        assert after == before
+        assert again.plan.tensors == first.plan.tensors
+
+
+def _model(workspace: Workspace, task: MakeStep) -> str:
+    with workspace.model(task.model) as model:
+        return model.fingerprint
+
+
+def test_who_says_how_much_is_probed_gets_it(task: MakeStep, tmp_path: Path) -> None:
+    with Workspace.open(tmp_path / "home") as workspace, workspace.model(task.model) as model:
+        source = model.source
+        usual = task.decided(workspace, source).probes(task.model, "auto", source)
+        assert (usual.total_passes, usual.rounding, usual.anchors) == (N_PASSES, "plain", 1)
+        told = dataclasses.replace(task, probe_chunks=3).decided(workspace, source).probes(task.model, "auto", source)
+        assert (told.total_passes, told.chunks, told.group) == (None, 3, "role-depth")
+        passes = dataclasses.replace(task, passes=7).decided(workspace, source).probes(task.model, "auto", source)
+        assert (passes.passes, passes.total_passes) == (7, None)
+        on_gpu = dataclasses.replace(task, compute=Compute(n_gpu_layers=-1)).decided(workspace, source).probes(task.model, "auto", source)
+        assert (on_gpu.total_passes, on_gpu.group, on_gpu.rounding) == (None, "tensor", "plain")
+        thorough = StudyStep(model=task.model, level="thorough").decided(source).probes(task.model, "auto", source)
+        assert (thorough.total_passes, thorough.group, thorough.rounding) == (None, "tensor", "compensated")
+
+
+def test_the_cost_is_of_these_passes(task: MakeStep, tmp_path: Path) -> None:
+    with Workspace.open(tmp_path / "home") as workspace:
+        stages = {each.stage: each for each in job_cost(workspace, task).stages}
+        with workspace.model(task.model) as model:
+            tensors = quantizable_tensors(model.source)
+            before = passes_before_mixes(tensors, task.decided(workspace, model.source).probes(task.model, "auto", model.source))
+    assert stages["probes"].passes[1] <= N_PASSES
+    assert 0 < stages["mixes"].passes[1] == N_PASSES - before
