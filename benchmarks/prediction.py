@@ -43,6 +43,7 @@ from quantailor.errors import InfeasibleError, QuantailorError
 from quantailor.evidence.damages import probed_tables
 from quantailor.evidence.grounds import CURVE, file_key
 from quantailor.evidence.knowledge import bits_per_weight
+from quantailor.evidence.measurements import usual_table
 from quantailor.evidence.presets import types_of_preset
 from quantailor.evidence.roundings import writing_rounding
 from quantailor.ggml import library
@@ -50,7 +51,7 @@ from quantailor.records import Curve, Estimate, Mix, TensorCells, part_of
 from quantailor.session import AUTO, quantizable_tensors
 from quantailor.steps.options import Compute
 from quantailor.steps.plan import Evidence, PlanOptions, solve
-from quantailor.steps.probe import ProbeStep, builder, usual
+from quantailor.steps.probe import ProbeStep, builder
 from quantailor.steps.scoring import scoring
 from quantailor.strategy.random_mixes import random_mix
 
@@ -93,7 +94,7 @@ def drawn(at: Probed, seed: int, n_mixes: int) -> list[tuple[str, Mix]]:
         for matrix in (at.imatrix, None):
             with contextlib.suppress(QuantailorError):  # some presets need an importance matrix
                 add("presets", types_of_preset(at.model, preset, matrix))
-    tables, n_weights = [usual(table) for table in at.found.tables], sum(table.n_elements for table in at.found.tables)
+    tables, n_weights = [usual_table(table) for table in at.found.tables], sum(table.n_elements for table in at.found.tables)
     for number in range(n_mixes):
         bits = _log_uniform(generator, RANDOM_BITS)
         add("random", random_mix(tables, int(bits * n_weights / 8), seed=1000 * seed + number, tolerance=0.01))

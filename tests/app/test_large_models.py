@@ -10,13 +10,13 @@ import pytest
 from quantailor.app.jobs import run_job, submit
 from quantailor.app.measuring.cost import job_cost
 from quantailor.app.measuring.passes import passes_before_mixes
+from quantailor.costs.model_size import QUICK_TYPES
 from quantailor.evidence.grounds import CURVE
 from quantailor.pipeline import MakeStep, StudyStep
 from quantailor.pipeline.make import MakeResult
 from quantailor.session import Workspace, quantizable_tensors
 from quantailor.steps.options import Compute
 from quantailor.steps.plan import PlanOptions
-from quantailor.steps.probe import QUICK_TYPES
 from quantailor.strategy import file as strategy_file
 from small_base import write_small_base
 
@@ -25,7 +25,7 @@ N_PASSES = 48
 
 @pytest.fixture(autouse=True)
 def every_model_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantailor.steps.probe.LARGE_MODEL_WEIGHTS", 1)
+    monkeypatch.setattr("quantailor.costs.model_size.LARGE_MODEL_WEIGHTS", 1)
     monkeypatch.setattr("quantailor.app.measuring.passes.LARGE_MODEL_WEIGHTS", 1)
     monkeypatch.setattr("quantailor.pipeline.parts.LARGE_PASSES", N_PASSES)
 

@@ -30,6 +30,7 @@ from typing import Literal
 import numpy as np
 
 from quantailor import numerics
+from quantailor.analysis.corpus import spread
 from quantailor.analysis.pooling import Departure, Departures, Finding
 from quantailor.analysis.scores.fidelity import paired_chunks, perplexity_of
 from quantailor.errors import InferenceError
@@ -87,6 +88,13 @@ def groups_of(tensors: Sequence[TensorInfo], grouping: str) -> list[ProbeGroup]:
     for tensor in tensors:
         members_of.setdefault(_group_name(tensor, grouping, n_layers), []).append(tensor.name)
     return [ProbeGroup(name, tuple(members)) for name, members in members_of.items()]
+
+
+def largest_first(groups: Sequence[ProbeGroup], tensors: Sequence[TensorInfo]) -> list[ProbeGroup]:
+    """What holds most weights first, for most is lost there; of equals, layers from all over the depth."""
+    sizes = {tensor.name: tensor.n_elements for tensor in tensors}
+    places = {layer: place for place, layer in enumerate(spread(1 + max((tensor.layer or 0 for tensor in tensors), default=0)))}
+    return sorted(groups, key=lambda group: (-sum(sizes[name] for name in group.tensors), places[layer_of(group.tensors[0]) or 0]))
 
 
 def _group_name(tensor: TensorInfo, grouping: str, n_layers: int) -> str:

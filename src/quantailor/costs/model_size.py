@@ -14,6 +14,11 @@ from quantailor.records import TensorInfo
 _F16_BYTES = 2
 _F32_BYTES = 4
 
+QUICK_TYPES = ("Q2_K", "Q3_K", "Q4_0", "Q5_0", "Q6_K", "Q8_0")
+"""Types that ggml rounds to quickly, with and without blocks of 256; of the others some take a hundred times as long."""
+LARGE_MODEL_WEIGHTS = 100_000_000
+"""From so many on, rounding all weights takes longer than running a chunk."""
+
 
 @dataclass(frozen=True)
 class ModelSize:
@@ -122,3 +127,8 @@ def _number(source: ModelSource, name: str) -> float:
     found = source.metadata.get(f"{source.architecture}.{name}")
     values = () if found is None else found.value if isinstance(found.value, tuple) else (found.value,)
     return min((float(value) for value in values if isinstance(value, int | float)), default=0.0)
+
+
+def is_large(source: ModelSource) -> bool:
+    """Whether rounding all of a model's weights takes longer than running a chunk."""
+    return sum(tensor.n_elements for tensor in source.tensors) >= LARGE_MODEL_WEIGHTS

@@ -31,6 +31,16 @@ def usual_types() -> tuple[str, ...]:
     return tuple(name for name in library.types() if name not in UNUSUAL_TYPES)
 
 
+def usual_table(table: TensorCells, quick: Sequence[str] = ()) -> TensorCells:
+    """A tensor with the types that plans use unless the user says otherwise, of `quick` ones alone if there are any; all where that
+    leaves none.
+    """
+    qtypes = library.types()
+    kept = tuple(cell for cell in table.cells if cell.type_name not in UNUSUAL_TYPES and qtypes[cell.type_name].is_quantized)
+    kept = tuple(cell for cell in kept if cell.type_name in quick) or kept
+    return TensorCells(table.name, table.n_elements, kept or table.cells, table.importance)
+
+
 def chosen_tensors(source: ModelSource, patterns: Collection[str]) -> list[TensorInfo]:
     """The quantizable tensors that patterns select, as those of constraints do; all for none.
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from quantailor.analysis.scores.resting import Rest
+from quantailor.costs.model_size import QUICK_TYPES, is_large
 from quantailor.errors import UnsupportedModelError
 from quantailor.models.abilities import why_no_predictions
 from quantailor.models.opening import require_unquantized
@@ -42,21 +43,19 @@ from quantailor.steps.probe import (
     DEFAULT_MIXES,
     DEFAULT_PROBE_CHUNKS,
     DEFAULT_PROBE_TYPES,
-    LARGE_ANCHORS,
-    LARGE_MIXES,
-    QUICK_TYPES,
     THOROUGH_PROBE_TYPES,
     TIMED_EFFORT,
     Effort,
     Grouping,
     ProbeStep,
-    is_large,
 )
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Answer
 
 Level = Literal["quick", "balanced", "thorough", "exhaustive"]
 LEVELS: tuple[Level, ...] = ("quick", "balanced", "thorough", "exhaustive")
+LARGE_MIXES, LARGE_ANCHORS = 10, 1
+"""Whole mixes, and files of such, of a model that is large."""
 LARGE_PASSES = 128
 """What a large model is given on a CPU where nobody says: about as long as an importance matrix of 100 chunks (docs/LOG.md)."""
 

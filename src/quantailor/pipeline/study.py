@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from quantailor.analysis.corpus import chunk_length, chunks
-from quantailor.costs.model_size import ModelSize
+from quantailor.costs.model_size import ModelSize, is_large
 from quantailor.costs.needs import Needs, run_as_it_is
 from quantailor.errors import OptionError
 from quantailor.evidence.grounds import command_line, imatrix_option
@@ -24,7 +24,7 @@ from quantailor.steps.checks.inputs import require_long_texts
 from quantailor.steps.convert import ConvertStep, with_base, with_known_base
 from quantailor.steps.measure import MeasureResult, known_types
 from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX
-from quantailor.steps.probe import Grouping, ProbeResult, ProbeStep, is_large
+from quantailor.steps.probe import Grouping, ProbeResult, ProbeStep
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Screen, StepResult
 from quantailor.steps.sweep import SweepResult, SweepStep

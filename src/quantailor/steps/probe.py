@@ -12,23 +12,22 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from quantailor.analysis import sensitivity as analysis
-from quantailor.analysis.corpus import spread
 from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.scores.resting import RESTING, floor_mixes, is_told
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
 from quantailor.control import Control, Passes, TimeUp
+from quantailor.costs.model_size import QUICK_TYPES, is_large
 from quantailor.costs.needs import Needs
 from quantailor.errors import InferenceError
 from quantailor.evidence.grounds import ANCHOR, CURVE, STORED, WEIGHING, file_key
 from quantailor.evidence.knowledge import errors_by_tensor, floor_of, load_knowledge, stored_mix
-from quantailor.evidence.measurements import UNUSUAL_TYPES, Measured
+from quantailor.evidence.measurements import Measured, usual_table
 from quantailor.evidence.roundings import probing_rounding
 from quantailor.ggml import library
 from quantailor.making import building
 from quantailor.models.abilities import require_predictions
-from quantailor.models.source import ModelSource
 from quantailor.present.words import plural
-from quantailor.records import Curve, Grounds, Mix, Sensitivity, Strategy, TensorCells, TensorChoice, TensorInfo, layer_of
+from quantailor.records import Curve, Grounds, Mix, Sensitivity, Strategy, TensorCells, TensorChoice, TensorInfo
 from quantailor.session import OpenedModel, Workspace, quantizable_tensors
 from quantailor.steps.measure import known_types
 from quantailor.steps.scoring import Scoring, ScoringStep, measured_with, scoring
@@ -40,14 +39,8 @@ DEFAULT_PROBE_TYPES = ("Q2_K", "Q6_K", "Q8_0")
 """One that tells alpha, and one for each size of the blocks in which kernels round inputs."""
 THOROUGH_PROBE_TYPES = (*DEFAULT_PROBE_TYPES, "Q4_K", "IQ3_XXS", "IQ2_XXS", "IQ1_S")
 """From what tells most to what tells least."""
-QUICK_TYPES = ("Q2_K", "Q3_K", "Q4_0", "Q5_0", "Q6_K", "Q8_0")
-"""Types that ggml rounds to quickly, with and without blocks of 256; of the others some take a hundred times as long."""
-LARGE_MODEL_WEIGHTS = 100_000_000
-"""From so many on, rounding all weights takes longer than running a chunk, and whole mixes are of `QUICK_TYPES` alone."""
 DEFAULT_PROBE_CHUNKS = 2
 DEFAULT_MIXES = 16
-LARGE_MIXES, LARGE_ANCHORS = 10, 1
-"""The same where a model is large."""
 DEFAULT_MIX_CHUNKS = 8
 DEFAULT_ANCHORS = 3
 MIX_CHUNKS_PER_PROBE_CHUNK = 4
@@ -290,7 +283,7 @@ class _Probes:
         self._at, self._step = at, step
         self._errors = errors_by_tensor([cell for cell in found.cells if is_told(cell.type_name, at.key.rest)])
         tensors = [tensor for tensor in quantizable_tensors(model.source) if tensor.name in at.scorer.weights]
-        groups = largest_first(analysis.groups_of(tensors, step.group), tensors)
+        groups = analysis.largest_first(analysis.groups_of(tensors, step.group), tensors)
         self._types = {group: self._probe_types(group) for group in groups}
         self._floor, _ = floor_of(at.workspace, at.key, self._scores())
 
@@ -361,13 +354,6 @@ class _Probes:
         return self._at.workspace.store.mix_scores(self._at.key)
 
 
-def largest_first(groups: Sequence[ProbeGroup], tensors: Sequence[TensorInfo]) -> list[ProbeGroup]:
-    """What holds most weights first, for most is lost there; of equals, layers from all over the depth."""
-    sizes = {tensor.name: tensor.n_elements for tensor in tensors}
-    places = {layer: place for place, layer in enumerate(spread(1 + max((tensor.layer or 0 for tensor in tensors), default=0)))}
-    return sorted(groups, key=lambda group: (-sum(sizes[name] for name in group.tensors), places[layer_of(group.tensors[0]) or 0]))
-
-
 ALPHA_BITS = 5.0
 """A probe of fewer bits tells alpha; from `_NOISE_BITS` on it tells the kernel's noise."""
 _NOISE_BITS = 6.0
@@ -394,7 +380,7 @@ ANCHOR_SHARES = (0.25, 0.6)
 def score_whole_mixes(at: Scoring, model: OpenedModel, rounding: Rounding, found: Measured, step: ProbeStep, stages: Stages) -> None:
     """Draw random mixes, score them in memory; build a few as files and score those."""
     quick = QUICK_TYPES if is_large(model.source) else ()
-    tables = [usual(table, quick) for table in found.tables if table.name in at.scorer.weights]
+    tables = [usual_table(table, quick) for table in found.tables if table.name in at.scorer.weights]
     mixes = curve_mixes(tables, step.mixes)
     store, indexes = at.workspace.store, at.first(step.mix_chunks)
     store.record_mixes(model.fingerprint, CURVE, mixes)
@@ -405,21 +391,6 @@ def score_whole_mixes(at: Scoring, model: OpenedModel, rounding: Rounding, found
         which = f"{number + 1} of {len(anchors)}"
         build = builder(at, model, rounding, mix, stages.begin(f"anchor {which}"), step.compute.n_threads)
         at.run_file(mix, build, indexes, partial(stages.begin, f"whole mixes, file {which}"))
-
-
-def is_large(source: ModelSource) -> bool:
-    """Whether rounding all of a model's weights takes longer than running a chunk."""
-    return sum(tensor.n_elements for tensor in source.tensors) >= LARGE_MODEL_WEIGHTS
-
-
-def usual(table: TensorCells, quick: Sequence[str] = ()) -> TensorCells:
-    """A tensor with the types that plans use unless the user says otherwise, of `quick` ones alone if there are any; all where that
-    leaves none.
-    """
-    qtypes = library.types()
-    kept = tuple(cell for cell in table.cells if cell.type_name not in UNUSUAL_TYPES and qtypes[cell.type_name].is_quantized)
-    kept = tuple(cell for cell in kept if cell.type_name in quick) or kept
-    return TensorCells(table.name, table.n_elements, kept or table.cells, table.importance)
 
 
 def _anchors(tables: Sequence[TensorCells], mixes: Sequence[Mix], n_anchors: int) -> list[Mix]:

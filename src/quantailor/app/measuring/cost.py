@@ -36,6 +36,7 @@ from quantailor.app.measuring.passes import (
     whole_work,
 )
 from quantailor.costs.machine import Range
+from quantailor.costs.model_size import QUICK_TYPES
 from quantailor.costs.needs import shortfalls
 from quantailor.costs.paces import RUNNING
 from quantailor.costs.seconds import (
@@ -61,7 +62,7 @@ from quantailor.steps.calibration.imatrix import ImatrixStep
 from quantailor.steps.convert import with_known_base
 from quantailor.steps.measure import MeasureStep, known_types
 from quantailor.steps.options import DEFAULT_N_CTX
-from quantailor.steps.probe import ENOUGH_SHARE, LEAST_CHUNKS, QUICK_TYPES, ProbeStep
+from quantailor.steps.probe import ENOUGH_SHARE, LEAST_CHUNKS, ProbeStep
 from quantailor.steps.step import Step, StepResult
 from quantailor.steps.sweep import SweepStep
 from quantailor.store import MeasurementKey

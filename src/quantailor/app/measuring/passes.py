@@ -8,17 +8,15 @@ from dataclasses import dataclass
 
 from quantailor.analysis.sensitivity import NULL_MIX, groups_of
 from quantailor.costs.machine import Range
-from quantailor.costs.model_size import ModelSize
+from quantailor.costs.model_size import LARGE_MODEL_WEIGHTS, QUICK_TYPES, ModelSize
 from quantailor.costs.seconds import added, compensation_seconds, quantize_seconds
 from quantailor.ggml import library
 from quantailor.records import Mix, TensorInfo
 from quantailor.steps.probe import (
     ALPHA_BITS,
     FIRST_CHUNKS,
-    LARGE_MODEL_WEIGHTS,
     LEAST_BITS,
     LEAST_CHUNKS,
-    QUICK_TYPES,
     ProbeStep,
     first_rounds,
 )
