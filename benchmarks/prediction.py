@@ -10,8 +10,10 @@ computes), and compared with what was predicted for them:
 Printed per model and kind: mean and standard deviation of ln(measured / predicted), the median of its absolute value, and how many of the
 measured values the 80 % and 95 % intervals hold; for random mixes also the rank correlation and the share of pairs of
 nearly equal size (within 10 %) whose predictions differ by more than 10 % that are ordered rightly. `--seed` draws random mixes and optima
-afresh, `--skip` takes other held-out chunks: what a method was developed on is no test of it. A few random mixes are built as files too.
-The text's own part in it is printed apart: how much the mixes that the curve was fitted to cost on the held-out text beside their own.
+afresh: what a method was developed on is no test of it. Every mix is judged on `--chunks` held-out chunks of its own, of the first `--pool`
+of them: what all mixes of a draw share is one draw, however many they are. Intervals are for so many chunks. A few random mixes are
+built as files too. The text's own part in it is printed apart: how much the mixes that the curve was fitted to cost on the held-out text
+beside their own.
 
 The same for predictions without what probes know, each with a curve of its own fitted to the same whole mixes:
 
@@ -31,12 +33,13 @@ import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from scipy.stats import spearmanr
 
 from benchmarks.setting import Probed, Setting, parse, probed, save
 from benchmarks.shuffled_damage import with_shuffled_damage
-from quantailor.analysis.prediction import fit_curve, predict_kld, scaled_damage
+from quantailor.analysis.prediction import Damage, fit_curve, predict_kld
 from quantailor.analysis.sensitivity import Scores, mean_kld
 from quantailor.control import NullControl
 from quantailor.errors import InfeasibleError, QuantailorError
@@ -115,7 +118,7 @@ def _log_uniform(generator: random.Random, ends: tuple[float, float]) -> float:
     return math.exp(generator.uniform(*map(math.log, ends)))
 
 
-def measure_cases(setting: Setting, at: Probed, n_chunks: int, skip: int, mixes: Sequence[tuple[str, Mix]]) -> list[Case]:
+def measure_cases(setting: Setting, at: Probed, n_chunks: int, n_pool: int, mixes: Sequence[tuple[str, Mix]]) -> list[Case]:
     """Score the mixes on the held-out text; what an earlier run scored is taken as it is."""
     task = ProbeStep(base=str(at.model.path), text=str(setting.heldout), compute=Compute(n_threads=setting.threads))
     control = NullControl()
@@ -123,16 +126,17 @@ def measure_cases(setting: Setting, at: Probed, n_chunks: int, skip: int, mixes:
     key = at.found.key
     rounding = writing_rounding(at.workspace, at.model, at.imatrix, "compensated" if key.swapped else "plain", key.covariances or AUTO)
     with scoring(at.workspace, at.model, rounding, task, None) as run:
-        indexes = sorted(run.order[skip : skip + n_chunks])
-        run.run([mix for _, mix in mixes], indexes, control)
+        pool = run.order[:n_pool]
+        own = {mix.id: random.Random(mix.id).sample(pool, min(n_chunks, len(pool))) for _, mix in mixes}
+        for _, mix in mixes:
+            run.run([mix], sorted(own[mix.id]), control)
         randoms = [mix for kind, mix in mixes if kind == "random"]
         for mix in randoms[:: max(1, len(randoms) // N_FILES)]:
-            run.run_file(mix, builder(run, at.model, rounding, mix, control, setting.threads), indexes, NullControl)
+            run.run_file(mix, builder(run, at.model, rounding, mix, control, setting.threads), sorted(own[mix.id]), NullControl)
         memory, files = at.workspace.store.mix_scores(run.key), at.workspace.store.mix_scores(file_key(run.key))
-    chosen = set(indexes)
 
     def kld(rows: Scores, mix: Mix) -> float | None:
-        scores = [score for score in rows.get(mix.id, ()) if score.index in chosen]
+        scores = [score for score in rows.get(mix.id, ()) if score.index in own[mix.id]]
         return mean_kld(scores).value if scores else None
 
     return [Case(kind, bits_per_weight(tensors, mix.types), mix, kld(memory, mix) or math.nan, kld(files, mix)) for kind, mix in mixes]
@@ -150,13 +154,13 @@ def parts_of(tables: Tables, mix: Mix) -> dict[str, float]:
 
 def fitted(at: Probed, tables: Tables) -> Curve:
     """A curve for these damages, fitted to the same whole mixes as the probes' own."""
-    mixes = {mix.id: mix for mix in at.workspace.store.mixes(at.model.fingerprint, CURVE)}
+    mixes, own = {mix.id: mix for mix in at.workspace.store.mixes(at.model.fingerprint, CURVE)}, at.known.curve
     points = [
-        dataclasses.replace(point, parts=parts_of(tables, mixes[point.mix]))
+        dataclasses.replace(point, parts=parts_of(tables, mixes[point.mix]), spread=0.0)
         for point in at.known.curve.points
         if point.kind == "memory" and point.mix in mixes
     ]
-    return fit_curve(points)
+    return fit_curve(points, floor=Estimate(own.c0_nats, own.c0_se), text_sd=own.text_sd, n_chunks=own.n_chunks)
 
 
 def redefined(tables: Tables, damage: Callable[[TensorCells, int], float]) -> list[TensorCells]:
@@ -169,23 +173,30 @@ def redefined(tables: Tables, damage: Callable[[TensorCells, int], float]) -> li
     ]
 
 
-def bases(at: Probed) -> dict[str, tuple[Tables, Curve]]:
-    """Name -> tables with that basis's damages, and their curve."""
-    unscaled = dataclasses.replace(at.known, curve=dataclasses.replace(at.known.curve, scales={}))
+def bases(at: Probed) -> dict[str, tuple[Callable[[Mix], Damage], Curve]]:
+    """Name -> what a mix does on that basis, and its curve."""
+    unscaled = dataclasses.replace(at.known, curve=dataclasses.replace(at.known.curve, scales={}, unseen=Estimate(0.0)))
     probes = probed_tables(at.model.source, at.found, unscaled)
     found: dict[str, Tables] = {
-        "probes": probes,
         "parameters": at.found.tables,
         "RMSE": redefined(at.found.tables, lambda table, index: table.cells[index].rmse),
         "imatrix": redefined(at.found.tables, lambda table, index: table.cells[index].weighted_mse),
         "shuffled": with_shuffled_damage(probes, seed=0),
     }
-    return {name: (tables, at.known.curve if name == "probes" else fitted(at, tables)) for name, tables in found.items()}
+    own: dict[str, tuple[Callable[[Mix], Damage], Curve]] = {"probes": (lambda mix: at.known.mix(mix.types), at.known.curve)}
+    return own | {name: (partial(damage_of, tables, curve := fitted(at, tables)), curve) for name, tables in found.items()}
 
 
-def figures(cases: Sequence[Case], tables: Tables, curve: Curve) -> dict[str, object]:
-    """The row of one basis and kind."""
-    predictions = [predict_kld(curve, scaled_damage(curve.scales, parts_of(tables, case.mix))) for case in cases]
+def damage_of(tables: Tables, curve: Curve, mix: Mix) -> Damage:
+    """What a mix does by the damages of these tables."""
+    parts = {name: curve.scales.get(name, 1.0) * value for name, value in parts_of(tables, mix).items()}
+    return Damage(math.fsum(parts.values()), parts)
+
+
+def figures(cases: Sequence[Case], damage: Callable[[Mix], Damage], curve: Curve, n_chunks: int) -> dict[str, object]:
+    """The row of one basis and kind; what every file has is no part of mixes in memory."""
+    curve = dataclasses.replace(curve, c0_nats=0.0, c0_se=0.0)
+    predictions = [predict_kld(curve, damage(case.mix), n_chunks=n_chunks) for case in cases]
     errors = [math.log(case.memory / p.kld_nats) for p, case in zip(predictions, cases, strict=True)]
     held = {
         level: sum(low <= case.memory <= high for case, (low, high) in zip(cases, (p.interval(level) for p in predictions), strict=True))
@@ -195,6 +206,7 @@ def figures(cases: Sequence[Case], tables: Tables, curve: Curve) -> dict[str, ob
         "n": len(cases),
         "mean ln": statistics.fmean(errors),
         "sd ln": statistics.stdev(errors),
+        "stated sd": statistics.fmean(p.relative_sd for p in predictions),
         "median |ln|": statistics.median(map(abs, errors)),
         "in 80 %": held[0.80] / len(cases),
         "in 95 %": held[0.95] / len(cases),
@@ -238,7 +250,7 @@ def main() -> None:
     setting, options = parse(
         __doc__,
         ("--chunks", int, 64, "held-out chunks"),
-        ("--skip", int, 0, "held-out chunks to pass over"),
+        ("--pool", int, 192, "held-out chunks that they are drawn from"),
         ("--seed", int, 1, "of random mixes and optima"),
         ("--mixes", int, 20, "random mixes, and as many optima"),
         ("--rounding", str, "plain", "plain or compensated"),
@@ -248,14 +260,14 @@ def main() -> None:
         setting.prepare(base, rounding=options.rounding)
         with probed(setting, base, options.rounding) as at:
             mixes = [*drawn(at, options.seed, options.mixes), *fitted_to(at)]
-            cases = measure_cases(setting, at, options.chunks, options.skip, mixes)
+            cases = measure_cases(setting, at, options.chunks, options.pool, mixes)
             rows = {
-                f"{kind}, {name}": figures([case for case in cases if case.kind == kind], tables, curve)
-                for name, (tables, curve) in bases(at).items()
+                f"{kind}, {name}": figures([case for case in cases if case.kind == kind], damage, curve, options.chunks)
+                for name, (damage, curve) in bases(at).items()
                 for kind in KINDS
             }
             curve, shift = at.known.curve, shift_of_text(cases, at.known.curve)
-        chunks = f"{options.chunks} chunks of {setting.heldout.name} from {options.skip} on"
+        chunks = f"{options.chunks} of {options.pool} chunks of {setting.heldout.name} each"
         print(f"\n{model.name}: {len(cases)} mixes of seed {options.seed}, {chunks}")
         print(f"gamma {curve.gamma:.3f}, kappa {curve.kappa:+.2f}, c0 {curve.c0_nats:.2g}, scatter {curve.residual_sd:.3f}")
         print(f"ln of the curve's own mixes, held-out text / theirs: {shift.value:+.3f} (se {shift.se:.3f}); ", end="")

@@ -37,6 +37,10 @@ def role_of(tensor_name: str) -> str:
     return re.sub(r"\.(weight|bias)$", "", tensor_name)
 
 
+KERNELS = "kernels"
+"""What the kernels of quantized types cost by rounding their inputs, whichever the part of the model."""
+
+
 def part_of(tensor_name: str) -> str:
     """The part of a model whose errors meet in one way: "output", "embeddings" or "blocks"."""
     if layer_of(tensor_name) is not None:
@@ -361,7 +365,9 @@ class CurvePoint:
     measured: Estimate
     """Mean KLD over the chunks, nats; the standard error is over sections of the text."""
     parts: Mapping[str, float] = field(default_factory=dict)
-    """The same sum by part of the model (`part_of`), not scaled."""
+    """The same sum by part of the model (`part_of`), what kernels cost apart (`KERNELS`), not scaled."""
+    spread: float = 0.0
+    """How far that sum may be off, relative, by what is not known of its tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,13 +378,21 @@ class Curve:
     kappa: float
     c0_nats: float
     residual_sd: float
-    """Standard deviation of ln(measured / predicted) of a new mix, beyond what its own tensors' errors explain."""
+    """Standard deviation of ln(measured / predicted) about the curve, what fitting it took off added again."""
     degrees_of_freedom: int
     points: tuple[CurvePoint, ...] = ()
     scales: Mapping[str, float] = field(default_factory=dict)
     """What the damages of each part of the model are multiplied by before they are added up."""
+    covariance: tuple[tuple[float, ...], ...] = ()
+    """Of what was fitted: ln gamma, kappa, and the logarithms of `scales` in their order."""
+    text_sd: float = 0.0
+    """Standard error of what all points have in common, relative: they were measured on a few chunks of one text."""
+    n_chunks: int = 0
+    """So many of them."""
+    c0_se: float = 0.0
+    """Its standard error."""
     unseen: Estimate = Estimate(0.0)
-    """ln of how much more files cost on text that their rounding was not fitted to than on the text of the points."""
+    """ln of how much more rounding weights costs on text that it was not fitted to than on the text of the points."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -318,8 +318,8 @@ def test_plain_probes_serve_compensated_plans_once_their_errors_are_known_in_the
     damages = {choice["name"]: choice["damage"] for choice in after["tensors"]}
     for name, kind in types(after).items():
         if kind != "F16" and "ffn_down" not in name:
-            expected = made_up.alpha_of(tensors[name]) * (made_up.error_of(kind, 0.4 / 0.8) + made_up.NOISE)
-            assert damages[name] == pytest.approx(expected, rel=0.15)
+            error = math.exp(UNSEEN.value) * made_up.error_of(kind, 0.4 / 0.8)  # on text that the covariances have not seen
+            assert damages[name] == pytest.approx(made_up.alpha_of(tensors[name]) * (error + made_up.NOISE), rel=0.15)
 
 
 def plan_command(run: Command, base: Path) -> str:
@@ -354,8 +354,9 @@ def test_predictions_of_compensated_files_speak_of_text_that_their_covariances_h
             workspace.store.record_covariances(record, computed=ImatrixKey(model.fingerprint, corpus, 512))
         outcome = quantailor("plan", base, "--bpw", BITS, "--home", tmp_path / name, "--json")
         predicted[name] = outcome.result["prediction"]["kld_nats"]
-    assert predicted["seen"] / predicted["unseen"] == pytest.approx(math.exp(UNSEEN.value), rel=1e-6)
-    assert predicted["half"] / predicted["unseen"] == pytest.approx(math.exp(UNSEEN.value / 2), rel=1e-6)
+    # What kernels cost is the same on any text, and a few per cent of it all.
+    for name, factor in (("seen", math.exp(UNSEEN.value)), ("half", math.exp(UNSEEN.value / 2))):
+        assert 0.97 * factor < predicted[name] / predicted["unseen"] < factor
 
 
 def test_plain_probes_of_compensated_files_count_as_seen(at: Home, run: Command, base: Path, texts: tuple[Path, Path]) -> None:
@@ -363,5 +364,5 @@ def test_plain_probes_of_compensated_files_count_as_seen(at: Home, run: Command,
     made_up.measure(*at, rounding=PLAIN, output=0.8)
     plain = plan(run, base)["prediction"]["kld_nats"]
     made_up.measure(*at, rounding=f"{COMPENSATED_VERSION}:0123456789abcdef", output=0.8)
-    assert plan(run, base)["prediction"]["kld_nats"] == pytest.approx(math.exp(UNSEEN.value) * plain, rel=1e-3)
+    assert plan(run, base)["prediction"]["kld_nats"] == pytest.approx(math.exp(UNSEEN.value) * plain, rel=0.03)
     assert plan(run, base, "--rounding", "plain")["prediction"]["kld_nats"] == pytest.approx(plain, rel=1e-6)

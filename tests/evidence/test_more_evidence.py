@@ -13,7 +13,7 @@ from made_up_evidence import ERRORS, MadeUpModel, Probes
 
 from quantailor.analysis.sensitivity import NULL_MIX
 from quantailor.control import QUIET, Passes, TimeUp
-from quantailor.evidence.knowledge import Knowledge, mix_damage
+from quantailor.evidence.knowledge import Knowledge
 from quantailor.records import ChunkScore, Mix
 from quantailor.steps.scoring import Scoring
 
@@ -139,7 +139,7 @@ def test_uniform_mixes_random_ones_and_optima_are_predicted_with_the_same_honest
         # What a whole text weighs more or less is common to all mixes, and the curve's business.
         common = math.log(model.mean_chunk(range(8)))
         for kind, types in mixes.items():
-            damage = mix_damage(known, model.tensors, types).value
+            damage = known.mix(types).nats
             errors[kind].append(math.log(model.truth(types) / damage) + common)
     means = {kind: np.mean(found) for kind, found in errors.items()}
     assert all(abs(mean) < 0.1 for mean in means.values()), means

@@ -17,7 +17,7 @@ Standard errors are over chunks: the estimate is a linear map of the probes' KLD
 Where a router is near a tie, any change in the model sends a token to another expert: a few chunks then have a KLD many
 times that of the others, whatever the tensor and however small its error. The same ties flip under every other change
 too, so this part does not add up over tensors. What a tensor is *typically* worth is therefore taken from chunks cut down to
-`TYPICAL_MEDIANS` of their median; the flips are part of c0 (see `prediction`).
+`TYPICAL_MEDIANS` of their median; what the flips cost a whole file is told by whole mixes (see `prediction`).
 """
 
 from __future__ import annotations

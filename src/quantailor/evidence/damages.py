@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections.abc import Mapping
 
 from quantailor.analysis.expected import expected_alphas, expected_damage
 from quantailor.analysis.importance.imatrix import Imatrix
-from quantailor.analysis.prediction import PredictedKld, predict_kld
+from quantailor.analysis.prediction import Damage, PredictedKld, predict_kld
 from quantailor.errors import StrategyError
 from quantailor.evidence.grounds import command_line, imatrix_option, rounding_option, what_tells
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
@@ -46,8 +47,8 @@ def require_told(workspace: Workspace, model: OpenedModel, measurement: Measured
         )
 
 
-def kld_of(known: Knowledge, damage: float) -> tuple[PredictedKld | None, str | None]:
-    """The KLD that the curve predicts for a sum of damages, or why it is too early to state one (METHODS 4)."""
+def kld_of(known: Knowledge, damage: Damage) -> tuple[PredictedKld | None, str | None]:
+    """The KLD that the curve predicts for the damage of a mix, or why it is too early to state one (METHODS 4)."""
     predicted = predict_kld(known.curve, damage)
     if not predicted.is_early:
         return predicted, None
@@ -60,14 +61,14 @@ def kld_of(known: Knowledge, damage: float) -> tuple[PredictedKld | None, str | 
 def why_early(known: Knowledge) -> str | None:
     """Why no KLD can be stated for a mix like those that were measured; None where one can."""
     damages = [point.damage_nats for point in known.curve.points if point.kind == "memory"]
-    return kld_of(known, statistics.median(damages or [1.0]))[1]
+    return kld_of(known, Damage(statistics.median(damages or [1.0])))[1]
 
 
-def with_kld_of(prediction: Prediction, known: Knowledge | None) -> Prediction:
-    """A prediction with the KLD of its damage and the 95 % interval, or the reason why it has none; as it is without probes."""
+def with_kld_of(prediction: Prediction, known: Knowledge | None, types: Mapping[str, str]) -> Prediction:
+    """A mix's prediction with the KLD of its damage and the 95 % interval, or why it has none; as it is without probes."""
     if known is None:
         return prediction
-    found, reason = kld_of(known, prediction.damage)
+    found, reason = kld_of(known, dataclasses.replace(known.mix(types), nats=prediction.damage))
     kld, interval = (None, None) if found is None else (found.kld_nats, found.interval(0.95))
     return dataclasses.replace(prediction, basis="probes", kld_nats=kld, kld_interval_nats=interval, no_prediction=reason)
 
@@ -106,7 +107,7 @@ def with_kld(strategy: Strategy, known: Knowledge | None) -> Strategy:
     """The strategy with its predicted KLD and 95 % interval, where probes tell."""
     if strategy.prediction is None:
         return strategy
-    return dataclasses.replace(strategy, prediction=with_kld_of(strategy.prediction, known))
+    return dataclasses.replace(strategy, prediction=with_kld_of(strategy.prediction, known, strategy.types))
 
 
 def basis_of(known: Knowledge | None) -> Basis:

@@ -13,12 +13,14 @@ from quantailor import records
 from quantailor.analysis import sensitivity as probing
 from quantailor.analysis.expected import expected_alphas, expected_noise
 from quantailor.analysis.pooling import Departures, Finding, pooled
-from quantailor.analysis.prediction import fit_curve
+from quantailor.analysis.prediction import Damage, fit_curve
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
 from quantailor.evidence.grounds import ANCHOR, CURVE, STORED, WEIGHING, chosen, file_key, groups, single, told
 from quantailor.ggml import library
 from quantailor.qtypes import QType
 from quantailor.records import (
+    KERNELS,
+    ChunkScore,
     Curve,
     CurvePoint,
     Estimate,
@@ -59,6 +61,8 @@ class Knowledge:
     """Tensor -> type -> `WeightError.error`."""
     departures: Mapping[str, Departures] = field(default_factory=dict)
     """How each tensor's measured cells differ from alpha x error + noise."""
+    stored: Mapping[str, str] = field(default_factory=dict)
+    """Tensor -> the type it has in the base."""
 
     def carried(self, errors: Mapping[str, Mapping[str, float]]) -> Knowledge:
         """The same for files made with another importance matrix or rounded otherwise, whose weight errors these are.
@@ -77,25 +81,39 @@ class Knowledge:
         """
         if not qtype.is_quantized or tensor.type_name == qtype.name:
             return Estimate(0.0)
-        scale = self.curve.scales.get(part_of(tensor.name), 1.0)
-        found = self._unscaled(tensor.name, qtype, error)
-        return Estimate(scale * found.value, scale * found.se)
+        rounding, kernels, relative_se = self._told(tensor.name, qtype, error)
+        value = rounding + kernels
+        return Estimate(value, value * relative_se)
 
-    def _unscaled(self, name: str, qtype: QType, error: float) -> Estimate:
-        modelled = self.modelled(name, qtype, error)
-        if error <= 0:
-            return modelled
-        departure = self.departures.get(name, _NONE_MEASURED).of(qtype.name, math.log(error))
-        value = modelled.value * math.exp(departure.value)
-        return Estimate(value, value * math.hypot(modelled.relative_se, departure.se))
+    def modelled(self, name: str, qtype: QType, error: float) -> float:
+        """alpha x error + noise, nats, whether or not the cell was measured; 0 for a tensor that nothing is known of."""
+        known = self.sensitivities.get(name)
+        return 0.0 if known is None else known.alpha.value * error + probing.kernel_noise(known, qtype)
 
-    def modelled(self, name: str, qtype: QType, error: float) -> Estimate:
-        """alpha x error + noise, nats, whether or not the cell was measured."""
+    def mix(self, types: Mapping[str, str]) -> Damage:
+        """What the tensors of a mix add up to; those that are not named, or whose error is not known, add nothing."""
+        qtypes, variance = library.types(), 0.0
+        parts: dict[str, float] = {}
+        for name, type_name in types.items():
+            if qtypes[type_name].is_quantized and type_name != self.stored.get(name):
+                rounding, kernels, relative_se = self._told(name, qtypes[type_name], self.errors.get(name, {}).get(type_name, 0.0))
+                parts[part_of(name)] = parts.get(part_of(name), 0.0) + rounding
+                parts[KERNELS] = parts.get(KERNELS, 0.0) + kernels
+                variance += (relative_se * (rounding + kernels)) ** 2
+        total = math.fsum(parts.values())
+        return Damage(total, parts, math.sqrt(variance) / (total or 1.0))
+
+    def _told(self, name: str, qtype: QType, error: float) -> tuple[float, float, float]:
+        """What rounding a tensor's weights adds to S and what its kernel adds, nats, and how far both may be off, relative."""
         known = self.sensitivities.get(name)
         if known is None:
-            return Estimate(0.0)
-        value = known.alpha.value * error + probing.kernel_noise(known, qtype)
-        return Estimate(value, value * (known.alpha.relative_se or 1.0))
+            return 0.0, 0.0, 0.0
+        curve, departure = self.curve, Estimate(0.0)
+        if error > 0:
+            departure = self.departures.get(name, _NONE_MEASURED).of(qtype.name, math.log(error))
+        rounding = curve.scales.get(part_of(name), 1.0) * math.exp(curve.unseen.value + departure.value) * known.alpha.value * error
+        kernels = curve.scales.get(KERNELS, 1.0) * math.exp(departure.value) * probing.kernel_noise(known, qtype)
+        return rounding, kernels, math.hypot(known.alpha.relative_se or 1.0, departure.se)
 
 
 _NONE_MEASURED = Departures()
@@ -146,6 +164,7 @@ def load_knowledge(
         n_chunks=max((cell.n_chunks for cell in swept.values()), default=len(base)),
         errors=errors,
         departures=departures,
+        stored={tensor.name: tensor.type_name for tensor in tensors},
     )
     known = dataclasses.replace(known, curve=_curve(workspace, known, scores, tensors, question))
     return known.carried(errors_by_tensor(cells)) if run.grounds.carried else known
@@ -284,17 +303,6 @@ def _weighed_together(
 # The curve
 
 
-def mix_damage(known: Knowledge, tensors: Sequence[TensorInfo], types: Mapping[str, str]) -> Estimate:
-    """S of a whole mix, nats; the standard error adds up what is independent between tensors."""
-    qtypes = library.types()
-    damages = []
-    for tensor in tensors:
-        type_name = types.get(tensor.name, tensor.type_name)
-        error = known.errors.get(tensor.name, {}).get(type_name, 0.0)
-        damages.append(known.damage(tensor, qtypes[type_name], error))
-    return Estimate(math.fsum(d.value for d in damages), math.sqrt(math.fsum(d.se**2 for d in damages)))
-
-
 def bits_per_weight(tensors: Sequence[TensorInfo], types: Mapping[str, str]) -> float:
     """Of these tensors together."""
     qtypes = library.types()
@@ -312,7 +320,32 @@ def _curve(workspace: Workspace, known: Knowledge, scores: Scores, tensors: Sequ
         for mix in workspace.store.mixes(known.key.model, purpose)
         if mix.id in rows
     ]
-    return fit_curve(points, seen=_seen(workspace, known, scores, question))
+    mixes = [scores[mix.id] for mix in workspace.store.mixes(known.key.model, CURVE) if mix.id in scores]
+    return fit_curve(
+        points,
+        seen=_seen(workspace, known, scores, question),
+        floor=_floor_of_files(workspace, known.key, scores),
+        text_sd=_common_sd(mixes),
+        n_chunks=max(map(len, mixes), default=0),
+    )
+
+
+def _floor_of_files(workspace: Workspace, key: SwapKey, scores: Scores) -> Estimate:
+    """What every file has beyond the same mix in memory, nats: the stored base beside the finer one that mixes are compared with."""
+    found = [scores[mix.id] for mix in workspace.store.mixes(key.model, STORED) if mix.id in scores]
+    return probing.mean_kld(found[0]) if key.base_kernels == "finer" and found else Estimate(0.0)
+
+
+def _common_sd(mixes: Sequence[Sequence[ChunkScore]]) -> float:
+    """The standard error over sections of the text, relative, of what all mixes have in common there."""
+    together: dict[int, ChunkScore] = {}
+    for rows in mixes:
+        kld = probing.mean_kld(rows).value
+        for score in rows if kld > 0 else ():
+            before = together.get(score.index, dataclasses.replace(score, n_tokens=0, kld_sum=0.0))
+            n_tokens, kld_sum = before.n_tokens + score.n_tokens, before.kld_sum + score.kld_sum / kld
+            together[score.index] = dataclasses.replace(before, n_tokens=n_tokens, kld_sum=kld_sum)
+    return probing.kld_over_sections(list(together.values())).relative_se if together else 0.0
 
 
 def _seen(workspace: Workspace, known: Knowledge, scores: Scores, question: MeasurementKey) -> float:
@@ -335,9 +368,5 @@ def _seen(workspace: Workspace, known: Knowledge, scores: Scores, question: Meas
 
 
 def _point(known: Knowledge, mix: Mix, kind: Literal["memory", "file"], scores: Scores, tensors: Sequence[TensorInfo]) -> CurvePoint:
-    parts: dict[str, float] = {}
-    for tensor in tensors:
-        damage = mix_damage(known, [tensor], mix.types).value
-        parts[part_of(tensor.name)] = parts.get(part_of(tensor.name), 0.0) + damage
-    measured = probing.kld_over_sections(scores[mix.id])
-    return CurvePoint(mix.id, kind, bits_per_weight(tensors, mix.types), math.fsum(parts.values()), measured, parts)
+    damage, measured = known.mix(mix.types), probing.kld_over_sections(scores[mix.id])
+    return CurvePoint(mix.id, kind, bits_per_weight(tensors, mix.types), damage.nats, measured, damage.parts, damage.spread)

@@ -12,7 +12,7 @@ from typing import Literal, TypedDict
 
 from quantailor import files
 from quantailor.analysis.importance.imatrix import Imatrix
-from quantailor.analysis.prediction import curve_kld, damage_for
+from quantailor.analysis.prediction import Damage, curve_kld, damage_for
 from quantailor.errors import InfeasibleError, StrategyError
 from quantailor.evidence.damages import basis_of, expected_tables, inputs_of, kld_of, probed_tables, require_probes, require_told, with_kld
 from quantailor.evidence.grounds import command_line
@@ -344,7 +344,7 @@ def _target(
     if options.kld_nats is not None and known is not None:
         # Every quantized file costs c0; the least that can be had above it is told where the search finds nothing.
         damage = damage_for(known.curve, options.kld_nats) if options.kld_nats > known.curve.c0_nats else 0.0
-        _, reason = kld_of(known, damage)
+        _, reason = kld_of(known, Damage(damage))
         if reason is not None:
             raise StrategyError(f"no file can be chosen by its KLD: {reason}", remedy=f"Run `{known.grounds.command}`, or ask for a size")
         return {"kld_nats": options.kld_nats, "damage": damage}, None

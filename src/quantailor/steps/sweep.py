@@ -165,7 +165,7 @@ def _predicted(known: Knowledge | None, cell: _Cell) -> float | None:
     if known is None or known.sensitivities.get(cell.tensor.name) is None:
         return None
     error = known.errors.get(cell.tensor.name, {}).get(cell.type_name, 0.0)
-    return known.modelled(cell.tensor.name, library.types()[cell.type_name], error).value or None
+    return known.modelled(cell.tensor.name, library.types()[cell.type_name], error) or None
 
 
 def _result(

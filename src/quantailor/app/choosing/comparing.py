@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -213,14 +212,12 @@ class Known:
         known = self.knowledge
         if known is None:
             return None, self.reason
-        qtypes, damages = library.types(), []
         for tensor in quantizable_tensors(source):
             type_name = types[tensor.name]
             error = known.errors.get(tensor.name, {}).get(type_name)
             if error is None and type_name != tensor.type_name:
                 return None, f"{tensor.name} has not been measured at {type_name}"
-            damages.append(known.damage(tensor, qtypes[type_name], error or 0.0).value)
-        return kld_of(known, math.fsum(damages))
+        return kld_of(known, known.mix(types))
 
 
 def what_is_known(workspace: Workspace, model: OpenedModel, imatrix: str, rounding: RoundingWish = "plain") -> Known:

@@ -215,7 +215,7 @@ class Planner:
             full = {name: types.get(name, self.model.source.tensor(name).type_name) for name in self._cells}
             predicted = choose.predict(full, self._evidence.tables, model=self._facts, basis=basis_of(self._evidence.known))
             with_header = dataclasses.replace(predicted, file_size_bytes=predicted.file_size_bytes + self._header_excess)
-            return Preview(full, with_kld_of(with_header, self._evidence.known))
+            return Preview(full, with_kld_of(with_header, self._evidence.known, full))
 
     def difference(self, ours: Mapping[str, str], theirs: Mapping[str, str]) -> Difference:
         """Two choices of types side by side. Raises StrategyMismatchError where one holds a type that was not measured."""

@@ -82,11 +82,11 @@ def predict(
         contributions = _contributions(workspace, model, measurement, known, strategy)
         damage = math.fsum(item.damage.value for item in contributions)
         prediction = dataclasses.replace(prediction, damage=damage)
-        found, _ = kld_of(known, damage)
+        found, _ = kld_of(known, known.mix(strategy.types))
         kinds = [point.kind for point in known.curve.points]
         return PredictResult(
             strategy=name,
-            prediction=with_kld_of(prediction, known),
+            prediction=with_kld_of(prediction, known, strategy.types),
             kld_interval_80_nats=None if found is None else found.interval(0.80),
             contributions=contributions,
             n_mixes=kinds.count("memory"),

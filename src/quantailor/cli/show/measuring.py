@@ -162,7 +162,8 @@ def _curve(out: Console, result: ProbeResult) -> None:
         f"a new mix lies within {words.percent(curve.residual_sd, 1)} (1 sd)"
     )
     if curve.unseen.value:
-        out.print(f"Predictions are {math.exp(curve.unseen.value):.2f} times that: they speak of text that the rounding was not fitted to")
+        factor = f"{math.exp(curve.unseen.value):.2f}"
+        out.print(f"In predictions, rounding weights counts {factor} times: they speak of text that it was not fitted to")
 
 
 def swept(result: SweepResult) -> None:
