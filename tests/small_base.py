@@ -16,7 +16,13 @@ ROWS |= {"ffn_gate": (INNER, HIDDEN), "ffn_up": (INNER, HIDDEN), "ffn_down": (HI
 
 
 def write_small_base(
-    path: Path, *, seed: str = "", vocabulary: str = "", architecture: str = "llama", changed: Mapping[str, int | float] | None = None
+    path: Path,
+    *,
+    seed: str = "",
+    vocabulary: str = "",
+    architecture: str = "llama",
+    changed: Mapping[str, int | float] | None = None,
+    template: str = "",
 ) -> Path:
     """Write one; another `seed` gives other weights, another `vocabulary` another token at the end; `changed` hyperparameters."""
     writer = GGUFWriter(str(path), architecture)
@@ -41,6 +47,8 @@ def write_small_base(
     writer.add_array("tokenizer.ggml.tokens", letters)
     writer.add_array("tokenizer.ggml.token_type", [1] * 256 + [3])
     writer.add_array("tokenizer.ggml.merges", ["h e"])
+    if template:
+        writer.add_chat_template(template)
     writer.add_uint32("tokenizer.ggml.bos_token_id", 256)
     writer.add_uint32("tokenizer.ggml.eos_token_id", 256)
     shapes = {"token_embd": (len(letters), HIDDEN), "output": (len(letters), HIDDEN)}

@@ -462,6 +462,18 @@ class Standing:
     outcome: Literal["below", "on", "above"]
 
 
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """One text of a mix, apart from the others."""
+
+    name: str
+    n_chunks: int
+    klds: tuple[Estimate, ...]
+    """Mean KLD of every row of the verdict, in their order."""
+    comparisons: tuple[Comparison, ...]
+    """As the verdict's, over the chunks of this text."""
+
+
 RowKind = Literal["base", "ours", "rival", "reference"]
 """What a file is in a verdict: the base, ours (several sizes of a ladder), somebody else's, or one that llama.cpp made for comparison."""
 
@@ -502,3 +514,5 @@ class Verdict:
     """Every two files, where more than one was judged."""
     standings: tuple[Standing, ...] = ()
     """Every file that was judged and lies between presets, where more than one was judged."""
+    domains: tuple[Domain, ...] = ()
+    """Each text apart, where the held-out text is a mix of several."""

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 RUNNER = Path(__file__).parent / "upstream_converter.py"
 N_PROCESSES = 2
-_WANTED = ("conversion/", "gguf-py/", "convert_hf_to_gguf.py", "models/ggml-vocab-")
+_WANTED = ("conversion/", "gguf-py/", "convert_hf_to_gguf.py", "models/ggml-vocab-", "models/templates/")
 
 
 def fetch(version: str, place: Path) -> None:
@@ -39,7 +39,7 @@ def llama_cpp_sources() -> Path:
     if given := os.environ.get("QUANTAILOR_LLAMA_CPP"):
         return Path(given)
     version = importlib.metadata.version("llama-cpp-python")
-    place = platformdirs.user_cache_path("quantailor") / f"llama.cpp-{version}"
+    place = platformdirs.user_cache_path("quantailor") / f"llama.cpp-{version}-templates"
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(place.with_suffix(".lock")):
         if not place.is_dir():

@@ -112,7 +112,10 @@ Runnable = Annotated[
         metavar="BASE", parser=model_path, help="A 16-bit GGUF file (the first shard if it has several), or ORG/NAME of one on the hub."
     ),
 ]
-Text = Annotated[Path | None, typer.Option("--file", "-f", help="Text to use instead of the one that ships with Quantailor.")]
+TEXT_KINDS = "plain, conversations (.jsonl), or a mix that names several (.yaml)"
+Text = Annotated[
+    Path | None, typer.Option("--file", "-f", help=f"Text to use instead of the one that ships with Quantailor: {TEXT_KINDS}.")
+]
 Chunks = Annotated[int | None, number("chunks", "--chunks", help="Use at most this many chunks of the text.")]
 Against = Annotated[
     str | None,
@@ -419,9 +422,10 @@ class WholeWay(MadeRounding, Machine, Hub):
 
     model: Model
     types: UsualTypes = None
-    text: Annotated[Path | None, typer.Option("--file", "-f", help="Calibration text instead of the one that ships with Quantailor.")] = (
-        None
-    )
+    text: Annotated[
+        Path | None,
+        typer.Option("--file", "-f", help=f"Calibration text instead of the one that ships with Quantailor: {TEXT_KINDS}."),
+    ] = None
     time: Time = None
     passes: Passes = None
     rest: RestOption = "16"

@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from quantailor.present import words
 from quantailor.present.charts.drawing import save
 from quantailor.present.charts.verdict import verdict_chart
 from quantailor.qtypes import UNTOUCHED
-from quantailor.records import PLAIN_TWIN, ChunkScore, Comparison, RowKind, Standing, Verdict, VerdictRow, bits_per_weight
+from quantailor.records import PLAIN_TWIN, ChunkScore, Comparison, Domain, RowKind, Standing, Verdict, VerdictRow, bits_per_weight
 from quantailor.strategy.interchange import exact_pattern
 
 EQUAL_SIZE = fidelity.EQUAL_SIZE
@@ -41,6 +41,8 @@ EQUAL_SIZE = fidelity.EQUAL_SIZE
 JUDGED: tuple[RowKind, ...] = ("ours", "rival")
 MIN_CHUNKS = 200
 """Fewer held-out chunks carry no claim."""
+MIN_DOMAIN_CHUNKS = 30
+"""Of one text of a mix, for a claim that it suffers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,7 @@ def make_verdict(
     corpus_sha256: str,
     n_ctx: int,
     reservations: Sequence[str] = (),
+    domains: Mapping[str, Collection[int]] | None = None,
 ) -> Verdict:
     """Statistics of every file, ours against every other, and the sentence. Where several files are judged, every two are compared.
 
@@ -165,7 +168,8 @@ def make_verdict(
         corpus_name: the held-out text, for people.
         corpus_sha256: and its hash.
         n_ctx: tokens per chunk.
-        reservations: what limits its worth, one sentence each; they end the verdict's sentence.
+        reservations: what limits its worth, one sentence each; they end the verdict's sentence, after domains in which ours suffers.
+        domains: the chunks of each text by its name, where the held-out text is a mix.
     """
     files = _common_chunks(files)
     base = next(file for file in files if file.kind == "base")
@@ -183,6 +187,8 @@ def make_verdict(
         standings = _standings(files)
     floor = fidelity.statistics_of(null_control, base.scores).kld_mean.value
     row = rows[files.index(ours)]
+    apart = tuple(found for each in (domains or {}).items() if (found := _domain(*each, files, ours)) is not None)
+    reservations = (*_suffering(apart, comparisons), *reservations)
     said = several(rows, pairs, standings) if pairs else sentence(row, comparisons, floor_kld_nats=floor)
     return Verdict(
         model_fingerprint=model_fingerprint,
@@ -196,7 +202,32 @@ def make_verdict(
         reservations=tuple(reservations),
         pairs=pairs,
         standings=standings,
+        domains=apart,
     )
+
+
+def _domain(name: str, chunks: Collection[int], files: Sequence[ScoredFile], ours: ScoredFile) -> Domain | None:
+    """One text apart; None where too few of its chunks were scored for a standard error."""
+    within = [replace(file, scores=[score for score in file.scores if score.index in chunks]) for file in files]
+    base, us = next(file for file in within if file.kind == "base"), within[files.index(ours)]
+    if len(base.scores) < 2:
+        return None
+    klds = tuple(fidelity.statistics_of(file.scores, base.scores).kld_mean for file in within)
+    return Domain(name, len(base.scores), klds, tuple(_compare(us, file) for file in within if file.kind in ("rival", "reference")))
+
+
+def _suffering(domains: Sequence[Domain], overall: Sequence[Comparison]) -> list[str]:
+    """A sentence for each text in which ours stands worse to the file nearest in size than over all, beyond both intervals."""
+    if not overall or sum(domain.n_chunks for domain in domains) < MIN_CHUNKS:
+        return []
+    nearest = min(overall, key=lambda each: abs(math.log(each.size_ratio)))
+    found = []
+    for domain in domains:
+        here = next(each for each in domain.comparisons if each.reference == nearest.reference)
+        if domain.n_chunks >= MIN_DOMAIN_CHUNKS and here.interval[0] > nearest.interval[1]:
+            whole = f"{math.exp(nearest.ln_kld_ratio):.3g} over all"
+            found.append(f"On {domain.name} it suffers: beside {here.reference} the {_ratio(here)}, and {whole}.")
+    return found
 
 
 def _compare(a: ScoredFile, b: ScoredFile, *, name: str = "") -> Comparison:

@@ -21,17 +21,19 @@ from quantailor.evidence.roundings import measuring_rounding, strategy_rounding
 from quantailor.evidence.written import recipe
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
+from quantailor.making import judging
 from quantailor.models.abilities import require_predictions
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.source import ModelSource
 from quantailor.pipeline.parts import Parts, PipelineStep
 from quantailor.pipeline.recipes import write_recipe
 from quantailor.records import Strategy
-from quantailor.session import AUTO, NONE, OpenedModel, Workspace, plain_label
+from quantailor.session import AUTO, CALIBRATION_TEXT, NONE, OpenedModel, Workspace, plain_label
 from quantailor.steps.build import BuildReport, BuildStep
 from quantailor.steps.checks.folder import alone_in, refuse_busy, refuse_other_result
 from quantailor.steps.checks.inputs import asked_bits, check_plan, check_possible, check_texts, require_long_texts
 from quantailor.steps.checks.limits import constraints_of
+from quantailor.steps.checks.verified import require_apart
 from quantailor.steps.convert import ConvertStep, with_base, with_known_base
 from quantailor.steps.measure import known_types
 from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX
@@ -119,6 +121,9 @@ class MakingStep(PipelineStep[Answer]):
         super(MakingStep, self).check(workspace)
         refuse_busy(self.folder)
         check_texts(self.verify_text)
+        claims = self.verify and (self.chunks is None or self.chunks >= judging.MIN_CHUNKS)
+        if claims and self.verify_text is not None:
+            require_apart(Path(self.text) if self.text else CALIBRATION_TEXT, Path(self.verify_text))
         check_plan(self.plan)
         if self.is_limited and not self.probed:
             limit = "--time" if self.passes is None else "--passes"

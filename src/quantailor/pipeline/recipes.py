@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantailor.analysis.corpus import read_text
+from quantailor.analysis.texts import digest
 from quantailor.files import write_text
 from quantailor.ggml import library
 from quantailor.present.recipes import MADE, RECIPE, dumps
@@ -53,8 +53,8 @@ def write_recipe(step: MakingStep[StepResult], place: str, model: OpenedModel, a
     }
     told = {key: value for key, value in options.items() if value not in (None, [], {}, False) or key == "verify"}
     texts = {
-        "file": read_text(Path(step.text or CALIBRATION_TEXT))[1],
-        **({"verify-text": read_text(Path(step.verify_text or HELDOUT_TEXT))[1]} if step.verify else {}),
+        "file": digest(Path(step.text or CALIBRATION_TEXT)),
+        **({"verify-text": digest(Path(step.verify_text or HELDOUT_TEXT))} if step.verify else {}),
     }
     made = {
         "quantailor": importlib.metadata.version("quantailor"),

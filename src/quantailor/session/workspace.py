@@ -18,8 +18,9 @@ from typing import Self
 
 from quantailor import files
 from quantailor.analysis.corpus import Corpus, load_corpus
+from quantailor.analysis.texts import files_of, is_chat, parts_of
 from quantailor.control import QUIET, Control
-from quantailor.errors import ModelError, QuantailorError
+from quantailor.errors import CorpusError, ModelError, QuantailorError
 from quantailor.files import FilesState
 from quantailor.jobs import Home, resolve
 from quantailor.models.contents import require_language_model
@@ -225,10 +226,13 @@ class Workspace:
             self.store.record_identity(name, _text_of(state), identity.fingerprint, identity.not_finite)
 
     def corpus(self, model: OpenedModel, text: Path) -> Corpus:
-        """A text cut into the model's tokens; see `load_corpus` for what it raises, and UnsupportedModelError for a directory."""
+        """A text cut into the model's tokens. Raises CorpusError and more as `load_corpus` does, UnsupportedModelError for a directory."""
         path = gguf_path(model)
         corpora = {} if self._thread.kept is None else self._thread.kept.corpora
-        key = (_state_of_model(path), files.state_of([text]))
+        try:
+            key = (_state_of_model(path), files.state_of(files_of(text)))
+        except OSError as error:
+            raise CorpusError(f"cannot read {error.filename}: {error.strerror or error}") from error
         if key not in corpora:
             corpora[key] = load_corpus(path, text)
         return corpora[key]
@@ -237,6 +241,9 @@ class Workspace:
         """The same for a text that something is computed from; where it lies is kept, so that a verdict can tell what was seen before."""
         corpus = self.corpus(model, text)
         self.store.record_location("text", corpus.sha256, text)
+        for part in parts_of(text):
+            if part.path != text or is_chat(text):
+                self.store.record_location("part", corpus.sha256, part.path)
         return corpus
 
     def base_path(self, model: Path, identity: str) -> Path:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from quantailor.analysis.corpus import chunk_length, chunks
+from quantailor.analysis.corpus import Corpus, chunk_length, chunks, domains
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.scores import fidelity
 from quantailor.costs.model_size import ModelSize
@@ -25,7 +25,7 @@ from quantailor.models.abilities import require_predictions
 from quantailor.records import PLAIN_TWIN, ChunkScore, RowKind, Verdict
 from quantailor.session import AUTO, HELDOUT_TEXT, OpenedModel, Workspace, gguf_path, require_finite
 from quantailor.steps.checks.inputs import check_texts
-from quantailor.steps.checks.verified import other_words, require_presets, require_same_model, reservations
+from quantailor.steps.checks.verified import other_words, require_held_out, require_presets, require_same_model, reservations
 from quantailor.steps.options import DEFAULT_N_CTX
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Screen, StepResult, WeightedStep
@@ -145,6 +145,9 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             text = Path(self.text) if self.text else HELDOUT_TEXT
             corpus = workspace.corpus(model, text)
             tokens = chunks(corpus, n_ctx, limit=self.chunks)
+            if len(tokens) >= judging.MIN_CHUNKS:  # so many make a claim; with fewer it is told
+                for path in self.files:
+                    require_held_out(workspace, model, path, text)
             presets = self.presets(workspace, model, imatrix)
             labels = self.labels((BASE, NULL_CONTROL, PLAIN_TWIN, *presets))
             candidates = dict(zip(labels, self.files, strict=True))
@@ -181,7 +184,7 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             for reservation in found:
                 stages.warn(reservation)
             kinds: dict[str, RowKind] = dict.fromkeys(labels, "ours" if self.is_ladder else "rival") | {labels[0]: "ours"}
-            verdict = _judge(workspace, model, keys, candidates, kinds, len(tokens), corpus_name=corpus.name, n_ctx=n_ctx, limits=found)
+            verdict = _judge(workspace, model, keys, candidates, kinds, len(tokens), corpus=corpus, n_ctx=n_ctx, limits=found)
             workspace.store.record_verdict(verdict)
             written = judging.write_verdict(verdict, self.stem)
             return VerifyResult(verdict, tuple(map(str, written)))
@@ -231,7 +234,7 @@ def _judge(
     kinds: Mapping[str, RowKind],
     n_chunks: int,
     *,
-    corpus_name: str,
+    corpus: Corpus,
     n_ctx: int,
     limits: Sequence[str],
 ) -> Verdict:
@@ -245,9 +248,10 @@ def _judge(
         scored,
         scores[NULL_CONTROL],
         model_fingerprint=model.fingerprint,
-        corpus_name=corpus_name,
-        corpus_sha256=keys[BASE].corpus,
+        corpus_name=corpus.name,
+        corpus_sha256=corpus.sha256,
         n_ctx=n_ctx,
+        domains=domains(corpus, n_ctx, n_chunks),
         reservations=limits,
     )
 

@@ -6,7 +6,6 @@ earlier jobs less than two.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from quantailor.analysis.importance.imatrix_file import read_imatrix
 from quantailor.analysis.rounding.rounding import COMPENSATED, PLAIN_MEASURED
 from quantailor.analysis.scores.resting import RESTING
 from quantailor.analysis.sensitivity import NULL_MIX
+from quantailor.analysis.texts import digest, is_chat, is_mix, n_bytes
 from quantailor.costs import machine
 from quantailor.costs import seconds as seconds_module
 from quantailor.costs.machine import Range
@@ -27,7 +27,6 @@ from quantailor.costs.model_size import ModelSize
 from quantailor.costs.paces import RUNNING, Paces, at_pace, pace_name
 from quantailor.costs.seconds import Seconds
 from quantailor.costs.trial import TRIAL_BYTES, inference_seconds, middle, model_flops_per_second
-from quantailor.errors import CorpusError
 from quantailor.ggml import library
 from quantailor.models.abilities import why_no_predictions
 from quantailor.pipeline import MakeStep, StudyStep
@@ -146,11 +145,11 @@ class Counted:
 
     @cached_property
     def corpus(self) -> str:
-        """SHA-256 of the text. Raises CorpusError where it cannot be read."""
-        try:
-            return hashlib.sha256(self.text.read_bytes()).hexdigest()
-        except OSError as error:
-            raise CorpusError(f"cannot read {self.text}: {error.strerror or error}") from error
+        """What the text's tokens are filed under. Raises CorpusError where it cannot be read."""
+        if self.base is None or not (is_mix(self.text) or is_chat(self.text)):
+            return digest(self.text)
+        with self.workspace.model(self.base) as model:
+            return self.workspace.corpus(model, self.text).sha256
 
     @cached_property
     def n_text_chunks(self) -> int:
@@ -166,14 +165,10 @@ class Counted:
         return min(limit, self._n_chunks_of(text))
 
     def _n_chunks_of(self, text: Path) -> int:
-        try:
-            n_bytes = text.stat().st_size
-        except OSError as error:
-            raise CorpusError(f"cannot read {text}: {error.strerror or error}") from error
         if self.base is None:
-            return max(1, n_bytes // (BYTES_PER_TOKEN * self.n_ctx))
+            return max(1, n_bytes(text) // (BYTES_PER_TOKEN * self.n_ctx))
         with self.workspace.model(self.base) as model:
-            return max(1, self.workspace.corpus(model, text).tokens.size // self.n_ctx)
+            return max(1, self.workspace.corpus(model, text).n_chunks(self.n_ctx))
 
     @cached_property
     def n_imatrix_chunks(self) -> int:

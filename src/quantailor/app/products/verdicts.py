@@ -235,7 +235,7 @@ def verify_cost(workspace: Workspace, task: VerifyStep) -> VerifyCost:
     with workspace.model(task.base) as model:
         corpus = load_corpus(Path(task.base), Path(task.text) if task.text else HELDOUT_TEXT)
         n_ctx = chunk_length(model.source, task.n_ctx)
-        n_text_chunks = int(corpus.tokens.size // n_ctx)
+        n_text_chunks = corpus.n_chunks(n_ctx)
         n_chunks = min(task.chunks or n_text_chunks, n_text_chunks)
         imatrix, _ = verify_imatrix(workspace, model, task)
         references = task.presets(workspace, model, imatrix)

@@ -153,7 +153,8 @@ def make(
         bool, typer.Option("--verify/--no-verify", help="Measure the file against its base; without, no base may be needed.")
     ] = True,
     verify_text: Annotated[
-        Path | None, typer.Option("--verify-text", help="Held-out text instead of the one that ships with Quantailor.")
+        Path | None,
+        typer.Option("--verify-text", help=f"Held-out text instead of the one that ships with Quantailor: {options.TEXT_KINDS}."),
     ] = None,
     chunks: options.Chunks = None,
     against: options.Against = None,

@@ -39,6 +39,8 @@ def verified(result: VerifyResult) -> None:
         out.print(_pair_table(result.verdict))
     if result.verdict.standings:
         out.print(_standing_table(result.verdict))
+    if result.verdict.domains:
+        out.print(_domain_table(result.verdict))
     out.print(f"floor (base through the same pipeline): {words.figure(result.verdict.floor_kld_nats, 2)} nats")
     out.print(f"[bold]{result.verdict.sentence}[/bold]")
     for path in result.files:
@@ -101,6 +103,16 @@ def _standing_table(verdict: Verdict) -> Any:
     columns = {"file": "left", "presets": "left", "its KLD / the line's": "right", "it is": "left"}
     few = "" if verdict.rows[0].statistics.n_chunks >= MIN_CHUNKS else f"; a claim needs {MIN_CHUNKS} chunks"
     return table(f"Beside the presets' line at its size{few}", columns, rows)
+
+
+def _domain_table(verdict: Verdict) -> Any:
+    """Mean KLD of each file on each text of the mix."""
+    shown = [(number, row) for number, row in enumerate(verdict.rows) if row.kind != "base"]
+    rows = [
+        (domain.name, str(domain.n_chunks), *(words.with_error(domain.klds[number]) for number, _ in shown)) for domain in verdict.domains
+    ]
+    columns = {"text": "left", "chunks": "right"} | {row.label: "right" for _, row in shown}
+    return table("Mean KLD by text", columns, rows)
 
 
 def _verdict_row(row: VerdictRow, ratios: Mapping[str, Any]) -> tuple[str, ...]:

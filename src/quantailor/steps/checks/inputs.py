@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from quantailor.analysis.corpus import chunk_length, chunks, read_text
+from quantailor.analysis.corpus import chunk_length, chunks
 from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry
 from quantailor.analysis.importance.imatrix_file import read_imatrix
+from quantailor.analysis.texts import check_text
 from quantailor.errors import InfeasibleError
 from quantailor.evidence.measurements import model_facts
 from quantailor.evidence.presets import preset_size_bytes
@@ -35,7 +36,7 @@ def check_texts(*texts: str | None) -> None:
     """Raise CorpusError where a text that was named cannot be read."""
     for text in texts:
         if text is not None:
-            read_text(Path(text))
+            check_text(Path(text))
 
 
 def require_long_texts(workspace: Workspace, base: str, *texts: str | None) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from quantailor.analysis.corpus import read_text
-from quantailor.errors import AlreadyQuantizedError, StrategyMismatchError
+from quantailor.analysis.texts import Part, parts_of, read_text
+from quantailor.errors import AlreadyQuantizedError, CorpusError, StrategyMismatchError
 from quantailor.evidence.grounds import text_place
 from quantailor.evidence.strategies import embedded_strategy
 from quantailor.ggml import library
@@ -18,6 +19,7 @@ _MAY_DIFFER = ("output.weight", "rope_freqs.weight", "rope_factors_long.weight",
 """Tensors that a file may have or lack beside its base: tied embeddings, and tables that are computed from the metadata."""
 PASSAGES, PASSAGE_LENGTH = 500, 64
 """How many passages of a text are looked for in another one, and their characters: no two works share so many in a row by chance."""
+_DOUBT = "probably"
 _TOKENS = ("tokenizer.ggml.model", "tokenizer.ggml.tokens")
 
 
@@ -61,7 +63,7 @@ def require_presets(base: ModelSource) -> None:
 
 def reservations(workspace: Workspace, model: OpenedModel, file: Path, text: Path) -> list[str]:
     """What limits the worth of a verdict on a text, one sentence each. Raises CorpusError where the text cannot be read."""
-    found, (content, sha256) = [], read_text(text)
+    found = []
     if quantized := library.quantized_types(model.source.tensors):
         found.append(
             f"The base {model.path.name} is itself quantized ({', '.join(quantized)}): divergences are from it, not from the 16-bit model."
@@ -70,18 +72,54 @@ def reservations(workspace: Workspace, model: OpenedModel, file: Path, text: Pat
     if embedded is not None and embedded.model_fingerprint != model.fingerprint:
         made_from = f"{embedded.model_name} ({embedded.model_fingerprint[:12]})".lstrip()
         found.append(f"The file says that it was made from {made_from}, and {model.path.name} is another model ({model.fingerprint[:12]}).")
-    for what, digests in _seen(workspace, model, embedded).items():
-        if sha256 in digests:
-            found.append(f"{text.name} is the text from which the file's {what} computed: it is not held out, and the file looks too good.")
-            continue
-        places = filter(None, (text_place(workspace, digest) for digest in sorted(digests)))
-        shares = {place.name: _shared(content, read_text(place)[0]) for place in places if place.is_file()}
-        found += [
-            f"{words.percent(share, 0)} of {text.name} is also in {name}, from which the file's {what} computed: "
-            "that much is not held out, and the file looks too good."
-            for name, share in shares.items()
-            if share
-        ]
+    for part in parts_of(text):
+        content, sha256 = part.read()
+        for what, digests in _seen(workspace, model, embedded).items():
+            seen = _texts(workspace, digests)
+            if sha256 in seen:
+                found.append(_not_held_out(part, what))
+                continue
+            shares = {place.name: _shared(content, read_text(place)[0]) for place in seen.values() if place is not None and place.is_file()}
+            found += [
+                f"{words.percent(share, 0)} of {part.path.name} is also in {name}, from which the file's {what} computed: "
+                "that much is not held out, and the file looks too good."
+                for name, share in shares.items()
+                if share
+            ]
+    return found
+
+
+def require_held_out(workspace: Workspace, model: OpenedModel, file: Path, text: Path) -> None:
+    """Raise CorpusError where a file's importance matrix, covariances or probes are known to be of that text, or of one in it."""
+    embedded = embedded_strategy(workspace, file)
+    if embedded is None:
+        return
+    for part in parts_of(text):
+        _, sha256 = part.read()
+        for what, digests in _seen(workspace, model, embedded).items():
+            if _DOUBT not in what and sha256 in _texts(workspace, digests):
+                raise CorpusError(_not_held_out(part, what).removesuffix("."), remedy="Verify it on a text that it has not seen")
+
+
+def require_apart(calibration: Path, heldout: Path) -> None:
+    """Raise CorpusError where a text is to be held out and calibrated on."""
+    seen = {part.read()[1] for part in parts_of(calibration)}
+    for part in parts_of(heldout):
+        if part.read()[1] in seen:
+            message = f"{part.path.name} is calibrated on and held out at once: the file would look too good"
+            raise CorpusError(message, remedy="Give another --verify-text, or --no-verify")
+
+
+def _not_held_out(part: Part, what: str) -> str:
+    return f"{part.path.name} is the text from which the file's {what} computed: it is not held out, and the file looks too good."
+
+
+def _texts(workspace: Workspace, digests: Iterable[str]) -> dict[str, Path | None]:
+    """Texts by the SHA-256 of their bytes, with where they lie: those of mixes and conversations in place of the whole."""
+    found = dict[str, Path | None]()
+    for corpus in sorted(digests):
+        places = workspace.store.locations("part", corpus)
+        found |= {read_text(place)[1]: place for place in places if place.is_file()} if places else {corpus: text_place(workspace, corpus)}
     return found
 
 
@@ -98,7 +136,7 @@ def _seen(workspace: Workspace, model: OpenedModel, embedded: Strategy | None) -
     store = workspace.store
     if embedded is None:
         # Another program's file does not tell; the texts of this model's importance matrices in this home are the likely ones.
-        return {"importance matrix was perhaps": store.imatrix_texts(model.fingerprint)}
+        return {f"importance matrix was {_DOUBT}": store.imatrix_texts(model.fingerprint)}
     inputs = embedded.inputs
     matrices, probes = ({str(inputs[key])} if inputs.get(key) else set() for key in ("imatrix_text_sha256", "probe_text_sha256"))
     if inputs.get("imatrix"):
@@ -106,6 +144,6 @@ def _seen(workspace: Workspace, model: OpenedModel, embedded: Strategy | None) -
     if inputs.get("probes"):
         probes |= {key.corpus for key in store.swap_runs(model.fingerprint) if key.run == inputs["probes"]}
     if not (matrices or probes) and (inputs.get("imatrix") or inputs.get("probes")):
-        return {"importance matrix or probes were probably": {read_text(CALIBRATION_TEXT)[1]}}
+        return {f"importance matrix or probes were {_DOUBT}": {read_text(CALIBRATION_TEXT)[1]}}
     covariances = store.covariance_texts(model.fingerprint, str(inputs["covariances"])) if inputs.get("covariances") else set()
     return {"importance matrix was": matrices, "input covariances were": covariances - matrices, "probes were": probes}

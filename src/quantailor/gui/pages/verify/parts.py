@@ -237,6 +237,7 @@ class VerdictCards:
                     rounding = rounding_report(workspace(), self._project.fingerprint, stored, builds)
                     _comparisons(stored.verdict, rounding)
                     _settings(stored.verdict, rounding)
+            _domains(stored.verdict)
             with card("All figures"):
                 _figures(stored.verdict)
 
@@ -318,6 +319,16 @@ def _comparisons(verdict: Verdict, rounding: RoundingReport | None) -> None:
         enough = verdict.rows[0].statistics.n_chunks >= MIN_CHUNKS
         rows = [_comparison(comparison, enough) for comparison in comparisons]
         table({"Ours is" if enough else "Ours": False, "Its size": True, "KLD ratio (95 %)": True}, rows, caption="Comparisons")
+
+
+def _domains(verdict: Verdict) -> None:
+    """Mean KLD of each file on each text of a mix."""
+    if verdict.domains:
+        shown = [number for number, row in enumerate(verdict.rows) if row.kind != "base"]
+        rows = [(each.name, str(each.n_chunks), *(with_error(each.klds[number]) for number in shown)) for each in verdict.domains]
+        with card("Each text apart"):
+            columns = {"Text": False, "Chunks": True} | {verdict.rows[number].label: True for number in shown}
+            table(columns, rows, caption="Mean KL divergence by text, nats per token")
 
 
 def _comparison(comparison: Comparison, enough: bool) -> tuple[str, ...]:
