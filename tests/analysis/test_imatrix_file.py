@@ -47,6 +47,23 @@ def test_the_legacy_file_gives_the_same_importances() -> None:
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
+def test_the_legacy_file_is_the_one_that_llama_imatrix_writes(tmp_path: Path) -> None:
+    assert write_imatrix(read_imatrix(NEW), tmp_path / "ours.dat").read_bytes() == LEGACY.read_bytes()
+
+
+def test_experts_that_no_token_reached_count_as_ones_in_a_legacy_file(tmp_path: Path) -> None:
+    squares = np.array([[3.0, 6.0], [5.0, 9.0]], np.float32)
+    entries = {
+        "blk.0.ffn_up_exps.weight": ImatrixEntry(squares, np.array([600, 0])),
+        "blk.1.ffn_up_exps.weight": ImatrixEntry(squares, np.array([0, 0])),
+    }
+    path = write_imatrix(Imatrix(entries, chunk_count=2, chunk_size=512), tmp_path / "experts.dat")
+    found = read_imatrix(path)
+    assert list(found.entries) == ["blk.0.ffn_up_exps.weight"]
+    means = found.entries["blk.0.ffn_up_exps.weight"].sum2 / found.entries["blk.0.ffn_up_exps.weight"].counts
+    np.testing.assert_allclose(means[0], [3 / 600, 6 / 600, 1.0, 1.0], rtol=1e-6)
+
+
 def test_what_is_written_is_read_back(tmp_path: Path, full: Imatrix) -> None:
     path = write_imatrix(full, tmp_path / "sub" / "imatrix.gguf")
     found = read_imatrix(path)

@@ -1,4 +1,4 @@
-"""Importance matrices as files: GGUF in both directions, the legacy `.dat` format for reading.
+"""Importance matrices as files: GGUF, and the legacy `.dat` format, which ik_llama.cpp and older tools read.
 
 GGUF, as llama-imatrix writes it: `general.type` "imatrix", `imatrix.datasets`, `imatrix.chunk_count` and
 `imatrix.chunk_size`; per tensor NAME an F32 tensor `NAME.in_sum2` of (n_mat, n_cols) and `NAME.counts` of (n_mat, 1).
@@ -6,7 +6,8 @@ We add `NAME.in_sum`, error-only inputs under `NAME.error_sum2`, `NAME.error_cou
 each token was an input under `quantailor.token_counts`; llama.cpp's readers skip all of these.
 
 Legacy, little endian: n_entries i32; per entry the name (length i32, bytes), n_calls i32, n_values i32 and float32 values
-that are mean squares times n_calls; at the end, optionally, the number of chunks i32 and the text's name.
+that are mean squares times n_calls; at the end, optionally, the number of chunks i32 and the text's name. It holds neither tokens of
+experts nor what only weighs errors.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import numpy as np
 
 from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry
 from quantailor.errors import ImatrixError, ModelError
+from quantailor.files import whole_file
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_format import MAGIC, MAX_NAME_BYTES
 from quantailor.models.gguf_writer import GGUFWriter, layout
 from quantailor.numerics import Floats, Integers
 from quantailor.records import MetadataValue, TensorInfo
 
+LEGACY_SUFFIX = ".dat"
 LEGACY_CHUNK_SIZE = 512
 """Legacy files count calls, not tokens; llama-imatrix converts them as calls of so many tokens, and so do we."""
 _FREQUENCIES = "quantailor.token_counts"
@@ -201,7 +204,7 @@ def _read_legacy(data: bytes, path: Path) -> Imatrix:
 
 
 def write_imatrix(imatrix: Imatrix, path: Path, *, overwrite: bool = False) -> Path:
-    """Write GGUF that llama-quantize and llama-imatrix read; the file appears whole or not at all.
+    """Write GGUF that llama-quantize and llama-imatrix read, or the legacy format where the name ends in .dat; whole or not at all.
 
     Raises:
         ImatrixError: there is nothing to write, or a tensor's name is too long for GGUF.
@@ -209,6 +212,10 @@ def write_imatrix(imatrix: Imatrix, path: Path, *, overwrite: bool = False) -> P
     """
     if not imatrix.entries:
         raise ImatrixError("the importance matrix is empty", remedy="Compute it for a model whose matrices llama.cpp multiplies")
+    if path.suffix.lower() == LEGACY_SUFFIX:
+        with whole_file(path, overwrite=overwrite) as target:
+            target.write(_legacy(imatrix))
+        return path
     arrays = dict(_arrays(imatrix))
     for name in arrays:
         if len(name.encode()) > MAX_NAME_BYTES:
@@ -218,6 +225,24 @@ def write_imatrix(imatrix: Imatrix, path: Path, *, overwrite: bool = False) -> P
         for array in arrays.values():
             writer.write(np.ascontiguousarray(array).view(np.uint8))
     return path
+
+
+def _legacy(imatrix: Imatrix) -> bytes:
+    """As llama-imatrix writes it: experts without a token count as ones, tensors without any are left out."""
+    seen = {name: entry for name, entry in sorted(imatrix.entries.items()) if entry.counts.any()}
+    parts = [struct.pack("<i", len(seen))]
+    for name, entry in seen.items():
+        raw, tokens = name.encode(), entry.counts.astype(np.float32)[:, None]
+        n_calls = -(-int(entry.counts.max()) // (imatrix.chunk_size or LEGACY_CHUNK_SIZE))
+        means = np.where(tokens > 0, entry.sum2 / np.maximum(tokens, np.float32(1)), np.float32(1))  # (n_mat, n_cols)
+        parts += [
+            struct.pack("<i", len(raw)),
+            raw,
+            struct.pack("<ii", n_calls, means.size),
+            (means * np.float32(n_calls)).astype("<f4").tobytes(),
+        ]
+    text = (imatrix.datasets[-1] if imatrix.datasets else "").encode()
+    return b"".join((*parts, struct.pack("<ii", imatrix.chunk_count, len(text)), text))
 
 
 def _metadata(imatrix: Imatrix) -> dict[str, MetadataValue]:

@@ -142,7 +142,9 @@ def convert(
 def imatrix(
     model: options.SpreadRunning,
     run: options.Run,
-    output: Annotated[Path | None, typer.Option("--output", "-o", "--export", help="Also write it here, as GGUF.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", "--export", help="Also write it here: as GGUF, or FILE.dat as older tools read it.")
+    ] = None,
     import_file: Annotated[Path | None, typer.Option("--import", help="Take this file (GGUF or .dat) instead of computing.")] = None,
     show_only: Annotated[bool, typer.Option("--show", help="Show the one that later commands use; compute nothing.")] = False,
     chunks: options.Chunks = None,
