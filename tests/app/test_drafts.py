@@ -11,6 +11,7 @@ from commands import Command, Workbench
 
 from quantailor.app.choosing.drafts import Draft, forget_draft, list_drafts, save_strategy, strategy_text
 from quantailor.app.choosing.planner import Planner
+from quantailor.app.choosing.versions import versions
 from quantailor.errors import StrategyError, StrategyMismatchError
 from quantailor.session import Workspace
 from quantailor.steps import plan as plan_module
@@ -219,3 +220,20 @@ def test_changes_that_contradict_each_other_are_refused(
 def test_nothing_measured_says_what_to_do(workbench: Workbench, tmp_path: Path) -> None:
     with Workspace.open(tmp_path / "empty") as workspace, pytest.raises(StrategyError, match="nothing is measured"):
         Planner.open(workspace, workbench.base)
+
+
+def test_versions_are_priced_and_what_was_done_is_told(workspace: Workspace, desk: Planner, draft: Draft) -> None:
+    draft.set_type(desk, ["output.weight"], "Q8_0")
+    draft.pin(["token_embd.weight"])
+    assert list(draft.history) == ["pinned 1", "output.weight to Q8_0"]
+    draft.undo()
+    assert list(draft.history) == ["output.weight to Q8_0"]
+    for name, bits in (("small", 3.5), ("large", 6.5)):
+        Draft.start(desk, PlanOptions(bits_per_weight=bits), name=name).save(workspace, desk.model.fingerprint)
+    draft.save(workspace, desk.model.fingerprint)
+    found = {version.info.name: version for version in versions(workspace, desk)}
+    assert found.keys() >= {"small", "large", "draft"}
+    assert found["draft"].types == draft.types
+    assert found["draft"].info.n_pinned == 1
+    sizes = {name: version.prediction.file_size_bytes for name, version in found.items() if version.prediction is not None}
+    assert sizes["small"] < sizes["draft"] < sizes["large"]

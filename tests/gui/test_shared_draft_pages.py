@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 from commands import Command, Workbench
-from visitor import Visitor
+from visitor import Visitor, words_of
 
 from quantailor.app.choosing.drafts import Draft
 from quantailor.app.choosing.planner import Planner
 from quantailor.app.library.projects import list_projects
+from quantailor.app.steps import PlanOptions
 from quantailor.gui.elements.frontier import FrontierControl
+from quantailor.gui.elements.tensor_map import TensorMap
+from quantailor.gui.elements.thumbnail import Thumbnail
 from quantailor.session import Workspace
 
 NAMES = ("output.weight", "blk.0.ffn_down.weight", "blk.3.attn_q.weight")
@@ -155,3 +158,53 @@ def test_a_growing_measurement_takes_no_type_and_no_pin_away(
     set_type(newest, "blk.1.attn_q.weight", "Q6_K")
     newest.until(lambda: draft().pins == {**pins, "blk.1.attn_q.weight": "Q6_K"}, "nothing is lost")
     assert draft().types == {**now.types, "blk.1.attn_q.weight": "Q6_K"}
+
+
+def test_the_page_shows_about_what_it_will_be_while_the_first_plan_is_made(
+    visit: Callable[..., Visitor], held: HeldRule, workbench: Workbench
+) -> None:
+    held.free.clear()
+    page = visit(workbench.home)
+    page.go(path_of(workbench.home, "waited-for"))
+    page.until(lambda: "being planned" in page.text(".qt-choose-top"), "a size is shown before the rule has answered")
+    assert "MiB" in page.text(".qt-choose-top")
+    assert "Planning" in page.text(".qt-reason")
+    (control,) = page.all(kind=FrontierControl)
+    page.until(lambda: control.props["points"], "the curve is there to drag along")
+    held.free.set()
+    page.until(lambda: "bytes" in page.text(".qt-choose-top"), "the exact size follows")
+    assert "Planning" not in page.text(".qt-reason")
+
+
+def test_versions_lie_side_by_side_and_any_two_are_compared(visit: Callable[..., Visitor], workbench: Workbench) -> None:
+    with Workspace.open(workbench.home) as workspace, Planner.open(workspace, workbench.base) as planner:
+        for name, bits in (("slim", 3.5), ("wide", 6.5), ("other", 5.0)):
+            draft = Draft.start(planner, PlanOptions(bits_per_weight=bits), name=name)
+            draft.set_type(planner, [NAMES[0]], "Q8_0")
+            draft.save(workspace, planner.model.fingerprint)
+    page = opened(visit(workbench.home), path_of(workbench.home, "slim"))
+    page.click("Versions and files")
+    page.until(lambda: {"slim", "wide"} <= set(_versions(page)), "both are there")
+    shown = _versions(page)
+    assert "open here, 1 pinned" in shown["slim"]
+    assert "MiB" in shown["wide"]
+    pictures = {picture.props["title"]: picture for picture in page.all(kind=Thumbnail)}
+    assert pictures["Types of slim by layer and role"].props["colours"] != pictures["Types of wide by layer and role"].props["colours"]
+    page.sees("output.weight to Q8_0")
+    page.click("Compare with wide")
+    page.sees("tensors differ")
+    assert _captions(page) == ["in this draft than in version wide"]
+    page.fill("Choice", "draft:wide")
+    page.sees("No tensor differs")
+    page.fill("Beside", "draft:other")
+    page.until(lambda: _captions(page) == ["in version wide than in version other"], "any two can be compared")
+
+
+def _versions(page: Visitor) -> dict[str, str]:
+    """Name -> what its card says."""
+    return {str(card.props["aria-label"]).removeprefix("Version "): words_of(card) for card in page.all(".qt-version")}
+
+
+def _captions(page: Visitor) -> list[str]:
+    """What maps of differences say their colours mean."""
+    return [each.props["legend"]["caption"] for each in page.all(kind=TensorMap) if each.props["title"] == "Difference by layer and role"]

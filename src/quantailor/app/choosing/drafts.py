@@ -220,6 +220,11 @@ class Draft:
         if step.options is not None:
             self.options = step.options[side]
 
+    @property
+    def history(self) -> tuple[str, ...]:
+        """What was done and can be undone, the latest first."""
+        return tuple(step.label for step in reversed(self.done))
+
     # What it comes to
 
     @property

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from quantailor.present.charts.colours import N_SHADES, Palette
-from quantailor.present.charts.describe import Axis, Band, Chart, HeatCell, HeatMap, Marker, Point, Rule, Series
+from quantailor.present.charts.describe import Axis, Band, Chart, HeatCell, HeatMap, Marker, Point, Rule, Series, Stroke
 
 Options = dict[str, object]
 
@@ -49,6 +49,12 @@ _SYMBOLS: Mapping[Marker, str] = {
     "star": "path://M0,-10L2.9,-3.4L9.5,-3.1L4.4,1.2L6,8.1L0,4.4L-6,8.1L-4.4,1.2L-9.5,-3.1L-2.9,-3.4Z",
     "": "none",
 }
+_LEGEND_LINES: Mapping[Stroke, str] = {
+    "dashed": "path://M0,0h9v3h-9zM13,0h9v3h-9z",
+    "dotted": "path://M0,0h3v3h-3zM6.3,0h3v3h-3zM12.6,0h3v3h-3zM19,0h3v3h-3z",
+    "solid": "path://M0,0h22v3h-22z",
+}
+"""Of lines, as icons: a band that bears a line's name would make it a box."""
 
 
 def base(palette: Palette) -> Options:
@@ -268,15 +274,22 @@ def _rules(rules: Sequence[Rule], palette: Palette) -> Options:
 
 
 def _legend(shown: Sequence[Series], palette: Palette) -> Options:
+    lines = any(series.stroke in ("dashed", "dotted") for series in shown)
     return {
         # The edge of a strong marker, which sets it off from what it covers, would hide the small one of the legend.
-        "data": [{"name": series.name, "itemStyle": {"borderWidth": 0}} if series.is_strong else series.name for series in shown],
+        "data": [_legend_entry(series, lines=lines) for series in shown],
         "bottom": 0,
         "itemGap": 12,
         "itemHeight": 10,
-        "itemWidth": 26 if any(series.stroke in ("dashed", "dotted") for series in shown) else 14,
+        "itemWidth": 22 if lines else 14,
         "textStyle": {"color": palette.muted, "fontSize": 11},
     }
+
+
+def _legend_entry(series: Series, *, lines: bool) -> Options | str:
+    if lines and series.stroke in _LEGEND_LINES:
+        return {"name": series.name, "icon": _LEGEND_LINES[series.stroke]}
+    return {"name": series.name, "itemStyle": {"borderWidth": 0}} if series.is_strong else series.name
 
 
 def _heat_datum(heat: HeatMap, cell: HeatCell, text: str, palette: Palette) -> Options:

@@ -1,4 +1,4 @@
-"""The draft beside a preset or another draft: what differs, and what each comes to."""
+"""Any two of the draft, the other versions and llama.cpp's presets: what differs, on the map too, and what each comes to."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from quantailor.present.charts.colours import blend
 from quantailor.present.words import kld, plural, size, size_change
 
 MAX_ROWS = 60
+HERE = "here"
+"""The draft that the screen shows."""
 
 
 class DifferenceDialog:
@@ -35,36 +37,48 @@ class DifferenceDialog:
         self._project, self._desk, self._draft, self._on_take = project, desk, draft, on_take
         self._types: dict[str, str] = {}
         with named(ui.dialog(), "Compare") as self._dialog, ui.card().classes("qt-dialog qt-dialog-wide"):
-            text("This draft beside another choice", "qt-title", tag="h2")
-            with box("qt-row"):
-                self._other = ui.select({}, label="Beside", on_change=told(self._show)).props("outlined dense").classes("qt-grow")
+            text("Two choices side by side", "qt-title", tag="h2")
+            with box("qt-row qt-wrap"):
+                self._one = ui.select({HERE: "this draft"}, label="Choice", value=HERE, on_change=told(self._show))
+                self._one.props("outlined dense").classes("qt-grow qt-side-select")
+                self._other = ui.select({}, label="Beside", on_change=told(self._show))
+                self._other.props("outlined dense").classes("qt-grow qt-side-select")
                 self._button = quiet("Take its types over", told(self._take))
                 quiet("Close", self._dialog.close)
             self._result = ui.element("div").classes("qt-stack")
 
-    async def open(self) -> None:
-        """Show the dialog, beside the preset that is nearest in name first."""
+    async def open(self, beside: str | None = None) -> None:
+        """Show the dialog, beside that version, or Q4_K_M at first."""
         drafts = await run.io_bound(list_drafts, workspace(), self._project.fingerprint) or []
         others = {f"draft:{item.name}": f"version {item.name}" for item in drafts if item.name != self._draft().name}
-        self._other.set_options({**{f"preset:{name}": f"llama.cpp's {name}" for name in PRESETS}, **others})
+        others |= {f"preset:{name}": f"llama.cpp's {name}" for name in PRESETS}
+        self._one.set_options({HERE: "this draft", **others}, value=self._one.value if self._one.value in others else HERE)
+        wanted = self._other.value if beside is None else f"draft:{beside}"
+        chosen = wanted if wanted in others else "preset:Q4_K_M"
+        is_same = chosen == self._other.value
+        self._other.set_options(others, value=chosen)
         self._dialog.open()
-        if self._other.value is None:
-            self._other.set_value("preset:Q4_K_M")
-        else:
+        if is_same:
             await self._show()
 
     async def _show(self) -> None:
-        kind, _, name = str(self._other.value).partition(":")
-        self._types = await run.io_bound(self._types_of, kind, name) or {}
-        found = await run.io_bound(self._desk.difference, self._draft().types, self._types)
+        sides = [self._one.value or HERE, self._other.value]
+        if sides[1] is None:
+            return
+        one, self._types = [await run.io_bound(self._types_of, side) or {} for side in sides]
+        found = await run.io_bound(self._desk.difference, one, self._types)
         self._result.clear()
         if found is not None:
             with self._result:
-                _show_difference(found, self._other.options[self._other.value], self._desk)
+                one_name, other_name = self._one.options[sides[0]], self._other.options[sides[1]]
+                _show_difference(found, one_name, other_name if other_name != one_name else f"{other_name} itself", self._desk)
 
-    def _types_of(self, kind: str, name: str) -> dict[str, str]:
+    def _types_of(self, side: str) -> dict[str, str]:
+        kind, _, name = side.partition(":")
+        if side == HERE:
+            return dict(self._draft().types_known_to(self._desk))
         if kind == "draft":
-            return dict(desks.draft_of(self._project, name).latest(self._desk).types)
+            return desks.draft_of(self._project, name).latest(self._desk).types_known_to(self._desk)
         return dict(preset_types_of(workspace(), Path(self._desk.model.source.location), name))
 
     async def _take(self) -> None:
@@ -73,8 +87,8 @@ class DifferenceDialog:
         self._dialog.close()
 
 
-def _map(found: Difference, desk: Planner) -> None:
-    """Where this draft has more bits, and where fewer."""
+def _map(found: Difference, one: str, other: str, desk: Planner) -> None:
+    """Where the first has more bits, and where fewer."""
     colours, bits = palette(), type_bits()
     differs = {item.name: item for item in found.tensors}
 
@@ -84,24 +98,26 @@ def _map(found: Difference, desk: Planner) -> None:
             return Look(colours.line, "the same type")
         more = bits[item.ours] - bits[item.theirs]
         colour = blend(colours.line, colours.reference if more > 0 else colours.warm, min(1.0, 0.35 + abs(more) / 4))
-        return Look(colour, f"{item.ours} here, {item.theirs} there, {size_change(item.bytes_more)}", f"{more:+.1f}".replace("-", "−"))
+        return Look(
+            colour, f"{item.ours} in {one}, {item.theirs} in {other}, {size_change(item.bytes_more)}", f"{more:+.1f}".replace("-", "−")
+        )
 
     cells = [MapCell(item.name, item.role, item.layer, item.n_elements, look(item.name)) for item in desk.tensors() if item.cells]
     shades = f"linear-gradient(90deg, {colours.warm}, {colours.line}, {colours.reference})"
-    TensorMap(cells, title="Difference by layer and role", scale=Scale("fewer bits here", "more", "", shades))
+    TensorMap(cells, title="Difference by layer and role", scale=Scale("fewer bits", "more", f"in {one} than in {other}", shades))
 
 
-def _show_difference(found: Difference, other: str, desk: Planner) -> None:
+def _show_difference(found: Difference, one: str, other: str, desk: Planner) -> None:
     rows = [
         ("file", size(found.ours.file_size_bytes), size(found.theirs.file_size_bytes)),
         ("bits per weight", f"{found.ours.bits_per_weight:.3f}", f"{found.theirs.bits_per_weight:.3f}"),
         ("predicted KLD", *(kld(side.kld_nats, side.kld_interval_nats, side.no_prediction) for side in (found.ours, found.theirs))),
     ]
-    table({"": False, "this draft": True, other: True}, rows, caption="Figures of both")
+    table({"": False, one: True, other: True}, rows, caption="Figures of both")
     if not found.tensors:
         note("No tensor differs.")
         return
-    _map(found, desk)
+    _map(found, one, other, desk)
     differ = "differs" if len(found.tensors) == 1 else "differ"
     text(
         f"{plural(len(found.tensors), 'tensor')} {differ}"
@@ -111,5 +127,5 @@ def _show_difference(found: Difference, other: str, desk: Planner) -> None:
         (partial(text, item.name, "qt-mono"), partial(chip, item.ours), partial(chip, item.theirs), size_change(item.bytes_more))
         for item in found.tensors[:MAX_ROWS]
     ]
-    columns = {"Tensor": False, "this draft": False, other: False, "bytes more here": True}
+    columns = {"Tensor": False, one: False, other: False, "bytes more": True}
     scrolling_table(columns, changes, caption="Tensors that differ")

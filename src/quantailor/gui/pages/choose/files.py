@@ -1,36 +1,50 @@
-"""Versions of the draft by name, and strategy files: load, save, download."""
+"""Versions of the draft side by side, what was done to it, and strategy files: load, save, download."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
 from nicegui import events, run, ui
 
-from quantailor.app.choosing.drafts import Draft, forget_draft, list_drafts, save_strategy, strategy_text
-from quantailor.app.choosing.planner import Planner
+from quantailor.app.choosing.drafts import Draft, forget_draft, save_strategy, strategy_text
+from quantailor.app.choosing.planner import Planner, PlannerTensor
+from quantailor.app.choosing.versions import Version, versions
 from quantailor.app.library.projects import ProjectReport
 from quantailor.errors import StrategyError
 from quantailor.gui.context import context, workspace
+from quantailor.gui.elements.thumbnail import Thumbnail
 from quantailor.gui.frame import address
 from quantailor.gui.widgets import box, icon_button, named, primary, quiet, text, told
+from quantailor.present.words import kld, plural, size
 
 MAX_UPLOAD = 64 * 2**20
+N_STEPS = 8
+"""So many of the latest changes are listed."""
 
 
 class FilesDialog:
-    """`open` shows it; `on_text` hears the text and the name of a strategy file that was given."""
+    """`open` shows it; `on_text` hears the text and the name of a strategy file that was given, `on_compare` a version's name."""
 
-    def __init__(self, project: ProjectReport, desk: Planner, draft: Callable[[], Draft], *, on_text: Callable[[str, str], Any]) -> None:
-        self._project, self._desk, self._draft, self._on_text = project, desk, draft, on_text
-        with named(ui.dialog(), "Versions and files") as self._dialog, ui.card().classes("qt-dialog"):
+    def __init__(
+        self,
+        project: ProjectReport,
+        desk: Planner,
+        draft: Callable[[], Draft],
+        *,
+        on_text: Callable[[str, str], Any],
+        on_compare: Callable[[str], Any],
+    ) -> None:
+        self._project, self._desk, self._draft, self._on_text, self._on_compare = project, desk, draft, on_text, on_compare
+        with named(ui.dialog(), "Versions and files") as self._dialog, ui.card().classes("qt-dialog qt-dialog-wide"):
             text("Versions", "qt-title", tag="h2")
-            self._versions = ui.element("div").classes("qt-stack qt-versions")
+            self._versions = ui.element("div").classes("qt-versions")
             with box("qt-row"):
                 self._name = ui.input("Save a version as").props("outlined dense").classes("qt-grow")
                 primary("Save version", told(self._save_version))
+            self._history = ui.element("div").classes("qt-stack qt-history")
             text("Strategy file", "qt-title", tag="h2")
             with box("qt-row"):
                 quiet("Download YAML", told(partial(self._download, "yaml")), icon="download")
@@ -51,17 +65,49 @@ class FilesDialog:
         self._dialog.open()
 
     async def _list(self) -> None:
-        drafts = await run.io_bound(list_drafts, workspace(), self._project.fingerprint) or []
+        found = await run.io_bound(versions, workspace(), self._desk) or []
+        tensors = self._desk.tensors()
         self._versions.clear()
         with self._versions:
-            for item in drafts:
-                with box("qt-row"):
-                    here = item.name == self._draft().name
-                    target = f"{address(self._project, 'choose')}?{urlencode({'draft': item.name})}"
-                    ui.link(item.name, target).classes("qt-grow qt-link").props('aria-current="true"' if here else "")
-                    text("open here" if here else item.changed.replace("T", " ")[:16], "qt-small qt-muted")
-                    if not here:
-                        icon_button("delete", f"Delete the version {item.name}", told(partial(self._forget, item.name)))
+            for version in found:
+                self._show_version(version, tensors)
+        self._show_history()
+
+    def _show_version(self, version: Version, tensors: Sequence[PlannerTensor]) -> None:
+        name, predicted = version.info.name, version.prediction
+        here = name == self._draft().name
+        with box("qt-version qt-version-here" if here else "qt-version", tag="section") as section:
+            named(section, f"Version {name}")
+            Thumbnail(tensors, version.types, title=f"Types of {name} by layer and role")
+            with box("qt-row"):
+                target = f"{address(self._project, 'choose')}?{urlencode({'draft': name})}"
+                ui.link(name, target).classes("qt-grow qt-link").props('aria-current="true"' if here else "")
+                if not here:
+                    icon_button("difference", f"Compare with {name}", told(partial(self._compare, name)))
+                    icon_button("delete", f"Delete the version {name}", told(partial(self._forget, name)))
+            if predicted is None:
+                text("one of its types is not measured", "qt-small qt-muted")
+            else:
+                text(size(predicted.file_size_bytes), "qt-version-size")
+                value = kld(predicted.kld_nats, predicted.kld_interval_nats, predicted.no_prediction)
+                text(value if predicted.kld_nats is None else f"KLD {value} nats", "qt-small")
+            when = "open here" if here else version.info.changed.replace("T", " ")[:16]
+            text(", ".join([when, *([f"{version.info.n_pinned} pinned"] if version.info.n_pinned else [])]), "qt-small qt-muted")
+
+    def _show_history(self) -> None:
+        done = self._draft().history
+        self._history.clear()
+        with self._history:
+            if done:
+                text("What was done to this one, the latest first:", "qt-small qt-muted")
+            for label in done[:N_STEPS]:
+                text(label, "qt-small")
+            if len(done) > N_STEPS:
+                text(f"and {plural(len(done) - N_STEPS, 'change')} before; Undo takes back one after the other", "qt-small qt-muted")
+
+    async def _compare(self, name: str) -> None:
+        self._dialog.close()
+        await self._on_compare(name)
 
     async def _save_version(self) -> None:
         name = str(self._name.value or "").strip()

@@ -52,7 +52,7 @@ class ChooseScreen:
         self._wanted: int | None = None
         self._dragging = False
         self._frontier: Frontier | None = None
-        self._marks: list[FrontierPoint] = []
+        self._marks: list[FrontierPoint] | None = None
         self._drawn: object = None
         self._latest: Prediction | None = None
         self._curves: AllCurves | None = None
@@ -69,7 +69,7 @@ class ChooseScreen:
         """Put the screen into the page."""
         self._rule = RuleDialog(probed=self._desk.basis == "probes", on_apply=self._solve)
         self._difference = DifferenceDialog(self._project, self._desk, lambda: self._draft, on_take=self._take)
-        self._files = FilesDialog(self._project, self._desk, lambda: self._draft, on_text=self._load_text)
+        self._files = FilesDialog(self._project, self._desk, lambda: self._draft, on_text=self._load_text, on_compare=self._difference.open)
         if self._desk.n_unmeasured:
             n = self._desk.n_unmeasured
             waits = "is not measured yet and keeps its type" if n == 1 else "are not measured yet and keep their types"
@@ -198,6 +198,13 @@ class ChooseScreen:
         )
 
     async def _first(self) -> None:
+        """Something to see at once, where a rule has yet to answer for the first time."""
+        sketched = await run.io_bound(self._desk.evaluate, self._draft.types_known_to(self._desk))
+        if sketched is not None:
+            self._latest = sketched.prediction
+            self._show_figures(sketched.prediction)
+            self._size.set(size(sketched.prediction.file_size_bytes), "about; being planned")
+        await self._draw_frontier(with_marks=False)
         await self._refresh()
         await self._draw_frontier()
         self._map.select(self._name)
@@ -335,17 +342,16 @@ class ChooseScreen:
         await run.io_bound(self._shared.solve, self._desk, options)
         await self._refresh()
 
-    async def _draw_frontier(self) -> None:
+    async def _draw_frontier(self, *, with_marks: bool = True) -> None:
         """Draw the curve anew where the limits or the pins have changed; landmarks, which take longer, follow once."""
         limits = with_size(self._draft.options, 0), dict(self._draft.pins)
-        if limits == self._drawn or self._latest is None:
-            return
-        self._drawn = limits
-        pins = self._draft.pins_known_to(self._desk)
-        with suppress(QuantailorError):  # the limits leave nothing: whoever set them is told so
-            self._frontier = await run.io_bound(frontier, self._desk, self._draft.options, pins)
-        self._show_frontier()
-        if self._frontier is not None and not self._marks:
+        if limits != self._drawn and self._latest is not None:
+            self._drawn = limits
+            pins = self._draft.pins_known_to(self._desk)
+            with suppress(QuantailorError):  # the limits leave nothing: whoever set them is told so
+                self._frontier = await run.io_bound(frontier, self._desk, self._draft.options, pins)
+            self._show_frontier()
+        if with_marks and self._frontier is not None and self._marks is None:
             self._marks = await run.io_bound(self._find_marks, has_kld=self._frontier.has_kld) or []
             self._show_frontier()
 
@@ -354,7 +360,7 @@ class ChooseScreen:
 
     def _show_frontier(self) -> None:
         if self._frontier is not None:
-            self._control.show(self._frontier, self._marks, self._desk.basis)
+            self._control.show(self._frontier, self._marks or [], self._desk.basis)
             self._place()
 
     def _place(self) -> None:

@@ -46,7 +46,8 @@ class TensorPanel:
         what = "predicted damage (nats)" if self._basis == "probes" else "expected damage (ranking only)"
         self._facts.set_text(f"{lengths} · {tensor.base_type} · {what}")
         self._curve.show(tensor.name, rows.curve_points(tensor, chosen), knee=tensor.knee, chosen=chosen, what=what)
-        self._reason.set_text(f"{chosen}: {reason}" if tensor.cells else "This tensor is not measured yet.")
+        why = f"{chosen}: {reason}" if reason else "Planning …"
+        self._reason.set_text(why if tensor.cells else "This tensor is not measured yet.")
         self._refused = _by_reason(not_offered)
         self._fill_radios(tensor, chosen)
 

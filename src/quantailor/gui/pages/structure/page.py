@@ -186,8 +186,8 @@ class _Structure:
 
     @property
     def _has_types(self) -> bool:
-        """Whether the stored types differ where more than a vector is stored."""
-        return len({row.type_name for row in self._rows if len(row.shape) > 1}) > 1
+        """Whether the stored types differ where more than a vector or a small matrix of F32 is stored."""
+        return len({row.type_name for row in self._rows if len(row.shape) > 1} - {"F32"}) > 1
 
     def _table_is_there(self) -> None:
         if self._waiting_room is not None:
@@ -254,15 +254,15 @@ class _Structure:
         number = {"type": "rightAligned"}
         return {
             "columnDefs": [
-                {"field": "name", "headerName": "tensor", "flex": 3, "minWidth": 220, "cellClass": "qt-mono"},
-                {"field": "role", "headerName": "role", "flex": 2, "minWidth": 98},
+                {"field": "name", "headerName": "tensor", "flex": 3, "minWidth": 200, "cellClass": "qt-mono"},
+                {"field": "role", "headerName": "role", "flex": 2, "minWidth": 112},
                 {"field": "layer", "headerName": "layer", "width": 52, **number},
                 {"field": "shape", "headerName": "shape", "width": 124, ":comparator": _BY_WEIGHTS, **number},
                 {"field": "type", "headerName": "type", "width": 72, ":cellRenderer": _chip_renderer()},
                 {
                     "field": "bytes",
                     "headerName": "size",
-                    "width": 88,
+                    "width": 104,
                     ":valueFormatter": _SIZE,
                     ":getQuickFilterText": "() => ''",
                     **number,
