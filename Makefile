@@ -10,7 +10,10 @@ BIN := bin
 endif
 RUN := $(VENV)/$(BIN)
 ORACLE := $(ORACLE_VENV)/$(BIN)
+# Processes that run tests: as many as there are processors, or one more, or twice as many, where tests wait for other processes.
 WORKERS ?= 2
+FAST_WORKERS ?= $(shell expr $(WORKERS) + 1)
+SLOW_WORKERS ?= $(shell expr $(WORKERS) \* 2)
 
 # pip keeps the wheel: without the machine's own instructions it also runs on an older or newer one. Slower by little.
 export CMAKE_ARGS ?= -DGGML_NATIVE=OFF
@@ -69,12 +72,12 @@ check: setup
 	$(RUN)/deptry tests tools benchmarks examples --ignore DEP001,DEP002,DEP004
 	@echo "== the rules of the house that can be counted"
 	$(RUN)/python -m tools.house
-	@echo "== fast tests"
-	$(RUN)/pytest -q -n $(WORKERS) -m "not slow and not oracle" --durations=10
+	@echo "== fast tests; numpy's own threads, which spin while they wait, are on in the slow ones alone"
+	OPENBLAS_NUM_THREADS=1 $(RUN)/pytest -q -n $(FAST_WORKERS) -m "not slow and not oracle" --durations=10
 
 test: check
 	@echo "== slow tests: kills, fuzzing, every type against llama.cpp"
-	$(RUN)/pytest -q -n $(WORKERS) -m "slow and not oracle" --durations=40
+	$(RUN)/pytest -q -n $(SLOW_WORKERS) -m "slow and not oracle" --durations=40
 
 fuzz: setup
 	@echo "== every case of the fuzzers, and a kill at every moment"

@@ -260,6 +260,7 @@ def test_what_an_earlier_version_kept_is_read(tmp_path: Path) -> None:
         assert later.chunk(0).codes.shape[1] == LARGE_VOCAB
 
 
+@pytest.mark.slow
 def test_chunks_that_do_not_fit_into_memory_are_computed_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, tokens = write_model(tmp_path), large_chunks(3)
     assert (tokens.shape[1] - 2) * LARGE_VOCAB > LARGE_BYTES  # the codes of one chunk

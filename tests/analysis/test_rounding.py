@@ -102,7 +102,7 @@ def test_a_row_s_bytes_depend_on_the_row_alone(metric: Metric, weights: Floats) 
     assert np.array_equal(round_rows(weights[::-1].copy(), qtype, metric)[::-1], whole)
 
 
-@pytest.mark.parametrize("n_tokens", [16, N_COLS])
+@pytest.mark.parametrize("n_tokens", [16, pytest.param(N_COLS, marks=pytest.mark.slow)])
 def test_few_tokens_do_no_harm(n_tokens: int, weights: Floats) -> None:
     """Judged by what is true, and not by the few inputs that were seen."""
     true = correlated()

@@ -99,7 +99,7 @@ def shared_weights(tensor: TensorInfo) -> ErrorWeights:
     return ErrorWeights(columns=np.array(columns, dtype=np.float32), slice_shares=shares.astype(np.float32))
 
 
-@pytest.mark.parametrize("kind", ROUNDINGS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind == "compensated" else []) for kind in ROUNDINGS])
 def test_output_mse_is_what_errors_do_to_outputs(kind: str) -> None:
     source, rounding, qtypes = model(), ROUNDINGS[kind], library.types()
     cells = {(cell.tensor, cell.type_name): cell for cell in cells_with(kind, EXHAUSTIVE)}

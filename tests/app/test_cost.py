@@ -42,6 +42,7 @@ def stage(cost: CostReport, name: str) -> StageCost:
     return next(item for item in cost.stages if item.stage == name)
 
 
+@pytest.mark.slow
 def test_a_higher_level_takes_longer(workspace: Workspace, books_llama_base: Path) -> None:
     costs = [job_cost(workspace, StudyStep(model=str(books_llama_base), level=level)) for level in LEVELS]
     assert [cost.seconds[1] for cost in costs] == sorted(cost.seconds[1] for cost in costs)
@@ -94,6 +95,7 @@ def test_what_the_store_has_is_taken_off(workspace: Workspace, tmp_path: Path) -
     assert after.disk_bytes < before.disk_bytes
 
 
+@pytest.mark.slow
 def test_what_earlier_jobs_took_corrects_and_narrows_the_range_of_any_model(
     workspace: Workspace, books_llama_base: Path, books_moe_base: Path
 ) -> None:

@@ -127,6 +127,7 @@ def test_a_plan_on_part_of_the_model_says_so(at: Home, run: Command, base: Path,
     assert command[command.index("--home") + 1] == str(tmp_path / "home")
 
 
+@pytest.mark.slow
 def test_it_is_too_early_to_predict_without_whole_mixes(
     at: Home, run: Command, base: Path, texts: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -147,6 +147,7 @@ with Workspace.open(Path(home)) as workspace, Planner.open(workspace, Path(base)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_lose_no_edit(workspace: Workspace, planner: Planner, shared: SharedDraft, workbench: Workbench) -> None:
     command = [sys.executable, "-c", EDITOR, str(workspace.home.path), str(workbench.base), "ffn_*"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
@@ -183,6 +184,7 @@ def test_a_draft_keeps_what_another_measurement_knows(shared: SharedDraft, plann
     assert set(loaded.strategy(planner).types) == planner.measured
 
 
+@pytest.mark.slow
 def test_a_measurement_that_runs_takes_no_type_and_no_pin_away(quantailor: Command, tmp_path: Path) -> None:
     base, home, text = write_small_base(tmp_path / "base.gguf"), tmp_path / "home", tmp_path / "text.txt"
     text.write_text("The tailor took the measure of the cloth, and cut it. " * 60, encoding="utf-8")

@@ -196,6 +196,7 @@ def test_a_file_is_compared_with_the_presets_around_its_size(
         assert verify_cost(workspace, dataclasses.replace(step, against=("q8_0", "Q2_K"))).references == ("Q8_0", "Q2_K")
 
 
+@pytest.mark.slow
 def test_the_preset_that_a_file_was_planned_like_is_always_compared(quantailor: Command, workbench: Workbench, tmp_path: Path) -> None:
     strategy, file, home = tmp_path / "s.yaml", tmp_path / "file.gguf", ("--home", workbench.home, "--json")
     assert quantailor("plan", workbench.base, "--like", "Q5_K_M", "--max", "4.6", "-o", strategy, *home).code == 0

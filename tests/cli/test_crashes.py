@@ -29,6 +29,7 @@ def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_job_fails_with_the_reason_and_says_it_again_when_resumed(run: Command, model: Path, text: Path) -> None:
     line = run("imatrix", model, "-f", text, "--chunks", 2).error_line
     assert "its longest unbroken run, 100,000 letters, begins in line 2" in line
@@ -37,6 +38,7 @@ def test_a_job_fails_with_the_reason_and_says_it_again_when_resumed(run: Command
     assert run("jobs", "resume", 1).error_line == line
 
 
+@pytest.mark.slow
 def test_a_model_that_ends_llama_cpp_while_it_is_loaded(run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mixture of experts that uses none of them; it stands for what is not known of llama.cpp, for this is refused by its key."""
     monkeypatch.setattr("quantailor.models.contents._require_possible_hyperparameters", lambda source: None)
@@ -63,6 +65,7 @@ def test_what_llama_cpp_does_not_load_comes_with_a_remedy(run: Command, tmp_path
     assert "update llama-cpp-python" in line
 
 
+@pytest.mark.slow
 def test_the_cost_of_a_study_of_such_a_text_is_refused_and_the_next_one_told(model: Path, text: Path, tmp_path: Path) -> None:
     with Workspace.open(tmp_path / "home") as workspace:
         with pytest.raises(CorpusError, match="longest unbroken run"):

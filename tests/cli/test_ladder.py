@@ -59,6 +59,7 @@ def test_a_size_that_is_added_leaves_the_others(quantailor: Command, base: Path,
     assert "- imatrix" not in shown
 
 
+@pytest.mark.slow
 def test_an_interrupted_ladder_goes_on(quantailor: Command, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, run = tmp_path / "out", BuildStep.run
     words = ("make", base, "--sizes", SIZES, "-o", out, *QUICK, "--home", tmp_path / "home")
@@ -90,6 +91,7 @@ def test_what_was_planned_stays_when_more_is_measured(quantailor: Command, base:
     assert (out / "strategies" / "5bpw.yaml").read_bytes() == plan
 
 
+@pytest.mark.slow
 def test_other_files_of_these_names_are_not_replaced(quantailor: Command, base: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -52,6 +52,7 @@ def test_several_lines_are_counted(quantailor: Command, workbench: Workbench, st
     assert re.search(r"nothing of 2 tensors, \S+ among them, which would stay BF16", line)
 
 
+@pytest.mark.slow
 def test_a_strategy_saved_while_measuring_is_whole(quantailor: Command, books_llama_base: Path, tmp_path: Path) -> None:
     home, strategy, edited = ("--home", tmp_path / "home"), tmp_path / "s.yaml", tmp_path / "edited.yaml"
     assert quantailor("measure", books_llama_base, "--types", "Q8_0,Q4_K", "--tensors", "attn_*", *home).code == 0

@@ -135,6 +135,7 @@ def test_verify_ends_with_a_verdict_and_its_files(quantailor: Command, workbench
     assert verdict["sentence"].split(".")[0] in table
 
 
+@pytest.mark.slow
 def test_a_split_build_loads_and_has_the_predicted_size(quantailor: Command, workbench: Workbench, tmp_path: Path) -> None:
     strategy = tmp_path / "s.yaml"
     common = ("--home", workbench.home, "--json")

@@ -88,6 +88,7 @@ with Workspace.open(Path(sys.argv[1])) as workspace, alone_in(Path(sys.argv[2]),
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_was_killed_holds_nothing(quantailor: Command, base: Path, tmp_path: Path) -> None:
     out, home = tmp_path / "out", tmp_path / "home"
     out.mkdir()

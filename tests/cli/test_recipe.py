@@ -26,7 +26,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "asked",
     [
-        ("--sizes", "Q4_K_M,5bpw", "--name", "{model}-{bits}", "--pin", "output=Q8_0", "--max", "ffn_down=Q4_K", "--min", "3"),
+        pytest.param(
+            ("--sizes", "Q4_K_M,5bpw", "--name", "{model}-{bits}", "--pin", "output=Q8_0", "--max", "ffn_down=Q4_K", "--min", "3"),
+            marks=pytest.mark.slow,
+        ),
         ("--bpw", "5", "--tie", "qkv", "--budget", "blk.*=500kB", "--probe-chunks", "7"),
     ],
 )

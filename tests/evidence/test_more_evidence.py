@@ -73,9 +73,11 @@ CASES: dict[str, tuple[tuple[Probes, ...], tuple[Probes, ...]]] = {
     ),
     "another chunk": ((("tensor", ("Q2_K",), range(1)),), (("tensor", ("Q2_K",), range(2)),)),
 }
+MANY_PROBES = ("a type on few chunks", "single tensors on one chunk beside groups")
+"""Whose scores alone take a second to make up."""
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in MANY_PROBES else []) for name in CASES])
 def test_what_is_added_does_not_hurt(name: str) -> None:
     before, added = CASES[name]
     worse = regrets(*before, *added) - regrets(*before)
@@ -106,6 +108,7 @@ def test_chunks_that_the_base_cannot_read_do_not_count() -> None:
     assert regrets(more, foreign=(1,)).mean() < regrets(few, foreign=(1,)).mean() + 0.005
 
 
+@pytest.mark.slow
 def test_random_subsets_of_evidence() -> None:
     rng = np.random.default_rng(5)
     groupings, types = ("role", "role-depth", "tensor"), ("IQ2_XXS", "Q2_K", "IQ3_XXS", "Q4_K", "Q6_K", "Q8_0")
@@ -125,6 +128,7 @@ def test_random_subsets_of_evidence() -> None:
     assert np.quantile(worse, 0.95) < 0.08
 
 
+@pytest.mark.slow
 def test_uniform_mixes_random_ones_and_optima_are_predicted_with_the_same_honesty() -> None:
     errors: dict[str, list[float]] = {"uniform": [], "random": [], "optima": []}
     for seed in range(16):

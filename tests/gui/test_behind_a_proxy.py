@@ -52,10 +52,12 @@ def check_addresses(address: str, token: str, choose: str) -> None:
                 assert visitor.get(path).status_code == 200
 
 
+@pytest.mark.slow
 def test_every_address_of_a_page_is_below_the_prefix(server: Server, address: str, choose: str) -> None:
     check_addresses(address, server.token, choose)
 
 
+@pytest.mark.slow
 def test_a_proxy_that_says_nothing_is_told_of_by_an_option(workbench: Workbench, choose: str) -> None:
     with (
         serving(workbench.home, "--allow-host", "lab.example", "--root-path", f"{PREFIX}/") as server,

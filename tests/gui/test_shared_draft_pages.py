@@ -105,6 +105,7 @@ def test_an_edit_during_a_solve_is_kept(visit: Callable[..., Visitor], held: Hel
         tab.until(lambda: "IQ4_XS: set by hand" in choose(tab, NAMES[0]), "the page says what is so")  # noqa: B023
 
 
+@pytest.mark.slow
 def test_edits_of_two_tabs_are_both_kept(visit: Callable[..., Visitor], workbench: Workbench, quantailor: Command) -> None:
     path = path_of(workbench.home, "tabs")
     first = opened(visit(workbench.home), path)

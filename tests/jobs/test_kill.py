@@ -25,29 +25,21 @@ def unit_lines(folder: Path) -> list[str]:
     return (folder / "journal").read_text().splitlines()
 
 
-def kill_at(forked: Forked, folder: Path, most: int) -> None:
-    """Kill runs in fresh folders, each at one moment; each must end like a run that was left alone."""
-    n_moments = len(count_in(forked, folder / "alone"))
+@pytest.mark.slow
+def test_kills_change_nothing_in_the_results(forked: Forked, tmp_path: Path) -> None:
+    """Runs in fresh folders, each killed at one moment; each must end like a run that was left alone."""
+    n_moments = len(count_in(forked, tmp_path / "alone"))
     assert n_moments > 180, "a commit for each of 90 units"
-    for moment in fuzzing.some(range(n_moments), most):
-        killed = folder / f"killed {moment}"
+    for moment in fuzzing.some(range(n_moments), MOST_MOMENTS):
+        killed = tmp_path / f"killed {moment}"
         count_in(forked, killed, moment)
         count_in(forked, killed)
-        with Store(folder / "alone" / "quantailor.db") as alone, Store(killed / "quantailor.db") as resumed:
+        with Store(tmp_path / "alone" / "quantailor.db") as alone, Store(killed / "quantailor.db") as resumed:
             assert first_difference(alone, resumed) is None
             assert [job.state for job in resumed.jobs.all()] == ["done"]
         units = unit_lines(killed)
-        assert set(units) == set(unit_lines(folder / "alone"))
+        assert set(units) == set(unit_lines(tmp_path / "alone"))
         assert len(units) - len(set(units)) <= 1
-
-
-def test_a_few_kills_change_nothing_in_the_results(forked: Forked, tmp_path: Path) -> None:
-    kill_at(forked, tmp_path, 3)
-
-
-@pytest.mark.slow
-def test_kills_change_nothing_in_the_results(forked: Forked, tmp_path: Path) -> None:
-    kill_at(forked, tmp_path, MOST_MOMENTS)
 
 
 @pytest.mark.slow

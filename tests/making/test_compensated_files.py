@@ -148,6 +148,7 @@ def embedded(path: Path) -> Strategy:
     return loads(text)
 
 
+@pytest.mark.slow
 def test_another_process_rounds_alike(source: ModelSource) -> None:
     ours = rounding()
     tensor = source.tensor("blk.0.attn_q.weight")

@@ -83,6 +83,7 @@ def test_it_is_fetched_once_and_only_the_converter_is_kept(index: PackageIndex, 
     assert kept(tmp_path / "cache") == [f"converter-{VERSION}"]
 
 
+@pytest.mark.slow
 def test_an_index_that_tells_another_hash_is_not_believed(index: PackageIndex, tmp_path: Path) -> None:
     index.told_hashes[NAME] = "0" * 64
 
@@ -129,11 +130,13 @@ def test_what_python_compiles_there_is_no_damage(index: PackageIndex, tmp_path: 
     assert index.fetched == [NAME]
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_told(index: PackageIndex, tmp_path: Path) -> None:
     with pytest.raises(ConverterError, match=r"pip's index does not have the sources of llama-cpp-python 8\.8\.8.*--converter"):
         find(tmp_path / "cache", version="8.8.8")
 
 
+@pytest.mark.slow
 def test_no_network_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only_index(monkeypatch, "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "1")

@@ -190,6 +190,7 @@ with Store(Path(sys.argv[1])) as store:
 """
 
 
+@pytest.mark.slow
 def test_processes_that_create_one_store_together_all_get_it(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _OPEN_AND_RECORD, str(tmp_path / "q.db")]
     processes = [subprocess.Popen([*command, str(number)], stdin=subprocess.PIPE) for number in range(4)]
