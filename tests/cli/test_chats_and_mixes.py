@@ -70,6 +70,8 @@ def test_a_verdict_tells_the_texts_of_a_mix_apart_and_refuses_what_was_seen(quan
     together = sum(each["n_chunks"] * each["klds"][ours]["value"] for each in apart.values()) / 24
     assert together == pytest.approx(verdict["rows"][ours]["statistics"]["kld_mean"]["value"], rel=1e-6)
     assert "Mean KLD by text" in quantailor(*words, "-f", tmp_path / "held.yaml", "-o", tmp_path / "verdict").out
+    stored = quantailor("verdicts", base, *home, "--json").result["verdicts"][0]["verdict"]
+    assert stored["domains"] == verdict["domains"]
 
     for text in (tmp_path / "chat.jsonl", mix(tmp_path / "part.yaml", novel=0.5, prose=0.5)):
         name = "chat.jsonl" if text.suffix == ".jsonl" else "prose.txt"

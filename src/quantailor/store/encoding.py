@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from quantailor.errors import StoreError
-from quantailor.records import Comparison, Estimate, FidelityStatistics, Standing, Verdict, VerdictRow
+from quantailor.records import Comparison, Domain, Estimate, FidelityStatistics, Standing, Verdict, VerdictRow
 
 
 def floats_to_blob(values: Sequence[float]) -> bytes:
@@ -59,7 +59,14 @@ def verdict_from_json(text: str) -> Verdict:
     document["reservations"] = tuple(document.get("reservations", ()))
     for name, kind in {"comparisons": Comparison, "pairs": Comparison, "standings": Standing}.items():
         document[name] = tuple(kind(**_tuples(one)) for one in document.get(name, ()))
+    document["domains"] = tuple(_domain(one) for one in document.get("domains", ()))
     return Verdict(**document, rows=rows)
+
+
+def _domain(document: Mapping[str, Any]) -> Domain:
+    klds = tuple(Estimate(**each) for each in document["klds"])
+    comparisons = tuple(Comparison(**_tuples(each)) for each in document["comparisons"])
+    return Domain(document["name"], document["n_chunks"], klds, comparisons)
 
 
 def _tuples(document: Mapping[str, Any]) -> dict[str, Any]:
