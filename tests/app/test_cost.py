@@ -15,7 +15,7 @@ from quantailor.app.measuring.counted import StageCost
 from quantailor.costs.model_size import ModelSize
 from quantailor.errors import CorpusError, TypeUnavailableError
 from quantailor.jobs import resolve
-from quantailor.pipeline import LEVELS, MakeStep, StudyStep
+from quantailor.pipeline import LEVELS, LadderStep, MakeStep, StudyStep
 from quantailor.session import Workspace
 from quantailor.steps.calibration.calibrate import CalibrateStep
 from quantailor.steps.calibration.imatrix import ImatrixStep
@@ -68,6 +68,20 @@ def test_more_threads_take_less(workspace: Workspace, books_llama_base: Path, mo
         for n_threads in (1, 8)
     )
     assert stage(eight, "imatrix").seconds[1] < stage(one, "imatrix").seconds[1] / 4
+
+
+def test_several_sizes_take_one_measurement_and_a_build_each(workspace: Workspace, books_llama_base: Path) -> None:
+    place, types, sizes = str(books_llama_base), ("Q4_K", "Q8_0"), ("Q3_K_M", "Q4_K_M", "6bpw", "9MiB")
+    one = job_cost(workspace, MakeStep(model=place, output="out", types=types, plan=PlanOptions(like="Q4_K_M")))
+    several = job_cost(workspace, LadderStep(model=place, output="out", types=types, sizes=sizes))
+    names = [item.stage for item in several.stages]
+    assert [name for name in names if name.startswith("build")] == ["build Q3_K_M", "build Q4_K_M", "build 6bpw", "build 9MiB"]
+    assert stage(several, "build 9MiB").disk_bytes == 9 * 2**20
+    built = [stage(several, name).disk_bytes for name in names if name.startswith("build")]
+    assert built == sorted(built)
+    assert stage(several, "measure").disk_bytes == stage(one, "measure").disk_bytes
+    # The base once, a file and a preset for each size, or two presets where none has its name.
+    assert stage(several, "verify").passes[0] / stage(one, "verify").passes[0] == pytest.approx((1 + 4 + 6) / 3, rel=0.02)
 
 
 def test_of_experts_only_those_that_run_count(workspace: Workspace, books_moe_base: Path) -> None:

@@ -145,9 +145,8 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             text = Path(self.text) if self.text else HELDOUT_TEXT
             corpus = workspace.corpus(model, text)
             tokens = chunks(corpus, n_ctx, limit=self.chunks)
-            if len(tokens) >= judging.MIN_CHUNKS:  # so many make a claim; with fewer it is told
-                for path in self.files:
-                    require_held_out(workspace, model, path, text)
+            for path in self.files if len(tokens) >= judging.MIN_CHUNKS else ():  # so many make a claim; with fewer it is told
+                require_held_out(workspace, model, path, text)
             presets = self.presets(workspace, model, imatrix)
             labels = self.labels((BASE, NULL_CONTROL, PLAIN_TWIN, *presets))
             candidates = dict(zip(labels, self.files, strict=True))
@@ -193,8 +192,9 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
         """References that no earlier run made, whatever the importance matrix; and the base in memory."""
         with workspace.model(self.base) as model:
             size, description = ModelSize.of(model.source), model.description
-            is_known = self.against is not None or Path(self.file).is_file()
-            presets = self.presets(workspace, model, verify_imatrix(workspace, model, self)[0]) if is_known else ()
+            is_there = Path(self.file).is_file()
+            imatrix = verify_imatrix(workspace, model, self)[0] if is_there else None
+            presets = self.presets(workspace, model, imatrix) if is_there or self.against is not None else ()
         folder, n_bytes = workspace.home.references, 0
         for preset in presets:
             if not any(folder.glob(f"{description[:16]}-*-{preset}.gguf")):

@@ -22,7 +22,17 @@ from quantailor.analysis.scores.fidelity import NULL_CHUNKS
 from quantailor.analysis.sensitivity import groups_of
 from quantailor.analysis.weight_errors.measure import MeasureSettings
 from quantailor.analysis.weight_errors.weight_error import DEFINITION_VERSION
-from quantailor.app.measuring.counted import PROCESS_BYTES, TIMED, Counted, Pipeline, StageCost, StageEstimate, middle_of, scaled_by
+from quantailor.app.measuring.counted import (
+    PROCESS_BYTES,
+    TIMED,
+    Counted,
+    Making,
+    Pipeline,
+    StageCost,
+    StageEstimate,
+    middle_of,
+    scaled_by,
+)
 from quantailor.app.measuring.gains import expected_gain
 from quantailor.app.measuring.passes import (
     NOTHING,
@@ -53,7 +63,7 @@ from quantailor.evidence.knowledge import load_knowledge
 from quantailor.ggml import library
 from quantailor.jobs import Phase
 from quantailor.models.abilities import why_no_predictions
-from quantailor.pipeline import MakeStep, StudyStep
+from quantailor.pipeline import LadderStep, MakeStep, StudyStep
 from quantailor.qtypes import needs_imatrix
 from quantailor.records import RoundingWish, TensorInfo
 from quantailor.session import AUTO, NONE, Workspace
@@ -62,6 +72,7 @@ from quantailor.steps.calibration.imatrix import ImatrixStep
 from quantailor.steps.convert import with_known_base
 from quantailor.steps.measure import MeasureStep, known_types
 from quantailor.steps.options import DEFAULT_N_CTX
+from quantailor.steps.plan import PlanOptions
 from quantailor.steps.probe import ENOUGH_SHARE, LEAST_CHUNKS, ProbeStep
 from quantailor.steps.step import Step, StepResult
 from quantailor.steps.sweep import SweepStep
@@ -73,7 +84,7 @@ class CostReport:
     """A job before it starts."""
 
     level: str
-    """Of a study; "make" for the whole way to a file."""
+    """Of a study; "make" for the whole way to a file, "ladder" to several."""
     stages: tuple[StageCost, ...]
     seconds: tuple[float, float]
     share_done: float
@@ -111,7 +122,7 @@ def job_cost(workspace: Workspace, task: Pipeline) -> CostReport:
     with _counted(workspace, task) as counted:
         estimates = _within(_estimates(counted), task.seconds)
         missing = shortfalls(workspace.home.path, counted.task.needs(workspace))
-        basis = counted.basis([estimate.stage for estimate in estimates])
+        basis = counted.basis([estimate.stage.partition(" ")[0] for estimate in estimates])
         n_passes = sum(estimate.passes[0] for estimate in estimates if estimate.stage in ("probes", "sweep")) + counted.n_scored
     stages = tuple(estimate.report for estimate in estimates)
     left, total = (sum(middle_of(seconds) for seconds in ranges) for ranges in zip(*((e.left, e.total) for e in estimates), strict=True))
@@ -212,7 +223,9 @@ def _counted(workspace: Workspace, task: Pipeline, probes: ProbeStep | None = No
 
 def _estimates(at: Counted) -> list[StageEstimate]:
     names = [stage for part in at.task.parts(at.workspace, at.model) for stage in _STAGES_OF.get(part, (part,))]
-    return [_ESTIMATES[name](at) for name in names]
+    plans = at.task.asked if isinstance(at.task, LadderStep) else {}
+    sizes = {f"build {label}": plan for label, plan in plans.items()}
+    return [replace(_build(at, sizes[name]), stage=name) if name in sizes else _ESTIMATES[name](at) for name in names]
 
 
 def _within(estimates: Sequence[StageEstimate], seconds: float | None) -> list[StageEstimate]:
@@ -359,12 +372,13 @@ def _writing(at: Counted) -> Range:
 
 def _plan(at: Counted) -> StageEstimate:
     n = len(at.size.tensors)
-    seconds = Seconds(beside=(PLAN_SECONDS[0] + n * TENSOR_SECONDS[0], PLAN_SECONDS[1] + n * TENSOR_SECONDS[1]))
+    n_plans = len(at.task.sizes) if isinstance(at.task, LadderStep) else 1
+    seconds = Seconds(beside=(PLAN_SECONDS[0] + n * TENSOR_SECONDS[0], PLAN_SECONDS[1] + n * TENSOR_SECONDS[1])).times(n_plans)
     return at.estimate("plan", seconds, seconds, 0.0, 0, PROCESS_BYTES)
 
 
-def _build(at: Counted) -> StageEstimate:
-    n_bytes = _file_bytes(at)
+def _build(at: Counted, plan: PlanOptions | None = None) -> StageEstimate:
+    n_bytes = _file_bytes(at, plan)
     beside = added(_writing(at), write_seconds(n_bytes))
     if at.task.rounding == "compensated":
         beside = added(beside, _compensation(at))
@@ -372,26 +386,32 @@ def _build(at: Counted) -> StageEstimate:
     return at.estimate("build", Seconds(beside=beside), Seconds(beside=beside), 0.0, n_bytes, PROCESS_BYTES + 4 * largest)
 
 
-def _file_bytes(at: Counted) -> int:
-    """As large as was asked for; where that is not known, as a usual plan."""
-    plan = at.task.plan if isinstance(at.task, MakeStep) else None
+def _file_bytes(at: Counted, plan: PlanOptions | None = None) -> int:
+    """As large as was asked for, by a plan of its own or the task's; where that is not known, as a usual plan."""
+    if plan is None and isinstance(at.task, MakeStep):
+        plan = at.task.plan
     if plan is not None and plan.size_bytes:
         return plan.size_bytes
-    return at.size.bytes_at((plan.bits_per_weight if plan else None) or library.types()[_TYPICAL].bits_per_weight)
+    preset = (plan.like if plan else None) or _TYPICAL
+    usual = max((name for name in library.types() if preset.startswith(name)), key=len, default=_TYPICAL)
+    return at.size.bytes_at((plan.bits_per_weight if plan else None) or library.types()[usual].bits_per_weight)
 
 
 def _verify(at: Counted) -> StageEstimate:
-    """The base, our file and presets on the held-out text; presets are quantized by llama.cpp first."""
+    """The base, our files and presets on the held-out text; presets are quantized by llama.cpp first."""
     task = at.task
-    against = task.against if isinstance(task, MakeStep) else None
-    like = task.plan.like if isinstance(task, MakeStep) else None
-    n_presets = len(against) if against is not None else 1 if like else USUAL_PRESETS
-    n_files = 2 + n_presets + (isinstance(task, MakeStep) and task.beside is not None)
+    plans = list(task.asked.values()) if isinstance(task, LadderStep) else [task.plan] if isinstance(task, MakeStep) else []
+    against = task.against if isinstance(task, Making) else None
+    named = {plan.like for plan in plans if plan.like}
+    n_presets = (
+        len(against) if against is not None else len(named) + USUAL_PRESETS * sum(not plan.like for plan in plans or [PlanOptions()])
+    )
+    n_files = 1 + max(1, len(plans)) + n_presets + (isinstance(task, MakeStep) and task.beside is not None)
     n_chunks = n_files * at.n_heldout_chunks + min(NULL_CHUNKS, at.n_heldout_chunks)
     loading = scaled_by(write_seconds(at.size.tensor_bytes), n_files)
     seconds = at.scoring(n_chunks) + Seconds(beside=added(scaled_by(_writing(at), n_presets), loading))
     memory = at.running_bytes() + at.size.scoring_bytes(at.n_ctx)
-    disk = n_presets * _file_bytes(at)
+    disk = n_presets * max(_file_bytes(at, plan) for plan in plans or [PlanOptions()])
     return at.estimate("verify", seconds, seconds, 0.0, disk, memory, passes=(n_chunks, n_chunks), counted=n_chunks)
 
 

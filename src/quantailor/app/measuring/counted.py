@@ -29,7 +29,7 @@ from quantailor.costs.seconds import Seconds
 from quantailor.costs.trial import TRIAL_BYTES, inference_seconds, middle, model_flops_per_second
 from quantailor.ggml import library
 from quantailor.models.abilities import why_no_predictions
-from quantailor.pipeline import MakeStep, StudyStep
+from quantailor.pipeline import LadderStep, MakeStep, StudyStep
 from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, NONE, OpenedModel, Workspace
 from quantailor.session.covariances import KeptCovariances
 from quantailor.session.imatrices import KeptImatrices
@@ -37,7 +37,8 @@ from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX
 from quantailor.steps.probe import ProbeStep
 from quantailor.store import CalibrationRecord, ImatrixKey, SwapKey
 
-Pipeline = StudyStep | MakeStep
+Making = MakeStep | LadderStep
+Pipeline = StudyStep | Making
 
 BYTES_PER_TOKEN = 4
 """Of a text, where there is no vocabulary to cut it with yet."""
@@ -160,8 +161,8 @@ class Counted:
     def n_heldout_chunks(self) -> int:
         """Of the text on which a file is verified."""
         task = self.task
-        text = Path(task.verify_text) if isinstance(task, MakeStep) and task.verify_text else HELDOUT_TEXT
-        limit = (task.chunks if isinstance(task, MakeStep) else None) or sys.maxsize
+        text = Path(task.verify_text) if isinstance(task, Making) and task.verify_text else HELDOUT_TEXT
+        limit = (task.chunks if isinstance(task, Making) else None) or sys.maxsize
         return min(limit, self._n_chunks_of(text))
 
     def _n_chunks_of(self, text: Path) -> int:

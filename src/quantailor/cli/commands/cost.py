@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ import typer
 from quantailor.app import steps
 from quantailor.app.measuring.cost import CostReport, job_cost
 from quantailor.app.measuring.counted import Pipeline, StageCost
-from quantailor.app.steps import AUTO, COMPUTE, DEFAULT_PROBE_CHUNKS, Grouping, MakeStep, PlanOptions, StudyStep, absolute
+from quantailor.app.steps import AUTO, COMPUTE, DEFAULT_PROBE_CHUNKS, Grouping, LadderStep, MakeStep, PlanOptions, StudyStep, absolute
 from quantailor.cli import options
 from quantailor.cli.commands import hub as hub_commands
 from quantailor.cli.commands.planning import BasisOption, TargetOptions
@@ -21,11 +22,15 @@ from quantailor.cli.values import split_list
 from quantailor.present import words
 
 
-@command(epilog="Examples: quantailor cost base.gguf | quantailor cost ./Llama-3.2-1B --level thorough --json")
+@command(
+    epilog="Examples: quantailor cost base.gguf | quantailor cost ./Llama-3.2-1B --level thorough --json | "
+    "quantailor cost base.gguf --sizes Q3_K_M,Q4_K_M"
+)
 def cost(
     target: TargetOptions,
     asked: options.WholeWay,
     answer: options.Answer,
+    sizes: Annotated[str | None, typer.Option("--sizes", help="Of several files, as for `make`.", rich_help_panel="Target")] = None,
     level: Annotated[
         steps.Level | None,
         typer.Option("--level", help="Of a study of this level; by default of `make`, up to the verdict."),
@@ -48,10 +53,13 @@ def cost(
     taken off.
     """
     task: Pipeline
+    if sizes is not None and (level is not None or any(value is not None for value in target.target(needed=False).values())):
+        raise typer.BadParameter("--sizes goes with neither --level nor another size")
     if level is not None:
         task = StudyStep(**asked.fields(imatrix or AUTO), level=level)
     else:
-        task = MakeStep(
+        made = MakeStep if sizes is None else partial(LadderStep, sizes=split_list(sizes))
+        task = made(
             **asked.fields(imatrix or COMPUTE),
             output=absolute(output),
             plan=PlanOptions(**target.target(needed=False), basis=basis),
@@ -79,7 +87,7 @@ def _show(found: CostReport) -> None:
     out = console()
     columns = {"stage": "left", "passes": "right", "time": "left", "done": "right", "disk": "right", "memory": "right"}
     rows = [(stage.stage, _passes(stage.passes), *_cost(stage)) for stage in found.stages]
-    what = "make" if found.level == MakeStep.kind else f"a {found.level} study"
+    what = "make" if found.level == MakeStep.kind else "several files" if found.level == LadderStep.kind else f"a {found.level} study"
     out.print(table(f"Cost of {what}", columns, [*rows, ("in all", "", *_cost(found))]))
     out.print(f"A pass is a chunk of text through the model. By {found.basis}.", soft_wrap=True)
     out.print(found.gain, soft_wrap=True)
