@@ -95,6 +95,7 @@ def test_a_long_run_of_one_letter_is_tokenized(tmp_path: Path, pre: str, letter:
     assert corpus.tokens.size == len((tmp_path / "run.txt").read_bytes()) - 1, "the vocabulary has nothing but bytes"
 
 
+@pytest.mark.slow
 def test_a_run_that_no_stack_holds_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus_module, "MAX_STACK_BYTES", 8 << 20)
     model, text = write_llama(tmp_path / "tiny.gguf", pre="gpt-4o"), text_with_a_run(tmp_path, "Q" * 100_000)

@@ -229,7 +229,8 @@ def test_turns_and_threads_change_no_byte(
     assert (tmp_path / "again.gguf").read_bytes() == place.read_bytes()
 
 
-@pytest.mark.parametrize("stop_after", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4, 6))])
+@pytest.mark.slow
+@pytest.mark.parametrize("stop_after", [1, 2, 4, 6])
 def test_interrupted_and_resumed_is_uninterrupted(
     stop_after: int, books_moe_base: Path, tokens: Tokens, experts: tuple[Path, Imatrix], tmp_path: Path
 ) -> None:

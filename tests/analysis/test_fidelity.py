@@ -63,6 +63,7 @@ def test_the_null_control_takes_the_first_chunks_alone(books_llama_base: Path, q
     assert collect(books_llama_base, {"ours": quantized}, tokens, done=scores) == {}
 
 
+@pytest.mark.slow
 def test_blocks_and_resumption_do_not_change_a_score(books_llama_base: Path, quantized: Path, short_chunks: Tokens) -> None:
     whole = collect(books_llama_base, {"ours": quantized}, short_chunks)
     assert collect(books_llama_base, {"ours": quantized}, short_chunks, block_bytes=1) == whole

@@ -125,7 +125,7 @@ def test_after_random_swaps_the_model_is_untouched(bench: Bench, n_swaps: int, f
         assert np.array_equal(model.logits(bench.tokens[0]), stored)
 
 
-@pytest.mark.parametrize(("seed", "every"), [(0, 7), pytest.param(1, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("seed", "every"), [(2, 7), pytest.param(1, 1, marks=pytest.mark.slow)])
 def test_values_alone_are_a_base_that_holds_the_dequantized_weights(bench: Bench, tmp_path: Path, seed: int, every: int) -> None:
     mix = bench.random_mix(seed, every)
     path = write_dequantized(bench, mix, tmp_path / "dequantized.gguf")

@@ -169,7 +169,7 @@ def test_threads_change_no_bit_of_compensated_cells(settings: MeasureSettings | 
     assert cells_with("compensated", settings, n_threads=1) == cells_with("compensated", settings)
 
 
-@pytest.mark.parametrize("settings", [None, EXHAUSTIVE], ids=["sampled", "exhaustive"])
+@pytest.mark.parametrize("settings", [pytest.param(None, id="sampled"), pytest.param(EXHAUSTIVE, id="exhaustive", marks=pytest.mark.slow)])
 def test_threads_do_not_change_a_bit(settings: MeasureSettings | None) -> None:
     assert measured(settings=settings, n_threads=1) == measured(settings=settings, n_threads=3)
 

@@ -42,6 +42,7 @@ def recorded(path: Path) -> dict[str, object]:
     return dict(inputs)
 
 
+@pytest.mark.slow
 def test_a_preset_is_built_with_better_codes(quantailor: Command, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roundings, "covariances_of", lambda workspace, model, wanted: COVARIANCES)
     out, home = tmp_path / "out.gguf", ("--home", tmp_path / "home")

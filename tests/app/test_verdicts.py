@@ -179,8 +179,8 @@ def test_unknown_endings_are_refused(home: Path, books_llama_base: Path, tmp_pat
 @pytest.mark.parametrize(
     ("made_as", "references"),
     [
-        pytest.param({"type_name": "Q2_K"}, ("Q2_K",), id="below the smallest"),
-        pytest.param({"preset": "Q4_K_S"}, ("Q4_K_M", "IQ4_XS"), id="between two"),
+        pytest.param({"type_name": "Q2_K"}, ("Q2_K",), id="below the smallest", marks=pytest.mark.slow),
+        pytest.param({"preset": "Q4_K_S"}, ("Q4_K_M", "IQ4_XS"), id="between two", marks=pytest.mark.slow),
         pytest.param({"preset": "Q3_K_M"}, ("Q3_K_M",), id="equal to one"),
         pytest.param({"type_name": "F16"}, ("Q8_0",), id="above the largest"),
     ],

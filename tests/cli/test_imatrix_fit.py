@@ -100,7 +100,7 @@ def test_columns_of_zeros_are_not_given_up(run: Command, model: Path, values: Ar
     assert slice_errors(output, model, "blk.0.attn_q.weight")[0] < 0.02
 
 
-@pytest.mark.parametrize("length", [HIDDEN, 8 * HIDDEN, 17])
+@pytest.mark.parametrize("length", [*(pytest.param(length, marks=pytest.mark.slow) for length in (HIDDEN, 8 * HIDDEN)), 17])
 def test_what_does_not_fit_is_named_and_the_rest_is_taken(run: Command, model: Path, values: Arrays, tmp_path: Path, length: int) -> None:
     values[EXPERT] = np.ones(length, np.float32)
     matrix = write_legacy(tmp_path / "part.dat", values)

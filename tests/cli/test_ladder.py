@@ -80,6 +80,7 @@ def test_an_interrupted_ladder_goes_on(quantailor: Command, base: Path, tmp_path
     assert times(out).items() > before.items()
 
 
+@pytest.mark.slow
 def test_what_was_planned_stays_when_more_is_measured(quantailor: Command, base: Path, tmp_path: Path) -> None:
     out, home = tmp_path / "out", ("--home", tmp_path / "home")
     quick = [word if word != QUICK[1] else "Q8_0,Q2_K" for word in QUICK]

@@ -65,7 +65,7 @@ def test_computed_positions_set_no_limit(run: Command, tmp_path: Path) -> None:
     assert (done.result["chunk_size"], done.err) == (512, "")
 
 
-@pytest.fixture(params=["encoder", "embeddings", "reranker"])
+@pytest.fixture(params=["encoder", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("embeddings", "reranker"))])
 def no_predictor(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     path = tmp_path / f"{request.param}.gguf"
     if request.param == "encoder":

@@ -23,13 +23,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".gguf", ".yaml", ".md")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "asked",
     [
-        pytest.param(
-            ("--sizes", "Q4_K_M,5bpw", "--name", "{model}-{bits}", "--pin", "output=Q8_0", "--max", "ffn_down=Q4_K", "--min", "3"),
-            marks=pytest.mark.slow,
-        ),
+        ("--sizes", "Q4_K_M,5bpw", "--name", "{model}-{bits}", "--pin", "output=Q8_0", "--max", "ffn_down=Q4_K", "--min", "3"),
         ("--bpw", "5", "--tie", "qkv", "--budget", "blk.*=500kB", "--probe-chunks", "7"),
     ],
 )

@@ -41,6 +41,7 @@ def test_a_quick_study_goes_from_a_directory_to_weight_errors(quantailor: Comman
     assert planned["basis"] == "ranking only"
 
 
+@pytest.mark.slow
 def test_a_second_study_takes_what_is_there(quantailor: Command, model: Path, text: Path, tmp_path: Path) -> None:
     words = ("study", model, "--level", "quick", "-f", text, *TYPES, "--home", tmp_path / "home", "--json")
     first = quantailor(*words).result
@@ -52,6 +53,7 @@ def test_a_second_study_takes_what_is_there(quantailor: Command, model: Path, te
     assert all(stage["share_done"] == 1 and stage["seconds"] == [0, 0] for stage in cost["stages"])
 
 
+@pytest.mark.slow
 def test_its_stages_are_numbered(quantailor: Command, model: Path, text: Path, tmp_path: Path) -> None:
     home = ("--home", tmp_path / "home")
     quantailor("study", model, "--level", "quick", "-f", text, *TYPES, *home)

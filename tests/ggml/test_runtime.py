@@ -185,7 +185,11 @@ def test_names_of_graph_nodes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "count"), [({}, library.SPIN_COUNT), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+    ("given", "count"),
+    [
+        ({}, library.SPIN_COUNT),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None))),
+    ],
 )
 def test_threads_sleep_soon_unless_the_user_wants_another_way(given: dict[str, str], count: str | None) -> None:
     clean = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}

@@ -87,6 +87,7 @@ def wait_for(store: Store, job_id: int, reached: Callable[[Job], bool]) -> Job:
     raise AssertionError(job)
 
 
+@pytest.mark.slow
 def test_a_detached_job_is_watched_paused_and_resumed_from_here(store: Store, job: Job, tmp_path: Path) -> None:
     log = tmp_path / "logs" / "job.log"
     assert submit(store, job.id, endless(store, job), log).log_path == str(log)

@@ -85,6 +85,7 @@ def test_a_compensated_file_is_what_the_swapper_puts_in_memory(source: ModelSour
     written.close()
 
 
+@pytest.mark.slow
 def test_any_number_of_threads_writes_the_same_bytes(source: ModelSource, tmp_path: Path) -> None:
     files = []
     for n_threads in (1, 2, 5):
