@@ -150,6 +150,17 @@ def test_uniform_mixes_random_ones_and_optima_are_predicted_with_the_same_honest
     assert max(means.values()) - min(means.values()) < 0.08, means
 
 
+def test_a_mix_that_loses_most_in_one_tensor_is_less_sure_than_one_that_loses_a_little_in_all() -> None:
+    model = made_up(0)
+    known = model.known(("tensor", ("Q2_K", "Q6_K", "Q8_0"), range(4)))
+    names = [tensor.name for tensor in model.tensors]
+    even = known.mix(dict.fromkeys(names, "Q4_K"))
+    uneven = known.mix({**dict.fromkeys(names, "Q8_0"), "blk.0.ffn_up.weight": "IQ2_XXS"})
+    alone = known.mix({"blk.0.ffn_up.weight": "IQ2_XXS"})
+    assert 0 < 2 * even.spread < uneven.spread < alone.spread
+    assert math.fsum(even.parts.values()) == pytest.approx(even.nats)
+
+
 class _Base:
     """A base that needs so many nats a token on each chunk, in place of a model in memory."""
 
