@@ -48,7 +48,8 @@ UNFITTED_SD = 0.35
 """Relative error to state where nothing was fitted: what gamma was seen to differ from 1 by, twice over."""
 KAPPA_PRIOR_SD = 1.0
 """Per nat. At S = 0.1 a kappa of 1 bends the curve by a tenth."""
-SCALE_PRIOR_SD = 0.3
+SCALE_PRIOR_SD = 0.15
+"""Five curves of two models that had twice as much room had all scales within a tenth of 1."""
 KERNELS_PRIOR_SD = 0.7
 """What kernels cost in single tensors is told by their smallest probes."""
 TYPICAL_SCATTER = 0.07
