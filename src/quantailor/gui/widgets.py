@@ -92,6 +92,12 @@ def quiet(label: str, on_click: Callable[..., Any] | None = None, *, icon: str |
     return ui.button(label, on_click=on_click, icon=icon, color=None).props("unelevated no-caps").classes("qt-quiet")
 
 
+def segment(choices: Mapping[Any, str], value: object, name: str, on_change: Callable[..., Any], classes: str = "") -> ui.toggle:
+    """One of a few choices that stand side by side; `name` is for screen readers."""
+    toggle = ui.toggle(dict(choices), value=value, on_change=on_change).classes(f"qt-segment {classes}".rstrip())
+    return named(toggle.props("no-caps unelevated dense toggle-color=none toggle-text-color=none"), name)
+
+
 def icon_button(icon: str, label: str, on_click: Callable[..., Any] | None = None) -> ui.button:
     """A button that shows only an icon; `label` is its name and its tooltip."""
     button = named(ui.button(icon=icon, on_click=on_click, color=None).props("flat round dense"), label).style("color: var(--qt-text)")

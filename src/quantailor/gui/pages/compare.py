@@ -30,11 +30,6 @@ _OUTSIDE = "outside the blocks"
 _KEY_DIGITS = 16
 
 
-def register() -> None:
-    """Add the route."""
-    ui.page("/compare", response_timeout=30)(compare)
-
-
 async def compare() -> None:
     """The screen; `?a=` and `?b=` are the two models."""
     try:

@@ -30,11 +30,6 @@ MAX_TABLE_CELLS = 600
 _UNSEEN = "×"
 
 
-def register() -> None:
-    """Add the route."""
-    ui.page("/p/{fingerprint}/experts", response_timeout=15)(experts)
-
-
 async def experts(fingerprint: str) -> None:
     """The screen of one project."""
     project = await opened("experts", functools.partial(projects.project, workspace(), fingerprint))

@@ -13,11 +13,6 @@ from quantailor.gui.widgets import told as told_of_errors
 from quantailor.present.words import count, plural, size
 
 
-def register() -> None:
-    """Add the route."""
-    ui.page("/", response_timeout=15)(home)
-
-
 async def home() -> None:
     """All projects, the latest first."""
     projects = await run.io_bound(list_projects, workspace()) or []

@@ -24,11 +24,6 @@ LENGTHS = (40, N_TOKENS, 400)
 """Tokens to write at most."""
 
 
-def register() -> None:
-    """Add the route."""
-    ui.page("/p/{fingerprint}/try", response_timeout=15)(trying)
-
-
 async def trying(fingerprint: str, built: str = "") -> None:
     """The screen of one project; `?built=` names the file."""
     project = await opened("try", partial(projects.project, workspace(), fingerprint))

@@ -44,11 +44,6 @@ QUERY: dict[ChoiceKind, str] = {"draft": "draft", "stored": "strategy", "preset"
 """How the address names each kind of choice."""
 
 
-def register() -> None:
-    """Add the route."""
-    ui.page("/p/{fingerprint}/build", response_timeout=15)(build)
-
-
 async def build(fingerprint: str) -> None:
     """The screen of one project; `?draft=`, `?strategy=`, `?preset=` or `?file=` names the strategy."""
     project = await opened("build", partial(projects.project, workspace(), fingerprint))

@@ -7,7 +7,7 @@ from functools import partial
 
 from fastapi import Response
 from fastapi.responses import JSONResponse
-from nicegui import app, ui
+from nicegui import ui
 
 from quantailor.app.choosing.drafts import DEFAULT_NAME
 from quantailor.app.library import projects
@@ -16,12 +16,6 @@ from quantailor.gui.context import outside, workspace
 from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.pages.choose.screen import open_screen, rows_of
 from quantailor.gui.widgets import empty, error_note, text
-
-
-def register() -> None:
-    """Add the routes."""
-    ui.page("/p/{fingerprint}/choose", response_timeout=60)(choose)
-    app.get("/api/p/{fingerprint}/choose")(choose_rows)
 
 
 def choose_rows(fingerprint: str, draft: str = DEFAULT_NAME) -> Response:

@@ -30,7 +30,7 @@ from quantailor.gui.pages.choose.files import FilesDialog
 from quantailor.gui.pages.choose.rule_dialog import RuleDialog, with_size, with_target
 from quantailor.gui.pages.choose.table import TensorTable
 from quantailor.gui.pages.choose.tensor_panel import TensorPanel
-from quantailor.gui.widgets import Stat, box, card, icon_button, note, primary, quiet, tell_error, text, told
+from quantailor.gui.widgets import Stat, box, card, icon_button, note, primary, quiet, segment, tell_error, text, told
 from quantailor.present.words import figure, grounds, interval, kld, plural, rounding, size
 from quantailor.records import Prediction, role_of
 
@@ -153,8 +153,7 @@ class ChooseScreen:
 
     def _build_map(self) -> None:
         self._painter = rows.MapPainter(self._tensors, self._draft, basis=self._desk.basis, by_damage=False)
-        modes = ui.toggle({False: "Type", True: "Damage"}, value=False, on_change=self._recolour).classes("qt-segment qt-map-modes")
-        modes.props('no-caps unelevated dense toggle-color=none toggle-text-color=none aria-label="Colour by"')
+        segment({False: "Type", True: "Damage"}, False, "Colour by", self._recolour, "qt-map-modes")
         self._map = TensorMap(
             self._painter.cells(self._draft),
             title="Chosen type by layer and role",

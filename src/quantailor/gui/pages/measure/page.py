@@ -29,7 +29,7 @@ from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.jobs.dock import JobButtons
 from quantailor.gui.measured import Mode
 from quantailor.gui.pages.measure.setup import STAGES, Setup
-from quantailor.gui.widgets import Stat, box, card, chip, named, primary, table, text, told
+from quantailor.gui.widgets import Stat, box, card, chip, named, primary, segment, table, text, told
 from quantailor.present.charts import echarts
 from quantailor.present.words import percent, rounding, with_error
 from quantailor.records import Sensitivity
@@ -42,11 +42,6 @@ PROBE_POLLS = 12
 _MODES: dict[Mode, str] = {"progress": "Progress", "error": "Error", "sensitivity": "Sensitivity"}
 ALPHA = "Alpha: nats of KL divergence that the model gains per unit of a tensor's error, as probes of single tensors and groups say."
 _FIGURE_BITS = (2.625, 3.4375, 4.5, 5.5, 8.5)
-
-
-def register() -> None:
-    """Add the route."""
-    ui.page("/p/{fingerprint}/measure", response_timeout=15)(measure)
 
 
 async def measure(fingerprint: str) -> None:
@@ -196,9 +191,8 @@ class _Summary:
             self._rate = Stat("cells per second")
             self._state = text("", "qt-muted qt-grow qt-state").props('role="status"')
             names = {"compensated": "Compensated", "plain": "Plain"}
-            self._rounding = ui.toggle(names, on_change=told(lambda event: on_rounding(event.value)))
-            self._rounding.props('no-caps unelevated dense toggle-color=none toggle-text-color=none aria-label="Rounding that is shown"')
-            self._rounding.classes("qt-segment").set_visibility(False)
+            self._rounding = segment(names, None, "Rounding that is shown", lambda event: told(on_rounding)(event.value))
+            self._rounding.set_visibility(False)
             self._buttons = JobButtons()
             self._choose = primary("Choose now", lambda: ui.navigate.to(address(project, "choose")), icon="arrow_forward")
 
@@ -252,8 +246,7 @@ class _Map:
         with card("Tensors by role and layer") as self.element:
             with box("qt-row qt-map-modes"):
                 self._type = ui.select([], label="Error at", on_change=self._changed).props("dense outlined options-dense").classes("qt-at")
-                self._toggle = ui.toggle(dict(_MODES), value=self._mode, on_change=self._changed).classes("qt-segment")
-                self._toggle.props('no-caps unelevated dense toggle-color=none toggle-text-color=none aria-label="Colour by"')
+                self._toggle = segment(_MODES, self._mode, "Colour by", self._changed)
             self._painted, scale = measured.painted(found, self._mode)
             cells = [MapCell(item.name, item.role, item.layer, item.n_elements, self._painted[item.name]) for item in found.tensors]
             self._map = TensorMap(cells, title="Measurement by role and layer", scale=scale, on_pick=on_pick)
@@ -346,9 +339,8 @@ class _Curves:
     def __init__(self) -> None:
         self._drawn: tuple[Sequence[RoleBand], TensorProgress | None, Sequence[MeasuredType]] = ((), None, ())
         with card("Error against bits per weight, by role"):
-            self._kind = ui.toggle({True: "Relative", False: "Per cent"}, value=True, on_change=lambda: self.show(*self._drawn))
-            self._kind.props('no-caps unelevated dense toggle-color=none toggle-text-color=none aria-label="Error as"')
-            self._kind.classes("qt-segment qt-map-modes")
+            kinds = {True: "Relative", False: "Per cent"}
+            self._kind = segment(kinds, True, "Error as", lambda: self.show(*self._drawn), "qt-map-modes")
             self._means = text("", "qt-small qt-muted")
             self._empty = text("They appear here as soon as the first tensor is measured.", "qt-empty")
             self._chart = ui.echart({}).classes("qt-bands").props('role="img"')

@@ -1,3 +1,1 @@
 """Model: open a repository, a directory or a file, and what is known of one that was opened."""
-
-from quantailor.gui.pages.model.page import register

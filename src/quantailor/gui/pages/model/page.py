@@ -32,12 +32,6 @@ EXAMPLES = (
 LICENSE_LINKS = {"apache-2.0": "Apache 2.0", "mit": "MIT"}
 
 
-def register() -> None:
-    """Add the routes."""
-    ui.page("/open", response_timeout=15)(opening)
-    ui.page("/p/{fingerprint}/model", response_timeout=15)(known)
-
-
 # Opening
 
 

@@ -1,3 +1,1 @@
 """Structure: every tensor of a model, and what its files say of it."""
-
-from quantailor.gui.pages.structure.page import register

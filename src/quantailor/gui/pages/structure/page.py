@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from fastapi import Response
 from fastapi.responses import JSONResponse
-from nicegui import app, events, run, ui
+from nicegui import events, run, ui
 
 from quantailor.app.library import projects
 from quantailor.app.library.projects import ProjectReport
@@ -22,7 +22,7 @@ from quantailor.gui.context import outside, show_address, workspace
 from quantailor.gui.elements.tensor_map import Look, MapCell, Scale, TensorMap, type_look
 from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.pages.structure.configuration import Configuration
-from quantailor.gui.widgets import Stat, box, card, chip, heading, icon_button, quiet, text, told
+from quantailor.gui.widgets import Stat, box, card, chip, heading, icon_button, quiet, segment, text, told
 from quantailor.present.charts.colours import LogScale, bits_colour
 from quantailor.present.words import count, percent, plural, size
 
@@ -30,12 +30,6 @@ DEFAULT_LARGEST = 10
 MAX_LARGEST = 200
 MANY = 1000
 """From so many tensors on, the map follows when the table is there already."""
-
-
-def register() -> None:
-    """Add the routes."""
-    ui.page("/p/{fingerprint}/structure", response_timeout=15)(structure)
-    app.get("/api/p/{fingerprint}/tensors")(tensors)
 
 
 def tensors(fingerprint: str) -> Response:
@@ -174,9 +168,8 @@ class _Structure:
     def _show_map(self) -> None:
         with card("Layer by role; a cell's area grows with its tensor"):
             modes = {"type": "Stored type", "size": "Size"}
-            self._colour = ui.toggle(modes, value="type" if self._has_types else "size", on_change=self._recolour)
-            self._colour.props('no-caps unelevated dense toggle-color=none toggle-text-color=none aria-label="Colour by"')
-            self._colour.classes("qt-segment qt-map-modes")
+            first = "type" if self._has_types else "size"
+            self._colour = segment(modes, first, "Colour by", self._recolour, "qt-map-modes")
             room = ui.element("div")
         if len(self._rows) <= MANY:
             self._fill_map(room)

@@ -1,3 +1,1 @@
 """Verify: what a built file is worth."""
-
-from quantailor.gui.pages.verify.page import register

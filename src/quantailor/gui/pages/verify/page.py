@@ -23,11 +23,6 @@ KEY_LENGTH = 16
 """Digits of a fingerprint in an address."""
 
 
-def register() -> None:
-    """Add the route."""
-    ui.page("/p/{fingerprint}/verify", response_timeout=15)(verify)
-
-
 async def verify(fingerprint: str, verdict: str = "", built: str = "") -> None:
     """The screen of one project; `?verdict=` selects one, `?built=` a file to measure."""
     project = await opened("verify", partial(projects.project, workspace(), fingerprint))

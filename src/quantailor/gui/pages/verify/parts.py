@@ -35,7 +35,7 @@ from quantailor.gui.jobs import start as start_job
 from quantailor.gui.page_words import on_page
 from quantailor.gui.picker import path_input
 from quantailor.gui.theme import palette
-from quantailor.gui.widgets import box, card, named, primary, quiet, table, text, told
+from quantailor.gui.widgets import box, card, named, primary, quiet, segment, table, text, told
 from quantailor.present.charts import echarts
 from quantailor.present.charts.verdict import Measure, point_words, verdict_chart, verdict_points
 from quantailor.present.words import around, figure, kld, percent_with_error, size, span, with_error
@@ -244,10 +244,7 @@ class VerdictCards:
     def _graph(self, verdict: Verdict) -> None:
         with card("Size against what it costs"):
             with box("qt-row qt-spread"):
-                toggle = ui.toggle(_MEASURES, value=self._measure, on_change=self._changed)
-                toggle.props('no-caps unelevated dense toggle-color=none toggle-text-color=none aria-label="What the graph shows"').classes(
-                    "qt-segment"
-                )
+                segment(_MEASURES, self._measure, "What the graph shows", self._changed)
                 with box("qt-row qt-tight"):
                     for name in MEDIA:
                         quiet(name.upper(), told(partial(self._export, name))).props(f'dense aria-label="Export as {name.upper()}"')
@@ -420,10 +417,7 @@ class CardCard:
         with card("Model card", "qt-card-part") as self._element:
             with box("qt-row"):
                 self._of = text("", "qt-muted qt-small qt-grow qt-ellipsis")
-                self._tabs = ui.toggle({"preview": "Preview", "text": "Text"}, value="preview", on_change=self._switch)
-                self._tabs.props(
-                    'no-caps unelevated dense toggle-color=none toggle-text-color=none aria-label="How to show the model card"'
-                ).classes("qt-segment")
+                self._tabs = segment({"preview": "Preview", "text": "Text"}, "preview", "How to show the model card", self._switch)
                 quiet("Copy", self._copy, icon="content_copy")
             with box("qt-row"):
                 self._repo = ui.input("Original on the hub", placeholder="ORG/NAME, as its metadata say").props(
