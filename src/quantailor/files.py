@@ -13,14 +13,32 @@ import shutil
 import stat
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import psutil
 
 from quantailor.errors import OutputError
+
+
+class Closing(ABC):
+    """What holds files open: close it after use, best by `with`."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the files."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
 
 FilesState = tuple[tuple[str, int, int, int, int, int], ...]
 """Of every file its path, device, inode, size, and the times of its last change and of its state's, in nanoseconds."""

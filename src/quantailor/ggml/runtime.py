@@ -20,13 +20,13 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from quantailor.errors import InferenceError
+from quantailor.files import Closing
 from quantailor.ggml import library
 from quantailor.ggml.library import GgmlTensor, TensorPointer
 from quantailor.numerics import Floats, Tokens
@@ -136,7 +136,7 @@ def take_log() -> None:
     library.load().llama.llama_log_set(_log().callback, None)
 
 
-class Tokenizer:
+class Tokenizer(Closing):
     """The vocabulary of a model file. Use as a context manager, or call `close`.
 
     Raises:
@@ -164,12 +164,6 @@ class Tokenizer:
                 remedy="Convert the model again; if it is newer than the llama.cpp installed here, update llama-cpp-python",
             )
         self._vocab = self._llama.llama_model_get_vocab(self._model)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
 
     def close(self) -> None:
         """Release the model; further calls raise InferenceError."""

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from quantailor import files
@@ -21,7 +20,7 @@ from quantailor.analysis.corpus import Corpus, load_corpus
 from quantailor.analysis.texts import files_of, is_chat, parts_of
 from quantailor.control import QUIET, Control
 from quantailor.errors import CorpusError, ModelError, QuantailorError
-from quantailor.files import FilesState
+from quantailor.files import Closing, FilesState
 from quantailor.jobs import Home, resolve
 from quantailor.models.contents import require_language_model
 from quantailor.models.identity import DEFINITION, Identity, description, identify
@@ -53,7 +52,7 @@ class _Thread(threading.local):
     begin: Callable[[str], Control] | None = None
 
 
-class Workspace:
+class Workspace(Closing):
     """An opened home. Use as a context manager."""
 
     def __init__(self, home: Home, store: Store) -> None:
@@ -72,10 +71,8 @@ class Workspace:
         place = resolve(home).create()
         return cls(place, Store(place.database))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Close the store."""
         self.store.close()
 
     # Models

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, fields
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from quantailor.errors import StoreError
+from quantailor.files import Closing
 from quantailor.ggml import library
 from quantailor.records import ChunkScore, Mix, TensorInfo, Verdict, WeightError
 from quantailor.store import encoding
@@ -50,7 +50,7 @@ _MIX_SCORE_FIELDS = tuple(field.name for field in fields(ChunkScore) if field.na
 _CELL_BLOBS = ("error_quantiles", "error_quantiles_se", "histogram")
 
 
-class Store:
+class Store(Closing):
     """The project's database; created where it does not exist. Any thread may use it, and so may other processes.
 
     Raises StoreError when the file is damaged, of a newer version, locked, or cannot be written.
@@ -67,12 +67,6 @@ class Store:
     def close(self) -> None:
         """Close the file."""
         self._database.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def transaction(self) -> AbstractContextManager[None]:
         """Record several things together or not at all."""

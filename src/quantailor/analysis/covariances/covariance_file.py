@@ -28,6 +28,7 @@ import numpy.typing as npt
 from quantailor.analysis.covariances.covariances import InputCovariance
 from quantailor.analysis.covariances.sums import diagonal, panels
 from quantailor.errors import CovarianceError, ModelError
+from quantailor.files import Closing
 from quantailor.ggml.codec import MAX_IMPORTANCE
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_writer import PartLayout, layout
@@ -176,7 +177,7 @@ def metadata_of(description: Description) -> dict[str, MetadataValue]:
 # Reading
 
 
-class CovarianceFile:
+class CovarianceFile(Closing):
     """An open file; satisfies `Covariances`. Use as a context manager, or call `close`.
 
     Raises:
@@ -197,12 +198,6 @@ class CovarianceFile:
             raise
         self._by_tensor = {name: number for number, one in enumerate(self.description.inputs) for name in one.tensors}
         self._common: tuple[int, Floats] | None = None
-
-    def __enter__(self) -> CovarianceFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __reduce__(self) -> tuple[Callable[[Path, str], CovarianceFile], tuple[Path, str]]:
         """Another process opens the file itself, and makes sure that it is the same."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from quantailor.app import jobs
 from quantailor.app.library.structure import ModelReport
 from quantailor.app.library.structure import inspect as inspect_model
 from quantailor.errors import UnsupportedModelError
+from quantailor.files import Closing
 from quantailor.jobs import Listener, Progress
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.pipeline import StudyStep
@@ -25,7 +25,7 @@ Result = TypeVar("Result", bound=StepResult)
 
 
 @dataclass
-class Model:
+class Model(Closing):
     """An opened model and the home that keeps what is found out about it. Use it as a context manager, or call `close`."""
 
     path: Path
@@ -55,13 +55,7 @@ class Model:
 
     def close(self) -> None:
         """Close the home."""
-        self.workspace.store.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        self.workspace.close()
 
 
 def open_model(
@@ -108,7 +102,7 @@ def open_model(
                 now,
             )
     except BaseException:
-        workspace.store.close()
+        workspace.close()
         raise
 
 

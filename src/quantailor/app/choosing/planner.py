@@ -22,6 +22,7 @@ from quantailor.evidence import measurements
 from quantailor.evidence.damages import basis_of, expected_tables, inputs_of, probed_tables, with_kld_of
 from quantailor.evidence.knowledge import load_knowledge
 from quantailor.evidence.measurements import Measured, model_facts, roundings_measured
+from quantailor.files import Closing
 from quantailor.ggml import library
 from quantailor.making import building
 from quantailor.present import words
@@ -88,7 +89,7 @@ class Difference:
     """The largest difference in bytes first."""
 
 
-class Planner:
+class Planner(Closing):
     """See the module docstring. Any thread may use it; short calls wait for each other."""
 
     def __init__(self, workspace: Workspace, model: OpenedModel, found: Measured, resources: ExitStack) -> None:
@@ -119,12 +120,6 @@ class Planner:
     def close(self) -> None:
         """Close the model's file."""
         self._resources.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     @property
     def basis(self) -> str:
