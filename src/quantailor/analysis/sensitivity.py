@@ -120,13 +120,13 @@ def mean_kld(scores: Sequence[ChunkScore]) -> Estimate:
     return numerics.ratio_over_chunks([score.kld_sum for score in scores], [score.n_tokens for score in scores])
 
 
-def kld_over_sections(scores: Sequence[ChunkScore], n_sections: int = N_SECTIONS) -> Estimate:
+def kld_over_sections(scores: Sequence[ChunkScore]) -> Estimate:
     """Mean KLD, nats per token, with the standard error over contiguous sections of the text.
 
     A text is often several works in a row, and what a mix costs differs from work to work, by more than single chunks show.
     """
     ordered = sorted(scores, key=lambda score: score.index)
-    sections = np.array_split(np.arange(len(ordered)), min(n_sections, len(ordered)))
+    sections = np.array_split(np.arange(len(ordered)), min(N_SECTIONS, len(ordered)))
     sums = [sum(ordered[index].kld_sum for index in section) for section in sections]
     return numerics.ratio_over_chunks(sums, [sum(ordered[index].n_tokens for index in section) for section in sections])
 

@@ -19,13 +19,11 @@ from quantailor.present.charts.colours import bits_colour
 P = ParamSpec("P")
 TableCell = str | Callable[[], object]
 """A cell's text, or what builds its content."""
-Tone = Literal["", "good", "bad", "warn", "muted"]
 
 
-def text(content: str, classes: str = "", *, tag: str = "div", tone: Tone = "") -> TextElement:
+def text(content: str, classes: str = "", *, tag: str = "div") -> TextElement:
     """An element that holds plain text."""
-    toned = f"{classes} qt-{tone}" if tone else classes
-    return TextElement(tag=tag, text=content).classes(toned.strip())
+    return TextElement(tag=tag, text=content).classes(classes)
 
 
 Element = TypeVar("Element", bound=ui.element)

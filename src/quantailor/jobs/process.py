@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -52,15 +51,15 @@ def is_alive(worker: Worker, *, heartbeat: float | None, now: float) -> bool:
         return True
 
 
-def spawn_detached(argv: Sequence[str], log_path: Path, *, environment: Mapping[str, str] | None = None) -> int:
+def spawn_detached(argv: Sequence[str], log_path: Path) -> int:
     """Start a process that outlives this one and its terminal; its process number.
 
-    Its output goes to the end of `log_path`. `environment` replaces this process's. Raises JobError when it cannot be started.
+    Its output goes to the end of `log_path`. Raises JobError when it cannot be started.
     """
     try:
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as log:
-            process = _start(argv, log.fileno(), dict(os.environ if environment is None else environment))
+            process = _start(argv, log.fileno())
     except OSError as error:
         raise JobError(
             f"cannot start {argv[0]} with its log at {log_path}: {error.strerror or error}", remedy="Run it without --detach"
@@ -71,7 +70,7 @@ def spawn_detached(argv: Sequence[str], log_path: Path, *, environment: Mapping[
     return process.pid
 
 
-def _start(argv: Sequence[str], log: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _start(argv: Sequence[str], log: int) -> subprocess.Popen[bytes]:
     creation_flags = 0
     if sys.platform == "win32":
         creation_flags = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
@@ -80,7 +79,6 @@ def _start(argv: Sequence[str], log: int, environment: Mapping[str, str]) -> sub
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
-        env=environment,
         creationflags=creation_flags,
         start_new_session=sys.platform != "win32",
     )

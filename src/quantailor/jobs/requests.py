@@ -46,13 +46,13 @@ def reconcile(store: Store, *, now: Clock = time.time) -> list[Job]:
     return [job for job in (_interrupt(store, suspect) for suspect in suspects) if job is not None]
 
 
-def request_pause(store: Store, job_id: int, *, now: Clock = time.time) -> Job:
+def request_pause(store: Store, job_id: int) -> Job:
     """Ask a job to stop at its next safe point. A queued one pauses at once; the job as it is now.
 
     Raises JobError where it has ended.
     """
     with store.transaction():
-        reconcile(store, now=now)
+        reconcile(store)
         job = store.jobs.get(job_id)
         if job.state == "running":
             store.jobs.request(job_id, "pause")
@@ -63,13 +63,13 @@ def request_pause(store: Store, job_id: int, *, now: Clock = time.time) -> Job:
         return store.jobs.get(job_id)
 
 
-def request_cancel(store: Store, job_id: int, *, now: Clock = time.time) -> Job:
+def request_cancel(store: Store, job_id: int) -> Job:
     """Stop a job for good; what it recorded is kept. At once, unless a worker has to come to a safe point first.
 
     Raises JobError where it is done or cancelled already.
     """
     with store.transaction():
-        reconcile(store, now=now)
+        reconcile(store)
         job = store.jobs.get(job_id)
         if job.state == "running":
             store.jobs.request(job_id, "cancel")
@@ -80,13 +80,13 @@ def request_cancel(store: Store, job_id: int, *, now: Clock = time.time) -> Job:
         return store.jobs.get(job_id)
 
 
-def resume(store: Store, job_id: int, *, now: Clock = time.time) -> Job:
+def resume(store: Store, job_id: int) -> Job:
     """Queue a stopped job again, for `run` or `submit`; takes back a pause that its worker has not noticed yet.
 
     Raises JobError where it is done or cancelled.
     """
     with store.transaction():
-        reconcile(store, now=now)
+        reconcile(store)
         job = store.jobs.get(job_id)
         if job.state in ("paused", "interrupted", "failed"):
             return store.jobs.set_state(job_id, "queued")
@@ -97,10 +97,10 @@ def resume(store: Store, job_id: int, *, now: Clock = time.time) -> Job:
         return store.jobs.get(job_id)
 
 
-def remove(store: Store, job_id: int, *, now: Clock = time.time) -> None:
+def remove(store: Store, job_id: int) -> None:
     """Forget a job, its log and its log file; results stay. Raises JobError while it runs."""
     with store.transaction():
-        reconcile(store, now=now)
+        reconcile(store)
         job = store.jobs.get(job_id)
         if job.state == "running":
             raise JobError(f"job {job_id} is running", remedy=f"Stop it first: `quantailor jobs cancel {job_id}`")

@@ -59,9 +59,9 @@ def plural(n: int, noun: str, several: str | None = None) -> str:
     return f"{n:,} {_of_number(n, noun, several)}"
 
 
-def counted(n: int, noun: str, several: str | None = None) -> str:
+def counted(n: int, noun: str) -> str:
     """As `plural`, with small numbers as words: "no tensors", "one tensor", "two tensors", "12 tensors"."""
-    return f"{number_word(n)} {_of_number(n, noun, several)}"
+    return f"{number_word(n)} {_of_number(n, noun, None)}"
 
 
 def number_word(n: int) -> str:
@@ -118,9 +118,9 @@ def time_left(seconds: tuple[float, float] | None) -> str:
     return "" if seconds is None else f"{span(*seconds)} left"
 
 
-def done_by(seconds: tuple[float, float], now: float | None = None) -> str:
-    """ "done by 14:32", with the weekday from tomorrow on: the later end of the time left, after `now` or after this moment."""
-    at = time.time() if now is None else now
+def done_by(seconds: tuple[float, float]) -> str:
+    """ "done by 14:32", with the weekday from tomorrow on: the later end of the time left."""
+    at = time.time()
     end = at + seconds[1]
     same_day = time.localtime(at)[:3] == time.localtime(end)[:3]
     return f"done by {time.strftime('%H:%M' if same_day else '%a %H:%M', time.localtime(end))}"

@@ -142,12 +142,10 @@ class JobTable:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def create(self, kind: str, arguments: Mapping[str, Any], *, log_path: str | None = None) -> Job:
+    def create(self, kind: str, arguments: Mapping[str, Any]) -> Job:
         """A new queued job. `arguments` are plain data, enough to run the job in another process."""
-        row = (kind, json.dumps(arguments), self._database.now(), log_path)
-        return self.get(
-            self._database.insert("INSERT INTO jobs (kind, arguments, created, log_path, state) VALUES (?, ?, ?, ?, 'queued')", row)
-        )
+        row = (kind, json.dumps(arguments), self._database.now())
+        return self.get(self._database.insert("INSERT INTO jobs (kind, arguments, created, state) VALUES (?, ?, ?, 'queued')", row))
 
     def get(self, job_id: int) -> Job:
         """The job of that number; raises JobError."""

@@ -91,7 +91,6 @@ def select(
     basis: Basis = "ranking only",
     exact_size: Callable[[Strategy], int] | None = None,
     knees: Mapping[str, str] | None = None,
-    align: int = ALIGNMENT,
 ) -> Strategy:
     """Choose a type for every tensor of `tables`.
 
@@ -107,7 +106,6 @@ def select(
         exact_size: the size of the file that a strategy would give, where the header depends on the strategy
             itself; the budget then shrinks by the excess until the file fits.
         knees: every tensor's own knee within the constraints, where the caller has them; else they are found here.
-        align: bytes to which each tensor's data is padded.
 
     Raises:
         InfeasibleError: nothing meets the target and the constraints.
@@ -119,9 +117,9 @@ def select(
     common_type = options.pop(IMPORTANCE_TYPE, None)
     if common_type is not None or not any(tensor.importance > 0 for tensor in tables):
         tables = with_importance(tables, type_name=None if common_type is None else str(common_type))
-    task = _task(tables, model, method, options, limits, goal, align)
+    task = _task(tables, model, method, options, limits, goal)
     solver = optimal.Solver(tables, limits, align=task.align) if method == "optimal" else None
-    knees = knees_within(tables, limits, align=align) if knees is None else knees
+    knees = knees_within(tables, limits) if knees is None else knees
     size_of = exact_size or _size
 
     def described(outcome: Outcome, asked: Target) -> Strategy:
@@ -137,7 +135,7 @@ def select(
             inputs=dict(inputs or {}),
             basis=basis,
         )
-        return replace(strategy, prediction=predict(strategy.types, tables, model=model, basis=basis, align=align))
+        return replace(strategy, prediction=predict(strategy.types, tables, model=model, basis=basis))
 
     def fitted(asked: Target) -> Strategy:
         planned = replace(task, budget_bytes=int(asked["size_bytes"]))
@@ -219,9 +217,9 @@ def _with_size(strategy: Strategy, exact_size: Callable[[Strategy], int]) -> Str
     return replace(strategy, prediction=replace(strategy.prediction, file_size_bytes=exact_size(strategy)))
 
 
-def knees_within(tables: Sequence[TensorCells], constraints: Constraints, *, align: int = ALIGNMENT) -> dict[str, str]:
+def knees_within(tables: Sequence[TensorCells], constraints: Constraints) -> dict[str, str]:
     """Every tensor's own knee among the types that the constraints leave it, as a diagnostic."""
-    return knee.diagnostics(tables, apply(tables, constraints, align=align))
+    return knee.diagnostics(tables, apply(tables, constraints))
 
 
 def predict(
@@ -230,7 +228,6 @@ def predict(
     *,
     model: ModelFacts,
     basis: Basis = "ranking only",
-    align: int = ALIGNMENT,
 ) -> Prediction:
     """Size and damage of any mix, for example one edited by hand. `types` maps every tensor of `tables` to a type.
 
@@ -251,7 +248,7 @@ def predict(
     data = sum(cell.size_bytes for cell in cells) + model.fixed_tensor_bytes
     elements = sum(tensor.n_elements for tensor in tables) + model.fixed_elements
     return Prediction(
-        file_size_bytes=sum(padded(cell.size_bytes, align) for cell in cells) + model.fixed_bytes,
+        file_size_bytes=sum(padded(cell.size_bytes) for cell in cells) + model.fixed_bytes,
         tensor_bytes=data,
         bits_per_weight=8 * data / elements if elements else 0.0,
         damage=math.fsum(cell.damage for cell in cells),
@@ -293,7 +290,6 @@ def _task(
     options: Mapping[str, object],
     limits: Constraints,
     goal: Mapping[str, str | int | float],
-    align: int,
 ) -> _Task:
     given = {key: _number(key, goal[key]) for key in TARGETS if key in goal}
     if len(given) > 1:
@@ -304,7 +300,7 @@ def _task(
         # Bits per weight count data without padding, and no header.
         return _Task(tables, method, options, limits, room, None, fixed_bytes=0, align=1)
     size = given.get("size_bytes")
-    return _Task(tables, method, options, limits, None if size is None else int(size), given.get("damage"), model.fixed_bytes, align)
+    return _Task(tables, method, options, limits, None if size is None else int(size), given.get("damage"), model.fixed_bytes, ALIGNMENT)
 
 
 def _number(key: str, value: str | int | float) -> float:

@@ -241,8 +241,6 @@ def compare(
     reference: str,
     size_ratio: float,
     file: str = "",
-    draws: int = numerics.BOOTSTRAP_DRAWS,
-    seed: int = 0,
 ) -> Comparison:
     """ln(KLD_ours / KLD_theirs) over the chunks both have, with a paired bootstrap (METHODS 3).
 
@@ -255,7 +253,7 @@ def compare(
     pairs = paired_chunks(ours, theirs)
     least = MIN_KLD_NATS * sum(chunk.n_tokens for chunk, _ in pairs)
     ratio, (low, high) = numerics.bootstrap_ln_ratio(
-        [chunk.kld_sum for chunk, _ in pairs], [other.kld_sum for _, other in pairs], draws=draws, floor=least, seed=seed
+        [chunk.kld_sum for chunk, _ in pairs], [other.kld_sum for _, other in pairs], floor=least
     )
     outcome: Literal["better", "no better", "worse"] = "better" if high < 0 else "worse" if low > 0 else "no better"
     return Comparison(reference, ratio, (low, high), size_ratio, outcome, file)

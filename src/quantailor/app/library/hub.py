@@ -90,9 +90,7 @@ _LOGP_BYTES = 2
 """Of one token's probability in the base's cached answers."""
 
 
-def peek(
-    repo_id: str, *, revision: str | None = None, token: Token | None = None, gguf_file: str | None = None, imatrix_only: bool = False
-) -> PeekReport:
+def peek(repo_id: str, *, revision: str | None = None, token: Token | None = None, gguf_file: str | None = None) -> PeekReport:
     """What a repository holds and what working with it takes; headers are read, weights are not.
 
     Args:
@@ -100,7 +98,6 @@ def peek(
         revision: branch, tag or commit; the main branch by default.
         token: from `find_token`, which is also the default.
         gguf_file: look at this GGUF file instead of the one that a download would take.
-        imatrix_only: look at a download that takes importance matrices alone.
 
     Raises:
         HubError: the hub refuses or is not there; `reason` and `link` say more.
@@ -108,11 +105,11 @@ def peek(
     """
     repo = Repo(repo_id, revision=revision, token=find_token() if token is None else token, settings=HubSettings.read())
     try:
-        choice = choose_files(repo, gguf_file, imatrix_only)
-        structure = Structure("none") if choice.kind == "imatrix" else structure_of(repo, choice)
+        choice = choose_files(repo, gguf_file)
+        structure = structure_of(repo, choice)
         check_header(choice, structure)
     except (RepoFileNotFoundError, AlreadyQuantizedError, UnsupportedModelError) as error:
-        if gguf_file is not None or imatrix_only:
+        if gguf_file is not None:
             raise
         return _report(repo, revision, None, Structure("unknown", converts=False, why_not=str(error)))
     return _report(repo, revision, choice, structure)
@@ -164,7 +161,7 @@ def _hub_files(repo: Repo, needed: Sequence[RepoFile]) -> tuple[HubFile, ...]:
 
 def _base_bytes(choice: Choice | None, structure: Structure, n_parameters: int) -> int:
     """Bytes of the 16-bit base: the GGUF file itself, or what conversion writes."""
-    if choice is None or choice.kind == "imatrix":
+    if choice is None:
         return 0
     if choice.kind == "gguf":
         return sum(file.size_bytes for file in choice.weights)
@@ -195,7 +192,7 @@ def _preset_bytes(name: str, n_parameters: int, qtypes: Mapping[str, QType]) -> 
 def _tensor_reports(structure: Structure) -> tuple[TensorReport, ...]:
     qtypes = library.types()
     if structure.converts:
-        return tuple(tensor_report(tensor, structure.architecture, qtypes, None) for tensor in structure.tensors)
+        return tuple(tensor_report(tensor, structure.architecture, qtypes) for tensor in structure.tensors)
     return tuple(
         TensorReport(tensor.name, "", None, tensor.shape, tensor.type_name, tensor.size_bytes, (), {}) for tensor in structure.tensors
     )

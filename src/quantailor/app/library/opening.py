@@ -15,7 +15,7 @@ from quantailor.costs.machine import free_disk_bytes
 from quantailor.errors import ModelError
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.hub import HubSettings
-from quantailor.pipeline import Level, StudyStep
+from quantailor.pipeline import StudyStep
 from quantailor.session import OpenedModel, Workspace
 
 EntryKind = Literal["folder", "huggingface", "gguf", "imatrix", "text", "file"]
@@ -147,14 +147,14 @@ def _described(workspace: Workspace, project: ProjectReport, model: OpenedModel,
     )
 
 
-def disk_plan(workspace: Workspace, project: ProjectReport, level: Level = "balanced") -> DiskPlan:
-    """What measuring this model at that level, and what comes before it, writes to the home.
+def disk_plan(workspace: Workspace, project: ProjectReport) -> DiskPlan:
+    """What measuring this model at the level "balanced", and what comes before it, writes to the home.
 
     Raises ModelError, and InferenceError where llama.cpp cannot read its vocabulary.
     """
     if project.source is None:
         raise ModelError(f"no file of {project.name} is left", remedy="Open it again from where it is now")
-    task = StudyStep(model=project.base or project.source, level=level, allow_requantize=True)
+    task = StudyStep(model=project.base or project.source, level="balanced", allow_requantize=True)
     cost = job_cost(workspace, task)
     needs = tuple(DiskNeed(stage.stage, stage.disk_bytes, _WORDS.get(stage.stage, "")) for stage in cost.stages)
     folder = workspace.home.path

@@ -5,7 +5,7 @@ Tensors of a known project come from the store, so that they can be looked at wh
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from quantailor.models.contents import contents
 from quantailor.models.identity import identify
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource
-from quantailor.qtypes import IMATRIX_EXEMPT, QType, availability, fallback, needs_imatrix, never_quantized, unavailable
+from quantailor.qtypes import IMATRIX_EXEMPT, QType, availability, fallback, needs_imatrix, never_quantized
 from quantailor.records import MetadataValue, TensorInfo
 from quantailor.session import Workspace
 
@@ -223,9 +223,14 @@ def _row(tensor: TensorInfo, architecture: str, qtypes: Mapping[str, QType]) -> 
     )
 
 
+def _availability(tensor: TensorInfo, architecture: str, qtypes: Mapping[str, QType]) -> dict[str, str | None]:
+    """Every type -> why it cannot be taken with a usual importance matrix, which holds neither embeddings nor output; None where it can."""
+    return availability(tensor, architecture=architecture, has_imatrix=tensor.name not in IMATRIX_EXEMPT, qtypes=qtypes)
+
+
 def _available(tensor: TensorInfo, architecture: str, qtypes: Mapping[str, QType]) -> list[str]:
-    """The types that it can take with a usual importance matrix, which holds neither embeddings nor output."""
-    reasons = availability(tensor, architecture=architecture, has_imatrix=tensor.name not in IMATRIX_EXEMPT, qtypes=qtypes)
+    """The types that it can take with a usual importance matrix."""
+    reasons = _availability(tensor, architecture, qtypes)
     return [type_name for type_name, reason in reasons.items() if reason is None] or [tensor.type_name]
 
 
@@ -327,14 +332,13 @@ def _plain(value: bool | int | float | str) -> str:
     return f"{value:.7g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def inspect(model: str | Path, *, imatrix_tensors: Collection[str] | None = None, listener: Listener | None = None) -> ModelReport:
+def inspect(model: str | Path, *, listener: Listener | None = None) -> ModelReport:
     """The structure of a GGUF file or a Hugging Face directory, and which model it is.
 
     The weights are read to tell it from all others, unless the user's home remembers these very files.
 
     Args:
         model: its path.
-        imatrix_tensors: names of the tensors that an importance matrix holds; None shows what one would allow.
         listener: hears of progress where a large model has to be read.
 
     Raises ModelError where the model cannot be read.
@@ -349,12 +353,12 @@ def inspect(model: str | Path, *, imatrix_tensors: Collection[str] | None = None
             workspace = None
         begin = partial(Told, listener or (lambda _: None))
         if workspace is None or contents(source) is not None:
-            return _report(source, identify(source, control=begin("identify")).fingerprint, imatrix_tensors)
+            return _report(source, identify(source, control=begin("identify")).fingerprint)
         with workspace.watched(begin):
-            return _report(source, workspace.identity(model).fingerprint, imatrix_tensors)
+            return _report(source, workspace.identity(model).fingerprint)
 
 
-def _report(source: ModelSource, fingerprint: str, imatrix_tensors: Collection[str] | None) -> ModelReport:
+def _report(source: ModelSource, fingerprint: str) -> ModelReport:
     qtypes = library.types()
     found = contents(source)
     n_parameters = sum(tensor.n_elements for tensor in source.tensors)
@@ -371,19 +375,13 @@ def _report(source: ModelSource, fingerprint: str, imatrix_tensors: Collection[s
         other_contents=None if found is None else f"{found.what}, not a language model. {found.remedy}",
         config_files=source.config_files,
         metadata=dict(source.metadata),
-        tensors=tuple(tensor_report(tensor, source.architecture, qtypes, imatrix_tensors) for tensor in source.tensors),
+        tensors=tuple(tensor_report(tensor, source.architecture, qtypes) for tensor in source.tensors),
     )
 
 
-def tensor_report(
-    tensor: TensorInfo, architecture: str, qtypes: Mapping[str, QType], imatrix_tensors: Collection[str] | None
-) -> TensorReport:
-    """A tensor with the types it can take; `imatrix_tensors` as in `inspect`."""
-    has_imatrix = tensor.name not in IMATRIX_EXEMPT if imatrix_tensors is None else tensor.name in imatrix_tensors
-    reasons = {
-        name: unavailable(tensor, qtype, architecture=architecture, has_imatrix=has_imatrix, qtypes=qtypes)
-        for name, qtype in qtypes.items()
-    }
+def tensor_report(tensor: TensorInfo, architecture: str, qtypes: Mapping[str, QType]) -> TensorReport:
+    """A tensor with the types it can take with a usual importance matrix."""
+    reasons = _availability(tensor, architecture, qtypes)
     return TensorReport(
         name=tensor.name,
         role=tensor.role,

@@ -14,10 +14,10 @@ Point = tuple[str, float, float, str, str]
 class ErrorCurve(Element, component="curve.js"):
     """A tensor's curve."""
 
-    def __init__(self, *, on_choose: Callable[[str], Any], height: int = 250) -> None:
+    def __init__(self, *, on_choose: Callable[[str], Any]) -> None:
         """`on_choose` hears the type that the user dragged to."""
         super().__init__()
-        self._props.update(title="", name="", points=[], knee="", chosen="", height=height)
+        self._props.update(title="", name="", points=[], knee="", chosen="", height=250)
         self.on("choose", lambda event: on_choose(event.args if isinstance(event.args, str) else event.args[0]))
 
     def show(self, name: str, points: Sequence[Point], *, knee: str | None, chosen: str, what: str) -> None:

@@ -114,13 +114,13 @@ class Solver:
 class OptimumBySize:
     """The optimum for any number of sizes in quick succession, as a slider asks for them: to within 1e-3 of its bound."""
 
-    def __init__(self, tables: Sequence[TensorCells], constraints: Constraints, *, align: int = ALIGNMENT) -> None:
+    def __init__(self, tables: Sequence[TensorCells], constraints: Constraints) -> None:
         """Budgets of patterns do not count here.
 
         Raises:
             InfeasibleError: the constraints leave a tensor no type.
         """
-        self._groups = apply(tables, constraints, align=align)
+        self._groups = apply(tables, constraints)
         self._knapsack = Knapsack(_options(self._groups), tolerance=QUICK_TOLERANCE)
 
     @property
