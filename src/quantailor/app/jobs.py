@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from quantailor import jobs
 from quantailor.app.executing import executing
 from quantailor.app.measuring.cost import outline
+from quantailor.control import NullControl
 from quantailor.costs import machine
 from quantailor.costs.needs import shortfalls
 from quantailor.errors import JobError, QuantailorError, ResourceError, StoreError
@@ -249,14 +250,11 @@ def telling(workspace: Workspace, listener: Listener) -> Iterator[Workspace]:
         yield workspace
 
 
-class Told:
+class Told(NullControl):
     """Work that a listener hears of and nobody stops but by Ctrl-C."""
 
     def __init__(self, listener: Listener, stage: str) -> None:
         self._listener, self._stage = listener, stage
-
-    def check(self) -> None:
-        """Ctrl-C ends the program by itself."""
 
     def advance(self, done: float, total: float, message: str = "") -> None:
         """Tell it, unless it is over at once."""

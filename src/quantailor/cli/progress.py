@@ -4,40 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Protocol
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+from rich.progress import Progress as Bars
 
+from quantailor.app.jobs import Listener, Progress
 from quantailor.cli.output import console
 from quantailor.present import words
 
 _PLAIN_INTERVAL_SECONDS = 10.0
-
-
-class _Reported(Protocol):
-    """What a job reports; see `quantailor.store.Progress`."""
-
-    @property
-    def stage(self) -> str: ...
-    @property
-    def done(self) -> float: ...
-    @property
-    def total(self) -> float: ...
-    @property
-    def message(self) -> str: ...
-    @property
-    def rate(self) -> float | None: ...
-    @property
-    def eta_low_s(self) -> float | None: ...
-    @property
-    def eta_high_s(self) -> float | None: ...
-    @property
-    def overall(self) -> float | None: ...
-
-
-Listener = Callable[[_Reported], None]
 
 
 @contextmanager
@@ -58,7 +35,7 @@ def reading(*, quiet: bool = False) -> Iterator[Listener]:
     with ExitStack() as shown:
         listeners: list[Listener] = []
 
-        def listen(report: _Reported) -> None:
+        def listen(report: Progress) -> None:
             if not listeners:
                 listeners.append(shown.enter_context(listening("identify", quiet=quiet)))
             listeners[0](report)
@@ -72,10 +49,10 @@ def reading(*, quiet: bool = False) -> Iterator[Listener]:
 @contextmanager
 def _bars(title: str) -> Iterator[Listener]:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[tail]}"))
-    with Progress(*columns, console=console(stderr=True), transient=True) as progress:
+    with Bars(*columns, console=console(stderr=True), transient=True) as progress:
         bars: dict[str, int] = {}
 
-        def show(report: _Reported) -> None:
+        def show(report: Progress) -> None:
             stage = report.stage or title
             bar = title if report.overall is not None else stage  # a job that is known as a whole has one bar
             if bar not in bars:
@@ -86,7 +63,7 @@ def _bars(title: str) -> Iterator[Listener]:
         yield show
 
 
-def _tail(report: _Reported) -> str:
+def _tail(report: Progress) -> str:
     eta = None if report.eta_low_s is None or report.eta_high_s is None else (report.eta_low_s, report.eta_high_s)
     rate = "" if not report.rate else f"{report.rate:.3g}/s"
     by = words.done_by(eta) if eta is not None and report.overall is not None else ""
@@ -101,7 +78,7 @@ class _PlainLines:
         self._last: dict[str, float] = {}
         self._finished: set[str] = set()
 
-    def __call__(self, report: _Reported) -> None:
+    def __call__(self, report: Progress) -> None:
         stage = report.stage or self._title
         now = time.monotonic()
         finished = bool(report.total) and report.done >= report.total

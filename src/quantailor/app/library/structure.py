@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from quantailor.app.jobs import Told
 from quantailor.app.library.projects import ProjectReport
@@ -167,13 +166,6 @@ class MetadataRow:
     """More of a text that `value` cuts off; None where `value` says all, and for arrays."""
 
 
-class _HasSize(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def size_bytes(self) -> int: ...
-
-
 # Tensors
 
 
@@ -201,7 +193,7 @@ def tensor_types(workspace: Workspace, project: ProjectReport, name: str) -> Ten
     )
 
 
-def largest_tensors(tensors: Sequence[_HasSize], n: int) -> LargestTensors:
+def largest_tensors(tensors: Sequence[TensorInfo | TensorRow | TensorReport], n: int) -> LargestTensors:
     """The `n` largest of these tensors (all, where there are fewer), and their share of all bytes."""
     total = sum(tensor.size_bytes for tensor in tensors)
     largest = sorted(tensors, key=lambda tensor: -tensor.size_bytes)[: max(0, n)]

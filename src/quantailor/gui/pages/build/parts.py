@@ -16,6 +16,7 @@ from quantailor.app.library.projects import ProjectReport, open_project
 from quantailor.app.products.builds import BuiltFile, check_built, compare_with, list_builds
 from quantailor.app.products.checking import BuildCheck
 from quantailor.app.products.verdicts import headline, list_verdicts, preset_names
+from quantailor.control import NullControl
 from quantailor.gui.context import context, workspace
 from quantailor.gui.frame import address
 from quantailor.gui.picker import pick
@@ -30,14 +31,10 @@ MAX_DIFFERENCES = 20
 _TICK = 0.3
 
 
-class _Progress:
+class _Progress(NullControl):
     """A control that remembers how far the checksum is, and never stops it."""
 
-    def __init__(self) -> None:
-        self.share = 0.0
-
-    def check(self) -> None:
-        """Nothing asks this work to stop."""
+    share = 0.0
 
     def advance(self, done: float, total: float, message: str = "") -> None:  # noqa: ARG002
         """Remember the share."""
