@@ -33,7 +33,7 @@ from quantailor.steps.hub.download import DownloadResult, DownloadStep, cached_m
 from quantailor.steps.hub.publish import PublishResult, PublishStep
 from quantailor.steps.measure import MeasureResult, MeasureStep
 from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX, REPO, Compute, Conversion, HubModel, Way, absolute
-from quantailor.steps.plan import BasisWish, Limits, Method, PlanOptions, PlanResult, Target, like_target, plan, plan_as
+from quantailor.steps.plan import BasisWish, Limits, Method, PlanOptions, PlanResult, Target, like_target, plan
 from quantailor.steps.probe import (
     DEFAULT_ANCHORS,
     DEFAULT_MIXES,

@@ -117,24 +117,22 @@ class PlanResult(StepResult):
 def plan(
     workspace: Workspace,
     base: Path,
-    options: PlanOptions,
+    wanted: PlanOptions | str,
     *,
     imatrix: str = AUTO,
-    exhaustive: bool | None = None,
     rounding: RoundingWish = "auto",
     covariances: str = AUTO,
     output: Path | None = None,
     overwrite: bool = False,
     origin: str | None = None,
 ) -> PlanResult:
-    """Choose a type for every tensor of `base` from what the store has measured.
+    """Choose a type for every tensor of `base` from what the store has measured, or take the very types of something else.
 
     Args:
         base: the model that was measured.
-        options: rule, target and constraints.
+        wanted: rule, target and constraints; or the types of a file, a preset or a strategy, as of `evidence.recipes.reference_of`.
         imatrix: which measurements to use: those with the model's own importance matrix ("auto", where there is one), without ("none"),
             or with that file.
-        exhaustive: which measurements to use; None takes those with the most cells.
         rounding: which measurements to use; "auto" is compensated where as much is measured with it as without.
         covariances: which measurements to use: those with the model's own covariances ("auto"), without ("none"), or with that file.
         output: where to save the strategy, as YAML or JSON by its name.
@@ -142,72 +140,46 @@ def plan(
         origin: where the model came from, for the result.
 
     Raises:
-        StrategyError: there are no measurements or no such evidence, or no strategy meets target and constraints.
+        StrategyError: there are no measurements or no such evidence, or no strategy meets target and constraints; or there are no such
+            types, or they are another model's.
         CovarianceError: covariances that cannot be used.
     """
     if output is not None:
         files.refuse_existing(output, overwrite=overwrite)
+    preset_size = passed_over = None
     with workspace.model(base) as model:
         which = named_rounding(workspace, model, rounding, covariances)
-        strategy, preset_size, grounds = choose(workspace, model, options, imatrix=imatrix, exhaustive=exhaustive, rounding=which)
-        passed_over = workspace.imatrices.passed_over(model.fingerprint) if imatrix == AUTO else None
+        if isinstance(wanted, str):
+            strategy, grounds = _same_types(workspace, model, wanted, imatrix, which)
+        else:
+            strategy, preset_size, grounds = choose(workspace, model, wanted, imatrix=imatrix, rounding=which)
+            passed_over = workspace.imatrices.passed_over(model.fingerprint) if imatrix == AUTO else None
     if output is not None:
         strategy_file.write(strategy, output, overwrite=overwrite)
     result = plan_result(workspace, strategy, output, preset_size, grounds, base=base, origin=origin)
     return result if passed_over is None else dataclasses.replace(result, notes=(*result.notes, passed_over))
 
 
-def plan_as(
-    workspace: Workspace,
-    base: Path,
-    reference: str,
-    *,
-    imatrix: str = AUTO,
-    rounding: RoundingWish = "auto",
-    covariances: str = AUTO,
-    output: Path | None = None,
-    overwrite: bool = False,
-    origin: str | None = None,
-) -> PlanResult:
-    """The very types of a file (GGUF, or tensor types for llama-quantize), a preset or a strategy, with what is known of them.
-
-    Args:
-        base: the model.
-        reference: as of `evidence.recipes.reference_of`.
-        imatrix: what the file is to be quantized with: "auto", "none", or a file.
-        rounding: how it is to be rounded; "auto" is compensated where as much is measured with it as without.
-        covariances: of the inputs, for compensated rounding.
-        output: where to save the strategy.
-        overwrite: replace an existing file.
-        origin: where the model came from, for the result.
-
-    Raises:
-        StrategyError: there are no such types, or they are another model's.
-        CovarianceError: covariances that cannot be used.
-    """
-    if output is not None:
-        files.refuse_existing(output, overwrite=overwrite)
-    with workspace.model(base) as model:
-        taken = recipe_of(workspace, model, reference, imatrix, types_alone=True)
-        require_whole(taken, model)
-        strategy = dataclasses.replace(taken, prediction=None, basis="ranking only")
-        known, missing = None, "nothing is measured"
-        matrix = workspace.imatrices.choose(model, imatrix)
-        try:
-            found = measured(workspace, model, imatrix, rounding=named_rounding(workspace, model, rounding, covariances))
-            known = load_knowledge(workspace, model, found.key, found.cells)
-            tables = expected_tables(model.source, found, matrix) if known is None else probed_tables(model.source, found, known)
-            damages = predict(strategy.types, tables, model=model_facts(model, tables)).damage
-            strategy = dataclasses.replace(strategy, basis=basis_of(known), inputs={**strategy.inputs, **inputs_of(found, known)})
-        except StrategyError as error:
-            known, damages, missing = None, 0.0, error.message
-        prediction = building.predict(model.source, strategy, imatrix=matrix)
-        prediction = dataclasses.replace(prediction, damage=damages, no_prediction=None if known else missing)
-        strategy = with_kld(dataclasses.replace(strategy, prediction=prediction), known)
-        workspace.store.record_strategy(StrategyRecord.of(model.fingerprint, strategy.method, strategy_file.dumps(strategy)))
-    if output is not None:
-        strategy_file.write(strategy, output, overwrite=overwrite)
-    return plan_result(workspace, strategy, output, None, None if known is None else known.grounds, base=base, origin=origin)
+def _same_types(workspace: Workspace, model: OpenedModel, reference: str, imatrix: str, rounding: str) -> tuple[Strategy, Grounds | None]:
+    """A strategy of the very types of something else, with what is known of them, which is recorded; its grounds."""
+    taken = recipe_of(workspace, model, reference, imatrix, types_alone=True)
+    require_whole(taken, model)
+    strategy = dataclasses.replace(taken, prediction=None, basis="ranking only")
+    known, missing = None, "nothing is measured"
+    matrix = workspace.imatrices.choose(model, imatrix)
+    try:
+        found = measured(workspace, model, imatrix, rounding=rounding)
+        known = load_knowledge(workspace, model, found.key, found.cells)
+        tables = expected_tables(model.source, found, matrix) if known is None else probed_tables(model.source, found, known)
+        damages = predict(strategy.types, tables, model=model_facts(model, tables)).damage
+        strategy = dataclasses.replace(strategy, basis=basis_of(known), inputs={**strategy.inputs, **inputs_of(found, known)})
+    except StrategyError as error:
+        known, damages, missing = None, 0.0, error.message
+    prediction = building.predict(model.source, strategy, imatrix=matrix)
+    prediction = dataclasses.replace(prediction, damage=damages, no_prediction=None if known else missing)
+    strategy = with_kld(dataclasses.replace(strategy, prediction=prediction), known)
+    workspace.store.record_strategy(StrategyRecord.of(model.fingerprint, strategy.method, strategy_file.dumps(strategy)))
+    return strategy, None if known is None else known.grounds
 
 
 def like_target(text: str) -> Target:

@@ -163,36 +163,26 @@ def plan(
     if evidence is not None and basis == "ranking":
         raise typer.BadParameter("--basis ranking stands on no probes, so --evidence chooses nothing")
     here = hub_commands.here(model.base, model.of_hub, imatrix)
+    wanted: PlanOptions | str
     if types_of is not None:
         if rules or target != TargetOptions() or constraints != ConstraintOptions():
             raise typer.BadParameter("--types-of takes the types as they are; leave out targets, rules and constraints")
-        with answer.workspace() as workspace:
-            same = steps.plan_as(
-                workspace,
-                here.path,
-                steps.reference_of(types_of),
-                imatrix=here.imatrix,
-                **rounded.rounded(),
-                output=output,
-                overwrite=force,
-                origin=here.origin,
-            )
-        answer.tell("plan", same, lambda: show.planned(same, all_tensors=all_tensors or output is None))
-        return
-    optimal: tuple[Method, str | None] = ("optimal", None)
-    method, rule = next(iter(rules.items()), optimal)
-    plan_options = PlanOptions(
-        **plan_rule(method, rule, option or ()),
-        **target.target(needed=method in ("optimal", "greedy")),
-        **constraints.limits,
-        basis=basis,
-        evidence=evidence,
-    )
+        wanted = steps.reference_of(types_of)
+    else:
+        optimal: tuple[Method, str | None] = ("optimal", None)
+        method, rule = next(iter(rules.items()), optimal)
+        wanted = PlanOptions(
+            **plan_rule(method, rule, option or ()),
+            **target.target(needed=method in ("optimal", "greedy")),
+            **constraints.limits,
+            basis=basis,
+            evidence=evidence,
+        )
     with answer.workspace() as workspace:
         found = steps.plan(
             workspace,
             here.path,
-            plan_options,
+            wanted,
             imatrix=here.imatrix,
             **rounded.rounded(),
             output=output,
