@@ -26,7 +26,7 @@ from benchmarks.llama_shapes import SHAPES
 from benchmarks.setting import MODELS
 from quantailor import cli
 from quantailor.analysis.corpus import chunks, load_corpus
-from quantailor.analysis.covariances.capture import compute_calibration
+from quantailor.analysis.covariances.capture import Calibration, compute_calibration
 from quantailor.analysis.covariances.covariance_file import CovarianceFile
 from quantailor.analysis.importance.computing import compute_imatrix
 from quantailor.analysis.importance.imatrix import Imatrix
@@ -103,7 +103,7 @@ class Model:
         """Compare covariances."""
         files = [self.folder / f"{self.name}-{where}.cov" for where in ("cpu", "gpu")]
         for place, layers in zip(files, (0, self.layers), strict=True):
-            compute_calibration(self.path, self.tokens, place, model=fingerprint(self.source), n_gpu_layers=layers)
+            compute_calibration(Calibration(self.path, fingerprint(self.source), place, n_gpu_layers=layers), self.tokens)
         worst, n_compared = 0.0, 0
         with CovarianceFile(files[0]) as cpu, CovarianceFile(files[1]) as gpu:
             for tensor in quantizable_tensors(self.source):

@@ -11,7 +11,7 @@ import pytest
 from covariance_files import products, write
 
 from quantailor.analysis.corpus import chunks, load_corpus
-from quantailor.analysis.covariances.capture import compute_calibration
+from quantailor.analysis.covariances.capture import Calibration, compute_calibration
 from quantailor.analysis.covariances.covariance_file import CovarianceFile
 from quantailor.analysis.covariances.covariances import InputCovariance
 from quantailor.analysis.rounding.compensation import round_rows
@@ -76,7 +76,8 @@ def test_inputs_that_are_nearly_the_same_stay_positive(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["blk.2.attn_q.weight", "blk.2.ffn_down.weight", "output.weight"])
 def test_rounding_is_as_from_float32(name: str, books_llama_base: Path, calibration_text: Path, tmp_path: Path) -> None:
     tokens = chunks(load_corpus(books_llama_base, calibration_text), 512, limit=4)
-    compute_calibration(books_llama_base, tokens, tmp_path / "covariances.gguf", model="m" * 64, names=[name], n_threads=1)
+    run = Calibration(books_llama_base, "m" * 64, tmp_path / "covariances.gguf", names=frozenset([name]), n_threads=1)
+    compute_calibration(run, tokens)
     exact = np.zeros((1, 1))
 
     def see(activation: Activation) -> None:

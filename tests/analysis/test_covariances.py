@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from quantailor.analysis.corpus import chunks, load_corpus
-from quantailor.analysis.covariances.capture import compute_calibration, forget_run
+from quantailor.analysis.covariances.capture import Calibration, compute_calibration, forget_run
 from quantailor.analysis.covariances.covariance_file import LEAN_COLUMNS, CovarianceFile
 from quantailor.analysis.importance.computing import compute_imatrix
 from quantailor.analysis.importance.imatrix import Imatrix
+from quantailor.control import QUIET, Control
 from quantailor.errors import Paused
 from quantailor.ggml.runtime import Activation, LoadedModel
 from quantailor.models.gguf_file import GGUFSource
@@ -44,9 +46,9 @@ def experts(books_moe_base: Path, tokens: Tokens, tmp_path_factory: pytest.TempP
     return place, compute(books_moe_base, tokens, place)
 
 
-def compute(base: Path, tokens: Tokens, place: Path, **options: object) -> Imatrix:
-    given = {"model": MODEL, "n_threads": 1, "dataset": "calibration.txt", **options}
-    return compute_calibration(base, tokens, place, **given)  # type: ignore[arg-type]
+def compute(base: Path, tokens: Tokens, place: Path, control: Control = QUIET, **options: Any) -> Imatrix:
+    given: dict[str, Any] = {"n_threads": 1, "dataset": "calibration.txt", **options}
+    return compute_calibration(Calibration(base, MODEL, place, **given), tokens, control=control)
 
 
 def info(base: Path, name: str) -> TensorInfo:
@@ -190,7 +192,7 @@ def test_a_tied_output_is_the_embeddings_covariance(books_llama_base: Path, toke
 def test_long_chunks_run_in_several_graphs(small_base: Path, calibration_text: Path, tmp_path: Path) -> None:
     long = chunks(load_corpus(small_base, calibration_text), 1024, limit=1)
     for n_ctx in (512, 1024):
-        compute(small_base, long.reshape(-1, n_ctx), tmp_path / f"{n_ctx}.gguf", names=["blk.0.attn_q.weight"], budget_bytes=1)
+        compute(small_base, long.reshape(-1, n_ctx), tmp_path / f"{n_ctx}.gguf", names=frozenset(["blk.0.attn_q.weight"]), budget_bytes=1)
     first = info(small_base, "blk.0.attn_q.weight")  # its input depends on the token alone
     with CovarianceFile(tmp_path / "512.gguf") as one, CovarianceFile(tmp_path / "1024.gguf") as two:
         short, whole = one.of(first), two.of(first)
@@ -200,7 +202,7 @@ def test_long_chunks_run_in_several_graphs(small_base: Path, calibration_text: P
 
 
 def test_only_wanted_tensors_have_covariances(books_llama_base: Path, tokens: Tokens, tmp_path: Path) -> None:
-    compute(books_llama_base, tokens[:1], tmp_path / "few.gguf", names=[UP])
+    compute(books_llama_base, tokens[:1], tmp_path / "few.gguf", names=frozenset([UP]))
     with CovarianceFile(tmp_path / "few.gguf") as file:
         assert [file.key_of(info(books_llama_base, name)) for name in (UP, GATE, DOWN)] == [UP, None, None]
 
@@ -221,7 +223,7 @@ class StopAfter:
 
 @pytest.mark.parametrize("options", [{"budget_bytes": 5 << 20}, {"n_threads": 2}], ids=["in turns", "two threads"])
 def test_turns_and_threads_change_no_byte(
-    options: dict[str, object], books_moe_base: Path, tokens: Tokens, experts: tuple[Path, Imatrix], tmp_path: Path
+    options: dict[str, Any], books_moe_base: Path, tokens: Tokens, experts: tuple[Path, Imatrix], tmp_path: Path
 ) -> None:
     place, imatrix = experts
     again = compute(books_moe_base, tokens, tmp_path / "again.gguf", **options)

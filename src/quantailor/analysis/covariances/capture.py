@@ -16,7 +16,7 @@ import os
 import re
 import time
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -59,6 +59,7 @@ class Calibration:
     """What a computation is of; two with equal options end in the same bytes."""
 
     model_path: Path
+    """A base GGUF."""
     model: str
     """The model's fingerprint."""
     place: Path
@@ -70,9 +71,13 @@ class Calibration:
     dataset: str = ""
     """The text's name, kept in the files."""
     n_threads: int | None = None
+    """None takes all processors; the results do not depend on it."""
     n_gpu_layers: int = 0
+    """Layers on a GPU, -1 for all."""
     budget_bytes: int = BUDGET_BYTES
+    """Memory for sums, beside the model; where they need more, the text runs several times."""
     save_seconds: float = SAVE_SECONDS
+    """Between two saved states."""
 
     @property
     def state(self) -> Path:
@@ -83,39 +88,11 @@ class Calibration:
         return self.place.with_suffix(".unfinished")
 
 
-def compute_calibration(
-    model_path: Path,
-    chunks: Tokens,
-    output: Path,
-    *,
-    model: str,
-    names: Collection[str] | None = None,
-    control: Control = QUIET,
-    n_threads: int | None = None,
-    n_gpu_layers: int = 0,
-    process_output: bool = False,
-    dataset: str = "",
-    budget_bytes: int = BUDGET_BYTES,
-    save_seconds: float = SAVE_SECONDS,
-) -> Imatrix:
-    """Run the chunks through the model, write the covariances of its inputs and return the importance matrix.
+def compute_calibration(run: Calibration, chunks: Tokens, *, control: Control = QUIET) -> Imatrix:
+    """Run the chunks, (n_chunks, n_ctx), through the model, write the covariances of its inputs and return the importance matrix.
 
     The matrix is that of `compute_imatrix`, bit for bit. An interrupted run goes on where its state was saved; `forget_run` removes
     what is left beside the file when both results are kept.
-
-    Args:
-        model_path: a base GGUF.
-        chunks: (n_chunks, n_ctx) from `corpus.chunks`.
-        output: the covariance file to write, see `covariance_file`.
-        model: the model's fingerprint.
-        names: tensors whose inputs are wanted; None for all.
-        control: asked whether to go on.
-        n_threads: None takes all processors; the results do not depend on it.
-        n_gpu_layers: layers on a GPU, -1 for all.
-        process_output: see `compute_imatrix`.
-        dataset: the text's name, kept in the files.
-        budget_bytes: memory for sums, beside the model; where they need more, the text runs several times.
-        save_seconds: between two saved states.
 
     Raises:
         ImatrixError: inputs that are not finite.
@@ -123,20 +100,8 @@ def compute_calibration(
         InferenceError: llama.cpp cannot load or run the model.
         OutputError: a file cannot be written.
     """
-    run = Calibration(
-        model_path=model_path,
-        model=model,
-        place=output,
-        names=None if names is None else frozenset(names),
-        process_output=process_output,
-        dataset=dataset,
-        n_threads=n_threads,
-        n_gpu_layers=n_gpu_layers,
-        budget_bytes=budget_bytes,
-        save_seconds=save_seconds,
-    )
     control.check()
-    return apart.call(_calibrate, run, chunks, control=control).result(dataset)
+    return apart.call(_calibrate, run, chunks, control=control).result(run.dataset)
 
 
 def forget_run(output: Path) -> None:

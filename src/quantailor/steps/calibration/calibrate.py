@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from quantailor import files
 from quantailor.analysis.corpus import Corpus, chunk_length, chunks
-from quantailor.analysis.covariances.capture import BUDGET_BYTES, compute_calibration, expected_bytes, forget_run
+from quantailor.analysis.covariances.capture import BUDGET_BYTES, Calibration, compute_calibration, expected_bytes, forget_run
 from quantailor.analysis.covariances.covariance_file import CovarianceFile, Input
 from quantailor.analysis.importance.imatrix import TOKEN_EMBEDDINGS, Imatrix
 from quantailor.costs.model_size import ModelSize
@@ -93,20 +93,18 @@ class CalibrateStep(CalibrationStep[CalibrateReport], kind="calibrate", result=C
     def _compute(self, workspace: Workspace, stages: Stages, model: OpenedModel, corpus: Corpus, key: ImatrixKey) -> tuple[Imatrix, Path]:
         require_finite(model.identity)
         place = _place(workspace, model, key)
-        imatrix = compute_calibration(
+        run = Calibration(
             gguf_path(model),
-            chunks(corpus, key.n_ctx, limit=self.chunks),
+            model.fingerprint,
             place,
-            model=model.fingerprint,
-            names=[tensor.name for tensor in quantizable_tensors(model.source)],
-            control=stages.begin("calibrate"),
+            names=frozenset(tensor.name for tensor in quantizable_tensors(model.source)),
             n_threads=self.compute.n_threads,
             n_gpu_layers=self.compute.n_gpu_layers,
             process_output=self.process_output,
             dataset=corpus.name,
             budget_bytes=self.memory_bytes or BUDGET_BYTES,
         )
-        return imatrix, place
+        return compute_calibration(run, chunks(corpus, key.n_ctx, limit=self.chunks), control=stages.begin("calibrate")), place
 
 
 def _place(workspace: Workspace, model: OpenedModel, key: ImatrixKey) -> Path:
