@@ -169,7 +169,7 @@ def test_the_built_file_is_as_large_as_an_edited_draft_says(
 def test_differences_count_bytes(desk: Planner, draft: Draft) -> None:
     other = {**draft.types, "output.weight": "Q8_0"}
     found = desk.difference(other, draft.types)
-    assert [item.name for item in found.tensors] == ["output.weight"]
+    assert [item.tensor for item in found.tensors] == ["output.weight"]
     assert found.ours.tensor_bytes - found.theirs.tensor_bytes == found.tensors[0].bytes_more > 0
 
 

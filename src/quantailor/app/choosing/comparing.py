@@ -56,6 +56,11 @@ class TensorDiff:
     size_a_bytes: int
     size_b_bytes: int
 
+    @property
+    def bytes_more(self) -> int:
+        """A's bytes less B's."""
+        return self.size_a_bytes - self.size_b_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class RoleDiff:
@@ -103,7 +108,7 @@ def compare_strategies(
         first, second = (_side(model, choice, lookup(choice.imatrix, choice.rounding)) for choice in sides)
         one, other = sides[0].types, sides[1].types
         tensors = tuple(
-            _difference(each, one[each.name], other[each.name]) for each in model.source.tensors if one[each.name] != other[each.name]
+            tensor_difference(each, one[each.name], other[each.name]) for each in model.source.tensors if one[each.name] != other[each.name]
         )
         return StrategyDiff(model.source.name, first, second, tensors, _by_role(model.source, tensors))
 
@@ -252,7 +257,8 @@ def _side(model: OpenedModel, choice: _Choice, known: Known) -> DiffSide:
 # Differences
 
 
-def _difference(tensor: TensorInfo, a: str, b: str) -> TensorDiff:
+def tensor_difference(tensor: TensorInfo, a: str, b: str) -> TensorDiff:
+    """What one type in place of another does to a tensor."""
     size_a, size_b = (library.types()[type_name].tensor_bytes(tensor) for type_name in (a, b))
     return TensorDiff(tensor.name, tensor.role, tensor.layer, a, b, size_a, size_b)
 

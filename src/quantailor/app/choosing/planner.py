@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from quantailor.analysis.importance.imatrix import holds
+from quantailor.app.choosing.comparing import TensorDiff, tensor_difference
 from quantailor.errors import StrategyMismatchError
 from quantailor.evidence import measurements
 from quantailor.evidence.damages import basis_of, expected_tables, inputs_of, probed_tables, with_kld_of
@@ -69,23 +70,12 @@ class Preview:
 
 
 @dataclass(frozen=True, slots=True)
-class TensorDifference:
-    """A tensor that has another type in another choice."""
-
-    name: str
-    ours: str
-    theirs: str
-    bytes_more: int
-    """Our bytes less theirs."""
-
-
-@dataclass(frozen=True, slots=True)
 class Difference:
     """Two choices side by side."""
 
     ours: Prediction
     theirs: Prediction
-    tensors: tuple[TensorDifference, ...]
+    tensors: tuple[TensorDiff, ...]
     """The largest difference in bytes first."""
 
 
@@ -217,14 +207,11 @@ class Planner(Closing):
         with self._lock:
             a, b = self.evaluate(ours), self.evaluate(theirs)
             found = [
-                TensorDifference(name, type_name, b.types[name], self._bytes(name, type_name) - self._bytes(name, b.types[name]))
+                tensor_difference(self.model.source.tensor(name), type_name, b.types[name])
                 for name, type_name in a.types.items()
                 if b.types[name] != type_name
             ]
             return Difference(a.prediction, b.prediction, tuple(sorted(found, key=lambda item: -abs(item.bytes_more))))
-
-    def _bytes(self, name: str, type_name: str) -> int:
-        return self._cells[name][type_name].size_bytes
 
     def by_hand(self, types: Mapping[str, str], pins: Pins, origin: Strategy) -> Strategy:
         """A strategy with these very types, its size exact.

@@ -252,14 +252,9 @@ def _show_difference(found: StrategyDiff) -> None:
     with box("qt-grid qt-diff-tables"):
         roles = [(row.role, f"{row.n_changed} of {row.n_tensors}", size_change(row.size_a_bytes - row.size_b_bytes)) for row in found.roles]
         scrolling_table({"Role": False, "Changed": True, "Larger by": True}, roles, caption="Difference by role")
-        ranked = sorted(found.tensors, key=lambda row: -abs(row.size_a_bytes - row.size_b_bytes))
+        ranked = sorted(found.tensors, key=lambda row: -abs(row.bytes_more))
         tensors = [
-            (
-                partial(text, row.tensor, "qt-mono"),
-                partial(chip, row.type_a),
-                partial(chip, row.type_b),
-                size_change(row.size_a_bytes - row.size_b_bytes),
-            )
+            (partial(text, row.tensor, "qt-mono"), partial(chip, row.type_a), partial(chip, row.type_b), size_change(row.bytes_more))
             for row in ranked[:MAX_DIFFERENCES]
         ]
         with box(""):

@@ -90,16 +90,16 @@ class DifferenceDialog:
 def _map(found: Difference, one: str, other: str, desk: Planner) -> None:
     """Where the first has more bits, and where fewer."""
     colours, bits = palette(), type_bits()
-    differs = {item.name: item for item in found.tensors}
+    differs = {item.tensor: item for item in found.tensors}
 
     def look(name: str) -> Look:
         item = differs.get(name)
         if item is None:
             return Look(colours.line, "the same type")
-        more = bits[item.ours] - bits[item.theirs]
+        more = bits[item.type_a] - bits[item.type_b]
         colour = blend(colours.line, colours.reference if more > 0 else colours.warm, min(1.0, 0.35 + abs(more) / 4))
         return Look(
-            colour, f"{item.ours} in {one}, {item.theirs} in {other}, {size_change(item.bytes_more)}", f"{more:+.1f}".replace("-", "−")
+            colour, f"{item.type_a} in {one}, {item.type_b} in {other}, {size_change(item.bytes_more)}", f"{more:+.1f}".replace("-", "−")
         )
 
     cells = [MapCell(item.name, item.role, item.layer, item.n_elements, look(item.name)) for item in desk.tensors() if item.cells]
@@ -124,7 +124,7 @@ def _show_difference(found: Difference, one: str, other: str, desk: Planner) -> 
         + (f"; the {MAX_ROWS} largest changes:" if len(found.tensors) > MAX_ROWS else ":")
     )
     changes = [
-        (partial(text, item.name, "qt-mono"), partial(chip, item.ours), partial(chip, item.theirs), size_change(item.bytes_more))
+        (partial(text, item.tensor, "qt-mono"), partial(chip, item.type_a), partial(chip, item.type_b), size_change(item.bytes_more))
         for item in found.tensors[:MAX_ROWS]
     ]
     columns = {"Tensor": False, one: False, other: False, "bytes more": True}
