@@ -167,12 +167,7 @@ def wait_until_settled(state: FilesState) -> None:
 def _unsettled_s(state: FilesState) -> float:
     """Seconds until it is settled."""
     is_coarse = all(at % 1_000_000_000 == 0 for at in _changes(state))
-    return last_change(state) + (_COARSE_TICK_S if is_coarse else _TICK_S) - time.time()
-
-
-def last_change(state: FilesState) -> float:
-    """Wall-clock seconds of the last change of any of them; 0 for no files."""
-    return max(_changes(state), default=0) / 1e9
+    return max(_changes(state), default=0) / 1e9 + (_COARSE_TICK_S if is_coarse else _TICK_S) - time.time()
 
 
 def _changes(state: FilesState) -> list[int]:

@@ -199,12 +199,6 @@ def ratio_over_chunks(numerators: npt.ArrayLike, denominators: npt.ArrayLike) ->
     return Estimate(ratio, math.sqrt(residual * n_chunks / (n_chunks - 1)) / float(total))
 
 
-def winsorized(values: npt.ArrayLike, *, medians: float) -> Doubles:
-    """The values of each row with everything above so many of the row's medians cut down to that; (..., n) -> the same shape."""
-    rows = np.asarray(values, dtype=np.float64)
-    return np.minimum(rows, medians * np.median(rows, axis=-1, keepdims=True))
-
-
 def bootstrap_ln_ratio(
     numerators: npt.ArrayLike,
     denominators: npt.ArrayLike,

@@ -149,8 +149,9 @@ def readable(scores: Scores, base: Sequence[ChunkScore], n_vocab: int) -> Scores
 
 
 def _typical(klds: Doubles, tokens: Doubles) -> Doubles:
-    """KLD sums per chunk, (n_probes, n_chunks), each row without its tail."""
-    return numerics.winsorized(klds / tokens, medians=TYPICAL_MEDIANS) * tokens
+    """KLD sums per chunk, (n_probes, n_chunks), with everything above so many of a row's medians per token cut down to that."""
+    per_token = klds / tokens
+    return np.minimum(per_token, TYPICAL_MEDIANS * np.median(per_token, axis=-1, keepdims=True)) * tokens
 
 
 def is_drowned(kld: Estimate, floor_nats: float) -> bool:

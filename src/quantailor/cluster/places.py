@@ -9,6 +9,7 @@ import pickle
 import platform
 import re
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -131,11 +132,8 @@ def _fingerprint(path: Path, state: files.FilesState) -> str:
     note = Path(platformdirs.user_cache_dir("quantailor", appauthor=False)) / "identities" / name
     if files.is_settled(state) and note.is_file():
         return note.read_text(encoding="ascii").strip()
-    source = open_model(path)
-    try:
+    with closing(open_model(path)) as source:
         found = identify(source).fingerprint
-    finally:
-        source.close()
     if files.is_settled(state):
         files.write_text(note, found)
     return found

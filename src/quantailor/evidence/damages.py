@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from quantailor.analysis.expected import expected_alphas, expected_damage
 from quantailor.analysis.importance.imatrix import Imatrix
@@ -17,7 +17,7 @@ from quantailor.ggml import library
 from quantailor.models.abilities import require_predictions
 from quantailor.models.source import ModelSource
 from quantailor.present.words import EARLY, figure, plural
-from quantailor.records import Basis, Prediction, Strategy, TensorCells
+from quantailor.records import Basis, Cell, Prediction, Strategy, TensorCells
 from quantailor.session import OpenedModel, Workspace
 
 
@@ -76,29 +76,18 @@ def with_kld_of(prediction: Prediction, known: Knowledge | None, types: Mapping[
 def probed_tables(source: ModelSource, found: Measured, known: Knowledge) -> list[TensorCells]:
     """The rules' input with the damages that probes give, nats."""
     qtypes = library.types()
-    return [
-        dataclasses.replace(
-            table,
-            cells=tuple(
-                dataclasses.replace(cell, damage=known.damage(source.tensor(table.name), qtypes[cell.type_name], cell.error).value)
-                for cell in table.cells
-            ),
-        )
-        for table in found.tables
-    ]
+    return _with_damages(found, lambda table, cell: known.damage(source.tensor(table.name), qtypes[cell.type_name], cell.error).value)
 
 
 def expected_tables(source: ModelSource, found: Measured, imatrix: Imatrix | None) -> list[TensorCells]:
     """The rules' input with the damages that are expected where nothing was probed, nats."""
     qtypes, alphas = library.types(), expected_alphas(source, imatrix)
+    return _with_damages(found, lambda table, cell: expected_damage(table.role, qtypes[cell.type_name], cell.error, alphas[table.name]))
+
+
+def _with_damages(found: Measured, damage: Callable[[TensorCells, Cell], float]) -> list[TensorCells]:
     return [
-        dataclasses.replace(
-            table,
-            cells=tuple(
-                dataclasses.replace(cell, damage=expected_damage(table.role, qtypes[cell.type_name], cell.error, alphas[table.name]))
-                for cell in table.cells
-            ),
-        )
+        dataclasses.replace(table, cells=tuple(dataclasses.replace(cell, damage=damage(table, cell)) for cell in table.cells))
         for table in found.tables
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
@@ -39,13 +40,10 @@ def read_strategy(path: Path) -> Strategy:
     if not is_gguf(path):
         return strategy_file.read(path, known_types=library.types())
     try:
-        source = open_model(path)
+        with closing(open_model(path)) as source:
+            found = _embedded(source, path)
     except ModelError as error:
         raise StrategyError(error.message, remedy=error.remedy) from error
-    try:
-        found = _embedded(source, path)
-    finally:
-        source.close()
     if found is None:
         raise StrategyError(
             f"{path} is a GGUF file that carries no strategy: another program made it",

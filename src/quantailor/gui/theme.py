@@ -29,11 +29,6 @@ def palette() -> Palette:
     return PALETTES[theme()]
 
 
-def series_colours() -> tuple[str, ...]:
-    """Line colours of the page that is being built."""
-    return palette().series
-
-
 def variables() -> str:
     """The style sheet's variables for both themes."""
     return "\n".join(f"body.body--{name} {{ {_declarations(colours)} }}" for name, colours in PALETTES.items())

@@ -258,13 +258,10 @@ def _check_written(paths: Sequence[Path], tensors: Sequence[TensorInfo], planned
         size_bytes = sum(path.stat().st_size for path in paths)
         if size_bytes != planned.size_bytes:
             raise OutputError(f"{paths[0]} has {size_bytes} bytes instead of {planned.size_bytes}", remedy="Check the disk")
-        written = open_model(paths[0])
-        try:
+        with contextlib.closing(open_model(paths[0])) as written:
             if list(written.tensors) != list(tensors):
                 raise OutputError(f"{paths[0]} does not hold the tensors that were written", remedy="Check the disk")
             _check_rows(written, library.stored_types())
-        finally:
-            written.close()
     except BaseException:
         for path in paths:
             path.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -60,11 +61,8 @@ class ScoredFile:
 
 def file_size(path: Path) -> tuple[int, float]:
     """A GGUF file's bytes, all parts together, and its bits per weight."""
-    source = open_model(path)
-    try:
+    with closing(open_model(path)) as source:
         return sum(file.stat().st_size for file in source.files), bits_per_weight(source.tensors)
-    finally:
-        source.close()
 
 
 def reference_path(base: str, preset: str, *, imatrix: Imatrix | None, folder: Path) -> Path:
@@ -104,8 +102,7 @@ def ensure_reference(
         ImatrixError: the preset needs an importance matrix, or this one does not fit.
         OutputError: the file cannot be written.
     """
-    source = open_model(base)
-    try:
+    with closing(open_model(base)) as source:
         path = reference_path(description or described(source, fingerprint(source)), preset, imatrix=imatrix, folder=folder)
         if (is_intact or _is_complete)(path):
             return path
@@ -115,8 +112,6 @@ def ensure_reference(
             if imatrix and (importance := quantizer_importance(imatrix, tensor)) is not None
         }
         stay = tuple((exact_pattern(each.name), each.type_name) for each in source.tensors if each.type_name in UNTOUCHED)
-    finally:
-        source.close()
     return quantize_reference(
         base,
         path,

@@ -50,14 +50,8 @@ class KeptCovariances:
         elif not imported and file != place:
             with files.writing(file):
                 file.unlink()
-        record = CalibrationRecord(
-            model=model,
-            fingerprint=fingerprint,
-            datasets=description.datasets,
-            chunk_count=description.chunk_count,
-            chunk_size=description.chunk_size,
-            origin="imported" if imported else "computed",
-        )
+        seen = description.datasets, description.chunk_count, description.chunk_size
+        record = CalibrationRecord(model, fingerprint, *seen, "imported" if imported else "computed")
         self._store.record_covariances(record, computed=computed)
         return CovarianceFile(place)
 

@@ -34,14 +34,8 @@ class KeptImatrices:
         path = self.path(model, imatrix.fingerprint)
         if self.intact(model, imatrix.fingerprint) is None:
             write_imatrix(imatrix, path, overwrite=True)
-        record = CalibrationRecord(
-            model=model,
-            fingerprint=imatrix.fingerprint,
-            datasets=imatrix.datasets,
-            chunk_count=imatrix.chunk_count,
-            chunk_size=imatrix.chunk_size,
-            origin="imported" if imported else "computed",
-        )
+        seen = imatrix.datasets, imatrix.chunk_count, imatrix.chunk_size
+        record = CalibrationRecord(model, imatrix.fingerprint, *seen, "imported" if imported else "computed")
         self._store.record_imatrix(record, computed=computed)
         return path
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -116,12 +116,9 @@ class Workspace(Closing):
             require_language_model(kept.sources[state])
             yield kept.sources[state], state
             return
-        source = open_model(path)
-        try:
+        with closing(open_model(path)) as source:
             require_language_model(source)
             yield source, state
-        finally:
-            source.close()
 
     @contextmanager
     def model(self, path: str | Path, *, allow_requantize: bool = True) -> Iterator[OpenedModel]:

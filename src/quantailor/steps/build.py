@@ -60,17 +60,12 @@ class BuildStep(WeightedStep[BuildReport], kind="build", result=BuildReport):
         if self.split_max_bytes is None:
             files.refuse_existing(Path(self.output), overwrite=self.overwrite)
         with workspace.model(self.base, allow_requantize=self.allow_requantize) as model:
-            strategy = recipe_of(workspace, model, self.strategy, self.imatrix)
-            require_whole(strategy, model)
-            self.rounded(workspace, model, strategy)
+            self._planned(workspace, model)
 
     def run(self, workspace: Workspace, stages: Stages) -> BuildReport:
         """Write it, and record which strategy it was built from."""
         with workspace.model(self.base, allow_requantize=self.allow_requantize) as model:
-            strategy = recipe_of(workspace, model, self.strategy, self.imatrix)
-            require_whole(strategy, model)
-            rounding = self.rounded(workspace, model, strategy)
-            strategy = building.as_rounded(strategy, rounding)
+            strategy, rounding = self._planned(workspace, model)
             predicted = building.predict(model.source, strategy, imatrix=rounding.imatrix, split_max_bytes=self.split_max_bytes)
             result = building.build(
                 model.source,
@@ -96,15 +91,16 @@ class BuildStep(WeightedStep[BuildReport], kind="build", result=BuildReport):
                 predicted_size_bytes=predicted.file_size_bytes,
             )
 
-    def rounded(self, workspace: Workspace, model: OpenedModel, strategy: Strategy) -> Rounding:
-        """How its weights become codes. Raises CovarianceError, ImatrixError."""
-        return strategy_rounding(workspace, model, strategy, imatrix=self.imatrix, wish=self.rounding, covariances=self.covariances)
+    def _planned(self, workspace: Workspace, model: OpenedModel) -> tuple[Strategy, Rounding]:
+        """What is written, and how its weights become codes. Raises StrategyError, CovarianceError, ImatrixError."""
+        strategy = recipe_of(workspace, model, self.strategy, self.imatrix)
+        require_whole(strategy, model)
+        rounding = strategy_rounding(workspace, model, strategy, imatrix=self.imatrix, wish=self.rounding, covariances=self.covariances)
+        return building.as_rounded(strategy, rounding), rounding
 
     def needs(self, workspace: Workspace) -> Needs:
         """Room for the file."""
         with workspace.model(self.base) as model:
-            strategy = recipe_of(workspace, model, self.strategy, self.imatrix)
-            rounding = self.rounded(workspace, model, strategy)
-            planned = building.as_rounded(strategy, rounding)
-            predicted = building.predict(model.source, planned, imatrix=rounding.imatrix, split_max_bytes=self.split_max_bytes)
+            strategy, rounding = self._planned(workspace, model)
+            predicted = building.predict(model.source, strategy, imatrix=rounding.imatrix, split_max_bytes=self.split_max_bytes)
         return Needs(((Path(self.output), predicted.file_size_bytes),))

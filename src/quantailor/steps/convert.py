@@ -198,8 +198,7 @@ def with_base(workspace: Workspace, step: Whole, place: Path | None, stages: Sta
     folder = Path(step.model)
     if native_refusal(workspace, folder, step.conversion.way) is None:
         return step
-    known = known_conversion(workspace, folder, step.conversion.converter)
-    if known is not None:
+    if (known := known_conversion(workspace, folder, step.conversion.converter)) is not None:
         stages.note(f"{known} is its conversion by llama.cpp's converter, made before")
         return dataclasses.replace(step, model=str(known))
     output = place or home_place(workspace, folder)

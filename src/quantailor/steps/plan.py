@@ -21,7 +21,7 @@ from quantailor.evidence.measurements import Measured, measured, model_facts, us
 from quantailor.evidence.presets import near_a_preset, preset_size_bytes
 from quantailor.evidence.recipes import recipe_of
 from quantailor.evidence.roundings import named_rounding
-from quantailor.evidence.strategies import is_gguf, require_whole
+from quantailor.evidence.strategies import is_gguf, require_whole, store_strategy
 from quantailor.ggml.reference import preset_name
 from quantailor.making import building, judging
 from quantailor.models.abilities import require_predictions
@@ -29,7 +29,6 @@ from quantailor.records import Grounds, Prediction, RoundingWish, Strategy, Tens
 from quantailor.session import AUTO, OpenedModel, Workspace
 from quantailor.steps.checks.limits import constraints_of, too_little
 from quantailor.steps.step import StepResult
-from quantailor.store import StrategyRecord
 from quantailor.strategy import file as strategy_file
 from quantailor.strategy.choose import predict, select
 from quantailor.strategy.constraints import Constraints
@@ -178,7 +177,7 @@ def _same_types(workspace: Workspace, model: OpenedModel, reference: str, imatri
     prediction = building.predict(model.source, strategy, imatrix=matrix)
     prediction = dataclasses.replace(prediction, damage=damages, no_prediction=None if known else missing)
     strategy = with_kld(dataclasses.replace(strategy, prediction=prediction), known)
-    workspace.store.record_strategy(StrategyRecord.of(model.fingerprint, strategy.method, strategy_file.dumps(strategy)))
+    store_strategy(workspace, strategy)
     return strategy, None if known is None else known.grounds
 
 
@@ -217,7 +216,7 @@ def choose(
             require_told(workspace, model, measurement)
     tables = expected_tables(model.source, measurement, matrix) if known is None else probed_tables(model.source, measurement, known)
     strategy, preset_size = solve(Evidence(model, measurement, known, tables, matrix), options)
-    workspace.store.record_strategy(StrategyRecord.of(model.fingerprint, strategy.method, strategy_file.dumps(strategy)))
+    store_strategy(workspace, strategy)
     return strategy, preset_size, None if known is None else known.grounds
 
 
@@ -324,22 +323,12 @@ def _target(
         preset = preset_name(options.like)
         size = preset_size_bytes(model, preset, imatrix)
         return {"like": preset, "size_bytes": size}, size
-    if options.size_bytes is not None:
-        return {"size_bytes": options.size_bytes}, None
-    if options.bits_per_weight is not None:
-        return {"bits_per_weight": options.bits_per_weight}, None
-    return {}, None
+    return target_of(options), None
 
 
 def target_of(options: PlanOptions) -> dict[str, str | int | float]:
     """What was asked for, as it was said."""
-    said = {
-        "size_bytes": options.size_bytes,
-        "bits_per_weight": options.bits_per_weight,
-        "like": options.like,
-        "kld_nats": options.kld_nats,
-    }
-    return {key: value for key, value in said.items() if value is not None}
+    return {key: value for key in Target.__annotations__ if (value := getattr(options, key)) is not None}
 
 
 def _parameters(options: PlanOptions) -> Mapping[str, object]:

@@ -21,7 +21,7 @@ from quantailor.evidence.damages import probed_tables, require_probes, with_kld
 from quantailor.evidence.knowledge import Knowledge
 from quantailor.evidence.measurements import Measured, measured_for, model_facts, usual_types
 from quantailor.evidence.roundings import strategy_rounding
-from quantailor.evidence.strategies import strategy_of
+from quantailor.evidence.strategies import store_strategy, strategy_of
 from quantailor.ggml import library
 from quantailor.making import building
 from quantailor.records import ChunkScore, Estimate, Grounds, Mix, Prediction, Strategy, TensorCells
@@ -29,7 +29,6 @@ from quantailor.session import OpenedModel, Workspace
 from quantailor.steps.scoring import Scoring, ScoringStep, scoring
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Screen, StepResult
-from quantailor.store import StrategyRecord
 from quantailor.strategy import file as strategy_file
 from quantailor.strategy.choose import select
 from quantailor.strategy.constraints import Constraints
@@ -168,8 +167,7 @@ def _refined(scene: _Scene, strategy: Strategy, step: RefineStep, stages: Stages
     if step.swaps:
         best, best_scores, tried, kept = _search(scene, tables, best, best_scores, step.swaps, stages.begin("exchanges"))
     best = _predicted(scene, best)
-    workspace = scene.at.workspace
-    workspace.store.record_strategy(StrategyRecord.of(scene.model.fingerprint, best.method, strategy_file.dumps(best)))
+    store_strategy(scene.at.workspace, best)
     strategy_file.write(best, output, overwrite=step.overwrite)
     if best.prediction is None:
         raise StrategyError("the strategy has no prediction")

@@ -125,17 +125,14 @@ def _scores(
         for label, path in {NULL_CONTROL: base_path, **candidates}.items():
             if indexes := [index for index in block if index in missing[label]]:
                 with load(path) as model:
-                    _require_vocabulary(path, model, n_vocab)
+                    if model.n_vocab != n_vocab:
+                        said = f"{path} has {model.n_vocab} tokens, the base has {n_vocab}"
+                        raise InferenceError(said, remedy="Compare files of the same model")
                     for index in indexes:
                         doing(f"running chunk {index + 1} through {path}")
                         logp = _log_probabilities(model, chunks[index])
                         yield label, score(index, base_logp[index], logp, targets[index], n_threads=model.n_threads)
                         progress.add(1, f"{label}, chunk {index + 1}")
-
-
-def _require_vocabulary(path: Path, model: LoadedModel, n_vocab: int) -> None:
-    if model.n_vocab != n_vocab:
-        raise InferenceError(f"{path} has {model.n_vocab} tokens, the base has {n_vocab}", remedy="Compare files of the same model")
 
 
 def _log_probabilities(model: LoadedModel, chunk: Tokens) -> Floats:

@@ -6,7 +6,7 @@ Tensors of a known project come from the store, so that they can be looked at wh
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -297,11 +297,8 @@ def _is_inside(path: Path, folder: Path) -> bool:
 
 def model_metadata(model: Path) -> tuple[MetadataRow, ...]:
     """The metadata of a GGUF file, or what a conversion of the directory would write. Raises ModelError."""
-    source = open_model(model)
-    try:
+    with closing(open_model(model)) as source:
         return tuple(metadata_row(key, value) for key, value in source.metadata.items())
-    finally:
-        source.close()
 
 
 def metadata_row(key: str, value: MetadataValue) -> MetadataRow:

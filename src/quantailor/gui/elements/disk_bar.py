@@ -30,7 +30,7 @@ def disk_bar(needs: Sequence[DiskNeed], free_bytes: int | None, folder: str) -> 
 
 
 def _bar(needs: Sequence[DiskNeed], total: int, free_bytes: int) -> None:
-    colours = theme.series_colours()
+    colours = theme.palette().series
     whole = max(total, free_bytes, 1)
     with box("qt-disk") as bar:
         bar.props(f'role="img" aria-label="{size(total)} needed of {size(free_bytes)} free"')

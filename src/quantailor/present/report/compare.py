@@ -78,13 +78,9 @@ def render_comparison(a: ReportData, b: ReportData) -> str:
 
 
 def _map(title: str, side: Side, roles: Sequence[str], scale: LogScale, *, is_share: bool) -> HeatMap:
-    shown = (lambda row: _hundredths(row.share)) if is_share else (lambda row: row.per_weight)
+    shown = (lambda row: Estimate(100 * row.share.value, 100 * row.share.se)) if is_share else (lambda row: row.per_weight)
     there = {tensor.role for tensor in side.data.tensors}
     return profile_map(f"{title}, {side.name}", side.rows, roles, there, scale, shown, " %" if is_share else "")
-
-
-def _hundredths(share: Estimate) -> Estimate:
-    return Estimate(100 * share.value, 100 * share.se)
 
 
 def _facts(data: ReportData) -> dict[str, str]:

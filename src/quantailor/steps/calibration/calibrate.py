@@ -16,7 +16,6 @@ from quantailor.analysis.covariances.covariance_file import CovarianceFile, Inpu
 from quantailor.analysis.importance.imatrix import TOKEN_EMBEDDINGS, Imatrix
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
-from quantailor.records import TensorInfo
 from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, gguf_path, quantizable_tensors, require_finite
 from quantailor.steps.calibration.imatrix import CalibrationStep, ImatrixReport, computation_key, imatrix_report
 from quantailor.steps.stages import Stages
@@ -125,6 +124,7 @@ def _computed(workspace: Workspace, model: OpenedModel, key: ImatrixKey) -> tupl
 
 def _report(workspace: Workspace, model: OpenedModel, imatrix: Imatrix, found: CovarianceFile) -> CalibrateReport:
     description = found.description
+    multiplied = [tensor.name for tensor in quantizable_tensors(model.source) if tensor.name not in TOKEN_EMBEDDINGS]
     return CalibrateReport(
         fingerprint=found.fingerprint,
         model_fingerprint=model.fingerprint,
@@ -135,15 +135,10 @@ def _report(workspace: Workspace, model: OpenedModel, imatrix: Imatrix, found: C
         chunk_size=description.chunk_size,
         n_inputs=len(description.inputs),
         n_matrices=sum(one.n_matrices for one in description.inputs),
-        missing_tensors=tuple(name for name in _multiplied(quantizable_tensors(model.source)) if found.input_of(name) is None),
+        missing_tensors=tuple(name for name in multiplied if found.input_of(name) is None),
         n_few=sum(_n_few(one, counts) for one, counts in zip(description.inputs, description.counts, strict=True)),
         imatrix=imatrix_report(workspace, model, imatrix),
     )
-
-
-def _multiplied(tensors: Sequence[TensorInfo]) -> list[str]:
-    """Names of the tensors that something is multiplied with: all but token embeddings."""
-    return [tensor.name for tensor in tensors if tensor.name not in TOKEN_EMBEDDINGS]
 
 
 def _n_few(one: Input, counts: Sequence[int]) -> int:

@@ -274,7 +274,7 @@ def _solution(tables: Sequence[TensorCells], groups: Sequence[Group], chosen: _C
         choices=rule.to_choices(picks, [tensor.name for tensor in tables]),
         objective=objective,
         lower_bound=min(objective, chosen.lower_bound),
-        size_bytes=rule.tensor_size(picks) + fixed_bytes,
+        size_bytes=sum(pick.cell.size_bytes for pick in picks) + fixed_bytes,
         price=chosen.prices[0] if chosen.prices and len(set(chosen.prices)) == 1 else None,
     )
 

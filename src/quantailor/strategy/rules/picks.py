@@ -51,11 +51,6 @@ def _reason(pick: Pick, position: int) -> str:
     return f"{pick.reason}{tie}"
 
 
-def tensor_size(picks: Sequence[Pick]) -> int:
-    """Bytes of all tensors, padding included."""
-    return sum(pick.cell.size_bytes for pick in picks)
-
-
 def undominated(group: Group) -> list[Cell]:
     """The group's cells that no other cell beats in both bytes and damage, ascending by size."""
     kept = hull.undominated([cell.size_bytes for cell in group.cells], [cell.damage for cell in group.cells])

@@ -34,8 +34,8 @@ async def choose(fingerprint: str, draft: str = DEFAULT_NAME, tensor: str | None
         return
     ui.add_head_html(f'<script src="{outside("/static/choose.js")}"></script>')
     subtitle = f"version {draft}" if draft != DEFAULT_NAME else "drag along the curve, or change any tensor"
-    head: list[ui.element] = []
-    with frame("choose", "Choose", project=project, subtitle=subtitle, actions=lambda: head.append(box_of_actions())):
+    head: list[ui.element] = []  # where the buttons go, once there is something to act on
+    with frame("choose", "Choose", project=project, subtitle=subtitle, actions=lambda: head.append(ui.element("div").classes("qt-row"))):
         if not project.n_cells:
             empty(
                 "Nothing is measured yet",
@@ -57,8 +57,3 @@ async def choose(fingerprint: str, draft: str = DEFAULT_NAME, tensor: str | None
         screen.build()
         with head[0]:
             screen.actions()
-
-
-def box_of_actions() -> ui.element:
-    """Where the buttons beside the heading go, once there is something to act on."""
-    return ui.element("div").classes("qt-row")

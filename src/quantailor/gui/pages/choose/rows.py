@@ -129,8 +129,3 @@ def beaten(tensor: PlannerTensor) -> frozenset[str]:
             for other in tensor.cells
         )
     )
-
-
-def changes_between(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
-    """Tensor -> type, of those that differ."""
-    return {name: type_name for name, type_name in after.items() if before.get(name) != type_name}

@@ -391,8 +391,8 @@ class ChooseScreen:
         self._show_panel(self._draft.types.get(self._name, ""), reason)
 
     def _show_types(self, types: dict[str, str], *, pins: dict[str, str] | None = None) -> None:
-        changed = rows.changes_between(self._shown, types)
         groups: dict[str, list[int]] = {}
+        changed = {name: type_name for name, type_name in types.items() if self._shown.get(name) != type_name}
         for name, type_name in changed.items():
             groups.setdefault(type_name, []).append(self._places[name])
         self._shown = types
