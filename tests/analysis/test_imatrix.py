@@ -366,11 +366,7 @@ class Backwards:
 
 class _BackwardsCrew(Crew[Task, Item]):
     def __init__(self, crew: Crew[Task, Item]) -> None:
-        self._crew = crew
-
-    @property
-    def facts(self) -> object:
-        return self._crew.facts
+        self._crew, self.facts = crew, crew.facts
 
     def do(self, tasks: Sequence[Task], *, control: Control = QUIET) -> Iterator[Item]:
         return iter(list(self._crew.do(tasks, control=control))[::-1])

@@ -133,14 +133,10 @@ class ClusterCrew(Crew[Task, Item]):
         self._connection, self._work, self._order, self._listeners, self._clock = connection, work, order, listeners, clock
         self._workers: dict[str, _Worker[Task]] = {}
         self._set_ups: dict[int, str] = {}
-        self._facts: object = None
+        self.facts = None
         self._has_facts = False
         self._looked = self._told = float("-inf")
         self._alone_since = clock()
-
-    @property
-    def facts(self) -> object:
-        return self._facts
 
     def gather(self) -> None:
         """Wait for the first worker that has set up its bench; others join when they have.
@@ -330,10 +326,10 @@ class ClusterCrew(Crew[Task, Item]):
             self._leave_out(address, "cannot be reached", todo)
         elif not isinstance(answer, IsSetUp):
             self._leave_out(address, answer.words if isinstance(answer, Refused) else f"failed: {answer}", todo, "refused")
-        elif self._has_facts and answer.facts != self._facts:
+        elif self._has_facts and answer.facts != self.facts:
             self._leave_out(address, "runs the model otherwise than the first worker", todo, "refused")
         else:
-            one.state, self._facts, self._has_facts = "ready", answer.facts, True
+            one.state, self.facts, self._has_facts = "ready", answer.facts, True
 
     def _reported(self, address: str, batch: _Batch[Task], report: Report, todo: Todo[Task, Item]) -> Sequence[Item]:
         one, items = self._workers[address], list[Item](report.items)  # type: ignore[arg-type]

@@ -119,8 +119,8 @@ class DaskConnection:
     """
 
     def __init__(self, client: Any, address: str) -> None:
-        self._client, self._address = client, address
-        self._dashboard = client.dashboard_link
+        self._client, self.address = client, address
+        self.dashboard = str(client.dashboard_link) if client.dashboard_link else None
         self._answers: queue.Queue[tuple[int, object]] = queue.Queue()
         self._futures: dict[int, Any] = {}
         self._numbers = itertools.count()
@@ -140,14 +140,6 @@ class DaskConnection:
         self._ended.set()
         for number in list(self._futures):
             self.drop(number)
-
-    @property
-    def address(self) -> str:
-        return self._address
-
-    @property
-    def dashboard(self) -> str | None:
-        return str(self._dashboard) if self._dashboard else None
 
     @property
     def is_lost(self) -> bool:

@@ -29,17 +29,13 @@ class Todo(Generic[Task, Item]):
         self._latest: dict[str, Hashable] = {}
         self._again: deque[Task] = deque()
         self._failed_on: dict[Hashable, list[str]] = {}
-        self._weight_waiting = sum(map(work.weight, tasks))
+        self.weight_waiting = sum(map(work.weight, tasks))
+        """Of the tasks that nobody has taken."""
 
     @property
     def n_open(self) -> int:
         """Tasks whose items are not here yet."""
         return len(self._open)
-
-    @property
-    def weight_waiting(self) -> float:
-        """Of the tasks that nobody has taken."""
-        return self._weight_waiting
 
     def take(self, worker: str, most: float, *, alone: bool) -> list[Task]:
         """Tasks for a worker, of so much weight or the next one; `alone` where no other could take what failed there."""
@@ -69,7 +65,7 @@ class Todo(Generic[Task, Item]):
     def give_back(self, tasks: Sequence[Task], worker: str | None = None) -> list[str]:
         """Tasks that were taken and are not finished. Where a worker failed, the first of them failed there: all workers where it did."""
         left = [task for task in tasks if self._work.key(task) in self._open]
-        self._weight_waiting += sum(map(self._work.weight, left))
+        self.weight_waiting += sum(map(self._work.weight, left))
         self._again.extend(left)
         if not left or worker is None:
             return []
@@ -78,7 +74,7 @@ class Todo(Generic[Task, Item]):
         return failed
 
     def _taken(self, tasks: list[Task]) -> list[Task]:
-        self._weight_waiting -= sum(map(self._work.weight, tasks))
+        self.weight_waiting -= sum(map(self._work.weight, tasks))
         return tasks
 
     def _next_group(self, worker: str) -> deque[Task] | None:

@@ -88,10 +88,8 @@ class Work(ABC, Generic[Task, Item]):
 class Crew(ABC, Generic[Task, Item]):
     """Those who have set up the bench of some work."""
 
-    @property
-    @abstractmethod
-    def facts(self) -> object:
-        """What their benches have in common."""
+    facts: object
+    """What their benches have in common."""
 
     @abstractmethod
     def do(self, tasks: Sequence[Task], *, control: Control = QUIET) -> Iterator[Item]:
@@ -130,11 +128,7 @@ class _Beside(Crew[Task, Item]):
     """A bench in this process."""
 
     def __init__(self, bench: Bench[Task, Item]) -> None:
-        self._bench, self._facts = bench, bench.facts()
-
-    @property
-    def facts(self) -> object:
-        return self._facts
+        self._bench, self.facts = bench, bench.facts()
 
     def do(self, tasks: Sequence[Task], *, control: Control = QUIET) -> Iterator[Item]:
         return self._bench.do(tasks, control=control)
@@ -144,11 +138,7 @@ class _Apart(Crew[Task, Item]):
     """A bench in a process of its own."""
 
     def __init__(self, held: Apart[Bench[Task, Item]]) -> None:
-        self._held, self._facts = held, held.call(_facts)
-
-    @property
-    def facts(self) -> object:
-        return self._facts
+        self._held, self.facts = held, held.call(_facts)
 
     def do(self, tasks: Sequence[Task], *, control: Control = QUIET) -> Iterator[Item]:
         return self._held.stream(_items, tasks, control=control)
