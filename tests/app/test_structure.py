@@ -99,7 +99,7 @@ def test_the_table_counts_what_inspect_lists(books_moe_base: Path, tmp_path: Pat
         rows = tensor_rows(workspace, project.fingerprint, project.architecture)
         experts = tensor_types(workspace, project, "blk.0.ffn_up_exps.weight")
     assert [(row.name, row.n_types) for row in rows] == [(tensor.name, len(tensor.available_types)) for tensor in report.tensors]
-    assert experts.n_slices == 8
+    assert experts.tensor.n_slices == 8
 
 
 def test_an_unknown_tensor_is_an_error(made_up: Workspace) -> None:

@@ -71,16 +71,9 @@ _NAMES = ("config.json", "generation_config.json", "tokenizer_config.json", "spe
 
 
 @dataclass(frozen=True, slots=True)
-class TensorRow:
+class TensorRow(TensorInfo):
     """One tensor in a table of all."""
 
-    name: str
-    role: str
-    layer: int | None
-    shape: tuple[int, ...]
-    type_name: str
-    size_bytes: int
-    n_parameters: int
     n_types: int
     """How many types it can take, its own included."""
 
@@ -99,9 +92,7 @@ class Refusal:
 class TensorTypes:
     """One tensor with the types it can take."""
 
-    row: TensorRow
-    n_slices: int
-    """Matrices stacked in it: the number of experts, or 1."""
+    tensor: TensorInfo
     share: float
     """Of the bytes of all tensors, 0 to 1."""
     types: tuple[str, ...]
@@ -172,7 +163,10 @@ class MetadataRow:
 def tensor_rows(workspace: Workspace, fingerprint: str, architecture: str) -> tuple[TensorRow, ...]:
     """All tensors of a known model in file order."""
     qtypes = library.types()
-    return tuple(_row(tensor, architecture, qtypes) for tensor in workspace.store.tensors(fingerprint))
+    return tuple(
+        TensorRow(tensor.name, tensor.shape, tensor.type_name, tensor.size_bytes, len(_available(tensor, architecture, qtypes)))
+        for tensor in workspace.store.tensors(fingerprint)
+    )
 
 
 def tensor_types(workspace: Workspace, project: ProjectReport, name: str) -> TensorTypes:
@@ -184,8 +178,7 @@ def tensor_types(workspace: Workspace, project: ProjectReport, name: str) -> Ten
     qtypes = library.types()
     types = _available(tensor, project.architecture, qtypes)
     return TensorTypes(
-        row=_row(tensor, project.architecture, qtypes),
-        n_slices=tensor.n_slices,
+        tensor=tensor,
         share=tensor.size_bytes / sum(other.size_bytes for other in tensors),
         types=tuple(sorted(types, key=lambda type_name: -qtypes[type_name].bits_per_weight)),
         imatrix_types=tuple(type_name for type_name in types if type_name != tensor.type_name and needs_imatrix(name, qtypes[type_name])),
@@ -193,26 +186,13 @@ def tensor_types(workspace: Workspace, project: ProjectReport, name: str) -> Ten
     )
 
 
-def largest_tensors(tensors: Sequence[TensorInfo | TensorRow | TensorReport], n: int) -> LargestTensors:
+def largest_tensors(tensors: Sequence[TensorInfo | TensorReport], n: int) -> LargestTensors:
     """The `n` largest of these tensors (all, where there are fewer), and their share of all bytes."""
     total = sum(tensor.size_bytes for tensor in tensors)
     largest = sorted(tensors, key=lambda tensor: -tensor.size_bytes)[: max(0, n)]
     size = sum(tensor.size_bytes for tensor in largest)
     shares = tuple(TensorShare(tensor.name, tensor.size_bytes, tensor.size_bytes / max(1, total)) for tensor in largest)
     return LargestTensors(shares, len(tensors), size, total, size / max(1, total))
-
-
-def _row(tensor: TensorInfo, architecture: str, qtypes: Mapping[str, QType]) -> TensorRow:
-    return TensorRow(
-        name=tensor.name,
-        role=tensor.role,
-        layer=tensor.layer,
-        shape=tensor.shape,
-        type_name=tensor.type_name,
-        size_bytes=tensor.size_bytes,
-        n_parameters=tensor.n_elements,
-        n_types=len(_available(tensor, architecture, qtypes)),
-    )
 
 
 def _availability(tensor: TensorInfo, architecture: str, qtypes: Mapping[str, QType]) -> dict[str, str | None]:

@@ -54,7 +54,7 @@ def _table_row(row: TensorRow) -> dict[str, object]:
         "role": row.role,
         "layer": row.layer,
         "shape": shape_text(row.shape),
-        "weights": row.n_parameters,
+        "weights": row.n_elements,
         "type": row.type_name,
         "bytes": row.size_bytes,
         "types": row.n_types,
@@ -190,7 +190,7 @@ class _Structure:
 
     def _fill_map(self, room: ui.element) -> None:
         looks, scale = self._looks()
-        cells = [MapCell(row.name, row.role, row.layer, row.n_parameters, looks[row.name]) for row in self._rows]
+        cells = [MapCell(row.name, row.role, row.layer, row.n_elements, looks[row.name]) for row in self._rows]
         picked, brushed = told(self._picked_on_map), told(self._brushed)
         with room:
             self._map = TensorMap(cells, title="Tensors by layer and role", scale=scale, on_pick=picked, on_brush=brushed)
@@ -310,16 +310,16 @@ class _Structure:
 
 
 def _tensor(found: TensorTypes) -> None:
-    row = found.row
+    row = found.tensor
     with box("qt-row qt-spread"):
         heading(row.name, 2, "qt-mono qt-m-tensor-name")
         icon_button("content_copy", "Copy the name", lambda: ui.clipboard.write(row.name)).props('size="sm"')
     place = "outside the layers" if row.layer is None else f"layer {row.layer}"
-    experts = f", {found.n_slices} experts" if found.n_slices > 1 else ""
+    experts = f", {row.n_slices} experts" if row.n_slices > 1 else ""
     text(f"{row.role}, {place}{experts}", "qt-muted qt-small")
     with ui.element("dl").classes("qt-m-pairs"):
         _pair("shape", shape_text(row.shape))
-        _pair("weights", f"{row.n_parameters:,}")
+        _pair("weights", f"{row.n_elements:,}")
         _pair("size", f"{size(row.size_bytes)}, {_percent(found.share)} of all")
         with ui.element("dt"):
             ui.label("stored as")
