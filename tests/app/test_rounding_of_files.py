@@ -98,7 +98,10 @@ def test_either_measurement_can_be_looked_at(run: Command, small_base: Path, tex
         with Planner.open(workspace, small_base) as desk:
             assert desk.is_compensated
             assert desk.solve(PlanOptions(bits_per_weight=6.5)).inputs["rounding"] == "compensated"
-    assert [(item.kind, item.is_own, item.chunk_count) for item in kept] == [("importance matrix", True, 2), ("input covariances", True, 2)]
+    assert [(item.kind, item.is_own, item.record.chunk_count) for item in kept] == [
+        ("importance matrix", True, 2),
+        ("input covariances", True, 2),
+    ]
     assert compensated.roundings == plain.roundings == ("compensated", "plain")
     assert (compensated.rounding, plain.rounding) == ("compensated", "plain")
     ours, theirs = ({item.name: item.error or 0.0 for item in found.tensors} for found in (compensated, plain))

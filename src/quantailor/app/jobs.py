@@ -29,7 +29,7 @@ from quantailor.session.workspace import SHOWN_BYTES
 from quantailor.steps.hub.download import with_model_here
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import ModelStep, Step, StepResult, from_json, to_json, unit_of
-from quantailor.store import ClusterReport, Pace
+from quantailor.store import ClusterReport, LogLine, Pace
 
 _FOLLOW_SECONDS = 0.5
 _CLUSTER = TypeAdapter(ClusterReport)
@@ -83,17 +83,6 @@ class JobPlace:
     """None while it can go on."""
 
 
-@dataclass(frozen=True, slots=True)
-class JobLine:
-    """A line of a job's log."""
-
-    id: int
-    logged: float
-    """Seconds since 1970."""
-    message: str
-    level: str = "info"
-
-
 def job_places(workspace: Workspace) -> list[JobPlace]:
     """Every job, the newest first; those whose process has died are marked as interrupted."""
     reconcile(workspace.store)
@@ -113,9 +102,9 @@ def _place(workspace: Workspace, job: Job, models: Mapping[str, str]) -> JobPlac
     )
 
 
-def job_lines(workspace: Workspace, job_id: int, *, after: int = 0) -> list[JobLine]:
+def job_lines(workspace: Workspace, job_id: int, *, after: int = 0) -> list[LogLine]:
     """A job's log in order; `after` is the number of the last line that was seen."""
-    return [JobLine(line.id, line.logged, line.message, line.level) for line in workspace.store.jobs.log_lines(job_id, after=after)]
+    return workspace.store.jobs.log_lines(job_id, after=after)
 
 
 def submit(workspace: Workspace, step: Step[StepResult]) -> int:

@@ -124,6 +124,7 @@ class LogLine:
 
     id: int
     logged: float
+    """Seconds since 1970."""
     level: str
     message: str
 

@@ -28,7 +28,7 @@ from quantailor.ggml import library
 from quantailor.making import building
 from quantailor.present import words
 from quantailor.qtypes import availability
-from quantailor.records import Cell, Grounds, Prediction, Strategy, TensorCells, TensorChoice
+from quantailor.records import Cell, Grounds, Prediction, Strategy, TensorCells, TensorChoice, TensorInfo
 from quantailor.session import AUTO, OpenedModel, Workspace, quantizable_tensors
 from quantailor.steps import plan
 from quantailor.steps.checks.limits import constraints_of
@@ -47,15 +47,9 @@ NO_PINS: Pins = {}
 
 
 @dataclass(frozen=True, slots=True)
-class PlannerTensor:
-    """A tensor whose type is a choice."""
+class PlannerTensor(TensorInfo):
+    """A tensor whose type is a choice, as the base has it."""
 
-    name: str
-    role: str
-    layer: int | None
-    shape: tuple[int, ...]
-    n_elements: int
-    base_type: str
     cells: tuple[Cell, ...]
     """Measured types by rising bits per weight; empty while nothing is measured."""
     knee: str | None
@@ -147,11 +141,9 @@ class Planner(Closing):
         return tuple(
             PlannerTensor(
                 tensor.name,
-                tensor.role,
-                tensor.layer,
                 tensor.shape,
-                tensor.n_elements,
                 tensor.type_name,
+                tensor.size_bytes,
                 tuple(sorted(self._cells.get(tensor.name, {}).values(), key=lambda cell: cell.bits_per_weight)),
                 knees.get(tensor.name),
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,8 @@ from quantailor.ggml import library
 from quantailor.jobs import Job, reconcile
 from quantailor.pipeline import Level
 from quantailor.session import Workspace
+from quantailor.session.covariances import KeptCovariances
+from quantailor.session.imatrices import KeptImatrices
 from quantailor.steps.convert import openable
 from quantailor.store import CalibrationRecord, Location, MeasurementKey, ModelRecord, ResultCounts
 
@@ -54,17 +56,15 @@ class ProjectReport:
     """It has experts: tensors of several matrices."""
 
 
+CalibrationKind = Literal["importance matrix", "input covariances"]
+
+
 @dataclass(frozen=True, slots=True)
 class KeptCalibration:
     """An importance matrix or input covariances of a model, as the home keeps them."""
 
-    kind: Literal["importance matrix", "input covariances"]
-    fingerprint: str
-    datasets: tuple[str, ...]
-    """The texts; empty where an imported file does not say."""
-    chunk_count: int
-    chunk_size: int
-    is_imported: bool
+    kind: CalibrationKind
+    record: CalibrationRecord
     size_bytes: int
     is_own: bool
     """Whether commands take it unless told otherwise."""
@@ -90,23 +90,15 @@ def list_projects(workspace: Workspace) -> list[ProjectReport]:
 
 def calibrations(workspace: Workspace, fingerprint: str) -> list[KeptCalibration]:
     """A model's importance matrices, then its input covariances, of each the one that is in use first."""
-    matrices, covariances = workspace.imatrices.stored(fingerprint), workspace.covariances.stored(fingerprint)
-    found = [_calibration("importance matrix", one, workspace.imatrices.path, is_own=one == matrices[0]) for one in matrices]
-    return found + [_calibration("input covariances", one, workspace.covariances.path, is_own=one == covariances[0]) for one in covariances]
-
-
-def _calibration(
-    kind: Literal["importance matrix", "input covariances"],
-    record: CalibrationRecord,
-    place: Callable[[str, str], Path],
-    *,
-    is_own: bool,
-) -> KeptCalibration:
-    size = place(record.model, record.fingerprint).stat().st_size
-    is_imported = record.origin == "imported"
-    return KeptCalibration(
-        kind, record.fingerprint, tuple(record.datasets), record.chunk_count, record.chunk_size, is_imported, size, is_own
-    )
+    kinds: dict[CalibrationKind, KeptImatrices | KeptCovariances] = {
+        "importance matrix": workspace.imatrices,
+        "input covariances": workspace.covariances,
+    }
+    return [
+        KeptCalibration(kind, record, kept.path(fingerprint, record.fingerprint).stat().st_size, is_own=number == 0)
+        for kind, kept in kinds.items()
+        for number, record in enumerate(kept.stored(fingerprint))
+    ]
 
 
 def open_project(workspace: Workspace, model: Path) -> ProjectReport:

@@ -19,7 +19,7 @@ class Thumbnail(Element, component="thumbnail.js"):
         roles = {role: at for at, role in enumerate(dict.fromkeys(item.role for item in tensors))}
         layers = sorted({item.layer for item in tensors if item.layer is not None})
         columns: dict[int | None, int] = {None: 0, **{layer: at for at, layer in enumerate(layers, start=1)}}
-        shown = [types.get(item.name, item.base_type) for item in tensors]
+        shown = [types.get(item.name, item.type_name) for item in tensors]
         kinds = {kind: at for at, kind in enumerate(dict.fromkeys(shown))}
         cells = [(roles[item.role], columns[item.layer], kinds[kind]) for item, kind in zip(tensors, shown, strict=True)]
         self._props.update(title=title, rows=len(roles), columns=len(columns), colours=[type_colours()[kind] for kind in kinds])

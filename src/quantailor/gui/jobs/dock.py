@@ -16,7 +16,6 @@ from nicegui import run, ui
 
 from quantailor.app import Workspace
 from quantailor.app.jobs import (
-    JobLine,
     JobPlace,
     JobReport,
     cancel_job,
@@ -339,7 +338,7 @@ class _Log:
             return
         self._busy = True
         try:
-            lines: list[JobLine] = await run.io_bound(job_lines, workspace(), job.id, after=self._last) or []
+            lines = await run.io_bound(job_lines, workspace(), job.id, after=self._last) or []
         finally:
             self._busy = False
         self._last = lines[-1].id if lines else self._last

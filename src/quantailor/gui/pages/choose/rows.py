@@ -29,9 +29,9 @@ def table_data(desk: Planner, draft: Draft) -> dict[str, Any]:
         {
             "name": tensor.name,
             "weights": tensor.n_elements,
-            "base": tensor.base_type,
+            "base": tensor.type_name,
             "cells": [[position[cell.type_name], cell.size_bytes, log_error(cell)] for cell in tensor.cells],
-            "type": draft.types.get(tensor.name, tensor.base_type),
+            "type": draft.types.get(tensor.name, tensor.type_name),
             "pinned": tensor.name in draft.pins,
         }
         for tensor in desk.tensors()
@@ -77,7 +77,7 @@ class MapPainter:
         return {name: self.look(name, self._type(draft, item)) for name, item in self._tensors.items()}
 
     def _type(self, draft: Draft, tensor: PlannerTensor) -> str:
-        return draft.types.get(tensor.name, tensor.base_type)
+        return draft.types.get(tensor.name, tensor.type_name)
 
     def look(self, name: str, type_name: str) -> Look:
         """What a tensor's cell shows for a type."""

@@ -225,7 +225,7 @@ class ChooseScreen:
             await self._curves.show(name)
 
     async def _show_tensor(self) -> None:
-        chosen = self._draft.types.get(self._name, self._tensors[self._name].base_type)
+        chosen = self._draft.types.get(self._name, self._tensors[self._name].type_name)
         reason = await run.io_bound(self._draft.reason, self._desk, self._name) or ""
         self._show_panel(chosen, reason)
 

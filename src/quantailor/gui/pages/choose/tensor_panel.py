@@ -44,7 +44,7 @@ class TensorPanel:
         self._name.set_text(tensor.name)
         lengths = shape(tensor.shape)
         what = "predicted damage (nats)" if self._basis == "probes" else "expected damage (ranking only)"
-        self._facts.set_text(f"{lengths} · {tensor.base_type} · {what}")
+        self._facts.set_text(f"{lengths} · {tensor.type_name} · {what}")
         self._curve.show(tensor.name, rows.curve_points(tensor, chosen), knee=tensor.knee, chosen=chosen, what=what)
         why = f"{chosen}: {reason}" if reason else "Planning …"
         self._reason.set_text(why if tensor.cells else "This tensor is not measured yet.")

@@ -201,10 +201,10 @@ def _calibration_name(item: KeptCalibration) -> str:
 
 
 def _seen(item: KeptCalibration) -> str:
-    texts = ", ".join(Path(name).name for name in item.datasets)
-    if item.is_imported:
+    texts = ", ".join(Path(name).name for name in item.record.datasets)
+    if item.record.origin == "imported":
         return f"imported, {texts}" if texts else "imported"
-    return f"{plural(item.chunk_count, 'chunk')} of {texts or 'a text'}"
+    return f"{plural(item.record.chunk_count, 'chunk')} of {texts or 'a text'}"
 
 
 def _group(files: Sequence[ModelFile], caption: str) -> None:
