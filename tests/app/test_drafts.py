@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from commands import Command, Workbench
 
-from quantailor.app.choosing.drafts import Draft, forget_draft, list_drafts, save_strategy, strategy_text
+from quantailor.app.choosing.drafts import Draft, list_drafts
 from quantailor.app.choosing.planner import Planner
 from quantailor.app.choosing.versions import versions
+from quantailor.app.steps import save_strategy, strategy_text
 from quantailor.errors import StrategyError, StrategyMismatchError
 from quantailor.session import Workspace
 from quantailor.steps import plan as plan_module
@@ -150,7 +151,7 @@ def test_a_reloaded_draft_has_its_edits_and_its_undo(workspace: Workspace, desk:
     found.undo()
     assert found.types["output.weight"] != "Q8_0"
     assert {item.name for item in list_drafts(workspace, desk.model.fingerprint)} == {"draft", "kept"}
-    forget_draft(workspace, desk.model.fingerprint, "kept")
+    workspace.store.forget_draft(desk.model.fingerprint, "kept")
     assert Draft.load(workspace, desk, "kept") is None
 
 

@@ -15,9 +15,10 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from visitor import Visitor
 
-from quantailor.app.choosing.drafts import Draft, list_drafts, save_strategy
+from quantailor.app.choosing.drafts import Draft, list_drafts
 from quantailor.app.choosing.planner import Planner
 from quantailor.app.library.projects import ProjectReport, list_projects, open_project
+from quantailor.app.steps import save_strategy
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.session import Workspace
 

@@ -49,6 +49,8 @@ from quantailor.steps.refine import DEFAULT_REFINE_CHUNKS, RefineResult, RefineS
 from quantailor.steps.step import Step, StepResult, kinds
 from quantailor.steps.sweep import DEFAULT_SWEEP_CHUNKS, SweepCellReport, SweepResult, SweepStep
 from quantailor.steps.verify import VerifyResult, VerifyStep
+from quantailor.strategy.file import dumps as strategy_text
+from quantailor.strategy.file import write as save_strategy
 
 
 def type_bits() -> dict[str, float]:

@@ -30,7 +30,6 @@ from quantailor.steps.checks.limits import pins_of
 from quantailor.steps.plan import PlanOptions
 from quantailor.strategy import file as strategy_file
 from quantailor.strategy.constraints import decided
-from quantailor.strategy.file import FileFormat
 
 DEFAULT_NAME = "draft"
 MAX_UNDO = 200
@@ -329,16 +328,6 @@ def _is(strategy: Strategy, types: Mapping[str, str], pins: Mapping[str, str]) -
     return strategy.types == types and pinned == pins
 
 
-def strategy_text(strategy: Strategy, file_format: FileFormat = "yaml") -> str:
-    """A strategy as the text of its file."""
-    return strategy_file.dumps(strategy, format=file_format)
-
-
-def save_strategy(strategy: Strategy, path: Path, *, overwrite: bool = False) -> Path:
-    """Write a strategy file, YAML or JSON by its name. Raises OutputError where it exists or cannot be written."""
-    return strategy_file.write(strategy, path, overwrite=overwrite)
-
-
 def list_drafts(workspace: Workspace, model: str) -> list[DraftInfo]:
     """A model's drafts, the latest changed first."""
     found = []
@@ -380,7 +369,7 @@ def save_draft(workspace: Workspace, base: Path, name: str, output: Path, *, ove
             known = ", ".join(item.name for item in list_drafts(workspace, desk.model.fingerprint)) or "none"
             raise StrategyError(f"there is no draft {name!r}", remedy=f"Known: {known}")
         strategy = desk.whole(draft.strategy(desk))
-    save_strategy(strategy, output, overwrite=overwrite)
+    strategy_file.write(strategy, output, overwrite=overwrite)
     return strategy
 
 
@@ -428,16 +417,11 @@ def edit(
         for type_name in dict.fromkeys(chosen.values()):
             draft.set_type(desk, [name for name, wanted in chosen.items() if wanted == type_name], type_name)
         edited = desk.whole(draft.strategy(desk))
-    save_strategy(edited, output, overwrite=overwrite)
+    strategy_file.write(edited, output, overwrite=overwrite)
     if edited.prediction is None:
         raise StrategyError("the strategy has no prediction")
     n_changed = sum(before[name] != type_name for name, type_name in draft.types.items())
     return EditResult(str(output), n_changed, len(draft.pins), edited.prediction)
-
-
-def forget_draft(workspace: Workspace, model: str, name: str) -> None:
-    """Remove a draft."""
-    workspace.store.forget_draft(model, name)
 
 
 def _told(options: PlanOptions) -> str:

@@ -9,10 +9,11 @@ from urllib.parse import urlencode
 
 from nicegui import events, run, ui
 
-from quantailor.app.choosing.drafts import Draft, forget_draft, save_strategy, strategy_text
+from quantailor.app.choosing.drafts import Draft
 from quantailor.app.choosing.planner import Planner, PlannerTensor
 from quantailor.app.choosing.versions import Version, versions
 from quantailor.app.library.projects import ProjectReport
+from quantailor.app.steps import save_strategy, strategy_text
 from quantailor.errors import StrategyError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.elements.thumbnail import Thumbnail
@@ -119,7 +120,7 @@ class FilesDialog:
         ui.notify(f"Saved as {name}")
 
     async def _forget(self, name: str) -> None:
-        await run.io_bound(forget_draft, workspace(), self._project.fingerprint, name)
+        await run.io_bound(workspace().store.forget_draft, self._project.fingerprint, name)
         await self._list()
 
     async def _download(self, file_format: str) -> None:
@@ -127,7 +128,7 @@ class FilesDialog:
         ui.download.content(content or "", f"{self._project.name.replace(' ', '-')}.{file_format}")
 
     def _text(self, file_format: str) -> str:
-        return strategy_text(self._desk.whole(self._draft().strategy(self._desk)), "json" if file_format == "json" else "yaml")
+        return strategy_text(self._desk.whole(self._draft().strategy(self._desk)), format="json" if file_format == "json" else "yaml")
 
     async def _save_file(self) -> None:
         if not self._path.value:
