@@ -34,6 +34,7 @@ MAX_CODE = 65535
 
 BLOCK_ELEMENTS = 1 << 18
 """Elements of a block of rows: 1 MiB of float32."""
+_COVERAGE = 0.95
 BOOTSTRAP_DRAWS = 10_000
 _DRAWS_PER_BLOCK = 500
 
@@ -199,50 +200,17 @@ def ratio_over_chunks(numerators: npt.ArrayLike, denominators: npt.ArrayLike) ->
     return Estimate(ratio, math.sqrt(residual * n_chunks / (n_chunks - 1)) / float(total))
 
 
-def bootstrap_ln_ratio(
-    numerators: npt.ArrayLike,
-    denominators: npt.ArrayLike,
-    *,
-    draws: int = BOOTSTRAP_DRAWS,
-    level: float = 0.95,
-    floor: float = 0.0,
-    seed: int = 0,
+def bootstrap_ln_product(
+    columns: npt.ArrayLike, powers: npt.ArrayLike, *, draws: int = BOOTSTRAP_DRAWS, floor: float = 0.0, seed: int = 0
 ) -> tuple[float, tuple[float, float]]:
-    """ln(sum a / sum b) of paired chunks with its percentile bootstrap interval.
+    """ln of a product of powers of columns' sums, sum_k p_k ln(sum a_k), with its 95 % percentile bootstrap interval over chunks.
 
     Args:
-        numerators: one sum per chunk, (n_chunks,).
-        denominators: the same chunks' other sums, (n_chunks,).
-        draws: resamples of the chunks, with replacement, both columns together.
-        level: coverage of the interval.
+        columns: one sum per chunk and column, (n_chunks, n_columns); powers of 1 and -1 give the logarithm of a paired ratio.
+        powers: one for each column, (n_columns,).
+        draws: resamples of the chunks, with replacement, all columns together.
         floor: sums below this count as this, so that a divergence of zero has a logarithm; in units of a sum.
         seed: of the random generator; equal seeds give equal intervals.
-
-    Returns:
-        The logarithm, and the interval's ends.
-    """
-    columns = np.stack([np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)], axis=1)
-    return bootstrap_ln_product(columns, (1.0, -1.0), draws=draws, level=level, floor=floor, seed=seed)
-
-
-def bootstrap_ln_product(
-    columns: npt.ArrayLike,
-    powers: npt.ArrayLike,
-    *,
-    draws: int = BOOTSTRAP_DRAWS,
-    level: float = 0.95,
-    floor: float = 0.0,
-    seed: int = 0,
-) -> tuple[float, tuple[float, float]]:
-    """The same for any product of powers of columns' sums: sum_k p_k ln(sum a_k).
-
-    Args:
-        columns: sums of every chunk, (n_chunks, n_columns).
-        powers: one for each column, (n_columns,).
-        draws: as of `bootstrap_ln_ratio`, like all that follow.
-        level: coverage of the interval.
-        floor: the least sum.
-        seed: of the random generator.
 
     Returns:
         The logarithm, and the interval's ends.
@@ -256,7 +224,7 @@ def bootstrap_ln_product(
         np.log(np.maximum(drawn[start : start + _DRAWS_PER_BLOCK].astype(np.float64) @ values, least)) @ weights
         for start in range(0, draws, _DRAWS_PER_BLOCK)
     ]
-    low, high = np.quantile(np.concatenate(ratios), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(np.concatenate(ratios), [(1 - _COVERAGE) / 2, (1 + _COVERAGE) / 2])
     return float(logs @ weights), (float(low), float(high))
 
 

@@ -249,9 +249,8 @@ def compare(
     """
     pairs = paired_chunks(ours, theirs)
     least = MIN_KLD_NATS * sum(chunk.n_tokens for chunk, _ in pairs)
-    ratio, (low, high) = numerics.bootstrap_ln_ratio(
-        [chunk.kld_sum for chunk, _ in pairs], [other.kld_sum for _, other in pairs], floor=least
-    )
+    columns = [(chunk.kld_sum, other.kld_sum) for chunk, other in pairs]
+    ratio, (low, high) = numerics.bootstrap_ln_product(columns, (1.0, -1.0), floor=least)
     outcome: Literal["better", "no better", "worse"] = "better" if high < 0 else "worse" if low > 0 else "no better"
     return Comparison(reference, ratio, (low, high), size_ratio, outcome, file)
 
