@@ -28,7 +28,7 @@ from quantailor import cli
 from quantailor.analysis.corpus import chunks, load_corpus
 from quantailor.analysis.covariances.capture import Calibration, compute_calibration
 from quantailor.analysis.covariances.covariance_file import CovarianceFile
-from quantailor.analysis.importance.computing import compute_imatrix
+from quantailor.analysis.importance.computing import ImatrixWork, compute_imatrix
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.scores.mix_scores import MixScorer
@@ -41,6 +41,7 @@ from quantailor.models.identity import fingerprint
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource
 from quantailor.numerics import Floats, Tokens
+from quantailor.processes.crews import ModelFiles
 from quantailor.qtypes import needs_imatrix
 from quantailor.records import Mix, Strategy, TensorChoice
 from quantailor.session import CALIBRATION_TEXT, HELDOUT_TEXT, quantizable_tensors
@@ -89,7 +90,7 @@ class Model:
         self.imatrix = self._imatrix(0)
 
     def _imatrix(self, layers: int) -> Imatrix:
-        return compute_imatrix(self.path, self.tokens, n_gpu_layers=layers)
+        return compute_imatrix(ImatrixWork(ModelFiles(self.path), self.tokens, n_gpu_layers=layers))
 
     def importances(self) -> str | None:
         """Compare importance matrices."""

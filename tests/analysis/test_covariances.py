@@ -12,7 +12,7 @@ import pytest
 from quantailor.analysis.corpus import chunks, load_corpus
 from quantailor.analysis.covariances.capture import Calibration, compute_calibration, forget_run
 from quantailor.analysis.covariances.covariance_file import LEAN_COLUMNS, CovarianceFile
-from quantailor.analysis.importance.computing import compute_imatrix
+from quantailor.analysis.importance.computing import ImatrixWork, compute_imatrix
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.control import QUIET, Control
 from quantailor.errors import Paused
@@ -21,6 +21,7 @@ from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_writer import GGUFWriter, layout
 from quantailor.models.opening import open_model
 from quantailor.numerics import Doubles, Tokens
+from quantailor.processes.crews import ModelFiles
 from quantailor.records import TensorInfo
 
 MODEL = "m" * 64
@@ -127,7 +128,7 @@ def test_the_diagonal_is_the_importance_matrix(books_llama_base: Path, dense: tu
 
 
 def test_the_importance_matrix_is_that_of_imatrix(books_moe_base: Path, tokens: Tokens, experts: tuple[Path, Imatrix]) -> None:
-    plain = compute_imatrix(books_moe_base, tokens, n_threads=1, dataset="calibration.txt")
+    plain = compute_imatrix(ImatrixWork(ModelFiles(books_moe_base), tokens, 1), dataset="calibration.txt")
     assert experts[1].fingerprint == plain.fingerprint
     assert experts[1].datasets == plain.datasets
 

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from quantailor.analysis.corpus import chunks, load_corpus
-from quantailor.analysis.importance.computing import ImatrixState, compute_imatrix
+from quantailor.analysis.importance.computing import ImatrixState, ImatrixWork, compute_imatrix
 from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry, error_weights, quantizer_importance
 from quantailor.analysis.importance.imatrix_file import read_imatrix
 from quantailor.analysis.importance.statistics import statistics
@@ -33,7 +33,7 @@ from quantailor.ggml.runtime import Activation
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_writer import GGUFWriter, layout
 from quantailor.numerics import Tokens
-from quantailor.processes.crews import HERE, Crew, Item, Task, Work
+from quantailor.processes.crews import HERE, Crew, Item, ModelFiles, Task, Work
 from quantailor.records import TensorInfo
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -45,8 +45,12 @@ EMBEDDINGS = TensorInfo("token_embd.weight", (5, 4), "F16", 40)
 OUTPUT = TensorInfo("output.weight", (5, 4), "F16", 40)
 
 
+def work_on(base: Path, tokens: Tokens) -> ImatrixWork:
+    return ImatrixWork(ModelFiles(base), tokens, 1)
+
+
 def compute(base: Path, tokens: Tokens, *, process_output: bool = False) -> Imatrix:
-    return compute_imatrix(base, tokens, n_threads=1, process_output=process_output, dataset="calibration.txt")
+    return compute_imatrix(work_on(base, tokens), process_output=process_output, dataset="calibration.txt")
 
 
 def assert_same_as_llama_imatrix(ours: Imatrix, golden: Imatrix) -> None:
@@ -108,35 +112,33 @@ def test_long_chunks_run_in_several_graphs(small_base: Path, calibration_text: P
 @pytest.mark.parametrize("stop_after", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_interrupted_and_resumed_is_uninterrupted(books_moe_base: Path, short_chunks: Tokens, stop_after: int) -> None:
     whole: list[bytes] = []
-    expected = compute_imatrix(books_moe_base, short_chunks, n_threads=1, on_chunk=lambda state: whole.append(state.to_bytes()))
+    expected = compute_imatrix(work_on(books_moe_base, short_chunks), on_chunk=lambda state: whole.append(state.to_bytes()))
 
     saved: list[bytes] = []
     with pytest.raises(Paused):
         compute_imatrix(
-            books_moe_base,
-            short_chunks,
-            n_threads=1,
+            work_on(books_moe_base, short_chunks),
             on_chunk=lambda state: saved.append(state.to_bytes()),
             control=StopAfter(stop_after),
         )
     assert saved == whole[:stop_after]
     state = ImatrixState.from_bytes(saved[-1])
-    resumed = compute_imatrix(books_moe_base, short_chunks, n_threads=1, state=state, on_chunk=lambda state: saved.append(state.to_bytes()))
+    resumed = compute_imatrix(work_on(books_moe_base, short_chunks), state=state, on_chunk=lambda state: saved.append(state.to_bytes()))
     assert saved == whole
     assert resumed.fingerprint == expected.fingerprint
 
 
 def test_a_finished_state_needs_no_model(books_llama_base: Path, short_chunks: Tokens, tmp_path: Path) -> None:
     states: list[ImatrixState] = []
-    found = compute_imatrix(books_llama_base, short_chunks, n_threads=1, on_chunk=states.append)
-    again = compute_imatrix(tmp_path / "gone.gguf", short_chunks, state=states[-1])
+    found = compute_imatrix(work_on(books_llama_base, short_chunks), on_chunk=states.append)
+    again = compute_imatrix(work_on(tmp_path / "gone.gguf", short_chunks), state=states[-1])
     assert again.fingerprint == found.fingerprint
 
 
 def test_a_state_of_another_run_is_refused(books_llama_base: Path, short_chunks: Tokens) -> None:
     for state in (ImatrixState(chunk_size=512, process_output=False), ImatrixState(chunk_size=64, process_output=True)):
         with pytest.raises(ImatrixError, match="another run"):
-            compute_imatrix(books_llama_base, short_chunks, state=state)
+            compute_imatrix(work_on(books_llama_base, short_chunks), state=state)
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\x93NUMPY" + bytes(100)])
@@ -375,7 +377,5 @@ class _BackwardsCrew(Crew[Task, Item]):
 def test_the_order_in_which_chunks_are_run_changes_no_bit(books_moe_base: Path, short_chunks: Tokens) -> None:
     states: list[bytes] = []
     for executor in (HERE, Backwards()):
-        compute_imatrix(
-            books_moe_base, short_chunks, n_threads=1, on_chunk=lambda state: states.append(state.to_bytes()), executor=executor
-        )
+        compute_imatrix(work_on(books_moe_base, short_chunks), on_chunk=lambda state: states.append(state.to_bytes()), executor=executor)
     assert states[: len(short_chunks)] == states[len(short_chunks) :]

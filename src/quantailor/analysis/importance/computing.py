@@ -12,7 +12,6 @@ import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar, cast
 
 import numpy as np
@@ -21,7 +20,6 @@ import numpy.typing as npt
 from quantailor.analysis.importance.imatrix import BLOCK_PREFIX, Imatrix, ImatrixEntry
 from quantailor.control import QUIET, Control, Watched
 from quantailor.errors import ImatrixError
-from quantailor.files import FilesState
 from quantailor.ggml.runtime import Activation, LoadedModel
 from quantailor.numerics import Doubles, Floats, Integers, Tokens
 from quantailor.processes.crews import HERE, Bench, Executor, ModelFiles, Work
@@ -183,50 +181,39 @@ def _sliced_totals(x: Floats, ids: Tokens, n_slices: int) -> Totals:
 
 
 def compute_imatrix(
-    model_path: Path,
-    chunks: Tokens,
+    work: ImatrixWork,
     *,
     state: ImatrixState | None = None,
     on_chunk: Callable[[ImatrixState], None] | None = None,
     every: int = 1,
     control: Control = QUIET,
-    n_threads: int | None = None,
-    n_gpu_layers: int = 0,
     process_output: bool = False,
     dataset: str = "",
-    fingerprint: str = "",
-    files: FilesState = (),
     executor: Executor = HERE,
 ) -> Imatrix:
     """Run the chunks through the model and add up the squares of what its matrices multiply.
 
     Args:
-        model_path: a base GGUF.
-        chunks: (n_chunks, n_ctx) from `corpus.chunks`.
+        work: the chunks and a base GGUF.
         state: where an interrupted run of the same chunks stopped.
         on_chunk: called with the state after every `every` chunks; it may save `state.to_bytes()`.
         every: see `on_chunk`.
         control: asked before every chunk whether to go on.
-        n_threads: None takes all processors.
-        n_gpu_layers: layers on a GPU, -1 for all.
         process_output: let the quantizer see the output matrix's inputs too, as `llama-imatrix --process-output`.
         dataset: the text's name, kept in the file.
-        fingerprint: the model's, by which another machine knows it.
-        files: the state of its files.
         executor: who runs the chunks. Totals are added up in the text's order, so that the result does not depend on it.
 
     Raises:
         ImatrixError: inputs that are not finite, or a state of another run.
         InferenceError: llama.cpp cannot load or run the model.
     """
-    n_chunks, n_ctx = chunks.shape
+    n_chunks, n_ctx = work.chunks.shape
     state = state or ImatrixState(chunk_size=n_ctx, process_output=process_output)
     if (state.chunk_size, state.process_output) != (n_ctx, process_output) or state.n_chunks_done > n_chunks:
         raise ImatrixError("the unfinished importance matrix belongs to another run", remedy="Start again")
     state.check_whole()
     if state.n_chunks_done < n_chunks:
         control.check()
-        work = ImatrixWork(ModelFiles(model_path, fingerprint, files), chunks, n_threads, n_gpu_layers)
         with executor.on(work) as crew:
             early: dict[int, ChunkTotals] = {}
             for found in crew.do(range(state.n_chunks_done, n_chunks), control=Watched(control)):
@@ -234,7 +221,7 @@ def compute_imatrix(
                 while (ours := early.pop(state.n_chunks_done, None)) is not None:
                     for name, number in ours.added:
                         state.add_totals(name, ours.totals[number])
-                    state.finish_chunk(chunks[ours.index], cast(int, crew.facts))
+                    state.finish_chunk(work.chunks[ours.index], cast(int, crew.facts))
                     if on_chunk is not None and state.n_chunks_done % every == 0:
                         on_chunk(state)
                     control.advance(state.n_chunks_done, n_chunks, f"chunk {state.n_chunks_done} of {n_chunks}")
@@ -260,7 +247,9 @@ class ImatrixWork(Work[int, ChunkTotals]):
     chunks: Tokens
     """(n_chunks, n_ctx) from `corpus.chunks`."""
     n_threads: int | None = None
+    """None takes all processors."""
     n_gpu_layers: int = 0
+    """Layers on a GPU, -1 for all."""
     is_apart: ClassVar[bool] = True
 
     def bench(self) -> _ImatrixBench:

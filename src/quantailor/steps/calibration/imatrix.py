@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from quantailor import files
 from quantailor.analysis.corpus import Corpus, chunk_length, chunks
-from quantailor.analysis.importance.computing import ImatrixState, compute_imatrix
+from quantailor.analysis.importance.computing import ImatrixState, ImatrixWork, compute_imatrix
 from quantailor.analysis.importance.imatrix import Imatrix, as_seen
 from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imatrix
 from quantailor.analysis.importance.statistics import ImatrixStatistics, statistics
@@ -18,6 +18,7 @@ from quantailor.costs.needs import Needs, run_as_it_is
 from quantailor.errors import ImatrixError
 from quantailor.evidence.grounds import command_line
 from quantailor.ggml import library
+from quantailor.processes.crews import ModelFiles
 from quantailor.qtypes import IMATRIX_EXEMPT
 from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, fitted, gguf_path, quantizable_tensors, require_finite
 from quantailor.steps.checks.inputs import check_texts
@@ -119,24 +120,19 @@ def _compute(workspace: Workspace, step: ImatrixStep, stages: Stages, model: Ope
     require_finite(model.identity)
     store = workspace.store
     progress = store.imatrix_progress(key)
-    tokens = chunks(corpus, key.n_ctx, limit=step.chunks)
+    base, tokens = ModelFiles(gguf_path(model), model.fingerprint, model.files), chunks(corpus, key.n_ctx, limit=step.chunks)
 
     def keep(state: ImatrixState) -> None:
         store.record_imatrix_progress(key, state.n_chunks_done, state.to_bytes())
 
     return compute_imatrix(
-        gguf_path(model),
-        tokens,
+        ImatrixWork(base, tokens, step.compute.n_threads, step.compute.n_gpu_layers),
         state=ImatrixState.from_bytes(progress.state) if progress else None,
         on_chunk=keep,
         every=CHECKPOINT_CHUNKS,
         control=stages.begin("imatrix"),
-        n_threads=step.compute.n_threads,
-        n_gpu_layers=step.compute.n_gpu_layers,
         process_output=step.process_output,
         dataset=corpus.name,
-        fingerprint=model.fingerprint,
-        files=model.files,
         executor=stages.executor,
     )
 
