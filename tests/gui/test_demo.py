@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from tools.pack_demo import pack_demo
 from visitor import Visitor
 
@@ -26,6 +27,20 @@ def test_the_first_page_offers_a_measured_model_on_which_choose_works(visit: Cal
     assert "KLD" in page.text(".qt-choose-top"), "a KLD is predicted"
     page.go("/")
     assert TRY not in page.text()
+
+
+@pytest.mark.slow
+def test_from_the_demonstration_it_goes_on_to_a_built_file(visit: Callable[..., Visitor], tmp_path: Path) -> None:
+    page = visit(tmp_path, tmp_path)
+    page.go("/")
+    page.click(TRY)
+    page.until(lambda: "bytes" in page.text(".qt-choose-top"), "the size is shown")
+    page.go(page.address.replace("/choose", "/build"))
+    page.sees("Its 16-bit base of 16.02 MiB is missing")
+    page.click("Write the base")
+    page.sees("the file that a strategy describes")
+    page.until(lambda: page.field("File name").value, "the page has come back with what it can build now", seconds=60)
+    assert page.button("Build").visible
 
 
 def test_opening_it_again_changes_nothing_that_is_known(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from quantailor.errors import QuantailorError
 from quantailor.gui import theme
 from quantailor.gui.context import outside
 from quantailor.gui.jobs.dock import dock
-from quantailor.gui.widgets import box, empty, error_note, heading, note, primary, text
+from quantailor.gui.widgets import box, error_note, heading, note, primary, text
 from quantailor.present.words import plural
 
 Read = TypeVar("Read")
@@ -144,19 +144,6 @@ def results_of(project: ProjectReport) -> list[str]:
     """What was made of a model, in words: ["1 strategy", "2 built files"]."""
     kept = ((project.n_strategies, "strategy"), (project.n_builds, "built file"), (project.n_verdicts, "verdict"))
     return [plural(number, what) for number, what in kept if number]
-
-
-def without_base(project: ProjectReport, use: str) -> None:
-    """What a screen says that works on the 16-bit base, where there is none; `use` is what it does with one, as a sentence's end."""
-    if project.source:
-        empty(
-            "There is no GGUF base yet",
-            f"Measuring converts the model first. Then {use}.",
-            action="Measure",
-            target=address(project, "measure"),
-        )
-    else:
-        empty("The model's file is gone", "Open it again from where it is now.", action="Open a model", target="/open")
 
 
 def next_step(project: ProjectReport) -> Stage:

@@ -96,7 +96,8 @@ def error_chart(
         tip = f"{band.role}: median and 10 to 90 % of its tensors"
         points = tuple(Point(x, y, tip=tip) for x, y in zip(band.bits, heights(band.bits, band.median), strict=True))
         width, alpha = (1.8, 1.0) if strong else (1.0, 0.3)
-        line = Series(band.role, points, look.colour, look.marker, 6, look.stroke, width, alpha, in_legend=legend)
+        marker = look.marker if strong else ""  # dots of eight other roles would hide the one that is looked at
+        line = Series(band.role, points, look.colour, marker, 6, look.stroke, width, alpha, in_legend=legend)
         medians.append(line)
     known = [point for point in curve if not relative or point.bits_per_weight in usual]
     own = heights([point.bits_per_weight for point in known], [point.error for point in known])

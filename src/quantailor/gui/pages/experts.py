@@ -16,7 +16,8 @@ from quantailor.errors import ImatrixError, QuantailorError, UnsupportedModelErr
 from quantailor.gui import theme
 from quantailor.gui.context import workspace
 from quantailor.gui.elements.heat import HeatScale, heat_legend, heat_table
-from quantailor.gui.frame import address, frame, opened, without_base
+from quantailor.gui.frame import address, frame, opened
+from quantailor.gui.pages.without_base import without_base
 from quantailor.gui.widgets import Stat, box, card, empty, error_note, named, note, table, text
 from quantailor.present.charts import echarts
 from quantailor.present.charts.colours import LogScale

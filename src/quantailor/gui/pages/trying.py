@@ -15,7 +15,8 @@ from quantailor.app.products.builds import BuiltFile, list_builds
 from quantailor.app.products.trying import N_TOKENS, WrittenToken, answer, first_difference, serve_command
 from quantailor.errors import InferenceError
 from quantailor.gui.context import workspace
-from quantailor.gui.frame import address, frame, opened, without_base
+from quantailor.gui.frame import address, frame, opened
+from quantailor.gui.pages.without_base import without_base
 from quantailor.gui.widgets import box, card, copy_line, empty, primary, quiet, text, told
 from quantailor.present.words import plural, size
 

@@ -29,10 +29,11 @@ from quantailor.app.products.card import suggested_file_name
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, show_address, workspace
 from quantailor.gui.desks import desk_of_draft
-from quantailor.gui.frame import address, frame, opened, without_base
+from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.jobs.job_card import JobCard, unfinished
 from quantailor.gui.page_words import on_page
 from quantailor.gui.pages.build.parts import STRATEGY_KINDS, BuiltList, CheckCard, DiffCard
+from quantailor.gui.pages.without_base import without_base
 from quantailor.gui.picker import path_input, pick
 from quantailor.gui.widgets import Stat, box, card, chip, copy_line, named, note, primary, quiet, text, told
 from quantailor.present import words
@@ -51,7 +52,7 @@ async def build(fingerprint: str) -> None:
         return
     with frame("build", "Build", project=project, subtitle="the file that a strategy describes"):
         if project.base is None:
-            without_base(project, "it can be built from")
+            without_base(project, "files can be built from it")
             return
         choices = await run.io_bound(list_choices, workspace(), project.fingerprint) or []
         wanted = _asked_for()

@@ -14,9 +14,10 @@ from quantailor.app.products.builds import BuiltFile, list_builds
 from quantailor.app.products.verdicts import StoredVerdict, headline, list_verdicts
 from quantailor.errors import StoreError
 from quantailor.gui.context import show_address, workspace
-from quantailor.gui.frame import address, frame, opened, without_base
+from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.jobs.job_card import JobCard, unfinished
 from quantailor.gui.pages.verify.parts import CardCard, VerdictCards, VerifyForm
+from quantailor.gui.pages.without_base import without_base
 from quantailor.gui.widgets import box, empty, error_note, quiet, told
 
 KEY_LENGTH = 16
