@@ -103,7 +103,6 @@ def test_compensated_rows_keep_their_size_but_embeddings_which_a_norm_rescales(n
     weighed = values * np.diagonal(metric.covariance.matrix).astype(np.float64)
     left = (weighed * codec.dequantize(data, qtype, N_COLS)).sum(axis=1) / (weighed * values).sum(axis=1)
     if name in TOKEN_EMBEDDINGS:
-        assert (left < 1 - 5 * PRECISION).all()
         np.testing.assert_array_equal(data, codes)
     else:
         np.testing.assert_allclose(left, 1, atol=PRECISION)

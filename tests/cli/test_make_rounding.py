@@ -129,7 +129,7 @@ def test_a_study_compensates_and_takes_covariances_that_are_there(quantailor: Co
     assert (plain["rounding"], plain["imatrix_fingerprint"]) == ("plain", found["imatrix_fingerprint"])
     with Workspace.open(tmp_path / "home") as workspace:
         roundings = {key.rounding.partition(":")[0] for key in workspace.store.measurements(found["model_fingerprint"])}
-    assert roundings == {"plain", "compensated-2"}
+    assert roundings == {"plain", "compensated-3"}
 
 
 def test_what_covariances_need_is_said_before(

@@ -69,6 +69,16 @@ class ScalarCodes:
         """Between the values of the table, (n_codes - 1,); empty where the codes are these values."""
         return self.table[:0] if self.affine else (self.table[1:] + self.table[:-1]) / np.float32(2)
 
+    def places(self, values: Floats) -> CodeOf:
+        """The codes that stand for values of the table, (n, ...): (n, ...)."""
+        found = np.nan_to_num(values) if self.affine else np.searchsorted(self.middles, values)
+        return found.astype(np.uint8)
+
+    @property
+    def kept(self) -> Bytes:
+        """A mask of the bits that are not codes, (n_bytes,)."""
+        return self._ends[0]
+
     def grid(self, data: Bytes) -> tuple[Floats, Floats]:
         """Offset and step of every weight of blocks, (n, type_size): each (n, block_size)."""
         kept, first, last = self._ends

@@ -1,8 +1,9 @@
 """Rounding of rows in which every column makes up for what the columns before it lost.
 
-Blocks of columns are rounded one after another (see `metric`). For each, ggml's quantizer is asked first, on the weights as they would
-best be beside the errors so far, with the diagonal of the metric that the block has left as importances: it gives scales and minima.
-These stand; then the codes are chosen within the block as `kernels` and `vector_choice` do it.
+Blocks of columns are rounded one after another (see `metric`). Scales and codes are chosen together as `scale_search` does it. Where
+a type's scales are not known, ggml's quantizer is asked first, on the weights as they would best be beside the errors so far, with the
+diagonal of the metric that the block has left as importances. Its scales and minima stand; then the codes are chosen within the block as
+`vector_choice` and `scale_search` do it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ import functools
 
 import numpy as np
 
+from quantailor.analysis.rounding.block_scales import block_scales
 from quantailor.analysis.rounding.codes import CodeOf, ScalarCodes, scalar_codes
-from quantailor.analysis.rounding.kernels import choose_codes, improve_codes
+from quantailor.analysis.rounding.kernels import improve_codes
 from quantailor.analysis.rounding.metric import Factor, FactorBlock, Metric, Span
+from quantailor.analysis.rounding.scale_choice import round_with_scales
+from quantailor.analysis.rounding.scale_search import Grid, choose_values
 from quantailor.analysis.rounding.vector_choice import choose_vectors
 from quantailor.analysis.rounding.vectors import VectorCodes, vector_codes
 from quantailor.ggml import codec
@@ -98,6 +102,9 @@ def _round_span(
 
     Gives the bytes of their blocks, (n, n_blocks, type_size), the errors that they make, (n, n_cols), and what is lost, (n,).
     """
+    scales = block_scales(qtype)
+    if scales is not None:
+        return round_with_scales(weights, carried, scales, span, N_SWEEPS)
     size, n_blocks = qtype.block_size, len(span.blocks)
     data = np.empty((len(weights), n_blocks, qtype.type_size), dtype=np.uint8)
     errors, offset, step = (np.empty_like(weights) for _ in range(3))
@@ -131,15 +138,19 @@ def _round_span(
 
 
 def _chosen(
-    weights: Floats, shift: Floats, layout: ScalarCodes, grid: tuple[Floats, ...], block: FactorBlock, *, again: bool
+    weights: Floats, shift: Floats, layout: ScalarCodes, scales: tuple[Floats, ...], block: FactorBlock, *, again: bool
 ) -> tuple[CodeOf, Floats]:
     """Codes of rows of one block and the errors that they make, each (n, size); looked at again at once, if that is wished.
 
     `shift` becomes the block's columns of d L with the errors as they were before that.
     """
-    offset, step = grid
-    codes, errors = np.empty(weights.shape, dtype=np.uint8), np.empty_like(weights)
-    choose_codes(weights, shift, block.lower, offset, step, layout.middles, layout.table, codes, errors)
+    offset, step = scales
+    grid = Grid(layout.table, layout.middles, np.float32(0), np.float32(1), np.float32(1), np.ones((2, 2), dtype=np.int64), True)
+    carried, values, made = (np.ascontiguousarray(each.T) for each in (shift, weights, weights))
+    steps, offsets = np.ascontiguousarray(step.T), np.ascontiguousarray(offset.T)
+    choose_values(np.ascontiguousarray(weights.T), block.lower, np.arange(len(carried)), steps, offsets, grid, carried, values, made)
+    shift[:], errors = carried.T, np.ascontiguousarray(made.T)
+    codes = np.ascontiguousarray(layout.places(values.T))
     if again:
         slopes, gains = shift @ block.lower.T, np.zeros(len(weights), dtype=np.float32)
         improve_codes(weights, slopes, block.gram, offset, step, layout.middles, layout.table, N_SWEEPS, codes, errors, gains)

@@ -14,79 +14,6 @@ from quantailor.analysis.rounding.codes import CodeOf
 from quantailor.analysis.rounding.compiling import compiled
 from quantailor.numerics import Floats
 
-LANES = 64
-"""Rows that are chosen for at a time, one beside the other."""
-
-
-@compiled
-def number_codes(places: Floats, middles: Floats, last: np.float32, codes: Floats) -> None:
-    """The codes nearest to places on a grid, both (LANES,); `last` is the highest, middles, (n_codes - 1,), are as in `choose_codes`."""
-    one, zero, half = np.float32(1), np.float32(0), np.float32(0.5)
-    if len(middles):
-        codes[:] = zero
-        for middle in middles:
-            for lane in range(LANES):
-                codes[lane] += one if places[lane] > middle else zero
-    else:
-        for lane in range(LANES):
-            codes[lane] = np.floor(min(max(places[lane] + half, zero), last))
-
-
-@compiled
-def choose_codes(
-    weights: Floats,
-    carried: Floats,
-    lower: Floats,
-    offset: Floats,
-    step: Floats,
-    middles: Floats,
-    table: Floats,
-    codes: CodeOf,
-    errors: Floats,
-) -> None:
-    """Choose codes from the last column to the first, each the nearest to what makes up for those behind it.
-
-    Args:
-        weights: (n_rows, size); the rows are a multiple of `LANES`.
-        carried: see above; becomes carried + d L, (n_rows, size).
-        lower: L, (size, size).
-        offset: (n_rows, size).
-        step: (n_rows, size).
-        middles: between the values of the table, (n_codes - 1,); empty where table[code] == code.
-        table: (n_codes,).
-        codes: is written, (n_rows, size).
-        errors: d, is written, (n_rows, size).
-    """
-    n_rows, size = weights.shape
-    last, one, zero = np.float32(len(table) - 1), np.float32(1), np.float32(0)
-    pulled, places = np.empty((size, LANES), np.float32), np.empty((size, LANES), np.float32)
-    scale, error, number = np.empty((size, LANES), np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    for first in range(0, n_rows, LANES):
-        for lane in range(LANES):
-            row = first + lane
-            for column in range(size):
-                inverse = one / step[row, column] if step[row, column] != zero else zero
-                places[column, lane] = (weights[row, column] - offset[row, column]) * inverse
-                scale[column, lane] = inverse / lower[column, column]
-                pulled[column, lane] = carried[row, column]
-        for column in range(size - 1, -1, -1):
-            place = places[column]
-            for lane in range(LANES):
-                place[lane] -= pulled[column, lane] * scale[column, lane]
-            number_codes(place, middles, last, number)
-            for lane in range(LANES):
-                row, code = first + lane, np.uint8(number[lane])
-                codes[row, column] = code
-                error[lane] = offset[row, column] + step[row, column] * table[code] - weights[row, column]
-                errors[row, column] = error[lane]
-            for other in range(column + 1):
-                share, own = lower[column, other], pulled[other]
-                for lane in range(LANES):
-                    own[lane] += error[lane] * share
-        for lane in range(LANES):
-            for column in range(size):
-                carried[first + lane, column] = pulled[column, lane]
-
 
 @compiled
 def improve_codes(
@@ -110,7 +37,7 @@ def improve_codes(
         gram: L L^T, (size, size).
         offset: (n_rows, size).
         step: (n_rows, size).
-        middles: see `choose_codes`.
+        middles: between the values of the table, (n_codes - 1,); empty where table[code] == code.
         table: (n_codes,).
         n_sweeps: how often, at most.
         codes: (n_rows, size), becomes better.

@@ -19,7 +19,7 @@ from quantailor.numerics import Bytes, Floats
 from quantailor.qtypes import QType
 from quantailor.records import TensorInfo
 
-COMPENSATED, PLAIN_MEASURED = "compensated-2", "plain"
+COMPENSATED, PLAIN_MEASURED = "compensated-3", "plain"
 """Versions of what covariances are used for, in keys of results."""
 CACHE_BYTES = 1 << 30
 """Memory for covariances and their factors."""
