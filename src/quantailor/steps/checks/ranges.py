@@ -22,6 +22,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "target_error": (0.001, 1),
     "seconds": (1, 1e8),
     "passes": (1, 1_000_000_000),
+    "total_passes": (1, 1_000_000_000),
     "swaps": (0, 100_000),
     "size_bytes": (1, 2**60),
     "memory_bytes": (2**20, 2**60),
