@@ -180,3 +180,18 @@ def test_a_role_looks_the_same_in_every_model_and_unlike_the_others() -> None:
     assert {role_look(role).stroke for role in dense[:4]} == {"solid"}
     assert {role_look(role).stroke for role in dense[4:7]} == {"dashed"}
     assert role_look("ssm_in") == role_look("ssm_in"), "a role that nobody listed has its place too"
+
+
+def test_a_long_legend_is_one_row_to_leaf_through_where_a_chart_is_narrow() -> None:
+    lines = tuple(
+        Series(f"a role with a long name {n}", (Point(1, 1.0), Point(2, 0.5)), f"series {n}", stroke="dashed", in_legend=True)
+        for n in range(6)
+    )
+    chart = Chart("roles", Axis("bits", 0, 3), Axis.log("error", [0.1, 2.0]), lines)
+    options: dict[str, Any] = echarts.options(chart, LIGHT)
+    narrow, wide = options["media"]
+    assert narrow["query"] == {"maxWidth": echarts.NARROW}
+    assert [each["option"]["legend"]["type"] for each in (narrow, wide)] == ["scroll", "plain"]
+    assert narrow["option"]["legend"]["data"] == wide["option"]["legend"]["data"]
+    few = Chart("roles", Axis("bits", 0, 3), Axis.log("error", [0.1, 2.0]), lines[:1])
+    assert "media" not in echarts.options(few, LIGHT)

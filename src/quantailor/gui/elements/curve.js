@@ -16,7 +16,7 @@ export default {
         <text :x="(left + width - right) / 2" :y="height - 5" text-anchor="middle" class="qt-axis">bits per weight</text>
         <g v-if="kneePoint">
           <line :x1="x(kneePoint[1])" :x2="x(kneePoint[1])" :y1="top" :y2="height - bottom" class="qt-knee-line"></line>
-          <text :transform="'translate(' + (x(kneePoint[1]) + 12) + ',' + (top + 6) + ') rotate(90)'" class="qt-knee-text">knee {{ knee }}</text>
+          <text :transform="'translate(' + (x(kneePoint[1]) + 12) + ',' + (top + 6) + ') rotate(90)'" class="qt-knee-text">knee {{ knee }}<title>The corner of this tensor's curve: more bits than that help it little</title></text>
         </g>
         <polyline :points="frontier" class="qt-curve-line"></polyline>
         <circle v-for="point in points" :key="point[0]" :cx="x(point[1])" :cy="y(point[2])" r="4.5" :fill="point[3]" class="qt-curve-point"

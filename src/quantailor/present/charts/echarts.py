@@ -14,6 +14,8 @@ from quantailor.present.charts.describe import Axis, Band, Chart, HeatCell, Heat
 
 Options = dict[str, object]
 
+NARROW = 420
+"""Pixels of a chart in which a legend of several rows has no place."""
 INTERVALS = ", 95 %"
 """Ends the name of the series that holds another one's intervals: (x, low, high)."""
 _TIP = "item => (item.data && item.data.tip) || ''"
@@ -95,6 +97,8 @@ def options(chart: Chart, palette: Palette, *, is_small: bool = False) -> Option
         "yAxis": _axis(chart.y, palette, gap=40 if is_small else 56),
         "series": drawn,
         **({"legend": _legend(legend, palette)} if legend else {}),
+        # Where there is no room for the rows that a legend was given, it is one row to leaf through.
+        **({"media": _either(_legend(legend, palette), palette)} if legend_rows > 1 else {}),
     }
 
 
@@ -284,6 +288,13 @@ def _legend(shown: Sequence[Series], palette: Palette) -> Options:
         "itemWidth": 22 if lines else 14,
         "textStyle": {"color": palette.muted, "fontSize": 11},
     }
+
+
+def _either(legend: Options, palette: Palette) -> list[Options]:
+    """The legend in rows, or as one row to leaf through where the chart is narrow."""
+    paged: Options = {"type": "scroll", "bottom": 8, "pageIconColor": palette.muted, "pageIconInactiveColor": palette.line}
+    paged["pageTextStyle"] = {"color": palette.muted}
+    return [{"query": {"maxWidth": NARROW}, "option": {"legend": {**legend, **paged}}}, {"option": {"legend": {**legend, "type": "plain"}}}]
 
 
 def _legend_entry(series: Series, *, lines: bool) -> Options | str:
