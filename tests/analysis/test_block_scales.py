@@ -73,7 +73,7 @@ def test_packed_scales_are_what_was_meant(qtype: QType, seed: int) -> None:
     np.testing.assert_allclose(values, meant, rtol=1e-5, atol=1e-5 * float(np.abs(meant).max()))
 
 
-@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ4_XS"])
+@pytest.mark.parametrize("name", ["Q2_K", "IQ4_XS", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Q3_K", "Q4_K", "Q6_K"))])
 def test_no_other_number_would_be_better_for_the_codes(name: str) -> None:
     """Each sub-block's scale one more or one less, its codes as they are. After few rounds a little is left here and there."""
     qtype = library.types()[name]

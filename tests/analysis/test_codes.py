@@ -22,7 +22,7 @@ every_scalar = pytest.mark.parametrize("qtype", SCALARS, ids=lambda qtype: qtype
 every_vector = pytest.mark.parametrize("qtype", [library.types()[name] for name in VECTORS], ids=lambda qtype: qtype.name)
 seeds = st.integers(0, 2**32 - 1)
 search = pytest.mark.slow  # takes ten seconds to compile
-few = settings(max_examples=fuzzing.n_cases(1000, 200))
+few = settings(max_examples=fuzzing.n_cases(1000, 100))
 
 
 def blocks(qtype: QType, rng: np.random.Generator, n: int = 6) -> Bytes:

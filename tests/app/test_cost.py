@@ -52,6 +52,7 @@ def test_a_higher_level_takes_longer(workspace: Workspace, books_llama_base: Pat
     assert all(cost.memory_bytes > 17_000_000 for cost in costs)
 
 
+@pytest.mark.slow
 def test_fewer_types_take_less(workspace: Workspace, books_llama_base: Path) -> None:
     task = StudyStep(model=str(books_llama_base), level="thorough")
     few = dataclasses.replace(task, types=("Q4_K", "Q8_0"))

@@ -34,7 +34,13 @@ RULES = [(), ("--knee", "relative"), ("--greedy", "damage"), ("--bins", "50=Q4_K
 
 
 @pytest.mark.parametrize(
-    "rule", [*RULES, ("--budget", "ffn_*=10MB"), ("--budget", "ffn_*=10MB", "--budget", "*.0.*=10MB", "--allow", "Q4_K")]
+    "rule",
+    [
+        RULES[0],
+        *(pytest.param(rule, marks=pytest.mark.slow) for rule in RULES[1:]),
+        ("--budget", "ffn_*=10MB"),
+        ("--budget", "ffn_*=10MB", "--budget", "*.0.*=10MB", "--allow", "Q4_K"),
+    ],
 )
 def test_a_size_that_is_too_small_names_one_that_works(
     quantailor: Command, small: Workbench, tmp_path: Path, rule: tuple[str, ...]
