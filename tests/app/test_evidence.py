@@ -66,6 +66,7 @@ def types(result: Any) -> dict[str, str]:
     return {choice["name"]: choice["type_name"] for choice in result["tensors"]}
 
 
+@pytest.mark.slow
 def test_a_probe_that_is_half_done_takes_nothing_over(at: Home, run: Command, base: Path, texts: tuple[Path, Path]) -> None:
     made_up.probe(*at, texts[0])
     before = plan(run, base)

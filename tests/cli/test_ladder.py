@@ -45,6 +45,7 @@ def test_every_size_is_one_file_named_as_the_hub_shows_it(quantailor: Command, b
     assert times(tmp_path / "out") == before, "nothing is built twice"
 
 
+@pytest.mark.slow
 def test_a_size_that_is_added_leaves_the_others(quantailor: Command, base: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     rest = ("-o", out, *QUICK, "--home", tmp_path / "home")

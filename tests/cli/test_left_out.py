@@ -24,6 +24,7 @@ def without(strategy: Path, *names: str) -> Path:
     return strategy
 
 
+@pytest.mark.slow
 def test_a_line_that_was_deleted_is_named_by_every_command(
     quantailor: Command, workbench: Workbench, strategy: Path, tmp_path: Path
 ) -> None:

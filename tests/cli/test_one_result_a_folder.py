@@ -26,6 +26,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
 
 
+@pytest.mark.slow
 def test_another_result_in_the_folder_is_not_replaced(quantailor: Command, base: Path, tmp_path: Path) -> None:
     out, home = tmp_path / "out", ("--home", tmp_path / "home")
     make = ("make", base, "-o", out, *QUICK, *home)

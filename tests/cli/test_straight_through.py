@@ -136,6 +136,7 @@ def test_make_takes_the_importance_matrix_that_the_store_has(run: Command, model
     assert run("make", model, "--imatrix", "none", *few, "-o", tmp_path / "none").result["imatrix"] is None
 
 
+@pytest.mark.slow
 def test_make_computes_an_importance_matrix_where_the_store_has_none(
     run: Command, model: Path, calibration_text: Path, tmp_path: Path
 ) -> None:

@@ -99,6 +99,7 @@ def test_the_cost_is_told_before_anything_starts(quantailor: Command, model: Pat
     assert "in all" in quantailor(*words).out
 
 
+@pytest.mark.slow
 def test_models_are_listed_with_what_is_known(quantailor: Command, model: Path, text: Path, tmp_path: Path) -> None:
     home = ("--home", tmp_path / "home")
     assert "No models yet" in quantailor("models", *home).out
