@@ -17,7 +17,8 @@ from quantailor.analysis.rounding.codes import CodeOf, ScalarCodes, scalar_codes
 from quantailor.analysis.rounding.kernels import improve_codes
 from quantailor.analysis.rounding.metric import Factor, FactorBlock, Metric, Span
 from quantailor.analysis.rounding.scale_choice import round_with_scales
-from quantailor.analysis.rounding.scale_search import Grid, choose_values
+from quantailor.analysis.rounding.scale_fits import Grid
+from quantailor.analysis.rounding.scale_search import choose_values
 from quantailor.analysis.rounding.vector_choice import choose_vectors
 from quantailor.analysis.rounding.vectors import VectorCodes, vector_codes
 from quantailor.ggml import codec

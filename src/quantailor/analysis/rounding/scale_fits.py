@@ -1,0 +1,240 @@
+"""Scales that fit single sub-blocks: least squares beside their codes, and the float16 of the block that comes nearest to them.
+
+For some steps, from those that leave room beyond the largest weight to those that cut it off, codes are the nearest, and step and offset
+then the least-squares fit of these codes by the importances; the best of the fits stays.
+
+Rows stand one beside the other: arrays of columns are (n_columns, LANES), in the order of the factor. A weight is
+offset + step (zero + value) for one of the values of a table; see `Grid`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from quantailor.analysis.rounding.compiling import compiled
+from quantailor.numerics import Floats, Integers
+
+LANES = 64
+"""Rows that go through at a time."""
+
+
+class Grid(NamedTuple):
+    """What a type's blocks can hold: step = unit d k and offset = sign e m, with float16 d and e and whole numbers k and m."""
+
+    table: Floats
+    """What codes stand for, (n_codes,), ascending from 0 to n_codes - 1."""
+    middles: Floats
+    """Between them, (n_codes - 1,); empty where table[code] == code."""
+    zero: np.float32
+    unit: np.float32
+    sign: np.float32
+    numbers: Integers
+    """The least and the largest k, then m, (2, 2); alike where there is only one."""
+    has_offsets: bool
+
+
+@compiled
+def half(value: np.float32) -> np.float32:
+    """The float16 nearest to a number; infinity where it is too large."""
+    size = abs(value)
+    if size < np.float32(2.0**-14):
+        return np.float32(np.rint(value * np.float32(2.0**24)) * np.float32(2.0**-24))
+    if not size < np.float32(65520):
+        return np.float32(np.inf)
+    part, exponent = math.frexp(value)
+    return np.float32(math.ldexp(np.rint(part * 2048.0), exponent - 11))
+
+
+@compiled
+def settle(places: Floats, grid: Grid, values: Floats) -> None:
+    """The values of the table nearest to places, (n_lanes,), into values, (n_lanes,)."""
+    table, middles = grid.table, grid.middles
+    nought, half_step, last = np.float32(0), np.float32(0.5), table[-1]
+    if len(middles):
+        values[:] = table[0]
+        for k in range(len(middles)):
+            middle, more = middles[k], table[k + 1] - table[k]
+            for lane in range(LANES):
+                values[lane] += more if places[lane] > middle else nought
+    else:
+        for lane in range(LANES):
+            values[lane] = np.floor(min(max(places[lane] + half_step, nought), last))
+
+
+@compiled
+def fit_steps(x: Floats, importance: Floats, members: Integers, grid: Grid, reaches: Floats, found: Floats) -> None:
+    """Steps of sub-blocks without offsets.
+
+    Args:
+        x: weights, (block_size, LANES).
+        importance: of each, (block_size,).
+        members: columns of each sub-block, (n_sub, width).
+        grid: of the type.
+        reaches: by how many steps the largest weight goes beyond the table's end, (n_tries,).
+        found: is written, (n_sub, 6, LANES): the step, 0, and the sum of squares of what codes stand for.
+    """
+    nought = np.float32(0)
+    low, high = grid.zero + grid.table[0], grid.zero + grid.table[-1]
+    largest, inverse, best = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    pull, squares = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    places, values = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    found[:] = nought
+    for sub in range(len(members)):
+        largest[:] = nought
+        for column in members[sub]:
+            for lane in range(LANES):
+                largest[lane] = x[column, lane] if abs(x[column, lane]) > abs(largest[lane]) else largest[lane]
+        best[:] = nought
+        for side in range(1 if low == -high else 2):
+            end = high if side else low
+            for k in range(len(reaches)):
+                reach = end - reaches[k] if end < 0 else end + reaches[k]
+                for lane in range(LANES):
+                    inverse[lane] = reach / largest[lane] if largest[lane] != nought else nought
+                pull[:] = nought
+                squares[:] = nought
+                for column in members[sub]:
+                    own, share = x[column], importance[column]
+                    for lane in range(LANES):
+                        places[lane] = own[lane] * inverse[lane] - grid.zero
+                    settle(places, grid, values)
+                    for lane in range(LANES):
+                        point = values[lane] + grid.zero
+                        pull[lane] += share * point * own[lane]
+                        squares[lane] += share * point * point
+                for lane in range(LANES):
+                    gain = pull[lane] * pull[lane] / squares[lane] if squares[lane] > nought else nought
+                    if gain > best[lane]:
+                        best[lane] = gain
+                        found[sub, 0, lane] = pull[lane] / squares[lane]
+                        found[sub, 2, lane] = squares[lane]
+
+
+@compiled
+def fit_lines(x: Floats, importance: Floats, members: Integers, grid: Grid, reaches: Floats, found: Floats) -> None:
+    """Steps and offsets of sub-blocks, for tables of equal steps.
+
+    Args:
+        x: see `fit_steps`, (block_size, LANES).
+        importance: (block_size,).
+        members: (n_sub, width).
+        grid: of the type; offsets of a negative sign are not positive.
+        reaches: by how many steps the range of weights is more than the table's, (n_tries,).
+        found: is written, (n_sub, 6, LANES): the step, the offset, and the sums of c c, c, 1 and x for codes c.
+    """
+    nought, half_step, last = np.float32(0), np.float32(0.5), grid.table[-1]
+    most = nought if grid.sign < 0 else np.float32(np.inf)
+    bottom, top, inverse, shift = (
+        np.empty(LANES, np.float32),
+        np.empty(LANES, np.float32),
+        np.empty(LANES, np.float32),
+        np.empty(LANES, np.float32),
+    )
+    best, sums = np.empty(LANES, np.float32), np.empty((3, LANES), np.float32)
+    found[:] = nought
+    for sub in range(len(members)):
+        first, total, total_x = x[members[sub, 0]], nought, found[sub, 5]
+        for lane in range(LANES):
+            bottom[lane] = min(first[lane], most)
+            top[lane] = max(first[lane], nought) if grid.sign < 0 else first[lane]
+        for column in members[sub]:
+            own, share = x[column], importance[column]
+            total += share
+            for lane in range(LANES):
+                bottom[lane] = min(bottom[lane], own[lane])
+                top[lane] = max(top[lane], own[lane])
+                total_x[lane] += share * own[lane]
+        best[:] = -np.inf
+        found[sub, 4] = total
+        for k in range(len(reaches)):
+            for lane in range(LANES):
+                span = top[lane] - bottom[lane]
+                inverse[lane] = (last + reaches[k]) / span if span > nought else nought
+                shift[lane] = half_step - half_step * reaches[k] - bottom[lane] * inverse[lane]
+            sums[:] = nought
+            for column in members[sub]:
+                own, share = x[column], importance[column]
+                for lane in range(LANES):
+                    code = np.floor(min(max(own[lane] * inverse[lane] + shift[lane], nought), last))
+                    sums[0, lane] += share * code * code
+                    sums[1, lane] += share * code
+                    sums[2, lane] += share * code * own[lane]
+            for lane in range(LANES):
+                squares, codes, pull = sums[0, lane], sums[1, lane], sums[2, lane]
+                spread = total * squares - codes * codes
+                step = (total * pull - codes * total_x[lane]) / spread if spread > nought else nought
+                offset = (total_x[lane] - step * codes) / total if total > nought else nought
+                if offset > most:
+                    offset = most
+                    step = (pull - offset * codes) / squares if squares > nought else nought
+                gain = 2 * (step * pull + offset * total_x[lane])
+                gain -= step * step * squares + 2 * step * offset * codes + offset * offset * total
+                if gain > best[lane]:
+                    best[lane] = gain
+                    found[sub, 0, lane], found[sub, 1, lane] = step, offset
+                    found[sub, 2, lane], found[sub, 3, lane] = squares, codes
+
+
+@compiled
+def whole_multiples(values: Floats, counts: Floats, lowest: int, highest: int, n_tries: int, numbers: Floats) -> np.float32:
+    """A float16 of which whole multiples come near to values, each counting so much; fills in the numbers, all (n_sub,)."""
+    largest, found, least = np.float32(0), np.float32(0), np.float32(np.inf)
+    for value in values:
+        largest = value if abs(value) > abs(largest) else largest
+    for side in range(1 if lowest == 0 else 2):
+        for k in range(n_tries):
+            scale = half(largest / np.float32(highest - k if side == 0 else lowest + k))
+            for _ in range(2):
+                if scale == 0:
+                    break
+                lost, pull, weight = np.float32(0), np.float32(0), np.float32(0)
+                for sub in range(len(values)):
+                    number = np.float32(min(max(np.rint(values[sub] / scale), lowest), highest))
+                    off = values[sub] - scale * number
+                    lost += counts[sub] * off * off
+                    pull += counts[sub] * number * values[sub]
+                    weight += counts[sub] * number * number
+                if lost < least:
+                    least, found = lost, scale
+                scale = half(pull / weight) if weight > 0 else np.float32(0)
+    for sub in range(len(values)):
+        numbers[sub] = min(max(np.rint(values[sub] / found), lowest), highest) if found != 0 else np.float32(0)
+    return found
+
+
+@compiled
+def fit_scales(found: Floats, grid: Grid, n_tries: int, scales: Floats, numbers: Floats) -> None:
+    """Scales of a block nearest to the fits of its sub-blocks.
+
+    Args:
+        found: see `fit_lines`, (n_sub, 6, LANES).
+        grid: of the type.
+        n_tries: how many of the largest whole numbers the largest fit may have.
+        scales: d and e, are written, (2, LANES).
+        numbers: k and m, are written, (n_sub, 2, LANES).
+    """
+    nought, one = np.float32(0), np.float32(1)
+    values, counts, whole = np.empty(len(found), np.float32), np.empty(len(found), np.float32), np.empty(len(found), np.float32)
+    for lane in range(LANES):
+        for what in range(2 if grid.has_offsets else 1):
+            for sub in range(len(found)):
+                values[sub] = found[sub, 0, lane] / grid.unit
+                counts[sub] = found[sub, 2, lane]
+                if what == 1:
+                    step = scales[0, lane] * numbers[sub, 0, lane] * grid.unit
+                    counts[sub] = found[sub, 4, lane]
+                    values[sub] = (
+                        (found[sub, 5, lane] - step * found[sub, 3, lane]) / counts[sub] * grid.sign if counts[sub] > nought else nought
+                    )
+                    values[sub] = max(values[sub], nought) if grid.sign < 0 else values[sub]
+            lowest, highest = grid.numbers[what]
+            if lowest == highest:
+                scales[what, lane] = half(values[0])
+                whole[:] = one
+            else:
+                scales[what, lane] = whole_multiples(values, counts, lowest, highest, n_tries, whole)
+            for sub in range(len(found)):
+                numbers[sub, what, lane] = whole[sub]
