@@ -60,6 +60,10 @@ def test_what_does_not_fit_at_all_is_told(quantailor: Command, base: Path, tmp_p
     assert "keeps no keys and values in q9_9. Give --kv f32, f16" in quantailor(*words, "--memory", "1GiB", "--kv", "q9_9").error_line
 
 
+NOISE_BYTES = 3 << 20
+"""By which the peak of one and the same process differs from time to time, whatever the file: a tenth of these small ones."""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a process's peak is read from /proc")
 @pytest.mark.parametrize(("n_ctx", "kv_type"), [(512, "q8_0"), (2048, "f16"), (8192, "f16")])
@@ -71,4 +75,4 @@ def test_a_file_needs_what_a_process_takes(quantailor: Command, books_moe_base: 
     for path in (books_moe_base, built):
         words = (sys.executable, PEAK, path, n_ctx, kv_type)
         peak = int(subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True).stdout)
-        assert needs[str(path)] == pytest.approx(peak, rel=0.05)
+        assert needs[str(path)] == pytest.approx(peak, rel=0.05, abs=NOISE_BYTES)
