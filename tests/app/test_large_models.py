@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from quantailor.pipeline.make import MakeResult
 from quantailor.session import Workspace, quantizable_tensors
 from quantailor.steps.options import Compute
 from quantailor.steps.plan import PlanOptions
+from quantailor.store import SwapKey
 from quantailor.strategy import file as strategy_file
 from small_base import write_small_base
 
@@ -52,8 +54,15 @@ def made(workspace: Workspace, task: MakeStep) -> MakeResult:
     return result
 
 
+def scored(workspace: Workspace, task: MakeStep) -> Mapping[SwapKey, Mapping[str, int]]:
+    with workspace.model(task.model) as model:
+        return {key: workspace.store.scored_mixes(key) for key in workspace.store.swap_runs(model.fingerprint)}
+
+
 @pytest.mark.slow
-def test_what_is_probed_is_rounded_plainly_and_the_file_is_compensated(task: MakeStep, tmp_path: Path) -> None:
+def test_what_is_probed_is_rounded_plainly_the_file_is_compensated_and_passes_are_counted_over_all_runs(
+    task: MakeStep, tmp_path: Path
+) -> None:
     with Workspace.open(tmp_path / "home") as workspace:
         result = made(workspace, task)
         grounds = result.plan.grounds
@@ -69,22 +78,10 @@ def test_what_is_probed_is_rounded_plainly_and_the_file_is_compensated(task: Mak
         assert {name for mix in mixes for name in mix.types.values()} <= set(QUICK_TYPES)
         scores = workspace.store.mix_scores(run)
         assert any(mix.id in scores for mix in mixes), "whole mixes come before passes are used up"
-
-
-@pytest.mark.slow
-def test_passes_are_counted_over_all_runs(task: MakeStep, tmp_path: Path) -> None:
-    with Workspace.open(tmp_path / "home") as workspace:
-        first = made(workspace, task)
-        before = {key: workspace.store.scored_mixes(key) for key in workspace.store.swap_runs(_model(workspace, task))}
+        before = scored(workspace, task)
         again = made(workspace, dataclasses.replace(task, imatrix="auto"))
-        after = {key: workspace.store.scored_mixes(key) for key in workspace.store.swap_runs(_model(workspace, task))}
-        assert after == before
-        assert again.plan.tensors == first.plan.tensors
-
-
-def _model(workspace: Workspace, task: MakeStep) -> str:
-    with workspace.model(task.model) as model:
-        return model.fingerprint
+        assert scored(workspace, task) == before, "passes are counted over all runs"
+        assert again.plan.tensors == result.plan.tensors
 
 
 def test_who_says_how_much_is_probed_gets_it(task: MakeStep, tmp_path: Path) -> None:
