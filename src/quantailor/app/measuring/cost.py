@@ -326,7 +326,8 @@ def _probes(at: Counted) -> StageEstimate:
         for scored in (Scored(at.scored, (), _is_precise(at, task)), NOTHING)
     )
     if (limit := _passes_left(at)) is not None:
-        left, total = left.within(limit[0]), total.within(limit[1])
+        of_mixes = _passes_of_mixes(at, limit)
+        left, total = left.within(limit[0] - of_mixes[0]), total.within(limit[1] - of_mixes[1])
     found = _swapping(at, "probes", task, left, total, 0, 1)
     n_first = len(groups_of(at.size.tensors, "role"))
     return replace(found, first=min(1.0, n_first / left.n_chunks[0]) if left.n_chunks[0] else 0.0)
@@ -340,6 +341,18 @@ def _passes_left(at: Counted) -> tuple[int, int] | None:
     return max(0, task.total_passes - at.n_scored), task.total_passes
 
 
+def _passes_of_mixes(at: Counted, limit: tuple[int, int]) -> tuple[int, int]:
+    """Of so many passes, left and in all, those of whole mixes: a few chunks at first, half of what the next probes of tensors leave."""
+    task, tensors = at.probing, at.size.tensors
+    before, done = passes_before_mixes(tensors, task), at.n_scored if task.passes is None else 0
+    first = (task.mixes + task.anchors) * min(LEAST_CHUNKS, task.mix_chunks)
+
+    def share(room: int) -> int:
+        return max(0, min(room, first)) + max(0, room - first - 2 * len(tensors)) // 2
+
+    return share(limit[0] - max(0, before - done)), share(limit[1] - before)
+
+
 def _mixes(at: Counted) -> StageEstimate:
     task, compensated = at.probing, at.compensates("mixes")
     whole = at.workspace.store.mixes(at.model.fingerprint, CURVE)
@@ -347,9 +360,8 @@ def _mixes(at: Counted) -> StageEstimate:
         whole_work(at.size, task, at.n_text_chunks, scored, compensated=compensated) for scored in (Scored(at.scored, whole), NOTHING)
     )
     if (limit := _passes_left(at)) is not None:
-        before = passes_before_mixes(at.size.tensors, task)
-        done = at.n_scored if task.passes is None else 0
-        left, total = left.within(max(0, limit[0] - max(0, before - done))), total.within(max(0, limit[1] - before))
+        of_mixes = _passes_of_mixes(at, limit)
+        left, total = left.within(of_mixes[0]), total.within(of_mixes[1])
     anchor = 0 if at.scored else at.size.bytes_at(anchor_bits())
     n_copies = 2 if at.size.is_bfloat and task.anchors else 1  # anchors are compared with the base as it is stored
     return _swapping(at, "mixes", task, left, total, anchor, n_copies - 1)
