@@ -28,7 +28,6 @@ N_PASSES = 48
 @pytest.fixture(autouse=True)
 def every_model_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quantailor.costs.model_size.LARGE_MODEL_WEIGHTS", 1)
-    monkeypatch.setattr("quantailor.app.measuring.passes.LARGE_MODEL_WEIGHTS", 1)
     monkeypatch.setattr("quantailor.pipeline.parts.LARGE_PASSES", N_PASSES)
 
 

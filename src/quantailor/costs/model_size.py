@@ -46,6 +46,11 @@ class ModelSize:
     is_bfloat: bool
     """Stored in BF16, so that probes let it rest in F16."""
 
+    @property
+    def is_large(self) -> bool:
+        """As of the function of that name."""
+        return self.n_all_weights >= LARGE_MODEL_WEIGHTS
+
     @classmethod
     def of(cls, source: ModelSource) -> ModelSize:
         """Read from the header; no weights are read."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from quantailor.analysis import sensitivity as analysis
 from quantailor.analysis.rounding.rounding import Rounding
@@ -209,16 +209,15 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
         other = [index for index in at.first(2 * FIRST_CHUNKS) if index not in one] or one
         few = dataclasses.replace(self, mix_chunks=min(self.mix_chunks, LEAST_CHUNKS))
         rounds = first_rounds(quantizable_tensors(model.source), self)
-        for number, (group, n_types, is_first) in enumerate(rounds):
+        for number, (group, n_types, is_first, mixes_follow) in enumerate(rounds):
             if number and moment is not None:
                 if number == 1 and time.monotonic() >= moment:
                     stages.warn("One probe of every role, and what comes before, took longer than --time allows; probing ends there.")
                 stages = stages.until(moment)
             wanted = dataclasses.replace(self, group=group, types=self.types[:n_types])
             _Probes(at, model, found, wanted).score(one if is_first else other, stages.begin(f"probes, {ROUNDS[group]}"))
-            if group == "role-depth" != self.group:
+            if mixes_follow:
                 score_whole_mixes(at, model, rounding, found, few, stages)
-        score_whole_mixes(at, model, rounding, found, few, stages)
         n_chunks, is_last = FIRST_CHUNKS, False
         while not is_last:
             types = self.types if n_chunks >= LEAST_CHUNKS else self.types[: len(DEFAULT_PROBE_TYPES)]
@@ -236,19 +235,31 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
         return self.needs_on(workspace, n_chunks, ANCHOR_BITS if self.anchors and "Q8_0" in self.types else 0.0)
 
 
-def first_rounds(tensors: Sequence[TensorInfo], step: ProbeStep) -> Iterator[tuple[Grouping, int, bool]]:
-    """What is probed first, where passes are few: what, at how many of the types, and whether on the first chunk or on another.
+class Round(NamedTuple):
+    """What is probed at once."""
+
+    group: Grouping
+    n_types: int
+    """At the first so many of the types."""
+    is_first: bool
+    """On the first chunk, or on another."""
+    mixes_follow: bool = False
+    """Whether whole mixes are scored after it."""
+
+
+def first_rounds(tensors: Sequence[TensorInfo], step: ProbeStep) -> Iterator[Round]:
+    """What is probed first, where passes are few.
 
     Roles tell more per pass than anything else, and their probes at types of small errors tell what kernels cost. Roles by depth are worth
     their passes where there are many more tensors, or few passes; a first prediction then comes before each tensor alone.
     """
     group, many = step.group, MANY_TENSORS if step.total_passes is None else 1
-    yield "role", 1, True
-    yield "role", len(DEFAULT_PROBE_TYPES), True
+    yield Round("role", 1, True)
+    yield Round("role", len(DEFAULT_PROBE_TYPES), True)
     if group != "role" and len(tensors) >= many * len(analysis.groups_of(tensors, "role-depth")):
-        yield "role-depth", 1, False
-    yield group, 1, False
-    yield group, 1, True
+        yield Round("role-depth", 1, False, mixes_follow=group != "role-depth")
+    yield Round(group, 1, False)
+    yield Round(group, 1, True, mixes_follow=True)
 
 
 def n_passes(at: Scoring) -> int:

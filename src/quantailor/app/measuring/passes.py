@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from quantailor.analysis.sensitivity import NULL_MIX, groups_of
 from quantailor.costs.machine import Range
-from quantailor.costs.model_size import LARGE_MODEL_WEIGHTS, QUICK_TYPES, ModelSize
+from quantailor.costs.model_size import QUICK_TYPES, ModelSize
 from quantailor.costs.seconds import added, compensation_seconds, quantize_seconds
 from quantailor.ggml import library
 from quantailor.records import Mix, TensorInfo
@@ -116,7 +116,7 @@ def whole_work(size: ModelSize, task: ProbeStep, n_text_chunks: int, scored: Sco
         return SwapWork((0.0, 0.0), (0.0, 0.0))
     base_runs = n_chunks * (2 if size.is_bfloat and task.anchors else 1)
     files = task.anchors * n_chunks
-    types = QUICK_TYPES if size.n_all_weights >= LARGE_MODEL_WEIGHTS else _MIXED_TYPES
+    types = QUICK_TYPES if size.is_large else _MIXED_TYPES
     each = [_put_seconds(size.tensors, name, compensated=compensated) for name in types]
     one_mix = [sum(end) / len(each) for end in zip(*each, strict=True)]
     n_put = left / n_chunks + task.anchors
@@ -127,9 +127,9 @@ def whole_work(size: ModelSize, task: ProbeStep, n_text_chunks: int, scored: Sco
 def passes_before_mixes(tensors: Sequence[TensorInfo], task: ProbeStep) -> int:
     """Passes of a limited number that are made before whole mixes are scored for the first time."""
     done = set[tuple[str, bool, int]]()
-    for group, n_types, is_first in first_rounds(tensors, task):
+    for group, n_types, is_first, mixes_follow in first_rounds(tensors, task):
         done |= {(each.name, is_first, number) for each in groups_of(tensors, group) for number in range(n_types)}
-        if group == "role-depth" != task.group:
+        if mixes_follow:
             break
     return len(done)
 
