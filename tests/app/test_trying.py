@@ -11,6 +11,7 @@ import pytest
 from quantailor.app.products.trying import WrittenToken, answer, first_difference, serve_command
 from quantailor.errors import InferenceError
 from quantailor.ggml.runtime import LoadedModel
+from small_base import write_small_base
 
 TEXT = "The old house at the end of the lane had"
 
@@ -49,6 +50,6 @@ def test_the_first_difference_is_where_tokens_part() -> None:
     assert first_difference(pieces(7), pieces(8)) == 0
 
 
-def test_the_line_for_other_programs_takes_any_name() -> None:
-    path = Path("/models/a file's.gguf")
-    assert shlex.split(serve_command(path))[:3] == ["llama-server", "-m", str(path)]
+def test_the_line_for_other_programs_takes_any_name_and_no_more_context_than_the_model_has(tmp_path: Path) -> None:
+    path = write_small_base(tmp_path / "a file's.gguf")
+    assert shlex.split(serve_command(path)) == ["llama-server", "-m", str(path), "-c", "512", "--port", "8080"]

@@ -107,6 +107,7 @@ def test_other_files_of_these_names_are_not_replaced(quantailor: Command, base: 
     assert quantailor(*words, "--name", "{model}-ours-{bits}").code == 0
     assert theirs.read_bytes() == base.read_bytes()
     card = out / "README.md"
+    assert "-c 512\n" in card.read_text(), "no more context than the model was made for"
     card.write_text(card.read_text() + "Mine.\n")
     assert quantailor(*words, "--name", "{model}-ours-{bits}").code == 0
     assert card.read_text().endswith("Mine.\n"), "a card that was edited stays"

@@ -19,6 +19,12 @@ def n_positions(source: ModelSource) -> int | None:
     return next((tensor.n_rows for tensor in source.tensors if tensor.name == _POSITIONS), None)
 
 
+def trained_context(source: ModelSource) -> int | None:
+    """Tokens that the model was made for, where it says so."""
+    stated = source.metadata.get(f"{source.architecture}.context_length")
+    return stated.value if stated is not None and isinstance(stated.value, int) else None
+
+
 def why_no_predictions(source: ModelSource) -> str | None:
     """Why the model does not predict the next token of a text, in words; None where it does."""
     architecture = source.architecture

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantailor.making.judging import first_sentence
+from quantailor.models.abilities import trained_context
 from quantailor.models.source import ModelSource
 from quantailor.present import cards, words
 from quantailor.records import Prediction, Verdict, VerdictRow
@@ -27,6 +28,10 @@ class Shown:
     file: str
     size_bytes: int
     prediction: Prediction
+
+
+MOST_N_CTX = 8192
+"""Tokens of context in the commands that a card shows."""
 
 
 def ladder_card(
@@ -62,7 +67,7 @@ def ladder_card(
             _table(files, verdict),
             _measured(verdict, graph),
             _predicted(files),
-            _running(files),
+            _running(files, source),
             _making(rounding),
         )
     )
@@ -164,11 +169,12 @@ def _predicted(files: Sequence[Shown]) -> str:
     return f"## Predicted before the files were built\n\n{cards.table(('file', 'mean KL divergence (nats), 95 %'), rows)}"
 
 
-def _running(files: Sequence[Shown]) -> str:
+def _running(files: Sequence[Shown], source: ModelSource) -> str:
     first = files[len(files) // 2].file
+    n_ctx = min(MOST_N_CTX, trained_context(source) or MOST_N_CTX)
     return (
         "## To run\n\nTake the largest file that fits into memory beside its context.\n\n"
-        f"```\nllama-cli -m {first} -c 8192\nllama-server -m {first} -c 8192\n```\n\n"
+        f"```\nllama-cli -m {first} -c {n_ctx}\nllama-server -m {first} -c {n_ctx}\n```\n\n"
         "Every program that reads GGUF files of this architecture runs them.\n"
     )
 

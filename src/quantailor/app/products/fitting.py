@@ -15,6 +15,7 @@ from quantailor.evidence.grounds import command_line
 from quantailor.evidence.presets import ladder, preset_sizes
 from quantailor.ggml import library
 from quantailor.ggml.memory import KV_TYPES, UNQUANTIZED_KV, context_memory
+from quantailor.models.abilities import trained_context
 from quantailor.present import words
 from quantailor.session import OpenedModel, Workspace, header_path
 
@@ -94,12 +95,11 @@ def fit(workspace: Workspace, place: Path, memory_bytes: int, *, n_ctx: int, kv_
         files = tuple(sorted(_files(workspace, model, taken, memory_bytes), key=lambda each: -each.size_bytes))
         usable = [each for each in files if each.fits and each.kind != "preset"]
         best = min(usable, key=lambda each: (each.kld_nats is None, each.kld_nats or 0.0, -each.size_bytes), default=None)
-        trained = model.source.metadata.get(f"{model.source.architecture}.context_length")
         return FitReport(
             model_name=model.source.name,
             memory_bytes=memory_bytes,
             n_ctx=n_ctx,
-            n_ctx_trained=int(trained.value) if trained is not None and isinstance(trained.value, int) else None,
+            n_ctx_trained=trained_context(model.source),
             kv_type=kv_type,
             kv_bytes=found.kv_bytes,
             compute_bytes=found.compute_bytes,

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from quantailor.control import QUIET, Control
 from quantailor.ggml.generating import WrittenToken, pieces
+from quantailor.models.abilities import trained_context
+from quantailor.models.opening import open_model
 from quantailor.processes import apart
 
 __all__ = ["WrittenToken", "answer", "first_difference", "serve_command"]
 N_TOKENS = 120
 """Tokens of an answer, unless another number is asked for."""
+SERVED_N_CTX = 4096
+"""Tokens of context that a served file gets, at most."""
 
 
 def answer(path: Path, text: str, *, n_most: int = N_TOKENS, as_chat: bool = False, control: Control = QUIET) -> Generator[WrittenToken]:
@@ -33,5 +38,7 @@ def first_difference(one: Sequence[WrittenToken], other: Sequence[WrittenToken])
 
 
 def serve_command(path: Path) -> str:
-    """The line that serves a file to chat programs."""
-    return f"llama-server -m {shlex.quote(str(path))} -c 4096 --port 8080"
+    """The line that serves a file to chat programs, with no more context than its model was made for. Raises ModelError."""
+    with closing(open_model(path)) as source:
+        n_ctx = min(SERVED_N_CTX, trained_context(source) or SERVED_N_CTX)
+    return f"llama-server -m {shlex.quote(str(path))} -c {n_ctx} --port 8080"
