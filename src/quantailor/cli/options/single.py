@@ -1,0 +1,152 @@
+"""Arguments and options, each defined once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from quantailor.app import steps as options
+from quantailor.app.steps import Grouping, Rest
+from quantailor.files import expanded
+
+_PLAINLY_LOCAL = re.compile(r"\.{1,2}(?:[/\\].*)?|~.*|.*[/\\]", re.DOTALL)
+
+
+def model_path(text: str) -> Path:
+    """A model as it was typed. `./a/b`, `~/b` and `a/b/` are paths even where there is nothing: made absolute, they name no repository."""
+    if _PLAINLY_LOCAL.fullmatch(text) is None:
+        return Path(text)
+    return expanded(text).absolute()
+
+
+def number(of: str, *names: str, help: str, panel: str | None = None, least: float | None = None) -> Any:
+    """A numeric option with the range that the field of the steps has, or one that begins at `least`."""
+    low, high = options.RANGES[of]
+    return typer.Option(*names, min=low if least is None else least, max=high, help=help, rich_help_panel=panel)
+
+
+Home = Annotated[
+    Path | None,
+    typer.Option("--home", envvar="QUANTAILOR_HOME", help="Where the store, logs and references live.", rich_help_panel="Common"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document (see docs/JSON.md).", rich_help_panel="Common")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.", rich_help_panel="Common")]
+Requantize = Annotated[bool, typer.Option("--allow-requantize", help="Accept a source that is already quantized.")]
+Imatrix = Annotated[str, typer.Option("--imatrix", help="auto, none, or an imatrix file (GGUF or .dat).")]
+AnyImatrix = Annotated[str, typer.Option("--imatrix", help="auto, none, a file (GGUF or .dat), or repo: the one that ORG/NAME ships.")]
+Rounding = Annotated[
+    options.RoundingWish,
+    typer.Option(
+        "--rounding",
+        help="plain (as ggml rounds), compensated (blocks of columns make up for each other's errors), or auto: as what is there says.",
+    ),
+]
+Covariances = Annotated[
+    str, typer.Option("--covariances", help="Of the inputs, for compensated rounding: auto (the newest of the model), none, or a file.")
+]
+MakeRounding = Annotated[
+    options.RoundingWish,
+    typer.Option(
+        "--rounding",
+        help="plain (as ggml rounds), compensated (blocks of columns make up for each other's errors), or auto: compensated where a text "
+        "runs through the model.",
+    ),
+]
+MakeCovariances = Annotated[
+    str,
+    typer.Option("--covariances", help="Of the inputs, for compensated rounding: auto (computed where there are none), none, or a file."),
+]
+MakeImatrix = Annotated[
+    str,
+    typer.Option("--imatrix", help="compute, auto (an existing one, else computed), none, a file, or repo: the one that ORG/NAME ships."),
+]
+Evidence = Annotated[
+    str | None, typer.Option("--evidence", help="The probes to stand on, as `status` names them; by default those that cover most.")
+]
+Types = Annotated[str | None, typer.Option("--types", help="Types, separated by commas; all that ggml can write by default.")]
+UsualTypes = Annotated[
+    str | None,
+    typer.Option("--types", help="Types, separated by commas; by default those that a plan uses by itself, and any that limits name."),
+]
+Context = Annotated[int, number("n_ctx", "--n-ctx", help="Tokens in a chunk.")]
+Base = Annotated[Path, typer.Argument(metavar="BASE", help="A 16-bit GGUF file (the first shard if it has several).")]
+Strategy = Annotated[Path, typer.Argument(metavar="STRATEGY", help="A strategy file (YAML or JSON), or a GGUF file that carries one.")]
+Tensors = Annotated[str | None, typer.Option("--tensors", help="Only tensors that match these patterns, e.g. 'blk.0.*'.")]
+ProcessOutput = Annotated[bool, typer.Option("--process-output", help="Include output.weight, for the quantizer.")]
+Source = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file or a Hugging Face directory.")]
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", parser=model_path, help="A GGUF file, a Hugging Face directory, or ORG/NAME of the hub.")
+]
+Runnable = Annotated[
+    Path,
+    typer.Argument(
+        metavar="BASE", parser=model_path, help="A 16-bit GGUF file (the first shard if it has several), or ORG/NAME of one on the hub."
+    ),
+]
+TEXT_KINDS = "plain, conversations (.jsonl), or a mix that names several (.yaml)"
+Text = Annotated[
+    Path | None, typer.Option("--file", "-f", help=f"Text to use instead of the one that ships with Quantailor: {TEXT_KINDS}.")
+]
+Chunks = Annotated[int | None, number("chunks", "--chunks", help="Use at most this many chunks of the text.")]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        "--against",
+        help="llama.cpp presets to compare with, separated by commas; by default those around the file's size, and that of --like.",
+    ),
+]
+Beside = Annotated[
+    Literal["plain"] | None,
+    typer.Option("--beside", help="plain: compare a file whose rounding is compensated with its own types rounded plainly, too."),
+]
+Time = Annotated[
+    str | None,
+    typer.Option(
+        "--time",
+        help="Measure as well as this much time allows, for example 30m or 2h: probing ends then, and everything counts. In `make` it is "
+        "the time for measuring, importance matrix and weight errors included; plan, file and verdict come after it.",
+    ),
+]
+Passes = Annotated[
+    int | None,
+    number("passes", "--passes", help="The same for so many passes: chunks run through the model with something quantized."),
+]
+RestOption = Annotated[
+    Rest,
+    typer.Option(
+        "--rest",
+        help="What the base rests in while it is probed: 16 (bits, as stored) or q8_0, which takes half the memory; types of many bits "
+        "then count as expected, and no KL divergence is predicted.",
+    ),
+]
+ProbeChunks = Annotated[int, number("probe_chunks", "--probe-chunks", help="Chunks for probes, at most.")]
+Group = Annotated[Grouping, typer.Option("--group", help="Probe every tensor, a role by quarters of the depth, or whole roles.")]
+
+Converter = Annotated[
+    Path | None,
+    typer.Option(
+        "--converter",
+        help="llama.cpp's folder or its convert_hf_to_gguf.py; by default LLAMA_CPP_DIR, else that of the installed llama-cpp-python.",
+        rich_help_panel="Conversion",
+    ),
+]
+Way = Annotated[
+    options.Way,
+    typer.Option(
+        "--way",
+        help="auto (Quantailor's own conversion if it knows the model, else llama.cpp's converter), native, or llama.cpp.",
+        rich_help_panel="Conversion",
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Let llama.cpp's converter run Python code that the directory contains.", rich_help_panel="Conversion"
+    ),
+]
+
+
+ThreadCount = Annotated[int | None, number("n_threads", "--threads", help="Threads; all cores by default.", panel="Common")]
