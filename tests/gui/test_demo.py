@@ -29,6 +29,32 @@ def test_the_first_page_offers_a_measured_model_on_which_choose_works(visit: Cal
     assert TRY not in page.text()
 
 
+def test_a_tour_of_three_steps_leads_through_choose_once_in_a_home(visit: Callable[..., Visitor], tmp_path: Path) -> None:
+    page = visit(tmp_path)
+    page.go("/")
+    page.click(TRY)
+    page.sees("1 of 3")
+    assert "Drag the dot along the curve" in page.text(".qt-tour")
+    assert page.all(".qt-choose-top.qt-tour-place"), "the page shows what the step speaks of"
+    page.click("Next")
+    assert "2 of 3" in page.text(".qt-tour")
+    assert page.all(".qt-choose-map.qt-tour-place")
+    page.click("Back")
+    page.click("Next")
+    page.click("Next")
+    assert "Build the file" in page.text(".qt-tour")
+    page.reload()
+    page.sees("1 of 3")  # whoever left half-way begins again
+    page.trigger(page.find(".qt-tour"), "keydown.escape")
+    assert not page.all(".qt-tour")
+    assert not page.all(".qt-tour-place")
+    page.reload()
+    page.button("Show the tour")
+    assert not page.all(".qt-tour"), "it was seen in this home"
+    page.click("Show the tour")
+    page.sees("1 of 3")
+
+
 @pytest.mark.slow
 def test_from_the_demonstration_it_goes_on_to_a_built_file(visit: Callable[..., Visitor], tmp_path: Path) -> None:
     page = visit(tmp_path, tmp_path)

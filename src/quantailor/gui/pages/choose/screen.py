@@ -30,12 +30,24 @@ from quantailor.gui.pages.choose.files import FilesDialog
 from quantailor.gui.pages.choose.rule_dialog import RuleDialog, with_size, with_target
 from quantailor.gui.pages.choose.table import TensorTable
 from quantailor.gui.pages.choose.tensor_panel import TensorPanel
+from quantailor.gui.pages.choose.tour import Stop, Tour
 from quantailor.gui.widgets import Stat, box, card, icon_button, note, primary, quiet, segment, tell_error, text, told
 from quantailor.present.words import figure, grounds, interval, kld, plural, rounding, size
 from quantailor.records import Prediction, role_of
 
 POLL_SECONDS = 2.0
 SHALLOW_LAYERS = 13
+CURVE_TOLD = (
+    "Each place on it is a file: the best mix of types for that size. The lower, the closer its answers are to those of the original."
+    " Marks beside it are llama.cpp's presets."
+)
+MAP_TOLD = (
+    "A row is a role, a column a layer, and the colour says how many bits the tensor has. A click shows what other types would cost it;"
+    " what you set by hand stays when the size changes."
+)
+BUILD_TOLD = (
+    "Build writes the mix as a GGUF file, as large as is said here. Verify, the last of the six steps, then measures what it is worth."
+)
 
 
 class ChooseScreen:
@@ -74,12 +86,13 @@ class ChooseScreen:
             n = self._desk.n_unmeasured
             waits = "is not measured yet and keeps its type" if n == 1 else "are not measured yet and keep their types"
             note(f"{plural(n, 'tensor')} {waits}. Reload to work with what has come in.", "warn")
+        self._tour = Tour()
         self._build_grounds()
         with box("qt-choose"):
-            with card(classes="qt-choose-top"):
-                self._build_top()
+            with card(classes="qt-choose-top") as top:
+                build = self._build_top()
             with box("qt-choose-maps" if self._is_shallow else "qt-choose-maps qt-deep"):
-                with card("Chosen type by layer and role", "qt-choose-map"):
+                with card("Chosen type by layer and role", "qt-choose-map") as chosen_map:
                     self._build_map()
                 self._curves = AllCurves(self._project.fingerprint) if self._is_shallow else None
             with card(classes="qt-choose-table"):
@@ -89,6 +102,13 @@ class ChooseScreen:
                 self._panel = TensorPanel(basis=self._desk.basis, on_choose=told(lambda name, kind: self._set_type([name], kind)))
                 self._curves = self._curves or AllCurves(self._project.fingerprint)
         self._show_panel(self._draft.types.get(self._name, ""), "")
+        self._tour.lead(
+            [
+                Stop("Drag the dot along the curve", CURVE_TOLD, top),
+                Stop("Click a tensor on the map", MAP_TOLD, chosen_map),
+                Stop("Build the file", BUILD_TOLD, build),
+            ]
+        )
         ui.keyboard(on_key=self._key, ignore=["input", "select", "textarea"])
         ui.timer(0.05, told(self._first), once=True)
         ui.timer(POLL_SECONDS, told(self._look_for_others))
@@ -135,11 +155,13 @@ class ChooseScreen:
 
     def actions(self) -> None:
         """Buttons beside the heading."""
+        icon_button("help_outline", "Show the tour", self._tour.begin)
         quiet("Rule and limits", lambda: self._rule.open(self._draft.options), icon="tune").props("dense")
         quiet("Compare", told(self._difference.open), icon="difference").props("dense")
         quiet("Versions and files", told(self._files.open), icon="folder_open").props("dense")
 
-    def _build_top(self) -> None:
+    def _build_top(self) -> ui.element:
+        """The figures, the curve, and the button that goes on, which is given."""
         self._size = Stat("predicted file")
         self._bits = Stat("bits per weight")
         self._kld = Stat("predicted KLD", hint="Predicted KL divergence from the base, with its 95 % interval")
@@ -147,9 +169,10 @@ class ChooseScreen:
         with box("qt-choose-target"):
             target = ui.input("Size or bits", placeholder="4.2 GiB or 4.5 bpw").props("outlined dense stack-label").classes("qt-target")
             target.on("keydown.enter", told(self._typed), js_handler="event => emit(event.target.value)")
-            primary("Build", lambda: ui.navigate.to(f"{address(self._project, 'build')}?{urlencode({'draft': self._draft.name})}"))
+            build = primary("Build", lambda: ui.navigate.to(f"{address(self._project, 'build')}?{urlencode({'draft': self._draft.name})}"))
         self._control = FrontierControl(on_drag=self._drag, on_release=told(self._release))
         self._control.span(*self._range)
+        return build
 
     def _build_map(self) -> None:
         self._painter = rows.MapPainter(self._tensors, self._draft, basis=self._desk.basis, by_damage=False)
