@@ -75,19 +75,21 @@ def score(setting: Setting, base: Path, files: list[Built], n_chunks: int) -> No
 
 
 def score_files(
-    setting: Setting, base: Path, files: Mapping[str, Path], presets: Sequence[str], n_chunks: int
+    setting: Setting, base: Path, built: Mapping[str, Path], presets: Sequence[str], n_chunks: int
 ) -> dict[str, list[ChunkScore]]:
     """The scores of these files and presets on the first chunks of the held-out text, by label; what is there is not scored again."""
     with Workspace.open(setting.home) as workspace, workspace.model(base) as model:
         store, corpus = workspace.store, load_corpus(base, setting.heldout)
         imatrix = workspace.imatrices.default(model.fingerprint)
-        candidates = {**files, **{preset: reference(workspace, model, preset, imatrix) for preset in presets}}
-        names = {label: workspace.identity(path).fingerprint for label, path in candidates.items()}
+        candidates = {**built, **{preset: reference(workspace, model, preset, imatrix) for preset in presets}}
+        files = {label: workspace.located(path) for label, path in candidates.items()}
+        names = {label: file.fingerprint for label, file in files.items()}
         names |= {label: label for label in (fidelity.BASE, fidelity.NULL_CONTROL)}
         keys = {label: ScoreKey(model.fingerprint, corpus.sha256, DEFAULT_N_CTX, name) for label, name in names.items()}
         done = {label: store.scored_chunks(key) for label, key in keys.items()}
         tokens = chunks(corpus, DEFAULT_N_CTX, limit=n_chunks)
-        for label, found in fidelity.score_chunks(base, candidates, tokens, done=done, n_threads=setting.threads):
+        work = fidelity.FidelityWork(workspace.located(base), files, tokens, setting.threads)
+        for label, found in fidelity.score_chunks(work, done=done):
             store.record_chunk_scores(keys[label], [found])
         return {label: store.chunk_scores(keys[label])[: len(tokens)] for label in candidates}
 

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from elsewhere import Elsewhere
 from quantailor.analysis.corpus import chunks, load_corpus
-from quantailor.analysis.scores.fidelity import BASE, NULL_CHUNKS, NULL_CONTROL, compare, score, score_chunks, statistics_of
+from quantailor.analysis.scores.fidelity import BASE, NULL_CHUNKS, NULL_CONTROL, FidelityWork, compare, score, score_chunks, statistics_of
 from quantailor.control import Control, NullControl
 from quantailor.errors import InferenceError, Paused
 from quantailor.ggml.reference import quantize_reference
 from quantailor.numerics import Tokens
+from quantailor.processes.crews import HERE, Executor, ModelFiles
 from quantailor.records import ChunkScore
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "perplexity-books-llama.json"
@@ -79,22 +82,34 @@ def test_blocks_and_resumption_do_not_change_a_score(books_llama_base: Path, qua
     assert stored == whole
 
 
+def test_chunks_that_are_scored_elsewhere_in_any_order_score_the_same(small_base: Path, heldout_text: Path, tmp_path: Path) -> None:
+    file = quantize_reference(small_base, tmp_path / "Q4_0.gguf", preset="Q4_0")
+    tokens = chunks(load_corpus(small_base, heldout_text), 32, limit=6)
+    work = FidelityWork(ModelFiles(small_base), {"ours": ModelFiles(file)}, tokens, n_threads=1, block_bytes=900_000)
+    assert 1 < work.n_held(1 + int(tokens.max())) < 6
+    elsewhere = Elsewhere()
+    here, there = (dict(score_chunks_by_task(work, executor)) for executor in (HERE, elsewhere))
+    assert here == there
+    assert len(here) == len(elsewhere.done) == 18
+
+
 def test_what_is_done_needs_no_model(tmp_path: Path, short_chunks: Tokens) -> None:
     done = dict.fromkeys((BASE, NULL_CONTROL, "ours"), range(3))
-    assert not list(score_chunks(tmp_path / "gone", {"ours": tmp_path / "gone"}, short_chunks, done=done))
+    gone = ModelFiles(tmp_path / "gone")
+    assert not list(score_chunks(FidelityWork(gone, {"ours": gone}, short_chunks), done=done))
 
 
 def test_labels_of_the_base_are_taken(books_llama_base: Path, short_chunks: Tokens) -> None:
     for label in (BASE, NULL_CONTROL):
         with pytest.raises(InferenceError, match="no file can be called"):
-            next(score_chunks(books_llama_base, {label: books_llama_base}, short_chunks))
+            next(score_chunks(FidelityWork(ModelFiles(books_llama_base), {label: ModelFiles(books_llama_base)}, short_chunks)))
 
 
 def test_a_file_that_is_no_model(books_llama_base: Path, short_chunks: Tokens, tmp_path: Path) -> None:
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"GGUF")
     with pytest.raises(InferenceError, match=r"cannot load .*broken\.gguf"):
-        list(score_chunks(books_llama_base, {"ours": path}, short_chunks, n_threads=1))
+        list(score_chunks(FidelityWork(ModelFiles(books_llama_base), {"ours": ModelFiles(path)}, short_chunks, n_threads=1)))
 
 
 # Statistics on plain figures
@@ -172,6 +187,11 @@ class StopAfter:
         self.done = done
 
 
+def score_chunks_by_task(work: FidelityWork, executor: Executor) -> Iterator[tuple[tuple[str, int], ChunkScore]]:
+    for label, found in score_chunks(work, executor=executor):
+        yield (label, found.index), found
+
+
 def noises(rng: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     return rng.gamma(20, size=200) / 20
 
@@ -192,7 +212,9 @@ def collect(
 ) -> Scores:
     found: Scores = defaultdict(dict) if into is None else into
     control = control or NullControl()
-    for label, result in score_chunks(base, candidates, tokens, done=done, control=control, n_threads=1, block_bytes=block_bytes):
+    files = {label: ModelFiles(path) for label, path in candidates.items()}
+    work = FidelityWork(ModelFiles(base), files, tokens, n_threads=1, block_bytes=block_bytes)
+    for label, result in score_chunks(work, done=done, control=control):
         found[label][result.index] = result
     return found
 

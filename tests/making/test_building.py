@@ -14,6 +14,7 @@ import pytest
 from benchmarks.in_memory import MemorySource
 from gguf import GGUFReader
 
+from elsewhere import Elsewhere
 from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry, quantizer_importance
 from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.control import NullControl
@@ -27,12 +28,13 @@ from quantailor.errors import (
     TypeUnavailableError,
 )
 from quantailor.ggml import library
-from quantailor.ggml.reference import quantize_reference
-from quantailor.making.building import BuildResult, build, output_metadata, predict, predict_layout
+from quantailor.ggml.reference import preset_types, quantize_reference
+from quantailor.making.building import BuildResult, build, build_preset, output_metadata, predict, predict_layout
 from quantailor.models.identity import fingerprint
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource
 from quantailor.numerics import Floats
+from quantailor.processes.crews import HERE
 from quantailor.qtypes import IMATRIX_REQUIRED, needs_imatrix, never_quantized, unavailable
 from quantailor.records import MetadataValue, Strategy, TensorChoice, TensorInfo
 from quantailor.strategy.file import loads
@@ -99,6 +101,27 @@ def synthetic_imatrix(source: ModelSource) -> Imatrix:
             sums = generator.lognormal(0, 2, (tensor.n_slices, tensor.n_cols)).astype(np.float32)
             entries[tensor.name] = ImatrixEntry(sums * 100, np.full(tensor.n_slices, 100), None)
     return Imatrix(entries, {}, None, ("calibration.txt",), 12, 512)
+
+
+@pytest.mark.parametrize("split", [None, 300_000])
+def test_a_file_whose_blocks_are_quantized_elsewhere_is_the_same(small: Path, tmp_path: Path, split: int | None) -> None:
+    elsewhere = Elsewhere()
+    with closing(open_model(small)) as source:
+        strategy, imatrix = random_mix(source, 1, None, QUICK), synthetic_imatrix(source)
+        here, there = (
+            build(source, strategy, tmp_path / name / "m.gguf", rounding=Rounding(imatrix), split_max_bytes=split, executor=executor)
+            for name, executor in (("here", HERE), ("there", elsewhere))
+        )
+    assert [path.read_bytes() for path in there.paths] == [path.read_bytes() for path in here.paths]
+    assert len(elsewhere.done) >= len(strategy.tensors)
+
+
+@pytest.mark.parametrize("preset", ["Q4_K_S", "Q3_K_M", "IQ4_XS"])
+def test_a_preset_that_is_quantized_elsewhere_is_llama_cpps_own(small: Path, tmp_path: Path, preset: str) -> None:
+    ours, theirs = tmp_path / "ours.gguf", quantize_reference(small, tmp_path / "theirs.gguf", preset=preset)
+    with closing(open_model(small)) as source:
+        build_preset(source, preset, preset_types(small, preset), ours, fingerprint=fingerprint(source), executor=Elsewhere())
+    assert ours.read_bytes() == theirs.read_bytes()
 
 
 def rows_of(path: Path) -> dict[str, tuple[str, bytes]]:

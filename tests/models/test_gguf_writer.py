@@ -72,6 +72,26 @@ def test_the_size_is_known_beforehand_and_the_data_arrive(tmp_path: Path, alignm
         assert all(field.data_offset % (alignment or 32) == 0 for field in gguf.GGUFReader(path).tensors)
 
 
+@pytest.mark.parametrize("most", [None, 300])
+def test_bytes_may_come_in_any_order(tmp_path: Path, most: int | None) -> None:
+    planned = layout(METADATA, TENSORS, split_max_bytes=most)
+    in_order = [path.read_bytes() for path in write_all(tmp_path / "in-order.gguf", planned)]
+    pieces = [(number, start) for number, tensor in enumerate(TENSORS) for start in range(0, tensor.size_bytes, 33)]
+    with GGUFWriter(tmp_path / "any.gguf", planned) as writer:
+        for place in np.random.default_rng(3).permutation(len(pieces)):
+            number, start = pieces[place]
+            writer.place(number, start, data_of(TENSORS[number])[start : start + 33])
+    assert [path.read_bytes() for path in writer.paths] == in_order
+
+
+def test_a_piece_beyond_its_tensor_or_a_missing_one_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="more data than its tensors hold"), GGUFWriter(tmp_path / "m", layout({}, TENSORS)) as writer:
+        writer.place(0, 16, data_of(TENSORS[0]))
+    with pytest.raises(OutputError, match="is incomplete"), GGUFWriter(tmp_path / "m", layout({}, TENSORS)) as writer:
+        writer.place(3, 0, data_of(TENSORS[3]))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_chunks_need_not_be_contiguous(tmp_path: Path) -> None:
     tensor = TensorInfo("a.weight", (2, 4), "F32", 32)
     rows = np.arange(64, dtype=np.uint8).reshape(4, 16)[::2]

@@ -22,7 +22,7 @@ from quantailor.cluster.crew import ClusterCrew, Listeners, Member
 from quantailor.cluster.places import Places, packed
 from quantailor.cluster.worker import Order
 from quantailor.errors import ClusterError
-from quantailor.processes.crews import Crew, Executor, Item, Task, Work
+from quantailor.processes.crews import HERE, Crew, Executor, Item, Task, Work
 
 LOCAL = re.compile(r"local:([1-9][0-9]{0,3})")
 REMOTE = re.compile(r"(?:tcp|tls)://\S+:[0-9]+")
@@ -99,13 +99,24 @@ class ClusterExecutor:
 
     @contextmanager
     def on(self, work: Work[Task, Item]) -> Iterator[Crew[Task, Item]]:
-        """The workers that have set up this work, until the block ends; raises as `ClusterCrew.gather` does."""
+        """The workers that have set up this work, until the block ends; raises as `ClusterCrew.gather` does.
+
+        Files that were made here may be on no worker; what reads them besides the model is then done here.
+        """
         if self._n_threads is not None:
             work = work.on_threads(self._n_threads)
         data = packed(work)
         order = Order(hashlib.sha256(data).hexdigest(), data, self._places, arithmetic())
         crew = ClusterCrew(self._connection, work, order, self._listeners)
-        crew.gather()
+        try:
+            crew.gather()
+        except ClusterError as error:
+            if len(work.files) == 1:
+                raise
+            self._listeners.warn(f"this machine goes on alone, because {error.message}")
+            with HERE.on(work) as alone:
+                yield alone
+            return
         try:
             yield crew
         finally:

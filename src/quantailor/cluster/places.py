@@ -104,12 +104,13 @@ def packed(work: Work[Task, Item]) -> bytes:
 
 
 def unpacked(data: bytes, places: Places) -> Work[object, object]:
-    """Work as it is here, whose model is the one that is meant.
+    """Work as it is here, whose models are those that are meant.
 
     Raises ClusterError where files are not here or hold another model, and what opening files raises.
     """
     work = cast(Work[object, object], _Unpacker(io.BytesIO(data), places.there).load())
-    _require_model(work.model)
+    for model in work.files:
+        _require_model(model)
     return work
 
 

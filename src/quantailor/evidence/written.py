@@ -9,9 +9,11 @@ from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.rounding.rounding import PLAIN, Rounding
 from quantailor.analysis.scores.resting import resting_types
 from quantailor.control import QUIET, Control
+from quantailor.evidence.presets import types_of_preset
 from quantailor.evidence.strategies import embedded_strategy, rounding_of, strategy_imatrix
 from quantailor.ggml import library
 from quantailor.making import building, judging
+from quantailor.processes.crews import HERE, Executor
 from quantailor.records import Strategy, TensorChoice
 from quantailor.session import AUTO, OpenedModel, Workspace, gguf_path
 from quantailor.strategy import file as strategy_file
@@ -33,8 +35,28 @@ def reference(
     *,
     n_threads: int | None = None,
     control: Control = QUIET,
+    executor: Executor = HERE,
 ) -> Path:
-    """The home's file of a preset, made anew where it is not what was written; raises as `judging.ensure_reference` does."""
+    """The home's file of a preset, made anew where it is not what was written; raises as `judging.ensure_reference` does.
+
+    On this machine llama.cpp quantizes it; workers do the same with its codecs, to the same bytes.
+    """
+    path = judging.reference_path(model.description, preset, imatrix=imatrix, folder=workspace.home.references)
+    if executor is not HERE and not workspace.is_as_written(path, path.name):
+        types = types_of_preset(model, preset, imatrix)
+        building.build_preset(
+            model.source,
+            preset,
+            types,
+            path,
+            imatrix=imatrix,
+            fingerprint=model.fingerprint,
+            n_threads=n_threads,
+            control=control,
+            executor=executor,
+        )
+        workspace.note_written(path, path.name)
+        return path
     path = judging.ensure_reference(
         gguf_path(model),
         preset,
@@ -66,7 +88,13 @@ def _plain_twin(workspace: Workspace, model: OpenedModel, file: Path) -> tuple[S
 
 
 def plain_twin(
-    workspace: Workspace, model: OpenedModel, file: Path, *, n_threads: int | None = None, control: Control = QUIET
+    workspace: Workspace,
+    model: OpenedModel,
+    file: Path,
+    *,
+    n_threads: int | None = None,
+    control: Control = QUIET,
+    executor: Executor = HERE,
 ) -> Path | None:
     """The home's file of the types of one with compensated rounding, with the same importance matrix but rounded plainly; made where
     there is none. None for a file whose rounding is plain.
@@ -77,20 +105,30 @@ def plain_twin(
     if found is None:
         return None
     strategy, rounding, path, _ = found
-    return _written(workspace, model, strategy, rounding, path, n_threads=n_threads, control=control)
+    return _written(workspace, model, strategy, rounding, path, n_threads=n_threads, control=control, executor=executor)
 
 
-def resting_base(workspace: Workspace, model: OpenedModel, *, n_threads: int | None = None, control: Control = QUIET) -> Path:
+def resting_base(
+    workspace: Workspace, model: OpenedModel, *, n_threads: int | None = None, control: Control = QUIET, executor: Executor = HERE
+) -> Path:
     """The home's file of a base as it rests at 8 bits (`analysis.scores.resting`), made where there is none. Raises OutputError."""
     choices = tuple(TensorChoice(name, type_name, "rests there") for name, type_name in resting_types(model.source).items())
     strategy = Strategy(model.fingerprint, model.source.name, model.source.architecture, "manual", choices)
     wanted = recipe(model, strategy, PLAIN)
     path = workspace.home.references / f"{model.description[:16]}-{wanted[:16]}-resting.gguf"
-    return _written(workspace, model, strategy, PLAIN, path, n_threads=n_threads, control=control)
+    return _written(workspace, model, strategy, PLAIN, path, n_threads=n_threads, control=control, executor=executor)
 
 
 def _written(
-    workspace: Workspace, model: OpenedModel, strategy: Strategy, rounding: Rounding, path: Path, *, n_threads: int | None, control: Control
+    workspace: Workspace,
+    model: OpenedModel,
+    strategy: Strategy,
+    rounding: Rounding,
+    path: Path,
+    *,
+    n_threads: int | None,
+    control: Control,
+    executor: Executor,
 ) -> Path:
     """A file of the home, built unless it is there as it would be."""
     wanted = recipe(model, strategy, rounding)
@@ -104,6 +142,7 @@ def _written(
             control=control,
             overwrite=True,
             fingerprint=model.fingerprint,
+            executor=executor,
         )
         workspace.note_written(path, wanted)
     return path

@@ -15,22 +15,24 @@ import importlib.metadata
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 from quantailor.analysis.importance.imatrix import Imatrix, holds, quantize_metadata
-from quantailor.analysis.quantize import quantized_blocks
+from quantailor.analysis.quantize import BlockBytes, BlockWork, blocks_of
 from quantailor.analysis.rounding.rounding import PLAIN, Rounding
-from quantailor.control import QUIET, Control, ProgressCounter
+from quantailor.control import QUIET, Control
 from quantailor.errors import OutputError, StrategyMismatchError, TypeUnavailableError
-from quantailor.files import refuse_own_input, writing
+from quantailor.files import refuse_own_input, state_of, writing
 from quantailor.ggml import codec, library
 from quantailor.models.gguf_writer import FileLayout, GGUFWriter, layout
 from quantailor.models.identity import fingerprint as fingerprint_of
-from quantailor.models.opening import open_model
+from quantailor.models.opening import model_files, open_model
 from quantailor.models.source import ModelSource
+from quantailor.processes.crews import HERE, Executor, ModelFiles
 from quantailor.qtypes import QType, never_quantized, unavailable
 from quantailor.records import MetadataValue, Prediction, Strategy, TensorInfo, bits_per_weight
 from quantailor.strategy.file import dumps
@@ -203,6 +205,7 @@ def build(
     overwrite: bool = False,
     fingerprint: str | None = None,
     verdict: Path | None = None,
+    executor: Executor = HERE,
 ) -> BuildResult:
     """Write the file that `strategy` describes. A verdict on the file that it replaces goes in the same step.
 
@@ -217,6 +220,7 @@ def build(
         overwrite: replace an existing file.
         fingerprint: the source's, read from it unless given.
         verdict: where the verdict on an earlier file is, beside the usual place; the path of its files without their endings.
+        executor: who quantizes; the bytes do not depend on it, and this process writes them.
 
     Raises:
         StrategyMismatchError: the strategy was made for another model.
@@ -239,17 +243,60 @@ def build(
     if kept:
         logger.info("%d tensors keep their type because the strategy does not name them: %s ...", len(kept), kept[0])
     with GGUFWriter(output, planned, overwrite=overwrite) as writer:
-        progress = ProgressCounter(control, tensor_bytes)
-        with contextlib.closing(quantized_blocks(source, tensors, rounding, n_threads=n_threads, control=control)) as blocks:
-            for tensor, chunk in blocks:
-                writer.write(chunk)
-                progress.add(chunk.size, tensor.name)
+        _write_tensors(writer, source, planned, rounding, ours, n_threads=n_threads, control=control, executor=executor)
         for stem in (planned.paths(output)[0].with_suffix(".verdict"), *([] if verdict is None else [verdict])):
             for path in verdict_paths(stem):
                 with writing(path):
                     path.unlink(missing_ok=True)
     _check_written(writer.paths, tensors, planned)
     return BuildResult(writer.paths, planned.size_bytes, tensor_bytes, bits_per_weight(tensors), kept)
+
+
+def build_preset(
+    source: ModelSource,
+    preset: str,
+    types: Mapping[str, str],
+    output: Path,
+    *,
+    imatrix: Imatrix | None = None,
+    fingerprint: str,
+    n_threads: int | None = None,
+    control: Control = QUIET,
+    executor: Executor = HERE,
+) -> None:
+    """Write a preset as llama.cpp's own quantizer does, byte for byte; `types` are those that it gives. Replaces a file.
+
+    Raises as `build` does.
+    """
+    metadata = plain_metadata(source, types, imatrix=imatrix)
+    metadata["general.file_type"] = MetadataValue("uint32", library.presets()[preset])
+    planned, rounding = layout(metadata, output_tensors(source, types, imatrix=imatrix)), Rounding(imatrix)
+    with GGUFWriter(output, planned, overwrite=True) as writer:
+        _write_tensors(writer, source, planned, rounding, fingerprint, n_threads=n_threads, control=control, executor=executor)
+    _check_written(writer.paths, planned.tensors, planned)
+
+
+def _write_tensors(
+    writer: GGUFWriter,
+    source: ModelSource,
+    planned: FileLayout,
+    rounding: Rounding,
+    fingerprint: str,
+    *,
+    n_threads: int | None,
+    control: Control,
+    executor: Executor,
+) -> None:
+    """Quantize the tensors of an open file and write them, in the order in which they come; raises as `build` does."""
+    path = Path(source.location)
+    work = BlockWork(ModelFiles(path, fingerprint, state_of(model_files(path))), rounding, n_threads, source)
+    numbers = {tensor.name: number for number, tensor in enumerate(planned.tensors)}
+    row_bytes = {tensor.name: tensor.size_bytes // max(1, tensor.n_rows) for tensor in planned.tensors}
+    with executor.on(work) as crew:
+        pieces = crew.do(list(blocks_of(planned.tensors, rounding)), control=control)
+        with contextlib.closing(cast("Generator[BlockBytes, None, None]", pieces)):
+            for piece in pieces:
+                writer.place(numbers[piece.name], piece.start * row_bytes[piece.name], piece.data)
 
 
 def _check_written(paths: Sequence[Path], tensors: Sequence[TensorInfo], planned: FileLayout) -> None:

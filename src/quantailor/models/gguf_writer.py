@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -116,8 +116,19 @@ def write_hollow(path: Path, planned: FileLayout) -> None:
         os.truncate(path, part.size_bytes)
 
 
+@dataclass(slots=True)
+class _Room:
+    """A tensor's place in the files."""
+
+    part: int
+    start: int
+    size_bytes: int
+    padding: int
+    written: int = 0
+
+
 class GGUFWriter:
-    """Writes tensor data in the layout's order; a context manager.
+    """Writes tensor data in any order; a context manager.
 
     Parts are written under temporary names, flushed to the disk and renamed together at the end; whatever fails before,
     nothing is left under the final names. Raises OutputError.
@@ -128,10 +139,9 @@ class GGUFWriter:
         self.paths = planned.paths(Path(output))
         self._temporary = [files.temporary_path(path) for path in self.paths]
         self._overwrite = overwrite
-        self._stream: BinaryIO | None = None
-        self._part = -1
-        self._tensor = 0
-        self._written = 0
+        self._streams: list[BinaryIO] = []
+        self._rooms = list(_rooms(planned))
+        self._next = 0
 
     def __enter__(self) -> Self:
         folder = self.paths[0].parent
@@ -146,7 +156,10 @@ class GGUFWriter:
                 f"{folder} has {free:,} bytes free, {self.paths[0].name} needs {self._layout.size_bytes:,}", remedy="Free some disk space"
             )
         try:
-            self._next_part()
+            for number, part in enumerate(self._layout.parts):
+                with files.writing(self.paths[number]):
+                    self._streams.append(self._temporary[number].open("wb"))
+                self._put(number, 0, part.header)
         except BaseException:
             self._discard()
             raise
@@ -164,50 +177,45 @@ class GGUFWriter:
 
         Raises OutputError where they cannot be written or are more than the tensors hold.
         """
-        flat = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
+        flat = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8)
         while len(flat):
-            part = self._layout.parts[self._part]
-            if self._tensor == len(part.tensors):
-                if self._part + 1 == len(self._layout.parts):
-                    raise OutputError(f"{self.paths[-1]} received more data than its tensors hold")
-                self._next_part()
-                continue
-            tensor = part.tensors[self._tensor]
-            data = flat[: tensor.size_bytes - self._written]
-            self._put(data)
-            self._written += len(data)
+            if self._next == len(self._rooms):
+                raise OutputError(f"{self.paths[-1]} received more data than its tensors hold")
+            room = self._rooms[self._next]
+            data = flat[: room.size_bytes - room.written]
+            self.place(self._next, room.written, data)
             flat = flat[len(data) :]
-            if self._written == tensor.size_bytes:
-                self._put(bytes(aligned(tensor.size_bytes, part.alignment) - tensor.size_bytes))
-                self._tensor, self._written = self._tensor + 1, 0
+            self._next += room.written == room.size_bytes
 
-    def _put(self, data: memoryview | bytes) -> None:
-        if self._stream is None:
+    def place(self, number: int, start: int, chunk: Bytes) -> None:
+        """Bytes of one tensor from `start` on, in any shape, (n_bytes,) or more. Each byte is to be given once.
+
+        `number` is the tensor's in the order of the layout. Raises OutputError as `write` does.
+        """
+        data, room = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data, self._rooms[number]
+        if start + len(data) > room.size_bytes:
+            raise OutputError(f"{self.paths[room.part]} received more data than its tensors hold")
+        self._put(room.part, room.start + start, data)
+        room.written += len(data)
+        if room.written == room.size_bytes and room.padding:
+            self._put(room.part, room.start + room.size_bytes, bytes(room.padding))
+
+    def _put(self, part: int, start: int, data: memoryview | bytes) -> None:
+        if not self._streams:
             raise OutputError(f"{self.paths[0]} is not open for writing")
-        with files.writing(self.paths[self._part]):
-            self._stream.write(data)
-
-    def _next_part(self) -> None:
-        self._close_part()
-        self._part, self._tensor = self._part + 1, 0
-        with files.writing(self.paths[self._part]):
-            self._stream = self._temporary[self._part].open("wb")
-        self._put(self._layout.parts[self._part].header)
-
-    def _close_part(self) -> None:
-        if self._stream is None:
-            return
-        with files.writing(self.paths[self._part]):
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-            self._stream.close()
-        self._stream = None
+        with files.writing(self.paths[part]):
+            self._streams[part].seek(start)
+            self._streams[part].write(data)
 
     def _finish(self) -> None:
-        last = self._part + 1 == len(self._layout.parts) and self._tensor == len(self._layout.parts[-1].tensors)
-        if not last:
-            raise OutputError(f"{self.paths[self._part]} is incomplete: not all tensors were written")
-        self._close_part()
+        for room in self._rooms:
+            if room.written < room.size_bytes:
+                raise OutputError(f"{self.paths[room.part]} is incomplete: not all tensors were written")
+        for path, stream in zip(self.paths, self._streams, strict=True):
+            with files.writing(path):
+                stream.flush()
+                os.fsync(stream.fileno())
+                stream.close()
         renamed: list[Path] = []
         try:
             if len(self.paths) > 1:
@@ -224,10 +232,19 @@ class GGUFWriter:
         files.sync_folder(self.paths[0].parent)
 
     def _discard(self) -> None:
-        if self._stream is not None:
+        for stream in self._streams:
             with contextlib.suppress(OSError):
-                self._stream.close()
-            self._stream = None
+                stream.close()
+        self._streams = []
         for path in self._temporary:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
+
+
+def _rooms(planned: FileLayout) -> Iterator[_Room]:
+    for number, part in enumerate(planned.parts):
+        start = len(part.header)
+        for tensor in part.tensors:
+            padding = aligned(tensor.size_bytes, part.alignment) - tensor.size_bytes
+            yield _Room(number, start, tensor.size_bytes, padding)
+            start += tensor.size_bytes + padding

@@ -56,6 +56,11 @@ class Work(ABC, Generic[Task, Item]):
     is_apart: ClassVar[bool]
     """Whether it may end its process, and so needs one of its own."""
 
+    @property
+    def files(self) -> tuple[ModelFiles, ...]:
+        """All models that it reads."""
+        return (self.model,)
+
     @abstractmethod
     def bench(self) -> Bench[Task, Item]:
         """Set it up. Raises QuantailorError where that cannot be."""

@@ -27,6 +27,7 @@ from quantailor.models.identity import DEFINITION, Identity, description, identi
 from quantailor.models.opening import model_files, open_model, require_unquantized
 from quantailor.models.source import ModelSource
 from quantailor.models.upstream.checkpoint import checkpoint_digest, checkpoint_files
+from quantailor.processes.crews import ModelFiles
 from quantailor.session.covariances import KeptCovariances
 from quantailor.session.imatrices import KeptImatrices
 from quantailor.session.opened import OpenedModel, gguf_path, plain_label
@@ -142,6 +143,10 @@ class Workspace(Closing):
             return known
         with self._opened(path) as (source, state):
             return self._identified(source, state)
+
+    def located(self, path: Path) -> ModelFiles:
+        """A model for work that reads it, wherever that is done. Raises ModelError."""
+        return ModelFiles(path, self.identity(path).fingerprint, _state_of_model(path))
 
     def known_identity(self, path: str | Path) -> Identity | None:
         """The same where it can be said without reading the model: its files are as they were when it was read."""

@@ -78,6 +78,7 @@ class BuildStep(WeightedStep[BuildReport], kind="build", result=BuildReport):
                 overwrite=self.overwrite,
                 fingerprint=model.fingerprint,
                 verdict=None if self.verdict is None else Path(self.verdict),
+                executor=stages.executor,
             )
             record = StrategyRecord.of(model.fingerprint, strategy.method, strategy_file.dumps(strategy))
             workspace.store.record_strategy(record)

@@ -185,11 +185,13 @@ def scoring(
     threads, layers = step.compute.n_threads, step.compute.n_gpu_layers
     files = FileScorer(path, tokens, folder, n_threads=threads, n_gpu_layers=layers)
     at_8_bits = None
+    executor = HERE if stages is None else stages.executor
     if step.rest != "16":
-        at_8_bits = resting_base(workspace, model, n_threads=threads, control=QUIET if stages is None else stages.begin(RESTS))
+        control = QUIET if stages is None else stages.begin(RESTS)
+        at_8_bits = resting_base(workspace, model, n_threads=threads, control=control, executor=executor)
     files_of_base = ModelFiles(path, model.fingerprint, model.files)
     work = MixWork(files_of_base, frozenset(names), tokens, folder, rounding, threads, layers, at_8_bits)
-    with scoring_mixes(work, HERE if stages is None else stages.executor) as scorer:
+    with scoring_mixes(work, executor) as scorer:
         fingerprint = rounding.imatrix.fingerprint if rounding.imatrix else ""
         how = (engine, rounding.bytes_key, "" if at_8_bits is None else RESTING)
         key = SwapKey(model.fingerprint, fingerprint, corpus.sha256, n_ctx, "as built", scorer.base_kernels, *how)

@@ -22,6 +22,7 @@ from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
 from quantailor.making import judging
 from quantailor.models.abilities import require_predictions
+from quantailor.processes.crews import ModelFiles
 from quantailor.records import PLAIN_TWIN, ChunkScore, RowKind, Verdict
 from quantailor.session import AUTO, HELDOUT_TEXT, OpenedModel, Workspace, gguf_path, require_finite
 from quantailor.steps.checks.inputs import check_texts
@@ -137,7 +138,7 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             n_ctx = chunk_length(model.source, self.n_ctx, stages.warn)
             imatrix, told = verify_imatrix(workspace, model, self)
             require_finite(model.identity)
-            base, ours = gguf_path(model), Path(self.file)
+            ours = Path(self.file)
             for path in self.files:
                 with workspace.source(path) as source:
                     require_same_model(source, model.source)
@@ -150,30 +151,31 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             presets = self.presets(workspace, model, imatrix)
             labels = self.labels((BASE, NULL_CONTROL, PLAIN_TWIN, *presets))
             candidates = dict(zip(labels, self.files, strict=True))
-            threads = self.compute.n_threads
+            threads, executor = self.compute.n_threads, stages.executor
             for path in self.files:
                 require_finite(workspace.identity(path))
             for preset in presets:
                 control = stages.begin(f"reference {preset}")
-                candidates[preset] = reference(workspace, model, preset, imatrix, n_threads=threads, control=control)
+                candidates[preset] = reference(workspace, model, preset, imatrix, n_threads=threads, control=control, executor=executor)
             if self.beside:
-                twin = plain_twin(workspace, model, ours, n_threads=threads, control=stages.begin(PLAIN_TWIN))
+                twin = plain_twin(workspace, model, ours, n_threads=threads, control=stages.begin(PLAIN_TWIN), executor=executor)
                 if twin is None:
                     stages.warn(f"{ours.name} does not say that its rounding is compensated, so --beside plain adds nothing.")
                 else:
                     candidates[PLAIN_TWIN] = twin
             engine = library.engine(on_gpu=self.compute.n_gpu_layers != 0)
             keys = {name: ScoreKey(model.fingerprint, corpus.sha256, n_ctx, name, engine) for name in (BASE, NULL_CONTROL)}
-            for name, path in candidates.items():
-                keys[name] = ScoreKey(model.fingerprint, corpus.sha256, n_ctx, workspace.identity(path).fingerprint, engine)
+            files = {name: workspace.located(path) for name, path in candidates.items()}
+            for name, file in files.items():
+                keys[name] = ScoreKey(model.fingerprint, corpus.sha256, n_ctx, file.fingerprint, engine)
+            work = fidelity.FidelityWork(
+                ModelFiles(gguf_path(model), model.fingerprint, model.files), files, tokens, threads, self.compute.n_gpu_layers
+            )
             scores = fidelity.score_chunks(
-                base,
-                candidates,
-                tokens,
+                work,
                 done={name: workspace.store.scored_chunks(key) for name, key in keys.items()},
                 control=stages.begin("verify"),
-                n_threads=threads,
-                n_gpu_layers=self.compute.n_gpu_layers,
+                executor=executor,
             )
             for name, score in scores:
                 workspace.store.record_chunk_scores(keys[name], [score])

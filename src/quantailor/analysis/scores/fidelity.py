@@ -13,12 +13,11 @@ loaded again and sent down the same way: its divergence is the floor of all figu
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal, cast
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from quantailor.control import QUIET, Control, ProgressCounter
 from quantailor.errors import InferenceError
 from quantailor.ggml.runtime import LoadedModel
 from quantailor.numerics import Doubles, Floats, Tokens
-from quantailor.processes import apart
+from quantailor.processes.crews import HERE, Bench, Executor, ModelFiles, Work
 from quantailor.processes.messages import doing
 from quantailor.records import ChunkScore, Comparison, Estimate, FidelityStatistics, Standing
 
@@ -36,6 +35,8 @@ NULL_CONTROL = "null control"
 NULL_CHUNKS = 8
 """Enough to see whether the same model gives the same figures twice; more would cost as much as another file."""
 BLOCK_BYTES = 512 * 2**20
+_TOGETHER = 4
+"""Chunks that one worker scores all files on."""
 MIN_KLD_NATS = 1e-12
 """Divergences below this count as this in comparisons, so that a file equal to the base can be compared."""
 EQUAL_SIZE = 0.001
@@ -53,86 +54,167 @@ def wanted_chunks(label: str, n_chunks: int) -> set[int]:
     return set(range(min(n_chunks, NULL_CHUNKS) if label == NULL_CONTROL else n_chunks))
 
 
+ScoreTask = tuple[str, int]
+"""A file's label and a chunk."""
+LabelledScore = tuple[str, ChunkScore]
+
+
+@dataclass(frozen=True, eq=False)
+class FidelityWork(Work[ScoreTask, LabelledScore]):
+    """Files to score against their base on the chunks of a text."""
+
+    model: ModelFiles
+    """The base."""
+    candidates: Mapping[str, ModelFiles]
+    """By label. The labels "base" and "null control" are the base's own."""
+    chunks: Tokens
+    """(n_chunks, n_ctx) from `corpus.chunks`."""
+    n_threads: int | None = None
+    """None takes all processors."""
+    n_gpu_layers: int = 0
+    """Layers on a GPU, -1 for all."""
+    block_bytes: int = BLOCK_BYTES
+    """Memory for the base's log-probabilities; at least one chunk's are held."""
+    is_apart: ClassVar[bool] = True
+
+    @property
+    def files(self) -> tuple[ModelFiles, ...]:
+        """The base and what is compared with it."""
+        return (self.model, *self.candidates.values())
+
+    def bench(self) -> _FidelityBench:
+        """Load the base. Raises InferenceError where llama.cpp cannot."""
+        return _FidelityBench(self)
+
+    def on_threads(self, n_threads: int) -> FidelityWork:
+        """The same with so many threads, unless it says how many."""
+        return replace(self, n_threads=self.n_threads or n_threads)
+
+    def key(self, task: ScoreTask) -> ScoreTask:
+        """The task is its own key."""
+        return task
+
+    def key_of(self, item: LabelledScore) -> ScoreTask:
+        """The label and the chunk of a score."""
+        return item[0], item[1].index
+
+    def group(self, task: ScoreTask) -> int:
+        """All files are scored on some chunks where the base's log-probabilities on these are held."""
+        return task[1] // _TOGETHER
+
+    def weight(self, task: ScoreTask) -> float:
+        """Chunks of one text take the same time."""
+        del task
+        return 1.0
+
+    def label(self, task: ScoreTask) -> str:
+        """The file and the chunk."""
+        return f"{task[0]}, chunk {task[1] + 1}"
+
+    def n_held(self, n_vocab: int) -> int:
+        """Chunks whose log-probabilities of the base are held at a time."""
+        n_ctx: int = self.chunks.shape[1]
+        return max(1, self.block_bytes // (4 * n_vocab * (n_ctx - 1 - first_scored(n_ctx))))
+
+
 def score_chunks(
-    base_path: Path,
-    candidates: Mapping[str, Path],
-    chunks: Tokens,
-    *,
-    done: Mapping[str, Collection[int]] | None = None,
-    control: Control = QUIET,
-    n_threads: int | None = None,
-    n_gpu_layers: int = 0,
-    block_bytes: int = BLOCK_BYTES,
-) -> Iterator[tuple[str, ChunkScore]]:
+    work: FidelityWork, *, done: Mapping[str, Collection[int]] | None = None, control: Control = QUIET, executor: Executor = HERE
+) -> Iterator[LabelledScore]:
     """Score every candidate and the base on every chunk that is not done yet, the null control on the first `NULL_CHUNKS`.
 
     Args:
-        base_path: the unquantized model.
-        candidates: label -> file. The labels "base" and "null control" are the base's own.
-        chunks: (n_chunks, n_ctx) from `corpus.chunks`.
+        work: the files and the chunks.
         done: label -> indexes of chunks that are stored already.
         control: asked before every chunk whether to go on; progress counts chunks of all files.
-        n_threads: None takes all processors.
-        n_gpu_layers: layers on a GPU, -1 for all.
-        block_bytes: memory for the base's log-probabilities; at least one chunk's are held.
+        executor: who does it; a chunk's score depends neither on that nor on what else is scored.
 
     Yields:
-        (label, score), each as soon as it is known. A chunk's score does not depend on what else is scored.
+        (label, score), each as soon as it is known.
 
     Raises:
         InferenceError: llama.cpp cannot load or run a file, or a file has another vocabulary than the base.
     """
-    if taken := {BASE, NULL_CONTROL} & set(candidates):
+    if taken := {BASE, NULL_CONTROL} & set(work.candidates):
         raise InferenceError(f"no file can be called {min(taken)!r} in a comparison", remedy="Rename it")
-    missing = {
-        label: wanted_chunks(label, len(chunks)).difference((done or {}).get(label, ())) for label in (BASE, NULL_CONTROL, *candidates)
-    }
+    labels = (BASE, NULL_CONTROL, *work.candidates)
+    missing = {label: wanted_chunks(label, len(work.chunks)).difference((done or {}).get(label, ())) for label in labels}
     wanted = sorted(set().union(*missing.values()))
     if wanted:
         control.check()
-        yield from apart.stream(_scores, base_path, candidates, chunks, missing, block_bytes, n_threads, n_gpu_layers, control=control)
+        with executor.on(work) as crew:
+            n_held = work.n_held(cast(int, crew.facts))
+            blocks = [wanted[start : start + n_held] for start in range(0, len(wanted), n_held)]
+            tasks = [(label, index) for block in blocks for label in labels for index in block if index in missing[label]]
+            yield from crew.do(tasks, control=control)
 
 
-def _scores(
-    base_path: Path,
-    candidates: Mapping[str, Path],
-    chunks: Tokens,
-    missing: Mapping[str, Collection[int]],
-    block_bytes: int,
-    n_threads: int | None,
-    n_gpu_layers: int,
-    *,
-    control: Control,
-) -> Iterator[tuple[str, ChunkScore]]:
-    """As `score_chunks`; `missing` is label -> indexes."""
-    wanted = sorted(set().union(*missing.values()))
-    progress = ProgressCounter(control, sum(map(len, missing.values())))
-    load = functools.partial(LoadedModel, n_ctx=chunks.shape[1], n_threads=n_threads, n_gpu_layers=n_gpu_layers)
-    targets = chunks[:, first_scored(chunks.shape[1]) + 1 :]  # (n_chunks, n_scored)
-    while wanted:
-        base_logp: dict[int, Floats] = {}
-        with load(base_path) as base:
-            n_vocab = base.n_vocab
-            n_held = max(1, block_bytes // (4 * n_vocab * targets.shape[1]))
-            block, wanted = wanted[:n_held], wanted[n_held:]
-            for index in block:
-                doing(f"running chunk {index + 1} through {base_path}")
-                base_logp[index] = _log_probabilities(base, chunks[index])
-                if index in missing[BASE]:
-                    observed = base_logp[index][np.arange(targets.shape[1]), targets[index]]
-                    yield BASE, chunk_score(index, observed, observed, np.zeros(len(observed)), len(observed))
-                    progress.add(1, f"base, chunk {index + 1}")
-        for label, path in {NULL_CONTROL: base_path, **candidates}.items():
-            if indexes := [index for index in block if index in missing[label]]:
-                with load(path) as model:
-                    if model.n_vocab != n_vocab:
-                        said = f"{path} has {model.n_vocab} tokens, the base has {n_vocab}"
-                        raise InferenceError(said, remedy="Compare files of the same model")
-                    for index in indexes:
-                        doing(f"running chunk {index + 1} through {path}")
-                        logp = _log_probabilities(model, chunks[index])
-                        yield label, score(index, base_logp[index], logp, targets[index], n_threads=model.n_threads)
-                        progress.add(1, f"{label}, chunk {index + 1}")
+class _FidelityBench(Bench[ScoreTask, LabelledScore]):
+    """One loaded model at a time, and the base's log-probabilities on some chunks."""
+
+    def __init__(self, work: FidelityWork) -> None:
+        self._work = work
+        self._targets = work.chunks[:, first_scored(work.chunks.shape[1]) + 1 :]  # (n_chunks, n_scored)
+        self._held: dict[int, Floats] = {}
+        self._model: tuple[str, LoadedModel] | None = None
+        self._n_vocab = 0
+        self._n_vocab = self._loaded(BASE).n_vocab
+        self._n_held = work.n_held(self._n_vocab)
+
+    def facts(self) -> int:
+        return self._n_vocab
+
+    def do(self, tasks: Sequence[ScoreTask], *, control: Control) -> Iterator[LabelledScore]:
+        progress = ProgressCounter(control, len(tasks))
+        for place, (label, index) in enumerate(tasks):
+            control.check()
+            if index not in self._held:
+                self._hold([index] if label == BASE else self._next_chunks(tasks[place:]), control)
+            targets = self._targets[index]
+            if label == BASE:
+                observed = self._held[index][np.arange(len(targets)), targets]
+                yield BASE, chunk_score(index, observed, observed, np.zeros(len(observed)), len(observed))
+            else:
+                model, logp = self._run(label, index)
+                yield label, score(index, self._held[index], logp, targets, n_threads=model.n_threads)
+            progress.add(1, self._work.label((label, index)))
+
+    def _next_chunks(self, tasks: Sequence[ScoreTask]) -> list[int]:
+        """Of the tasks that come next, as many as are held."""
+        return list(dict.fromkeys(index for _, index in tasks))[: self._n_held]
+
+    def _hold(self, indexes: Sequence[int], control: Control) -> None:
+        for index in indexes:
+            if index not in self._held:
+                control.check()
+                while len(self._held) >= self._n_held:
+                    del self._held[next((each for each in self._held if each not in indexes), next(iter(self._held)))]
+                self._held[index] = self._run(BASE, index)[1]
+
+    def _run(self, label: str, index: int) -> tuple[LoadedModel, Floats]:
+        model = self._loaded(label)
+        doing(f"running chunk {index + 1} through {self._path(label)}")
+        return model, _log_probabilities(model, self._work.chunks[index])
+
+    def _loaded(self, label: str) -> LoadedModel:
+        """The model of a label; the null control is the base loaded again."""
+        if self._model is None or self._model[0] != label:
+            self.close()
+            work, path = self._work, self._path(label)
+            model = LoadedModel(path, n_ctx=work.chunks.shape[1], n_threads=work.n_threads, n_gpu_layers=work.n_gpu_layers)
+            self._model = label, model
+            if self._n_vocab not in (0, model.n_vocab):
+                said = f"{path} has {model.n_vocab} tokens, the base has {self._n_vocab}"
+                raise InferenceError(said, remedy="Compare files of the same model")
+        return self._model[1]
+
+    def _path(self, label: str) -> Path:
+        work = self._work
+        return (work.model if label in (BASE, NULL_CONTROL) else work.candidates[label]).path
+
+    def close(self) -> None:
+        if self._model is not None:
+            self._model[1].close()
+            self._model = None
 
 
 def _log_probabilities(model: LoadedModel, chunk: Tokens) -> Floats:

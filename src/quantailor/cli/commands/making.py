@@ -38,7 +38,7 @@ from quantailor.cli.values import imatrix_choice, optional_path, parse_size, spl
 )
 def build(
     model: options.Weights,
-    machine: options.Threads,
+    machine: options.SpreadThreads,
     quantized: options.Quantized,
     run: options.Run,
     strategy: Annotated[
@@ -74,7 +74,7 @@ def build(
 )
 def verify(
     hub: options.Hub,
-    machine: options.Machine,
+    machine: options.SpreadMachine,
     run: options.Run,
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The quantized GGUF file, and others to hold it against.")],
     base: Annotated[Path, typer.Option("--base", help="The 16-bit base it was made from: a file, or ORG/NAME of one on the hub.")],

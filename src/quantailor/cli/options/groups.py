@@ -49,17 +49,6 @@ from quantailor.cli.options.single import (
 from quantailor.cli.values import covariances_choice, imatrix_choice, optional_path, optional_seconds, split_list
 
 
-@dataclass(frozen=True, slots=True)
-class Threads:
-    """What a command that needs no inference may use of the machine."""
-
-    threads: ThreadCount = None
-
-    @property
-    def compute(self) -> Compute:
-        return Compute(n_threads=self.threads)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """What a command that runs the model may use."""
