@@ -17,7 +17,7 @@ The interval of a new mix combines, as relative variances, each cause once:
     scatter     how far whole mixes lie from the curve beyond that
     curve       the uncertainty of the fit for its parts and its S
     text        the standard error over sections of the text of what all mixes have in common, and that of the text which is judged
-    unseen      what is not known of the factor below
+    unseen      how much more or less other works of the same kind cost where weights are rounded
 
 with Student's t for the few degrees of freedom.
 
@@ -56,7 +56,7 @@ TYPICAL_SCATTER = 0.07
 """Of whole mixes around their curve; the unit in which priors are weighed."""
 UNSEEN = Estimate(0.18, 0.05)
 """ln of what compensated files cost on works that their covariances have not seen, over what they cost on those that they have, beside
-the same for plain files; measured on two models."""
+the same for plain files; measured on two models. The standard error is also that of plain files, whose text is another one, too."""
 JUDGED_CHUNKS = 64
 """Chunks of the text that a prediction speaks of."""
 _LEAST_BEND, _LEAST_SCATTER = 1e-3, 1e-6
@@ -115,7 +115,7 @@ def fit_curve(
         n_chunks: as of `Curve`.
     """
     curve = _fitted(points, floor)
-    unseen = Estimate(seen * UNSEEN.value, seen * UNSEEN.se)
+    unseen = Estimate(seen * UNSEEN.value, UNSEEN.se)
     return dataclasses.replace(curve, c0_nats=floor.value, c0_se=floor.se, text_sd=text_sd, n_chunks=n_chunks, unseen=unseen)
 
 
