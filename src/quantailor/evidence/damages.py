@@ -87,8 +87,7 @@ def expected_tables(source: ModelSource, found: Measured, imatrix: Imatrix | Non
 
 def _with_damages(found: Measured, damage: Callable[[TensorCells, Cell], float]) -> list[TensorCells]:
     return [
-        dataclasses.replace(table, cells=tuple(dataclasses.replace(cell, damage=damage(table, cell)) for cell in table.cells))
-        for table in found.tables
+        dataclasses.replace(table, cells=tuple(cell.with_damage(damage(table, cell)) for cell in table.cells)) for table in found.tables
     ]
 
 

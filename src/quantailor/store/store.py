@@ -48,6 +48,7 @@ Found = TypeVar("Found")
 _CELL_FIELDS = tuple(field.name for field in fields(WeightError))
 _MIX_SCORE_FIELDS = tuple(field.name for field in fields(ChunkScore) if field.name != "klds")
 _CELL_BLOBS = ("error_quantiles", "error_quantiles_se", "histogram")
+_BLOB_PLACES, _NAME_PLACES = ([_CELL_FIELDS.index(name) for name in names] for names in (_CELL_BLOBS, ("tensor", "type_name")))
 
 
 class Store(Closing):
@@ -430,10 +431,12 @@ def _cell_row(key: MeasurementKey, cell: WeightError) -> dict[str, Value]:
 
 
 def _cell(row: Row) -> WeightError:
-    figures = dict(zip(_CELL_FIELDS, row, strict=True))
-    figures.update({name: encoding.floats_from_blob(figures[name]) for name in _CELL_BLOBS})
-    figures.update({name: sys.intern(figures[name]) for name in ("tensor", "type_name")})
-    return WeightError(**figures)
+    figures = list(row)  # by place: large models have hundreds of thousands of cells
+    for place in _BLOB_PLACES:
+        figures[place] = encoding.floats_from_blob(figures[place])
+    for place in _NAME_PLACES:
+        figures[place] = sys.intern(figures[place])
+    return WeightError(*figures)
 
 
 def _score_row(key: ScoreKey, score: ChunkScore) -> dict[str, Value]:

@@ -48,17 +48,18 @@ class FilesDialog:
             self._history = ui.element("div").classes("qt-stack qt-history")
             text("Strategy file", "qt-title", tag="h2")
             with box("qt-row"):
-                quiet("Download YAML", told(partial(self._download, "yaml")), icon="download")
-                quiet("Download JSON", told(partial(self._download, "json")), icon="download")
-            with box("qt-row"):
                 self._path = ui.input("Save on the server as", placeholder="strategy.yaml").props("outlined dense").classes("qt-grow")
                 quiet("Save", told(self._save_file))
             # Quasar's own field has no name for screen readers: a button of ours opens it.
             upload = ui.upload(auto_upload=True, max_file_size=MAX_UPLOAD, on_upload=told(self._upload))
             upload.props('accept=".yaml,.yml,.json"').style("display: none")
-            load = quiet("Load a YAML or JSON file", icon="upload")
-            load.on("click", js_handler=f"() => getElement({upload.id}).pickFiles()")
-            quiet("Close", self._dialog.close)
+            with box("qt-row qt-wrap"):
+                quiet("Download YAML", told(partial(self._download, "yaml")), icon="download")
+                quiet("Download JSON", told(partial(self._download, "json")), icon="download")
+                load = quiet("Load a YAML or JSON file", icon="upload")
+                load.on("click", js_handler=f"() => getElement({upload.id}).pickFiles()")
+            with box("qt-row qt-end-row"):
+                quiet("Close", self._dialog.close)
 
     async def open(self) -> None:
         """Show the dialog."""

@@ -401,7 +401,7 @@ class _Probes:
                             **number,
                             ":valueFormatter": "p => p.value == null ? '' : p.value.toFixed(1)",
                         },
-                        {"field": "status", "headerName": "Status", "width": 170},
+                        {"field": "status", "headerName": "Status", "flex": 1, "minWidth": 190, "tooltipField": "status"},
                         {"field": "probes", "headerName": "Probed at", "flex": 1, "minWidth": 160, "tooltipField": "probes"},
                     ],
                     "rowData": [],
