@@ -1,13 +1,12 @@
 """`make screenshots`: every screen of the GUI, in both themes and two widths, as pictures in docs/images.
 
-The first run prepares a home of its own in demo/out/screenshots (some minutes): both small models converted, measured with
-compensated rounding and probed on few chunks; the dense one planned, built and verified. Later runs take what is there.
+They show the demonstration as a user meets it, gone through to a verdict, and the small mixture beside it. The first run prepares that
+in a home of its own, demo/out/screenshots; later runs take what is there. Each page is opened once a theme and then resized.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import shutil
 import subprocess
@@ -25,23 +24,47 @@ sys.path.insert(0, str(ROOT / "tests" / "gui"))
 
 from browser import Browser, browsing, serving  # noqa: E402
 
+from quantailor.app.library.demo import open_demo  # noqa: E402
+from quantailor.session import Workspace  # noqa: E402
+
 PLACE = ROOT / "demo" / "out" / "screenshots"
 HOME = PLACE / "home"
 IMAGES = ROOT / "docs" / "images"
 SIZES = ((1280, 800), (1600, 1000))
 THEMES = ("dark", "light")
-SCREENS = ("home", "model", "structure", "measure", "choose", "build", "verify", "compare", "experts")
+SCREENS = {
+    "home": ".qt-project",
+    "model": ".qt-m-facts",
+    "structure": ".qt-map canvas",
+    "measure": ".qt-measure-live .qt-map canvas",
+    "choose": ".qt-frontier-preset",
+    "build": ".qt-built",
+    "verify": ".qt-verdict-grid",
+    "compare": ".qt-card .nicegui-echart",
+    "experts": ".qt-heat",
+}
+"""Screen -> what comes last on it."""
 DENSE, MIXTURE = PLACE / "books-llama.gguf", PLACE / "books-moe.gguf"
 N_COLOURS = 128
-SETTLED_SECONDS = 1.5
-"""A page counts as finished when its text has not changed for so long."""
+FINISHED = """
+const all = (css, holds) => [...document.querySelectorAll(css)].every(holds);
+const done = (document.querySelector(arguments[0]) && document.fonts.status === 'loaded'
+    && !/being planned|Planning …/.test(document.body.innerText) && all('.nicegui-aggrid', (grid) => grid.querySelector('.ag-row'))
+    && all('.nicegui-echart', (chart) => chart.querySelector('canvas, svg')));
+if (!done) return arguments[1](false);
+requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(() => arguments[1](true))));
+"""
+"""Whether a screen stands: what comes last is there, tables have rows, charts are drawn, and so is the frame after that."""
 _SHORTEN = """
 const [from, to] = arguments, walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 while (walker.nextNode()) walker.currentNode.data = walker.currentNode.data.replaceAll(from, to);
 for (const field of document.querySelectorAll('input, textarea')) field.value = field.value.replaceAll(from, to);
 """
 """Where this checkout lies is nobody's business: paths are shown as if the models were in the user's own folder."""
-_PROBES = ("--chunks", 3, "--n-ctx", 256, "--mixes", 16, "--mix-chunks", 6, "--anchors", 0)
+FEW_CHUNKS = 4
+"""Of the demonstration's covariances: an importance matrix of no more text than its own would take that one's place."""
+_TYPES = "Q8_0,Q6_K,Q5_K,Q4_K,IQ4_XS,Q3_K,IQ3_XXS,Q2_K"
+_PROBES = ("--chunks", 2, "--n-ctx", 256, "--group", "role-depth", "--type", "Q3_K", "--mixes", 0, "--anchors", 0)
 
 
 def main() -> int:
@@ -66,29 +89,31 @@ def main() -> int:
 def prepare() -> None:
     """Run what has not been run yet; every step knows by itself what is there."""
     PLACE.mkdir(parents=True, exist_ok=True)
-    for source, base in ((ROOT / "tests" / "data" / "books-moe", MIXTURE), (ROOT / "demo" / "books-llama", DENSE)):
+    with Workspace.open(HOME) as workspace:
+        (HOME / "gui").mkdir(exist_ok=True)
+        (HOME / "gui" / "toured").touch()
+        if not _known(DENSE):
+            open_demo(workspace)
+    for source, base, n_chunks in (
+        (ROOT / "tests" / "data" / "books-moe", MIXTURE, 20),
+        (ROOT / "demo" / "books-llama", DENSE, FEW_CHUNKS),
+    ):
         if not base.exists():
             _quantailor("convert", source, "-o", base)
-        known = _known(base)
-        if not known.get("has_covariances"):
-            _quantailor("calibrate", base, "--chunks", 40)
-        if not known.get("n_cells"):
-            _quantailor("measure", base, "--rounding", "compensated")
-        if not known.get("is_probed"):
-            _quantailor("probe", base, *_PROBES)
-    _prove(DENSE)
-
-
-def _prove(base: Path) -> None:
-    for name, like in (("as-q4-k-m", "Q4_K_M"), ("as-q3-k-m", "Q3_K_M")):
-        strategy, output = PLACE / f"{name}.yaml", PLACE / f"books-llama-{name}.gguf"
-        if not strategy.exists():
-            _quantailor("plan", base, "--like", like, "-o", strategy)
-        if not output.exists():
-            _quantailor("build", base, strategy, "-o", output)
-        if not output.with_suffix(".json").exists():
-            words = ("--against", "Q8_0,Q6_K,Q4_K_M,Q3_K_M", "--beside", "plain", "--chunks", 200, "-o", output.with_suffix(""))
-            _quantailor("verify", output, "--base", base, *words)
+        if not _known(base).get("has_covariances"):
+            _quantailor("calibrate", base, "--chunks", n_chunks)
+    if not _known(MIXTURE).get("n_cells"):
+        _quantailor("measure", MIXTURE, "--rounding", "plain", "--types", _TYPES)
+    if not _known(MIXTURE).get("is_probed"):
+        _quantailor("probe", MIXTURE, "--rounding", "plain", *_PROBES)
+    strategy, output = PLACE / "as-q3-k-m.yaml", PLACE / "books-llama-as-q3-k-m.gguf"
+    if not strategy.exists():
+        _quantailor("plan", DENSE, "--rounding", "plain", "--like", "Q3_K_M", "-o", strategy)
+    if not output.exists():
+        _quantailor("build", DENSE, strategy, "--rounding", "compensated", "-o", output)
+    if not output.with_suffix(".json").exists():
+        words = ("--against", "Q6_K,Q4_K_M,Q3_K_M", "--beside", "plain", "--chunks", 40, "-o", output.with_suffix(""))
+        _quantailor("verify", output, "--base", DENSE, *words)
 
 
 def _known(base: Path) -> Mapping[str, object]:
@@ -123,30 +148,23 @@ def _shoot(screens: Sequence[str], folder: Path) -> int:
     with serving(HOME) as server, _chromium() as browser:
         for theme in THEMES:
             browser.enter(server, theme=theme)
-            there = [screen for screen in screens if _is_there(browser, paths[screen])]
-            for screen, (width, height) in itertools.product(there, SIZES):
-                browser.size(width, height)
-                picture = folder / f"{screen}-{theme}-{width}.png"
+            for screen in screens:
                 try:
+                    browser.size(*SIZES[0])
                     browser.go(server, paths[screen])
-                    _take(browser, picture)
+                    for width, height in SIZES:
+                        browser.size(width, height)
+                        _take(browser, screen, folder / f"{screen}-{theme}-{width}.png")
                 except (AssertionError, WebDriverException) as error:
-                    print(f"{picture.name}: {error}", file=sys.stderr, flush=True)
-                    failed.append(picture.name)
-    print(f"Failed: {', '.join(failed)}" if failed else f"All are in {folder}.")
+                    print(f"{screen}, {theme}: {error}", file=sys.stderr, flush=True)
+                    failed.append(f"{screen}, {theme}")
+    print(f"Failed: {'; '.join(failed)}" if failed else f"All are in {folder}.")
     return int(bool(failed))
 
 
-def _is_there(browser: Browser, path: str) -> bool:
-    ask = "const done = arguments[1]; fetch(arguments[0]).then(answer => done(answer.status));"
-    if browser.driver.execute_async_script(ask, path) != 404:
-        return True
-    print(f"{path}: there is no such screen", flush=True)
-    return False
-
-
-def _take(browser: Browser, picture: Path) -> None:
-    browser.settle(seconds=SETTLED_SECONDS)
+def _take(browser: Browser, screen: str, picture: Path) -> None:
+    browser.waits_no_more()
+    browser.until(lambda: browser.driver.execute_async_script(FINISHED, SCREENS[screen]), f"{screen} stands")
     for folder in (PLACE, ROOT / "demo", ROOT / "tests" / "data", ROOT):
         browser.js(_SHORTEN, str(folder), "~/models")
     browser.shot(picture)

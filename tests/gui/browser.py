@@ -155,6 +155,10 @@ class Browser:
 
         self.until(is_still, "the page has come to rest", seconds=2 * WAIT_SECONDS)
 
+    def waits_no_more(self) -> None:
+        """Wait until the page says no more that it is "Reading ..."."""
+        self.until(lambda: not _WAITING.search(self.js("return document.querySelector('main')?.innerText || '…'")), "everything is read")
+
     def size(self, width: int, height: int) -> None:
         """Make the page's viewport that large."""
         self.driver.execute_cdp_cmd(
