@@ -65,6 +65,7 @@ class Stat:
             self.value = ui.label(value).classes("qt-stat-value")
             self.label = ui.label(label).classes("qt-stat-label")
             if hint:
+                self.label.classes("qt-hinted")
                 ui.tooltip(hint)
 
     def set(self, value: str, label: str | None = None) -> None:

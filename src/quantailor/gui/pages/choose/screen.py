@@ -45,6 +45,14 @@ MAP_TOLD = (
     "A row is a role, a column a layer, and the colour says how many bits the tensor has. A click shows what other types would cost it;"
     " what you set by hand stays when the size changes."
 )
+KLD_TOLD = (
+    "How far the file's probabilities of the next token are from the original's: their KL divergence in nats, 0 where they are the same."
+    " Below it the interval that holds it with 95 % probability."
+)
+GROUNDS_TOLD = (
+    "A probe runs a text through the model with one tensor quantized, a mix with all of them; the text is cut into chunks."
+    " Without probes types can be ranked, but no KL divergence is predicted."
+)
 BUILD_TOLD = (
     "Build writes the mix as a GGUF file, as large as is said here. Verify, the last of the six steps, then measures what it is worth."
 )
@@ -118,7 +126,8 @@ class ChooseScreen:
         found, reason = self._desk.grounds, self._desk.evaluate(self._draft.types_known_to(self._desk)).prediction.no_prediction
         with box("qt-row qt-wrap qt-choose-grounds"):
             self._build_rounding()
-            text(f"Stands on {grounds(found)}.", "qt-small qt-muted")
+            with text(f"Stands on {grounds(found)}.", "qt-small qt-muted qt-hinted"):
+                ui.tooltip(GROUNDS_TOLD)
         if found is None:
             why = "Without probes there is a ranking, but no predicted KLD"
         elif reason is not None:
@@ -164,7 +173,7 @@ class ChooseScreen:
         """The figures, the curve, and the button that goes on, which is given."""
         self._size = Stat("predicted file")
         self._bits = Stat("bits per weight")
-        self._kld = Stat("predicted KLD", hint="Predicted KL divergence from the base, with its 95 % interval")
+        self._kld = Stat("predicted KLD", hint=KLD_TOLD)
         self._edits = Stat("pinned by hand")
         with box("qt-choose-target"):
             target = ui.input("Size or bits", placeholder="4.2 GiB or 4.5 bpw").props("outlined dense stack-label").classes("qt-target")
