@@ -209,8 +209,13 @@
     });
     api.addEventListener("selectionChanged", () => tell("ticks", api.getSelectedNodes().map((node) => node.id)));
   };
+  // What narrow tables leave out, so that types and pins stay in sight: [columns, least width of the table].
+  const WIDTHS = [[["weights", "bits"], 690], [["spark"], 570], [["damage"], 440]];
+  const fit = (api, width) => WIDTHS.forEach(([columns, least]) => api.setColumnsVisible(columns, width >= least));
   const load = async (api, url, selected) => {
     if (!source) listen(api);
+    api.addEventListener("gridSizeChanged", (event) => fit(api, event.clientWidth));
+    fit(api, document.querySelector(".qt-choose-grid")?.clientWidth || 1000);
     source = url;
     const answer = await fetch(url);
     if (!answer.ok) return;

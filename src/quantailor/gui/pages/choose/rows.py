@@ -18,6 +18,7 @@ from quantailor.present.words import figure, percent, size, size_change
 from quantailor.records import Cell
 
 MOST_BITS = 16
+LARGE_GAIN = 0.1
 
 
 def table_data(desk: Planner, draft: Draft) -> dict[str, Any]:
@@ -114,6 +115,8 @@ def candidate_hint(cell: Cell, chosen: Cell) -> tuple[str, str]:
     if chosen.damage <= 0:
         return bytes_told, f"{cell.damage:.2g}"
     ratio = cell.damage / chosen.damage
+    if ratio < LARGE_GAIN:  # "−100 %" would say that nothing is left
+        return bytes_told, f"÷{figure(1 / ratio, 2)}"
     return bytes_told, f"×{ratio:.3g}" if ratio >= 3 else f"{'+' if ratio >= 1 else '−'}{percent(abs(ratio - 1), 0)}"
 
 
