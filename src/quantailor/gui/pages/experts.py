@@ -78,7 +78,12 @@ def _dense(project: ProjectReport) -> None:
 
 def _unread(project: ProjectReport, error: ImatrixError) -> None:
     """An importance matrix counts the tokens of each expert; measuring computes one."""
-    empty("No counts of the experts yet", error.message + ".", action="Measure", target=address(project, "measure"))
+    empty(
+        "No counts of the experts yet",
+        f"{error.message[0].upper()}{error.message[1:]}.",
+        action="Measure",
+        target=address(project, "measure"),
+    )
 
 
 def _show(report: ExpertsReport) -> None:

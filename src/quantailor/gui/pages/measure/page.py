@@ -35,6 +35,8 @@ from quantailor.present.words import percent, rounding, with_error
 from quantailor.records import Sensitivity
 
 POLL_SECONDS = 1.0
+MOST_BESIDE = 48
+"""Layers of a map that has room for something beside it."""
 IDLE_POLLS = 3
 """Without a job, only every so many polls look."""
 PROBE_POLLS = 12
@@ -74,7 +76,8 @@ class _Page:
         found = watch.map()
         with box("qt-stack") as self._live:
             self._summary = _Summary(project, self._look_at)
-            with box("qt-measure-live"):
+            is_deep = len({tensor.layer for tensor in found.tensors}) > MOST_BESIDE
+            with box("qt-measure-live qt-deep" if is_deep else "qt-measure-live"):
                 self._map = _Map(watch, found, self._pick)
                 self._curves = _Curves()
             self._probes = _Probes(self._pick)

@@ -247,10 +247,10 @@ class _Structure:
         number = {"type": "rightAligned"}
         return {
             "columnDefs": [
-                {"field": "name", "headerName": "tensor", "flex": 3, "minWidth": 200, "cellClass": "qt-mono"},
-                {"field": "role", "headerName": "role", "flex": 2, "minWidth": 112},
+                {"field": "name", "headerName": "tensor", "flex": 3, "minWidth": 184, "cellClass": "qt-mono"},
+                {"field": "role", "headerName": "role", "flex": 2, "minWidth": 104},
                 {"field": "layer", "headerName": "layer", "width": 52, **number},
-                {"field": "shape", "headerName": "shape", "width": 124, ":comparator": _BY_WEIGHTS, **number},
+                {"field": "shape", "headerName": "shape", "width": 118, ":comparator": _BY_WEIGHTS, **number},
                 {"field": "type", "headerName": "type", "width": 72, ":cellRenderer": _chip_renderer()},
                 {
                     "field": "bytes",
@@ -274,6 +274,7 @@ class _Structure:
             ":onGridReady": _LOAD
             % {"url": json.dumps(outside(f"/api{address(self._project, 'tensors')}")), "chosen": json.dumps(self._chosen)},
             ":onModelUpdated": _COUNT % label,
+            ":onGridSizeChanged": _FIT,
         }
 
     async def _picked_in_table(self, event: events.GenericEventArguments) -> None:
@@ -400,6 +401,9 @@ _LOAD = """async (params) => {
 }"""
 _FILTER = "(value) => getElement(%d).api.setGridOption('quickFilterText', value ?? '')"
 _CHOSEN = "(event) => { if (event.node.isSelected() && event.source !== 'api') getElement(%d).$emit('choose', event.data.name); }"
+_FIT = """(event) => [[["role", "layer"], 680], [["types"], 540], [["shape"], 480], [["type"], 370]].forEach(
+    ([columns, least]) => event.api.setColumnsVisible(columns, event.clientWidth >= least))"""
+"""What a narrow table leaves out; names hold roles and layers too."""
 _COUNT = """(params) => {
     let all = 0;
     params.api.forEachNode(() => { all++; });
