@@ -15,7 +15,7 @@ from quantailor.errors import QuantailorError
 from quantailor.gui.context import outside, workspace
 from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.pages.choose.screen import open_screen, rows_of
-from quantailor.gui.widgets import empty, error_note, text
+from quantailor.gui.widgets import box, empty, error_note, primary, text
 
 
 def choose_rows(fingerprint: str, draft: str = DEFAULT_NAME) -> Response:
@@ -52,6 +52,8 @@ async def choose(fingerprint: str, draft: str = DEFAULT_NAME, tensor: str | None
         except QuantailorError as error:
             waiting.delete()
             error_note(error)
+            with box("qt-row qt-below"):
+                primary("Measure", lambda: ui.navigate.to(address(project, "measure")), icon="straighten")
             return
         waiting.delete()
         screen.build()
