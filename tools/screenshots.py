@@ -51,16 +51,23 @@ const all = (css, holds) => [...document.querySelectorAll(css)].every(holds);
 const done = (document.querySelector(arguments[0]) && document.fonts.status === 'loaded'
     && !/being planned|Planning …/.test(document.body.innerText) && all('.nicegui-aggrid', (grid) => grid.querySelector('.ag-row'))
     && all('.nicegui-echart', (chart) => chart.querySelector('canvas, svg')));
-if (!done) return arguments[1](false);
+const news = [...document.querySelectorAll('.qt-dock [aria-label=Hide]')].filter((button) => button.offsetParent);
+news.forEach((button) => button.click());
+if (!done || news.length) return arguments[1](false);
 requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(() => arguments[1](true))));
 """
-"""Whether a screen stands: what comes last is there, tables have rows, charts are drawn, and so is the frame after that."""
+"""Whether a screen stands: what comes last is there, tables have rows, charts are drawn, the dock is quiet, and all has been painted."""
 _SHORTEN = """
-const [from, to] = arguments, walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-while (walker.nextNode()) walker.currentNode.data = walker.currentNode.data.replaceAll(from, to);
-for (const field of document.querySelectorAll('input, textarea')) field.value = field.value.replaceAll(from, to);
+const [folders, to] = arguments, walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+const shorter = (text) => folders.reduce((found, folder) => found.replaceAll(folder, to), text);
+let changed = 0;
+const put = (holder, key) => shorter(holder[key]) !== holder[key] && ((holder[key] = shorter(holder[key])), changed++);
+while (walker.nextNode()) put(walker.currentNode, 'data');
+for (const field of document.querySelectorAll('input, textarea')) put(field, 'value');
+return changed;
 """
 """Where this checkout lies is nobody's business: paths are shown as if the models were in the user's own folder."""
+_OURS = [str(folder) for folder in (PLACE, ROOT / "demo", ROOT / "tests" / "data", ROOT)]
 FEW_CHUNKS = 4
 """Of the demonstration's covariances: an importance matrix of no more text than its own would take that one's place."""
 _TYPES = "Q8_0,Q6_K,Q5_K,Q4_K,IQ4_XS,Q3_K,IQ3_XXS,Q2_K"
@@ -112,7 +119,7 @@ def prepare() -> None:
     if not output.exists():
         _quantailor("build", DENSE, strategy, "--rounding", "compensated", "-o", output)
     if not output.with_suffix(".json").exists():
-        words = ("--against", "Q6_K,Q4_K_M,Q3_K_M", "--beside", "plain", "--chunks", 40, "-o", output.with_suffix(""))
+        words = ("--against", "Q6_K,Q4_K_M,Q3_K_M", "--beside", "plain", "--chunks", 200, "--n-ctx", 128, "-o", output.with_suffix(""))
         _quantailor("verify", output, "--base", DENSE, *words)
 
 
@@ -165,11 +172,16 @@ def _shoot(screens: Sequence[str], folder: Path) -> int:
 def _take(browser: Browser, screen: str, picture: Path) -> None:
     browser.waits_no_more()
     browser.until(lambda: browser.driver.execute_async_script(FINISHED, SCREENS[screen]), f"{screen} stands")
-    for folder in (PLACE, ROOT / "demo", ROOT / "tests" / "data", ROOT):
-        browser.js(_SHORTEN, str(folder), "~/models")
-    browser.shot(picture)
+    while browser.js(_SHORTEN, _OURS, "~/models") or _shot(browser, picture):
+        pass
     _reduce(picture)
     print(f"{picture.name}: {picture.stat().st_size / 1000:.0f} kB", flush=True)
+
+
+def _shot(browser: Browser, picture: Path) -> bool:
+    """Take it; whether the page has meanwhile drawn a path anew, so that it does not count."""
+    browser.shot(picture)
+    return bool(browser.js(_SHORTEN, _OURS, "~/models"))
 
 
 def _paths() -> dict[str, str]:
