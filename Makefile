@@ -15,8 +15,16 @@ WORKERS ?= 2
 FAST_WORKERS ?= $(shell expr $(WORKERS) + 1)
 SLOW_WORKERS ?= $(shell expr $(WORKERS) \* 2)
 
-# pip keeps the wheel: without the machine's own instructions it also runs on an older or newer one. Slower by little.
-export CMAKE_ARGS ?= -DGGML_NATIVE=OFF
+# Without the machine's own instructions the wheel also runs on an older or newer one, slower by little. Tests want the RPC backend.
+export CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DGGML_RPC=ON
+LLAMA := $(shell grep '^llama_cpp_python==' requirements/dev.txt)
+# The wheel is kept beside pip's: pip itself takes a wheel whatever it was built with, so these have a folder for each list of options.
+define install_llama
+	wheels="$$($(1)/python -m pip cache dir 2>/dev/null || echo $(VENV))/quantailor-$$(echo '$(CMAKE_ARGS)' | cksum | cut -d' ' -f1)"; \
+	ls "$$wheels"/$(subst ==,-,$(LLAMA))-*.whl >/dev/null 2>&1 || \
+	$(1)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-cache-dir --wheel-dir "$$wheels" $(LLAMA) && \
+	$(1)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$$wheels"/$(subst ==,-,$(LLAMA))-*.whl
+endef
 
 # The tests start hundreds of processes: modules are compiled once, whatever the shell says.
 unexport PYTHONDONTWRITEBYTECODE
@@ -38,16 +46,18 @@ help:
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml requirements/dev.txt
-	@echo "== Setting up $(VENV). The first build of llama-cpp-python takes some minutes; pip keeps the wheel."
+$(VENV)/.ready: Makefile pyproject.toml requirements/dev.txt
+	@echo "== Setting up $(VENV). The first build of llama-cpp-python takes some minutes; the wheel is kept."
 	$(PYTHON) -m venv $(VENV)
+	$(call install_llama,$(RUN))
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
-$(ORACLE_VENV)/.ready: pyproject.toml requirements/dev.txt requirements/oracle.txt
+$(ORACLE_VENV)/.ready: Makefile pyproject.toml requirements/dev.txt requirements/oracle.txt
 	@echo "== Setting up $(ORACLE_VENV) with torch and transformers."
 	$(PYTHON) -m venv $(ORACLE_VENV)
+	$(call install_llama,$(ORACLE))
 	$(ORACLE)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
 	$(ORACLE)/python -m pip install --quiet --disable-pip-version-check -r requirements/oracle.txt
 	$(ORACLE)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .

@@ -34,6 +34,7 @@ from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.scores.mix_scores import MixScorer
 from quantailor.analysis.scores.swapping import Swapper
 from quantailor.ggml import library
+from quantailor.ggml.devices import Devices
 from quantailor.ggml.runtime import LoadedModel
 from quantailor.making import building
 from quantailor.models.convert.base import write_base
@@ -90,7 +91,7 @@ class Model:
         self.imatrix = self._imatrix(0)
 
     def _imatrix(self, layers: int) -> Imatrix:
-        return compute_imatrix(ImatrixWork(ModelFiles(self.path), self.tokens, n_gpu_layers=layers))
+        return compute_imatrix(ImatrixWork(ModelFiles(self.path), self.tokens, devices=Devices(layers)))
 
     def importances(self) -> str | None:
         """Compare importance matrices."""
@@ -104,7 +105,7 @@ class Model:
         """Compare covariances."""
         files = [self.folder / f"{self.name}-{where}.cov" for where in ("cpu", "gpu")]
         for place, layers in zip(files, (0, self.layers), strict=True):
-            compute_calibration(Calibration(self.path, fingerprint(self.source), place, n_gpu_layers=layers), self.tokens)
+            compute_calibration(Calibration(self.path, fingerprint(self.source), place, devices=Devices(layers)), self.tokens)
         worst, n_compared = 0.0, 0
         with CovarianceFile(files[0]) as cpu, CovarianceFile(files[1]) as gpu:
             for tensor in quantizable_tensors(self.source):
@@ -118,7 +119,7 @@ class Model:
         """Every type: swapped in beside the built file; the base again afterwards, twice with each so that graphs are replayed."""
         wrong, worst = [], ("", 0.0)
         rounding = Rounding(self.imatrix)
-        with Swapper(self.source, self.path, self.names, rounding=rounding, n_ctx=N_CTX, n_gpu_layers=self.layers) as swapper:
+        with Swapper(self.source, self.path, self.names, rounding=rounding, n_ctx=N_CTX, devices=Devices(self.layers)) as swapper:
             base = [swapper.logits(self.tokens[0]) for _ in range(3)]
             if not all(np.array_equal(base[0], other) for other in base[1:]):
                 wrong.append("the base differs from itself")
@@ -132,7 +133,7 @@ class Model:
                 swapper.set_mix({})
                 if not np.array_equal(swapper.logits(self.tokens[0]), base[0]):
                     wrong.append(f"the base after {type_name} is another")
-                with LoadedModel(self._built(mix), n_ctx=N_CTX, n_gpu_layers=self.layers, writable=True) as model:  # not repacked
+                with LoadedModel(self._built(mix), n_ctx=N_CTX, devices=Devices(self.layers), writable=True) as model:  # not repacked
                     difference = float(np.abs(model.logits(self.tokens[0]) - swapped[-1]).max())
                 worst = max(worst, (type_name, difference), key=lambda pair: pair[1])
                 if difference > LARGEST_LOGIT_DIFFERENCE:
@@ -153,7 +154,7 @@ class Model:
     def _klds(self, mixes: Sequence[Mix], layers: int) -> dict[str, float]:
         folder, sums = self.folder / f"{self.name}-{layers}", dict.fromkeys((mix.id for mix in mixes), 0.0)
         with MixScorer(
-            self.source, self.path, self.names, self.tokens, folder, rounding=Rounding(self.imatrix), n_gpu_layers=layers
+            self.source, self.path, self.names, self.tokens, folder, rounding=Rounding(self.imatrix), devices=Devices(layers)
         ) as scorer:
             for mix, scored in scorer.score(mixes, range(N_CHUNKS)):
                 sums[mix.id] += scored.kld_sum

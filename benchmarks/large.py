@@ -24,6 +24,7 @@ from benchmarks.setting import MODELS, OUT
 from quantailor.analysis.corpus import chunks, load_corpus
 from quantailor.analysis.rounding.rounding import PLAIN
 from quantailor.analysis.scores.mix_scores import MixScorer
+from quantailor.ggml.devices import Devices
 from quantailor.models.convert.base import write_base
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource
@@ -65,7 +66,7 @@ def pass_rates(path: Path, folder: Path, *, n_passes: int, n_gpu_layers: int = 0
     probed = [names[index] for index in np.linspace(1, len(names) - 1, n_passes).astype(int)]
     tokens = chunks(load_corpus(path, CALIBRATION_TEXT), N_CTX, limit=1)
     place = folder / f"{path.stem}-{n_gpu_layers}"
-    with MixScorer(source, path, names, tokens, place, rounding=PLAIN, n_gpu_layers=n_gpu_layers, n_threads=n_threads) as scorer:
+    with MixScorer(source, path, names, tokens, place, rounding=PLAIN, devices=Devices(n_gpu_layers), n_threads=n_threads) as scorer:
         scorer.prepare([0])
         alone = probing = 0.0
         for name in probed:  # in turns, so that both see the same machine

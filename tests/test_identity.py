@@ -493,7 +493,7 @@ def test_a_result_is_found_again_only_with_everything_it_depends_on(
             run_job(workspace, submit(workspace, computed))
         asked = replace(asked, imatrix=str(tmp_path / "m.gguf"))
     elif part == "llama.cpp":
-        monkeypatch.setattr(library, "engine", lambda on_gpu=False: "llama-cpp-python 99")
+        monkeypatch.setattr(library, "engine", lambda **_: "llama-cpp-python 99")
     else:
         (path,) = (home / FOLDERS[thing]).glob("*.gguf")
         data = bytearray(path.read_bytes())

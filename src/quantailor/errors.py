@@ -40,6 +40,7 @@ one line. Code raises the most specific class; the faces (command line, GUI) tra
       ResourceError             too little disk or memory for the work
       InferenceError            llama.cpp could not load the model or run the text
         CrashError                llama.cpp ended its process instead of answering
+      RpcError                  a server of llama.cpp's RPC backend that cannot be reached, was lost, or is of another version
       ConverterError            llama.cpp's converter cannot be found, set up or brought to its end
       StoreError                the project database cannot be opened or is of a newer version
       ClusterError              workers that cannot be reached, or cannot do what is asked of them
@@ -270,6 +271,10 @@ class CrashError(InferenceError):
 
     def __reduce__(self) -> tuple[type[CrashError], tuple[str, str], dict[str, object]]:
         return CrashError, (self.doing, self.reason), self.__dict__
+
+
+class RpcError(QuantailorError):
+    """A server of llama.cpp's RPC backend that cannot be reached, was lost, or is of another version."""
 
 
 class ConverterError(QuantailorError):

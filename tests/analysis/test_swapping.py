@@ -20,6 +20,7 @@ from quantailor.analysis.scores.resting import resting_types
 from quantailor.analysis.scores.swapping import Swapper
 from quantailor.errors import TensorNotFoundError, TypeUnavailableError
 from quantailor.ggml import codec, library
+from quantailor.ggml.devices import Devices
 from quantailor.ggml.runtime import LoadedModel
 from quantailor.ggml.swapping import WritableModel
 from quantailor.making import building
@@ -219,7 +220,7 @@ def test_the_null_control_is_below_everything(bench: Bench, tmp_path: Path) -> N
 
 @pytest.mark.skipif(not library.load().llama.llama_supports_gpu_offload(), reason="this build of llama-cpp-python has no GPU backend")
 def test_weights_are_swapped_on_the_device(bench: Bench) -> None:
-    with Swapper(bench.source, bench.path, bench.names, rounding=Rounding(bench.imatrix), n_ctx=64, n_gpu_layers=-1) as swapper:
+    with Swapper(bench.source, bench.path, bench.names, rounding=Rounding(bench.imatrix), n_ctx=64, devices=Devices(-1)) as swapper:
         before = swapper.logits(bench.tokens[0])
         swapper.set_mix(bench.random_mix(4, 1))
         assert np.abs(swapper.logits(bench.tokens[0]) - before).max() > 0.1
@@ -239,7 +240,7 @@ def test_on_a_gpu_a_graph_serves_one_chunk(dense: Bench, monkeypatch: pytest.Mon
     monkeypatch.delenv("LLAMA_GRAPH_REUSE_DISABLE", raising=False)
     for layers, wanted in ((0, None), (-1, "1")):
         seen.clear()
-        with Swapper(dense.source, dense.path, dense.names[:1], rounding=PLAIN, n_ctx=64, n_threads=1, n_gpu_layers=layers):
+        with Swapper(dense.source, dense.path, dense.names[:1], rounding=PLAIN, n_ctx=64, n_threads=1, devices=Devices(layers)):
             assert set(seen) == {wanted}
     assert "LLAMA_GRAPH_REUSE_DISABLE" not in os.environ
 

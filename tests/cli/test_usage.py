@@ -24,6 +24,7 @@ COMMANDS = (
     "status",
     *("export", "diff", "card", "experts", "check"),
     *("verdicts", "builds"),
+    "rpc-server",
 )
 
 

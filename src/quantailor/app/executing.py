@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from quantailor.cluster import Listeners, Places, connected
+from quantailor.ggml.rpc import NO_AUTHENTICATION
 from quantailor.jobs import JobControl
 from quantailor.processes.crews import HERE, Executor
 from quantailor.session import Workspace
@@ -15,6 +16,8 @@ from quantailor.steps.step import ModelStep, Step, StepResult
 @contextmanager
 def executing(workspace: Workspace, step: Step[StepResult], control: JobControl) -> Iterator[Executor]:
     """For the length of a job. Raises ClusterError where the workers cannot be reached."""
+    if isinstance(step, ModelStep) and step.compute.rpc:
+        control.log(f"Layers lie on {', '.join(step.compute.rpc)}. {NO_AUTHENTICATION}", level="warning")
     if not isinstance(step, ModelStep) or step.compute.cluster is None:
         yield HERE
         return

@@ -225,7 +225,7 @@ def _timed(workspace: Workspace, step: Step[StepResult], control: JobControl, st
         has_ended = True
         return result
     finally:
-        if isinstance(step, ModelStep) and step.compute.cluster is None:  # else it says nothing of this machine
+        if isinstance(step, ModelStep) and step.compute.cluster is None and not step.compute.rpc:  # else it says nothing of this machine
             threads = min(step.compute.n_threads or machine.n_threads(), machine.n_threads())
             took = control.took(has_ended=has_ended)
             with suppress(StoreError):  # which must not hide why it stops

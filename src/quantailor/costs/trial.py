@@ -25,6 +25,7 @@ from quantailor.costs import machine
 from quantailor.costs.machine import Range
 from quantailor.errors import QuantailorError
 from quantailor.ggml import codec, library
+from quantailor.ggml.devices import Devices
 from quantailor.ggml.runtime import LoadedModel
 from quantailor.numerics import Floats
 from quantailor.processes import apart
@@ -113,7 +114,7 @@ def model_flops_per_second(path: Path, decode_flops: float, n_threads: int | Non
 
 def _decode_seconds(path: Path, n_tokens: int, n_threads: int | None, n_gpu_layers: int) -> float:
     tokens = np.arange(n_tokens, dtype=np.int32)
-    with LoadedModel(path, n_ctx=n_tokens, n_threads=n_threads, n_gpu_layers=n_gpu_layers) as model:
+    with LoadedModel(path, n_ctx=n_tokens, n_threads=n_threads, devices=Devices(n_gpu_layers)) as model:
         tokens %= model.n_vocab
         model.decode(tokens, first=n_tokens - 1)  # reads the weights
         return min(_timed(lambda: model.decode(tokens, first=n_tokens - 1)) for _ in range(2))

@@ -226,8 +226,8 @@ def _check_known_tensor(library: Library) -> None:
 
 
 @functools.cache
-def engine(*, on_gpu: bool = False) -> str:
-    """Which llama.cpp this is, and whether a GPU takes part, for what must not be mixed with the results of another.
+def engine(*, on_gpu: bool = False, over_rpc: bool = False) -> str:
+    """Which llama.cpp this is, and whether a GPU or an RPC server takes part, for what must not be mixed with the results of another.
 
     Nothing is loaded to know it.
     """
@@ -235,7 +235,12 @@ def engine(*, on_gpu: bool = False) -> str:
         version = importlib.metadata.version("llama-cpp-python")
     except importlib.metadata.PackageNotFoundError:
         version = "of unknown version"
-    return f"llama-cpp-python {version}{' with GPU' if on_gpu else ''}"
+    return f"llama-cpp-python {version}{' with RPC' if over_rpc else ' with GPU' if on_gpu else ''}"
+
+
+def engines() -> tuple[str, str, str]:
+    """Whose results count today."""
+    return engine(), engine(on_gpu=True), engine(over_rpc=True)
 
 
 @functools.cache

@@ -27,7 +27,8 @@ import numpy.typing as npt
 
 from quantailor.errors import InferenceError
 from quantailor.files import Closing
-from quantailor.ggml import library
+from quantailor.ggml import library, rpc
+from quantailor.ggml.devices import PROCESSOR, Devices
 from quantailor.ggml.library import GgmlTensor, TensorPointer
 from quantailor.numerics import Floats, Tokens
 from quantailor.processes.messages import doing
@@ -143,7 +144,7 @@ class Tokenizer(Closing):
         InferenceError: llama.cpp cannot read the file.
     """
 
-    def __init__(self, path: Path, *, vocab_only: bool, n_gpu_layers: int, writable: bool = False) -> None:
+    def __init__(self, path: Path, *, vocab_only: bool, devices: Devices = PROCESSOR, writable: bool = False) -> None:
         self.path = path
         self._llama = library.load().llama
         self._log = _log()
@@ -151,7 +152,9 @@ class Tokenizer(Closing):
         self._model: object = None
         parameters = self._llama.llama_model_default_params()
         parameters.vocab_only = vocab_only
-        parameters.n_gpu_layers = ALL_LAYERS if n_gpu_layers < 0 else n_gpu_layers
+        parameters.n_gpu_layers = ALL_LAYERS if devices.n_gpu_layers < 0 else devices.n_gpu_layers
+        pointers = rpc.connected(devices)
+        parameters.devices = None if pointers is None else ctypes.addressof(pointers)
         if writable:
             # Mapped pages are read-only, and repacked weights cannot be read back.
             parameters.load_mode = self._llama.LLAMA_LOAD_MODE_NONE
@@ -222,7 +225,7 @@ class Tokenizer(Closing):
 
 def tokenizer(path: Path) -> Tokenizer:
     """Open only the vocabulary of a model file. Raises InferenceError where llama.cpp cannot read it."""
-    return Tokenizer(path, vocab_only=True, n_gpu_layers=0)
+    return Tokenizer(path, vocab_only=True)
 
 
 class LoadedModel(Tokenizer):
@@ -232,7 +235,7 @@ class LoadedModel(Tokenizer):
         path: a GGUF file, or the first part of a split one.
         n_ctx: the longest chunk, tokens.
         n_threads: None takes all processors.
-        n_gpu_layers: layers to put on a GPU, -1 for all.
+        devices: what takes layers from the processor.
         capture: called with the input of every weight matrix while a chunk runs.
         writable: keep the weights where and as they are in the file, so that `ggml.swapping` can write them.
 
@@ -246,18 +249,18 @@ class LoadedModel(Tokenizer):
         *,
         n_ctx: int = DEFAULT_N_CTX,
         n_threads: int | None = None,
-        n_gpu_layers: int = 0,
+        devices: Devices = PROCESSOR,
         capture: Capture | None = None,
         writable: bool = False,
     ) -> None:
         self._context: object = None
         self._batch: ctypes.Structure | None = None
-        super().__init__(path, vocab_only=False, n_gpu_layers=n_gpu_layers, writable=writable)
+        super().__init__(path, vocab_only=False, devices=devices, writable=writable)
         self.n_ctx = n_ctx
         self._observer = None if capture is None else _Observer(capture)
         self.n_threads = n_threads or os.cpu_count() or 1
         # A writable model computes where its weights lie: what the graph shows must be a weight, not its copy on a GPU.
-        self._offload_kqv, self._offload_products = n_gpu_layers != 0, n_gpu_layers != 0 and not writable
+        self._offload_kqv, self._offload_products = devices.is_used, devices.is_used and not writable
         try:
             self._open_context(self._observer.callback if self._observer else None)
         except BaseException:

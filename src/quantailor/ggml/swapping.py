@@ -26,6 +26,7 @@ import numpy as np
 
 from quantailor.errors import InferenceError, TensorNotFoundError, TypeUnavailableError
 from quantailor.ggml import library
+from quantailor.ggml.devices import PROCESSOR, Devices
 from quantailor.ggml.library import GGML_MAX_DIMS, GgmlTensor, TensorPointer
 from quantailor.ggml.runtime import DEFAULT_N_CTX, LoadedModel
 from quantailor.numerics import Bytes
@@ -63,17 +64,17 @@ class WritableModel(LoadedModel):
         names: the tensors that may be replaced.
         n_ctx: the longest chunk, tokens.
         n_threads: None takes all processors.
-        n_gpu_layers: layers to put on a GPU, -1 for all.
+        devices: what takes layers from the processor.
 
     Raises:
         InferenceError: llama.cpp cannot load the model or has no memory for the context.
     """
 
     def __init__(
-        self, path: Path, names: Collection[str], *, n_ctx: int = DEFAULT_N_CTX, n_threads: int | None = None, n_gpu_layers: int = 0
+        self, path: Path, names: Collection[str], *, n_ctx: int = DEFAULT_N_CTX, n_threads: int | None = None, devices: Devices = PROCESSOR
     ) -> None:
         self._places: dict[str, dict[int, _Place]] = {}
-        super().__init__(path, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers, writable=True)
+        super().__init__(path, n_ctx=n_ctx, n_threads=n_threads, devices=devices, writable=True)
         self._ggml = library.load().ggml
         try:
             self._find(frozenset(names))

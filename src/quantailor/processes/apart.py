@@ -100,6 +100,8 @@ class _Process:
                 if kind == "raised":
                     raise cast(Exception, value)
                 return value
+            elif kind == "ending":
+                raise cast(Exception, value)  # it stays busy: nobody will ask it again
             else:
                 self._hear(kind, value, control)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["doing", "log", "advance", "item", "returned", "raised"]
+Kind = Literal["doing", "log", "advance", "item", "returned", "raised", "ending"]
 Answer = tuple[Kind, object]
-"""What a worker says: the last of a request is "returned" or "raised"."""
+"""What a worker says: the last of a request is "returned" or "raised", the last of all may be "ending", with an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,20 @@ def doing(what: str) -> None:
     """Say what begins now ("loading tiny.gguf"), so that whoever waits can tell what this process ended in."""
     for listener in _listeners:
         listener(what)
+
+
+_last_listeners: list[Callable[[Exception], None]] = []
+
+
+def listen_for_end(listener: Callable[[Exception], None]) -> None:
+    """Call this from now on with what `ending` is told."""
+    _last_listeners.append(listener)
+
+
+def ending(why: Exception) -> None:
+    """Say that a library ends this process now, so that whoever waits raises this and no `CrashError`."""
+    for listener in _last_listeners:
+        listener(why)
 
 
 _partial: Path | None = None

@@ -58,6 +58,7 @@ class _Worker:
         self._line = line
         self._held: object = None
         messages.listen(lambda what: line.send("doing", what))
+        messages.listen_for_end(lambda why: line.send("ending", why))
         logging.getLogger("quantailor").addHandler(_Log(line))
 
     def answer(self, request: Call) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from quantailor.files import expanded
+from quantailor.ggml.devices import Devices
 
 COMPUTE = "compute"
 """An importance matrix that is computed in any case."""
@@ -39,11 +40,18 @@ class Compute:
     n_threads: int | None = None
     """None for all processors."""
     n_gpu_layers: int = 0
-    """Layers that llama.cpp runs on the GPU."""
+    """Layers that llama.cpp runs on the GPU and on RPC servers."""
     cluster: str | None = None
     """Workers that do what can be spread: "local:N", or the address of Dask's scheduler; None for this machine alone."""
     cluster_paths: tuple[str, ...] = ()
     """HERE=THERE: folders that workers have elsewhere."""
+    rpc: tuple[str, ...] = ()
+    """HOST:PORT of llama.cpp's RPC servers that share the layers with the GPU."""
+
+    @property
+    def devices(self) -> Devices:
+        """What takes layers from the processor."""
+        return Devices(self.n_gpu_layers, self.rpc)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,6 @@ from quantailor.errors import StrategyError
 from quantailor.evidence.grounds import file_key
 from quantailor.evidence.measurements import Measured, measured
 from quantailor.evidence.written import resting_base
-from quantailor.ggml import library
 from quantailor.processes.crews import HERE, ModelFiles
 from quantailor.records import ChunkScore, Mix
 from quantailor.session import AUTO, CALIBRATION_TEXT, NONE, OpenedModel, Workspace, gguf_path, quantizable_tensors, require_finite
@@ -146,6 +145,7 @@ class Scoring:
                 raise TimeUp(USED_UP)
             return
         file = build()
+        self.scorer.make_way()
         try:
             for score in self.files.score(file, missing, control=begin()):
                 self.workspace.store.record_mix_scores(key, [(mix.id, score)])
@@ -179,18 +179,18 @@ def scoring(
     corpus = workspace.seen_corpus(model, step.text_path)
     n_ctx = chunk_length(model.source, step.n_ctx, None if stages is None else stages.warn)
     tokens: npt.NDArray[np.int32] = chunks(corpus, n_ctx)
-    engine = library.engine(on_gpu=step.compute.n_gpu_layers != 0)  # another one rounds otherwise
+    threads, devices = step.compute.n_threads, step.compute.devices
+    engine = devices.engine  # another one rounds otherwise
     folder = workspace.home.base_logp / f"{model.fingerprint[:16]}-{corpus.sha256[:16]}-{n_ctx}-{engine.replace(' ', '-')}"
     names = [tensor.name for tensor in quantizable_tensors(model.source)]
-    threads, layers = step.compute.n_threads, step.compute.n_gpu_layers
-    files = FileScorer(path, tokens, folder, n_threads=threads, n_gpu_layers=layers)
+    files = FileScorer(path, tokens, folder, n_threads=threads, devices=devices)
     at_8_bits = None
     executor = HERE if stages is None else stages.executor
     if step.rest != "16":
         control = QUIET if stages is None else stages.begin(RESTS)
         at_8_bits = resting_base(workspace, model, n_threads=threads, control=control, executor=executor)
     files_of_base = ModelFiles(path, model.fingerprint, model.files)
-    work = MixWork(files_of_base, frozenset(names), tokens, folder, rounding, threads, layers, at_8_bits)
+    work = MixWork(files_of_base, frozenset(names), tokens, folder, rounding, threads, devices, at_8_bits)
     with scoring_mixes(work, executor) as scorer:
         fingerprint = rounding.imatrix.fingerprint if rounding.imatrix else ""
         how = (engine, rounding.bytes_key, "" if at_8_bits is None else RESTING)

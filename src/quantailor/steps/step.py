@@ -19,7 +19,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from quantailor.cluster import Places, check_address
 from quantailor.costs.needs import Needs
-from quantailor.errors import JobError
+from quantailor.errors import JobError, OptionError
+from quantailor.ggml.rpc import check_devices
 from quantailor.records import RoundingWish
 from quantailor.session import AUTO, Workspace
 from quantailor.steps.checks.ranges import check_ranges
@@ -99,8 +100,12 @@ class ModelStep(Step[Answer]):
     compute: Compute = field(default_factory=Compute)
 
     def check(self, workspace: Workspace) -> None:
-        """Where it is to be done, too. Raises ClusterError."""
+        """Where it is to be done, too. Raises ClusterError, OptionError, RpcError, NativeLibraryError."""
         super(ModelStep, self).check(workspace)
+        check_devices(self.compute.devices)
+        if self.compute.cluster is not None and self.compute.rpc:
+            said = "--cluster and --rpc cannot go together: an RPC server serves one process at a time"
+            raise OptionError(said, remedy="Give one of them")
         if self.compute.cluster is not None:
             check_address(self.compute.cluster)
             Places.of(workspace.home.path, self.compute.cluster_paths)

@@ -163,13 +163,13 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
                     stages.warn(f"{ours.name} does not say that its rounding is compensated, so --beside plain adds nothing.")
                 else:
                     candidates[PLAIN_TWIN] = twin
-            engine = library.engine(on_gpu=self.compute.n_gpu_layers != 0)
+            engine = self.compute.devices.engine
             keys = {name: ScoreKey(model.fingerprint, corpus.sha256, n_ctx, name, engine) for name in (BASE, NULL_CONTROL)}
             files = {name: workspace.located(path) for name, path in candidates.items()}
             for name, file in files.items():
                 keys[name] = ScoreKey(model.fingerprint, corpus.sha256, n_ctx, file.fingerprint, engine)
             work = fidelity.FidelityWork(
-                ModelFiles(gguf_path(model), model.fingerprint, model.files), files, tokens, threads, self.compute.n_gpu_layers
+                ModelFiles(gguf_path(model), model.fingerprint, model.files), files, tokens, threads, self.compute.devices
             )
             scores = fidelity.score_chunks(
                 work,

@@ -198,7 +198,7 @@ class SQL:
     counts = """
         WITH scored AS (
             SELECT DISTINCT run, mix FROM mix_scores JOIN swap_runs USING (run)
-            WHERE model = :model AND kernels = 'as built' AND mix <> '' AND engine IN (:engine, :gpu)
+            WHERE model = :model AND kernels = 'as built' AND mix <> '' AND engine IN (SELECT value FROM json_each(:engines))
                 AND mix NOT IN (SELECT mix FROM mixes WHERE model = :model AND purpose = 'stored')),
         runs AS (SELECT SUM(mix LIKE '%=%') AS n_cells, SUM(mix NOT LIKE '%=%') AS n_mixes FROM scored GROUP BY run)
         SELECT (SELECT COUNT(*) FROM strategies WHERE model = :model), (SELECT COUNT(*) FROM verdicts WHERE model = :model),

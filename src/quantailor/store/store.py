@@ -152,7 +152,7 @@ class Store(Closing):
 
     def _counted(self, sql: str, model: str) -> dict[MeasurementKey, int]:
         counts = {MeasurementKey.of_row(*key): count for *key, count in self._database.query(sql, (model,))}
-        return {key: count for key, count in counts.items() if key.engine in _engines()}
+        return {key: count for key, count in counts.items() if key.engine in library.engines()}
 
     def forget_cells(self, key: MeasurementKey) -> int:
         """Remove one measurement; the number of cells removed."""
@@ -264,7 +264,7 @@ class Store(Closing):
     def swap_runs(self, model: str) -> list[SwapKey]:
         """What mixes of a model were scored with by this llama.cpp, the latest first."""
         keys = [SwapKey(*row) for row in self._database.query(SQL.swap_runs, (model,))]
-        return [key for key in keys if key.engine in _engines()]
+        return [key for key in keys if key.engine in library.engines()]
 
     # Strategies and verdicts
 
@@ -380,8 +380,8 @@ class Store(Closing):
 
     def counts(self, model: str) -> ResultCounts:
         """How much is known of a model, without reading it."""
-        engines = dict(zip(("engine", "gpu"), _engines(), strict=True))
-        return ResultCounts(*self._database.query(SQL.counts, {"model": model, **engines})[0])
+        values = {"model": model, "engines": json.dumps(library.engines())}
+        return ResultCounts(*self._database.query(SQL.counts, values)[0])
 
     def n_available_cells(self, model: str, types: Sequence[str]) -> int:
         """Cells of these types that could be measured, of the measurement that has the most."""
@@ -404,11 +404,6 @@ class Store(Closing):
 
     def _note(self, kind: str, key: str) -> None:
         self._database.change(SQL.note, (kind, key, self._database.now()))
-
-
-def _engines() -> tuple[str, str]:
-    """Whose results count today."""
-    return library.engine(), library.engine(on_gpu=True)
 
 
 def _only(found: Iterable[Found]) -> Found | None:

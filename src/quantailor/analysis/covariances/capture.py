@@ -34,6 +34,7 @@ from quantailor.analysis.importance.computing import ImatrixState
 from quantailor.analysis.importance.imatrix import TOKEN_EMBEDDINGS, Imatrix, ImatrixEntry
 from quantailor.control import QUIET, Control
 from quantailor.errors import CovarianceError, ImatrixError
+from quantailor.ggml.devices import PROCESSOR, Devices
 from quantailor.ggml.runtime import Activation, Enough, LoadedModel
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_format import aligned
@@ -72,8 +73,8 @@ class Calibration:
     """The text's name, kept in the files."""
     n_threads: int | None = None
     """None takes all processors; the results do not depend on it."""
-    n_gpu_layers: int = 0
-    """Layers on a GPU, -1 for all."""
+    devices: Devices = PROCESSOR
+    """What takes layers from the processor."""
     budget_bytes: int = BUDGET_BYTES
     """Memory for sums, beside the model; where they need more, the text runs several times."""
     save_seconds: float = SAVE_SECONDS
@@ -163,7 +164,7 @@ def _calibrate(run: Calibration, chunks: Tokens, *, control: Control) -> Imatrix
         with (
             threadpool_limits(1, user_api="blas"),
             ThreadPoolExecutor(run.n_threads or os.cpu_count() or 1) as pool,
-            LoadedModel(run.model_path, n_ctx=n_ctx, n_threads=run.n_threads, n_gpu_layers=run.n_gpu_layers, capture=watching.see) as model,
+            LoadedModel(run.model_path, n_ctx=n_ctx, n_threads=run.n_threads, devices=run.devices, capture=watching.see) as model,
         ):
             if not progress.inputs:
                 doing(f"looking at the inputs of {run.model_path}")
@@ -257,7 +258,7 @@ class _Watching:
         for sums in progress.sums:
             self._wanted.setdefault(sums.number, []).append(sums)
         # The importance matrix, which comes out of the first turn, needs all inputs; on a GPU a graph has several parts.
-        self._last = max(self._wanted) if progress.turn and not self._run.n_gpu_layers else None
+        self._last = max(self._wanted) if progress.turn and not self._run.devices.is_used else None
 
     def see(self, activation: Activation) -> None:
         """One activation. Raises ImatrixError where it is not finite."""
@@ -412,7 +413,7 @@ def _finish(run: Calibration, progress: _Progress, n_chunks: int) -> None:
 def _identity(run: Calibration, chunks: Tokens) -> str:
     """What a saved state must be of."""
     names = None if run.names is None else sorted(run.names)
-    options = [_STATE_VERSION, run.model, names, run.process_output, run.n_gpu_layers != 0, run.budget_bytes, PANEL, chunks.shape]
+    options = [_STATE_VERSION, run.model, names, run.process_output, run.devices.is_used, run.budget_bytes, PANEL, chunks.shape]
     return hashlib.sha256(json.dumps(options).encode() + np.ascontiguousarray(chunks).tobytes()).hexdigest()
 
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from quantailor.analysis.importance.imatrix import BLOCK_PREFIX, Imatrix, ImatrixEntry
 from quantailor.control import QUIET, Control, Watched
 from quantailor.errors import ImatrixError
+from quantailor.ggml.devices import PROCESSOR, Devices
 from quantailor.ggml.runtime import Activation, LoadedModel
 from quantailor.numerics import Doubles, Floats, Integers, Tokens
 from quantailor.processes.crews import HERE, Bench, Executor, ModelFiles, Work
@@ -248,8 +249,8 @@ class ImatrixWork(Work[int, ChunkTotals]):
     """(n_chunks, n_ctx) from `corpus.chunks`."""
     n_threads: int | None = None
     """None takes all processors."""
-    n_gpu_layers: int = 0
-    """Layers on a GPU, -1 for all."""
+    devices: Devices = PROCESSOR
+    """What takes layers from the processor."""
     is_apart: ClassVar[bool] = True
 
     def bench(self) -> _ImatrixBench:
@@ -289,9 +290,7 @@ class _ImatrixBench(Bench[int, ChunkTotals]):
         self._chunks, self._path = work.chunks, work.model.path
         self._inputs, self._totals = InputTotals(), list[Totals]()
         self._added: list[tuple[str, int]] = []
-        self._model = LoadedModel(
-            self._path, n_ctx=work.chunks.shape[1], n_threads=work.n_threads, n_gpu_layers=work.n_gpu_layers, capture=self._see
-        )
+        self._model = LoadedModel(self._path, n_ctx=work.chunks.shape[1], n_threads=work.n_threads, devices=work.devices, capture=self._see)
 
     def facts(self) -> int:
         return self._model.n_vocab

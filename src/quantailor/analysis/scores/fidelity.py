@@ -24,6 +24,7 @@ import numpy as np
 from quantailor import numerics
 from quantailor.control import QUIET, Control, ProgressCounter
 from quantailor.errors import InferenceError
+from quantailor.ggml.devices import PROCESSOR, Devices
 from quantailor.ggml.runtime import LoadedModel
 from quantailor.numerics import Doubles, Floats, Tokens
 from quantailor.processes.crews import HERE, Bench, Executor, ModelFiles, Work
@@ -71,8 +72,8 @@ class FidelityWork(Work[ScoreTask, LabelledScore]):
     """(n_chunks, n_ctx) from `corpus.chunks`."""
     n_threads: int | None = None
     """None takes all processors."""
-    n_gpu_layers: int = 0
-    """Layers on a GPU, -1 for all."""
+    devices: Devices = PROCESSOR
+    """What takes layers from the processor."""
     block_bytes: int = BLOCK_BYTES
     """Memory for the base's log-probabilities; at least one chunk's are held."""
     is_apart: ClassVar[bool] = True
@@ -200,7 +201,7 @@ class _FidelityBench(Bench[ScoreTask, LabelledScore]):
         if self._model is None or self._model[0] != label:
             self.close()
             work, path = self._work, self._path(label)
-            model = LoadedModel(path, n_ctx=work.chunks.shape[1], n_threads=work.n_threads, n_gpu_layers=work.n_gpu_layers)
+            model = LoadedModel(path, n_ctx=work.chunks.shape[1], n_threads=work.n_threads, devices=work.devices)
             self._model = label, model
             if self._n_vocab not in (0, model.n_vocab):
                 said = f"{path} has {model.n_vocab} tokens, the base has {self._n_vocab}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal, cast
@@ -20,6 +20,7 @@ from quantailor.analysis.scores.resting import RESTING, resting_types
 from quantailor.analysis.scores.swapping import Kernels, Swapper
 from quantailor.control import QUIET, Control, ProgressCounter
 from quantailor.errors import InferenceError, TypeUnavailableError
+from quantailor.ggml.devices import PROCESSOR, Devices
 from quantailor.ggml.runtime import LoadedModel
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource
@@ -60,7 +61,7 @@ class MixScorer(Swapper):
         kernels: whether mixes run with the kernels of a built file, or round weights alone (see `swapping`).
         resting: tensor -> type, of those that the file has in another than the source's (see `resting`).
         n_threads: None takes all processors.
-        n_gpu_layers: layers on a GPU, -1 for all.
+        devices: what takes layers from the processor.
 
     Raises:
         InferenceError: llama.cpp cannot load or run the model.
@@ -78,7 +79,7 @@ class MixScorer(Swapper):
         kernels: Kernels = "as built",
         resting: Mapping[str, str] | None = None,
         n_threads: int | None = None,
-        n_gpu_layers: int = 0,
+        devices: Devices = PROCESSOR,
     ) -> None:
         super().__init__(
             source,
@@ -87,13 +88,13 @@ class MixScorer(Swapper):
             rounding=rounding,
             n_ctx=chunks.shape[1],
             n_threads=n_threads,
-            n_gpu_layers=n_gpu_layers,
+            devices=devices,
             kernels=kernels,
             resting=resting,
         )
         self._chunks = chunks
         try:
-            self.base_kernels: BaseKernels = self._settle() if n_gpu_layers == 0 else "as stored"
+            self.base_kernels: BaseKernels = self._settle() if devices.has_kernels_of_processors else "as stored"
         except BaseException:
             self.close()
             raise
@@ -164,7 +165,7 @@ class MixWork(Work[MixTask, Scored]):
     """Where the base's log-probabilities on these chunks are kept."""
     rounding: Rounding
     n_threads: int | None = None
-    n_gpu_layers: int = 0
+    devices: Devices = PROCESSOR
     at_8_bits: Path | None = None
     """The file of the base as it rests, if it does so at 8 bits (see `resting`)."""
     is_apart: ClassVar[bool] = True
@@ -199,19 +200,31 @@ class MixWork(Work[MixTask, Scored]):
         return _shown(task[0])
 
 
-@dataclass(frozen=True)
 class CrewScorer:
-    """A `MixScorer`, or several, of whoever does the work."""
+    """A `MixScorer`, or several, of whoever does the work; `stack` says when they end."""
 
-    weights: frozenset[str]
-    base_kernels: BaseKernels
-    _crew: Crew[MixTask, Scored]
+    def __init__(self, work: MixWork, executor: Executor, stack: ExitStack) -> None:
+        self._work, self._executor, self._stack = work, executor, stack
+        self._crew = self._begun()
+        self.weights, self.base_kernels = cast(tuple[frozenset[str], BaseKernels], self._crew.facts)
+
+    def _begun(self) -> Crew[MixTask, Scored]:
+        self._crew = self._stack.enter_context(self._executor.on(self._work))
+        self._is_loaded = True
+        return self._crew
+
+    def make_way(self) -> None:
+        """Unload the base until a mix is scored again, where somebody else needs its place: an RPC server serves one process at a time."""
+        if self._work.devices.rpc:
+            self._stack.close()
+            self._is_loaded = False
 
     def score(
         self, mixes: Sequence[Mix], indexes: Sequence[int], *, done: Done | None = None, control: Control = QUIET
     ) -> Iterator[Scored]:
         """As `MixScorer.score`, in any order."""
-        return self._crew.do(_tasks(mixes, indexes, done), control=control)
+        crew = self._crew if self._is_loaded else self._begun()
+        return crew.do(_tasks(mixes, indexes, done), control=control)
 
 
 @contextmanager
@@ -221,8 +234,8 @@ def scoring_mixes(work: MixWork, executor: Executor = HERE) -> Iterator[CrewScor
     Raises:
         InferenceError: llama.cpp cannot load or run the model.
     """
-    with executor.on(work) as crew:
-        yield CrewScorer(*cast(tuple[frozenset[str], BaseKernels], crew.facts), crew)
+    with ExitStack() as stack:
+        yield CrewScorer(work, executor, stack)
 
 
 class _OwnScorer(MixScorer, Bench[MixTask, Scored]):
@@ -240,7 +253,7 @@ class _OwnScorer(MixScorer, Bench[MixTask, Scored]):
             rounding=work.rounding,
             resting=None if work.at_8_bits is None else resting_types(self._opened),
             n_threads=work.n_threads,
-            n_gpu_layers=work.n_gpu_layers,
+            devices=work.devices,
         )
 
     def facts(self) -> tuple[frozenset[str], BaseKernels]:
@@ -259,11 +272,11 @@ class FileScorer:
         chunks: (n_chunks, n_ctx) from `corpus.chunks`.
         folder: where the base's log-probabilities on these chunks are kept.
         n_threads: None takes all processors.
-        n_gpu_layers: layers on a GPU, -1 for all.
+        devices: what takes layers from the processor.
     """
 
-    def __init__(self, path: Path, chunks: Tokens, folder: Path, *, n_threads: int | None = None, n_gpu_layers: int = 0) -> None:
-        self._path, self._chunks, self._n_threads, self._n_gpu_layers = path, chunks, n_threads, n_gpu_layers
+    def __init__(self, path: Path, chunks: Tokens, folder: Path, *, n_threads: int | None = None, devices: Devices = PROCESSOR) -> None:
+        self._path, self._chunks, self._n_threads, self._devices = path, chunks, n_threads, devices
         self._folder = base_folder(folder, "as stored")
 
     def score(self, file: Path, indexes: Sequence[int], *, control: Control = QUIET) -> Iterator[ChunkScore]:
@@ -285,7 +298,7 @@ class FileScorer:
                     control.advance(n_done + 1, len(indexes), f"{file.name}, chunk {index + 1}")
 
     def _load(self, path: Path) -> LoadedModel:
-        return LoadedModel(path, n_ctx=self._chunks.shape[1], n_threads=self._n_threads, n_gpu_layers=self._n_gpu_layers)
+        return LoadedModel(path, n_ctx=self._chunks.shape[1], n_threads=self._n_threads, devices=self._devices)
 
 
 def _shown(mix: Mix) -> str:

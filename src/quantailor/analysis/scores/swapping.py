@@ -27,6 +27,7 @@ from quantailor.analysis.quantize import quantized_blocks
 from quantailor.analysis.rounding.rounding import PLAIN, Rounding
 from quantailor.errors import InferenceError
 from quantailor.ggml import codec, library
+from quantailor.ggml.devices import PROCESSOR, Devices
 from quantailor.ggml.runtime import DEFAULT_N_CTX
 from quantailor.ggml.swapping import WritableModel
 from quantailor.models.source import ModelSource
@@ -50,7 +51,7 @@ class Swapper(WritableModel):
         rounding: how weights become codes.
         n_ctx: the longest chunk, tokens.
         n_threads: None takes all processors.
-        n_gpu_layers: layers on a GPU, -1 for all.
+        devices: what takes layers from the processor.
         kernels: "as built" or "values", see the module docstring.
         resting: tensor -> type, of those that the file has, rounded plainly, in another than the source's.
 
@@ -67,11 +68,11 @@ class Swapper(WritableModel):
         rounding: Rounding,
         n_ctx: int = DEFAULT_N_CTX,
         n_threads: int | None = None,
-        n_gpu_layers: int = 0,
+        devices: Devices = PROCESSOR,
         kernels: Kernels = "as built",
         resting: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(path, names, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
+        super().__init__(path, names, n_ctx=n_ctx, n_threads=n_threads, devices=devices)
         self._source, self._rounding, self._kernels = source, rounding, kernels
         self._loaded = {name: (resting or {}).get(name, source.tensor(name).type_name) for name in self.weights}
         self._rest = dict(self._loaded)

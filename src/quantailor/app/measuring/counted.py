@@ -27,7 +27,6 @@ from quantailor.costs.model_size import ModelSize
 from quantailor.costs.paces import RUNNING, Paces, at_pace, pace_name
 from quantailor.costs.seconds import Seconds
 from quantailor.costs.trial import TRIAL_BYTES, inference_seconds, middle, model_flops_per_second
-from quantailor.ggml import library
 from quantailor.models.abilities import why_no_predictions
 from quantailor.pipeline import LadderStep, MakeStep, StudyStep
 from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, NONE, OpenedModel, Workspace
@@ -204,7 +203,7 @@ class Counted:
     @cached_property
     def imatrix_key(self) -> ImatrixKey:
         chunks = self.task.calibration_chunks or "all"
-        engine = library.engine(on_gpu=self.task.compute.n_gpu_layers != 0)
+        engine = self.task.compute.devices.engine
         return ImatrixKey(self.model.fingerprint, self.corpus, self.n_ctx, f"chunks={chunks} output=0", engine)
 
     @cached_property
@@ -215,7 +214,7 @@ class Counted:
     def tried(self) -> float | None:
         """How long this very model takes over what the trial of the machine says, where nothing is recorded and it is small enough."""
         names = {pace_name(stage, compensated=each, on_gpu=self.on_gpu) for stage in RUNNING for each in (False, True)}
-        known = self.paces.ratio(names, self.n_threads) is not None
+        known = self.paces.ratio(names, self.n_threads) is not None or bool(self.task.compute.rpc)
         if not self.tries or known or self.base is None or self.size.tensor_bytes > TRIAL_BYTES or self.has_no_predictions:
             return None
         compute = self.task.compute

@@ -109,8 +109,7 @@ def compare_files(workspace: Workspace, ours: StoredVerdict, other: StoredVerdic
     if (a.model_fingerprint, a.corpus_sha256, a.n_ctx) != (b.model_fingerprint, b.corpus_sha256, b.n_ctx):
         return None
     n_chunks, size_ratio = ours.ours.statistics.n_chunks, ours.ours.size_bytes / other.ours.size_bytes
-    for on_gpu in (False, True):
-        engine = library.engine(on_gpu=on_gpu)
+    for engine in library.engines():
         keys = (ScoreKey(a.model_fingerprint, a.corpus_sha256, a.n_ctx, item.ours.content, engine) for item in (ours, other))
         first, second = ([score for score in workspace.store.chunk_scores(key) if score.index < n_chunks] for key in keys)
         if len(first) == len(second) == n_chunks:
@@ -245,7 +244,7 @@ def verify_cost(workspace: Workspace, task: VerifyStep) -> VerifyCost:
         new = tuple(name for name in places if name not in there)
         twin = known_plain_twin(workspace, model, Path(task.file)) if task.beside and Path(task.file).is_file() else None
         builds_twin = twin is not None and not twin[1]
-        engine = library.engine(on_gpu=task.compute.n_gpu_layers != 0)
+        engine = task.compute.devices.engine
         judged = (*task.files, *there.values(), *([] if twin is None or builds_twin else [twin[0]]))
         keys = {workspace.identity(path).fingerprint for path in judged if path.is_file()}
         done = {

@@ -44,6 +44,7 @@ from quantailor.cli.options.single import (
     Strategy,
     Tensors,
     Text,
+    ThreadCount,
     Time,
     Types,
     model_path,

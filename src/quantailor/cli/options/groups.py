@@ -29,6 +29,7 @@ from quantailor.cli.options.single import (
     Context,
     Converter,
     Covariances,
+    GpuLayers,
     Imatrix,
     MakeCovariances,
     MakeRounding,
@@ -37,6 +38,7 @@ from quantailor.cli.options.single import (
     Requantize,
     RestOption,
     Rounding,
+    RpcServers,
     Runnable,
     Text,
     ThreadCount,
@@ -44,7 +46,6 @@ from quantailor.cli.options.single import (
     TrustRemoteCode,
     UsualTypes,
     Way,
-    number,
 )
 from quantailor.cli.values import covariances_choice, imatrix_choice, optional_path, optional_seconds, split_list
 
@@ -54,11 +55,12 @@ class Machine:
     """What a command that runs the model may use."""
 
     threads: ThreadCount = None
-    gpu_layers: Annotated[int, number("n_gpu_layers", "--gpu-layers", "-ngl", help="Layers on the GPU, for inference.", panel="Common")] = 0
+    gpu_layers: GpuLayers = 0
+    rpc: RpcServers = None
 
     @property
     def compute(self) -> Compute:
-        return Compute(n_threads=self.threads, n_gpu_layers=self.gpu_layers)
+        return Compute(n_threads=self.threads, n_gpu_layers=self.gpu_layers, rpc=split_list(self.rpc))
 
 
 _Cluster = Annotated[

@@ -149,4 +149,16 @@ TrustRemoteCode = Annotated[
 ]
 
 
+GpuLayers = Annotated[
+    int, number("n_gpu_layers", "--gpu-layers", "-ngl", help="Layers on the GPU or on RPC servers, for inference.", panel="Common")
+]
+RpcServers = Annotated[
+    str | None,
+    typer.Option(
+        "--rpc",
+        metavar="HOST:PORT,...",
+        help="llama.cpp's RPC servers that hold the layers of -ngl together with the GPU. They have no authentication.",
+        rich_help_panel="Cluster",
+    ),
+]
 ThreadCount = Annotated[int | None, number("n_threads", "--threads", help="Threads; all cores by default.", panel="Common")]

@@ -98,7 +98,7 @@ class CalibrateStep(CalibrationStep[CalibrateReport], kind="calibrate", result=C
             place,
             names=frozenset(tensor.name for tensor in quantizable_tensors(model.source)),
             n_threads=self.compute.n_threads,
-            n_gpu_layers=self.compute.n_gpu_layers,
+            devices=self.compute.devices,
             process_output=self.process_output,
             dataset=corpus.name,
             budget_bytes=self.memory_bytes or BUDGET_BYTES,

@@ -17,7 +17,6 @@ from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
 from quantailor.errors import ImatrixError
 from quantailor.evidence.grounds import command_line
-from quantailor.ggml import library
 from quantailor.processes.crews import ModelFiles
 from quantailor.qtypes import IMATRIX_EXEMPT
 from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, fitted, gguf_path, quantizable_tensors, require_finite
@@ -113,7 +112,7 @@ def computation_key(
 ) -> ImatrixKey:
     """What an importance matrix, and covariances with it, are filed under."""
     options = f"chunks={n_chunks or 'all'} output={int(process_output)}"
-    return ImatrixKey(model.fingerprint, corpus.sha256, n_ctx, options, library.engine(on_gpu=compute.n_gpu_layers != 0))
+    return ImatrixKey(model.fingerprint, corpus.sha256, n_ctx, options, compute.devices.engine)
 
 
 def _compute(workspace: Workspace, step: ImatrixStep, stages: Stages, model: OpenedModel, corpus: Corpus, key: ImatrixKey) -> Imatrix:
@@ -126,7 +125,7 @@ def _compute(workspace: Workspace, step: ImatrixStep, stages: Stages, model: Ope
         store.record_imatrix_progress(key, state.n_chunks_done, state.to_bytes())
 
     return compute_imatrix(
-        ImatrixWork(base, tokens, step.compute.n_threads, step.compute.n_gpu_layers),
+        ImatrixWork(base, tokens, step.compute.n_threads, step.compute.devices),
         state=ImatrixState.from_bytes(progress.state) if progress else None,
         on_chunk=keep,
         every=CHECKPOINT_CHUNKS,
