@@ -60,9 +60,18 @@ def test_a_token_that_is_there_twice_is_named(run: Command, tmp_path: Path) -> N
 
 
 def test_what_llama_cpp_does_not_load_comes_with_a_remedy(run: Command, tmp_path: Path) -> None:
-    line = run("imatrix", write_llama(tmp_path / "odd.gguf", architecture="notyet"), "--chunks", 1).error_line
-    assert "unknown model architecture: 'notyet'. Convert the model again" in line
-    assert "update llama-cpp-python" in line
+    model = write_llama(tmp_path / "odd.gguf", architecture="notyet")
+    for command in ("imatrix", model, "--chunks", 1), ("fit", model, "--memory", "1GiB", "--ctx", 128):
+        line = run(*command).error_line
+        assert "unknown model architecture: 'notyet'. Convert the model again" in line
+        assert "update llama-cpp-python" in line
+
+
+def test_what_llama_cpp_does_not_quantize_comes_with_a_remedy(run: Command, tmp_path: Path) -> None:
+    model = write_llama(tmp_path / "odd.gguf", metadata={"llama.rope.dimension_count": True})
+    line = run("verify", model, "--base", model, "--against", "Q8_0", "--chunks", 1).error_line
+    assert "llama.cpp cannot quantize odd.gguf to Q8_0: key llama.rope.dimension_count has wrong type bool" in line
+    assert "Convert the model again" in line
 
 
 @pytest.mark.slow

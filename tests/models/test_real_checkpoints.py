@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -328,11 +329,33 @@ def test_dynamic_rope_scaling_is_told(folder: Path) -> None:
         ({"factor": 8.0}, "has the rope factor 8.0 and no rope type"),
         ({"rope_type": "linear"}, "has the rope type linear without a factor"),
         ({"type": "yarn", "factor": None}, "has the rope type yarn without a factor"),
+        ({"type": "linear", "factor": 0}, "has factor = '0'"),
+        ({"type": "yarn", "factor": -4.0}, "has factor = '-4.0'"),
+        ({"rope_theta": 0, "rope_type": "linear", "factor": 2.0}, "has rope_theta = '0'"),
     ],
 )
 def test_rope_scaling_that_says_half_of_it_is_refused(folder: Path, rope: dict[str, Any], said: str) -> None:
     edit(folder / "config.json", lambda config: config.update(rope_scaling=rope))
     assert said in refusal(folder)
+
+
+@pytest.mark.parametrize("family", ["Qwen3ForCausalLM", "Gemma3ForCausalLM", "Phi3ForCausalLM"])
+@pytest.mark.parametrize("base", [0, -1e4])
+def test_a_rope_base_that_none_can_have_is_refused(family: str, base: float, tmp_path: Path) -> None:
+    assert f"has rope_theta = '{base}'" in refusal(write_small(family, tmp_path, rope_theta=base))
+
+
+@pytest.mark.parametrize(
+    ("kind", "factor"), [("longrope", math.sqrt(1 + math.log(4) / math.log(128))), ("su", None), ("yarn", 1 + 0.1 * math.log(4))]
+)
+def test_how_much_phi_scales_attention_goes_by_its_rope_type(kind: str, factor: float | None, tmp_path: Path) -> None:
+    """`factor` is None where it is that of longrope."""
+    sizes = {"max_position_embeddings": 512, "original_max_position_embeddings": 128}
+    factors = {"long_factor": [2.0] * 8, "short_factor": [1.0] * 8}
+    folder = write_small("Phi3ForCausalLM", tmp_path / "long", rope_scaling={"type": kind, **factors}, **sizes)
+    assert metadata(folder)["phi3.rope.scaling.attn_factor"].value == pytest.approx(factor or math.sqrt(1 + math.log(4) / math.log(128)))
+    short = write_small("Phi3ForCausalLM", tmp_path / "none", rope_scaling={"type": kind, "factor": 4.0}, **sizes)
+    assert f"has the rope type {kind} without long_factor" in refusal(short)
 
 
 @pytest.mark.parametrize("rope", [None, {}, {"rope_type": "default"}, {"type": None, "factor": 1.0}])
@@ -341,6 +364,21 @@ def test_rope_scaling_that_says_nothing_changes_nothing(folder: Path, rope: dict
     edit(folder / "config.json", lambda config: config.update(rope_scaling=rope))
     assert metadata(folder) == before
     assert notes(folder) == ()
+
+
+def test_two_tokens_with_one_id_are_refused(folder: Path) -> None:
+    """Whichever is kept, the other's text would be read as something else."""
+
+    def change(stored: dict[str, Any]) -> None:
+        stored["model"]["vocab"]["B"] = stored["model"]["vocab"]["A"]
+
+    edit(folder / "tokenizer.json", change)
+    assert "has two tokens with the id 32: 'A' and 'B'" in refusal(folder)
+
+
+def test_a_vocabulary_of_added_tokens_alone_is_refused(folder: Path) -> None:
+    edit(folder / "tokenizer.json", lambda stored: stored["model"].update(vocab={}))
+    assert "tokenizer.json has no token" in refusal(folder)
 
 
 def test_two_added_tokens_with_one_id_are_refused(folder: Path) -> None:
@@ -416,6 +454,14 @@ def test_packed_weights_are_told_with_their_method_also_where_the_configuration_
     assert f"quantized by {title} already" in refusal(folder)
 
 
+@pytest.mark.parametrize("dtype", ["I8", "U8"])
+def test_packed_weights_whose_method_nothing_tells(dtype: str, folder: Path) -> None:
+    write_arrays(folder, {**arrays_of(folder), f"{QUERY}.weight": (dtype, (4, 4), bytes(16))})
+    assert f"is quantized already: it has {QUERY}.weight ({dtype}). Start from the 16-bit model" in refusal(folder)
+    edit(folder / "config.json", lambda config: config.update(quantization_config={"bits": 4}))
+    assert "is quantized already: it has" in refusal(folder)
+
+
 @pytest.mark.parametrize("entry", [{}, None, []])
 def test_an_empty_entry_about_quantization_says_nothing(entry: object, folder: Path) -> None:
     edit(folder / "config.json", lambda config: config.update(quantization_config=entry))
@@ -474,6 +520,7 @@ HEADS = ("value_head.weight", "score.weight", "v_head.summary.weight", "optimize
         *((renamed(prefix), f"prefix '{prefix}'") for prefix in WRAPPERS),
         (inside("layers.0", "_fsdp_wrapped_module"), "of FSDP"),
         (more(f"{QUERY}.lora_A.default.weight"), "adapters that are not merged"),
+        (more(f"{QUERY}.lora_a.weight"), "adapters that are not merged"),
         (more(f"{QUERY}.lora_magnitude_vector"), "adapters that are not merged"),
         (more("model.layers.0.mlp.down_proj.ia3_l"), "adapters that are not merged"),
         (more("lm_head.modules_to_save.default.weight"), "adapters that are not merged"),

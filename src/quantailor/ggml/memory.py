@@ -16,7 +16,7 @@ import psutil
 
 from quantailor.errors import InferenceError
 from quantailor.ggml import library
-from quantailor.ggml.runtime import MAX_UBATCH, said_by, take_log
+from quantailor.ggml.runtime import MAX_UBATCH, NOT_LOADED, said_by, take_log
 from quantailor.processes import apart
 
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
@@ -70,7 +70,7 @@ def _account(path: Path, n_ctx: int, kv_type: str) -> ContextMemory:
     with said_by() as log:
         model = llama.llama_model_load_from_file(os.fsencode(path), model_parameters)
         if not model:
-            raise InferenceError(f"llama.cpp cannot load {path}: {log.last_error()}")
+            raise InferenceError(f"llama.cpp cannot load {path}: {log.last_error()}", remedy=NOT_LOADED)
         try:
             return _of_context(llama, model, path, n_ctx, kv_type, before)
         finally:

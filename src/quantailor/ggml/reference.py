@@ -26,6 +26,7 @@ from quantailor.errors import (
 )
 from quantailor.ggml import library
 from quantailor.ggml.reference_worker import Outcome, Request, outcomes
+from quantailor.ggml.runtime import NOT_LOADED
 from quantailor.numerics import Floats
 from quantailor.present import words
 from quantailor.processes import apart
@@ -178,4 +179,5 @@ def _failure(base: Path, outcome: Outcome) -> QuantailorError:
     if "iostream error" in said:
         return OutputError(f"llama.cpp cannot write {base.name} as {what}", remedy="Check the folder, its permissions and the free space")
     kind = next((kind for words, kind in _KINDS if words in said), InferenceError)
-    return kind(f"llama.cpp cannot quantize {base.name} to {what}: {reason}")
+    remedy = NOT_LOADED if kind is InferenceError else None
+    return kind(f"llama.cpp cannot quantize {base.name} to {what}: {reason}", remedy=remedy)

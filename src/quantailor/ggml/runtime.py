@@ -41,6 +41,8 @@ MAX_UBATCH = 512
 """Tokens per graph, llama.cpp's own default; longer chunks run in several graphs."""
 OUTPUT_MATRICES = ("output.weight", "token_embd.weight")
 """What may give the logits: a matrix of its own, or the token embeddings."""
+NOT_LOADED = "Convert the model again; if it is newer than the llama.cpp installed here, update llama-cpp-python"
+"""What to do about a model that llama.cpp refuses."""
 ALL_LAYERS = 999
 _F32_ID = 0
 _LOG_ERROR, _LOG_CONTINUES = 4, 5
@@ -164,7 +166,7 @@ class Tokenizer(Closing):
         if not self._model:
             raise InferenceError(
                 f"llama.cpp cannot load {path}: {self._log.last_error()}",
-                remedy="Convert the model again; if it is newer than the llama.cpp installed here, update llama-cpp-python",
+                remedy=NOT_LOADED,
             )
         self._vocab = self._llama.llama_model_get_vocab(self._model)
 

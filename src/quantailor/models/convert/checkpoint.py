@@ -44,7 +44,7 @@ _ENTRIES = ("quantization_config", "quantization")
 _INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
 
 _ADAPTER = re.compile(
-    r"(^|\.)(lora_[A-Z]|lora_(?:embedding_[AB]|magnitude_vector|down|up)|base_layer|ia3_l|hada_w\d_[ab]|lokr_w\d\w*|oft_[rR]|boft_\w|"
+    r"(^|\.)(lora_[A-Za-z]|lora_(?:embedding_[AB]|magnitude_vector|down|up)|base_layer|ia3_l|hada_w\d_[ab]|lokr_w\d\w*|oft_[rR]|boft_\w|"
     r"vera_lambda_\w|modules_to_save|original_module|prompt_encoder|prompt_embeddings)(\.|$)"
 )
 _INNER = {"_orig_mod": "torch.compile", "_fsdp_wrapped_module": "FSDP", "_checkpoint_wrapped_module": "activation checkpointing"}
@@ -145,24 +145,23 @@ def _refuse_quantized(config: JsonObject, arrays: Mapping[str, StoredArray], pla
     packed = _packed(arrays)
     if packed is not None:
         name, mark = packed
-        raise AlreadyQuantizedError(
-            f"{place} is quantized by {title if method else mark} already: it has {name[:120]} ({arrays[name].dtype})", remedy=START_FROM
-        )
+        by = f" by {title if method else mark}" if method or mark else ""
+        raise AlreadyQuantizedError(f"{place} is quantized{by} already: it has {name[:120]} ({arrays[name].dtype})", remedy=START_FROM)
     if entry and method not in methods:
-        stated = title if method else "a method that it does not name"
+        by = f" by {title}" if method else ""
         raise AlreadyQuantizedError(
-            f"{place} is quantized by {stated} already, as quantization_config says",
+            f"{place} is quantized{by} already, as quantization_config says",
             remedy=f"{START_FROM}; if these weights have 16 bits, take quantization_config out of config.json",
         )
 
 
 def _packed(arrays: Mapping[str, StoredArray]) -> tuple[str, str] | None:
-    """An array of packed weights or beside them, and the method that its name tells."""
+    """An array of packed weights or beside them, and the method that its name tells, empty where it tells none."""
     for mark, pattern in _MARKS:
         if name := next((name for name in arrays if pattern.search(name)), None):
             return name, mark
     for name, array in arrays.items():
         stem = name.removesuffix(".weight")
         if array.dtype in _INTEGERS and name != stem:
-            return name, "MLX" if array.dtype == "U32" and f"{stem}.scales" in arrays else "a method that it does not name"
+            return name, "MLX" if array.dtype == "U32" and f"{stem}.scales" in arrays else ""
     return None

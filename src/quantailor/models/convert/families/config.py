@@ -78,6 +78,13 @@ class Config:
             raise self.wrong(key, value)
         return float(value)
 
+    def above_zero(self, key: str, value: object) -> float:
+        """A value as a positive number. Raises ModelFormatError, which names `key`."""
+        number = self.as_number(key, value)
+        if number <= 0:
+            raise self.wrong(key, value)
+        return number
+
     def as_count(self, key: str, value: object) -> int:
         """A value as a whole number, which may be written as a float (8192.0). Raises ModelFormatError."""
         number = self.as_number(key, value)

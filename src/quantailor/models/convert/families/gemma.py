@@ -95,7 +95,7 @@ class Gemma3(Gemma2):
     def _rope_entries(self) -> dict[str, MetadataValue]:
         full, local = self.config.ropes({"full_attention": 1_000_000.0, "sliding_attention": 10_000.0})
         entries = rope_metadata(self.config, full, self.notes)
-        entries["rope.freq_base_swa"] = float32(self.config.as_number("rope_theta", local["rope_theta"]))
+        entries["rope.freq_base_swa"] = float32(self.config.above_zero("rope_theta", local["rope_theta"]))
         return entries
 
     def _planned(self, text: Text, target: str) -> Iterable[PlannedTensor]:

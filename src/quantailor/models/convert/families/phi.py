@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
-from quantailor.models.convert.families.config import assumed, float32, uint32
+from quantailor.errors import ModelFormatError
+from quantailor.models.convert.families.config import COMPLETE, assumed, float32, uint32
 from quantailor.models.convert.families.family import LLAMA_NAMES, MAX_HEAD_DIM, Family, Shape
 from quantailor.models.convert.families.rows import PlannedTensor, constant
 from quantailor.records import MetadataValue
@@ -71,8 +72,11 @@ class Phi3(Family):
         """The scale of attention at long contexts (arXiv:2402.13753)."""
         if not self.config.rope.get("long_factor"):
             return {}
-        scale = self.config.count("max_position_embeddings") / self._original_length
-        factor = math.sqrt(1 + math.log(scale) / math.log(self._original_length)) if scale > 1 else 1.0
+        scale, factor = self.config.count("max_position_embeddings") / self._original_length, 1.0
+        if scale > 1 and self.config.rope["rope_type"] == "yarn":
+            factor = 1 + 0.1 * math.log(scale)
+        elif scale > 1:
+            factor = math.sqrt(1 + math.log(scale) / math.log(self._original_length))
         return {f"{self.architecture}.rope.scaling.attn_factor": float32(factor)}
 
     def _first(self) -> Iterable[PlannedTensor]:
@@ -92,6 +96,8 @@ class Phi3(Family):
         rope, count, config = self.config.rope, self.config.count, self.config
         if rope["rope_type"] not in ("default", "longrope", "su", "yarn"):
             raise config.wrong("rope_type", rope["rope_type"])
+        if rope["rope_type"] != "default" and not rope.get("long_factor"):
+            raise ModelFormatError(f"{config.place} has the rope type {rope['rope_type']} without long_factor", remedy=COMPLETE)
         return {
             "context_length": uint32(count("max_position_embeddings")),
             "rope.scaling.original_context_length": uint32(self._original_length),
@@ -102,7 +108,7 @@ class Phi3(Family):
             "attention.head_count_kv": uint32(self.n_kv_heads),
             "attention.layer_norm_rms_epsilon": float32(config.number("rms_norm_eps")),
             "rope.dimension_count": uint32(self.rope_dim),
-            "rope.freq_base": float32(config.as_number("rope_theta", rope["rope_theta"])),
+            "rope.freq_base": float32(config.above_zero("rope_theta", rope["rope_theta"])),
             "general.file_type": file_type,
             "attention.sliding_window": uint32(config.optional_count("sliding_window") or 0),
         }

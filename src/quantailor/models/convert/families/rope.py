@@ -22,19 +22,19 @@ def rope_metadata(config: Config, rope: JsonObject, notes: list[str], *, long: b
 
     Raises:
         UnsupportedModelError: a rope type that llama.cpp has no keys for.
-        ModelFormatError: a value that is not a number.
+        ModelFormatError: a value that is not a number, or none that a rope can have.
     """
-    number = config.as_number
     kind, factor = rope["rope_type"], rope.get("factor")
     entries: dict[str, MetadataValue] = {}
     if factor is None and kind in ("linear", "yarn"):
         raise ModelFormatError(f"{config.place} has the rope type {kind} without a factor", remedy=COMPLETE)
+    base = config.above_zero("rope_theta", rope["rope_theta"])
     if kind == "dynamic":
         length = config.get("max_position_embeddings")
         notes.append(f"llama.cpp has no dynamic rope scaling: it is left out, and texts beyond {length} tokens are not stretched")
     if kind in ("linear", "yarn") and factor is not None:
         entries["rope.scaling.type"] = MetadataValue("string", kind)
-        entries["rope.scaling.factor"] = float32(number("factor", factor))
+        entries["rope.scaling.factor"] = float32(config.above_zero("factor", factor))
     if kind == "yarn" and factor is not None:
         entries.update(_yarn_metadata(config, rope))
     if long and kind in _LONG:
@@ -43,7 +43,7 @@ def rope_metadata(config: Config, rope: JsonObject, notes: list[str], *, long: b
         raise UnsupportedModelError(
             f"{config.place} has the rope type {str(kind)[:40]!r}, which llama.cpp does not have for this family", remedy=INSIST
         )
-    entries["rope.freq_base"] = float32(number("rope_theta", rope["rope_theta"]))
+    entries["rope.freq_base"] = float32(base)
     return entries
 
 
@@ -65,7 +65,7 @@ def _yarn_metadata(config: Config, rope: JsonObject) -> dict[str, MetadataValue]
 def llama3_tensor(config: Config, rope: JsonObject, dim: int) -> PlannedTensor:
     """Llama 3.1's frequency factors (arXiv:2407.21783; transformers' rope type "llama3"). Raises ModelFormatError."""
     number = config.as_number
-    base = number("rope_theta", rope["rope_theta"])
+    base = config.above_zero("rope_theta", rope["rope_theta"])
     factor, low, high, length = (
         number(key, rope.get(key, default))
         for key, default in (
@@ -75,8 +75,6 @@ def llama3_tensor(config: Config, rope: JsonObject, dim: int) -> PlannedTensor:
             ("original_max_position_embeddings", 8192),
         )
     )
-    if base <= 0:
-        raise config.wrong("rope_theta", base)
     if factor <= 0 or low <= 0 or high <= low:
         raise config.wrong("rope_parameters", rope)
     with np.errstate(all="ignore"):

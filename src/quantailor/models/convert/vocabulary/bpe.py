@@ -63,11 +63,24 @@ class BpeTokenizer:
                 remedy="Where it was made from a SentencePiece tokenizer.model, put that beside it; else use a model with a BPE tokenizer",
             )
         self.base = {text: self._id(number) for text, number in self._model["vocab"].items()}
+        self._refuse_unusable()
         settings = read_json_if_there(folder / "tokenizer_config.json")
         self._roles, self._extra = _named_tokens(settings)
         self.added = self._added([*objects(stored.get("added_tokens")), *_repeated(settings)])
         self._add_further(read_json_if_there(folder / "added_tokens.json"))
         self.byte_fallback = self._model.get("byte_fallback") is True
+
+    def _refuse_unusable(self) -> None:
+        """Raise ModelFormatError where the merges' vocabulary is empty, or gives two texts one id."""
+        if not self.base:
+            raise ModelFormatError(f"{self.path} has no token", remedy=INTACT)
+        texts = {number: text for text, number in self.base.items()}
+        if len(texts) < len(self.base):
+            first, number = next((text, number) for text, number in self.base.items() if texts[number] != text)
+            raise ModelFormatError(
+                f"{self.path} has two tokens with the id {number}: {first[:40]!r} and {texts[number][:40]!r}",
+                remedy="Keep the one that belongs to the model",
+            )
 
     def _id(self, value: Any) -> int:
         if type(value) is not int or not 0 <= value < 2**24:

@@ -24,6 +24,7 @@ from quantailor.models.convert.vocabulary.tokens import (
     refuse_rowless,
 )
 from quantailor.models.json_files import INTACT, JsonObject, mapping, objects, read_bytes, read_json_if_there
+from quantailor.present import words
 
 _PIECE_USER_DEFINED = 4
 _PAD_SCORE, _ADDED_SCORE = -10000.0, -1000.0
@@ -100,7 +101,8 @@ def _vocabulary(folder: Path, size: int, added: Iterable[Added], further: Iterab
     _refuse_roles(folder, rowless, tokens, size)
     if rowless:
         shown = ", ".join(text[:40] for text in list(rowless.values())[:_MOST_SHOWN])
-        notes.append(f"{len(rowless)} tokens without a row in the embedding were left out: {shown}")
+        were = "was" if len(rowless) == 1 else "were"
+        notes.append(f"{words.plural(len(rowless), 'token')} without a row in the embedding {were} left out: {shown}")
     return Vocabulary("llama", "default", tokens, kinds, scores)
 
 
