@@ -15,9 +15,13 @@ import made_up_runs as made_up
 import pytest
 from commands import Command, Outcome, validate
 
+from quantailor.analysis.expected import expected_alphas
+from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.importance.imatrix_file import write_imatrix
 from quantailor.analysis.prediction import UNSEEN
 from quantailor.analysis.rounding.rounding import COMPENSATED as COMPENSATED_VERSION
+from quantailor.evidence import damages
+from quantailor.models.source import ModelSource
 from quantailor.session import OpenedModel, Workspace, quantizable_tensors
 from quantailor.store import CalibrationRecord, ImatrixKey
 
@@ -64,6 +68,20 @@ def plan(run: Command, base: Path, *more: object) -> Any:
 
 def types(result: Any) -> dict[str, str]:
     return {choice["name"]: choice["type_name"] for choice in result["tensors"]}
+
+
+@pytest.mark.parametrize(("preset", "too_far", "most"), [("Q5_K_M", "Q3_K", 0), ("IQ4_XS", "Q2_K", 2)])
+def test_without_probes_a_plan_stays_near_a_preset_where_what_is_expected_is_far_off(
+    at: Home, run: Command, base: Path, monkeypatch: pytest.MonkeyPatch, preset: str, too_far: str, most: int
+) -> None:
+    """A model whose feed-forward networks count ten times as much as is expected; IQ4_XS is not among the types that are measured."""
+
+    def far_off(source: ModelSource, imatrix: Imatrix | None) -> dict[str, float]:
+        return {name: alpha / (10 if "ffn" in name else 1) for name, alpha in expected_alphas(source, imatrix).items()}
+
+    monkeypatch.setattr(damages, "expected_alphas", far_off)
+    found = types(run("plan", base, "--like", preset, "--basis", "ranking", "--json").result)
+    assert [type_name for name, type_name in found.items() if "ffn" in name].count(too_far) <= most
 
 
 @pytest.mark.slow

@@ -185,6 +185,20 @@ def test_without_probes_a_file_is_better_than_the_preset_of_its_size(quantailor:
     assert comparison["interval"][1] < math.log(0.9)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["books_llama_base", "books_moe_base"])
+def test_types_alone_do_not_lose_to_a_small_preset_without_probes(
+    model: str, quantailor: Command, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    few = ("--rounding", "plain", "--imatrix-chunks", 20, "--chunks", 12, "--threads", 1, "--home", tmp_path / "home")
+    made = quantailor(
+        "make", request.getfixturevalue(model), "--like", "Q3_K_M", "--basis", "ranking", *few, "-o", tmp_path / "out", "--json"
+    )
+    (comparison,) = made.result["verify"]["verdict"]["comparisons"]
+    assert comparison["reference"] == "Q3_K_M"
+    assert comparison["interval"][0] < 0
+
+
 def test_a_plan_without_probes_says_so_and_how_to_probe(quantailor: Command, workbench: Workbench) -> None:
     command = ("plan", workbench.base, "--bpw", "4.5", "--home", workbench.home)
     assert quantailor(*command, "--json").result["probe_command"].startswith(f"quantailor probe {workbench.base}")

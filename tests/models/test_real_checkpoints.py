@@ -350,7 +350,7 @@ def test_a_rope_base_that_none_can_have_is_refused(family: str, base: float, tmp
 )
 def test_how_much_phi_scales_attention_goes_by_its_rope_type(kind: str, factor: float | None, tmp_path: Path) -> None:
     """`factor` is None where it is that of longrope."""
-    sizes = {"max_position_embeddings": 512, "original_max_position_embeddings": 128}
+    sizes: dict[str, Any] = {"max_position_embeddings": 512, "original_max_position_embeddings": 128}
     factors = {"long_factor": [2.0] * 8, "short_factor": [1.0] * 8}
     folder = write_small("Phi3ForCausalLM", tmp_path / "long", rope_scaling={"type": kind, **factors}, **sizes)
     assert metadata(folder)["phi3.rope.scaling.attn_factor"].value == pytest.approx(factor or math.sqrt(1 + math.log(4) / math.log(128)))

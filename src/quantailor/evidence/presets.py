@@ -135,7 +135,12 @@ def _below(model: OpenedModel, imatrix: Imatrix | None, size_bytes: float) -> Ty
 
 
 def _near(table: TensorCells, type_name: str) -> TensorCells:
-    limit = next((FARTHEST * cell.error for cell in table.cells if cell.type_name == type_name), 0.0)
+    """With errors far above that of the preset's type, or of the measured type that is nearest in bits, made dear."""
+    qtype = library.types().get(type_name)
+    if qtype is None or not table.cells:
+        return table
+    alike = min(table.cells, key=lambda cell: (abs(cell.bits_per_weight - qtype.bits_per_weight), cell.type_name != type_name))
+    limit = FARTHEST * alike.error
     if limit <= 0:
         return table
     cells = [dataclasses.replace(cell, damage=cell.damage * max(1.0, cell.error / limit) ** 2) for cell in table.cells]
