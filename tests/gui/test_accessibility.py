@@ -25,6 +25,11 @@ return [...document.querySelectorAll('.qt-main *')]
   .map(([part]) => part.tagName + '.' + part.className);
 """
 """What lies beyond the right edge of the window and nowhere within something that scrolls."""
+_FITS = """return [...document.querySelectorAll('.qt-choose-grid, .qt-m-grid-table')].every((grid) => {
+    const view = grid.querySelector('.ag-center-cols-viewport');
+    return view && view.scrollWidth <= view.clientWidth + 1;
+})"""
+"""Whether tables of tensors show all that they have without scrolling sideways."""
 
 
 @pytest.fixture(scope="session")
@@ -47,9 +52,10 @@ def test_no_serious_finding(chromium: Browser, studied_server: Server, axe: str,
     assert isinstance(found, list), found
     assert _told(found) == []
     try:
-        for width in (375, 1280):
+        for width in (375, 640, 1280):
             chromium.size(width, 800)
             chromium.until(lambda: not chromium.js(_CUT_OFF), f"nothing is cut off at {width} pixels")
+            chromium.until(lambda: chromium.js(_FITS), f"tables fit at {width} pixels")
     finally:
         chromium.size(1280, 800)
 

@@ -20,12 +20,12 @@ from quantailor.analysis.rounding.compensation import PANEL_ROWS
 from quantailor.analysis.rounding.rounding import PLAIN, Rounding
 from quantailor.analysis.scores.swapping import Swapper
 from quantailor.ggml import library
-from quantailor.making.building import build, predict
+from quantailor.making.building import as_rounded, build, predict
 from quantailor.models.identity import fingerprint
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource
 from quantailor.processes import apart
-from quantailor.records import Strategy, TensorChoice
+from quantailor.records import Prediction, Strategy, TensorChoice
 from quantailor.session import quantizable_tensors
 from quantailor.strategy.file import loads
 from small_base import write_small_base
@@ -140,6 +140,17 @@ def test_the_file_says_how_it_was_rounded(source: ModelSource, tmp_path: Path) -
     assert predict(source, again).file_size_bytes == (tmp_path / "compensated.gguf").stat().st_size
     build(source, again, tmp_path / "otherwise.gguf")
     assert embedded(tmp_path / "otherwise.gguf").inputs == {"rounding": "plain"}
+
+
+def test_what_was_predicted_for_the_other_rounding_is_not_told_of_a_file(source: ModelSource) -> None:
+    prediction = Prediction(1000, 900, 4.5, 0.01, "probes", 0.004, (0.003, 0.005))
+    planned = replace(strategy_for(source), inputs={"rounding": "plain"}, prediction=prediction)
+    assert as_rounded(planned, PLAIN).prediction == prediction
+    told = as_rounded(planned, rounding()).prediction
+    assert told is not None
+    assert (told.kld_nats, told.kld_interval_nats) == (None, None)
+    assert told.no_prediction == "the types were planned for plain rounding, and the file's is compensated"
+    assert told.file_size_bytes == prediction.file_size_bytes
 
 
 def embedded(path: Path) -> Strategy:

@@ -134,7 +134,11 @@ def _rounded(strategy: Strategy, said: Mapping[str, str | int | float | None]) -
     if said == {key: value for key, value in strategy.inputs.items() if key in _ROUNDING_INPUTS}:
         return strategy
     others = {key: value for key, value in strategy.inputs.items() if key not in _ROUNDING_INPUTS}
-    return dataclasses.replace(strategy, inputs={**others, **said})
+    prediction, (before, after) = strategy.prediction, (inputs.get("rounding", "plain") for inputs in (strategy.inputs, said))
+    if before != after and prediction is not None and prediction.kld_nats is not None:
+        reason = f"the types were planned for {before} rounding, and the file's is {after}"
+        prediction = dataclasses.replace(prediction, kld_nats=None, kld_interval_nats=None, no_prediction=reason)
+    return dataclasses.replace(strategy, inputs={**others, **said}, prediction=prediction)
 
 
 def _with_added(metadata: dict[str, MetadataValue], added: Mapping[str, str | int]) -> dict[str, MetadataValue]:

@@ -13,7 +13,7 @@ COLUMNS: tuple[dict[str, Any], ...] = (
         "headerName": "Tensor",
         "field": "name",
         "flex": 3,
-        "minWidth": 140,
+        "minWidth": 132,
         "cellClass": "qt-mono",
         "tooltipField": "name",
     },

@@ -250,7 +250,7 @@ class _Structure:
                 {"field": "name", "headerName": "tensor", "flex": 3, "minWidth": 184, "cellClass": "qt-mono"},
                 {"field": "role", "headerName": "role", "flex": 2, "minWidth": 104},
                 {"field": "layer", "headerName": "layer", "width": 52, **number},
-                {"field": "shape", "headerName": "shape", "width": 118, ":comparator": _BY_WEIGHTS, **number},
+                {"field": "shape", "headerName": "shape", "flex": 1, "minWidth": 118, ":comparator": _BY_WEIGHTS, **number},
                 {"field": "type", "headerName": "type", "width": 72, ":cellRenderer": _chip_renderer()},
                 {
                     "field": "bytes",
