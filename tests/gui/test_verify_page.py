@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,9 +17,10 @@ from studied import run
 from visitor import Visitor
 
 from quantailor.app.products.verdicts import find_verdict
+from quantailor.making.evals import Evaluated, judge
 from quantailor.present.charts.echarts import INTERVALS
 from quantailor.present.charts.verdict import verdict_points
-from quantailor.records import Verdict
+from quantailor.records import EvalItem, Verdict
 from quantailor.session import Workspace
 
 pytestmark = pytest.mark.slow
@@ -143,6 +145,25 @@ def test_the_model_card_is_shown_and_saved(visit: Callable[..., Visitor], place:
     page.sees("Saved ")
     saved = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert yaml.safe_load(saved.split("---\n")[1]) == front
+
+
+def test_what_files_do_is_a_table_where_they_were_asked(
+    visit: Callable[..., Visitor], place: str, verified: Path, workbench: Workbench, tmp_path: Path
+) -> None:
+    home = Path(shutil.copytree(verified / "home", tmp_path / "home"))
+    page = visit(home, verified)
+    page.go(place)
+    page.sees("mine-4.5bpw", seconds=SECONDS)
+    assert "What the files do" not in page.text("main")
+    found = latest(home, workbench.base)
+    kinds = {row.label: row.kind for row in found.rows}
+    answers = {label: [EvalItem(index, (float(index),)) for index in range(10)] for label in kinds}
+    with Workspace.open(home) as workspace:
+        evals = (judge(Evaluated("greedy", "prose.txt", "0" * 64, answers), kinds),)
+        workspace.store.record_verdict(dataclasses.replace(found, evals=evals))
+    page.reload()
+    page.sees("Greedy text of 32 tokens after 10 prompts of prose.txt", seconds=SECONDS)
+    assert page.text("main").count("4.50 [") == len(kinds)
 
 
 def test_a_verdict_from_the_page(visit: Callable[..., Visitor], place: str, verified: Path, workbench: Workbench, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from published import write_published
 from upstream import llama_cpp_sources
 
 from quantailor.analysis import chats
+from quantailor.analysis.chats import read_conversations
 from quantailor.analysis.corpus import tokenize_chat
 from quantailor.models.convert.base import write_base
 from quantailor.models.opening import open_model
@@ -75,5 +76,5 @@ def test_tokens_are_those_of_transformers(name: str, heldout_text: Path, tmp_pat
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Then)
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
     expected = [tokenizer.apply_chat_template(each["messages"], tools=each.get("tools"), tokenize=True, return_dict=False) for each in said]
-    tokens, _, _ = tokenize_chat(base, "\n".join(map(json.dumps, said)), "said.jsonl")
+    tokens, _, _ = tokenize_chat(base, read_conversations("\n".join(map(json.dumps, said)), "said.jsonl"), "said.jsonl")
     assert [each.tolist() for each in tokens] == expected

@@ -18,6 +18,7 @@ from quantailor.records import (
     ChunkScore,
     Comparison,
     Estimate,
+    EvalItem,
     FidelityStatistics,
     Mix,
     TensorInfo,
@@ -27,6 +28,7 @@ from quantailor.records import (
 )
 from quantailor.store import (
     CalibrationRecord,
+    EvalKey,
     ImatrixKey,
     MeasurementKey,
     ModelRecord,
@@ -70,6 +72,7 @@ COMPUTATION = ImatrixKey(MODEL.fingerprint, corpus="c" * 64, n_ctx=512, options=
 IMATRIX = CalibrationRecord(MODEL.fingerprint, "i" * 64, ("calibration.txt",), 100, 512, "computed")
 COVARIANCES = CalibrationRecord(MODEL.fingerprint, "h" * 64, ("calibration.txt",), 100, 512, "computed")
 SCORES = ScoreKey(MODEL.fingerprint, corpus="c" * 64, n_ctx=512, candidate="Q4_K_M")
+ANSWERS = EvalKey(MODEL.fingerprint, evaluation="greedy-1:" + "e" * 64, candidate="Q4_K_M")
 RUN = SwapKey(MODEL.fingerprint, imatrix="i" * 64, corpus="c" * 64, n_ctx=512, kernels="as built", base_kernels="finer")
 PROBE = Mix.of({"token_embd.weight": "Q4_K"})
 MIX = Mix.of({"token_embd.weight": "Q4_K", "blk.0.ffn_down_exps.weight": "Q6_K"})
@@ -246,6 +249,14 @@ def test_chunk_scores_come_back_by_index(store: Store) -> None:
     assert store.chunk_scores(replace(SCORES, candidate="base")) == []
 
 
+def test_answers_come_back_by_item(store: Store) -> None:
+    answers = [EvalItem(index, tuple(float(index) for _ in range(index))) for index in range(4)]
+    store.record_answers(ANSWERS, reversed(answers))
+    assert store.answers(ANSWERS) == answers
+    assert store.answers(replace(ANSWERS, candidate="base")) == []
+    assert store.answers(replace(ANSWERS, evaluation="greedy-2")) == []
+
+
 def test_a_nan_score_is_refused(store: Store) -> None:
     with pytest.raises(StoreError, match="kld_sum of chunk 0 of Q4_K_M is NaN"):
         store.record_chunk_scores(SCORES, [replace(a_score(0), kld_sum=math.nan)])
@@ -416,6 +427,7 @@ def record_everything(store: Store) -> None:
     store.record_imatrix(IMATRIX, computed=COMPUTATION)
     store.record_covariances(COVARIANCES, computed=COMPUTATION)
     store.record_chunk_scores(SCORES, [a_score(0)])
+    store.record_answers(ANSWERS, [EvalItem(0, (1.5,))])
     store.record_strategy(StrategyRecord.of(MODEL.fingerprint, "optimal", "{}"))
     store.record_verdict(a_verdict())
     store.record_mixes(MODEL.fingerprint, "curve", [MIX])

@@ -106,8 +106,8 @@ def chat_template(metadata: Mapping[str, MetadataValue], model: str) -> ChatTemp
     return ChatTemplate(sources, special)
 
 
-def rendered(template: ChatTemplate, conversations: Sequence[Conversation], name: str) -> list[str]:
-    """Each conversation as text with special tokens written out.
+def rendered(template: ChatTemplate, conversations: Sequence[Conversation], name: str, *, to_answer: bool = False) -> list[str]:
+    """Each conversation as text with special tokens written out; `to_answer` begins the assistant's next turn.
 
     Raises CorpusError where the template is damaged or refuses a conversation.
     """
@@ -126,7 +126,7 @@ def rendered(template: ChatTemplate, conversations: Sequence[Conversation], name
                     messages=[dict(message) for message in conversation.messages],
                     tools=None if conversation.tools is None else list(conversation.tools),
                     documents=None,
-                    add_generation_prompt=False,
+                    add_generation_prompt=to_answer,
                     **template.special_tokens,
                 )
             )

@@ -15,7 +15,7 @@ import bisect
 import hashlib
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,7 @@ import numpy as np
 
 from quantailor import files
 from quantailor.analysis import chats, texts
+from quantailor.analysis.chats import Conversation
 from quantailor.analysis.texts import Part
 from quantailor.analysis.threads import LEAST_STACK_BYTES, with_stack
 from quantailor.errors import CorpusError, CrashError
@@ -156,27 +157,32 @@ def _tokenize(model_path: Path, text: str, max_stack_bytes: int) -> tuple[Tokens
 def _tokenized_chat(model_path: Path, version: FilesState, text: str, name: str) -> tuple[Tokens, int | None, str]:
     """The same for conversations, with all that their rendering depends on."""
     del version
-    tokens, bos, template = apart.call(tokenize_chat, model_path, text, name, MAX_STACK_BYTES)
+    tokens, bos, template = apart.call(tokenize_chat, model_path, chats.read_conversations(text, name), name, MAX_STACK_BYTES)
     joined = np.concatenate(tokens)
     joined.flags.writeable = False
     return joined, bos, template
 
 
-def tokenize_chat(model_path: Path, text: str, name: str, max_stack_bytes: int = MAX_STACK_BYTES) -> tuple[list[Tokens], int | None, str]:
-    """Each conversation's tokens, (n_tokens,) int32, BOS, and what else rendering depends on. Raises CorpusError, InferenceError."""
+def tokenize_chat(
+    model_path: Path, said: Sequence[Conversation], name: str, max_stack_bytes: int = MAX_STACK_BYTES, *, to_answer: bool = False
+) -> tuple[list[Tokens], int | None, str]:
+    """Each conversation's tokens, (n_tokens,) int32, BOS, and what else rendering depends on; `to_answer` as of `chats.rendered`.
+
+    Raises CorpusError, InferenceError.
+    """
     source = open_model(model_path)
     try:
         template = chats.chat_template(source.metadata, model_path.name)
     finally:
         source.close()
-    said = chats.rendered(template, chats.read_conversations(text, name), name)
+    rendered = chats.rendered(template, said, name, to_answer=to_answer)
     with runtime.tokenizer(model_path) as vocabulary:
         doing(_TOKENIZING)
 
         def tokens_of_all() -> list[Tokens]:
-            return [vocabulary.tokenize(each, add_special=False, special=True) for each in said]
+            return [vocabulary.tokenize(each, add_special=False, special=True) for each in rendered]
 
-        tokens = with_stack(_stack_bytes(max(said, key=len), max_stack_bytes), tokens_of_all)
+        tokens = with_stack(_stack_bytes(max(rendered, key=len), max_stack_bytes), tokens_of_all)
         return tokens, vocabulary.bos_token if vocabulary.adds_bos else None, template.text()
 
 

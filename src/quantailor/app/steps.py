@@ -32,7 +32,19 @@ from quantailor.steps.convert import ConversionOffer, ConvertResult, ConvertStep
 from quantailor.steps.hub.download import DownloadResult, DownloadStep, cached_model, shipped_imatrix
 from quantailor.steps.hub.publish import PublishResult, PublishStep
 from quantailor.steps.measure import MeasureResult, MeasureStep
-from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX, REPO, Compute, Conversion, HubModel, Way, absolute
+from quantailor.steps.options import (
+    COMPUTE,
+    DEFAULT_N_CTX,
+    N_PROMPTS,
+    REPO,
+    Compute,
+    Conversion,
+    Evals,
+    HubModel,
+    Way,
+    absolute,
+    eval_names,
+)
 from quantailor.steps.plan import BasisWish, Limits, Method, PlanOptions, PlanResult, Target, like_target, plan
 from quantailor.steps.probe import (
     DEFAULT_ANCHORS,

@@ -12,9 +12,9 @@ from quantailor.errors import OptionError
 from quantailor.files import expanded
 from quantailor.present.recipes import MADE
 
-_PATHS = ("model", "file", "verify-text", "imatrix", "covariances", "converter")
+_PATHS = ("model", "file", "verify-text", "imatrix", "covariances", "converter", "choices")
 """Keys whose values may be paths; they are looked for beside the recipe."""
-_LISTS = ("pin", "allow", "min", "max", "tie", "budget")
+_LISTS = ("pin", "allow", "min", "max", "tie", "budget", "eval")
 _RENAMED = {"text": "file"}
 
 

@@ -43,7 +43,7 @@ def pieces(path: Path, text: str, *, n_most: int, n_threads: int, as_chat: bool,
     Raises:
         InferenceError: llama.cpp cannot run the file, or the text is too long.
     """
-    with _Writer(path, n_ctx=N_CTX, n_threads=n_threads) as writer:
+    with Writer(path, n_ctx=N_CTX, n_threads=n_threads) as writer:
         tokens = writer.asked(text, as_chat=as_chat)
         room = min(n_most, N_CTX - len(tokens))
         if room <= 0 or not len(tokens):
@@ -60,7 +60,7 @@ def pieces(path: Path, text: str, *, n_most: int, n_threads: int, as_chat: bool,
             logits = writer.after(token, position)
 
 
-class _Writer(LoadedModel):
+class Writer(LoadedModel):
     """A model that keeps what it has read, one token after the other."""
 
     def asked(self, text: str, *, as_chat: bool) -> Tokens:
@@ -78,6 +78,32 @@ class _Writer(LoadedModel):
         length = int(llama.llama_chat_apply_template(template, turn, 1, True, buffer, len(buffer)))
         return buffer.raw[:length].decode(errors="replace") if 0 < length <= len(buffer) else None
 
+    def continuation(self, prompt: Tokens, n_most: int) -> Tokens:
+        """What follows tokens, (n_tokens,), one token after the other: (n_written,), up to and with one that ends the text.
+
+        Raises InferenceError as `logits` does.
+        """
+        logits, written = self.logits(prompt, first=len(prompt) - 1, view=True), list[int]()
+        while len(written) < n_most:
+            written.append(int(np.argmax(logits[-1])))
+            if self.ends(written[-1]) or len(written) == n_most:
+                break
+            logits = self.after(written[-1], len(prompt) + len(written) - 1)
+        return np.array(written, dtype=np.int32)
+
+    def followed(self, prompt: Tokens, written: Tokens) -> int:
+        """How many tokens it would write as they are `written`, (n_written,), after a prompt, (n_tokens,), before its first other one.
+
+        Raises InferenceError as `logits` does.
+        """
+        logits = self.logits(prompt, first=len(prompt) - 1, view=True)
+        for number, token in enumerate(written.tolist()):
+            if int(np.argmax(logits[-1])) != token:
+                return number
+            if number + 1 < len(written):
+                logits = self.after(token, len(prompt) + number)
+        return len(written)
+
     def ends(self, token: int) -> bool:
         """Whether a token ends the text."""
         return bool(self._llama.llama_vocab_is_eog(self._open_vocab(), token))
@@ -89,7 +115,10 @@ class _Writer(LoadedModel):
         return buffer.raw[: max(0, length)]
 
     def after(self, token: int, position: int) -> Floats:
-        """The logits, (1, n_vocab), after one more token at that place; llama.cpp's memory, which the next call overwrites."""
+        """The logits, (1, n_vocab), after one more token at that place; llama.cpp's memory, which the next call overwrites.
+
+        Raises InferenceError where llama.cpp fails.
+        """
         batch = self._batch
         if batch is None:
             raise InferenceError(f"{self.path} is closed")

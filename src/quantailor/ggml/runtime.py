@@ -16,7 +16,7 @@ import functools
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,6 +240,7 @@ class LoadedModel(Tokenizer):
         devices: what takes layers from the processor.
         capture: called with the input of every weight matrix while a chunk runs.
         writable: keep the weights where and as they are in the file, so that `ggml.swapping` can write them.
+        n_branches: sequences at most that one chunk may end in, see `branches`.
 
     Raises:
         InferenceError: llama.cpp cannot load the model or has no memory for the context.
@@ -254,11 +255,12 @@ class LoadedModel(Tokenizer):
         devices: Devices = PROCESSOR,
         capture: Capture | None = None,
         writable: bool = False,
+        n_branches: int = 1,
     ) -> None:
         self._context: object = None
         self._batch: ctypes.Structure | None = None
         super().__init__(path, vocab_only=False, devices=devices, writable=writable)
-        self.n_ctx = n_ctx
+        self.n_ctx, self._n_branches = n_ctx, n_branches
         self._observer = None if capture is None else _Observer(capture)
         self.n_threads = n_threads or os.cpu_count() or 1
         # A writable model computes where its weights lie: what the graph shows must be a weight, not its copy on a GPU.
@@ -275,7 +277,7 @@ class LoadedModel(Tokenizer):
         parameters = self._llama.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = self.n_ctx
         parameters.n_ubatch = min(self.n_ctx, MAX_UBATCH)
-        parameters.n_seq_max = 1
+        parameters.n_seq_max, parameters.kv_unified = self._n_branches, self._n_branches > 1
         parameters.n_threads = parameters.n_threads_batch = self.n_threads
         parameters.offload_kqv, parameters.op_offload = self._offload_kqv, self._offload_products
         if callback is not None:
@@ -283,10 +285,15 @@ class LoadedModel(Tokenizer):
         self._context = self._llama.llama_init_from_model(self._model, parameters)
         if not self._context:
             raise InferenceError(f"llama.cpp cannot run {self.path} with {self.n_ctx} tokens: {self._log.last_error()}")
-        self._batch = self._llama.llama_batch_init(self.n_ctx, 0, 1)
-        for index in range(self.n_ctx):
-            self._batch.n_seq_id[index] = 1
-            self._batch.seq_id[index][0] = 0
+        self._batch = self._llama.llama_batch_init(self.n_ctx, 0, self._n_branches)
+        self._follow_alone(self.n_ctx)
+
+    def _follow_alone(self, n_tokens: int) -> None:
+        """So many tokens of the next chunk are one sequence."""
+        if self._batch is not None:
+            for index in range(n_tokens):
+                self._batch.n_seq_id[index] = 1
+                self._batch.seq_id[index][0] = 0
 
     def close(self) -> None:
         """Release model and context."""
@@ -307,6 +314,9 @@ class LoadedModel(Tokenizer):
             InferenceError: llama.cpp failed, the chunk is longer than `n_ctx` or a token is not in the vocabulary.
         """
         self._fill(tokens, first)
+        self._run()
+
+    def _run(self) -> None:
         self._log.clear()
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
         status = self._llama.llama_decode(self._context, self._batch)
@@ -335,15 +345,51 @@ class LoadedModel(Tokenizer):
         Raises InferenceError as `decode` does, and where a logit is NaN or Inf or all are equal.
         """
         self.decode(tokens, first=first)
+        values = self._outputs(len(tokens) - first)
+        return values if view else values.copy()
+
+    def branches(self, beginning: Tokens, ends: Sequence[Tokens]) -> list[Floats]:
+        """Run a beginning, (n_tokens,), that is followed by several ends, (n_end,) each, as if each followed it alone.
+
+        Returns:
+            Of each end the logits, (n_end, n_vocab), that predict its tokens; llama.cpp's memory or copies of it.
+
+        Raises:
+            InferenceError: as of `logits`, or there are more ends than `n_branches`.
+        """
+        tails = [end[:-1] for end in ends]
+        self._fill(np.concatenate([beginning, *tails]), len(beginning) - 1)
+        batch = self._batch
+        if batch is None or len(ends) > self._n_branches:
+            raise InferenceError(f"{self.path} was not opened for {len(ends)} sequences")
+        for index in range(len(beginning)):
+            batch.n_seq_id[index] = len(ends)
+            for branch in range(len(ends)):
+                batch.seq_id[index][branch] = branch
+        at = len(beginning)
+        for branch, tail in enumerate(tails):
+            for offset in range(len(tail)):
+                batch.n_seq_id[at], batch.seq_id[at][0], batch.pos[at] = 1, branch, len(beginning) + offset
+                at += 1
+        try:
+            self._run()
+        finally:
+            self._follow_alone(at)
+        values = self._outputs(at - len(beginning) + 1)
+        offsets = np.cumsum([1, *map(len, tails)])
+        return [np.concatenate([values[:1], values[begin : begin + len(tail)]]) for begin, tail in zip(offsets, tails, strict=False)]
+
+    def _outputs(self, n_rows: int) -> Floats:
+        """The logits of the last graph, (n_rows, n_vocab), in llama.cpp's memory."""
         pointer = self._llama.llama_get_logits(self._context)
         if not pointer:
             raise InferenceError(f"{self.path} gives no logits")
-        values = np.ctypeslib.as_array(pointer, (len(tokens) - first, self.n_vocab))
+        values = np.ctypeslib.as_array(pointer, (n_rows, self.n_vocab))
         if values.size > 1 and (values[0] == values[0, 0]).all():
             raise InferenceError(f"{self.path} gives no predictions of next tokens: all logits are {values[0, 0]:g}")
         if not (np.isfinite(values.max()) and np.isfinite(values.min())):
             raise InferenceError(f"{self.path} gives logits that are NaN or Inf", remedy="Check the file; its weights may be damaged")
-        return values if view else values.copy()
+        return values
 
     def logits_and_inputs(self, tokens: Tokens, *, first: int = 0) -> tuple[Floats, Floats | None]:
         """The logits, and what the output matrix was multiplied with to give them: (n_tokens - first, n_vocab) and (..., n_cols).

@@ -26,6 +26,7 @@ from quantailor.files import write_text, writing
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name, quantize_reference
 from quantailor.making.building import verdict_paths
+from quantailor.making.evals import Evaluated, judge, sentences
 from quantailor.models.identity import description as described
 from quantailor.models.identity import fingerprint
 from quantailor.models.opening import open_model
@@ -153,6 +154,7 @@ def make_verdict(
     n_ctx: int,
     reservations: Sequence[str] = (),
     domains: Mapping[str, Collection[int]] | None = None,
+    evals: Sequence[Evaluated] = (),
 ) -> Verdict:
     """Statistics of every file, ours against every other, and the sentence. Where several files are judged, every two are compared.
 
@@ -165,6 +167,7 @@ def make_verdict(
         n_ctx: tokens per chunk.
         reservations: what limits its worth, one sentence each; they end the verdict's sentence, after domains in which ours suffers.
         domains: the chunks of each text by its name, where the held-out text is a mix.
+        evals: what all files answered to evaluations.
     """
     files = _common_chunks(files)
     base = next(file for file in files if file.kind == "base")
@@ -185,6 +188,8 @@ def make_verdict(
     apart = tuple(found for each in (domains or {}).items() if (found := _domain(*each, files, ours)) is not None)
     reservations = (*_suffering(apart, comparisons), *reservations)
     said = several(rows, pairs, standings) if pairs else sentence(row, comparisons, floor_kld_nats=floor)
+    kinds = {file.label: file.kind for file in files}
+    evaluated = tuple(judge(each, kinds) for each in evals)
     return Verdict(
         model_fingerprint=model_fingerprint,
         corpus_name=corpus_name,
@@ -193,11 +198,12 @@ def make_verdict(
         rows=rows,
         comparisons=comparisons,
         floor_kld_nats=floor,
-        sentence=" ".join((said, *reservations)),
+        sentence=" ".join((said, *(sentences(each, kinds) for each in evaluated), *reservations)),
         reservations=tuple(reservations),
         pairs=pairs,
         standings=standings,
         domains=apart,
+        evals=evaluated,
     )
 
 

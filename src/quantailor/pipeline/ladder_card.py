@@ -148,7 +148,8 @@ def _measured(verdict: Verdict | None, graph: str) -> str:
     columns = ("beside them", "size", "bits per weight", "perplexity", "mean KL divergence (nats)", "same most likely token")
     missing = "\n".join(f"- {item}" for item in cards.NOT_MEASURED)
     return (
-        f"## Measured\n\n![Size against divergence]({graph})\n\n{where}\n\n{cards.table(columns, rows)}\n**{_claim(verdict)}**\n\n"
+        f"## Measured\n\n![Size against divergence]({graph})\n\n{where}\n\n{cards.table(columns, rows)}{cards.evaluations(verdict)}\n"
+        f"**{_claim(verdict)}**\n\n"
         f"The unquantized model itself has there a divergence of {verdict.floor_kld_nats:.1e}.\n\nNot measured:\n\n{missing}\n"
     )
 

@@ -35,8 +35,9 @@ from quantailor.steps.checks.inputs import asked_bits, check_plan, check_possibl
 from quantailor.steps.checks.limits import constraints_of
 from quantailor.steps.checks.verified import require_apart
 from quantailor.steps.convert import ConvertStep, with_base, with_known_base
+from quantailor.steps.judged.evaluating import check_evals
 from quantailor.steps.measure import known_types
-from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX
+from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX, Evals
 from quantailor.steps.plan import PlanOptions, PlanResult, choose, plan_result, target_of
 from quantailor.steps.probe import DEFAULT_PROBE_CHUNKS, Grouping, ProbeStep
 from quantailor.steps.stages import Stages
@@ -109,6 +110,8 @@ class MakingStep(PipelineStep[Answer]):
     """As of `VerifyStep`."""
     beside: Literal["plain"] | None = None
     """As of `VerifyStep`."""
+    evals: Evals = field(default_factory=Evals)
+    """As of `VerifyStep`."""
 
     @property
     def takes_turns(self) -> bool:
@@ -121,6 +124,7 @@ class MakingStep(PipelineStep[Answer]):
         super(MakingStep, self).check(workspace)
         refuse_busy(self.folder)
         check_texts(self.verify_text)
+        check_evals(self.evals)
         claims = self.verify and (self.chunks is None or self.chunks >= judging.MIN_CHUNKS)
         if claims and self.verify_text is not None:
             require_apart(Path(self.text) if self.text else CALIBRATION_TEXT, Path(self.verify_text))
@@ -386,6 +390,7 @@ class MakingStep(PipelineStep[Answer]):
             base=weights,
             against=self.against,
             beside=self.beside,
+            evals=self.evals,
             text=self.verify_text,
             chunks=self.chunks,
             imatrix=imatrix,

@@ -48,6 +48,9 @@ def write_recipe(step: MakingStep[StepResult], place: str, model: OpenedModel, a
         "chunks": step.chunks,
         "against": None if step.against is None else list(step.against),
         "beside": step.beside,
+        "eval": list(step.evals.names),
+        "prompts": step.evals.prompts if "greedy" in step.evals.names else None,
+        "choices": _place(step.evals.choices, folder),
         "allow-requantize": step.allow_requantize or None,
         "way": None if step.conversion.way == "auto" else step.conversion.way,
     }

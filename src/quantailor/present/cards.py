@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
-from quantailor.records import Estimate, MetadataValue
+from quantailor.present.evals import eval_tables
+from quantailor.records import Estimate, MetadataValue, Verdict
 
 REPO = re.compile(r"(?:https://huggingface\.co/)?(?P<id>[\w.-]+/[\w.-]+)/?")
 NOT_MEASURED = (
@@ -47,3 +48,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def with_error(value: Estimate, digits: int) -> str:
     """A figure with so many decimals and its standard error."""
     return f"{value.value:.{digits}f} ± {value.se:.{digits}f}"
+
+
+def evaluations(verdict: Verdict) -> str:
+    """Tables of what files did beside diverging; "" where they were not asked."""
+    return "".join(f"\n{each.title}; intervals are of the bootstrap:\n\n{table(each.columns, each.rows)}" for each in eval_tables(verdict))

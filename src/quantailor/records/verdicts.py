@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from quantailor.records.evals import Eval
 from quantailor.records.measurements import Estimate
 
 
@@ -129,3 +130,5 @@ class Verdict:
     """Every file that was judged and lies between presets, where more than one was judged."""
     domains: tuple[Domain, ...] = ()
     """Each text apart, where the held-out text is a mix of several."""
+    evals: tuple[Eval, ...] = ()
+    """What was measured beside divergences, where it was asked for."""

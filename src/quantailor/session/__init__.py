@@ -18,3 +18,4 @@ from quantailor.session.workspace import Workspace
 DATA = Path(__file__).parents[1] / "data"
 CALIBRATION_TEXT = DATA / "calibration.txt"
 HELDOUT_TEXT = DATA / "heldout.txt"
+CHOICES = DATA / "choices.jsonl"

@@ -5,18 +5,22 @@ Paths are absolute by then: the worker may run in another directory.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+from quantailor.errors import OptionError
 from quantailor.files import expanded
 from quantailor.ggml.devices import Devices
+from quantailor.records import EvalName
 
 COMPUTE = "compute"
 """An importance matrix that is computed in any case."""
 REPO = "repo"
 """The importance matrix that the model's repository ships."""
 DEFAULT_N_CTX = 512
+NO_EVAL, N_PROMPTS = "none", 300
 Way = Literal["auto", "native", "llama.cpp"]
 """Which conversion: ours, or llama.cpp's own converter."""
 
@@ -64,6 +68,28 @@ class Conversion:
     """"auto" takes llama.cpp's converter where our own conversion does not know the model."""
     trust_remote_code: bool = False
     """Let llama.cpp's converter run code that the directory brings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evals:
+    """What files are asked beside their divergences."""
+
+    names: tuple[EvalName, ...] = ()
+    prompts: int = N_PROMPTS
+    """For "greedy", at most."""
+    choices: str | None = None
+    """The file of questions for "choices"; None takes those that ship with Quantailor."""
+
+
+def eval_names(names: Sequence[str]) -> tuple[EvalName, ...]:
+    """Evaluations by name, each once; "none" stands for none, alone. Raises OptionError for one that is not known."""
+    known = get_args(EvalName)
+    for name in names:
+        if name not in (*known, NO_EVAL):
+            raise OptionError(f"{name!r} is no evaluation", remedy=f"Give {', '.join(known)} or {NO_EVAL}")
+    if NO_EVAL in names and len(set(names)) > 1:
+        raise OptionError(f"--eval {NO_EVAL} goes with no other", remedy="Leave out one of them")
+    return tuple(name for name in known if name in names)
 
 
 def absolute(path: str | Path) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from quantailor.analysis.corpus import Corpus, chunk_length, chunks, domains
+from quantailor.analysis.corpus import chunk_length, chunks
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.scores import fidelity
 from quantailor.costs.model_size import ModelSize
@@ -23,11 +23,13 @@ from quantailor.ggml.reference import preset_name
 from quantailor.making import judging
 from quantailor.models.abilities import require_predictions
 from quantailor.processes.crews import ModelFiles
-from quantailor.records import PLAIN_TWIN, ChunkScore, RowKind, Verdict
+from quantailor.records import PLAIN_TWIN, RowKind, Verdict
 from quantailor.session import AUTO, HELDOUT_TEXT, OpenedModel, Workspace, gguf_path, require_finite
 from quantailor.steps.checks.inputs import check_texts
 from quantailor.steps.checks.verified import other_words, require_held_out, require_presets, require_same_model, reservations
-from quantailor.steps.options import DEFAULT_N_CTX
+from quantailor.steps.judged.evaluating import Enquiry, check_evals, evaluate
+from quantailor.steps.judged.scored import judged
+from quantailor.steps.options import DEFAULT_N_CTX, Evals
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Screen, StepResult, WeightedStep
 from quantailor.store import ScoreKey
@@ -50,7 +52,7 @@ class VerifyResult(StepResult):
 class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult):
     """Measure a file, or several, against their base and presets. "auto" is the importance matrix that the first was made with."""
 
-    units: ClassVar[Mapping[str, str]] = {"verify": "chunks", PLAIN_TWIN: "bytes"}
+    units: ClassVar[Mapping[str, str]] = {"verify": "chunks", PLAIN_TWIN: "bytes", "greedy": "prompts", "choices": "questions"}
     runs_model: ClassVar[bool] = True
     screen: ClassVar[Screen | None] = "verify"
 
@@ -67,6 +69,7 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
     """None means the held-out text that ships with Quantailor."""
     chunks: int | None = None
     n_ctx: int = DEFAULT_N_CTX
+    evals: Evals = field(default_factory=Evals)
     output: str | None = None
     """Where the verdict's files go: this path plus .json, .csv, .png and .svg."""
     overwrite: bool = False
@@ -85,6 +88,7 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
         """The text, the presets, the files. Raises CorpusError, TypeUnavailableError, OptionError, StrategyMismatchError."""
         super(VerifyStep, self).check(workspace)
         check_texts(self.text)
+        check_evals(self.evals)
         self.refuse_other_verdict()
         for name in self.against or ():
             preset_name(name)
@@ -179,13 +183,17 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             )
             for name, score in scores:
                 workspace.store.record_chunk_scores(keys[name], [score])
+            contents = {name: keys[name].candidate for name in candidates}
+            evaluated = evaluate(Enquiry(workspace, model, candidates, contents, self.compute, stages), self.evals, text, corpus)
             found = [*told, *reservations(workspace, model, ours, text)]
             for path in self.files[1:]:
                 found += [f"{path.name}: {each}" for each in reservations(workspace, model, path, text) if each not in found]
             for reservation in found:
                 stages.warn(reservation)
             kinds: dict[str, RowKind] = dict.fromkeys(labels, "ours" if self.is_ladder else "rival") | {labels[0]: "ours"}
-            verdict = _judge(workspace, model, keys, candidates, kinds, len(tokens), corpus=corpus, n_ctx=n_ctx, limits=found)
+            verdict = judged(
+                workspace, model, keys, candidates, kinds, len(tokens), corpus=corpus, n_ctx=n_ctx, limits=found, evals=evaluated
+            )
             workspace.store.record_verdict(verdict)
             written = judging.write_verdict(verdict, self.stem)
             return VerifyResult(verdict, tuple(map(str, written)))
@@ -226,38 +234,3 @@ def verify_imatrix(workspace: Workspace, model: OpenedModel, step: VerifyStep) -
         return (workspace.imatrices.read(model.fingerprint, recorded) if recorded else None), []
     missing = f"The importance matrix {recorded[:12]} that the file was made with is not here (--imatrix names its file)"
     return None, [f"{missing}, so the presets were made without one and look worse than they could."]
-
-
-def _judge(
-    workspace: Workspace,
-    model: OpenedModel,
-    keys: Mapping[str, ScoreKey],
-    candidates: Mapping[str, Path],
-    kinds: Mapping[str, RowKind],
-    n_chunks: int,
-    *,
-    corpus: Corpus,
-    n_ctx: int,
-    limits: Sequence[str],
-) -> Verdict:
-    scores: dict[str, Sequence[ChunkScore]] = {
-        name: [score for score in workspace.store.chunk_scores(key) if score.index < n_chunks] for name, key in keys.items()
-    }
-    scored = [_scored(BASE, "base", gguf_path(model), scores[BASE], model.fingerprint)]
-    for name, path in candidates.items():
-        scored.append(_scored(name, kinds.get(name, "reference"), path, scores[name], keys[name].candidate))
-    return judging.make_verdict(
-        scored,
-        scores[NULL_CONTROL],
-        model_fingerprint=model.fingerprint,
-        corpus_name=corpus.name,
-        corpus_sha256=corpus.sha256,
-        n_ctx=n_ctx,
-        domains=domains(corpus, n_ctx, n_chunks),
-        reservations=limits,
-    )
-
-
-def _scored(label: str, kind: RowKind, path: Path, scores: Sequence[ChunkScore], content: str) -> judging.ScoredFile:
-    size_bytes, bits = judging.file_size(path)
-    return judging.ScoredFile(label, kind, size_bytes, bits, scores, content)

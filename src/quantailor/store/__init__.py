@@ -3,6 +3,7 @@
 from quantailor.store.job_table import ClusterReport, Job, JobState, LogLine, Pace, Progress, Worker, WorkerReport
 from quantailor.store.keys import (
     CalibrationRecord,
+    EvalKey,
     ImatrixKey,
     Location,
     MeasurementKey,

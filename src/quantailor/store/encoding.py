@@ -14,7 +14,19 @@ from typing import Any
 import numpy as np
 
 from quantailor.errors import StoreError
-from quantailor.records import Comparison, Domain, Estimate, FidelityStatistics, Standing, Verdict, VerdictRow
+from quantailor.records import (
+    Comparison,
+    Domain,
+    Estimate,
+    Eval,
+    EvalComparison,
+    EvalFigure,
+    EvalRow,
+    FidelityStatistics,
+    Standing,
+    Verdict,
+    VerdictRow,
+)
 
 
 def floats_to_blob(values: Sequence[float]) -> bytes:
@@ -60,7 +72,18 @@ def verdict_from_json(text: str) -> Verdict:
     for name, kind in {"comparisons": Comparison, "pairs": Comparison, "standings": Standing}.items():
         document[name] = tuple(kind(**_tuples(one)) for one in document.get(name, ()))
     document["domains"] = tuple(_domain(one) for one in document.get("domains", ()))
+    document["evals"] = tuple(_eval(one) for one in document.get("evals", ()))
     return Verdict(**document, rows=rows)
+
+
+def _eval(document: Mapping[str, Any]) -> Eval:
+    rows = tuple(EvalRow(**_with_figures(each)) for each in document["rows"])
+    comparisons = tuple(EvalComparison(**_with_figures(each)) for each in document["comparisons"])
+    return Eval(**{**document, "rows": rows, "comparisons": comparisons})
+
+
+def _with_figures(document: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: EvalFigure(**_tuples(value)) if isinstance(value, dict) else value for name, value in document.items()}
 
 
 def _domain(document: Mapping[str, Any]) -> Domain:

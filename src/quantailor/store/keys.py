@@ -140,6 +140,23 @@ class ScoreKey:
 
 
 @dataclass(frozen=True, slots=True)
+class EvalKey:
+    """What answers of an evaluation are filed under, besides the item's number."""
+
+    model: str
+    evaluation: str
+    """The evaluation, its version, and the SHA-256 of what is asked."""
+    candidate: str
+    """"base", "base's text" or something that identifies the file's content."""
+    engine: str = field(default_factory=lambda: library.engine())
+
+    @property
+    def row(self) -> dict[str, str | int]:
+        """The columns that hold it."""
+        return _row(self, "candidate")
+
+
+@dataclass(frozen=True, slots=True)
 class SwapKey:
     """What scores of mixes are filed under, besides the mix and the chunk."""
 
@@ -167,7 +184,7 @@ class SwapKey:
         return sha256("\n".join(parts))[:24]
 
 
-def _row(key: MeasurementKey | ImatrixKey | ScoreKey, column: str) -> dict[str, str | int]:
+def _row(key: MeasurementKey | ImatrixKey | ScoreKey | EvalKey, column: str) -> dict[str, str | int]:
     row = asdict(key)
     engine = row.pop("engine")
     return {**row, column: f"{row[column]}{ENGINE}{engine}"}

@@ -42,11 +42,21 @@ def rest_schema(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE swap_runs ADD COLUMN rest TEXT NOT NULL DEFAULT ''")
 
 
+def answers_schema(connection: sqlite3.Connection) -> None:
+    """What files answered to the items of an evaluation."""
+    connection.execute(
+        "CREATE TABLE answers (model TEXT NOT NULL REFERENCES models (fingerprint) ON DELETE CASCADE, evaluation TEXT NOT NULL,"
+        " candidate TEXT NOT NULL, item INTEGER NOT NULL, figures BLOB NOT NULL,"
+        " PRIMARY KEY (model, evaluation, candidate, item)) WITHOUT ROWID"
+    )
+
+
 MIGRATIONS: dict[str, Migration] = {
     FIRST: first_schema,
     "0013 paces": paces_schema,
     "0014 workers of jobs": clusters_schema,
     "0015 what bases rest in": rest_schema,
+    "0016 answers of evaluations": answers_schema,
 }
 
 

@@ -12,6 +12,7 @@ RESULT_TABLES = {
     "covariances": "SELECT * FROM covariances ORDER BY model, fingerprint",
     "covariance_computations": "SELECT * FROM covariance_computations ORDER BY model, corpus, n_ctx, options",
     "chunk_scores": "SELECT * FROM chunk_scores ORDER BY model, corpus, n_ctx, candidate, chunk",
+    "answers": "SELECT * FROM answers ORDER BY model, evaluation, candidate, item",
     "strategies": "SELECT * FROM strategies ORDER BY fingerprint",
     "verdicts": "SELECT * FROM verdicts ORDER BY fingerprint",
     "swap_runs": "SELECT * FROM swap_runs ORDER BY run",
@@ -136,6 +137,11 @@ class SQL:
     scored_chunks = """
         SELECT chunk FROM chunk_scores
         WHERE model = :model AND corpus = :corpus AND n_ctx = :n_ctx AND candidate = :candidate"""
+
+    record_answer = _upsert("answers", "model, evaluation, candidate, item", "model, evaluation, candidate, item, figures", named=True)
+    answers = """
+        SELECT item, figures FROM answers
+        WHERE model = :model AND evaluation = :evaluation AND candidate = :candidate ORDER BY item"""
 
     record_swap_run = """
         INSERT INTO swap_runs (run, model, imatrix, corpus, n_ctx, kernels, base_kernels, engine, rounding, rest)

@@ -22,13 +22,14 @@ from typing import TypeVar
 from quantailor.errors import StoreError
 from quantailor.files import Closing
 from quantailor.ggml import library
-from quantailor.records import ChunkScore, Mix, TensorInfo, Verdict, WeightError
+from quantailor.records import ChunkScore, EvalItem, Mix, TensorInfo, Verdict, WeightError
 from quantailor.store import encoding
 from quantailor.store.database import BUSY_TIMEOUT_S, Database, Row, Value
 from quantailor.store.job_table import JobTable
 from quantailor.store.keys import (
     ENGINE,
     CalibrationRecord,
+    EvalKey,
     ImatrixKey,
     ImatrixProgress,
     Location,
@@ -230,6 +231,15 @@ class Store(Closing):
     def scored_chunks(self, key: ScoreKey) -> frozenset[int]:
         """Indexes of the chunks that are recorded."""
         return frozenset(int(row[0]) for row in self._database.query(SQL.scored_chunks, key.row))
+
+    def record_answers(self, key: EvalKey, answers: Iterable[EvalItem]) -> None:
+        """Record answers of an evaluation, all of them or none."""
+        rows = [{**key.row, "item": each.index, "figures": encoding.floats_to_blob(each.values)} for each in answers]
+        self._database.change_many(SQL.record_answer, rows)
+
+    def answers(self, key: EvalKey) -> list[EvalItem]:
+        """Answers by the number of their item."""
+        return [EvalItem(index, encoding.floats_from_blob(blob)) for index, blob in self._database.query(SQL.answers, key.row)]
 
     # Mixes
 

@@ -15,7 +15,7 @@ from quantailor.pipeline import LadderResult, LadderStep, MakeResult, MakeStep
 from quantailor.records import RoundingWish, Strategy, Verdict
 from quantailor.session import AUTO
 from quantailor.steps.build import BuildReport, BuildStep
-from quantailor.steps.options import absolute
+from quantailor.steps.options import N_PROMPTS, Evals, absolute, eval_names
 from quantailor.steps.plan import PlanOptions
 from quantailor.steps.verify import VerifyStep
 
@@ -65,6 +65,9 @@ def verify(
     chunks: int | None = None,
     output: str | Path | None = None,
     beside: Literal["plain"] | None = None,
+    evals: Sequence[str] = (),
+    prompts: int = N_PROMPTS,
+    choices: str | Path | None = None,
 ) -> Verdict:
     """Perplexity and KL divergence of a file beside llama.cpp's presets, with paired intervals, and a sentence that judges it.
 
@@ -78,8 +81,11 @@ def verify(
         chunks: at most so many chunks; fewer than 200 carry no claim.
         output: stem of the .json, .csv, .png and .svg files; by default beside the file.
         beside: "plain" compares a file whose rounding is compensated with its own types rounded plainly, too.
+        evals: "greedy" counts for how long files write what the base writes, "choices" puts multiple-choice questions to them.
+        prompts: at most so many for "greedy".
+        choices: a file of questions; None is the one that ships.
 
-    Raises ModelError, CorpusError, TypeUnavailableError.
+    Raises ModelError, CorpusError, OptionError, TypeUnavailableError.
     """
     step = VerifyStep(
         file=absolute(file),
@@ -89,6 +95,7 @@ def verify(
         beside=beside,
         text=optional_path(text),
         chunks=chunks,
+        evals=Evals(names=eval_names(evals), prompts=prompts, choices=optional_path(choices)),
         output=optional_path(output),
         compute=model.compute,
     )

@@ -264,7 +264,7 @@ def _measured(facts: _Facts) -> str:
     columns = ("file", "size", "bits per weight", "perplexity", "mean KL divergence (nats)", "same most likely token")
     rows = [_verdict_row(row, facts.file) for row in verdict.rows]
     end = f"\n**{verdict.sentence}**\n\nThe base itself has there a KL divergence of {verdict.floor_kld_nats:.1e}.\n"
-    return f"## Measured\n\n{text}\n\n{cards.table(columns, rows)}{end}"
+    return f"## Measured\n\n{text}\n\n{cards.table(columns, rows)}{cards.evaluations(verdict)}{end}"
 
 
 def _verdict_row(row: VerdictRow, file: str) -> tuple[str, ...]:

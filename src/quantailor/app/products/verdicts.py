@@ -25,6 +25,7 @@ from quantailor.present.charts.verdict import Measure, verdict_chart, verdict_cs
 from quantailor.present.words import figure, percent, plural
 from quantailor.records import PLAIN_TWIN, Comparison, Verdict, VerdictRow
 from quantailor.session import HELDOUT_TEXT, OpenedModel, Workspace
+from quantailor.steps.judged.evaluating import Files, tokens_left
 from quantailor.steps.verify import BASE, NULL_CONTROL, VerifyStep, verify_imatrix
 from quantailor.store import ScoreKey
 
@@ -68,7 +69,7 @@ class VerifyCost:
     n_chunks: int
     """Of these, how many will be used."""
     n_runs: int
-    """(file, chunk) pairs that are still to be run; the store has the others."""
+    """(file, chunk) pairs that are still to be run, evaluations reckoned as chunks; the store has the others."""
     references: tuple[str, ...]
     """Presets that the file will be compared with."""
     new_references: tuple[str, ...]
@@ -232,7 +233,8 @@ def verify_cost(workspace: Workspace, task: VerifyStep) -> VerifyCost:
     Raises ModelError where a file cannot be read, CorpusError for the text, TypeUnavailableError for an unknown preset.
     """
     with workspace.model(task.base) as model:
-        corpus = load_corpus(Path(task.base), Path(task.text) if task.text else HELDOUT_TEXT)
+        text = Path(task.text) if task.text else HELDOUT_TEXT
+        corpus = load_corpus(Path(task.base), text)
         n_ctx = chunk_length(model.source, task.n_ctx)
         n_text_chunks = corpus.n_chunks(n_ctx)
         n_chunks = min(task.chunks or n_text_chunks, n_text_chunks)
@@ -251,7 +253,8 @@ def verify_cost(workspace: Workspace, task: VerifyStep) -> VerifyCost:
             key: workspace.store.scored_chunks(ScoreKey(model.fingerprint, corpus.sha256, n_ctx, key, engine))
             for key in (BASE, NULL_CONTROL, *keys)
         }
-        n_runs = _n_runs(done, n_chunks, n_new=len(new) + builds_twin)
+        asked = tokens_left(workspace, model, task.evals, text, corpus, Files(keys, len(new) + builds_twin, engine))
+        n_runs = _n_runs(done, n_chunks, n_new=len(new) + builds_twin) + math.ceil(asked / n_ctx)
         seconds = _seconds(workspace, model, task, n_runs, [*map(_main_type, new), *([TWIN_TYPE] if builds_twin else [])])
         return VerifyCost(n_text_chunks, n_chunks, n_runs, references, new, builds_twin, seconds)
 

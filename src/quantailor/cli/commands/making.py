@@ -76,6 +76,7 @@ def verify(
     hub: options.Hub,
     machine: options.SpreadMachine,
     run: options.Run,
+    evaluations: options.Evaluations,
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The quantized GGUF file, and others to hold it against.")],
     base: Annotated[Path, typer.Option("--base", help="The 16-bit base it was made from: a file, or ORG/NAME of one on the hub.")],
     against: options.Against = None,
@@ -104,6 +105,7 @@ def verify(
         text=optional_path(text),
         chunks=chunks,
         n_ctx=n_ctx,
+        evals=evaluations.evals,
         imatrix=imatrix_choice(imatrix, of_repository=repository is not None),
         output=optional_path(output),
         overwrite=force,
@@ -123,6 +125,7 @@ def make(
     asked: options.SpreadWay,
     converting: options.Converting,
     run: options.Run,
+    evaluations: options.Evaluations,
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for everything that is made.")],
     sizes: Annotated[
         str | None,
@@ -194,6 +197,7 @@ def make(
         chunks=chunks,
         against=None if against is None else split_list(against),
         beside=beside,
+        evals=evaluations.evals,
         overwrite=force,
         conversion=converting.conversion(asked.repository_of_model),
     )

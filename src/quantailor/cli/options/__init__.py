@@ -4,6 +4,7 @@ from quantailor.cli.options.answers import Answer, Run
 from quantailor.cli.options.groups import (
     REPO_ID,
     Converting,
+    Evaluations,
     Hub,
     Machine,
     Quantized,

@@ -15,26 +15,32 @@ from quantailor.app.steps import (
     AUTO,
     COMPUTE,
     DEFAULT_N_CTX,
+    N_PROMPTS,
     NONE,
     Compute,
     Conversion,
+    Evals,
     HubModel,
     Rest,
     absolute,
+    eval_names,
     find_token,
 )
 from quantailor.cli.options.single import (
     TEXT_KINDS,
     AnyImatrix,
+    ChoicesFile,
     Context,
     Converter,
     Covariances,
+    EvalNames,
     GpuLayers,
     Imatrix,
     MakeCovariances,
     MakeRounding,
     Model,
     Passes,
+    Prompts,
     Requantize,
     RestOption,
     Rounding,
@@ -48,6 +54,21 @@ from quantailor.cli.options.single import (
     Way,
 )
 from quantailor.cli.values import covariances_choice, imatrix_choice, optional_path, optional_seconds, split_list
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluations:
+    """What files are asked beside their divergences."""
+
+    eval: EvalNames = None
+    prompts: Prompts = N_PROMPTS
+    choices: ChoicesFile = None
+
+    @property
+    def evals(self) -> Evals:
+        """The part of a step. Raises OptionError for an evaluation that is not known."""
+        names = [name for text in self.eval or () for name in split_list(text)]
+        return Evals(names=eval_names(names), prompts=self.prompts, choices=optional_path(self.choices))
 
 
 @dataclass(frozen=True, kw_only=True)

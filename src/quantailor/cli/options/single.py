@@ -102,6 +102,23 @@ Beside = Annotated[
     Literal["plain"] | None,
     typer.Option("--beside", help="plain: compare a file whose rounding is compensated with its own types rounded plainly, too."),
 ]
+EvalNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--eval",
+        help="Ask the files, too: greedy (how long they write what the base writes), choices (multiple choice), or none.",
+        rich_help_panel="Evaluations",
+    ),
+]
+Prompts = Annotated[int, number("prompts", "--prompts", help="Prompts for greedy, at most.", panel="Evaluations")]
+ChoicesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--choices",
+        help="Questions for choices instead of those that ship: .jsonl lines with question, choices and answer, or llama.cpp's own format.",
+        rich_help_panel="Evaluations",
+    ),
+]
 Time = Annotated[
     str | None,
     typer.Option(

@@ -12,6 +12,7 @@ from quantailor.app.steps import BuildReport, ConvertResult, LadderResult, MakeR
 from quantailor.cli.output import console, table
 from quantailor.cli.show.choosing import planned
 from quantailor.present import words
+from quantailor.present.evals import eval_tables
 from quantailor.present.words import plural
 from quantailor.records import Verdict, VerdictRow
 
@@ -41,6 +42,9 @@ def verified(result: VerifyResult) -> None:
         out.print(_standing_table(result.verdict))
     if result.verdict.domains:
         out.print(_domain_table(result.verdict))
+    for each in eval_tables(result.verdict):
+        columns = {name: "right" if number else "left" for number, name in enumerate(each.columns)}
+        out.print(table(each.title, columns, [tuple(cell.replace("[", r"\[") for cell in row) for row in each.rows]))
     out.print(f"floor (base through the same pipeline): {words.figure(result.verdict.floor_kld_nats, 2)} nats")
     out.print(f"[bold]{result.verdict.sentence}[/bold]")
     for path in result.files:

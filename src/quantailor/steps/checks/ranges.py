@@ -14,6 +14,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "n_ctx": (32, 131_072),
     "chunks": (1, 1_000_000),
     "mix_chunks": (1, 1_000_000),
+    "prompts": (2, 100_000),
     "probe_chunks": (1, 1_000_000),
     "imatrix_chunks": (1, 1_000_000),
     "mixes": (0, 10_000),

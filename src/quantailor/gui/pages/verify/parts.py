@@ -28,7 +28,7 @@ from quantailor.app.products.verdicts import (
     size_difference,
     verify_cost,
 )
-from quantailor.app.steps import DEFAULT_N_CTX, VerifyStep
+from quantailor.app.steps import DEFAULT_N_CTX, Evals, VerifyStep, eval_names
 from quantailor.errors import QuantailorError
 from quantailor.gui.context import context, workspace
 from quantailor.gui.jobs import start as start_job
@@ -38,6 +38,7 @@ from quantailor.gui.theme import palette
 from quantailor.gui.widgets import box, card, named, primary, quiet, segment, table, text, told
 from quantailor.present.charts import echarts
 from quantailor.present.charts.verdict import Measure, point_words, verdict_chart, verdict_points
+from quantailor.present.evals import eval_tables
 from quantailor.present.words import around, figure, kld, percent_with_error, size, span, with_error
 from quantailor.records import PLAIN_TWIN, Comparison, Estimate, Verdict, VerdictRow
 
@@ -45,6 +46,7 @@ OTHER = "other"
 MEDIA: dict[VerdictFormat, str] = {"png": "image/png", "svg": "image/svg+xml", "csv": "text/csv"}
 _MEASURES: dict[Measure, str] = {"kld": "KL divergence", "ppl": "Perplexity"}
 _COST_SECONDS = 0.4
+_EVALS = {"greedy": "For how many tokens it writes what the base writes", "choices": "Multiple-choice questions, by log-probability"}
 _PLAIN = "And its own types with plain rounding"
 _PLAIN_MEANING = "What compensated rounding alone gains. The second file is built in Quantailor's home."
 _PLAIN_ALREADY = "This file's rounding is plain, so there is nothing to compare."
@@ -68,6 +70,7 @@ class VerifyForm:
             self._beside()
             self._twin()
             self._text()
+            self._evals()
             with box("qt-row qt-spread"):
                 self._cost = text("Counting what is to be done…", "qt-muted").props('aria-live="polite"')
                 self._go = primary("Verify", told(self._start), icon="balance")
@@ -152,6 +155,13 @@ class VerifyForm:
                 self._own.on_value_change(self._changed)
             own.bind_visibility_from(self._kind, "value", backward=lambda value: value == OTHER)
 
+    def _evals(self) -> None:
+        """What else the files are to be asked."""
+        self._asked: dict[str, ui.checkbox] = {}
+        with box("qt-row qt-wrap qt-tick"):
+            for name, words in _EVALS.items():
+                self._asked[name] = named(ui.checkbox(words, on_change=self._changed).props("dense"), words)
+
     def _task(self) -> VerifyStep:
         path = self._other.value if self._file.value == OTHER else self._file.value
         file = context().allowed(str(path or "")) if self._file.value == OTHER else Path(str(path))
@@ -163,6 +173,7 @@ class VerifyForm:
             beside="plain" if self._plain.value and self._plain.enabled else None,
             text=own,
             chunks=int(self._chunks.value) if self._chunks.value else None,
+            evals=Evals(names=eval_names([name for name, each in self._asked.items() if each.value])),
         )
 
     async def _refresh(self) -> None:
@@ -238,6 +249,7 @@ class VerdictCards:
                     _comparisons(stored.verdict, rounding)
                     _settings(stored.verdict, rounding)
             _domains(stored.verdict)
+            _evals(stored.verdict)
             with card("All figures"):
                 _figures(stored.verdict)
 
@@ -326,6 +338,16 @@ def _domains(verdict: Verdict) -> None:
         with card("Each text apart"):
             columns = {"Text": False, "Chunks": True} | {verdict.rows[number].label: True for number in shown}
             table(columns, rows, caption="Mean KL divergence by text, nats per token")
+
+
+def _evals(verdict: Verdict) -> None:
+    """What files did beside diverging, where they were asked."""
+    found = eval_tables(verdict)
+    if found:
+        with card("What the files do"):
+            for each in found:
+                text(each.title, "qt-muted")
+                table({name: number > 0 for number, name in enumerate(each.columns)}, each.rows, caption=each.title)
 
 
 def _comparison(comparison: Comparison, enough: bool) -> tuple[str, ...]:

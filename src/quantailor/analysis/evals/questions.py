@@ -1,0 +1,145 @@
+"""Files of multiple-choice questions: JSON Lines, or llama.cpp's binary format (`llama-perplexity --multiple-choice`).
+
+    {"question": "The sky is", "choices": ["blue", "green"], "answer": 0}
+
+`answer` counts from 0, or is one of the choices. A question is what stands before each choice, with a space between.
+
+The binary format is little-endian: the number of questions, the position of each (both uint32), then of each its text and two lists of
+choices, the second of which is read past. A text is its length in bytes (uint32) and UTF-8; a list is their number (uint32), that many
+texts, and for each an int32 that is 1 where it is right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantailor.errors import CorpusError
+
+MOST_CHOICES = 100
+"""Of a question; llama.cpp's own limit."""
+_REMEDY = 'Write one a line: {"question": "...", "choices": ["...", "..."], "answer": 0}, or give a file of llama.cpp\'s own format'
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What stands before every choice, the choices, and which of them are right."""
+
+    text: str
+    choices: tuple[str, ...]
+    right: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """A file of them."""
+
+    name: str
+    sha256: str
+    """Of the file's bytes."""
+    items: tuple[Question, ...]
+
+
+def read_questions(path: Path) -> Questions:
+    """Read a file of either format.
+
+    Raises:
+        CorpusError: it cannot be read or is empty; a question that cannot be read, or whose answer is not among its choices.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CorpusError(f"cannot read {path}: {error.strerror or error}", remedy=_REMEDY) from error
+    items = _of_binary(data, path) if b"\0" in data[:4] else _of_lines(data, path)
+    if not items:
+        raise CorpusError(f"{path} has no questions", remedy=_REMEDY)
+    for number, item in enumerate(items, 1):
+        _check(item, f"question {number} of {path}")
+    return Questions(path.name, hashlib.sha256(data).hexdigest(), items)
+
+
+def _check(item: Question, what: str) -> None:
+    if not item.text or not all(item.choices):
+        raise CorpusError(f"{what} has an empty {'choice' if item.text else 'text'}", remedy="Fill it in, or take the question out")
+    if not 2 <= len(item.choices) <= MOST_CHOICES:
+        raise CorpusError(f"{what} has a list of {len(item.choices)} choices", remedy=f"Give from 2 to {MOST_CHOICES}")
+    if not item.right:
+        raise CorpusError(f"{what} has no right choice", remedy="Mark one, or take the question out")
+    if outside := [each for each in item.right if not 0 <= each < len(item.choices)]:
+        raise CorpusError(
+            f"{what} has the answer {outside[0]}, and {len(item.choices)} choices", remedy=f"Give one from 0 to {len(item.choices) - 1}"
+        )
+
+
+def _of_lines(data: bytes, path: Path) -> tuple[Question, ...]:
+    try:
+        lines = data.decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path} is not UTF-8 (byte {error.start})", remedy=_REMEDY) from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                found.append(_of_line(json.loads(line), f"line {number} of {path}"))
+            except (ValueError, TypeError, KeyError, RecursionError):
+                raise CorpusError(f"line {number} of {path} is no question with choices and an answer", remedy=_REMEDY) from None
+    return tuple(found)
+
+
+def _of_line(value: dict[str, object], what: str) -> Question:
+    text, choices, answer = value["question"], value["choices"], value["answer"]
+    if not (isinstance(text, str) and isinstance(choices, list) and all(isinstance(each, str) for each in choices)):
+        raise TypeError
+    if isinstance(answer, str):
+        if answer not in choices:
+            raise CorpusError(
+                f"{what} has the answer {answer}, and it is none of its choices", remedy="Write its number, from 0, or its words"
+            )
+        return Question(text, tuple(choices), (choices.index(answer),))
+    if isinstance(answer, bool) or not isinstance(answer, int):
+        raise TypeError
+    return Question(text, tuple(choices), (answer,))
+
+
+def _of_binary(data: bytes, path: Path) -> tuple[Question, ...]:
+    reader, found = _Reader(data), list[Question]()
+    try:
+        n_questions = reader.number()
+        reader.skip(4 * n_questions)
+        for _ in range(n_questions):
+            text, (choices, right), _ = reader.text(), reader.choices(), reader.choices()
+            found.append(Question(text, choices, right))
+    except (ValueError, struct.error):
+        said = f"{path} cannot be read as llama.cpp's multiple-choice format: question {len(found) + 1} is cut off or damaged"
+        raise CorpusError(said, remedy=_REMEDY) from None
+    return tuple(found)
+
+
+class _Reader:
+    """Goes through bytes; raises ValueError or struct.error where they end."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = data, 0
+
+    def skip(self, n_bytes: int) -> bytes:
+        begin, self._at = self._at, self._at + n_bytes
+        if self._at > len(self._data):
+            raise ValueError
+        return self._data[begin : self._at]
+
+    def number(self) -> int:
+        return int(struct.unpack("<I", self.skip(4))[0])
+
+    def text(self) -> str:
+        return self.skip(self.number()).decode()
+
+    def choices(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        n_choices = self.number()
+        if n_choices > MOST_CHOICES:
+            raise ValueError
+        texts = tuple(self.text() for _ in range(n_choices))
+        labels = struct.unpack(f"<{n_choices}i", self.skip(4 * n_choices))
+        return texts, tuple(index for index, label in enumerate(labels) if label == 1)

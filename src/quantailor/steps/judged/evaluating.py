@@ -1,0 +1,135 @@
+"""Puts evaluations to the files of a verdict; answers that the store has are not asked for again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from quantailor.analysis.corpus import Corpus
+from quantailor.analysis.evals import choices, greedy
+from quantailor.analysis.evals.asking import Item, ask
+from quantailor.analysis.evals.questions import read_questions
+from quantailor.analysis.scores.fidelity import BASE
+from quantailor.errors import OptionError
+from quantailor.making.evals import Evaluated
+from quantailor.present import words
+from quantailor.records import EvalItem
+from quantailor.session import CHOICES, OpenedModel, Workspace, gguf_path
+from quantailor.steps.options import Compute, Evals
+from quantailor.steps.stages import Stages
+from quantailor.store import EvalKey
+
+LETTERS_PER_TOKEN = 4.0
+WRITTEN = "base's text"
+"""Under what the base's continuations are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Files of a verdict, before there is one."""
+
+    contents: Collection[str]
+    """What those are filed under that are there."""
+    n_new: int
+    engine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Enquiry:
+    """Whom to ask, and how."""
+
+    workspace: Workspace
+    model: OpenedModel
+    files: Mapping[str, Path]
+    """Label -> file; the base is asked by itself."""
+    contents: Mapping[str, str]
+    """Label -> what the file is filed under."""
+    compute: Compute
+    stages: Stages
+
+    def all(self, stage: str, evaluation: str, items: Sequence[Item], *, labels: Mapping[str, str]) -> dict[str, list[EvalItem]]:
+        """The answers of these files (label -> what it is filed under) to all items. Raises InferenceError."""
+        engine = self.compute.devices.engine
+        keys = {label: EvalKey(self.model.fingerprint, evaluation, content, engine) for label, content in labels.items()}
+        places = {label: self.files.get(label, gguf_path(self.model)) for label in labels}
+        store = self.workspace.store
+        answers = ask(
+            places,
+            items,
+            done={label: [each.index for each in store.answers(key)] for label, key in keys.items()},
+            control=self.stages.begin(stage),
+            n_threads=self.compute.n_threads,
+            devices=self.compute.devices,
+        )
+        for label, answer in answers:
+            store.record_answers(keys[label], [answer])
+        return {label: store.answers(key) for label, key in keys.items()}
+
+
+def check_evals(evals: Evals) -> None:
+    """Raise CorpusError where questions cannot be read, OptionError where nothing asks them."""
+    if evals.choices is not None:
+        if "choices" not in evals.names:
+            raise OptionError("--choices names questions that nothing asks", remedy="Add --eval choices")
+        read_questions(Path(evals.choices))
+
+
+def evaluate(asked: Enquiry, evals: Evals, text: Path, corpus: Corpus) -> list[Evaluated]:
+    """What was asked for, in a fixed order.
+
+    Raises:
+        CorpusError: nothing to take prompts from, or questions that cannot be read or are too long.
+        InferenceError: llama.cpp cannot run a file.
+    """
+    found = []
+    if "greedy" in evals.names:
+        found.append(_greedy(asked, evals.prompts, text, corpus))
+    if "choices" in evals.names:
+        found.append(_choices(asked, Path(evals.choices) if evals.choices else CHOICES))
+    return found
+
+
+def _greedy(asked: Enquiry, n_prompts: int, text: Path, corpus: Corpus) -> Evaluated:
+    prompts = greedy.prompts(asked.model.source, gguf_path(asked.model), text, corpus, n_prompts)
+    if len(prompts) < n_prompts:
+        asked.stages.warn(f"{text.name} gives {words.plural(len(prompts), 'prompt')}, fewer than the {n_prompts:,} that were asked for.")
+    key = greedy.key_of(prompts)
+    written = asked.all("greedy, the base's text", key, [greedy.Writing(prompt) for prompt in prompts], labels={WRITTEN: WRITTEN})[WRITTEN]
+    tokens = [np.array(each.values, dtype=np.int32) for each in written]
+    items = [greedy.Following(prompt, continuation) for prompt, continuation in zip(prompts, tokens, strict=True)]
+    answers = asked.all("greedy", key, items, labels=asked.contents)
+    answers[BASE] = [EvalItem(index, (float(greedy.N_WRITTEN),)) for index in range(len(prompts))]
+    return Evaluated("greedy", corpus.name, key.partition(":")[2], answers)
+
+
+def _choices(asked: Enquiry, place: Path) -> Evaluated:
+    questions = read_questions(place)
+    items = choices.tokenized(asked.model.source, gguf_path(asked.model), questions)
+    answers = asked.all("choices", choices.key_of(questions), items, labels={BASE: BASE, **asked.contents})
+    return Evaluated("choices", questions.name, questions.sha256, answers, tuple(each.right for each in questions.items))
+
+
+def tokens_left(workspace: Workspace, model: OpenedModel, evals: Evals, text: Path, corpus: Corpus, files: Files) -> float:
+    """About how many tokens files, those too that are still to be made, have to run for what is not answered yet.
+
+    A token that is run alone counts as eight.
+
+    Raises CorpusError, as `evaluate` does.
+    """
+    asked = list[tuple[str, str, int, float]]()
+    if "greedy" in evals.names:
+        prompts = greedy.prompts(model.source, gguf_path(model), text, corpus, evals.prompts)
+        asked.append((greedy.key_of(prompts), WRITTEN, len(prompts), sum(map(len, prompts)) / len(prompts) + 8 * greedy.N_WRITTEN))
+    if "choices" in evals.names:
+        questions = read_questions(Path(evals.choices) if evals.choices else CHOICES)
+        letters = sum(len(item.text) + sum(map(len, item.choices)) for item in questions.items)
+        asked.append((choices.key_of(questions), BASE, len(questions.items), letters / len(questions.items) / LETTERS_PER_TOKEN))
+    total = 0.0
+    for key, of_base, n_items, n_tokens in asked:
+        names = (of_base, *files.contents)
+        kept = (len(workspace.store.answers(EvalKey(model.fingerprint, key, name, files.engine))) for name in names)
+        total += n_tokens * (n_items * (len(names) + files.n_new) - sum(kept))
+    return total
