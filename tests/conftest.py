@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 import typer.main
 from browser import Browser, Server, browsing, serving
-from commands import Command, Outcome, Workbench
+from commands import Command, Outcome, Workbench, probe_words
 from filelock import FileLock
 from hub_server import HubServer, assert_no_token, running_hub
 from hypothesis import HealthCheck, settings
@@ -57,6 +57,25 @@ def pytest_configure(config: pytest.Config) -> None:
     typer.main.get_command = cache(typer.main.get_command)
     # Each session of huggingface_hub reads all certificates of the system, and the hub of the tests is asked without TLS.
     pytest.MonkeyPatch().setattr(ssl, "create_default_context", cache(ssl.create_default_context))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What each worker begins with are the tests that take longest: at the end, none waits for the last of them.
+
+    Every worker is given as many tests in a row as the others, and takes some of another's when it has run out of its own.
+    """
+    n_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    long = [item for item in items if item.get_closest_marker("long")]
+    others = [item for item in items if not item.get_closest_marker("long")]
+    in_order: list[pytest.Item] = []
+    for worker in range(n_workers):
+        first = long[worker::n_workers]
+        n_share = (len(items) - len(in_order)) // (n_workers - worker)
+        n_others = max(0, n_share - len(first))
+        in_order += first + others[:n_others]
+        others = others[n_others:]
+    items[:] = in_order + others
 
 
 def pytest_collection_finish() -> None:
@@ -227,6 +246,21 @@ def measured_home(books_llama_base: Path, calibration_text: Path, share: Share) 
 def workbench(measured_home: Path, books_llama_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
     """A copy of it for the tests of one module, which may leave in it what they like."""
     return Workbench(Path(shutil.copytree(measured_home, tmp_path_factory.mktemp("workbench") / "home")), books_llama_base)
+
+
+@pytest.fixture(scope="module")
+def probed(
+    measured_home: Path, books_llama_base: Path, calibration_text: Path, share: Share, tmp_path_factory: pytest.TempPathFactory
+) -> Workbench:
+    """The same for tests that need probes: by role and depth, of the dense model."""
+
+    def make(folder: Path) -> None:
+        home = shutil.copytree(measured_home, folder / "home")
+        words = ("probe", books_llama_base, *probe_words(calibration_text), "--home", home, "--json")
+        assert cli.run([str(word) for word in words]) == 0
+
+    home = shutil.copytree(share("probed", make) / "home", tmp_path_factory.mktemp("probed") / "home")
+    return Workbench(home, books_llama_base)
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ from quantailor.store import Store
 from stores import first_difference
 
 SERVER = Path(__file__).with_name("fork_server.py")
-MOST_MOMENTS = 10
+MOST_MOMENTS = 7
 """A run with more moments is killed at so many of them, which change with the seed."""
 
 

@@ -24,11 +24,13 @@ from quantailor.pipeline import MakeStep
 from quantailor.session import Workspace
 from quantailor.steps.plan import PlanOptions
 from small_base import write_small_base
+from tiny_models import write_tiny
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "first_file.py"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_example_runs_through_the_front_door_alone(tmp_path: Path) -> None:
     imports = re.findall(r"^(?:import|from) (\w+)", EXAMPLE.read_text(encoding="utf-8"), re.MULTILINE)
@@ -83,9 +85,8 @@ def test_the_library_rounds_as_it_is_told_and_tells_what_that_gains(calibration_
 
 
 @pytest.mark.slow
-def test_a_make_opens_its_model_at_most_four_times_and_identifies_it_once(
-    books_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_make_opens_its_model_at_most_four_times_and_identifies_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = write_tiny("llama2", tmp_path / "models")
     opened: Counter[str] = Counter()
     identified: Counter[str] = Counter()
 
@@ -100,17 +101,17 @@ def test_a_make_opens_its_model_at_most_four_times_and_identifies_it_once(
     monkeypatch.setattr("quantailor.session.workspace.open_model", counted_open)
     monkeypatch.setattr("quantailor.session.workspace.identify", counted_identify)
     step = MakeStep(
-        model=str(books_llama_dir),
+        model=str(directory),
         output=str(tmp_path / "out"),
-        plan=PlanOptions(like="Q4_K_M", basis="ranking"),
-        types=("Q4_K", "Q6_K"),
+        plan=PlanOptions(like="Q5_0", basis="ranking"),
+        types=("Q4_0", "Q8_0"),
         imatrix_chunks=2,
         chunks=2,
-        against=("Q4_K_M",),
+        against=("Q5_0",),
     )
     with Workspace.open(tmp_path / "home") as workspace:
         run_job(workspace, submit(workspace, step))
-    model, base = books_llama_dir.name, "base.gguf"
+    model, base = directory.name, "base.gguf"
     assert opened[model] + opened[base] <= 4
     assert identified[model] + identified[base] == 1
 

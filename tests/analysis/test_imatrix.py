@@ -69,12 +69,6 @@ def test_two_chunks_as_llama_imatrix(books_llama_base: Path, calibration_text: P
 
 
 @pytest.mark.slow
-def test_a_dense_model_as_llama_imatrix(books_llama_base: Path, calibration_text: Path) -> None:
-    tokens = chunks(load_corpus(books_llama_base, calibration_text), 512)
-    assert_same_as_llama_imatrix(compute(books_llama_base, tokens), read_imatrix(GOLDEN / "imatrix-books-llama.gguf"))
-
-
-@pytest.mark.slow
 def test_a_mixture_of_experts_as_llama_imatrix(books_moe_base: Path, calibration_text: Path) -> None:
     tokens = chunks(load_corpus(books_moe_base, calibration_text), 512)
     assert_same_as_llama_imatrix(compute(books_moe_base, tokens), read_imatrix(GOLDEN / "imatrix-books-moe.gguf"))

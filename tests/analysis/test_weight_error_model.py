@@ -295,6 +295,7 @@ def _z_scores(source: ModelSource, with_matrix: bool) -> list[float]:
     return scores
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_sampling_is_honest_on_both_models(books_llama_base: Path, books_moe_base: Path) -> None:

@@ -14,6 +14,7 @@ from gguf import GGUFReader
 from quantailor.app.library.experts import ExpertsReport, experts
 from quantailor.errors import ImatrixError, UnsupportedModelError
 from quantailor.session import Workspace
+from tiny_models import write_tiny
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "imatrix-books-moe.gguf"
 CALIBRATION = Path(__file__).parent.parent / "data" / "calibration.txt"
@@ -70,14 +71,15 @@ def test_without_probes_sensitivities_are_unknown(report: ExpertsReport) -> None
 
 
 @pytest.mark.slow
-def test_probes_of_compensated_measurements_tell_sensitivities(run: Command, books_moe_base: Path, tmp_path: Path) -> None:
-    text = ("-f", CALIBRATION, "--n-ctx", 64, "--threads", 1)
-    assert run("calibrate", books_moe_base, *text, "--chunks", 4).code == 0
-    assert run("measure", books_moe_base, "--types", "Q4_0", "--rounding", "compensated").code == 0
+def test_probes_of_compensated_measurements_tell_sensitivities(run: Command, tmp_path: Path) -> None:
+    text, base = ("-f", CALIBRATION, "--n-ctx", 64, "--threads", 1), tmp_path / "base.gguf"
+    assert run("convert", write_tiny("mixtral", tmp_path / "models"), "-o", base).code == 0
+    assert run("calibrate", base, *text, "--chunks", 4).code == 0
+    assert run("measure", base, "--types", "Q4_0", "--rounding", "compensated").code == 0
     few = ("--chunks", 1, "--type", "Q4_0", "--group", "role-depth", "--mixes", 0, "--anchors", 0)
-    assert run("probe", books_moe_base, *text, *few).code == 0
+    assert run("probe", base, *text, *few).code == 0
     with Workspace.open(tmp_path / "home") as workspace:
-        found = experts(workspace, books_moe_base)
+        found = experts(workspace, base)
     assert found.probed
     assert "not probed" not in {tensor.alpha_status for layer in found.layers for tensor in layer.tensors}
 

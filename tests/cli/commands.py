@@ -54,6 +54,12 @@ class Outcome:
 Command = Callable[..., Outcome]
 
 
+def probe_words(text: Path) -> tuple[object, ...]:
+    """What follows `quantailor probe BASE` for probes by role and depth on short chunks of a text."""
+    few = ("--chunks", 4, "--mixes", 6, "--mix-chunks", 4, "--anchors", 2, "--n-ctx", 64, "--threads", 1)
+    return ("-f", text, "--type", "Q2_K,Q6_K,Q8_0", "--group", "role-depth", *few)
+
+
 @dataclass(frozen=True)
 class Workbench:
     """A home in which the dense model has an importance matrix and measurements."""

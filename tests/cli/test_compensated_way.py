@@ -51,6 +51,7 @@ def test_plans_know_one_covariance_file_from_another(quantailor: Command, tmp_pa
     assert "measure" in quantailor(*plan, "--covariances", "none").error_line
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_way_to_a_compensated_file(quantailor: Command, tmp_path: Path) -> None:
     dice = random.Random(0)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from commands import Command, validate
 
+from quantailor import cli
 from quantailor.ggml.memory import context_memory
 from small_base import HIDDEN, N_LAYERS, write_small_base
 
@@ -64,13 +65,21 @@ NOISE_BYTES = 3 << 20
 """By which the peak of one and the same process differs from time to time, whatever the file: a tenth of these small ones."""
 
 
+@pytest.fixture(scope="module")
+def built(books_moe_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of the mixture, in a folder beside the home that knows it."""
+    folder = tmp_path_factory.mktemp("built")
+    words = ("build", books_moe_base, "Q4_K_M", "-o", folder / "Q4_K_M.gguf", "--imatrix", "none", "--home", folder / "home")
+    assert cli.run([str(word) for word in words]) == 0
+    return folder / "Q4_K_M.gguf"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a process's peak is read from /proc")
-@pytest.mark.parametrize(("n_ctx", "kv_type"), [(512, "q8_0"), (2048, "f16"), (8192, "f16")])
-def test_a_file_needs_what_a_process_takes(quantailor: Command, books_moe_base: Path, tmp_path: Path, n_ctx: int, kv_type: str) -> None:
-    home, built = ("--home", tmp_path / "home"), tmp_path / "Q4_K_M.gguf"
-    quantailor("build", books_moe_base, "Q4_K_M", "-o", built, "--imatrix", "none", *home)
-    found = quantailor("fit", books_moe_base, "--memory", "1GiB", "--ctx", n_ctx, "--kv", kv_type, *home, "--json").result
+@pytest.mark.parametrize(("n_ctx", "kv_type"), [(512, "q8_0"), (1024, "f16"), (4096, "f16")])
+def test_a_file_needs_what_a_process_takes(quantailor: Command, books_moe_base: Path, built: Path, n_ctx: int, kv_type: str) -> None:
+    asked = ("--memory", "1GiB", "--ctx", n_ctx, "--kv", kv_type)
+    found = quantailor("fit", books_moe_base, *asked, "--home", built.parent / "home", "--json").result
     needs = {each["name"]: each["needs_bytes"] for each in found["files"]}
     for path in (books_moe_base, built):
         words = (sys.executable, PEAK, path, n_ctx, kv_type)

@@ -145,6 +145,7 @@ def test_build_leaves_nothing_half_written(forked: Forked, base: Path, text: Pat
     assert not list(tmp_path.rglob(".*.part"))
 
 
+@pytest.mark.long
 def test_verify_gives_one_verdict(forked: Forked, base: Path, text: Path, tmp_path: Path) -> None:
     home, strategy, output = tmp_path / "prepared", tmp_path / "s.yaml", tmp_path / "ours.gguf"
     run_first(home, "imatrix", base, "-f", text, "--chunks", 2, *FEW)
@@ -157,6 +158,7 @@ def test_verify_gives_one_verdict(forked: Forked, base: Path, text: Path, tmp_pa
     assert len({report.done_before for report in reports}) > 2
 
 
+@pytest.mark.long
 def test_probe_scores_no_chunk_twice(forked: Forked, base: Path, text: Path, tmp_path: Path) -> None:
     home = tmp_path / "prepared"
     run_first(home, "measure", base, "--types", "Q4_0,Q5_0,Q8_0", "--imatrix", "none")
@@ -169,6 +171,7 @@ def test_probe_scores_no_chunk_twice(forked: Forked, base: Path, text: Path, tmp
     one_result(reports, "sensitivities")
 
 
+@pytest.mark.long
 def test_sweep_measures_no_cell_twice(forked: Forked, mixture: Path, text: Path, tmp_path: Path) -> None:
     home = tmp_path / "prepared"
     run_first(home, "measure", mixture, "--types", "Q4_0,Q8_0", "--imatrix", "none")
@@ -184,6 +187,7 @@ def test_sweep_measures_no_cell_twice(forked: Forked, mixture: Path, text: Path,
     assert any(report.result["n_already_measured"] for report in reports)
 
 
+@pytest.mark.long
 def test_make_goes_on_and_gives_one_file(forked: Forked, model: Path, text: Path, tmp_path: Path, rounding: str) -> None:
     few = ("--types", "Q4_0,Q5_0,Q8_0", "--bpw", 6, "--basis", "ranking", "--against", "Q8_0", "--chunks", 1, "--threads", 1)
 

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from commands import Command, Workbench
 
+from tiny_models import write_tiny
+
 
 def test_inspect_shows_structure_and_which_types_a_tensor_can_take(quantailor: Command, books_llama_base: Path) -> None:
     report = quantailor("inspect", books_llama_base, "--json").result
@@ -147,25 +149,11 @@ def test_a_split_build_loads_and_has_the_predicted_size(quantailor: Command, wor
 
 
 @pytest.mark.slow
-def test_make_goes_the_whole_way_and_a_second_run_takes_what_is_there(quantailor: Command, books_moe_dir: Path, tmp_path: Path) -> None:
+def test_make_goes_the_whole_way_and_a_second_run_takes_what_is_there(quantailor: Command, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    options = (
-        "--bpw",
-        "4.5",
-        "--types",
-        "Q3_K,Q4_K,Q5_K,Q6_K,Q8_0",
-        "--imatrix-chunks",
-        "8",
-        "--chunks",
-        "4",
-        "--against",
-        "Q4_K_M",
-        "--threads",
-        "1",
-        "--basis",
-        "ranking",
-    )
-    arguments = ("make", books_moe_dir, "-o", folder, *options, "--home", tmp_path / "home", "--json")
+    few = ("--types", "Q4_0,Q5_0,Q8_0", "--imatrix-chunks", 8, "--chunks", 4, "--against", "Q4_K_M", "--threads", 1)
+    mixture = write_tiny("mixtral", tmp_path / "models")
+    arguments = ("make", mixture, "-o", folder, "--bpw", 6.5, "--basis", "ranking", *few, "--home", tmp_path / "home", "--json")
     first = quantailor(*arguments).result
     names = {path.name for path in folder.iterdir()}
     assert {"base.gguf", "imatrix.gguf", "strategy.yaml", "verdict.png", "verdict.svg", "verdict.csv", "verdict.json"} <= names
@@ -175,6 +163,7 @@ def test_make_goes_the_whole_way_and_a_second_run_takes_what_is_there(quantailor
     assert built.stat().st_mtime_ns == before
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_without_probes_a_file_is_better_than_the_preset_of_its_size(quantailor: Command, books_llama_base: Path, tmp_path: Path) -> None:
     few = ("--types", "Q4_K,Q5_K,Q6_K,Q8_0", "--imatrix-chunks", 20, "--chunks", 12, "--threads", 1, "--home", tmp_path / "home")

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Command, Workbench, validate
+from commands import Command, Workbench, probe_words, validate
 
-from quantailor import cli
 from quantailor.analysis.sensitivity import NULL_MIX
 from quantailor.session import Workspace
 from quantailor.store import Store
@@ -22,25 +21,12 @@ pytestmark = pytest.mark.slow
 CONTEXT = ("--n-ctx", 64, "--threads", 1)
 
 
-@pytest.fixture(scope="module")
-def probed(workbench: Workbench, calibration_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
-    """A copy of the workbench with probes by role and depth; other tests want theirs without."""
-    home = Path(shutil.copytree(workbench.home, tmp_path_factory.mktemp("probed") / "home"))
-    words = ["probe", workbench.base, *probe_words(calibration_text), "--home", home, "--json"]
-    assert cli.run([str(word) for word in words]) == 0
-    return Workbench(home, workbench.base)
-
-
-def probe_words(text: Path) -> tuple[object, ...]:
-    few = ("--chunks", 4, "--mixes", 6, "--mix-chunks", 4, "--anchors", 2)
-    return ("-f", text, "--type", "Q2_K,Q6_K,Q8_0", "--group", "role-depth", *few, *CONTEXT)
-
-
 @pytest.fixture
 def home(probed: Workbench) -> tuple[object, ...]:
     return ("--home", probed.home, "--json")
 
 
+@pytest.mark.long
 def test_probing_again_scores_nothing(quantailor: Command, probed: Workbench, calibration_text: Path, home: Any) -> None:
     outcome = quantailor("probe", probed.base, *probe_words(calibration_text), *home)
     validate(outcome.out)
@@ -143,9 +129,11 @@ def test_a_base_that_rests_at_8_bits_gives_the_same_alphas_and_its_scores_are_ke
 def test_the_same_seed_gives_the_same_alphas(quantailor: Command, probed: Workbench, calibration_text: Path, tmp_path: Path) -> None:
     words = ("-f", calibration_text, "--type", "Q2_K", "--group", "role", "--chunks", 2, "--mixes", 0, "--anchors", 0, "--n-ctx", 64)
 
+    measured = tmp_path / "measured"
+    assert quantailor("measure", probed.base, "--types", "Q2_K", "--home", measured).code == 0
+
     def alphas(name: str, threads: int) -> Any:
-        home = ("--home", tmp_path / name, "--json")
-        quantailor("measure", probed.base, "--types", "Q2_K", *home)
+        home = ("--home", shutil.copytree(measured, tmp_path / name), "--json")
         return quantailor("probe", probed.base, *words, "--threads", threads, *home).result["sensitivities"]
 
     one, again, other = alphas("one", 1), alphas("again", 1), alphas("other", 2)

@@ -15,7 +15,6 @@ import pytest
 import yaml
 from commands import Command, Workbench, validate
 from gguf import GGUFReader
-from test_sensitivity import probed as probed
 
 from quantailor import cli
 from quantailor.analysis.importance.imatrix import quantizer_importance

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from real_workers import Words, cluster, result, start, wait_until
 
+import fuzzing
 from quantailor.store import Store
 from small_base import write_small_base
 from stores import first_difference
 
 pytestmark = pytest.mark.slow
 
-N_CHAOS = 2
+N_CHAOS = 4 if fuzzing.LONG else 1
 TYPES = "Q2_K,Q4_K,Q6_K,Q8_0"
 MAKE: Words = ("--types", TYPES, "--bpw", 5, "--probe-chunks", 1, "--imatrix-chunks", 2, "--chunks", 2, "--against", "Q4_K_M")
 
@@ -69,6 +70,7 @@ def n_scores(home: Path) -> int:
         return len(store.result_rows()["mix_scores"])
 
 
+@pytest.mark.long
 def test_make_on_two_workers_is_make(base: Path, text: Path, tmp_path: Path) -> None:
     made = {}
     for name, words in (("one", ()), ("two", ("--cluster", "local:2"))):

@@ -58,6 +58,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, 
         yield server, path, f"/p/{fingerprint[:16]}"
 
 
+@pytest.mark.long
 def test_every_screen_shows_hostile_names_as_text(chromium: Browser, hostile: tuple[Server, Path, str], quantailor: Command) -> None:
     server, path, root = hostile
     assert quantailor("measure", path, "--types", "Q2_K,Q4_K,Q8_0", "--home", server.home).code == 0

@@ -274,6 +274,7 @@ def spoken(chromium: Browser) -> str:
     return str(chromium.js("return document.querySelector('.qt-map .qt-sr').textContent"))
 
 
+@pytest.mark.long
 def test_a_job_outlives_its_server_and_the_page_comes_back_by_itself(chromium: Browser, study: Study) -> None:
     first = Server(study.home)
     address = ("--port", str(first.port), "--token", first.token)

@@ -94,6 +94,7 @@ def verify(browser: Browser) -> str:
     return browser.text(".qt-main")
 
 
+@pytest.mark.long
 def test_from_a_model_to_a_verdict(chromium: Browser, books_llama_base: Path, tmp_path: Path) -> None:
     model = Path(shutil.copy(books_llama_base, tmp_path / "books-llama.gguf"))
     with serving(tmp_path / "home", "--allow", str(tmp_path)) as server:

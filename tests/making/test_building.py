@@ -341,25 +341,56 @@ def test_the_source_is_never_overwritten(small: Path, tmp_path: Path) -> None:
     assert base.stat().st_size == small.stat().st_size
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("with_imatrix", [False, True], ids=["without imatrix", "with imatrix"])
-@pytest.mark.parametrize("type_name", [*library.types()])
-def test_every_type_has_the_bytes_that_llama_cpp_writes(trained: ModelSource, tmp_path: Path, type_name: str, with_imatrix: bool) -> None:
-    """The outer tensors, the first layer and the last; the mixes above cover every tensor."""
-    imatrix = synthetic_imatrix(trained) if with_imatrix else None
-    qtypes, qtype = library.types(), library.types()[type_name]
-    last = max(tensor.layer or 0 for tensor in trained.tensors)
-    types = {tensor.name: "Q8_0" for tensor in quantizable(trained)}
-    for tensor in quantizable(trained):
-        held = with_imatrix and tensor.layer is not None
-        reason = unavailable(tensor, qtype, architecture=trained.architecture, has_imatrix=held, qtypes=qtypes)
+def fitting_types(source: ModelSource, tensor: TensorInfo, with_imatrix: bool) -> list[str]:
+    """All types that a tensor can take; those that it cannot are those that need importances, where it has none."""
+    held, qtypes = with_imatrix and tensor.layer is not None, library.types()
+    fitting = []
+    for name, qtype in qtypes.items():
+        reason = unavailable(tensor, qtype, architecture=source.architecture, has_imatrix=held, qtypes=qtypes)
         assert reason is None or (not held and needs_imatrix(tensor.name, qtype))
-        if reason is None and tensor.layer in (None, 0, last):
-            types[tensor.name] = type_name
-    strategy = strategy_for(trained, types)
-    build(trained, strategy, tmp_path / "ours.gguf", rounding=Rounding(imatrix))
-    reference = reference_rows(trained, strategy, tmp_path / "reference.gguf", imatrix)
-    assert rows_of(tmp_path / "ours.gguf") == rows_of(reference)
+        if reason is None:
+            fitting.append(name)
+    return fitting
+
+
+def assert_bytes_of_llama_cpp(source: ModelSource, types: dict[str, str], imatrix: Imatrix | None, folder: Path) -> None:
+    strategy = strategy_for(source, types)
+    build(source, strategy, folder / "ours.gguf", rounding=Rounding(imatrix), overwrite=True)
+    reference = reference_rows(source, strategy, folder / "reference.gguf", imatrix)
+    assert rows_of(folder / "ours.gguf") == rows_of(reference)
+    reference.unlink()
+
+
+imatrix_or_none = pytest.mark.parametrize("with_imatrix", [False, True], ids=["without imatrix", "with imatrix"])
+
+
+@pytest.mark.slow
+@imatrix_or_none
+def test_every_tensor_at_every_type_has_the_bytes_that_llama_cpp_writes(small: Path, tmp_path: Path, with_imatrix: bool) -> None:
+    with closing(open_model(small)) as source:
+        imatrix = synthetic_imatrix(source) if with_imatrix else None
+        fitting = {tensor.name: fitting_types(source, tensor, with_imatrix) for tensor in quantizable(source)}
+        for type_name in library.types():
+            types = {name: type_name if type_name in choices else "Q8_0" for name, choices in fitting.items()}
+            assert_bytes_of_llama_cpp(source, types, imatrix, tmp_path)
+
+
+@pytest.mark.slow
+@imatrix_or_none
+def test_every_type_in_every_role_has_the_bytes_that_llama_cpp_writes(trained: ModelSource, tmp_path: Path, with_imatrix: bool) -> None:
+    """Each layer's tensor of a role takes another type, over as many files as it takes to have had them all."""
+    imatrix = synthetic_imatrix(trained) if with_imatrix else None
+    fitting = {tensor.name: fitting_types(trained, tensor, with_imatrix) for tensor in quantizable(trained)}
+    n_layers = 1 + max(tensor.layer or 0 for tensor in trained.tensors)
+    taken: dict[str, set[str]] = {}
+    for number in range(-(-len(library.types()) // n_layers)):
+        types = {}
+        for tensor in quantizable(trained):
+            choices = fitting[tensor.name]
+            types[tensor.name] = choices[(number * n_layers + (tensor.layer or 0)) % len(choices)]
+            taken.setdefault(tensor.role, set()).add(types[tensor.name])
+        assert_bytes_of_llama_cpp(trained, types, imatrix, tmp_path)
+    assert all(taken[tensor.role] == set(fitting[tensor.name]) for tensor in quantizable(trained) if tensor.layer is not None)
 
 
 @pytest.mark.slow
