@@ -83,6 +83,7 @@ def test_absurd_text_lengths_are_refused(field: str, value: int) -> None:
 
 REFUSED = {
     "no magic": ({"magic": b"GGML"}, "is not a GGUF file"),
+    "no version": ({"version": u32(0)}, "has GGUF version 0"),
     "big endian": ({"version": struct.pack(">I", 3)}, "is big-endian"),
     "version 1": ({"version": u32(1)}, "has GGUF version 1"),
     "version 4": ({"version": u32(4)}, "has GGUF version 4"),

@@ -329,9 +329,11 @@ def test_dynamic_rope_scaling_is_told(folder: Path) -> None:
         ({"factor": 8.0}, "has the rope factor 8.0 and no rope type"),
         ({"rope_type": "linear"}, "has the rope type linear without a factor"),
         ({"type": "yarn", "factor": None}, "has the rope type yarn without a factor"),
-        ({"type": "linear", "factor": 0}, "has factor = '0'"),
+        ({"rope_type": "llama3"}, "has the rope type llama3 without factor"),
+        ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}, "has the rope type llama3 without high_freq_factor"),
+        ({"type": "linear", "factor": 0}, "has factor = '0.0'"),
         ({"type": "yarn", "factor": -4.0}, "has factor = '-4.0'"),
-        ({"rope_theta": 0, "rope_type": "linear", "factor": 2.0}, "has rope_theta = '0'"),
+        ({"rope_theta": 0, "rope_type": "linear", "factor": 2.0}, "has rope_theta = '0.0'"),
     ],
 )
 def test_rope_scaling_that_says_half_of_it_is_refused(folder: Path, rope: dict[str, Any], said: str) -> None:
@@ -342,7 +344,7 @@ def test_rope_scaling_that_says_half_of_it_is_refused(folder: Path, rope: dict[s
 @pytest.mark.parametrize("family", ["Qwen3ForCausalLM", "Gemma3ForCausalLM", "Phi3ForCausalLM"])
 @pytest.mark.parametrize("base", [0, -1e4])
 def test_a_rope_base_that_none_can_have_is_refused(family: str, base: float, tmp_path: Path) -> None:
-    assert f"has rope_theta = '{base}'" in refusal(write_small(family, tmp_path, rope_theta=base))
+    assert f"has rope_theta = '{float(base)}'" in refusal(write_small(family, tmp_path, rope_theta=base))
 
 
 @pytest.mark.parametrize(

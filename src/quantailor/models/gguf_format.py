@@ -173,7 +173,7 @@ def _parsed(cursor: _Cursor, file_size: int) -> Header:
     cursor.position = 4
     version = cursor.number("I", "the version")
     if version not in READABLE_VERSIONS:
-        big_endian = version & 0xFFFF == 0
+        big_endian = version != 0 and version & 0xFFFF == 0
         what = "is big-endian" if big_endian else f"has GGUF version {version}"
         raise UnsupportedModelError(f"{name} {what}", remedy="Convert it to little-endian GGUF version 3")
     n_tensors = cursor.count("the number of tensors", least_bytes=1)

@@ -82,7 +82,7 @@ class Config:
         """A value as a positive number. Raises ModelFormatError, which names `key`."""
         number = self.as_number(key, value)
         if number <= 0:
-            raise self.wrong(key, value)
+            raise self.wrong(key, number)
         return number
 
     def as_count(self, key: str, value: object) -> int:

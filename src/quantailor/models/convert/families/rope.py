@@ -66,15 +66,10 @@ def llama3_tensor(config: Config, rope: JsonObject, dim: int) -> PlannedTensor:
     """Llama 3.1's frequency factors (arXiv:2407.21783; transformers' rope type "llama3"). Raises ModelFormatError."""
     number = config.as_number
     base = config.above_zero("rope_theta", rope["rope_theta"])
-    factor, low, high, length = (
-        number(key, rope.get(key, default))
-        for key, default in (
-            ("factor", 8.0),
-            ("low_freq_factor", 1.0),
-            ("high_freq_factor", 4.0),
-            ("original_max_position_embeddings", 8192),
-        )
-    )
+    keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    if missing := next((key for key in keys if rope.get(key) is None), None):
+        raise ModelFormatError(f"{config.place} has the rope type llama3 without {missing}", remedy=COMPLETE)
+    factor, low, high, length = (number(key, rope[key]) for key in keys)
     if factor <= 0 or low <= 0 or high <= low:
         raise config.wrong("rope_parameters", rope)
     with np.errstate(all="ignore"):
