@@ -188,9 +188,9 @@ class _Summary:
     def __init__(self, project: ProjectReport, on_rounding: Callable[[RoundingKind], Any]) -> None:
         self.has_job = False
         with card(classes="qt-measure-summary"):
-            self._cells = Stat("cells measured")
+            self._cells = Stat("cells measured", hint="A cell is one tensor at one type.")
             self._tensors = Stat("tensors done")
-            self._probed = Stat("tensors probed")
+            self._probed = Stat("tensors probed", hint="A text ran through the model with this tensor quantized, by itself or in a group.")
             self._rate = Stat("cells per second")
             self._state = text("", "qt-muted qt-grow qt-state").props('role="status"')
             names = {"compensated": "Compensated", "plain": "Plain"}
