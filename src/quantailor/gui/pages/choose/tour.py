@@ -12,6 +12,8 @@ from quantailor.gui.context import workspace
 from quantailor.gui.widgets import box, named, primary, quiet, text
 
 MARKED = "qt-tour-place"
+NARROW = 760
+"""Pixels of a window in which the page has to scroll, as the style sheet has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,8 @@ class Tour:
             self._end()
             return
         self._show(at)
-        ui.run_javascript(f"getHtmlElement({self._stops[at].place.id}).scrollIntoView({{block: 'nearest', behavior: 'instant'}})")
+        place = self._stops[at].place.id
+        ui.run_javascript(f"innerWidth > {NARROW} || getHtmlElement({place}).scrollIntoView({{block: 'nearest', behavior: 'instant'}})")
 
     def _show(self, at: int) -> None:
         self._stops[self._at].place.classes(remove=MARKED)
