@@ -14,7 +14,7 @@ import numpy as np
 
 from quantailor.analysis.rounding.bits import Fields, Settings
 from quantailor.analysis.rounding.codes import CodeOf, ScalarCodes, scalar_codes
-from quantailor.analysis.rounding.scale_fits import Grid
+from quantailor.analysis.rounding.loops.lanes import Grid
 from quantailor.analysis.rounding.scales import scale_places
 from quantailor.numerics import Bytes, Doubles, Floats, Integers
 from quantailor.qtypes import QType

@@ -14,11 +14,11 @@ import numpy as np
 
 from quantailor.analysis.rounding.block_scales import block_scales
 from quantailor.analysis.rounding.codes import CodeOf, ScalarCodes, scalar_codes
-from quantailor.analysis.rounding.kernels import improve_codes
+from quantailor.analysis.rounding.loops.kernels import improve_codes
+from quantailor.analysis.rounding.loops.lanes import Grid
+from quantailor.analysis.rounding.loops.scale_search import choose_values
 from quantailor.analysis.rounding.metric import Factor, FactorBlock, Metric, Span
 from quantailor.analysis.rounding.scale_choice import round_with_scales
-from quantailor.analysis.rounding.scale_fits import Grid
-from quantailor.analysis.rounding.scale_search import choose_values
 from quantailor.analysis.rounding.vector_choice import choose_vectors
 from quantailor.analysis.rounding.vectors import VectorCodes, vector_codes
 from quantailor.ggml import codec
@@ -133,8 +133,7 @@ def _round_span(
     if isinstance(layout, ScalarCodes):
         slopes = pulled @ span.lower.T
         improve_codes(weights, slopes, span.gram, offset, step, layout.middles, layout.table, N_SWEEPS, codes, errors, lost)
-        natural = np.concatenate([number * size + block.natural for number, block in enumerate(span.blocks)])
-        data = layout.pack(data.reshape(-1, qtype.type_size), codes[:, natural].reshape(-1, size)).reshape(data.shape)
+        data = layout.pack(data.reshape(-1, qtype.type_size), codes[:, span.natural].reshape(-1, size)).reshape(data.shape)
     return data, errors, lost
 
 

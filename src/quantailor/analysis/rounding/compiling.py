@@ -13,6 +13,8 @@ R = TypeVar("R")
 class Compiled(Generic[P, R]):
     """A function as machine code that runs without the GIL. Numba is imported when it is first called, from Python or from another one.
 
+    Division by zero gives what it does in numpy: to look for it would keep loops from becoming vectors.
+
     Args:
         function: what to compile.
         loosely: whether sums and maxima may be taken in any order, and nothing is NaN.
@@ -31,9 +33,9 @@ class Compiled(Generic[P, R]):
         import numba
 
         try:
-            made = numba.njit(cache=True, nogil=True, fastmath=self._fastmath)(self._function)
+            made = numba.njit(cache=True, nogil=True, fastmath=self._fastmath, error_model="numpy")(self._function)
         except RuntimeError:  # neither the package's folder nor the user's can be written
-            made = numba.njit(nogil=True, fastmath=self._fastmath)(self._function)
+            made = numba.njit(nogil=True, fastmath=self._fastmath, error_model="numpy")(self._function)
         return cast(Callable[P, R], made)
 
     @property

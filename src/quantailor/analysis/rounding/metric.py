@@ -57,6 +57,12 @@ class Span:
     gram: Floats
     """L L^T of that part, (n_cols, n_cols)."""
     blocks: tuple[FactorBlock, ...]
+    inverse: Floats
+    """Of each block's part of L, (n_blocks, size, size)."""
+    importance: Floats
+    """Of each column where all before it can still make up for it: the diagonals of the blocks' metrics, (n_cols,)."""
+    natural: Integers
+    """Where each column of each block is in the factor's order, counted from the span's first, (n_cols,)."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -156,7 +162,11 @@ def _span(lower: Floats, order: Integers, size: int, start: int, stop: int) -> S
         _block(part[first : first + size, first : first + size], order[start + first : start + first + size], size)
         for first in range(0, stop - start, size)
     )
-    return Span(start, stop, part, np.ascontiguousarray(lower[stop:, start:stop]), part @ part.T, blocks)
+    inverse = np.stack([block.inverse for block in blocks])
+    importance = np.concatenate([block.importance[block.within] for block in blocks])
+    natural = np.concatenate([number * size + block.natural for number, block in enumerate(blocks)])
+    below = np.ascontiguousarray(lower[stop:, start:stop])
+    return Span(start, stop, part, below, part @ part.T, blocks, inverse, importance, natural)
 
 
 def _block(part: Floats, columns: Integers, size: int) -> FactorBlock:

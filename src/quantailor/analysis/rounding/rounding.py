@@ -21,7 +21,7 @@ from quantailor.records import TensorInfo
 
 COMPENSATED, PLAIN_MEASURED = "compensated-3", "plain"
 """Versions of what covariances are used for, in keys of results."""
-CACHE_BYTES = 1 << 30
+CACHE_BYTES = 1 << 28
 """Memory for covariances and their factors."""
 
 

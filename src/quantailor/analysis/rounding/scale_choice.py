@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
+import numpy.typing as npt
 
 from quantailor.analysis.rounding.block_scales import BlockScales
-from quantailor.analysis.rounding.kernels import improve_codes
+from quantailor.analysis.rounding.loops.kernels import improve_codes
+from quantailor.analysis.rounding.loops.lanes import turn
+from quantailor.analysis.rounding.loops.scale_changes import change_scales, spread
+from quantailor.analysis.rounding.loops.scale_search import choose_blocks
 from quantailor.analysis.rounding.metric import Span
-from quantailor.analysis.rounding.scale_search import change_scales, choose_blocks
 from quantailor.numerics import Bytes, Floats
+
+S = TypeVar("S", np.float32, np.uint8)
 
 FACTORS = np.array([1.0, 0.94, 0.97, 1.03, 1.06, 1.09, 1.12], dtype=np.float32)
 """Multiples of a block's scales that are tried with the codes that go with them."""
@@ -42,29 +49,39 @@ def round_with_scales(weights: Floats, carried: Floats, scales: BlockScales, spa
     members = np.stack([block.natural[scales.members] for block in span.blocks])
     found = np.zeros((len(members), 2, n_rows), dtype=np.float32)
     numbers = np.zeros((len(members), members.shape[1], 2, n_rows), dtype=np.float32)
-    values, errors, pulled = np.empty_like(weights.T, order="C"), np.empty_like(weights.T, order="C"), np.ascontiguousarray(carried.T)
+    columns, pulled = _turned(weights), _turned(carried)  # columns of lanes, see `lanes`
+    values, lane_errors = np.empty_like(columns), np.empty_like(columns)
     reaches = REACHES_OF_FEW if layout.n_codes <= FEW_CODES else REACHES
-    inverse = np.stack([block.inverse for block in span.blocks])
-    importance = np.concatenate([block.importance[block.within] for block in span.blocks])
-    of_span = (np.ascontiguousarray(weights.T), pulled, span.lower, inverse, importance, members)
-    choose_blocks(*of_span, grid, reaches, N_TRIES, FACTORS, found, numbers, values, errors)
-    errors, pulled = np.ascontiguousarray(errors.T), np.ascontiguousarray(pulled.T)
-    codes = np.ascontiguousarray(layout.places(values.T))
-    step, offset = np.empty_like(weights), np.empty_like(weights)
-    width = members.shape[1] * members.shape[2]
-    for number, columns in enumerate(members):
-        steps = (grid.unit * found[number, 0] * numbers[number, :, 0]).T[:, :, None]
-        offsets = (grid.sign * found[number, 1] * numbers[number, :, 1]).T[:, :, None]
-        step[:, number * width + columns] = steps
-        offset[:, number * width + columns] = offsets + grid.zero * steps
+    of_span = (columns, pulled, span.lower, span.inverse, span.importance, members)
+    choose_blocks(*of_span, grid, reaches, N_TRIES, FACTORS, found, numbers, values, lane_errors)
+    lane_codes, pulled = layout.places(values), _turned(pulled)
+    errors, codes = _turned(lane_errors), _turned(lane_codes)
+    step = grid.unit * found[:, None, 0] * numbers[:, :, 0]
+    offset = grid.sign * found[:, None, 1] * numbers[:, :, 1] + grid.zero * step
+    steps, offsets = np.empty_like(weights), np.empty_like(weights)  # of each weight
     lost: Floats = np.einsum("ij,ij->i", pulled, pulled)
     slopes = pulled @ span.lower.T
+    lane_slopes = np.empty_like(columns)
     for again in range(N_ROUNDS + 1):
-        improve_codes(weights, slopes, span.gram, offset, step, grid.middles, grid.table, n_sweeps, codes, errors, lost)
-        changed = (weights, slopes, span.gram, members, grid, NUDGE, found, numbers, step, offset, codes, errors, lost)
-        if again == N_ROUNDS or not change_scales(*changed):
+        spread(step, members, steps)
+        spread(offset, members, offsets)
+        improve_codes(weights, slopes, span.gram, offsets, steps, grid.middles, grid.table, n_sweeps, codes, errors, lost)
+        if again == N_ROUNDS:
             break
+        for rows, lanes in ((slopes, lane_slopes), (codes, lane_codes), (errors, lane_errors)):
+            turn(rows, lanes)
+        changing = (found, numbers, step, offset, lane_codes, lane_errors, lost)
+        if not change_scales(columns, lane_slopes, span.gram, members, grid, NUDGE, *changing):
+            break
+        for rows, lanes in ((slopes, lane_slopes), (codes, lane_codes), (errors, lane_errors)):
+            turn(lanes, rows)
     overflown = ~np.isfinite(lost)
     codes[overflown], found[..., overflown], numbers[..., overflown], lost[overflown] = 0, 0, grid.numbers[:, :1], np.inf
-    natural = np.concatenate([number * width + block.natural for number, block in enumerate(span.blocks)])
-    return scales.pack(found, numbers, codes[:, natural].reshape(n_rows, len(members), -1)), errors, lost
+    return scales.pack(found, numbers, codes[:, span.natural].reshape(n_rows, len(members), -1)), errors, lost
+
+
+def _turned(rows: npt.NDArray[S]) -> npt.NDArray[S]:
+    """Of an array, (n, m), the columns, (m, n)."""
+    columns = np.empty(rows.shape[::-1], dtype=rows.dtype)
+    turn(rows, columns)
+    return columns

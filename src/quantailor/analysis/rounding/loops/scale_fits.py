@@ -9,59 +9,11 @@ offset + step (zero + value) for one of the values of a table; see `Grid`.
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
-
 import numpy as np
 
 from quantailor.analysis.rounding.compiling import compiled
+from quantailor.analysis.rounding.loops.lanes import LANES, Grid, settle, to_halves
 from quantailor.numerics import Floats, Integers
-
-LANES = 64
-"""Rows that go through at a time."""
-
-
-class Grid(NamedTuple):
-    """What a type's blocks can hold: step = unit d k and offset = sign e m, with float16 d and e and whole numbers k and m."""
-
-    table: Floats
-    """What codes stand for, (n_codes,), ascending from 0 to n_codes - 1."""
-    middles: Floats
-    """Between them, (n_codes - 1,); empty where table[code] == code."""
-    zero: np.float32
-    unit: np.float32
-    sign: np.float32
-    numbers: Integers
-    """The least and the largest k, then m, (2, 2); alike where there is only one."""
-    has_offsets: bool
-
-
-@compiled
-def half(value: np.float32) -> np.float32:
-    """The float16 nearest to a number; infinity where it is too large."""
-    size = abs(value)
-    if size < np.float32(2.0**-14):
-        return np.float32(np.rint(value * np.float32(2.0**24)) * np.float32(2.0**-24))
-    if not size < np.float32(65520):
-        return np.float32(np.inf)
-    part, exponent = math.frexp(value)
-    return np.float32(math.ldexp(np.rint(part * 2048.0), exponent - 11))
-
-
-@compiled
-def settle(places: Floats, grid: Grid, values: Floats) -> None:
-    """The values of the table nearest to places, (n_lanes,), into values, (n_lanes,)."""
-    table, middles = grid.table, grid.middles
-    nought, half_step, last = np.float32(0), np.float32(0.5), table[-1]
-    if len(middles):
-        values[:] = table[0]
-        for k in range(len(middles)):
-            middle, more = middles[k], table[k + 1] - table[k]
-            for lane in range(LANES):
-                values[lane] += more if places[lane] > middle else nought
-    else:
-        for lane in range(LANES):
-            values[lane] = np.floor(min(max(places[lane] + half_step, nought), last))
 
 
 @compiled
@@ -179,30 +131,52 @@ def fit_lines(x: Floats, importance: Floats, members: Integers, grid: Grid, reac
 
 
 @compiled
-def whole_multiples(values: Floats, counts: Floats, lowest: int, highest: int, n_tries: int, numbers: Floats) -> np.float32:
-    """A float16 of which whole multiples come near to values, each counting so much; fills in the numbers, all (n_sub,)."""
-    largest, found, least = np.float32(0), np.float32(0), np.float32(np.inf)
-    for value in values:
-        largest = value if abs(value) > abs(largest) else largest
+def whole_multiples(values: Floats, counts: Floats, lowest: int, highest: int, n_tries: int, numbers: Floats, found: Floats) -> None:
+    """Float16 of which whole multiples come near to values, each counting so much.
+
+    Args:
+        values: (n_sub, LANES).
+        counts: (n_sub, LANES).
+        lowest: number.
+        highest: number.
+        n_tries: how many of the largest whole numbers the largest value may have.
+        numbers: of the values, are written, (n_sub, LANES).
+        found: is written, (LANES,).
+    """
+    nought, low, high = np.float32(0), np.float32(lowest), np.float32(highest)
+    largest, scale, least = np.zeros(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    lost, pull, weight = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    found[:], least[:] = nought, np.inf
+    for sub in range(len(values)):
+        own = values[sub]
+        for lane in range(LANES):
+            largest[lane] = own[lane] if abs(own[lane]) > abs(largest[lane]) else largest[lane]
     for side in range(1 if lowest == 0 else 2):
         for k in range(n_tries):
-            scale = half(largest / np.float32(highest - k if side == 0 else lowest + k))
+            for lane in range(LANES):
+                scale[lane] = largest[lane] / np.float32(highest - k if side == 0 else lowest + k)
+            to_halves(scale)
             for _ in range(2):
-                if scale == 0:
-                    break
-                lost, pull, weight = np.float32(0), np.float32(0), np.float32(0)
+                lost[:], pull[:], weight[:] = nought, nought, nought
                 for sub in range(len(values)):
-                    number = np.float32(min(max(np.rint(values[sub] / scale), lowest), highest))
-                    off = values[sub] - scale * number
-                    lost += counts[sub] * off * off
-                    pull += counts[sub] * number * values[sub]
-                    weight += counts[sub] * number * number
-                if lost < least:
-                    least, found = lost, scale
-                scale = half(pull / weight) if weight > 0 else np.float32(0)
+                    own, count = values[sub], counts[sub]
+                    for lane in range(LANES):
+                        number = min(max(np.rint(own[lane] / scale[lane]), low), high)
+                        off = own[lane] - scale[lane] * number
+                        lost[lane] += count[lane] * off * off
+                        pull[lane] += count[lane] * number * own[lane]
+                        weight[lane] += count[lane] * number * number
+                for lane in range(LANES):
+                    better = scale[lane] != nought and lost[lane] < least[lane]
+                    least[lane] = lost[lane] if better else least[lane]
+                    found[lane] = scale[lane] if better else found[lane]
+                    scale[lane] = pull[lane] / weight[lane] if scale[lane] != nought and weight[lane] > nought else nought
+                to_halves(scale)
     for sub in range(len(values)):
-        numbers[sub] = min(max(np.rint(values[sub] / found), lowest), highest) if found != 0 else np.float32(0)
-    return found
+        own = values[sub]
+        for lane in range(LANES):
+            number = min(max(np.rint(own[lane] / found[lane]), low), high)
+            numbers[sub, lane] = number if found[lane] != nought else nought
 
 
 @compiled
@@ -216,25 +190,27 @@ def fit_scales(found: Floats, grid: Grid, n_tries: int, scales: Floats, numbers:
         scales: d and e, are written, (2, LANES).
         numbers: k and m, are written, (n_sub, 2, LANES).
     """
-    nought, one = np.float32(0), np.float32(1)
-    values, counts, whole = np.empty(len(found), np.float32), np.empty(len(found), np.float32), np.empty(len(found), np.float32)
-    for lane in range(LANES):
-        for what in range(2 if grid.has_offsets else 1):
-            for sub in range(len(found)):
-                values[sub] = found[sub, 0, lane] / grid.unit
-                counts[sub] = found[sub, 2, lane]
-                if what == 1:
-                    step = scales[0, lane] * numbers[sub, 0, lane] * grid.unit
-                    counts[sub] = found[sub, 4, lane]
-                    values[sub] = (
-                        (found[sub, 5, lane] - step * found[sub, 3, lane]) / counts[sub] * grid.sign if counts[sub] > nought else nought
-                    )
-                    values[sub] = max(values[sub], nought) if grid.sign < 0 else values[sub]
-            lowest, highest = grid.numbers[what]
-            if lowest == highest:
-                scales[what, lane] = half(values[0])
-                whole[:] = one
+    nought = np.float32(0)
+    values, counts = np.empty((len(found), LANES), np.float32), np.empty((len(found), LANES), np.float32)
+    whole = np.empty((len(found), LANES), np.float32)
+    for what in range(2 if grid.has_offsets else 1):
+        for sub in range(len(found)):
+            own, value, count = found[sub], values[sub], counts[sub]
+            if what == 0:
+                for lane in range(LANES):
+                    value[lane] = own[0, lane] / grid.unit
+                    count[lane] = own[2, lane]
             else:
-                scales[what, lane] = whole_multiples(values, counts, lowest, highest, n_tries, whole)
-            for sub in range(len(found)):
-                numbers[sub, what, lane] = whole[sub]
+                for lane in range(LANES):
+                    step = scales[0, lane] * numbers[sub, 0, lane] * grid.unit
+                    count[lane] = own[4, lane]
+                    offset = (own[5, lane] - step * own[3, lane]) / own[4, lane] * grid.sign if own[4, lane] > nought else nought
+                    value[lane] = max(offset, nought) if grid.sign < 0 else offset
+        lowest, highest = grid.numbers[what]
+        if lowest == highest:
+            scales[what] = values[0]
+            to_halves(scales[what])
+            whole[:] = np.float32(1)
+        else:
+            whole_multiples(values, counts, lowest, highest, n_tries, whole, scales[what])
+        numbers[:, what] = whole
