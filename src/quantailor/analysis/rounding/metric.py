@@ -79,7 +79,7 @@ class Factor:
     @property
     def n_bytes(self) -> int:
         """Memory that it takes, nearly."""
-        return sum(5 * span.lower.nbytes + span.below.nbytes for span in self.spans)
+        return sum(6 * span.lower.nbytes + span.below.nbytes for span in self.spans)
 
     def losses(self, deltas: Floats) -> Doubles:
         """|d L|^2 of rows of errors, (n_rows, n_cols) in that order: (n_rows,)."""
