@@ -154,7 +154,7 @@ def test_what_files_do_is_a_table_where_they_were_asked(
     page = visit(home, verified)
     page.go(place)
     page.sees("mine-4.5bpw", seconds=SECONDS)
-    assert "What the files do" not in page.text("main")
+    assert "What the files do" not in page.text()
     found = latest(home, workbench.base)
     kinds = {row.label: row.kind for row in found.rows}
     answers = {label: [EvalItem(index, (float(index),)) for index in range(10)] for label in kinds}
@@ -163,7 +163,7 @@ def test_what_files_do_is_a_table_where_they_were_asked(
         workspace.store.record_verdict(dataclasses.replace(found, evals=evals))
     page.reload()
     page.sees("Greedy text of 32 tokens after 10 prompts of prose.txt", seconds=SECONDS)
-    assert page.text("main").count("4.50 [") == len(kinds)
+    assert page.text().count("4.50 [") == len(kinds)
 
 
 def test_a_verdict_from_the_page(visit: Callable[..., Visitor], place: str, verified: Path, workbench: Workbench, tmp_path: Path) -> None:

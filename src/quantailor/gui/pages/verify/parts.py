@@ -347,7 +347,8 @@ def _evals(verdict: Verdict) -> None:
         with card("What the files do"):
             for each in found:
                 text(each.title, "qt-muted")
-                table({name: number > 0 for number, name in enumerate(each.columns)}, each.rows, caption=each.title)
+                with box("qt-wide"):
+                    table({name: number > 0 for number, name in enumerate(each.columns)}, each.rows, caption=each.title)
 
 
 def _comparison(comparison: Comparison, enough: bool) -> tuple[str, ...]:
