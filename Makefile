@@ -20,7 +20,7 @@ export CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DGGML_RPC=ON
 LLAMA := $(shell grep '^llama_cpp_python==' requirements/dev.txt)
 # The wheel is kept beside pip's: pip itself takes a wheel whatever it was built with, so these have a folder for each list of options.
 define install_llama
-	wheels="$$($(1)/python -m pip cache dir 2>/dev/null || echo $(VENV))/quantailor-$$(echo '$(CMAKE_ARGS)' | cksum | cut -d' ' -f1)"; \
+	@wheels="$$($(1)/python -m pip cache dir 2>/dev/null || echo $(VENV))/quantailor-$$(echo '$(CMAKE_ARGS)' | cksum | cut -d' ' -f1)"; \
 	ls "$$wheels"/$(subst ==,-,$(LLAMA))-*.whl >/dev/null 2>&1 || \
 	$(1)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-cache-dir --wheel-dir "$$wheels" $(LLAMA) && \
 	$(1)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$$wheels"/$(subst ==,-,$(LLAMA))-*.whl
