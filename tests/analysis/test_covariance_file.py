@@ -18,7 +18,8 @@ from quantailor.analysis.rounding.compensation import round_rows
 from quantailor.analysis.rounding.metric import Metric
 from quantailor.errors import CovarianceError, QuantailorError
 from quantailor.ggml import codec, library
-from quantailor.ggml.runtime import Activation, LoadedModel
+from quantailor.ggml.observing import Activation
+from quantailor.ggml.runtime import LoadedModel
 from quantailor.models.opening import open_model
 from quantailor.numerics import Floats
 from quantailor.records import MetadataValue, TensorInfo

@@ -16,7 +16,8 @@ from quantailor.analysis.importance.computing import ImatrixWork, compute_imatri
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.control import QUIET, Control
 from quantailor.errors import Paused
-from quantailor.ggml.runtime import Activation, LoadedModel
+from quantailor.ggml.observing import Activation
+from quantailor.ggml.runtime import LoadedModel
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_writer import GGUFWriter, layout
 from quantailor.models.opening import open_model

@@ -29,7 +29,7 @@ from quantailor.analysis.importance.imatrix_file import read_imatrix
 from quantailor.analysis.importance.statistics import statistics
 from quantailor.control import QUIET, Control
 from quantailor.errors import ImatrixError, Paused
-from quantailor.ggml.runtime import Activation
+from quantailor.ggml.observing import Activation
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_writer import GGUFWriter, layout
 from quantailor.numerics import Tokens

@@ -12,7 +12,8 @@ import pytest
 
 from quantailor.errors import ImatrixError, InferenceError
 from quantailor.ggml import library
-from quantailor.ggml.runtime import Activation, LoadedModel, is_weight, tokenizer, weight_name
+from quantailor.ggml.observing import Activation, is_weight, weight_name
+from quantailor.ggml.runtime import LoadedModel, tokenizer
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 4
 

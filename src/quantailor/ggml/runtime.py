@@ -1,8 +1,7 @@
 """A model loaded by llama.cpp: tokens in, logits out, and a look at what its matrices multiply.
 
 Each call of `decode` or `logits` runs one chunk with an empty cache and in one sequence, so its result does not
-depend on what ran before. A `Capture` sees the inputs of every weight matrix through ggml's graph callback, as
-llama-imatrix does; GPU tensors are copied to host memory for it.
+depend on what ran before. A `Capture` sees the inputs of every weight matrix (see `observing`).
 
 llama.cpp's log never reaches the terminal: its last lines are kept for error messages, all go to `logging`.
 Exceptions raised inside a callback (a capture that refuses a value, Ctrl-C) stop the graph and come out of
@@ -16,20 +15,17 @@ import functools
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from quantailor.errors import InferenceError
 from quantailor.files import Closing
 from quantailor.ggml import library, rpc
 from quantailor.ggml.devices import PROCESSOR, Devices
-from quantailor.ggml.library import GgmlTensor, TensorPointer
+from quantailor.ggml.observing import OUTPUT_MATRICES, Capture, Observer
 from quantailor.numerics import Floats, Tokens
 from quantailor.processes.messages import doing
 
@@ -39,42 +35,11 @@ logger = logging.getLogger(__name__)
 DEFAULT_N_CTX = 512
 MAX_UBATCH = 512
 """Tokens per graph, llama.cpp's own default; longer chunks run in several graphs."""
-OUTPUT_MATRICES = ("output.weight", "token_embd.weight")
-"""What may give the logits: a matrix of its own, or the token embeddings."""
 NOT_LOADED = "Convert the model again; if it is newer than the llama.cpp installed here, update llama-cpp-python"
 """What to do about a model that llama.cpp refuses."""
 ALL_LAYERS = 999
-_F32_ID = 0
 _LOG_ERROR, _LOG_CONTINUES = 4, 5
 _N_LOG_LINES = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Activation:
-    """The input of one weight matrix for the tokens of one graph.
-
-    `x` may be a view of llama.cpp's memory: it is valid during the call only.
-    """
-
-    name: str
-    """The weight's tensor name."""
-    x: Floats
-    """(n_tokens, n_inputs, n_cols). `n_inputs` is 1 where all slices of a token share one input."""
-    slice_ids: Tokens | None
-    """Which slices each token goes through, (n_tokens, n_used), for stacked weights; None for a plain matrix."""
-    n_slices: int
-    source: tuple[int, int]
-    """Equal for consecutive activations of one graph that have the same `x` and `slice_ids`."""
-
-
-Capture = Callable[[Activation], None]
-
-
-class Enough(Exception):
-    """What a capture raises where it needs nothing of what follows in this graph: the rest is not computed.
-
-    Only for a model that runs on the CPU as a whole, and where nobody asks for its logits.
-    """
 
 
 class _Log:
@@ -261,7 +226,7 @@ class LoadedModel(Tokenizer):
         self._batch: ctypes.Structure | None = None
         super().__init__(path, vocab_only=False, devices=devices, writable=writable)
         self.n_ctx, self._n_branches = n_ctx, n_branches
-        self._observer = None if capture is None else _Observer(capture)
+        self._observer = None if capture is None else Observer(capture)
         self.n_threads = n_threads or os.cpu_count() or 1
         # A writable model computes where its weights lie: what the graph shows must be a weight, not its copy on a GPU.
         self._offload_kqv, self._offload_products = devices.is_used, devices.is_used and not writable
@@ -398,7 +363,7 @@ class LoadedModel(Tokenizer):
         Raises InferenceError as `logits` does.
         """
         seen: list[Floats] = []
-        watching = _Observer(lambda activation: seen.append(activation.x[:, 0].copy()), OUTPUT_MATRICES)
+        watching = Observer(lambda activation: seen.append(activation.x[:, 0].copy()), OUTPUT_MATRICES)
         before, self._observer = self._observer, watching
         try:
             self._close_context()
@@ -410,113 +375,3 @@ class LoadedModel(Tokenizer):
             self._open_context(before.callback if before else None)
         inputs = np.concatenate(seen) if len({part.shape[1] for part in seen}) == 1 else None
         return logits, inputs if inputs is not None and len(inputs) == len(logits) else None
-
-
-class _Observer:
-    """Turns ggml's graph callback into calls of a `Capture`, for all weights or those of some names."""
-
-    def __init__(self, capture: Capture, names: Collection[str] = ()) -> None:
-        self._capture, self._names = capture, names
-        self._failure: BaseException | None = None
-        self._ops = _operations()
-        self._ggml = library.load().ggml
-        self._source, self._sharing = 0, set[str]()
-        self._copies: dict[int, Any] = {}
-        """What was copied from a GPU for the weights in `_sharing`, which are multiplied with the same `_source`."""
-        self.callback = library.load().llama.ggml_backend_sched_eval_callback(self._on_node)
-
-    def reraise(self) -> None:
-        """Raise what the capture raised during the last graph, if anything."""
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
-
-    def _on_node(self, address: int, ask: bool, _: object) -> bool:
-        try:
-            return self._visit(ctypes.cast(address, TensorPointer).contents, ask)
-        except Enough:
-            return False
-        except BaseException as error:  # ctypes would print and drop it; `reraise` hands it on
-            self._failure = error
-            return False
-
-    def _visit(self, node: GgmlTensor, ask: bool) -> bool:
-        if node.op not in self._ops:
-            return False
-        weight, source = node.src[0].contents, node.src[1].contents
-        if ask:
-            name = weight_name(weight.name)
-            return source.type == _F32_ID and is_weight(name) and (not self._names or name in self._names)
-        self._capture(self._activation(node, weight, source))
-        return self._failure is None
-
-    def _activation(self, node: GgmlTensor, weight: GgmlTensor, source: GgmlTensor) -> Activation:
-        name, n_slices = weight_name(weight.name), int(weight.ne[2] * weight.ne[3])
-        if self._source != ctypes.addressof(source) or name in self._sharing:  # a weight comes again in the next graph
-            self._source, self._sharing, self._copies = ctypes.addressof(source), set(), {}
-        self._sharing.add(name)
-        values = self._read(source, np.float32)  # (ne3, ne2, ne1, n_cols)
-        n_cols, ids_address = values.shape[-1], 0
-        ids: Tokens | None = None
-        if self._ops[node.op] == "MUL_MAT_ID":
-            x = values[0]  # (n_tokens, n_inputs, n_cols)
-            ids_address = ctypes.addressof(node.src[2].contents)
-            ids = self._read(node.src[2].contents, np.int32)[0, 0]  # (n_tokens, n_used)
-            ids = _checked(ids, n_slices, name)
-        else:
-            x = values.reshape(-1, 1, n_cols)
-            ids = None if n_slices == 1 else _broadcast_slices(weight, source).reshape(-1, 1)
-        return Activation(name, x, ids, n_slices, (ctypes.addressof(source), ids_address))
-
-    def _read(self, tensor: GgmlTensor, kind: type[np.float32] | type[np.int32]) -> npt.NDArray[Any]:
-        """A tensor of 4-byte elements as (ne3, ne2, ne1, ne0), whatever its strides; a view where it is in host memory."""
-        n_bytes = int(self._ggml.ggml_nbytes(ctypes.byref(tensor)))
-        if tensor.buffer and self._ggml.ggml_backend_buffer_is_host(tensor.buffer):
-            memory: Any = (ctypes.c_uint8 * n_bytes).from_address(tensor.data)
-        else:
-            address = ctypes.addressof(tensor)
-            if address not in self._copies:
-                self._copies[address] = (ctypes.c_uint8 * n_bytes)()
-                self._ggml.ggml_backend_tensor_get(ctypes.byref(tensor), self._copies[address], 0, n_bytes)
-            memory = self._copies[address]
-        shape, strides = tuple(reversed(tensor.ne)), tuple(reversed(tensor.nb))
-        return np.ndarray(shape, dtype=kind, buffer=memory, strides=strides)
-
-
-def _checked(ids: Tokens, n_slices: int, name: str) -> Tokens:
-    if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < n_slices):
-        raise InferenceError(f"the router of {name} chose an expert out of range")
-    return ids
-
-
-def _broadcast_slices(weight: GgmlTensor, source: GgmlTensor) -> Tokens:
-    """Which matrix of a stack each row of a plain product meets, as ggml broadcasts: (ne3 * ne2 * ne1,)."""
-    third = np.arange(source.ne[2], dtype=np.int32) % weight.ne[2]
-    fourth = np.arange(source.ne[3], dtype=np.int32) % weight.ne[3]
-    stacked = fourth[:, None] * weight.ne[2] + third[None, :]
-    return np.repeat(stacked.reshape(-1), source.ne[1]).astype(np.int32)
-
-
-@functools.cache
-def _operations() -> dict[int, str]:
-    """ggml's numbers of the two matrix products."""
-    ggml, numbers = library.load().ggml, {}
-    for index in range(256):
-        name = ggml.ggml_op_name(index).decode()
-        if name in ("MUL_MAT", "MUL_MAT_ID"):
-            numbers[index] = name
-        if len(numbers) == 2:
-            break
-    return numbers
-
-
-def weight_name(node_name: bytes) -> str:
-    """The weight behind a graph node's name: `CUDA0#blk.0.attn_k.weight#0` -> `blk.0.attn_k.weight`."""
-    name = node_name.decode(errors="replace")
-    _, mark, rest = name.partition("#")
-    return rest.partition("#")[0] if mark else name
-
-
-def is_weight(name: str) -> bool:
-    """Whether a product's first factor is a weight that we watch: a block's, or the output (its own or the tied embeddings')."""
-    return name.startswith("blk.") or name in OUTPUT_MATRICES

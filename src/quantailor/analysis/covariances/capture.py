@@ -35,7 +35,8 @@ from quantailor.analysis.importance.imatrix import TOKEN_EMBEDDINGS, Imatrix, Im
 from quantailor.control import QUIET, Control
 from quantailor.errors import CovarianceError, ImatrixError
 from quantailor.ggml.devices import PROCESSOR, Devices
-from quantailor.ggml.runtime import Activation, Enough, LoadedModel
+from quantailor.ggml.observing import Activation, Enough
+from quantailor.ggml.runtime import LoadedModel
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_format import aligned
 from quantailor.models.gguf_writer import PartLayout

@@ -21,7 +21,8 @@ from quantailor.analysis.importance.imatrix import BLOCK_PREFIX, Imatrix, Imatri
 from quantailor.control import QUIET, Control, Watched
 from quantailor.errors import ImatrixError
 from quantailor.ggml.devices import PROCESSOR, Devices
-from quantailor.ggml.runtime import Activation, LoadedModel
+from quantailor.ggml.observing import Activation
+from quantailor.ggml.runtime import LoadedModel
 from quantailor.numerics import Doubles, Floats, Integers, Tokens
 from quantailor.processes.crews import HERE, Bench, Executor, ModelFiles, Work
 from quantailor.processes.messages import doing

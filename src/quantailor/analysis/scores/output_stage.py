@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantailor import numerics
-from quantailor.ggml.runtime import OUTPUT_MATRICES
+from quantailor.ggml.observing import OUTPUT_MATRICES
 from quantailor.models.source import ModelSource
 from quantailor.numerics import Floats
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Literal
 
 from quantailor.ggml import library
-from quantailor.ggml.runtime import OUTPUT_MATRICES
+from quantailor.ggml.observing import OUTPUT_MATRICES
 from quantailor.models.source import ModelSource
 from quantailor.qtypes import never_quantized
 from quantailor.records import ChunkScore, Mix, TensorInfo

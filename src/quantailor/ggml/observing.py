@@ -1,0 +1,162 @@
+"""What a model multiplies its weights with while a chunk runs: ggml's graph callback as calls of a `Capture`, as llama-imatrix sees it.
+
+GPU tensors are copied to host memory for it. What a capture raises stops the graph.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from quantailor.errors import InferenceError
+from quantailor.ggml import library
+from quantailor.ggml.library import GgmlTensor, TensorPointer
+from quantailor.numerics import Floats, Tokens
+
+OUTPUT_MATRICES = ("output.weight", "token_embd.weight")
+"""What may give the logits: a matrix of its own, or the token embeddings."""
+_F32_ID = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """The input of one weight matrix for the tokens of one graph.
+
+    `x` may be a view of llama.cpp's memory: it is valid during the call only.
+    """
+
+    name: str
+    """The weight's tensor name."""
+    x: Floats
+    """(n_tokens, n_inputs, n_cols). `n_inputs` is 1 where all slices of a token share one input."""
+    slice_ids: Tokens | None
+    """Which slices each token goes through, (n_tokens, n_used), for stacked weights; None for a plain matrix."""
+    n_slices: int
+    source: tuple[int, int]
+    """Equal for consecutive activations of one graph that have the same `x` and `slice_ids`."""
+
+
+Capture = Callable[[Activation], None]
+
+
+class Enough(Exception):
+    """What a capture raises where it needs nothing of what follows in this graph: the rest is not computed.
+
+    Only for a model that runs on the CPU as a whole, and where nobody asks for its logits.
+    """
+
+
+class Observer:
+    """Turns ggml's graph callback into calls of a `Capture`, for all weights or those of some names."""
+
+    def __init__(self, capture: Capture, names: Collection[str] = ()) -> None:
+        self._capture, self._names = capture, names
+        self._failure: BaseException | None = None
+        self._ops = _operations()
+        self._ggml = library.load().ggml
+        self._source, self._sharing = 0, set[str]()
+        self._copies: dict[int, Any] = {}
+        """What was copied from a GPU for the weights in `_sharing`, which are multiplied with the same `_source`."""
+        self.callback = library.load().llama.ggml_backend_sched_eval_callback(self._on_node)
+
+    def reraise(self) -> None:
+        """Raise what the capture raised during the last graph, if anything."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _on_node(self, address: int, ask: bool, _: object) -> bool:
+        try:
+            return self._visit(ctypes.cast(address, TensorPointer).contents, ask)
+        except Enough:
+            return False
+        except BaseException as error:  # ctypes would print and drop it; `reraise` hands it on
+            self._failure = error
+            return False
+
+    def _visit(self, node: GgmlTensor, ask: bool) -> bool:
+        if node.op not in self._ops:
+            return False
+        weight, source = node.src[0].contents, node.src[1].contents
+        if ask:
+            name = weight_name(weight.name)
+            return source.type == _F32_ID and is_weight(name) and (not self._names or name in self._names)
+        self._capture(self._activation(node, weight, source))
+        return self._failure is None
+
+    def _activation(self, node: GgmlTensor, weight: GgmlTensor, source: GgmlTensor) -> Activation:
+        name, n_slices = weight_name(weight.name), int(weight.ne[2] * weight.ne[3])
+        if self._source != ctypes.addressof(source) or name in self._sharing:  # a weight comes again in the next graph
+            self._source, self._sharing, self._copies = ctypes.addressof(source), set(), {}
+        self._sharing.add(name)
+        values = self._read(source, np.float32)  # (ne3, ne2, ne1, n_cols)
+        n_cols, ids_address = values.shape[-1], 0
+        ids: Tokens | None = None
+        if self._ops[node.op] == "MUL_MAT_ID":
+            x = values[0]  # (n_tokens, n_inputs, n_cols)
+            ids_address = ctypes.addressof(node.src[2].contents)
+            ids = self._read(node.src[2].contents, np.int32)[0, 0]  # (n_tokens, n_used)
+            ids = _checked(ids, n_slices, name)
+        else:
+            x = values.reshape(-1, 1, n_cols)
+            ids = None if n_slices == 1 else _broadcast_slices(weight, source).reshape(-1, 1)
+        return Activation(name, x, ids, n_slices, (ctypes.addressof(source), ids_address))
+
+    def _read(self, tensor: GgmlTensor, kind: type[np.float32] | type[np.int32]) -> npt.NDArray[Any]:
+        """A tensor of 4-byte elements as (ne3, ne2, ne1, ne0), whatever its strides; a view where it is in host memory."""
+        n_bytes = int(self._ggml.ggml_nbytes(ctypes.byref(tensor)))
+        if tensor.buffer and self._ggml.ggml_backend_buffer_is_host(tensor.buffer):
+            memory: Any = (ctypes.c_uint8 * n_bytes).from_address(tensor.data)
+        else:
+            address = ctypes.addressof(tensor)
+            if address not in self._copies:
+                self._copies[address] = (ctypes.c_uint8 * n_bytes)()
+                self._ggml.ggml_backend_tensor_get(ctypes.byref(tensor), self._copies[address], 0, n_bytes)
+            memory = self._copies[address]
+        shape, strides = tuple(reversed(tensor.ne)), tuple(reversed(tensor.nb))
+        return np.ndarray(shape, dtype=kind, buffer=memory, strides=strides)
+
+
+def _checked(ids: Tokens, n_slices: int, name: str) -> Tokens:
+    if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < n_slices):
+        raise InferenceError(f"the router of {name} chose an expert out of range")
+    return ids
+
+
+def _broadcast_slices(weight: GgmlTensor, source: GgmlTensor) -> Tokens:
+    """Which matrix of a stack each row of a plain product meets, as ggml broadcasts: (ne3 * ne2 * ne1,)."""
+    third = np.arange(source.ne[2], dtype=np.int32) % weight.ne[2]
+    fourth = np.arange(source.ne[3], dtype=np.int32) % weight.ne[3]
+    stacked = fourth[:, None] * weight.ne[2] + third[None, :]
+    return np.repeat(stacked.reshape(-1), source.ne[1]).astype(np.int32)
+
+
+@functools.cache
+def _operations() -> dict[int, str]:
+    """ggml's numbers of the two matrix products."""
+    ggml, numbers = library.load().ggml, {}
+    for index in range(256):
+        name = ggml.ggml_op_name(index).decode()
+        if name in ("MUL_MAT", "MUL_MAT_ID"):
+            numbers[index] = name
+        if len(numbers) == 2:
+            break
+    return numbers
+
+
+def weight_name(node_name: bytes) -> str:
+    """The weight behind a graph node's name: `CUDA0#blk.0.attn_k.weight#0` -> `blk.0.attn_k.weight`."""
+    name = node_name.decode(errors="replace")
+    _, mark, rest = name.partition("#")
+    return rest.partition("#")[0] if mark else name
+
+
+def is_weight(name: str) -> bool:
+    """Whether a product's first factor is a weight that we watch: a block's, or the output (its own or the tied embeddings')."""
+    return name.startswith("blk.") or name in OUTPUT_MATRICES
