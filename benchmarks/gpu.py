@@ -26,7 +26,8 @@ from benchmarks.llama_shapes import SHAPES
 from benchmarks.setting import MODELS
 from quantailor import cli
 from quantailor.analysis.corpus import chunks, load_corpus
-from quantailor.analysis.covariances.capture import Calibration, compute_calibration
+from quantailor.analysis.covariances.calibrating import compute_calibration
+from quantailor.analysis.covariances.capture import Calibration
 from quantailor.analysis.covariances.covariance_file import CovarianceFile
 from quantailor.analysis.importance.computing import ImatrixWork, compute_imatrix
 from quantailor.analysis.importance.imatrix import Imatrix

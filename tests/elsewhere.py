@@ -18,10 +18,11 @@ class _Crew(Crew[Task, Item]):
         self.facts = benches[0].facts()
 
     def do(self, tasks: Sequence[Task], *, control: Control = QUIET) -> Iterator[Item]:
-        for place in np.random.default_rng(1).permutation(len(tasks)):
+        for n_done, place in enumerate(np.random.default_rng(1).permutation(len(tasks)), 1):
             control.check()
             self._done.append(tasks[place])
             yield from self._benches[place % 2].do([tasks[place]], control=QUIET)
+            control.advance(n_done, len(tasks))
 
 
 class Elsewhere:

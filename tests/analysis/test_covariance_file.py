@@ -11,7 +11,8 @@ import pytest
 from covariance_files import products, write
 
 from quantailor.analysis.corpus import chunks, load_corpus
-from quantailor.analysis.covariances.capture import Calibration, compute_calibration
+from quantailor.analysis.covariances.calibrating import compute_calibration
+from quantailor.analysis.covariances.capture import Calibration
 from quantailor.analysis.covariances.covariance_file import CovarianceFile
 from quantailor.analysis.covariances.covariances import InputCovariance
 from quantailor.analysis.rounding.compensation import round_rows

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from quantailor.analysis.corpus import chunks, load_corpus
-from quantailor.analysis.covariances.capture import Calibration, compute_calibration, forget_run
+from quantailor.analysis.covariances.calibrating import compute_calibration
+from quantailor.analysis.covariances.capture import Calibration, forget_run
 from quantailor.analysis.covariances.covariance_file import LEAN_COLUMNS, CovarianceFile
 from quantailor.analysis.importance.computing import ImatrixWork, compute_imatrix
 from quantailor.analysis.importance.imatrix import Imatrix

@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PATIENCE_S = 120.0
+import psutil
+
+PATIENCE_S = 300.0
 Words = tuple[object, ...]
 
 
@@ -29,6 +31,14 @@ def wait_until(is_so: Callable[[], object]) -> None:
     while not is_so():
         assert time.monotonic() < deadline, "it took too long"
         time.sleep(0.05)
+
+
+def fill_disk(process: int) -> None:
+    """From now on a worker, and what it has started, can write no byte more to any file."""
+    import resource
+
+    for each in (process, *(child.pid for child in psutil.Process(process).children(recursive=True))):
+        resource.prlimit(each, resource.RLIMIT_FSIZE, (0, 0))
 
 
 @dataclass

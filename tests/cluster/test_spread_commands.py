@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from real_workers import Words, cluster, result, start, wait_until
+from real_workers import Words, cluster, fill_disk, result, start, wait_until
 
 import fuzzing
 from quantailor.store import Store
@@ -18,7 +20,11 @@ from stores import first_difference
 
 pytestmark = pytest.mark.slow
 
-N_CHAOS = 4 if fuzzing.LONG else 1
+FAILURES: dict[str, Callable[[int], None]] = {
+    "killed": lambda process: os.kill(process, signal.SIGKILL),
+    "stopped": lambda process: os.kill(process, signal.SIGSTOP),
+    "full": fill_disk,
+}
 TYPES = "Q2_K,Q4_K,Q6_K,Q8_0"
 MAKE: Words = ("--types", TYPES, "--bpw", 5, "--probe-chunks", 1, "--imatrix-chunks", 2, "--chunks", 2, "--against", "Q4_K_M")
 
@@ -95,27 +101,27 @@ def test_jobs_show_the_workers(base: Path, text: Path, tmp_path: Path) -> None:
     assert (worker["state"], worker["n_done"] > 0, worker["per_second"] > 0) == ("ready", True, True)
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
-@pytest.mark.parametrize("number", range(N_CHAOS))
-def test_a_worker_that_dies_or_stops_changes_nothing(
-    how: str, number: int, alone: Path, home: Path, base: Path, text: Path, tmp_path: Path
+@pytest.mark.parametrize("number", range(10 if fuzzing.LONG else 1))
+@pytest.mark.parametrize("what", ["killed", "stopped", "full"])
+def test_chaos_a_worker_that_fails_at_any_moment_changes_nothing(
+    what: str, number: int, alone: Path, home: Path, base: Path, text: Path, tmp_path: Path
 ) -> None:
-    moments = random.Random(f"{how} {number}")
+    moments = random.Random(f"{what} {fuzzing.seed() + number}")
     with cluster(tmp_path / "cluster", 2) as workers:
         command = start(home, *swept(base, text), "--cluster", workers.address)
-        n_before = moments.randrange(1, 300)
+        n_before = moments.randrange(300)
         wait_until(lambda: n_scores(home) >= n_before or command.poll() is not None)
         time.sleep(moments.random() * 0.3)
-        moments.choice(workers.workers).send_signal(signal.Signals[how])
+        FAILURES[what](moments.choice(workers.workers).pid)
         result(command)
     assert same_rows(alone, home) is None
 
 
-@pytest.mark.parametrize("number", range(N_CHAOS))
-def test_a_scheduler_that_dies_pauses_the_job_and_it_goes_on(
+@pytest.mark.parametrize("number", range(5 if fuzzing.LONG else 1))
+def test_chaos_a_scheduler_that_dies_pauses_the_job_and_it_goes_on(
     number: int, alone: Path, home: Path, base: Path, text: Path, tmp_path: Path
 ) -> None:
-    moments = random.Random(f"scheduler {number}")
+    moments = random.Random(f"scheduler {fuzzing.seed() + number}")
     with cluster(tmp_path / "cluster", 2) as workers:
         command = start(home, *swept(base, text), "--cluster", workers.address)
         n_before = moments.randrange(1, 200)

@@ -30,8 +30,8 @@ MOST_FAILURES = 3
 """After so many failures in a row, of different tasks, a worker is left out."""
 SILENT_SECONDS = 30.0
 """A worker whose machine or process gives no sign of life for so long is left out."""
-HUNG_SECONDS, HUNG_TIMES = 600.0, 20.0
-"""A batch that takes so long, and so many times what was expected, hangs."""
+HUNG_TIMES = 20.0
+"""A batch that takes so many times what was expected, and longer than the work's patience, hangs."""
 WAIT_SECONDS = 60.0
 """For a worker, where there is none."""
 LOOK_SECONDS, TELL_SECONDS = 1.0, 2.0
@@ -216,7 +216,7 @@ class ClusterCrew(Crew[Task, Item]):
             self._leave_out(address, "gives no sign of life", todo)
         elif one.batches:
             expected = next(iter(one.batches.values())).weight / one.rate if one.rate else 0.0
-            if self._clock() - one.sign >= max(HUNG_SECONDS, HUNG_TIMES * expected):
+            if self._clock() - one.sign >= max(self._work.patience_seconds, HUNG_TIMES * expected):
                 self._leave_out(address, "does not come to an end", todo)
 
     def _leave_out(self, address: str, why: str, todo: Todo[Task, Item] | None, state: Literal["refused", "lost"] = "lost") -> None:

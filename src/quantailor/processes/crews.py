@@ -61,6 +61,11 @@ class Work(ABC, Generic[Task, Item]):
         """All models that it reads."""
         return (self.model,)
 
+    @property
+    def patience_seconds(self) -> float:
+        """How long a task may take before it counts as hanging, whatever others take."""
+        return 600.0
+
     @abstractmethod
     def bench(self) -> Bench[Task, Item]:
         """Set it up. Raises QuantailorError where that cannot be."""

@@ -11,12 +11,13 @@ text runs through the model once for each turn, as far as the last of these matr
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from quantailor.analysis.covariances.embeddings import EMBEDDINGS, add_readers, 
 from quantailor.analysis.covariances.sums import PANEL, add_products, diagonal, packed_size
 from quantailor.analysis.importance.computing import ImatrixState
 from quantailor.analysis.importance.imatrix import TOKEN_EMBEDDINGS, Imatrix, ImatrixEntry
-from quantailor.control import QUIET, Control
+from quantailor.control import Control
 from quantailor.errors import CovarianceError, ImatrixError
 from quantailor.ggml.devices import PROCESSOR, Devices
 from quantailor.ggml.observing import Activation, Enough
@@ -41,7 +42,6 @@ from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_format import aligned
 from quantailor.models.gguf_writer import PartLayout
 from quantailor.numerics import Floats, Tokens
-from quantailor.processes import apart
 from quantailor.processes.messages import doing, remove_when_left
 from quantailor.records import TensorInfo
 
@@ -50,10 +50,10 @@ BUDGET_BYTES = 3 << 29
 SAVE_SECONDS = 20.0
 """Between two saved states, and at the least so many times what saving takes."""
 SAVE_SHARE = 20.0
-_LOOK_TOKENS = 16
+LOOK_TOKENS = 16
 """Enough to see which matrices share an input."""
 _SHARING = re.compile(r"(attn|ffn)_(?:q|k|v|gate|up)(?=[_.])")
-_STATE_VERSION = 2
+_STATE_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,22 +90,6 @@ class Calibration:
         return self.place.with_suffix(".unfinished")
 
 
-def compute_calibration(run: Calibration, chunks: Tokens, *, control: Control = QUIET) -> Imatrix:
-    """Run the chunks, (n_chunks, n_ctx), through the model, write the covariances of its inputs and return the importance matrix.
-
-    The matrix is that of `compute_imatrix`, bit for bit. An interrupted run goes on where its state was saved; `forget_run` removes
-    what is left beside the file when both results are kept.
-
-    Raises:
-        ImatrixError: inputs that are not finite.
-        CovarianceError: nothing is multiplied with any of these tensors.
-        InferenceError: llama.cpp cannot load or run the model.
-        OutputError: a file cannot be written.
-    """
-    control.check()
-    return apart.call(_calibrate, run, chunks, control=control).result(run.dataset)
-
-
 def forget_run(output: Path) -> None:
     """Remove what a run left beside the file that it wrote."""
     for suffix in (".state", ".unfinished"):
@@ -129,7 +113,7 @@ def expected_bytes(tensors: Sequence[TensorInfo]) -> tuple[int, int]:
 
 
 @dataclass(eq=False)
-class _Sums:
+class Sums:
     """One matrix that is summed in this turn."""
 
     number: int
@@ -140,7 +124,7 @@ class _Sums:
 
 
 @dataclass(eq=False)
-class _Progress:
+class RunProgress:
     """How far a run is: what its state file holds."""
 
     imatrix: ImatrixState
@@ -152,16 +136,20 @@ class _Progress:
     """In this turn."""
     digests: list[str] = field(default_factory=list)
     """Of the matrices that were written."""
-    sums: list[_Sums] = field(default_factory=list)
+    sums: list[Sums] = field(default_factory=list)
+    done: list[int] = field(default_factory=list)
+    """Turns that others have taken, in any order."""
+    sees_all: bool = True
+    """Whether rows are counted in this turn."""
 
 
-def _calibrate(run: Calibration, chunks: Tokens, *, control: Control) -> ImatrixState:
-    """What happens in the child process. Gives the state of the importance matrix at the end."""
+def calibrate(run: Calibration, chunks: Tokens, *, control: Control) -> ImatrixState:
+    """What happens in the child process, with chunks (n_chunks, n_ctx). Gives the state of the importance matrix at the end."""
     n_chunks, n_ctx = chunks.shape
-    identity = _identity(run, chunks)
-    progress = _saved(run, identity) or _Progress(ImatrixState(chunk_size=n_ctx, process_output=run.process_output))
-    if not progress.inputs or progress.turn < len(_turns(run, progress.inputs)):
-        watching = _Watching(run)
+    identity = identity_of(run, chunks)
+    progress = saved(run, identity) or RunProgress(ImatrixState(chunk_size=n_ctx, process_output=run.process_output))
+    if not progress.inputs or progress.turn < len(turns_of(run, progress.inputs)):
+        watching = Watching(run)
         with (
             threadpool_limits(1, user_api="blas"),
             ThreadPoolExecutor(run.n_threads or os.cpu_count() or 1) as pool,
@@ -169,28 +157,28 @@ def _calibrate(run: Calibration, chunks: Tokens, *, control: Control) -> Imatrix
         ):
             if not progress.inputs:
                 doing(f"looking at the inputs of {run.model_path}")
-                model.decode(chunks[0, :_LOOK_TOKENS])
+                model.decode(chunks[0, :LOOK_TOKENS])
                 progress.inputs = watching.inputs()
                 progress.n_rows = [0] * len(progress.inputs)
-            for turn in _turns(run, progress.inputs)[progress.turn :]:
+            for turn in turns_of(run, progress.inputs)[progress.turn :]:
                 if not progress.sums:
                     progress.sums = [
-                        _Sums(number, index, np.zeros(packed_size(progress.inputs[number].n_cols), dtype=np.float32))
+                        Sums(number, index, np.zeros(packed_size(progress.inputs[number].n_cols), dtype=np.float32))
                         for number, index in turn
                     ]
                 watching.begin(progress, pool)
                 for _ in _finished_chunks(run, progress, chunks, model, control):
-                    _save(run, progress, identity)
+                    save(run, progress, identity)
                 _write_turn(run, progress, n_chunks, pool)
-                progress.turn, progress.n_chunks_done, progress.sums = progress.turn + 1, 0, []
-                _save(run, progress, identity)
-    _finish(run, progress, n_chunks)
+                progress.turn, progress.n_chunks_done, progress.sums, progress.sees_all = progress.turn + 1, 0, [], False
+                save(run, progress, identity)
+    finish(run, progress, n_chunks)
     return progress.imatrix
 
 
-def _finished_chunks(run: Calibration, progress: _Progress, chunks: Tokens, model: LoadedModel, control: Control) -> Iterator[None]:
+def _finished_chunks(run: Calibration, progress: RunProgress, chunks: Tokens, model: LoadedModel, control: Control) -> Iterator[None]:
     """Run the rest of a turn; pauses whenever the state should be saved."""
-    n_turns, n_chunks = len(_turns(run, progress.inputs)), len(chunks)
+    n_turns, n_chunks = len(turns_of(run, progress.inputs)), len(chunks)
     saved, took = time.monotonic(), 0.0
     for number, tokens in enumerate(chunks[progress.n_chunks_done :], progress.n_chunks_done + 1):
         doing(f"running chunk {number} through {run.model_path}")
@@ -207,7 +195,7 @@ def _finished_chunks(run: Calibration, progress: _Progress, chunks: Tokens, mode
         control.advance(progress.turn * n_chunks + number, n_turns * n_chunks, where)
 
 
-def _turns(run: Calibration, inputs: tuple[Input, ...]) -> list[list[tuple[int, int]]]:
+def turns_of(run: Calibration, inputs: tuple[Input, ...]) -> list[list[tuple[int, int]]]:
     """The matrices, (input, index), that are summed together, as many as the budget allows and at least one."""
     turns: list[list[tuple[int, int]]] = []
     room = 0
@@ -222,16 +210,16 @@ def _turns(run: Calibration, inputs: tuple[Input, ...]) -> list[list[tuple[int, 
     return turns
 
 
-class _Watching:
+class Watching:
     """Sees every input of the model: first to find out which matrices share one, then to sum what is wanted in this turn."""
 
     def __init__(self, run: Calibration) -> None:
         self._run = run
         self._seen: dict[str, tuple[list[str], int, int]] = {}
         self._latest: tuple[tuple[int, int], list[str]] | None = None
-        self._summing: tuple[_Progress, ThreadPoolExecutor] | None = None
+        self._summing: tuple[RunProgress, ThreadPoolExecutor] | None = None
         self._numbers: dict[str, int] = {}
-        self._wanted: dict[int, list[_Sums]] = {}
+        self._wanted: dict[int, list[Sums]] = {}
         self._last: int | None = None
 
     def inputs(self) -> tuple[Input, ...]:
@@ -251,7 +239,7 @@ class _Watching:
         if set(wide) == widths and not any(EMBEDDINGS in one.tensors for one in inputs):
             yield Input(EMBEDDINGS, (EMBEDDINGS,), 1, wide[0])
 
-    def begin(self, progress: _Progress, pool: ThreadPoolExecutor) -> None:
+    def begin(self, progress: RunProgress, pool: ThreadPoolExecutor) -> None:
         """From now on add to these sums, which may be others than before."""
         self._summing = progress, pool
         self._numbers = {one.key: number for number, one in enumerate(progress.inputs)}
@@ -277,14 +265,14 @@ class _Watching:
                 self._seen[activation.name] = names, activation.n_slices, activation.x.shape[2]
         self._latest = activation.source, names
 
-    def _add(self, activation: Activation, progress: _Progress, pool: ThreadPoolExecutor) -> None:
+    def _add(self, activation: Activation, progress: RunProgress, pool: ThreadPoolExecutor) -> None:
         if progress.turn == 0:
             progress.imatrix.add(activation)
         number = self._numbers.get(activation.name)
         if number is None:  # not wanted, or summed under the first tensor with this input
             return
         everything = activation.x.reshape(-1, activation.x.shape[2])
-        if progress.turn == 0:
+        if progress.sees_all:
             progress.n_rows[number] += len(everything)
         wanted = self._wanted.get(number, [])
         if wanted and progress.inputs[number].n_slices == 1:
@@ -317,34 +305,61 @@ def _rows_of_slices(activation: Activation) -> Callable[[int], Floats]:
 # What is written
 
 
-def _write_turn(run: Calibration, progress: _Progress, n_chunks: int, pool: ThreadPoolExecutor) -> None:
-    """Write the matrices that this turn summed to their places in the unfinished file."""
-    planned = _plan(run, progress, n_chunks)
-    imatrix = progress.imatrix.result("")
+@dataclass(frozen=True, eq=False, slots=True)
+class Matrix:
+    """One of an input's matrices as it goes into the file."""
+
+    number: int
+    """The input's."""
+    index: int
+    mean_squares: Floats
+    """(n_cols,)."""
+    correlations: npt.NDArray[np.int16]
+    """(n_pairs,)."""
+    digest: str
+
+
+def matrices_of(run: Calibration, progress: RunProgress, imatrix: Imatrix, n_chunks: int, pool: ThreadPoolExecutor) -> Iterator[Matrix]:
+    """What a turn summed. Raises ImatrixError where it is not finite."""
     entries = {**imatrix.entries, **imatrix.error_only}
+    for sums in progress.sums:
+        one = progress.inputs[sums.number]
+        if _is_looked_up(one, entries):
+            progress.n_rows[sums.number] = _sum_readers(run, progress, entries, n_chunks, sums.packed, pool)
+            mean_squares = diagonal(sums.packed, one.n_cols)
+        else:
+            mean_squares = _mean_squares([entries[name] for name in one.tensors], one, sums.index)
+        if not np.isfinite(diagonal(sums.packed, one.n_cols)).all():
+            raise ImatrixError(f"the inputs of {one.key} are NaN or Inf", remedy="Check the model file; it may be damaged")
+        yield Matrix(sums.number, sums.index, mean_squares, *encoded(sums.packed, mean_squares))
+
+
+def _write_turn(run: Calibration, progress: RunProgress, n_chunks: int, pool: ThreadPoolExecutor) -> None:
+    """Write the matrices that this turn summed to their places in the unfinished file."""
+    if progress.turn == 0:
+        begin_file(run, progress, n_chunks)
+    write_matrices(run, progress, matrices_of(run, progress, progress.imatrix.result(""), n_chunks, pool), n_chunks)
+
+
+def begin_file(run: Calibration, progress: RunProgress, n_chunks: int) -> None:
     with files.writing(run.unfinished):
-        if progress.turn == 0:
-            run.unfinished.parent.mkdir(parents=True, exist_ok=True)
-            run.unfinished.write_bytes(b"")
-            os.truncate(run.unfinished, planned.size_bytes)
-            progress.digests = []
-        with run.unfinished.open("r+b") as stream:
-            for sums in progress.sums:
-                one = progress.inputs[sums.number]
-                if _is_looked_up(one, entries):
-                    progress.n_rows[sums.number] = _sum_readers(run, progress, entries, n_chunks, sums.packed, pool)
-                    mean_squares = diagonal(sums.packed, one.n_cols)
-                else:
-                    mean_squares = _mean_squares([entries[name] for name in one.tensors], one, sums.index)
-                if not np.isfinite(diagonal(sums.packed, one.n_cols)).all():
-                    raise ImatrixError(f"the inputs of {one.key} are NaN or Inf", remedy="Check the model file; it may be damaged")
-                correlations, digest = encoded(sums.packed, mean_squares)
-                progress.digests.append(digest)
-                for tensor, row in ((2 * sums.number, mean_squares), (2 * sums.number + 1, correlations)):
-                    stream.seek(_offset(planned, tensor) + sums.index * row.nbytes)
-                    stream.write(np.ascontiguousarray(row).data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        run.unfinished.parent.mkdir(parents=True, exist_ok=True)
+        run.unfinished.write_bytes(b"")
+        os.truncate(run.unfinished, _plan(run, progress, n_chunks).size_bytes)
+    progress.digests = [""] * sum(one.n_matrices for one in progress.inputs)
+
+
+def write_matrices(run: Calibration, progress: RunProgress, matrices: Iterable[Matrix], n_chunks: int) -> None:
+    planned = _plan(run, progress, n_chunks)
+    firsts = [0, *itertools.accumulate(one.n_matrices for one in progress.inputs)]
+    with files.writing(run.unfinished), run.unfinished.open("r+b") as stream:
+        for each in matrices:
+            progress.digests[firsts[each.number] + each.index] = each.digest
+            for tensor, row in ((2 * each.number, each.mean_squares), (2 * each.number + 1, each.correlations)):
+                stream.seek(_offset(planned, tensor) + each.index * row.nbytes)
+                stream.write(np.ascontiguousarray(row).data)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _is_looked_up(one: Input, entries: Mapping[str, ImatrixEntry]) -> bool:
@@ -353,7 +368,7 @@ def _is_looked_up(one: Input, entries: Mapping[str, ImatrixEntry]) -> bool:
 
 
 def _sum_readers(
-    run: Calibration, progress: _Progress, entries: Mapping[str, ImatrixEntry], n_chunks: int, packed: Floats, pool: ThreadPoolExecutor
+    run: Calibration, progress: RunProgress, entries: Mapping[str, ImatrixEntry], n_chunks: int, packed: Floats, pool: ThreadPoolExecutor
 ) -> int:
     """Sum the metric of token embeddings, and count the rows that read each."""
     n_tokens = n_chunks * progress.imatrix.chunk_size
@@ -373,7 +388,7 @@ def _mean_squares(entries: list[ImatrixEntry], one: Input, index: int) -> Floats
     return means
 
 
-def _plan(run: Calibration, progress: _Progress, n_chunks: int) -> PartLayout:
+def _plan(run: Calibration, progress: RunProgress, n_chunks: int) -> PartLayout:
     return plan_file(
         progress.inputs, model=run.model, datasets=(run.dataset,), chunk_count=n_chunks, chunk_size=progress.imatrix.chunk_size
     )
@@ -384,7 +399,7 @@ def _offset(planned: PartLayout, number: int) -> int:
     return len(planned.header) + sum(aligned(tensor.size_bytes, planned.alignment) for tensor in planned.tensors[:number])
 
 
-def _finish(run: Calibration, progress: _Progress, n_chunks: int) -> None:
+def finish(run: Calibration, progress: RunProgress, n_chunks: int) -> None:
     """Put the header before the data and give the file its name; nothing where that was done before."""
     imatrix = progress.imatrix.result("")
     entries = {**imatrix.entries, **imatrix.error_only}
@@ -411,14 +426,14 @@ def _finish(run: Calibration, progress: _Progress, n_chunks: int) -> None:
 # The state of a run
 
 
-def _identity(run: Calibration, chunks: Tokens) -> str:
-    """What a saved state must be of."""
+def identity_of(run: Calibration, chunks: Tokens) -> str:
+    """What a saved state must be of; chunks are (n_chunks, n_ctx)."""
     names = None if run.names is None else sorted(run.names)
     options = [_STATE_VERSION, run.model, names, run.process_output, run.devices.is_used, run.budget_bytes, PANEL, chunks.shape]
     return hashlib.sha256(json.dumps(options).encode() + np.ascontiguousarray(chunks).tobytes()).hexdigest()
 
 
-def _save(run: Calibration, progress: _Progress, identity: str) -> None:
+def save(run: Calibration, progress: RunProgress, identity: str) -> None:
     header = {
         "identity": identity,
         "inputs": [[one.key, one.tensors, one.n_slices, one.n_cols] for one in progress.inputs],
@@ -426,6 +441,7 @@ def _save(run: Calibration, progress: _Progress, identity: str) -> None:
         "turn": progress.turn,
         "n_chunks_done": progress.n_chunks_done,
         "digests": progress.digests,
+        "done": progress.done,
     }
     arrays: dict[str, npt.NDArray[np.generic]] = {
         "header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
@@ -438,7 +454,7 @@ def _save(run: Calibration, progress: _Progress, identity: str) -> None:
     remove_when_left(None)
 
 
-def _saved(run: Calibration, identity: str) -> _Progress | None:
+def saved(run: Calibration, identity: str) -> RunProgress | None:
     """The progress of a run of the same; None where there is none that can be read."""
     try:
         with np.load(run.state, allow_pickle=False) as archive:
@@ -446,13 +462,14 @@ def _saved(run: Calibration, identity: str) -> _Progress | None:
             if header["identity"] != identity:
                 return None
             inputs = tuple(Input(key, tuple(names), n_slices, n_cols) for key, names, n_slices, n_cols in header["inputs"])
-            progress = _Progress(ImatrixState.from_bytes(archive["imatrix"].tobytes()), inputs, list(header["n_rows"]))
+            progress = RunProgress(ImatrixState.from_bytes(archive["imatrix"].tobytes()), inputs, list(header["n_rows"]))
             progress.turn, progress.n_chunks_done = int(header["turn"]), int(header["n_chunks_done"])
-            progress.digests = list(header["digests"])
-            turns = _turns(run, inputs)
+            progress.digests, progress.done = list(header["digests"]), list(header["done"])
+            progress.sees_all = progress.turn == 0
+            turns = turns_of(run, inputs)
             if progress.n_chunks_done:
-                progress.sums = [_Sums(*one, archive[f"sums.{place}"]) for place, one in enumerate(turns[progress.turn])]
+                progress.sums = [Sums(*one, archive[f"sums.{place}"]) for place, one in enumerate(turns[progress.turn])]
             is_written = run.unfinished.is_file() or (progress.turn == len(turns) and run.place.is_file())
-            return progress if progress.turn == 0 or is_written else None
+            return progress if is_written or (progress.turn == 0 and not progress.done) else None
     except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile, ImatrixError):
         return None

@@ -172,7 +172,7 @@ def imatrix(
 
 @command(epilog="Example: quantailor calibrate base.gguf -f text.txt")
 def calibrate(
-    model: options.Running,
+    model: options.SpreadRunning,
     run: options.Run,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the covariances here.")] = None,
     chunks: options.Chunks = None,

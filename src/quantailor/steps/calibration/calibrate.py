@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from quantailor import files
 from quantailor.analysis.corpus import Corpus, chunk_length, chunks
-from quantailor.analysis.covariances.capture import BUDGET_BYTES, Calibration, compute_calibration, expected_bytes, forget_run
+from quantailor.analysis.covariances.calibrating import compute_calibration
+from quantailor.analysis.covariances.capture import BUDGET_BYTES, Calibration, expected_bytes, forget_run
 from quantailor.analysis.covariances.covariance_file import CovarianceFile, Input
 from quantailor.analysis.importance.imatrix import TOKEN_EMBEDDINGS, Imatrix
 from quantailor.costs.model_size import ModelSize
@@ -103,7 +104,8 @@ class CalibrateStep(CalibrationStep[CalibrateReport], kind="calibrate", result=C
             dataset=corpus.name,
             budget_bytes=self.memory_bytes or BUDGET_BYTES,
         )
-        return compute_calibration(run, chunks(corpus, key.n_ctx, limit=self.chunks), control=stages.begin("calibrate")), place
+        tokens = chunks(corpus, key.n_ctx, limit=self.chunks)
+        return compute_calibration(run, tokens, control=stages.begin("calibrate"), executor=stages.executor), place
 
 
 def _place(workspace: Workspace, model: OpenedModel, key: ImatrixKey) -> Path:
