@@ -24,6 +24,7 @@ from quantailor.costs import machine
 from quantailor.costs.needs import shortfalls
 from quantailor.errors import JobError, QuantailorError, ResourceError, StoreError
 from quantailor.jobs import Job, JobControl, Listener, Progress, Turns, job_ahead, reconcile
+from quantailor.present import words
 from quantailor.session import Workspace
 from quantailor.session.workspace import SHOWN_BYTES
 from quantailor.steps.hub.download import with_model_here
@@ -68,6 +69,14 @@ class JobReport(StepResult):
     """The number of the job that has to end first; None where it does not wait for one."""
     cluster: ClusterReport | None = None
     """The workers that it uses, or used; None where this machine does all of it."""
+
+
+def told_workers(cluster: ClusterReport) -> str:
+    """ "2 of 3 workers ready, 1 slower than most"."""
+    ready = [worker for worker in cluster.workers if worker.state == "ready"]
+    slow = sum(worker.is_slow for worker in ready)
+    said = f"{len(ready)} of {words.plural(len(cluster.workers), 'worker')} ready"
+    return f"{said}, {slow} slower than most" if slow else said
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantailor.app.jobs import JobReport
+from quantailor.app.jobs import JobReport, told_workers
 from quantailor.cli.output import console, table
 from quantailor.cli.show.text import plain
 from quantailor.present import words
@@ -30,8 +30,7 @@ def _workers(report: JobReport) -> None:
     if (cluster := report.cluster) is None:
         return
     out = console()
-    ready = sum(worker.state == "ready" for worker in cluster.workers)
-    out.print(f"cluster   {cluster.address}, {ready} of {words.plural(len(cluster.workers), 'worker')} ready", markup=False)
+    out.print(f"cluster   {cluster.address}, {told_workers(cluster)}", markup=False)
     if cluster.dashboard is not None:
         out.print(f"dashboard {cluster.dashboard}", markup=False)
     rows = []

@@ -25,6 +25,7 @@ from quantailor.app.jobs import (
     remove_job,
     resume_job,
     start_detached,
+    told_workers,
 )
 from quantailor.app.steps import kinds
 from quantailor.errors import QuantailorError
@@ -72,10 +73,17 @@ def told_time(job: JobReport) -> str:
 
 
 def told_rate(job: JobReport) -> str:
-    """ "12.0 M weights per second"; empty while it is unknown."""
-    if job.rate is None or job.state != "running":
+    """ "12.0 M weights per second, 2 of 3 workers ready"; empty while it is unknown."""
+    if job.state != "running":
         return ""
-    return rate(job.rate, job.unit) if job.unit else ""
+    parts = [rate(job.rate, job.unit)] if job.rate is not None and job.unit else []
+    return ", ".join([*parts, *([told_workers(job.cluster)] if job.cluster is not None else [])])
+
+
+def workers_page(job: JobReport | None) -> str | None:
+    """Dask's page on the workers of a job that runs."""
+    page = None if job is None or job.state != "running" or job.cluster is None else job.cluster.dashboard
+    return page if page is not None and page.startswith(("http://", "https://")) else None
 
 
 def told_stage(job: JobReport) -> str:
@@ -162,6 +170,8 @@ class _Dock:
                     self._time = text("", "qt-small qt-ellipsis qt-dock-time")
                     self._rate = text("", "qt-small qt-muted qt-ellipsis")
                 with box("qt-row qt-tight"):
+                    self._workers = ui.link("Workers", "", new_tab=True).classes("qt-dock-link")
+                    self._workers.props('aria-label="Workers, on the page of Dask"')
                     self._result = ui.link("See the result", "/").classes("qt-dock-link")
                     self._buttons = JobButtons()
                     self._notify = icon_button("notifications", "Notify me when it is done").classes("qt-dock-notify")
@@ -232,6 +242,9 @@ class _Dock:
         self._stage.set_text("" if job is None else _under(job))
         self._time.set_text(told_time(job) if job is not None and state not in ("done", "failed") else "")
         self._rate.set_text("" if job is None else told_rate(job))
+        page = workers_page(job)
+        self._workers.set_visibility(page is not None)
+        self._workers.props(f'href="{page or ""}"')
         if job is not None:
             self._bar.set_value(round(job.progress, 3))
             self._share.set_text(percent(job.progress, 0))
