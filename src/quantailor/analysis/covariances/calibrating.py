@@ -42,6 +42,7 @@ from quantailor.analysis.covariances.sums import packed_size
 from quantailor.analysis.importance.computing import ImatrixState, ImatrixWork, compute_imatrix
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.control import QUIET, Control
+from quantailor.ggml.devices import PROCESSOR, Devices
 from quantailor.ggml.runtime import LoadedModel
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.opening import model_files
@@ -97,7 +98,7 @@ class TurnWork(Work[int, Turn]):
     names: frozenset[str] | None
     budget_bytes: int
     n_threads: int | None = None
-    n_gpu_layers: int = 0
+    devices: Devices = PROCESSOR
     is_apart: ClassVar[bool] = True
 
     @property
@@ -141,11 +142,11 @@ class _TurnBench(Bench[int, Turn]):
     def __init__(self, work: TurnWork) -> None:
         self._work, self._stack = work, ExitStack()
         self._run = Calibration(
-            work.model.path, work.model.fingerprint, Path(), work.names, n_gpu_layers=work.n_gpu_layers, budget_bytes=work.budget_bytes
+            work.model.path, work.model.fingerprint, Path(), work.names, devices=work.devices, budget_bytes=work.budget_bytes
         )
         self._watching = Watching(self._run)
-        how = {"n_ctx": work.chunks.shape[1], "n_threads": work.n_threads, "n_gpu_layers": work.n_gpu_layers}
-        self._model = LoadedModel(work.model.path, **how, capture=self._watching.see)
+        n_ctx, see = work.chunks.shape[1], self._watching.see
+        self._model = LoadedModel(work.model.path, n_ctx=n_ctx, n_threads=work.n_threads, devices=work.devices, capture=see)
         self._stack.callback(self._model.close)
         self._pool = self._stack.enter_context(ThreadPoolExecutor(work.n_threads or os.cpu_count() or 1))
         self._stack.enter_context(threadpool_limits(1, user_api="blas"))
@@ -192,7 +193,7 @@ def _calibrate_elsewhere(run: Calibration, chunks: Tokens, n_turns: int, control
     progress = saved(run, identity) or RunProgress(ImatrixState(chunk_size=n_ctx, process_output=run.process_output))
     model = ModelFiles(run.model_path, run.model, files.state_of(model_files(run.model_path)))
     compute_imatrix(
-        ImatrixWork(model, chunks, run.n_threads, run.n_gpu_layers),
+        ImatrixWork(model, chunks, run.n_threads, run.devices),
         state=progress.imatrix,
         on_chunk=lambda _: save(run, progress, identity),
         every=_SAVE_CHUNKS,
@@ -200,7 +201,7 @@ def _calibrate_elsewhere(run: Calibration, chunks: Tokens, n_turns: int, control
         process_output=run.process_output,
         executor=executor,
     )
-    work = TurnWork(model, chunks, progress.imatrix.result(""), run.names, run.budget_bytes, run.n_threads, run.n_gpu_layers)
+    work = TurnWork(model, chunks, progress.imatrix.result(""), run.names, run.budget_bytes, run.n_threads, run.devices)
     with executor.on(work) as crew:
         if not progress.inputs:
             progress.inputs = cast(tuple[Input, ...], crew.facts)
