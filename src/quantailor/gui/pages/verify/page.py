@@ -16,7 +16,9 @@ from quantailor.errors import StoreError
 from quantailor.gui.context import show_address, workspace
 from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.jobs.job_card import JobCard, unfinished
-from quantailor.gui.pages.verify.parts import CardCard, VerdictCards, VerifyForm
+from quantailor.gui.pages.verify.form import VerifyForm
+from quantailor.gui.pages.verify.model_card import CardCard
+from quantailor.gui.pages.verify.verdict import VerdictCards
 from quantailor.gui.pages.without_base import without_base
 from quantailor.gui.widgets import box, empty, error_note, quiet, told
 
