@@ -13,7 +13,7 @@ R = TypeVar("R")
 class Compiled(Generic[P, R]):
     """A function as machine code that runs without the GIL. Numba is imported when it is first called, from Python or from another one.
 
-    Division by zero gives what it does in numpy: to look for it would keep loops from becoming vectors.
+    Division by zero gives what it does in numpy: side by side with others stand rows without a scale.
 
     Args:
         function: what to compile.
