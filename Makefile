@@ -73,8 +73,8 @@ check: setup
 	@echo "== ruff"
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
-	@echo "== mypy --strict"
-	$(RUN)/mypy
+	@echo "== mypy --strict, and beside it the loops that numba compiles, once for all tests"
+	@$(RUN)/python -m tools.compile_loops & loops=$$!; $(RUN)/mypy && wait $$loops
 	@echo "== import-linter"
 	$(RUN)/lint-imports
 	@echo "== deptry: every import declared, every dependency used"
