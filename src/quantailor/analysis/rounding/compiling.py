@@ -1,4 +1,8 @@
-"""Loops that numpy cannot express, compiled by numba when they are first called, and kept on disk from then on."""
+"""Loops that numpy cannot express, compiled by numba when they are first called, and kept on disk from then on.
+
+A function that others call becomes part of each of them. Otherwise a process that compiles them and one that finds them on the disk may
+call different copies of it, compiled in different surroundings, whose sums round otherwise.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +37,9 @@ class Compiled(Generic[P, R]):
         import numba
 
         try:
-            made = numba.njit(cache=True, nogil=True, fastmath=self._fastmath, error_model="numpy")(self._function)
+            made = numba.njit(cache=True, nogil=True, forceinline=True, fastmath=self._fastmath, error_model="numpy")(self._function)
         except RuntimeError:  # neither the package's folder nor the user's can be written
-            made = numba.njit(nogil=True, fastmath=self._fastmath, error_model="numpy")(self._function)
+            made = numba.njit(nogil=True, forceinline=True, fastmath=self._fastmath, error_model="numpy")(self._function)
         return cast(Callable[P, R], made)
 
     @property
