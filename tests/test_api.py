@@ -14,6 +14,7 @@ import pytest
 from commands import Workbench
 
 import quantailor
+from quantailor import files
 from quantailor.app.api import choosing, measuring, opening, products
 from quantailor.app.jobs import run_job, submit
 from quantailor.control import Control
@@ -87,6 +88,7 @@ def test_the_library_rounds_as_it_is_told_and_tells_what_that_gains(calibration_
 @pytest.mark.slow
 def test_a_make_opens_its_model_at_most_four_times_and_identifies_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = write_tiny("llama2", tmp_path / "models")
+    files.wait_until_settled(files.state_of(directory.iterdir()))  # the identity of files that were just written is not kept
     opened: Counter[str] = Counter()
     identified: Counter[str] = Counter()
 

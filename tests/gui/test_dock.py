@@ -92,7 +92,7 @@ def test_a_job_that_nobody_runs_can_be_started_and_its_result_is_linked(chromium
         shown("Measure books-llama.gguf waits to be started")
         chromium.click("Start")
         shown("Measure books-llama.gguf is done")
-        chromium.find(".qt-dock-link").click()
+        chromium.find(".qt-dock-result").click()
         chromium.until(lambda: "/measure" in chromium.driver.current_url, "the link leads to the result")
         chromium.ready()
         shown("is done")

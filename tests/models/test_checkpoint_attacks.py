@@ -285,7 +285,12 @@ def test_ids_around_a_text_do_not_multiply(byte_level: Path) -> None:
     ("model", "name", "change", "message"),
     [
         ("Olmo2ForCausalLM", "tokenizer.json", lambda t: t["model"]["merges"].extend(f"a{i} b" for i in range(300_000)), ""),
-        ("Olmo2ForCausalLM", "tokenizer.json", lambda t: t["model"]["vocab"].update({f"a{i}": i for i in range(300_000)}), "rows"),
+        (
+            "Olmo2ForCausalLM",
+            "tokenizer.json",
+            lambda t: t["model"]["vocab"].update({f"a{i}": 300_000 + i for i in range(300_000)}),
+            "rows",
+        ),
         ("Olmo2ForCausalLM", "tokenizer.json", lambda t: t.update(added_tokens=[{"content": f"a{i}"} for i in range(300_000)]), "rows"),
         (
             "Olmo2ForCausalLM",

@@ -172,7 +172,7 @@ class _Dock:
                 with box("qt-row qt-tight"):
                     self._workers = ui.link("Workers", "", new_tab=True).classes("qt-dock-link")
                     self._workers.props('aria-label="Workers, on the page of Dask"')
-                    self._result = ui.link("See the result", "/").classes("qt-dock-link")
+                    self._result = ui.link("See the result", "/").classes("qt-dock-link qt-dock-result")
                     self._buttons = JobButtons()
                     self._notify = icon_button("notifications", "Notify me when it is done").classes("qt-dock-notify")
                     self._notify.on("click", js_handler="() => window.quantailorNotify.ask()")
