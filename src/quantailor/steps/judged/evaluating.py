@@ -11,7 +11,7 @@ import numpy as np
 from quantailor.analysis.corpus import Corpus
 from quantailor.analysis.evals import choices, greedy
 from quantailor.analysis.evals.asking import Item, ask
-from quantailor.analysis.evals.questions import read_questions
+from quantailor.analysis.evals.questions import Questions, read_questions
 from quantailor.analysis.scores.fidelity import BASE
 from quantailor.errors import OptionError
 from quantailor.making.evals import Evaluated
@@ -74,7 +74,7 @@ def check_evals(evals: Evals) -> None:
     if evals.choices is not None:
         if "choices" not in evals.names:
             raise OptionError("--choices names questions that nothing asks", remedy="Add --eval choices")
-        read_questions(Path(evals.choices))
+        _questions(evals)
 
 
 def evaluate(asked: Enquiry, evals: Evals, text: Path, corpus: Corpus) -> list[Evaluated]:
@@ -88,7 +88,7 @@ def evaluate(asked: Enquiry, evals: Evals, text: Path, corpus: Corpus) -> list[E
     if "greedy" in evals.names:
         found.append(_greedy(asked, evals.prompts, text, corpus))
     if "choices" in evals.names:
-        found.append(_choices(asked, Path(evals.choices) if evals.choices else CHOICES))
+        found.append(_choices(asked, _questions(evals)))
     return found
 
 
@@ -105,8 +105,12 @@ def _greedy(asked: Enquiry, n_prompts: int, text: Path, corpus: Corpus) -> Evalu
     return Evaluated("greedy", corpus.name, key.partition(":")[2], answers)
 
 
-def _choices(asked: Enquiry, place: Path) -> Evaluated:
-    questions = read_questions(place)
+def _questions(evals: Evals) -> Questions:
+    """Those that are asked. Raises CorpusError where they cannot be read."""
+    return read_questions(Path(evals.choices) if evals.choices else CHOICES)
+
+
+def _choices(asked: Enquiry, questions: Questions) -> Evaluated:
     items = choices.tokenized(asked.model.source, gguf_path(asked.model), questions)
     answers = asked.all("choices", choices.key_of(questions), items, labels={BASE: BASE, **asked.contents})
     return Evaluated("choices", questions.name, questions.sha256, answers, tuple(each.right for each in questions.items))
@@ -124,7 +128,7 @@ def tokens_left(workspace: Workspace, model: OpenedModel, evals: Evals, text: Pa
         prompts = greedy.prompts(model.source, gguf_path(model), text, corpus, evals.prompts)
         asked.append((greedy.key_of(prompts), WRITTEN, len(prompts), sum(map(len, prompts)) / len(prompts) + 8 * greedy.N_WRITTEN))
     if "choices" in evals.names:
-        questions = read_questions(Path(evals.choices) if evals.choices else CHOICES)
+        questions = _questions(evals)
         letters = sum(len(item.text) + sum(map(len, item.choices)) for item in questions.items)
         asked.append((choices.key_of(questions), BASE, len(questions.items), letters / len(questions.items) / LETTERS_PER_TOKEN))
     total = 0.0
