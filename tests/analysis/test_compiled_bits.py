@@ -23,7 +23,8 @@ for seed in range(6):
     inputs = (numbers.normal(0, 1, (512, 256)) * numbers.lognormal(0, 1, 256)).astype(np.float32)
     metric = Metric(InputCovariance("made up", (inputs.T @ inputs / np.float32(512)).astype(np.float32), 512))
     weights = (numbers.normal(0, 1, (128, 256)) / 20).astype(np.float32)
-    found.update(round_rows(weights, library.type_named("Q4_K"), metric).tobytes())
+    for name in ("Q4_K", "Q5_K", "Q5_1"):
+        found.update(round_rows(weights, library.type_named(name), metric).tobytes())
 print(found.hexdigest())
 """
 
