@@ -24,6 +24,7 @@ ERRORS = {"IQ2_XXS": 0.11, "Q2_K": 0.065, "IQ3_XXS": 0.028, "Q3_K": 0.02, "Q4_K"
 """`weighted_mse` of a usual tensor."""
 ROLES = {"attn_q": 256, "attn_v": 128, "attn_output": 256, "ffn_up": 768, "ffn_down": 768}
 N_LAYERS, N_CHUNKS, N_TOKENS = 6, 32, 255
+FLIP_NATS = 1e-3
 Probes = tuple[str, Sequence[str], Iterable[int]]
 """A grouping, the types, the chunks."""
 
@@ -31,12 +32,15 @@ Probes = tuple[str, Sequence[str], Iterable[int]]
 class MadeUpModel:
     """Tensors, their true damages, and what probes of them score.
 
-    Of the chunks, `foreign` ones are text that the base cannot read: there, errors matter elsewhere.
+    Of the chunks, `foreign` ones are text that the base cannot read: there, errors matter elsewhere. `flips` is the chance that a chunk
+    has a router near a tie that any change of a tensor turns over. That costs `FLIP_NATS` whatever the type, and once, however many change.
+    Embeddings that are not `tied` to the output have a matrix of their own beside them.
     """
 
-    def __init__(self, seed: int, *, foreign: Sequence[int] = ()) -> None:
+    def __init__(self, seed: int, *, foreign: Sequence[int] = (), flips: float = 0.0, tied: bool = True) -> None:
         rng = np.random.default_rng(seed)
         shapes = {"token_embd.weight": 2048} | {f"blk.{n}.{role}.weight": rows for n in range(N_LAYERS) for role, rows in ROLES.items()}
+        shapes |= {} if tied else {"output.weight": 2048}
         self.tensors = [TensorInfo(name, (rows, 256), "BF16", 512 * rows) for name, rows in shapes.items()]
         self.foreign = frozenset(foreign)
         roles = {tensor.role: rng.normal(0, 0.6) for tensor in self.tensors}
@@ -56,6 +60,8 @@ class MadeUpModel:
                 self.damages[tensor.name, name] = departure * (alpha * error + noise[library.type_named(name).activation_block])
             spread = np.where(np.isin(np.arange(N_CHUNKS), list(foreign)), 1.5, 0.35)
             self._own[tensor.name] = np.exp(rng.normal(0, spread) - 0.06).tolist()
+        ties = np.random.default_rng(1000 + seed).random((len(self.tensors), N_CHUNKS)) < flips
+        self._flips = {tensor.name: row.tolist() for tensor, row in zip(self.tensors, ties, strict=True)}
 
     def truth(self, types: dict[str, str]) -> float:
         """The sum of the true damages, nats."""
@@ -71,7 +77,7 @@ class MadeUpModel:
         found = []
         for chunk in chunks:
             damage = math.fsum(self.damages[cell] * self._own[cell[0]][chunk] for cell in mix.types.items())
-            kld = damage * math.exp(self._chunks[chunk] + noise[chunk])
+            kld = damage * math.exp(self._chunks[chunk] + noise[chunk]) + FLIP_NATS * any(self._flips[name][chunk] for name in mix.types)
             nats = 13.0 if chunk in self.foreign else 3.0
             found.append(ChunkScore(chunk, N_TOKENS, nats * N_TOKENS, kld * N_TOKENS, 0, 0.0))
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -14,6 +15,7 @@ from made_up_evidence import ERRORS, MadeUpModel, Probes
 from quantailor.analysis.sensitivity import NULL_MIX
 from quantailor.control import QUIET, Passes, TimeUp
 from quantailor.evidence.knowledge import Knowledge
+from quantailor.ggml import library
 from quantailor.records import ChunkScore, Mix
 from quantailor.steps.scoring import Scoring
 
@@ -106,6 +108,24 @@ def test_every_tensor_has_an_alpha_and_says_how_uncertain_it_is() -> None:
 def test_chunks_that_the_base_cannot_read_do_not_count() -> None:
     few, more = ("role-depth", ("Q2_K", "Q4_K"), range(1)), ("role-depth", ("Q2_K", "Q4_K"), range(2))
     assert regrets(more, foreign=(1,)).mean() < regrets(few, foreign=(1,)).mean() + 0.005
+
+
+def test_routers_that_flip_are_not_taken_for_what_kernels_cost() -> None:
+    departed = []
+    for seed in range(3):
+        model = MadeUpModel(seed, flips=0.25)
+        known = model.known(("tensor", ("Q2_K", "Q4_K", "Q6_K", "Q8_0"), range(4)))
+        for tensor, type_name in itertools.product(model.tensors, ("Q6_K", "Q8_0")):
+            predicted = known.damage(tensor, library.type_named(type_name), model.errors[tensor.name][type_name]).value
+            departed.append(abs(math.log(predicted / model.truth({tensor.name: type_name}))))
+    assert np.quantile(departed, 0.9) < 2
+
+
+def test_what_is_looked_up_has_no_inputs_that_a_kernel_rounds() -> None:
+    model = MadeUpModel(0, tied=False)
+    known = model.known(("tensor", ("Q2_K", "Q6_K", "Q8_0"), range(4))).sensitivities
+    assert set(known["token_embd.weight"].noise.values()) == {0.0}
+    assert min(known["output.weight"].noise.values()) > 0
 
 
 @pytest.mark.slow

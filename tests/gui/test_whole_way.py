@@ -91,6 +91,7 @@ def verify(browser: Browser) -> str:
     browser.sees("4 of 393 chunks", seconds=SECONDS)
     browser.click("Verify")
     browser.sees("4 of 512 tokens", seconds=SECONDS)
+    browser.sees("--against")
     return browser.text(".qt-main")
 
 

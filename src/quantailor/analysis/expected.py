@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from quantailor.analysis.importance.imatrix import Imatrix, error_weights
+from quantailor.analysis.importance.imatrix import TOKEN_EMBEDDINGS, Imatrix, error_weights
 from quantailor.models.source import ModelSource
 from quantailor.numerics import Doubles, Floats, Integers
 from quantailor.qtypes import QType
@@ -63,14 +63,18 @@ def expected_alphas(source: ModelSource, imatrix: Imatrix | None) -> dict[str, f
 
 def expected_damage(role: str, qtype: QType, error: float, alpha: float) -> float:
     """What a type of a tensor is expected to add to the KLD, nats: the weights' rounding and that of the product's inputs."""
-    rounding = expected_noise(role, qtype.activation_block)
-    # Embeddings alone are looked up, not multiplied.
-    return alpha * error + rounding * (alpha - EMBEDDING_ALPHA if role == "token_embd" else alpha)
+    return alpha * (error + expected_noise(role, qtype.activation_block, alpha))
 
 
-def expected_noise(role: str, block: int) -> float:
-    """What rounding a product's inputs in blocks of so many is expected to cost, as a share of alpha."""
-    return INPUT_ERROR.get(block, 0.0) * (PRODUCT_FACTOR if _DOWN.match(role) else 1.0)
+def expected_noise(role: str, block: int, alpha: float) -> float:
+    """What rounding a product's inputs in blocks of so many is expected to cost, as a share of alpha.
+
+    Embeddings are looked up, not multiplied; where they are the output, too, that part of alpha counts.
+    """
+    share = INPUT_ERROR.get(block, 0.0) * (PRODUCT_FACTOR if _DOWN.match(role) else 1.0)
+    if f"{role}.weight" in TOKEN_EMBEDDINGS:
+        return share * max(0.0, 1 - EMBEDDING_ALPHA / alpha) if f"{role}.weight" == EMBEDDINGS and alpha > 0 else 0.0
+    return share
 
 
 def _branch(tensor: TensorInfo) -> str:

@@ -277,9 +277,13 @@ def finding(
     if found.status == "not in the graph" or alpha <= 0:
         return None
     n_chunks = max(len(scores[group.mix(name).id]) for name in found.probes)
-    variance = n_chunks * (found.alpha.se / alpha) ** 2
-    shared = (_USUAL_CHUNKS * usual_variance + (n_chunks - 1) * variance) / (_USUAL_CHUNKS + n_chunks - 1)
-    return Finding(group.tensors, math.log(alpha), shared / n_chunks)
+    return Finding(group.tensors, math.log(alpha), _variance(Estimate(alpha, found.alpha.se), n_chunks, usual_variance))
+
+
+def _variance(mean: Estimate, n_chunks: int, usual: float) -> float:
+    """Relative, of a mean over chunks: by their scatter, and by what is usual for one, which counts like so many chunks."""
+    scatter = (n_chunks - 1) * chunk_variance(mean, n_chunks) if n_chunks > 1 else 0.0
+    return (_USUAL_CHUNKS * usual + scatter) / (_USUAL_CHUNKS + n_chunks - 1) / n_chunks
 
 
 def noise_findings(
@@ -289,24 +293,39 @@ def noise_findings(
     scores: Scores,
     qtypes: Mapping[str, QType],
     alphas: Mapping[str, Estimate],
+    usual_variance: float,
 ) -> list[tuple[int, Finding]]:
-    """What a group's own probes of next to no error say of noise / alpha of its tensors, by activation block, for `pooling`."""
+    """What a group's own probes of next to no error say of noise / alpha of its tensors, by activation block, for `pooling`.
+
+    `usual_variance` as of `finding`.
+    """
     names, n = list(found.probes), len(group.tensors)
     summed = [sum(errors[tensor][name] for tensor in group.tensors) for name in names]
     if found.status != "measured" or min(summed, default=1.0) > n * TELLS_NOISE:
         return []
     klds, tokens = _by_chunk([scores[group.mix(name).id] for name in names], summed, n)
-    means = klds.sum(axis=1) / tokens.sum()
+    per_token = klds / tokens
+    profile = per_token[int(np.argmax(summed))]
     alpha = sum(alphas[tensor].value for tensor in group.tensors)
     told = []
-    for name, whole, mean in zip(names, summed, means.tolist(), strict=True):
-        block = qtypes[name].activation_block
-        if whole <= n * TELLS_NOISE and block in USUAL_NOISE and math.isfinite(mean) and mean > 0:
+    for name, whole, row in zip(names, summed, per_token, strict=True):
+        block, kld = qtypes[name].activation_block, _without_flips(row, profile)
+        if whole <= n * TELLS_NOISE and block in USUAL_NOISE and math.isfinite(kld) and kld > 0:
             rounding = sum(alphas[tensor].value * errors[tensor][name] for tensor in group.tensors)
-            error = NOISE_SD * max(mean, rounding)
-            noise = max(mean - rounding, error / 2)
+            sampling = kld * math.sqrt(usual_variance / len(scores[group.mix(name).id]))
+            error = math.hypot(NOISE_SD * max(kld, rounding), sampling)
+            noise = max(kld - rounding, error / 2)
             told.append((block, Finding(group.tensors, math.log(noise / alpha), (error / noise) ** 2)))
     return told
+
+
+def _without_flips(row: Doubles, profile: Doubles) -> float:
+    """The mean KLD, nats per token, of a probe of next to no error, by the lower median of its ratios to `profile`; both (n_chunks,).
+
+    Where a router flips, such a probe has many times what it has elsewhere, and of four chunks two may have flips.
+    """
+    ratios = np.sort(row / np.where(profile > 0, profile, 1.0))
+    return float(ratios[(len(ratios) - 1) // 2] * (profile.mean() if profile.any() else 1.0))
 
 
 def kernel_noise(found: Sensitivity, qtype: QType) -> float:
@@ -315,9 +334,9 @@ def kernel_noise(found: Sensitivity, qtype: QType) -> float:
     return found.noise.get(block, found.alpha.value * USUAL_NOISE.get(block, 0.0))
 
 
-def chunk_variance(found: Sensitivity, n_chunks: int) -> float:
-    """The variance of alpha from chunk to chunk, relative."""
-    return n_chunks * found.alpha.relative_se**2
+def chunk_variance(mean: Estimate, n_chunks: int) -> float:
+    """The variance from chunk to chunk, relative, of what has this mean over so many."""
+    return n_chunks * mean.relative_se**2
 
 
 def departures(

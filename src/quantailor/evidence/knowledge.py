@@ -94,7 +94,7 @@ class Knowledge:
         """What the tensors of a mix add up to; those that are not named, or whose error is not known, add nothing."""
         qtypes, variance = library.types(), 0.0
         parts: dict[str, float] = {}
-        for name, type_name in types.items():
+        for name, type_name in sorted(types.items()):  # in one order, so that the sums are the same to the last bit
             if qtypes[type_name].is_quantized and type_name != self.stored.get(name):
                 rounding, kernels, relative_se = self._told(name, qtypes[type_name], self.errors.get(name, {}).get(type_name, 0.0))
                 parts[part_of(name)] = parts.get(part_of(name), 0.0) + rounding
@@ -246,22 +246,26 @@ def _pooled(
     qtypes = library.types()
     firsts = [(group, items[0]) for group, items in groups if items[0].status == "measured"]
     scatter = [
-        probing.chunk_variance(item, n) for group, item in firsts if (n := max(len(scores[group.mix(name).id]) for name in item.probes)) > 1
+        probing.chunk_variance(item.alpha, n)
+        for group, item in firsts
+        if (n := max(len(scores[group.mix(name).id]) for name in item.probes)) > 1
     ]
     usual = statistics.median(scatter) if scatter else probing.ALPHA_CHUNK_SD**2
     findings = [finding for group, items in groups if (finding := probing.finding(group, items[0], errors, scores, usual))]
     alphas, better = pooled(findings, list(found), expected), dict(found)
     noises: dict[int, list[Finding]] = {block: [] for block in probing.USUAL_NOISE}
+    usual_noise = {block: {name: expected_noise(role_of(name), block, expected[name]) for name in found} for block in noises}
+    multiplied = [name for name in found if all(shares[name] > 0 for shares in usual_noise.values())]
     for group, items in groups if alphas and tells_noise else ():
-        for block, noise in probing.noise_findings(group, items[0], errors, scores, qtypes, alphas):
-            noises[block].append(noise)
-    usual_noise = {block: {name: expected_noise(role_of(name), block) for name in found} for block in noises}
-    shares = {block: pooled(told, list(found), usual_noise[block]) for block, told in noises.items()}
+        if set(group.tensors) <= set(multiplied):
+            for block, noise in probing.noise_findings(group, items[0], errors, scores, qtypes, alphas, usual):
+                noises[block].append(noise)
+    shares = {block: pooled(told, multiplied, usual_noise[block]) for block, told in noises.items()}
     for name, alpha in alphas.items():
         item = found[name]
         if item.status == "drowned" and alpha.value > item.alpha.value:
             alpha = item.alpha  # its own probes give an upper bound
-        told_noise = {block: shares[block][name].value if shares[block] else usual_noise[block][name] for block in noises}
+        told_noise = {block: shares[block][name].value if name in shares[block] else usual_noise[block][name] for block in noises}
         noise_nats = {block: alpha.value * share for block, share in told_noise.items()}
         better[name] = dataclasses.replace(item, alpha=alpha, noise=noise_nats)
     return better
