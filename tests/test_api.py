@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 from commands import Workbench
+from real_workers import free_port
 
 import quantailor
 from quantailor import files
 from quantailor.app.api import choosing, measuring, opening, products
 from quantailor.app.jobs import run_job, submit
 from quantailor.control import Control
+from quantailor.errors import ClusterError, OptionError, RpcError
 from quantailor.models.identity import Identity, identify
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource
@@ -68,6 +70,19 @@ def test_the_docstrings_examples_are_true(tmp_path: Path, monkeypatch: pytest.Mo
 def test_errors_are_of_one_kind(tmp_path: Path) -> None:
     with pytest.raises(quantailor.QuantailorError, match="nowhere"):
         quantailor.open_model(tmp_path / "nowhere", home=tmp_path)
+
+
+def test_servers_and_workers_are_asked_for_before_any_work(tmp_path: Path) -> None:
+    base, nobody, home = write_small_base(tmp_path / "base.gguf"), f"127.0.0.1:{free_port()}", tmp_path / "home"
+    with quantailor.open_model(base, home=home, rpc=[nobody]) as model, pytest.raises(OptionError, match="puts no layer on a server"):
+        quantailor.imatrix(model)
+    with quantailor.open_model(base, home=home, rpc=[nobody], gpu_layers=99) as model, pytest.raises(RpcError, match=nobody):
+        quantailor.imatrix(model)
+    with (
+        quantailor.open_model(base, home=home, cluster="nowhere") as model,
+        pytest.raises(ClusterError, match="'nowhere' names no cluster"),
+    ):
+        quantailor.measure(model)
 
 
 @pytest.mark.slow

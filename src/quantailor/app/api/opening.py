@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -37,7 +38,7 @@ class Model(Closing):
     tensors: tuple[TensorInfo, ...]
     workspace: Workspace = field(repr=False)
     compute: Compute = field(default_factory=Compute)
-    """What its steps may use of this machine."""
+    """What its steps may use of this machine, and which others."""
     on_progress: Listener | None = None
     """Called with the progress of long work (stage, done, total, rate, time left); in the thread that works."""
     now: bool = False
@@ -64,6 +65,9 @@ def open_model(
     home: str | Path | None = None,
     threads: int | None = None,
     gpu_layers: int = 0,
+    rpc: Iterable[str] = (),
+    cluster: str | None = None,
+    cluster_paths: Iterable[str] = (),
     on_progress: Listener | None = None,
     now: bool = False,
 ) -> Model:
@@ -73,13 +77,18 @@ def open_model(
         path: the model.
         home: where measurements, importance matrices and jobs are kept; by default what QUANTAILOR_HOME or the platform names.
         threads: threads to use; all processors by default.
-        gpu_layers: layers that llama.cpp runs on a GPU.
+        gpu_layers: layers that llama.cpp runs on a GPU and on RPC servers.
+        rpc: HOST:PORT of llama.cpp's RPC servers that share these layers.
+        cluster: spread what can be spread over workers of Dask: "local:N", or the address of a scheduler.
+        cluster_paths: HERE=THERE, for folders that workers have elsewhere.
         on_progress: called with the progress of long work.
         now: do not wait while another job runs a model on this machine.
 
     Raises:
         ModelError: there is no model, or it is damaged.
         StoreError: the home cannot be used.
+
+    Servers and workers are asked for when a step begins, which raises RpcError or ClusterError where there are none.
 
     >>> with open_model("demo/books-llama") as model:
     ...     tensors = model.tensors
@@ -97,7 +106,7 @@ def open_model(
                 source.architecture,
                 tuple(source.tensors),
                 workspace,
-                Compute(n_threads=threads, n_gpu_layers=gpu_layers),
+                Compute(n_threads=threads, n_gpu_layers=gpu_layers, rpc=tuple(rpc), cluster=cluster, cluster_paths=tuple(cluster_paths)),
                 on_progress,
                 now,
             )
