@@ -46,13 +46,14 @@ class Cluster:
     """What runs, with everything that it keeps in one folder."""
 
     folder: Path
+    protocol: str = "tcp"
     port: int = field(default_factory=free_port)
     scheduler: subprocess.Popen[bytes] | None = None
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def address(self) -> str:
-        return f"tcp://127.0.0.1:{self.port}"
+        return f"{self.protocol}://127.0.0.1:{self.port}"
 
     def _start(self, module: str, *words: str) -> subprocess.Popen[bytes]:
         log = (self.folder / f"{module}.log").open("ab")
@@ -63,7 +64,8 @@ class Cluster:
             )
 
     def start_scheduler(self) -> None:
-        self.scheduler = self._start("dask_scheduler", "--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard")
+        where = ("--host", "127.0.0.1", "--port", str(self.port), "--protocol", self.protocol)
+        self.scheduler = self._start("dask_scheduler", *where, "--no-dashboard")
         wait_until(self._answers)
 
     def _answers(self) -> bool:
@@ -73,7 +75,9 @@ class Cluster:
     def add_worker(self) -> subprocess.Popen[bytes]:
         """One without Dask's nanny, so that it stays dead."""
         self.workers.append(
-            self._start("dask_worker", self.address, "--nthreads", "1", "--no-dashboard", "--no-nanny", "--host", "127.0.0.1")
+            self._start(
+                "dask_worker", self.address, "--nthreads", "1", "--no-dashboard", "--no-nanny", "--host", f"{self.protocol}://127.0.0.1"
+            )
         )
         return self.workers[-1]
 
@@ -86,9 +90,9 @@ class Cluster:
 
 
 @contextmanager
-def cluster(folder: Path, n_workers: int) -> Iterator[Cluster]:
+def cluster(folder: Path, n_workers: int, *, protocol: str = "tcp") -> Iterator[Cluster]:
     folder.mkdir()
-    running = Cluster(folder)
+    running = Cluster(folder, protocol)
     try:
         running.start_scheduler()
         for _ in range(n_workers):

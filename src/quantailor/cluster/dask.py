@@ -30,6 +30,10 @@ CONNECT_SECONDS = 10.0
 LOST_SECONDS = 20.0
 """A scheduler that answers nothing for so long is lost."""
 _POLL_SECONDS = 0.5
+_TLS_SETTINGS = (
+    "Set DASK_DISTRIBUTED__COMM__TLS__CA_FILE, DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT and DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY"
+    " to PEM files, or the same in Dask's configuration"
+)
 
 
 def check_address(address: str) -> None:
@@ -53,6 +57,7 @@ def connected(address: str, places: Places, listeners: Listeners) -> Iterator[Ex
         import distributed
     except ImportError as error:
         raise ClusterError("Dask is not installed", remedy="pip install 'quantailor[cluster]'") from error
+    _check_encryption(address)
     for name in ("distributed", "distributed.client", "distributed.comm", "distributed.core", "distributed.scheduler"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters of it is said by us
     with ExitStack() as stack:
@@ -67,6 +72,24 @@ def connected(address: str, places: Places, listeners: Listeners) -> Iterator[Ex
         n_threads = max(1, (os.cpu_count() or 1) // int(local[1])) if local else None
         with DaskConnection(client, address) as connection:
             yield ClusterExecutor(connection, places, listeners, n_threads)
+
+
+def _check_encryption(address: str) -> None:
+    """Raise ClusterError where Dask's own settings of TLS do not fit the address; its client would fail without a word that helps."""
+    from distributed.security import Security
+
+    try:
+        settings = Security().get_connection_args("client")
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"Dask's settings of TLS cannot be used: {error}", remedy=_TLS_SETTINGS) from error
+    is_required, has_certificates = settings["require_encryption"], settings["ssl_context"] is not None
+    if is_required and address.startswith("tcp:"):
+        raise ClusterError(
+            f"Dask's settings require encryption, and {address} has none",
+            remedy="Give the scheduler's address as tls://HOST:PORT, or unset distributed.comm.require-encryption",
+        )
+    if (is_required or address.startswith("tls:")) and not has_certificates:
+        raise ClusterError(f"{address} needs certificates, and Dask's settings name none", remedy=_TLS_SETTINGS)
 
 
 def _close(client: Any) -> None:
