@@ -1,4 +1,6 @@
-"""Hostile rows through the codec, in a process of its own: `codec_fuzzer.py SEED CASES ROUNDING`.
+"""Hostile rows through the codec, in a process of its own: `codec_fuzzer.py SEED CASES ROUNDING [all]`.
+
+With `all` of every type, else of one among those for which ggml makes tables for seconds (`SLOW_TO_BEGIN`), and of all others.
 
 Prints the number of cases that passed the checks and were quantized. A C assertion ends the process instead,
 after the case's number and recipe were written to standard error. Rows whose rounding is compensated must be valid
@@ -69,6 +71,14 @@ IMPORTANCE: dict[str, Maker | None] = {
 CORRELATED_WITH = (0, 1, 4, 512)
 """Directions that inputs have in common; 0 for none."""
 N_TOKENS = (1, 64, 1 << 30)
+SLOW_TO_BEGIN = (("IQ2_XXS",), ("IQ2_XS",), ("IQ2_S",), ("IQ1_S", "IQ1_M"))
+"""Types with a table each, or one for both, that ggml makes once in a process: 15 seconds of a processor in all."""
+
+
+def fuzzed(seed: int, every: bool) -> list[QType]:
+    """The types to try: of those that are slow to begin another one with each seed, where not all are wanted."""
+    left_out = {name for number, names in enumerate(SLOW_TO_BEGIN) if not every and number != seed % len(SLOW_TO_BEGIN) for name in names}
+    return [qtype for name, qtype in library.types().items() if name not in left_out]
 
 
 def plainly(rng: np.random.Generator, values: Floats, qtype: QType, other: str) -> None:
@@ -99,10 +109,10 @@ def compensated(rng: np.random.Generator, values: Floats, qtype: QType, other: s
     codec.dequantize(data, qtype, n)
 
 
-def main(seed: int, n_cases: int, quantize: Callable[[np.random.Generator, Floats, QType, str], None]) -> int:
+def main(seed: int, n_cases: int, quantize: Callable[[np.random.Generator, Floats, QType, str], None], every: bool) -> int:
     """Run the cases; the number that reached the quantizer and came back."""
     rng = np.random.default_rng(seed)
-    qtypes, passed = [qtype for qtype in library.types().values() if qtype.is_quantized or quantize is plainly], 0
+    qtypes, passed = [qtype for qtype in fuzzed(seed, every) if qtype.is_quantized or quantize is plainly], 0
     for case in range(n_cases):
         qtype, n = qtypes[rng.integers(len(qtypes))], WIDTHS[rng.integers(len(WIDTHS))]
         kind = list(WEIGHTS)[rng.integers(len(WEIGHTS))]
@@ -120,4 +130,5 @@ def main(seed: int, n_cases: int, quantize: Callable[[np.random.Generator, Float
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{main(int(sys.argv[1]), int(sys.argv[2]), {'plain': plainly, 'compensated': compensated}[sys.argv[3]])}\n")
+    rounding = {"plain": plainly, "compensated": compensated}[sys.argv[3]]
+    sys.stdout.write(f"{main(int(sys.argv[1]), int(sys.argv[2]), rounding, 'all' in sys.argv[4:])}\n")

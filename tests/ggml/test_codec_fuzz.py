@@ -14,6 +14,7 @@ import fuzzing
 
 def run(seed: int, n_cases: int, rounding: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", str(Path(__file__).with_name("codec_fuzzer.py")), str(seed), str(n_cases), rounding]
+    command += ["all"] * fuzzing.LONG
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
