@@ -45,8 +45,8 @@ def random_mix(tables: Sequence[TensorCells], tensor_bytes: int, *, seed: int, t
 
 
 def _steer(cells: list[Cell], tables: Sequence[TensorCells], wanted: int, tolerance: float, generator: random.Random) -> bool:
-    """Change one tensor at a time, never away from the wanted size; whether it was reached."""
-    excess = sum(cell.size_bytes for cell in cells) - wanted
+    """Change one tensor at a time, never away from the wanted size; whether it was reached. It ends where no change brings it nearer."""
+    excess, n_idle, enough = sum(cell.size_bytes for cell in cells) - wanted, 0, sum(len(table.cells) for table in tables)
     for _ in range(_STEPS_PER_TENSOR * len(cells)):
         if abs(excess) <= tolerance * wanted:
             return True
@@ -54,8 +54,18 @@ def _steer(cells: list[Cell], tables: Sequence[TensorCells], wanted: int, tolera
         cell = generator.choice(tables[index].cells)
         changed = excess + cell.size_bytes - cells[index].size_bytes
         if abs(changed) < abs(excess):
-            cells[index], excess = cell, changed
+            cells[index], excess, n_idle = cell, changed, 0
+            continue
+        n_idle += 1
+        if n_idle % enough == 0 and _is_nearest(cells, tables, excess):
+            return False
     return False
+
+
+def _is_nearest(cells: list[Cell], tables: Sequence[TensorCells], excess: int) -> bool:
+    """Whether no other type of any one tensor comes nearer to the wanted size."""
+    others = ((cell, other) for cell, table in zip(cells, tables, strict=True) for other in table.cells)
+    return all(abs(excess + other.size_bytes - cell.size_bytes) >= abs(excess) for cell, other in others)
 
 
 def curve_mixes(tables: Sequence[TensorCells], n_mixes: int) -> list[Mix]:
