@@ -213,7 +213,7 @@ def test_a_job_is_paused_from_another_terminal_and_resumed(
     quantailor: Command, books_llama_base: Path, calibration_text: Path, tmp_path: Path
 ) -> None:
     text = tmp_path / "long.txt"
-    text.write_text(calibration_text.read_text() * 20)  # minutes of work: it is not done before it is asked to pause
+    text.write_text(calibration_text.read_text() * 10)  # minutes of work: it is not done before it is asked to pause
     home = ("--home", str(tmp_path / "home"))
     command = [sys.executable, "-m", "quantailor", "imatrix", str(books_llama_base), "-f", str(text), "--threads", "1", *home]
     first = _paused_while_it_works(quantailor, command, home, after=0.0)
@@ -241,4 +241,5 @@ def _wait_for_progress(quantailor: Command, home: tuple[str, str], after: float)
         jobs = quantailor("jobs", *home, "--json")
         if jobs.code == 0 and any(job["state"] == "running" and job["progress"] > after for job in json.loads(jobs.out)["result"]):
             return
+        time.sleep(0.1)
     pytest.fail("the job made no progress")

@@ -110,7 +110,7 @@ def test_a_reference_with_an_imatrix_is_another_file(books_llama_base: Path, tmp
     }
     source.close()
     imatrix = Imatrix(entries, {}, None, ("text.txt",), 3, 512)
-    path = ensure_reference(books_llama_base, "IQ2_XS", imatrix=imatrix, folder=tmp_path)
+    path = ensure_reference(books_llama_base, "IQ4_XS", imatrix=imatrix, folder=tmp_path)
     assert path.name.split("-")[1] == imatrix.fingerprint[:16]
     written = open_model(path)
     assert written.metadata["quantize.imatrix.entries_count"].value == len(entries)
