@@ -26,6 +26,7 @@ from quantailor.models.source import ModelSource
 from quantailor.pipeline import MakeStep
 from quantailor.session import Workspace
 from quantailor.steps.plan import PlanOptions
+from quantailor.steps.probe import TIMED_EFFORT, Effort
 from small_base import write_small_base
 from tiny_models import write_tiny
 
@@ -134,11 +135,14 @@ def test_a_make_opens_its_model_at_most_four_times_and_identifies_it_once(tmp_pa
 
 
 @pytest.mark.slow
-def test_a_limit_of_time_takes_the_place_of_the_usual_limits(workbench: Workbench, tmp_path: Path) -> None:
+def test_a_limit_of_time_takes_the_place_of_the_usual_limits(workbench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(TIMED_EFFORT.types) == 7
+    types = TIMED_EFFORT.types[:4]  # of others ggml makes tables for 10 seconds, in two processes
+    monkeypatch.setattr("quantailor.steps.probe.TIMED_EFFORT", Effort(types, TIMED_EFFORT.chunks))
     home = shutil.copytree(workbench.home, tmp_path / "home")
     with quantailor.open_model(workbench.base, home=home, threads=1) as model:
         quantailor.probe(model, seconds=1, group="role")
         arguments = next(job.arguments for job in model.workspace.store.jobs.all() if job.kind == "probe")
-        assert (arguments["chunks"], arguments["mix_chunks"], len(arguments["types"])) == (16, 64, 7)
+        assert (arguments["chunks"], arguments["mix_chunks"], tuple(arguments["types"])) == (16, 64, types)
         few = quantailor.probe(model, passes=3)
         assert few.n_scored - few.n_scored_before == 3

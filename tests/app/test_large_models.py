@@ -18,6 +18,7 @@ from quantailor.pipeline.make import MakeResult
 from quantailor.session import Workspace, quantizable_tensors
 from quantailor.steps.options import Compute
 from quantailor.steps.plan import PlanOptions
+from quantailor.steps.probe import DEFAULT_PROBE_TYPES, TIMED_EFFORT, Effort
 from quantailor.store import SwapKey
 from quantailor.strategy import file as strategy_file
 from small_base import write_small_base
@@ -29,6 +30,8 @@ N_PASSES = 48
 def every_model_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quantailor.costs.model_size.LARGE_MODEL_WEIGHTS", 1)
     monkeypatch.setattr("quantailor.pipeline.parts.LARGE_PASSES", N_PASSES)
+    # Those of passes have types for which ggml makes tables for 10 seconds; that they are taken is told in test_api.
+    monkeypatch.setattr("quantailor.pipeline.parts.TIMED_EFFORT", Effort(DEFAULT_PROBE_TYPES, TIMED_EFFORT.chunks))
 
 
 @pytest.fixture
