@@ -163,10 +163,14 @@ def unavailable(tensor: TensorInfo, qtype: QType, *, architecture: str, has_imat
     `has_imatrix` says whether the importance matrix holds this tensor. A tensor that is never quantized
     can only keep its own type.
     """
+    return _unavailable(tensor, qtype, never_quantized(tensor, architecture), has_imatrix=has_imatrix, qtypes=qtypes)
+
+
+def _unavailable(tensor: TensorInfo, qtype: QType, never: str | None, *, has_imatrix: bool, qtypes: Mapping[str, QType]) -> str | None:
     if qtype.name == tensor.type_name:
         return None
-    if reason := never_quantized(tensor, architecture):
-        return reason
+    if never is not None:
+        return never
     if not qtype.divides(tensor.n_cols):
         instead = fallback(qtype, tensor.n_cols, qtypes)
         what = f"llama.cpp would write {instead.name} instead" if instead else "llama.cpp has no fallback for it"
@@ -178,7 +182,5 @@ def unavailable(tensor: TensorInfo, qtype: QType, *, architecture: str, has_imat
 
 def availability(tensor: TensorInfo, *, architecture: str, has_imatrix: bool, qtypes: Mapping[str, QType]) -> dict[str, str | None]:
     """Every type, in the order of `qtypes` -> None where `tensor` can take it, else why not; see `unavailable`."""
-    return {
-        name: unavailable(tensor, qtype, architecture=architecture, has_imatrix=has_imatrix, qtypes=qtypes)
-        for name, qtype in qtypes.items()
-    }
+    never = never_quantized(tensor, architecture)
+    return {name: _unavailable(tensor, qtype, never, has_imatrix=has_imatrix, qtypes=qtypes) for name, qtype in qtypes.items()}

@@ -43,9 +43,13 @@ def tensors(fingerprint: str) -> Response:
 
 @functools.lru_cache(maxsize=4)
 def _table_json(fingerprint: str, architecture: str) -> bytes:
+    return json.dumps([_table_row(row) for row in _tensor_rows(fingerprint, architecture)], separators=(",", ":")).encode()
+
+
+@functools.lru_cache(maxsize=4)
+def _tensor_rows(fingerprint: str, architecture: str) -> tuple[TensorRow, ...]:
     """A fingerprint's tensors never change."""
-    rows = tensor_rows(workspace(), fingerprint, architecture)
-    return json.dumps([_table_row(row) for row in rows], separators=(",", ":")).encode()
+    return tensor_rows(workspace(), fingerprint, architecture)
 
 
 def _table_row(row: TensorRow) -> dict[str, object]:
@@ -79,7 +83,7 @@ async def structure(fingerprint: str) -> None:
 
 def _read(fingerprint: str) -> tuple[ProjectReport, tuple[TensorRow, ...]]:
     project = projects.project(workspace(), fingerprint)
-    return project, tensor_rows(workspace(), project.fingerprint, project.architecture)
+    return project, _tensor_rows(project.fingerprint, project.architecture)
 
 
 class _Structure:
