@@ -61,14 +61,24 @@ def error_of(type_name: str, factor: float = 1.0) -> float:
 
 
 def measure(
-    workspace: Workspace, model: OpenedModel, imatrix: str = "", *, factor: float = 1.0, rounding: str = "", output: float | None = None
+    workspace: Workspace,
+    model: OpenedModel,
+    imatrix: str = "",
+    *,
+    factor: float = 1.0,
+    rounding: str = "",
+    output: float | None = None,
+    settings: str = "",
 ) -> None:
-    """Record weight errors with an importance matrix (by fingerprint, or ""); `output` is the factor of `output_mse`, if any."""
+    """Record weight errors with an importance matrix (by fingerprint, or ""); `output` is the factor of `output_mse`, if any.
+
+    `settings` are those of a measurement, today's unless given.
+    """
     tensors = quantizable_tensors(model.source)
     cells = [_cell(tensor, name, error_of(name, factor)) for tensor in tensors for name in _possible(tensor)]
     if output is not None:
         cells = [dataclasses.replace(cell, output_mse=error_of(cell.type_name, output)) for cell in cells]
-    key = MeasurementKey(model.fingerprint, imatrix, MeasureSettings(exhaustive=False).key, rounding=rounding)
+    key = MeasurementKey(model.fingerprint, imatrix, settings or MeasureSettings().key_with(rounding), rounding=rounding)
     workspace.store.record_cells(key, cells)
 
 

@@ -20,9 +20,12 @@ from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.importance.imatrix_file import write_imatrix
 from quantailor.analysis.prediction import UNSEEN
 from quantailor.analysis.rounding.rounding import COMPENSATED as COMPENSATED_VERSION
+from quantailor.analysis.rounding.rounding import PLAIN_MEASURED
+from quantailor.analysis.weight_errors.measure import MeasureSettings
 from quantailor.evidence import damages
+from quantailor.evidence.measurements import measured
 from quantailor.models.source import ModelSource
-from quantailor.session import OpenedModel, Workspace, quantizable_tensors
+from quantailor.session import AUTO, OpenedModel, Workspace, quantizable_tensors
 from quantailor.store import CalibrationRecord, ImatrixKey
 
 BITS = "4.6"
@@ -340,6 +343,16 @@ def test_plain_probes_serve_compensated_plans_once_their_errors_are_known_in_the
         if kind != "F16" and "ffn_down" not in name:
             error = math.exp(UNSEEN.value) * made_up.error_of(kind, 0.4 / 0.8)  # on text that the covariances have not seen
             assert damages[name] == pytest.approx(made_up.alpha_of(tensors[name]) * (error + made_up.NOISE), rel=0.15)
+
+
+@pytest.mark.parametrize("version", [COMPENSATED_VERSION, PLAIN_MEASURED])
+def test_output_errors_that_were_sampled_in_an_earlier_way_are_not_taken(at: Home, version: str) -> None:
+    rounding = f"{version}:0123456789abcdef"
+    made_up.measure(*at, rounding=rounding, output=0.4, settings=MeasureSettings().key)
+    assert measured(*at, AUTO).key.rounding == "", "what was measured without covariances stands"
+    made_up.measure(*at, rounding=rounding, output=0.4)
+    found = measured(*at, AUTO).key
+    assert (found.rounding, found.settings) == (rounding, MeasureSettings().key_with(rounding))
 
 
 def plan_command(run: Command, base: Path) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from quantailor.analysis import sensitivity as probing
 from quantailor.analysis.scores.resting import FLOOR_SPREAD, above_floor, floor_nats, is_sure, is_told
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
-from quantailor.analysis.weight_errors.measure import MeasureSettings
+from quantailor.analysis.weight_errors.measure import OUTPUT_SAMPLING, SAMPLED, MeasureSettings
 from quantailor.analysis.weight_errors.weight_error import DEFINITION_VERSION
 from quantailor.errors import StrategyError
 from quantailor.ggml import library
@@ -124,6 +124,13 @@ def _run(workspace: Workspace, model: OpenedModel, key: SwapKey, question: Measu
     return ProbeRun(key, scores, own, grounds, CARRIED_WORTH * n_tokens if carried else n_tokens)
 
 
+def is_current(key: MeasurementKey) -> bool:
+    """Whether this version measures what is filed under that key: the same definitions, and output errors sampled in the same way."""
+    if key.definition_version != DEFINITION_VERSION:
+        return False
+    return not (key.covariances and key.settings.startswith(SAMPLED)) or key.settings.endswith(OUTPUT_SAMPLING)
+
+
 def cells_with(workspace: Workspace, model: OpenedModel, run: SwapKey, question: MeasurementKey) -> list[WeightError]:
     """The weight errors of what a run swapped in, in the question's metric, of the measurement that has the most.
 
@@ -133,7 +140,7 @@ def cells_with(workspace: Workspace, model: OpenedModel, run: SwapKey, question:
         key: count
         for key, count in workspace.store.measurements(model.fingerprint).items()
         if (key.imatrix, key.swapped) == (run.imatrix, run.rounding)
-        and key.definition_version == DEFINITION_VERSION
+        and is_current(key)
         and bool(key.covariances) == bool(question.covariances)
     }
     most: MeasurementKey | None = max(

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from quantailor.analysis.importance.imatrix import holds
 from quantailor.analysis.rounding.rounding import COMPENSATED, PLAIN_MEASURED, Rounding
 from quantailor.analysis.weight_errors.measure import MeasureSettings
-from quantailor.analysis.weight_errors.weight_error import DEFINITION_VERSION
 from quantailor.errors import StrategyError, TensorNotFoundError
-from quantailor.evidence.grounds import imatrix_option, measure_command
+from quantailor.evidence.grounds import imatrix_option, is_current, measure_command
 from quantailor.ggml import library
 from quantailor.making import building
 from quantailor.models.source import ModelSource
@@ -99,7 +98,7 @@ def _with_earlier(workspace: Workspace, model: OpenedModel, key: MeasurementKey,
     counts = workspace.store.measurements(model.fingerprint)
     known = {(cell.tensor, cell.type_name): cell for cell in cells}
     for other in sorted(counts, key=lambda each: -counts[each]):
-        if other != key and (other.definition_version, other.rounding) == (DEFINITION_VERSION, key.rounding):
+        if other != key and other.rounding == key.rounding and is_current(other):
             for cell in _possible(workspace, model, key, workspace.store.cells(other, distributions=False)):
                 if cell.unavailable is None:
                     known.setdefault((cell.tensor, cell.type_name), cell)
@@ -137,9 +136,9 @@ def _measurement(
     counts = {
         key: count
         for key, count in workspace.store.measurements(model.fingerprint).items()
-        if key.definition_version == DEFINITION_VERSION
+        if is_current(key)
         and _is_rounded(key, rounding)
-        and (exhaustive is None or key.settings == MeasureSettings(exhaustive=exhaustive).key)
+        and (exhaustive is None or key.settings == MeasureSettings(exhaustive=exhaustive).key_with(key.rounding))
     }
     if imatrix == AUTO:
         wanted = [record.fingerprint for record in workspace.imatrices.stored(model.fingerprint)] + [""]
@@ -156,7 +155,8 @@ def _measurement(
     if key is None or (key.imatrix != wanted[0] and not partial):
         with_it = f"with importance matrix {wanted[0][:12]}" if wanted[0] else "without an importance matrix"
         how = rounding if rounding not in (AUTO, "plain", "compensated") else "compensated" if rounding == "compensated" else ""
-        like = MeasurementKey(model.fingerprint, wanted[0], MeasureSettings(exhaustive=bool(exhaustive)).key, rounding=how)
+        settings = MeasureSettings(exhaustive=bool(exhaustive)).key_with(how)
+        like = MeasurementKey(model.fingerprint, wanted[0], settings, rounding=how)
         remedy = f"Run `{measure_command(workspace, model, like)}` first"
         if key is not None:
             remedy += f", or use what was measured: {' '.join(imatrix_option(workspace, model, key.imatrix))}"
@@ -170,7 +170,7 @@ def _measurement(
 
 def roundings_measured(workspace: Workspace, fingerprint: str) -> list[str]:
     """`Rounding.key` of everything that is measured of a model as this version rounds: what most is known of first."""
-    counts = {key: n for key, n in workspace.store.measurements(fingerprint).items() if key.definition_version == DEFINITION_VERSION}
+    counts = {key: n for key, n in workspace.store.measurements(fingerprint).items() if is_current(key)}
     return list(dict.fromkeys(key.rounding for key in sorted(counts, key=lambda key: -counts[key]) if _is_rounded(key, AUTO)))
 
 

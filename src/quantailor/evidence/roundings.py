@@ -9,7 +9,7 @@ from quantailor.analysis.covariances.covariances import Covariances
 from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.rounding.rounding import COMPENSATED, PLAIN_MEASURED, Rounding
 from quantailor.errors import CovarianceError, StrategyError
-from quantailor.evidence.grounds import command_line
+from quantailor.evidence.grounds import command_line, is_current
 from quantailor.evidence.measurements import measured
 from quantailor.evidence.strategies import rounding_of, strategy_imatrix
 from quantailor.records import RoundingWish, Strategy
@@ -61,7 +61,7 @@ def named_rounding(workspace: Workspace, model: OpenedModel, wish: RoundingWish,
     found = measuring_rounding(workspace, model, None, wish, covariances)
     if wish == AUTO and found.covariances is not None:
         compensated = Rounding(None, found.covariances, compensated=True).key
-        if any(key.rounding == compensated for key in workspace.store.measurements(model.fingerprint)):
+        if any(key.rounding == compensated and is_current(key) for key in workspace.store.measurements(model.fingerprint)):
             return compensated
     return found.key
 

@@ -76,9 +76,8 @@ class MeasureStep(WeightedStep[MeasureResult], kind="measure", result=MeasureRes
             rounding = measuring_rounding(workspace, model, imatrix, self.rounding, self.covariances)
             tensors = [tensor.name for tensor in chosen_tensors(model.source, self.tensors)]
             lacking = tuple(name for name in tensors if imatrix is not None and name not in {*imatrix.entries, *IMATRIX_EXEMPT})
-            key = MeasurementKey(
-                model.fingerprint, imatrix.fingerprint if imatrix else "", settings.key, DEFINITION_VERSION, rounding=rounding.key
-            )
+            fingerprint, how = imatrix.fingerprint if imatrix else "", settings.key_with(rounding.key)
+            key = MeasurementKey(model.fingerprint, fingerprint, how, DEFINITION_VERSION, rounding=rounding.key)
             before = workspace.store.recorded_cells(key)
             files = ModelFiles(model.path, model.fingerprint, model.files)
             tasks = [(model.source.tensor(name), each) for name in tensors for each in type_names if (name, each) not in before]

@@ -46,6 +46,10 @@ from quantailor.records import Estimate, TensorInfo, WeightError
 DEFAULT_RELATIVE_SE = 0.01
 OUTPUT_SES = 3.0
 """Where output_mse is measured it decides, and may be so much less precise: alphas, its other factor, are known to a tenth at best."""
+SAMPLED = "sampled-"
+"""How the settings of a sampled measurement begin."""
+OUTPUT_SAMPLING = "-2"
+"""Version of how output_mse is sampled, behind the settings of what was. The first, which had none, estimated W^T H W from the sample."""
 BLOCK_WEIGHTS = 1 << 16
 """Weights of an exhaustive block: it stays in a core's cache, and cheap types do not drown in calls."""
 ENERGY_WEIGHTS = 1 << 18
@@ -75,8 +79,12 @@ class MeasureSettings:
 
     @property
     def key(self) -> str:
-        """A short text that is equal for settings whose results can stand in one table."""
-        return "exhaustive" if self.exhaustive else f"sampled-{self.relative_se:g}-{sampling.PILOT_DRAWS}"
+        """A short text that is equal for settings whose results can stand in one table; see `key_with` where covariances are at hand."""
+        return "exhaustive" if self.exhaustive else f"{SAMPLED}{self.relative_se:g}-{sampling.PILOT_DRAWS}"
+
+    def key_with(self, rounding: str) -> str:
+        """The same for what is measured with a rounding, its `Rounding.key`: with covariances it holds how output_mse is sampled."""
+        return f"{self.key}{OUTPUT_SAMPLING}" if rounding and not self.exhaustive else self.key
 
 
 def measure_cells(

@@ -283,7 +283,8 @@ def _calibrate(at: Counted) -> StageEstimate:
 
 
 def _measurement(at: Counted, imatrix: str, settings: MeasureSettings) -> MeasurementKey:
-    return MeasurementKey(at.model.fingerprint, imatrix, settings.key, DEFINITION_VERSION, rounding=at.rounding or "")
+    rounding = at.rounding or ""
+    return MeasurementKey(at.model.fingerprint, imatrix, settings.key_with(rounding), DEFINITION_VERSION, rounding=rounding)
 
 
 def _measure(at: Counted) -> StageEstimate:

@@ -23,7 +23,7 @@ from quantailor.analysis.weight_errors.weight_error import DEFINITION_VERSION
 from quantailor.app.jobs import JobReport, report_of
 from quantailor.errors import ModelError, QuantailorError
 from quantailor.evidence.damages import why_early
-from quantailor.evidence.grounds import command_line, runs
+from quantailor.evidence.grounds import command_line, is_current, runs
 from quantailor.evidence.knowledge import load_knowledge
 from quantailor.evidence.measurements import most_telling
 from quantailor.evidence.roundings import measured_key
@@ -352,7 +352,7 @@ class MeasurementWatch:
         store, model = self._workspace.store, self._record.fingerprint
         asked = None if self._job is None else _asked(self._job)
         stored = [record.fingerprint for record in self._workspace.imatrices.stored(model)]
-        counts = {key: count for key, count in store.measurements(model).items() if key.definition_version == DEFINITION_VERSION}
+        counts = {key: count for key, count in store.measurements(model).items() if is_current(key)}
         self._roundings = tuple(sorted({_kind_of(key) for key in counts}))
         key = None if asked is None else self._asked_key(asked, stored)
         if key is not None and (self.rounding in (AUTO, _kind_of(key)) or self.rounding not in self._roundings):
@@ -368,8 +368,8 @@ class MeasurementWatch:
         # A study has just recorded the one that it takes.
         latest = (record.fingerprint for record in store.imatrices(model) if record.fingerprint in stored)
         imatrix = "" if asked.imatrix == NONE or not stored else stored[0] if asked.imatrix == AUTO else next(latest)
-        settings = MeasureSettings(exhaustive=asked.exhaustive).key
         rounding = measured_key(self._workspace, model, asked.rounding, asked.covariances)
+        settings = MeasureSettings(exhaustive=asked.exhaustive).key_with(rounding)
         return MeasurementKey(model, imatrix, settings, DEFINITION_VERSION, rounding=rounding)
 
     def _notes(self) -> tuple[str, ...]:
