@@ -13,7 +13,7 @@ import pytest
 from benchmarks.in_memory import MemorySource, measure_model
 
 import fuzzing
-from made_up_covariances import MadeUpCovariances, output_errors
+from made_up_covariances import MadeUpCovariances, correlated, output_errors
 from quantailor.analysis.importance.error_weights import UNWEIGHTED, ErrorWeights
 from quantailor.analysis.rounding.rounding import Rounding
 from quantailor.analysis.weight_errors.measure import OUTPUT_SES, MeasureSettings
@@ -143,6 +143,40 @@ def test_sampling_reaches_its_target_for_the_outputs_too(kind: str) -> None:
         has_metric = kind != "plain" and cell.tensor not in COVARIANCES.without
         assert 0 < cell.error_se <= (OUTPUT_SES if has_metric else 1) * COARSE.relative_se * cell.error
         assert cell.error == pytest.approx(exact[cell.tensor, cell.type_name].error, abs=4 * cell.error_se)
+
+
+@functools.cache
+def few_loud_rows() -> MemorySource:
+    """Matrices of which one row in thirty goes with what their inputs have in common, and holds most of the output."""
+    rng = np.random.default_rng(1)
+
+    def matrix(index: int) -> Floats:
+        name = f"blk.{index}.attn_q.weight"
+        rows = rng.normal(0, 0.02, (512, 128)) * rng.lognormal(0, 0.3, (512, 1))
+        direction = np.linalg.eigh(correlated(f" {name}/0", 128))[1][:, -1]
+        loud = rng.choice(512, 6, replace=False)
+        rows[loud] += rng.normal(0, 0.2, (6, 1)) * direction
+        return rows.astype(np.float32)
+
+    return MemorySource({f"blk.{index}.attn_q.weight": matrix(index) for index in range(4)})
+
+
+def test_sampled_output_errors_are_honest_where_a_few_rows_hold_much_of_the_output() -> None:
+    """A sample without those rows does not know what it lacks: W^T H W must be known of all rows."""
+    source, types = few_loud_rows(), ("Q4_0", "Q5_0", "IQ4_NL", "Q8_0")
+    rounding = Rounding(None, COVARIANCES)
+    measured_at = partial(measure_model, source, list(source.arrays), types, weights_of=shared_weights, rounding=rounding)
+    exact = [cell.output_mse for cell in measured_at(settings=EXHAUSTIVE)]
+    ratios, scores = [], []
+    for seed in range(40):
+        for cell, truth in zip(measured_at(settings=COARSE, seed=str(seed)), exact, strict=True):
+            assert cell.output_mse is not None
+            assert truth is not None
+            assert cell.sampled
+            ratios.append(cell.output_mse / truth)
+            scores.append((cell.output_mse - truth) / cell.output_mse_se)
+    assert float(np.mean(ratios)) == pytest.approx(1, abs=0.02)
+    assert float(np.mean(np.abs(scores) <= 2)) >= 0.92
 
 
 def test_compensated_cells_that_were_interrupted_are_those_of_one_run() -> None:
@@ -293,6 +327,28 @@ def _z_scores(source: ModelSource, with_matrix: bool) -> list[float]:
                     assert sample.weighted_mse_se <= 0.01 * sample.weighted_mse
                     scores.append((sample.weighted_mse - full.weighted_mse) / sample.weighted_mse_se)
     return scores
+
+
+@pytest.mark.slow
+def test_sampled_output_errors_are_honest_on_both_models(books_llama_base: Path, books_moe_base: Path) -> None:
+    """Over the first layer and the embeddings, with made-up covariances of their inputs: 92-98 % within two standard errors."""
+    rounding, scores, ratios = Rounding(None, MadeUpCovariances(without=())), [], []
+    for base in (books_llama_base, books_moe_base):
+        with closing(open_model(base)) as source:
+            names = [t.name for t in source.tensors if t.layer in (None, 0) and never_quantized(t, source.architecture) is None]
+            measured_at = partial(measure_model, source, names, ("Q4_0", "Q5_1", "IQ4_NL"), rounding=rounding)
+            truth = list(measured_at(settings=EXHAUSTIVE))
+            for seed in range(6):
+                for full, sample in zip(truth, measured_at(seed=str(seed)), strict=True):
+                    assert full.output_mse is not None
+                    assert sample.output_mse is not None
+                    if sample.sampled:
+                        assert 0 < sample.output_mse_se <= OUTPUT_SES * 0.01 * sample.output_mse
+                        scores.append((sample.output_mse - full.output_mse) / sample.output_mse_se)
+                        ratios.append(sample.output_mse / full.output_mse)
+    assert len(scores) > 150
+    assert 0.92 <= float(np.mean(np.abs(scores) <= 2)) <= 0.98
+    assert float(np.mean(ratios)) == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.long

@@ -16,8 +16,8 @@ from quantailor.records import TensorInfo
 
 SAMPLED_DRAWS: Range = (0.7 * PILOT_DRAWS, 5.0 * PILOT_DRAWS)
 """Rows of a tensor that sampling measures at a type: hardly more than the pilot's where rows are alike, many where they are not."""
-COMPENSATED_DRAWS: Range = (1.0 * PILOT_DRAWS, 8.0 * PILOT_DRAWS)
-"""The same where errors are compensated: what they do to outputs differs more from row to row."""
+COMPENSATED_DRAWS: Range = (0.8 * PILOT_DRAWS, 4.0 * PILOT_DRAWS)
+"""The same where errors are compensated, and what they do to outputs is sampled."""
 ENERGY_SECONDS: Range = (1e-9, 6e-9)
 """Per weight, one thread: what it takes to read a weight and sum its square, which sampling does once for all types."""
 CELL_SECONDS: Range = (0.5e-3, 8e-3)
@@ -96,7 +96,10 @@ def measure_seconds(
 
 
 def compensation_seconds(cells: Mapping[TensorInfo, Collection[str]], *, exhaustive: bool, n_threads: int | None) -> Range:
-    """What compensated rounding takes beside plain: products with each input's covariance, and its factor once for each tensor."""
+    """What compensated rounding takes beside plain: products with each input's covariance, and its factor once for each tensor.
+
+    A tensor that is sampled also takes the output energies of all its rows, once for all types: n_cols multiply-adds a weight.
+    """
     low = high = chosen_low = chosen_high = 0.0
     qtypes = library.types()
     for tensor, names in cells.items():
@@ -110,6 +113,8 @@ def compensation_seconds(cells: Mapping[TensorInfo, Collection[str]], *, exhaust
                     chosen + n_rows * tensor.n_cols * each
                     for chosen, n_rows, each in zip((chosen_low, chosen_high), (fewest, most), choosing, strict=True)
                 )
+        if sampled and names:
+            low, high = low + 2 * tensor.n_rows * tensor.n_cols**2, high + 2 * tensor.n_rows * tensor.n_cols**2
         factor = tensor.n_slices * tensor.n_cols**3 if names else 0
         low, high = low + factor, high + factor
     one = seconds_per_weight("Q4_K") / _threads(n_threads)

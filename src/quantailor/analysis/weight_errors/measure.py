@@ -5,7 +5,8 @@ to every wanted type while it is in the cache, and its sums are combined in bloc
 bit for bit the same for any number of threads, and memory is a few blocks per thread plus a few numbers per row.
 
 A sampled row's figures depend on nothing but the row, and every type stops on its own along the same sequence
-of rows (see `sampling`), so what is stored already never changes what is measured later. Plain float types
+of rows (see `sampling`), so what is stored already never changes what is measured later. The energies that errors are
+held against are those of all rows, W^T H W too, computed once for all types. Plain float types
 quantize faster than rows can be chosen, and lose weight only in rare values; they are measured exhaustively.
 """
 
@@ -167,14 +168,11 @@ class _Sample:
     pilot_rows: Integers
     pilot_fine: Integers
     """Counts in the fine bins of each pilot row, (n_pilot_rows, N_FINE_BINS)."""
-    energies: Doubles
-    """Of each row's weights, with all of H; (n_rows,)."""
 
-    def extend(self, rows: Integers, sums: RowSums, energies: Doubles) -> None:
+    def extend(self, rows: Integers, sums: RowSums) -> None:
         order = np.argsort(np.concatenate([self.rows, rows]), kind="stable")
         self.rows = np.concatenate([self.rows, rows])[order]
         self.sums = RowSums(*(column[order] for column in _joined([self.sums, sums])))
-        self.energies = np.concatenate([self.energies, energies])[order]
 
 
 def _joined(parts: Iterable[RowSums]) -> RowSums:
@@ -259,9 +257,9 @@ class _Measurement:
         return values, squares
 
     def _energies(self, rows: Integers) -> RowSums:
-        """Sums of the weights themselves, without what takes all of H."""
+        """Sums of the weights themselves."""
         values, squares = self._checked(rows)
-        return weight_error.row_sums(values, squares, self._scales, rows)
+        return weight_error.row_sums(values, squares, self._scales, rows, self._metric(rows))
 
     def _slice(self, rows: Integers) -> int:
         return int(rows[0]) // self._tensor.rows_per_slice
@@ -334,7 +332,9 @@ class _Measurement:
         if not qtypes or self._tensor.n_rows <= sampling.PILOT_DRAWS:
             return {}
         energies = _joined(self._workers.map(self._energies, self._groups(np.arange(self._tensor.n_rows), ENERGY_WEIGHTS)))
-        plan = sampling.plan_rows(energies.plain, energies.weighted, self._tensor.rows_per_slice, self._seed)
+        certain = sampling.OUTPUT_CERTAIN_DRAWS if self._has_metric else sampling.PILOT_DRAWS
+        per_slice = self._tensor.rows_per_slice
+        plan = sampling.plan_rows(energies.plain, energies.weighted, per_slice, self._seed, certain_draws=certain)
         todo = dict.fromkeys(qtypes, (sampling.PILOT_DRAWS, 0))
         samples: dict[QType, _Sample] = {}
         cells: dict[str, WeightError] = {}
@@ -347,9 +347,9 @@ class _Measurement:
                 weighted = self._total(plan, n, samples[qtype], samples[qtype].sums.weighted, energies.weighted)
                 relative_se = weighted.relative_se
                 if self._has_metric:
-                    relative_se = self._share(plan, n, samples[qtype]).relative_se / OUTPUT_SES
+                    relative_se = self._total(plan, n, samples[qtype], samples[qtype].sums.full, energies.weighted).relative_se / OUTPUT_SES
                 if relative_se <= self._settings.relative_se or not math.isfinite(weighted.value):
-                    energy = Energy(float(energies.plain.sum()), float(energies.weighted.sum()))
+                    energy = Energy(float(energies.plain.sum()), float(energies.weighted.sum()), float(energies.full.sum()))
                     cells[qtype.name] = self._record(qtype, self._estimated(plan, n, energies, samples[qtype]), energy)
                     del samples[qtype]
                 else:
@@ -362,24 +362,20 @@ class _Measurement:
         if before:
             rows = np.setdiff1d(rows, plan.measured(before))
         measured: list[list[tuple[RowSums, Integers]]] = [[] for _ in qtypes]
-        energies = [np.empty(0)]
 
-        def group(rows: Integers) -> tuple[Doubles, list[tuple[RowSums, Integers]]]:
-            values, squares = self._checked(rows)
-            metric = self._metric(rows)
-            energy = weight_error.row_sums(values, squares, self._scales, rows, metric).full
-            return energy, [self._group_sums(values, t, rows, count=not before) for t in qtypes]
+        def group(rows: Integers) -> list[tuple[RowSums, Integers]]:
+            values, _ = self._checked(rows)
+            return [self._group_sums(values, t, rows, count=not before) for t in qtypes]
 
-        for energy, parts in self._workers.map(group, self._groups(rows, GROUP_WEIGHTS)):
-            energies.append(energy)
+        for parts in self._workers.map(group, self._groups(rows, GROUP_WEIGHTS)):
             for gathered, part in zip(measured, parts, strict=True):
                 gathered.append(part)
         for qtype, gathered in zip(qtypes, measured, strict=True):
             if not before:
                 fine = np.concatenate([fine for _, fine in gathered])
-                samples[qtype] = _Sample(rows, _joined(sums for sums, _ in gathered), rows, fine, np.concatenate(energies))
+                samples[qtype] = _Sample(rows, _joined(sums for sums, _ in gathered), rows, fine)
             elif gathered:
-                samples[qtype].extend(rows, _joined(sums for sums, _ in gathered), np.concatenate(energies))
+                samples[qtype].extend(rows, _joined(sums for sums, _ in gathered))
 
     def _group_sums(self, values: Floats, qtype: QType, rows: Integers, *, count: bool) -> tuple[RowSums, Integers]:
         sums, squares = self._errors(values, qtype, rows)
@@ -396,21 +392,12 @@ class _Measurement:
         positions = np.searchsorted(sample.rows, rows)
         return sampling.estimate_total(plan, draws, y[positions], x[rows], float(x.sum()))
 
-    def _share(self, plan: RowPlan, n: int, sample: _Sample) -> Estimate:
-        """output_mse; of nothing where no matrix' H is known."""
-        if not self._has_metric:
-            return Estimate(0.0)
-        draws = plan.draws(n)
-        positions = np.searchsorted(sample.rows, np.concatenate([plan.certain, draws.rows]))
-        return sampling.estimate_ratio(plan, draws, sample.sums.full[positions], sample.energies[positions])
-
     def _estimated(self, plan: RowPlan, n: int, energies: RowSums, sample: _Sample) -> Totals:
         sums = sample.sums
         shares, quantiles_se = self._distribution(plan, sample)
         weighted, output_mse = self._total(plan, n, sample, sums.weighted, energies.weighted), None
         if self._has_covariances:
-            like_weighted = weight_error.ratio(weighted, float(energies.weighted.sum()))
-            output_mse = self._share(plan, n, sample) if self._has_metric else like_weighted
+            output_mse = weight_error.ratio(self._total(plan, n, sample, sums.full, energies.weighted), float(energies.full.sum()))
         return Totals(
             self._total(plan, n, sample, sums.plain, energies.plain),
             weighted,

@@ -6,16 +6,19 @@ Every type is measured on a prefix of one fixed sequence of rows, drawn once fro
    The first two are equal without an importance matrix; with one, no row's chance falls far below what either
    figure needs. The last keeps rows of little energy in sight, for quantiles and for errors that do not follow
    energy; without it one such row could stand for hundreds.
-2. *Certainty stratum*: rows whose size is at least 1 / PILOT_DRAWS of what is left are always measured.
+2. *Certainty stratum*: rows whose size is at least 1 / PILOT_DRAWS of what is left are always measured; of half that where errors
+   of outputs are asked for, because these follow size less closely: of a frequent token's row a pilot without it knows nothing.
 3. The rest is drawn with replacement, with probability proportional to size (Hansen and Hurwitz 1943), within
    each slice (expert) separately; slices get draws in proportion to their size, at least two each.
 
 The row sums of W^2 are known for all rows, so the error is estimated as a ratio to them (combined ratio
-estimator): sum over the certain rows + X_rest x (sum of y / p) / (sum of x / p). Where p is proportional to x this
-is exactly the Hansen-Hurwitz estimator; elsewhere the ratio takes out what uneven chances would add to its
-variance. The variance is that of the residuals y - R x, within slices (Cochran, Sampling Techniques, chapters 6
-and 9A), widened by 1 + 5 / (4 df), which makes an interval of two standard errors as wide as Student's t needs
-for the same coverage.
+estimator): sum over the certain rows + X_rest x (sum of y / p) / (sum of x / p). Where p is proportional to x
+this is exactly the Hansen-Hurwitz estimator; elsewhere the ratio takes out what uneven chances would add to its
+variance. Errors of outputs (`output_mse`) are estimated by the weighted row sums too, which they nearly follow.
+As a ratio to the sampled rows' own output energies w^T H w they took two to fourteen times the draws: a few rows of
+any matrix hold much of that energy, and a sample without them did not know what it lacked. The variance is that
+of the residuals y - R x, within slices (Cochran, Sampling Techniques, chapters 6 and 9A), widened by 1 + 5 / (4
+df), which makes an interval of two standard errors as wide as Student's t needs for the same coverage.
 
 *When to stop* is decided for each type alone, so adding types later changes nothing for the others. After a pilot
 of PILOT_DRAWS the number of draws that the target seems to need is computed and drawn, at most twice as many as so
@@ -41,6 +44,8 @@ LADDER_STEP = 2**0.25
 """Ratio of the numbers of draws of one stage and the next."""
 MAX_GROWTH = 2.0
 """Most by which one step grows the draws: a pilot with an unusual row would ask for far too many."""
+OUTPUT_CERTAIN_DRAWS = 2 * PILOT_DRAWS
+"""Rows that so many draws would be expected to hit are certain where errors of outputs are measured."""
 EVEN_SHARE = 0.2
 """Part of the chance that is the same for all rows."""
 SAFETY = 1.05
@@ -102,14 +107,14 @@ def _uniforms(seed: int, n: int) -> Doubles:
     return (np.random.PCG64(seed).random_raw(n) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def plan_rows(plain: Doubles, weighted: Doubles, rows_per_slice: int, seed: str) -> RowPlan:
+def plan_rows(plain: Doubles, weighted: Doubles, rows_per_slice: int, seed: str, *, certain_draws: int = PILOT_DRAWS) -> RowPlan:
     """Plan the sequence of rows from every row's plain and weighted energy, each (n_rows,).
 
-    `seed` is any text; the same text and energies give the same sequence.
+    `seed` is any text; the same text and energies give the same sequence. Rows that so many draws would be expected to hit are certain.
     """
     energy = (_shares(plain) + _shares(weighted)) / 2
     size = EVEN_SHARE / len(energy) + (1 - EVEN_SHARE) * energy
-    certain = _certainty_rows(size)
+    certain = _certainty_rows(size, certain_draws)
     open_rows = np.ones(len(size), dtype=np.bool_)
     open_rows[certain] = False
     left = float(size[open_rows].sum())
@@ -128,13 +133,13 @@ def _shares(values: Doubles) -> Doubles:
     return values / total if total > 0 else np.zeros_like(values)
 
 
-def _certainty_rows(size: Doubles) -> Integers:
-    """Rows of at least 1 / PILOT_DRAWS of the size that larger rows leave, ascending."""
-    order = np.argsort(-size, kind="stable")[:PILOT_DRAWS]
+def _certainty_rows(size: Doubles, n_draws: int) -> Integers:
+    """Rows of at least 1 / n_draws of the size that larger rows leave, ascending."""
+    order = np.argsort(-size, kind="stable")[:n_draws]
     left = float(size.sum())
     n_certain = 0
     for row in order:
-        if size[row] * PILOT_DRAWS < left:
+        if size[row] * n_draws < left:
             break
         left -= float(size[row])
         n_certain += 1
@@ -168,21 +173,6 @@ def estimate_total(plan: RowPlan, draws: Draws, y: Doubles, x: Doubles, x_total:
     ratio = y_drawn / x_drawn
     residual = draws.expansion * (y[n:] - ratio * x[n:])
     return Estimate(certain + ratio * x_rest, _se_of_sum(residual, draws.starts) * x_rest / x_drawn)
-
-
-def estimate_ratio(plan: RowPlan, draws: Draws, y: Doubles, x: Doubles) -> Estimate:
-    """Estimate the sum of `y` over all rows as a share of that of `x`, both known for the sample alone, with its standard error.
-
-    `y` and `x` are (n_certain + n_draws,): values of the certain rows, then of the draws in their order.
-    """
-    n = len(plan.certain)
-    y_total = float(y[:n].sum()) + float((draws.expansion * y[n:]).sum())
-    x_total = float(x[:n].sum()) + float((draws.expansion * x[n:]).sum())
-    if x_total <= 0:
-        return Estimate(0.0)
-    ratio = y_total / x_total
-    se = _se_of_sum(draws.expansion * (y[n:] - ratio * x[n:]), draws.starts) / x_total if len(draws.rows) else 0.0
-    return Estimate(ratio, se)
 
 
 def _se_of_sum(values: Doubles, starts: Integers) -> float:
