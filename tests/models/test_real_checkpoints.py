@@ -172,6 +172,13 @@ def test_tokens_added_to_sentencepiece_are_found_wherever_they_stand(files: dict
     assert found["tokenizer.ggml.eos_token_id"].value == SENTENCEPIECE_SIZE + 1
 
 
+@pytest.mark.parametrize("files", [{"tokenizer": TOKENIZER}, {"added_tokens": ADDED_TOKENS}, {"tokenizer_config": DECODER}])
+def test_the_end_that_the_tokenizer_names_counts_wherever_its_id_stands(files: dict[str, Any], tmp_path: Path) -> None:
+    folder = with_chat_tokens(tmp_path, 2, **files)
+    edit(folder / "config.json", lambda config: config.update(eos_token_id=2))
+    assert metadata(folder)["tokenizer.ggml.eos_token_id"].value == SENTENCEPIECE_SIZE + 1
+
+
 @pytest.mark.parametrize("files", [{"tokenizer": TOKENIZER}, {"added_tokens": ADDED_TOKENS}, {"tokenizer_config": DECODER}, {}])
 def test_an_end_of_text_without_a_row_is_refused(files: dict[str, Any], tmp_path: Path) -> None:
     line = refusal(with_chat_tokens(tmp_path, 0, **files))
@@ -422,6 +429,21 @@ def test_no_infinity_is_written_that_the_checkpoint_did_not_have(
     source.close()
 
 
+@pytest.mark.parametrize(("name", "found"), [("model.norm.weight", "output_norm.weight"), (f"{QUERY}.weight", "blk.0.attn_q.weight")])
+@pytest.mark.parametrize("weight", [math.nan, -math.inf])
+def test_a_checkpoint_with_weights_that_are_no_numbers_is_not_converted(
+    name: str, found: str, weight: float, quantailor: Command, folder: Path, tmp_path: Path
+) -> None:
+    arrays = arrays_of(folder)
+    dtype, shape, _ = arrays[name]
+    values = numbers(name, shape)
+    values.reshape(-1)[7] = weight
+    write_arrays(folder, {**arrays, name: (dtype, shape, packed(values, dtype))})
+    line = quantailor("convert", folder, "-o", tmp_path / "base.gguf", "--home", tmp_path / "home").error_line
+    assert f"{found} has 1 weights that are NaN or Inf" in line
+    assert not (tmp_path / "base.gguf").exists()
+
+
 # Quantized already
 
 U8: Entry = ("U8", (4, 4), bytes(16))
@@ -589,6 +611,37 @@ def test_a_pointer_and_a_dangling_link_are_called_so(name: str, folder: Path) ->
     assert f"{name} is a link to /nowhere/blob, which is not there" in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("version https://hawser.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a Git LFS pointer"),
+        ("<!DOCTYPE html>\n<html><body>Sign in</body></html>\n", "is a web page, not the file itself"),
+        ("../../blobs/0123456789abcdef", "is the text of a link, not the file itself"),
+        ("/annex/objects/SHA256E-s1--0", "is the text of a link, not the file itself"),
+    ],
+)
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "generation_config.json"])
+def test_what_stands_in_place_of_a_file_is_called_what_it_is(name: str, text: str, said: str, folder: Path) -> None:
+    (folder / name).write_text(text, encoding="utf-8")
+    assert f"{name} {said}" in refusal(folder)
+
+
+def test_a_folder_of_templates_that_leads_nowhere_is_told(folder: Path) -> None:
+    (folder / "additional_chat_templates").symlink_to("/nowhere/templates")
+    assert "additional_chat_templates is a link to /nowhere/templates, which is not there" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("weights.safetensors", "name them model.safetensors"), ("consolidated.safetensors", "Download the model*.safetensors files")],
+)
+def test_weights_under_another_name_are_told(name: str, said: str, folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / name)
+    line = refusal(folder)
+    assert f"has {name}" in line
+    assert said in line
+
+
 def test_a_pointer_in_place_of_a_gguf_file_is_called_so(quantailor: Command, tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_text(POINTER, encoding="utf-8")
     assert "is a Git LFS pointer" in quantailor("inspect", tmp_path / "model.gguf").error_line
@@ -637,6 +690,10 @@ OLD, NEW, TOOL = ("{{ bos_token }}" + name for name in ("old", "new", "tool"))
         (OLD, {"additional_chat_templates/tool_use.jinja": TOOL}, {"": OLD, ".tool_use": TOOL}),
         (None, {"chat_template.jinja": NEW, "additional_chat_templates/tool_use.jinja": TOOL}, {"": NEW, ".tool_use": TOOL}),
         (None, {"chat_template.json": json.dumps({"chat_template": NEW})}, {"": NEW}),
+        ("", {"chat_template.json": json.dumps({"chat_template": NEW})}, {"": NEW}),
+        ("", {}, {}),
+        (OLD, {"chat_template.jinja": ""}, {"": OLD}),
+        ({"default": OLD, "rag": TOOL}, {}, {"": OLD, ".rag": TOOL}),
     ],
 )
 def test_chat_templates_are_those_that_transformers_takes(
@@ -649,6 +706,11 @@ def test_chat_templates_are_those_that_transformers_takes(
     found = {key.removeprefix("tokenizer.chat_template"): entry.value for key, entry in metadata(folder).items() if "chat_template" in key}
     found.pop("s", None)
     assert found == expected
+
+
+def test_a_chat_template_that_is_none_is_told(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", lambda settings: settings.update(chat_template=7))
+    assert "tokenizer_config.json has chat_template = '7'" in refusal(folder)
 
 
 @pytest.mark.parametrize(

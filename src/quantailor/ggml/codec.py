@@ -35,7 +35,10 @@ def check_weights(values: Floats, name: str) -> None:
     n_bad = int(np.count_nonzero(~np.isfinite(values)))
     if n_bad:
         raise NonFiniteWeightError(f"{name} has {n_bad} weights that are NaN or Inf", remedy="Get an intact copy of the model")
-    raise NonFiniteWeightError(f"{name} has a weight of {largest:g}, too large for quantization", remedy="Get an intact copy of the model")
+    raise NonFiniteWeightError(
+        f"{name} has a weight of {largest:g}, too large for quantization, whose scales are float16",
+        remedy="Check how the model was trained or saved, and scale such a weight down, or take another copy of the model",
+    )
 
 
 def check_importance(importance: Floats, name: str) -> None:

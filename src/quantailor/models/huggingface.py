@@ -225,7 +225,8 @@ def _part_names(folder: Path, listed: Mapping[str, str] | None) -> list[str]:
 def checked_config(folder: Path) -> dict[str, Any]:
     """config.json of a directory whose small files are all there. Raises ModelError."""
     if is_there(folder / "config.json"):
-        refuse_files([*(folder / name for name in (*CONFIG_NAMES, *_MORE_NAMES)), *sorted((folder / TEMPLATES).glob("*.jinja"))])
+        templates = folder / TEMPLATES
+        refuse_files([*(folder / name for name in (*CONFIG_NAMES, *_MORE_NAMES)), templates, *sorted(templates.glob("*.jinja"))])
         return read_json(folder / "config.json")
     _refuse_adapter(folder)
     raise ModelError(f"{folder} has no config.json", remedy="Give a GGUF file or a Hugging Face directory")
@@ -249,4 +250,16 @@ def _no_weights(folder: Path) -> ModelError:
             f"{folder} has the parts of sharded training ({shards[0][:120]}) and no weights that were gathered from them",
             remedy="Gather them first (DeepSpeed: zero_to_fp32.py; FSDP: a full state dict), and save the model",
         )
-    return ModelError(f"{folder} has no model*.safetensors", remedy="Download the model's weights as well")
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not others:
+        return ModelError(f"{folder} has no model*.safetensors", remedy="Download the model's weights as well")
+    shown = f"{others[0][:120]} and {len(others) - 1} more" if len(others) > 1 else others[0][:120]
+    if any(name.startswith("consolidated") for name in others):
+        return ModelError(
+            f"{folder} has {shown}, in the makers' own format, and no model*.safetensors",
+            remedy="Download the model*.safetensors files, which transformers reads",
+        )
+    return ModelError(
+        f"{folder} has {shown}, but no model*.safetensors",
+        remedy="If these are the model's weights, name them model.safetensors, or model-00001-of-00002.safetensors and so on",
+    )

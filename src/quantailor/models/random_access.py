@@ -15,8 +15,11 @@ from quantailor.numerics import Bytes
 
 _MOST_AT_ONCE = 1 << 30
 """Bytes of one read; some systems refuse 2 GiB."""
-_POINTER = b"version https://git-lfs.github.com/spec/"
-_LARGEST_POINTER = 1024
+_POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/", b"version http://git-media.io/v/")
+"""Git LFS's, and what it was called before."""
+_PAGES = (b"<!doctype html", b"<html")
+_FREE = (".md", ".jinja", ".txt")
+"""Files that may begin with anything."""
 
 
 class RandomAccessFile:
@@ -37,8 +40,7 @@ class RandomAccessFile:
             raise unreadable(path, error) from error
         self._closing = weakref.finalize(self, os.close, self._descriptor)
         self.size_bytes = os.fstat(self._descriptor).st_size
-        if self.size_bytes < _LARGEST_POINTER:
-            refuse_pointer(path, self.read(0, min(self.size_bytes, 64)).tobytes())
+        refuse_pointer(path, self.read(0, min(self.size_bytes, 64)).tobytes())
 
     def read(self, start: int, stop: int) -> Bytes:
         """Bytes [start, stop) as a fresh array, (stop - start,).
@@ -89,6 +91,19 @@ def refuse_missing(path: Path) -> None:
 
 
 def refuse_pointer(path: Path, start: bytes) -> None:
-    """Raise ModelFormatError where a file's first bytes are those of what git keeps in place of a large file."""
-    if start.startswith(_POINTER):
+    """Raise ModelFormatError where a file's first bytes are those of something that stands in its place.
+
+    That is what git keeps of a large file, a web page, or the text of a link.
+    """
+    if start.startswith(_POINTERS):
         raise ModelFormatError(f"{path} is a Git LFS pointer, not the file itself", remedy="Run `git lfs pull` there, or download the file")
+    if path.suffix in _FREE:
+        return
+    if start.lstrip().lower().startswith(_PAGES):
+        raise ModelFormatError(
+            f"{path} is a web page, not the file itself", remedy="Download the file: on the hub its address has /resolve/, not /blob/"
+        )
+    if start.startswith((b"../", b"/annex/")):
+        raise ModelFormatError(
+            f"{path} is the text of a link, not the file itself", remedy="Download the file, or copy what the link leads to"
+        )

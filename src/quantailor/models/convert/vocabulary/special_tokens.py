@@ -44,7 +44,8 @@ def special_metadata(folder: Path, config: JsonObject, vocab_size: int | None) -
     roles, added = list(ROLES), dict[str, bool]()
     if tokenizer:
         _post_processing(mapping(tokenizer.get("post_processor")), settings, has_settings, roles, added)
-    ids = _ids(settings, objects(tokenizer.get("added_tokens")), config, roles, added, folder)
+    tokens = objects(tokenizer.get("added_tokens"))
+    ids = _ids(settings, tokens, [*tokens, *_further_tokens(folder, settings)], config, roles, added, folder)
     entries: dict[str, MetadataValue] = {}
     for role, number in ids.items():
         if role in _ID_KEYS and (vocab_size is None or number < vocab_size):
@@ -63,22 +64,36 @@ def content(entry: object) -> str | None:
     return text if isinstance(text, str) else None
 
 
+def _further_tokens(folder: Path, settings: JsonObject) -> list[JsonObject]:
+    """Texts with their ids that tokenizer_config.json and added_tokens.json hold."""
+    decoder = mapping(settings.get("added_tokens_decoder")).items()
+    further = [{"content": content(entry), "id": int(key)} for key, entry in decoder if key.isascii() and key.isdecimal() and len(key) < 10]
+    beside = [{"content": text, "id": number} for text, number in read_json_if_there(folder / "added_tokens.json").items()]
+    return [*further, *beside]
+
+
 def _ids(
     settings: JsonObject,
     added_tokens: Sequence[JsonObject],
+    all_tokens: Sequence[JsonObject],
     config: JsonObject,
     roles: Sequence[str],
     added: dict[str, bool],
     folder: Path,
 ) -> dict[str, int]:
-    """Ids by role: those that tokenizer_config.json names come first, then config.json's own."""
+    """Ids by role: those that tokenizer_config.json names come first, then config.json's own.
+
+    Where a text begins and ends is told by any file that has the token's id; other roles are told as llama.cpp's converter does, by
+    tokenizer.json alone.
+    """
     candidates: list[tuple[str, Any]] = []
     for role in roles:
         flag, text = settings.get(f"add_{role}_token"), content(settings.get(f"{role}_token"))
         if isinstance(flag, bool):
             added.setdefault(role, flag)
         if text is not None:
-            candidates.append((role, next((token.get("id") for token in added_tokens if token.get("content") == text), None)))
+            tokens = all_tokens if role in ("bos", "eos") else added_tokens
+            candidates.append((role, next((token.get("id") for token in tokens if token.get("content") == text), None)))
     text_model = mapping(config.get("text_config"))
     for key, role in ((f"{role}_token_id", role) for role in roles):
         candidates.append((role, config.get(key) if config.get(key) is not None else text_model.get(key)))
@@ -127,15 +142,17 @@ def _template(single: Sequence[JsonObject], settings: dict[str, Any], known: boo
 
 
 def _chat_templates(folder: Path, settings: JsonObject) -> dict[str, MetadataValue]:
-    """Templates by name: those of files, else tokenizer_config.json's, as transformers chooses; others keep what nobody replaces."""
-    stored = settings.get("chat_template")
-    if stored is None:
-        stored = read_json_if_there(folder / "chat_template.json").get("chat_template")
-    templates: dict[str, str] = {"default": stored} if isinstance(stored, str) else {}
-    templates |= {str(one.get("name", "")): one["template"] for one in objects(stored) if isinstance(one.get("template"), str)}
-    if is_there(folder / "chat_template.jinja"):
-        templates["default"] = read_text(folder / "chat_template.jinja")
-    templates |= {path.stem: read_text(path) for path in sorted((folder / TEMPLATES).glob("*.jinja"))}
+    """Templates by name: those of files, else tokenizer_config.json's, as transformers chooses; others keep what nobody replaces.
+
+    An empty template says nothing. Raises ModelFormatError for an entry that is none.
+    """
+    templates = _stored_templates(settings.get("chat_template"), folder / "tokenizer_config.json")
+    if not templates:
+        path = folder / "chat_template.json"
+        templates = _stored_templates(read_json_if_there(path).get("chat_template"), path)
+    files = [path for path in (folder / "chat_template.jinja",) if is_there(path)]
+    read = {path: read_text(path) for path in (*files, *sorted((folder / TEMPLATES).glob("*.jinja")))}
+    templates |= {"default" if path in files else path.stem: template for path, template in read.items() if template}
     named: dict[str, str] = {}
     for name, template in templates.items():
         plain = "".join(letter if letter in string.ascii_letters + string.digits else "_" for letter in name)
@@ -147,6 +164,19 @@ def _chat_templates(folder: Path, settings: JsonObject) -> dict[str, MetadataVal
     if "default" in templates:
         entries["tokenizer.chat_template"] = MetadataValue("string", templates["default"])
     return entries
+
+
+def _stored_templates(stored: object, path: Path) -> dict[str, str]:
+    """Templates by name: a text, a list of objects with name and template, or an object by names."""
+    if isinstance(stored, str):
+        found: dict[str, Any] = {"default": stored}
+    elif isinstance(stored, dict):
+        found = stored
+    elif stored is None or isinstance(stored, list):
+        found = {str(one.get("name", "")): one.get("template") for one in objects(stored)}
+    else:
+        raise ModelFormatError(f"{path} has chat_template = {str(stored)[:80]!r}", remedy="Correct the entry, or take it out")
+    return {name: template for name, template in found.items() if isinstance(template, str) and template}
 
 
 def _normalizer(stored: JsonObject) -> dict[str, MetadataValue]:
