@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import getpass
 import importlib.util
 import os
@@ -20,6 +18,7 @@ import psutil
 from quantailor.app import Workspace
 from quantailor.errors import QuantailorError
 from quantailor.gui.guard import Guard, is_host_name, is_root_path
+from quantailor.processes.heap import share_one_heap
 
 DEFAULT_PORT = 8371
 LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -30,8 +29,6 @@ _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _STATIC = Path(__file__).parent / "static"
 _ICON = "✂"
-_M_TRIM_THRESHOLD, _M_ARENA_MAX = -1, -8
-"""What glibc's mallopt calls the bytes at the end of a heap that it gives back, and the number of heaps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,20 +67,12 @@ def serve(options: ServeOptions, say: Callable[[str], None] = print) -> None:
         if not is_host_name(name.lower()):
             raise ServeError(f"{name!r} is not the name of a host", remedy="Give it as browsers show it: lab.example or lab.example:8443")
     _require_token(options)
-    _share_one_heap()
+    share_one_heap()
     port = _port(options)
     with Workspace.open(options.home) as workspace:
         token = options.token or _kept_token(workspace.home.path / "gui" / "token")
         native = options.native and _has_windows(say)
         _run(options, workspace, port=port, token=token, native=native, say=say)
-
-
-def _share_one_heap() -> None:
-    """One heap for all threads: glibc gives each its own, and keeps there what the largest pages once needed."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # other C libraries have no such thing
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_ARENA_MAX, 1)
-        mallopt(_M_TRIM_THRESHOLD, 1 << 16)
 
 
 def _kept_token(path: Path) -> str:
