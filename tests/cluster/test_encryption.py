@@ -6,13 +6,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import dask.config
 import pytest
 from commands import Command
 from real_workers import cluster, result, start
 
 from small_base import write_small_base
 
+dask_config = pytest.importorskip("dask.config")  # comes with distributed, which is what we ask for
 KEYS = [f"distributed.comm.tls.{name}" for name in ("ca-file", "client.cert", "client.key")]
 VARIABLES = ["CA_FILE", *(f"{role}__{kind}" for role in ("CLIENT", "WORKER", "SCHEDULER") for kind in ("CERT", "KEY"))]
 
@@ -34,7 +34,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_settings_that_do_not_fit_are_named_before_anything_connects(
     run: Command, base: Path, settings: dict[str, object], address: str, says: str
 ) -> None:
-    with dask.config.set(settings):
+    with dask_config.set(settings):
         line = run("measure", base, "--types", "Q8_0", "--cluster", address).error_line
     assert says in line
     assert "Set DASK_DISTRIBUTED__COMM__TLS__CA_FILE" in line or "as tls://HOST:PORT" in line
