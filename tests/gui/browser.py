@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,13 +50,18 @@ class Server:
         self.home = home
         port = () if "--port" in arguments else ("--port", "0")
         command = [sys.executable, "-m", "quantailor", "gui", "--no-browser", "--home", str(home), *port, *arguments]
+        self._start(command, cwd)
+        if not self._answering():
+            self._start(command, cwd)
+            assert self._answering(), "".join(self.lines)
+
+    def _start(self, command: Sequence[str], cwd: Path | None) -> None:
         plain = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "NICEGUI_"))}
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd, env=plain)
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.port, self.token = self._address()
-        self._answering()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -71,17 +76,21 @@ class Server:
 
         return wait_for(printed, "the server prints its address", seconds=START_SECONDS)
 
-    def _answering(self) -> None:
+    def _answering(self) -> bool:
+        """Wait for it; false where another process took the free port before the server did."""
         import httpx
 
         def answers() -> bool:
             try:
                 return httpx.get(self.url("/static/quantailor.css"), timeout=5).status_code == 401
             except httpx.TransportError:
-                assert self.process.poll() is None, "".join(self.lines)
-                return False
+                if ended := self.process.poll() is not None:
+                    self._reader.join(5)
+                assert not ended or "address already in use" in "".join(self.lines), "".join(self.lines)
+                return ended
 
         wait_for(answers, "the server answers", seconds=START_SECONDS)
+        return self.process.poll() is None
 
     def url(self, path: str = "/") -> str:
         """An address without the token."""
