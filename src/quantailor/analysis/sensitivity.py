@@ -277,13 +277,9 @@ def finding(
     if found.status == "not in the graph" or alpha <= 0:
         return None
     n_chunks = max(len(scores[group.mix(name).id]) for name in found.probes)
-    return Finding(group.tensors, math.log(alpha), _variance(Estimate(alpha, found.alpha.se), n_chunks, usual_variance))
-
-
-def _variance(mean: Estimate, n_chunks: int, usual: float) -> float:
-    """Relative, of a mean over chunks: by their scatter, and by what is usual for one, which counts like so many chunks."""
-    scatter = (n_chunks - 1) * chunk_variance(mean, n_chunks) if n_chunks > 1 else 0.0
-    return (_USUAL_CHUNKS * usual + scatter) / (_USUAL_CHUNKS + n_chunks - 1) / n_chunks
+    variance = chunk_variance(Estimate(alpha, found.alpha.se), n_chunks)
+    shared = (_USUAL_CHUNKS * usual_variance + (n_chunks - 1) * variance) / (_USUAL_CHUNKS + n_chunks - 1)
+    return Finding(group.tensors, math.log(alpha), shared / n_chunks)
 
 
 def noise_findings(

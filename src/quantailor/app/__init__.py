@@ -10,4 +10,5 @@ products/   files that were built: checked, judged, exported, described
 
 from __future__ import annotations
 
+from quantailor.processes.heap import share_one_heap
 from quantailor.session import Workspace

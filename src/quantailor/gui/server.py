@@ -15,10 +15,9 @@ from urllib.parse import quote
 
 import psutil
 
-from quantailor.app import Workspace
+from quantailor.app import Workspace, share_one_heap
 from quantailor.errors import QuantailorError
 from quantailor.gui.guard import Guard, is_host_name, is_root_path
-from quantailor.processes.heap import share_one_heap
 
 DEFAULT_PORT = 8371
 LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
