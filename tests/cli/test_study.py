@@ -53,6 +53,38 @@ def test_a_second_study_takes_what_is_there(quantailor: Command, model: Path, te
     assert all(stage["share_done"] == 1 and stage["seconds"] == [0, 0] for stage in cost["stages"])
 
 
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_base_of_which_nothing_is_recorded_is_in_nobodys_way(
+    quantailor: Command, model: Path, text: Path, tmp_path: Path, *, is_whole: bool
+) -> None:
+    """A study that was killed when its base had its name, but before the home said so; or a file that was damaged since."""
+
+    def study(home: Path) -> str:
+        options = ("--level", "quick", "--imatrix", "none", "--rounding", "plain", "-f", text)
+        return quantailor("study", model, *options, *TYPES, "--home", home, "--json").out.replace(str(home), "HOME")
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    expected = study(whole)
+    base = next((whole / "bases").iterdir())
+    content, left = base.read_bytes(), killed / "bases" / base.name
+    left.parent.mkdir(parents=True)
+    left.write_bytes(content if is_whole else content[:1000])
+    assert study(killed) == expected
+    assert left.read_bytes() == content
+
+
+def test_a_base_that_is_there_is_not_written_again(quantailor: Command, model: Path, tmp_path: Path) -> None:
+    """As after `jobs resume` of a conversion that was killed at its end. What is another file stays."""
+    home, base = ("--home", tmp_path / "home"), tmp_path / "base.gguf"
+    first = quantailor("convert", model, "-o", base, "--home", tmp_path / "another home", "--json").result
+    written = base.stat()
+    assert quantailor("convert", model, "-o", base, *home, "--json").result == first
+    assert (base.stat().st_ino, base.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    base.write_bytes(base.read_bytes()[:1000])
+    assert f"{base} exists" in quantailor("convert", model, "-o", base, *home).error_line
+    assert base.stat().st_size == 1000
+
+
 @pytest.mark.slow
 def test_its_stages_are_numbered(quantailor: Command, model: Path, text: Path, tmp_path: Path) -> None:
     home = ("--home", tmp_path / "home")

@@ -127,7 +127,8 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
             parts = Parts(step.parts(workspace, model), stages)
             base = str(step.known_base(workspace, model) or step.base_place(workspace, model))
         if parts.begin("convert"):
-            ConvertStep(model=step.model, output=base).run(workspace, stages)
+            # A file of that name in the home, of which nothing is recorded, is from a run that was killed.
+            ConvertStep(model=step.model, output=base, overwrite=self.output is None).run(workspace, stages)
         require_long_texts(workspace, base, *([step.text] if step.settings.probe_chunks else []))
         if parts.begin("calibrate"):
             step, imatrix = step.calibrated(workspace, base, stages)

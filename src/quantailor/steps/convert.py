@@ -129,8 +129,12 @@ def _natively(workspace: Workspace, step: ConvertStep, stages: Stages) -> Conver
         said = [f"the {source.family} family", *source.notes] if isinstance(source, HuggingFaceSource) else ["it is GGUF already"]
         why = f"native: {'; '.join(said)}"
         stages.note(why)
-        path = write_base(model.source, Path(step.output), control=stages.begin("convert"), overwrite=step.overwrite)
-        workspace.remember(path, model)
+        path = Path(step.output)
+        if not step.overwrite and workspace.holds(path, model.description):
+            stages.note(f"{path} is its conversion already")  # by a run that was killed before it could say so, or by hand
+        else:
+            write_base(model.source, path, control=stages.begin("convert"), overwrite=step.overwrite)
+            workspace.remember(path, model)
         workspace.store.record_location("model", model.fingerprint, path)
         left_out = source.left_out
         return ConvertResult(str(path), model.fingerprint, path.stat().st_size, len(model.source.tensors), left_out, OWN, why)

@@ -52,7 +52,7 @@ class Model(Closing):
             if isinstance(opened.source, GGUFSource):
                 return self.path
             known, place = step.known_base(self.workspace, opened), step.base_place(self.workspace, opened)
-        return known or convert(self, place).path
+        return known or convert(self, place, overwrite=True).path
 
     def close(self) -> None:
         """Close the home."""
