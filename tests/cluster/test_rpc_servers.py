@@ -1,16 +1,17 @@
-"""Layers on two RPC servers: what is found is what one process finds; and what happens where a server dies."""
+"""Layers on two RPC servers: what is found is what one process finds; and what happens where a server dies or falls silent."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
-from real_workers import Words, free_port, result, start, wait_until
+from real_workers import PATIENCE_S, Words, free_port, result, start, wait_until
 
 from quantailor.ggml import library
 from quantailor.store import Store
@@ -45,7 +46,11 @@ def server(port: int) -> Iterator[subprocess.Popen[str]]:
             assert "Holding layers for clients" in process.stderr.readline()
             yield process
         finally:
+            serving = psutil.Process(process.pid).children(recursive=True)
             process.kill()
+            for each in serving:  # one that was stopped does not see that
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
 
 
 def scores(home: Path, kernels: str) -> list[tuple[object, ...]]:
@@ -76,24 +81,38 @@ def test_what_two_servers_find_is_what_one_process_finds(text: Path, tmp_path: P
     assert klds["here"] == pytest.approx(klds["there"], rel=REPACKED, abs=1e-7)
 
 
-def test_a_server_that_dies_is_named_and_the_job_goes_on(text: Path, tmp_path: Path) -> None:
+def kill(server: subprocess.Popen[str]) -> None:
+    server.send_signal(signal.SIGKILL)
+
+
+def stop(server: subprocess.Popen[str]) -> None:
+    """It goes on holding its connections, and never answers again."""
+    for each in psutil.Process(server.pid).children(recursive=True):
+        each.suspend()
+
+
+@pytest.mark.parametrize(("fail", "words"), [(kill, "was lost"), (stop, "gave no sign of life for 5 seconds")])
+def test_a_server_that_fails_is_named_and_the_job_goes_on(
+    fail: Callable[[subprocess.Popen[str]], None], words: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUANTAILOR_RPC_PATIENCE_SECONDS", "5")
     base, home, ports = write_small_base(tmp_path / "base.gguf"), tmp_path / "home", (free_port(), free_port())
     result(start(home, "measure", base, "--types", TYPES, "--threads", 1))
-    words: Words = ("sweep", base, "-f", text, "--n-ctx", 64, "--types", TYPES, "--chunks", 12, "--threads", 1)
+    sweep: Words = ("sweep", base, "-f", text, "--n-ctx", 64, "--types", TYPES, "--chunks", 12, "--threads", 1)
     layers: Words = ("-ngl", 99, "--rpc", ",".join(f"127.0.0.1:{port}" for port in ports))
     with server(ports[0]):
         with server(ports[1]) as second:
-            command = start(home, *words, *layers)
+            command = start(home, *sweep, *layers)
             wait_until(lambda: len(scores(home, "as built")) >= 20 or command.poll() is not None)
-            second.send_signal(signal.SIGKILL)
-            out, _ = command.communicate()
-        assert f"the RPC server 127.0.0.1:{ports[1]} was lost" in out, out
+            fail(second)
+            out, _ = command.communicate(timeout=PATIENCE_S)
+        assert f"the RPC server 127.0.0.1:{ports[1]} {words}" in out, out
         before = scores(home, "as built")
         assert before
         with server(ports[1]):
             result(start(home, "jobs", "resume", 2))
     result(start(tmp_path / "alone", "measure", base, "--types", TYPES, "--threads", 1))
-    result(start(tmp_path / "alone", *words))
+    result(start(tmp_path / "alone", *sweep))
     after = scores(home, "as built")
     assert len(before) < len(after)
     assert all(row in after for row in before)

@@ -11,11 +11,14 @@ from commands import Command
 from visitor import Visitor
 
 from quantailor.app.library.projects import list_projects
-from quantailor.errors import OutputError
+from quantailor.errors import OutputError, QuantailorError
+from quantailor.ggml import library, rpc
 from quantailor.gui.context import Context
 from quantailor.gui.page_words import on_page
 from quantailor.gui.server import _kept_token
 from quantailor.session import Workspace
+from quantailor.steps.calibration.imatrix import ImatrixStep
+from quantailor.steps.options import Compute
 
 
 @pytest.mark.parametrize(
@@ -27,11 +30,38 @@ from quantailor.session import Workspace
         ("See `quantailor models`", "The Projects screen lists the known ones"),
         ("Give a file that `plan` wrote", "Give a strategy file, as Choose saves it"),
         ("the pattern of --pin attn=Q8_0 matches no tensor", "the pattern of pin attn=Q8_0 matches no tensor"),
+        ("Start it again; the same command then goes on where it stopped", "Start it again; Try again then goes on where it stopped"),
+        ("See what it says; the same command goes on where it stopped", "See what it says; Try again goes on where it stopped"),
+        ("Start workers again, then run the same command again", "Start workers again, then press Resume"),
+        ("Begin anew: `quantailor jobs cancel 3`, then the same command", "Cancel it in the dock below, and begin anew"),
+        ("say where workers have it (--cluster-path HERE=THERE), or", "say where workers have it, or"),
         ("Give a number above zero", "Give a number above zero"),
     ],
 )
 def test_advice_is_in_the_words_of_a_page(remedy: str, said: str) -> None:
     assert on_page(remedy) == said
+
+
+def refused(step: ImatrixStep, home: Path) -> str:
+    """What stands on a page about a step that is refused."""
+    with Workspace.open(home) as workspace, pytest.raises(QuantailorError) as caught:
+        step.check(workspace)
+    return on_page(str(caught.value))
+
+
+def test_refusals_of_other_machines_are_in_the_words_of_a_page(small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library.load().llama, "llama_supports_rpc", lambda: True)
+    monkeypatch.setattr(rpc, "protocol", lambda server, **_: "1.0.0")
+    for compute, words in (
+        (Compute(rpc=("a:1",)), "With 0 GPU layers no layer is on an RPC server. Give 99 GPU layers for all, or how many"),
+        (Compute(n_gpu_layers=9, rpc=("a:1", "a:1")), "The list of RPC servers is 'a:1,a:1'. Name 1 to 16 different servers"),
+        (Compute(n_gpu_layers=9, rpc=("a:1",), cluster="local:2"), "A cluster and RPC servers cannot go together"),
+        (Compute(cluster="here"), "'here' names no cluster. Give local:N, or the scheduler's address"),
+        (Compute(cluster="local:2", cluster_paths=("/data",)), "'/data' names no two folders. Write HERE=THERE"),
+    ):
+        said = refused(ImatrixStep(base=str(small_base), compute=compute), tmp_path / "home")
+        assert said.startswith(words), said
+        assert "--" not in said
 
 
 @pytest.mark.parametrize("name", ["n" * 300, "é" * 200, "a\0b"])

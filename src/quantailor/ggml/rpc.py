@@ -2,6 +2,7 @@
 
 A server is asked for its version before llama.cpp connects to it, which would end the process where that fails. Where a server is lost
 later llama.cpp ends the process all the same; it calls us before, so that whoever waits for this process learns which server it was.
+One that falls silent is lost too, see `rpc_silence`.
 
 Servers have no authentication, and serve one client at a time.
 """
@@ -16,11 +17,13 @@ import os
 import re
 import socket
 import struct
+import time
 from ctypes import c_char_p, c_int, c_size_t, c_void_p
 
 from quantailor.errors import NativeLibraryError, OptionError, RpcError
 from quantailor.ggml import library
 from quantailor.ggml.devices import Devices
+from quantailor.ggml.rpc_silence import PATIENCE_VARIABLE, Watch, patience_seconds
 from quantailor.processes.messages import doing, ending
 
 CONNECT_SECONDS = 10.0
@@ -80,7 +83,7 @@ def check_devices(devices: Devices) -> None:
     """Refuse, before any work, servers that cannot be used; a server that is busy passes.
 
     Raises:
-        OptionError: no layer would be on a server, or a server is no HOST:PORT.
+        OptionError: no layer would be on a server, a server is no HOST:PORT, or the patience with them no number of seconds.
         NativeLibraryError: llama.cpp was built without the RPC backend.
         RpcError: a server cannot be reached, or is something else.
     """
@@ -90,6 +93,7 @@ def check_devices(devices: Devices) -> None:
     if not devices.is_used:
         raise OptionError("--rpc with -ngl 0 puts no layer on a server", remedy="Add -ngl 99 for all layers, or how many")
     require_rpc()
+    patience_seconds()
     for server in devices.rpc:
         protocol(server, patience_seconds=1.0)
 
@@ -115,12 +119,16 @@ def protocol(server: str, *, patience_seconds: float) -> str | None:
         line = socket.create_connection(_address(server), CONNECT_SECONDS)
     except OSError as error:
         raise RpcError(f"the RPC server {server} cannot be reached: {error.strerror or error}", remedy=_START) from error
-    answer = b""
+    answer, last_moment = b"", time.monotonic() + patience_seconds
     with line, contextlib.suppress(ConnectionError):
-        line.settimeout(patience_seconds)
         try:
+            line.settimeout(patience_seconds)
             line.sendall(struct.pack(_HELLO_REQUEST, _HELLO, _CAPABILITIES_BYTES))
-            while len(answer) < _ANSWER_BYTES and (more := line.recv(_ANSWER_BYTES - len(answer))):
+            while len(answer) < _ANSWER_BYTES:
+                line.settimeout(max(1e-3, last_moment - time.monotonic()))
+                more = line.recv(_ANSWER_BYTES - len(answer))
+                if not more:
+                    break
                 answer += more
         except TimeoutError:
             return None
@@ -135,18 +143,19 @@ def connected(devices: Devices) -> ctypes.Array[c_void_p] | None:
 
     Raises:
         NativeLibraryError: llama.cpp was built without the RPC backend.
-        RpcError: a server cannot be reached, serves somebody else, or is of another version.
+        RpcError: a server cannot be reached, does not answer, serves somebody else, or is of another version.
     """
     if not devices.rpc or not devices.is_used:
         return None
     require_rpc()
+    _watch()
     ggml, found = _library(), list[int]()
     ggml.ggml_set_abort_callback(_abort_callback())
     for server in devices.rpc:
         version = protocol(server, patience_seconds=BUSY_SECONDS)
         if version is None:
             said = f"the RPC server {server} does not answer"
-            raise RpcError(said, remedy="It serves one client at a time: wait until the other is done, or start the server again")
+            raise RpcError(said, remedy="It serves one client at a time: wait until the other is done, or start it again")
         _used[server] = version
         doing(f"connecting to the RPC server {server}")
         registered = ggml.ggml_backend_rpc_add_server(server.encode())
@@ -170,6 +179,14 @@ def _own_devices(ggml: ctypes.CDLL) -> list[int]:
 
 _used: dict[str, str] = {}
 """The servers that this process has connected to, with the version of the protocol that they speak."""
+
+
+@functools.cache
+def _watch() -> Watch:
+    """Looks after them from the first call on, so that none is waited for for ever."""
+    watch = Watch(_used, patience_seconds())
+    watch.follow()
+    return watch
 
 
 @functools.cache
@@ -200,6 +217,9 @@ def _lost(message: str) -> RpcError:
     if refused := next((server for server in _used if message.endswith(f"handshake failed for {server}")), None):
         said = f"the RPC server {refused} speaks version {_used[refused]} of llama.cpp's protocol, and this machine another"
         return RpcError(said, remedy=_SAME_VERSION)
+    if silent := _watch().given_up:
+        said = f"the RPC server {' and '.join(silent)} gave no sign of life for {max(silent.values()):.0f} seconds"
+        return RpcError(said, remedy=f"{_AGAIN}. A server that needs longer is given it with {PATIENCE_VARIABLE}")
     gone = list[str]()
     for server in _used:
         try:
