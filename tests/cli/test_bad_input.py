@@ -46,10 +46,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(quantailor: Command, wo
     home = tmp_path / "home"
     line = quantailor("measure", broken, "--types", "Q4_K", "--home", home).error_line
     assert "blk.3.ffn_down.weight has 1 weights that are NaN or Inf" in line
-    kept = cells_in(home)
-    assert kept > 0
-    assert quantailor("measure", broken, "--types", "Q4_K", "--home", home).code == 1
-    assert cells_in(home) == kept
+    assert cells_in(home) == 0
 
 
 def test_a_truncated_model_says_where_it_ends(quantailor: Command, workbench: Workbench, tmp_path: Path) -> None:

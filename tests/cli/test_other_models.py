@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from commands import Command
 
-from gguf_models import HIDDEN, write_bert, write_gpt2, write_llama
+from gguf_models import HEADS, HIDDEN, write_bert, write_gpt2, write_llama
 from quantailor.app.measuring.cost import job_cost
 from quantailor.jobs import resolve
 from quantailor.pipeline import StudyStep
@@ -72,7 +72,8 @@ def no_predictor(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         return write_bert(path, positions=64)
     if request.param == "embeddings":
         return write_llama(path, metadata={"llama.pooling_type": 3})
-    return write_llama(path, architecture="qwen3", more={"cls.output.weight": (1, HIDDEN)})
+    norms = {f"blk.0.attn_{part}_norm.weight": (HIDDEN // HEADS,) for part in "qk"}
+    return write_llama(path, architecture="qwen3", more={"cls.output.weight": (1, HIDDEN), **norms})
 
 
 def test_what_needs_no_predictions_works(run: Command, no_predictor: Path, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ are in no account: they are there after such a load too, and are measured as wha
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ import psutil
 
 from quantailor.errors import InferenceError
 from quantailor.ggml import library
-from quantailor.ggml.runtime import MAX_UBATCH, NOT_LOADED, said_by, take_log
+from quantailor.ggml.headers import loaded_header
+from quantailor.ggml.runtime import MAX_UBATCH, said_by, take_log
 from quantailor.processes import apart
 
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
@@ -61,20 +61,10 @@ def context_memory(path: Path, *, n_ctx: int, kv_type: str) -> ContextMemory:
 
 def _account(path: Path, n_ctx: int, kv_type: str) -> ContextMemory:
     llama = library.load().llama
-    model_parameters = llama.llama_model_default_params()
-    model_parameters.no_alloc = True
-    model_parameters.load_mode = llama.LLAMA_LOAD_MODE_NONE
-    model_parameters.n_gpu_layers = 0
     take_log()
     before = psutil.Process().memory_info().rss
-    with said_by() as log:
-        model = llama.llama_model_load_from_file(os.fsencode(path), model_parameters)
-        if not model:
-            raise InferenceError(f"llama.cpp cannot load {path}: {log.last_error()}", remedy=NOT_LOADED)
-        try:
-            return _of_context(llama, model, path, n_ctx, kv_type, before)
-        finally:
-            llama.llama_model_free(model)
+    with loaded_header(path) as model:
+        return _of_context(llama, model, path, n_ctx, kv_type, before)
 
 
 def _of_context(llama: ModuleType, model: object, path: Path, n_ctx: int, kv_type: str, before: int) -> ContextMemory:

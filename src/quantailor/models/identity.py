@@ -41,6 +41,8 @@ _DESCRIPTIVE = re.compile(
 
 _INFINITY = {"F32": (np.uint32, np.int32, 0x7F800000), "F16": (np.uint16, np.int16, 0x7C00), "BF16": (np.uint16, np.int16, 0x7F80)}
 """Type -> how a weight's bits are read as a number, and infinity; whatever is as large, the sign apart, is Inf or NaN."""
+_ROPE_FACTORS = re.compile(r"(blk\.\d+\.)?rope_(freqs|factors_\w+)\.weight")
+"""What frequencies are divided by; Inf turns a rotation off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +113,15 @@ def description(source: ModelSource, fingerprint: str) -> str:
 def _block(source: ModelSource, tensor: TensorInfo, step: int, start: int) -> tuple[bytes, int, int]:
     """A block's digest, its bytes, and how many of its weights (of quantized types: rows) are NaN or Inf."""
     data = np.ascontiguousarray(source.raw_rows(tensor.name, start, min(start + step, tensor.n_rows)))
-    return xxhash.xxh3_128_digest(data.data), data.nbytes, _n_not_finite(data, tensor.type_name)
+    return xxhash.xxh3_128_digest(data.data), data.nbytes, _n_not_finite(data, tensor)
 
 
-def _n_not_finite(data: Bytes, type_name: str) -> int:
+def _n_not_finite(data: Bytes, tensor: TensorInfo) -> int:
     """Of rows, (n_rows, row_bytes)."""
+    type_name = tensor.type_name
     if type_name in _INFINITY:
         unsigned, signed, infinity = _INFINITY[type_name]
+        infinity += _ROPE_FACTORS.fullmatch(tensor.name) is not None  # of these NaN alone counts
         bits = data.reshape(-1).view(unsigned)
         sign = 1 << (8 * bits.itemsize - 1)
         # Of signed numbers positive weights are the largest, of unsigned ones negative weights are.

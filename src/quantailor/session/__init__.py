@@ -7,11 +7,13 @@ from pathlib import Path
 from quantailor.session.imatrices import AUTO, NONE, fitted
 from quantailor.session.opened import (
     OpenedModel,
+    defect,
     gguf_path,
     header_path,
     plain_label,
     quantizable_tensors,
     require_finite,
+    require_runnable,
 )
 from quantailor.session.workspace import Workspace
 

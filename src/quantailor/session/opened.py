@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantailor.errors import NonFiniteWeightError, UnsupportedModelError
+from quantailor.errors import ModelError, ModelFormatError, NonFiniteWeightError, UnsupportedModelError
 from quantailor.files import FilesState
+from quantailor.ggml.headers import unmet_tensor
 from quantailor.models.convert.description.model_names import given_name
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_writer import layout, write_hollow
@@ -48,6 +49,27 @@ def require_finite(identity: Identity) -> None:
     """Raise NonFiniteWeightError where weights that a model is to run with are NaN or Inf."""
     if identity.not_finite:
         raise NonFiniteWeightError(identity.not_finite, remedy="Get an intact copy of the model")
+
+
+def require_runnable(model: OpenedModel) -> None:
+    """Refuse, before any work, a model that llama.cpp could not run. What a directory's base lacks its conversion refuses.
+
+    Raises:
+        NonFiniteWeightError: weights are NaN or Inf, norms and biases included.
+        ModelFormatError: a tensor that llama.cpp needs is missing or has another shape.
+    """
+    require_finite(model.identity)
+    if isinstance(model.source, GGUFSource) and (unmet := unmet_tensor(gguf_path(model), model.fingerprint)):
+        raise ModelFormatError(f"{model.source.location} {unmet}", remedy="Convert the model again, or get an intact copy of the file")
+
+
+def defect(model: OpenedModel) -> str | None:
+    """Why llama.cpp could not run a model, and what to do, in words; None for a sound one. See `require_runnable`."""
+    try:
+        require_runnable(model)
+    except ModelError as error:
+        return str(error)
+    return None
 
 
 def gguf_path(model: OpenedModel) -> Path:

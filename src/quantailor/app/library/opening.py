@@ -16,7 +16,7 @@ from quantailor.errors import ModelError
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.hub import HubSettings
 from quantailor.pipeline import StudyStep
-from quantailor.session import OpenedModel, Workspace
+from quantailor.session import OpenedModel, Workspace, defect
 
 EntryKind = Literal["folder", "huggingface", "gguf", "imatrix", "text", "file"]
 MAX_ENTRIES = 2000
@@ -69,6 +69,8 @@ class ModelOverview:
     """Its 16-bit base, where that is a file of its own."""
     suggested_base: str | None
     """Where a conversion would go; None where there is a base."""
+    defect: str | None = None
+    """Why llama.cpp could not run it, in words; None for a sound one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,7 @@ def _described(workspace: Workspace, project: ProjectReport, model: OpenedModel,
         files=tuple(ModelFile(str(path), path.stat().st_size) for path in files),
         base=None if base is None or base == model.path else ModelFile(str(base), base.stat().st_size),
         suggested_base=None if place is None else str(place),
+        defect=defect(model),
     )
 
 

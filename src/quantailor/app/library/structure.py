@@ -17,12 +17,12 @@ from quantailor.errors import ModelError, StoreError, TensorNotFoundError
 from quantailor.ggml import library
 from quantailor.jobs import Listener, resolve
 from quantailor.models.contents import contents
-from quantailor.models.identity import identify
+from quantailor.models.identity import Identity, identify
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource
 from quantailor.qtypes import IMATRIX_EXEMPT, QType, availability, fallback, needs_imatrix, never_quantized
 from quantailor.records import MetadataValue, TensorInfo
-from quantailor.session import Workspace
+from quantailor.session import OpenedModel, Workspace, defect
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,8 @@ class ModelReport:
     is_quantized: bool
     other_contents: str | None
     """What the file holds where that is no language model, in words, with what to do; None for a model."""
+    defect: str | None
+    """Why llama.cpp could not run it, in words, with what to do: NaN, or a tensor that is missing; None for a sound model."""
     config_files: tuple[str, ...]
     metadata: Mapping[str, MetadataValue]
     tensors: tuple[TensorReport, ...]
@@ -322,12 +324,12 @@ def inspect(model: str | Path, *, listener: Listener | None = None) -> ModelRepo
             workspace = None
         begin = partial(Told, listener or (lambda _: None))
         if workspace is None or contents(source) is not None:
-            return _report(source, identify(source, control=begin("identify")).fingerprint)
+            return _report(source, identify(source, control=begin("identify")))
         with workspace.watched(begin):
-            return _report(source, workspace.identity(model).fingerprint)
+            return _report(source, workspace.identity(model))
 
 
-def _report(source: ModelSource, fingerprint: str) -> ModelReport:
+def _report(source: ModelSource, identity: Identity) -> ModelReport:
     qtypes = library.types()
     found = contents(source)
     n_parameters = sum(tensor.n_elements for tensor in source.tensors)
@@ -335,13 +337,14 @@ def _report(source: ModelSource, fingerprint: str) -> ModelReport:
     return ModelReport(
         name=source.name,
         location=source.location,
-        fingerprint=fingerprint,
+        fingerprint=identity.fingerprint,
         architecture=source.architecture,
         n_parameters=n_parameters,
         tensor_bytes=tensor_bytes,
         bits_per_weight=8 * tensor_bytes / max(1, n_parameters),
         is_quantized=bool(library.quantized_types(source.tensors)),
         other_contents=None if found is None else f"{found.what}, not a language model. {found.remedy}",
+        defect=None if found is not None else defect(OpenedModel(source, identity)),
         config_files=source.config_files,
         metadata=dict(source.metadata),
         tensors=tuple(tensor_report(tensor, source.architecture, qtypes) for tensor in source.tensors),

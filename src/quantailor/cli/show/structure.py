@@ -26,6 +26,8 @@ def model(report: ModelReport, *, all_types: bool = False) -> None:
         out.print(f"[yellow]This is {report.other_contents}.[/yellow]")
     elif report.is_quantized:
         out.print("[yellow]This model is quantized already; quantizing it again loses quality twice.[/yellow]")
+    if report.defect is not None:
+        out.print(f"[yellow]llama.cpp cannot run this model: {plain(report.defect)}.[/yellow]")
     out.print()
     configuration(out, report.metadata)
     out.print()

@@ -17,7 +17,7 @@ from quantailor.analysis.covariances.covariance_file import CovarianceFile, Inpu
 from quantailor.analysis.importance.imatrix import TOKEN_EMBEDDINGS, Imatrix
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
-from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, gguf_path, quantizable_tensors, require_finite
+from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, gguf_path, quantizable_tensors, require_runnable
 from quantailor.steps.calibration.imatrix import CalibrationStep, ImatrixReport, computation_key, imatrix_report
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import StepResult
@@ -91,7 +91,7 @@ class CalibrateStep(CalibrationStep[CalibrateReport], kind="calibrate", result=C
         return replace(needs, disk=tuple(disk), memory_bytes=needs.memory_bytes + sums)
 
     def _compute(self, workspace: Workspace, stages: Stages, model: OpenedModel, corpus: Corpus, key: ImatrixKey) -> tuple[Imatrix, Path]:
-        require_finite(model.identity)
+        require_runnable(model)
         place = _place(workspace, model, key)
         run = Calibration(
             gguf_path(model),

@@ -160,7 +160,9 @@ def _facts(project: ProjectReport, overview: ModelOverview) -> None:
                 text("a mixture of experts", "qt-small qt-muted")
     if overview.kind == "gone":
         note("None of this model's files is where it was. Open it again from where it is now; all results are kept.", "warn")
-    elif project.is_quantized:
+    if overview.defect is not None:
+        note(f"llama.cpp cannot run this model: {overview.defect}.", "warn")
+    if overview.kind != "gone" and project.is_quantized:
         _already_quantized([name for name, _ in overview.types if name not in UNQUANTIZED])
 
 

@@ -1,0 +1,68 @@
+"""llama.cpp's own reading of a model file's header: it looks for every tensor that it needs, without reading weights."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+from quantailor.errors import InferenceError
+from quantailor.ggml import library
+from quantailor.ggml.runtime import NOT_LOADED, said_by
+from quantailor.processes import apart
+from quantailor.processes.messages import doing
+
+_COMPLAINT = re.compile(
+    r"tensor '(?P<name>[^']+)' (?:(?P<missing>not found)|has wrong shape; expected +(?P<wanted>.+), got +(?P<found>.+))"
+)
+
+
+@contextmanager
+def loaded_header(path: Path) -> Iterator[object]:
+    """llama.cpp's model of a GGUF file, without its weights. Raises InferenceError where it cannot load it."""
+    llama = library.load().llama
+    parameters = llama.llama_model_default_params()
+    parameters.no_alloc = True
+    parameters.load_mode = llama.LLAMA_LOAD_MODE_NONE
+    parameters.n_gpu_layers = 0
+    doing(f"loading {path}")
+    with said_by() as log:
+        model = llama.llama_model_load_from_file(os.fsencode(path), parameters)
+        if not model:
+            raise InferenceError(f"llama.cpp cannot load {path}: {log.last_error()}", remedy=NOT_LOADED)
+        try:
+            yield model
+        finally:
+            llama.llama_model_free(model)
+
+
+@lru_cache(maxsize=32)
+def unmet_tensor(path: Path, fingerprint: str) -> str | None:
+    """Which tensor of a GGUF file keeps llama.cpp from running it, and why, in words: it is missing, or of another shape.
+
+    None where all are as it needs them, and where it cannot say: it does not know the architecture, for one.
+
+    Args:
+        path: the file, or the first of its shards.
+        fingerprint: the model's; one model is asked about once per process.
+    """
+    del fingerprint
+    try:
+        apart.call(_read, path)
+    except InferenceError as error:
+        complaint = _COMPLAINT.search(error.message)
+        if complaint is None:
+            return None
+        if complaint["missing"]:
+            return f"lacks the tensor {complaint['name']}, which llama.cpp needs"
+        wanted, found = (" ".join(complaint[key].split()) for key in ("wanted", "found"))
+        return f"has the tensor {complaint['name']} in the shape {found}, where llama.cpp needs {wanted}"
+    return None
+
+
+def _read(path: Path) -> None:
+    with loaded_header(path):
+        pass
