@@ -104,6 +104,31 @@ def test_ropes_that_contradict_each_other_are_told_with_both_keys(newer: dict[st
     assert "in rope_scaling" in line
 
 
+@pytest.mark.parametrize(
+    ("rope", "place"),
+    [
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "rope_parameters"),
+        ({"rope_scaling": {**YARN, "rope_theta": 1e6}}, "rope_scaling"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "rope_parameters.full_attention"),
+    ],
+)
+def test_a_base_of_rotation_that_is_overruled_is_told_with_both_values(
+    rope: dict[str, Any], place: str, quantailor: Command, tmp_path: Path
+) -> None:
+    folder = write_small("Qwen3ForCausalLM", tmp_path / "model", **{"rope_theta": 1e4, **rope})
+    done = quantailor("convert", folder, "-o", tmp_path / "base.gguf", "--home", tmp_path / "home")
+    said = f"config.json has rope_theta = 10000.0 and, in {place}, rope_theta = 1000000.0: the latter is taken"
+    assert said in " ".join((done.out + done.err).split())
+    assert metadata(folder)["qwen3.rope.freq_base"].value == 1e6
+    agreed = write_small("Qwen3ForCausalLM", tmp_path / "agreed", **{"rope_theta": 1_000_000, **rope})
+    assert not notes(agreed)
+    # What a model for pictures says of itself is not said of its text model.
+    text = json.loads((agreed / "config.json").read_text(encoding="utf-8"))
+    del text["rope_theta"]
+    (agreed / "config.json").write_text(json.dumps({**text, "rope_theta": 1e4, "text_config": text}), encoding="utf-8")
+    assert not notes(agreed)
+
+
 def test_ropes_by_kind_of_layer_are_read_where_they_are_one_and_refused_where_the_family_has_one(tmp_path: Path) -> None:
     kinds = {"full_attention": {"rope_theta": 5e5}, "sliding_attention": {"rope_theta": 1e4}}
     assert "rope_parameters" in refusal(write_small("Qwen3ForCausalLM", tmp_path / "qwen", rope_parameters=kinds))

@@ -16,6 +16,7 @@ MAX_COUNT = 2**31 - 1
 COMPLETE = "Complete rope_parameters (or rope_scaling), or take the entry out where the model's makers did without"
 _KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 """Of layers that may have rope parameters of their own."""
+ROPE_KEYS = ("rope_theta", "rope_local_base_freq", "rope_parameters", "rope_scaling")
 
 
 def float32(value: float) -> MetadataValue:
@@ -94,6 +95,23 @@ class Config:
 
     def wrong(self, key: str, value: Any) -> ModelFormatError:
         return ModelFormatError(f"{self.place} has {key} = {str(value)[:80]!r}", remedy="Check the file or download the model again")
+
+    @property
+    def overruled_ropes(self) -> list[str]:
+        """Bases of rotation that contradict the entry which transformers 5 takes them from, in words; earlier versions take these."""
+        stored, scaling = self._objects("rope_parameters"), self._objects("rope_scaling")
+        entries = (
+            ("rope_theta", "rope_parameters", stored),
+            ("rope_theta", "rope_scaling", scaling),
+            ("rope_theta", "rope_parameters.full_attention", mapping(stored.get("full_attention"))),
+            ("rope_local_base_freq", "rope_parameters.sliding_attention", mapping(stored.get("sliding_attention"))),
+        )
+        return [
+            f"config.json has {key} = {str(self.get(key))[:40]} and, in {place}, rope_theta = {str(entry['rope_theta'])[:40]}: the latter "
+            "is taken, as transformers 5 does; its earlier versions take the former, so remove the wrong one"
+            for key, place, entry in entries
+            if None not in (self.get(key), entry.get("rope_theta")) and self.get(key) != entry["rope_theta"]
+        ]
 
     @property
     def rope(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from quantailor.errors import AlreadyQuantizedError, ModelFormatError, UnsupportedModelError
 from quantailor.models.convert.checkpoint import START_FROM, plain_name
-from quantailor.models.convert.families.config import Config, float32, uint32
+from quantailor.models.convert.families.config import ROPE_KEYS, Config, float32, uint32
 from quantailor.models.convert.families.rope import llama3_tensor, rope_metadata
 from quantailor.models.convert.families.rows import (
     ITEM_BYTES,
@@ -137,7 +137,10 @@ class Family:
     """Values of `hidden_act` for what llama.cpp computes."""
 
     def __init__(self, values: JsonObject, place: str) -> None:
-        self.config = Config({**values, **mapping(values.get("text_config"))}, self.defaults, place)
+        text = mapping(values.get("text_config"))
+        # A text model that has a rope of its own has all of it.
+        outer = {key: value for key, value in values.items() if key not in ROPE_KEYS or text.keys().isdisjoint(ROPE_KEYS)}
+        self.config = Config({**outer, **text}, self.defaults, place)
         activation = self.config.get("hidden_act")
         if activation is not None and activation not in self.activations:
             raise UnsupportedModelError(
@@ -151,8 +154,8 @@ class Family:
         self.vocab_size = self.config.count("vocab_size")
         self.left_out: tuple[str, ...] = ()
         """Arrays that are not part of the text model, after `plan`."""
-        self.notes: list[str] = []
-        """What the tokenizer has and the base has not, after `vocabulary`."""
+        self.notes: list[str] = self.config.overruled_ropes
+        """What config.json says twice, and after `vocabulary` what the tokenizer has and the base has not."""
         self._scales: dict[str, StoredArray] = {}
 
     # Tensors
