@@ -116,6 +116,9 @@ def test_what_lacks_a_card_files_or_a_name_is_told(hub: HubServer, run: Command,
     notes = run("publish", folder, "--repo", "me/model", "--dry-run", "--json").result["notes"]
     assert notes[0] == "The card's front matter names no licence and no original model; the hub shows what it names."
     assert notes[1] == "The hub's list does not show the type of Model-Q4_K.gguf: its name ends in no preset's."
+    for head in ("license: null\nbase_model: [null, 3]", "license: {a: 1}\nbase_model: ''", "license: 2024-02-30"):
+        (folder / "README.md").write_text(f"---\n{head}\n---\n# A model\n", encoding="utf-8")
+        assert run("publish", folder, "--repo", "me/model", "--dry-run", "--json").result["notes"] == notes
     (folder / "README.md").unlink()
     line = run("publish", folder, "--repo", "me/model").error_line
     assert f"{folder} has no card (README.md). Write one: `quantailor card {folder}" in line

@@ -20,6 +20,8 @@ from quantailor import cli
 from quantailor.analysis.importance.imatrix import quantizer_importance
 from quantailor.analysis.importance.imatrix_file import read_imatrix
 from quantailor.app.choosing.comparing import preset_types_of
+from quantailor.app.library.opening import model_overview
+from quantailor.app.library.projects import open_project
 from quantailor.app.library.structure import inspect
 from quantailor.app.products.card import is_listed_name
 from quantailor.ggml.reference import preset_types, quantize_reference
@@ -28,6 +30,7 @@ from quantailor.models.opening import open_model
 from quantailor.records import MetadataValue, Strategy, TensorChoice
 from quantailor.session import Workspace
 from quantailor.strategy import file as strategy_file
+from small_base import write_small_base
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -363,6 +366,34 @@ def test_a_card_s_front_matter_says_what_the_base_says(quantailor: Command, work
     assert not {"base_model", "license"} & front_matter(bare).keys()
     shown = quantailor("card", out, "--base", base, "-o", tmp_path / "README.md", *home).out
     assert f"quantailor verify {out} --base {base}" in shown.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("license_said", "languages", "expected"),
+    [
+        (MetadataValue("uint32", 7), MetadataValue("array", (1, 2), "int32"), (None, None)),
+        (MetadataValue("bool", True), MetadataValue("string", "en"), (None, ["en"])),
+        (MetadataValue("string", " "), MetadataValue("array", ("", "de"), "string"), (None, ["de"])),
+        (MetadataValue("array", ("mit", "bsd"), "string"), MetadataValue("array", (), "string"), (["mit", "bsd"], None)),
+        (MetadataValue("string", "mit\n\x1b\udcff"), MetadataValue("string", ""), ("mit", None)),
+    ],
+)
+def test_a_card_repeats_no_licence_or_language_that_is_no_text(
+    quantailor: Command, license_said: MetadataValue, languages: MetadataValue, expected: tuple[object, object], tmp_path: Path
+) -> None:
+    said = {"general.license": license_said, "general.languages": languages, "general.tags": MetadataValue("array", (1,), "int32")}
+    base, out, home = (
+        with_metadata(write_small_base(tmp_path / "small.gguf"), tmp_path / "base.gguf", said),
+        tmp_path / "out.gguf",
+        ("--home", tmp_path / "home"),
+    )
+    assert quantailor("build", base, "Q4_0", "-o", out, "--imatrix", "none", *home).code == 0
+    assert quantailor("card", out, "--base", base, "-o", tmp_path / "README.md", *home).code == 0
+    found = front_matter((tmp_path / "README.md").read_text(encoding="utf-8"))
+    assert (found.get("license"), found.get("language")) == expected
+    with Workspace.open(tmp_path / "home") as workspace:
+        shown = model_overview(workspace, open_project(workspace, base)).license
+    assert shown == (", ".join(expected[0]) if isinstance(expected[0], list) else expected[0])
 
 
 @pytest.mark.slow

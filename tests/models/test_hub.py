@@ -286,6 +286,22 @@ def test_a_gguf_repository_shows_the_file_that_would_be_taken(hub: HubServer, bo
     assert report.base_bytes == sum(map(len, shards.values()))
 
 
+@pytest.mark.parametrize(
+    ("stated", "tags", "shown"),
+    [
+        (["mit", None, 3], [], "mit"),
+        ({"name": "mit"}, [], None),
+        (7, [None, {"a": "b"}, "license:apache-2.0"], "apache-2.0"),
+        (None, [5, ["license:mit"]], None),
+    ],
+)
+def test_a_licence_that_is_no_text_is_none(
+    stated: object, tags: list[Any], shown: str | None, hub: HubServer, books_llama_base: Path
+) -> None:
+    hub.add("org/books", {"m.gguf": books_llama_base.read_bytes()}, tags=tags, card={"license": stated})
+    assert peek("org/books", token=NOBODY).license == shown
+
+
 def test_a_gguf_header_may_be_longer_than_the_first_request(hub: HubServer, tmp_path: Path, books_llama_base: Path) -> None:
     from quantailor.records import MetadataValue
 

@@ -751,3 +751,36 @@ def test_a_chat_template_that_is_none_is_told(folder: Path) -> None:
 def test_norwegian_is_a_language(head: str, languages: tuple[str, ...], folder: Path) -> None:
     (folder / "README.md").write_text(f"---\n{head}\n---\n", encoding="utf-8")
     assert metadata(folder)["general.languages"].value == languages
+
+
+@pytest.mark.parametrize(
+    ("head", "key", "expected"),
+    [
+        ("license: [mit, null, 3]", "license", "mit"),
+        ('license: ""', "license", None),
+        ("license: []", "license", None),
+        ("author: []", "author", None),
+        ('tags: [a, 1, null, {b: c}, "", [d]]', "tags", ("a",)),
+        ("tags: {a: b}", "tags", None),
+        ('tags: ["", " "]\npipeline_tag: " "', "tags", None),
+        ("language: [en, null, {code: de}, 7]", "languages", ("en",)),
+    ],
+)
+def test_what_is_no_text_in_a_model_card_is_left_out(head: str, key: str, expected: object, folder: Path) -> None:
+    (folder / "README.md").write_text(f"---\n{head}\n---\n", encoding="utf-8")
+    found = metadata(folder).get(f"general.{key}")
+    assert (found and found.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        ("license: {name: mit}", "has license = {'name': 'mit'}, which is no text. Write one text there"),
+        ("license: [1, null]", "has license = [1, None], which is no text. Write one text there"),
+        ("license_name: [a, b]", "has license_name = ['a', 'b'], which is no text. Write one text there"),
+        ("model_creator: 5", "has model_creator = 5, which is no text. Put it in quotation marks"),
+    ],
+)
+def test_a_card_that_names_a_licence_by_something_else_is_told(head: str, said: str, folder: Path) -> None:
+    (folder / "README.md").write_text(f"---\n{head}\n---\n", encoding="utf-8")
+    assert said in refusal(folder)

@@ -89,10 +89,8 @@ def _digest(text: str) -> str:
 
 
 def _licence(source: ModelSource) -> str:
-    stated = source.metadata.get("general.license")
-    return (
-        f"Licence, as the original states it: {stated.value}.\n" if stated else "The original's files state no licence: look it up there.\n"
-    )
+    licence = ", ".join(cards.stated(source.metadata, "general.license"))
+    return f"Licence, as the original states it: {licence}.\n" if licence else "The original's files state no licence: look it up there.\n"
 
 
 def _table(files: Sequence[Shown], verdict: Verdict | None) -> str:

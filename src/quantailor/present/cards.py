@@ -25,16 +25,21 @@ def original(metadata: Mapping[str, MetadataValue]) -> str | None:
     return next((match["id"] for match in matches if match is not None), None)
 
 
+def stated(metadata: Mapping[str, MetadataValue], key: str) -> tuple[str, ...]:
+    """The texts under a key; none where it is missing, and where anybody wrote something else there."""
+    return metadata[key].texts if key in metadata else ()
+
+
 def front_matter(metadata: Mapping[str, MetadataValue], tags: Sequence[str], repo_id: str | None) -> str:
     """What the hub reads: the original, its licence and languages as the model states them, tags."""
     fields: dict[str, object] = {}
     if repo_id is not None:
         fields |= {"base_model": repo_id, "base_model_relation": "quantized"}
     for key, stored in (("license", "license"), ("license_name", "license.name"), ("license_link", "license.link")):
-        if (value := metadata.get(f"general.{stored}")) is not None:
-            fields[key] = value.value
-    if (languages := metadata.get("general.languages")) is not None and isinstance(languages.value, tuple):
-        fields["language"] = list(languages.value)
+        if texts := stated(metadata, f"general.{stored}"):
+            fields[key] = texts[0] if len(texts) == 1 else list(texts)
+    if languages := stated(metadata, "general.languages"):
+        fields["language"] = list(languages)
     fields |= {"library_name": "gguf", "pipeline_tag": "text-generation", "tags": list(tags)}
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
 

@@ -44,6 +44,14 @@ class MetadataValue:
     element_type: str | None = None
     """The type of an array's elements; None for a scalar."""
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts that it holds, alone or in an array, in letters that can be shown. What is blank or no text is left out."""
+        values = self.value if isinstance(self.value, tuple) else (self.value,)
+        lines = (" ".join(value.split()) for value in values if isinstance(value, str))
+        shown = ("".join(letter for letter in line if letter.isprintable()).strip() for line in lines)
+        return tuple(text for text in shown if text)
+
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:

@@ -16,6 +16,7 @@ from quantailor.errors import ModelError
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.hub import HubSettings
 from quantailor.pipeline import StudyStep
+from quantailor.present.cards import stated
 from quantailor.session import OpenedModel, Workspace, defect
 
 EntryKind = Literal["folder", "huggingface", "gguf", "imatrix", "text", "file"]
@@ -135,14 +136,13 @@ def model_overview(workspace: Workspace, project: ProjectReport) -> ModelOvervie
 
 
 def _described(workspace: Workspace, project: ProjectReport, model: OpenedModel, gone: ModelOverview) -> ModelOverview:
-    stored = model.source.metadata.get("general.license")
     base = None if project.base is None else Path(project.base)
     files = (*model.source.files, *(model.path / name for name in model.source.config_files))
     place = StudyStep(model=str(model.path)).base_place(workspace, model) if base is None else None
     return replace(
         gone,
         kind="gguf" if isinstance(model.source, GGUFSource) else "huggingface",
-        license=None if stored is None else str(stored.value),
+        license=", ".join(stated(model.source.metadata, "general.license")) or None,
         files=tuple(ModelFile(str(path), path.stat().st_size) for path in files),
         base=None if base is None or base == model.path else ModelFile(str(base), base.stat().st_size),
         suggested_base=None if place is None else str(place),

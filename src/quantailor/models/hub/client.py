@@ -284,11 +284,9 @@ def _license(answer: Any) -> str | None:
     stated = None if card is None else card.get("license")
     if stated == "other" and card.get("license_name"):
         stated = card.get("license_name")
-    if isinstance(stated, list):
-        stated = ", ".join(str(item) for item in stated)
-    if not stated:
-        stated = next((tag.removeprefix("license:") for tag in answer.tags or () if tag.startswith("license:")), "")
-    return shown(str(stated)) or None
+    texts = [item for item in (stated if isinstance(stated, list) else [stated]) if isinstance(item, str)]
+    texts = texts or [tag.removeprefix("license:") for tag in answer.tags or () if isinstance(tag, str) and tag.startswith("license:")][:1]
+    return shown(", ".join(texts)) or None
 
 
 def shown(text: str) -> str:

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import yaml
-
-from quantailor.errors import OptionError
+from quantailor.errors import ModelError, OptionError
 from quantailor.files import write_text
 from quantailor.ggml import library
+from quantailor.models.convert.description.model_card import model_card, texts_in
 from quantailor.models.hub import HubSettings, find_token
 from quantailor.models.hub.publishing import Place, upload
 from quantailor.present import recipes
@@ -133,13 +132,11 @@ class PublishStep(Step[PublishResult], kind="publish", result=PublishResult):
 
 def _notes(files: Mapping[str, Path]) -> tuple[str, ...]:
     found = []
-    _, _, front = files[CARD].read_text(encoding="utf-8", errors="replace").partition("---\n")
     try:
-        fields = yaml.safe_load(front.partition("\n---")[0])
-    except yaml.YAMLError:
-        fields = None
-    stated = fields if isinstance(fields, dict) else {}
-    missing = [what for key, what in (("license", "licence"), ("base_model", "original model")) if key not in stated]
+        stated = model_card(files[CARD].parent)
+    except ModelError:
+        stated = {}
+    missing = [what for key, what in (("license", "licence"), ("base_model", "original model")) if not texts_in(stated.get(key))]
     if missing:
         found.append(f"The card's front matter names no {' and no '.join(missing)}; the hub shows what it names.")
     hidden = [name for name in files if name.endswith(".gguf") and name != "imatrix.gguf" and not is_listed_name(name)]

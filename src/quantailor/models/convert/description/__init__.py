@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantailor.errors import ModelFormatError
-from quantailor.models.convert.description.model_card import model_card
+from quantailor.models.convert.description.model_card import model_card, texts_in
 from quantailor.models.convert.description.model_names import given_name, parse_model_name, title
 from quantailor.models.convert.families.config import float32
 from quantailor.models.json_files import JsonObject, read_json_if_there
@@ -58,12 +58,14 @@ def described(folder: Path, config: JsonObject, tensors: Sequence[TensorInfo]) -
     values.setdefault("size_label", size_label(tensors))
     entries = _sampling(folder)
     for key in _CARD_KEYS:
-        if values.get(key) is not None:
-            entries[f"general.{key}"] = MetadataValue("string", _text(folder, key, values[key]))
+        if values.get(key):
+            entries[f"general.{key}"] = MetadataValue("string", values[key])
     entries.update(_origins("base_model", _first(card, "base_model", "base_models", "base_model_sources"), total))
     entries.update(_origins("dataset", _first(card, "datasets", "dataset", "dataset_sources"), total))
     for key, sources in (("tags", ("tags", "pipeline_tag")), ("languages", ("languages", "language"))):
-        texts = tuple(text for source in sources for text in _texts(card.get(source), no="no" if key == "languages" else None))
+        texts = tuple(
+            text for source in sources for text in texts_in(_norwegian(card.get(source)) if key == "languages" else card.get(source))
+        )
         if texts:
             entries[f"general.{key}"] = MetadataValue("array", texts, "string")
     return entries
@@ -106,7 +108,7 @@ def _sampling(folder: Path) -> dict[str, MetadataValue]:
 
 def _values(folder: Path, config: JsonObject, card: JsonObject, total: int) -> dict[str, Any]:
     """The model card's values, then what the configuration's and the folder's name tell."""
-    values: dict[str, Any] = {key: _first(card, *sources) for key, sources in _CARD_KEYS.items()}
+    values: dict[str, Any] = {key: _text(folder, card, *sources) for key, sources in _CARD_KEYS.items()}
     path_name = config.get("_name_or_path")
     names = [path_name] if isinstance(path_name, str) and path_name and path_name.count("/") <= 1 else []
     for text in (*names, given_name(folder)):
@@ -150,19 +152,19 @@ def _first(values: JsonObject, *keys: str) -> Any:
     return next((values[key] for key in keys if values.get(key) is not None), None)
 
 
-def _texts(value: object, *, no: str | None = None) -> list[str]:
-    """The texts in a list or alone; `no` is what programs write as "false" that take Norwegian for a boolean."""
-    items = value if isinstance(value, list) else [value]
-    return [item for item in (no if item is False else item for item in items) if isinstance(item, str)]
+def _norwegian(value: object) -> object:
+    """Languages with "no" where a program took it for a boolean."""
+    return [_norwegian(item) for item in value] if isinstance(value, list) else "no" if value is False else value
 
 
-def _text(folder: Path, key: str, value: object) -> str:
-    if key == "organization" and isinstance(value, str):
-        return value
-    if key == "license" and isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return ",".join(value)
-    if not isinstance(value, str):
-        raise ModelFormatError(
-            f"README.md in {folder} has {key} as {type(value).__name__}, not as text", remedy="Put it in quotation marks"
-        )
-    return value
+def _text(folder: Path, card: JsonObject, *keys: str) -> str | None:
+    """The first of these keys that a card fills in; None where it fills in none. Raises ModelFormatError for what is no text."""
+    key = next((key for key in keys if card.get(key) not in (None, "", [])), None)
+    if key is None:
+        return None
+    value = card[key]
+    texts = texts_in(value) if key == "license" else [value] if isinstance(value, str) else []
+    if not texts and not isinstance(value, str):
+        remedy = "Write one text there, or remove it" if isinstance(value, dict | list) else "Put it in quotation marks"
+        raise ModelFormatError(f"README.md in {folder} has {key} = {str(value)[:80]}, which is no text", remedy=remedy)
+    return ",".join(texts) if "".join(texts).strip() else None

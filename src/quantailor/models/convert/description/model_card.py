@@ -61,3 +61,9 @@ def model_card(folder: Path) -> JsonObject:
         return mapping(yaml.load(text, _Loader))  # noqa: S506 - a safe loader
     except _REFUSALS as error:
         raise ModelFormatError(f"the head of {path} is not valid YAML", remedy=REMEDY) from error
+
+
+def texts_in(value: object) -> list[str]:
+    """The texts that a card has in a list or alone; what is blank, and numbers, tables and nulls among them, are left out."""
+    items = value if isinstance(value, list) else [value]
+    return [item for item in items if isinstance(item, str) and item.strip()]
