@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from commands import Command
 from hub_server import HubServer
@@ -23,6 +24,7 @@ from tiny_models import BPE_SIZE, BYTE_FALLBACK_SIZE, SENTENCEPIECE_SIZE, added_
 
 Entry = tuple[str, Sequence[int], bytes]
 Arrays = dict[str, Entry]
+Values = npt.NDArray[np.float32]
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 QUERY = "model.layers.0.self_attn.q_proj"
 
@@ -452,6 +454,59 @@ def test_no_infinity_is_written_that_the_checkpoint_did_not_have(
             write_base(source, tmp_path / "base.gguf")
         assert not (tmp_path / "base.gguf").exists()
     source.close()
+
+
+def small_row(values: Values) -> None:
+    values[5] = 1e-10
+
+
+def small_matrix(values: Values) -> None:
+    values *= 1e-9
+
+
+def coarse_matrix(values: Values) -> None:
+    """Numbers up to the size of float16's least step: half of them become zero, the others are doubled or halved."""
+    values *= 6e-8
+
+
+def small_numbers(values: Values) -> None:
+    """One in ten, as weight decay leaves them; a row of zeros; and a row that float16 holds well."""
+    values.reshape(-1)[::10] = 1e-10
+    values[3] = 0
+    values[4] *= 1e-3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "change", "n_lost"),
+    [
+        ("F32", small_row, 1),
+        ("F32", small_matrix, 64),
+        ("F32", coarse_matrix, 64),
+        ("F32", small_numbers, 0),
+        ("BF16", small_matrix, 0),
+    ],
+)
+def test_rows_that_float16_loses_are_told_and_single_weights_are_not(
+    dtype: str, change: Callable[[Values], None], n_lost: int, quantailor: Command, folder: Path, tmp_path: Path
+) -> None:
+    arrays: Arrays = {}
+    for name, (_, shape, _data) in arrays_of(folder).items():
+        values = numbers(name, shape)
+        if name == f"{QUERY}.weight":
+            change(values)
+        arrays[name] = (dtype, shape, packed(values, dtype))
+    write_arrays(folder, arrays)
+    said = f"blk.0.attn_q.weight has {n_lost} of 64 rows whose weights are too small for F16" if n_lost else ""
+    home = ("--home", tmp_path / "home")
+    measuring = ("measure", folder, "--types", "Q8_0", "--tensors", "attn_k", *home)
+    for words in (("convert", folder, "-o", tmp_path / "base.gguf", *home), measuring, measuring):
+        done = quantailor(*words)
+        assert done.code == 0
+        assert said in done.err
+        assert ("too small" in done.err) == bool(n_lost)
+        assert ("save the checkpoint in bfloat16" in done.err) == bool(n_lost)
+    base = quantailor("measure", tmp_path / "base.gguf", "--types", "Q8_0", "--tensors", "attn_k", *home)
+    assert (base.code, "too small" in base.err) == (0, False)
 
 
 @pytest.mark.parametrize(("name", "found"), [("model.norm.weight", "output_norm.weight"), (f"{QUERY}.weight", "blk.0.attn_q.weight")])

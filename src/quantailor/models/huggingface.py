@@ -122,6 +122,10 @@ class HuggingFaceSource:
         """Rows as they are stored, (stop - start, row_bytes)."""
         return self._plan(name).raw_rows(start, stop)
 
+    def lost_rows(self, name: str, start: int, stop: int) -> int:
+        """How many of these rows the base's type does not hold."""
+        return self._plan(name).lost_rows(start, stop)
+
     def rows(self, name: str, start: int, stop: int) -> Floats:
         """Rows as weights, (stop - start, n_cols)."""
         info = self.tensor(name)

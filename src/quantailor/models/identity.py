@@ -21,7 +21,7 @@ import xxhash
 from quantailor.control import QUIET, Control, ProgressCounter
 from quantailor.ggml import codec, library
 from quantailor.models.gguf_format import encode_entry
-from quantailor.models.source import ModelSource
+from quantailor.models.source import ConvertedSource, ModelSource
 from quantailor.numerics import Bytes
 from quantailor.records import TensorInfo
 
@@ -53,6 +53,8 @@ class Identity:
     """Equal for two models only if they are equal in all that inference depends on."""
     not_finite: str = ""
     """The first tensor that holds NaN or Inf, in words; empty where none does."""
+    lost: str = ""
+    """Which rows the type that they are converted to does not hold, in words; empty where it holds all."""
 
 
 def identify(source: ModelSource, *, control: Control = QUIET) -> Identity:
@@ -72,24 +74,28 @@ def identify(source: ModelSource, *, control: Control = QUIET) -> Identity:
             digest.update(encode_entry(key, source.metadata[key]))
     tensors = sorted(source.tensors, key=lambda info: info.name)
     progress = ProgressCounter(control, sum(tensor.size_bytes for tensor in tensors))
-    not_finite = ""
+    not_finite, lost = "", list[str]()
     pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="identify")
     try:
         for tensor in tensors:
-            rows, n_bad = xxhash.xxh3_128(), 0
+            rows, n_bad, n_lost = xxhash.xxh3_128(), 0, 0
             step = max(1, BLOCK_BYTES * tensor.n_rows // max(1, tensor.size_bytes))
-            for block, n_bytes, bad in pool.map(functools.partial(_block, source, tensor, step), range(0, tensor.n_rows, step)):
+            for block, n_bytes, bad, gone in pool.map(functools.partial(_block, source, tensor, step), range(0, tensor.n_rows, step)):
                 control.check()
                 rows.update(block)
                 n_bad += bad
+                n_lost += gone
                 progress.add(n_bytes, tensor.name)
             digest.update(f"{json.dumps([tensor.name, tensor.shape, tensor.type_name])} {rows.hexdigest()}\n".encode())
             if n_bad and not not_finite:
                 what = "weights" if tensor.type_name in _INFINITY else "rows with weights"
                 not_finite = f"{tensor.name} has {n_bad} {what} that are NaN or Inf"
+            if n_lost:
+                lost.append(f"{tensor.name} has {n_lost} of {tensor.n_rows} rows whose weights are too small for {tensor.type_name}")
     finally:
         pool.shutdown(cancel_futures=True)
-    return Identity(digest.hexdigest(), not_finite)
+    more = f" (and {len(lost) - 1} more tensors have such rows)" if len(lost) > 1 else ""
+    return Identity(digest.hexdigest(), not_finite, f"{lost[0]}{more}" if lost else "")
 
 
 def fingerprint(source: ModelSource) -> str:
@@ -110,10 +116,12 @@ def description(source: ModelSource, fingerprint: str) -> str:
     return digest.hexdigest()
 
 
-def _block(source: ModelSource, tensor: TensorInfo, step: int, start: int) -> tuple[bytes, int, int]:
-    """A block's digest, its bytes, and how many of its weights (of quantized types: rows) are NaN or Inf."""
-    data = np.ascontiguousarray(source.raw_rows(tensor.name, start, min(start + step, tensor.n_rows)))
-    return xxhash.xxh3_128_digest(data.data), data.nbytes, _n_not_finite(data, tensor)
+def _block(source: ModelSource, tensor: TensorInfo, step: int, start: int) -> tuple[bytes, int, int, int]:
+    """A block's digest, its bytes, how many of its weights (of quantized types: rows) are NaN or Inf, and how many rows are lost."""
+    stop = min(start + step, tensor.n_rows)
+    data = np.ascontiguousarray(source.raw_rows(tensor.name, start, stop))
+    lost = source.lost_rows(tensor.name, start, stop) if isinstance(source, ConvertedSource) else 0
+    return xxhash.xxh3_128_digest(data.data), data.nbytes, _n_not_finite(data, tensor), lost
 
 
 def _n_not_finite(data: Bytes, tensor: TensorInfo) -> int:

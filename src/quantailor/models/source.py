@@ -64,6 +64,14 @@ class ModelSource(Protocol):
         """Release files and maps."""
 
 
+@runtime_checkable
+class ConvertedSource(ModelSource, Protocol):
+    """A source whose weights are stored in other types than they are shown in."""
+
+    def lost_rows(self, name: str, start: int, stop: int) -> int:
+        """How many of rows [start, stop) the type that they are shown in does not hold: next to nothing is left of their weights."""
+
+
 _MAX_NAME = 200
 
 

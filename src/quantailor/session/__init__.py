@@ -10,6 +10,7 @@ from quantailor.session.opened import (
     defect,
     gguf_path,
     header_path,
+    lost_words,
     plain_label,
     quantizable_tensors,
     require_finite,

@@ -72,6 +72,13 @@ def defect(model: OpenedModel) -> str | None:
     return None
 
 
+def lost_words(model: OpenedModel) -> str | None:
+    """What of a checkpoint's weights is not in its base, and what to do, in words; None where all is."""
+    if not model.identity.lost:
+        return None
+    return f"{model.identity.lost}, which makes them zero or nearly so: save the checkpoint in bfloat16, which holds them."
+
+
 def gguf_path(model: OpenedModel) -> Path:
     """The file for llama.cpp to load (the first of its shards). Raises UnsupportedModelError for a directory."""
     source = model.source

@@ -11,7 +11,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -157,7 +157,7 @@ class Workspace(Closing):
         """Note that a file which was just written holds that model, whose own files must be as they were when it was identified."""
         if _state_of_model(model.path) == model.files:
             files.wait_until_settled(_state_of_model(path))
-            self._keep(str(path.absolute()), _state_of_model(path), model.identity)
+            self._keep(str(path.absolute()), _state_of_model(path), replace(model.identity, lost=""))
 
     def holds(self, path: Path, description: str) -> bool:
         """Whether the model at a path can be read and is the one of that description; see `OpenedModel.description`."""
@@ -222,7 +222,7 @@ class Workspace(Closing):
         """Remember it, unless a change would leave no trace because the files were changed a moment ago."""
         if files.is_settled(state):
             self._identities[name, state] = identity
-            self.store.record_identity(name, _text_of(state), identity.fingerprint, identity.not_finite)
+            self.store.record_identity(name, _text_of(state), identity.fingerprint, identity.not_finite, identity.lost)
 
     def corpus(self, model: OpenedModel, text: Path) -> Corpus:
         """A text cut into the model's tokens. Raises CorpusError and more as `load_corpus` does, UnsupportedModelError for a directory."""

@@ -19,7 +19,7 @@ from quantailor.evidence.written import converted_by, home_place, known_conversi
 from quantailor.models import upstream
 from quantailor.models.convert.base import write_base
 from quantailor.models.huggingface import HuggingFaceSource, refuse_unconvertible
-from quantailor.session import Workspace, require_runnable
+from quantailor.session import Workspace, lost_words, require_runnable
 from quantailor.steps.options import Conversion, Way
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Answer, ModelStep, Screen, StepResult, WeightedStep
@@ -129,6 +129,8 @@ def _natively(workspace: Workspace, step: ConvertStep, stages: Stages) -> Conver
         said = [f"the {source.family} family", *source.notes] if isinstance(source, HuggingFaceSource) else ["it is GGUF already"]
         why = f"native: {'; '.join(said)}"
         stages.note(why)
+        if lost := lost_words(model):
+            stages.warn(lost)
         path = Path(step.output)
         if not step.overwrite and workspace.holds(path, model.description):
             stages.note(f"{path} is its conversion already")  # by a run that was killed before it could say so, or by hand

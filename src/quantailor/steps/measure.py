@@ -16,7 +16,7 @@ from quantailor.ggml import library
 from quantailor.processes.crews import ModelFiles
 from quantailor.qtypes import IMATRIX_EXEMPT
 from quantailor.records import WeightError
-from quantailor.session import Workspace, require_runnable
+from quantailor.session import Workspace, lost_words, require_runnable
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Screen, StepResult, WeightedStep
 from quantailor.store import MeasurementKey
@@ -73,6 +73,8 @@ class MeasureStep(WeightedStep[MeasureResult], kind="measure", result=MeasureRes
         settings = MeasureSettings(exhaustive=self.exhaustive)
         with workspace.model(self.base, allow_requantize=self.allow_requantize) as model:
             require_runnable(model)
+            if lost := lost_words(model):
+                stages.warn(lost)
             imatrix = workspace.imatrices.choose(model, self.imatrix, stages.warn)
             rounding = measuring_rounding(workspace, model, imatrix, self.rounding, self.covariances)
             tensors = [tensor.name for tensor in chosen_tensors(model.source, self.tensors)]

@@ -51,12 +51,18 @@ def answers_schema(connection: sqlite3.Connection) -> None:
     )
 
 
+def lost_rows_schema(connection: sqlite3.Connection) -> None:
+    """Which rows of a checkpoint its base does not hold."""
+    connection.execute("ALTER TABLE identities ADD COLUMN lost TEXT NOT NULL DEFAULT ''")
+
+
 MIGRATIONS: dict[str, Migration] = {
     FIRST: first_schema,
     "0013 paces": paces_schema,
     "0014 workers of jobs": clusters_schema,
     "0015 what bases rest in": rest_schema,
     "0016 answers of evaluations": answers_schema,
+    "0017 rows that a base does not hold": lost_rows_schema,
 }
 
 

@@ -22,6 +22,8 @@ Order = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
 
 MXFP4_SIZE, MXFP4_BYTES = 32, 17
 """Weights of a block and its bytes."""
+LOST_ENERGY = 0.01
+"""A row is lost where float16 takes more than this part of the sum of its squared weights: they are below some 2e-7."""
 ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 _DTYPES: dict[str, type[np.uint16] | type[np.float16] | type[np.float32]] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
 
@@ -58,6 +60,15 @@ class PlannedTensor:
                 f"{self.info.name} has the weight {error}, which {self.info.type_name} does not hold",
                 remedy='Save the checkpoint in bfloat16, which holds it (model.to(torch.bfloat16).save_pretrained("..."))',
             ) from error
+
+    def lost_rows(self, start: int, stop: int) -> int:
+        """How many of rows [start, stop) lose more than `LOST_ENERGY` to F16, whose least step is 2^-24: whole rows become zero."""
+        if self.info.type_name != "F16" or self.source.dtype == "F16" or start == stop:
+            return 0
+        values = _to_float32(self.source.read(start, stop).reshape(-1), self.source.dtype).reshape(stop - start, -1)
+        small = values[(np.abs(values).max(axis=1) < np.finfo(np.float16).smallest_normal)].astype(np.float64)  # (rows, n_cols)
+        lost = np.square(small - small.astype(np.float16)).sum(axis=1)
+        return int(np.count_nonzero(lost > LOST_ENERGY * np.square(small).sum(axis=1)))
 
 
 # Views
