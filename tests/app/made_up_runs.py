@@ -27,8 +27,8 @@ NOISE = 2e-5
 
 
 def write_model(path: Path) -> Path:
-    """A Llama of one block."""
-    write_large_model(path, 26)
+    """A Llama of two blocks."""
+    write_large_model(path, 49)
     return path
 
 

@@ -52,7 +52,7 @@ def _tensor(name: str, shape: tuple[int, ...]) -> TensorInfo:
 
 def _metadata(n_tensors: int) -> dict[str, MetadataValue]:
     numbers = {
-        "block_count": -(-n_tensors // len(_BLOCK)),
+        "block_count": max(1, (n_tensors - len(_OUTSIDE)) // len(_BLOCK)),
         "context_length": 512,
         "embedding_length": N_EMBD,
         "feed_forward_length": N_FF,
