@@ -50,8 +50,11 @@ def test_convert_writes_a_base_once(quantailor: Command, books_llama_dir: Path, 
     output = tmp_path / "base.gguf"
     result = quantailor("convert", books_llama_dir, "-o", output, "--home", tmp_path / "home", "--json").result
     assert result["size_bytes"] == output.stat().st_size == books_llama_base.stat().st_size
-    again = quantailor("convert", books_llama_dir, "-o", output, "--home", tmp_path / "home")
-    assert "exists" in again.error_line
+    written = output.stat().st_mtime_ns
+    assert quantailor("convert", books_llama_dir, "-o", output, "--home", tmp_path / "home", "--json").result == result
+    assert output.stat().st_mtime_ns == written
+    output.write_bytes(b"something else")
+    assert "exists" in quantailor("convert", books_llama_dir, "-o", output, "--home", tmp_path / "home").error_line
 
 
 def test_imatrix_is_shown_exported_and_imported(quantailor: Command, workbench: Workbench, tmp_path: Path) -> None:

@@ -268,7 +268,14 @@ def test_truncated_sentencepiece_model_is_told(tmp_path: Path, books_llama_dir: 
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("README.md", "---\na: [\n---\n"), ("README.md", "---\nlicense: {a: 1}\n---\n"), ("generation_config.json", '{"top_k": "x"}')],
+    [
+        ("README.md", "---\na: [\n---\n"),
+        ("README.md", "---\nlicense: {a: 1}\n---\n"),
+        ("generation_config.json", '{"top_k": "x"}'),
+        ("generation_config.json", '{"top_k": true}'),
+        ("generation_config.json", '{"top_k": 1.5}'),
+        ("generation_config.json", '{"temperature": false}'),
+    ],
 )
 def test_odd_description_is_told(folder: Path, name: str, text: str) -> None:
     (folder / name).write_text(text, encoding="utf-8")

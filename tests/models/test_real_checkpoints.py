@@ -819,6 +819,9 @@ def test_norwegian_is_a_language(head: str, languages: tuple[str, ...], folder: 
         ("tags: {a: b}", "tags", None),
         ('tags: ["", " "]\npipeline_tag: " "', "tags", None),
         ("language: [en, null, {code: de}, 7]", "languages", ("en",)),
+        ("base_model: [7, null, {a: 1}, org/Name-7B]", "base_model.count", 1),
+        ("base_model: [null, {name: 5}, '']", "base_model.count", None),
+        ("datasets: {a: 1}", "dataset.count", None),
     ],
 )
 def test_what_is_no_text_in_a_model_card_is_left_out(head: str, key: str, expected: object, folder: Path) -> None:

@@ -96,14 +96,22 @@ def _sampling(folder: Path) -> dict[str, MetadataValue]:
         value = stored.get(source)
         if value is None:
             continue
-        fits = isinstance(value, str) if value_type == "string" else isinstance(value, int | float) and abs(value) < 2**31
-        if not fits:
+        if not _fits(value, value_type):
             raise ModelFormatError(f"{path} has {source} = {str(value)[:80]!r}", remedy="Correct the value or remove the file")
         if value_type == "float32":
             entries[f"general.sampling.{key}"] = float32(value)
         else:
             entries[f"general.sampling.{key}"] = MetadataValue(value_type, int(value) if value_type == "int32" else value)
     return entries
+
+
+def _fits(value: object, value_type: str) -> bool:
+    """Whether a sampling default is of the type that its key has in GGUF."""
+    if value_type == "string":
+        return isinstance(value, str)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**31:
+        return False
+    return value_type != "int32" or value == int(value)
 
 
 def _values(folder: Path, config: JsonObject, card: JsonObject, total: int) -> dict[str, Any]:
@@ -125,11 +133,14 @@ def _origins(kind: str, stored: Any, total: int) -> dict[str, MetadataValue]:
     if stored is None:
         return {}
     items = [stored] if isinstance(stored, str) else stored if isinstance(stored, list) else []
-    records = [item if isinstance(item, dict) else _origin(item, total) for item in items if isinstance(item, str | dict)]
+    records = [item if isinstance(item, dict) else _origin(item, total) for item in items if isinstance(item, dict) or texts_in(item)]
+    records = [record for record in records if any(texts_in(record.get(key)) for key in _ORIGIN_KEYS)]
+    if not records:
+        return {}
     entries = {f"general.{kind}.count": MetadataValue("uint32", len(records))}
     for number, record in enumerate(records):
         for key in _ORIGIN_KEYS:
-            if isinstance(record.get(key), str):
+            if texts_in(record.get(key)):
                 entries[f"general.{kind}.{number}.{key}"] = MetadataValue("string", record[key])
     return entries
 
