@@ -224,8 +224,12 @@ class StopAfter:
         self.done = done
 
 
-@pytest.mark.parametrize("options", [{"budget_bytes": 5 << 20}, {"n_threads": 2}], ids=["in turns", "two threads"])
-def test_turns_and_threads_change_no_byte(
+@pytest.mark.parametrize(
+    "options",
+    [{"budget_bytes": 5 << 20}, {"n_threads": 2}, {"n_together": 3}, {"n_together": 2, "budget_bytes": 5 << 20}],
+    ids=["in turns", "two threads", "side by side", "side by side, in turns"],
+)
+def test_turns_threads_and_chunks_side_by_side_change_no_byte(
     options: dict[str, Any], books_moe_base: Path, tokens: Tokens, experts: tuple[Path, Imatrix], tmp_path: Path
 ) -> None:
     place, imatrix = experts

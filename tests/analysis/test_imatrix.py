@@ -103,6 +103,15 @@ def test_long_chunks_run_in_several_graphs(small_base: Path, calibration_text: P
     np.testing.assert_allclose(one.entries[first].sum2, two.entries[first].sum2, rtol=1e-6)
 
 
+def test_chunks_that_run_side_by_side_change_no_bit(books_moe_base: Path, short_chunks: Tokens) -> None:
+    alone, together = list[bytes](), list[bytes]()
+    one = compute_imatrix(work_on(books_moe_base, short_chunks), on_chunk=lambda state: alone.append(state.to_bytes()))
+    work = replace(work_on(books_moe_base, short_chunks), n_together=2)
+    other = compute_imatrix(work, on_chunk=lambda state: together.append(state.to_bytes()))
+    assert alone == together != []
+    assert one.fingerprint == other.fingerprint
+
+
 @pytest.mark.parametrize("stop_after", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_interrupted_and_resumed_is_uninterrupted(books_moe_base: Path, short_chunks: Tokens, stop_after: int) -> None:
     whole: list[bytes] = []

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from commands import Command
 
 from quantailor.app.jobs import list_jobs, preflight, run_job, submit
 from quantailor.costs import machine
 from quantailor.costs.machine import filesystem, free_disk_bytes, free_memory_bytes, total_memory_bytes
+from quantailor.costs.model_size import ModelSize
+from quantailor.costs.needs import n_together
 from quantailor.errors import ResourceError
+from quantailor.models.opening import open_model
 from quantailor.pipeline import MakeStep, StudyStep
 from quantailor.session import Workspace
 from quantailor.steps.calibration.calibrate import CalibrateStep
@@ -118,12 +125,71 @@ def test_weights_that_are_exchanged_must_fit_in_memory(
 def test_weights_that_are_mapped_may_give_way_but_must_fit_the_machine(
     workspace: Workspace, books_llama_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = ImatrixStep(base=str(books_llama_base))
+    task = VerifyStep(file=str(books_llama_base), base=str(books_llama_base))
     give(monkeypatch, memory=12 * MIB)
     (line,) = preflight(workspace, task)
     assert "this machine has 12.00 MiB" in line
+    assert line.endswith("do without a verdict (--no-verify)")
     monkeypatch.setattr(machine, "total_memory_bytes", lambda: 64 * MIB)
     assert preflight(workspace, task) == ()
+
+
+def test_a_model_larger_than_memory_is_calibrated_and_planned_without_probes(
+    workspace: Workspace, books_llama_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(monkeypatch, memory=15 * MIB)
+    base = str(books_llama_base)
+    assert preflight(workspace, ImatrixStep(base=base)) == ()
+    assert preflight(workspace, CalibrateStep(base=base, memory_bytes=5 * MIB)) == ()
+    make = MakeStep(model=base, output=str(tmp_path / "out"), plan=PlanOptions(size_bytes=5 * MIB), rounding="plain")
+    (line,) = preflight(workspace, make)
+    assert line.endswith("probe it at 8 bits (--rest q8_0), lay layers on other machines (--rpc), or plan without probes (--basis ranking)")
+    without = replace(make, plan=PlanOptions(size_bytes=5 * MIB, basis="ranking"), verify=False)
+    assert preflight(workspace, without) == ()
+
+
+def test_chunks_run_side_by_side_where_the_model_is_larger_than_memory(books_llama_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(open_model(books_llama_base)) as source:
+        size = ModelSize.of(source)
+    each = size.chunk_bytes(512)
+    give(monkeypatch)
+    assert n_together(size, 512, 0) == 1
+    give(monkeypatch, memory=None)
+    assert n_together(size, 512, 0) == 1
+    give(monkeypatch, memory=size.tensor_bytes + each + 1)
+    assert n_together(size, 512, 0) == 1
+    give(monkeypatch, memory=10 * each)
+    assert n_together(replace(size, tensor_bytes=8 * each), 512, 0) == 1
+    assert n_together(replace(size, tensor_bytes=8 * each), 512, 0, sums_bytes=2 * each) == 4
+    assert n_together(replace(size, tensor_bytes=11 * each), 512, 0) == 5
+    assert n_together(replace(size, tensor_bytes=11 * each), 512, 0, sums_bytes=4 * each) == 3
+    assert n_together(replace(size, tensor_bytes=11 * each), 512, 99) == 1, "a GPU holds its layers"
+    give(monkeypatch, memory=MIB)
+    assert n_together(size, 512, 0) == 1
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_control_group_has_less_memory_than_the_machine(version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    most, taken, line = {
+        1: ("memory/pod/memory.limit_in_bytes", "memory/pod/memory.usage_in_bytes", "5:cpu:/\n4:memory:/pod/box\n"),
+        2: ("pod/memory.max", "pod/memory.current", "0::/pod/box\n"),
+    }[version]
+    pages = "inactive_file 10\nactive_file 20\n" + ("total_inactive_file 100\ntotal_active_file 200\n" if version == 1 else "")
+    (tmp_path / most).parent.mkdir(parents=True)
+    (tmp_path / most).write_text(f"{900 * MIB}\n")
+    (tmp_path / taken).write_text(f"{400 * MIB}\n")
+    (tmp_path / most).with_name("memory.stat").write_text(pages)
+    (tmp_path / "own").write_text(line)
+    monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(total=0, free=0))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=1 << 50, available=1 << 49))
+    monkeypatch.setattr(machine, "GROUPS", tmp_path)
+    monkeypatch.setattr(machine, "OWN_GROUPS", tmp_path / "own")
+    assert total_memory_bytes() == 900 * MIB
+    assert free_memory_bytes() == 500 * MIB + (300 if version == 1 else 30)
+    (tmp_path / most).write_text("max\n")
+    assert (total_memory_bytes(), free_memory_bytes()) == (1 << 50, 1 << 49)
+    monkeypatch.setattr(machine, "OWN_GROUPS", tmp_path / "none")
+    assert (total_memory_bytes(), free_memory_bytes()) == (1 << 50, 1 << 49)
 
 
 def test_a_job_with_a_shortfall_is_not_queued(workspace: Workspace, books_llama_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,10 @@ from quantailor.steps.options import Compute
         ("Start workers again, then run the same command again", "Start workers again, then press Resume"),
         ("Begin anew: `quantailor jobs cancel 3`, then the same command", "Cancel it in the dock below, and begin anew"),
         ("say where workers have it (--cluster-path HERE=THERE), or", "say where workers have it, or"),
+        (
+            "smaller, probe it at 8 bits (--rest q8_0), lay layers on other machines (--rpc), or plan without probes (--basis ranking)",
+            "smaller, plan without probes",
+        ),
         ("Give a number above zero", "Give a number above zero"),
     ],
 )

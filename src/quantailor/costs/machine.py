@@ -1,14 +1,33 @@
-"""What the machine has left: disk and memory. The one place that asks for it, so that tests can say otherwise."""
+"""What the machine has left: disk and memory. The one place that asks for it, so that tests can say otherwise.
+
+A container, or a service with a limit, has less memory than the machine: Linux says so in control groups, of both versions.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
 Range = tuple[float, float]
+
+OWN_GROUPS = Path("/proc/self/cgroup")
+GROUPS = Path("/sys/fs/cgroup")
+_PAGES_OF_FILES = (("inactive_file", "active_file"), ("total_inactive_file", "total_active_file"))
+"""Which can give way: how version 2 calls them, and version 1 those of a group with all groups in it."""
+
+
+class _Limit(NamedTuple):
+    """Of one control group."""
+
+    most_bytes: int
+    taken_bytes: int
+    """Without pages that can give way."""
 
 
 def n_threads() -> int:
@@ -35,17 +54,44 @@ def filesystem(path: Path) -> int | None:
 def free_memory_bytes() -> int | None:
     """What a program can still take without anything else giving way, swap space included; None where that cannot be known."""
     try:
-        return psutil.virtual_memory().available + psutil.swap_memory().free
+        free, swap = psutil.virtual_memory().available, psutil.swap_memory().free
     except (OSError, RuntimeError, psutil.Error):
         return None
+    return min([free, *(max(0, limit.most_bytes - limit.taken_bytes) for limit in _limits())]) + swap
 
 
 def total_memory_bytes() -> int | None:
-    """All memory there is, swap space included; None where that cannot be known."""
+    """All memory that this process may ever take, swap space included; None where that cannot be known."""
     try:
-        return psutil.virtual_memory().total + psutil.swap_memory().total
+        total, swap = psutil.virtual_memory().total, psutil.swap_memory().total
     except (OSError, RuntimeError, psutil.Error):
         return None
+    return min([total, *(limit.most_bytes for limit in _limits())]) + swap
+
+
+def _limits() -> Iterator[_Limit]:
+    """Of our control groups and those around them; none where there are no control groups."""
+    try:
+        lines = OWN_GROUPS.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return
+    for line in lines:
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if number == "0" and not controllers:
+            yield from _limits_of(GROUPS, path, "memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            yield from _limits_of(GROUPS / "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes")
+
+
+def _limits_of(mount: Path, path: str, most: str, taken: str) -> Iterator[_Limit]:
+    place = mount / path.strip("/")
+    for folder in (place, *(each for each in place.parents if each.is_relative_to(mount))):
+        with contextlib.suppress(OSError, ValueError):  # "max", or a path that a container does not see
+            most_bytes = int((folder / most).read_text(encoding="ascii"))
+            rows = (line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+            counts = {name: int(number) for name, number in rows}
+            pages = max(sum(counts.get(name, 0) for name in names) for names in _PAGES_OF_FILES)
+            yield _Limit(most_bytes, int((folder / taken).read_text(encoding="ascii")) - pages)
 
 
 def _existing(path: Path) -> Path:

@@ -13,6 +13,8 @@ from quantailor.records import TensorInfo
 
 _F16_BYTES = 2
 _F32_BYTES = 4
+_N_WIDEST = 8
+"""As many inputs of the widest matrix take about what all take that are held at once."""
 
 QUICK_TYPES = ("Q2_K", "Q3_K", "Q4_0", "Q5_0", "Q6_K", "Q8_0")
 """Types that ggml rounds to quickly, with and without blocks of 256; of the others some take a hundred times as long."""
@@ -43,6 +45,8 @@ class ModelSize:
     n_inputs: int
     """Inputs of all matrices, expert by expert: what an importance matrix has figures for."""
     kv_bytes_per_token: int
+    widest: int
+    """Columns or rows of the widest matrix of a block."""
     is_bfloat: bool
     """Stored in BF16, so that probes let it rest in F16."""
 
@@ -71,6 +75,7 @@ class ModelSize:
             output_input_bytes=0 if output is None else output.n_cols * (_F32_BYTES if output.type_name == "F32" else _F16_BYTES),
             n_inputs=sum(tensor.n_cols * tensor.n_slices for tensor in blocks),
             kv_bytes_per_token=_kv_bytes_per_token(source),
+            widest=max((max(tensor.n_cols, tensor.shape[-2]) for tensor in blocks if len(tensor.shape) > 1), default=0),
             is_bfloat=any(tensor.type_name == "BF16" for tensor in tensors),
         )
 
@@ -94,6 +99,10 @@ class ModelSize:
     def context_bytes(self, n_ctx: int) -> int:
         """What llama.cpp holds beside the weights at the least: keys, values, logits."""
         return self.kv_bytes_per_token * n_ctx + self.logits_bytes(n_ctx)
+
+    def chunk_bytes(self, n_ctx: int) -> int:
+        """What llama.cpp holds, nearly, for one chunk that runs with others: keys, values, all its logits, and inputs of some matrices."""
+        return self.kv_bytes_per_token * n_ctx + 2 * self.logits_bytes(n_ctx) + _N_WIDEST * _F32_BYTES * self.widest * n_ctx
 
     def scoring_bytes(self, n_ctx: int) -> int:
         """What scoring a chunk holds beside the model and llama.cpp's context."""

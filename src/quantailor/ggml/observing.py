@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,8 @@ class Activation:
     n_slices: int
     source: tuple[int, int]
     """Equal for consecutive activations of one graph that have the same `x` and `slice_ids`."""
+    sequence: int = 0
+    """Whose tokens they are, where several chunks run side by side."""
 
 
 Capture = Callable[[Activation], None]
@@ -60,6 +62,10 @@ class Observer:
         self._failure: BaseException | None = None
         self._ops = _operations()
         self._ggml = library.load().ggml
+        self.n_sequences = 1
+        """As many chunks of the same length run side by side,"""
+        self.n_tokens = 0
+        """of so many tokens together."""
         self._source, self._sharing = 0, set[str]()
         self._copies: dict[int, Any] = {}
         """What was copied from a GPU for the weights in `_sharing`, which are multiplied with the same `_source`."""
@@ -87,26 +93,45 @@ class Observer:
         if ask:
             name = weight_name(weight.name)
             return source.type == _F32_ID and is_weight(name) and (not self._names or name in self._names)
-        self._capture(self._activation(node, weight, source))
+        enough: Enough | None = None
+        for activation in self._activations(node, weight, source):
+            try:
+                self._capture(activation)
+            except Enough as error:
+                enough = error
+        if enough is not None:
+            raise enough
         return self._failure is None
 
-    def _activation(self, node: GgmlTensor, weight: GgmlTensor, source: GgmlTensor) -> Activation:
+    def _activations(self, node: GgmlTensor, weight: GgmlTensor, source: GgmlTensor) -> Iterator[Activation]:
+        """One for each chunk."""
         name, n_slices = weight_name(weight.name), int(weight.ne[2] * weight.ne[3])
         if self._source != ctypes.addressof(source) or name in self._sharing:  # a weight comes again in the next graph
             self._source, self._sharing, self._copies = ctypes.addressof(source), set(), {}
         self._sharing.add(name)
         values = self._read(source, np.float32)  # (ne3, ne2, ne1, n_cols)
-        n_cols, ids_address = values.shape[-1], 0
-        ids: Tokens | None = None
         if self._ops[node.op] == "MUL_MAT_ID":
-            x = values[0]  # (n_tokens, n_inputs, n_cols)
-            ids_address = ctypes.addressof(node.src[2].contents)
-            ids = self._read(node.src[2].contents, np.int32)[0, 0]  # (n_tokens, n_used)
-            ids = _checked(ids, n_slices, name)
-        else:
-            x = values.reshape(-1, 1, n_cols)
-            ids = None if n_slices == 1 else _broadcast_slices(weight, source).reshape(-1, 1)
-        return Activation(name, x, ids, n_slices, (ctypes.addressof(source), ids_address))
+            ids = _checked(self._read(node.src[2].contents, np.int32)[0, 0], n_slices, name)  # (n_tokens, n_used)
+            origin = ctypes.addressof(source), ctypes.addressof(node.src[2].contents)
+            xs, idss = (np.split(whole, self.n_sequences) for whole in (values[0], ids))  # x is (n_tokens, n_inputs, n_cols)
+            for number, (x, own) in enumerate(zip(xs, idss, strict=True)):
+                yield Activation(name, x, own, n_slices, origin, number)
+            return
+        for number, part in enumerate(self._split(values, name)):
+            slices = None if n_slices == 1 else _broadcast_slices(weight, part.shape[:3]).reshape(-1, 1)
+            yield Activation(name, part.reshape(-1, 1, part.shape[-1]), slices, n_slices, (ctypes.addressof(source), 0), number)
+
+    def _split(self, values: Floats, name: str) -> list[Floats]:
+        """The chunks' parts of an input, (ne3, ne2, ne1, n_cols) each: all tokens have one axis, or chunks have one of their own."""
+        n_sequences, shape = self.n_sequences, values.shape[:3]
+        if n_sequences == 1:
+            return [values]
+        n_chunk = self.n_tokens // n_sequences
+        together = [axis for axis in range(3) if shape[axis] == self.n_tokens]
+        apart = [axis for axis in range(2) if shape[axis] == n_sequences and n_chunk in shape[axis + 1 :]]
+        if not together + apart:
+            raise InferenceError(f"the inputs of {name} cannot be told apart by chunks that run side by side")
+        return np.split(values, n_sequences, axis=(together + apart)[0])
 
     def _read(self, tensor: GgmlTensor, kind: type[np.float32] | type[np.int32]) -> npt.NDArray[Any]:
         """A tensor of 4-byte elements as (ne3, ne2, ne1, ne0), whatever its strides; a view where it is in host memory."""
@@ -129,12 +154,12 @@ def _checked(ids: Tokens, n_slices: int, name: str) -> Tokens:
     return ids
 
 
-def _broadcast_slices(weight: GgmlTensor, source: GgmlTensor) -> Tokens:
-    """Which matrix of a stack each row of a plain product meets, as ggml broadcasts: (ne3 * ne2 * ne1,)."""
-    third = np.arange(source.ne[2], dtype=np.int32) % weight.ne[2]
-    fourth = np.arange(source.ne[3], dtype=np.int32) % weight.ne[3]
+def _broadcast_slices(weight: GgmlTensor, shape: tuple[int, ...]) -> Tokens:
+    """Which matrix of a stack each row of a plain product meets, as ggml broadcasts: (ne3 * ne2 * ne1,), the input's `shape`."""
+    third = np.arange(shape[1], dtype=np.int32) % weight.ne[2]
+    fourth = np.arange(shape[0], dtype=np.int32) % weight.ne[3]
     stacked = fourth[:, None] * weight.ne[2] + third[None, :]
-    return np.repeat(stacked.reshape(-1), source.ne[1]).astype(np.int32)
+    return np.repeat(stacked.reshape(-1), shape[2]).astype(np.int32)
 
 
 @functools.cache

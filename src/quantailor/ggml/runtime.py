@@ -111,7 +111,7 @@ class Tokenizer(Closing):
         InferenceError: llama.cpp cannot read the file.
     """
 
-    def __init__(self, path: Path, *, vocab_only: bool, devices: Devices = PROCESSOR, writable: bool = False) -> None:
+    def __init__(self, path: Path, *, vocab_only: bool, devices: Devices = PROCESSOR, writable: bool = False, copies: bool = True) -> None:
         self.path = path
         self._llama = library.load().llama
         self._log = _log()
@@ -125,7 +125,7 @@ class Tokenizer(Closing):
         if writable:
             # Mapped pages are read-only, and repacked weights cannot be read back.
             parameters.load_mode = self._llama.LLAMA_LOAD_MODE_NONE
-            parameters.use_extra_bufts = False
+        parameters.use_extra_bufts = copies and not writable
         doing(f"loading {path}")
         self._model = self._llama.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self._model:
@@ -206,6 +206,8 @@ class LoadedModel(Tokenizer):
         capture: called with the input of every weight matrix while a chunk runs.
         writable: keep the weights where and as they are in the file, so that `ggml.swapping` can write them.
         n_branches: sequences at most that one chunk may end in, see `branches`.
+        n_together: chunks at most that run side by side, see `decode_together`. With more than one, weights stay in the mapped file, and no
+            copies are made that processors multiply faster.
 
     Raises:
         InferenceError: llama.cpp cannot load the model or has no memory for the context.
@@ -221,11 +223,12 @@ class LoadedModel(Tokenizer):
         capture: Capture | None = None,
         writable: bool = False,
         n_branches: int = 1,
+        n_together: int = 1,
     ) -> None:
         self._context: object = None
         self._batch: ctypes.Structure | None = None
-        super().__init__(path, vocab_only=False, devices=devices, writable=writable)
-        self.n_ctx, self._n_branches = n_ctx, n_branches
+        super().__init__(path, vocab_only=False, devices=devices, writable=writable, copies=n_together == 1)
+        self.n_ctx, self._n_branches, self._n_together = n_ctx, n_branches, n_together
         self._observer = None if capture is None else Observer(capture)
         self.n_threads = n_threads or os.cpu_count() or 1
         # A writable model computes where its weights lie: what the graph shows must be a weight, not its copy on a GPU.
@@ -240,9 +243,10 @@ class LoadedModel(Tokenizer):
         if self._llama.llama_model_has_encoder(self._model) or not self._llama.llama_model_has_decoder(self._model):
             raise InferenceError(f"{self.path} is not a plain decoder; only such models can be run")
         parameters = self._llama.llama_context_default_params()
-        parameters.n_ctx = parameters.n_batch = self.n_ctx
-        parameters.n_ubatch = min(self.n_ctx, MAX_UBATCH)
-        parameters.n_seq_max, parameters.kv_unified = self._n_branches, self._n_branches > 1
+        n_tokens = self.n_ctx * self._n_together
+        parameters.n_ctx = parameters.n_batch = n_tokens
+        parameters.n_ubatch = min(self.n_ctx, MAX_UBATCH) if self._n_together == 1 else n_tokens
+        parameters.n_seq_max, parameters.kv_unified = max(self._n_branches, self._n_together), self._n_branches > 1
         parameters.n_threads = parameters.n_threads_batch = self.n_threads
         parameters.offload_kqv, parameters.op_offload = self._offload_kqv, self._offload_products
         if callback is not None:
@@ -250,8 +254,8 @@ class LoadedModel(Tokenizer):
         self._context = self._llama.llama_init_from_model(self._model, parameters)
         if not self._context:
             raise InferenceError(f"llama.cpp cannot run {self.path} with {self.n_ctx} tokens: {self._log.last_error()}")
-        self._batch = self._llama.llama_batch_init(self.n_ctx, 0, self._n_branches)
-        self._follow_alone(self.n_ctx)
+        self._batch = self._llama.llama_batch_init(n_tokens, 0, self._n_branches)
+        self._follow_alone(n_tokens)
 
     def _follow_alone(self, n_tokens: int) -> None:
         """So many tokens of the next chunk are one sequence."""
@@ -281,6 +285,36 @@ class LoadedModel(Tokenizer):
         self._fill(tokens, first)
         self._run()
 
+    def decode_together(self, chunks: Tokens) -> None:
+        """Run chunks, (n_chunks, n_tokens), side by side in one graph, each as if it ran alone.
+
+        Every layer's weights are then looked at once for all of them: a file that is larger than memory is read from disk so much less
+        often. A capture is given the inputs of one chunk after the other.
+
+        Raises:
+            InferenceError: as of `decode`, or there are more chunks than `n_together`.
+        """
+        n_chunks, n_tokens = chunks.shape
+        batch = self._batch
+        if batch is None or n_chunks > self._n_together:
+            raise InferenceError(f"{self.path} was not opened for {n_chunks} chunks at once")
+        if n_chunks == 1:
+            self.decode(chunks[0])
+            return
+        for number, tokens in enumerate(chunks):
+            self._fill(tokens, 0, at=number * n_tokens)
+        of = np.repeat(np.arange(n_chunks), n_tokens)
+        for index, number in enumerate(of.tolist()):
+            batch.seq_id[index][0] = number
+        try:
+            if self._observer:
+                self._observer.n_sequences, self._observer.n_tokens = n_chunks, n_chunks * n_tokens
+            self._run()
+        finally:
+            self._follow_alone(n_chunks * n_tokens)
+            if self._observer:
+                self._observer.n_sequences = 1
+
     def _run(self) -> None:
         self._log.clear()
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
@@ -290,7 +324,8 @@ class LoadedModel(Tokenizer):
         if status:
             raise InferenceError(f"llama.cpp cannot run {self.path} (status {status}): {self._log.last_error()}")
 
-    def _fill(self, tokens: Tokens, first: int) -> None:
+    def _fill(self, tokens: Tokens, first: int, *, at: int = 0) -> None:
+        """Tokens of one chunk, in the batch from some place on, where it ends."""
         n_tokens, batch = len(tokens), self._batch
         if batch is None:
             raise InferenceError(f"{self.path} is closed")
@@ -298,10 +333,10 @@ class LoadedModel(Tokenizer):
             raise InferenceError(f"a chunk of {n_tokens} tokens does not fit a context of {self.n_ctx}")
         if not (int(tokens.min()) >= 0 and int(tokens.max()) < self.n_vocab):
             raise InferenceError(f"the chunk has tokens that {self.path} does not have", remedy="Tokenize with the same model")
-        batch.n_tokens = n_tokens
-        np.ctypeslib.as_array(batch.token, (n_tokens,))[:] = tokens
-        np.ctypeslib.as_array(batch.pos, (n_tokens,))[:] = np.arange(n_tokens)
-        np.ctypeslib.as_array(batch.logits, (n_tokens,))[:] = np.arange(n_tokens) >= first
+        batch.n_tokens = end = at + n_tokens
+        np.ctypeslib.as_array(batch.token, (end,))[at:] = tokens
+        np.ctypeslib.as_array(batch.pos, (end,))[at:] = np.arange(n_tokens)
+        np.ctypeslib.as_array(batch.logits, (end,))[at:] = np.arange(n_tokens) >= first
 
     def logits(self, tokens: Tokens, *, first: int = 0, view: bool = False) -> Floats:
         """Run one chunk and return the logits from position `first` on: (n_tokens - first, n_vocab) float32.

@@ -32,6 +32,11 @@ _RULES = (
     (r", or give --allow-requantize", ", or tick the box on Measure to go on nevertheless"),
     (r"Choose (one|another) with --gguf-file", r"Choose \1 in the list of its files"),
     (r", or name the file with --gguf-file to take it nevertheless", ", or choose the file in the list to take it nevertheless"),
+    (r"do without a verdict \(--no-verify\)", "do without a verdict"),
+    (
+        r"(probe it at 8 bits \(--rest q8_0\), )?lay layers on other machines \(--rpc\), or plan without probes \(--basis ranking\)",
+        "plan without probes",
+    ),
     (r", or plan without probes \(--basis ranking\)", ""),
     (r", or --import a file|, or name their file with --covariances", ", or take a file there"),
     (r"(?<!\S)--(pin|allow|min|max|tie|budget|set)\b", r"\1"),

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, Self
 
 from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imatrix
 from quantailor.costs.model_size import ModelSize
-from quantailor.costs.needs import Needs, run_as_it_is
+from quantailor.costs.needs import Needs, run_layer_by_layer
 from quantailor.errors import OptionError, OutputError
 from quantailor.evidence.measurements import usual_types
 from quantailor.evidence.roundings import measuring_rounding, strategy_rounding
@@ -420,7 +420,7 @@ class MakingStep(PipelineStep[Answer]):
             likes = tuple(plan.like for plan in step.plans.values() if plan.like)
             named = likes if step.against is None and likes else step.against
             return needs + dataclasses.replace(step, against=named).verify_step([""], step.model, AUTO).needs(workspace)
-        return needs + run_as_it_is(size, DEFAULT_N_CTX, step.compute.n_gpu_layers) if runs else needs
+        return needs + run_layer_by_layer(size, DEFAULT_N_CTX) if runs else needs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from quantailor.analysis.corpus import chunk_length, chunks
 from quantailor.costs.model_size import ModelSize, is_large
-from quantailor.costs.needs import Needs, run_as_it_is
+from quantailor.costs.needs import Needs, run_layer_by_layer
 from quantailor.errors import OptionError
 from quantailor.evidence.grounds import command_line, imatrix_option
 from quantailor.evidence.measurements import usual_types
@@ -159,7 +159,7 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
         if self.rounding == "compensated" and self.covariances == AUTO and not workspace.store.covariances(model.fingerprint):
             needs += self.calibrate_step(self.model, self.settings.imatrix_chunks).needs(workspace)
         elif self.imatrix != NONE:
-            needs += run_as_it_is(size, DEFAULT_N_CTX, self.compute.n_gpu_layers)
+            needs += run_layer_by_layer(size, DEFAULT_N_CTX)
         if self.settings.probe_chunks:
             needs += self.probes_step(self.model, AUTO, self.settings.probe_chunks, "tensor").needs(workspace)
         return needs

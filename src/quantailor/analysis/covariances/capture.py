@@ -31,7 +31,7 @@ from quantailor import files
 from quantailor.analysis.covariances.covariance_file import Description, Input, encoded, file_layout, plan_file
 from quantailor.analysis.covariances.embeddings import EMBEDDINGS, add_readers, readers
 from quantailor.analysis.covariances.sums import PANEL, add_products, diagonal, packed_size
-from quantailor.analysis.importance.computing import ImatrixState
+from quantailor.analysis.importance.computing import ImatrixState, told_chunks
 from quantailor.analysis.importance.imatrix import TOKEN_EMBEDDINGS, Imatrix, ImatrixEntry
 from quantailor.control import Control
 from quantailor.errors import CovarianceError, ImatrixError
@@ -80,6 +80,8 @@ class Calibration:
     """Memory for sums, beside the model; where they need more, the text runs several times."""
     save_seconds: float = SAVE_SECONDS
     """Between two saved states."""
+    n_together: int = 1
+    """Chunks that run side by side, where the model is larger than memory; no bit depends on it."""
 
     @property
     def state(self) -> Path:
@@ -153,7 +155,14 @@ def calibrate(run: Calibration, chunks: Tokens, *, control: Control) -> ImatrixS
         with (
             threadpool_limits(1, user_api="blas"),
             ThreadPoolExecutor(run.n_threads or os.cpu_count() or 1) as pool,
-            LoadedModel(run.model_path, n_ctx=n_ctx, n_threads=run.n_threads, devices=run.devices, capture=watching.see) as model,
+            LoadedModel(
+                run.model_path,
+                n_ctx=n_ctx,
+                n_threads=run.n_threads,
+                devices=run.devices,
+                capture=watching.see,
+                n_together=run.n_together,
+            ) as model,
         ):
             if not progress.inputs:
                 doing(f"looking at the inputs of {run.model_path}")
@@ -180,10 +189,11 @@ def _finished_chunks(run: Calibration, progress: RunProgress, chunks: Tokens, mo
     """Run the rest of a turn; pauses whenever the state should be saved."""
     n_turns, n_chunks = len(turns_of(run, progress.inputs)), len(chunks)
     saved, took = time.monotonic(), 0.0
-    for number, tokens in enumerate(chunks[progress.n_chunks_done :], progress.n_chunks_done + 1):
-        doing(f"running chunk {number} through {run.model_path}")
-        model.decode(tokens)
-        if progress.turn == 0:
+    for begin in range(progress.n_chunks_done, n_chunks, run.n_together):
+        number = min(n_chunks, begin + run.n_together)
+        doing(f"running {told_chunks(range(begin, number))} through {run.model_path}")
+        model.decode_together(chunks[begin:number])
+        for tokens in chunks[begin:number] if progress.turn == 0 else ():
             progress.imatrix.finish_chunk(tokens, model.n_vocab)
         progress.n_chunks_done = number
         now = time.monotonic()

@@ -39,17 +39,21 @@ class InputTotals:
     """Adds up inputs; matrices that share one (attention's q, k and v) are added up once."""
 
     def __init__(self) -> None:
-        self._latest: tuple[tuple[int, int], Totals] | None = None
+        self._source: tuple[int, int] | None = None
+        self._latest: dict[int, Totals] = {}
+        """By the chunk, of those that run side by side."""
 
     def of(self, activation: Activation) -> Totals:
         """Totals of an activation, the very object for the same input. Raises ImatrixError where it is not finite."""
-        if self._latest is None or self._latest[0] != activation.source:
+        if self._source != activation.source:
+            self._source, self._latest = activation.source, {}
+        if activation.sequence not in self._latest:
             ids = activation.slice_ids
             totals = _plain_totals(activation.x[:, 0]) if ids is None else _sliced_totals(activation.x, ids, activation.n_slices)
             if not np.isfinite(totals[0]).all():
                 raise ImatrixError(f"the inputs of {activation.name} are NaN or Inf", remedy="Check the model file; it may be damaged")
-            self._latest = activation.source, totals
-        return self._latest[1]
+            self._latest[activation.sequence] = totals
+        return self._latest[activation.sequence]
 
 
 @dataclass(eq=False)
@@ -252,6 +256,8 @@ class ImatrixWork(Work[int, ChunkTotals]):
     """None takes all processors."""
     devices: Devices = PROCESSOR
     """What takes layers from the processor."""
+    n_together: int = 1
+    """Chunks that run side by side, where the model is larger than memory."""
     is_apart: ClassVar[bool] = True
 
     def bench(self) -> _ImatrixBench:
@@ -288,27 +294,42 @@ class _ImatrixBench(Bench[int, ChunkTotals]):
     """A loaded model whose inputs are added up chunk by chunk."""
 
     def __init__(self, work: ImatrixWork) -> None:
-        self._chunks, self._path = work.chunks, work.model.path
-        self._inputs, self._totals = InputTotals(), list[Totals]()
-        self._added: list[tuple[str, int]] = []
-        self._model = LoadedModel(self._path, n_ctx=work.chunks.shape[1], n_threads=work.n_threads, devices=work.devices, capture=self._see)
+        self._chunks, self._path, self._n_together = work.chunks, work.model.path, work.n_together
+        self._inputs = InputTotals()
+        self._totals: list[list[Totals]] = []
+        self._added: list[list[tuple[str, int]]] = []
+        self._model = LoadedModel(
+            self._path,
+            n_ctx=work.chunks.shape[1],
+            n_threads=work.n_threads,
+            devices=work.devices,
+            capture=self._see,
+            n_together=work.n_together,
+        )
 
     def facts(self) -> int:
         return self._model.n_vocab
 
     def do(self, tasks: Sequence[int], *, control: Control) -> Iterator[ChunkTotals]:
-        for index in tasks:
+        for begin in range(0, len(tasks), self._n_together):
             control.check()
-            self._inputs, self._totals, self._added = InputTotals(), [], []
-            doing(f"running chunk {index + 1} through {self._path}")
-            self._model.decode(self._chunks[index])
-            yield ChunkTotals(index, tuple(self._totals), tuple(self._added))
+            indexes = tasks[begin : begin + self._n_together]
+            self._inputs, self._totals, self._added = InputTotals(), [[] for _ in indexes], [[] for _ in indexes]
+            doing(f"running {told_chunks(indexes)} through {self._path}")
+            self._model.decode_together(self._chunks[list(indexes)])
+            for index, totals, added in zip(indexes, self._totals, self._added, strict=True):
+                yield ChunkTotals(index, tuple(totals), tuple(added))
 
     def _see(self, activation: Activation) -> None:
-        totals = self._inputs.of(activation)
-        if not self._totals or self._totals[-1] is not totals:
-            self._totals.append(totals)
-        self._added.append((activation.name, len(self._totals) - 1))
+        totals, own = self._inputs.of(activation), self._totals[activation.sequence]
+        if not own or own[-1] is not totals:
+            own.append(totals)
+        self._added[activation.sequence].append((activation.name, len(own) - 1))
 
     def close(self) -> None:
         self._model.close()
+
+
+def told_chunks(indexes: Sequence[int]) -> str:
+    """ "chunk 3", or "chunks 3 to 6", counted from 1."""
+    return f"chunk {indexes[0] + 1}" if len(indexes) == 1 else f"chunks {indexes[0] + 1} to {indexes[-1] + 1}"

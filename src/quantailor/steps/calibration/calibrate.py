@@ -16,9 +16,9 @@ from quantailor.analysis.covariances.capture import BUDGET_BYTES, Calibration, e
 from quantailor.analysis.covariances.covariance_file import CovarianceFile, Input
 from quantailor.analysis.importance.imatrix import TOKEN_EMBEDDINGS, Imatrix
 from quantailor.costs.model_size import ModelSize
-from quantailor.costs.needs import Needs, run_as_it_is
+from quantailor.costs.needs import Needs, run_layer_by_layer
 from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, gguf_path, quantizable_tensors, require_runnable
-from quantailor.steps.calibration.imatrix import CalibrationStep, ImatrixReport, computation_key, imatrix_report
+from quantailor.steps.calibration.imatrix import CalibrationStep, ImatrixReport, chunks_together, computation_key, imatrix_report
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import StepResult
 from quantailor.store import ImatrixKey
@@ -80,9 +80,9 @@ class CalibrateStep(CalibrationStep[CalibrateReport], kind="calibrate", result=C
             return _report(workspace, model, imatrix, kept)
 
     def needs(self, workspace: Workspace) -> Needs:
-        """Memory for the model as it is and for sums; disk for the covariances and twice the sums of one pass over the text."""
+        """Memory for what is held beside the model and for sums; disk for the covariances and twice the sums of one pass over the text."""
         with workspace.source(self.base) as source:
-            needs = run_as_it_is(ModelSize.of(source), self.n_ctx, self.compute.n_gpu_layers)
+            needs = run_layer_by_layer(ModelSize.of(source), self.n_ctx)
             in_memory, in_file = expected_bytes(quantizable_tensors(source))
         sums = min(in_memory, self.memory_bytes or BUDGET_BYTES)
         disk = [(workspace.home.covariances / "covariances.gguf", in_file + 2 * sums)]
@@ -93,6 +93,8 @@ class CalibrateStep(CalibrationStep[CalibrateReport], kind="calibrate", result=C
     def _compute(self, workspace: Workspace, stages: Stages, model: OpenedModel, corpus: Corpus, key: ImatrixKey) -> tuple[Imatrix, Path]:
         require_runnable(model)
         place = _place(workspace, model, key)
+        budget_bytes = self.memory_bytes or BUDGET_BYTES
+        sums_bytes = min(budget_bytes, expected_bytes(quantizable_tensors(model.source))[0])
         run = Calibration(
             gguf_path(model),
             model.fingerprint,
@@ -102,7 +104,8 @@ class CalibrateStep(CalibrationStep[CalibrateReport], kind="calibrate", result=C
             devices=self.compute.devices,
             process_output=self.process_output,
             dataset=corpus.name,
-            budget_bytes=self.memory_bytes or BUDGET_BYTES,
+            budget_bytes=budget_bytes,
+            n_together=chunks_together(model, key.n_ctx, self.compute, stages, sums_bytes=sums_bytes),
         )
         tokens = chunks(corpus, key.n_ctx, limit=self.chunks)
         return compute_calibration(run, tokens, control=stages.begin("calibrate"), executor=stages.executor), place

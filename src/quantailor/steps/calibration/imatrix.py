@@ -14,9 +14,10 @@ from quantailor.analysis.importance.imatrix import Imatrix, as_seen
 from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imatrix
 from quantailor.analysis.importance.statistics import ImatrixStatistics, statistics
 from quantailor.costs.model_size import ModelSize
-from quantailor.costs.needs import Needs, run_as_it_is
+from quantailor.costs.needs import Needs, n_together, run_layer_by_layer
 from quantailor.errors import ImatrixError
 from quantailor.evidence.grounds import command_line
+from quantailor.present import words
 from quantailor.processes.crews import ModelFiles
 from quantailor.qtypes import IMATRIX_EXEMPT
 from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, fitted, gguf_path, quantizable_tensors, require_runnable
@@ -102,9 +103,9 @@ class ImatrixStep(CalibrationStep[ImatrixReport], kind="imatrix", result=Imatrix
             return imatrix_report(workspace, model, imatrix)
 
     def needs(self, workspace: Workspace) -> Needs:
-        """Memory for the model as it is."""
+        """Memory for what is held beside the model."""
         with workspace.source(self.base) as source:
-            return run_as_it_is(ModelSize.of(source), self.n_ctx, self.compute.n_gpu_layers)
+            return run_layer_by_layer(ModelSize.of(source), self.n_ctx)
 
 
 def computation_key(
@@ -125,7 +126,7 @@ def _compute(workspace: Workspace, step: ImatrixStep, stages: Stages, model: Ope
         store.record_imatrix_progress(key, state.n_chunks_done, state.to_bytes())
 
     return compute_imatrix(
-        ImatrixWork(base, tokens, step.compute.n_threads, step.compute.devices),
+        ImatrixWork(base, tokens, step.compute.n_threads, step.compute.devices, chunks_together(model, key.n_ctx, step.compute, stages)),
         state=ImatrixState.from_bytes(progress.state) if progress else None,
         on_chunk=keep,
         every=CHECKPOINT_CHUNKS,
@@ -134,6 +135,20 @@ def _compute(workspace: Workspace, step: ImatrixStep, stages: Stages, model: Ope
         dataset=corpus.name,
         executor=stages.executor,
     )
+
+
+def chunks_together(model: OpenedModel, n_ctx: int, compute: Compute, stages: Stages, *, sums_bytes: int = 0) -> int:
+    """How many chunks run side by side, which is said where they are several; one by one where others do the work."""
+    if compute.cluster is not None:
+        return 1
+    size = ModelSize.of(model.source)
+    found = n_together(size, n_ctx, compute.n_gpu_layers, sums_bytes=sums_bytes)
+    if found > 1:
+        stages.note(
+            f"the model is larger than the free memory: up to {found} chunks run side by side, layer by layer, so that"
+            f" {words.size(size.tensor_bytes)} are read from disk once for all of them"
+        )
+    return found
 
 
 def use_imatrix(
