@@ -31,6 +31,7 @@ from quantailor.cluster.places import packed
 from quantailor.cluster.worker import Order
 from quantailor.control import QUIET
 from quantailor.files import state_of
+from quantailor.jobs import Home
 from quantailor.models.identity import fingerprint
 from quantailor.models.opening import model_files
 from quantailor.processes.crews import Executor, ModelFiles
@@ -90,7 +91,7 @@ def busy_share(seconds: float, home: Path) -> float:
 def passes_per_second(bench: Bench, executor: Executor, indexes: Sequence[int]) -> float:
     """Of probes, once workers have loaded the model and run the base."""
     files = ModelFiles(bench.path, fingerprint(bench.source), state_of(model_files(bench.path)))
-    work = MixWork(files, frozenset(bench.names), bench.tokens, bench.folder / "logp", PLAIN, n_threads=1)
+    work = MixWork(files, frozenset(bench.names), bench.tokens, Home(bench.folder).base_logp, PLAIN, n_threads=1)
     mixes = [Mix.of({name: PROBE_TYPE}) for name in bench.names]
     with scoring_mixes(work, executor) as scorer:
         for _ in scorer.score(mixes[:8], indexes):

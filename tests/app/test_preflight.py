@@ -168,6 +168,26 @@ def test_chunks_run_side_by_side_where_the_model_is_larger_than_memory(books_lla
     assert n_together(size, 512, 0) == 1
 
 
+def test_what_runs_side_by_side_is_said_and_is_what_runs_alone(
+    small_base: Path, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(open_model(small_base)) as source:
+        size = ModelSize.of(source)
+    found, logs = list[bytes](), list[str]()
+    for memory in (1 << 50, size.tensor_bytes):
+        give(monkeypatch, memory=memory)
+        with Workspace.open(tmp_path / str(memory)) as workspace:
+            step = ImatrixStep(
+                base=str(small_base), text=str(calibration_text), chunks=5, n_ctx=64, output=str(tmp_path / f"{memory}.gguf")
+            )
+            job = submit(workspace, step)
+            run_job(workspace, job)
+            logs.append(" ".join(line.message for line in workspace.store.jobs.log_lines(job)))
+        found.append((tmp_path / f"{memory}.gguf").read_bytes())
+    assert found[0] == found[1]
+    assert ["chunks run side by side, layer by layer" in log for log in logs] == [False, True]
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_control_group_has_less_memory_than_the_machine(version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     most, taken, line = {

@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from benchmarks.cluster import passes_per_second, workers
+from benchmarks.setting import MODELS
+from benchmarks.swap import Bench
 from real_workers import Words, cluster, fill_disk, result, start, wait_until
 
 import fuzzing
@@ -76,6 +79,12 @@ def n_scores(home: Path) -> int:
         return len(store.result_rows()["mix_scores"])
 
 
+def n_measured(home: Path) -> int:
+    """Scores that workers of the last job gave back, twice given ones included."""
+    workers = result(start(home, "jobs", "show", 2))["cluster"]["workers"]  # type: ignore[index]
+    return sum(each["n_done"] for each in workers)
+
+
 @pytest.mark.long
 def test_make_on_two_workers_is_make(base: Path, text: Path, tmp_path: Path) -> None:
     made = {}
@@ -93,10 +102,10 @@ def test_make_on_two_workers_is_make(base: Path, text: Path, tmp_path: Path) -> 
 
 def test_jobs_show_the_workers(base: Path, text: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
-    with cluster(tmp_path / "cluster", 1) as workers:
-        result(start(home, "measure", base, "--types", TYPES, "--threads", 1, "--cluster", workers.address))
+    with cluster(tmp_path / "cluster", 1) as dask:
+        result(start(home, "measure", base, "--types", TYPES, "--threads", 1, "--cluster", dask.address))
     shown = result(start(home, "jobs", "show", 1))
-    assert shown["cluster"]["address"] == workers.address  # type: ignore[index]
+    assert shown["cluster"]["address"] == dask.address  # type: ignore[index]
     (worker,) = shown["cluster"]["workers"]  # type: ignore[index]
     assert (worker["state"], worker["n_done"] > 0, worker["per_second"] > 0) == ("ready", True, True)
 
@@ -104,17 +113,18 @@ def test_jobs_show_the_workers(base: Path, text: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", range(10 if fuzzing.LONG else 1))
 @pytest.mark.parametrize("what", ["killed", "stopped", "full"])
 def test_chaos_a_worker_that_fails_at_any_moment_changes_nothing(
-    what: str, number: int, alone: Path, home: Path, base: Path, text: Path, tmp_path: Path
+    what: str, number: int, alone: Path, measured: Path, home: Path, base: Path, text: Path, tmp_path: Path
 ) -> None:
     moments = random.Random(f"{what} {fuzzing.seed() + number}")
-    with cluster(tmp_path / "cluster", 2) as workers:
-        command = start(home, *swept(base, text), "--cluster", workers.address)
+    with cluster(tmp_path / "cluster", 2) as dask:
+        command = start(home, *swept(base, text), "--cluster", dask.address)
         n_before = moments.randrange(300)
         wait_until(lambda: n_scores(home) >= n_before or command.poll() is not None)
         time.sleep(moments.random() * 0.3)
-        FAILURES[what](moments.choice(workers.workers).pid)
+        FAILURES[what](moments.choice(dask.workers).pid)
         result(command)
     assert same_rows(alone, home) is None
+    assert n_measured(home) == n_scores(home) - n_scores(measured), "what came back was measured once"
 
 
 @pytest.mark.parametrize("number", range(5 if fuzzing.LONG else 1))
@@ -122,18 +132,25 @@ def test_chaos_a_scheduler_that_dies_pauses_the_job_and_it_goes_on(
     number: int, alone: Path, home: Path, base: Path, text: Path, tmp_path: Path
 ) -> None:
     moments = random.Random(f"scheduler {fuzzing.seed() + number}")
-    with cluster(tmp_path / "cluster", 2) as workers:
-        command = start(home, *swept(base, text), "--cluster", workers.address)
+    with cluster(tmp_path / "cluster", 2) as dask:
+        command = start(home, *swept(base, text), "--cluster", dask.address)
         n_before = moments.randrange(1, 200)
         wait_until(lambda: n_scores(home) >= n_before or command.poll() is not None)
-        workers.end()
+        dask.end()
         out, err = command.communicate(timeout=120)
         assert command.returncode != 0
         assert "does not answer" in out + err
         assert result(start(home, "jobs", "show", 2))["state"] == "paused"
         n_kept = n_scores(home)
-        workers.start_scheduler()
-        workers.add_worker()
+        dask.start_scheduler()
+        dask.add_worker()
         assert n_kept > 0
         result(start(home, "jobs", "resume", 2))
     assert same_rows(alone, home) is None
+
+
+def test_the_benchmark_measures_passes_on_workers(tmp_path: Path) -> None:
+    bench = Bench(MODELS[0], tmp_path, 1)
+    bench.names = bench.names[:9]
+    with workers(1, tmp_path) as executor:
+        assert passes_per_second(bench, executor, bench.indexes[:1]) > 0
