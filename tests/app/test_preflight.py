@@ -169,16 +169,16 @@ def test_chunks_run_side_by_side_where_the_model_is_larger_than_memory(books_lla
 
 
 def test_what_runs_side_by_side_is_said_and_is_what_runs_alone(
-    small_base: Path, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    books_llama_base: Path, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with closing(open_model(small_base)) as source:
+    with closing(open_model(books_llama_base)) as source:
         size = ModelSize.of(source)
     found, logs = list[bytes](), list[str]()
     for memory in (1 << 50, size.tensor_bytes):
         give(monkeypatch, memory=memory)
         with Workspace.open(tmp_path / str(memory)) as workspace:
             step = ImatrixStep(
-                base=str(small_base), text=str(calibration_text), chunks=5, n_ctx=64, output=str(tmp_path / f"{memory}.gguf")
+                base=str(books_llama_base), text=str(calibration_text), chunks=5, n_ctx=64, output=str(tmp_path / f"{memory}.gguf")
             )
             job = submit(workspace, step)
             run_job(workspace, job)

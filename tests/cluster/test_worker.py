@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,3 +135,10 @@ def test_what_names_no_cluster_is_refused(text: str) -> None:
 def test_a_pair_that_names_no_two_folders_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"--cluster-path '/data' names no two folders. Write HERE=THERE"):
         Places.of(tmp_path, ("/data",))
+
+
+def test_threads_of_a_blas_are_no_other_arithmetic() -> None:
+    words = (sys.executable, "-c", "from quantailor.cluster.arithmetic import arithmetic; print(arithmetic())")
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    told = [subprocess.check_output(words, env=os.environ | dict.fromkeys(names, n), text=True) for n in ("1", "2")]
+    assert told[0] == told[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +55,7 @@ def arithmetic() -> Arithmetic:
     for name in _SAMPLE:
         codes.update(codec.quantize(weights, library.type_named(name), importance).tobytes())
     inputs = numbers.normal(0, 1, (3 * _SHAPE[1], _SHAPE[1])).astype(np.float32)
+    importlib.import_module("scipy.linalg")  # it brings a BLAS of its own, and the limit is one of those that are loaded
     with threadpool_limits(1, user_api="blas"):
         matrix = (inputs.T @ inputs / np.float32(len(inputs))).astype(np.float32)
         metric = Metric(InputCovariance("made up", matrix, len(inputs)))
