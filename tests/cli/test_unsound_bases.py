@@ -11,7 +11,7 @@ import pytest
 from commands import Command
 
 from gguf_models import HEADS, HIDDEN, write_gpt2, write_llama
-from quantailor.app.library.opening import model_overview
+from quantailor.app.library.opening import model_defect
 from quantailor.app.library.projects import open_project
 from quantailor.jobs import resolve
 from quantailor.models.gguf_writer import GGUFWriter, layout
@@ -89,7 +89,7 @@ def test_a_base_that_cannot_run_is_named_before_any_work(run: Command, kind: str
     assert said in run("inspect", base, "--json").result["defect"]
     assert "llama.cpp cannot run this model" in run("inspect", base).out
     with Workspace.open(tmp_path / "home") as workspace:
-        assert said in (model_overview(workspace, open_project(workspace, base)).defect or "")
+        assert said in (model_defect(workspace, open_project(workspace, base)) or "")
 
 
 def test_what_a_model_may_do_without_is_not_missed(run: Command, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from browser import Browser, serving
 from foreign_models import ARCHITECTURE, SCRIPT, write_foreign
@@ -15,6 +16,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from visitor import Visitor
 
+from gguf_models import HIDDEN, write_llama
 from quantailor.ggml.reference import quantize_reference
 
 pytestmark = pytest.mark.slow
@@ -54,6 +56,16 @@ def test_a_gguf_file_is_opened_and_named(page: Visitor, books_llama_base: Path, 
     page.sees("free at")
     page.click("Look at its structure")
     page.until(lambda: page.address.endswith("/structure"), "Structure opens")
+
+
+def test_a_model_that_cannot_run_is_told_where_it_is_looked_at(page: Visitor, tmp_path: Path) -> None:
+    norm = np.full(HIDDEN, np.nan, np.float32)
+    ask(page, str(write_llama(tmp_path / "broken.gguf", arrays={"blk.0.attn_norm.weight": norm})))
+    page.until(lambda: page.address.endswith("/model"), "its page opens")
+    page.sees(f"llama.cpp cannot run this model: blk.0.attn_norm.weight has {HIDDEN} weights that are NaN or Inf.")
+    page.click("Look at its structure")
+    page.until(lambda: page.address.endswith("/structure"), "Structure opens")
+    page.sees("llama.cpp cannot run this model: blk.0.attn_norm.weight")
 
 
 def test_what_can_be_computed_again_is_removed(page: Visitor, books_llama_base: Path, tmp_path: Path) -> None:

@@ -70,8 +70,6 @@ class ModelOverview:
     """Its 16-bit base, where that is a file of its own."""
     suggested_base: str | None
     """Where a conversion would go; None where there is a base."""
-    defect: str | None = None
-    """Why llama.cpp could not run it, in words; None for a sound one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +144,15 @@ def _described(workspace: Workspace, project: ProjectReport, model: OpenedModel,
         files=tuple(ModelFile(str(path), path.stat().st_size) for path in files),
         base=None if base is None or base == model.path else ModelFile(str(base), base.stat().st_size),
         suggested_base=None if place is None else str(place),
-        defect=defect(model),
     )
+
+
+def model_defect(workspace: Workspace, project: ProjectReport) -> str | None:
+    """Why llama.cpp could not run a project's model, in words; None for a sound one, and where it is gone. Raises ModelError."""
+    if project.source is None:
+        return None
+    with workspace.model(project.source) as model:
+        return defect(model) if model.fingerprint == project.fingerprint else None
 
 
 def disk_plan(workspace: Workspace, project: ProjectReport) -> DiskPlan:

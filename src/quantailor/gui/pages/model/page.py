@@ -20,6 +20,7 @@ from quantailor.gui.elements.home_disk import home_disk
 from quantailor.gui.frame import address, frame, next_step, opened, results_of
 from quantailor.gui.pages.model.conversion import conversion_form, offered_conversion
 from quantailor.gui.pages.model.hub import HubCard
+from quantailor.gui.pages.unsound import warn_of_defect
 from quantailor.gui.picker import MODEL, pick
 from quantailor.gui.widgets import Stat, box, card, chip, error_note, heading, note, primary, quiet, table, text, told
 from quantailor.present.words import count, plural, size
@@ -123,6 +124,7 @@ async def known(fingerprint: str) -> None:
     project, overview, known = found
     with frame("model", "Model", project=project, subtitle=project.source or "its files are gone"), box("qt-stack"):
         _facts(project, overview)
+        warn_of_defect(project)
         with box("qt-grid qt-m-halves"):
             with box("qt-stack"):
                 if overview.suggested_base is not None:
@@ -160,9 +162,7 @@ def _facts(project: ProjectReport, overview: ModelOverview) -> None:
                 text("a mixture of experts", "qt-small qt-muted")
     if overview.kind == "gone":
         note("None of this model's files is where it was. Open it again from where it is now; all results are kept.", "warn")
-    if overview.defect is not None:
-        note(f"llama.cpp cannot run this model: {overview.defect}.", "warn")
-    if overview.kind != "gone" and project.is_quantized:
+    elif project.is_quantized:
         _already_quantized([name for name, _ in overview.types if name not in UNQUANTIZED])
 
 
