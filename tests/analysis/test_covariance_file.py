@@ -127,7 +127,8 @@ def test_a_missing_file_and_a_folder_and_a_model(tmp_path: Path, books_llama_bas
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"version": MetadataValue("uint32", 2)}, "is of version 2, this Quantailor reads version 1. Update Quantailor"),
+        ({"version": MetadataValue("uint32", 3)}, "is of version 3, this Quantailor reads version 2. Update Quantailor"),
+        ({"version": MetadataValue("uint32", 1)}, "is of version 1, this Quantailor reads version 2. Get an intact copy, or compute it again"),
         ({"model": MetadataValue("string", "n" * 64)}, "its header is not as it was written"),
         ({"fingerprint": MetadataValue("string", "0" * 64)}, "its header is not as it was written"),
         ({"fingerprint": MetadataValue("uint32", 7)}, "no usable quantailor.covariances.fingerprint"),

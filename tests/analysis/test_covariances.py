@@ -179,17 +179,41 @@ def test_experts_read_embeddings_as_often_as_tokens_reach_them(books_moe_base: P
     np.testing.assert_allclose(found.matrix, expected, atol=3e-4 * np.diagonal(expected).max())
 
 
-def test_a_tied_output_is_the_embeddings_covariance(books_llama_base: Path, tokens: Tokens, tmp_path: Path) -> None:
+@pytest.fixture
+def tied_base(books_llama_base: Path, tmp_path: Path) -> Path:
+    """Without its own output, so that llama.cpp takes the embeddings."""
     with closing(GGUFSource(books_llama_base)) as source:
         tensors = [tensor for tensor in source.tensors if tensor.name != "output.weight"]
         with GGUFWriter(tmp_path / "tied.gguf", layout(source.metadata, tensors)) as writer:
             for tensor in tensors:
                 writer.write(source.raw_rows(tensor.name, 0, tensor.n_rows))
-    compute(tmp_path / "tied.gguf", tokens[:1], tmp_path / "covariances.gguf")
+    return tmp_path / "tied.gguf"
+
+
+@pytest.mark.parametrize("has_readers", [True, False])
+def test_tied_embeddings_are_the_output_and_are_looked_up(
+    books_llama_base: Path, tied_base: Path, tokens: Tokens, dense: tuple[Path, Imatrix], tmp_path: Path, *, has_readers: bool
+) -> None:
+    compute(tied_base, tokens, tmp_path / "covariances.gguf", names=None if has_readers else frozenset([EMBEDDINGS]))
+    with closing(open_model(tied_base)) as source:
+        embeddings = source.rows(EMBEDDINGS, 0, source.tensor(EMBEDDINGS).n_rows).astype(np.float64)
+    with CovarianceFile(dense[0]) as file:  # the output's input does not depend on the output
+        output = file.of(info(books_llama_base, "output.weight"))
+        looked_up = file.of(info(tied_base, EMBEDDINGS))
     with CovarianceFile(tmp_path / "covariances.gguf") as file:
-        found = file.of(info(books_llama_base, EMBEDDINGS))
+        found = file.of(info(tied_base, EMBEDDINGS))
+    assert output is not None
+    assert looked_up is not None
     assert found is not None
-    assert found.n_tokens == 64
+    assert found.n_tokens == tokens.size
+
+    def energy(metric: Doubles) -> float:
+        return float(np.einsum("ij,jk,ik->", embeddings, metric, embeddings, optimize=True))
+
+    product, stream = output.matrix.astype(np.float64), looked_up.matrix.astype(np.float64) if has_readers else np.eye(len(output.matrix))
+    expected = product + 0.25 * energy(product) / energy(stream) * stream
+    scale = np.sqrt(np.diagonal(expected))
+    np.testing.assert_allclose(found.matrix / np.outer(scale, scale), expected / np.outer(scale, scale), atol=2e-3)
 
 
 def test_long_chunks_run_in_several_graphs(small_base: Path, calibration_text: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 
 from quantailor import files
 from quantailor.analysis.covariances.covariance_file import Description, Input, encoded, file_layout, plan_file
-from quantailor.analysis.covariances.embeddings import EMBEDDINGS, add_readers, readers
+from quantailor.analysis.covariances.embeddings import EMBEDDINGS, add_readers, readers, with_lookups
 from quantailor.analysis.covariances.sums import PANEL, add_products, diagonal, packed_size
 from quantailor.analysis.importance.computing import ImatrixState, told_chunks
 from quantailor.analysis.importance.imatrix import TOKEN_EMBEDDINGS, Imatrix, ImatrixEntry
@@ -41,7 +41,7 @@ from quantailor.ggml.runtime import LoadedModel
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_format import aligned
 from quantailor.models.gguf_writer import PartLayout
-from quantailor.numerics import Floats, Tokens
+from quantailor.numerics import Doubles, Floats, Tokens
 from quantailor.processes.messages import doing, remove_when_left
 from quantailor.records import TensorInfo
 
@@ -53,7 +53,7 @@ SAVE_SHARE = 20.0
 LOOK_TOKENS = 16
 """Enough to see which matrices share an input."""
 _SHARING = re.compile(r"(attn|ffn)_(?:q|k|v|gate|up)(?=[_.])")
-_STATE_VERSION = 3
+_STATE_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,15 +333,20 @@ def matrices_of(run: Calibration, progress: RunProgress, imatrix: Imatrix, n_chu
     """What a turn summed. Raises ImatrixError where it is not finite."""
     entries = {**imatrix.entries, **imatrix.error_only}
     for sums in progress.sums:
-        one = progress.inputs[sums.number]
+        one, packed = progress.inputs[sums.number], sums.packed
         if _is_looked_up(one, entries):
-            progress.n_rows[sums.number] = _sum_readers(run, progress, entries, n_chunks, sums.packed, pool)
-            mean_squares = diagonal(sums.packed, one.n_cols)
+            with closing(GGUFSource(run.model_path)) as source:
+                progress.n_rows[sums.number] = add_readers(pool, packed, source, _readers_shares(progress, entries, n_chunks))
+            mean_squares = diagonal(packed, one.n_cols)
         else:
             mean_squares = _mean_squares([entries[name] for name in one.tensors], one, sums.index)
-        if not np.isfinite(diagonal(sums.packed, one.n_cols)).all():
+        if not np.isfinite(diagonal(packed, one.n_cols)).all():
             raise ImatrixError(f"the inputs of {one.key} are NaN or Inf", remedy="Check the model file; it may be damaged")
-        yield Matrix(sums.number, sums.index, mean_squares, *encoded(sums.packed, mean_squares))
+        if EMBEDDINGS in one.tensors and not _is_looked_up(one, entries):
+            with closing(GGUFSource(run.model_path)) as source:
+                packed = with_lookups(pool, packed, source, _readers_shares(progress, entries, n_chunks))
+            mean_squares = diagonal(packed, one.n_cols) / np.float32(max(1, int(entries[EMBEDDINGS].counts.sum())))
+        yield Matrix(sums.number, sums.index, mean_squares, *encoded(packed, mean_squares))
 
 
 def _write_turn(run: Calibration, progress: RunProgress, n_chunks: int, pool: ThreadPoolExecutor) -> None:
@@ -377,14 +382,10 @@ def _is_looked_up(one: Input, entries: Mapping[str, ImatrixEntry]) -> bool:
     return one.key == EMBEDDINGS and EMBEDDINGS not in entries
 
 
-def _sum_readers(
-    run: Calibration, progress: RunProgress, entries: Mapping[str, ImatrixEntry], n_chunks: int, packed: Floats, pool: ThreadPoolExecutor
-) -> int:
-    """Sum the metric of token embeddings, and count the rows that read each."""
+def _readers_shares(progress: RunProgress, entries: Mapping[str, ImatrixEntry], n_chunks: int) -> dict[str, Doubles]:
+    """Of each matrix that reads embeddings, the part of tokens that go through each of its slices, (n_slices,)."""
     n_tokens = n_chunks * progress.imatrix.chunk_size
-    names = readers(name for one in progress.inputs for name in one.tensors)
-    with closing(GGUFSource(run.model_path)) as source:
-        return add_readers(pool, packed, source, {name: entries[name].counts / n_tokens for name in names})
+    return {name: entries[name].counts / n_tokens for name in readers(name for one in progress.inputs for name in one.tensors)}
 
 
 def _mean_squares(entries: list[ImatrixEntry], one: Input, index: int) -> Floats:

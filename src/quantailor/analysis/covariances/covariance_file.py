@@ -1,11 +1,12 @@
 """Input covariances as a file: GGUF with `general.type` "covariances", read one matrix at a time.
 
-Metadata, all under `quantailor.covariances.`: `version` 1; `model`, the model's fingerprint; `fingerprint`, SHA-256 over all figures;
+Metadata, all under `quantailor.covariances.`: `version` 2; `model`, the model's fingerprint; `fingerprint`, SHA-256 over all figures;
 `datasets`, `chunk_count`, `chunk_size` as in importance matrices; `inputs`, the names of the inputs, and for each its matrices
 in `n_slices` (1, or the experts, which are followed by one more matrix for the input of all of them together) and columns in
 `n_cols`; `tensors`, and in `tensor_inputs` which input each is multiplied with; `counts`, the tokens behind every matrix, and `digests`,
 SHA-256 of every matrix's figures, both in the order of inputs and matrices. Token embeddings that
-are only looked up are an input, too: their matrix is the metric of `embeddings`, and their count that of the rows that read them.
+are only looked up are an input, too: their matrix is the metric of `embeddings`, and their count that of the rows that read them. That of
+embeddings that are tied to the output has this metric added.
 
 Data, for input number I: `I.diagonal`, float32 (n_matrices, n_cols), E[x_j^2]; `I.correlation`, int16 (n_matrices, n_pairs), the upper
 triangle without its diagonal, row after row: E[x_i x_j] / sqrt(E[x_i^2] E[x_j^2]) in units of 1 / 32767. Before it was rounded, a
@@ -35,7 +36,7 @@ from quantailor.models.gguf_writer import PartLayout, layout
 from quantailor.numerics import Bytes, Floats
 from quantailor.records import MetadataValue, TensorInfo
 
-VERSION = 1
+VERSION = 2
 LEAN_COLUMNS = 0.3
 """An expert leans on the covariance of all experts as if that were so many tokens of its own per column (docs/LOG.md)."""
 SCALE = 32767

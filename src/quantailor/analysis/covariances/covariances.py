@@ -20,7 +20,7 @@ class InputCovariance:
     key: str
     """Names the input; matrices that are multiplied with the same one share it."""
     matrix: Floats
-    """E[x x^T], (n_cols, n_cols), symmetric."""
+    """E[x x^T], (n_cols, n_cols), symmetric; of token embeddings, what `embeddings` says."""
     n_tokens: int
     """Tokens behind it; of token embeddings, which have no input but a metric of their own, rows of the matrices that read them."""
     origin: str = ""

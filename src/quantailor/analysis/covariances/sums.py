@@ -67,3 +67,20 @@ def _task(packed: Floats, x: Floats, panel: Panel) -> Callable[[], None]:
 def diagonal(packed: Floats, n_cols: int) -> Floats:
     """The diagonal of a packed sum: (n_cols,)."""
     return np.concatenate([np.diagonal(panel.of(packed, n_cols)) for panel in panels(n_cols)])
+
+
+def add_diagonal(packed: Floats, n_cols: int, value: float) -> None:
+    """Add a multiple of the identity to a sum."""
+    for panel in panels(n_cols):
+        own = np.arange(panel.stop - panel.start)
+        panel.of(packed, n_cols)[own, own] += np.float32(value)
+
+
+def trace_of_product(one: Floats, other: Floats, n_cols: int) -> float:
+    """tr(A B) of two symmetric matrices, given as packed sums."""
+    total = 0.0
+    for panel in panels(n_cols):
+        products = panel.of(one, n_cols).astype(np.float64) * panel.of(other, n_cols)
+        height = panel.stop - panel.start  # what lies behind this square counts for its mirror image, too
+        total += 2 * float(products.sum()) - float(products[:, :height].sum())
+    return total
