@@ -128,7 +128,10 @@ def test_a_missing_file_and_a_folder_and_a_model(tmp_path: Path, books_llama_bas
     ("changed", "message"),
     [
         ({"version": MetadataValue("uint32", 3)}, "is of version 3, this Quantailor reads version 2. Update Quantailor"),
-        ({"version": MetadataValue("uint32", 1)}, "is of version 1, this Quantailor reads version 2. Get an intact copy, or compute it again"),
+        (
+            {"version": MetadataValue("uint32", 1)},
+            "is of version 1, this Quantailor reads version 2. Get an intact copy, or compute it again",
+        ),
         ({"model": MetadataValue("string", "n" * 64)}, "its header is not as it was written"),
         ({"fingerprint": MetadataValue("string", "0" * 64)}, "its header is not as it was written"),
         ({"fingerprint": MetadataValue("uint32", 7)}, "no usable quantailor.covariances.fingerprint"),

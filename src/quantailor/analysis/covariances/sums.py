@@ -70,14 +70,14 @@ def diagonal(packed: Floats, n_cols: int) -> Floats:
 
 
 def add_diagonal(packed: Floats, n_cols: int, value: float) -> None:
-    """Add a multiple of the identity to a sum."""
+    """Add a multiple of the identity, (n_cols, n_cols), to a packed sum."""
     for panel in panels(n_cols):
         own = np.arange(panel.stop - panel.start)
         panel.of(packed, n_cols)[own, own] += np.float32(value)
 
 
 def trace_of_product(one: Floats, other: Floats, n_cols: int) -> float:
-    """tr(A B) of two symmetric matrices, given as packed sums."""
+    """tr(A B) of two symmetric matrices, (n_cols, n_cols), given as packed sums."""
     total = 0.0
     for panel in panels(n_cols):
         products = panel.of(one, n_cols).astype(np.float64) * panel.of(other, n_cols)
