@@ -105,3 +105,19 @@ def test_what_a_model_may_do_without_is_not_missed(run: Command, tmp_path: Path)
     factors[0] = np.nan
     broken = write_llama(tmp_path / "broken.gguf", arrays={"rope_freqs.weight": factors})
     assert f"rope_freqs.weight {NOT_A_NUMBER}" in run("measure", broken, "--types", "Q8_0").error_line
+
+
+def test_llama_cpp_is_asked_once_of_a_sound_base(run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, asked = write_llama(tmp_path / "base.gguf"), []
+
+    def met(path: Path, fingerprint: str) -> None:
+        asked.append((path, fingerprint))
+
+    monkeypatch.setattr("quantailor.session.opened.unmet_tensor", met)
+    for command in ("measure", "measure", "plan"):
+        words = {"measure": ("--types", "Q8_0"), "plan": ("--bpw", 9)}[command]
+        assert run(command, base, *words).code == 0
+    assert [path for path, _ in asked] == [base]
+    write_llama(base, arrays={"blk.0.attn_norm.weight": ones(2)})
+    assert run("measure", base, "--types", "Q8_0").code == 0
+    assert [path for path, _ in asked] == [base, base]

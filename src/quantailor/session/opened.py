@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,10 +63,10 @@ def require_runnable(model: OpenedModel) -> None:
         raise ModelFormatError(f"{model.source.location} {unmet}", remedy="Convert the model again, or get an intact copy of the file")
 
 
-def defect(model: OpenedModel) -> str | None:
-    """Why llama.cpp could not run a model, and what to do, in words; None for a sound one. See `require_runnable`."""
+def defect(require: Callable[[OpenedModel], None], model: OpenedModel) -> str | None:
+    """What `require`, which is one of `require_runnable`, says of a model that llama.cpp could not run; None for a sound one."""
     try:
-        require_runnable(model)
+        require(model)
     except ModelError as error:
         return str(error)
     return None

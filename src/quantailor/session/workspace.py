@@ -21,6 +21,7 @@ from quantailor.analysis.texts import files_of, is_chat, parts_of
 from quantailor.control import QUIET, Control
 from quantailor.errors import CorpusError, ModelError, QuantailorError
 from quantailor.files import Closing, FilesState
+from quantailor.ggml import library
 from quantailor.jobs import Home, resolve
 from quantailor.models.contents import require_language_model
 from quantailor.models.identity import DEFINITION, Identity, description, identify
@@ -30,7 +31,7 @@ from quantailor.models.upstream.checkpoint import checkpoint_digest, checkpoint_
 from quantailor.processes.crews import ModelFiles
 from quantailor.session.covariances import KeptCovariances
 from quantailor.session.imatrices import KeptImatrices
-from quantailor.session.opened import OpenedModel, gguf_path, plain_label
+from quantailor.session.opened import OpenedModel, gguf_path, plain_label, require_runnable
 from quantailor.store import ModelRecord, Store
 
 SEEN_EVERY_S = 60.0
@@ -158,6 +159,14 @@ class Workspace(Closing):
         if _state_of_model(model.path) == model.files:
             files.wait_until_settled(_state_of_model(path))
             self._keep(str(path.absolute()), _state_of_model(path), replace(model.identity, lost=""))
+
+    def require_runnable(self, model: OpenedModel) -> None:
+        """Refuse a model that llama.cpp could not run, as `opened.require_runnable`; a sound one's header is read once in a home."""
+        known = f"{library.engine()}:{model.fingerprint}"
+        if not self.store.locations("sound", known):
+            require_runnable(model)
+            if not model.path.is_dir():
+                self.store.record_location("sound", known, model.path)
 
     def holds(self, path: Path, description: str) -> bool:
         """Whether the model at a path can be read and is the one of that description; see `OpenedModel.description`."""

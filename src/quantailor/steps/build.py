@@ -16,7 +16,7 @@ from quantailor.evidence.strategies import require_whole, strategy_of
 from quantailor.evidence.written import recipe
 from quantailor.making import building
 from quantailor.records import Strategy
-from quantailor.session import OpenedModel, Workspace, require_runnable
+from quantailor.session import OpenedModel, Workspace
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Screen, StepResult, WeightedStep
 from quantailor.store import StrategyRecord
@@ -94,7 +94,7 @@ class BuildStep(WeightedStep[BuildReport], kind="build", result=BuildReport):
 
     def _planned(self, workspace: Workspace, model: OpenedModel) -> tuple[Strategy, Rounding]:
         """What is written, and how its weights become codes. Raises StrategyError, CovarianceError, ImatrixError, ModelError."""
-        require_runnable(model)
+        workspace.require_runnable(model)
         strategy = recipe_of(workspace, model, self.strategy, self.imatrix)
         require_whole(strategy, model)
         rounding = strategy_rounding(workspace, model, strategy, imatrix=self.imatrix, wish=self.rounding, covariances=self.covariances)

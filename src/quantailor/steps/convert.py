@@ -19,7 +19,7 @@ from quantailor.evidence.written import converted_by, home_place, known_conversi
 from quantailor.models import upstream
 from quantailor.models.convert.base import write_base
 from quantailor.models.huggingface import HuggingFaceSource, refuse_unconvertible
-from quantailor.session import Workspace, lost_words, require_runnable
+from quantailor.session import Workspace, lost_words
 from quantailor.steps.options import Conversion, Way
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Answer, ModelStep, Screen, StepResult, WeightedStep
@@ -125,7 +125,7 @@ def native_refusal(workspace: Workspace, model: Path, way: Way = "auto") -> str 
 def _natively(workspace: Workspace, step: ConvertStep, stages: Stages) -> ConvertResult:
     with workspace.model(step.model) as model:
         source = model.source
-        require_runnable(model)
+        workspace.require_runnable(model)
         said = [f"the {source.family} family", *source.notes] if isinstance(source, HuggingFaceSource) else ["it is GGUF already"]
         why = f"native: {'; '.join(said)}"
         stages.note(why)

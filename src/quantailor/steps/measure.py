@@ -16,7 +16,7 @@ from quantailor.ggml import library
 from quantailor.processes.crews import ModelFiles
 from quantailor.qtypes import IMATRIX_EXEMPT
 from quantailor.records import WeightError
-from quantailor.session import Workspace, lost_words, require_runnable
+from quantailor.session import Workspace, lost_words
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Screen, StepResult, WeightedStep
 from quantailor.store import MeasurementKey
@@ -72,7 +72,7 @@ class MeasureStep(WeightedStep[MeasureResult], kind="measure", result=MeasureRes
         type_names = known_types(self.types)
         settings = MeasureSettings(exhaustive=self.exhaustive)
         with workspace.model(self.base, allow_requantize=self.allow_requantize) as model:
-            require_runnable(model)
+            workspace.require_runnable(model)
             if lost := lost_words(model):
                 stages.warn(lost)
             imatrix = workspace.imatrices.choose(model, self.imatrix, stages.warn)

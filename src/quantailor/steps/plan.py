@@ -26,7 +26,7 @@ from quantailor.ggml.reference import preset_name
 from quantailor.making import building, judging
 from quantailor.models.abilities import require_predictions
 from quantailor.records import Grounds, Prediction, RoundingWish, Strategy, TensorCells, TensorChoice
-from quantailor.session import AUTO, OpenedModel, Workspace, require_runnable
+from quantailor.session import AUTO, OpenedModel, Workspace
 from quantailor.steps.checks.limits import constraints_of, too_little
 from quantailor.steps.step import StepResult
 from quantailor.strategy import file as strategy_file
@@ -148,7 +148,7 @@ def plan(
         files.refuse_existing(output, overwrite=overwrite)
     preset_size = passed_over = None
     with workspace.model(base) as model:
-        require_runnable(model)
+        workspace.require_runnable(model)
         which = named_rounding(workspace, model, rounding, covariances)
         if isinstance(wanted, str):
             strategy, grounds = _same_types(workspace, model, wanted, imatrix, which)

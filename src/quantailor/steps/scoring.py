@@ -25,7 +25,7 @@ from quantailor.evidence.measurements import Measured, measured
 from quantailor.evidence.written import resting_base
 from quantailor.processes.crews import HERE, ModelFiles
 from quantailor.records import ChunkScore, Mix
-from quantailor.session import AUTO, CALIBRATION_TEXT, NONE, OpenedModel, Workspace, gguf_path, quantizable_tensors, require_runnable
+from quantailor.session import AUTO, CALIBRATION_TEXT, NONE, OpenedModel, Workspace, gguf_path, quantizable_tensors
 from quantailor.steps.checks.inputs import check_texts
 from quantailor.steps.measure import MeasureStep
 from quantailor.steps.options import DEFAULT_N_CTX, Compute
@@ -174,7 +174,7 @@ def scoring(
     Raises:
         InferenceError, CorpusError: the model or the text cannot be used.
     """
-    require_runnable(model)
+    workspace.require_runnable(model)
     path = gguf_path(model)
     corpus = workspace.seen_corpus(model, step.text_path)
     n_ctx = chunk_length(model.source, step.n_ctx, None if stages is None else stages.warn)

@@ -24,7 +24,7 @@ from quantailor.making import judging
 from quantailor.models.abilities import require_predictions
 from quantailor.processes.crews import ModelFiles
 from quantailor.records import PLAIN_TWIN, RowKind, Verdict
-from quantailor.session import AUTO, HELDOUT_TEXT, OpenedModel, Workspace, gguf_path, require_finite, require_runnable
+from quantailor.session import AUTO, HELDOUT_TEXT, OpenedModel, Workspace, gguf_path, require_finite
 from quantailor.steps.checks.inputs import check_texts
 from quantailor.steps.checks.verified import other_words, require_held_out, require_presets, require_same_model, reservations
 from quantailor.steps.judged.evaluating import Enquiry, check_evals, evaluate
@@ -141,7 +141,7 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             require_predictions(model.source)
             n_ctx = chunk_length(model.source, self.n_ctx, stages.warn)
             imatrix, told = verify_imatrix(workspace, model, self)
-            require_runnable(model)
+            workspace.require_runnable(model)
             ours = Path(self.file)
             for path in self.files:
                 with workspace.source(path) as source:

@@ -364,8 +364,8 @@ class Store(Closing):
     def record_location(self, kind: LocationKind, key: str, path: Path) -> None:
         """Remember where the file of a model, imatrix, strategy, text (SHA-256) or build (by strategy) lies, or how it was written.
 
-        A "part" is a text that a mix (by its SHA-256) is made of. A path holds one model or text, written in one way: what it held before
-        is not there any more.
+        A "part" is a text that a mix (by its SHA-256) is made of; "sound" is a model that llama.cpp can run (by both). A path holds one
+        model or text, written in one way: what it held before is not there any more.
         """
         place = str(Path(path).absolute())
         with self.transaction():

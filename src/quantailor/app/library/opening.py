@@ -152,7 +152,7 @@ def model_defect(workspace: Workspace, project: ProjectReport) -> str | None:
     if project.source is None:
         return None
     with workspace.model(project.source) as model:
-        return defect(model) if model.fingerprint == project.fingerprint else None
+        return defect(workspace.require_runnable, model) if model.fingerprint == project.fingerprint else None
 
 
 def disk_plan(workspace: Workspace, project: ProjectReport) -> DiskPlan:

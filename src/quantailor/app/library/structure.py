@@ -5,7 +5,7 @@ Tensors of a known project come from the store, so that they can be looked at wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource
 from quantailor.qtypes import IMATRIX_EXEMPT, QType, availability, fallback, needs_imatrix, never_quantized
 from quantailor.records import MetadataValue, TensorInfo
-from quantailor.session import OpenedModel, Workspace, defect
+from quantailor.session import OpenedModel, Workspace, defect, require_runnable
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,12 +324,12 @@ def inspect(model: str | Path, *, listener: Listener | None = None) -> ModelRepo
             workspace = None
         begin = partial(Told, listener or (lambda _: None))
         if workspace is None or contents(source) is not None:
-            return _report(source, identify(source, control=begin("identify")))
+            return _report(source, identify(source, control=begin("identify")), require_runnable)
         with workspace.watched(begin):
-            return _report(source, workspace.identity(model))
+            return _report(source, workspace.identity(model), workspace.require_runnable)
 
 
-def _report(source: ModelSource, identity: Identity) -> ModelReport:
+def _report(source: ModelSource, identity: Identity, require: Callable[[OpenedModel], None]) -> ModelReport:
     qtypes = library.types()
     found = contents(source)
     n_parameters = sum(tensor.n_elements for tensor in source.tensors)
@@ -344,7 +344,7 @@ def _report(source: ModelSource, identity: Identity) -> ModelReport:
         bits_per_weight=8 * tensor_bytes / max(1, n_parameters),
         is_quantized=bool(library.quantized_types(source.tensors)),
         other_contents=None if found is None else f"{found.what}, not a language model. {found.remedy}",
-        defect=None if found is not None else defect(OpenedModel(source, identity)),
+        defect=None if found is not None else defect(require, OpenedModel(source, identity)),
         config_files=source.config_files,
         metadata=dict(source.metadata),
         tensors=tuple(tensor_report(tensor, source.architecture, qtypes) for tensor in source.tensors),

@@ -17,7 +17,7 @@ from quantailor.analysis.covariances.covariance_file import CovarianceFile, Inpu
 from quantailor.analysis.importance.imatrix import TOKEN_EMBEDDINGS, Imatrix
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_layer_by_layer
-from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, gguf_path, quantizable_tensors, require_runnable
+from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, gguf_path, quantizable_tensors
 from quantailor.steps.calibration.imatrix import CalibrationStep, ImatrixReport, chunks_together, computation_key, imatrix_report
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import StepResult
@@ -91,7 +91,7 @@ class CalibrateStep(CalibrationStep[CalibrateReport], kind="calibrate", result=C
         return replace(needs, disk=tuple(disk), memory_bytes=needs.memory_bytes + sums)
 
     def _compute(self, workspace: Workspace, stages: Stages, model: OpenedModel, corpus: Corpus, key: ImatrixKey) -> tuple[Imatrix, Path]:
-        require_runnable(model)
+        workspace.require_runnable(model)
         place = _place(workspace, model, key)
         budget_bytes = self.memory_bytes or BUDGET_BYTES
         sums_bytes = min(budget_bytes, expected_bytes(quantizable_tensors(model.source))[0])

@@ -20,7 +20,7 @@ from quantailor.evidence.grounds import command_line
 from quantailor.present import words
 from quantailor.processes.crews import ModelFiles
 from quantailor.qtypes import IMATRIX_EXEMPT
-from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, fitted, gguf_path, quantizable_tensors, require_runnable
+from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, fitted, gguf_path, quantizable_tensors
 from quantailor.steps.checks.inputs import check_texts
 from quantailor.steps.options import DEFAULT_N_CTX, Compute
 from quantailor.steps.stages import Stages
@@ -117,7 +117,7 @@ def computation_key(
 
 
 def _compute(workspace: Workspace, step: ImatrixStep, stages: Stages, model: OpenedModel, corpus: Corpus, key: ImatrixKey) -> Imatrix:
-    require_runnable(model)
+    workspace.require_runnable(model)
     store = workspace.store
     progress = store.imatrix_progress(key)
     base, tokens = ModelFiles(gguf_path(model), model.fingerprint, model.files), chunks(corpus, key.n_ctx, limit=step.chunks)
