@@ -91,11 +91,11 @@ def stop(server: subprocess.Popen[str]) -> None:
         each.suspend()
 
 
-@pytest.mark.parametrize(("fail", "words"), [(kill, "was lost"), (stop, "gave no sign of life for 5 seconds")])
+@pytest.mark.parametrize(("fail", "words"), [(kill, "was lost"), (stop, "gave no sign of life for 15 seconds")])
 def test_a_server_that_fails_is_named_and_the_job_goes_on(
     fail: Callable[[subprocess.Popen[str]], None], words: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("QUANTAILOR_RPC_PATIENCE_SECONDS", "5")
+    monkeypatch.setenv("QUANTAILOR_RPC_PATIENCE_SECONDS", "15")
     base, home, ports = write_small_base(tmp_path / "base.gguf"), tmp_path / "home", (free_port(), free_port())
     result(start(home, "measure", base, "--types", TYPES, "--threads", 1))
     sweep: Words = ("sweep", base, "-f", text, "--n-ctx", 64, "--types", TYPES, "--chunks", 12, "--threads", 1)

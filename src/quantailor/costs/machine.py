@@ -91,7 +91,7 @@ def _limits_of(mount: Path, path: str, most: str, taken: str) -> Iterator[_Limit
             rows = (line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
             counts = {name: int(number) for name, number in rows}
             pages = max(sum(counts.get(name, 0) for name in names) for names in _PAGES_OF_FILES)
-            yield _Limit(most_bytes, int((folder / taken).read_text(encoding="ascii")) - pages)
+            yield _Limit(most_bytes, max(0, int((folder / taken).read_text(encoding="ascii")) - pages))
 
 
 def _existing(path: Path) -> Path:
