@@ -23,7 +23,7 @@ from quantailor.pipeline import MakeStep, StudyStep
 from quantailor.session import Workspace
 from quantailor.steps.calibration.calibrate import CalibrateStep
 from quantailor.steps.calibration.imatrix import ImatrixStep
-from quantailor.steps.convert import ConvertStep
+from quantailor.steps.conversion.convert import ConvertStep
 from quantailor.steps.measure import MeasureStep
 from quantailor.steps.plan import PlanOptions
 from quantailor.steps.probe import ProbeStep

@@ -15,7 +15,7 @@ from quantailor.errors import ModelError
 from quantailor.pipeline import StudyStep
 from quantailor.session import Workspace
 from quantailor.steps.build import BuildStep
-from quantailor.steps.convert import ConvertStep
+from quantailor.steps.conversion.convert import ConvertStep
 from quantailor.steps.measure import MeasureStep
 from quantailor.steps.plan import PlanOptions, plan
 from tiny_models import write_tiny

@@ -16,7 +16,7 @@ from quantailor.app.library.projects import list_projects
 from quantailor.costs import machine
 from quantailor.errors import DownloadDamagedError, ResourceError
 from quantailor.session import Workspace
-from quantailor.steps.convert import ConvertStep
+from quantailor.steps.conversion.convert import ConvertStep
 from quantailor.steps.measure import MeasureResult, MeasureStep
 from quantailor.steps.options import HubModel
 from quantailor.steps.step import Step, StepResult

@@ -1,7 +1,8 @@
 """Stands in for llama.cpp's convert_hf_to_gguf.py: takes its arguments, talks like it, and does what config.json asks for.
 
 `fake` in config.json may hold: `fails`, the lines to end with; `slow`, seconds between blocks; `pid` and `environment`, files
-to write these to; `runs`, a file that gets a line for each run. What it writes is the directory's `ready.data`.
+to write these to; `runs`, a file that gets a line for each run. What it writes is the directory's `ready.data`, with `--mmproj` its
+`projector.data`.
 """
 
 from __future__ import annotations
@@ -22,17 +23,21 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--outfile")
     parser.add_argument("--outtype")
+    parser.add_argument("--mmproj", action="store_true")
     asked = parser.parse_args()
-    assert asked.outtype == "auto"
+    assert asked.outtype in (("f16", "bf16", "q8_0") if asked.mmproj else ("auto",))
     wanted = json.loads((asked.model / "config.json").read_text(encoding="utf-8")).get("fake", {})
     tell(wanted)
     sys.stderr.write(f"INFO:hf-to-gguf:Loading model: {asked.model.name}\n")
     if "fails" in wanted:
         sys.stderr.write("\n".join(wanted["fails"]) + "\n")
         sys.exit(1)
-    data = (asked.model / "ready.data").read_bytes()
-    # llama.cpp fills in the type where the name has braces.
-    with Path(asked.outfile.format(ftype="bf16")).open("wb") as output:
+    data = (asked.model / ("projector.data" if asked.mmproj else "ready.data")).read_bytes()
+    # llama.cpp fills in the type where the name has braces; versions before 2026 put "mmproj-" before a projector's.
+    place = Path(asked.outfile.format(ftype="bf16"))
+    if asked.mmproj and "mmproj" not in place.name:
+        place = place.with_name(f"mmproj-{place.name}")
+    with place.open("wb") as output:
         for number in range(BLOCKS):
             output.write(data[len(data) * number // BLOCKS : len(data) * (number + 1) // BLOCKS])
             output.flush()
@@ -51,7 +56,7 @@ def tell(wanted: dict[str, str]) -> None:
         Path(wanted["environment"]).write_text(json.dumps(dict(os.environ)), encoding="utf-8")
     if "runs" in wanted:
         with Path(wanted["runs"]).open("a", encoding="utf-8") as runs:
-            runs.write("run\n")
+            runs.write(" ".join(sys.argv[4:]) + "\n")
 
 
 if __name__ == "__main__":

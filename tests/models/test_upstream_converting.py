@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from foreign_models import SCRIPT, write_foreign
 from gguf_files import joined
+from vision_models import write_vision
 
 from quantailor.control import Control, NullControl
 from quantailor.errors import (
@@ -29,7 +31,7 @@ from quantailor.errors import (
     UnsupportedModelError,
 )
 from quantailor.models.gguf_file import GGUFSource
-from quantailor.models.upstream import Converter, checkpoint_digest, convert_directory
+from quantailor.models.upstream import Converter, checkpoint_digest, convert_directory, product
 
 CONVERTER = Converter(SCRIPT, "llama.cpp's converter 1.2.3")
 PATIENCE_S = 30.0
@@ -167,6 +169,20 @@ def test_a_python_that_cannot_be_run_is_named(tmp_path: Path) -> None:
         convert_directory(folder, tmp_path / "b.gguf", converter=CONVERTER, python=folder / "config.json", log=log, control=NullControl())
 
 
+@pytest.mark.parametrize("name", ["mmproj.gguf", "tower.gguf"])
+def test_a_projector_appears_whole_or_not_at_all(name: str, tmp_path: Path) -> None:
+    output, log = tmp_path / "out" / name, tmp_path / "convert.log"
+    settings: Any = {"converter": CONVERTER, "python": Path(sys.executable), "log": log, "product": product("f16")}
+    stopped = write_vision(tmp_path / "slow", slow=0.05)
+    with pytest.raises(Paused):
+        convert_directory(stopped, output, control=Watched(pause_at=50e6), **settings)
+    assert list(output.parent.iterdir()) == []
+
+    folder = write_vision(tmp_path / "model")
+    assert convert_directory(folder, output, control=NullControl(), **settings).read_bytes() == (folder / "projector.data").read_bytes()
+    assert [path.name for path in output.parent.iterdir()] == [name]
+
+
 def test_what_is_no_model_or_quantized_does_not_get_the_name(tmp_path: Path) -> None:
     with pytest.raises(ModelFormatError, match=r"the file that llama\.cpp's converter 1\.2\.3 wrote for"):
         convert(write_foreign(tmp_path / "broken", ready=joined()[:200]), tmp_path / "out" / "a.gguf")
@@ -215,6 +231,7 @@ def test_it_does_not_outlive_whoever_started_it(tmp_path: Path) -> None:
     code = f"""
 import sys; sys.path[:0] = {sys.path!r}
 from pathlib import Path
+from typing import Any
 from test_upstream_converting import convert
 convert(Path({str(folder)!r}), Path({str(output)!r}))"""
     starter = subprocess.Popen([sys.executable, "-c", code])

@@ -9,6 +9,7 @@ from quantailor.evidence.measurements import usual_types
 from quantailor.evidence.recipes import reference_of
 from quantailor.ggml import library
 from quantailor.models.hub import find_token
+from quantailor.models.upstream import ProjectorType, ProjectorWish
 from quantailor.pipeline import (
     LEVEL_SETTINGS,
     LEVELS,
@@ -28,7 +29,8 @@ from quantailor.steps.build import BuildReport, BuildStep
 from quantailor.steps.calibration.calibrate import CalibrateReport, CalibrateStep
 from quantailor.steps.calibration.imatrix import ImatrixReport, ImatrixStep, use_imatrix
 from quantailor.steps.checks.ranges import RANGES
-from quantailor.steps.convert import ConversionOffer, ConvertResult, ConvertStep, conversion_offer
+from quantailor.steps.conversion.convert import ConversionOffer, ConvertResult, ConvertStep, conversion_offer
+from quantailor.steps.conversion.projector import Projector
 from quantailor.steps.hub.download import DownloadResult, DownloadStep, cached_model, shipped_imatrix
 from quantailor.steps.hub.publish import PublishResult, PublishStep
 from quantailor.steps.measure import MeasureResult, MeasureStep

@@ -69,6 +69,11 @@ def contents(source: ModelSource) -> Contents | None:
     return None if _EMBEDDINGS in names or any(name.startswith("blk.") for name in names) else _PARTS
 
 
+def is_projector(source: ModelSource) -> bool:
+    """Whether a file holds a vision tower or an audio encoder for a language model that is another file."""
+    return contents(source) == _PROJECTOR
+
+
 def _by_names(names: list[str]) -> Contents | None:
     if names and all(name.endswith((".lora_a", ".lora_b")) for name in names):
         return _ADAPTER

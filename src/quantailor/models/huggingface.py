@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -60,7 +61,9 @@ class HuggingFaceSource:
             self.family = type(family).__name__
             """For people: "Llama"."""
             planned = family.plan(arrays)
-            self.left_out = family.left_out
+            self.left_out = tuple(family.left_out)
+            self.left_out_why = dict(Counter(family.left_out.values()))
+            """Why arrays are left out, and how many."""
             self._planned = {tensor.info.name: tensor for tensor in planned}
             if len(self._planned) != len(planned):
                 raise ModelFormatError(f"{self.folder} has several tensors that would get the same name in GGUF", remedy=INTACT)

@@ -19,6 +19,7 @@ from quantailor.present import words
 from quantailor.records import Strategy
 from quantailor.session import NONE, Workspace, plain_label
 from quantailor.steps.build import BuildReport
+from quantailor.steps.conversion.projector import Projector, projectors_beside
 from quantailor.steps.plan import PlanOptions, PlanResult, Target, plan_result, target_of
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import StepResult
@@ -57,6 +58,8 @@ class LadderResult(StepResult):
     """One verdict on all files."""
     card: str
     """The README.md of the directory."""
+    mmproj: Projector | None = None
+    """The vision tower or audio encoder as a file of its own, where it was asked for."""
 
 
 def size_asked(text: str) -> tuple[str, Target]:
@@ -163,6 +166,7 @@ class LadderStep(MakingStep[LadderResult], kind="ladder", result=LadderResult):
             rungs=tuple(rungs),
             verify=verified,
             card=self.write_card(workspace, ready, rungs, verified, stages),
+            mmproj=ready.projector and ready.projector.beside(rungs[len(rungs) // 2].file),
         )
 
     @property
@@ -221,6 +225,7 @@ class LadderStep(MakingStep[LadderResult], kind="ladder", result=LadderResult):
                 rounding=self.rounding,
                 uses_imatrix=ready.imatrix != NONE,
                 repo_id=self.base_model,
+                projectors=projectors_beside(model.source, self.folder),
             )
         if place.exists() and not self.overwrite and not is_as_written(place):
             stages.warn(f"{place} is not as it was written and stays so; --force replaces it.")

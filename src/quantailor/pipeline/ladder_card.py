@@ -14,6 +14,7 @@ from quantailor.models.abilities import trained_context
 from quantailor.models.source import ModelSource
 from quantailor.present import cards, words
 from quantailor.records import Prediction, Verdict, VerdictRow
+from quantailor.steps.conversion.projector import Projector, projectors_section
 
 CARD = "README.md"
 _SEAL = re.compile(r"<!-- quantailor card ([0-9a-f]{16}) -->\n\Z")
@@ -43,6 +44,7 @@ def ladder_card(
     rounding: str,
     uses_imatrix: bool,
     repo_id: str | None = None,
+    projectors: Sequence[Projector] = (),
 ) -> str:
     """The text of the card.
 
@@ -54,6 +56,7 @@ def ladder_card(
         rounding: "plain" or "compensated".
         uses_imatrix: whether they were made with an importance matrix.
         repo_id: the original's name on the hub; None takes what the model says.
+        projectors: vision towers and audio encoders beside them.
     """
     repo_id = repo_id or cards.original(source.metadata)
     origin = f"[{repo_id}](https://huggingface.co/{repo_id})" if repo_id else source.name
@@ -68,6 +71,7 @@ def ladder_card(
             _measured(verdict, graph),
             _predicted(files),
             _running(files, source),
+            *projectors_section(files[len(files) // 2].file, projectors),
             _making(rounding),
         )
     )

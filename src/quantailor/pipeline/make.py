@@ -22,9 +22,11 @@ from quantailor.evidence.written import recipe
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
 from quantailor.making import judging
+from quantailor.models import upstream
 from quantailor.models.abilities import require_predictions
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.source import ModelSource
+from quantailor.models.upstream import ProjectorWish
 from quantailor.pipeline.parts import Parts, PipelineStep
 from quantailor.pipeline.recipes import write_recipe
 from quantailor.records import Strategy
@@ -34,7 +36,8 @@ from quantailor.steps.checks.folder import alone_in, refuse_busy, refuse_other_r
 from quantailor.steps.checks.inputs import asked_bits, check_plan, check_possible, check_texts, require_long_texts
 from quantailor.steps.checks.limits import constraints_of
 from quantailor.steps.checks.verified import require_apart
-from quantailor.steps.convert import ConvertStep, with_base, with_known_base
+from quantailor.steps.conversion.convert import ConvertStep, with_base, with_known_base
+from quantailor.steps.conversion.projector import Projector, ProjectorWork
 from quantailor.steps.judged.evaluating import check_evals
 from quantailor.steps.measure import known_types
 from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX, Evals
@@ -65,6 +68,8 @@ class MakeResult(StepResult):
     build: BuildReport
     plan: PlanResult
     verify: VerifyResult | None
+    mmproj: Projector | None = None
+    """The vision tower or audio encoder as a file of its own, where it was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,7 @@ class Ready:
     evidence: str | None
     """The name of the probes."""
     parts: Parts
+    projector: Projector | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +118,8 @@ class MakingStep(PipelineStep[Answer]):
     """As of `VerifyStep`."""
     evals: Evals = field(default_factory=Evals)
     """As of `VerifyStep`."""
+    mmproj: ProjectorWish = "none"
+    """What a vision tower or an audio encoder is stored in, which llama.cpp's converter makes a file of; "none" leaves it out."""
 
     @property
     def takes_turns(self) -> bool:
@@ -125,6 +133,8 @@ class MakingStep(PipelineStep[Answer]):
         refuse_busy(self.folder)
         check_texts(self.verify_text)
         check_evals(self.evals)
+        if self.mmproj != "none" and self.hub is None:
+            upstream.require_tower(Path(self.model))
         claims = self.verify and (self.chunks is None or self.chunks >= judging.MIN_CHUNKS)
         if claims and self.verify_text is not None:
             require_apart(Path(self.text) if self.text else CALIBRATION_TEXT, Path(self.verify_text))
@@ -220,6 +230,7 @@ class MakingStep(PipelineStep[Answer]):
         began = time.monotonic()
         if self.seconds is not None:
             stages.limit(self.seconds)
+        projector = self.make_projector(workspace, stages)
         step = with_base(workspace, self, self.folder / "base.gguf", stages, overwrite=True)
         if step.probed or step.verify:
             with workspace.source(step.model) as source:
@@ -261,7 +272,14 @@ class MakingStep(PipelineStep[Answer]):
                 probes = step.with_time_left(began).probes(weights, imatrix, source)
             probed = probes.run(workspace, stages)
         evidence = None if probed is None else probed.grounds.name
-        return step.finish(workspace, stages, Ready(self.model, base, weights, imatrix, evidence, parts))
+        return step.finish(workspace, stages, Ready(self.model, base, weights, imatrix, evidence, parts, projector))
+
+    def make_projector(self, workspace: Workspace, stages: Stages) -> Projector | None:
+        """The projector, where it was asked for; soon done, and so before what is long. Raises as `ProjectorWork.make` does."""
+        if self.mmproj == "none":
+            return None
+        output = self.folder / f"{upstream.MARK}-{self.mmproj.upper()}.gguf"
+        return ProjectorWork(Path(self.model), output, self.mmproj, self.conversion, self.overwrite).make(workspace, stages)
 
     @abstractmethod
     def finish(self, workspace: Workspace, stages: Stages, ready: Ready) -> Answer:
@@ -453,4 +471,5 @@ class MakeStep(MakingStep[MakeResult], kind="make", result=MakeResult):
             build=built,
             plan=planned,
             verify=verified,
+            mmproj=ready.projector and ready.projector.beside(built.paths[0]),
         )

@@ -36,7 +36,7 @@ from quantailor.session import AUTO, NONE, OpenedModel, Workspace
 from quantailor.steps.calibration.calibrate import CalibrateStep
 from quantailor.steps.calibration.imatrix import ImatrixStep
 from quantailor.steps.checks.inputs import check_imatrix, check_texts
-from quantailor.steps.convert import WholeStep
+from quantailor.steps.conversion.convert import WholeStep
 from quantailor.steps.measure import MeasureStep, known_types
 from quantailor.steps.probe import (
     DEFAULT_ANCHORS,

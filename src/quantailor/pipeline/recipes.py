@@ -52,6 +52,7 @@ def write_recipe(step: MakingStep[StepResult], place: str, model: OpenedModel, a
         "prompts": step.evals.prompts if "greedy" in step.evals.names else None,
         "choices": _place(step.evals.choices, folder),
         "allow-requantize": step.allow_requantize or None,
+        "mmproj": None if step.mmproj == "none" else step.mmproj,
         "way": None if step.conversion.way == "auto" else step.conversion.way,
     }
     told = {key: value for key, value in options.items() if value not in (None, [], {}, False) or key == "verify"}

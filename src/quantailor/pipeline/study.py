@@ -21,7 +21,7 @@ from quantailor.pipeline.parts import LEVEL_SETTINGS, Level, LevelSettings, Part
 from quantailor.session import AUTO, CALIBRATION_TEXT, NONE, OpenedModel, Workspace
 from quantailor.steps.calibration.imatrix import use_imatrix
 from quantailor.steps.checks.inputs import require_long_texts
-from quantailor.steps.convert import ConvertStep, with_base, with_known_base
+from quantailor.steps.conversion.convert import ConvertStep, with_base, with_known_base
 from quantailor.steps.measure import MeasureResult, known_types
 from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX
 from quantailor.steps.probe import Grouping, ProbeResult, ProbeStep

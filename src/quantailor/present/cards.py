@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 
 import yaml
 
+from quantailor.present import words
 from quantailor.present.evals import eval_tables
 from quantailor.records import Estimate, MetadataValue, Verdict
 
@@ -48,6 +50,30 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = (columns, ["---"] * len(columns), *rows)
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def projector_commands(model: str, projector: str, takes: Sequence[str]) -> tuple[str, ...]:
+    """Commands that run a text model's file with a projector beside it, which takes "images" or "sound" or both."""
+    files = shlex.join(("-m", model, "--mmproj", projector))
+    asked = {"images": "--image picture.jpg -p 'What is in this picture?'", "sound": "--audio speech.wav -p 'What is said here?'"}
+    return (*(f"llama-mtmd-cli {files} {asked[what]}" for what in takes if what in asked), f"llama-server {files}")
+
+
+def projectors(model: str, found: Sequence[tuple[str, str, int, Sequence[str]]]) -> str:
+    """The section on projectors that lie beside a text model's file.
+
+    Args:
+        model: the name of the text model's file.
+        found: of each projector, of which there is one at least, the file's name, its type, its size in bytes, and what it takes.
+    """
+    rows = [(f"[{name}]({name})", type_name, words.size(size), " and ".join(takes)) for name, type_name, size, takes in found]
+    name, _, _, takes = found[0]
+    commands = "\n".join(projector_commands(model, name, takes))
+    return (
+        f"## With {' and '.join(takes) or 'a projector'}\n\nThe model's tower is a file of its own, as llama.cpp's converter writes it; it "
+        f"goes with every file of the model, and was not measured:\n\n{table(('file', 'type', 'size', 'takes'), rows)}\n"
+        f"```\n{commands}\n```\n"
+    )
 
 
 def with_error(value: Estimate, digits: int) -> str:

@@ -27,7 +27,7 @@ from quantailor.models.contents import require_language_model
 from quantailor.models.identity import DEFINITION, Identity, description, identify
 from quantailor.models.opening import model_files, open_model, require_unquantized
 from quantailor.models.source import ModelSource
-from quantailor.models.upstream.checkpoint import checkpoint_digest, checkpoint_files
+from quantailor.models.upstream.checkpoint import checkpoint_digest, checkpoint_files, files_digest
 from quantailor.processes.crews import ModelFiles
 from quantailor.session.covariances import KeptCovariances
 from quantailor.session.imatrices import KeptImatrices
@@ -181,8 +181,29 @@ class Workspace(Closing):
 
     def is_as_written(self, path: Path, recipe: str) -> bool:
         """Whether a file is what that recipe gave when it was written, down to what describes it."""
+        return any(self.holds(path, content) for content in self._written(path, recipe))
+
+    def note_file(self, path: Path, recipe: str) -> None:
+        """The same for a file that is no language model."""
+        self.store.record_location("written", f"{recipe}:{self._file_digest(path)}", path)
+
+    def is_file_as_written(self, path: Path, recipe: str) -> bool:
+        """The same for a file that is no language model, to the byte. Raises ModelError where it cannot be read."""
+        wanted = self._written(path, recipe)
+        return bool(wanted) and path.is_file() and self._file_digest(path) in wanted
+
+    def _written(self, path: Path, recipe: str) -> list[str]:
+        """What that recipe gave when the file was written."""
         keys = (each.key.rpartition(":") for each in self.store.every_location("written") if each.path == path.absolute())
-        return any(made == recipe and self.holds(path, content) for made, _, content in keys)
+        return [content for made, _, content in keys if made == recipe]
+
+    def _file_digest(self, path: Path) -> str:
+        """Of a file's bytes; remembered as long as it stays as it is."""
+
+        def now() -> FilesState:
+            return files.state_of([path])
+
+        return self._read_once(f"file {path.absolute()}", now(), now, lambda: Identity(files_digest([path]))).fingerprint
 
     def _content(self, path: Path) -> str:
         fingerprint = self.identity(path).fingerprint

@@ -14,10 +14,11 @@ from quantailor.errors import UnsupportedModelError
 from quantailor.files import Closing
 from quantailor.jobs import Listener, Progress
 from quantailor.models.gguf_file import GGUFSource
+from quantailor.models.upstream import ProjectorType
 from quantailor.pipeline import StudyStep
 from quantailor.records import TensorInfo
 from quantailor.session import AUTO, Workspace
-from quantailor.steps.convert import ConvertStep
+from quantailor.steps.conversion.convert import ConvertStep
 from quantailor.steps.hub.download import DownloadResult, DownloadStep
 from quantailor.steps.options import Compute, absolute
 from quantailor.steps.step import Step, StepResult
@@ -137,16 +138,28 @@ def download(
         return run(workspace, DownloadStep(repo_id=repository, revision=revision, gguf_file=gguf_file), None)
 
 
-def convert(model: Model, output: str | Path, *, overwrite: bool = False) -> Model:
+def convert(
+    model: Model, output: str | Path, *, overwrite: bool = False, mmproj: str | Path | None = None, mmproj_type: ProjectorType = "f16"
+) -> Model:
     """Write the 16-bit base of a Hugging Face directory and return it, opened in the same home.
 
+    Args:
+        model: the directory.
+        output: the base.
+        overwrite: replace files that are there.
+        mmproj: also write the vision tower or audio encoder here, through llama.cpp's converter.
+        mmproj_type: what that is stored in: "f16", "bf16" or "q8_0".
+
     Raises:
-        UnsupportedModelError: the model is a GGUF file already, or of a family that neither way of conversion knows.
+        UnsupportedModelError: the model is a GGUF file already, of a family that neither way of conversion knows, or has no tower.
+        ConverterError: llama.cpp's converter cannot be had or fails.
         OutputError: the file exists, or cannot be written.
     """
     if model.path.is_file():
         raise UnsupportedModelError(f"{model.path} is GGUF already", remedy="Use it as it is")
-    step = ConvertStep(model=str(model.path), output=absolute(output), overwrite=overwrite)
+    step = ConvertStep(
+        model=str(model.path), output=absolute(output), overwrite=overwrite, mmproj=optional_path(mmproj), mmproj_type=mmproj_type
+    )
     path = Path(run_on(model, step).path)
     with model.workspace.model(path) as opened:
         tensors = tuple(opened.source.tensors)

@@ -18,7 +18,7 @@ from quantailor.pipeline import Level
 from quantailor.session import Workspace
 from quantailor.session.covariances import KeptCovariances
 from quantailor.session.imatrices import KeptImatrices
-from quantailor.steps.convert import openable
+from quantailor.steps.conversion.convert import openable
 from quantailor.store import CalibrationRecord, Location, MeasurementKey, ModelRecord, ResultCounts
 
 

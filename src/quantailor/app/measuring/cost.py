@@ -69,7 +69,7 @@ from quantailor.records import RoundingWish, TensorInfo
 from quantailor.session import AUTO, NONE, Workspace
 from quantailor.steps.calibration.calibrate import CalibrateStep
 from quantailor.steps.calibration.imatrix import ImatrixStep
-from quantailor.steps.convert import with_known_base
+from quantailor.steps.conversion.convert import with_known_base
 from quantailor.steps.measure import MeasureStep, known_types
 from quantailor.steps.options import DEFAULT_N_CTX
 from quantailor.steps.plan import PlanOptions

@@ -21,6 +21,7 @@ from quantailor.models.source import ModelSource
 from quantailor.present import cards, words
 from quantailor.records import PLAIN_TWIN, Grounds, MetadataValue, Strategy, TensorInfo, Verdict, VerdictRow, bits_per_weight
 from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, OpenedModel, Workspace
+from quantailor.steps.conversion.projector import Projector, projectors_beside, projectors_section
 from quantailor.steps.hub.publish import is_listed_name as is_listed_name
 from quantailor.store import CalibrationRecord
 
@@ -63,6 +64,7 @@ class _Facts:
     no_prediction: str | None
     grounds: Grounds | None
     repo_id: str | None
+    projectors: Sequence[Projector]
 
     @property
     def bits_per_weight(self) -> float:
@@ -158,6 +160,7 @@ def _facts(workspace: Workspace, base: Path, file: Path, repo_id: str | None) ->
                 no_prediction=reason,
                 grounds=None if known.knowledge is None else known.knowledge.grounds,
                 repo_id=_repo_id(model.source, repo_id),
+                projectors=projectors_beside(model.source, paths[0].parent),
             )
 
 
@@ -187,6 +190,7 @@ def _card(facts: _Facts) -> str:
         _measured(facts),
         _not_measured(facts),
         _types(facts),
+        *projectors_section(facts.file, facts.projectors),
         _reproducing(facts),
     )
     return "\n".join(sections)

@@ -162,6 +162,7 @@ def make(
     chunks: options.Chunks = None,
     against: options.Against = None,
     beside: options.Beside = None,
+    mmproj: options.ProjectorWish = "none",
     force: Annotated[bool, typer.Option("--force", help="Replace the result of another make.", rich_help_panel="Common")] = False,
     recipe: Annotated[
         Path | None,
@@ -199,7 +200,8 @@ def make(
         beside=beside,
         evals=evaluations.evals,
         overwrite=force,
-        conversion=converting.conversion(asked.repository_of_model),
+        conversion=converting.conversion(asked.repository_of_model, makes_projector=mmproj != "none"),
+        mmproj=mmproj,
     )
     run.execute(task)
 

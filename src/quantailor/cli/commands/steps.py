@@ -112,7 +112,10 @@ def _show_largest(found: inspection.LargestTensors) -> None:
     out.print(f"{len(found.tensors)} of {plural(found.n_tensors, 'tensor')} hold {words.percent(found.share, 1)} of the bytes: {whole}")
 
 
-@command(epilog="Examples: quantailor convert ./Llama-3.2-1B -o base.gguf | quantailor convert meta-llama/Llama-3.2-1B -o base.gguf")
+@command(
+    epilog="Examples: quantailor convert ./Llama-3.2-1B -o base.gguf | quantailor convert meta-llama/Llama-3.2-1B -o base.gguf | "
+    "quantailor convert ./gemma-3-4b-it -o base.gguf --mmproj mmproj-F16.gguf"
+)
 def convert(
     hub: options.Hub,
     converting: options.Converting,
@@ -121,19 +124,26 @@ def convert(
         Path, typer.Argument(metavar="HF_DIR", parser=options.model_path, help="A Hugging Face directory, or ORG/NAME of the hub.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The base to write.")],
+    mmproj: options.ProjectorFile = None,
+    mmproj_type: options.ProjectorFileType = "f16",
     force: options.Force = False,
 ) -> None:
     """Write the 16-bit base GGUF of a Hugging Face directory or a repository; parts outside the text model are left out and listed.
 
-    Models that Quantailor does not convert itself go through llama.cpp's converter, which needs torch and transformers.
+    With --mmproj a vision tower or an audio encoder becomes a file of its own. That, and models that Quantailor does not convert itself, go
+    through llama.cpp's converter, which needs torch and transformers.
     """
     repository = hub.repository(model)
+    if mmproj is not None and mmproj.name.lower() in ("none", "f16", "bf16", "q8_0"):
+        raise typer.BadParameter("--mmproj names the file to write; its type is --mmproj-type")
     task = ConvertStep(
         model=options.place(model, repository),
         hub=repository,
         output=absolute(output),
         overwrite=force,
-        conversion=converting.conversion(repository),
+        conversion=converting.conversion(repository, makes_projector=mmproj is not None),
+        mmproj=optional_path(mmproj),
+        mmproj_type=mmproj_type,
     )
     run.execute(task)
 

@@ -347,9 +347,12 @@ class Converting:
     way: Way = "auto"
     trust_remote_code: TrustRemoteCode = False
 
-    def conversion(self, hub: HubModel | None) -> Conversion:
-        """The same as a step takes it. Raises typer.BadParameter where options contradict each other."""
-        if self.way == "native" and (self.converter is not None or self.trust_remote_code):
+    def conversion(self, hub: HubModel | None, *, makes_projector: bool = False) -> Conversion:
+        """The same as a step takes it; a projector takes llama.cpp's converter in any way.
+
+        Raises typer.BadParameter where options contradict each other.
+        """
+        if self.way == "native" and not makes_projector and (self.converter is not None or self.trust_remote_code):
             raise typer.BadParameter("--converter and --trust-remote-code are llama.cpp's converter's, and --way native does without it")
         if hub is not None and self.trust_remote_code:
             raise typer.BadParameter("code of a repository is not downloaded: fetch it yourself, read it, and give the directory")

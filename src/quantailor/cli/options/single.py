@@ -158,6 +158,27 @@ Way = Annotated[
         rich_help_panel="Conversion",
     ),
 ]
+ProjectorFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--mmproj",
+        help="Also write the vision tower or audio encoder, as a file for llama.cpp's own --mmproj, through llama.cpp's converter.",
+        rich_help_panel="Conversion",
+    ),
+]
+ProjectorFileType = Annotated[
+    options.ProjectorType,
+    typer.Option("--mmproj-type", case_sensitive=False, help="What the file of --mmproj is stored in.", rich_help_panel="Conversion"),
+]
+ProjectorWish = Annotated[
+    options.ProjectorWish,
+    typer.Option(
+        "--mmproj",
+        case_sensitive=False,
+        help="Also write the vision tower or audio encoder in that type, as mmproj-TYPE.gguf, through llama.cpp's converter.",
+        rich_help_panel="Conversion",
+    ),
+]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantailor.app.products.verdicts import MIN_CHUNKS
-from quantailor.app.steps import BuildReport, ConvertResult, LadderResult, MakeResult, VerifyResult
+from quantailor.app.steps import BuildReport, ConvertResult, LadderResult, MakeResult, Projector, VerifyResult
 from quantailor.cli.output import console, table
 from quantailor.cli.show.choosing import planned
 from quantailor.present import words
@@ -20,8 +20,18 @@ from quantailor.records import Verdict, VerdictRow
 def converted(result: ConvertResult) -> None:
     console().print(f"{result.path}: {plural(result.n_tensors, 'tensor')}, {words.size(result.size_bytes)}")
     console().print(result.why, markup=False, soft_wrap=True)
-    if result.left_out:
-        console().print(f"left out: {', '.join(result.left_out)}", markup=False)
+    for line in result.left_out_why:
+        console().print(f"left out: {line}", markup=False, soft_wrap=True)
+    _projector(result.mmproj)
+
+
+def _projector(found: Projector | None) -> None:
+    """The vision tower or audio encoder, and how to run it."""
+    if found is not None:
+        out = console()
+        out.print(f"{found.path}: {' and '.join(found.takes)}, {found.type_name}, {words.size(found.size_bytes)}", markup=False)
+        for line in found.run:
+            out.print(f"run with  {line}", markup=False, soft_wrap=True)
 
 
 def built(report: BuildReport) -> None:
@@ -55,6 +65,7 @@ def made(result: MakeResult) -> None:
     """The end of the whole way."""
     planned(result.plan)
     built(result.build)
+    _projector(result.mmproj)
     if result.verify is not None:
         verified(result.verify)
 
@@ -76,6 +87,7 @@ def laddered(result: LadderResult) -> None:
     out.print(table(f"{plural(len(rows), 'file')}, rounding {result.rounding}", columns, rows))
     if result.verify is not None:
         verified(result.verify)
+    _projector(result.mmproj)
     out.print(f"wrote     {result.card}", markup=False)
 
 

@@ -19,7 +19,7 @@ from quantailor.models.huggingface import CONFIG_NAMES, INDEX_NAME
 
 Kind = Literal["safetensors", "gguf", "imatrix"]
 
-COMPANIONS = (*CONFIG_NAMES, "README.md", "vocab.json", "merges.txt", "tekken.json", "preprocessor_config.json")
+COMPANIONS = (*CONFIG_NAMES, "README.md", "vocab.json", "merges.txt", "tekken.json", "preprocessor_config.json", "processor_config.json")
 """Beside the weights: configuration, tokenizer, and the model card with name and licence."""
 _TOKENIZERS = re.compile(r"[^/]+\.(?:model|tiktoken)|[^/]*vocab[^/]*\.(?:json|jsonl|txt)|tokenizer\.jsonl")
 """Tokenizer files under other names, which llama.cpp's converter reads for families that we do not know."""

@@ -5,6 +5,7 @@ sdist         the last of these, fetched once by pip
 environment   the interpreter that has torch and transformers, ours or one made for it
 trust         checkpoints that bring code
 converting    the run itself
+projector     what it makes of vision towers and audio encoders, as files of their own
 failures      what it says as errors
 checkpoint    a digest by which a conversion is found again
 places        folders in the cache that appear whole
@@ -14,3 +15,4 @@ from quantailor.models.upstream.checkpoint import checkpoint_digest
 from quantailor.models.upstream.converting import check_before, convert_directory, refuse_unknown
 from quantailor.models.upstream.environment import interpreter
 from quantailor.models.upstream.locating import Converter, locate
+from quantailor.models.upstream.projector import MARK, ProjectorType, ProjectorWish, product, refuse_unknown_tower, require_tower

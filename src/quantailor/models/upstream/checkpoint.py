@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import xxhash
@@ -23,11 +24,15 @@ def checkpoint_files(folder: Path) -> list[Path]:
 
 
 def checkpoint_digest(folder: Path, *, control: Control = QUIET) -> str:
-    """SHA-256 over the names of a checkpoint's files and a digest of each (XXH3, 128 bits), all of it read.
+    """`files_digest` of a checkpoint's files. Raises ModelError, Paused, Cancelled."""
+    return files_digest(checkpoint_files(folder), control=control)
+
+
+def files_digest(paths: Sequence[Path], *, control: Control = QUIET) -> str:
+    """SHA-256 over the names of files and a digest of each (XXH3, 128 bits), all of it read.
 
     Raises ModelError where a file cannot be read; Paused, Cancelled from `control`.
     """
-    paths = checkpoint_files(folder)
     digest = hashlib.sha256()
     try:
         progress = ProgressCounter(control, sum(path.stat().st_size for path in paths))
@@ -40,5 +45,5 @@ def checkpoint_digest(folder: Path, *, control: Control = QUIET) -> str:
                     progress.add(len(part), path.name)
             digest.update(f"{path.name}\0{content.hexdigest()}\n".encode(errors="surrogateescape"))
     except OSError as error:
-        raise unreadable(error.filename or folder, error) from error
+        raise unreadable(error.filename or paths[0].parent, error) from error
     return digest.hexdigest()

@@ -7,16 +7,19 @@ import os
 import re
 import tempfile
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from quantailor import files
 from quantailor.control import Control
-from quantailor.errors import AlreadyQuantizedError, ConverterError, ModelError
+from quantailor.errors import AlreadyQuantizedError, ConverterError, ModelError, QuantailorError
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.json_files import mapping, read_json_if_there
 from quantailor.models.opening import require_unquantized
 from quantailor.models.random_access import unreadable
-from quantailor.models.upstream.failures import failure, unknown_architecture
+from quantailor.models.upstream.failures import Run, failure, unknown_architecture
 from quantailor.models.upstream.locating import Converter
 from quantailor.models.upstream.trust import refuse_code
 from quantailor.processes import child
@@ -31,6 +34,24 @@ _REGISTERS = re.compile(r"@Model(Base)?\.register\(")
 """How the converter's classes name the architectures that they convert."""
 
 
+class _Check(Protocol):
+    def __call__(self, source: GGUFSource, folder: Path, name: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """What the converter is to make of a directory."""
+
+    options: tuple[str, ...]
+    """Of its command line."""
+    check: _Check
+    """Raises ConverterError or ModelError for the wrong file; called with the file, opened, the checkpoint and the converter's name."""
+    failure: Callable[[Run], QuantailorError]
+    """The error for a run that failed."""
+    mark: str = ""
+    """What the name of the file must contain, which older converters put before it where it does not."""
+
+
 def convert_directory(
     folder: Path,
     output: Path,
@@ -41,8 +62,9 @@ def convert_directory(
     control: Control,
     overwrite: bool = False,
     trust_remote_code: bool = False,
+    product: Product | None = None,
 ) -> Path:
-    """Write the base of a directory as llama.cpp's converter does; matrices keep 16 bits.
+    """Write the base of a directory as llama.cpp's converter does, whose matrices keep 16 bits, or another `product` of it.
 
     Args:
         folder: the checkpoint.
@@ -53,6 +75,7 @@ def convert_directory(
         control: progress in bytes, and stopping, which kills it.
         overwrite: replace a file of that name.
         trust_remote_code: let it run code of the checkpoint.
+        product: what is made of it; None for the base.
 
     Returns:
         `output`.
@@ -66,13 +89,15 @@ def convert_directory(
         OutputError: the file cannot be written or exists.
     """
     check_before(folder, output, overwrite=overwrite, trust_remote_code=trust_remote_code)
-    partial = files.temporary_path(output)
+    wanted = product or _BASE
+    marked = output if wanted.mark in output.name else output.with_name(f"{wanted.mark}-{output.name}")
+    partial = files.temporary_path(marked)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        files.remove_leftovers(output)
+        files.remove_leftovers(marked)
         with tempfile.TemporaryDirectory(prefix="quantailor-") as modules:
-            _run(folder, partial, converter, python, Path(modules), log, control)
-        _check(partial, folder, converter)
+            _run(folder, partial, converter, python, Path(modules), log, control, wanted)
+        _check(partial, folder, converter, wanted)
         _settle(partial, output)
     except OSError as error:
         raise files.cannot_write(output, error) from error
@@ -106,10 +131,12 @@ def _names(stored: object) -> list[str]:
     return [name for name in stored if isinstance(name, str)] if isinstance(stored, list) else []
 
 
-def _run(folder: Path, partial: Path, converter: Converter, python: Path, modules: Path, log: Path, control: Control) -> None:
+def _run(
+    folder: Path, partial: Path, converter: Converter, python: Path, modules: Path, log: Path, control: Control, product: Product
+) -> None:
     # The converter fills in braces of the file's name.
     name = partial.name.replace("{", "{{").replace("}", "}}")
-    arguments = (str(converter.script), str(folder), "--outfile", str(partial.with_name(name)), "--outtype", "auto")
+    arguments = (str(converter.script), str(folder), "--outfile", str(partial.with_name(name)), *product.options)
     environment = child.environment(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_MODULES_CACHE=str(modules))
     environment.pop("NO_LOCAL_GGUF", None)
     with contextlib.closing(_Transcript(log, control)) as transcript:
@@ -119,7 +146,7 @@ def _run(folder: Path, partial: Path, converter: Converter, python: Path, module
             remedy = "Name a Python in QUANTAILOR_CONVERT_PYTHON"
             raise ConverterError(f"cannot run {python}: {error.strerror or error}", remedy=remedy) from error
     if status != 0:
-        raise failure(list(transcript.last), status, folder=folder, name=converter.name, log=log)
+        raise product.failure(Run(list(transcript.last), status, folder, converter.name, log))
 
 
 class _Transcript:
@@ -149,8 +176,8 @@ class _Transcript:
         self._stream.close()
 
 
-def _check(partial: Path, folder: Path, converter: Converter) -> None:
-    """That a model was written, and quantized only where the checkpoint is."""
+def _check(partial: Path, folder: Path, converter: Converter, product: Product) -> None:
+    """That what was asked for was written, whole."""
     if not partial.is_file():
         raise ConverterError(f"{converter.name} wrote no file for {folder}", remedy="Check that it is convert_hf_to_gguf.py")
     try:
@@ -159,16 +186,23 @@ def _check(partial: Path, folder: Path, converter: Converter) -> None:
         raise type(error)(
             f"the file that {converter.name} wrote for {folder} cannot be read: {error.message}", remedy="Try a newer llama.cpp"
         ) from error
+    with contextlib.closing(source):
+        product.check(source, folder, converter.name)
+
+
+def _check_base(source: GGUFSource, folder: Path, name: str) -> None:
+    """That the base is quantized only where the checkpoint is. Raises AlreadyQuantizedError."""
+    stored_quantized = bool(read_json_if_there(folder / "config.json").get("quantization_config"))
     try:
-        stored_quantized = bool(read_json_if_there(folder / "config.json").get("quantization_config"))
         require_unquantized(source, allow_requantize=stored_quantized)
     except AlreadyQuantizedError as error:
         raise AlreadyQuantizedError(
-            f"the file that {converter.name} wrote for {folder} is quantized, though the checkpoint is not",
+            f"the file that {name} wrote for {folder} is quantized, though the checkpoint is not",
             remedy="Check that it is convert_hf_to_gguf.py",
         ) from error
-    finally:
-        source.close()
+
+
+_BASE = Product(("--outtype", "auto"), _check_base, failure)
 
 
 def _settle(partial: Path, output: Path) -> None:

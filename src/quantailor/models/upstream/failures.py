@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from quantailor.errors import ConverterError, ModelError, OutputError, QuantailorError, ResourceError, UnsupportedModelError
@@ -32,17 +33,30 @@ _DATA = re.compile(r"^(?:\w+\.)*(?:\w*(?:Error|Exception|Interrupt|NotImplemente
 _MAX_SHOWN = 300
 
 
-def failure(lines: Sequence[str], status: int, *, folder: Path, name: str, log: Path) -> QuantailorError:
-    """The error for a conversion that failed.
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run of the converter that failed."""
 
-    Args:
-        lines: the last lines of its output.
-        status: how its process ended; negative for a signal.
-        folder: the checkpoint.
-        name: of the converter.
-        log: the file that holds its whole output.
-    """
-    last = last_line(lines) or f"it ended with status {status}"
+    lines: Sequence[str]
+    """The last lines of its output."""
+    status: int
+    """How its process ended; negative for a signal."""
+    folder: Path
+    """The checkpoint."""
+    name: str
+    """Of the converter."""
+    log: Path
+    """The file that holds its whole output."""
+
+    @property
+    def last(self) -> str:
+        """The line that says what went wrong."""
+        return last_line(self.lines) or f"it ended with status {self.status}"
+
+
+def failure(run: Run) -> QuantailorError:
+    """The error for a conversion that failed."""
+    lines, status, folder, name, log, last = run.lines, run.status, run.folder, run.name, run.log, run.last
     where = f"its output is in {log}"
     text = "\n".join([*lines[-40:], last])
     if status == _KILLED or _MEMORY.search(text):

@@ -41,7 +41,7 @@ from quantailor.models.hub.fetching import check_cached, check_room, fetch_all
 from quantailor.models.hub.peeking import refuse_unconvertible
 from quantailor.models.hub.taking import check_header, choose_files, index_of
 from quantailor.session import Workspace
-from quantailor.steps.convert import UPSTREAM, ConvertStep, WholeStep
+from quantailor.steps.conversion.convert import UPSTREAM, ConvertStep, WholeStep
 from quantailor.steps.options import REPO, HubModel
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import ModelStep, Step, StepResult, WeightedStep

@@ -16,6 +16,7 @@ from quantailor.ggml import library
 from quantailor.models.convert.description.model_card import model_card, texts_in
 from quantailor.models.hub import HubSettings, find_token
 from quantailor.models.hub.publishing import Place, upload
+from quantailor.models.upstream import MARK
 from quantailor.present import recipes
 from quantailor.session import Workspace
 from quantailor.steps.stages import Stages
@@ -106,7 +107,7 @@ class PublishStep(Step[PublishResult], kind="publish", result=PublishResult):
             raise OptionError(f"{self.repo_id!r} is no name of a repository", remedy="Give --repo ORG/NAME")
         found = {path.relative_to(folder).as_posix(): path for pattern in _SHOWN for path in sorted(folder.glob(pattern)) if path.is_file()}
         found = {name: path for name, path in found.items() if name not in _KEPT_BACK}
-        models = [name for name in found if name.endswith(".gguf") and name != "imatrix.gguf"]
+        models = [name for name in found if _is_model(name)]
         if not models:
             raise OptionError(f"{folder} holds no GGUF file to publish", remedy="Give the directory that `quantailor make` wrote")
         if CARD not in found:
@@ -139,9 +140,14 @@ def _notes(files: Mapping[str, Path]) -> tuple[str, ...]:
     missing = [what for key, what in (("license", "licence"), ("base_model", "original model")) if not texts_in(stated.get(key))]
     if missing:
         found.append(f"The card's front matter names no {' and no '.join(missing)}; the hub shows what it names.")
-    hidden = [name for name in files if name.endswith(".gguf") and name != "imatrix.gguf" and not is_listed_name(name)]
+    hidden = [name for name in files if _is_model(name) and not is_listed_name(name)]
     found += [f"The hub's list does not show the type of {name}: its name ends in no preset's." for name in hidden]
     return tuple(found)
+
+
+def _is_model(file_name: str) -> bool:
+    """Whether a file is a language model by its name, no importance matrix and no projector."""
+    return file_name.endswith(".gguf") and file_name != "imatrix.gguf" and MARK not in file_name
 
 
 def is_listed_name(file_name: str) -> bool:

@@ -13,13 +13,17 @@ from typing import ClassVar
 from quantailor.errors import ModelFormatError
 from quantailor.models.convert.families.config import assumed, float32, uint32
 from quantailor.models.convert.families.experts import Experts
-from quantailor.models.convert.families.family import LLAMA_NAMES, Key, Shape, Text
+from quantailor.models.convert.families.family import LLAMA_NAMES, Key, LeftOut, Shape, Text
 from quantailor.models.convert.families.rows import PlannedTensor, picked, slices, transposed
 from quantailor.models.json_files import INTACT, JsonObject
 from quantailor.records import MetadataValue
 
 _KV_B = re.compile(r"^model\.layers\.(\d{1,6})\.self_attn\.kv_b_proj\.weight$")
 _LATER_LAYER = re.compile(r"^model\.layers\.(\d{1,6})\.")
+_FURTHER_WHY = (
+    "they predict further tokens (MTP, NextN), for which llama.cpp has no place in models of the architecture deepseek2; its converter "
+    "leaves them out as well"
+)
 _GATING = {"softmax": 1, "sigmoid": 2}
 
 
@@ -67,12 +71,13 @@ class DeepseekV2(Experts):
 
     # Tensors
 
-    def _is_extra(self, name: str) -> bool:
+    def _left_out(self, name: str) -> LeftOut | None:
         """Layers beyond the last predict further tokens; a tied output is the embedding."""
         match = _LATER_LAYER.match(name)
-        return bool(match and int(match[1]) >= self.n_layers) or (
-            name == "lm_head.weight" and self.config.get("tie_word_embeddings") is True
-        )
+        if match and int(match[1]) >= self.n_layers:
+            return LeftOut(f"model.layers.{int(match[1])}", _FURTHER_WHY)
+        is_tied = name == "lm_head.weight" and self.config.get("tie_word_embeddings") is True
+        return LeftOut("lm_head", "the output is tied to the embedding, which is kept") if is_tied else None
 
     def gguf_name(self, text: Text) -> str:
         if text.name.endswith(".mlp.gate.e_score_correction_bias"):

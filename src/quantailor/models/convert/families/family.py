@@ -102,6 +102,19 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Why arrays are left out."""
+
+    where: str
+    """What their names begin with, for example "vision_tower"."""
+    why: str
+    """Follows the number of arrays and their place: "they ..."."""
+
+
+TOWER_WHY = "they take images or sound, which llama.cpp does with a file of its own; `--mmproj` makes it"
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
     """An array of the text model under its name there."""
 
@@ -152,7 +165,7 @@ class Family:
         self.n_kv_heads = self.config.optional_count("num_key_value_heads") or self.n_heads
         self.n_layers = self.config.count("num_hidden_layers", most=MAX_LAYERS)
         self.vocab_size = self.config.count("vocab_size")
-        self.left_out: tuple[str, ...] = ()
+        self.left_out: Mapping[str, LeftOut] = {}
         """Arrays that are not part of the text model, after `plan`."""
         self.notes: list[str] = self.config.overruled_ropes
         """What config.json says twice, and after `vocabulary` what the tokenizer has and the base has not."""
@@ -187,23 +200,24 @@ class Family:
 
     def _texts(self, arrays: Mapping[str, StoredArray]) -> list[Text]:
         """The text model's arrays; scales go to `_scales`, other parts to `left_out`."""
-        texts, left_out = [], []
+        texts, left_out = [], dict[str, LeftOut]()
         self._scales = {}
         for array in arrays.values():
             name = plain_name(array.name)
             matrix = next((array.name.removesuffix(end) for end in _WEIGHT_SCALES if array.name.endswith(f".weight{end}")), None)
-            if self._is_extra(name):
-                left_out.append(array.name)
+            if (reason := self._left_out(name)) is not None:
+                left_out[array.name] = reason
             elif matrix is not None or array.name.endswith("_scale_inv"):
                 self._scales[matrix or array.name.removesuffix("_scale_inv")] = array
             elif not array.name.endswith(_IGNORED) and not array.name.endswith(_ACTIVATION_SCALES):
                 texts.append(Text(name, array))
-        self.left_out = tuple(left_out)
+        self.left_out = left_out
         return texts
 
-    def _is_extra(self, name: str) -> bool:
-        """Whether an array is not part of the text model, or of one that llama.cpp does not run."""
-        return _OTHER_MODALITIES.match(name) is not None
+    def _left_out(self, name: str) -> LeftOut | None:
+        """Why an array is left out; None for those of the text model that llama.cpp runs."""
+        match = _OTHER_MODALITIES.match(name)
+        return None if match is None else LeftOut(match[2], TOWER_WHY)
 
     def _first(self) -> Iterable[PlannedTensor]:
         """Tensors before all others: rope factors."""

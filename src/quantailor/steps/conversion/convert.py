@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from quantailor.costs.needs import Needs
-from quantailor.errors import ConverterNeededError
+from quantailor.errors import ConverterNeededError, OptionError
 from quantailor.evidence.written import converted_by, home_place, known_conversion
 from quantailor.models import upstream
 from quantailor.models.convert.base import write_base
+from quantailor.models.convert.families.family import TOWER_WHY
 from quantailor.models.huggingface import HuggingFaceSource, refuse_unconvertible
+from quantailor.models.upstream import ProjectorType
+from quantailor.present.words import plural
 from quantailor.session import Workspace, lost_words
+from quantailor.steps.conversion.projector import Projector, ProjectorWork
 from quantailor.steps.options import Conversion, Way
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Answer, ModelStep, Screen, StepResult, WeightedStep
@@ -36,11 +40,15 @@ class ConvertResult(StepResult):
     size_bytes: int
     n_tensors: int
     left_out: tuple[str, ...] = ()
-    """Parts of the checkpoint that are no text model, such as a vision tower; unknown of llama.cpp's converter."""
+    """Arrays of the checkpoint that are not in the base, such as a vision tower's; unknown of llama.cpp's converter."""
     way: str = "native"
     """"native", or "llama.cpp" where its own converter ran."""
     why: str = ""
     """Which conversion that was and why, in words."""
+    left_out_why: tuple[str, ...] = ()
+    """What the arrays that are in no file are, and why they are left out."""
+    mmproj: Projector | None = None
+    """The vision tower or audio encoder, where it was asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +56,7 @@ class ConvertStep(ModelStep[ConvertResult], kind="convert", result=ConvertResult
     """Write the 16-bit base of a Hugging Face directory."""
 
     model_option: ClassVar[str] = "model"
-    units: ClassVar[Mapping[str, str]] = {"convert": "bytes"}
+    units: ClassVar[Mapping[str, str]] = {"convert": "bytes", "projector": "bytes"}
     measures: ClassVar[bool] = True
     screen: ClassVar[Screen | None] = "structure"
 
@@ -56,19 +64,38 @@ class ConvertStep(ModelStep[ConvertResult], kind="convert", result=ConvertResult
     output: str
     overwrite: bool = False
     conversion: Conversion = field(default_factory=Conversion)
+    mmproj: str | None = None
+    """Where the vision tower or audio encoder goes, which llama.cpp's converter makes a file of; None leaves it out."""
+    mmproj_type: ProjectorType = "f16"
+
+    def check(self, workspace: Workspace) -> None:
+        """Whether there is a tower to convert. Raises QuantailorError."""
+        super(ConvertStep, self).check(workspace)
+        if self.mmproj is not None and Path(self.mmproj) == Path(self.output):
+            raise OptionError("the base and the projector would be one file", remedy="Give --output and --mmproj different names")
+        if self.mmproj is not None and self.hub is None:
+            upstream.require_tower(Path(self.model))
 
     def run(self, workspace: Workspace, stages: Stages) -> ConvertResult:
-        """Convert by the way that was asked for.
+        """Convert by the way that was asked for, and then the tower, if that was.
 
         Raises:
             ModelError: the directory is damaged or lacks something, or neither way knows it.
             ConverterError: llama.cpp's converter cannot be had or fails.
-            OutputError: the base cannot be written.
+            OutputError: the base or the projector cannot be written.
         """
-        refusal = native_refusal(workspace, Path(self.model), self.conversion.way)
-        if refusal is None:
-            return _natively(workspace, self, stages)
-        return _upstream(workspace, self, refusal, stages)
+        folder = Path(self.model)
+        refusal = native_refusal(workspace, folder, self.conversion.way)
+        if self.mmproj is None:
+            return self.base(workspace, refusal, stages)
+        tower = ProjectorWork(folder, Path(self.mmproj), self.mmproj_type, self.conversion, self.overwrite)
+        tower.refuse(workspace, stages)
+        found = self.base(workspace, refusal, stages)
+        return dataclasses.replace(found, mmproj=tower.make(workspace, stages).beside(found.path))
+
+    def base(self, workspace: Workspace, refusal: str | None, stages: Stages) -> ConvertResult:
+        """Convert the text model: with llama.cpp's converter where a `refusal` says why ours does not."""
+        return _natively(workspace, self, stages) if refusal is None else _upstream(workspace, self, refusal, stages)
 
     def needs(self, workspace: Workspace) -> Needs:
         """Room for the base; of one that llama.cpp's converter writes, half of the weight files, which may hold 32 bits."""
@@ -131,6 +158,9 @@ def _natively(workspace: Workspace, step: ConvertStep, stages: Stages) -> Conver
         stages.note(why)
         if lost := lost_words(model):
             stages.warn(lost)
+        left_out_why = _left_out_words(source, has_tower=step.mmproj is not None) if isinstance(source, HuggingFaceSource) else ()
+        for words in left_out_why:
+            stages.note(f"left out: {words}")
         path = Path(step.output)
         if not step.overwrite and workspace.holds(path, model.description):
             stages.note(f"{path} is its conversion already")  # by a run that was killed before it could say so, or by hand
@@ -138,8 +168,18 @@ def _natively(workspace: Workspace, step: ConvertStep, stages: Stages) -> Conver
             write_base(model.source, path, control=stages.begin("convert"), overwrite=step.overwrite)
             workspace.remember(path, model)
         workspace.store.record_location("model", model.fingerprint, path)
-        left_out = source.left_out
-        return ConvertResult(str(path), model.fingerprint, path.stat().st_size, len(model.source.tensors), left_out, OWN, why)
+        size, n_tensors = path.stat().st_size, len(source.tensors)
+        return ConvertResult(str(path), model.fingerprint, size, n_tensors, source.left_out, OWN, why, left_out_why)
+
+
+def _left_out_words(source: HuggingFaceSource, *, has_tower: bool) -> tuple[str, ...]:
+    """For each reason the arrays that are in no file; with a tower that is a file of its own, none of it."""
+    found = []
+    for why in dict.fromkeys(each.why for each in source.left_out_why):
+        where = {each.where: n for each, n in source.left_out_why.items() if each.why == why}
+        if not (has_tower and why == TOWER_WHY):
+            found.append(f"{plural(sum(where.values()), 'array')} ({', '.join(where)}): {why}")
+    return tuple(found)
 
 
 def _upstream(workspace: Workspace, step: ConvertStep, refusal: str, stages: Stages) -> ConvertResult:
