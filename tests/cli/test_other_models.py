@@ -14,6 +14,7 @@ from quantailor.pipeline import StudyStep
 from quantailor.session import Workspace
 from quantailor.store import Store
 from small_base import write_small_base
+from tiny_models import write_tiny
 
 NO_PREDICTIONS = "gives no predictions of next tokens"
 FEW = ("--threads", 1)
@@ -134,3 +135,11 @@ def test_a_hyperparameter_that_no_model_can_have_is_named(run: Command, tmp_path
     for words in (("imatrix", base), ("measure", base), ("verify", base, "--base", base)):
         line = run(*words).error_line
         assert f"odd.gguf has {what}, which no model can have. Convert the model again, or get an intact copy" in line
+
+
+def test_a_directory_that_is_typed_with_two_dots_is_read(quantailor: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = write_tiny("llama2", tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    outcome = quantailor("convert", f"../{model.name}", "-o", "base.gguf", "--home", tmp_path / "home")
+    assert outcome.code == 0, outcome.err

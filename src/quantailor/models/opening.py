@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from pathlib import Path
 
 from quantailor.errors import AlreadyQuantizedError, ModelError
@@ -42,7 +43,8 @@ def model_files(path: Path) -> list[Path]:
     """
     path = expanded(path)
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if not file.name.startswith(".") and file.suffix.lower() != ".gguf")
+        folder = Path(os.path.abspath(path))  # noqa: PTH100 - as HuggingFaceSource calls it, whatever ".." the path was typed with
+        found = sorted(file for file in folder.iterdir() if not file.name.startswith(".") and file.suffix.lower() != ".gguf")
     elif shard := SHARD_NAME.match(path.name):
         found = sorted(path.parent.glob(f"{glob.escape(shard['stem'])}-*-of-{shard['count']}.gguf"))
     else:
