@@ -36,7 +36,7 @@ from quantailor.steps.checks.folder import alone_in, refuse_busy, refuse_other_r
 from quantailor.steps.checks.inputs import asked_bits, check_plan, check_possible, check_texts, require_long_texts
 from quantailor.steps.checks.limits import constraints_of
 from quantailor.steps.checks.verified import require_apart
-from quantailor.steps.conversion.convert import ConvertStep, with_base, with_known_base
+from quantailor.steps.conversion.convert import ConvertStep, left_out_words, with_base, with_known_base
 from quantailor.steps.conversion.projector import Projector, ProjectorWork
 from quantailor.steps.judged.evaluating import check_evals
 from quantailor.steps.measure import known_types
@@ -238,6 +238,8 @@ class MakingStep(PipelineStep[Answer]):
         with workspace.model(step.model, allow_requantize=True) as model:
             step = step.decided(workspace, model.source)
             step.refuse_other_result(model)
+            for words in left_out_words(model.source, has_projector=projector is not None):
+                stages.note(f"left out: {words}")
         known, covariances = step.known_imatrix(workspace), step.known_covariances(workspace)
         if (
             step.imatrix == AUTO

@@ -45,17 +45,21 @@ def require_tower(folder: Path) -> None:
         raise UnsupportedModelError(
             f"{folder} is no Hugging Face directory, and a projector is made from one", remedy="Give the directory, or leave out --mmproj"
         )
+    if not has_tower(folder):
+        said = "config.json names none, and no array is part of one"
+        raise UnsupportedModelError(f"{folder} has no vision tower and no audio encoder ({said})", remedy="Leave out --mmproj")
+
+
+def has_tower(folder: Path) -> bool:
+    """Whether config.json or the name of an array speaks of a vision tower or an audio encoder. Raises ModelError."""
     config = read_json_if_there(folder / "config.json")
     levels = (config, mapping(config.get("thinker_config")))
     if any(_says_tower(key, value) for level in levels for key, value in level.items()):
-        return
+        return True
     try:
-        is_without = not any(_ARRAYS.search(name) for name in _names(folder))
+        return any(_ARRAYS.search(name) for name in _names(folder))
     except ConverterNeededError:
-        return  # of weights that only the converter reads it knows what they are
-    if is_without:
-        said = "config.json names none, and no array is part of one"
-        raise UnsupportedModelError(f"{folder} has no vision tower and no audio encoder ({said})", remedy="Leave out --mmproj")
+        return False
 
 
 def _says_tower(key: str, value: object) -> bool:

@@ -20,6 +20,7 @@ from quantailor.models import upstream
 from quantailor.models.convert.base import write_base
 from quantailor.models.convert.families.family import TOWER_WHY
 from quantailor.models.huggingface import HuggingFaceSource, refuse_unconvertible
+from quantailor.models.source import ModelSource
 from quantailor.models.upstream import ProjectorType
 from quantailor.present.words import plural
 from quantailor.session import Workspace, lost_words
@@ -158,9 +159,7 @@ def _natively(workspace: Workspace, step: ConvertStep, stages: Stages) -> Conver
         stages.note(why)
         if lost := lost_words(model):
             stages.warn(lost)
-        left_out_why = _left_out_words(source, has_tower=step.mmproj is not None) if isinstance(source, HuggingFaceSource) else ()
-        for words in left_out_why:
-            stages.note(f"left out: {words}")
+        left_out_why = left_out_words(source, has_projector=step.mmproj is not None)
         path = Path(step.output)
         if not step.overwrite and workspace.holds(path, model.description):
             stages.note(f"{path} is its conversion already")  # by a run that was killed before it could say so, or by hand
@@ -172,12 +171,14 @@ def _natively(workspace: Workspace, step: ConvertStep, stages: Stages) -> Conver
         return ConvertResult(str(path), model.fingerprint, size, n_tensors, source.left_out, OWN, why, left_out_why)
 
 
-def _left_out_words(source: HuggingFaceSource, *, has_tower: bool) -> tuple[str, ...]:
-    """For each reason the arrays that are in no file; with a tower that is a file of its own, none of it."""
-    found = []
+def left_out_words(source: ModelSource, *, has_projector: bool) -> tuple[str, ...]:
+    """For each reason which arrays of a directory are in no file; with a projector none of the tower that it holds."""
+    found = list[str]()
+    if not isinstance(source, HuggingFaceSource):
+        return ()
     for why in dict.fromkeys(each.why for each in source.left_out_why):
         where = {each.where: n for each, n in source.left_out_why.items() if each.why == why}
-        if not (has_tower and why == TOWER_WHY):
+        if not (has_projector and why == TOWER_WHY):
             found.append(f"{plural(sum(where.values()), 'array')} ({', '.join(where)}): {why}")
     return tuple(found)
 
@@ -204,7 +205,9 @@ def _upstream(workspace: Workspace, step: ConvertStep, refusal: str, stages: Sta
     with workspace.model(output) as model:
         for known in sorted({converted_by(checkpoint, None), converted_by(checkpoint, step.conversion.converter)}):
             workspace.store.record_location("conversion", f"{known}:{model.description}", output)
-        return ConvertResult(str(output), model.fingerprint, output.stat().st_size, len(model.source.tensors), (), UPSTREAM, why)
+        left_out_why = (f"arrays of a tower: {TOWER_WHY}",) if step.mmproj is None and upstream.has_tower(folder) else ()
+        size, n_tensors = output.stat().st_size, len(model.source.tensors)
+        return ConvertResult(str(output), model.fingerprint, size, n_tensors, (), UPSTREAM, why, left_out_why)
 
 
 def conversion_offer(workspace: Workspace, model: Path) -> ConversionOffer | None:
