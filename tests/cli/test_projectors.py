@@ -16,6 +16,7 @@ from foreign_models import SCRIPT
 from hub_server import HubServer
 from vision_models import ARCHITECTURE, TOWER, projector_bytes, write_vision
 
+import quantailor as quantailor_library
 from tiny_models import write_tiny
 
 FEW = ("--types", "Q8_0", "--imatrix", "none", "--chunks", 2, "--against", "Q8_0", "--basis", "ranking", "--threads", 1)
@@ -243,6 +244,24 @@ def test_a_ladder_has_one_projector_on_its_card_and_publishes_it(
     for name in ("mmproj-F16.gguf", "README.md"):
         shutil.copyfile(out / name, tmp_path / "alone" / name)
     assert "holds no GGUF file to publish" in run("publish", tmp_path / "alone", "--repo", "me/model", "--dry-run").error_line
+
+
+def test_a_repository_without_a_tower_is_refused_before_its_weights_are_fetched(hub: HubServer, run: Command, tmp_path: Path) -> None:
+    blind = write_tiny("llama3", tmp_path)
+    hub.add("org/blind", {path.name: path.read_bytes() for path in blind.iterdir()})
+    line = run("convert", "org/blind", "-o", tmp_path / "base.gguf", "--mmproj", tmp_path / "mmproj.gguf").error_line
+    assert "org/blind has no vision tower and no audio encoder" in line
+    assert hub.gets("tokenizer.json") == 0
+
+    hub.add("org/gguf", {"m-BF16.gguf": projector_bytes(tmp_path)})
+    line = run("make", "org/gguf", "--bpw", 5, "-o", tmp_path / "out", "--mmproj", "f16").error_line
+    assert "org/gguf is taken as GGUF, and a projector is made from safetensors" in line
+
+
+def test_scripts_ask_for_it_in_the_same_way(seeing: Path, tmp_path: Path) -> None:
+    with quantailor_library.open_model(seeing, home=tmp_path / "home") as model:
+        quantailor_library.convert(model, tmp_path / "base.gguf", mmproj=tmp_path / "mmproj.gguf", mmproj_type="bf16")
+    assert (tmp_path / "mmproj.gguf").read_bytes() == (seeing / "projector.data").read_bytes()
 
 
 def test_a_repository_brings_what_a_projector_takes(hub: HubServer, run: Command, seeing: Path, runs: Path, tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ llama_cpp.llama_backend_init()
 settings = llama_cpp.llama_model_default_params()
 settings.n_gpu_layers = 0
 model = llama_cpp.llama_model_load_from_file(sys.argv[1].encode(), settings)
+if not model:
+    sys.exit(2)
 chosen = mtmd_cpp.mtmd_context_params_default()
 chosen.use_gpu, chosen.n_threads, chosen.warmup = False, 1, True
 context = mtmd_cpp.mtmd_init_from_file(sys.argv[2].encode(), model, chosen)
@@ -60,5 +62,7 @@ def test_make_leaves_both_files_as_llama_cpp_takes_them(type_name: str, seeing: 
     projector = Path(outcome.result["mmproj"]["path"])
     assert projector.read_bytes() == by_hand(seeing, tmp_path / f"mmproj-{type_name}.gguf", type_name)
     assert outcome.result["mmproj"]["type_name"] == type_name.upper()
-    assert takes_images(Path(outcome.result["build"]["paths"][0]), projector)
+    text_model = Path(outcome.result["build"]["paths"][0])
+    assert takes_images(text_model, projector)
     assert not takes_images(projector, projector)
+    assert not takes_images(text_model, text_model)

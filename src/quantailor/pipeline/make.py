@@ -122,6 +122,10 @@ class MakingStep(PipelineStep[Answer]):
     """What a vision tower or an audio encoder is stored in, which llama.cpp's converter makes a file of; "none" leaves it out."""
 
     @property
+    def wants_projector(self) -> bool:
+        return self.mmproj != "none"
+
+    @property
     def takes_turns(self) -> bool:
         """Whether it may run the model, by its options alone."""
         computes = self.imatrix in (COMPUTE, AUTO) or (self.rounding == "compensated" and self.covariances == AUTO)

@@ -20,6 +20,7 @@ from quantailor.models.hub.choice import Choice, RepoFile
 from quantailor.models.hub.client import RepoAtCommit, shown
 from quantailor.models.json_files import JsonObject, parse_json
 from quantailor.models.safetensors_file import MAX_HEADER_BYTES, SafetensorsFile, StoredArray
+from quantailor.models.upstream.projector import speaks_of_tower, without_tower
 from quantailor.numerics import Bytes
 from quantailor.records import MetadataValue, TensorInfo
 
@@ -129,6 +130,24 @@ def refuse_unconvertible(repo: RepoAtCommit, choice: Choice, *, converter: bool)
         return
     with contextlib.suppress(ConverterNeededError):
         _planned(repo, config, arrays)
+
+
+def refuse_without_tower(repo: RepoAtCommit, choice: Choice) -> None:
+    """Raise UnsupportedModelError where a repository whose projector is wanted has no tower, before its weights are fetched.
+
+    What cannot be read is left to the download to tell.
+    """
+    if choice.kind != "safetensors":
+        said = f"{repo.repo_id} is taken as GGUF, and a projector is made from safetensors"
+        raise UnsupportedModelError(said, remedy="Give the repository of the checkpoint, or leave out --mmproj")
+    if any(repo.cached(file) for file in choice.weights):
+        return
+    try:
+        config, arrays = _config(repo, choice), _arrays(repo, choice.weights)
+    except (HubError, ModelFormatError):
+        return
+    if not speaks_of_tower(config, arrays):
+        raise without_tower(repo.repo_id)
 
 
 def _planned(repo: RepoAtCommit, config: JsonObject, arrays: Mapping[str, StoredArray]) -> tuple[Family, tuple[TensorInfo, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,7 @@ from quantailor.errors import ConverterError, ConverterNeededError, ModelError, 
 from quantailor.models.contents import is_projector
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.huggingface import stored_arrays
-from quantailor.models.json_files import is_there, mapping, read_json_if_there
+from quantailor.models.json_files import JsonObject, is_there, mapping, read_json_if_there
 from quantailor.models.random_access import unreadable
 from quantailor.models.safetensors_file import SafetensorsFile
 from quantailor.models.upstream.converting import Product
@@ -46,20 +46,28 @@ def require_tower(folder: Path) -> None:
             f"{folder} is no Hugging Face directory, and a projector is made from one", remedy="Give the directory, or leave out --mmproj"
         )
     if not has_tower(folder):
-        said = "config.json names none, and no array is part of one"
-        raise UnsupportedModelError(f"{folder} has no vision tower and no audio encoder ({said})", remedy="Leave out --mmproj")
+        raise without_tower(str(folder))
+
+
+def without_tower(place: str) -> UnsupportedModelError:
+    """The error for a model at a place that has no tower."""
+    said = "config.json names none, and no array is part of one"
+    return UnsupportedModelError(f"{place} has no vision tower and no audio encoder ({said})", remedy="Leave out --mmproj")
 
 
 def has_tower(folder: Path) -> bool:
     """Whether config.json or the name of an array speaks of a vision tower or an audio encoder. Raises ModelError."""
-    config = read_json_if_there(folder / "config.json")
-    levels = (config, mapping(config.get("thinker_config")))
-    if any(_says_tower(key, value) for level in levels for key, value in level.items()):
-        return True
     try:
-        return any(_ARRAYS.search(name) for name in _names(folder))
+        return speaks_of_tower(read_json_if_there(folder / "config.json"), _names(folder))
     except ConverterNeededError:
         return False
+
+
+def speaks_of_tower(config: JsonObject, names: Iterable[str]) -> bool:
+    """The same of a configuration and the names of arrays."""
+    levels = (config, mapping(config.get("thinker_config")))
+    is_configured = any(_says_tower(key, value) for level in levels for key, value in level.items())
+    return is_configured or any(_ARRAYS.search(name) for name in names)
 
 
 def _says_tower(key: str, value: object) -> bool:

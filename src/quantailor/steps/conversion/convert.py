@@ -69,6 +69,11 @@ class ConvertStep(ModelStep[ConvertResult], kind="convert", result=ConvertResult
     """Where the vision tower or audio encoder goes, which llama.cpp's converter makes a file of; None leaves it out."""
     mmproj_type: ProjectorType = "f16"
 
+    @property
+    def wants_projector(self) -> bool:
+        """Whether the tower is to be converted."""
+        return self.mmproj is not None
+
     def check(self, workspace: Workspace) -> None:
         """Whether there is a tower to convert. Raises QuantailorError."""
         super(ConvertStep, self).check(workspace)
@@ -117,6 +122,11 @@ class WholeStep(WeightedStep[Answer]):
 
     model: str
     conversion: Conversion = field(default_factory=Conversion)
+
+    @property
+    def wants_projector(self) -> bool:
+        """Whether a tower is to be converted, too."""
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ from quantailor.models.hub import (
 )
 from quantailor.models.hub.cached import MAIN, cached_commit, keep_commit
 from quantailor.models.hub.fetching import check_cached, check_room, fetch_all
-from quantailor.models.hub.peeking import refuse_unconvertible
+from quantailor.models.hub.peeking import refuse_unconvertible, refuse_without_tower
 from quantailor.models.hub.taking import check_header, choose_files, index_of
 from quantailor.session import Workspace
 from quantailor.steps.conversion.convert import UPSTREAM, ConvertStep, WholeStep
@@ -134,7 +134,10 @@ def with_model_here(workspace: Workspace, step: Work, stages: Stages) -> tuple[W
         if wants_imatrix:
             shipped_imatrix(repo.repo_id, [file.name for file in choice.imatrices])
         check_room(repo, choice.files)
-        refuse_unconvertible(repo, choice, converter=isinstance(step, ConvertStep | WholeStep) and step.conversion.way == UPSTREAM)
+        converted = step if isinstance(step, ConvertStep | WholeStep) else None
+        refuse_unconvertible(repo, choice, converter=converted is not None and converted.conversion.way == UPSTREAM)
+        if converted is not None and converted.wants_projector:
+            refuse_without_tower(repo, choice)
 
     try:
         found = _fetch(workspace, wanted, stages, check=check)
