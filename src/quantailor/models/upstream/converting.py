@@ -19,7 +19,7 @@ from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.json_files import mapping, read_json_if_there
 from quantailor.models.opening import require_unquantized
 from quantailor.models.random_access import unreadable
-from quantailor.models.upstream.failures import Run, failure, unknown_architecture
+from quantailor.models.upstream.failures import FailedRun, failure, unknown_architecture
 from quantailor.models.upstream.locating import Converter
 from quantailor.models.upstream.trust import refuse_code
 from quantailor.processes import child
@@ -46,7 +46,7 @@ class Product:
     """Of its command line."""
     check: _Check
     """Raises ConverterError or ModelError for the wrong file; called with the file, opened, the checkpoint and the converter's name."""
-    failure: Callable[[Run], QuantailorError]
+    failure: Callable[[FailedRun], QuantailorError]
     """The error for a run that failed."""
     mark: str = ""
     """What the name of the file must contain, which older converters put before it where it does not."""
@@ -146,7 +146,7 @@ def _run(
             remedy = "Name a Python in QUANTAILOR_CONVERT_PYTHON"
             raise ConverterError(f"cannot run {python}: {error.strerror or error}", remedy=remedy) from error
     if status != 0:
-        raise product.failure(Run(list(transcript.last), status, folder, converter.name, log))
+        raise product.failure(FailedRun(list(transcript.last), status, folder, converter.name, log))
 
 
 class _Transcript:

@@ -34,7 +34,7 @@ _MAX_SHOWN = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class FailedRun:
     """A run of the converter that failed."""
 
     lines: Sequence[str]
@@ -54,7 +54,7 @@ class Run:
         return last_line(self.lines) or f"it ended with status {self.status}"
 
 
-def failure(run: Run) -> QuantailorError:
+def failure(run: FailedRun) -> QuantailorError:
     """The error for a conversion that failed."""
     lines, status, folder, name, log, last = run.lines, run.status, run.folder, run.name, run.log, run.last
     where = f"its output is in {log}"

@@ -17,7 +17,7 @@ from quantailor.models.json_files import JsonObject, is_there, mapping, read_jso
 from quantailor.models.random_access import unreadable
 from quantailor.models.safetensors_file import SafetensorsFile
 from quantailor.models.upstream.converting import Product
-from quantailor.models.upstream.failures import NEWER, Run, failure
+from quantailor.models.upstream.failures import NEWER, FailedRun, failure
 from quantailor.models.upstream.locating import Converter
 
 ProjectorType = Literal["f16", "bf16", "q8_0"]
@@ -133,7 +133,7 @@ def _check(source: GGUFSource, folder: Path, name: str) -> None:
         raise ConverterError(f"the file that {name} wrote for {folder} is no projector", remedy="Check that it is convert_hf_to_gguf.py")
 
 
-def _failure(run: Run) -> QuantailorError:
+def _failure(run: FailedRun) -> QuantailorError:
     text = "\n".join([*run.lines[-40:], run.last])
     if match := re.search(r"Model (\S+) is not supported", text):
         return _unknown(run.folder, match[1], run.name)
