@@ -20,10 +20,7 @@ from quantailor.records import MetadataValue
 
 _KV_B = re.compile(r"^model\.layers\.(\d{1,6})\.self_attn\.kv_b_proj\.weight$")
 _LATER_LAYER = re.compile(r"^model\.layers\.(\d{1,6})\.")
-_FURTHER_WHY = (
-    "they predict further tokens (MTP, NextN), for which llama.cpp has no place in models of the architecture deepseek2; its converter "
-    "leaves them out as well"
-)
+_FURTHER_WHY = "they predict further tokens (MTP, NextN), and llama.cpp's converter leaves them out of DeepSeek V2 and V3 as well"
 _GATING = {"softmax": 1, "sigmoid": 2}
 
 
