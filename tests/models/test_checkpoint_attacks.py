@@ -218,6 +218,7 @@ def test_a_count_takes_no_memory(model: str, key: str, tmp_path: Path) -> None:
     [
         "a0: &a0 {x: y, z: w}\n" + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 40)),
         "a0: &a0 [x, y]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)) + "name: *a39\ntags: *a39\n",
+        "a0: &a0 [x, y]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)) + "language: *a39\nname: [x]\n",
         "x: &x [*x]\nbase_model: *x\n",
         "[" * 100_000,
         "name: " + "1:" * 20_000 + "1",

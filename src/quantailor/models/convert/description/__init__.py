@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -165,7 +166,9 @@ def _first(values: JsonObject, *keys: str) -> Any:
 
 def _norwegian(value: object) -> object:
     """Languages with "no" where a program took it for a boolean."""
-    return [_norwegian(item) for item in value] if isinstance(value, list) else "no" if value is False else value
+    if isinstance(value, list):
+        return ["no" if item is False else item for item in value]
+    return "no" if value is False else value
 
 
 def _text(folder: Path, card: JsonObject, *keys: str) -> str | None:
@@ -177,5 +180,6 @@ def _text(folder: Path, card: JsonObject, *keys: str) -> str | None:
     texts = texts_in(value) if key == "license" else [value] if isinstance(value, str) else []
     if not texts and not isinstance(value, str):
         remedy = "Write one text there, or remove it" if isinstance(value, dict | list) else "Put it in quotation marks"
-        raise ModelFormatError(f"README.md in {folder} has {key} = {str(value)[:80]}, which is no text", remedy=remedy)
+        shown = reprlib.repr(value) if isinstance(value, dict | list) else str(value)  # aliases make small files of endless lists
+        raise ModelFormatError(f"README.md in {folder} has {key} = {shown[:80]}, which is no text", remedy=remedy)
     return ",".join(texts) if "".join(texts).strip() else None
