@@ -60,6 +60,32 @@ def write_llama(
     return _finish(writer, path, tensors | {name: weight(*shape) for name, shape in (more or {}).items()} | dict(arrays or {}))
 
 
+def write_nextn(path: Path) -> Path:
+    """A GLM 4.5 of one dense layer, and of one with experts behind it that predicts a further token."""
+    writer, weight = _begin(path, "glm4moe", 512, n_blocks=2), _Weights()
+    writer.add_float32("glm4moe.attention.layer_norm_rms_epsilon", 1e-5)
+    counts = {"expert_count": 4, "expert_used_count": 2, "expert_shared_count": 1, "expert_feed_forward_length": INNER}
+    counts |= {"expert_gating_func": 2, "leading_dense_block_count": 1, "nextn_predict_layers": 1}
+    _add(writer, {f"glm4moe.{name}": number for name, number in counts.items()})
+    _add_bytes(writer, "gpt-2")
+    norms = [f"blk.{block}.{name}" for block in range(2) for name in ("attn_norm", "post_attention_norm")]
+    norms += [f"blk.1.nextn.{name}" for name in ("enorm", "hnorm", "shared_head_norm")]
+    matrices = {f"blk.{block}.{name}": (HIDDEN, HIDDEN) for block in range(2) for name in ("attn_q", "attn_k", "attn_v", "attn_output")}
+    for name, rows, cols in (("gate", INNER, HIDDEN), ("up", INNER, HIDDEN), ("down", HIDDEN, INNER)):
+        matrices |= {f"blk.0.ffn_{name}": (rows, cols), f"blk.1.ffn_{name}_shexp": (rows, cols)}
+    tensors: Arrays = {
+        "token_embd.weight": weight(N_BPE, HIDDEN),
+        "output.weight": weight(N_BPE, HIDDEN),
+        **{f"{name}.weight": np.ones(HIDDEN, np.float32) for name in ("output_norm", *norms)},
+        **{f"{name}.weight": weight(*shape) for name, shape in matrices.items()},
+        **{f"blk.1.ffn_{name}_exps.weight": weight(4, HIDDEN, HIDDEN) for name in ("gate", "up", "down")},
+        "blk.1.ffn_gate_inp.weight": weight(4, HIDDEN).astype(np.float32),
+        "blk.1.exp_probs_b.bias": np.zeros(4, np.float32),
+        "blk.1.nextn.eh_proj.weight": weight(HIDDEN, 2 * HIDDEN),
+    }
+    return _finish(writer, path, tensors)
+
+
 def write_gpt2(path: Path, *, positions: int) -> Path:
     """A GPT-2 of one layer with so many learned positions."""
     writer, weight = _begin(path, "gpt2", positions), _Weights()
@@ -106,11 +132,11 @@ def _norms(*names: str) -> Arrays:
     return ones | {f"{name}.bias": np.zeros(HIDDEN, np.float32) for name in names}
 
 
-def _begin(path: Path, architecture: str, context: int, tensors_per_shard: int = 0) -> GGUFWriter:
+def _begin(path: Path, architecture: str, context: int, tensors_per_shard: int = 0, n_blocks: int = 1) -> GGUFWriter:
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = GGUFWriter(str(path), architecture, split_max_tensors=tensors_per_shard)
     writer.add_string("general.name", path.stem)
-    sizes = {"block_count": 1, "context_length": context, "embedding_length": HIDDEN, "feed_forward_length": INNER}
+    sizes = {"block_count": n_blocks, "context_length": context, "embedding_length": HIDDEN, "feed_forward_length": INNER}
     _add(writer, {f"{architecture}.{name}": number for name, number in (sizes | {"attention.head_count": HEADS}).items()})
     return writer
 

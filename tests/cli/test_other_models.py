@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from commands import Command
 
-from gguf_models import HEADS, HIDDEN, write_bert, write_gpt2, write_llama
+from gguf_models import HEADS, HIDDEN, write_bert, write_gpt2, write_llama, write_nextn
 from quantailor.app.measuring.cost import job_cost
+from quantailor.ggml.runtime import LoadedModel
 from quantailor.jobs import resolve
+from quantailor.models.gguf_file import GGUFSource
 from quantailor.pipeline import StudyStep
 from quantailor.session import Workspace
 from quantailor.store import Store
@@ -143,3 +146,25 @@ def test_a_directory_that_is_typed_with_two_dots_is_read(quantailor: Command, tm
     monkeypatch.chdir(tmp_path / "elsewhere")
     outcome = quantailor("convert", f"../{model.name}", "-o", "base.gguf", "--home", tmp_path / "home")
     assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.slow
+def test_layers_that_predict_further_tokens_are_kept_and_quantized_like_others(
+    quantailor: Command, calibration_text: Path, tmp_path: Path
+) -> None:
+    base, out, text = write_nextn(tmp_path / "nextn.gguf"), tmp_path / "out", tmp_path / "short.txt"
+    text.write_text(calibration_text.read_text(encoding="utf-8")[:8_000], encoding="utf-8")
+    few = ("-f", text, "--imatrix-chunks", 2, "--types", "Q2_K,Q4_K,Q6_K,IQ2_XS", "--rounding", "plain", "--probe-chunks", 1, "--no-verify")
+    outcome = quantailor("make", base, "--bpw", 5, "-o", out, *few, *FEW, "--home", tmp_path / "home", "--json")
+    assert outcome.code == 0, outcome.err
+
+    file = Path(outcome.result["build"]["paths"][0])
+    with closing(GGUFSource(file)) as made, closing(GGUFSource(base)) as source:
+        types = {tensor.name: tensor.type_name for tensor in made.tensors}
+        assert types.keys() == {tensor.name for tensor in source.tensors}
+        assert made.metadata["glm4moe.nextn_predict_layers"].value == 1
+    further = {types[name] for name in types if name.startswith("blk.1.") and types[name] != "F32"}
+    assert further <= {"Q2_K", "Q4_K", "Q6_K"}  # no text runs through them, and IQ2_XS does not do without an importance matrix
+    assert types["blk.1.nextn.eh_proj.weight"] in further
+    with LoadedModel(file, n_ctx=64, n_threads=1):
+        pass
