@@ -5,7 +5,9 @@ A small script stands in for llama.cpp's converter; tests/oracle has the real on
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +19,8 @@ from hub_server import HubServer
 from vision_models import ARCHITECTURE, TOWER, projector_bytes, write_vision
 
 import quantailor as quantailor_library
+from quantailor.session import Workspace
+from quantailor.steps.conversion.convert import ConvertStep
 from tiny_models import write_tiny
 
 FEW = ("--types", "Q8_0", "--imatrix", "none", "--chunks", 2, "--against", "Q8_0", "--basis", "ranking", "--threads", 1)
@@ -66,6 +70,15 @@ def test_convert_writes_the_tower_beside_the_base_and_says_how_to_run_both(
     assert outcome.result["left_out_why"] == []
     assert lines(runs) == ["--mmproj --outtype f16"]
     assert sorted(path.name for path in tmp_path.glob("*.gguf")) == ["base.gguf", "mmproj.gguf"]
+
+
+def test_room_for_the_tower_is_looked_for_before(seeing: Path, tmp_path: Path) -> None:
+    """In Q8_0, the least, half of its 16-bit arrays."""
+    with Workspace.open(tmp_path / "home") as workspace:
+        alone = ConvertStep(model=str(seeing), output=str(tmp_path / "base.gguf"))
+        both = dataclasses.replace(alone, mmproj=str(tmp_path / "mmproj.gguf"))
+        more = sum(math.prod(shape) for shape in TOWER.values())
+        assert sum(n for _, n in both.needs(workspace).disk) == sum(n for _, n in alone.needs(workspace).disk) + more
 
 
 def test_without_it_the_tower_is_named_with_the_reason(quantailor: Command, seeing: Path, runs: Path, tmp_path: Path) -> None:
@@ -233,6 +246,7 @@ def test_a_ladder_has_one_projector_on_its_card_and_publishes_it(
     assert outcome.result["mmproj"]["path"] == str(out / "mmproj-F16.gguf")
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "[mmproj-F16.gguf](mmproj-F16.gguf)" in card
+    assert "pipeline_tag: image-text-to-text" in card
     assert "--mmproj mmproj-F16.gguf --image picture.jpg -p 'What is in this picture?'" in card
 
     result = run("publish", out, "--repo", "me/model", "--json").result

@@ -64,6 +64,7 @@ class HuggingFaceSource:
             self.left_out = tuple(family.left_out)
             self.left_out_why = dict(Counter(family.left_out.values()))
             """Why arrays are left out, and how many."""
+            self.left_out_bytes = sum(arrays[name].size_bytes for name in family.left_out)
             self._planned = {tensor.info.name: tensor for tensor in planned}
             if len(self._planned) != len(planned):
                 raise ModelFormatError(f"{self.folder} has several tensors that would get the same name in GGUF", remedy=INTACT)

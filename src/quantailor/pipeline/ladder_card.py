@@ -14,7 +14,7 @@ from quantailor.models.abilities import trained_context
 from quantailor.models.source import ModelSource
 from quantailor.present import cards, words
 from quantailor.records import Prediction, Verdict, VerdictRow
-from quantailor.steps.conversion.projector import Projector, projectors_section
+from quantailor.steps.conversion.projector import Projector, projectors_section, taken
 
 CARD = "README.md"
 _SEAL = re.compile(r"<!-- quantailor card ([0-9a-f]{16}) -->\n\Z")
@@ -63,7 +63,7 @@ def ladder_card(
     tags = ["gguf", "quantized", "llama.cpp", source.architecture, *(["imatrix"] if uses_imatrix else []), "quantailor"]
     text = "\n".join(
         (
-            cards.front_matter(source.metadata, tags, repo_id),
+            cards.front_matter(source.metadata, tags, repo_id, taken(projectors)),
             f"# {source.name}, GGUF, {words.counted(len(files), 'file')}\n",
             f"Quantizations of {origin}. Quantailor measured what each type costs in every tensor and chose a type for each.\n",
             _licence(source),

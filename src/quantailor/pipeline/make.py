@@ -37,7 +37,7 @@ from quantailor.steps.checks.inputs import asked_bits, check_plan, check_possibl
 from quantailor.steps.checks.limits import constraints_of
 from quantailor.steps.checks.verified import require_apart
 from quantailor.steps.conversion.convert import ConvertStep, left_out_words, with_base, with_known_base
-from quantailor.steps.conversion.projector import Projector, ProjectorWork
+from quantailor.steps.conversion.projector import Projector, ProjectorWork, projector_bytes
 from quantailor.steps.judged.evaluating import check_evals
 from quantailor.steps.measure import known_types
 from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX, Evals
@@ -429,11 +429,14 @@ class MakingStep(PipelineStep[Answer]):
         folder, runs = step.folder, step.runs_the_model(workspace)
         with workspace.model(step.model) as model:
             size, is_checkpoint = ModelSize.of(model.source), not isinstance(model.source, GGUFSource)
+            tower = projector_bytes(model.source) if step.wants_projector else 0
             step = step.decided(workspace, model.source)
             calibrates = step.known_covariances(workspace) is None and workspace.covariances.default(model.fingerprint) is None
         needs = step.calibrate_step(step.model, step.imatrix_chunks).needs(workspace) if calibrates else Needs()
         if runs and is_checkpoint and not (folder / "base.gguf").exists():
             needs += Needs(((folder / "base.gguf", size.tensor_bytes),))
+        if tower and not any(folder.glob(f"{upstream.MARK}-*.gguf")):
+            needs += Needs(((folder / f"{upstream.MARK}.gguf", tower),))
         n_bytes = sum(plan.size_bytes or 0 for plan in step.plans.values())
         if n_bytes and not any(folder.glob("*bpw*.gguf")):
             needs += Needs(((folder / "model.gguf", n_bytes // 2),))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import yaml
 
@@ -18,6 +18,13 @@ NOT_MEASURED = (
     "benchmarks of knowledge, reasoning or code",
     "other languages and long contexts",
 )
+_TASKS: Mapping[frozenset[str], str] = {
+    frozenset(): "text-generation",
+    frozenset({"images"}): "image-text-to-text",
+    frozenset({"sound"}): "audio-text-to-text",
+    frozenset({"images", "sound"}): "any-to-any",
+}
+"""The hub's names for what a model does, by what it takes beside text."""
 _PLACES = ("general.source.repo_url", "general.source.url", "general.repo_url", "general.url")
 
 
@@ -32,8 +39,11 @@ def stated(metadata: Mapping[str, MetadataValue], key: str) -> tuple[str, ...]:
     return metadata[key].texts if key in metadata else ()
 
 
-def front_matter(metadata: Mapping[str, MetadataValue], tags: Sequence[str], repo_id: str | None) -> str:
-    """What the hub reads: the original, its licence and languages as the model states them, tags."""
+def front_matter(metadata: Mapping[str, MetadataValue], tags: Sequence[str], repo_id: str | None, takes: Collection[str] = ()) -> str:
+    """What the hub reads: the original, its licence and languages as the model states them, tags, and what the model does.
+
+    `takes` is what projectors beside it take: "images", "sound".
+    """
     fields: dict[str, object] = {}
     if repo_id is not None:
         fields |= {"base_model": repo_id, "base_model_relation": "quantized"}
@@ -42,7 +52,8 @@ def front_matter(metadata: Mapping[str, MetadataValue], tags: Sequence[str], rep
             fields[key] = texts[0] if len(texts) == 1 else list(texts)
     if languages := stated(metadata, "general.languages"):
         fields["language"] = list(languages)
-    fields |= {"library_name": "gguf", "pipeline_tag": "text-generation", "tags": list(tags)}
+    task = _TASKS[frozenset(takes)]
+    fields |= {"library_name": "gguf", "pipeline_tag": task, "tags": list(tags)}
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
 
 

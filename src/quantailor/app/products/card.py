@@ -21,7 +21,7 @@ from quantailor.models.source import ModelSource
 from quantailor.present import cards, words
 from quantailor.records import PLAIN_TWIN, Grounds, MetadataValue, Strategy, TensorInfo, Verdict, VerdictRow, bits_per_weight
 from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, OpenedModel, Workspace
-from quantailor.steps.conversion.projector import Projector, projectors_beside, projectors_section
+from quantailor.steps.conversion.projector import Projector, projectors_beside, projectors_section, taken
 from quantailor.steps.hub.publish import is_listed_name as is_listed_name
 from quantailor.store import CalibrationRecord
 
@@ -184,7 +184,7 @@ def _repo_id(source: ModelSource, given: str | None) -> str | None:
 
 def _card(facts: _Facts) -> str:
     sections = (
-        cards.front_matter(facts.metadata, _tags(facts), facts.repo_id),
+        cards.front_matter(facts.metadata, _tags(facts), facts.repo_id, taken(facts.projectors)),
         _head(facts),
         _making(facts),
         _measured(facts),

@@ -24,7 +24,7 @@ from quantailor.models.source import ModelSource
 from quantailor.models.upstream import ProjectorType
 from quantailor.present.words import plural
 from quantailor.session import Workspace, lost_words
-from quantailor.steps.conversion.projector import Projector, ProjectorWork
+from quantailor.steps.conversion.projector import Projector, ProjectorWork, projector_bytes
 from quantailor.steps.options import Conversion, Way
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Answer, ModelStep, Screen, StepResult, WeightedStep
@@ -106,12 +106,12 @@ class ConvertStep(ModelStep[ConvertResult], kind="convert", result=ConvertResult
     def needs(self, workspace: Workspace) -> Needs:
         """Room for the base; of one that llama.cpp's converter writes, half of the weight files, which may hold 32 bits."""
         folder = Path(self.model)
-        if native_refusal(workspace, folder, self.conversion.way) is None:
-            with workspace.source(folder) as source:
-                n_bytes = sum(tensor.size_bytes for tensor in source.tensors)
-        else:
-            n_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors")) // 2
-        return Needs(((Path(self.output), n_bytes),))
+        if native_refusal(workspace, folder, self.conversion.way) is not None:
+            return Needs(((Path(self.output), sum(path.stat().st_size for path in folder.glob("*.safetensors")) // 2),))
+        with workspace.source(folder) as source:
+            n_bytes = sum(tensor.size_bytes for tensor in source.tensors)
+            tower = () if self.mmproj is None else ((Path(self.mmproj), projector_bytes(source)),)
+        return Needs(((Path(self.output), n_bytes), *tower))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

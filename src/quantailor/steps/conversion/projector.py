@@ -18,6 +18,7 @@ from quantailor.evidence.written import converted_by
 from quantailor.models import upstream
 from quantailor.models.contents import is_projector
 from quantailor.models.gguf_file import GGUFSource
+from quantailor.models.huggingface import HuggingFaceSource
 from quantailor.models.source import ModelSource
 from quantailor.models.upstream import ProjectorType
 from quantailor.present import cards
@@ -126,6 +127,16 @@ def projectors_section(model: str, found: Sequence[Projector]) -> tuple[str, ...
     """A card's section on projectors, beside a text model's file of that name; nothing where there are none."""
     rows = [(Path(each.path).name, each.type_name, each.size_bytes, each.takes) for each in found]
     return (cards.projectors(model, rows),) if rows else ()
+
+
+def projector_bytes(source: ModelSource) -> int:
+    """What a projector takes at the least, in Q8_0: half of a directory's arrays in 16 bits that are not in the base."""
+    return source.left_out_bytes // 2 if isinstance(source, HuggingFaceSource) else 0
+
+
+def taken(found: Sequence[Projector]) -> set[str]:
+    """What any of them takes."""
+    return {what for each in found for what in each.takes}
 
 
 def _described(source: GGUFSource) -> Projector:
