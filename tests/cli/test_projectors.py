@@ -193,6 +193,29 @@ def test_what_the_converter_says_of_a_tower_is_told_in_one_line(says: str, expec
     assert not (tmp_path / "mmproj.gguf").exists()
 
 
+def test_both_halves_go_through_the_converter_where_ours_does_not_take_the_text(
+    quantailor: Command, seeing: Path, runs: Path, tmp_path: Path
+) -> None:
+    home = ("--home", tmp_path / "home")
+    assert quantailor("convert", seeing, "-o", tmp_path / "text.gguf", *home).code == 0
+    (seeing / "ready.data").write_bytes((tmp_path / "text.gguf").read_bytes())
+    asked = ("convert", seeing, "-o", tmp_path / "base.gguf", "--way", "llama.cpp", *home, "--json")
+    assert "arrays of a tower: they take images or sound" in quantailor(*asked).result["left_out_why"][0]
+    result = quantailor(*asked, "--force", "--mmproj", tmp_path / "mmproj.gguf").result
+    assert (result["way"], result["left_out_why"], result["mmproj"]["takes"]) == ("llama.cpp", [], ["images"])
+    assert lines(runs) == ["--outtype auto", "--outtype auto", "--mmproj --outtype f16"]
+
+
+def test_a_configuration_without_its_tower_makes_no_empty_projector(quantailor: Command, seeing: Path, tmp_path: Path) -> None:
+    """As llama.cpp's converter writes one: a header alone."""
+    (seeing / "projector.data").write_bytes(projector_bytes(tmp_path, width=0))
+    line = quantailor(
+        "convert", seeing, "-o", tmp_path / "base.gguf", "--mmproj", tmp_path / "mmproj.gguf", "--home", tmp_path / "home"
+    ).error_line
+    assert f"config.json of {seeing} names a vision tower or an audio encoder, and the directory holds no array of it" in line
+    assert not (tmp_path / "mmproj.gguf").exists()
+
+
 def test_a_file_that_is_no_projector_is_not_kept(quantailor: Command, seeing: Path, tmp_path: Path) -> None:
     asked = ("convert", seeing, "-o", tmp_path / "base.gguf", "--mmproj", tmp_path / "mmproj.gguf", "--home", tmp_path / "home")
     assert quantailor("convert", seeing, "-o", tmp_path / "text.gguf", "--home", tmp_path / "home").code == 0

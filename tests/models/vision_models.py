@@ -69,7 +69,7 @@ def write_vision(place: Path, **fake: Any) -> Path:
 
 
 def projector_bytes(folder: Path, *, width: int = HIDDEN) -> bytes:
-    """A GGUF file that calls itself a projector to text models of that width; `folder` is written to for a moment."""
+    """A GGUF file that calls itself a projector to text models of that width; 0 gives one without arrays. `folder` has it for a moment."""
     metadata = {
         "general.architecture": MetadataValue("string", "clip"),
         "general.type": MetadataValue("string", "mmproj"),
@@ -77,7 +77,8 @@ def projector_bytes(folder: Path, *, width: int = HIDDEN) -> bytes:
         "clip.vision.projection_dim": MetadataValue("uint32", width),
     }
     file = folder / "projector.gguf"
-    write_base(MemorySource({"mm.input_projection.weight": np.ones((width, WIDTH), np.float16)}, metadata=metadata), file)
+    arrays = {"mm.input_projection.weight": np.ones((width, WIDTH), np.float16)} if width else {}
+    write_base(MemorySource(arrays, metadata=metadata), file)
     found = file.read_bytes()
     file.unlink()
     return found
