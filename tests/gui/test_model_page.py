@@ -14,6 +14,7 @@ from foreign_models import ARCHITECTURE, SCRIPT, write_foreign
 from hub_server import HubServer, assert_no_token, running_hub
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
+from vision_models import write_vision
 from visitor import Visitor
 
 from gguf_models import HIDDEN, write_llama
@@ -97,10 +98,17 @@ def test_a_directory_is_converted_to_a_base(page: Visitor, books_llama_dir: Path
     ask(page, str(tmp_path / "books"))
     page.sees("Convert to a base")
     page.sees("generation_config.json")
+    assert "--mmproj" not in page.text()
     page.click("Convert to a base (16.02 MiB)")
     page.sees("Its 16-bit base", seconds=40)
     base = next((tmp_path / "home" / "bases").glob("books-????????.gguf"))
     page.sees(base.name)
+
+
+def test_a_model_with_a_tower_has_the_command_for_its_file(page: Visitor, tmp_path: Path) -> None:
+    ask(page, str(write_vision(tmp_path / "seeing")))
+    page.sees("This makes a file of its vision tower or audio encoder, too:")
+    page.sees("--mmproj mmproj-F16.gguf")
 
 
 def test_a_directory_of_an_unknown_family_is_offered_to_llama_cpp(

@@ -15,6 +15,8 @@ from quantailor.costs.machine import free_disk_bytes
 from quantailor.errors import ModelError
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.hub import HubSettings
+from quantailor.models.json_files import read_json_if_there
+from quantailor.models.upstream import speaks_of_tower
 from quantailor.pipeline import StudyStep
 from quantailor.present.cards import stated
 from quantailor.session import OpenedModel, Workspace, defect
@@ -92,6 +94,14 @@ class Entry:
     kind: EntryKind
     size_bytes: int | None
     """None for folders."""
+
+
+def names_tower(folder: str) -> bool:
+    """Whether config.json of a directory describes a vision tower or an audio encoder; no where it cannot be read."""
+    try:
+        return speaks_of_tower(read_json_if_there(Path(folder) / "config.json"), ())
+    except ModelError:
+        return False
 
 
 def understand(text: str) -> Path | Repository:

@@ -15,4 +15,13 @@ from quantailor.models.upstream.checkpoint import checkpoint_digest
 from quantailor.models.upstream.converting import check_before, convert_directory, refuse_unknown
 from quantailor.models.upstream.environment import interpreter
 from quantailor.models.upstream.locating import Converter, locate
-from quantailor.models.upstream.projector import MARK, ProjectorType, ProjectorWish, has_tower, product, refuse_unknown_tower, require_tower
+from quantailor.models.upstream.projector import (
+    MARK,
+    ProjectorType,
+    ProjectorWish,
+    has_tower,
+    product,
+    refuse_unknown_tower,
+    require_tower,
+    speaks_of_tower,
+)

@@ -9,6 +9,7 @@ from typing import Any
 
 from nicegui import run, ui
 
+from quantailor.app.library.opening import names_tower
 from quantailor.app.steps import ConversionOffer, ConvertStep, absolute
 from quantailor.gui.context import context
 from quantailor.gui.jobs import start as start_job
@@ -54,3 +55,6 @@ def conversion_form(source: str, suggested: str, label: str, on_done: Callable[[
     button = primary(label, told(start))
     text("The same as a command:", "qt-small qt-muted")
     copy_line(shlex.join(("quantailor", "convert", source, "-o", suggested)))
+    if names_tower(source):
+        text("The base is the text model. This makes a file of its vision tower or audio encoder, too:", "qt-small qt-muted")
+        copy_line(shlex.join(("quantailor", "convert", source, "-o", suggested, "--mmproj", "mmproj-F16.gguf")))
