@@ -19,6 +19,7 @@ from hub_server import HubServer
 from vision_models import ARCHITECTURE, TOWER, projector_bytes, write_vision
 
 import quantailor as quantailor_library
+from quantailor import files
 from quantailor.session import Workspace
 from quantailor.steps.conversion.convert import ConvertStep
 from tiny_models import write_tiny
@@ -107,6 +108,23 @@ def test_a_projector_that_is_there_is_not_made_again_and_another_file_not_replac
     assert f"{projector} exists. Choose another name, or give --force to replace it" in line
     assert projector.read_bytes() == b"somebody's"
     assert len(lines(runs)) == 2
+
+
+def test_a_run_that_ends_once_the_projector_has_its_name_goes_on(
+    quantailor: Command, seeing: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("convert", seeing, "-o", tmp_path / "base.gguf", "--mmproj", tmp_path / "mmproj.gguf", "--home", tmp_path / "home")
+    assert quantailor(*asked[:4], *asked[6:]).code == 0
+
+    def killed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "sync_folder", killed)
+        assert quantailor(*asked).code != 0
+    assert (tmp_path / "mmproj.gguf").exists()
+    assert quantailor(*asked).code == 0
+    assert len(lines(runs)) == 1
 
 
 def test_a_changed_tower_is_converted_anew(quantailor: Command, seeing: Path, runs: Path, tmp_path: Path) -> None:

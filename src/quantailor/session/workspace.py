@@ -26,8 +26,9 @@ from quantailor.jobs import Home, resolve
 from quantailor.models.contents import require_language_model
 from quantailor.models.identity import DEFINITION, Identity, description, identify
 from quantailor.models.opening import model_files, open_model, require_unquantized
+from quantailor.models.random_access import unreadable
 from quantailor.models.source import ModelSource
-from quantailor.models.upstream.checkpoint import checkpoint_digest, checkpoint_files, files_digest
+from quantailor.models.upstream.checkpoint import checkpoint_digest, checkpoint_files, file_digest
 from quantailor.processes.crews import ModelFiles
 from quantailor.session.covariances import KeptCovariances
 from quantailor.session.imatrices import KeptImatrices
@@ -183,14 +184,17 @@ class Workspace(Closing):
         """Whether a file is what that recipe gave when it was written, down to what describes it."""
         return any(self.holds(path, content) for content in self._written(path, recipe))
 
-    def note_file(self, path: Path, recipe: str) -> None:
-        """The same for a file that is no language model."""
-        self.store.record_location("written", f"{recipe}:{self._file_digest(path)}", path)
+    def note_file(self, path: Path, recipe: str, written: Path) -> None:
+        """The same for a file that is no language model, before it has its name: `written` is what will get it. Raises OSError."""
+        self.store.record_location("written", f"{recipe}:{file_digest(written)}", path)
 
     def is_file_as_written(self, path: Path, recipe: str) -> bool:
         """The same for a file that is no language model, to the byte. Raises ModelError where it cannot be read."""
         wanted = self._written(path, recipe)
-        return bool(wanted) and path.is_file() and self._file_digest(path) in wanted
+        try:
+            return bool(wanted) and path.is_file() and self._file_digest(path) in wanted
+        except OSError as error:
+            raise unreadable(path, error) from error
 
     def _written(self, path: Path, recipe: str) -> list[str]:
         """What that recipe gave when the file was written."""
@@ -203,7 +207,7 @@ class Workspace(Closing):
         def now() -> FilesState:
             return files.state_of([path])
 
-        return self._read_once(f"file {path.absolute()}", now(), now, lambda: Identity(files_digest([path]))).fingerprint
+        return self._read_once(f"file {path.absolute()}", now(), now, lambda: Identity(file_digest(path))).fingerprint
 
     def _content(self, path: Path) -> str:
         fingerprint = self.identity(path).fingerprint

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import xxhash
@@ -24,26 +23,28 @@ def checkpoint_files(folder: Path) -> list[Path]:
 
 
 def checkpoint_digest(folder: Path, *, control: Control = QUIET) -> str:
-    """`files_digest` of a checkpoint's files. Raises ModelError, Paused, Cancelled."""
-    return files_digest(checkpoint_files(folder), control=control)
-
-
-def files_digest(paths: Sequence[Path], *, control: Control = QUIET) -> str:
-    """SHA-256 over the names of files and a digest of each (XXH3, 128 bits), all of it read.
+    """SHA-256 over the names of a checkpoint's files and a digest of each (XXH3, 128 bits), all of it read.
 
     Raises ModelError where a file cannot be read; Paused, Cancelled from `control`.
     """
+    paths = checkpoint_files(folder)
     digest = hashlib.sha256()
     try:
         progress = ProgressCounter(control, sum(path.stat().st_size for path in paths))
         for path in paths:
-            content = xxhash.xxh3_128()
-            with path.open("rb") as stream:
-                while part := stream.read(_BLOCK_BYTES):
-                    control.check()
-                    content.update(part)
-                    progress.add(len(part), path.name)
-            digest.update(f"{path.name}\0{content.hexdigest()}\n".encode(errors="surrogateescape"))
+            digest.update(f"{path.name}\0{file_digest(path, control, progress)}\n".encode(errors="surrogateescape"))
     except OSError as error:
-        raise unreadable(error.filename or paths[0].parent, error) from error
+        raise unreadable(error.filename or folder, error) from error
     return digest.hexdigest()
+
+
+def file_digest(path: Path, control: Control = QUIET, progress: ProgressCounter | None = None) -> str:
+    """XXH3 (128 bits) of a file's bytes. Raises OSError; Paused, Cancelled from `control`."""
+    content = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while part := stream.read(_BLOCK_BYTES):
+            control.check()
+            content.update(part)
+            if progress is not None:
+                progress.add(len(part), path.name)
+    return content.hexdigest()

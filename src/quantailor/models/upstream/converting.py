@@ -63,6 +63,7 @@ def convert_directory(
     overwrite: bool = False,
     trust_remote_code: bool = False,
     product: Product | None = None,
+    on_whole: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write the base of a directory as llama.cpp's converter does, whose matrices keep 16 bits, or another `product` of it.
 
@@ -76,6 +77,7 @@ def convert_directory(
         overwrite: replace a file of that name.
         trust_remote_code: let it run code of the checkpoint.
         product: what is made of it; None for the base.
+        on_whole: called with the whole file just before it gets its name.
 
     Returns:
         `output`.
@@ -98,6 +100,8 @@ def convert_directory(
         with tempfile.TemporaryDirectory(prefix="quantailor-") as modules:
             _run(folder, partial, converter, python, Path(modules), log, control, wanted)
         _check(partial, folder, converter, wanted)
+        if on_whole is not None:
+            on_whole(partial)
         _settle(partial, output)
     except OSError as error:
         raise files.cannot_write(output, error) from error

@@ -99,8 +99,8 @@ class ProjectorWork:
             overwrite=self.overwrite,
             trust_remote_code=self.conversion.trust_remote_code,
             product=upstream.product(self.type_name),
+            on_whole=lambda written: workspace.note_file(self.output, recipe, written),
         )
-        workspace.note_file(self.output, recipe)
         return opened(self.output)
 
     def _recipe(self, workspace: Workspace) -> str:
