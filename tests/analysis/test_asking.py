@@ -46,6 +46,7 @@ def written(path: Path, prompts: list[Tokens]) -> list[Tokens]:
         return [model.continuation(prompt, greedy.N_WRITTEN) for prompt in prompts]
 
 
+@pytest.mark.slow
 def test_a_file_differs_from_the_base_where_its_own_text_does(books_llama_base: Path, quantized: Path, prompts: list[Tokens]) -> None:
     of_base, own = written(books_llama_base, prompts), written(quantized, prompts)
     items = [greedy.Following(prompt, text) for prompt, text in zip(prompts, of_base, strict=True)]

@@ -218,6 +218,7 @@ def test_the_null_control_is_below_everything(bench: Bench, tmp_path: Path) -> N
     assert as_stored < one
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not library.load().llama.llama_supports_gpu_offload(), reason="this build of llama-cpp-python has no GPU backend")
 def test_weights_are_swapped_on_the_device(bench: Bench) -> None:
     with Swapper(bench.source, bench.path, bench.names, rounding=Rounding(bench.imatrix), n_ctx=64, devices=Devices(-1)) as swapper:
