@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 
 from quantailor.errors import InferenceError
@@ -39,17 +38,14 @@ def loaded_header(path: Path) -> Iterator[object]:
             llama.llama_model_free(model)
 
 
-@lru_cache(maxsize=32)
-def unmet_tensor(path: Path, fingerprint: str) -> str | None:
+def unmet_tensor(path: Path) -> str | None:
     """Which tensor of a GGUF file keeps llama.cpp from running it, and why, in words: it is missing, or of another shape.
 
     None where all are as it needs them, and where it cannot say: it does not know the architecture, for one.
 
     Args:
         path: the file, or the first of its shards.
-        fingerprint: the model's; one model is asked about once per process.
     """
-    del fingerprint
     try:
         apart.call(_read, path)
     except InferenceError as error:

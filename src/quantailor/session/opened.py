@@ -59,7 +59,7 @@ def require_runnable(model: OpenedModel) -> None:
         ModelFormatError: a tensor that llama.cpp needs is missing or has another shape.
     """
     require_finite(model.identity)
-    if isinstance(model.source, GGUFSource) and (unmet := unmet_tensor(gguf_path(model), model.fingerprint)):
+    if isinstance(model.source, GGUFSource) and (unmet := unmet_tensor(gguf_path(model))):
         raise ModelFormatError(f"{model.source.location} {unmet}", remedy="Convert the model again, or get an intact copy of the file")
 
 
