@@ -12,7 +12,7 @@ places        folders in the cache that appear whole
 """
 
 from quantailor.models.upstream.checkpoint import checkpoint_digest
-from quantailor.models.upstream.converting import check_before, convert_directory, refuse_unknown
+from quantailor.models.upstream.converting import Product, check_before, convert_directory, refuse_unknown
 from quantailor.models.upstream.environment import interpreter
 from quantailor.models.upstream.locating import Converter, locate
 from quantailor.models.upstream.projector import (

@@ -18,7 +18,6 @@ from quantailor.errors import AlreadyQuantizedError, ConverterError, ModelError,
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.json_files import mapping, read_json_if_there
 from quantailor.models.opening import require_unquantized
-from quantailor.models.random_access import unreadable
 from quantailor.models.upstream.failures import FailedRun, failure, unknown_architecture
 from quantailor.models.upstream.locating import Converter
 from quantailor.models.upstream.trust import refuse_code
@@ -122,11 +121,7 @@ def refuse_unknown(folder: Path, converter: Converter) -> None:
     """Raise UnsupportedModelError where the converter's sources do not name the architecture: before an interpreter is set up for it."""
     config = read_json_if_there(folder / "config.json")
     stored = [*_names(config.get("architectures")), *_names(mapping(config.get("text_config")).get("architectures"))]
-    sources = [converter.script, *sorted((converter.script.parent / "conversion").glob("*.py"))]
-    try:
-        text = "".join(path.read_text(encoding="utf-8", errors="replace") for path in sources)
-    except OSError as error:
-        raise unreadable(converter.script, error) from error
+    text = "".join(converter.sources())
     if stored and _REGISTERS.search(text) and not any(f'"{name}"' in text for name in stored):
         raise unknown_architecture(folder, stored[0], converter.name)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from quantailor.errors import ConverterError
 from quantailor.files import expanded
+from quantailor.models.random_access import unreadable
 from quantailor.models.upstream.pip_tool import Begin
 from quantailor.models.upstream.places import cache_folder
 from quantailor.models.upstream.sdist import PACKAGE, SCRIPT, converter_folder
@@ -25,6 +26,15 @@ class Converter:
     script: Path
     name: str
     """For people: "llama.cpp's converter 0.3.36", the version being llama-cpp-python's."""
+
+    def sources(self) -> tuple[str, str]:
+        """The texts of the script and of the modules beside it, which newer ones have. Raises ModelError."""
+        modules = sorted((self.script.parent / "conversion").glob("*.py"))
+        try:
+            script, *texts = (path.read_text(encoding="utf-8", errors="replace") for path in (self.script, *modules))
+        except OSError as error:
+            raise unreadable(self.script, error) from error
+        return script, "".join(texts)
 
 
 def locate(

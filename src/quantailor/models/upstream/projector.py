@@ -14,7 +14,6 @@ from quantailor.models.contents import is_projector
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.huggingface import stored_arrays
 from quantailor.models.json_files import JsonObject, is_there, mapping, read_json_if_there
-from quantailor.models.random_access import unreadable
 from quantailor.models.safetensors_file import SafetensorsFile
 from quantailor.models.upstream.converting import Product
 from quantailor.models.upstream.failures import NEWER, FailedRun, failure
@@ -93,14 +92,10 @@ def refuse_unknown_tower(folder: Path, converter: Converter) -> None:
     """
     config = read_json_if_there(folder / "config.json")
     stored = _first(mapping(config.get("vision_config"))) or _first(config)
-    sources = [converter.script, *sorted((converter.script.parent / "conversion").glob("*.py"))]
-    try:
-        texts = [path.read_text(encoding="utf-8", errors="replace") for path in sources]
-    except OSError as error:
-        raise unreadable(converter.script, error) from error
-    if f'--{MARK}"' not in texts[0] and f"--{MARK}'" not in texts[0]:
+    script, modules = converter.sources()
+    if f'--{MARK}"' not in script and f"--{MARK}'" not in script:
         raise _too_old(converter.name)
-    known = _listed("".join(texts[1:]))
+    known = _listed(modules)
     if stored and known and stored not in known:
         raise _unknown(folder, stored, converter.name)
 

@@ -7,7 +7,6 @@ files, kept with the fingerprint of the base that it became.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from quantailor.models.upstream import ProjectorType
 from quantailor.present.words import plural
 from quantailor.session import Workspace, lost_words
 from quantailor.steps.conversion.projector import Projector, ProjectorWork, projector_bytes
+from quantailor.steps.conversion.upstream_run import located, run_converter
 from quantailor.steps.options import Conversion, Way
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Answer, ModelStep, Screen, StepResult, WeightedStep
@@ -197,21 +197,12 @@ def _upstream(workspace: Workspace, step: ConvertStep, refusal: str, stages: Sta
     folder, output = Path(step.model), Path(step.output)
     upstream.check_before(folder, output, overwrite=step.overwrite, trust_remote_code=step.conversion.trust_remote_code)
     checkpoint = workspace.checkpoint(folder)
-    converter = upstream.locate(None if step.conversion.converter is None else Path(step.conversion.converter), begin=stages.begin)
+    converter = located(step.conversion, stages)
     upstream.refuse_unknown(folder, converter)
     why = f"{converter.name}: {refusal}"
     stages.note(why)
-    python = upstream.interpreter(begin=stages.begin)
-    upstream.convert_directory(
-        folder,
-        output,
-        converter=converter,
-        python=python,
-        log=workspace.home.logs / f"convert-{hashlib.sha256(str(output).encode(errors='surrogateescape')).hexdigest()[:12]}.log",
-        control=stages.begin("convert"),
-        overwrite=step.overwrite,
-        trust_remote_code=step.conversion.trust_remote_code,
-    )
+    trusted = step.conversion.trust_remote_code
+    run_converter(workspace, stages, converter, folder, output, stage="convert", trust_remote_code=trusted, overwrite=step.overwrite)
     with workspace.model(output) as model:
         for known in sorted({converted_by(checkpoint, None), converted_by(checkpoint, step.conversion.converter)}):
             workspace.store.record_location("conversion", f"{known}:{model.description}", output)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from quantailor.models.source import ModelSource
 from quantailor.models.upstream import ProjectorType
 from quantailor.present import cards
 from quantailor.session import Workspace
+from quantailor.steps.conversion.upstream_run import located, run_converter
 from quantailor.steps.options import Conversion
 from quantailor.steps.stages import Stages
 
@@ -74,8 +74,7 @@ class ProjectorWork:
             return None
         trusted = self.conversion.trust_remote_code
         upstream.check_before(self.folder, self.output, overwrite=self.overwrite, trust_remote_code=trusted)
-        given = self.conversion.converter
-        converter = upstream.locate(None if given is None else Path(given), begin=stages.begin)
+        converter = located(self.conversion, stages)
         upstream.refuse_unknown_tower(self.folder, converter)
         return converter
 
@@ -86,18 +85,16 @@ class ProjectorWork:
             stages.note(f"{self.output} is the projector already")
             return opened(self.output)
         stages.note(f"{converter.name} makes the projector")
-        python = upstream.interpreter(begin=stages.begin)
-        name = hashlib.sha256(str(self.output).encode(errors="surrogateescape")).hexdigest()[:12]
         recipe = self._recipe(workspace)
-        upstream.convert_directory(
+        run_converter(
+            workspace,
+            stages,
+            converter,
             self.folder,
             self.output,
-            converter=converter,
-            python=python,
-            log=workspace.home.logs / f"projector-{name}.log",
-            control=stages.begin("projector"),
-            overwrite=self.overwrite,
+            stage="projector",
             trust_remote_code=self.conversion.trust_remote_code,
+            overwrite=self.overwrite,
             product=upstream.product(self.type_name),
             on_whole=lambda written: workspace.note_file(self.output, recipe, written),
         )
