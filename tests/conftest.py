@@ -207,6 +207,19 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
 
 @pytest.fixture
+def converter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that stands in for llama.cpp's converter and needs no torch."""
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(Path(__file__).parent / "models" / "converter_script.py"))
+    monkeypatch.setenv("QUANTAILOR_CONVERT_PYTHON", sys.executable)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Where that script writes a line for each of its runs, with its options."""
+    return tmp_path / "runs"
+
+
+@pytest.fixture
 def said() -> list[str]:
     """Everything that commands printed."""
     return []

@@ -17,23 +17,10 @@ from quantailor.models.opening import open_model
 from quantailor.models.upstream import checkpoint_digest
 from tiny_models import write_tiny
 
+pytestmark = pytest.mark.usefixtures("converter")
+
 TYPES = ("--types", "Q4_0,Q5_0,Q8_0", "--threads", 1)
 UNKNOWN = f"has the architecture '{ARCHITECTURE}', which Quantailor's own conversion does not support"
-
-
-@pytest.fixture(autouse=True)
-def converter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The script that stands in for llama.cpp's, which needs no torch."""
-    import sys
-
-    monkeypatch.setenv("LLAMA_CPP_DIR", str(SCRIPT))
-    monkeypatch.setenv("QUANTAILOR_CONVERT_PYTHON", sys.executable)
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    """A line for each run of the converter."""
-    return tmp_path / "runs"
 
 
 @pytest.fixture

@@ -9,12 +9,10 @@ import dataclasses
 import json
 import math
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 from commands import Command, validate
-from foreign_models import SCRIPT
 from hub_server import HubServer
 from vision_models import ARCHITECTURE, TOWER, projector_bytes, write_vision
 
@@ -24,20 +22,9 @@ from quantailor.session import Workspace
 from quantailor.steps.conversion.convert import ConvertStep
 from tiny_models import write_tiny
 
+pytestmark = pytest.mark.usefixtures("converter")
+
 FEW = ("--types", "Q8_0", "--imatrix", "none", "--chunks", 2, "--against", "Q8_0", "--basis", "ranking", "--threads", 1)
-
-
-@pytest.fixture(autouse=True)
-def converter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The script that stands in for llama.cpp's, which needs no torch."""
-    monkeypatch.setenv("LLAMA_CPP_DIR", str(SCRIPT))
-    monkeypatch.setenv("QUANTAILOR_CONVERT_PYTHON", sys.executable)
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    """A line for each run of the converter, with its options."""
-    return tmp_path / "runs"
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -112,9 +113,9 @@ def start(home: Path, *words: object) -> subprocess.Popen[str]:
     )
 
 
-def result(command: subprocess.Popen[str]) -> dict[str, object]:
+def result(command: subprocess.Popen[str]) -> dict[str, Any]:
     """What it printed, when it has ended well."""
     out, err = command.communicate(timeout=5 * PATIENCE_S)
     assert command.returncode == 0, out + err
-    found: dict[str, object] = json.loads(out)["result"]
+    found: dict[str, Any] = json.loads(out)["result"]
     return found

@@ -71,7 +71,7 @@ def test_what_two_servers_find_is_what_one_process_finds(text: Path, tmp_path: P
             result(start(home, "measure", base, "--types", TYPES, "--threads", 1))  # or probing begins with that of every type
             result(start(home, "probe", base, "--types", TYPES, "--chunks", 2, "--mixes", 3, "--anchors", 2, "--mix-chunks", 2, *on))
             found = result(start(home, "verify", base, "--base", base, "--against", "Q4_K_M", "--chunks", 2, "-o", home / "verdict", *on))
-            klds[name] = [row["statistics"]["kld_mean"]["value"] for row in found["verdict"]["rows"]]  # type: ignore[index]
+            klds[name] = [row["statistics"]["kld_mean"]["value"] for row in found["verdict"]["rows"]]
     here, there = tmp_path / "here", tmp_path / "there"
     for pattern in ("imatrices/*", "covariances/*"):
         ours, theirs = (sorted(home.glob(pattern)) for home in (here, there))

@@ -81,7 +81,7 @@ def n_scores(home: Path) -> int:
 
 def n_measured(home: Path) -> int:
     """Scores that workers of the last job gave back, twice given ones included."""
-    workers = result(start(home, "jobs", "show", 2))["cluster"]["workers"]  # type: ignore[index]
+    workers = result(start(home, "jobs", "show", 2))["cluster"]["workers"]
     return sum(each["n_done"] for each in workers)
 
 
@@ -97,7 +97,7 @@ def test_make_on_two_workers_is_make(base: Path, text: Path, tmp_path: Path) -> 
         ours, theirs = (sorted((tmp_path / name).glob(pattern)) for name in made)
         assert [path.name for path in ours] == [path.name for path in theirs] != []
         assert all(one.read_bytes() == two.read_bytes() for one, two in zip(ours, theirs, strict=True)), pattern
-    assert made["one"]["verify"]["verdict"] == made["two"]["verify"]["verdict"]  # type: ignore[index]
+    assert made["one"]["verify"]["verdict"] == made["two"]["verify"]["verdict"]
 
 
 def test_jobs_show_the_workers(base: Path, text: Path, tmp_path: Path) -> None:
@@ -105,8 +105,8 @@ def test_jobs_show_the_workers(base: Path, text: Path, tmp_path: Path) -> None:
     with cluster(tmp_path / "cluster", 1) as dask:
         result(start(home, "measure", base, "--types", TYPES, "--threads", 1, "--cluster", dask.address))
     shown = result(start(home, "jobs", "show", 1))
-    assert shown["cluster"]["address"] == dask.address  # type: ignore[index]
-    (worker,) = shown["cluster"]["workers"]  # type: ignore[index]
+    assert shown["cluster"]["address"] == dask.address
+    (worker,) = shown["cluster"]["workers"]
     assert (worker["state"], worker["n_done"] > 0, worker["per_second"] > 0) == ("ready", True, True)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from browser import Browser, serving
-from foreign_models import ARCHITECTURE, SCRIPT, write_foreign
+from foreign_models import ARCHITECTURE, write_foreign
 from hub_server import HubServer, assert_no_token, running_hub
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -111,11 +110,8 @@ def test_a_model_with_a_tower_has_the_command_for_its_file(page: Visitor, tmp_pa
     page.sees("--mmproj mmproj-F16.gguf")
 
 
-def test_a_directory_of_an_unknown_family_is_offered_to_llama_cpp(
-    page: Visitor, books_llama_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LLAMA_CPP_DIR", str(SCRIPT))
-    monkeypatch.setenv("QUANTAILOR_CONVERT_PYTHON", sys.executable)
+@pytest.mark.usefixtures("converter")
+def test_a_directory_of_an_unknown_family_is_offered_to_llama_cpp(page: Visitor, books_llama_base: Path, tmp_path: Path) -> None:
     folder = write_foreign(tmp_path / "foreign", ready=books_llama_base.read_bytes())
     ask(page, str(folder))
     page.sees(f"has the architecture '{ARCHITECTURE}', which Quantailor's own conversion does not support")
