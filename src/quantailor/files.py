@@ -16,8 +16,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, Protocol, Self
 
 import psutil
 
@@ -39,6 +40,18 @@ class Closing(ABC):
     def __exit__(self, *error: object) -> None:
         self.close()
 
+
+class Author(Protocol):
+    """Who remembers which files it wrote, so that after being killed it can replace its own, and nobody else's."""
+
+    def wrote(self, path: Path) -> bool:
+        """Whether the file that is there now is one that it gave that name."""
+
+    def writes(self, path: Path, whole: Path) -> None:
+        """Hear that a whole file is about to get that name."""
+
+
+_AUTHOR: ContextVar[Author | None] = ContextVar("author", default=None)
 
 FilesState = tuple[tuple[str, int, int, int, int, int], ...]
 """Of every file its path, device, inode, size, and the times of its last change and of its state's, in nanoseconds."""
@@ -84,8 +97,21 @@ def refuse_own_input(output: Path, inputs: Iterable[Path]) -> None:
                 raise OutputError(f"{output} is the input {path}", remedy="Choose another name for the output")
 
 
+@contextmanager
+def written_by(author: Author) -> Iterator[None]:
+    """Inside, files that must not be replaced are remembered by their author, which may replace its own."""
+    token = _AUTHOR.set(author)
+    try:
+        yield
+    finally:
+        _AUTHOR.reset(token)
+
+
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Raise OutputError where a file exists that must not be replaced: whatever is no regular file never."""
+    """Raise OutputError where a file exists that must not be replaced: whatever is no regular file never.
+
+    A file that its author wrote before it was killed may be replaced, see `written_by`.
+    """
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -95,7 +121,8 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
         raise OutputError(f"{path} is {kind}, which a file cannot replace", remedy="Choose another name for the output")
-    if not overwrite:
+    author = _AUTHOR.get()
+    if not overwrite and not (author is not None and author.wrote(path)):
         raise OutputError(f"{path} exists", remedy="Choose another name, or give --force to replace it")
 
 
@@ -128,13 +155,21 @@ def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
+        give_name(temporary, path, overwrite=overwrite)
         sync_folder(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def give_name(whole: Path, path: Path, *, overwrite: bool) -> None:
+    """Rename a file that is whole; its author hears of it before, unless whatever is there may be replaced anyway. Raises OSError."""
+    author = _AUTHOR.get()
+    if author is not None and not overwrite:
+        author.writes(path, whole)
+    whole.replace(path)
 
 
 def write_text(path: Path, text: str, *, overwrite: bool = True) -> Path:

@@ -43,6 +43,14 @@ def run_first(home: Path, *words: object) -> None:
     assert cli.run([*map(str, words), "--home", str(home), "--json"]) == 0
 
 
+def forced_once_done(home: Path, kind: str) -> tuple[str, ...]:
+    """What a second run needs in order to write its file again: nothing, unless the first was killed when its job was done."""
+    if not resolve(home).database.exists():
+        return ()
+    with Store(resolve(home).database) as store:
+        return ("--force",) if any((job.kind, job.state) == (kind, "done") for job in store.jobs.all()) else ()
+
+
 def one_result(reports: list[Killed], *names: str) -> None:
     """Runs that were killed say the same of these in the end."""
     for name in names:
@@ -92,7 +100,7 @@ def whole_or_absent(output: Callable[[Path], Path]) -> Done:
 
 def test_convert_leaves_nothing_half_written(forked: Forked, model: Path, tmp_path: Path) -> None:
     def words(home: Path) -> list[object]:
-        return ["convert", model, "-o", home / "base.gguf", "--force"]
+        return ["convert", model, "-o", home / "base.gguf", *forced_once_done(home, "convert")]
 
     reports = kill_at_each_moment(forked, words, tmp_path, whole_or_absent(lambda home: home / "base.gguf"))
     assert {report.done_before for report in reports} == {0, 1}
@@ -110,15 +118,18 @@ def test_measure_measures_no_cell_twice(forked: Forked, base: Path, text: Path, 
 
 
 def test_imatrix_gives_one_matrix(forked: Forked, mixture: Path, text: Path, tmp_path: Path) -> None:
-    words = ["imatrix", mixture, "-f", text, "--chunks", 8, *FEW]
-    reports = kill_at_each_moment(forked, lambda _: words, tmp_path, rows("imatrices"))
+    def words(home: Path) -> list[object]:
+        return ["imatrix", mixture, "-f", text, "--chunks", 8, *FEW, "-o", home / "out.gguf", *forced_once_done(home, "imatrix")]
+
+    reports = kill_at_each_moment(forked, words, tmp_path, rows("imatrices"))
     assert {report.result["chunk_count"] for report in reports} == {8}
     one_result(reports, "fingerprint")
+    assert len({(report.home / "out.gguf").read_bytes() for report in reports}) == 1
 
 
 def test_calibrate_gives_one_file(forked: Forked, mixture: Path, text: Path, tmp_path: Path) -> None:
     def words(home: Path) -> list[object]:
-        return ["calibrate", mixture, "-f", text, "--chunks", 8, *FEW, "-o", home / "out.gguf", "--force"]
+        return ["calibrate", mixture, "-f", text, "--chunks", 8, *FEW, "-o", home / "out.gguf", *forced_once_done(home, "calibrate")]
 
     reports = kill_at_each_moment(forked, words, tmp_path, rows("covariances"))
     one_result(reports, "fingerprint")
@@ -137,12 +148,49 @@ def test_build_leaves_nothing_half_written(forked: Forked, base: Path, text: Pat
         return home / "out.gguf"
 
     def words(home: Path) -> list[object]:
-        return ["build", base, strategy, "-o", output(home), "--force"]
+        return ["build", base, strategy, "-o", output(home), *forced_once_done(home, "build")]
 
     reports = kill_at_each_moment(forked, words, tmp_path, whole_or_absent(output), prepared=home)
     assert {report.done_before for report in reports} == {0, 1}
     assert len({output(report.home).read_bytes() for report in reports}) == 1
     assert not list(tmp_path.rglob(".*.part"))
+
+
+def test_only_its_own_file_is_replaced(forked: Forked, base: Path, tmp_path: Path) -> None:
+    """A build is killed when its file has its name; it may go on only while that file is still there."""
+    strategy, home, output = tmp_path / "s.yaml", tmp_path / "home", tmp_path / "out.gguf"
+    run_first(home, "measure", base, "--types", "Q4_0,Q8_0", "--imatrix", "none")
+    run_first(home, "plan", base, "--bpw", 6.5, "--basis", "ranking", "-o", strategy)
+    words = ["build", base, strategy, "-o", output, "--home", home, "--json"]
+    moments = forked.run(*words).moments
+    named = next(number for number, moment in enumerate(moments) if moment.startswith(f"after replace {tmp_path}/.out.gguf."))
+    output.unlink()
+    assert forked.run(*words, stop_at=named).was_killed
+    whole = output.read_bytes()
+    output.rename(tmp_path / "kept.gguf")
+    output.write_bytes(whole)
+    refused = forked.run(*words)
+    assert refused.code != 0
+    assert f"{output} exists" in json.loads(refused.out)["error"]["message"]
+    (tmp_path / "kept.gguf").replace(output)
+    assert forked.run(*words).result["paths"] == [str(output)]
+    assert output.read_bytes() == whole
+
+
+@pytest.mark.long
+def test_refine_leaves_one_strategy(forked: Forked, base: Path, text: Path, tmp_path: Path) -> None:
+    home, strategy = tmp_path / "prepared", tmp_path / "s.yaml"
+    run_first(home, "measure", base, "--types", "Q4_0,Q5_0,Q8_0", "--imatrix", "none")
+    run_first(home, "probe", base, "-f", text, "--type", "Q4_0", "--group", "role", "--chunks", 2, "--mixes", 0, "--anchors", 0, *FEW)
+    run_first(home, "plan", base, "--bpw", 6.5, "-o", strategy)
+
+    def words(home: Path) -> list[object]:
+        return ["refine", base, strategy, "-f", text, "--chunks", 2, *FEW, "-o", home / "refined.yaml", *forced_once_done(home, "refine")]
+
+    reports = kill_at_each_moment(forked, words, tmp_path, scored_in_memory, prepared=home)
+    assert all((report.home / "refined.yaml").exists() for report in reports)
+    one_result(reports, "kld_before", "kld_after", "type_counts")
+    assert len({(report.home / "refined.yaml").read_text() for report in reports}) == 1
 
 
 @pytest.mark.long

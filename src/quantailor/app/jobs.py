@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from quantailor import jobs
+from quantailor import files, jobs
 from quantailor.app.executing import executing
 from quantailor.app.measuring.cost import outline
 from quantailor.control import NullControl
@@ -30,7 +30,7 @@ from quantailor.session.workspace import SHOWN_BYTES
 from quantailor.steps.hub.download import with_model_here
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import ModelStep, Step, StepResult, from_json, to_json, unit_of
-from quantailor.store import ClusterReport, LogLine, Pace
+from quantailor.store import ClusterReport, LogLine, Pace, Store
 
 _FOLLOW_SECONDS = 0.5
 _CLUSTER = TypeAdapter(ClusterReport)
@@ -116,30 +116,52 @@ def job_lines(workspace: Workspace, job_id: int, *, after: int = 0) -> list[LogL
     return workspace.store.jobs.log_lines(job_id, after=after)
 
 
+@dataclass(frozen=True, slots=True)
+class _JobAuthor:
+    """A job, of the files that it writes. Renaming keeps what it tells a file by: device, inode, size and time of its last change."""
+
+    store: Store
+    job_id: int
+
+    def wrote(self, path: Path) -> bool:
+        """Whether the file that is there now is one that this job gave that name."""
+        return path.absolute() in self.store.locations("output", self._key(path))
+
+    def writes(self, path: Path, whole: Path) -> None:
+        """Note it before it has its name: a process may be killed right after."""
+        self.store.record_location("output", self._key(whole), path)
+
+    def _key(self, path: Path) -> str:
+        there = path.stat()
+        return f"{self.job_id}:{there.st_dev}:{there.st_ino}:{there.st_size}:{there.st_mtime_ns}"
+
+
 def submit(workspace: Workspace, step: Step[StepResult]) -> int:
     """Queue a job for the step and return its number; an unfinished job for the same step is taken up again.
 
     Raises JobError where another process is at that very step now, ResourceError where disk or memory fall short (`preflight`), and what
     the step's own check finds wrong.
     """
-    _check(workspace, step)
     store = workspace.store
     jobs.reconcile(store)
     arguments = json.loads(to_json(step))
-    for job in store.jobs.all():
-        if (job.kind, job.arguments) != (step.kind, arguments) or job.state in ("done", "cancelled"):
-            continue
-        if job.state == "running":
-            raise JobError(f"job {job.id} does this already", remedy=f"Follow it with `quantailor jobs show {job.id} --follow`")
-        if (ahead := job_ahead(store, job, takes_turns)) is not None:
-            raise JobError(
-                f"job {job.id} does this already, and waits for job {ahead.id}",
-                remedy=f"`quantailor jobs resume {job.id} --now` does not wait",
-            )
+    same = (job for job in store.jobs.all() if (job.kind, job.arguments) == (step.kind, arguments))
+    job = next((job for job in same if job.state not in ("done", "cancelled")), None)
+    if job is None:
+        _check(workspace, step)
         _require_resources_now(workspace, step)
-        return jobs.resume(store, job.id).id
+        return store.jobs.create(step.kind, arguments).id
+    with files.written_by(_JobAuthor(store, job.id)):
+        _check(workspace, step)
+    if job.state == "running":
+        raise JobError(f"job {job.id} does this already", remedy=f"Follow it with `quantailor jobs show {job.id} --follow`")
+    if (ahead := job_ahead(store, job, takes_turns)) is not None:
+        raise JobError(
+            f"job {job.id} does this already, and waits for job {ahead.id}",
+            remedy=f"`quantailor jobs resume {job.id} --now` does not wait",
+        )
     _require_resources_now(workspace, step)
-    return store.jobs.create(step.kind, arguments).id
+    return jobs.resume(store, job.id).id
 
 
 def _check(workspace: Workspace, step: Step[StepResult]) -> None:
@@ -204,7 +226,8 @@ def run_job(
 
     def work(control: JobControl) -> None:
         stages = Stages(control, unit_of)
-        with workspace.keeping_models(), workspace.watched(stages.begin):
+        author = _JobAuthor(workspace.store, job_id)
+        with workspace.keeping_models(), workspace.watched(stages.begin), files.written_by(author):
             ready, origin = with_model_here(workspace, step, stages)
             if origin is not None:
                 ready.check(workspace)

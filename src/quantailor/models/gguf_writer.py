@@ -222,7 +222,7 @@ class GGUFWriter:
                 # Killed in between, old and new shards must not pass for one model: the first shard goes first and comes last.
                 self.paths[0].unlink(missing_ok=True)
             for temporary, path in reversed(list(zip(self._temporary, self.paths, strict=True))):
-                temporary.replace(path)
+                files.give_name(temporary, path, overwrite=self._overwrite)
                 renamed.append(path)
         except OSError as error:
             for path in renamed:

@@ -364,12 +364,13 @@ class Store(Closing):
     def record_location(self, kind: LocationKind, key: str, path: Path) -> None:
         """Remember where the file of a model, imatrix, strategy, text (SHA-256) or build (by strategy) lies, or how it was written.
 
-        A "part" is a text that a mix (by its SHA-256) is made of; "sound" is a model that llama.cpp can run (by both). A path holds one
-        model or text, written in one way: what it held before is not there any more.
+        A "part" is a text that a mix (by its SHA-256) is made of; "sound" is a model that llama.cpp can run (by both); "output" is a file
+        that a job gave its name (by job and file). A path holds one model or text, written in one way: what it held before is not
+        there any more.
         """
         place = str(Path(path).absolute())
         with self.transaction():
-            if kind in ("model", "written", "text", "build"):
+            if kind in ("model", "written", "text", "build", "output"):
                 self._database.change(SQL.forget_other_locations, (kind, key, place))
             self._database.change(SQL.record_location, (kind, key, place, self._database.now()))
 

@@ -101,7 +101,7 @@ def convert_directory(
         _check(partial, folder, converter, wanted)
         if on_whole is not None:
             on_whole(partial)
-        _settle(partial, output)
+        _settle(partial, output, overwrite=overwrite)
     except OSError as error:
         raise files.cannot_write(output, error) from error
     finally:
@@ -204,8 +204,8 @@ def _check_base(source: GGUFSource, folder: Path, name: str) -> None:
 _BASE = Product(("--outtype", "auto"), _check_base, failure)
 
 
-def _settle(partial: Path, output: Path) -> None:
+def _settle(partial: Path, output: Path, *, overwrite: bool) -> None:
     with partial.open("rb+") as stream:
         os.fsync(stream.fileno())
-    partial.replace(output)
+    files.give_name(partial, output, overwrite=overwrite)
     files.sync_folder(output.parent)
