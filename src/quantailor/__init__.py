@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from quantailor.app.api.choosing import compare, plan, predict, read_strategy, refine, write_strategy
-    from quantailor.app.api.measuring import calibrate, imatrix, measure, probe, study, sweep
+    from quantailor.app.api.measuring import calibrate, imatrix, measure, probe, speed, study, sweep
     from quantailor.app.api.opening import Model, convert, download, inspect, open_model
     from quantailor.app.api.products import build, check, fit, ladder, make, verify
     from quantailor.errors import QuantailorError
@@ -51,6 +51,7 @@ __all__ = [
     "probe",
     "read_strategy",
     "refine",
+    "speed",
     "study",
     "sweep",
     "verify",
@@ -59,7 +60,7 @@ __all__ = [
 
 _NAMES = {
     "app.api.choosing": "compare plan predict read_strategy refine write_strategy",
-    "app.api.measuring": "calibrate imatrix measure probe study sweep",
+    "app.api.measuring": "calibrate imatrix measure probe speed study sweep",
     "app.api.opening": "Model convert download inspect open_model",
     "app.api.products": "build check fit ladder make verify",
     "errors": "QuantailorError",

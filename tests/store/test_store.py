@@ -22,6 +22,7 @@ from quantailor.records import (
     FidelityStatistics,
     Mix,
     TensorInfo,
+    Timing,
     Verdict,
     VerdictRow,
     WeightError,
@@ -36,9 +37,12 @@ from quantailor.store import (
     Store,
     StrategyRecord,
     SwapKey,
+    TimingKey,
 )
 from stores import first_difference, table_names
 
+TIMINGS = TimingKey("s" * 64, "a processor; a llama.cpp", 2, 0, 1)
+A_TIMING = Timing(Estimate(0.8, 0.01), Estimate(1.2, 0.02), 1e-4, 1e-3)
 TENSORS = [
     TensorInfo("token_embd.weight", (512, 256), "F16", 262144),
     TensorInfo("blk.0.ffn_down_exps.weight", (4, 256, 512), "BF16", 1048576),
@@ -249,6 +253,16 @@ def test_chunk_scores_come_back_by_index(store: Store) -> None:
     assert store.chunk_scores(replace(SCORES, candidate="base")) == []
 
 
+def test_timings_come_back_by_name_and_say_what_they_were_timed_with(store: Store) -> None:
+    store.record_timing(TIMINGS, "dense=Q4_K", replace(A_TIMING, reference_prompt_s=1.0))
+    store.record_timing(TIMINGS, "dense=Q4_K", A_TIMING)
+    store.record_timing(replace(TIMINGS, n_threads=4), "dense=Q4_K", A_TIMING)
+    store.record_timing(replace(TIMINGS, n_threads=4), "output=Q4_K", A_TIMING)
+    assert store.timings(TIMINGS) == {"dense=Q4_K": A_TIMING}
+    assert store.timings(replace(TIMINGS, kernels="another processor")) == {}
+    assert store.timed_with(TIMINGS.structure, TIMINGS.kernels, TIMINGS.definition_version) == [(4, 0), (2, 0)]
+
+
 def test_answers_come_back_by_item(store: Store) -> None:
     answers = [EvalItem(index, tuple(float(index) for _ in range(index))) for index in range(4)]
     store.record_answers(ANSWERS, reversed(answers))
@@ -416,7 +430,7 @@ def test_a_location_seen_last_comes_first(store: Store, tmp_path: Path) -> None:
 def test_forgetting_a_model_forgets_all_about_it(store: Store) -> None:
     record_everything(store)
     store.forget_model(MODEL.fingerprint)
-    assert not any(store.result_rows().values())
+    assert [table for table, rows in store.result_rows().items() if rows] == ["timings"]  # which belong to all models of a structure
     assert store.mix_scores(RUN) == {}
 
 
@@ -428,6 +442,7 @@ def record_everything(store: Store) -> None:
     store.record_covariances(COVARIANCES, computed=COMPUTATION)
     store.record_chunk_scores(SCORES, [a_score(0)])
     store.record_answers(ANSWERS, [EvalItem(0, (1.5,))])
+    store.record_timing(TIMINGS, "dense=Q4_K", A_TIMING)
     store.record_strategy(StrategyRecord.of(MODEL.fingerprint, "optimal", "{}"))
     store.record_verdict(a_verdict())
     store.record_mixes(MODEL.fingerprint, "curve", [MIX])

@@ -58,7 +58,7 @@ class JobReport(StepResult):
     rate: float | None = None
     """Units per second, of late."""
     unit: str = ""
-    """What progress counts: "bytes", "chunks", "weights"; empty where it is no such thing."""
+    """What progress counts: "bytes", "chunks", "files", "weights"; empty where it is no such thing."""
     stage: str = ""
     stage_number: int = 0
     """The stage that runs, from 1, where the work tells how many there are; else 0."""

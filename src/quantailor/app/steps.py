@@ -60,6 +60,8 @@ from quantailor.steps.probe import (
     effort,
 )
 from quantailor.steps.refine import DEFAULT_REFINE_CHUNKS, RefineResult, RefineStep
+from quantailor.steps.speed import DEFAULT_MIXES as DEFAULT_TIMED_MIXES
+from quantailor.steps.speed import SpeedResult, SpeedStep
 from quantailor.steps.step import Step, StepResult, kinds
 from quantailor.steps.sweep import DEFAULT_SWEEP_CHUNKS, SweepCellReport, SweepResult, SweepStep
 from quantailor.steps.verify import VerifyResult, VerifyStep

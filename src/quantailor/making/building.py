@@ -71,12 +71,17 @@ def output_tensors(source: ModelSource, types: Mapping[str, str], *, imatrix: Im
     missing = types.keys() - {tensor.name for tensor in source.tensors}
     if missing:
         raise StrategyMismatchError(f"the strategy names {min(missing)}, which {source.name} does not have", remedy="Plan for this model")
+    return [_retyped(source, tensor, types.get(tensor.name, tensor.type_name), imatrix) for tensor in output_order(source)]
+
+
+def output_order(source: ModelSource) -> list[TensorInfo]:
+    """The source's tensors as llama-quantize's output has them: what is outside the blocks, then block by block, by name."""
 
     def position(tensor: TensorInfo) -> tuple[int, bytes]:
         match = _BLOCK_NUMBER.match(tensor.name)
         return int(match.group(1)) if match else -1, tensor.name.encode()
 
-    return [_retyped(source, tensor, types.get(tensor.name, tensor.type_name), imatrix) for tensor in sorted(source.tensors, key=position)]
+    return sorted(source.tensors, key=position)
 
 
 def _retyped(source: ModelSource, tensor: TensorInfo, type_name: str, imatrix: Imatrix | None) -> TensorInfo:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from quantailor.records.evals import Eval, EvalComparison, EvalFigure, EvalItem, EvalName, EvalRow
 from quantailor.records.measurements import Curve, CurvePoint, Estimate, Mix, Sensitivity, SwapCell, WeightError
+from quantailor.records.speeds import PredictedSpeed, SpeedOf, Timing
 from quantailor.records.strategies import Basis, Cell, Grounds, Prediction, RoundingWish, Strategy, TensorCells, TensorChoice
 from quantailor.records.tensors import KERNELS, MetadataValue, TensorInfo, bits_per_weight, layer_of, part_of, role_of
 from quantailor.records.verdicts import (

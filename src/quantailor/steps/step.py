@@ -51,7 +51,7 @@ class Step(ABC, Generic[Answer]):
     result: ClassVar[type[StepResult]]
     """What `run` returns."""
     units: ClassVar[Mapping[str, str]] = {}
-    """How a stage's name begins -> what that stage counts: "bytes", "chunks" or "weights"."""
+    """How a stage's name begins -> what that stage counts: "bytes", "chunks", "files" or "weights"."""
     runs_model: ClassVar[bool] = False
     """Whether llama.cpp runs the model, which must then be a GGUF file."""
     measures: ClassVar[bool] = False

@@ -12,5 +12,6 @@ from quantailor.store.keys import (
     ScoreKey,
     StrategyRecord,
     SwapKey,
+    TimingKey,
 )
 from quantailor.store.store import Store

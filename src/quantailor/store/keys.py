@@ -157,6 +157,19 @@ class EvalKey:
 
 
 @dataclass(frozen=True, slots=True)
+class TimingKey:
+    """What timings are filed under, besides the name of what was timed."""
+
+    structure: str
+    """`analysis.speed.structure`."""
+    kernels: str
+    """`ggml.timing.kernels`: the processor and the llama.cpp."""
+    n_threads: int
+    n_gpu_layers: int
+    definition_version: int
+
+
+@dataclass(frozen=True, slots=True)
 class SwapKey:
     """What scores of mixes are filed under, besides the mix and the chunk."""
 

@@ -56,6 +56,16 @@ def lost_rows_schema(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE identities ADD COLUMN lost TEXT NOT NULL DEFAULT ''")
 
 
+def timings_schema(connection: sqlite3.Connection) -> None:
+    """What files of one structure took on this machine, whichever model they are of."""
+    connection.execute(
+        "CREATE TABLE timings (structure TEXT NOT NULL, kernels TEXT NOT NULL, n_threads INTEGER NOT NULL, n_gpu_layers INTEGER NOT NULL,"
+        " definition_version INTEGER NOT NULL, timed TEXT NOT NULL, prompt REAL NOT NULL, prompt_se REAL NOT NULL,"
+        " generation REAL NOT NULL, generation_se REAL NOT NULL, reference_prompt_s REAL NOT NULL, reference_generation_s REAL NOT NULL,"
+        " PRIMARY KEY (structure, kernels, n_threads, n_gpu_layers, definition_version, timed)) WITHOUT ROWID"
+    )
+
+
 MIGRATIONS: dict[str, Migration] = {
     FIRST: first_schema,
     "0013 paces": paces_schema,
@@ -63,6 +73,7 @@ MIGRATIONS: dict[str, Migration] = {
     "0015 what bases rest in": rest_schema,
     "0016 answers of evaluations": answers_schema,
     "0017 rows that a base does not hold": lost_rows_schema,
+    "0018 what files take": timings_schema,
 }
 
 

@@ -18,6 +18,7 @@ RESULT_TABLES = {
     "swap_runs": "SELECT * FROM swap_runs ORDER BY run",
     "mixes": "SELECT * FROM mixes ORDER BY model, mix, purpose",
     "mix_scores": "SELECT * FROM mix_scores ORDER BY run, mix, chunk",
+    "timings": "SELECT * FROM timings ORDER BY structure, kernels, n_threads, n_gpu_layers, definition_version, timed",
 }
 """Every row of every result table, by key."""
 MEASUREMENT_TABLES = ("models", "tensors", "cells", "imatrices", "imatrix_computations", "swap_runs", "mixes", "mix_scores")
@@ -142,6 +143,22 @@ class SQL:
     answers = """
         SELECT item, figures FROM answers
         WHERE model = :model AND evaluation = :evaluation AND candidate = :candidate ORDER BY item"""
+
+    record_timing = _upsert(
+        "timings",
+        "structure, kernels, n_threads, n_gpu_layers, definition_version, timed",
+        "structure, kernels, n_threads, n_gpu_layers, definition_version, timed, prompt, prompt_se, generation, generation_se, "
+        "reference_prompt_s, reference_generation_s",
+        named=True,
+    )
+    timings = """
+        SELECT timed, prompt, prompt_se, generation, generation_se, reference_prompt_s, reference_generation_s FROM timings
+        WHERE structure = :structure AND kernels = :kernels AND n_threads = :n_threads AND n_gpu_layers = :n_gpu_layers
+            AND definition_version = :definition_version ORDER BY timed"""
+    timed_with = """
+        SELECT n_threads, n_gpu_layers FROM timings
+        WHERE structure = :structure AND kernels = :kernels AND definition_version = :definition_version
+        GROUP BY n_threads, n_gpu_layers ORDER BY COUNT(*) DESC, n_threads DESC, n_gpu_layers"""
 
     record_swap_run = """
         INSERT INTO swap_runs (run, model, imatrix, corpus, n_ctx, kernels, base_kernels, engine, rounding, rest)

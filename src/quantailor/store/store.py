@@ -22,7 +22,7 @@ from typing import TypeVar
 from quantailor.errors import StoreError
 from quantailor.files import Closing
 from quantailor.ggml import library
-from quantailor.records import ChunkScore, EvalItem, Mix, TensorInfo, Verdict, WeightError
+from quantailor.records import ChunkScore, Estimate, EvalItem, Mix, TensorInfo, Timing, Verdict, WeightError
 from quantailor.store import encoding
 from quantailor.store.database import BUSY_TIMEOUT_S, Database, Row, Value
 from quantailor.store.job_table import JobTable
@@ -40,6 +40,7 @@ from quantailor.store.keys import (
     ScoreKey,
     StrategyRecord,
     SwapKey,
+    TimingKey,
     VerdictRecord,
 )
 from quantailor.store.sql import MEASUREMENT_TABLES, RESULT_TABLES, SQL
@@ -240,6 +241,28 @@ class Store(Closing):
     def answers(self, key: EvalKey) -> list[EvalItem]:
         """Answers by the number of their item."""
         return [EvalItem(index, encoding.floats_from_blob(blob)) for index, blob in self._database.query(SQL.answers, key.row)]
+
+    # What files take
+
+    def record_timing(self, key: TimingKey, timed: str, timing: Timing) -> None:
+        """Record what a file took."""
+        prompt, generation = timing.prompt, timing.generation
+        figures = {"prompt": prompt.value, "prompt_se": prompt.se, "generation": generation.value, "generation_se": generation.se}
+        seconds = {"reference_prompt_s": timing.reference_prompt_s, "reference_generation_s": timing.reference_generation_s}
+        self._database.change(SQL.record_timing, {**asdict(key), "timed": timed, **figures, **seconds})
+
+    def timings(self, key: TimingKey) -> dict[str, Timing]:
+        """Name -> what the file took."""
+        rows = self._database.query(SQL.timings, asdict(key))
+        return {
+            str(timed): Timing(Estimate(prompt, prompt_se), Estimate(generation, generation_se), *seconds)
+            for timed, prompt, prompt_se, generation, generation_se, *seconds in rows
+        }
+
+    def timed_with(self, structure: str, kernels: str, definition_version: int) -> list[tuple[int, int]]:
+        """(threads, GPU layers) with which files of a structure were timed, those with most files first."""
+        key: dict[str, str | int] = {"structure": structure, "kernels": kernels, "definition_version": definition_version}
+        return [(int(threads), int(layers)) for threads, layers in self._database.query(SQL.timed_with, key)]
 
     # Mixes
 

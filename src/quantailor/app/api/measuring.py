@@ -22,6 +22,8 @@ from quantailor.steps.probe import (
     ProbeStep,
     effort,
 )
+from quantailor.steps.speed import DEFAULT_MIXES as DEFAULT_TIMED_MIXES
+from quantailor.steps.speed import SpeedResult, SpeedStep
 from quantailor.steps.sweep import DEFAULT_SWEEP_CHUNKS, SweepResult, SweepStep
 
 
@@ -233,3 +235,18 @@ def study(
         compute=model.compute,
     )
     return run_on(model, step)
+
+
+def speed(model: Model, types: Iterable[str] = (), *, mixes: int = DEFAULT_TIMED_MIXES) -> SpeedResult:
+    """Time types on this machine, prompts and generation; plans then say how fast a file will be, and take a speed.
+
+    Args:
+        model: a GGUF base; what was timed of another one of the same shapes counts.
+        types: what to time; none for all that plans use by themselves.
+        mixes: random mixes that tell how far predictions are off.
+
+    Raises:
+        TypeUnavailableError: there is no such type.
+        InferenceError: llama.cpp cannot run the model.
+    """
+    return run_on(model, SpeedStep(base=str(model.base), types=tuple(types), mixes=mixes, compute=model.compute))

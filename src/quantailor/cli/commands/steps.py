@@ -1,4 +1,4 @@
-"""The first steps of the way: inspect, convert, calibrate, measure. Each gathers its input, calls one function and shows the result."""
+"""The first steps of the way: inspect, convert, calibrate, measure, speed. Each gathers input, calls one function and shows the result."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import typer
 from quantailor.app import steps
 from quantailor.app.library import structure as inspection
 from quantailor.app.steps import (
+    DEFAULT_TIMED_MIXES,
     CalibrateStep,
     ConvertStep,
     ImatrixStep,
     MeasureStep,
+    SpeedStep,
     absolute,
     use_imatrix,
 )
@@ -229,3 +231,19 @@ def measure(
         compute=machine.compute,
     )
     run.execute(task)
+
+
+@command(epilog="Examples: quantailor speed base.gguf | quantailor speed base.gguf --types Q4_K,Q5_K,Q6_K --threads 8")
+def speed(
+    model: options.TimedHere,
+    run: options.Run,
+    mixes: Annotated[
+        int, options.number("mixes", "--mixes", help="Random mixes that tell how far predictions are off.")
+    ] = DEFAULT_TIMED_MIXES,
+) -> None:
+    """Time every type on this machine: tokens per second of prompts and of what is written after them.
+
+    Files of the model's structure are made for it and removed again. `plan` then says how fast a file will be, and takes --speed. What was
+    timed before, of any model with the same structure, is not timed again.
+    """
+    run.execute(SpeedStep(**model.fields(), types=model.type_names, mixes=mixes, compute=model.compute))

@@ -15,6 +15,7 @@ from quantailor.cli.options.groups import (
     SpreadRunning,
     SpreadThreads,
     SpreadWay,
+    TimedHere,
     Weights,
     WholeWay,
     place,

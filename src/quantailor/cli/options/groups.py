@@ -230,6 +230,19 @@ class SpreadRunning(SpreadMachine, Running):
     """A model that runs on a text, here or on other machines."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TimedHere(Machine, Weights):
+    """A model that runs here to be timed."""
+
+    base: Runnable
+    types: UsualTypes = None
+
+    @property
+    def type_names(self) -> tuple[str, ...]:
+        """Empty for all."""
+        return split_list(self.types)
+
+
 class RoundingFields(TypedDict):
     """The part of a step that says how weights are rounded."""
 

@@ -16,6 +16,7 @@ from quantailor.app.steps import (
     MeasureResult,
     ProbeResult,
     RefineResult,
+    SpeedResult,
     StepResult,
     StudyResult,
     SweepResult,
@@ -25,7 +26,7 @@ from quantailor.cli.output import console
 from quantailor.cli.show.choosing import compared, planned, predicted, refined, reported
 from quantailor.cli.show.files import built, converted, laddered, made, verified
 from quantailor.cli.show.job_table import job, jobs
-from quantailor.cli.show.measuring import calibrated, imatrix, measured, probed, studied, swept
+from quantailor.cli.show.measuring import calibrated, imatrix, measured, probed, studied, swept, timed
 from quantailor.cli.show.structure import configuration, model, tensors
 from quantailor.cli.show.text import plain
 
@@ -36,6 +37,7 @@ SHOW: dict[type, Callable[[Any], None]] = {
     MeasureResult: measured,
     ProbeResult: probed,
     SweepResult: swept,
+    SpeedResult: timed,
     StudyResult: studied,
     RefineResult: refined,
     BuildReport: built,

@@ -7,7 +7,16 @@ import math
 from rich.console import Console
 from rich.markup import escape
 
-from quantailor.app.steps import CalibrateReport, ImatrixReport, MeasureResult, ProbeResult, StudyResult, SweepCellReport, SweepResult
+from quantailor.app.steps import (
+    CalibrateReport,
+    ImatrixReport,
+    MeasureResult,
+    ProbeResult,
+    SpeedResult,
+    StudyResult,
+    SweepCellReport,
+    SweepResult,
+)
 from quantailor.cli.output import console, table
 from quantailor.cli.show.text import several
 from quantailor.present import words
@@ -105,6 +114,32 @@ def measured(result: MeasureResult) -> None:
         "largest": "right",
     }
     out.print(table("Mean over tensors", columns, rows))
+
+
+def timed(result: SpeedResult) -> None:
+    """Tokens per second of every type, and how far predictions of mixes are off."""
+    out = console()
+    layers = f", {plural(result.n_gpu_layers, 'layer')} on the GPU" if result.n_gpu_layers else ""
+    out.print(
+        f"{plural(result.n_files, 'file')} timed with {plural(result.n_threads, 'thread')}{layers}; "
+        f"{result.n_already_timed:,} of them were timed before"
+    )
+    if result.failed:
+        out.print(f"[yellow]llama.cpp did not run {several(result.failed)}: nothing is known of them.[/yellow]")
+    rows = [
+        (
+            row.type_name,
+            f"{row.bits_per_weight:.4g}",
+            words.figure(row.prompt_tokens_per_second),
+            words.figure(row.generation_tokens_per_second),
+        )
+        for row in result.types
+    ]
+    columns = {"type": "left", "bits": "right", f"prompt of {result.n_prompt}": "right", "generation": "right"}
+    out.print(table("Tokens per second of the whole model at a type", columns, rows))
+    if result.prompt_error is not None and result.generation_error is not None:
+        errors = f"{words.percent(result.prompt_error, 1)} (prompt) and {words.percent(result.generation_error, 1)} (generation)"
+        out.print(f"Predictions of random mixes are off by {errors}.")
 
 
 def _type_row(name: str, cells: list[WeightError]) -> tuple[str, ...]:
