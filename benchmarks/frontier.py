@@ -153,10 +153,11 @@ def draw(found: Mapping[str, Sequence[Row]], file: Path) -> None:
 def page(found: Mapping[str, Sequence[Row]], n_chunks: int, text: Path) -> str:
     """The page of the documentation."""
     what = (
-        "A pass is one chunk of text run through the model with something quantized (`--passes`). For each number of passes: plans at"
-        " the exact sizes of llama.cpp's presets, built as files, KLD beside that of the preset (same importance matrix, plain"
-        f" rounding), on the first {n_chunks} chunks of `{text.name}`, which neither the importance matrix nor a probe has seen. Below 1"
-        " is better than the preset; intervals are 95 %, from 10,000 paired bootstrap draws over chunks. Every row goes on from the"
+        "A pass is one chunk of text run through the model with something quantized (`--passes`). For each number of passes, plans at"
+        " the exact sizes of llama.cpp's presets are built as files; the tables show their KLD over the preset's (same importance"
+        f" matrix, plain rounding) on the first {n_chunks} chunks of `{text.name}`, which neither the importance"
+        " matrix nor a probe has seen."
+        " Below 1 is better than the preset; intervals are 95 %, from 10,000 paired bootstrap draws over chunks. Each row adds to the"
         " probes of the row before; 0 is a plan without probes; the last row has every tensor at seven types on four chunks. Made by"
     )
     command = "    python -m benchmarks.frontier --docs docs"
