@@ -237,14 +237,20 @@ class InfeasibleError(StrategyError):
     """No strategy meets the target and the constraints.
 
     `smallest_bytes` is the tensor data, padding included, of the smallest mix where a size is too small, and `least_damage` what the
-    best mix does where a damage is too little.
+    best mix does where a damage is too little. `least_seconds` is what the fastest mix takes where a time is too short.
     """
 
     def __init__(
-        self, message: str, *, remedy: str | None = None, smallest_bytes: int | None = None, least_damage: float | None = None
+        self,
+        message: str,
+        *,
+        remedy: str | None = None,
+        smallest_bytes: int | None = None,
+        least_damage: float | None = None,
+        least_seconds: float | None = None,
     ) -> None:
         super().__init__(message, remedy=remedy)
-        self.smallest_bytes, self.least_damage = smallest_bytes, least_damage
+        self.smallest_bytes, self.least_damage, self.least_seconds = smallest_bytes, least_damage, least_seconds
 
 
 class OutputError(QuantailorError):

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from made_up_timings import takes, timings
 from quantailor.analysis.speed import disturbed, groups, quieter, speed_model, timing_of
 from quantailor.evidence import speeds
-from quantailor.evidence.speeds import files_to_time, mix_types, reference_file
+from quantailor.evidence.speeds import mix_types
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource
 from quantailor.records import Estimate, Timing
 
-TYPES = ("Q4_K", "Q6_K", "IQ2_XXS")
-SECONDS = {"Q8_0": 1.0, "Q4_K": 0.7, "Q6_K": 0.9, "IQ2_XXS": 1.4}
-"""What an element of a made-up machine takes, in nanoseconds; the output takes twice as long, and prompts a tenth."""
-LAYER_S, REST_S = 2e-4, 5e-4
-N_LAYERS = 8
+TYPES = ("Q4_K", "Q6_K", "IQ3_XXS")
 
 
 @pytest.fixture
@@ -30,29 +27,13 @@ def source(books_llama_base: Path) -> Iterator[ModelSource]:
     opened.close()
 
 
-def takes(source: ModelSource, types: Mapping[str, str]) -> float:
-    """Seconds of a token on that machine."""
-    layers = {source.tensor(name).layer for name in types} - {None}
-    weights = (source.tensor(name).n_elements * SECONDS[each] * (1 + (name == "output.weight")) for name, each in types.items())
-    return REST_S + len(layers) * LAYER_S + 1e-9 * math.fsum(weights)
-
-
-def timed(source: ModelSource, *, n_mixes: int, mixes_off: float = 1.0) -> dict[str, Timing]:
-    reference_s = takes(source, reference_file(source).types)
-    found = {}
-    for file in files_to_time(source, TYPES, n_mixes):
-        ratio = takes(source, file.types) / reference_s * (mixes_off if file.name.startswith("mix") else 1.0)
-        found[file.name] = Timing(Estimate(ratio), Estimate(ratio), reference_s / 10, reference_s)
-    return found
-
-
 @pytest.mark.parametrize("most_elements", [10**9, 3_000_000], ids=["whole", "cut"])
 def test_every_mix_takes_what_it_takes_on_the_machine(source: ModelSource, most_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speeds, "MOST_ELEMENTS", most_elements)
     cut = speeds.cut_of(source)
     assert (cut is None) == (most_elements > 10**8)
-    timings = timed(source, n_mixes=3)
-    model = speed_model(source, timings, [(name, mix_types(source, name)) for name in timings if name.startswith("mix")], cut=cut)
+    found = timings(source, TYPES, n_mixes=3)
+    model = speed_model(source, found, [(name, mix_types(source, name)) for name in found if name.startswith("mix")], cut=cut)
     assert model is not None
     assert model.errors["generation"] == pytest.approx(0, abs=1e-9)
     for number in range(20):
@@ -62,17 +43,17 @@ def test_every_mix_takes_what_it_takes_on_the_machine(source: ModelSource, most_
 
 
 def test_the_error_is_how_far_mixes_are_off(source: ModelSource) -> None:
-    timings = timed(source, n_mixes=4, mixes_off=1.05)
-    model = speed_model(source, timings, [(name, mix_types(source, name)) for name in timings if name.startswith("mix")], cut=None)
+    found = timings(source, TYPES, n_mixes=4, mixes_off=1.05)
+    model = speed_model(source, found, [(name, mix_types(source, name)) for name in found if name.startswith("mix")], cut=None)
     assert model is not None
     assert model.errors["generation"] == pytest.approx(math.log(1.05))
-    alone = speed_model(source, timed(source, n_mixes=0), [], cut=None)
+    alone = speed_model(source, timings(source, TYPES, n_mixes=0), [], cut=None)
     assert alone is not None
     assert alone.errors["generation"] is None
 
 
 def test_a_type_that_was_not_timed_is_named(source: ModelSource) -> None:
-    model = speed_model(source, timed(source, n_mixes=0), [], cut=None)
+    model = speed_model(source, timings(source, TYPES, n_mixes=0), [], cut=None)
     assert model is not None
     types = dict.fromkeys(groups(source), "Q4_K")
     assert model.untimed(types) == ()

@@ -142,14 +142,15 @@ class SpeedModel:
         group, n_elements = self.tensors[tensor]
         return n_elements * self.slopes[group, type_name][of]
 
+    def is_timed(self, tensor: str, type_name: str) -> bool:
+        """Whether the time of a type is known where the tensor is; a tensor that costs nothing has every type's."""
+        if tensor not in self.tensors or type_name == self.reference[tensor]:
+            return True
+        return (self.tensors[tensor][0], type_name) in self.slopes
+
     def untimed(self, types: Mapping[str, str]) -> tuple[str, ...]:
         """Those of the types whose time is not known where they are."""
-        missing = (
-            types[name]
-            for name, (group, _) in self.tensors.items()
-            if types[name] != self.reference[name] and (group, types[name]) not in self.slopes
-        )
-        return tuple(dict.fromkeys(missing))
+        return tuple(dict.fromkeys(types[name] for name in self.tensors if not self.is_timed(name, types[name])))
 
 
 def speed_model(

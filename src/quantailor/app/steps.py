@@ -7,6 +7,7 @@ import importlib.metadata
 from quantailor.analysis.scores.resting import Rest
 from quantailor.evidence.measurements import usual_types
 from quantailor.evidence.recipes import reference_of
+from quantailor.evidence.speed_limits import speed_asked
 from quantailor.ggml import library
 from quantailor.models.hub import find_token
 from quantailor.models.upstream import ProjectorType, ProjectorWish
@@ -23,7 +24,7 @@ from quantailor.pipeline import (
     StudyStep,
 )
 from quantailor.qtypes import IMATRIX_REQUIRED, UNQUANTIZED
-from quantailor.records import RoundingWish
+from quantailor.records import RoundingWish, SpeedOf
 from quantailor.session import AUTO, NONE
 from quantailor.steps.build import BuildReport, BuildStep
 from quantailor.steps.calibration.calibrate import CalibrateReport, CalibrateStep

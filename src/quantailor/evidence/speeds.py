@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from quantailor.analysis.speed import (
     DEFINITION_VERSION,
@@ -71,6 +72,16 @@ def known_speeds(workspace: Workspace, source: ModelSource) -> Speeds | None:
         rows = workspace.store.timed_with(key.structure, key.kernels, DEFINITION_VERSION)
         found += [(threads, layers, TimingKey(key.structure, key.kernels, threads, layers, DEFINITION_VERSION)) for threads, layers in rows]
     return next((speeds for *_, key in found if (speeds := speeds_of(workspace, source, key)) is not None), None)
+
+
+def speed_at(workspace: Workspace, place: str | Path, types: Mapping[str, str]) -> PredictedSpeed | None:
+    """What the model at a place will reach with types for some of its tensors, the others as they are; None where that is not known."""
+    if not workspace.store.has_timings():
+        return None
+    with workspace.source(place) as source:
+        speeds = known_speeds(workspace, source)
+        own = {tensor.name: tensor.type_name for tensor in source.tensors}
+    return None if speeds is None else speeds.predicted({**own, **types})
 
 
 def cut_of(source: ModelSource) -> tuple[int, int] | None:

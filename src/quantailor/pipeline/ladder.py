@@ -20,7 +20,7 @@ from quantailor.records import Strategy
 from quantailor.session import NONE, Workspace, plain_label
 from quantailor.steps.build import BuildReport
 from quantailor.steps.conversion.projector import Projector, projectors_beside
-from quantailor.steps.plan import PlanOptions, PlanResult, Target, plan_result, target_of
+from quantailor.steps.plan import PlanOptions, PlanResult, Target, plan_result
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import StepResult
 from quantailor.steps.verify import VerifyResult
@@ -111,7 +111,7 @@ class LadderStep(MakingStep[LadderResult], kind="ladder", result=LadderResult):
 
     def check(self, workspace: Workspace) -> None:
         """The sizes and the names. Raises QuantailorError."""
-        if not self.sizes or target_of(self.plan):
+        if not self.sizes or any(getattr(self.plan, key) is not None for key in Target.__annotations__):
             raise OptionError("a ladder takes its sizes from --sizes alone", remedy="Leave out --size, --bpw, --like and --kld")
         if self.beside is not None:
             raise OptionError("--beside plain is about one file", remedy="Run `quantailor verify FILE --base BASE --beside plain`")

@@ -18,6 +18,7 @@ from quantailor.costs.needs import Needs, run_layer_by_layer
 from quantailor.errors import OptionError, OutputError
 from quantailor.evidence.measurements import usual_types
 from quantailor.evidence.roundings import measuring_rounding, strategy_rounding
+from quantailor.evidence.speed_limits import require_speeds
 from quantailor.evidence.written import recipe
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
@@ -153,6 +154,8 @@ class MakingStep(PipelineStep[Answer]):
         """Whether any types could meet the plan. Raises StrategyError."""
         self.decided(workspace, model.source).refuse_other_result(model)
         for plan in self.plans.values():
+            if plan.speed is not None:
+                require_speeds(workspace, model)
             check_possible(model, plan, self.candidate_types, has_imatrix=self.imatrix != NONE)
 
     def refuse_other_result(self, model: OpenedModel) -> None:
@@ -470,7 +473,9 @@ class MakeStep(MakingStep[MakeResult], kind="make", result=MakeResult):
         verified = None
         if ready.parts.begin("verify"):
             verified = self.verify_step(built.paths[:1], ready.weights, ready.imatrix).run(workspace, stages)
-        self.write_recipe(workspace, ready, {_TARGET_OPTIONS[key]: value for key, value in target_of(self.plan).items()})
+        self.write_recipe(
+            workspace, ready, {_TARGET_OPTIONS[key]: value for key, value in target_of(self.plan).items() if key in _TARGET_OPTIONS}
+        )
         return MakeResult(
             base=ready.base,
             imatrix=None if ready.imatrix == NONE else ready.imatrix,

@@ -72,7 +72,8 @@ def write_recipe(step: MakingStep[StepResult], place: str, model: OpenedModel, a
 def limits(plan: PlanOptions) -> dict[str, object]:
     """A plan's constraints as options."""
     named = {"pin": plan.pins, "allow": plan.allow, "min": plan.minimum, "max": plan.maximum, "tie": plan.ties, "budget": plan.budgets}
-    return {key: list(values) for key, values in named.items()}
+    speed = {} if plan.speed is None else {"speed": plan.speed, "speed-of": plan.speed_of}
+    return {**{key: list(values) for key, values in named.items()}, **speed}
 
 
 def _model(place: str, folder: Path) -> dict[str, object]:

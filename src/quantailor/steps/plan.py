@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -21,13 +22,15 @@ from quantailor.evidence.measurements import Measured, measured, model_facts, us
 from quantailor.evidence.presets import near_a_preset, preset_size_bytes
 from quantailor.evidence.recipes import recipe_of
 from quantailor.evidence.roundings import named_rounding
+from quantailor.evidence.speed_limits import SpeedLimit, require_speeds, speed_limit, timed_tables
+from quantailor.evidence.speeds import Speeds, speed_at
 from quantailor.evidence.strategies import is_gguf, require_whole, store_strategy
 from quantailor.ggml.reference import preset_name
 from quantailor.making import building, judging
 from quantailor.models.abilities import require_predictions
-from quantailor.records import Grounds, Prediction, RoundingWish, Strategy, TensorCells, TensorChoice
+from quantailor.records import Grounds, PredictedSpeed, Prediction, RoundingWish, SpeedOf, Strategy, TensorCells, TensorChoice
 from quantailor.session import AUTO, OpenedModel, Workspace
-from quantailor.steps.checks.limits import constraints_of, too_little
+from quantailor.steps.checks.limits import constraints_of, too_little, too_slow
 from quantailor.steps.step import StepResult
 from quantailor.strategy import file as strategy_file
 from quantailor.strategy.choose import predict, select
@@ -91,6 +94,9 @@ class PlanOptions:
     ties: tuple[str, ...] = ()
     budgets: tuple[str, ...] = ()
     """"blk.*=2GiB": the bytes of the tensors that match must fit."""
+    speed: str | None = None
+    """"0.95" of the speed of the preset that is nearest in size, or "40tok/s", at least; needs timings of this machine (`speed`)."""
+    speed_of: SpeedOf = "generation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +117,8 @@ class PlanResult(StepResult):
     """What measures the damages that this plan only expects; None where it rests on probes."""
     notes: tuple[str, ...] = ()
     """What gave way to something else that was asked for, one sentence each."""
+    speed: PredictedSpeed | None = None
+    """On this machine; None where its types were not timed."""
 
 
 def plan(
@@ -217,7 +225,8 @@ def choose(
         if known is None:
             require_told(workspace, model, measurement)
     tables = expected_tables(model.source, measurement, matrix) if known is None else probed_tables(model.source, measurement, known)
-    strategy, preset_size = solve(Evidence(model, measurement, known, tables, matrix), options)
+    speeds = None if options.speed is None else require_speeds(workspace, model)
+    strategy, preset_size = solve(Evidence(model, measurement, known, tables, matrix, speeds), options)
     store_strategy(workspace, strategy)
     return strategy, preset_size, None if known is None else known.grounds
 
@@ -232,6 +241,8 @@ class Evidence:
     """None plans by what is expected of weight errors."""
     tables: Sequence[TensorCells]
     matrix: Imatrix | None
+    speeds: Speeds | None = None
+    """Of this machine, for a plan that asks for a speed."""
 
 
 def solve(at: Evidence, options: PlanOptions, *, knees: Mapping[str, str] | None = None) -> tuple[Strategy, int | None]:
@@ -240,30 +251,54 @@ def solve(at: Evidence, options: PlanOptions, *, knees: Mapping[str, str] | None
     `knees` are the tensors' own within the options' constraints, where the caller has them. Raises StrategyError.
     """
     target, preset_size = _target(at.model, options, at.matrix, at.known)
-    facts = model_facts(at.model, at.tables)
+    tables = at.tables if at.known else near_a_preset(at.tables, at.model, at.matrix, target)
+    limit = None
+    if options.speed is not None:
+        if at.speeds is None:
+            raise StrategyError("the model's types have not been timed on this machine", remedy="Run `quantailor speed` first")
+        tables = timed_tables(at.model.source, at.speeds, tables)
+        limit = speed_limit(at.model, at.speeds, options.speed, options.speed_of, tables, target, at.matrix)
+        target = {**target, "speed": options.speed, "speed_of": options.speed_of}
     try:
-        strategy = select(
-            at.tables if at.known else near_a_preset(at.tables, at.model, at.matrix, target),
-            model=facts,
-            method=options.method,
-            target=target,
-            parameters=_parameters(options),
-            constraints=constraints_of(options),
-            inputs=inputs_of(at.found, at.known),
-            basis=basis_of(at.known),
-            exact_size=lambda planned: building.predict_layout(at.model.source, planned, imatrix=at.matrix).size_bytes,
-            knees=knees,
-        )
+        strategy = _selected(at, options, tables, target, limit, knees)
     except InfeasibleError as error:
+        if limit is not None and error.least_seconds is not None:
+            raise too_slow(limit, error.least_seconds, target, partial(_selected, at, options, tables, target)) from None
         if error.least_damage is None or options.kld_nats is None or at.known is None:
             raise
         raise too_little(options.kld_nats, curve_kld(at.known.curve, error.least_damage)) from None
     if options.kld_nats is not None and at.known is not None and options.kld_nats <= at.known.curve.c0_nats:
         raise too_little(options.kld_nats, at.known.curve.c0_nats)
+    return strategy, preset_size
+
+
+def _selected(
+    at: Evidence,
+    options: PlanOptions,
+    tables: Sequence[TensorCells],
+    target: Mapping[str, str | int | float],
+    limit: SpeedLimit | None,
+    knees: Mapping[str, str] | None = None,
+) -> Strategy:
+    """The rule's choice with its prediction. Raises InfeasibleError, StrategyError."""
+    facts = model_facts(at.model, at.tables)
+    strategy = select(
+        tables,
+        model=facts,
+        method=options.method,
+        target=target,
+        parameters=_parameters(options),
+        constraints=constraints_of(options),
+        inputs=inputs_of(at.found, at.known),
+        basis=basis_of(at.known),
+        exact_size=lambda planned: building.predict_layout(at.model.source, planned, imatrix=at.matrix).size_bytes,
+        knees=knees,
+        time=None if limit is None else limit.time,
+    )
     if strategy.prediction is not None:
         damage = predict(strategy.types, at.tables, model=facts).damage
         strategy = dataclasses.replace(strategy, prediction=dataclasses.replace(strategy.prediction, damage=damage))
-    return with_kld(strategy, at.known), preset_size
+    return with_kld(strategy, at.known)
 
 
 def plan_result(
@@ -276,7 +311,7 @@ def plan_result(
     base: str | Path,
     origin: str | None = None,
 ) -> PlanResult:
-    """A strategy as the answer of a plan. Raises StrategyError where it has no prediction."""
+    """A strategy as the answer of a plan, with its speed where it is known. Raises StrategyError where it has no prediction."""
     if strategy.prediction is None:
         raise StrategyError("the strategy has no prediction")
     return PlanResult(
@@ -291,6 +326,7 @@ def plan_result(
         probe_command=None if strategy.basis == "probes" else command_line(workspace, "study" if Path(base).is_dir() else "probe", base),
         notes=_exceptions(strategy),
         origin=origin,
+        speed=speed_at(workspace, base, strategy.types),
     )
 
 
@@ -330,7 +366,8 @@ def _target(
 
 def target_of(options: PlanOptions) -> dict[str, str | int | float]:
     """What was asked for, as it was said."""
-    return {key: value for key in Target.__annotations__ if (value := getattr(options, key)) is not None}
+    asked = {key: value for key in Target.__annotations__ if (value := getattr(options, key)) is not None}
+    return asked if options.speed is None else {**asked, "speed": options.speed, "speed_of": options.speed_of}
 
 
 def _parameters(options: PlanOptions) -> Mapping[str, object]:

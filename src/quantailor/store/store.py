@@ -259,6 +259,10 @@ class Store(Closing):
             for timed, prompt, prompt_se, generation, generation_se, *seconds in rows
         }
 
+    def has_timings(self) -> bool:
+        """Whether anything was timed at all."""
+        return bool(self._database.query(SQL.any_timings)[0][0])
+
     def timed_with(self, structure: str, kernels: str, definition_version: int) -> list[tuple[int, int]]:
         """(threads, GPU layers) with which files of a structure were timed, those with most files first."""
         key: dict[str, str | int] = {"structure": structure, "kernels": kernels, "definition_version": definition_version}

@@ -18,6 +18,7 @@ from quantailor.present import words
 from quantailor.records import Basis, Prediction, Strategy, TensorCells, TensorChoice
 from quantailor.strategy.constraints import ALIGNMENT, Constraints, apply, padded, plain
 from quantailor.strategy.importance import with_importance
+from quantailor.strategy.pace import TimeLimit
 from quantailor.strategy.rules import bins, greedy, knee, optimal
 
 METHODS = ("optimal", "knee", "greedy", "bins")
@@ -91,6 +92,7 @@ def select(
     basis: Basis = "ranking only",
     exact_size: Callable[[Strategy], int] | None = None,
     knees: Mapping[str, str] | None = None,
+    time: TimeLimit | None = None,
 ) -> Strategy:
     """Choose a type for every tensor of `tables`.
 
@@ -106,6 +108,7 @@ def select(
         exact_size: the size of the file that a strategy would give, where the header depends on the strategy
             itself; the budget then shrinks by the excess until the file fits.
         knees: every tensor's own knee within the constraints, where the caller has them; else they are found here.
+        time: what a token may take; for the method "optimal".
 
     Raises:
         InfeasibleError: nothing meets the target and the constraints.
@@ -114,11 +117,13 @@ def select(
     limits, goal, settings = constraints or Constraints(), dict(target or {}), dict(parameters or {})
     options = _options(method, settings)
     _check(tables)
+    if time is not None and method != "optimal":
+        raise StrategyError(f"{method} cannot hold a speed", remedy="Use the method optimal")
     common_type = options.pop(IMPORTANCE_TYPE, None)
     if common_type is not None or not any(tensor.importance > 0 for tensor in tables):
         tables = with_importance(tables, type_name=None if common_type is None else str(common_type))
     task = _task(tables, model, method, options, limits, goal)
-    solver = optimal.Solver(tables, limits, align=task.align) if method == "optimal" else None
+    solver = optimal.Solver(tables, limits, align=task.align, time=time) if method == "optimal" else None
     knees = knees_within(tables, limits) if knees is None else knees
     size_of = exact_size or _size
 

@@ -12,7 +12,7 @@ from quantailor.app.choosing.predicting import predict as predict_strategy
 from quantailor.evidence import strategies
 from quantailor.evidence.recipes import recipe_of, reference_of
 from quantailor.evidence.strategies import store_strategy
-from quantailor.records import RoundingWish, Strategy
+from quantailor.records import RoundingWish, SpeedOf, Strategy
 from quantailor.session import AUTO
 from quantailor.steps.options import absolute
 from quantailor.steps.plan import Method, PlanOptions, Target, choose, like_target
@@ -28,6 +28,8 @@ def plan(
     like: str | Path | None = None,
     types_of: str | Path | None = None,
     kld_nats: float | None = None,
+    speed: float | str | None = None,
+    speed_of: SpeedOf = "generation",
     method: Method = "optimal",
     pins: Mapping[str, str] | None = None,
     types: Iterable[str] = (),
@@ -44,6 +46,8 @@ def plan(
         like: "as large as" this preset of llama.cpp, or this GGUF file.
         types_of: no choice of our own but the very types of a GGUF file, a file for llama-quantize's --tensor-type-file, or a preset.
         kld_nats: the smallest file whose predicted KL divergence is at most this; needs probes.
+        speed: at least this part of the speed of the preset of that size, such as 0.95, or "40tok/s", on this machine; see `speed`.
+        speed_of: what `speed` is about, "generation" or "prompt".
         method: "optimal", "knee", "greedy" or "bins".
         pins: tensor name, role or pattern -> the type it gets.
         types: the types that may be used; empty for all usual ones.
@@ -51,7 +55,8 @@ def plan(
         imatrix: which measurements to use: "auto", "none", or those with that file.
         rounding: which measurements to use, and how the file is rounded; "auto" as most was measured.
 
-    Raises StrategyError where nothing is measured, or where no strategy meets target and constraints.
+    Raises StrategyError where nothing is measured or, with `speed`, timed, or where no strategy meets target and constraints; OptionError
+    for what is no speed.
 
     >>> with open_model("demo/books-llama") as model:
     ...     _ = measure(model, types=["Q3_K", "Q4_K", "Q6_K", "Q8_0"])
@@ -69,6 +74,8 @@ def plan(
         bits_per_weight=bits_per_weight,
         like=as_large["like"],
         kld_nats=kld_nats,
+        speed=None if speed is None else str(speed),
+        speed_of=speed_of,
         pins=tuple(f"{pattern}={type_name}" for pattern, type_name in (pins or {}).items()),
         allow=(",".join(types),) if types else (),
     )

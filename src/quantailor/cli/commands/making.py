@@ -26,7 +26,7 @@ from quantailor.app.steps import (
     reference_of,
 )
 from quantailor.cli import options
-from quantailor.cli.commands.planning import BasisOption, ConstraintOptions, TargetOptions
+from quantailor.cli.commands.planning import BasisOption, ConstraintOptions, SpeedOptions, TargetOptions
 from quantailor.cli.recipes import from_recipe
 from quantailor.cli.root import app, command
 from quantailor.cli.values import imatrix_choice, optional_path, parse_size, split_list
@@ -121,6 +121,7 @@ def verify(
 )
 def make(
     target: TargetOptions,
+    fast: SpeedOptions,
     constraints: ConstraintOptions,
     asked: options.SpreadWay,
     converting: options.Converting,
@@ -183,7 +184,7 @@ def make(
     del recipe  # its options are among the others already
     if sizes is None and (name is not None or base_model is not None):
         raise typer.BadParameter("--name and --base-model are for several files; give --sizes")
-    plan_options = PlanOptions(**target.target(needed=sizes is None), **constraints.limits, basis=basis)
+    plan_options = PlanOptions(**target.target(needed=sizes is None), **fast.fields(), **constraints.limits, basis=basis)
     made = MakeStep if sizes is None else partial(LadderStep, sizes=split_list(sizes), name=name or NAME, base_model=base_model)
     task = made(
         **asked.fields(imatrix),

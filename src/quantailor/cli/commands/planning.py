@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import typer
 
@@ -56,6 +56,39 @@ Budget = Annotated[
     list[str] | None,
     typer.Option("--budget", help="PATTERN=SIZE: what matches fits in it, e.g. '*_exps=10GiB'.", rich_help_panel="Constraints"),
 ]
+
+
+class SpeedFields(TypedDict):
+    """The part of a plan's options that says how fast."""
+
+    speed: str | None
+    speed_of: steps.SpeedOf
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedOptions:
+    """How fast the file is to be."""
+
+    speed: Annotated[
+        str | None,
+        typer.Option(
+            "--speed",
+            help="At least this part of the speed of the preset of that size (0.95), or so many tokens per second (40tok/s), on this "
+            "machine, whose types `quantailor speed` times.",
+            rich_help_panel="Target",
+        ),
+    ] = None
+    speed_of: Annotated[
+        steps.SpeedOf, typer.Option("--speed-of", help="What --speed is about: generation, or prompts.", rich_help_panel="Target")
+    ] = "generation"
+
+    def fields(self) -> SpeedFields:
+        """The part of a plan's options. Raises OptionError for what is no speed, typer.BadParameter where nothing is to be fast."""
+        if self.speed is not None:
+            steps.speed_asked(self.speed)
+        elif self.speed_of != "generation":
+            raise typer.BadParameter("--speed-of says what --speed is about; give --speed")
+        return {"speed": self.speed, "speed_of": self.speed_of}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +144,7 @@ def plan(
     model: options.Weights,
     rounded: options.Rounded,
     target: TargetOptions,
+    fast: SpeedOptions,
     constraints: ConstraintOptions,
     answer: options.Answer,
     basis: BasisOption = "auto",
@@ -165,8 +199,8 @@ def plan(
     here = hub_commands.here(model.base, model.of_hub, imatrix)
     wanted: PlanOptions | str
     if types_of is not None:
-        if rules or target != TargetOptions() or constraints != ConstraintOptions():
-            raise typer.BadParameter("--types-of takes the types as they are; leave out targets, rules and constraints")
+        if rules or target != TargetOptions() or fast != SpeedOptions() or constraints != ConstraintOptions():
+            raise typer.BadParameter("--types-of takes the types as they are; leave out targets, speed, rules and constraints")
         wanted = steps.reference_of(types_of)
     else:
         optimal: tuple[Method, str | None] = ("optimal", None)
@@ -174,6 +208,7 @@ def plan(
         wanted = PlanOptions(
             **plan_rule(method, rule, option or ()),
             **target.target(needed=method in ("optimal", "greedy")),
+            **fast.fields(),
             **constraints.limits,
             basis=basis,
             evidence=evidence,

@@ -48,6 +48,8 @@ def planned(result: PlanResult, *, all_tensors: bool = False) -> None:
         f"{words.bits(prediction.bits_per_weight, 3)}, damage {prediction.damage:.4g} ({result.basis})"
     )
     _show_kld(out, "predicted mean KLD", prediction, result.grounds)
+    if result.speed is not None:
+        out.print(f"speed     {words.tokens_per_second(result.speed)}", markup=False, soft_wrap=True)
     _show_grounds(out, result.grounds)
     for note in result.notes:
         out.print(f"note      {note}", markup=False, soft_wrap=True)

@@ -21,7 +21,7 @@ from quantailor.session import Workspace
 from quantailor.strategy import file as strategy_file
 
 Asked = Mapping[str, object]
-_SAID = ("size_bytes", "bits_per_weight", "like", "kld_nats")
+_SAID = ("size_bytes", "bits_per_weight", "like", "kld_nats", "speed", "speed_of")
 
 
 def refuse_other_result(
@@ -53,7 +53,7 @@ def refuse_other_result(
 def _asked(target: Mapping[str, object]) -> dict[str, object]:
     """What was said, without what follows from it: the size of the preset in "like"."""
     said = {key: target[key] for key in _SAID if target.get(key) is not None}
-    return {"like": said["like"]} if "like" in said else said
+    return {key: value for key, value in said.items() if key != "size_bytes"} if "like" in said else said
 
 
 def _words(strategy: Strategy) -> str:

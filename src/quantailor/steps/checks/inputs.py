@@ -16,6 +16,7 @@ from quantailor.analysis.texts import check_text
 from quantailor.errors import InfeasibleError
 from quantailor.evidence.measurements import model_facts
 from quantailor.evidence.presets import preset_size_bytes
+from quantailor.evidence.speed_limits import speed_asked
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
 from quantailor.making import building
@@ -54,8 +55,10 @@ def check_imatrix(imatrix: str) -> None:
 
 
 def check_plan(options: PlanOptions) -> None:
-    """Raise StrategyError or TypeUnavailableError where options cannot be read."""
+    """Raise StrategyError, OptionError or TypeUnavailableError where options cannot be read."""
     constraints_of(options)
+    if options.speed is not None:
+        speed_asked(options.speed)
     if options.like is not None:
         preset_name(options.like)
 

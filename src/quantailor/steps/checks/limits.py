@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeVar
 
 from quantailor.errors import InfeasibleError, StrategyError
 from quantailor.evidence.measurements import usual_types
+from quantailor.evidence.speed_limits import SpeedLimit, rounded_down
 from quantailor.ggml import library
+from quantailor.present import words
+from quantailor.records import Prediction, Strategy
 from quantailor.strategy.constraints import (
     BitsOfType,
     Constraints,
@@ -99,3 +102,31 @@ def too_little(kld_nats: float, least_nats: float) -> InfeasibleError:
         f"no strategy has a predicted KLD of {kld_nats:g} nats: the least that the constraints allow has {enough:.3g}",
         remedy=f"Ask for {enough:.3g} or more, or allow larger types",
     )
+
+
+def too_slow(
+    limit: SpeedLimit, least_seconds: float, target: Mapping[str, str | int | float], chosen: Callable[[SpeedLimit | None], Strategy]
+) -> InfeasibleError:
+    """No mix is as fast as was asked for; names the fastest that there is, and what it would cost.
+
+    `least_seconds` is the time of its tensors, and `chosen` gives the best strategy within a limit, or without one.
+    """
+    reached = rounded_down(limit.reached(least_seconds))
+    costs = [_cost(chosen(each).prediction) for each in (limit.at(reached), None)]
+    what = "generates" if limit.of == "generation" else "reads prompts at"
+    asked = f"{words.figure(limit.tokens_per_second)} tokens per second" + (f" ({limit.words})" if limit.words else "")
+    within = words.target({key: value for key, value in target.items() if key not in ("speed", "speed_of")})
+    return InfeasibleError(
+        f"no strategy {what} {asked} in {within or 'any size'}: the fastest is predicted to reach {reached:g}, at {costs[0]} in place of "
+        f"{costs[1]} without --speed",
+        remedy=f"Ask for --speed {reached:g}tok/s or less, another size, or allow faster types",
+        least_seconds=least_seconds,
+    )
+
+
+def _cost(prediction: Prediction | None) -> str:
+    if prediction is None:
+        return "an unknown damage"
+    if prediction.kld_nats is not None:
+        return f"a predicted KLD of {words.figure(prediction.kld_nats)}"
+    return f"a damage of {words.figure(prediction.damage)}"

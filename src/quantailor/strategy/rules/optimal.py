@@ -6,6 +6,8 @@ tensor's own range of prices shows how firmly its type stands.
 
 Separate budgets (say, tensors on the GPU and those on the CPU) that share no tensor are solved one by one;
 anything more tangled goes to HiGHS as a mixed-integer program, to within 1e-6 of its bound.
+
+A limit on time is one more row of that program. Where the optimum without it is fast enough, that is the answer, found as ever.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from quantailor.errors import InfeasibleError, StrategyError
+from quantailor.numerics import Doubles
 from quantailor.records import Cell, TensorCells, TensorChoice
 from quantailor.strategy.constraints import ALIGNMENT, Budget, Constraints, Group, apply, matches
+from quantailor.strategy.pace import TimeLimit
 from quantailor.strategy.rules import highs
 from quantailor.strategy.rules import picks as rule
 from quantailor.strategy.rules.knapsack import Knapsack, Options, Packing
@@ -64,6 +68,7 @@ def solve(
     constraints: Constraints | None = None,
     fixed_bytes: int = 0,
     align: int = ALIGNMENT,
+    time: TimeLimit | None = None,
 ) -> Solution:
     """Choose every tensor's type.
 
@@ -74,20 +79,30 @@ def solve(
         constraints: limits of the user; their budgets count tensor data alone.
         fixed_bytes: everything in the file but the tensors of `tables`.
         align: bytes to which each tensor's data is padded.
+        time: what a token may take.
 
     Raises:
-        InfeasibleError: nothing meets the budgets, the damage and the constraints; says what would.
+        InfeasibleError: nothing meets the budgets, the damage, the time and the constraints; says what would.
         StrategyError: neither or both of a budget and a damage were given.
     """
-    return Solver(tables, constraints, align=align).solve(budget_bytes=budget_bytes, max_damage=max_damage, fixed_bytes=fixed_bytes)
+    return Solver(tables, constraints, align=align, time=time).solve(
+        budget_bytes=budget_bytes, max_damage=max_damage, fixed_bytes=fixed_bytes
+    )
 
 
 class Solver:
     """The tables and limits of `solve`, prepared for several targets one after the other."""
 
-    def __init__(self, tables: Sequence[TensorCells], constraints: Constraints | None = None, *, align: int = ALIGNMENT) -> None:
+    def __init__(
+        self,
+        tables: Sequence[TensorCells],
+        constraints: Constraints | None = None,
+        *,
+        align: int = ALIGNMENT,
+        time: TimeLimit | None = None,
+    ) -> None:
         """Arguments and errors as of `solve`."""
-        self._tables, self._limits, self._align = tables, constraints or Constraints(), align
+        self._tables, self._limits, self._align, self._time = tables, constraints or Constraints(), align, time
         self._groups = apply(tables, self._limits, align=align)
         self._knapsack = None if self._limits.budgets else Knapsack(_options(self._groups))
 
@@ -103,6 +118,9 @@ class Solver:
             raise StrategyError("the optimum needs a target", remedy="Give a size, bits per weight or a damage")
         budgets, align = self._limits.budgets, self._align
         chosen = _choose(self._groups, budget_bytes, max_damage, budgets, fixed_bytes, align, knapsack=self._knapsack)
+        if self._time is not None and self._time.of_cells(self._groups, chosen.cells) > self._time.seconds:
+            room = None if budget_bytes is None else budget_bytes - fixed_bytes
+            chosen = _together(self._groups, room, max_damage, budgets, align, self._time)
         return _solution(self._tables, self._groups, chosen, fixed_bytes)
 
     def roughly(self, budget_bytes: int, fixed_bytes: int) -> Solution | None:
@@ -236,7 +254,14 @@ def _owner(group: Group, budgets: Sequence[Budget]) -> int | None:
     return first[0] if len(owners) == 1 and len(first) == 1 else None
 
 
-def _together(groups: Sequence[Group], room: int | None, max_damage: float | None, budgets: Sequence[Budget], align: int) -> _Chosen:
+def _together(
+    groups: Sequence[Group],
+    room: int | None,
+    max_damage: float | None,
+    budgets: Sequence[Budget],
+    align: int,
+    time: TimeLimit | None = None,
+) -> _Chosen:
     cells = [list(group.cells) for group in groups]
     damages = np.array([cell.damage for group in cells for cell in group])
     sizes = np.array([float(cell.size_bytes) for group in cells for cell in group])
@@ -248,15 +273,37 @@ def _together(groups: Sequence[Group], room: int | None, max_damage: float | Non
         rows, limits = [*rows, sizes], [*limits, float(room)]
     if max_damage is not None:
         rows, limits = [*rows, damages], [*limits, max_damage]
+    if time is not None:
+        times, most = time.row(groups)
+        rows, limits = [*rows, times], [*limits, most]
     costs = damages if max_damage is None else sizes
     result = highs.solve(highs.Program(tuple(len(group) for group in cells), costs, np.array(rows), np.array(limits)))
-    if result is None and max_damage is not None:
+    # Every budget holds the smallest types, as was checked: where the search finds nothing in time, they are the answer.
+    picks: Sequence[int] = [0] * len(cells) if result is None else result.picks
+    if result is None and time is not None:
+        picks = _fast_enough(groups, time, rows[:-1], limits[:-1])
+    elif result is None and max_damage is not None:
         least = math.fsum(cell.damage for cell in _together(groups, room, None, budgets, align).cells)
         raise _too_little_damage(max_damage, least)
-    # Every budget holds the smallest types, as was checked: where the search finds nothing in time, they are the answer.
-    picks = [0] * len(cells) if result is None else result.picks
     bound = -math.inf if result is None or max_damage is not None else result.lower_bound
     return _Chosen(tuple(group[pick] for group, pick in zip(cells, picks, strict=True)), (None,) * len(groups), bound)
+
+
+def _fast_enough(groups: Sequence[Group], time: TimeLimit, rows: Sequence[Doubles], limits: Sequence[float]) -> Sequence[int]:
+    """The picks of the fastest mix within other limits. Raises InfeasibleError where even that takes too long."""
+    sizes, (times, _) = tuple(len(group.cells) for group in groups), time.row(groups)
+    if rows:
+        result = highs.solve(highs.Program(sizes, times, np.array(rows), np.array(limits)))
+        if result is None:
+            raise InfeasibleError("no strategy holds these limits and the time together", remedy="Give up one of them")
+        picks: Sequence[int] = result.picks
+    else:
+        picks = [int(np.argmin(part)) for part in np.split(times, np.cumsum(sizes)[:-1])]
+    least = time.of_cells(groups, [group.cells[pick] for group, pick in zip(groups, picks, strict=True)])
+    if least > time.seconds:
+        message = f"no strategy takes as little time as {time.seconds:g} s a token: the fastest that the constraints allow takes {least:g}"
+        raise InfeasibleError(message, remedy="Accept more time, fewer bytes or faster types", least_seconds=least)
+    return picks
 
 
 def _too_little_damage(max_damage: float, least_damage: float) -> InfeasibleError:
@@ -281,10 +328,10 @@ def _solution(tables: Sequence[TensorCells], groups: Sequence[Group], chosen: _C
 
 def _reason(group: Group, cell: Cell, price: float | None) -> str:
     useful = rule.undominated(group)
-    if len(useful) == 1:
+    if len(useful) == 1 and cell in useful:
         return "the only type that is worth its bytes here" if len(group.cells) > 1 else "the only type allowed here"
     if price is None:
-        return "the optimum under several budgets"
+        return "the optimum under several limits"
     alone = min(useful, key=lambda each: (each.damage + price * each.size_bytes, each.size_bytes))
     here = cell.damage + price * cell.size_bytes
     if here > (alone.damage + price * alone.size_bytes) * (1 + 1e-12):
