@@ -155,3 +155,25 @@ def test_make_holds_a_speed_and_its_recipe_says_so(made: Command, timed: Workben
 def test_make_refuses_a_speed_before_any_work_where_nothing_was_timed(made: Command, tmp_path: Path) -> None:
     assert "have not been timed" in made("--size", SIZE, "--speed", "0.9", "--home", tmp_path / "home").error_line
     assert not list((tmp_path / "made").glob("*.gguf"))
+
+
+def test_fit_says_how_fast_each_file_is(quantailor: Command, timed: Workbench) -> None:
+    words = ("fit", timed.base, "--memory", "100MiB", "--ctx", 512, "--home", timed.home)
+    found = {each["name"]: each["speed"] for each in quantailor(*words, "--json").result["files"]}
+    source = open_model(timed.base)
+    assert found[str(timed.base)]["generation_tokens_per_second"] == pytest.approx(1 / takes(source, dict.fromkeys(groups(source), "F16")))
+    source.close()
+    assert found["Q4_K_M"]["generation_tokens_per_second"] > found["Q8_0"]["generation_tokens_per_second"]
+    assert "tokens per second" in quantailor(*words).out
+
+
+@pytest.mark.slow
+def test_a_prediction_says_how_fast_the_file_is(quantailor: Command, probed: Workbench, tmp_path: Path) -> None:
+    record(probed.home, probed.base)
+    words = ("--home", probed.home, "--json")
+    planned = quantailor("plan", probed.base, "--size", SIZE, "--speed", "0.9", "-o", tmp_path / "s.yaml", *words).result
+    predicted = quantailor("predict", probed.base, tmp_path / "s.yaml", *words).result
+    assert planned["prediction"]["kld_nats"] > 0
+    assert predicted["speed"] == planned["speed"]
+    line = quantailor("plan", probed.base, "--size", SIZE, "--speed", "100000tok/s", "--home", probed.home).error_line
+    assert "at a predicted KLD of" in line

@@ -65,6 +65,8 @@ def speeds_of(workspace: Workspace, source: ModelSource, key: TimingKey) -> Spee
 
 def known_speeds(workspace: Workspace, source: ModelSource) -> Speeds | None:
     """What is known on this machine: with all its processors, else with whatever most files were timed with; None where nothing is."""
+    if not workspace.store.has_timings():
+        return None
     usual = timing_key(source, None, Devices())
     found: list[tuple[int, int, TimingKey]] = [(usual.n_threads, 0, usual)]
     for devices in (Devices(), Devices(-1)):
@@ -77,10 +79,14 @@ def known_speeds(workspace: Workspace, source: ModelSource) -> Speeds | None:
 def speed_at(workspace: Workspace, place: str | Path, types: Mapping[str, str]) -> PredictedSpeed | None:
     """What the model at a place will reach with types for some of its tensors, the others as they are; None where that is not known."""
     if not workspace.store.has_timings():
-        return None
+        return None  # without opening the model
     with workspace.source(place) as source:
-        speeds = known_speeds(workspace, source)
-        own = {tensor.name: tensor.type_name for tensor in source.tensors}
+        return predicted_speed(known_speeds(workspace, source), source, types)
+
+
+def predicted_speed(speeds: Speeds | None, source: ModelSource, types: Mapping[str, str]) -> PredictedSpeed | None:
+    """The same of a model that is open, by what is known of its speed."""
+    own = {tensor.name: tensor.type_name for tensor in source.tensors}
     return None if speeds is None else speeds.predicted({**own, **types})
 
 

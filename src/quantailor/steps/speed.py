@@ -28,7 +28,7 @@ from quantailor.steps.step import ModelStep, Screen, StepResult
 from quantailor.store import TimingKey
 
 DEFAULT_MIXES = 6
-SECONDS, LEAST_LAPS, MOST_LAPS = 5.0, 4, 60
+SECONDS, LEAST_LAPS, MOST_LAPS = 5.0, 8, 60
 """How long two files run in turns."""
 
 

@@ -13,10 +13,11 @@ from quantailor.evidence.grounds import measure_command
 from quantailor.evidence.knowledge import Knowledge
 from quantailor.evidence.measurements import Measured, measured, measured_for
 from quantailor.evidence.roundings import strategy_rounding
+from quantailor.evidence.speeds import known_speeds, predicted_speed
 from quantailor.evidence.strategies import require_whole
 from quantailor.ggml import library
 from quantailor.making import building
-from quantailor.records import Estimate, Grounds, Prediction, RoundingWish, Strategy
+from quantailor.records import Estimate, Grounds, PredictedSpeed, Prediction, RoundingWish, Strategy
 from quantailor.session import AUTO, OpenedModel, Workspace, quantizable_tensors
 
 
@@ -42,6 +43,8 @@ class PredictResult:
     n_mixes: int
     n_anchors: int
     grounds: Grounds
+    speed: PredictedSpeed | None = None
+    """On this machine; None where its types were not timed."""
 
 
 def predict(
@@ -92,6 +95,7 @@ def predict(
             n_mixes=kinds.count("memory"),
             n_anchors=kinds.count("file"),
             grounds=known.grounds,
+            speed=predicted_speed(known_speeds(workspace, model.source), model.source, strategy.types),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,10 +13,13 @@ from quantailor.app.products.verdicts import list_verdicts
 from quantailor.errors import OptionError
 from quantailor.evidence.grounds import command_line
 from quantailor.evidence.presets import ladder, preset_sizes
+from quantailor.evidence.speeds import known_speeds, predicted_speed
+from quantailor.evidence.strategies import STORED, strategy_of
 from quantailor.ggml import library
 from quantailor.ggml.memory import KV_TYPES, UNQUANTIZED_KV, context_memory
 from quantailor.models.abilities import trained_context
 from quantailor.present import words
+from quantailor.records import PredictedSpeed
 from quantailor.session import OpenedModel, Workspace, header_path
 
 
@@ -33,6 +36,8 @@ class FittingFile:
     kld_nats: float | None
     """Measured, else predicted; None where neither was."""
     is_measured: bool
+    speed: PredictedSpeed | None = None
+    """On this machine; None where its types were not timed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,19 +128,26 @@ def _flags(n_ctx: int, kv_type: str) -> tuple[str, ...]:
 def _files(workspace: Workspace, model: OpenedModel, taken: int, memory_bytes: int) -> Sequence[FittingFile]:
     """The model itself where it is a file, what was built from it, and presets."""
 
-    def beside(name: str, kind: Literal["this", "built", "preset"], size: int, kld: float | None, *, measured: bool) -> FittingFile:
-        return FittingFile(name, kind, size, size + taken, size + taken <= memory_bytes, kld, measured)
+    speeds = known_speeds(workspace, model.source)
+
+    def beside(
+        name: str, kind: Literal["this", "built", "preset"], size: int, kld: float | None, types: Mapping[str, str], *, measured: bool
+    ) -> FittingFile:
+        speed = predicted_speed(speeds, model.source, types)
+        return FittingFile(name, kind, size, size + taken, size + taken <= memory_bytes, kld, measured, speed)
 
     verdicts = {item.fingerprint: item.ours.statistics.kld_mean.value for item in list_verdicts(workspace, model.fingerprint)}
     found = []
     if model.path.is_file():
-        found.append(beside(str(model.path), "this", sum(path.stat().st_size for path in model.source.files), 0.0, measured=True))
+        found.append(beside(str(model.path), "this", sum(path.stat().st_size for path in model.source.files), 0.0, {}, measured=True))
     for item in list_builds(workspace, model.fingerprint):
         measured = next((verdicts[each] for each in item.verdicts if each in verdicts), None)
         kld = item.predicted_kld_nats if measured is None else measured
-        found.append(beside(item.path, "built", item.size_bytes, kld, measured=measured is not None))
+        types = {} if speeds is None else strategy_of(workspace, f"{STORED}{item.strategy}").types
+        found.append(beside(item.path, "built", item.size_bytes, kld, types, measured=measured is not None))
     if not library.quantized_types(model.source.tensors):
         matrix = workspace.imatrices.default(model.fingerprint)
         sizes = preset_sizes(model, ladder(model, matrix), matrix)
-        found += [beside(name, "preset", size, None, measured=False) for name, size in sizes.items()]
+        presets = ladder(model, matrix)
+        found += [beside(name, "preset", size, None, presets[name], measured=False) for name, size in sizes.items()]
     return found

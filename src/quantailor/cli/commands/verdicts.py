@@ -119,7 +119,9 @@ def _show_fit(found: FitReport) -> None:
         out.print(f"[yellow]The model was made for {found.n_ctx_trained:,} tokens.[/yellow]")
     out.print(f"room      {words.exact_size(found.room_bytes)} for the file")
     columns = {"file": "left", "kind": "left", "size": "right", "needs": "right", "fits": "left", "KLD": "left"}
-    out.print(table(found.model_name, columns, [_fitting_row(each) for each in found.files]))
+    is_timed = any(each.speed is not None for each in found.files)
+    columns |= {"tokens per second": "right"} if is_timed else {}
+    out.print(table(found.model_name, columns, [_fitting_row(each)[: len(columns)] for each in found.files]))
     if found.run_command:
         out.print(f"run       {found.run_command}", markup=False, soft_wrap=True)
     out.print(f"make      {found.make_command}", markup=False, soft_wrap=True)
@@ -127,5 +129,6 @@ def _show_fit(found: FitReport) -> None:
 
 def _fitting_row(each: FittingFile) -> tuple[str, ...]:
     kld = "" if each.kld_nats is None else f"{each.kld_nats:.4g} {'measured' if each.is_measured else 'predicted'}"
+    speed = "" if each.speed is None else words.figure(each.speed.generation_tokens_per_second)
     name = f"llama.cpp {each.name}" if each.kind == "preset" else Path(each.name).name
-    return (name, each.kind, words.size(each.size_bytes), words.size(each.needs_bytes), "yes" if each.fits else "no", kld)
+    return (name, each.kind, words.size(each.size_bytes), words.size(each.needs_bytes), "yes" if each.fits else "no", kld, speed)

@@ -29,6 +29,8 @@ def predicted(result: PredictResult) -> None:
     )
     more = "" if result.kld_interval_80_nats is None else f", {words.interval(result.kld_interval_80_nats)} (80 %)"
     _show_kld(out, "mean KLD ", prediction, result.grounds, more)
+    if result.speed is not None:
+        out.print(f"speed     {words.tokens_per_second(result.speed)}", markup=False, soft_wrap=True)
     out.print(f"basis     {words.grounds(result.grounds)}", markup=False, soft_wrap=True)
     out.print(f"curve     fitted to {plural(result.n_mixes, 'whole mix')} in memory and {plural(result.n_anchors, 'file')}")
     rows = [
