@@ -20,22 +20,20 @@ from pathlib import Path
 
 from benchmarks.llama_shapes import Shape, write_shape
 from benchmarks.setting import MODELS, Setting, parse, save
+from quantailor.analysis.racing import race
 from quantailor.analysis.rounding.rounding import Rounding
-from quantailor.analysis.speed import DISTURBED, quieter, timing_of
+from quantailor.analysis.speed import DISTURBED, quieter
 from quantailor.errors import InfeasibleError
 from quantailor.evidence.recipes import reference_of
 from quantailor.evidence.speeds import Speeds, files_to_time, known_speeds, reference_file
 from quantailor.ggml import library
 from quantailor.ggml.devices import PROCESSOR
-from quantailor.ggml.timing import Race
 from quantailor.making.building import build
 from quantailor.making.timing_files import write_timing_file
 from quantailor.models.opening import open_model
-from quantailor.processes import apart
 from quantailor.records import PredictedSpeed, SpeedOf, Strategy, TensorChoice, Timing
 from quantailor.session import OpenedModel, Workspace
 from quantailor.steps.plan import PlanOptions, PlanResult, plan
-from quantailor.steps.speed import LEAST_LAPS, MOST_LAPS, SECONDS
 
 TYPES = (
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
@@ -97,19 +95,19 @@ class Bench:
         """A plan by everything that is measured."""
         return plan(self.workspace, self.model.path, wanted, rounding="plain")
 
-    def against(self, reference: Path, path: Path) -> Timing:
+    def against(self, reference: Path, path: Path, quiet: tuple[float, float] | None) -> Timing:
         """What a file takes over what another takes."""
-        with apart.holding(Race, (reference, path), n_threads=self.threads, devices=PROCESSOR) as race:
-            return timing_of(*race.call(Race.laps, SECONDS, least=LEAST_LAPS, most=MOST_LAPS))
+        return race(reference, path, quiet, n_threads=self.threads, devices=PROCESSOR)
 
     def timed(self, path: Path) -> dict[SpeedOf, float]:
         """Tokens per second of a file, by its ratio to the reference; once or twice more where the reference was slow."""
         best = self.speeds.model.reference_s
-        timing = self.against(self.reference, path)
+        quiet = (DISTURBED * best["prompt"], DISTURBED * best["generation"])
+        timing = self.against(self.reference, path, quiet)
         for _ in range(2):
             if all(timing.reference_s(of) <= DISTURBED * best[of] for of in OF):
                 break
-            timing = quieter(timing, self.against(self.reference, path))
+            timing = quieter(timing, self.against(self.reference, path, quiet))
         return {of: 1 / (best[of] * timing.ratio(of).value) for of in OF}
 
 
@@ -168,7 +166,7 @@ def plans(bench: Bench) -> list[Plan]:
                 continue
             assert result.speed is not None
             bench.build(types_of(result), bench.candidate)
-            ratio, kld = bench.against(free, bench.candidate).generation.value, result.prediction.kld_nats
+            ratio, kld = bench.against(free, bench.candidate, None).generation.value, result.prediction.kld_nats
             found.append(Plan(preset, label, kld, result.speed, ratio))
             told = "unknown" if kld is None else f"{kld:.5f}"
             speed = f"{result.speed.generation_tokens_per_second:,.0f} tokens per second"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from made_up_timings import takes, timings
-from quantailor.analysis.speed import disturbed, groups, quieter, speed_model, timing_of
+from quantailor.analysis.speed import disturbed, groups, quiet_limits, quieter, speed_model, timing_of
 from quantailor.evidence import speeds
 from quantailor.evidence.speeds import mix_types
 from quantailor.models.opening import open_model
@@ -75,6 +75,16 @@ def test_the_ratio_is_that_of_quiet_turns() -> None:
     assert timing.generation.value == timing.prompt.value
     assert 0 < timing.prompt.se < 0.02
     assert timing.reference_generation_s == pytest.approx(2e-3, rel=0.03)
+
+
+def test_turns_count_in_which_the_reference_is_known_to_be_quiet() -> None:
+    seconds = np.full((20, 2), 1.0) * [2e-3, 5e-3]  # a machine that slows one file more than the other
+    seconds[:6] = [1e-3, 1.25e-3]
+    timing = timing_of(seconds, seconds, (1.1e-3, 1e-4))
+    assert timing.prompt.value == pytest.approx(1.25)
+    quiet = quiet_limits({"a": timing, "b": Timing(Estimate(1.0), Estimate(1.0), 2e-3, 5e-4)})
+    assert quiet == pytest.approx((1.1e-3, 5.5e-4))
+    assert quiet_limits({}) is None
 
 
 def test_what_a_busy_machine_timed_is_found_and_the_quieter_half_of_each_kept() -> None:

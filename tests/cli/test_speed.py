@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from commands import Command, Outcome, validate
 
+from quantailor.analysis import racing
 from quantailor.control import Control
 from quantailor.errors import CrashError
 from quantailor.evidence import speeds
@@ -23,7 +24,8 @@ from small_base import write_small_base
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files run as often as they must, and none a second time."""
-    monkeypatch.setattr(speed, "SECONDS", 0.0)
+    monkeypatch.setattr(racing, "SECONDS", 0.0)
+    monkeypatch.setattr(racing, "LEAST_LAPS", 3)
     monkeypatch.setattr(speed, "disturbed", lambda timings: [])
 
 

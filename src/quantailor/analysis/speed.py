@@ -85,9 +85,22 @@ def reference_types(source: ModelSource) -> dict[str, str]:
     return {name: REFERENCE if qtype.divides(source.tensor(name).n_cols) else LAST_RESORT for name in groups(source)}
 
 
-def timing_of(reading: Doubles, writing: Doubles) -> Timing:
-    """From seconds of the reference and of a file that ran in turns, (n_turns, 2) each, of prompts and of what was written."""
-    return Timing(_ratio(reading), _ratio(writing), *(float(np.quantile(seconds[:, 0], QUIET_SHARE / 2)) for seconds in (reading, writing)))
+def timing_of(reading: Doubles, writing: Doubles, quiet: tuple[float, float] | None = None) -> Timing:
+    """From seconds of the reference and of a file that ran in turns, (n_turns, 2) each, of prompts and of what was written.
+
+    `quiet` is what the reference takes of both at most while the machine is not busy, where that is known.
+    """
+    limits = quiet or (math.inf, math.inf)
+    prompt, generation = (_ratio(seconds, limit) for seconds, limit in zip((reading, writing), limits, strict=True))
+    return Timing(prompt, generation, *(float(np.quantile(seconds[:, 0], QUIET_SHARE / 2)) for seconds in (reading, writing)))
+
+
+def quiet_limits(timings: Mapping[str, Timing]) -> tuple[float, float] | None:
+    """What the reference takes at most, per token of a prompt and of what follows, while the machine is not busy; None without timings."""
+    if not timings:
+        return None
+    prompt, generation = (DISTURBED * min(timing.reference_s(of) for timing in timings.values()) for of in SPEEDS)
+    return prompt, generation
 
 
 def quieter(one: Timing, other: Timing) -> Timing:
@@ -98,17 +111,19 @@ def quieter(one: Timing, other: Timing) -> Timing:
 
 def disturbed(timings: Mapping[str, Timing]) -> list[str]:
     """Files that were timed while the reference was slower than it can be, which a busy machine does."""
-    best = {of: min(timing.reference_s(of) for timing in timings.values()) for of in SPEEDS} if timings else {}
-    return [name for name, timing in timings.items() if any(timing.reference_s(of) > DISTURBED * best[of] for of in SPEEDS)]
+    limits = dict(zip(SPEEDS, quiet_limits(timings) or (math.inf, math.inf), strict=True))
+    return [name for name, timing in timings.items() if any(timing.reference_s(of) > limits[of] for of in SPEEDS)]
 
 
-def _ratio(seconds: Doubles) -> Estimate:
+def _ratio(seconds: Doubles, limit: float) -> Estimate:
     """The median ratio of neighbours, and its standard error, of the turns in which the machine was least busy.
 
     Types do not suffer alike from what else a machine does: some kernels share out their rows among threads beforehand, and wait for
-    the last. Turns are chosen by the product of both times, which favours neither file.
+    the last. Turns are chosen by the product of both times, which favours neither file; where enough have a reference within `limit`,
+    from these.
     """
-    both = np.log(seconds)
+    within = seconds[seconds[:, 0] <= limit]
+    both = np.log(within if len(within) >= LEAST_TURNS else seconds)
     quiet = np.argsort(both.sum(axis=1), kind="stable")[: max(LEAST_TURNS, round(QUIET_SHARE * len(both)))]
     logs = both[quiet, 1] - both[quiet, 0]
     middle = float(np.median(logs))

@@ -63,8 +63,26 @@ class Race(Closing):
             model.close()
         self._models = []
 
-    def laps(self, seconds: float, *, least: int, most: int, control: Control = QUIET) -> tuple[Doubles, Doubles]:
+    def laps(
+        self,
+        seconds: float,
+        *,
+        least: int,
+        most: int,
+        patience: float = 1.0,
+        quiet: tuple[float, float] | None = None,
+        control: Control = QUIET,
+    ) -> tuple[Doubles, Doubles]:
         """Run both in turns for about so long, between `least` and `most` laps.
+
+        Args:
+            seconds: for all laps.
+            least: laps at the least.
+            most: laps at most.
+            patience: so many times the seconds may be used where the machine is busy.
+            quiet: what the first model takes, per token of a prompt and of what follows, where it is not; half as many turns as the
+                least laps are to be no slower.
+            control: asked between laps.
 
         Returns:
             Seconds per token: of prompts, (n_laps, 2), and of what is written after them, (n_turns, 2); each the fastest of its turn.
@@ -73,7 +91,13 @@ class Race(Closing):
         writing: list[list[float]] = []
         doing("timing tokens")
         begin = time.perf_counter()
-        while len(reading) < least or (len(reading) < most and time.perf_counter() - begin < seconds):
+        while True:
+            taken = time.perf_counter() - begin
+            is_enough = quiet is None or all(
+                2 * sum(turn[0] <= limit for turn in turns) >= least for turns, limit in zip((reading, writing), quiet, strict=True)
+            )
+            if len(reading) >= least and (taken >= seconds * (1 if is_enough else patience) or (is_enough and len(reading) >= most)):
+                break
             control.check()
             order = (0, 1) if len(reading) % 2 == 0 else (1, 0)
             reading.append(self._turn(order, lambda model: [model.read(self._prompt) for _ in range(_PROMPTS_IN_A_ROW)]))

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from quantailor.analysis.speed import REFERENCE, disturbed, groups, quieter, timing_of
+from quantailor.analysis.racing import race
+from quantailor.analysis.speed import REFERENCE, disturbed, groups, quiet_limits, quieter
 from quantailor.control import Control
 from quantailor.costs.needs import Needs
 from quantailor.errors import CrashError, OptionError
 from quantailor.evidence.measurements import usual_types
 from quantailor.evidence.speeds import Speeds, TimedFile, files_to_time, reference_file, speeds_of, timing_key
 from quantailor.ggml import library
-from quantailor.ggml.timing import N_PROMPT, N_WRITTEN, Race
+from quantailor.ggml.timing import N_PROMPT, N_WRITTEN
 from quantailor.making.timing_files import timing_layout, write_timing_file
 from quantailor.models.source import ModelSource
-from quantailor.processes import apart
 from quantailor.records import Timing
 from quantailor.session import Workspace
 from quantailor.steps.measure import known_types
@@ -28,8 +28,6 @@ from quantailor.steps.step import ModelStep, Screen, StepResult
 from quantailor.store import TimingKey
 
 DEFAULT_MIXES = 6
-SECONDS, LEAST_LAPS, MOST_LAPS = 5.0, 8, 60
-"""How long two files run in turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +122,7 @@ class SpeedStep(ModelStep[SpeedResult], kind="speed", result=SpeedResult):
             for number, each in enumerate(missing):
                 control.advance(number, len(missing), each.label)
                 try:
-                    timing = self._timed(source, reference, candidate, each, control)
+                    timing = self._timed(source, reference, candidate, each, control, workspace.store.timings(key))
                 except CrashError as error:
                     failed.append(each.label)
                     stages.warn(f"{each.label} was not timed: {error.message}")
@@ -136,7 +134,7 @@ class SpeedStep(ModelStep[SpeedResult], kind="speed", result=SpeedResult):
             control = stages.begin("timing again") if again else control
             for number, each in enumerate(again):
                 control.advance(number, len(again), each.label)
-                timing = self._timed(source, reference, candidate, each, control)
+                timing = self._timed(source, reference, candidate, each, control, found)
                 workspace.store.record_timing(key, each.name, quieter(found[each.name], timing))
         return tuple(failed)
 
@@ -144,13 +142,12 @@ class SpeedStep(ModelStep[SpeedResult], kind="speed", result=SpeedResult):
     def _type_names(self) -> tuple[str, ...]:
         return known_types(self.types) if self.types else usual_types()
 
-    def _timed(self, source: ModelSource, reference: Path, path: Path, file: TimedFile, control: Control) -> Timing:
+    def _timed(
+        self, source: ModelSource, reference: Path, path: Path, file: TimedFile, control: Control, known: Mapping[str, Timing]
+    ) -> Timing:
         """Write a file and run it in turns with the reference. Raises CrashError, InferenceError, OutputError."""
         _write(source, path, file, control)
-        threads, devices = self.compute.n_threads, self.compute.devices
-        with apart.holding(Race, (reference, path), n_threads=threads, devices=devices) as race:
-            laps = race.call(Race.laps, SECONDS, least=LEAST_LAPS, most=MOST_LAPS, control=control)
-        return timing_of(*laps)
+        return race(reference, path, quiet_limits(known), n_threads=self.compute.n_threads, devices=self.compute.devices, control=control)
 
     def needs(self, workspace: Workspace) -> Needs:
         """Disk and memory for two files."""
