@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from visitor import Visitor
 
+from made_up_timings import record
 from quantailor.app.choosing.drafts import Draft, list_drafts
 from quantailor.app.choosing.planner import Planner
 from quantailor.app.library.projects import ProjectReport, list_projects, open_project
@@ -309,6 +311,19 @@ def _fingerprint(base: Path) -> str:
         return fingerprint(source)
     finally:
         source.close()
+
+
+def test_the_speed_of_the_file_stands_beside_its_size(visit: Callable[..., Visitor], workbench: Workbench, tmp_path: Path) -> None:
+    home = Path(shutil.copytree(workbench.home, tmp_path / "home"))
+    with Workspace.open(home) as workspace:
+        project = open_project(workspace, workbench.base)
+    page = visit(home)
+    page.go(_path(project, "slow"))
+    page.sees("predicted file")
+    assert "tokens per second" not in page.text()
+    record(home, workbench.base)
+    page.go(_path(project, "fast"))
+    page.sees("tokens per second ± 0 %")
 
 
 def test_nothing_measured_says_what_to_do(visit: Callable[..., Visitor], workbench: Workbench, tmp_path: Path) -> None:

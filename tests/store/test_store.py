@@ -254,12 +254,12 @@ def test_chunk_scores_come_back_by_index(store: Store) -> None:
 
 
 def test_timings_come_back_by_name_and_say_what_they_were_timed_with(store: Store) -> None:
-    assert not store.has_timings()
+    assert store.n_timings() == 0
     store.record_timing(TIMINGS, "dense=Q4_K", replace(A_TIMING, reference_prompt_s=1.0))
     store.record_timing(TIMINGS, "dense=Q4_K", A_TIMING)
     store.record_timing(replace(TIMINGS, n_threads=4), "dense=Q4_K", A_TIMING)
     store.record_timing(replace(TIMINGS, n_threads=4), "output=Q4_K", A_TIMING)
-    assert store.has_timings()
+    assert store.n_timings() == 3
     assert store.timings(TIMINGS) == {"dense=Q4_K": A_TIMING}
     assert store.timings(replace(TIMINGS, kernels="another processor")) == {}
     assert store.timed_with(TIMINGS.structure, TIMINGS.kernels, TIMINGS.definition_version) == [(4, 0), (2, 0)]

@@ -65,7 +65,7 @@ def speeds_of(workspace: Workspace, source: ModelSource, key: TimingKey) -> Spee
 
 def known_speeds(workspace: Workspace, source: ModelSource) -> Speeds | None:
     """What is known on this machine: with all its processors, else with whatever most files were timed with; None where nothing is."""
-    if not workspace.store.has_timings():
+    if not workspace.store.n_timings():
         return None
     usual = timing_key(source, None, Devices())
     found: list[tuple[int, int, TimingKey]] = [(usual.n_threads, 0, usual)]
@@ -78,7 +78,7 @@ def known_speeds(workspace: Workspace, source: ModelSource) -> Speeds | None:
 
 def speed_at(workspace: Workspace, place: str | Path, types: Mapping[str, str]) -> PredictedSpeed | None:
     """What the model at a place will reach with types for some of its tensors, the others as they are; None where that is not known."""
-    if not workspace.store.has_timings():
+    if not workspace.store.n_timings():
         return None  # without opening the model
     with workspace.source(place) as source:
         return predicted_speed(known_speeds(workspace, source), source, types)

@@ -234,6 +234,14 @@ def target(asked: Mapping[str, object]) -> str:
     return ", ".join(parts)
 
 
+def speed_figure(speed: PredictedSpeed | None) -> tuple[str, str]:
+    """Tokens per second of generation as a large figure, and what stands below it: "41.2", "tokens per second ± 2 %"."""
+    if speed is None:
+        return "not known", "tokens per second: a type was not timed"
+    error = "" if speed.generation_error is None else f" ± {percent(speed.generation_error, 0)}"
+    return figure(speed.generation_tokens_per_second), f"tokens per second{error}"
+
+
 def tokens_per_second(speed: PredictedSpeed) -> str:
     """ "41.2 tokens per second of generation (± 2.0 %), 512 of a prompt (± 5.1 %), with 2 threads"."""
     layers = f" and {plural(speed.n_gpu_layers, 'layer')} on the GPU" if speed.n_gpu_layers else ""

@@ -155,7 +155,7 @@ class SQL:
         SELECT timed, prompt, prompt_se, generation, generation_se, reference_prompt_s, reference_generation_s FROM timings
         WHERE structure = :structure AND kernels = :kernels AND n_threads = :n_threads AND n_gpu_layers = :n_gpu_layers
             AND definition_version = :definition_version ORDER BY timed"""
-    any_timings = "SELECT EXISTS (SELECT 1 FROM timings)"
+    n_timings = "SELECT COUNT(*) FROM timings"
     timed_with = """
         SELECT n_threads, n_gpu_layers FROM timings
         WHERE structure = :structure AND kernels = :kernels AND definition_version = :definition_version

@@ -259,9 +259,9 @@ class Store(Closing):
             for timed, prompt, prompt_se, generation, generation_se, *seconds in rows
         }
 
-    def has_timings(self) -> bool:
-        """Whether anything was timed at all."""
-        return bool(self._database.query(SQL.any_timings)[0][0])
+    def n_timings(self) -> int:
+        """Files that were timed, of all structures."""
+        return int(self._database.query(SQL.n_timings)[0][0])
 
     def timed_with(self, structure: str, kernels: str, definition_version: int) -> list[tuple[int, int]]:
         """(threads, GPU layers) with which files of a structure were timed, those with most files first."""

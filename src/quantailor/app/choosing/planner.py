@@ -23,12 +23,13 @@ from quantailor.evidence import measurements
 from quantailor.evidence.damages import basis_of, expected_tables, inputs_of, probed_tables, with_kld_of
 from quantailor.evidence.knowledge import load_knowledge
 from quantailor.evidence.measurements import Measured, model_facts, roundings_measured
+from quantailor.evidence.speeds import known_speeds, predicted_speed
 from quantailor.files import Closing
 from quantailor.ggml import library
 from quantailor.making import building
 from quantailor.present import words
 from quantailor.qtypes import availability
-from quantailor.records import Cell, Grounds, Prediction, Strategy, TensorCells, TensorChoice, TensorInfo
+from quantailor.records import Cell, Grounds, PredictedSpeed, Prediction, Strategy, TensorCells, TensorChoice, TensorInfo
 from quantailor.session import AUTO, OpenedModel, Workspace, quantizable_tensors
 from quantailor.steps import plan
 from quantailor.steps.checks.limits import constraints_of
@@ -82,7 +83,7 @@ class Planner(Closing):
         known = load_knowledge(workspace, model, found.key, found.cells)
         matrix = workspace.imatrices.read(model.fingerprint, found.key.imatrix) if found.key.imatrix else None
         tables = expected_tables(model.source, found, matrix) if known is None else probed_tables(model.source, found, known)
-        self._evidence = Evidence(model, found, known, tables, matrix)
+        self._evidence = Evidence(model, found, known, tables, matrix, known_speeds(workspace, model.source))
         self._cells = {table.name: {cell.type_name: cell for cell in table.cells} for table in tables}
         self._facts = model_facts(model, tables)
         self._optima: OrderedDict[str, OptimumBySize] = OrderedDict()
@@ -124,6 +125,15 @@ class Planner(Closing):
     def grounds(self) -> Grounds | None:
         """What predictions stand on; None for weight errors alone."""
         return None if self._evidence.known is None else self._evidence.known.grounds
+
+    @property
+    def knows_speeds(self) -> bool:
+        """Whether types were timed on this machine."""
+        return self._evidence.speeds is not None
+
+    def speed(self, types: Mapping[str, str]) -> PredictedSpeed | None:
+        """What a file with these types, and the model's own elsewhere, will reach here; None where one of them was not timed."""
+        return predicted_speed(self._evidence.speeds, self.model.source, types)
 
     @property
     def n_unmeasured(self) -> int:
@@ -375,7 +385,8 @@ def planner_state(workspace: Workspace, fingerprint: str) -> tuple[object, ...]:
     store = workspace.store
     counts = store.counts(fingerprint)
     measurements = tuple(sorted((dataclasses.astuple(key), count) for key, count in store.measurements(fingerprint).items()))
-    return measurements, counts.n_swept, counts.n_mixes, tuple(record.fingerprint for record in store.imatrices(fingerprint))
+    matrices = tuple(record.fingerprint for record in store.imatrices(fingerprint))
+    return measurements, counts.n_swept, counts.n_mixes, matrices, store.n_timings()
 
 
 def _is_same(before: float | None, now: float | None) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -32,7 +32,7 @@ from quantailor.gui.pages.choose.table import TensorTable
 from quantailor.gui.pages.choose.tensor_panel import TensorPanel
 from quantailor.gui.pages.choose.tour import Stop, Tour
 from quantailor.gui.widgets import Stat, box, card, icon_button, note, primary, quiet, segment, tell_error, text, told
-from quantailor.present.words import figure, grounds, interval, kld, plural, rounding, size
+from quantailor.present.words import figure, grounds, interval, kld, plural, rounding, size, speed_figure
 from quantailor.records import Prediction, role_of
 
 POLL_SECONDS = 2.0
@@ -174,6 +174,7 @@ class ChooseScreen:
         self._size = Stat("predicted file")
         self._bits = Stat("bits per weight")
         self._kld = Stat("predicted KLD", hint=KLD_TOLD)
+        self._speed = Stat("tokens per second") if self._desk.knows_speeds else None
         self._edits = Stat("pinned by hand")
         with box("qt-choose-target"):
             target = ui.input("Size or bits", placeholder="4.2 GiB or 4.5 bpw").props("outlined dense stack-label").classes("qt-target")
@@ -233,7 +234,7 @@ class ChooseScreen:
         sketched = await run.io_bound(self._desk.evaluate, self._draft.types_known_to(self._desk))
         if sketched is not None:
             self._latest = sketched.prediction
-            self._show_figures(sketched.prediction)
+            self._show_figures(sketched.prediction, sketched.types)
             self._size.set(size(sketched.prediction.file_size_bytes), "about; being planned")
         await self._draw_frontier(with_marks=False)
         await self._refresh()
@@ -357,7 +358,7 @@ class ChooseScreen:
                 preview = await run.io_bound(self._desk.preview, self._draft.options, wanted, pins)
                 if preview is not None:
                     self._show_types(dict(preview.types))
-                    self._show_figures(preview.prediction)
+                    self._show_figures(preview.prediction, preview.types)
         except QuantailorError as error:
             tell_error(error)
         finally:
@@ -415,7 +416,7 @@ class ChooseScreen:
             return
         self._draft, self._latest = draft, strategy.prediction
         self._show_types(dict(self._draft.types), pins=dict(self._draft.pins))
-        self._show_figures(strategy.prediction)
+        self._show_figures(strategy.prediction, strategy.types)
         self._place()
         self._undo.set_enabled(bool(self._draft.done))
         self._redo.set_enabled(bool(self._draft.undone))
@@ -437,13 +438,15 @@ class ChooseScreen:
         if changed:
             self._map.set_cells({name: self._painter.look(name, type_name) for name, type_name in changed.items()})
 
-    def _show_figures(self, prediction: Prediction) -> None:
+    def _show_figures(self, prediction: Prediction, types: Mapping[str, str]) -> None:
         self._size.set(size(prediction.file_size_bytes), f"{prediction.file_size_bytes:,} bytes")
         self._bits.set(f"{prediction.bits_per_weight:.3f}")
         if prediction.kld_nats is None or prediction.kld_interval_nats is None:
             self._kld.set("not known", kld(None, None, prediction.no_prediction))
         else:
             self._kld.set(f"KLD {figure(prediction.kld_nats)}", f"{interval(prediction.kld_interval_nats, 2)} nats")
+        if self._speed is not None:
+            self._speed.set(*speed_figure(self._desk.speed(types)))
         self._edits.set(str(len(self._draft.pins)), f"pinned of {len(self._draft.types)}")
 
     # Ticks
