@@ -1,4 +1,4 @@
-"""Desks and drafts that the server's pages share: one a model, opened when first needed and again when more is known."""
+"""Desks, curves and drafts that the server's pages share: one a model, opened when first needed and again when more is known."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from quantailor.app.choosing.drafts import draft_rounding
 from quantailor.app.choosing.planner import Planner, planner_state
 from quantailor.app.choosing.shared_draft import SharedDraft
 from quantailor.app.library.projects import ProjectReport
+from quantailor.app.measuring.progress import MeasurementWatch, RoleBand
 from quantailor.app.steps import AUTO, PlanOptions
 from quantailor.errors import StrategyError
 from quantailor.gui.context import workspace
@@ -21,6 +22,9 @@ STRATEGY_BYTES = 512
 _lock = threading.RLock()
 _desks: dict[tuple[Path, str, str], Planner] = {}
 _drafts: dict[tuple[Path, str, str], SharedDraft] = {}
+Curves = tuple[MeasurementWatch, tuple[RoleBand, ...]]
+"""A model's measured errors, and what is usual of them for each role."""
+_curves: dict[tuple[Path, str], tuple[object, Curves]] = {}
 
 
 def desk_of(project: ProjectReport, rounding: str = AUTO) -> Planner:
@@ -56,6 +60,18 @@ def draft_of(project: ProjectReport, name: str) -> SharedDraft:
     with _lock:
         key = (workspace().home.path, project.fingerprint, name)
         return _drafts.setdefault(key, SharedDraft(workspace(), name, _first_options))
+
+
+def curves_of(fingerprint: str) -> Curves:
+    """The model's errors as they are now, read once for all pages."""
+    with _lock:
+        key, state = (workspace().home.path, fingerprint), planner_state(workspace(), fingerprint)
+        known = _curves.get(key)
+        if known is None or known[0] != state:
+            watch = MeasurementWatch(workspace(), fingerprint)
+            watch.look()
+            known = _curves[key] = state, (watch, watch.bands())
+        return known[1]
 
 
 def _first_options(desk: Planner) -> PlanOptions:

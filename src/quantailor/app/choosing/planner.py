@@ -13,6 +13,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -79,11 +80,12 @@ class Planner(Closing):
 
     def __init__(self, workspace: Workspace, model: OpenedModel, found: Measured, resources: ExitStack) -> None:
         self._resources, self._lock = resources, threading.RLock()
-        self.model, self.found = model, found
+        # What follows from the weight errors is kept, the errors themselves are not: they take as much memory again.
+        self.model, self.found = model, dataclasses.replace(found, cells=(), tables=())
         known = load_knowledge(workspace, model, found.key, found.cells)
         matrix = workspace.imatrices.read(model.fingerprint, found.key.imatrix) if found.key.imatrix else None
         tables = expected_tables(model.source, found, matrix) if known is None else probed_tables(model.source, found, known)
-        self._evidence = Evidence(model, found, known, tables, matrix, known_speeds(workspace, model.source))
+        self._evidence = Evidence(model, self.found, known, tables, matrix, known_speeds(workspace, model.source))
         self._cells = {table.name: {cell.type_name: cell for cell in table.cells} for table in tables}
         self._facts = model_facts(model, tables)
         self._optima: OrderedDict[str, OptimumBySize] = OrderedDict()
@@ -145,6 +147,7 @@ class Planner(Closing):
         """All weights of the model."""
         return sum(tensor.n_elements for tensor in self.model.source.tensors)
 
+    @cached_property
     def tensors(self) -> tuple[PlannerTensor, ...]:
         """Every tensor whose type is a choice, in file order."""
         knees = self.knees(PlanOptions())
@@ -297,7 +300,7 @@ class Planner(Closing):
             return
         ours, theirs = set(self._cells), set(strategy.types)
         difference = [
-            f"{len(names)} tensors {what}, {min(names)} among them"
+            f"{words.plural(len(names), 'tensor')} {what}, {min(names)} among them"
             for names, what in ((theirs - ours, "that it names are not in this model"), (ours - theirs, "of this model are not in it"))
             if names
         ] or ["its tensors have the same names, but other weights"]

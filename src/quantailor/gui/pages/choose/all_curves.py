@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from nicegui import run, ui
 
-from quantailor.app.measuring.progress import MeasuredType, MeasurementWatch, RoleBand
-from quantailor.gui import theme
-from quantailor.gui.context import workspace
+from quantailor.app.measuring.progress import MeasuredType, RoleBand
+from quantailor.gui import desks, theme
 from quantailor.gui.measured import error_chart
 from quantailor.gui.widgets import card, named
 from quantailor.present.charts import echarts
+from quantailor.present.words import plural
 from quantailor.records import role_of
 
 
@@ -18,8 +18,6 @@ class AllCurves:
 
     def __init__(self, fingerprint: str) -> None:
         self._fingerprint = fingerprint
-        self._watch: MeasurementWatch | None = None
-        self._bands: tuple[RoleBand, ...] = ()
         with card("Roles side by side: error as a multiple of the usual one", "qt-all-curves"):
             self._chart = (
                 ui.echart({})
@@ -29,20 +27,14 @@ class AllCurves:
 
     async def show(self, tensor: str) -> None:
         """Draw the bands with this tensor on top."""
-        if self._watch is None:
-            self._watch = await run.io_bound(self._looked)
-        if self._watch is not None:
-            self._draw(tensor, self._watch.curve(tensor))
+        found = await run.io_bound(desks.curves_of, self._fingerprint)
+        if found is not None:
+            watch, bands = found
+            self._draw(tensor, bands, watch.curve(tensor))
 
-    def _looked(self) -> MeasurementWatch:
-        watch = MeasurementWatch(workspace(), self._fingerprint)
-        watch.look()
-        self._bands = watch.bands()
-        return watch
-
-    def _draw(self, tensor: str, curve: tuple[MeasuredType, ...]) -> None:
-        chart = error_chart(self._bands, tensor, curve, role_of(tensor), legend=False)
+    def _draw(self, tensor: str, bands: tuple[RoleBand, ...], curve: tuple[MeasuredType, ...]) -> None:
+        chart = error_chart(bands, tensor, curve, role_of(tensor), legend=False)
         self._chart.options.clear()
         self._chart.options.update(echarts.options(chart, theme.palette(), is_small=True))
-        named(self._chart, f"Weight error against bits for {len(self._bands)} roles, with {tensor} on top")
+        named(self._chart, f"Weight error against bits for {plural(len(bands), 'role')}, with {tensor} on top")
         self._chart.update()

@@ -102,7 +102,7 @@ def _map(found: Difference, one: str, other: str, desk: Planner) -> None:
             colour, f"{item.type_a} in {one}, {item.type_b} in {other}, {size_change(item.bytes_more)}", f"{more:+.1f}".replace("-", "−")
         )
 
-    cells = [MapCell(item.name, item.role, item.layer, item.n_elements, look(item.name)) for item in desk.tensors() if item.cells]
+    cells = [MapCell(item.name, item.role, item.layer, item.n_elements, look(item.name)) for item in desk.tensors if item.cells]
     shades = f"linear-gradient(90deg, {colours.warm}, {colours.line}, {colours.reference})"
     TensorMap(cells, title="Difference by layer and role", scale=Scale("fewer bits", "more", f"in {one} than in {other}", shades))
 

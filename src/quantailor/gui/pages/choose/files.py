@@ -68,7 +68,7 @@ class FilesDialog:
 
     async def _list(self) -> None:
         found = await run.io_bound(versions, workspace(), self._desk) or []
-        tensors = self._desk.tensors()
+        tensors = self._desk.tensors
         self._versions.clear()
         with self._versions:
             for version in found:

@@ -35,7 +35,7 @@ def table_data(desk: Planner, draft: Draft) -> dict[str, Any]:
             "type": draft.types.get(tensor.name, tensor.type_name),
             "pinned": tensor.name in draft.pins,
         }
-        for tensor in desk.tensors()
+        for tensor in desk.tensors
     ]
     return {"types": [[name, round(bits[name], 4), colours[name]] for name in names], "rows": rows}
 

@@ -63,7 +63,7 @@ class ChooseScreen:
 
     def __init__(self, project: ProjectReport, desk: Planner, shared: SharedDraft, draft: Draft, tensor: str | None) -> None:
         self._project, self._desk, self._shared, self._draft = project, desk, shared, draft
-        self._tensors = {item.name: item for item in desk.tensors()}
+        self._tensors = {item.name: item for item in desk.tensors}
         self._places = {name: at for at, name in enumerate(self._tensors)}
         self._name = tensor if tensor in self._tensors else next(iter(self._tensors))
         self._shown: dict[str, str] = dict(draft.types)
