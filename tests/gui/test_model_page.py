@@ -104,10 +104,24 @@ def test_a_directory_is_converted_to_a_base(page: Visitor, books_llama_dir: Path
     page.sees(base.name)
 
 
-def test_a_model_with_a_tower_has_the_command_for_its_file(page: Visitor, tmp_path: Path) -> None:
-    ask(page, str(write_vision(tmp_path / "seeing")))
-    page.sees("This makes a file of its vision tower or audio encoder, too:")
-    page.sees("--mmproj mmproj-F16.gguf")
+@pytest.mark.usefixtures("converter")
+def test_a_vision_tower_becomes_a_file_where_it_is_wanted(page: Visitor, tmp_path: Path) -> None:
+    seeing = write_vision(tmp_path / "seeing")
+    ask(page, str(seeing))
+    page.sees("This model takes images or sound, too")
+    assert "--mmproj" not in page.text()
+    page.fill("Vision tower or audio encoder", "bf16")
+    page.sees("--mmproj-type bf16")
+    suggested = str(page.field("Write the projector to").value)
+    assert suggested.endswith("-BF16.gguf")
+    page.fill("Write the projector to", str(tmp_path / "eyes.gguf"))
+    page.sees(f"--mmproj {tmp_path}/eyes.gguf --mmproj-type bf16")
+    page.fill("Vision tower or audio encoder", "f16")
+    assert page.field("Write the projector to").value == str(tmp_path / "eyes.gguf")
+    page.click(next(line for line in page.text().splitlines() if line.startswith("Convert to a base (")))
+    page.sees("Its vision tower or audio encoder", seconds=60)
+    page.sees("eyes.gguf")
+    assert (tmp_path / "eyes.gguf").read_bytes() == (seeing / "projector.data").read_bytes()
 
 
 @pytest.mark.usefixtures("converter")

@@ -20,6 +20,7 @@ from quantailor.models.upstream import speaks_of_tower
 from quantailor.pipeline import StudyStep
 from quantailor.present.cards import stated
 from quantailor.session import OpenedModel, Workspace, defect
+from quantailor.steps.conversion.convert import ConvertStep
 
 EntryKind = Literal["folder", "huggingface", "gguf", "imatrix", "text", "file"]
 MAX_ENTRIES = 2000
@@ -70,6 +71,8 @@ class ModelOverview:
     """Of the place that it came from: weights, configuration and tokenizer."""
     base: ModelFile | None
     """Its 16-bit base, where that is a file of its own."""
+    projectors: tuple[ModelFile, ...]
+    """Its vision tower or audio encoder, where a conversion of this home wrote one."""
     suggested_base: str | None
     """Where a conversion would go; None where there is a base."""
 
@@ -135,7 +138,7 @@ def model_overview(workspace: Workspace, project: ProjectReport) -> ModelOvervie
     """The files of a project's model and what its header says. Raises ModelError where a file is damaged."""
     tensors = workspace.store.tensors(project.fingerprint)
     types = tuple(Counter(tensor.type_name for tensor in tensors).most_common())
-    gone = ModelOverview("gone", None, len(tensors), types, len({tensor.layer for tensor in tensors} - {None}), (), None, None)
+    gone = ModelOverview("gone", None, len(tensors), types, len({tensor.layer for tensor in tensors} - {None}), (), None, (), None)
     if project.source is None:
         return gone
     with workspace.model(project.source) as model:
@@ -153,8 +156,16 @@ def _described(workspace: Workspace, project: ProjectReport, model: OpenedModel,
         license=", ".join(stated(model.source.metadata, "general.license")) or None,
         files=tuple(ModelFile(str(path), path.stat().st_size) for path in files),
         base=None if base is None or base == model.path else ModelFile(str(base), base.stat().st_size),
+        projectors=tuple(ModelFile(str(path), path.stat().st_size) for path in _projectors(workspace, model.path)),
         suggested_base=None if place is None else str(place),
     )
+
+
+def _projectors(workspace: Workspace, folder: Path) -> list[Path]:
+    """What conversions of a directory wrote of its tower, the latest first."""
+    jobs = (job for job in workspace.store.jobs.all() if job.kind == ConvertStep.kind and job.state == "done")
+    paths = [Path(str(job.arguments["mmproj"])) for job in jobs if job.arguments.get("mmproj") and job.arguments["model"] == str(folder)]
+    return [path for path in dict.fromkeys(paths) if path.is_file()]
 
 
 def model_defect(workspace: Workspace, project: ProjectReport) -> str | None:

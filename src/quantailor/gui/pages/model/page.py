@@ -182,6 +182,10 @@ def _files(overview: ModelOverview) -> None:
         if overview.base is not None:
             heading("Its 16-bit base", 3, "qt-card-title qt-m-gap-above")
             _group((overview.base,), "The base")
+        for projector in overview.projectors:
+            heading("Its vision tower or audio encoder", 3, "qt-card-title qt-m-gap-above")
+            _group((projector,), "The projector")
+            text("llama-server and llama-mtmd-cli take it with --mmproj, beside the base or any file built from it.", "qt-small qt-muted")
 
 
 def _calibrations(found: Sequence[KeptCalibration]) -> None:
