@@ -45,7 +45,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(quantailor: Command, wo
     broken = with_weights(workbench.base, tmp_path / "broken.gguf", "blk.3.ffn_down.weight", value)
     home = tmp_path / "home"
     line = quantailor("measure", broken, "--types", "Q4_K", "--home", home).error_line
-    assert "blk.3.ffn_down.weight has 1 weights that are NaN or Inf" in line
+    assert "blk.3.ffn_down.weight has 1 weight that is NaN or Inf" in line
     assert cells_in(home) == 0
 
 

@@ -27,6 +27,7 @@ from quantailor.app.products.card import is_listed_name
 from quantailor.ggml.reference import preset_types, quantize_reference
 from quantailor.models.gguf_writer import GGUFWriter, layout
 from quantailor.models.opening import open_model
+from quantailor.present.words import plural
 from quantailor.records import MetadataValue, Strategy, TensorChoice
 from quantailor.session import Workspace
 from quantailor.strategy import file as strategy_file
@@ -431,5 +432,5 @@ def test_experts_as_a_table(quantailor: Command, books_moe_base: Path, books_lla
     layers = outcome.result["layers"]
     shown = quantailor("experts", books_moe_base, "--home", homes).out
     assert f"{max(layers[0]['shares']) * 100:.1f} %" in shown
-    assert f"{sum(len(layer['unseen']) for layer in layers)} experts saw no token" in shown
+    assert f"{plural(sum(len(layer['unseen']) for layer in layers), 'expert')} saw no token" in shown
     assert "is dense" in quantailor("experts", books_llama_base, "--home", homes).error_line

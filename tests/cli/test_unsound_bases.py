@@ -19,7 +19,7 @@ from quantailor.models.opening import open_model
 from quantailor.session import Workspace
 from quantailor.store import Store
 
-NOT_A_NUMBER = "has 1 weights that are NaN or Inf. Get an intact copy of the model"
+NOT_A_NUMBER = "has 1 weight that is NaN or Inf. Get an intact copy of the model"
 COMMANDS: Mapping[str, tuple[object, ...]] = {
     "measure": ("--types", "Q4_K"),
     "plan": ("--types-of", "Q4_K_M", "-o", "s.yaml"),

@@ -520,7 +520,7 @@ def test_a_checkpoint_with_weights_that_are_no_numbers_is_not_converted(
     values.reshape(-1)[7] = weight
     write_arrays(folder, {**arrays, name: (dtype, shape, packed(values, dtype))})
     line = quantailor("convert", folder, "-o", tmp_path / "base.gguf", "--home", tmp_path / "home").error_line
-    assert f"{found} has 1 weights that are NaN or Inf" in line
+    assert f"{found} has 1 weight that is NaN or Inf" in line
     assert not (tmp_path / "base.gguf").exists()
 
 

@@ -35,6 +35,7 @@ from quantailor.analysis.pooling import Departure, Departures, Finding
 from quantailor.analysis.scores.fidelity import paired_chunks, perplexity_of
 from quantailor.errors import InferenceError
 from quantailor.numerics import Doubles
+from quantailor.present.words import plural
 from quantailor.qtypes import QType
 from quantailor.records import ChunkScore, Estimate, Mix, Sensitivity, SwapCell, TensorInfo, layer_of
 
@@ -389,7 +390,9 @@ def weigh(mixes: Sequence[Mix], tensors: Sequence[str], klds: Sequence[Estimate]
         InferenceError: no more mixes than tensors.
     """
     if len(mixes) <= len(tensors):
-        raise InferenceError(f"{len(mixes)} halves cannot weigh {len(tensors)} tensors", remedy=f"Ask for at least {len(tensors) + 1}")
+        raise InferenceError(
+            f"{len(mixes)} halves cannot weigh {plural(len(tensors), 'tensor')}", remedy=f"Ask for at least {len(tensors) + 1}"
+        )
     design = np.array([[float(name in mix.types) for name in tensors] for mix in mixes])
     values = np.array([kld.value for kld in klds])
     from scipy.optimize import nnls

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from quantailor.errors import ImatrixError, NonFiniteWeightError, TypeUnavailableError
 from quantailor.ggml import library
 from quantailor.numerics import Bytes, Floats
+from quantailor.present.words import not_finite
 from quantailor.qtypes import QType
 
 MAX_ABS_WEIGHT = 1e6
@@ -34,7 +35,7 @@ def check_weights(values: Floats, name: str) -> None:
         return
     n_bad = int(np.count_nonzero(~np.isfinite(values)))
     if n_bad:
-        raise NonFiniteWeightError(f"{name} has {n_bad} weights that are NaN or Inf", remedy="Get an intact copy of the model")
+        raise NonFiniteWeightError(f"{name} has {not_finite(n_bad)}", remedy="Get an intact copy of the model")
     raise NonFiniteWeightError(
         f"{name} has a weight of {largest:g}, too large for quantization, whose scales are float16",
         remedy="Check how the model was trained or saved, and scale such a weight down, or take another copy of the model",

@@ -12,7 +12,7 @@ from quantailor.gui.elements.tensor_map import Look, Scale
 from quantailor.present.charts.colours import LogScale, along
 from quantailor.present.charts.describe import Axis, Band, Chart, Point, Series
 from quantailor.present.charts.roles import role_look
-from quantailor.present.words import figure, percent, with_error
+from quantailor.present.words import figure, percent, plural, with_error
 from quantailor.records import Sensitivity
 
 Mode = Literal["progress", "error", "sensitivity"]
@@ -66,7 +66,7 @@ def _figure(tensor: TensorProgress, mode: Mode) -> float | None:
 
 def _label(tensor: TensorProgress, common: str | None) -> str:
     """What the map's tooltip and a screen reader say of a tensor."""
-    parts = [f"{tensor.n_measured} of {tensor.n_possible} types" if tensor.n_measured else "not measured yet"]
+    parts = [f"{tensor.n_measured} of {plural(tensor.n_possible, 'type')}" if tensor.n_measured else "not measured yet"]
     if tensor.error is not None:
         parts.append(f"error {percent(tensor.error)} at {common}")
     if tensor.sensitivity is not None:

@@ -272,7 +272,8 @@ def several(rows: Sequence[VerdictRow], pairs: Sequence[Comparison], standings: 
     judged, n_chunks = [row for row in rows if row.kind in JUDGED], rows[0].statistics.n_chunks
     if n_chunks < MIN_CHUNKS:
         klds = "; ".join(f"{row.label} {words.figure(row.statistics.kld_mean.value)}" for row in judged)
-        return f"{words.plural(n_chunks, 'chunk')} are too few to claim anything, {MIN_CHUNKS} are needed. Mean KLD so far: {klds}."
+        few = words.plural(n_chunks, "chunk")
+        return f"{few} {'is' if n_chunks == 1 else 'are'} too few to claim anything, {MIN_CHUNKS} are needed. Mean KLD so far: {klds}."
     by_file = {each.file: each for each in standings}
     ours = [by_file.get(row.label) for row in judged if row.kind == "ours"]
     outcomes = {each.outcome for each in ours if each is not None}

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from quantailor.errors import ModelError, ModelFormatError
+from quantailor.present.words import plural
 from quantailor.records import MetadataValue
 
 SHARD_NAME = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
@@ -79,8 +80,9 @@ def check_shards(parts: Sequence[tuple[Path, Mapping[str, MetadataValue], bytes]
         )
     expected = _number(parts[0][1], "split.tensors.count", n_tensors)
     if len(parts) > 1 and expected != n_tensors:
+        held = plural(n_tensors, "tensor")
         raise ModelFormatError(
-            f"{parts[0][0]} and its shards hold {n_tensors} tensors, not {expected}: one is damaged, or of another model or split",
+            f"{parts[0][0]} and its shards hold {held}, not {expected}: one is damaged, or of another model or split",
             remedy="Get the shards again, all of the same model",
         )
 

@@ -23,6 +23,8 @@ from quantailor.ggml import codec, library
 from quantailor.models.gguf_format import encode_entry
 from quantailor.models.source import ConvertedSource, ModelSource
 from quantailor.numerics import Bytes
+from quantailor.present import words
+from quantailor.present.words import plural
 from quantailor.records import TensorInfo
 
 DEFINITION = 1
@@ -88,10 +90,14 @@ def identify(source: ModelSource, *, control: Control = QUIET) -> Identity:
                 progress.add(n_bytes, tensor.name)
             digest.update(f"{json.dumps([tensor.name, tensor.shape, tensor.type_name])} {rows.hexdigest()}\n".encode())
             if n_bad and not not_finite:
-                what = "weights" if tensor.type_name in _INFINITY else "rows with weights"
-                not_finite = f"{tensor.name} has {n_bad} {what} that are NaN or Inf"
+                found = (
+                    words.not_finite(n_bad) if tensor.type_name in _INFINITY else f"{plural(n_bad, 'row')} with weights that are NaN or Inf"
+                )
+                not_finite = f"{tensor.name} has {found}"
             if n_lost:
-                lost.append(f"{tensor.name} has {n_lost} of {tensor.n_rows} rows whose weights are too small for {tensor.type_name}")
+                lost.append(
+                    f"{tensor.name} has {n_lost} of {plural(tensor.n_rows, 'row')} whose weights are too small for {tensor.type_name}"
+                )
     finally:
         pool.shutdown(cancel_futures=True)
     more = f" (and {len(lost) - 1} more tensors have such rows)" if len(lost) > 1 else ""

@@ -18,6 +18,7 @@ from quantailor.models.abilities import require_predictions
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.source import ModelSource
 from quantailor.pipeline.parts import LEVEL_SETTINGS, Level, LevelSettings, Parts, PipelineStep
+from quantailor.present.words import plural
 from quantailor.session import AUTO, CALIBRATION_TEXT, NONE, OpenedModel, Workspace
 from quantailor.steps.calibration.imatrix import use_imatrix
 from quantailor.steps.checks.inputs import require_long_texts
@@ -229,7 +230,7 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
                 if imatrix in (AUTO, COMPUTE) and matrix is None:
                     return replace(self, covariances=covariances), found.imatrix.path
             else:
-                stages.note(f"input covariances of {ready.chunk_count} chunks are there already")
+                stages.note(f"input covariances of {plural(ready.chunk_count, 'chunk')} are there already")
                 covariances = ready.fingerprint[:16]
         if imatrix != NONE:
             imatrix = self.take_imatrix(workspace, base, stages)
@@ -243,7 +244,7 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
             ready = self.ready_imatrix(workspace, model)
         if ready is None:
             return self.imatrix_step(base, self.settings.imatrix_chunks).run(workspace, stages).path
-        stages.note(f"an importance matrix of {ready.chunk_count} chunks is there already")
+        stages.note(f"an importance matrix of {plural(ready.chunk_count, 'chunk')} is there already")
         workspace.store.record_imatrix(ready)  # now the latest
         return str(workspace.imatrices.path(ready.model, ready.fingerprint))
 

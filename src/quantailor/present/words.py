@@ -59,6 +59,16 @@ def plural(n: int, noun: str, several: str | None = None) -> str:
     return f"{n:,} {_of_number(n, noun, several)}"
 
 
+def not_finite(n: int) -> str:
+    """ "1 weight that is NaN or Inf"."""
+    return f"{plural(n, 'weight')} that {'is' if n == 1 else 'are'} NaN or Inf"
+
+
+def count_of(n: int, noun: str) -> str:
+    """As `plural`, with large numbers as `count` has them: "1 weight", "1.24 M weights"."""
+    return f"{count(n)} {_of_number(n, noun, None)}"
+
+
 def counted(n: int, noun: str) -> str:
     """As `plural`, with small numbers as words: "no tensors", "one tensor", "two tensors", "12 tensors"."""
     return f"{number_word(n)} {_of_number(n, noun, None)}"

@@ -11,6 +11,7 @@ from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imat
 from quantailor.errors import ImatrixError
 from quantailor.jobs import Home
 from quantailor.models.source import ModelSource
+from quantailor.present.words import plural
 from quantailor.session.opened import OpenedModel, quantizable_tensors
 from quantailor.store import CalibrationRecord, ImatrixKey, Store
 
@@ -82,7 +83,10 @@ class KeptImatrices:
         latest = next((record for record in self._store.imatrices(model) if record in stored), None)
         if latest is None or latest == stored[0]:
             return None
-        seen = [f"{record.chunk_count or '?'} chunks of {', '.join(record.datasets) or 'a text'}" for record in (stored[0], latest)]
+        seen = [
+            f"{plural(record.chunk_count, 'chunk') if record.chunk_count else 'chunks'} of {', '.join(record.datasets) or 'a text'}"
+            for record in (stored[0], latest)
+        ]
         place = self.path(model, latest.fingerprint)
         return f"Importance matrix {stored[0].fingerprint[:12]} is used ({seen[0]}); --imatrix {place} takes the later one ({seen[1]})."
 
@@ -124,7 +128,7 @@ def fitted(imatrix: Imatrix, source: ModelSource) -> tuple[Imatrix, tuple[str, .
     known = [name for name in imatrix.entries if name in tensors]
     if 2 * len(known) < len(imatrix.entries) or not known:
         raise ImatrixError(
-            f"the importance matrix is of another model: {source.name} has {len(known)} of its {len(imatrix.entries)} tensors",
+            f"the importance matrix is of another model: {source.name} has {len(known)} of its {plural(len(imatrix.entries), 'tensor')}",
             remedy="Use one of this model",
         )
     odd = tuple(name for name in known if name not in TOKEN_EMBEDDINGS and not fits(imatrix.entries[name], tensors[name]))

@@ -377,7 +377,7 @@ def _weigh(at: Scoring, model: OpenedModel, step: ProbeStep, stages: Stages) -> 
     least = 2 * len(names)  # of a half and its complement, the second tells only the sum
     if step.weighing < least:
         raise InferenceError(
-            f"{step.weighing} halves cannot weigh {len(names)} tensors", remedy=f"Ask for at least {least} with --weighing"
+            f"{step.weighing} halves cannot weigh {plural(len(names), 'tensor')}", remedy=f"Ask for at least {least} with --weighing"
         )
     mixes: list[Mix] = analysis.weighing_mixes(names, step.types[0], step.weighing, seed=0)
     at.workspace.store.record_mixes(model.fingerprint, WEIGHING, mixes)

@@ -41,6 +41,7 @@ from quantailor.ggml import codec, library
 from quantailor.models.identity import fingerprint
 from quantailor.models.source import ModelSource
 from quantailor.numerics import Bytes, Doubles, Floats, Integers
+from quantailor.present.words import not_finite
 from quantailor.qtypes import QType, unavailable
 from quantailor.records import Estimate, TensorInfo, WeightError
 
@@ -222,9 +223,7 @@ class _Measurement:
         """Raise NonFiniteWeightError with the count of the whole tensor."""
         n_bad = sum(self._workers.map(lambda rows: int(np.count_nonzero(~np.isfinite(self._read(rows)))), self._blocks()))
         if n_bad:
-            raise NonFiniteWeightError(
-                f"{self._tensor.name} has {n_bad} weights that are NaN or Inf", remedy="Get an intact copy of the model"
-            )
+            raise NonFiniteWeightError(f"{self._tensor.name} has {not_finite(n_bad)}", remedy="Get an intact copy of the model")
 
     # Rows
 

@@ -31,6 +31,7 @@ from quantailor.ggml import library
 from quantailor.jobs import Job, reconcile
 from quantailor.numerics import Doubles
 from quantailor.pipeline import StudyStep
+from quantailor.present.words import plural
 from quantailor.qtypes import never_quantized
 from quantailor.records import Grounds, RoundingWish, Sensitivity, TensorInfo, WeightError
 from quantailor.session import AUTO, NONE, Workspace
@@ -379,7 +380,7 @@ class MeasurementWatch:
         if self._key is None or self._job is not None or not stored or stored[0].fingerprint == self._key.imatrix:
             return notes
         place = next((path for path in self._workspace.store.locations("model", model) if path.exists()), "MODEL")
-        matrix = f"importance matrix {stored[0].fingerprint[:12]} ({stored[0].chunk_count} chunks)"
+        matrix = f"importance matrix {stored[0].fingerprint[:12]} ({plural(stored[0].chunk_count, 'chunk')})"
         command = command_line(self._workspace, "measure", place)
         return (*notes, f"A plan takes {matrix}, with which nothing is measured yet: `{command}` does it.")
 

@@ -249,10 +249,8 @@ def _choosing(facts: _Facts, strategy: Strategy) -> str:
 def _imatrix_sentence(facts: _Facts) -> str:
     if facts.imatrix is not None:
         texts = ", ".join(Path(name).name for name in facts.imatrix.datasets) or "an unnamed text"
-        return (
-            f"Its importance matrix was computed on {texts}, {facts.imatrix.chunk_count} chunks of {facts.imatrix.chunk_size} tokens, "
-            f"and is `{facts.imatrix.fingerprint[:12]}`."
-        )
+        seen = f"{words.plural(facts.imatrix.chunk_count, 'chunk')} of {facts.imatrix.chunk_size} tokens"
+        return f"Its importance matrix was computed on {texts}, {seen}, and is `{facts.imatrix.fingerprint[:12]}`."
     return "It was made with an importance matrix." if facts.uses_imatrix else "It was made without an importance matrix."
 
 
@@ -261,9 +259,10 @@ def _measured(facts: _Facts) -> str:
         return "## Measured\n\nSize and types, by reading the file. **Perplexity and KL divergence of this file were not measured.**\n"
     verdict = facts.verdict
     base = next(row for row in verdict.rows if row.kind == "base").statistics
+    seen = f"{words.plural(base.n_chunks, 'chunk')} of {verdict.n_ctx} tokens"
     text = (
-        f"On {Path(verdict.corpus_name).name}, {base.n_chunks} chunks of {verdict.n_ctx} tokens, compared with the unquantized base "
-        "through the same pipeline; ± is one standard error over chunks."
+        f"On {Path(verdict.corpus_name).name}, {seen}, compared with the unquantized base through the same pipeline; "
+        "± is one standard error over chunks."
     )
     columns = ("file", "size", "bits per weight", "perplexity", "mean KL divergence (nats)", "same most likely token")
     rows = [_verdict_row(row, facts.file) for row in verdict.rows]

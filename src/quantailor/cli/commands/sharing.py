@@ -150,14 +150,14 @@ def experts(
 def _show_experts(found: ExpertsReport) -> None:
     out = console()
     out.print(f"{found.model_name}: {plural(found.n_experts, 'expert')}, {found.n_used or 'an unknown number'} per token", markup=False)
-    out.print(f"text      {', '.join(found.datasets) or 'unknown'}, {found.n_tokens:,} tokens", markup=False)
+    out.print(f"text      {', '.join(found.datasets) or 'unknown'}, {plural(found.n_tokens, 'token')}", markup=False)
     columns = {"layer": "right", "least used": "right", "most used": "right", "most important": "right", "entropy": "right"}
     columns |= {"unseen": "right", "alpha of its tensors": "left"}
     out.print(table("Experts by layer (shares of the routed tokens)", columns, [_expert_row(layer) for layer in found.layers]))
     n_unseen = sum(len(layer.unseen) for layer in found.layers)
     if n_unseen:
         out.print(
-            f"[yellow]{n_unseen} experts saw no token of the text: their types are chosen without knowledge of their inputs.[/yellow]"
+            f"[yellow]{plural(n_unseen, 'expert')} saw no token of the text: types are chosen there without knowledge of inputs.[/yellow]"
         )
     if not found.probed:
         out.print("Their sensitivity is unknown: the model has not been probed with this importance matrix.")

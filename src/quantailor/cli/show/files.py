@@ -97,7 +97,7 @@ def _verdict_table(verdict: Verdict) -> Any:
     is_ladder = sum(row.kind == "ours" for row in verdict.rows) > 1  # whose files each stand beside the presets' line, below
     ratios = {} if is_ladder else {item.reference: item for item in verdict.comparisons}
     rows = [_verdict_row(row, ratios) for row in verdict.rows]
-    return table(f"{verdict.corpus_name}, {verdict.rows[0].statistics.n_chunks} chunks of {verdict.n_ctx}", columns, rows)
+    return table(f"{verdict.corpus_name}, {plural(verdict.rows[0].statistics.n_chunks, 'chunk')} of {verdict.n_ctx}", columns, rows)
 
 
 def _pair_table(verdict: Verdict) -> Any:

@@ -165,7 +165,7 @@ def probed(result: ProbeResult) -> None:
         f"{plural(result.n_chunks, 'chunk')} of {result.n_ctx}, {weighting}"
     )
     out.print(
-        f"{result.n_scored - result.n_scored_before:,} chunks of mixes were scored now, {result.n_scored_before:,} were already there"
+        f"{plural(result.n_scored - result.n_scored_before, 'chunk')} of mixes scored now, {result.n_scored_before:,} were already there"
     )
     out.print(f"floor     {result.floor_nats:.2g} nats" + (f"; the base as stored: {result.stored_nats:.2g}" if result.stored_nats else ""))
     rows = [
@@ -228,7 +228,7 @@ def studied(result: StudyResult) -> None:
     """What a study found, by stage."""
     out = console()
     out.print(f"base      {result.base}")
-    matrix = f"{result.imatrix_fingerprint[:12]}, {result.imatrix_chunks} chunks" if result.imatrix_fingerprint else "none"
+    matrix = f"{result.imatrix_fingerprint[:12]}, {plural(result.imatrix_chunks, 'chunk')}" if result.imatrix_fingerprint else "none"
     out.print(f"imatrix   {matrix}")
     if result.covariances_fingerprint:
         out.print(f"rounding  {result.rounding}, covariances {result.covariances_fingerprint}")

@@ -60,7 +60,7 @@ def _type_summary(item: TensorReport) -> str:
         return ""
     if item.available_types == (item.type_name,):
         return f"stays {item.type_name}: {next(iter(item.unavailable_types.values()), '')}"
-    return f"{len(item.available_types)} of {total} types"
+    return f"{len(item.available_types)} of {words.plural(total, 'type')}"
 
 
 def _reasons(out: Console, reports: Sequence[TensorReport], all_types: bool) -> None:

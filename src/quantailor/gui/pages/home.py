@@ -10,7 +10,7 @@ from quantailor.gui.context import workspace
 from quantailor.gui.frame import address, frame, next_step, results_of
 from quantailor.gui.widgets import box, card, empty, primary, quiet, text
 from quantailor.gui.widgets import told as told_of_errors
-from quantailor.present.words import count, plural, size
+from quantailor.present.words import count_of, plural, size
 
 
 async def home() -> None:
@@ -49,7 +49,9 @@ def _project(project: ProjectReport) -> None:
         with box("qt-grow"):
             with box("qt-row"):
                 ui.link(project.name, address(project, step.key)).classes("qt-project-name")
-                text(f"{project.architecture} · {count(project.n_parameters)} weights · {size(project.size_bytes)}", "qt-muted qt-small")
+                text(
+                    f"{project.architecture} · {count_of(project.n_parameters, 'weight')} · {size(project.size_bytes)}", "qt-muted qt-small"
+                )
             text(told(project), "qt-small qt-muted")
             text(project.base or project.source or "its file is gone", "qt-mono qt-small qt-muted qt-ellipsis")
         quiet(f"Continue: {step.label}", lambda: ui.navigate.to(address(project, step.key)), icon="arrow_forward")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from quantailor.present.words import grounds
+from quantailor.present.words import grounds, plural
 from quantailor.records import Curve, Grounds, Sensitivity, Strategy, SwapCell, TensorInfo, Verdict, WeightError
 
 COMMON_BITS = 4.5
@@ -127,7 +127,7 @@ def probe_basis(data: ReportData) -> str:
     if data.grounds is not None:
         return f"{grounds(data.grounds)}; chunks of {data.n_ctx:,} tokens, over which standard errors are"
     where = f" of {data.calibration_name}" if data.calibration_name else ""
-    chunks = f"{data.n_chunks:,} chunks of {data.n_ctx:,} tokens{where}"
+    chunks = f"{plural(data.n_chunks, 'chunk')} of {data.n_ctx:,} tokens{where}"
     return f"probes on {chunks}; standard errors are over chunks"
 
 

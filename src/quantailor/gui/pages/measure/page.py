@@ -31,7 +31,7 @@ from quantailor.gui.measured import Mode
 from quantailor.gui.pages.measure.setup import STAGES, Setup
 from quantailor.gui.widgets import Stat, box, card, chip, named, primary, segment, table, text, told
 from quantailor.present.charts import echarts
-from quantailor.present.words import percent, rounding, with_error
+from quantailor.present.words import percent, plural, rounding, with_error
 from quantailor.records import Sensitivity
 
 POLL_SECONDS = 1.0
@@ -225,7 +225,7 @@ def state_of(found: MeasurementMap, *, has_cells: bool) -> str:
     matrix = "with an importance matrix" if found.imatrix_fingerprint else "without an importance matrix"
     rows = "every row" if found.settings == "exhaustive" else "sampled rows"
     return f"Measured on {rows} {matrix}, {rounding(is_compensated=found.rounding == 'compensated')}" + (
-        f"; {found.n_unavailable:,} cells are impossible." if found.n_unavailable else "."
+        f"; {plural(found.n_unavailable, 'cell')} cannot be: the type does not suit the tensor." if found.n_unavailable else "."
     )
 
 
@@ -363,7 +363,7 @@ class _Curves:
         chart = measured.error_chart(bands, name, curve, role, legend=True, relative=bool(self._kind.value))
         self._chart.options.update(echarts.options(chart, theme.palette(), is_small=True))
         on_top = f", with {name} on top" if name else ""
-        named(self._chart, f"Error against bits per weight for {len(bands)} roles{on_top}; the figures are below")
+        named(self._chart, f"Error against bits per weight for {plural(len(bands), 'role')}{on_top}; the figures are below")
         self._chart.update()
         self._figures.clear()
         with self._figures:

@@ -36,7 +36,7 @@ from quantailor.gui.picker import pick
 from quantailor.gui.theme import type_colours
 from quantailor.gui.widgets import box, card, named, note, primary, quiet, table, text, told
 from quantailor.present.charts.colours import bits_colour
-from quantailor.present.words import COMPENSATION, done_by, parse_duration, percent, size, span
+from quantailor.present.words import COMPENSATION, done_by, parse_duration, percent, plural, size, span
 
 Matrix = Literal["auto", "compute", "text", "import", "none"]
 
@@ -230,7 +230,7 @@ class Setup:
     def _show_types(self) -> None:
         for name, chip in self._chips.items():
             chip.props(f'aria-pressed="{str(name in self._types).lower()}"')
-        self._n_types.set_text(f"{len(self._types)} of {len(self._chips)} types")
+        self._n_types.set_text(f"{len(self._types)} of {plural(len(self._chips), 'type')}")
         self._changed()
 
     def _build_matrix(self) -> None:
@@ -259,7 +259,11 @@ class Setup:
 
     def _of_its_own(self) -> str:
         record = self._records[0]
-        origin = "imported" if record.origin == "imported" else f"{record.chunk_count} chunks of {', '.join(record.datasets) or 'a text'}"
+        origin = (
+            "imported"
+            if record.origin == "imported"
+            else f"{plural(record.chunk_count, 'chunk')} of {', '.join(record.datasets) or 'a text'}"
+        )
         passed_over = workspace().imatrices.passed_over(self._project.fingerprint)
         what = "The one there is" if len(self._records) == 1 else "The latest" if passed_over is None else "The one that saw most"
         return f"{what}: {origin}. A more thorough study that needs more text than that computes it anew."

@@ -24,7 +24,7 @@ from quantailor.gui.jobs import start as start_job
 from quantailor.gui.page_words import on_page
 from quantailor.gui.picker import path_input
 from quantailor.gui.widgets import box, card, named, primary, text, told
-from quantailor.present.words import size, span
+from quantailor.present.words import plural, size, span
 
 OTHER = "other"
 _COST_SECONDS = 0.4
@@ -187,7 +187,7 @@ class VerifyForm:
 
 
 def _cost_words(cost: VerifyCost) -> str:
-    parts = [f"{cost.n_chunks} of {cost.n_text_chunks} chunks"]
+    parts = [f"{cost.n_chunks} of {plural(cost.n_text_chunks, 'chunk')}"]
     if cost.n_chunks < MIN_CHUNKS:
         parts.append(f"too few for a claim, which needs {MIN_CHUNKS}")
     parts.append(f"about {span(*cost.seconds)}" if cost.n_runs else "all measured before: at once")
