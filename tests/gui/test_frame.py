@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from nicegui import ui
+import pytest
+from nicegui import app, ui
 from visitor import Visitor, words_of
 
 from quantailor.app.jobs import submit
@@ -94,3 +96,19 @@ def test_an_address_that_leads_nowhere_has_a_way_back(visit: Callable[..., Visit
     assert "There is nothing at /nothing/here." in found.text
     assert "To the projects" in found.text
     assert page.fetch("/nothing.css", accept="text/css").text == "404: Not Found\n"
+
+
+def test_a_page_that_fails_says_so_and_has_a_way_back(
+    visit: Callable[..., Visitor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = visit(tmp_path / "home")
+
+    def broken(_: object) -> None:
+        raise RuntimeError("the moon is full")
+
+    monkeypatch.setattr(app, "_exception_handlers", [])
+    monkeypatch.setattr(sys.modules["quantailor.gui.pages.home"], "list_projects", broken)
+    found = page.fetch("/", accept="text/html")
+    assert found.status_code == 500
+    assert "A fault in Quantailor, not in what you did: RuntimeError: the moon is full." in found.text
+    assert "To the projects" in found.text

@@ -14,7 +14,7 @@ from quantailor.errors import QuantailorError
 from quantailor.gui import theme
 from quantailor.gui.context import outside
 from quantailor.gui.jobs.dock import dock
-from quantailor.gui.widgets import box, error_note, heading, note, primary, text
+from quantailor.gui.widgets import box, error_note, heading, note, primary, quiet, text
 from quantailor.present.words import plural
 
 Read = TypeVar("Read")
@@ -95,6 +95,17 @@ def not_found(path: str) -> None:
         note(f"There is nothing at {path}. The address may be mistyped, or of a newer version.", "warn")
         with box("qt-row"):
             primary("To the projects", lambda: ui.navigate.to("/"), icon="apps")
+
+
+def failed(error: Exception) -> None:
+    """The page in place of one that could not be built for a reason that nobody thought of."""
+    with frame("", "This page cannot be shown"), box("qt-stack"):
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        note(f"A fault in Quantailor, not in what you did: {reason}. Nothing is lost; jobs go on.", "bad")
+        text("Where the server was started, its output says more: please report it with that.", "qt-muted")
+        with box("qt-row"):
+            primary("Try again", lambda: ui.navigate.reload(), icon="refresh")
+            quiet("To the projects", lambda: ui.navigate.to("/"), icon="apps")
 
 
 async def opened(screen: str, read: Callable[[], Read]) -> Read | None:

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from quantailor.analysis.importance.imatrix import Imatrix, quantize_metadata, quantizer_importance
@@ -61,9 +62,23 @@ class ScoredFile:
 
 
 def file_size(path: Path) -> tuple[int, float]:
-    """A GGUF file's bytes, all parts together, and its bits per weight."""
+    """A GGUF file's bytes, all parts together, and its bits per weight; a header of a large vocabulary is read once."""
+    try:
+        seen = path.stat()
+        state = (seen.st_size, seen.st_mtime_ns, seen.st_ino)
+    except OSError:  # whoever opens it says so
+        state = (0, 0, 0)
+    files, bits = _parts_and_bits(path, state)
+    if not all(file.is_file() for file in files):  # a part has gone since: the error names it
+        files, bits = _parts_and_bits.__wrapped__(path, state)
+    return sum(file.stat().st_size for file in files), bits
+
+
+@lru_cache(maxsize=256)
+def _parts_and_bits(path: Path, _state: tuple[int, int, int]) -> tuple[tuple[Path, ...], float]:
+    """`_state` is the file's: another file of that name is read anew."""
     with closing(open_model(path)) as source:
-        return sum(file.stat().st_size for file in source.files), bits_per_weight(source.tensors)
+        return tuple(source.files), bits_per_weight(source.tensors)
 
 
 def reference_path(base: str, preset: str, *, imatrix: Imatrix | None, folder: Path) -> Path:

@@ -33,8 +33,10 @@ _TEXTS = (".txt", ".md", ".raw", ".text", ".csv", ".json", ".jsonl", ".yaml", ".
 _WORDS = {
     "convert": "the 16-bit base",
     "imatrix": "the importance matrix",
+    "calibrate": "the importance matrix and the covariances of all inputs",
     "measure": "weight errors",
-    "probes": "cached answers of the base; one anchor file, deleted afterwards",
+    "probes": "cached answers of the base",
+    "mixes": "cached answers of the base; one anchor file, deleted afterwards",
     "sweep": "scores",
 }
 

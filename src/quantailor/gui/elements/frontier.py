@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from quantailor.present.words import figure, interval, size
 
 DECADES = 4.5
 """Below the worst file; what is better than that is as good as the base to any reader."""
+FEWEST_TICKS = 4
 ROUND = (1, 2, 5, 3, 4, 6, 7, 8, 9)
 KINDS = {"preset": "llama.cpp's types of {}", "version": "version {}", "file": "built: {}"}
 
@@ -65,7 +67,12 @@ def told(point: FrontierPoint) -> str:
 
 
 def _size_ticks(low: int, high: int) -> list[tuple[int, str]]:
-    """Round sizes, each in the unit that people would name it in."""
+    """Round sizes, each in the unit that people would name it in; four to nine of them where the largest is not twice the smallest."""
+    if high <= 2 * low:
+        unit = 1024 ** max(0, int(math.log(low, 1024)))
+        steps = (unit * digit * 10.0**power for power in range(3, -4, -1) for digit in (5, 2, 1))
+        step = next((step for step in steps if high // step - low // step >= FEWEST_TICKS), unit)
+        return [(n, size(n).replace(".00", "")) for n in (round(step * at) for at in range(math.ceil(low / step), int(high // step) + 1))]
     n_each = 9 if high < 4 * low else 3
     found = (digit * 10**tens * 2 ** (10 * unit) for unit in range(5) for tens in range(3) for digit in ROUND[:n_each])
     return [(n_bytes, size(n_bytes).replace(".00", "")) for n_bytes in sorted(found) if low <= n_bytes <= high]

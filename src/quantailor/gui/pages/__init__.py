@@ -8,7 +8,7 @@ from nicegui import Client, app, ui
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from quantailor.gui.frame import not_found
+from quantailor.gui.frame import failed, not_found
 from quantailor.gui.pages.build.page import build
 from quantailor.gui.pages.choose.page import choose, choose_rows
 from quantailor.gui.pages.compare import compare
@@ -20,29 +20,32 @@ from quantailor.gui.pages.structure.page import structure, tensors
 from quantailor.gui.pages.trying import trying
 from quantailor.gui.pages.verify.page import verify
 
-_SCREENS: Mapping[str, tuple[Callable[..., object], int]] = {
-    "/": (home, 15),
-    "/open": (opening, 15),
-    "/p/{fingerprint}/model": (known, 15),
-    "/p/{fingerprint}/structure": (structure, 15),
-    "/p/{fingerprint}/measure": (measure, 15),
-    "/p/{fingerprint}/choose": (choose, 60),
-    "/p/{fingerprint}/build": (build, 15),
-    "/p/{fingerprint}/verify": (verify, 15),
-    "/p/{fingerprint}/experts": (experts, 15),
-    "/p/{fingerprint}/try": (trying, 15),
-    "/compare": (compare, 30),
+_SCREENS: Mapping[str, Callable[..., object]] = {
+    "/": home,
+    "/open": opening,
+    "/p/{fingerprint}/model": known,
+    "/p/{fingerprint}/structure": structure,
+    "/p/{fingerprint}/measure": measure,
+    "/p/{fingerprint}/choose": choose,
+    "/p/{fingerprint}/build": build,
+    "/p/{fingerprint}/verify": verify,
+    "/p/{fingerprint}/experts": experts,
+    "/p/{fingerprint}/try": trying,
+    "/compare": compare,
 }
-"""Address -> what builds the screen, and how many seconds that may take."""
+"""Address -> what builds the screen."""
+BUILD_SECONDS = 180
+"""What building a page may take. After that NiceGUI shows an error in words for programmers; a busy machine is no error."""
 
 
 def register() -> None:
     """Add every screen's routes to the server."""
-    for path, (screen, seconds) in _SCREENS.items():
-        ui.page(path, response_timeout=seconds)(screen)
+    for path, screen in _SCREENS.items():
+        ui.page(path, response_timeout=BUILD_SECONDS)(screen)
     app.get("/api/p/{fingerprint}/tensors")(tensors)
     app.get("/api/p/{fingerprint}/choose")(choose_rows)
     app.add_exception_handler(404, _not_found)
+    app.on_page_exception(failed)
 
 
 async def _not_found(request: Request, error: Exception) -> Response:

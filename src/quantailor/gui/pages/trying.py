@@ -31,7 +31,10 @@ async def trying(fingerprint: str, built: str = "") -> None:
     if project is None:
         return
     with frame("try", "Try it", project=project, subtitle="what the base and a built file write after the same text"):
+        waiting = text("Reading the built files…", "qt-muted").props('role="status"')
+        await ui.context.client.connected()
         builds = await run.io_bound(list_builds, workspace(), project.fingerprint) or []
+        waiting.delete()
         if project.base is None:
             without_base(project, "built files can be read beside it")
         elif not builds:

@@ -20,7 +20,7 @@ from quantailor.gui.pages.verify.form import VerifyForm
 from quantailor.gui.pages.verify.model_card import CardCard
 from quantailor.gui.pages.verify.verdict import VerdictCards
 from quantailor.gui.pages.without_base import without_base
-from quantailor.gui.widgets import box, empty, error_note, quiet, told
+from quantailor.gui.widgets import box, empty, error_note, quiet, text, told
 
 KEY_LENGTH = 16
 """Digits of a fingerprint in an address."""
@@ -32,8 +32,12 @@ async def verify(fingerprint: str, verdict: str = "", built: str = "") -> None:
     if project is None:
         return
     with frame("verify", "Verify", project=project, subtitle="measured on text that nothing has seen"):
+        # Files of large vocabularies take a moment to read: the page comes first.
+        waiting = text("Reading the built files…", "qt-muted").props('role="status"')
+        await ui.context.client.connected()
         verdicts = await run.io_bound(list_verdicts, workspace(), project.fingerprint) or []
         builds = await run.io_bound(list_builds, workspace(), project.fingerprint) or []
+        waiting.delete()
         if project.base is None:
             without_base(project, "built files can be compared with it")
             return
