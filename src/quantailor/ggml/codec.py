@@ -33,8 +33,7 @@ def check_weights(values: Floats, name: str) -> None:
     largest = float(np.max(np.abs(values), initial=0.0))
     if largest <= MAX_ABS_WEIGHT:
         return
-    n_bad = int(np.count_nonzero(~np.isfinite(values)))
-    if n_bad:
+    if n_bad := int(np.count_nonzero(~np.isfinite(values))):
         raise NonFiniteWeightError(f"{name} has {not_finite(n_bad)}", remedy="Get an intact copy of the model")
     raise NonFiniteWeightError(
         f"{name} has a weight of {largest:g}, too large for quantization, whose scales are float16",
