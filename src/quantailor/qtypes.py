@@ -125,7 +125,7 @@ def fallback(wanted: QType, n_cols: int, qtypes: Mapping[str, QType]) -> QType |
 def never_quantized(tensor: TensorInfo, architecture: str) -> str | None:
     """Why llama.cpp leaves this tensor as it is, or None where it may be quantized."""
     if tensor.type_name in UNTOUCHED:
-        return f"{tensor.type_name} holds {'64-bit floats' if tensor.type_name == 'F64' else 'integers'}, which are no weights"
+        return f"{tensor.type_name} holds {'64-bit floats' if tensor.type_name == 'F64' else 'integers'}, which are not weights"
     if tensor_dimensions(tensor) < 2:
         return "it has one dimension"
     if not tensor.name.endswith("weight"):

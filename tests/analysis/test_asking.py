@@ -134,7 +134,7 @@ GOOD = '{"question": "a", "choices": ["b", "c"], "answer": 1}'
         (b'["a"]', "line 1 of"),
         (GOOD.replace("1", "2").encode(), "has the answer 2, and 2 choices. Give one from 0 to 1"),
         (GOOD.replace("1", "-1").encode(), "has the answer -1, and 2 choices"),
-        (GOOD.replace("1", '"x"').encode(), "has the answer x, and it is none of its choices"),
+        (GOOD.replace("1", '"x"').encode(), "has the answer x, which is none of its choices"),
         (GOOD.replace('"b", ', "").replace("1", "0").encode(), "has a list of 1 choices"),
         (GOOD.replace('"b"', '""').encode(), "has an empty choice"),
         (b"\xff\xfe", "is not UTF-8 (byte 0)"),

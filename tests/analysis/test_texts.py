@@ -50,7 +50,7 @@ def test_tools_choose_their_own_template() -> None:
     ("source", "said"),
     [
         ("{{ raise_exception('No system message here.') }}", "conversation 1 of c.jsonl: No system message here."),
-        ("{% for %}", "does not take conversation 1 of c.jsonl"),
+        ("{% for %}", "rejects conversation 1 of c.jsonl"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
         ("{{ 1 / 0 }}", "division by zero"),
@@ -66,7 +66,7 @@ def test_what_a_template_refuses_or_may_not_do_is_told(source: str, said: str) -
     "line", ["{}", "[]", '{"messages": [{"content": "x"}]}', "7", '{"messages": [{"role": "user", "content": 7}]}', "{"]
 )
 def test_a_line_that_is_no_conversation_is_named(line: str) -> None:
-    with pytest.raises(CorpusError, match=r"line 3 of c.jsonl is no conversation. Write one conversation a line"):
+    with pytest.raises(CorpusError, match=r"line 3 of c.jsonl is not a conversation. Write one conversation per line"):
         read_conversations(f"{json.dumps(HELLO)}\n\n{line}", "c.jsonl")
 
 

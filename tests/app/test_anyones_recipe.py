@@ -64,7 +64,7 @@ def test_tensor_types_of_llama_quantize_are_built(quantailor: Command, base: Pat
     assert types_in(tmp_path / "out.gguf") == wanted
     (tmp_path / "types.txt").write_text("attn=q4_0\n", encoding="utf-8")
     refused = quantailor("build", base, tmp_path / "types.txt", "-o", tmp_path / "no.gguf", "--home", tmp_path / "home")
-    assert "the strategy says nothing of" in refused.error_line
+    assert "the strategy says nothing about" in refused.error_line
 
 
 def test_types_of_a_file_that_another_program_made_are_built(

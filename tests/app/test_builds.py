@@ -77,7 +77,7 @@ def test_another_s_strategy_file_is_not_replaced(workspace: Workspace, workbench
     wish = BuildWish(base=workbench.base, strategy=drafted(workspace, workbench.base), output=tmp_path / "out.gguf")
     wish.strategy_path.write_text("my notes\n", encoding="utf-8")
     before = len(list_jobs(workspace))
-    with pytest.raises(OutputError, match="something else than a strategy"):
+    with pytest.raises(OutputError, match="something other than a strategy"):
         start_build(workspace, wish)
     assert wish.strategy_path.read_text(encoding="utf-8") == "my notes\n"
     assert len(list_jobs(workspace)) == before
@@ -94,7 +94,7 @@ def test_a_strategy_file_of_its_own_is_kept_and_another_refused(workspace: Works
         keep_type_list(workspace, dataclasses.replace(wish, strategy=other))
 
 
-@pytest.mark.parametrize(("name", "words"), [("out.bin", "no name for a GGUF"), ("missing/out.gguf", "there is no folder")])
+@pytest.mark.parametrize(("name", "words"), [("out.bin", "not a name for a GGUF"), ("missing/out.gguf", "there is no folder")])
 def test_places_that_cannot_be(workspace: Workspace, workbench: Workbench, tmp_path: Path, name: str, words: str) -> None:
     wish = BuildWish(base=workbench.base, strategy=drafted(workspace, workbench.base), output=tmp_path / name)
     with pytest.raises(OutputError, match=words):

@@ -96,7 +96,7 @@ def test_a_probe_that_is_half_done_takes_nothing_over(at: Home, run: Command, ba
     assert after == before
     assert after["grounds"]["text"] == "first.txt"
     said = run("plan", base, "--bpw", BITS).out
-    assert re.search(r"stands on probes: (\d+) of \1 tensors, first.txt, 8 chunks; 8 mixes\n", said)
+    assert re.search(r"rests on  probes: (\d+) of \1 tensors, first.txt, 8 chunks; 8 mixes\n", said)
 
 
 def test_evidence_is_not_chosen_by_date(tmp_path: Path, base: Path, texts: tuple[Path, Path], quantailor: Command) -> None:

@@ -143,7 +143,7 @@ def test_a_model_larger_than_memory_is_calibrated_and_planned_without_probes(
     assert preflight(workspace, CalibrateStep(base=base, memory_bytes=5 * MIB)) == ()
     make = MakeStep(model=base, output=str(tmp_path / "out"), plan=PlanOptions(size_bytes=5 * MIB), rounding="plain")
     (line,) = preflight(workspace, make)
-    assert line.endswith("probe it at 8 bits (--rest q8_0), lay layers on other machines (--rpc), or plan without probes (--basis ranking)")
+    assert line.endswith("probe it at 8 bits (--rest q8_0), put layers on other machines (--rpc), or plan without probes (--basis ranking)")
     without = replace(make, plan=PlanOptions(size_bytes=5 * MIB, basis="ranking"), verify=False)
     assert preflight(workspace, without) == ()
 

@@ -54,7 +54,7 @@ def test_rows_that_256_does_not_divide_hide_k_and_iq_types_and_say_why(made_up: 
     found = types_of(made_up, NARROW)
     (refusal,) = found.refusals
     assert {"Q4_K", "Q6_K", "IQ4_XS", "IQ2_XXS", "TQ1_0"} <= set(refusal.types)
-    assert "1408 weights wide, no multiple of 256" in refusal.reason
+    assert "1408 weights wide, not a multiple of 256" in refusal.reason
     assert refusal.instead["Q4_K"] == "Q5_0"
     assert {"Q8_0", "Q4_0", "IQ4_NL", "F16"} <= set(found.types)
     assert set(found.types) | set(refusal.types) == set(library.types())

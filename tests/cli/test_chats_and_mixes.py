@@ -93,4 +93,4 @@ def test_make_refuses_to_hold_out_what_it_calibrates_on(quantailor: Command, bas
 def test_a_damaged_conversation_is_told_before_any_work(quantailor: Command, base: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"messages": []}', encoding="utf-8")
     line = quantailor("imatrix", base, "-f", tmp_path / "bad.jsonl", "--home", tmp_path / "home").error_line
-    assert "line 1 of bad.jsonl is no conversation" in line
+    assert "line 1 of bad.jsonl is not a conversation" in line

@@ -195,7 +195,7 @@ def test_options_of_the_other_way_do_not_go_with_ours(
 ) -> None:
     outcome = quantailor("convert", foreign, "-o", tmp_path / "b.gguf", "--way", "native", *option, "--home", tmp_path / "home")
     assert outcome.code == 2
-    assert "--way native does without it" in outcome.err
+    assert "--way native does not use" in outcome.err
 
 
 def test_code_of_a_repository_is_not_fetched(quantailor: Command, tmp_path: Path) -> None:

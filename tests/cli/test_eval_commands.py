@@ -79,9 +79,9 @@ def test_conversations_are_asked_for_their_last_answer(base: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--eval", "hellaswag"), "'hellaswag' is no evaluation. Give greedy, choices or none"),
+        (("--eval", "hellaswag"), "'hellaswag' is not an evaluation. Give greedy, choices or none"),
         (("--eval", "none,greedy"), "--eval none goes with no other"),
-        (("--choices", "questions.jsonl"), "--choices names questions that nothing asks. Add --eval choices"),
+        (("--choices", "questions.jsonl"), "--choices names questions, but they are not asked. Add --eval choices"),
         (("--eval", "choices", "--choices", "gone.jsonl"), "cannot read"),
         (("--eval", "choices", "--choices", "empty.jsonl"), "empty.jsonl has no questions"),
         (("--eval", "choices", "--choices", "outside.jsonl"), "has the answer 3, and 3 choices. Give one from 0 to 2"),
@@ -105,7 +105,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_runs(
     [
         ("greedy", "long.jsonl", "with 32 that follow too long for the model's context of 512"),
         ("choices", "long questions.jsonl", "question 1 of long questions.jsonl has"),
-        ("choices", "same.jsonl", "question 1 of same.jsonl has a choice that another one begins with"),
+        ("choices", "same.jsonl", "question 1 of same.jsonl has a choice that is the beginning of another"),
     ],
 )
 def test_what_does_not_fit_the_model_is_told(quantailor: Command, base: Path, tmp_path: Path, eval: str, text: str, said: str) -> None:

@@ -58,7 +58,7 @@ def test_what_does_not_fit_at_all_is_told(quantailor: Command, base: Path, tmp_p
     line = quantailor(*words, "--memory", "1MiB").error_line
     assert "a context of 4,096 tokens takes" in line
     assert "Give a smaller --ctx, another --kv such as q8_0, or more --memory" in line
-    assert "keeps no keys and values in q9_9. Give --kv f32, f16" in quantailor(*words, "--memory", "1GiB", "--kv", "q9_9").error_line
+    assert "cannot keep keys and values in q9_9. Give --kv f32, f16" in quantailor(*words, "--memory", "1GiB", "--kv", "q9_9").error_line
 
 
 NOISE_BYTES = 3 << 20

@@ -127,4 +127,4 @@ def test_values_that_no_sum_of_squares_has_are_refused_by_name(
     values["blk.0.ffn_up.weight"][5] = value
     line = run("imatrix", model, "--import", write_legacy(tmp_path / "bad.dat", values)).error_line
     assert "blk.0.ffn_up.weight" in line
-    assert "which no sum of squares has" in line
+    assert "which a sum of squares cannot have" in line

@@ -101,7 +101,7 @@ def test_other_files_of_these_names_are_not_replaced(quantailor: Command, base: 
     theirs.write_bytes(base.read_bytes())
     words = ("make", base, "--sizes", "Q4_K_M,Q8_0", "-o", out, *QUICK, "--home", tmp_path / "home")
     line = quantailor(*words).error_line
-    assert f"{theirs} is there, and is no file of this ladder" in line
+    assert f"{theirs} already exists and is not a file of this ladder" in line
     assert "Move it away, or give --force to replace it" in line
     assert theirs.read_bytes() == base.read_bytes()
     assert quantailor(*words, "--name", "{model}-ours-{bits}").code == 0
@@ -119,14 +119,14 @@ def test_other_files_of_these_names_are_not_replaced(quantailor: Command, base: 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--sizes", "Q4_K_M,Q9_X"), "'Q9_X' is no size of a ladder"),
+        (("--sizes", "Q4_K_M,Q9_X"), "'Q9_X' is not a size for --sizes"),
         (("--sizes", "Q4_K_M,q4_k"), "the size Q4_K_M is given twice"),
         (("--sizes", "5bpw,5.0 bpw"), "the size 5bpw is given twice"),
         (("--sizes", "0.5bpw"), "0.5"),
         (("--sizes", "5bpw", "--bpw", "4"), "takes its sizes from --sizes alone"),
-        (("--sizes", "5bpw,6bpw", "--name", "{model}"), "gives several files one name"),
-        (("--sizes", "5bpw", "--name", "{sise}"), "is no pattern for a file's name"),
-        (("--sizes", "5bpw", "--name", "a/{size}"), "is no pattern for a file's name"),
+        (("--sizes", "5bpw,6bpw", "--name", "{model}"), "gives several files the same name"),
+        (("--sizes", "5bpw", "--name", "{sise}"), "is not a pattern for a file name"),
+        (("--sizes", "5bpw", "--name", "a/{size}"), "is not a pattern for a file name"),
         (("--sizes", "5bpw", "--beside", "plain"), "is about one file"),
     ],
 )

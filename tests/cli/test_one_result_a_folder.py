@@ -74,7 +74,7 @@ def test_the_second_of_two_at_once_is_told_who_is_at_it(quantailor: Command, bas
     with q.open_model(base, home=tmp_path / "home", on_progress=meanwhile) as model:
         plan = q.PlanOptions(bits_per_weight=5, basis="ranking")
         q.make(model, out, plan, types=("Q8_0", "Q4_K"), imatrix="none", verify=False)
-    assert f"process {os.getpid()} (job 1 of {tmp_path / 'home'}) makes something in {out}" in said[1]
+    assert f"process {os.getpid()} (job 1 of {tmp_path / 'home'}) is working in {out}" in said[1]
 
 
 HOLD = """
@@ -98,7 +98,7 @@ def test_a_process_that_was_killed_holds_nothing(quantailor: Command, base: Path
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "here\n"
-        assert f"process {other.pid} makes something in {out}" in quantailor(*make).error_line
+        assert f"process {other.pid} is working in {out}" in quantailor(*make).error_line
         other.send_signal(signal.SIGKILL)
         other.wait()
     assert quantailor(*make).code == 0
@@ -108,5 +108,5 @@ def test_a_verdict_on_another_file_is_not_replaced(quantailor: Command, base: Pa
     place = tmp_path / "verdict.json"
     place.write_text('{"rows": [{"kind": "base", "label": "base"}, {"kind": "ours", "label": "other"}]}')
     line = quantailor("verify", base, "--base", base, "-o", tmp_path / "verdict", "--home", tmp_path / "home").error_line
-    assert f"{place} is there, and is of other" in line
+    assert f"{place} already exists and is the verdict on other" in line
     assert "--force" in line

@@ -119,7 +119,7 @@ def test_tables_are_shown_and_pass_through_unchanged(run: Command, table_model: 
     for name in ARRAYS:
         kind = NAMES[name.split(".")[1]]
         assert (tensors[name]["type_name"], tensors[name]["available_types"]) == (kind, [kind])
-        assert "which are no weights" in tensors[name]["unavailable_types"]["Q8_0"]
+        assert "which are not weights" in tensors[name]["unavailable_types"]["Q8_0"]
     assert tensors["blk.0.ffn_gate_tid2eid.weight"]["type_name"] == "I32"
     assert run("measure", table_model, "--types", "Q8_0,Q4_K").code == 0
     for number, target in enumerate((("--bpw", "6"), ("--like", "Q4_K_M"))):
@@ -146,7 +146,7 @@ def test_llama_cpps_quantizer_leaves_them_too(table_model: Path, tmp_path: Path)
     ("number", "words"),
     [
         (139, "the tensor type 139, which llama.cpp does not know"),
-        (31, "the tensor type 31, which the llama.cpp installed here has given up"),
+        (31, "the tensor type 31, which the llama.cpp installed here no longer supports"),
         (9, "the type Q8_1 (9), which ggml uses for inputs and cannot store"),
     ],
 )

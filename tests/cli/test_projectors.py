@@ -149,7 +149,7 @@ def test_a_gguf_file_has_no_tower_to_convert(quantailor: Command, seeing: Path, 
     base, home = tmp_path / "base.gguf", ("--home", tmp_path / "home")
     assert quantailor("convert", seeing, "-o", base, *home).code == 0
     line = quantailor("make", base, "--bpw", 7, "-o", tmp_path / "out", "--mmproj", "bf16", *home).error_line
-    assert f"{base} is no Hugging Face directory, and a projector is made from one. Give the directory, or leave out --mmproj" in line
+    assert f"{base} is not a Hugging Face directory, which a projector is made from. Give the directory, or leave out --mmproj" in line
 
 
 def test_a_tower_that_the_converter_does_not_know_is_refused_before_an_interpreter_is_set_up(
@@ -225,7 +225,7 @@ def test_a_file_that_is_no_projector_is_not_kept(quantailor: Command, seeing: Pa
     asked = ("convert", seeing, "-o", tmp_path / "base.gguf", "--mmproj", tmp_path / "mmproj.gguf", "--home", tmp_path / "home")
     assert quantailor("convert", seeing, "-o", tmp_path / "text.gguf", "--home", tmp_path / "home").code == 0
     (seeing / "projector.data").write_bytes((tmp_path / "text.gguf").read_bytes())
-    assert "is no projector" in quantailor(*asked).error_line
+    assert "is not a projector" in quantailor(*asked).error_line
     assert not list(tmp_path.glob("*mmproj*"))
 
 
@@ -297,7 +297,7 @@ def test_a_repository_without_a_tower_is_refused_before_its_weights_are_fetched(
 
     hub.add("org/gguf", {"m-BF16.gguf": projector_bytes(tmp_path)})
     line = run("make", "org/gguf", "--bpw", 5, "-o", tmp_path / "out", "--mmproj", "f16").error_line
-    assert "org/gguf is taken as GGUF, and a projector is made from safetensors" in line
+    assert "org/gguf is used as GGUF, but a projector is made from safetensors" in line
 
 
 def test_scripts_ask_for_it_in_the_same_way(seeing: Path, tmp_path: Path) -> None:

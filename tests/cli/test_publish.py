@@ -103,14 +103,14 @@ def test_tokens_follow_the_rules_of_downloads(
     assert "the token (--token-file) may not write to me/model" in line
     monkeypatch.delenv("HF_TOKEN")
     line = run("publish", folder, "--repo", "me/model").error_line
-    assert "uploading to me/model takes a token with write access, and you are not logged in. Run `hf auth login`" in line
+    assert "uploading to me/model needs a token with write access, and you are not logged in. Run `hf auth login`" in line
     assert "me/model" not in hub.repos
     monkeypatch.setenv("HF_TOKEN", hub.token)
     assert run("publish", folder, "--repo", "me/model").code == 0
 
 
 def test_what_lacks_a_card_files_or_a_name_is_told(hub: HubServer, run: Command, folder: Path, tmp_path: Path) -> None:
-    assert "'model' is no name of a repository" in run("publish", folder, "--repo", "model", "--dry-run").error_line
+    assert "'model' is not the name of a repository" in run("publish", folder, "--repo", "model", "--dry-run").error_line
     (folder / "README.md").write_bytes(b"# no front matter\n")
     (folder / "Model-Q4_K.gguf").write_bytes(b"GGUF")
     notes = run("publish", folder, "--repo", "me/model", "--dry-run", "--json").result["notes"]

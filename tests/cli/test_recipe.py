@@ -60,10 +60,10 @@ def test_what_is_typed_goes_before_the_recipe(quantailor: Command, base: Path, t
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("sise: [Q4_K_M]", "sise is no option of make. Did you mean"),
+        ("sise: [Q4_K_M]", "sise is not an option of make. Did you mean"),
         ("sizes: {a: 1}", "sizes has parts"),
         ("- Q4_K_M", "holds no options"),
-        ("a: [", "is no YAML"),
+        ("a: [", "is not YAML"),
         (None, "cannot read the recipe"),
     ],
 )

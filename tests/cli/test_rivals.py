@@ -54,5 +54,5 @@ def test_anyones_files_are_compared_with_each_other_and_presets(
     assert len(found["pairs"]) == 6 * 5 / 2
     shown = quantailor(*words).out
     assert "KLD of the file on top" in shown
-    assert "Beside the presets' line at its size; a claim needs 200 chunks" in shown.replace("\n", " ")
+    assert "Compared with the presets' line at its size; a claim needs 200 chunks" in shown.replace("\n", " ")
     assert {path.name for path in tmp_path.iterdir()} >= {"verdict.json", "verdict.csv", "verdict.png", "verdict.svg"}

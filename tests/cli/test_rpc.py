@@ -210,7 +210,7 @@ def test_commands_refuse_servers_before_any_work(run: Command, tmp_path: Path, m
     assert f"the RPC server {server} cannot be reached" in run("probe", base, "-ngl", 99, "--rpc", server).error_line
     with answering(hello(7, 0, 0)) as there:
         line = run("sweep", base, "-ngl", 99, "--rpc", there, "--cluster", "local:2").error_line
-    assert "--cluster and --rpc cannot go together" in line
+    assert "--cluster and --rpc cannot be combined" in line
 
 
 def test_a_server_listens_beyond_this_machine_only_where_that_is_said(quantailor: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -362,7 +362,7 @@ def test_a_card_s_front_matter_says_what_the_base_says(quantailor: Command, work
     assert re.fullmatch(r"Books-Llama-4\.\d\dbpw-[A-Z0-9_]+\.gguf", result["suggested_name"])
     other = quantailor("card", out, "--base", base, "--base-model", "org/name", *home).out
     assert front_matter(other)["base_model"] == "org/name"
-    assert "is no name on the hub" in quantailor("card", out, "--base", base, "--base-model", "name", *home).error_line
+    assert "is not a name on the hub" in quantailor("card", out, "--base", base, "--base-model", "name", *home).error_line
     bare = quantailor("card", out, "--base", workbench.base, *home).out
     assert not {"base_model", "license"} & front_matter(bare).keys()
     shown = quantailor("card", out, "--base", base, "-o", tmp_path / "README.md", *home).out
@@ -401,7 +401,7 @@ def test_a_card_repeats_no_licence_or_language_that_is_no_text(
 def test_a_preset_s_card_does_not_claim_to_be_ours(quantailor: Command, books_llama_base: Path, homes: Path, tmp_path: Path) -> None:
     file = quantize_reference(books_llama_base, tmp_path / "books-Q4_K_M.gguf", preset="Q4_K_M")
     result = quantailor("card", file, "--base", books_llama_base, "--home", homes, "--json").result
-    assert "Another program than Quantailor wrote this file" in result["text"]
+    assert "A program other than Quantailor wrote this file" in result["text"]
     assert "quantailor" not in front_matter(result["text"])["tags"]
     assert "without an importance matrix" in result["text"]
     assert "No KL divergence is predicted: nothing is measured" in result["text"]

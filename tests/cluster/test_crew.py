@@ -49,7 +49,7 @@ def test_a_worker_keeps_to_its_group_until_others_have_nothing_left() -> None:
     [
         (MadeUp(seconds=0.1, dies=1.0), "is gone"),
         (MadeUp(seconds=0.1, stops=1.0), "gives no sign of life"),
-        (MadeUp(seconds=0.1, hangs_at=frozenset(range(4, N))), "does not come to an end"),
+        (MadeUp(seconds=0.1, hangs_at=frozenset(range(4, N))), "does not finish"),
         (MadeUp(seconds=0.1, fails_always=True), "failed 3 times in a row"),
     ],
 )
@@ -92,7 +92,7 @@ def test_late_workers_help() -> None:
 
 
 def test_a_worker_that_rounds_otherwise_is_refused_by_name_and_others_go_on() -> None:
-    run = driven(MadeUp(refuses="has llama-cpp-python 0.3.40, and here is llama-cpp-python 0.3.36"), MadeUp())
+    run = driven(MadeUp(refuses="has llama-cpp-python 0.3.40, and this machine llama-cpp-python 0.3.36"), MadeUp())
     assert sorted(run.squares(20)) == ALL[:20]
     (line,) = run.warnings
     assert line.startswith("worker tcp://10.0.0.0:1 on shelf has llama-cpp-python 0.3.40")
@@ -102,7 +102,7 @@ def test_a_worker_that_rounds_otherwise_is_refused_by_name_and_others_go_on() ->
 def test_one_that_runs_the_model_otherwise_is_refused() -> None:
     run = driven(MadeUp(), MadeUp(facts="cubes"))
     assert sorted(run.squares(20)) == ALL[:20]
-    assert "otherwise than the first" in run.warnings[0]
+    assert "differently from the first" in run.warnings[0]
 
 
 def test_with_nobody_fit_the_job_ends_in_words() -> None:

@@ -26,7 +26,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("settings", "address", "says"),
     [
         ({}, "tls://127.0.0.1:1", "tls://127.0.0.1:1 needs certificates, and Dask's settings name none"),
-        (dict.fromkeys(KEYS, "/no/such.pem"), "tls://127.0.0.1:1", "Dask's settings of TLS cannot be used"),
+        (dict.fromkeys(KEYS, "/no/such.pem"), "tls://127.0.0.1:1", "Dask's TLS settings cannot be used"),
         ({"distributed.comm.require-encryption": True}, "tcp://127.0.0.1:1", "Dask's settings require encryption"),
         ({"distributed.comm.require-encryption": True}, "local:1", "local:1 needs certificates"),
     ],
@@ -54,4 +54,4 @@ def test_a_scheduler_with_certificates_is_one_like_any(base: Path, tmp_path: Pat
         assert found["n_tensors"] == 16
         monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TLS__CA_FILE", str(key))
         refused = start(tmp_path / "home", "measure", base, "--types", "Q4_K", "--cluster", running.address)
-        assert "Dask's settings of TLS cannot be used" in refused.communicate(timeout=60)[1]
+        assert "Dask's TLS settings cannot be used" in refused.communicate(timeout=60)[1]

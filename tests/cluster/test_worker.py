@@ -57,7 +57,7 @@ def test_it_does_tasks_and_what_was_done_before_a_failure_counts(model: ModelFil
     assert (failed.items, failed.failure) == (((1, 1),), "3 gives NaN. Leave it out")
     killed = worker.do("key", [4, 5, 6])
     assert killed.items == ((4, 16),)
-    assert "it was killed, probably for want of memory" in str(killed.failure)
+    assert "it was killed, probably for lack of memory" in str(killed.failure)
     assert worker.do("key", [6]).items == ((6, 36),), "it is set up again after that"
     assert worker.do("other", [6]).is_unknown
     worker.release("key")
@@ -98,7 +98,7 @@ def test_the_model_is_found_in_the_workers_own_cache_of_the_hub(model: ModelFile
         ({"engine": "llama-cpp-python 0.1"}, "has llama-cpp-python 0.3"),
         ({"processor": "CPU : NEON = 1"}, "runs other kernels of llama.cpp"),
         ({"quantizers": "0"}, "quantizes the same weights to other codes"),
-        ({"algebra": "0"}, "rounds linear algebra otherwise"),
+        ({"algebra": "0"}, "rounds linear algebra differently"),
     ],
 )
 def test_a_machine_that_rounds_otherwise_says_so(changed: dict[str, str], words: str, model: ModelFiles, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_what_names_no_cluster_is_refused(text: str) -> None:
 
 
 def test_a_pair_that_names_no_two_folders_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match=r"--cluster-path '/data' names no two folders. Write HERE=THERE"):
+    with pytest.raises(ClusterError, match=r"--cluster-path '/data' does not name two folders. Write HERE=THERE"):
         Places.of(tmp_path, ("/data",))
 
 

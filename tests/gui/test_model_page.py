@@ -150,7 +150,7 @@ def test_nothing_opens_outside_the_allowed_folders(page: Visitor) -> None:
     ask(page, "/etc/hostname")
     page.sees("lies outside the folders that this server may use")
     ask(page, "no such thing")
-    page.sees("there is nothing at no such thing, and it is no ORG/NAME")
+    page.sees("there is nothing at no such thing, and it is not ORG/NAME")
 
 
 def test_a_repository_is_looked_at_downloaded_and_opened(hub: HubServer, page: Visitor, books_llama_dir: Path, tmp_path: Path) -> None:

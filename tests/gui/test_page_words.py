@@ -36,7 +36,7 @@ from quantailor.steps.options import Compute
         ("Begin anew: `quantailor jobs cancel 3`, then the same command", "Cancel it in the dock below, and begin anew"),
         ("say where workers have it (--cluster-path HERE=THERE), or", "say where workers have it, or"),
         (
-            "smaller, probe it at 8 bits (--rest q8_0), lay layers on other machines (--rpc), or plan without probes (--basis ranking)",
+            "smaller, probe it at 8 bits (--rest q8_0), put layers on other machines (--rpc), or plan without probes (--basis ranking)",
             "smaller, plan without probes",
         ),
         ("Give a number above zero", "Give a number above zero"),
@@ -59,9 +59,9 @@ def test_refusals_of_other_machines_are_in_the_words_of_a_page(small_base: Path,
     for compute, words in (
         (Compute(rpc=("a:1",)), "With 0 GPU layers no layer is on an RPC server. Give 99 GPU layers for all, or how many"),
         (Compute(n_gpu_layers=9, rpc=("a:1", "a:1")), "The list of RPC servers is 'a:1,a:1'. Name 1 to 16 different servers"),
-        (Compute(n_gpu_layers=9, rpc=("a:1",), cluster="local:2"), "A cluster and RPC servers cannot go together"),
+        (Compute(n_gpu_layers=9, rpc=("a:1",), cluster="local:2"), "A cluster and RPC servers cannot be combined"),
         (Compute(cluster="here"), "'here' names no cluster. Give local:N, or the scheduler's address"),
-        (Compute(cluster="local:2", cluster_paths=("/data",)), "'/data' names no two folders. Write HERE=THERE"),
+        (Compute(cluster="local:2", cluster_paths=("/data",)), "'/data' does not name two folders. Write HERE=THERE"),
     ):
         said = refused(ImatrixStep(base=str(small_base), compute=compute), tmp_path / "home")
         assert said.startswith(words), said

@@ -83,7 +83,7 @@ def test_only_types_that_divide_the_row_are_offered_and_it_says_why(visit: Calla
     assert {"Q4_K", "Q6_K", "IQ4_XS", "IQ2_XXS"} <= refused
     assert not offered & refused
     said = page.text(".qt-m-tensor")
-    assert "Its rows are 1408 weights wide, no multiple of 256" in said
+    assert "Its rows are 1408 weights wide, not a multiple of 256" in said
     assert "llama.cpp would write Q4_0 for Q2_K" in said
     page.go(f"/p/{fingerprint}/structure?tensor=blk.7.attn_norm.weight")
     page.sees("It stays F32: it has one dimension.")

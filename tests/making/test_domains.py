@@ -50,7 +50,7 @@ def test_each_text_has_figures_of_its_own() -> None:
 def test_a_text_on_which_the_file_suffers_is_told_beside_the_file_of_its_size() -> None:
     found = verdict_on(0.03)
     assert len(found.reservations) == 1
-    assert found.reservations[0].startswith("On code it suffers: beside Q4_K_M the KLD ratio 1.5, 95 % interval 1.5 to 1.5, and 0.")
+    assert found.reservations[0].startswith("On code it suffers: KLD ratio 1.5, 95 % interval 1.5 to 1.5 against Q4_K_M, but 0.")
     assert found.sentence.endswith(found.reservations[0])
 
 

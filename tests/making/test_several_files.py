@@ -88,4 +88,4 @@ def test_a_ladder_is_summed_up_where_all_its_files_stand_alike() -> None:
 
 def test_too_few_chunks_make_no_claim_of_several_files() -> None:
     found = verdict_on(("mine", "ours", 35, 0.01), ("theirs", "rival", 36, 0.03), n_chunks=20)
-    assert found.sentence.startswith("20 chunks are too few to claim anything, 200 are needed. Mean KLD so far: mine 0.00")
+    assert found.sentence.startswith("20 chunks are too few to claim anything; 200 are needed. Mean KLD so far: mine 0.00")

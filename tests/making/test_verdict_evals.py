@@ -82,7 +82,7 @@ def test_every_two_files_are_compared_where_several_are_judged() -> None:
 def test_few_items_claim_nothing() -> None:
     few = {label: items[:99] for label, items in GREEDY.answers.items()}
     found = verdict(dataclasses.replace(GREEDY, answers=few))
-    assert "too few to claim anything, 100 are needed." in found.sentence
+    assert "too few to claim anything; 100 are needed." in found.sentence
     assert "better than Q4_K_M (21" not in found.sentence
 
 

@@ -71,7 +71,7 @@ def test_worse_and_no_better_are_said_as_plainly() -> None:
 
 def test_few_chunks_claim_nothing() -> None:
     text = sentence(row("ours.gguf", "ours", 5_300_000, 0.0125, n_chunks=20), [comparison("Q4_K_M", 0.5, "better")], floor_kld_nats=1e-6)
-    assert "too few to claim anything, 200 chunks are needed" in text
+    assert "too few to claim anything; 200 chunks are needed" in text
     assert "better" not in text
 
 

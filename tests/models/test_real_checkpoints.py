@@ -833,10 +833,10 @@ def test_what_is_no_text_in_a_model_card_is_left_out(head: str, key: str, expect
 @pytest.mark.parametrize(
     ("head", "said"),
     [
-        ("license: {name: mit}", "has license = {'name': 'mit'}, which is no text. Write one text there"),
-        ("license: [1, null]", "has license = [1, None], which is no text. Write one text there"),
-        ("license_name: [a, b]", "has license_name = ['a', 'b'], which is no text. Write one text there"),
-        ("model_creator: 5", "has model_creator = 5, which is no text. Put it in quotation marks"),
+        ("license: {name: mit}", "has license = {'name': 'mit'}, which is not text. Write one text there"),
+        ("license: [1, null]", "has license = [1, None], which is not text. Write one text there"),
+        ("license_name: [a, b]", "has license_name = ['a', 'b'], which is not text. Write one text there"),
+        ("model_creator: 5", "has model_creator = 5, which is not text. Put it in quotation marks"),
     ],
 )
 def test_a_card_that_names_a_licence_by_something_else_is_told(head: str, said: str, folder: Path) -> None:

@@ -181,7 +181,7 @@ def test_cells_of_the_map_name_value_error_and_status(dense: ReportData, report:
         words = {"measured": f": alpha {with_error(found.alpha)} nats", "drowned": ": drowned, alpha ≤ 8.0e-4 nats"}
         assert f"{found.tensor}{words.get(found.status, ': not in the graph')}" in titles
     legend = report.text_in("li")
-    assert "drowned: not told from the floor, alpha is an upper bound" in legend
+    assert "drowned: not distinguishable from the floor, alpha is an upper bound" in legend
     assert "not in the graph: there is nothing to measure" in legend
 
 

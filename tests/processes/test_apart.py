@@ -49,7 +49,7 @@ class Noting(NullControl):
         ("abort", "aborted, SIGABRT: ggml.c:12: GGML_ASSERT(a->ne[0] > 0) failed"),
         ("SIGSEGV", "segmentation fault, SIGSEGV: ggml.c:12: GGML_ASSERT(a->ne[0] > 0) failed"),
         ("exit", "exit status 3: ggml.c:12: GGML_ASSERT(a->ne[0] > 0) failed"),
-        ("SIGKILL", "it was killed, probably for want of memory"),
+        ("SIGKILL", "it was killed, probably for lack of memory"),
     ],
 )
 def test_the_end_of_the_process_is_an_error_of_one_line(how: str, reason: str) -> None:

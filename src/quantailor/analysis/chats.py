@@ -30,7 +30,7 @@ _TEMPLATE = "tokenizer.chat_template"
 _SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "mask": "mask"}
 """Tokens as templates call them, and as metadata do."""
 _SPEAKERS = {"human": "user", "gpt": "assistant"}
-_REMEDY = 'Write one conversation a line: {"messages": [{"role": "user", "content": "..."}, ...]}'
+_REMEDY = 'Write one conversation per line: {"messages": [{"role": "user", "content": "..."}, ...]}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def read_conversations(text: str, name: str) -> tuple[Conversation, ...]:
             try:
                 found.append(_conversation(json.loads(line)))
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-                raise CorpusError(f"line {number} of {name} is no conversation", remedy=_REMEDY) from None
+                raise CorpusError(f"line {number} of {name} is not a conversation", remedy=_REMEDY) from None
     return tuple(found)
 
 
@@ -94,7 +94,7 @@ def chat_template(metadata: Mapping[str, MetadataValue], model: str) -> ChatTemp
     }
     if "default" not in sources:
         raise CorpusError(
-            f"{model} has no chat template, so that it cannot read conversations",
+            f"{model} has no chat template, so it cannot read conversations",
             remedy="Convert the model again with its tokenizer_config.json or chat_template.jinja, or give plain text",
         )
     tokens = metadata["tokenizer.ggml.tokens"].value if "tokenizer.ggml.tokens" in metadata else ()
@@ -133,8 +133,8 @@ def rendered(template: ChatTemplate, conversations: Sequence[Conversation], name
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             said = (str(error) or type(error).__name__).rstrip(".")
             raise CorpusError(
-                f"the model's chat template does not take conversation {number} of {name}: {said}",
-                remedy="Change that conversation or take it out; some templates know no system message, or want speakers in turn",
+                f"the model's chat template rejects conversation {number} of {name}: {said}",
+                remedy="Change that conversation or take it out; some templates allow no system message, or require speakers to alternate",
             ) from None
     return found
 

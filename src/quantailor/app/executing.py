@@ -24,5 +24,5 @@ def executing(workspace: Workspace, step: Step[StepResult], control: JobControl)
     places = Places.of(workspace.home.path, step.compute.cluster_paths)
     listeners = Listeners(control, lambda words: control.log(words, level="warning"), control.cluster)
     with connected(step.compute.cluster, places, listeners) as executor:
-        control.log(f"{step.compute.cluster} does what can be spread")
+        control.log(f"{step.compute.cluster} does the work that can be spread")
         yield executor

@@ -324,7 +324,7 @@ def resume_job(workspace: Workspace, job_id: int) -> JobReport:
     """Queue a stopped job again. Raises JobError where it runs on, because a request to pause was taken back."""
     job = jobs.resume(workspace.store, job_id)
     if job.state == "running":
-        raise JobError(f"job {job_id} runs on; the request to pause was taken back")
+        raise JobError(f"job {job_id} continues; the request to pause was withdrawn")
     return report_of(workspace, job)
 
 

@@ -35,7 +35,7 @@ def from_recipe(context: typer.Context, place: Path | None) -> Path | None:
         if parameter is None or name in ("recipe", "r"):
             close = difflib.get_close_matches(str(key), known, n=1)
             remedy = f"Did you mean {close[0]}?" if close else f"Known: {', '.join(known)}"
-            raise OptionError(f"{place}: {key} is no option of make", remedy=remedy)
+            raise OptionError(f"{place}: {key} is not an option of make", remedy=remedy)
         if value is not None:
             defaults[parameter.name] = _value(name, value, place)
     context.default_map = defaults
@@ -48,7 +48,7 @@ def _read(place: Path) -> dict[str, object]:
     except OSError as error:
         raise OptionError(f"cannot read the recipe {place}: {error.strerror or error}", remedy="Give the path of a recipe.yaml") from error
     except (yaml.YAMLError, UnicodeError) as error:
-        raise OptionError(f"the recipe {place} is no YAML: {' '.join(str(error).split())}", remedy="Correct it") from error
+        raise OptionError(f"the recipe {place} is not YAML: {' '.join(str(error).split())}", remedy="Correct it") from error
     if not isinstance(document, dict):
         raise OptionError(f"the recipe {place} holds no options", remedy="Write for example `sizes: [Q4_K_M, 4.0bpw]`")
     return {str(key): value for key, value in document.items() if key != MADE}
@@ -57,7 +57,7 @@ def _read(place: Path) -> dict[str, object]:
 def _value(name: str, value: object, place: Path) -> object:
     """As the option takes it. Raises OptionError for a mapping."""
     if isinstance(value, dict):
-        raise OptionError(f"{place}: {name} has parts, and is one value or a list", remedy=f"Write for example `{name}: [a, b]`")
+        raise OptionError(f"{place}: {name} has parts, but must be one value or a list", remedy=f"Write for example `{name}: [a, b]`")
     if isinstance(value, list):
         texts = [str(each) for each in value]
         return texts if name in _LISTS else ",".join(texts)

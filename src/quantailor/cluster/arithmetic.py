@@ -35,13 +35,13 @@ class Arithmetic:
     def difference(self, other: Arithmetic) -> str | None:
         """What another machine does otherwise, in words that follow its name; None where it is nothing."""
         if other.engine != self.engine:
-            return f"has {other.engine}, and here is {self.engine}: install the same version"
+            return f"has {other.engine}, and this machine {self.engine}: install the same version"
         if other.processor != self.processor:
             return f"runs other kernels of llama.cpp ({other.processor}) than this machine ({self.processor})"
         if other.quantizers != self.quantizers:
             return "quantizes the same weights to other codes than this machine: install the same build of llama-cpp-python"
         if other.algebra != self.algebra:
-            return "rounds linear algebra otherwise than this machine: install the same versions of numpy and scipy"
+            return "rounds linear algebra differently from this machine: install the same versions of numpy and scipy"
         return None
 
 

@@ -217,7 +217,7 @@ class ClusterCrew(Crew[Task, Item]):
         elif one.batches:
             expected = next(iter(one.batches.values())).weight / one.rate if one.rate else 0.0
             if self._clock() - one.sign >= max(self._work.patience_seconds, HUNG_TIMES * expected):
-                self._leave_out(address, "does not come to an end", todo)
+                self._leave_out(address, "does not finish", todo)
 
     def _leave_out(self, address: str, why: str, todo: Todo[Task, Item] | None, state: Literal["refused", "lost"] = "lost") -> None:
         one = self._workers[address]
@@ -327,7 +327,7 @@ class ClusterCrew(Crew[Task, Item]):
         elif not isinstance(answer, IsSetUp):
             self._leave_out(address, answer.words if isinstance(answer, Refused) else f"failed: {answer}", todo, "refused")
         elif self._has_facts and answer.facts != self.facts:
-            self._leave_out(address, "runs the model otherwise than the first worker", todo, "refused")
+            self._leave_out(address, "runs the model differently from the first worker", todo, "refused")
         else:
             one.state, self.facts, self._has_facts = "ready", answer.facts, True
 
@@ -355,7 +355,7 @@ class ClusterCrew(Crew[Task, Item]):
             places = ", ".join(dict.fromkeys(map(self._called, failed)))
             raise ClusterError(f"{self._work.label(batch.tasks[0])} failed {len(failed)} times, on {places}: {why}")
         if address is not None and failed:
-            self._listeners.warn(f"{self._called(address)} failed at {self._work.label(batch.tasks[0])}, which others do now: {why}")
+            self._listeners.warn(f"{self._called(address)} failed at {self._work.label(batch.tasks[0])}, which other workers do now: {why}")
 
     def _drop_batches(self, one: _Worker[Task]) -> list[_Batch[Task]]:
         for number in one.batches:

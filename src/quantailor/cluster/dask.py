@@ -81,7 +81,7 @@ def _check_encryption(address: str) -> None:
     try:
         settings = Security().get_connection_args("client")
     except (OSError, ValueError) as error:
-        raise ClusterError(f"Dask's settings of TLS cannot be used: {error}", remedy=_TLS_SETTINGS) from error
+        raise ClusterError(f"Dask's TLS settings cannot be used: {error}", remedy=_TLS_SETTINGS) from error
     is_required, has_certificates = settings["require_encryption"], settings["ssl_context"] is not None
     if is_required and address.startswith("tcp:"):
         raise ClusterError(

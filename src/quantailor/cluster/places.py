@@ -47,7 +47,9 @@ class Places:
         for pair in pairs:
             here, equals, there = pair.partition("=")
             if not (here and equals and there):
-                raise ClusterError(f"--cluster-path {pair!r} names no two folders", remedy="Write HERE=THERE, for example /data=/mnt/data")
+                raise ClusterError(
+                    f"--cluster-path {pair!r} does not name two folders", remedy="Write HERE=THERE, for example /data=/mnt/data"
+                )
             found.append((str(files.expanded(here).absolute()), there))
         return cls(tuple(found), home, platform.node())
 

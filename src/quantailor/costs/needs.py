@@ -74,7 +74,7 @@ def run_with_swaps(size: ModelSize, n_ctx: int, n_gpu_layers: int, *, rests_at_8
     """A model whose weights are exchanged; on a GPU they need no memory here."""
     n_bytes = size.resting_bytes if rests_at_8_bits else size.tensor_bytes
     halved = "" if rests_at_8_bits else "probe it at 8 bits (--rest q8_0), "
-    ways = f"{halved}lay layers on other machines (--rpc), or plan without probes (--basis ranking)"
+    ways = f"{halved}put layers on other machines (--rpc), or plan without probes (--basis ranking)"
     return Needs(memory_bytes=size.context_bytes(n_ctx) + (0 if n_gpu_layers else n_bytes), can_do_without=ways)
 
 

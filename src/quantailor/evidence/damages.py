@@ -42,7 +42,7 @@ def require_told(workspace: Workspace, model: OpenedModel, measurement: Measured
     command = what_tells(workspace, model, measurement.key)
     if command is not None:
         raise StrategyError(
-            f"what was swapped into {model.source.name} by its probes is not measured with input covariances, so they do not tell yet",
+            f"what the probes of {model.source.name} swapped in is not measured with input covariances, so they cannot be used yet",
             remedy=f"Run `{command}`, which runs no model, or plan without probes (--basis ranking)",
         )
 

@@ -104,7 +104,7 @@ def _types_in(path: Path, model: OpenedModel, tensors: Sequence[TensorInfo]) -> 
             shapes = " and ".join(" x ".join(map(str, each)) for each in (other.shape, tensor.shape))
             raise StrategyError(
                 f"{path} is of another model than {model.source.name}: {tensor.name} has other sizes ({shapes})",
-                remedy="Give a file that was made of this model",
+                remedy="Give a file that was made from this model",
             )
     return {tensor.name: there[tensor.name].type_name for tensor in tensors if tensor.name in there}
 

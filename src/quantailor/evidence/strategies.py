@@ -102,7 +102,7 @@ def require_whole(strategy: Strategy, model: OpenedModel) -> None:
         what = first.name if len(missing) == 1 else f"{len(missing)} tensors, {first.name} among them"
         types = " or ".join(dict.fromkeys(tensor.type_name for tensor in missing))
         raise StrategyMismatchError(
-            f"the strategy says nothing of {what}, which would stay {types}",
+            f"the strategy says nothing about {what}, which would stay {types}",
             remedy=f"Add a line such as `{first.name}: Q8_0`, or {first.type_name} to keep it as it is",
         )
 

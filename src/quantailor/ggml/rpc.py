@@ -31,7 +31,7 @@ BUSY_SECONDS = 60.0
 """How long a server may take to end with the client before, whose process may have been killed."""
 MAX_SERVERS = 16
 """llama.cpp's own limit."""
-NO_AUTHENTICATION = "RPC servers have no authentication and no encryption: whoever reaches one can use it, and crash it or worse."
+NO_AUTHENTICATION = "RPC servers have no authentication and no encryption: anyone who can reach one can use it, and crash it or worse."
 _AGAIN = "Start it again; the same command then goes on where it stopped"
 _START = "Start it there with `quantailor rpc-server`, and see that no firewall lies between"
 _SAME_VERSION = "Install the same llama-cpp-python on both machines"
@@ -75,7 +75,7 @@ def servers_of(text: str) -> tuple[str, ...]:
 def _address(server: str) -> tuple[str, int]:
     host, _, port = server.partition(":")
     if not re.fullmatch(r"[\w.-]+", host) or not re.fullmatch(r"\d{1,5}", port) or not 0 < int(port) < 1 << 16:
-        raise OptionError(f"{server!r} names no RPC server", remedy="Give HOST:PORT, with a name or an IPv4 address")
+        raise OptionError(f"{server!r} is not the address of an RPC server", remedy="Give HOST:PORT, with a name or an IPv4 address")
     return host, int(port)
 
 
@@ -219,7 +219,7 @@ def _lost(message: str) -> RpcError:
         return RpcError(said, remedy=_SAME_VERSION)
     if silent := _watch().given_up:
         said = f"the RPC server {' and '.join(silent)} gave no sign of life for {max(silent.values()):.0f} seconds"
-        return RpcError(said, remedy=f"{_AGAIN}. A server that needs longer is given it with {PATIENCE_VARIABLE}")
+        return RpcError(said, remedy=f"{_AGAIN}. Give a slower server more time with {PATIENCE_VARIABLE}")
     gone = list[str]()
     for server in _used:
         try:

@@ -96,7 +96,7 @@ def _said(found: Eval, row: EvalRow, *, is_only: bool) -> str:
         said = f"{which} {words.percent(row.score.value, 0)} of {words.plural(found.n_items, 'question')} right ({shares}), {same}"
     beside = [each for each in found.comparisons if each.file == row.label]
     if found.n_items < MIN_ITEMS:
-        return f"{said}: too few to claim anything, {MIN_ITEMS} are needed."
+        return f"{said}: too few to claim anything; {MIN_ITEMS} are needed."
     if not is_only or not beside:
         return f"{said}."
     by_label = {each.label: each for each in found.rows}

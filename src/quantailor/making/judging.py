@@ -241,8 +241,8 @@ def _suffering(domains: Sequence[Domain], overall: Sequence[Comparison]) -> list
     for domain in domains:
         here = next(each for each in domain.comparisons if each.reference == nearest.reference)
         if domain.n_chunks >= MIN_DOMAIN_CHUNKS and here.interval[0] > nearest.interval[1]:
-            whole = f"{math.exp(nearest.ln_kld_ratio):.3g} over all"
-            found.append(f"On {domain.name} it suffers: beside {here.reference} the {_ratio(here)}, and {whole}.")
+            whole = f"{math.exp(nearest.ln_kld_ratio):.3g} over all texts"
+            found.append(f"On {domain.name} it suffers: {_ratio(here)} against {here.reference}, but {whole}.")
     return found
 
 
@@ -272,8 +272,8 @@ def sentence(ours: VerdictRow, comparisons: Sequence[Comparison], *, floor_kld_n
     if not comparisons:
         said.append("It was compared with no reference.")
     elif statistics.n_chunks < MIN_CHUNKS:
-        seen = "; ".join(f"against {_reference(comparison)} {_ratio(comparison)}" for comparison in comparisons)
-        said.append(f"That is too few to claim anything, {MIN_CHUNKS} chunks are needed. So far: {seen}.")
+        seen = "; ".join(f"against {_reference(comparison)}, {_ratio(comparison)}" for comparison in comparisons)
+        said.append(f"That is too few to claim anything; {MIN_CHUNKS} chunks are needed. So far: {seen}.")
     else:
         clauses = (f"{each.outcome} than {_reference(each)} ({_ratio(each)})" for each in comparisons)
         said.append(f"It is {'; '.join(clauses)}.")
@@ -288,7 +288,7 @@ def several(rows: Sequence[VerdictRow], pairs: Sequence[Comparison], standings: 
     if n_chunks < MIN_CHUNKS:
         klds = "; ".join(f"{row.label} {words.figure(row.statistics.kld_mean.value)}" for row in judged)
         few = words.plural(n_chunks, "chunk")
-        return f"{few} {'is' if n_chunks == 1 else 'are'} too few to claim anything, {MIN_CHUNKS} are needed. Mean KLD so far: {klds}."
+        return f"{few} {'is' if n_chunks == 1 else 'are'} too few to claim anything; {MIN_CHUNKS} are needed. Mean KLD so far: {klds}."
     by_file = {each.file: each for each in standings}
     ours = [by_file.get(row.label) for row in judged if row.kind == "ours"]
     outcomes = {each.outcome for each in ours if each is not None}

@@ -10,7 +10,7 @@ _CLASSIFIER = "cls."
 _POOLING = {1: "mean", 2: "first token", 3: "last token", 4: "ranking"}
 """`pooling_type` of models that give one vector or one score for a text; 0 and negative numbers mean that there is none."""
 _ENCODER_DECODERS = ("t5",)
-BY_WEIGHT_ERRORS = "Go by weight errors: `study --level quick`, `plan --basis ranking`, `make --basis ranking --no-verify`"
+BY_WEIGHT_ERRORS = "Use weight errors: `study --level quick`, `plan --basis ranking`, `make --basis ranking --no-verify`"
 """What can be done with a model that is not scored."""
 
 
@@ -44,6 +44,6 @@ def require_predictions(source: ModelSource) -> None:
     """Raise UnsupportedModelError where a model does not predict the next token, on which perplexity and KL divergence rest."""
     if why := why_no_predictions(source):
         raise UnsupportedModelError(
-            f"{source.name} gives no predictions of next tokens ({why}), so that it can be neither probed nor verified",
+            f"{source.name} does not predict next tokens ({why}), so it can be neither probed nor verified",
             remedy=BY_WEIGHT_ERRORS,
         )

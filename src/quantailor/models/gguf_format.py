@@ -244,7 +244,9 @@ def _unreadable(tensor: str, type_id: int, file: str) -> UnsupportedModelError:
             f"{tensor} in {file} has the type {known} ({type_id}), which ggml uses for inputs and cannot store",
             remedy="Start from the model that this file was made from",
         )
-    whose = "which the llama.cpp installed here has given up" if type_id < library.load().type_count else "which llama.cpp does not know"
+    whose = (
+        "which the llama.cpp installed here no longer supports" if type_id < library.load().type_count else "which llama.cpp does not know"
+    )
     return UnsupportedModelError(
         f"{tensor} in {file} has the tensor type {type_id}, {whose}",
         remedy="Start from the 16-bit model that this file was made from; if the type is newer than llama-cpp-python, update that",

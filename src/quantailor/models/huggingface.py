@@ -244,7 +244,7 @@ def _refuse_adapter(folder: Path) -> None:
     if is_there(folder / "adapter_config.json"):
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
         raise UnsupportedModelError(
-            f"{folder} has an adapter alone, for {str(base)[:120]}",
+            f"{folder} has only an adapter, for {str(base)[:120]}",
             remedy="Merge it into that model first (PEFT: merge_and_unload), and give what that saves",
         )
 

@@ -73,7 +73,7 @@ def size_asked(text: str) -> tuple[str, Target]:
     except TypeUnavailableError as error:
         if not text.strip()[:1].isdigit():
             remedy = f"Write a preset, bits such as 4.0bpw, or bytes such as 6.5GiB. {error.remedy or ''}".strip()
-            raise OptionError(f"{text!r} is no size of a ladder", remedy=remedy) from None
+            raise OptionError(f"{text!r} is not a size for --sizes", remedy=remedy) from None
     return re.sub(r"\s", "", text), {**nothing, "size_bytes": words.parse_size(text)}
 
 
@@ -117,7 +117,7 @@ class LadderStep(MakingStep[LadderResult], kind="ladder", result=LadderResult):
             raise OptionError("--beside plain is about one file", remedy="Run `quantailor verify FILE --base BASE --beside plain`")
         names = {self.file_name("model", each, 1.0 + number, "Q4_K_M") for number, each in enumerate(self.asked.values())}
         if len(names) < len(self.sizes):
-            raise OptionError(f"--name {self.name} gives several files one name", remedy="Use {size} or {bits} in it")
+            raise OptionError(f"--name {self.name} gives several files the same name", remedy="Use {size} or {bits} in it")
         super(LadderStep, self).check(workspace)
 
     def file_name(self, model: str, plan: PlanOptions, bits_per_weight: float, preset: str) -> str:
@@ -129,7 +129,7 @@ class LadderStep(MakingStep[LadderResult], kind="ladder", result=LadderResult):
             found = ""
         if not found or "/" in found or "\\" in found:
             raise OptionError(
-                f"--name {self.name!r} is no pattern for a file's name", remedy="Write for example {model}-{size} or {model}-{bits}"
+                f"--name {self.name!r} is not a pattern for a file name", remedy="Write for example {model}-{size} or {model}-{bits}"
             )
         return f"{found.removesuffix('.gguf')}.gguf"
 
@@ -208,7 +208,7 @@ class LadderStep(MakingStep[LadderResult], kind="ladder", result=LadderResult):
                     raise OptionError(f"two sizes of the ladder are both {name}", remedy="Ask for sizes that lie further apart")
                 if place.exists() and not self.overwrite and not _is_of(workspace, place, strategy):
                     raise OutputError(
-                        f"{place} is there, and is no file of this ladder", remedy="Move it away, or give --force to replace it"
+                        f"{place} already exists and is not a file of this ladder", remedy="Move it away, or give --force to replace it"
                     )
         return found
 
@@ -228,7 +228,7 @@ class LadderStep(MakingStep[LadderResult], kind="ladder", result=LadderResult):
                 projectors=projectors_beside(model.source, self.folder),
             )
         if place.exists() and not self.overwrite and not is_as_written(place):
-            stages.warn(f"{place} is not as it was written and stays so; --force replaces it.")
+            stages.warn(f"{place} was changed after it was written and is left as it is; --force replaces it.")
         else:
             write_text(place, text)
         return str(place)

@@ -133,7 +133,7 @@ def _measured(verdict: Verdict | None, graph: str) -> str:
     base = next(row for row in verdict.rows if row.kind == "base").statistics
     where = (
         f"On {Path(verdict.corpus_name).name}, {words.plural(base.n_chunks, 'chunk')} of {verdict.n_ctx} tokens, against the unquantized "
-        "model through the same pipeline; ± is one standard error over chunks. The last column holds a file's divergence against that of "
+        "model through the same pipeline; ± is one standard error over chunks. The last column compares a file's divergence with that of "
         "llama.cpp's presets at its size, on a straight line between neighbouring presets in the logarithms of size and divergence."
     )
     names = {"base": "the unquantized model", "reference": "llama.cpp "}
@@ -152,7 +152,7 @@ def _measured(verdict: Verdict | None, graph: str) -> str:
     return (
         f"## Measured\n\n![Size against divergence]({graph})\n\n{where}\n\n{cards.table(columns, rows)}{cards.evaluations(verdict)}\n"
         f"**{_claim(verdict)}**\n\n"
-        f"The unquantized model itself has there a divergence of {verdict.floor_kld_nats:.1e}.\n\nNot measured:\n\n{missing}\n"
+        f"On this text, the unquantized model itself has a divergence of {verdict.floor_kld_nats:.1e}.\n\nNot measured:\n\n{missing}\n"
     )
 
 
@@ -176,7 +176,7 @@ def _running(files: Sequence[Shown], source: ModelSource) -> str:
     first = files[len(files) // 2].file
     n_ctx = min(MOST_N_CTX, trained_context(source) or MOST_N_CTX)
     return (
-        "## To run\n\nTake the largest file that fits into memory beside its context.\n\n"
+        "## To run\n\nUse the largest file that fits in memory together with its context.\n\n"
         f"```\nllama-cli -m {first} -c {n_ctx}\nllama-server -m {first} -c {n_ctx}\n```\n\n"
         "Every program that reads GGUF files of this architecture runs them.\n"
     )
@@ -184,13 +184,13 @@ def _running(files: Sequence[Shown], source: ModelSource) -> str:
 
 def _making(rounding: str) -> str:
     how = (
-        "Rounding is compensated: blocks of columns make up for each other's errors, as the covariances of their inputs tell; llama.cpp "
-        "reads the files as any other, llama-quantize cannot make them."
+        "Rounding is compensated: the covariances of inputs were used to let the errors within a row cancel. llama.cpp reads the files "
+        "like any other; llama-quantize cannot make them."
         if rounding == "compensated"
         else "Rounding is ggml's own."
     )
     return (
         f"## How they were made\n\n{how} Each file carries its whole strategy in its metadata, under `quantailor.strategy`, and the "
-        "directory `strategies/` has them as text. `recipe.yaml` says all that the run was told, and makes them again:\n\n"
+        "directory `strategies/` has the same as text. `recipe.yaml` holds every option of the run, and makes them again:\n\n"
         "```\npip install quantailor\nquantailor make -r recipe.yaml -o out\n```\n"
     )

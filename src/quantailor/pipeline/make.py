@@ -146,7 +146,7 @@ class MakingStep(PipelineStep[Answer]):
         check_plan(self.plan)
         if self.is_limited and not self.probed:
             limit = "--time" if self.passes is None else "--passes"
-            raise OptionError(f"{limit} limits probes, and --basis ranking goes without", remedy="Leave out one of them")
+            raise OptionError(f"{limit} limits probes, and --basis ranking makes none", remedy="Leave out one of them")
         for name in self.against or ():
             preset_name(name)
 

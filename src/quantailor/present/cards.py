@@ -81,8 +81,8 @@ def projectors(model: str, found: Sequence[tuple[str, str, int, Sequence[str]]])
     name, _, _, takes = found[0]
     commands = "\n".join(projector_commands(model, name, takes))
     return (
-        f"## With {' and '.join(takes) or 'a projector'}\n\nThe model's tower is a file of its own, as llama.cpp's converter writes it; it "
-        f"goes with every file of the model, and was not measured:\n\n{table(('file', 'type', 'size', 'takes'), rows)}\n"
+        f"## With {' and '.join(takes) or 'a projector'}\n\nThe model's tower is a separate file, written by llama.cpp's converter; it "
+        f"works with every file of the model, and was not measured:\n\n{table(('file', 'type', 'size', 'takes'), rows)}\n"
         f"```\n{commands}\n```\n"
     )
 
@@ -94,4 +94,6 @@ def with_error(value: Estimate, digits: int) -> str:
 
 def evaluations(verdict: Verdict) -> str:
     """Tables of what files did beside diverging; "" where they were not asked."""
-    return "".join(f"\n{each.title}; intervals are of the bootstrap:\n\n{table(each.columns, each.rows)}" for each in eval_tables(verdict))
+    return "".join(
+        f"\n{each.title}; intervals are from the bootstrap:\n\n{table(each.columns, each.rows)}" for each in eval_tables(verdict)
+    )

@@ -33,7 +33,7 @@ def _table(found: Eval, verdict: Verdict) -> EvalTable:
     greedy = found.name == "greedy"
     score = "tokens as the base writes (95 %)" if greedy else "right (95 %)"
     agreement = "prompts to the end (95 %)" if greedy else "chosen as by the base (95 %)"
-    return EvalTable(title_of(found), ("file", score, agreement, *(["ours − it (95 %)"] if beside else [])), tuple(rows))
+    return EvalTable(title_of(found), ("file", score, agreement, *(["ours − its (95 %)"] if beside else [])), tuple(rows))
 
 
 def title_of(found: Eval) -> str:

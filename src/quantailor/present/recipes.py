@@ -10,7 +10,7 @@ import yaml
 RECIPE = "recipe.yaml"
 MADE = "made"
 """The part of a recipe that tells what was used, for people; it is not read."""
-_HEAD = "# Everything that a run of Quantailor was told. To make it again: quantailor make -r recipe.yaml -o DIRECTORY\n"
+_HEAD = "# Every option of a run of Quantailor. To run it again: quantailor make -r recipe.yaml -o DIRECTORY\n"
 
 
 def dumps(document: Mapping[str, object]) -> str:

@@ -197,7 +197,7 @@ UNPROBED = "has not been probed"
 
 
 COMPENSATION = (
-    "Codes are chosen together, so that errors make up for each other: the same types and the same size, better codes. "
+    "Weights are rounded together, so that their errors cancel: the same types and the same size, but less divergence. "
     "Any llama.cpp reads the file."
 )
 """What compensated rounding is, for somebody who decides whether to have it."""
@@ -220,10 +220,10 @@ def kld(nats: float | None, ends: tuple[float, float] | None, no_prediction: str
 def grounds(found: Grounds | None) -> str:
     """What a plan stands on: "probes: 58 of 58 tensors, calibration.txt, 16 chunks; 24 mixes"."""
     if found is None:
-        return "what is expected of weight errors, no probes"
+        return "estimates from weight errors, no probes"
     share = "" if found.n_probed == found.n_tensors else f" ({percent(found.weight_share, 0)} of the weights)"
     other = f", with {found.rounding} rounding" if found.rounding else ", with another importance matrix" if found.carried else ""
-    other += f", beside the base in {found.rest}" if found.rest else ""
+    other += f", with the base in {found.rest}" if found.rest else ""
     probes = f"{found.n_probed} of {plural(found.n_tensors, 'tensor')}{share}, {found.text}, {plural(found.n_chunks, 'chunk')}{other}"
     mixes = plural(found.n_mixes, "mix") if found.n_mixes else "no mixes"
     return f"probes: {probes}; {mixes}"

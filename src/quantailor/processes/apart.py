@@ -136,7 +136,7 @@ class _Process:
         if code is not None and code < 0 and signal.Signals(-code).name == "SIGKILL":
             return CrashError(
                 self._doing,
-                "it was killed, probably for want of memory",
+                "it was killed, probably for lack of memory",
                 remedy="Close other programs, or take fewer chunks at a time, a smaller context or a smaller model",
             )
         reason = ": ".join(filter(None, (_end(code), _FOLDERS.sub("", words))))

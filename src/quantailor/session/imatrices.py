@@ -51,7 +51,7 @@ class KeptImatrices:
         found = read_imatrix(path)
         if found.fingerprint != imatrix:
             raise ImatrixError(
-                f"{path} is not importance matrix {imatrix[:12]} any more",
+                f"{path} is no longer importance matrix {imatrix[:12]}",
                 remedy="Delete it and compute it again",
             )
         return found

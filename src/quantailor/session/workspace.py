@@ -243,7 +243,7 @@ class Workspace(Closing):
             return known
         found = read()
         if now() != state:
-            raise ModelError(f"{name} changed while it was read", remedy="Try again when nothing writes to it any more")
+            raise ModelError(f"{name} changed while it was read", remedy="Try again when nothing is writing to it")
         self._keep(name, state, found)
         return found
 

@@ -86,7 +86,7 @@ def eval_names(names: Sequence[str]) -> tuple[EvalName, ...]:
     known = get_args(EvalName)
     for name in names:
         if name not in (*known, NO_EVAL):
-            raise OptionError(f"{name!r} is no evaluation", remedy=f"Give {', '.join(known)} or {NO_EVAL}")
+            raise OptionError(f"{name!r} is not an evaluation", remedy=f"Give {', '.join(known)} or {NO_EVAL}")
     if NO_EVAL in names and len(set(names)) > 1:
         raise OptionError(f"--eval {NO_EVAL} goes with no other", remedy="Leave out one of them")
     return tuple(name for name in known if name in names)

@@ -273,7 +273,8 @@ def _restricted(scene: _Scene, tables: Sequence[TensorCells]) -> set[str]:
     complex_limits = limits.ties or limits.budgets or limits.allowed_by_pattern or limits.min_bits_by_pattern or limits.max_bits_by_pattern
     if complex_limits or limits.min_bits is not None or limits.max_bits is not None:
         raise StrategyError(
-            "exchanges know pins and allowed types, but not ties, budgets or limits in bits", remedy="Leave out --swaps for this strategy"
+            "exchanges respect pins and allowed types, but not ties, budgets or limits in bits",
+            remedy="Leave out --swaps for this strategy",
         )
     return {table.name for table in tables if table.name not in scene.at.scorer.weights}
 

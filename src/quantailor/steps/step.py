@@ -104,7 +104,7 @@ class ModelStep(Step[Answer]):
         super(ModelStep, self).check(workspace)
         check_devices(self.compute.devices)
         if self.compute.cluster is not None and self.compute.rpc:
-            said = "--cluster and --rpc cannot go together: an RPC server serves one process at a time"
+            said = "--cluster and --rpc cannot be combined: an RPC server serves one process at a time"
             raise OptionError(said, remedy="Give one of them")
         if self.compute.cluster is not None:
             check_address(self.compute.cluster)

@@ -133,7 +133,9 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
         except (OSError, ValueError, LookupError, TypeError, StopIteration):
             there = "something else"
         if there != Path(self.file).stem:
-            raise OutputError(f"{place} is there, and is of {there}", remedy="Choose another name with -o, or give --force to replace it")
+            raise OutputError(
+                f"{place} already exists and is the verdict on {there}", remedy="Choose another name with -o, or give --force to replace it"
+            )
 
     def run(self, workspace: Workspace, stages: Stages) -> VerifyResult:
         """Score a file and its references against the base, chunk by chunk, and judge. Stored chunks are not scored again."""

@@ -279,7 +279,7 @@ class CovarianceFile(Closing):
         bad = ~((mean_squares >= 0) & (mean_squares <= MAX_IMPORTANCE))
         if bad.any():
             raise CovarianceError(
-                f"{self.path} has the mean square {float(mean_squares[bad][0]):g} for an input of {what}, which no mean square is",
+                f"{self.path} has the mean square {float(mean_squares[bad][0]):g} for an input of {what}, which a mean square cannot be",
                 remedy=_INTACT,
             )
         if (worst := int(correlations.min())) < -SCALE:

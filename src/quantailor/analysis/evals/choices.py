@@ -73,10 +73,10 @@ def tokenized(source: ModelSource, model_path: Path, questions: Questions) -> li
         n_common = shortest if alike.all() else int(alike.argmin())
         if n_common == shortest:
             raise CorpusError(
-                f"{what} has a choice that another one begins with", remedy="Make the choices differ, or take the question out"
+                f"{what} has a choice that is the beginning of another", remedy="Make the choices differ, or take the question out"
             )
         if not n_common:
-            raise CorpusError(f"{what} begins otherwise with each choice", remedy="Give a longer text before the choices")
+            raise CorpusError(f"{what} begins differently with each choice", remedy="Give a longer text before the choices")
         if room is not None and max(map(len, tokens)) > room:
             raise CorpusError(
                 f"{what} has {max(map(len, tokens)):,} tokens, and the model a context of {room:,}", remedy="Shorten it, or take it out"

@@ -130,7 +130,7 @@ def _of_conversations(model_path: Path, path: Path, wanted: int, room: int | Non
     content, _ = texts.read_text(path)
     asked = [question for each in chats.read_conversations(content, path.name) if (question := _before_last_answer(each)) is not None]
     if not asked:
-        raise CorpusError(f"no conversation of {path.name} asks anything", remedy="Give some in which a user speaks")
+        raise CorpusError(f"no conversation in {path.name} asks anything", remedy="Give some in which a user speaks")
     there = min(wanted, len(asked))
     chosen = [asked[index * len(asked) // there] for index in range(there)]
     found: list[Tokens] = apart.call(tokenize_chat, model_path, chosen, path.name, to_answer=True)[0] if chosen else []

@@ -21,7 +21,7 @@ from quantailor.errors import CorpusError
 
 MOST_CHOICES = 100
 """Of a question; llama.cpp's own limit."""
-_REMEDY = 'Write one a line: {"question": "...", "choices": ["...", "..."], "answer": 0}, or give a file of llama.cpp\'s own format'
+_REMEDY = 'Write one per line: {"question": "...", "choices": ["...", "..."], "answer": 0}, or give a file of llama.cpp\'s own format'
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def _of_lines(data: bytes, path: Path) -> tuple[Question, ...]:
             try:
                 found.append(_of_line(json.loads(line), f"line {number} of {path}"))
             except (ValueError, TypeError, KeyError, RecursionError):
-                raise CorpusError(f"line {number} of {path} is no question with choices and an answer", remedy=_REMEDY) from None
+                raise CorpusError(f"line {number} of {path} is not a question with choices and an answer", remedy=_REMEDY) from None
     return tuple(found)
 
 
@@ -96,7 +96,7 @@ def _of_line(value: dict[str, object], what: str) -> Question:
     if isinstance(answer, str):
         if answer not in choices:
             raise CorpusError(
-                f"{what} has the answer {answer}, and it is none of its choices", remedy="Write its number, from 0, or its words"
+                f"{what} has the answer {answer}, which is none of its choices", remedy="Write its number, from 0, or its words"
             )
         return Question(text, tuple(choices), (choices.index(answer),))
     if isinstance(answer, bool) or not isinstance(answer, int):

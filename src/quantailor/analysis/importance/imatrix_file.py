@@ -113,7 +113,7 @@ def _by_matrix(values: Floats, counts: Integers, what: str) -> Floats:
 def _check_squares(values: Floats, what: str) -> None:
     bad = ~(np.isfinite(values) & (values >= 0))
     if bad.any():
-        raise ImatrixError(f"{what} has the value {float(values[bad][0]):g}, which no sum of squares has", remedy=_INTACT)
+        raise ImatrixError(f"{what} has the value {float(values[bad][0]):g}, which a sum of squares cannot have", remedy=_INTACT)
 
 
 def _whole_numbers(values: Floats, what: str) -> Integers:

@@ -145,7 +145,7 @@ def probe(
         anchors: mixes that are also built as files.
         seconds: probing ends then, what helps a plan most comes first, and everything counts; None for as long as it takes.
         passes: the same after so many runs of a chunk through the model with something quantized.
-        rest: "q8_0" lets the base rest at 8 bits, in half the memory: types of many bits then count as expected, and no KLD is predicted.
+        rest: "q8_0" lets the base rest at 8 bits, in half the memory: high-bit types are then estimated, and no KLD is predicted.
         imatrix: "auto", "none", or a file.
         rounding: of the weights that are swapped in; "auto" as most was measured.
 

@@ -181,7 +181,7 @@ def require_same_tensors(source: ModelSource, base: ModelSource) -> None:
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             raise StrategyMismatchError(
-                f"{source.location} is no file of {base.name}: {name} is {_shape(ours.get(name))}, not {_shape(theirs.get(name))}",
+                f"{source.location} is not a file of {base.name}: {name} is {_shape(ours.get(name))}, not {_shape(theirs.get(name))}",
                 remedy="Give the base it was made from",
             )
 

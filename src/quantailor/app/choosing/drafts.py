@@ -194,7 +194,7 @@ class Draft:
         self.done.append(step)
         self._apply(step, 1)
         self._went_back = True
-        return f"done again: {step.label}"
+        return f"redone: {step.label}"
 
     def _change(self, label: str, after: _State) -> str:
         types = {name: (self.types[name], type_name) for name, type_name in after.types.items() if self.types.get(name) != type_name}

@@ -55,7 +55,7 @@ def _number(what: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise StrategyError(f"{what} is {text!r}, which is no number", remedy="Write for example relative:300") from None
+        raise StrategyError(f"{what} is {text!r}, which is not a number", remedy="Write for example relative:300") from None
 
 
 def _value(text: str) -> float | str:

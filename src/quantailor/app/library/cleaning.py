@@ -174,7 +174,7 @@ def _items(workspace: Workspace) -> Iterator[KeptItem]:
             key = by_path.get(str(path), "")
             stays = None
             if kind == "bases" and not any(place.is_dir() for place in store.locations("model", key)):
-                stays = "the directory that it was converted from is not there"
+                stays = "the directory that it was converted from no longer exists"
             if kind == "covariances" and path.name in imported:
                 stays = "imported: they cannot be computed again"
             yield _item(kind, path, by_prefix.get(path.name[:16]) or names.get(key, ""), stays)

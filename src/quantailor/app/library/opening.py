@@ -125,7 +125,7 @@ def understand(text: str) -> Path | Repository:
         return Repository(page["repo"], page["revision"])
     if _REPO_ID.fullmatch(typed):
         return Repository(typed)
-    raise ModelError(f"there is nothing at {typed[:200]}, and it is no ORG/NAME", remedy="Check the spelling, or browse for it")
+    raise ModelError(f"there is nothing at {typed[:200]}, and it is not ORG/NAME", remedy="Check the spelling, or browse for it")
 
 
 def _existing(typed: str) -> Path | None:

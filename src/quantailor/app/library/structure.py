@@ -224,9 +224,8 @@ def _refusals(tensor: TensorInfo, architecture: str, qtypes: Mapping[str, QType]
         if names:
             written = {name: fallback(qtypes[name], tensor.n_cols, qtypes) for name in names}
             instead = {name: qtype.name for name, qtype in written.items() if qtype is not None}
-            what = (
-                f"Its rows are {tensor.n_cols} weights wide, no multiple of {block_size}: these types pack {block_size} weights in a block."
-            )
+            wide = f"Its rows are {tensor.n_cols} weights wide, not a multiple of {block_size}"
+            what = f"{wide}: these types pack {block_size} weights in a block."
             yield Refusal(what, names, instead)
 
 

@@ -325,7 +325,7 @@ def start_build(workspace: Workspace, wish: BuildWish) -> JobReport:
 
 def _require_place(wish: BuildWish) -> None:
     if wish.output.suffix != ".gguf":
-        raise OutputError(f"{wish.output.name} is no name for a GGUF file", remedy="End it in .gguf")
+        raise OutputError(f"{wish.output.name} is not a name for a GGUF file", remedy="End it in .gguf")
     if not wish.output.parent.is_dir():
         raise OutputError(f"there is no folder {wish.output.parent}", remedy="Choose one that exists")
     files.refuse_existing(wish.output, overwrite=wish.overwrite)
@@ -340,8 +340,8 @@ def keep_strategy(wish: BuildWish) -> Path:
         if same:
             return path
         if there is None or not wish.overwrite:
-            what = "is another strategy" if there is not None else "is something else than a strategy"
-            raise OutputError(f"{path.name} is there already and {what}", remedy="Choose another name")
+            what = "is another strategy" if there is not None else "is something other than a strategy"
+            raise OutputError(f"{path.name} already exists and {what}", remedy="Choose another name")
     return files.write_text(path, text, overwrite=True)
 
 

@@ -174,7 +174,7 @@ def _repo_id(source: ModelSource, given: str | None) -> str | None:
     if given is not None:
         match = cards.REPO.fullmatch(given.strip())
         if match is None:
-            raise StrategyError(f"{given!r} is no name on the hub", remedy="Write ORG/NAME")
+            raise StrategyError(f"{given!r} is not a name on the hub", remedy="Write ORG/NAME")
         return match["id"]
     return cards.original(source.metadata)
 
@@ -221,14 +221,14 @@ def _head(facts: _Facts) -> str:
 def _making(facts: _Facts) -> str:
     lines = ["## How it was made", ""]
     if facts.strategy is None:
-        lines.append("Another program than Quantailor wrote this file; it carries no record of how its types were chosen.")
+        lines.append("A program other than Quantailor wrote this file; it carries no record of how its types were chosen.")
     else:
         lines.append(_choosing(facts, facts.strategy))
     lines.append(_imatrix_sentence(facts))
     if facts.is_compensated:
         lines.append(
-            "Its rounding is compensated: blocks of columns make up for each other's errors, as the covariances of their inputs on that "
-            "text tell. Types, sizes and kernels are those of other files, and llama.cpp runs it as it is; llama-quantize cannot make it."
+            "Its rounding is compensated: the covariances of inputs on that text were used to let the errors within a row cancel. Types, "
+            "sizes and kernels are the usual ones, and llama.cpp runs the file as it is; llama-quantize cannot make it."
         )
     return "\n".join(lines) + "\n"
 
@@ -236,10 +236,10 @@ def _making(facts: _Facts) -> str:
 def _choosing(facts: _Facts, strategy: Strategy) -> str:
     basis = {
         "probes": "The choice rests on probes: the effect of each tensor's error on the model's output was measured.",
-        "ranking only": "The choice rests on what is expected of each tensor's error; what it does to the output was not measured.",
+        "ranking only": "The choice rests on estimates; the effect of each tensor's error on the model's output was not measured.",
     }[strategy.basis]
     asked = words.target(strategy.target)
-    sought = f" What was asked for: {asked}." if asked else ""
+    sought = f" The target was {asked}." if asked else ""
     return (
         f'Quantailor {facts.made_by} chose a type for each tensor by the rule "{strategy.method}".{sought} {basis} '
         f"The whole strategy is in the file's metadata, under `quantailor.strategy`."
@@ -266,7 +266,7 @@ def _measured(facts: _Facts) -> str:
     )
     columns = ("file", "size", "bits per weight", "perplexity", "mean KL divergence (nats)", "same most likely token")
     rows = [_verdict_row(row, facts.file) for row in verdict.rows]
-    end = f"\n**{verdict.sentence}**\n\nThe base itself has there a KL divergence of {verdict.floor_kld_nats:.1e}.\n"
+    end = f"\n**{verdict.sentence}**\n\nOn this text, the base itself has a KL divergence of {verdict.floor_kld_nats:.1e}.\n"
     return f"## Measured\n\n{text}\n\n{cards.table(columns, rows)}{cards.evaluations(verdict)}{end}"
 
 

@@ -85,7 +85,7 @@ def fit(workspace: Workspace, place: Path, memory_bytes: int, *, n_ctx: int, kv_
         InferenceError: llama.cpp cannot run the model.
     """
     if kv_type.lower() not in KV_TYPES:
-        raise OptionError(f"llama.cpp keeps no keys and values in {kv_type}", remedy=f"Give --kv {', '.join(KV_TYPES)}")
+        raise OptionError(f"llama.cpp cannot keep keys and values in {kv_type}", remedy=f"Give --kv {', '.join(KV_TYPES)}")
     kv_type = kv_type.lower()
     with workspace.model(place, allow_requantize=True) as model:
         with header_path(model) as header:
@@ -94,7 +94,7 @@ def fit(workspace: Workspace, place: Path, memory_bytes: int, *, n_ctx: int, kv_
         room = memory_bytes - taken
         if room <= 0:
             raise OptionError(
-                f"a context of {n_ctx:,} tokens takes {words.size(taken)} with {kv_type}, and there are {words.size(memory_bytes)}",
+                f"a context of {n_ctx:,} tokens takes {words.size(taken)} with {kv_type}, more than {words.size(memory_bytes)}",
                 remedy="Give a smaller --ctx, another --kv such as q8_0, or more --memory",
             )
         files = tuple(sorted(_files(workspace, model, taken, memory_bytes), key=lambda each: -each.size_bytes))

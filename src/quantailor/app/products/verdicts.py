@@ -92,7 +92,7 @@ def find_verdict(workspace: Workspace, model: str, fingerprint: str = "") -> Sto
     found = [item for item in list_verdicts(workspace, model) if item.fingerprint.startswith(fingerprint)]
     if not found:
         which = f"no verdict {fingerprint}" if fingerprint else "no verdict"
-        raise StoreError(f"{which} of this model is known", remedy="Reach one with `quantailor verify FILE --base BASE`")
+        raise StoreError(f"{which} on this model's files is known", remedy="Make one with `quantailor verify FILE --base BASE`")
     return found[0]
 
 
@@ -155,7 +155,7 @@ def _format_of(path: Path) -> VerdictFormat:
     endings: Mapping[str, VerdictFormat] = {".png": "png", ".svg": "svg", ".csv": "csv"}
     found = endings.get(path.suffix.lower())
     if found is None:
-        raise OutputError(f"{path.name} says no format that a verdict can be written in", remedy=f"End it in {', '.join(endings)}")
+        raise OutputError(f"{path.name} does not name a format that a verdict can be written in", remedy=f"End it in {', '.join(endings)}")
     return found
 
 

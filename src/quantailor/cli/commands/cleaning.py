@@ -24,7 +24,10 @@ def clean_home(
         list[str] | None, typer.Option("--kind", help=f"What to remove: {', '.join(_KINDS)}; the first three where none is named.")
     ] = None,
     older_than: Annotated[
-        float, typer.Option("--older-than", metavar="DAYS", min=0.0, max=36_500.0, help="Only what was not written since.")
+        float,
+        typer.Option(
+            "--older-than", metavar="DAYS", min=0.0, max=36_500.0, help="Only what was last written more than this many days ago."
+        ),
     ] = 0.0,
     model: Annotated[Path | None, typer.Option("--model", metavar="PATH", help="Only what belongs to this model.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove it; otherwise it is only listed.")] = False,

@@ -30,10 +30,10 @@ def cost(
     target: TargetOptions,
     asked: options.WholeWay,
     answer: options.Answer,
-    sizes: Annotated[str | None, typer.Option("--sizes", help="Of several files, as for `make`.", rich_help_panel="Target")] = None,
+    sizes: Annotated[str | None, typer.Option("--sizes", help="Cost of several files, as for `make`.", rich_help_panel="Target")] = None,
     level: Annotated[
         steps.Level | None,
-        typer.Option("--level", help="Of a study of this level; by default of `make`, up to the verdict."),
+        typer.Option("--level", help="Cost of a study of this level; by default of `make`, up to the verdict."),
     ] = None,
     basis: BasisOption = "auto",
     probe_chunks: options.ProbeChunks = DEFAULT_PROBE_CHUNKS,
@@ -47,10 +47,10 @@ def cost(
     against: options.Against = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where `make` would write.")] = Path("out"),
 ) -> None:
-    """What `make`, or a `study` of a level, will take here: passes, time, memory and disk of each step. Nothing is started.
+    """Estimate what `make`, or a `study` of a level, will take here: passes, time, memory and disk of each step. Nothing is started.
 
-    How fast this machine is comes from jobs that ended in this home, else from a trial of about a second. What is measured already is
-    taken off.
+    The speed of this machine comes from earlier jobs in this home, or else from a trial of about a second. What has been measured is not
+    counted.
     """
     task: Pipeline
     if sizes is not None and (level is not None or any(value is not None for value in target.target(needed=False).values())):
@@ -89,7 +89,7 @@ def _show(found: CostReport) -> None:
     rows = [(stage.stage, _passes(stage.passes), *_cost(stage)) for stage in found.stages]
     what = "make" if found.level == MakeStep.kind else "several files" if found.level == LadderStep.kind else f"a {found.level} study"
     out.print(table(f"Cost of {what}", columns, [*rows, ("in all", "", *_cost(found))]))
-    out.print(f"A pass is a chunk of text through the model. By {found.basis}.", soft_wrap=True)
+    out.print(f"A pass is a chunk of text run through the model. By {found.basis}.", soft_wrap=True)
     out.print(found.gain, soft_wrap=True)
     for shortfall in found.shortfalls:
         out.print(f"[red]cannot start: {shortfall}[/red]", soft_wrap=True)

@@ -24,17 +24,20 @@ def gui(
     ] = "127.0.0.1",
     token: Annotated[
         str | None,
-        typer.Option("--token", envvar="QUANTAILOR_GUI_TOKEN", help="What a browser must present; by default one that the home keeps."),
+        typer.Option("--token", envvar="QUANTAILOR_GUI_TOKEN", help="Token that a browser must present; by default one kept in the home."),
     ] = None,
     allow: Annotated[list[Path] | None, typer.Option("--allow", help="A further folder that file pickers may show.")] = None,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
-            "--allow-host", metavar="NAME", help="Name of a proxy through which a browser comes, such as lab.example or lab.example:8443."
+            "--allow-host", metavar="NAME", help="Name of a proxy that browsers go through, such as lab.example or lab.example:8443."
         ),
     ] = None,
     root_path: Annotated[
-        str, typer.Option("--root-path", metavar="PATH", help="Path below which a proxy serves it that does not say so, such as /tools/qt.")
+        str,
+        typer.Option(
+            "--root-path", metavar="PATH", help="Path below which a proxy serves the GUI, if the proxy does not send it, such as /tools/qt."
+        ),
     ] = "",
     native: Annotated[bool, typer.Option("--native", help="Open a window of its own, if possible.")] = False,
     open_browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser, if there is one.")] = True,

@@ -74,7 +74,7 @@ def download(
     repository: Repository,
     imatrix_only: Annotated[bool, typer.Option("--imatrix-only", help="Only importance matrices.", rich_help_panel="Hub")] = False,
 ) -> None:
-    """Fetch a model into the Hugging Face cache, only the files that conversion needs; run it again to resume."""
+    """Fetch the files of a model that conversion needs into the Hugging Face cache; run it again to resume."""
     repo_id, at, named = repository.partition("@")
     if not options.REPO_ID.fullmatch(repo_id) or (at and not named):
         raise typer.BadParameter("give ORG/NAME, for example meta-llama/Llama-3.2-1B")
@@ -97,8 +97,8 @@ def download(
 @command(epilog="Example: quantailor publish out --repo ORG/NAME --dry-run")
 def publish(
     run: options.Run,
-    folder: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="What `make` wrote, with its card.")],
-    repo: Annotated[str, typer.Option("--repo", help="The repository, ORG/NAME; it is made where there is none.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="The directory that `make` wrote, with its card.")],
+    repo: Annotated[str, typer.Option("--repo", help="The repository, ORG/NAME; created if it does not exist.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.")] = False,
     private: Annotated[bool, typer.Option("--private", help="Make a private repository.", rich_help_panel="Hub")] = False,
     token_file: Annotated[
@@ -109,7 +109,7 @@ def publish(
         bool, typer.Option("--force", help="Replace files that the repository has with other contents.", rich_help_panel="Common")
     ] = False,
 ) -> None:
-    """Upload a directory's files and card to the hub; run it again to resume. Base and private places stay here."""
+    """Upload a directory's files and card to the hub; run it again to resume. The base stays here."""
     task = PublishStep(folder=absolute(folder), repo_id=repo, private=private, token_file=optional_path(token_file), overwrite=force)
     if dry_run:
         found = task.rehearsed()

@@ -58,7 +58,7 @@ def pause(answer: options.Answer, job: JobId) -> None:
 
 @command(epilog="Example: quantailor jobs resume 3 --detach", to=jobs_app)
 def resume(run: options.Run, job: JobId) -> None:
-    """Take up a paused, interrupted or failed job where it stopped."""
+    """Continue a paused, interrupted or failed job where it stopped."""
     with run.workspace() as workspace:
         run.start(workspace, job, jobs.resume_job(workspace, job).kind)
 

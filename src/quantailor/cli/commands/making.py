@@ -45,7 +45,7 @@ def build(
         Path,
         typer.Argument(
             metavar="STRATEGY",
-            help="A strategy file (YAML, JSON), any GGUF file of this model, for its types, llama-quantize's tensor types, or a preset "
+            help="A strategy file (YAML, JSON); or types from any GGUF file of this model, llama-quantize's tensor types, or a preset "
             "such as Q4_K_M.",
         ),
     ],
@@ -77,7 +77,7 @@ def verify(
     machine: options.SpreadMachine,
     run: options.Run,
     evaluations: options.Evaluations,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The quantized GGUF file, and others to hold it against.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The quantized GGUF file, and others to compare it with.")],
     base: Annotated[Path, typer.Option("--base", help="The 16-bit base it was made from: a file, or ORG/NAME of one on the hub.")],
     against: options.Against = None,
     beside: options.Beside = None,
@@ -88,10 +88,10 @@ def verify(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Stem of the .json, .csv, .png and .svg files.")] = None,
     force: options.Force = False,
 ) -> None:
-    """Perplexity and KL divergence of files against their base, beside llama.cpp's presets; ends with a verdict and a graph.
+    """Measure the perplexity and KL divergence of files and of llama.cpp's presets against the base; end with a verdict and a graph.
 
-    The first file is ours; with others, every two are compared, and each is held against the presets' line. A file of another model stops
-    it before anything runs.
+    The first file is ours; with others, all pairs are compared, and each is held against the presets' line. A file of another model stops
+    the command before anything runs.
     """
     repository = hub.repository(base)
     file, *others = map(absolute, files)
@@ -139,7 +139,7 @@ def make(
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option("--name", help="What files of --sizes are called, {model}-{size} by default; {bits} is there, too."),
+        typer.Option("--name", help="Name of the files of --sizes, {model}-{size} by default; {bits} is also available."),
     ] = None,
     base_model: Annotated[str | None, typer.Option("--base-model", help="The original's name on the hub, for the card of --sizes.")] = None,
     basis: BasisOption = "auto",
@@ -147,14 +147,14 @@ def make(
     probe_chunks: options.ProbeChunks = DEFAULT_PROBE_CHUNKS,
     group: Annotated[
         Grouping | None,
-        typer.Option("--group", help="Probe every tensor, or roles by depth; by default tensors of small models and on GPUs."),
+        typer.Option("--group", help="Probe every tensor, or roles by depth; by default every tensor of small models and on GPUs."),
     ] = None,
     imatrix: options.MakeImatrix = COMPUTE,
     imatrix_chunks: Annotated[
         int | None, options.number("imatrix_chunks", "--imatrix-chunks", help="Use at most this many chunks of the calibration text.")
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Measure the file against its base; without, no base may be needed.")
+        bool, typer.Option("--verify/--no-verify", help="Measure the file against its base; with --no-verify, a base may not be needed.")
     ] = True,
     verify_text: Annotated[
         Path | None,
@@ -172,11 +172,11 @@ def make(
             "-r",
             is_eager=True,
             callback=from_recipe,
-            help="Options from a file, as make writes one into its directory; what is typed goes before.",
+            help="Options from a file, such as the recipe.yaml that make writes; options on the command line override it.",
         ),
     ] = None,
 ) -> None:
-    """All of it in one go: convert, calibrate, measure, probe, plan, build, verify. Run it again to resume.
+    """Do all of it in one go: convert, calibrate, measure, probe, plan, build, verify. Run it again to resume.
 
     A base is written if a step runs the model, and rounding is then compensated unless --rounding plain. With --imatrix FILE,
     --basis ranking and --no-verify none does: the file is built from the checkpoint itself, rounded as ggml does.

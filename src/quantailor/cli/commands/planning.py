@@ -167,7 +167,7 @@ def plan(
         str | None,
         typer.Option(
             "--types-of",
-            help="No choice of our own: the very types of a GGUF file, a file for llama-quantize's --tensor-type-file, or a preset.",
+            help="Choose nothing: take exactly the types of a GGUF file, a file for llama-quantize's --tensor-type-file, or a preset.",
             rich_help_panel="Rule",
         ),
     ] = None,
@@ -195,7 +195,7 @@ def plan(
     if len(rules) > 1:
         raise typer.BadParameter(f"--{' and --'.join(rules)} are different rules; give one")
     if evidence is not None and basis == "ranking":
-        raise typer.BadParameter("--basis ranking stands on no probes, so --evidence chooses nothing")
+        raise typer.BadParameter("--basis ranking uses no probes, so --evidence has no effect")
     here = hub_commands.here(model.base, model.of_hub, imatrix)
     wanted: PlanOptions | str
     if types_of is not None:

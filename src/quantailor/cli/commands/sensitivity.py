@@ -53,7 +53,10 @@ def probe(
     rest: options.RestOption = "16",
     group: options.Group = "tensor",
     weighing: Annotated[
-        int, options.number("weighing", "--weighing", help="Random halves to probe together, where single tensors drown.")
+        int,
+        options.number(
+            "weighing", "--weighing", help="Random halves of all tensors to probe together, if single tensors are lost in noise."
+        ),
     ] = 0,
     target_error: Annotated[float, options.number("target_error", "--target-error", help="Relative standard error to stop at.")] = 0.05,
     mixes: Annotated[int, options.number("mixes", "--mixes", help="Random whole mixes to fit the prediction to.")] = DEFAULT_MIXES,
@@ -97,7 +100,7 @@ def sweep(
     rest: options.RestOption = "16",
     only_uncertain: Annotated[bool, typer.Option("--only-uncertain", help="Skip types whose outcome the probes predict.")] = False,
 ) -> None:
-    """Perplexity and KL divergence of every tensor at every type, with all others unquantized. Plans use what it finds."""
+    """Measure perplexity and KL divergence of every tensor at every type, with all others unquantized. Plans use the results."""
     task = SweepStep(
         **model.fields(),
         **quantized.fields(model.of_hub),
@@ -118,7 +121,7 @@ def predict(
     strategy: options.Strategy,
     evidence: options.Evidence = None,
 ) -> None:
-    """Predict a strategy's KL divergence, with intervals, before it is built; and say which tensors it comes from."""
+    """Predict a strategy's KL divergence, with intervals, before it is built, and show which tensors it comes from."""
     with answer.workspace() as workspace:
         found = predicting.predict(
             workspace,
@@ -139,12 +142,14 @@ def refine(
     strategy: options.Strategy,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the better strategy goes.")],
     chunks: Annotated[int, options.number("chunks", "--chunks", help="Chunks per mix.", least=2)] = DEFAULT_REFINE_CHUNKS,
-    relinearize: Annotated[bool, typer.Option(help="Probe again with all other tensors at their chosen types, solve once more.")] = True,
-    swaps: Annotated[int, options.number("swaps", "--swaps", help="Exchanges of bytes between two tensors to try by true KLD.")] = 0,
+    relinearize: Annotated[bool, typer.Option(help="Probe again with all other tensors at their chosen types, and solve again.")] = True,
+    swaps: Annotated[
+        int, options.number("swaps", "--swaps", help="Exchanges of bytes between two tensors to try, judged by measured KLD.")
+    ] = 0,
     evidence: options.Evidence = None,
     force: options.Force = False,
 ) -> None:
-    """Improve a strategy at its size with measurements around it, and report what that gained."""
+    """Improve a strategy at its size with measurements around it, and report the gain."""
     task = RefineStep(
         **model.fields(),
         **rounded.rounded(),
@@ -172,7 +177,7 @@ def report(
     output: Outputs,
     force: options.Force = False,
 ) -> None:
-    """Write everything that is known of a model: heat maps, curves, sensitivities, predictions against measurements, verdicts."""
+    """Write everything that is known about a model: heat maps, curves, sensitivities, predictions against measurements, verdicts."""
     with answer.workspace() as workspace:
         found = reporting.report(
             workspace,
@@ -193,11 +198,13 @@ def compare_models(
     rounding: options.Rounding = "auto",
     covariances: Annotated[
         list[str] | None,
-        typer.Option("--covariances", help="Of the inputs: auto (the newest of each model), none, or a file; given twice for A and for B."),
+        typer.Option(
+            "--covariances", help="Input covariances: auto (the newest of each model), none, or a file; given twice for A and for B."
+        ),
     ] = None,
     force: options.Force = False,
 ) -> None:
-    """Show side by side where the sensitivity of two models sits, by role and relative depth."""
+    """Compare where two models are most sensitive, by role and relative depth."""
     chosen = [covariances_choice(value) for value in covariances or (AUTO,)]
     if len(chosen) > 2:
         raise typer.BadParameter(f"--covariances is given {len(chosen)} times for two models")

@@ -16,11 +16,11 @@ from quantailor.cli.root import app
 @app.command(epilog="Example: quantailor rpc-server --host 10.0.0.2 --trusted-network")
 def rpc_server(
     host: Annotated[
-        str, typer.Option("--host", help="IPv4 address to listen on; one that others reach needs --trusted-network.")
+        str, typer.Option("--host", help="IPv4 address to listen on; one that others can reach needs --trusted-network.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 50052,
     trusted_network: Annotated[
-        bool, typer.Option("--trusted-network", help="Whoever reaches the address may use it: there is no authentication.")
+        bool, typer.Option("--trusted-network", help="Let anyone who can reach the address use it: there is no authentication.")
     ] = False,
     threads: options.ThreadCount = None,
 ) -> None:

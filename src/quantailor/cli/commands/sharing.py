@@ -41,7 +41,9 @@ def export(
     format: Annotated[ExportFormat, typer.Option("--format", help="For llama.cpp, for ik_llama.cpp, or the strategy itself.")] = (
         "llama-quantize"
     ),
-    gguf: Annotated[Path | None, typer.Option("--gguf", help="The file that the command is to make; named by the strategy.")] = None,
+    gguf: Annotated[
+        Path | None, typer.Option("--gguf", help="The file that the command will write; by default named after the strategy.")
+    ] = None,
     imatrix: options.Imatrix = AUTO,
     force: options.Force = False,
 ) -> None:
@@ -117,7 +119,7 @@ def card(
     repo_id: Annotated[str | None, typer.Option("--base-model", help="The original model's name on the hub, ORG/NAME.")] = None,
     force: options.Force = False,
 ) -> None:
-    """Write a model card (README.md) for the hub: what was measured, what is predicted, what neither, and how to do it again."""
+    """Write a model card (README.md) for the hub: what was measured, what is predicted, what is unknown, and how to reproduce it."""
     with answer.workspace() as workspace:
         found = write_card(workspace, base, file, output, repo_id=repo_id, overwrite=force)
     answer.tell("card", found, lambda: _show_card(found, file, base))
@@ -141,7 +143,7 @@ def experts(
     base: options.Base,
     imatrix: options.Imatrix = AUTO,
 ) -> None:
-    """How the router of a mixture spreads the calibration text over its experts, and how much each layer's experts matter."""
+    """Show how the router of a mixture spreads the calibration text over its experts, and how much each layer's experts matter."""
     with answer.workspace() as workspace:
         found = experts_module.experts(workspace, base, imatrix=imatrix_choice(imatrix))
     answer.tell("experts", found, lambda: _show_experts(found))
@@ -187,7 +189,7 @@ def check(
     strategy: StrategyArgument,
     base: BaseOption,
 ) -> None:
-    """Check that a file is what its strategy says: every tensor's type, the size to the byte; and show its SHA-256. Exit code 1 if not."""
+    """Check that a file is what its strategy says: every tensor's type and the exact size; show its SHA-256. Exit code 1 if it is not."""
     with answer.workspace() as workspace:
         found = check_build(workspace, base, read_strategy(strategy), file)
     answer.tell("check", found, lambda: _show_check(found))

@@ -24,7 +24,7 @@ def status(
     model: options.Source,
     type_name: TypeOption = COMMON_TYPE,
 ) -> None:
-    """How far the measurement of a model has come: cells, tensors, probes, its running job, and the errors by role so far."""
+    """Show how far the measurement of a model has come: cells, tensors, probes, its running job, and the errors by role so far."""
     with answer.workspace() as workspace:
         fingerprint = open_project(workspace, model).fingerprint
         found = measurement_map(workspace, fingerprint, type_name=type_name)
@@ -45,7 +45,7 @@ def _show(found: MeasurementMap) -> None:
     for note in found.notes:
         out.print(f"note      {note}", markup=False, soft_wrap=True)
     if found.evidence:
-        out.print(f"stands on {words.grounds(found.evidence[0])}", markup=False, soft_wrap=True)
+        out.print(f"rests on  {words.grounds(found.evidence[0])}", markup=False, soft_wrap=True)
         if found.no_prediction is not None:
             out.print(f"KLD       {found.no_prediction}", markup=False, soft_wrap=True)
         if found.no_prediction is not None or found.evidence[0].n_probed < found.evidence[0].n_tensors:
@@ -56,7 +56,7 @@ def _show(found: MeasurementMap) -> None:
     if len(found.evidence) > 1:
         rows = [(item.name, words.grounds(item), str(item.n_ctx), (item.imatrix or "none")[:12]) for item in found.evidence]
         columns = {"--evidence": "left", "what it is": "wrap", "tokens": "right", "imatrix": "left"}
-        out.print(table("Evidence, that which plans stand on first", columns, rows))
+        out.print(table("Evidence; plans rest on the first", columns, rows))
     if found.common_type is not None:
         columns = {
             "role": "left",

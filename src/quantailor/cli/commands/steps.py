@@ -123,7 +123,7 @@ def convert(
     converting: options.Converting,
     run: options.Run,
     model: Annotated[
-        Path, typer.Argument(metavar="HF_DIR", parser=options.model_path, help="A Hugging Face directory, or ORG/NAME of the hub.")
+        Path, typer.Argument(metavar="HF_DIR", parser=options.model_path, help="A Hugging Face directory, or ORG/NAME on the hub.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The base to write.")],
     mmproj: options.ProjectorFile = None,
@@ -163,7 +163,7 @@ def imatrix(
     process_output: options.ProcessOutput = False,
     force: options.Force = False,
 ) -> None:
-    """Compute, import, export or show an importance matrix; later commands use the latest of a model that saw no less than others."""
+    """Compute, import, export or show an importance matrix; later commands use the latest, unless an earlier one saw more."""
     if import_file is not None or show_only:
         if import_file is not None and (show_only or model.text is not None):
             raise typer.BadParameter("--import goes with neither --show nor --file")
@@ -190,13 +190,14 @@ def calibrate(
     chunks: options.Chunks = None,
     process_output: options.ProcessOutput = False,
     memory: Annotated[
-        str | None, typer.Option("--memory", help="For sums, beside the model (1.5GiB): with more, the text runs fewer times.")
+        str | None,
+        typer.Option("--memory", help="Memory for the sums, in addition to the model (1.5GiB): with more, the text runs fewer times."),
     ] = None,
     force: options.Force = False,
 ) -> None:
-    """Compute an importance matrix and input covariances, from which errors are measured and made up for while rounding.
+    """Compute an importance matrix and the covariances of inputs, from which compensated rounding lets errors cancel.
 
-    Later commands use those of a model that saw most text. Models whose sums do not fit the memory run through the text several times.
+    Later commands use the model's covariances that saw most text. If the sums do not fit in memory, the text runs several times.
     """
     task = CalibrateStep(
         **model.fields(),
@@ -217,10 +218,10 @@ def measure(
     run: options.Run,
     types: options.Types = None,
     tensors: options.Tensors = None,
-    exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Every row instead of a sample with a stated error.")] = False,
+    exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Measure every row instead of a sample with a stated error.")] = False,
     requantize: options.Requantize = False,
 ) -> None:
-    """Measure the error of every tensor at every type. What the store has already is not measured again."""
+    """Measure the error of every tensor at every type. What the store already has is not measured again."""
     task = MeasureStep(
         **model.fields(),
         **quantized.fields(model.of_hub),
@@ -241,7 +242,7 @@ def speed(
         int, options.number("mixes", "--mixes", help="Random mixes that tell how far predictions are off.")
     ] = DEFAULT_TIMED_MIXES,
 ) -> None:
-    """Time every type on this machine: tokens per second of prompts and of what is written after them.
+    """Time every type on this machine: tokens per second for prompts and for generation.
 
     Files of the model's structure are made for it and removed again. `plan` then says how fast a file will be, and takes --speed. What was
     timed before, of any model with the same structure, is not timed again.

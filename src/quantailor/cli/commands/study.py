@@ -21,7 +21,7 @@ from quantailor.present.words import plural
 
 Level = Annotated[
     steps.Level,
-    typer.Option("--level", help="quick ranks mixes; balanced probes too; thorough measures every row; exhaustive sweeps tensor x type."),
+    typer.Option("--level", help="quick only ranks mixes; balanced also probes; thorough measures every row; exhaustive also sweeps."),
 ]
 
 
@@ -35,7 +35,7 @@ def study(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the base of a Hugging Face directory goes.")] = None,
     cost: Annotated[bool, typer.Option("--cost", help="Say what it will take, without starting it.")] = False,
 ) -> None:
-    """Everything that measuring needs, in one job: base, importance matrix and covariances, weight errors, probes, sweep.
+    """Do everything that measuring needs, in one job: base, importance matrix and covariances, weight errors, probes, sweep.
 
     Run it again to resume. Rounding is compensated unless --rounding plain, or where no text runs through the model.
     """
@@ -49,7 +49,7 @@ def study(
 
 @command(epilog="Example: quantailor models")
 def models(answer: options.Answer) -> None:
-    """The models you have worked on, the latest first: what is known of each, and where its files are."""
+    """List the models you have worked on, the latest first: what is known about each, and where its files are."""
     with answer.workspace() as workspace:
         found = list_projects(workspace)
     answer.tell("models", found, lambda: _show_models(found))

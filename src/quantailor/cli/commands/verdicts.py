@@ -32,7 +32,9 @@ _SHORT = 8
 def verdicts(
     answer: options.Answer,
     base: options.Source,
-    verdict: Annotated[str, typer.Option("--verdict", help="One of them, by the beginning of its fingerprint; else the latest.")] = "",
+    verdict: Annotated[
+        str, typer.Option("--verdict", help="The one to show, by the beginning of its fingerprint; by default the latest.")
+    ] = "",
     export: Annotated[Path | None, typer.Option("--export", help="Write its graph (.png, .svg) or the points of the graph (.csv).")] = None,
     measure: Annotated[Measure, typer.Option("--measure", help="What the graph shows against size: KLD or perplexity.")] = "kld",
     force: options.Force = False,
@@ -56,7 +58,7 @@ def _show(found: tuple[StoredVerdict, ...], measure: Measure, written: str | Non
     for item in found:
         out.print(f"{item.fingerprint[:_SHORT]}  {item.verdict.sentence}", markup=False, soft_wrap=True)
     if not found:
-        out.print("No verdict yet; reach one with: quantailor verify FILE --base BASE")
+        out.print("No verdict yet; make one with: quantailor verify FILE --base BASE")
     if len(found) == 1:
         columns = {"file": "left", "size": "right", "bits per weight": "right", measure.upper(): "right", "95 %": "left"}
         points = verdict_points(found[0].verdict, measure)
@@ -100,11 +102,11 @@ def _row(item: BuiltFile) -> tuple[str, ...]:
 def fitting(
     answer: options.Answer,
     model: options.Source,
-    memory: Annotated[str, typer.Option("--memory", help="What there is: 24GiB (1024^3), 24GB or 24G (1000^3).")],
-    ctx: Annotated[int, options.number("n_ctx", "--ctx", "-c", help="Tokens of the context.")],
-    kv: Annotated[str, typer.Option("--kv", help="What keys and values are kept in, for example f16, q8_0, q4_0.")] = "f16",
+    memory: Annotated[str, typer.Option("--memory", help="Memory that is available: 24GiB (1024^3), 24GB or 24G (1000^3).")],
+    ctx: Annotated[int, options.number("n_ctx", "--ctx", "-c", help="Context length in tokens.")],
+    kv: Annotated[str, typer.Option("--kv", help="Type of the KV cache, for example f16, q8_0, q4_0.")] = "f16",
 ) -> None:
-    """Which files of a model run in so much memory with a context, by llama.cpp's own accounting; the best, and how to run it."""
+    """Show which files of a model fit in this much memory with a context, by llama.cpp's own accounting; the best, and how to run it."""
     with answer.workspace() as workspace:
         found = fit(workspace, model, parse_size(memory), n_ctx=ctx, kv_type=kv)
     answer.tell("fit", found, lambda: _show_fit(found))
@@ -112,7 +114,7 @@ def fitting(
 
 def _show_fit(found: FitReport) -> None:
     out = console()
-    parts = f"keys and values {words.size(found.kv_bytes)}, results on the way {words.size(found.compute_bytes)}"
+    parts = f"KV cache {words.size(found.kv_bytes)}, compute buffers {words.size(found.compute_bytes)}"
     rest = f"outputs {words.size(found.output_bytes)}, vocabulary and program {words.size(found.program_bytes)}"
     out.print(f"context   {found.n_ctx:,} tokens, {found.kv_type}: {parts}, {rest}", markup=False, soft_wrap=True)
     if found.n_ctx_trained is not None and found.n_ctx > found.n_ctx_trained:

@@ -366,7 +366,7 @@ class Converting:
         Raises typer.BadParameter where options contradict each other.
         """
         if self.way == "native" and not makes_projector and (self.converter is not None or self.trust_remote_code):
-            raise typer.BadParameter("--converter and --trust-remote-code are llama.cpp's converter's, and --way native does without it")
+            raise typer.BadParameter("--converter and --trust-remote-code are for llama.cpp's converter, which --way native does not use")
         if hub is not None and self.trust_remote_code:
             raise typer.BadParameter("code of a repository is not downloaded: fetch it yourself, read it, and give the directory")
         return Conversion(converter=optional_path(self.converter), way=self.way, trust_remote_code=self.trust_remote_code)

@@ -30,7 +30,7 @@ def number(of: str, *names: str, help: str, panel: str | None = None, least: flo
 
 Home = Annotated[
     Path | None,
-    typer.Option("--home", envvar="QUANTAILOR_HOME", help="Where the store, logs and references live.", rich_help_panel="Common"),
+    typer.Option("--home", envvar="QUANTAILOR_HOME", help="Directory of the store, logs and references.", rich_help_panel="Common"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document (see docs/JSON.md).", rich_help_panel="Common")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.", rich_help_panel="Common")]
@@ -41,30 +41,31 @@ Rounding = Annotated[
     options.RoundingWish,
     typer.Option(
         "--rounding",
-        help="plain (as ggml rounds), compensated (blocks of columns make up for each other's errors), or auto: as what is there says.",
+        help="plain (as ggml rounds), compensated (errors within a row cancel), or auto (what has been measured decides).",
     ),
 ]
 Covariances = Annotated[
-    str, typer.Option("--covariances", help="Of the inputs, for compensated rounding: auto (the newest of the model), none, or a file.")
+    str, typer.Option("--covariances", help="Input covariances for compensated rounding: auto (the newest of the model), none, or a file.")
 ]
 MakeRounding = Annotated[
     options.RoundingWish,
     typer.Option(
         "--rounding",
-        help="plain (as ggml rounds), compensated (blocks of columns make up for each other's errors), or auto: compensated where a text "
-        "runs through the model.",
+        help="plain (as ggml rounds), compensated (errors within a row cancel), or auto: compensated where a text runs through the model.",
     ),
 ]
 MakeCovariances = Annotated[
     str,
-    typer.Option("--covariances", help="Of the inputs, for compensated rounding: auto (computed where there are none), none, or a file."),
+    typer.Option(
+        "--covariances", help="Input covariances for compensated rounding: auto (computed where there are none), none, or a file."
+    ),
 ]
 MakeImatrix = Annotated[
     str,
     typer.Option("--imatrix", help="compute, auto (an existing one, else computed), none, a file, or repo: the one that ORG/NAME ships."),
 ]
 Evidence = Annotated[
-    str | None, typer.Option("--evidence", help="The probes to stand on, as `status` names them; by default those that cover most.")
+    str | None, typer.Option("--evidence", help="The probes to use, as `status` names them; by default those that cover most.")
 ]
 Types = Annotated[str | None, typer.Option("--types", help="Types, separated by commas; all that ggml can write by default.")]
 UsualTypes = Annotated[
@@ -78,7 +79,7 @@ Tensors = Annotated[str | None, typer.Option("--tensors", help="Only tensors tha
 ProcessOutput = Annotated[bool, typer.Option("--process-output", help="Include output.weight, for the quantizer.")]
 Source = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file or a Hugging Face directory.")]
 Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", parser=model_path, help="A GGUF file, a Hugging Face directory, or ORG/NAME of the hub.")
+    Path, typer.Argument(metavar="MODEL", parser=model_path, help="A GGUF file, a Hugging Face directory, or ORG/NAME on the hub.")
 ]
 Runnable = Annotated[
     Path,
@@ -100,17 +101,17 @@ Against = Annotated[
 ]
 Beside = Annotated[
     Literal["plain"] | None,
-    typer.Option("--beside", help="plain: compare a file whose rounding is compensated with its own types rounded plainly, too."),
+    typer.Option("--beside", help="plain: also compare a file of compensated rounding with the same types rounded plainly."),
 ]
 EvalNames = Annotated[
     list[str] | None,
     typer.Option(
         "--eval",
-        help="Ask the files, too: greedy (how long they write what the base writes), choices (multiple choice), or none.",
+        help="Also evaluate: greedy (for how long the files write what the base writes), choices (multiple choice), or none.",
         rich_help_panel="Evaluations",
     ),
 ]
-Prompts = Annotated[int, number("prompts", "--prompts", help="Prompts for greedy, at most.", panel="Evaluations")]
+Prompts = Annotated[int, number("prompts", "--prompts", help="Number of prompts for greedy, at most.", panel="Evaluations")]
 ChoicesFile = Annotated[
     Path | None,
     typer.Option(
@@ -123,19 +124,19 @@ Time = Annotated[
     str | None,
     typer.Option(
         "--time",
-        help="Measure as well as this much time allows, for example 30m or 2h: probing ends then, and everything counts. In `make` it is "
-        "the time for measuring, importance matrix and weight errors included; plan, file and verdict come after it.",
+        help="Measure as well as possible in this time, for example 30m or 2h: probing ends then, and everything counts. In `make` it "
+        "covers measuring, importance matrix and weight errors included; planning, building and the verdict come after it.",
     ),
 ]
 Passes = Annotated[
     int | None,
-    number("passes", "--passes", help="The same for so many passes: chunks run through the model with something quantized."),
+    number("passes", "--passes", help="The same with this many passes: chunks run through the model with something quantized."),
 ]
 RestOption = Annotated[
     Rest,
     typer.Option(
         "--rest",
-        help="What the base rests in while it is probed: 16 (bits, as stored) or q8_0, which takes half the memory; types of many bits "
+        help="Precision of the base while it is probed: 16 (bits, as stored) or q8_0, which takes half the memory; types of many bits "
         "then count as expected, and no KL divergence is predicted.",
     ),
 ]

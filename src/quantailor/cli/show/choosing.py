@@ -98,9 +98,9 @@ def _show_kld(out: Console, label: str, prediction: Prediction, found: Grounds |
 
 
 def _show_grounds(out: Console, found: Grounds | None) -> None:
-    out.print(f"stands on {words.grounds(found)}", markup=False, soft_wrap=True)
+    out.print(f"rests on  {words.grounds(found)}", markup=False, soft_wrap=True)
     if found is not None and found.n_probed < found.n_tensors:
-        out.print("[yellow]The tensors that were not probed count as what the others tell of them.[/yellow]")
+        out.print("[yellow]Tensors that were not probed are estimated from the others.[/yellow]")
         out.print(f"for all   {found.command}", markup=False, soft_wrap=True)
 
 

@@ -93,7 +93,7 @@ def laddered(result: LadderResult) -> None:
 
 def _verdict_table(verdict: Verdict) -> Any:
     columns = {"file": "left", "size": "right", "bpw": "right", "PPL": "right", "ln PPL ratio": "right", "mean KLD": "right"}
-    columns |= {"median": "right", "p99": "right", "p99.9": "right", "same top-1": "right", "KLD ours / it": "right"}
+    columns |= {"median": "right", "p99": "right", "p99.9": "right", "same top-1": "right", "KLD ours / its": "right"}
     is_ladder = sum(row.kind == "ours" for row in verdict.rows) > 1  # whose files each stand beside the presets' line, below
     ratios = {} if is_ladder else {item.reference: item for item in verdict.comparisons}
     rows = [_verdict_row(row, ratios) for row in verdict.rows]
@@ -118,7 +118,7 @@ def _standing_table(verdict: Verdict) -> Any:
         rows.append((each.file, " to ".join(each.presets), ratio, each.outcome))
     columns = {"file": "left", "presets": "left", "its KLD / the line's": "right", "it is": "left"}
     few = "" if verdict.rows[0].statistics.n_chunks >= MIN_CHUNKS else f"; a claim needs {MIN_CHUNKS} chunks"
-    return table(f"Beside the presets' line at its size{few}", columns, rows)
+    return table(f"Compared with the presets' line at its size{few}", columns, rows)
 
 
 def _domain_table(verdict: Verdict) -> Any:

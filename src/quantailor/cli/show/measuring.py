@@ -34,7 +34,7 @@ def imatrix(report: ImatrixReport) -> None:
     out.print(f"file      {report.path}")
     out.print(f"text      {', '.join(report.datasets) or 'unknown'}")
     if not report.chunk_count:
-        out.print("[yellow]The file says that it saw no chunk: nothing tells how far its figures can be relied on.[/yellow]")
+        out.print("[yellow]The file says that it saw no chunk: there is no telling how reliable its figures are.[/yellow]")
     if report.missing_tensors:
         out.print(f"[yellow]It lacks {several(report.missing_tensors)}: types that need it are unavailable there.[/yellow]")
     if report.left_out:
@@ -78,7 +78,7 @@ def calibrated(report: CalibrateReport) -> None:
     if report.n_few:
         few = plural(report.n_few, "matrix", "matrices")
         out.print(
-            f"[yellow]{few} of experts have fewer tokens than columns and lean on those of all experts: a longer text helps.[/yellow]"
+            f"[yellow]{few} of experts have fewer tokens than columns and borrow from those of all experts: a longer text helps.[/yellow]"
         )
     imatrix(report.imatrix)
 
@@ -198,7 +198,7 @@ def _curve(out: Console, result: ProbeResult) -> None:
     )
     if curve.unseen.value:
         factor = f"{math.exp(curve.unseen.value):.2f}"
-        out.print(f"In predictions, rounding weights counts {factor} times: they speak of text that it was not fitted to")
+        out.print(f"Predictions count the damage of rounding weights {factor} times, since they are about text that it was not fitted to")
 
 
 def swept(result: SweepResult) -> None:

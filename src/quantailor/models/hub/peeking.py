@@ -138,7 +138,7 @@ def refuse_without_tower(repo: RepoAtCommit, choice: Choice) -> None:
     What cannot be read is left to the download to tell.
     """
     if choice.kind != "safetensors":
-        said = f"{repo.repo_id} is taken as GGUF, and a projector is made from safetensors"
+        said = f"{repo.repo_id} is used as GGUF, but a projector is made from safetensors"
         raise UnsupportedModelError(said, remedy="Give the repository of the checkpoint, or leave out --mmproj")
     if any(repo.cached(file) for file in choice.weights):
         return

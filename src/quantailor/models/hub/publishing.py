@@ -40,7 +40,7 @@ class Place:
         if not self.token:
             page = f"{self.settings.endpoint}/settings/tokens"
             raise TokenMissingError(
-                f"uploading to {self.repo_id} takes a token with write access, and you are not logged in",
+                f"uploading to {self.repo_id} needs a token with write access, and you are not logged in",
                 remedy=f"Run `hf auth login`, set HF_TOKEN or give --token-file ({page})",
                 link=page,
             )

@@ -30,5 +30,5 @@ def check_header(choice: Choice, structure: Structure) -> None:
     if not choice.by_name and quantized:
         raise AlreadyQuantizedError(
             f"{choice.weights[0].name} is quantized already ({', '.join(quantized)})",
-            remedy="Look for the 16-bit model, or name the file with --gguf-file to take it nevertheless",
+            remedy="Look for the 16-bit model, or name the file with --gguf-file to take it anyway",
         )

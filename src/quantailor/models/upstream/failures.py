@@ -10,7 +10,7 @@ from pathlib import Path
 from quantailor.errors import ConverterError, ModelError, OutputError, QuantailorError, ResourceError, UnsupportedModelError
 
 NEWER = "A newer llama-cpp-python may, or a newer llama.cpp given with --converter"
-OLDER = "It is made for transformers 4: a Python that has that may be named in QUANTAILOR_CONVERT_PYTHON"
+OLDER = "It needs transformers 4: name a Python that has it in QUANTAILOR_CONVERT_PYTHON"
 _MEMORY = re.compile(
     r"^MemoryError|can't allocate memory|Cannot allocate memory|bad_alloc|CUDA out of memory|Unable to allocate", re.MULTILINE
 )
@@ -77,7 +77,7 @@ def failure(run: FailedRun) -> QuantailorError:
     if match := _MISSING.search(last):
         return ModelError(
             f"{folder} does not have a file that {name} needs: {Path(_first(match)).name} ({where})",
-            remedy="Download the model again, its tokenizer files included",
+            remedy="Download the model again, including its tokenizer files",
         )
     if match := _TENSOR.search(last):
         return UnsupportedModelError(f"{folder} has the tensor {_first(match)[:120]}, which {name} does not know ({where})", remedy=NEWER)

@@ -42,7 +42,7 @@ def require_tower(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise UnsupportedModelError(
-            f"{folder} is no Hugging Face directory, and a projector is made from one", remedy="Give the directory, or leave out --mmproj"
+            f"{folder} is not a Hugging Face directory, which a projector is made from", remedy="Give the directory, or leave out --mmproj"
         )
     if not has_tower(folder):
         raise without_tower(str(folder))
@@ -125,7 +125,7 @@ def _check(source: GGUFSource, folder: Path, name: str) -> None:
             remedy="Download the model again, or leave out --mmproj",
         )
     if not is_projector(source):
-        raise ConverterError(f"the file that {name} wrote for {folder} is no projector", remedy="Check that it is convert_hf_to_gguf.py")
+        raise ConverterError(f"the file that {name} wrote for {folder} is not a projector", remedy="Check that it is convert_hf_to_gguf.py")
 
 
 def _failure(run: FailedRun) -> QuantailorError:
@@ -146,7 +146,7 @@ def _failure(run: FailedRun) -> QuantailorError:
 
 
 def _unknown(folder: Path, architecture: str, name: str) -> UnsupportedModelError:
-    what = f"{folder} has a tower of the architecture {architecture[:80]!r}, of which {name} makes no projector"
+    what = f"{folder} has a tower of the architecture {architecture[:80]!r}, for which {name} makes no projector"
     return UnsupportedModelError(what, remedy=f"{WITHOUT}. {NEWER}")
 
 

@@ -122,7 +122,7 @@ def _caveats(sides: Sequence[Side], type_name: str | None) -> str:
     if (a.imatrix is None) != (b.imatrix is None):
         words.append("Only one has an importance matrix, which lowers the errors of some types and so can shift shares.")
     if a.is_compensated != b.is_compensated:
-        words.append(f"A is told of with {_rounding(a)}, B with {_rounding(b)}, which can shift shares.")
+        words.append(f"A is shown with {_rounding(a)}, B with {_rounding(b)}, which can shift shares.")
     bounds = [(side.letter, sum(s.status == "drowned" for s in side.data.sensitivities)) for side in sides]
     if any(n for _, n in bounds):
         words.append(f"Upper bounds count as they are ({listed([f'{n:,} in {letter}' for letter, n in bounds])}).")

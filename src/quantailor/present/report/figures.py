@@ -69,7 +69,7 @@ def alpha_signs(data: ReportData) -> tuple[tuple[str, str], ...]:
     statuses = {sensitivity.tensor: sensitivity.status for sensitivity in data.sensitivities}
     there = {statuses.get(tensor.name, "unknown") for tensor in data.tensors}
     meanings = (
-        ("drowned", BOUND, "drowned: not told from the floor, alpha is an upper bound"),
+        ("drowned", BOUND, "drowned: not distinguishable from the floor, alpha is an upper bound"),
         ("not in the graph", ABSENT, "not in the graph: there is nothing to measure"),
         ("unknown", UNKNOWN, "not probed"),
     )

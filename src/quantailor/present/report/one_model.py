@@ -89,7 +89,7 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
     found = most_sensitive(data)
     facts = [("quantizable tensors", f"{len(data.tensors):,}")]
     if data.sensitivities:
-        facts.append(("sensitivities told from the floor", f"{len(found):,} of {len(data.sensitivities):,}"))
+        facts.append(("sensitivities above the floor", f"{len(found):,} of {len(data.sensitivities):,}"))
     if factor := _factor(found):
         facts.append(("largest alpha / smallest", f"{figure(factor, 2)} ×"))
     if data.curve is not None and data.no_prediction is None:

@@ -102,5 +102,5 @@ def _locked(folder: Path) -> FileLock:
             lock.acquire(blocking=False)
         except Timeout:
             said = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
-            raise OutputError(f"{said} makes something in {folder}", remedy="Wait for it, or choose another directory with -o") from None
+            raise OutputError(f"{said} is working in {folder}", remedy="Wait for it, or choose another directory with -o") from None
     return lock

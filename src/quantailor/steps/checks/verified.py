@@ -51,7 +51,9 @@ def other_words(file: ModelSource, base: ModelSource) -> list[str]:
     if not differing:
         return []
     name, named = Path(file.location).name, words.listed(differing)
-    return [f"{name} has another {named} than its base: programs may treat text otherwise with it; here all read the base's tokens."]
+    return [
+        f"{name} has another {named} than its base: programs may treat text differently with it; here all files read the base's tokens."
+    ]
 
 
 def require_presets(base: ModelSource) -> None:
@@ -106,7 +108,7 @@ def require_apart(calibration: Path, heldout: Path) -> None:
     seen = {part.read()[1] for part in parts_of(calibration)}
     for part in parts_of(heldout):
         if part.read()[1] in seen:
-            message = f"{part.path.name} is calibrated on and held out at once: the file would look too good"
+            message = f"{part.path.name} would be calibration text and held-out text at once: the file would look too good"
             raise CorpusError(message, remedy="Give another --verify-text, or --no-verify")
 
 

@@ -172,7 +172,7 @@ def _natively(workspace: Workspace, step: ConvertStep, stages: Stages) -> Conver
         left_out_why = left_out_words(source, has_projector=step.mmproj is not None)
         path = Path(step.output)
         if not step.overwrite and workspace.holds(path, model.description):
-            stages.note(f"{path} is its conversion already")  # by a run that was killed before it could say so, or by hand
+            stages.note(f"{path} is already its conversion")  # by a run that was killed before it could say so, or by hand
         else:
             write_base(model.source, path, control=stages.begin("convert"), overwrite=step.overwrite)
             workspace.remember(path, model)

@@ -82,7 +82,7 @@ class ProjectorWork:
         """The projector, made where it is not there as it would be made; raises as `refuse` does, and ResourceError."""
         converter = self.refuse(workspace, stages)
         if converter is None:
-            stages.note(f"{self.output} is the projector already")
+            stages.note(f"{self.output} is already the projector")
             return opened(self.output)
         stages.note(f"{converter.name} makes the projector")
         recipe = self._recipe(workspace)

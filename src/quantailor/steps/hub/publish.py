@@ -104,7 +104,7 @@ class PublishStep(Step[PublishResult], kind="publish", result=PublishResult):
         """
         folder = Path(self.folder)
         if not _REPO.fullmatch(self.repo_id):
-            raise OptionError(f"{self.repo_id!r} is no name of a repository", remedy="Give --repo ORG/NAME")
+            raise OptionError(f"{self.repo_id!r} is not the name of a repository", remedy="Give --repo ORG/NAME")
         found = {path.relative_to(folder).as_posix(): path for pattern in _SHOWN for path in sorted(folder.glob(pattern)) if path.is_file()}
         found = {name: path for name, path in found.items() if name not in _KEPT_BACK}
         models = [name for name in found if _is_model(name)]

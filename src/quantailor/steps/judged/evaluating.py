@@ -73,7 +73,7 @@ def check_evals(evals: Evals) -> None:
     """Raise CorpusError where questions cannot be read, OptionError where nothing asks them."""
     if evals.choices is not None:
         if "choices" not in evals.names:
-            raise OptionError("--choices names questions that nothing asks", remedy="Add --eval choices")
+            raise OptionError("--choices names questions, but they are not asked", remedy="Add --eval choices")
         _questions(evals)
 
 

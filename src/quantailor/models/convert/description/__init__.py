@@ -181,5 +181,5 @@ def _text(folder: Path, card: JsonObject, *keys: str) -> str | None:
     if not texts and not isinstance(value, str):
         remedy = "Write one text there, or remove it" if isinstance(value, dict | list) else "Put it in quotation marks"
         shown = reprlib.repr(value) if isinstance(value, dict | list) else str(value)  # aliases make small files of endless lists
-        raise ModelFormatError(f"README.md in {folder} has {key} = {shown[:80]}, which is no text", remedy=remedy)
+        raise ModelFormatError(f"README.md in {folder} has {key} = {shown[:80]}, which is not text", remedy=remedy)
     return ",".join(texts) if "".join(texts).strip() else None

@@ -66,7 +66,8 @@ def family_of(config: JsonObject, arrays: Mapping[str, StoredArray], place: str,
         )
     if family is None and (head := _HEAD.fullmatch(name)) and f"{head[1]}ForCausalLM" in FAMILIES:
         raise UnsupportedModelError(
-            f"{place} has the architecture {name!r}, which judges texts and predicts no next token", remedy="Use the language model itself"
+            f"{place} has the architecture {name!r}, which scores texts and does not predict next tokens",
+            remedy="Use the language model itself",
         )
     if family is None:
         raise ConverterNeededError(

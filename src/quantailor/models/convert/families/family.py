@@ -111,7 +111,7 @@ class LeftOut:
     """Follows the number of arrays and their place: "they ..."."""
 
 
-TOWER_WHY = "they take images or sound, which llama.cpp does with a file of its own; `--mmproj` makes it"
+TOWER_WHY = "they process images or sound, for which llama.cpp needs a separate file; `--mmproj` makes it"
 
 
 @dataclass(frozen=True, slots=True)
