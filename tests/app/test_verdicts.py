@@ -161,7 +161,9 @@ def test_the_command_lists_and_exports(quantailor: Command, home: Path, books_ll
     assert "second" in shown.out
     assert place.read_text(encoding="utf-8").count("\n") == 4
     assert "exists" in quantailor("verdicts", books_llama_base, "--home", home, "--export", place).error_line
-    assert "does not name a format" in quantailor("verdicts", books_llama_base, "--home", home, "--export", tmp_path / "points.xls").error_line
+    assert (
+        "does not name a format" in quantailor("verdicts", books_llama_base, "--home", home, "--export", tmp_path / "points.xls").error_line
+    )
     document = json.loads(quantailor("verdicts", books_llama_base, "--home", home, "--json").out)
     assert [item["verdict"]["rows"][1]["label"] for item in document["result"]["verdicts"]] == ["second", "mine"]
 
