@@ -15,7 +15,7 @@ from quantailor.present.words import figure, interval, size
 DECADES = 4.5
 """Below the worst file; what is better than that is as good as the base to any reader."""
 FEWEST_TICKS = 4
-ROUND = (1, 2, 5, 3, 4, 6, 7, 8, 9)
+ROUND = (1, 2, 5)
 KINDS = {"preset": "llama.cpp's types of {}", "version": "version {}", "file": "built: {}"}
 
 
@@ -33,7 +33,7 @@ class FrontierControl(Element, component="frontier.js"):
     def span(self, low: int, high: int) -> None:
         """The sizes there are, before the curve is known."""
         self._props["range"] = [low, max(high, low + 1)]
-        self._props["xTicks"] = _size_ticks(low, high)
+        self._props["xTicks"] = size_ticks(low, high)
         self._props["cards"] = cards(low, high)
 
     def show(self, found: Frontier, marks: Sequence[FrontierPoint], basis: str) -> None:
@@ -66,13 +66,12 @@ def told(point: FrontierPoint) -> str:
     return f"{name}{size(point.size_bytes)}, {figure(point.value)} nats{ends}"
 
 
-def _size_ticks(low: int, high: int) -> list[tuple[int, str]]:
-    """Round sizes, each in the unit that people would name it in; four to nine of them where the largest is not twice the smallest."""
-    if high <= 2 * low:
-        unit = 1024 ** max(0, int(math.log(low, 1024)))
-        steps = (unit * digit * 10.0**power for power in range(3, -4, -1) for digit in (5, 2, 1))
+def size_ticks(low: int, high: int) -> list[tuple[int, str]]:
+    """Round sizes, each in the unit that people would name it in; four or more of them unless the sizes lie far apart."""
+    if high <= 8 * low:
+        unit = 1024 ** max(0, int(math.log(low * high, 1024) / 2))
+        steps = (unit * digit * 10.0**power for power in range(3, -4, -1) for digit in ROUND[::-1])
         step = next((step for step in steps if high // step - low // step >= FEWEST_TICKS), unit)
         return [(n, size(n).replace(".00", "")) for n in (round(step * at) for at in range(math.ceil(low / step), int(high // step) + 1))]
-    n_each = 9 if high < 4 * low else 3
-    found = (digit * 10**tens * 2 ** (10 * unit) for unit in range(5) for tens in range(3) for digit in ROUND[:n_each])
+    found = (digit * 10**tens * 2 ** (10 * unit) for unit in range(5) for tens in range(3) for digit in ROUND)
     return [(n_bytes, size(n_bytes).replace(".00", "")) for n_bytes in sorted(found) if low <= n_bytes <= high]
