@@ -141,7 +141,7 @@ def test_a_plan_on_part_of_the_model_says_so(at: Home, run: Command, base: Path,
     said = run("plan", base, "--bpw", BITS, "-o", strategy).out
     n_probed, n_tensors = map(int, re.findall(r"probes: (\d+) of (\d+) tensors \(\d+ % of the weights\)", said)[0])
     assert 0 < n_probed < n_tensors
-    assert "count as what the others tell of them" in said
+    assert "are estimated from the others" in said
     assert f"probed_tensors: {n_probed} of {n_tensors}" in strategy.read_text(encoding="utf-8")
     command = shlex.split(next(line for line in said.splitlines() if line.startswith("for all")).removeprefix("for all"))
     assert command[:3] == ["quantailor", "probe", str(base)]

@@ -71,7 +71,7 @@ def test_room_for_the_tower_is_looked_for_before(seeing: Path, tmp_path: Path) -
 
 def test_without_it_the_tower_is_named_with_the_reason(quantailor: Command, seeing: Path, runs: Path, tmp_path: Path) -> None:
     shown = quantailor("convert", seeing, "-o", tmp_path / "base.gguf", "--home", tmp_path / "home").out
-    said = f"left out: {len(TOWER)} arrays (multi_modal_projector, vision_tower): they take images or sound"
+    said = f"left out: {len(TOWER)} arrays (multi_modal_projector, vision_tower): they process images or sound"
     assert said in shown
     assert "`--mmproj` makes it" in shown
     assert lines(runs) == []
@@ -166,7 +166,7 @@ def test_a_tower_that_the_converter_does_not_know_is_refused_before_an_interpret
 
     line = quantailor(*asked, "--mmproj", tmp_path / "mmproj.gguf").error_line
     assert f"{seeing} has a tower of the architecture '{ARCHITECTURE}'" in line
-    assert f"of which llama.cpp's converter at {script} makes no projector" in line
+    assert f"for which llama.cpp's converter at {script} makes no projector" in line
     assert "Leave out --mmproj: the text model is made without it" in line
     assert not base.exists()
 
@@ -205,7 +205,7 @@ def test_both_halves_go_through_the_converter_where_ours_does_not_take_the_text(
     assert quantailor("convert", seeing, "-o", tmp_path / "text.gguf", *home).code == 0
     (seeing / "ready.data").write_bytes((tmp_path / "text.gguf").read_bytes())
     asked = ("convert", seeing, "-o", tmp_path / "base.gguf", "--way", "llama.cpp", *home, "--json")
-    assert "arrays of a tower: they take images or sound" in quantailor(*asked).result["left_out_why"][0]
+    assert "arrays of a tower: they process images or sound" in quantailor(*asked).result["left_out_why"][0]
     result = quantailor(*asked, "--force", "--mmproj", tmp_path / "mmproj.gguf").result
     assert (result["way"], result["left_out_why"], result["mmproj"]["takes"]) == ("llama.cpp", [], ["images"])
     assert lines(runs) == ["--outtype auto", "--outtype auto", "--mmproj --outtype f16"]
