@@ -87,7 +87,7 @@ def test_make_refuses_to_hold_out_what_it_calibrates_on(quantailor: Command, bas
     seen = mix(tmp_path / "seen.yaml", prose=0.5, chat=0.5)
     words = ("make", base, "--bpw", 6, "-o", tmp_path / "out", "-f", seen, "--verify-text", tmp_path / "chat.jsonl")
     line = quantailor(*words, "--home", tmp_path / "home").error_line
-    assert "chat.jsonl is calibrated on and held out at once" in line
+    assert "chat.jsonl would be calibration text and held-out text at once" in line
 
 
 def test_a_damaged_conversation_is_told_before_any_work(quantailor: Command, base: Path, tmp_path: Path) -> None:

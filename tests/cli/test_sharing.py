@@ -196,8 +196,8 @@ def test_a_strategy_of_another_model_is_refused(quantailor: Command, workbench: 
     ):
         assert "was made for Books Llama" in quantailor(*words, *home).error_line
     assert "carries no strategy" in quantailor("check", workbench.base, workbench.base, "--base", workbench.base, *home).error_line
-    assert "is no file of Books Moe" in quantailor("diff", books_moe_base, workbench.base, "Q4_K_M", *home).error_line
-    assert "is no file of Books Moe" in quantailor("card", workbench.base, "--base", books_moe_base, *home).error_line
+    assert "is not a file of Books Moe" in quantailor("diff", books_moe_base, workbench.base, "Q4_K_M", *home).error_line
+    assert "is not a file of Books Moe" in quantailor("card", workbench.base, "--base", books_moe_base, *home).error_line
 
 
 # Differences

@@ -655,7 +655,7 @@ def test_a_model_saved_without_its_outermost_name_converts_where_the_output_is_t
 def test_an_adapter_alone_names_its_base(gone: str, folder: Path) -> None:
     (folder / gone).unlink()
     edit(folder / "adapter_config.json", lambda stored: stored.update(base_model_name_or_path="org/base"))
-    assert "an adapter alone, for org/base" in refusal(folder)
+    assert "only an adapter, for org/base" in refusal(folder)
 
 
 def test_parts_of_sharded_training_are_called_so(folder: Path) -> None:
