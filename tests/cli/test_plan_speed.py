@@ -152,6 +152,16 @@ def test_make_holds_a_speed_and_its_recipe_says_so(made: Command, timed: Workben
     assert "holds another result" in made("--size", SIZE, "--speed", "0.8", "--home", timed.home).error_line
 
 
+@pytest.mark.slow
+def test_every_file_of_a_ladder_holds_the_speed(made: Command, timed: Workbench, tmp_path: Path) -> None:
+    found = made("--sizes", "Q4_K_M,Q6_K", "--speed", "0.9", "--home", timed.home, "--json").result
+    assert len(found["rungs"]) == 2
+    assert all(rung["plan"]["speed"]["generation_tokens_per_second"] > 0 for rung in found["rungs"])
+    strategies = [yaml.safe_load(path.read_text()) for path in (tmp_path / "made" / "strategies").glob("*.yaml")]
+    assert [each["target"]["speed"] for each in strategies] == ["0.9", "0.9"]
+    assert yaml.safe_load((tmp_path / "made" / "recipe.yaml").read_text())["speed"] == "0.9"
+
+
 def test_make_refuses_a_speed_before_any_work_where_nothing_was_timed(made: Command, tmp_path: Path) -> None:
     assert "have not been timed" in made("--size", SIZE, "--speed", "0.9", "--home", tmp_path / "home").error_line
     assert not list((tmp_path / "made").glob("*.gguf"))

@@ -84,8 +84,8 @@ def test_experts_are_a_group_of_their_own_and_run_in_llama_cpp(run: Command, boo
 
 
 @pytest.mark.slow
-def test_every_usual_type_is_timed(run: Command, books_moe_base: Path) -> None:
-    found = run("speed", books_moe_base, "--threads", 1, "--json").result
+def test_every_usual_type_is_timed(run: Command, base: Path) -> None:
+    found = run("speed", base, "--threads", 1, "--mixes", 2, "--json").result
     assert found["failed"] == []
     assert {"Q2_K", "IQ1_S", "IQ4_XS", "Q6_K", "F16"} <= {row["type_name"] for row in found["types"]}
 
