@@ -85,6 +85,8 @@ def test_no_serious_finding_in_open_dialogs(chromium: Browser, studied_server: S
         ("choose", "Compare"),
         ("choose", "Versions and files"),
         ("build", "Open a file"),
+        ("open", "Browse"),
+        ("model", "Free disk space …"),
     ):
         chromium.enter(studied_server, screen_path(studied_server.home, screen), theme=theme)
         chromium.settle()

@@ -1,5 +1,6 @@
 // Size against predicted divergence; the handle is dragged along the curve. See frontier.py.
 const [LEFT, RIGHT, TOP, BOTTOM] = [58, 14, 18, 34];
+const LETTER = 6.8; // pixels of a mark's name, at most
 const STEPS = { ArrowRight: 0.005, ArrowUp: 0.005, ArrowLeft: -0.005, ArrowDown: -0.005, PageUp: 0.05, PageDown: -0.05, Home: -1, End: 1 };
 
 export default {
@@ -67,10 +68,11 @@ export default {
     // Each with whether its name has room.
     placed() {
       const names = [];
-      const free = ([x, y]) => names.every(([a, b]) => Math.abs(a - x) > 52 || Math.abs(b - y) > 12);
+      const free = ([from, to, y]) => names.every(([a, b, other]) => to < a || from > b || Math.abs(other - y) > 12);
       return this.marks.map((mark) => {
-        const place = [this.x(mark[2]), this.y(mark[3])];
-        const named = place[0] < this.width - 60 && free(place);
+        const from = this.x(mark[2]) + 7;
+        const place = [from, from + LETTER * mark[1].length, this.y(mark[3])];
+        const named = place[1] < this.width && free(place);
         if (named) names.push(place);
         return [...mark, named];
       });
