@@ -186,7 +186,7 @@ def main() -> int:
     for base in (*map(setting.base, setting.models), made_up):
         if base != made_up:
             setting.prepare(base)
-        setting.run("speed", base, "--types", ",".join(TYPES))
+        setting.run("speed", base)
         figures[base.stem] = found = of_model(setting, base, options.mixes, is_made_up=base == made_up)
         worst = max(worst, *(found["summary"][f"{of}, median error"] for of in OF))  # type: ignore[index]
     save(setting.folder / "speed.json", figures)

@@ -95,6 +95,7 @@ def test_a_speed_that_nothing_reaches_names_the_fastest_and_its_cost(plan: Comma
     line = plan("--speed", "100000tok/s").error_line
     assert "no strategy generates 100,000 tokens per second in a file of at most" in line
     assert "a damage of" in line
+    assert "tokens per second at the size of Q4_K_M: " in plan("--like", "Q4_K_M", "--speed", "100000tok/s").error_line
     assert "without --speed" in line
     fastest = line.partition("Ask for --speed ")[2].split("tok/s")[0]
     assert plan("--speed", f"{fastest}tok/s", "--json").result["speed"]["generation_tokens_per_second"] >= float(fastest)

@@ -115,9 +115,10 @@ def too_slow(
     costs = [_cost(chosen(each).prediction) for each in (limit.at(reached), None)]
     what = "generates" if limit.of == "generation" else "reads prompts at"
     asked = f"{words.figure(limit.tokens_per_second)} tokens per second" + (f" ({limit.words})" if limit.words else "")
-    within = words.target({key: value for key, value in target.items() if key not in ("speed", "speed_of")})
+    others = words.target({key: value for key, value in target.items() if key not in ("speed", "speed_of")})
+    within = f"at the size of {target['like']}" if "like" in target else f"in {others or 'any size'}"
     return InfeasibleError(
-        f"no strategy {what} {asked} in {within or 'any size'}: the fastest is predicted to reach {reached:g}, at {costs[0]} in place of "
+        f"no strategy {what} {asked} {within}: the fastest is predicted to reach {reached:g}, at {costs[0]} in place of "
         f"{costs[1]} without --speed",
         remedy=f"Ask for --speed {reached:g}tok/s or less, another size, or allow faster types",
         least_seconds=least_seconds,
