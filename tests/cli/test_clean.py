@@ -59,7 +59,7 @@ def test_it_lists_and_changes_nothing_until_it_is_told(run: Command, home: Path)
     assert items["leftovers", ".half.gguf.999999999.part"]["stays"] is None
     assert (
         "not asked for" in items["bases", "model-01234567.gguf"]["stays"]
-        or "is not there" in items["bases", "model-01234567.gguf"]["stays"]
+        or "no longer exists" in items["bases", "model-01234567.gguf"]["stays"]
     )
     assert "measurements rest on them" in items["imatrices", f"{PREFIX}-fedcba.gguf"]["stays"]
     assert not any(str(os.getpid()) in name for _, name in items)
@@ -154,7 +154,7 @@ def test_a_base_goes_only_while_its_directory_is_there(run: Command, books_llama
     assert "not asked for" in (stays_of(run, base) or "")
     assert stays_of(run, base, "--kind", "bases") is None
     shutil.rmtree(directory)
-    assert "is not there" in (stays_of(run, base, "--kind", "bases") or "")
+    assert "no longer exists" in (stays_of(run, base, "--kind", "bases") or "")
 
 
 def stays_of(run: Command, path: Path, *options: str) -> str | None:

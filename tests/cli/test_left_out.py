@@ -39,7 +39,7 @@ def test_a_line_that_was_deleted_is_named_by_every_command(
         ("edit", workbench.base, strategy, "--set", "output=Q8_0", "-o", tmp_path / "edited.yaml"),
     ):
         line = quantailor(*words, *home).error_line
-        assert "the strategy says nothing of blk.3.ffn_up.weight, which would stay BF16" in line, words
+        assert "the strategy says nothing about blk.3.ffn_up.weight, which would stay BF16" in line, words
         assert "`blk.3.ffn_up.weight: Q8_0`" in line
     assert {path.name for path in tmp_path.iterdir()} == {"s.yaml", "out.gguf"}
     text = strategy.read_text(encoding="utf-8")
@@ -50,7 +50,7 @@ def test_a_line_that_was_deleted_is_named_by_every_command(
 def test_several_lines_are_counted(quantailor: Command, workbench: Workbench, strategy: Path, tmp_path: Path) -> None:
     without(strategy, "blk.3.ffn_up.weight", "output.weight")
     line = quantailor("build", workbench.base, strategy, "-o", tmp_path / "out.gguf", "--home", workbench.home).error_line
-    assert re.search(r"nothing of 2 tensors, \S+ among them, which would stay BF16", line)
+    assert re.search(r"nothing about 2 tensors, \S+ among them, which would stay BF16", line)
 
 
 @pytest.mark.slow

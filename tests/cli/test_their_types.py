@@ -51,7 +51,7 @@ def test_a_published_recipe_may_have_comments(quantailor: Command, measured: Wor
     assert found["prediction"]["no_prediction"]
     assert quantailor("build", measured.base, recipe, "-o", tmp_path / "out.gguf", *words).code == 0
     recipe.write_text("# nothing but attention\nattn=q8_0\n", encoding="utf-8")
-    assert "says nothing of" in quantailor("plan", measured.base, "--types-of", recipe, *words[:2]).error_line
+    assert "says nothing about" in quantailor("plan", measured.base, "--types-of", recipe, *words[:2]).error_line
 
 
 def test_what_leaves_no_choice_takes_no_limits(quantailor: Command, measured: Workbench) -> None:

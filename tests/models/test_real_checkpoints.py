@@ -667,7 +667,7 @@ def test_parts_of_sharded_training_are_called_so(folder: Path) -> None:
 @pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification", "RewardModel"])
 def test_a_head_that_judges_texts_is_no_language_model(head: str, folder: Path) -> None:
     edit(folder / "config.json", lambda config: config.update(architectures=[f"LlamaFor{head}"]))
-    assert "predicts no next token" in refusal(folder)
+    assert "does not predict next tokens" in refusal(folder)
 
 
 # Pointers and links
