@@ -15,16 +15,26 @@ WORKERS ?= 2
 FAST_WORKERS ?= $(shell expr $(WORKERS) + 1)
 SLOW_WORKERS ?= $(shell expr $(WORKERS) \* 2)
 
-# Without the machine's own instructions the wheel also runs on an older or newer one, slower by little. Tests want the RPC backend.
+# Without the machine's own instructions the wheel also runs on an older or newer one; NATIVE=1 uses them. Tests want the RPC backend.
+NATIVE ?= 0
+ifeq ($(NATIVE),1)
+export CMAKE_ARGS ?= -DGGML_NATIVE=ON -DGGML_RPC=ON
+PROCESSOR := -$(shell (grep -m1 '^flags' /proc/cpuinfo || sysctl machdep.cpu hw.optional || $(PYTHON) -m platform) 2>/dev/null | cksum | cut -d' ' -f1)
+else
 export CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DGGML_RPC=ON
+PROCESSOR :=
+endif
 LLAMA := $(shell grep '^llama_cpp_python==' requirements/dev.txt)
-# The wheel is kept beside pip's: pip itself takes a wheel whatever it was built with, so these have a folder for each list of options.
+# The wheel is kept beside pip's: pip itself takes a wheel whatever it was built with, so these have a folder for each list of options and,
+# where they are for this processor, for each kind of processor: a wheel of another one's would die.
 define install_llama
-	@wheels="$$($(1)/python -m pip cache dir 2>/dev/null || echo $(VENV))/quantailor-$$(echo '$(CMAKE_ARGS)' | cksum | cut -d' ' -f1)"; \
+	@wheels="$$($(1)/python -m pip cache dir 2>/dev/null || echo $(VENV))/quantailor-$$(echo '$(CMAKE_ARGS)' | cksum | cut -d' ' -f1)$(PROCESSOR)"; \
 	ls "$$wheels"/$(subst ==,-,$(LLAMA))-*.whl >/dev/null 2>&1 || \
 	$(1)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-cache-dir --wheel-dir "$$wheels" $(LLAMA) && \
 	$(1)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$$wheels"/$(subst ==,-,$(LLAMA))-*.whl
 endef
+
+READY := $(VENV)/.ready$(PROCESSOR)
 
 # The tests start hundreds of processes: modules are compiled once, whatever the shell says.
 unexport PYTHONDONTWRITEBYTECODE
@@ -44,15 +54,15 @@ help:
 	@echo "make gpu-check   build llama-cpp-python with CUDA and compare an NVIDIA GPU with the CPU (CARRIED=FOLDER without a network)"
 	@echo "make screenshots   pictures of every screen into docs/images (needs chromium and chromedriver)"
 
-setup: $(VENV)/.ready
+setup: $(READY)
 
-$(VENV)/.ready: Makefile pyproject.toml requirements/dev.txt
+$(READY): Makefile pyproject.toml requirements/dev.txt
 	@echo "== Setting up $(VENV). The first build of llama-cpp-python takes some minutes; the wheel is kept."
 	$(PYTHON) -m venv $(VENV)
 	$(call install_llama,$(RUN))
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
-	@touch $@
+	@rm -f $(VENV)/.ready* && touch $@
 
 $(ORACLE_VENV)/.ready: Makefile pyproject.toml requirements/dev.txt requirements/oracle.txt
 	@echo "== Setting up $(ORACLE_VENV) with torch and transformers."
@@ -107,7 +117,7 @@ docs: $(VENV)/.docs-ready
 	@echo "== the documentation, into site/"
 	NO_MKDOCS_2_WARNING=1 $(RUN)/python -m mkdocs build --strict --quiet
 
-$(VENV)/.docs-ready: $(VENV)/.ready requirements/docs.txt
+$(VENV)/.docs-ready: $(READY) requirements/docs.txt
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
 	@touch $@
 

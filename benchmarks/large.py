@@ -2,8 +2,8 @@
 
 Made-up weights (`benchmarks.llama_shapes`), one chunk of 512 tokens of which 256 are scored, as probes have it. For every shape a
 process of its own loads the model, runs the chunk alone, then as probes of tensors from first to last (quantize, swap in, run, score,
-put back), and tells seconds of both, their ratio, passes per second, its peak memory beside the file's size, and what the probes of a
-plan with default settings take at that rate.
+put back), and tells seconds of both, their ratio, passes per second, its peak memory beside the file's size, and what the passes of a
+plan with default settings take at that rate. Quantizing whole mixes comes on top: `quantailor cost` counts that, too.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from quantailor.ggml.devices import Devices
 from quantailor.models.convert.base import write_base
 from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource
+from quantailor.pipeline.parts import LARGE_PASSES
 from quantailor.records import Mix
 from quantailor.session import CALIBRATION_TEXT, quantizable_tensors
-from quantailor.steps.probe import DEFAULT_MIX_CHUNKS, DEFAULT_MIXES, DEFAULT_PROBE_CHUNKS, DEFAULT_PROBE_TYPES
 
 N_CTX = 512
 PROBE_TYPE = "Q4_0"
@@ -44,18 +44,11 @@ class Rates:
 
     alone: float
     probing: float
-    n_tensors: int
-
-    @property
-    def plan_minutes(self) -> float:
-        """Probes of every tensor and whole mixes, as by default."""
-        n_passes = len(DEFAULT_PROBE_TYPES) * DEFAULT_PROBE_CHUNKS * self.n_tensors + DEFAULT_MIXES * DEFAULT_MIX_CHUNKS
-        return n_passes * self.probing / 60
 
     def __str__(self) -> str:
         return (
             f"{self.alone:.3f} s a pass alone, {self.probing:.3f} s a probe: {self.alone / self.probing:.2f} (goal {GOAL}),"
-            f" {1 / self.probing:.2f} probes a second; a plan's, by default, of {self.n_tensors} tensors: {self.plan_minutes:.0f} min"
+            f" {1 / self.probing:.2f} probes a second; a plan's {LARGE_PASSES} passes: {LARGE_PASSES * self.probing / 60:.0f} min"
         )
 
 
@@ -79,7 +72,7 @@ def pass_rates(path: Path, folder: Path, *, n_passes: int, n_gpu_layers: int = 0
             if not np.isfinite(scored.kld_sum):
                 raise SystemExit(f"the divergence of {name} is not finite")
     source.close()
-    return Rates(alone / n_passes, probing / n_passes, len(names))
+    return Rates(alone / n_passes, probing / n_passes)
 
 
 def written(shape: str, type_name: str, folder: Path, vocabulary: ModelSource | None = None) -> Path:
