@@ -65,7 +65,8 @@ def latest(home: Path, base: Path) -> Verdict:
 
 def plotted(browser: Browser) -> dict[str, dict[str, Any]]:
     """The chart's series by name, as ECharts has them; the one that bears our file's name is called "ours"."""
-    browser.until(lambda: browser.js(f"return !!({CHART} && {CHART}.getOption())"), "the chart is drawn", seconds=SECONDS)
+    there = f"return !!document.querySelector('.qt-verdict-chart') && !!({CHART} && {CHART}.getOption())"
+    browser.until(lambda: browser.js(there), "the chart is drawn", seconds=SECONDS)
     found = browser.js(f"return {CHART}.getOption().series.map(one => ({{name: one.name, data: one.data}}))")
     own = next(one["name"] for one in found if one["name"].startswith("mine-4.5bpw, ") and not one["name"].endswith(INTERVALS))
     return {"ours" if series["name"] == own else series["name"]: series for series in found}
