@@ -187,15 +187,15 @@ def main() -> int:
         if base != made_up:
             setting.prepare(base)
         setting.run("speed", base)
-        figures[base.stem] = found = of_model(setting, base, options.mixes, is_made_up=base == made_up)
-        worst = max(worst, *(found["summary"][f"{of}, median error"] for of in OF))  # type: ignore[index]
+        errors, figures[base.stem] = of_model(setting, base, options.mixes, is_made_up=base == made_up)
+        worst = max(worst, *(errors[f"{of}, median error"] for of in OF))
     save(setting.folder / "speed.json", figures)
     print(f"largest median error {100 * worst:.1f} %, goal {100 * GOAL:.0f} %: {'met' if worst <= GOAL else 'NOT MET'}")
     return int(worst > GOAL)
 
 
-def of_model(setting: Setting, base: Path, n_mixes: int, *, is_made_up: bool) -> dict[str, object]:
-    """Everything of one model, printed as it comes."""
+def of_model(setting: Setting, base: Path, n_mixes: int, *, is_made_up: bool) -> tuple[dict[str, float], dict[str, object]]:
+    """The errors of one model's predictions, and everything of it, printed as it comes."""
     folder = setting.folder / "speed"
     folder.mkdir(exist_ok=True)
     with Workspace.open(setting.home) as workspace, workspace.model(base) as model:
@@ -209,7 +209,7 @@ def of_model(setting: Setting, base: Path, n_mixes: int, *, is_made_up: bool) ->
             print(f"  {label:48} {value:.2f}" if "over" in label else f"  {label:48} {100 * value:.1f} %")
         print(f"  load {os.getloadavg()[0]:.1f}", flush=True)
         rest = [] if is_made_up else plans(bench)
-    return {"summary": found, "mixes": [asdict(row) for row in rows], "plans": [asdict(plan) for plan in rest]}
+    return found, {"summary": found, "mixes": [asdict(row) for row in rows], "plans": [asdict(plan) for plan in rest]}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -87,8 +88,7 @@ class Race(Closing):
         Returns:
             Seconds per token: of prompts, (n_laps, 2), and of what is written after them, (n_turns, 2); each the fastest of its turn.
         """
-        reading: list[list[float]] = []
-        writing: list[list[float]] = []
+        reading, writing = list[list[float]](), list[list[float]]()
         doing("timing tokens")
         begin = time.perf_counter()
         while True:
@@ -102,8 +102,8 @@ class Race(Closing):
             order = (0, 1) if len(reading) % 2 == 0 else (1, 0)
             reading.append(self._turn(order, lambda model: [model.read(self._prompt) for _ in range(_PROMPTS_IN_A_ROW)]))
             for start in range(0, N_WRITTEN, _TOKENS_IN_A_ROW):
-                tokens, at = self._written[start : start + _TOKENS_IN_A_ROW], N_PROMPT + start
-                writing.append(self._turn(order, lambda model, tokens=tokens, at=at: model.write(tokens, at)))  # type: ignore[misc]
+                tokens = self._written[start : start + _TOKENS_IN_A_ROW]
+                writing.append(self._turn(order, partial(_Timed.write, tokens=tokens, position=N_PROMPT + start)))
         return np.array(reading), np.array(writing)
 
     def _turn(self, order: Sequence[int], run: Callable[[_Timed], Sequence[float]]) -> list[float]:

@@ -45,7 +45,3 @@ class PredictedSpeed:
     def tokens_per_second(self, of: SpeedOf) -> float:
         """One of the two."""
         return self.prompt_tokens_per_second if of == "prompt" else self.generation_tokens_per_second
-
-    def error(self, of: SpeedOf) -> float | None:
-        """One of the two."""
-        return self.prompt_error if of == "prompt" else self.generation_error
