@@ -63,7 +63,7 @@ def _save_and_read(page: Visitor, folder: Path, roles: list[str]) -> None:
 def test_with_fewer_than_two_it_says_what_to_do(visit: Callable[..., Visitor], tmp_path: Path) -> None:
     page = visit(tmp_path / "home")
     page.go("/compare")
-    page.sees("None is probed yet")
+    page.sees("None has been probed yet")
     page.click("Open a model")
     page.until(lambda: page.address == "/open", "the button leads on")
 

@@ -110,5 +110,5 @@ def test_a_page_that_fails_says_so_and_has_a_way_back(
     monkeypatch.setattr(sys.modules["quantailor.gui.pages.home"], "list_projects", broken)
     found = page.fetch("/", accept="text/html")
     assert found.status_code == 500
-    assert "A fault in Quantailor, not in what you did: RuntimeError: the moon is full." in found.text
+    assert "This is a fault in Quantailor, not something you did: RuntimeError: the moon is full." in found.text
     assert "To the projects" in found.text

@@ -129,7 +129,7 @@ def test_a_directory_of_an_unknown_family_is_offered_to_llama_cpp(page: Visitor,
     folder = write_foreign(tmp_path / "foreign", ready=books_llama_base.read_bytes())
     ask(page, str(folder))
     page.sees(f"has the architecture '{ARCHITECTURE}', which Quantailor's own conversion does not support")
-    page.sees("Code that a directory brings is never run from here.")
+    page.sees("Code that comes with a model is never run from here.")
     page.click("Convert with llama.cpp")
     page.until(lambda: page.address.endswith("/model"), "the converted model opens")
     page.sees("8.39 M")

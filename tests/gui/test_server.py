@@ -36,7 +36,7 @@ def test_a_port_that_was_asked_for_and_is_taken_is_refused(tmp_path: Path) -> No
 
 
 def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ServeError, match=r"192\.0\.2\.1 is no address of this machine"):
+    with pytest.raises(ServeError, match=r"192\.0\.2\.1 is not an address of this machine"):
         serve(ServeOptions(home=tmp_path, host="192.0.2.1", token="long enough for that"))  # noqa: S106
 
 

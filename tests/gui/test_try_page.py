@@ -41,7 +41,7 @@ def test_no_text_is_refused_in_words(visit: Callable[..., Visitor], studied_home
     page.go(screen_path(studied_home, "try"))
     page.fill("Text", "  ")
     page.click("Write")
-    page.sees("there is no text to go on from")
+    page.sees("there is no text to continue")
 
 
 def test_without_a_built_file_it_leads_to_build(visit: Callable[..., Visitor], workbench: Workbench) -> None:

@@ -92,7 +92,7 @@ def frame(
 def not_found(path: str) -> None:
     """The page of an address that none of ours has."""
     with frame("", "No such page"), box("qt-stack"):
-        note(f"There is nothing at {path}. The address may be mistyped, or of a newer version.", "warn")
+        note(f"There is nothing at {path}. The address may be mistyped, or belong to a newer version.", "warn")
         with box("qt-row"):
             primary("To the projects", lambda: ui.navigate.to("/"), icon="apps")
 
@@ -101,8 +101,8 @@ def failed(error: Exception) -> None:
     """The page in place of one that could not be built for a reason that nobody thought of."""
     with frame("", "This page cannot be shown"), box("qt-stack"):
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        note(f"A fault in Quantailor, not in what you did: {reason}. Nothing is lost; jobs go on.", "bad")
-        text("Where the server was started, its output says more: please report it with that.", "qt-muted")
+        note(f"This is a fault in Quantailor, not something you did: {reason}. Nothing is lost, and jobs keep running.", "bad")
+        text("The server's output says more: please include it in a report.", "qt-muted")
         with box("qt-row"):
             primary("Try again", lambda: ui.navigate.reload(), icon="refresh")
             quiet("To the projects", lambda: ui.navigate.to("/"), icon="apps")

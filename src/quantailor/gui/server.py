@@ -136,7 +136,7 @@ def _port(options: ServeOptions) -> int:
         return bound
     free = _bound(options.host, 0)
     if free is None:
-        raise ServeError(f"{options.host} is no address of this machine", remedy="Leave --host out to serve this machine alone")
+        raise ServeError(f"{options.host} is not an address of this machine", remedy="Leave --host out to serve this machine alone")
     if options.port is None:
         return free
     raise ServeError(f"port {wanted} cannot be used: it is taken or reserved", remedy="Leave --port out to get a free one")

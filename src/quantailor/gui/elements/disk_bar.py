@@ -21,7 +21,7 @@ def disk_bar(needs: Sequence[DiskNeed], free_bytes: int | None, folder: str) -> 
     free = "unknown" if free_bytes is None else size(free_bytes)
     text(f"{size(total)} needed, {free} free at {folder}", "qt-small qt-muted")
     if free_bytes is not None and total > free_bytes:
-        note(f"{size(total - free_bytes)} are missing for all of these steps: free that much, or choose another disk.", "bad")
+        note(f"{size(total - free_bytes)} more would be needed for all of these steps: free that much, or choose another disk.", "bad")
     if shown:
         rows = [(need.step, size(need.size_bytes), need.what) for need in shown]
         table({"step": False, "at most": True, "for": False}, rows, caption="Disk that each step needs")

@@ -37,7 +37,7 @@ async def _remove(dialog: ui.dialog) -> None:
     done = await run.io_bound(partial(clean, remove=True), workspace())
     dialog.close()
     if done is not None:
-        ui.notify(f"{size(done.removable_bytes)} removed" if done.removed else "Nothing was removed: a job runs")
+        ui.notify(f"{size(done.removable_bytes)} removed" if done.removed else "Nothing was removed: a job is running")
 
 
 def _rows(found: CleanReport) -> list[tuple[str, str, str, str]]:

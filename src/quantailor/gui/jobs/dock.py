@@ -136,7 +136,7 @@ class JobButtons:
             return
         with ui.dialog(value=True).props('aria-label="Cancel the job"') as dialog, ui.card().classes("qt-ask"):
             heading(f"Cancel {job.kind} {job.title}?", 2, "qt-empty-title")
-            text("What it found so far is kept. To go on later, pause it instead.", "qt-muted")
+            text("What it has found so far is kept. To continue later, pause it instead.", "qt-muted")
             with box("qt-row qt-end-row"):
                 quiet("Keep it", dialog.close)
                 primary("Cancel the job", told(partial(self._cancelled, dialog)))
@@ -317,9 +317,9 @@ def _under(job: JobReport) -> str:
     if job.state == "failed":
         return on_page(job.error or "")
     if job.state == "interrupted":
-        return "Its process has ended. It goes on where it stopped."
+        return "Its process has ended. It will continue where it stopped."
     if job.waits_for is not None:
-        return "It starts when that ends: one job at a time runs a model."
+        return "It starts when that one ends: only one job at a time runs a model."
     if job.state == "done":
         return f"after {span(job.elapsed_seconds, job.elapsed_seconds)}" if job.elapsed_seconds is not None else ""
     return told_stage(job)
@@ -367,7 +367,7 @@ class _Log:
         elif not lines and list(self._element):
             return
         with self._element:
-            for line in lines or ["Nothing was logged yet."]:
+            for line in lines or ["Nothing has been logged yet."]:
                 text(line, "qt-log-line")
         self._n_lines += len(lines)
         children = list(self._element)

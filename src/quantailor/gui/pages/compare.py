@@ -104,7 +104,7 @@ def _compared(pair: tuple[ProjectReport, ProjectReport], outputs: Sequence[Path]
 
 
 def _too_few(projects: Sequence[ProjectReport], with_probes: Sequence[ProjectReport]) -> None:
-    there = f"{with_probes[0].name} is probed; one more is needed." if with_probes else "None is probed yet."
+    there = f"{with_probes[0].name} is probed; one more is needed." if with_probes else "None has been probed yet."
     advice = f"This screen sets the sensitivity profiles of two probed models side by side. {there}"
     gone = next((project for project in projects if project.is_probed and project.base is None), None)
     unprobed = next((project for project in projects if not project.is_probed), None)

@@ -84,12 +84,15 @@ class _Screen:
                 self._file.props("outlined dense").on_value_change(told(self._show_command))
                 self._prompt = ui.textarea("Text", value=EXAMPLE).props("outlined autogrow").classes("qt-grow")
                 with box("qt-row qt-wrap"):
-                    self._chat = ui.checkbox("Ask it as a chat does, where it has a chat template").props("dense")
+                    self._chat = ui.checkbox("Ask as in a chat, where the model has a chat template").props("dense")
                     self._length = ui.select({n: f"up to {n} tokens" for n in LENGTHS}, label="Length", value=N_TOKENS)
                     self._length.props("outlined dense").classes("qt-try-length")
                     self._go = primary("Write", told(self._write), icon="play_arrow")
                     self._stop = quiet("Stop", self._stopped, icon="stop")
-                text("Both take the likeliest token every time, so that a difference is the files' and not chance's.", "qt-small qt-muted")
+                text(
+                    "Both take the likeliest token every time, so any difference comes from the files, not from chance.",
+                    "qt-small qt-muted",
+                )
             self._said = text("", "qt-try-said").props('role="status"')
             with box("qt-try"):
                 self._sides = (_Side("Base"), _Side("Built file"))
@@ -109,7 +112,7 @@ class _Screen:
     async def _write(self) -> None:
         words = str(self._prompt.value or "")
         if not words.strip():
-            raise InferenceError("there is no text to go on from", remedy="Write a few words")
+            raise InferenceError("there is no text to continue", remedy="Write a few words")
         self._wanted += 1
         self._marked = None
         self._said.set_text("Loading both files …")

@@ -256,7 +256,7 @@ class _Screen:
         self._n_tensors.set(f"{offer.n_tensors:,}")
         self._exact.set_text(f"{predicted.file_size_bytes:,} bytes, exactly. {_kld_words(predicted)}")
         n_parts = len(offer.paths)
-        self._parts.set_text(f"{n_parts} parts: {Path(offer.paths[0]).name} and on" if n_parts > 1 else f"one file: {offer.paths[0]}")
+        self._parts.set_text(f"{n_parts} parts: {Path(offer.paths[0]).name} and so on" if n_parts > 1 else f"one file: {offer.paths[0]}")
         self._rounding.set_text(_rounding_words(offer))
         self._calibrate.set_visibility(offer.no_covariances is not None)
         self._chips.clear()

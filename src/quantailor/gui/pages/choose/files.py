@@ -101,11 +101,11 @@ class FilesDialog:
         self._history.clear()
         with self._history:
             if done:
-                text("What was done to this one, the latest first:", "qt-small qt-muted")
+                text("What was changed in this one, latest first:", "qt-small qt-muted")
             for label in done[:N_STEPS]:
                 text(label, "qt-small")
             if len(done) > N_STEPS:
-                text(f"and {plural(len(done) - N_STEPS, 'change')} before; Undo takes back one after the other", "qt-small qt-muted")
+                text(f"and {plural(len(done) - N_STEPS, 'change')} earlier; Undo takes them back one by one", "qt-small qt-muted")
 
     async def _compare(self, name: str) -> None:
         self._dialog.close()

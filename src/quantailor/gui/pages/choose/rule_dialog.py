@@ -48,7 +48,7 @@ class RuleDialog:
                 self._penalty = ui.select(list(PENALTIES), label="Penalty", value="damage").props("outlined dense")
                 self._start = ui.input("Start at type", placeholder="Q6_K").props("outlined dense")
                 self._bins = ui.input("Bins: top per cent = type", placeholder="10=Q6_K,30=Q5_K,100=Q4_K").props(
-                    'outlined dense hint="Beyond the last one tensors get their smallest type"'
+                    'outlined dense hint="Tensors beyond the last one get their smallest type"'
                 )
                 self._target = ui.select(targets, label="Target", value="size", on_change=self._show_fields).props("outlined dense")
                 self._amount = ui.number("Amount", min=0, format="%.6g").props("outlined dense")

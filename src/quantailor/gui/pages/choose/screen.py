@@ -54,7 +54,7 @@ GROUNDS_TOLD = (
     " Without probes types can be ranked, but no KL divergence is predicted."
 )
 BUILD_TOLD = (
-    "Build writes the mix as a GGUF file, as large as is said here. Verify, the last of the six steps, then measures what it is worth."
+    "Build writes the mix as a GGUF file of exactly the size shown here. Verify, the last of the six steps, then measures what it is worth."
 )
 
 
@@ -93,7 +93,7 @@ class ChooseScreen:
         if self._desk.n_unmeasured:
             n = self._desk.n_unmeasured
             waits = "is not measured yet and keeps its type" if n == 1 else "are not measured yet and keep their types"
-            note(f"{plural(n, 'tensor')} {waits}. Reload to work with what has come in.", "warn")
+            note(f"{plural(n, 'tensor')} {waits}. Reload to use what has come in.", "warn")
         self._tour = Tour()
         self._build_grounds()
         with box("qt-choose"):
@@ -126,14 +126,14 @@ class ChooseScreen:
         found, reason = self._desk.grounds, self._desk.evaluate(self._draft.types_known_to(self._desk)).prediction.no_prediction
         with box("qt-row qt-wrap qt-choose-grounds"):
             self._build_rounding()
-            with text(f"Stands on {grounds(found)}.", "qt-small qt-muted qt-hinted"):
+            with text(f"Based on {grounds(found)}.", "qt-small qt-muted qt-hinted"):
                 ui.tooltip(GROUNDS_TOLD)
         if found is None:
             why = "Without probes there is a ranking, but no predicted KLD"
         elif reason is not None:
             why = f"{reason[0].upper()}{reason[1:]}"
         elif found.n_probed < found.n_tensors:
-            why = "Tensors that were not probed count as what the others tell of them"
+            why = "The sensitivity of tensors that were not probed is inferred from the others"
         else:
             return
         with box("qt-row qt-wrap qt-note qt-note-warn qt-choose-grounds"):
@@ -235,7 +235,7 @@ class ChooseScreen:
         if sketched is not None:
             self._latest = sketched.prediction
             self._show_figures(sketched.prediction, sketched.types)
-            self._size.set(size(sketched.prediction.file_size_bytes), "about; being planned")
+            self._size.set(size(sketched.prediction.file_size_bytes), "approximate; being planned")
         await self._draw_frontier(with_marks=False)
         await self._refresh()
         await self._draw_frontier()

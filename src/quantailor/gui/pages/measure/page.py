@@ -225,7 +225,7 @@ def state_of(found: MeasurementMap, *, has_cells: bool) -> str:
     matrix = "with an importance matrix" if found.imatrix_fingerprint else "without an importance matrix"
     rows = "every row" if found.settings == "exhaustive" else "sampled rows"
     return f"Measured on {rows} {matrix}, {rounding(is_compensated=found.rounding == 'compensated')}" + (
-        f"; {plural(found.n_unavailable, 'cell')} cannot be: the type does not suit the tensor." if found.n_unavailable else "."
+        f"; {plural(found.n_unavailable, 'cell')} are impossible: the type does not suit the tensor." if found.n_unavailable else "."
     )
 
 
@@ -353,7 +353,7 @@ class _Curves:
     def show(self, bands: Sequence[RoleBand], tensor: TensorProgress | None, curve: Sequence[MeasuredType]) -> None:
         """Draw them."""
         self._drawn = (bands, tensor, curve)
-        what = "1 is usual at so many bits." if self._kind.value else "Per cent of the output's energy that is lost."
+        what = "1 is the usual error at that many bits." if self._kind.value else "Per cent of the output's energy that is lost."
         self._means.set_text(f"{what} Lines are medians, bands hold 80 % of a role's tensors, each with the best type of so many bits.")
         self._empty.set_visibility(not bands)
         for element in (self._chart, self._table):

@@ -70,14 +70,14 @@ _MATRICES: Mapping[Matrix, tuple[str, str]] = {
     ),
     "text": ("Compute it from a text of yours", "Best where the text is like what the model will read. Probes run on it too."),
     "import": ("Import a file", "One that llama-imatrix made of this very model, GGUF or .dat."),
-    "none": ("None", f"Every input counts alike, and {', '.join(sorted(IMATRIX_REQUIRED))} are left out: they cannot do without."),
+    "none": ("None", f"Every input counts alike, and {', '.join(sorted(IMATRIX_REQUIRED))} are left out: they need one."),
 }
-NO_TEXT = "Without an importance matrix no text runs through the model, which would tell how errors make up for each other."
+NO_TEXT = "Without an importance matrix no text runs through the model, and only that would tell which errors make up for each other."
 TIME_LIMIT = (
-    "For example 30m or 2h, or so many chunks of text through the model. Probing ends then, and everything that was measured counts: what "
-    "helps a plan most comes first, more time sharpens it, and measuring again goes on where it stopped."
+    "For example 30m or 2h, or a number of chunks of text. Probing stops then, and everything measured so far counts: what "
+    "helps a plan most comes first, more time sharpens it, and measuring again continues where it stopped."
 )
-NO_PROBES = "This model predicts no next token, so that it cannot be probed. Choose Quick."
+NO_PROBES = "This model predicts no next token, so it cannot be probed. Choose Quick."
 _REFRESH_SECONDS = 0.4
 
 
@@ -298,8 +298,8 @@ class Setup:
         has_probes = bool(LEVEL_SETTINGS[self.level].probe_chunks)
         self._time.set_enabled(has_probes)
         self._passes.set_enabled(has_probes)
-        ends = f" Started now, all is {done_by(cost.seconds)}." if cost is not None and cost.seconds[1] > 0 else ""
-        limit = TIME_LIMIT if has_probes else "This level probes nothing that could be cut short."
+        ends = f" Started now, everything is {done_by(cost.seconds)}." if cost is not None and cost.seconds[1] > 0 else ""
+        limit = TIME_LIMIT if has_probes else "This level runs no probes, so there is nothing to cut short."
         self._limit.set_text(f"{limit}{ends}")
 
     def _build_start(self) -> None:
@@ -385,7 +385,7 @@ class Setup:
             if cost is not None:
                 _stage_table(cost)
             elif self._error is None and self._uncountable() is None and self._project.source is not None:
-                text("Finding out …", "qt-muted").props('role="status"')
+                text("Estimating …", "qt-muted").props('role="status"')
         self._show_time(cost)
         self._basis.set_text(f"Estimated from {cost.basis}. {cost.gain}" if cost is not None else "")
         self._sum.set_text(_in_all(PRESETS[self.level].title, cost))

@@ -28,7 +28,7 @@ def offered_conversion(offer: ConversionOffer, on_done: Callable[[], Any]) -> No
         text(f"{offer.why}. llama.cpp's own converter knows more families: it writes a 16-bit base, and everything starts from that.")
         text(
             "It needs torch and transformers; where they are missing they are set up once, which may download gigabytes."
-            " Code that a directory brings is never run from here.",
+            " Code that comes with a model is never run from here.",
             "qt-muted",
         )
         conversion_form(offer.folder, offer.place, "Convert with llama.cpp", on_done)

@@ -178,7 +178,7 @@ class HubCard:
 
         with box("qt-row"):
             primary(f"Download {size(report.download_bytes)}", told(start), icon="download")
-            text(f"Only what is needed, into {report.cache_folder}; it can be paused and goes on where it was.", "qt-muted qt-small")
+            text(f"Only what is needed, into {report.cache_folder}; it can be paused, and continues where it was.", "qt-muted qt-small")
 
     def _watch(self, job: int, watched: ui.element) -> None:
         watched.clear()

@@ -170,7 +170,7 @@ def _already_quantized(types: Sequence[str]) -> None:
     with box("qt-note qt-note-warn") as element:
         element.props('role="note"')
         text(f"These weights are quantized already ({', '.join(types)}): quantizing them again loses quality twice.")
-        text("Open the 16-bit model instead. If there is none, Measure asks whether to go on nevertheless.", "qt-muted")
+        text("Open the 16-bit model instead. If there is none, Measure asks whether to go on anyway.", "qt-muted")
 
 
 def _files(overview: ModelOverview) -> None:

@@ -311,7 +311,7 @@ class _Structure:
         with self._panel:
             if found is None:
                 heading("No tensor is chosen", 2, "qt-card-title")
-                text("Choose one on the map or in the table: here it says which types it can take, and why not the others.", "qt-muted")
+                text("Choose one on the map or in the table to see which types it can take, and why not the others.", "qt-muted")
             else:
                 _tensor(found)
 
@@ -340,7 +340,7 @@ def _tensor(found: TensorTypes) -> None:
     heading(f"It can take {plural(len(found.types), 'type')}", 3, "qt-card-title qt-m-gap-above")
     _chips(found.types)
     if found.imatrix_types:
-        text("These of them only with an importance matrix:", "qt-small qt-muted qt-m-gap-above")
+        text("Of these, only with an importance matrix:", "qt-small qt-muted qt-m-gap-above")
         _chips(found.imatrix_types)
     for refusal in found.refusals:
         _refusal(refusal)

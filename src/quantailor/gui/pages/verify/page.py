@@ -31,7 +31,7 @@ async def verify(fingerprint: str, verdict: str = "", built: str = "") -> None:
     project = await opened("verify", partial(projects.project, workspace(), fingerprint))
     if project is None:
         return
-    with frame("verify", "Verify", project=project, subtitle="measured on text that nothing has seen"):
+    with frame("verify", "Verify", project=project, subtitle="measured on text that no earlier step has seen"):
         # Files of large vocabularies take a moment to read: the page comes first.
         waiting = text("Reading the built files…", "qt-muted").props('role="status"')
         await ui.context.client.connected()

@@ -202,7 +202,7 @@ def _settings(verdict: Verdict, rounding: RoundingReport | None) -> None:
                 text(name, "qt-muted", tag="dt")
                 text(value, tag="dd")
         if rounding is not None and rounding.is_compensated and rounding.gain is None and not _has_twin(verdict):
-            text(f"Measure it again with “{PLAIN}”: then its gain stands here.", "qt-small qt-muted qt-below")
+            text(f"Measure it again with “{PLAIN}”: its gain is then shown here.", "qt-small qt-muted qt-below")
 
 
 def _has_twin(verdict: Verdict) -> bool:
