@@ -7,8 +7,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import made_up_runs as made_up
 import pytest
-from commands import Workbench
+from commands import Command, Workbench
+from test_verdicts import verdict
 
 from quantailor import cli
 from quantailor.app.choosing.drafts import Draft
@@ -26,6 +28,8 @@ from quantailor.app.products.builds import (
     start_build,
 )
 from quantailor.errors import OutputError, StrategyError, StrategyMismatchError
+from quantailor.models.gguf_file import GGUFSource
+from quantailor.numerics import Bytes
 from quantailor.records import Strategy
 from quantailor.session import Workspace
 from quantailor.steps.plan import PlanOptions
@@ -124,3 +128,34 @@ def test_built_files_are_listed_whole_and_checked(workspace: Workspace, workbenc
     Path(found.path).unlink()
     with workspace.model(workbench.base) as model:
         assert list_builds(workspace, model.fingerprint) == [item for item in before if item != found]
+
+
+def test_listing_built_files_reads_their_headers_alone(tmp_path: Path, quantailor: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, home, strategy = made_up.write_model(tmp_path / "base.gguf"), tmp_path / "home", tmp_path / "s.yaml"
+    with Workspace.open(home) as workspace, workspace.model(base) as model:
+        made_up.measure(workspace, model)
+    assert quantailor("plan", base, "--bpw", 5, "-o", strategy, "--home", home).code == 0
+    judged, other, later = (tmp_path / f"{name}.gguf" for name in ("judged", "other", "later"))
+    for file in (judged, other, later):
+        assert quantailor("build", base, strategy, "-o", file, "--home", home).code == 0
+    with Workspace.open(home) as workspace, workspace.model(base) as model:
+        made = verdict(model.fingerprint)
+        ours = dataclasses.replace(made.rows[1], size_bytes=judged.stat().st_size, content=workspace.identity(judged).fingerprint)
+        workspace.store.record_verdict(dataclasses.replace(made, rows=(made.rows[0], ours, *made.rows[2:])))
+    read: list[str] = []
+    rows_of = GGUFSource.raw_rows
+
+    def noted(self: GGUFSource, name: str, start: int, stop: int) -> Bytes:
+        read.append(self.location)
+        return rows_of(self, name, start, stop)
+
+    monkeypatch.setattr(GGUFSource, "raw_rows", noted)
+    with Workspace.open(home) as workspace:
+        found = {Path(item.path): item for item in list_builds(workspace, made.model_fingerprint)}
+        assert set(found) == {judged, other, later}
+        assert [len(found[file].verdicts) for file in (judged, other, later)] == [1, 0, 0]
+        assert {item.size_bytes for item in found.values()} == {judged.stat().st_size}
+        assert read == []
+        workspace.identity(other)
+        assert set(read) == {str(other)}
+        assert {Path(item.path).stem for item in list_builds(workspace, made.model_fingerprint) if item.verdicts} == {"judged", "other"}

@@ -140,7 +140,7 @@ class BuiltFile:
     predicted_interval_nats: tuple[float, float] | None
     """Of 95 %."""
     verdicts: tuple[str, ...]
-    """Fingerprints of verdicts on this very file, the latest first."""
+    """Fingerprints of verdicts on this very file, as far as it was read in this home since it was written; the latest first."""
     is_compensated: bool
     """Whether its rounding is."""
 
@@ -363,7 +363,7 @@ def keep_type_list(workspace: Workspace, wish: BuildWish) -> ExportReport:
 
 
 def list_builds(workspace: Workspace, model: str) -> list[BuiltFile]:
-    """Files of a model that were built and are there, the latest first; `model` is the base's fingerprint."""
+    """Files of a model that were built and are there, the latest first; `model` is the base's fingerprint. Only their headers are read."""
     records = {record.fingerprint: record for record in workspace.store.strategies(model)}
     verdicts = list_verdicts(workspace, model)
     found: dict[str, list[Location]] = {}
@@ -389,7 +389,7 @@ def _built(
     try:
         strategy = _stored(record.document)
         size_bytes, bits = judging.file_size(first)
-        judged = tuple(item.fingerprint for item in verdicts_on(workspace, first, verdicts))
+        judged = tuple(item.fingerprint for item in verdicts_on(workspace, first, verdicts, may_read=False))
     except QuantailorError:
         return None
     told = strategy.prediction

@@ -96,12 +96,24 @@ def find_verdict(workspace: Workspace, model: str, fingerprint: str = "") -> Sto
     return found[0]
 
 
-def verdicts_on(workspace: Workspace, file: Path, verdicts: Sequence[StoredVerdict]) -> list[StoredVerdict]:
-    """Those verdicts that judge these very bytes, whatever the file's name was."""
+def verdicts_on(workspace: Workspace, file: Path, verdicts: Sequence[StoredVerdict], *, may_read: bool = True) -> list[StoredVerdict]:
+    """Those verdicts that judge these very bytes, whatever the file's name was.
+
+    Args:
+        workspace: which knows the files that were read in this home and are as they were then.
+        file: a GGUF file.
+        verdicts: from `list_verdicts`.
+        may_read: whether a file that it does not know is read whole; else no verdict is said to judge that one. Verifying reads a file.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
     size_bytes, _ = judging.file_size(file)
     candidates = [item for item in verdicts if item.ours.size_bytes == size_bytes]
-    key = workspace.identity(file).fingerprint if candidates else ""
-    return [item for item in candidates if item.ours.content == key]
+    if not candidates:
+        return []
+    identity = workspace.identity(file) if may_read else workspace.known_identity(file)
+    return [item for item in candidates if identity is not None and item.ours.content == identity.fingerprint]
 
 
 def compare_files(workspace: Workspace, ours: StoredVerdict, other: StoredVerdict, label: str) -> Comparison | None:
