@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 
 from quantailor.ggml import library
-from quantailor.ggml.memory import N_BATCH, UNQUANTIZED_KV
+from quantailor.ggml.memory.context import N_BATCH, UNQUANTIZED_KV
 from quantailor.ggml.runtime import MAX_UBATCH, take_log
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,14 +20,34 @@ _COMPLAINT = re.compile(
 )
 
 
+class _BufferOverride(ctypes.Structure):
+    """`struct llama_model_tensor_buft_override` of llama.h."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("buft", ctypes.c_void_p))
+
+
 @contextmanager
-def loaded_header(path: Path) -> Iterator[object]:
-    """llama.cpp's model of a GGUF file, without its weights. Raises InferenceError where it cannot load it."""
+def loaded_header(
+    path: Path, *, n_gpu_layers: int = 0, devices: ctypes.Array[ctypes.c_void_p] | None = None, on_processor: Sequence[str] = ()
+) -> Iterator[object]:
+    """llama.cpp's model of a GGUF file, without its weights. Raises InferenceError where it cannot load it.
+
+    Args:
+        path: the file, or the first of its shards.
+        n_gpu_layers: how many layers, the output matrix among them, are on the devices.
+        devices: as `llama_model_params.devices` takes them; None lets llama.cpp decide.
+        on_processor: patterns of tensors that stay with the processor all the same.
+    """
     llama = library.load().llama
     parameters = llama.llama_model_default_params()
     parameters.no_alloc = True
     parameters.load_mode = llama.LLAMA_LOAD_MODE_NONE
-    parameters.n_gpu_layers = 0
+    parameters.n_gpu_layers = n_gpu_layers
+    parameters.devices = None if devices is None else ctypes.addressof(devices)
+    overrides = (_BufferOverride * (len(on_processor) + 1))(
+        *(_BufferOverride(pattern.encode(), _processor_buffers()) for pattern in on_processor)
+    )
+    parameters.tensor_buft_overrides = ctypes.addressof(overrides) if on_processor else None
     doing(f"loading {path}")
     with said_by() as log:
         model = llama.llama_model_load_from_file(os.fsencode(path), parameters)
@@ -36,6 +57,13 @@ def loaded_header(path: Path) -> Iterator[object]:
             yield model
         finally:
             llama.llama_model_free(model)
+
+
+def _processor_buffers() -> int:
+    """`ggml_backend_buffer_type_t ggml_backend_cpu_buffer_type(void)`."""
+    function = library.load().ggml.ggml_backend_cpu_buffer_type
+    function.restype, function.argtypes = ctypes.c_void_p, ()
+    return int(function())
 
 
 def unmet_tensor(path: Path) -> str | None:

@@ -17,7 +17,9 @@ import os
 import re
 import socket
 import struct
+import threading
 import time
+from collections.abc import Sequence
 from ctypes import c_char_p, c_int, c_size_t, c_void_p
 
 from quantailor.errors import NativeLibraryError, OptionError, RpcError
@@ -29,6 +31,7 @@ from quantailor.processes.messages import doing, ending
 CONNECT_SECONDS = 10.0
 BUSY_SECONDS = 60.0
 """How long a server may take to end with the client before, whose process may have been killed."""
+_LOOPBACK = "127.0.0.1"
 MAX_SERVERS = 16
 """llama.cpp's own limit."""
 NO_AUTHENTICATION = "RPC servers have no authentication and no encryption: anyone who can reach one can use it, and crash it or worse."
@@ -145,13 +148,15 @@ def connected(devices: Devices) -> ctypes.Array[c_void_p] | None:
         NativeLibraryError: llama.cpp was built without the RPC backend.
         RpcError: a server cannot be reached, does not answer, serves somebody else, or is of another version.
     """
-    if not devices.rpc or not devices.is_used:
-        return None
+    return _connected(devices.rpc) if devices.rpc and devices.is_used else None
+
+
+def _connected(servers: Sequence[str]) -> ctypes.Array[c_void_p]:
     require_rpc()
     _watch()
     ggml, found = _library(), list[int]()
     ggml.ggml_set_abort_callback(_abort_callback())
-    for server in devices.rpc:
+    for server in servers:
         version = protocol(server, patience_seconds=BUSY_SECONDS)
         if version is None:
             said = f"the RPC server {server} does not answer"
@@ -163,6 +168,40 @@ def connected(devices: Devices) -> ctypes.Array[c_void_p] | None:
         found += [ggml.ggml_backend_reg_dev_get(registered, index) for index in range(n_devices)]
     found += _own_devices(ggml)
     return (c_void_p * (len(found) + 1))(*found, None)
+
+
+@functools.cache
+def accounted_device() -> ctypes.Array[c_void_p]:
+    """The one device that layers are counted on, as `llama_model_params.devices` takes it: the first GPU here.
+
+    Where there is none, this process serves its processor to itself, over loopback, until it ends: nothing is put there.
+
+    Raises:
+        NativeLibraryError: there is no GPU, and llama.cpp was built without the RPC backend.
+        RpcError: the server does not start.
+    """
+    if gpus := _own_devices(_library()):
+        return (c_void_p * 2)(gpus[0], None)
+    require_rpc()
+    with socket.socket() as trial:
+        trial.bind((_LOOPBACK, 0))
+        port = int(trial.getsockname()[1])
+    threading.Thread(target=serve, args=(_LOOPBACK, port, 1), daemon=True).start()
+    return _connected([_listening(f"{_LOOPBACK}:{port}")])
+
+
+def _listening(server: str) -> str:
+    """The server, once it can be reached. Raises RpcError."""
+    last_moment = time.monotonic() + CONNECT_SECONDS
+    while True:
+        try:
+            protocol(server, patience_seconds=CONNECT_SECONDS)
+        except RpcError:
+            if time.monotonic() > last_moment:
+                raise
+            time.sleep(0.01)
+        else:
+            return server
 
 
 def _own_devices(ggml: ctypes.CDLL) -> list[int]:
@@ -191,9 +230,12 @@ def _watch() -> Watch:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """ggml with the functions of this module."""
-    ggml = library.load().ggml
+    """ggml with the functions of this module; without the backend's own where it was built without."""
+    opened = library.load()
+    ggml, has_backend = opened.ggml, bool(opened.llama.llama_supports_rpc())
     for name, (restype, argtypes) in _PROTOTYPES.items():
+        if name.startswith("ggml_backend_rpc") and not has_backend:
+            continue
         function = getattr(ggml, name)
         function.restype, function.argtypes = restype, argtypes
     return ggml

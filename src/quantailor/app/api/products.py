@@ -132,12 +132,15 @@ def ladder(model: Model, output: str | Path, sizes: Sequence[str], **options: ob
     return run_on(model, step)
 
 
-def fit(model: Model, memory_bytes: int, *, n_ctx: int, kv_type: str = "f16") -> FitReport:
+def fit(model: Model, memory_bytes: int, *, n_ctx: int, kv_type: str = "f16", gpu_memory_bytes: int | None = None) -> FitReport:
     """Which files of a model run in so much memory with a context, by llama.cpp's own accounting; the best, and how to run it.
 
-    Raises OptionError where the context alone takes more, InferenceError where llama.cpp cannot run the model.
+    With `gpu_memory_bytes`, files are split: so much on a GPU, the rest in `memory_bytes`.
+
+    Raises OptionError where the context alone takes more, InferenceError where llama.cpp cannot run the model; with a split
+    NativeLibraryError where llama.cpp has neither a GPU here nor the RPC backend.
     """
-    return fit_files(model.workspace, model.path, memory_bytes, n_ctx=n_ctx, kv_type=kv_type)
+    return fit_files(model.workspace, model.path, memory_bytes, n_ctx=n_ctx, kv_type=kv_type, gpu_memory_bytes=gpu_memory_bytes)
 
 
 def check(model: Model, strategy: Strategy, file: str | Path) -> BuildCheck:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from quantailor.app.products.builds import list_builds
+from quantailor.app.products.splitting import FileSplit, Splitting
 from quantailor.app.products.verdicts import list_verdicts
 from quantailor.errors import OptionError
 from quantailor.evidence.grounds import command_line
@@ -16,9 +17,10 @@ from quantailor.evidence.presets import ladder, preset_sizes
 from quantailor.evidence.speeds import known_speeds, predicted_speed
 from quantailor.evidence.strategies import STORED, strategy_of
 from quantailor.ggml import library
-from quantailor.ggml.memory import KV_TYPES, UNQUANTIZED_KV, context_memory
+from quantailor.ggml.memory.context import KV_TYPES, UNQUANTIZED_KV, context_memory
 from quantailor.models.abilities import trained_context
 from quantailor.present import words
+from quantailor.processes import apart
 from quantailor.records import PredictedSpeed
 from quantailor.session import OpenedModel, Workspace, header_path
 
@@ -37,7 +39,19 @@ class FittingFile:
     """Measured, else predicted; None where neither was."""
     is_measured: bool
     speed: PredictedSpeed | None = None
-    """On this machine; None where its types were not timed."""
+    """On this machine; None where its types were not timed, and where the file is split."""
+    split: FileSplit | None = None
+    """With a GPU's memory: how the file is split, with as much on the GPU as fits there."""
+
+    @property
+    def host_bytes(self) -> int:
+        """What it needs beside the GPU, or in all where there is none."""
+        return self.needs_bytes if self.split is None else self.split.host.needs_bytes
+
+    @property
+    def shown_name(self) -> str:
+        """Without its folder."""
+        return f"llama.cpp {self.name}" if self.kind == "preset" else Path(self.name).name
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +70,7 @@ class FitReport:
     program_bytes: int
     """For the vocabulary, the model's description, graphs and kernels."""
     room_bytes: int
-    """For the file: the memory without what the context takes."""
+    """For the file: the memory without what the context takes. Of a split about, as the model's own bytes lie."""
     files: tuple[FittingFile, ...]
     """The largest first."""
     best: str | None
@@ -65,13 +79,19 @@ class FitReport:
     """How llama.cpp runs it."""
     make_command: str
     """What makes the best file for this room."""
+    gpu_memory_bytes: int | None = None
+    """None where nothing is split. The figures of the context above are those without a GPU."""
+    shortfall: str | None = None
+    """Where no file fits: what the least of them needs, in words."""
 
 
-def fit(workspace: Workspace, place: Path, memory_bytes: int, *, n_ctx: int, kv_type: str = "f16") -> FitReport:
+def fit(
+    workspace: Workspace, place: Path, memory_bytes: int, *, n_ctx: int, kv_type: str = "f16", gpu_memory_bytes: int | None = None
+) -> FitReport:
     """What a model's files need with a context, and the best that runs in so much memory.
 
-    Weights count once, as the file has them; context, results and vocabulary as `ggml.memory` says, for one conversation at a time on a
-    processor. What a program around llama.cpp takes, and a split between processor and GPU, do not count.
+    Weights count once, as the file has them; context, results and vocabulary as `ggml.memory` says, for one conversation at a time. What a
+    program around llama.cpp takes does not count, nor what a GPU's driver takes for itself. How files are split says `splitting`.
 
     Args:
         workspace: the files that were built, and what is known of them.
@@ -79,10 +99,12 @@ def fit(workspace: Workspace, place: Path, memory_bytes: int, *, n_ctx: int, kv_
         memory_bytes: what there is.
         n_ctx: tokens of the context.
         kv_type: of keys and values, as llama.cpp's `-ctk` takes it.
+        gpu_memory_bytes: what a GPU has beside it; None puts everything in the one memory.
 
     Raises:
-        OptionError: no such type, or the context alone takes more.
+        OptionError: no such type, the context alone takes more, or the model does not say how many layers it has.
         InferenceError: llama.cpp cannot run the model.
+        NativeLibraryError: of a split, where llama.cpp has neither a GPU here nor the RPC backend.
     """
     if kv_type.lower() not in KV_TYPES:
         raise OptionError(f"llama.cpp cannot keep keys and values in {kv_type}", remedy=f"Give --kv {', '.join(KV_TYPES)}")
@@ -90,14 +112,29 @@ def fit(workspace: Workspace, place: Path, memory_bytes: int, *, n_ctx: int, kv_
     with workspace.model(place, allow_requantize=True) as model:
         with header_path(model) as header:
             found = context_memory(header, n_ctx=n_ctx, kv_type=kv_type)
-        taken = found.total_bytes
-        room = memory_bytes - taken
-        if room <= 0:
-            raise OptionError(
-                f"a context of {n_ctx:,} tokens takes {words.size(taken)} with {kv_type}, more than {words.size(memory_bytes)}",
-                remedy="Give a smaller --ctx, another --kv such as q8_0, or more --memory",
-            )
-        files = tuple(sorted(_files(workspace, model, taken, memory_bytes), key=lambda each: -each.size_bytes))
+            taken = found.total_bytes
+            splitting = None
+            if gpu_memory_bytes is not None:
+                splitting = Splitting(
+                    model.source,
+                    header,
+                    n_ctx=n_ctx,
+                    kv_type=kv_type,
+                    program_bytes=found.program_bytes,
+                    gpu_bytes=gpu_memory_bytes,
+                    memory_bytes=memory_bytes,
+                )
+            try:
+                room = memory_bytes - taken if splitting is None else splitting.room_bytes()
+                if room <= 0:
+                    raise OptionError(
+                        f"a context of {n_ctx:,} tokens takes {words.size(taken)} with {kv_type}, more than {words.size(memory_bytes)}",
+                        remedy="Give a smaller --ctx, another --kv such as q8_0, or more --memory",
+                    )
+                files = tuple(sorted(_files(workspace, model, taken, memory_bytes, splitting), key=lambda each: -each.size_bytes))
+            finally:
+                if splitting is not None:
+                    apart.close_idle()  # it may serve as the GPU
         usable = [each for each in files if each.fits and each.kind != "preset"]
         best = min(usable, key=lambda each: (each.kld_nats is None, each.kld_nats or 0.0, -each.size_bytes), default=None)
         return FitReport(
@@ -113,28 +150,43 @@ def fit(workspace: Workspace, place: Path, memory_bytes: int, *, n_ctx: int, kv_
             room_bytes=room,
             files=files,
             best=None if best is None else best.name,
-            run_command=None if best is None else shlex.join(("llama-server", "-m", best.name, *_flags(n_ctx, kv_type))),
+            run_command=None if best is None else shlex.join(("llama-server", "-m", best.name, *_flags(n_ctx, kv_type, best.split))),
             make_command=command_line(workspace, "make", place, "--size", str(room), "-o", "out"),
+            gpu_memory_bytes=gpu_memory_bytes,
+            shortfall=_shortfall(files, gpu_memory_bytes),
         )
 
 
-def _flags(n_ctx: int, kv_type: str) -> tuple[str, ...]:
+def _shortfall(files: Sequence[FittingFile], gpu_memory_bytes: int | None) -> str | None:
+    if not files or any(each.fits for each in files):
+        return None
+    least = min(files, key=lambda each: each.host_bytes)
+    beside = "" if gpu_memory_bytes is None else f" beside {words.size(gpu_memory_bytes)} on the GPU"
+    return f"None of these files fits: {least.shown_name} needs least, {words.size(least.host_bytes)} of memory{beside}."
+
+
+def _flags(n_ctx: int, kv_type: str, split: FileSplit | None) -> tuple[str, ...]:
     """One conversation, no others kept beside it; weights read, not mapped: mapped, those that are repacked would be there twice."""
     kv = () if kv_type == "f16" else ("-ctk", kv_type, "-ctv", kv_type)
     attention = () if kv_type in UNQUANTIZED_KV else ("-fa", "on")
-    return ("-c", str(n_ctx), *kv, *attention, "-np", "1", "--cache-ram", "0", "--load-mode", "none")
+    layers = () if split is None else split.flags
+    return (*layers, "-c", str(n_ctx), *kv, *attention, "-np", "1", "--cache-ram", "0", "--load-mode", "none")
 
 
-def _files(workspace: Workspace, model: OpenedModel, taken: int, memory_bytes: int) -> Sequence[FittingFile]:
+def _files(workspace: Workspace, model: OpenedModel, taken: int, memory_bytes: int, splitting: Splitting | None) -> Sequence[FittingFile]:
     """The model itself where it is a file, what was built from it, and presets."""
 
-    speeds = known_speeds(workspace, model.source)
+    speeds = known_speeds(workspace, model.source) if splitting is None else None
 
     def beside(
         name: str, kind: Literal["this", "built", "preset"], size: int, kld: float | None, types: Mapping[str, str], *, measured: bool
     ) -> FittingFile:
-        speed = predicted_speed(speeds, model.source, types)
-        return FittingFile(name, kind, size, size + taken, size + taken <= memory_bytes, kld, measured, speed)
+        if splitting is None:
+            speed = predicted_speed(speeds, model.source, types)
+            return FittingFile(name, kind, size, size + taken, size + taken <= memory_bytes, kld, measured, speed)
+        split = splitting.best(types, size)
+        needs = split.gpu.needs_bytes + split.host.needs_bytes
+        return FittingFile(name, kind, size, needs, split.host.needs_bytes <= memory_bytes, kld, measured, split=split)
 
     verdicts = {item.fingerprint: item.ours.statistics.kld_mean.value for item in list_verdicts(workspace, model.fingerprint)}
     found = []
@@ -143,7 +195,7 @@ def _files(workspace: Workspace, model: OpenedModel, taken: int, memory_bytes: i
     for item in list_builds(workspace, model.fingerprint):
         measured = next((verdicts[each] for each in item.verdicts if each in verdicts), None)
         kld = item.predicted_kld_nats if measured is None else measured
-        types = {} if speeds is None else strategy_of(workspace, f"{STORED}{item.strategy}").types
+        types = {} if speeds is None and splitting is None else strategy_of(workspace, f"{STORED}{item.strategy}").types
         found.append(beside(item.path, "built", item.size_bytes, kld, types, measured=measured is not None))
     if not library.quantized_types(model.source.tensors):
         matrix = workspace.imatrices.default(model.fingerprint)

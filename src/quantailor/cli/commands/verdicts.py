@@ -105,25 +105,37 @@ def fitting(
     memory: Annotated[str, typer.Option("--memory", help="Memory that is available: 24GiB (1024^3), 24GB or 24G (1000^3).")],
     ctx: Annotated[int, options.number("n_ctx", "--ctx", "-c", help="Context length in tokens.")],
     kv: Annotated[str, typer.Option("--kv", help="Type of the KV cache, for example f16, q8_0, q4_0.")] = "f16",
+    gpu_memory: Annotated[
+        str | None,
+        typer.Option("--gpu-memory", help="Split the model: this much on a GPU, without what its driver takes, and --memory beside it."),
+    ] = None,
 ) -> None:
     """Show which files of a model fit in this much memory with a context, by llama.cpp's own accounting; the best, and how to run it."""
+    gpu_bytes = None if gpu_memory is None else parse_size(gpu_memory)
     with answer.workspace() as workspace:
-        found = fit(workspace, model, parse_size(memory), n_ctx=ctx, kv_type=kv)
+        found = fit(workspace, model, parse_size(memory), n_ctx=ctx, kv_type=kv, gpu_memory_bytes=gpu_bytes)
     answer.tell("fit", found, lambda: _show_fit(found))
 
 
 def _show_fit(found: FitReport) -> None:
     out = console()
+    is_split = found.gpu_memory_bytes is not None
     parts = f"KV cache {words.size(found.kv_bytes)}, compute buffers {words.size(found.compute_bytes)}"
     rest = f"outputs {words.size(found.output_bytes)}, vocabulary and program {words.size(found.program_bytes)}"
-    out.print(f"context   {found.n_ctx:,} tokens, {found.kv_type}: {parts}, {rest}", markup=False, soft_wrap=True)
+    without = " (without a GPU)" if is_split else ""
+    out.print(f"context   {found.n_ctx:,} tokens, {found.kv_type}{without}: {parts}, {rest}", markup=False, soft_wrap=True)
     if found.n_ctx_trained is not None and found.n_ctx > found.n_ctx_trained:
         out.print(f"[yellow]The model was made for {found.n_ctx_trained:,} tokens.[/yellow]")
-    out.print(f"room      {words.exact_size(found.room_bytes)} for the file")
-    columns = {"file": "left", "kind": "left", "size": "right", "needs": "right", "fits": "left", "KLD": "left"}
+    room = f"about {words.size(found.room_bytes)}" if is_split else words.exact_size(found.room_bytes)
+    out.print(f"room      {room} for the file")
+    columns = {"file": "left", "kind": "left", "size": "right"}
+    columns |= {"GPU": "right", "memory": "right", "split": "left"} if is_split else {"needs": "right"}
+    columns |= {"fits": "left", "KLD": "left"}
     is_timed = any(each.speed is not None for each in found.files)
     columns |= {"tokens per second": "right"} if is_timed else {}
     out.print(table(found.model_name, columns, [_fitting_row(each)[: len(columns)] for each in found.files]))
+    if found.shortfall:
+        out.print(found.shortfall, markup=False, soft_wrap=True)
     if found.run_command:
         out.print(f"run       {found.run_command}", markup=False, soft_wrap=True)
     out.print(f"make      {found.make_command}", markup=False, soft_wrap=True)
@@ -132,5 +144,7 @@ def _show_fit(found: FitReport) -> None:
 def _fitting_row(each: FittingFile) -> tuple[str, ...]:
     kld = "" if each.kld_nats is None else f"{each.kld_nats:.4g} {'measured' if each.is_measured else 'predicted'}"
     speed = "" if each.speed is None else words.figure(each.speed.generation_tokens_per_second)
-    name = f"llama.cpp {each.name}" if each.kind == "preset" else Path(each.name).name
-    return (name, each.kind, words.size(each.size_bytes), words.size(each.needs_bytes), "yes" if each.fits else "no", kld, speed)
+    needs: tuple[str, ...] = (words.size(each.needs_bytes),)
+    if each.split is not None:
+        needs = (words.size(each.split.gpu.needs_bytes), words.size(each.split.host.needs_bytes), " ".join(each.split.flags))
+    return (each.shown_name, each.kind, words.size(each.size_bytes), *needs, "yes" if each.fits else "no", kld, speed)

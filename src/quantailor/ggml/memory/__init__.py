@@ -1,0 +1,1 @@
+"""What models take of memory, as llama.cpp accounts for it."""
