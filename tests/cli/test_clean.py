@@ -110,6 +110,24 @@ def test_what_a_killed_one_had_set_aside_goes_with_the_next(run: Command, home: 
     assert not any((home / "base-logp").iterdir())
 
 
+def test_files_of_a_killed_speed_go(run: Command, home: Path) -> None:
+    folder = resolve(home).timing / "job-7"
+    folder.mkdir(parents=True)
+    (folder / "reference.gguf").write_bytes(bytes(6000))
+    listed = {item["path"]: item for item in run("clean", "--json").result["items"]}[str(folder)]
+    assert (listed["kind"], listed["size_bytes"], listed["stays"]) == ("leftovers", 6000, None)
+    assert "left by a process that was killed" in listed["again"]
+    with Store(resolve(home).database) as store:
+        job = store.jobs.create("speed", {}).id
+        store.jobs.claim(job, this_worker())
+    assert run("clean", "--yes", "--kind", "leftovers", "--json").result["removable_bytes"] == 0
+    assert folder.exists()
+    with Store(resolve(home).database) as store:
+        store.jobs.set_state(job, "failed")
+    assert run("clean", "--yes", "--kind", "leftovers", "--json").result["removable_bytes"] == 8000
+    assert not any(folder.parent.iterdir())
+
+
 @pytest.mark.slow
 def test_measurements_stay_and_work_goes_on_after_it(run: Command, tmp_path: Path) -> None:
     model, other = write_llama(tmp_path / "tiny.gguf"), write_llama(tmp_path / "other.gguf", more={"blk.0.more.weight": (2, 256)})

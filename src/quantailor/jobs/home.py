@@ -53,6 +53,11 @@ class Home:
         """Log-probabilities of bases on texts; may be deleted, they are computed again."""
         return self.path / "base-logp"
 
+    @property
+    def timing(self) -> Path:
+        """Files that `speed` times, a folder for each job; gone when it ends."""
+        return self.path / "timing"
+
     def log_of(self, job_id: int) -> Path:
         """The file that a detached job prints to."""
         return self.logs / f"job-{job_id}.log"

@@ -154,13 +154,13 @@ class SpeedStep(ModelStep[SpeedResult], kind="speed", result=SpeedResult):
         with workspace.source(self.base) as source:
             file = reference_file(source)
             n_bytes = timing_layout(source, file.types, n_layers=file.n_layers).size_bytes
-        return Needs(((workspace.home.path / "timing", 2 * n_bytes),), mapped_bytes=2 * n_bytes)
+        return Needs(((workspace.home.timing, 2 * n_bytes),), mapped_bytes=2 * n_bytes)
 
 
 @contextmanager
 def _folder(workspace: Workspace, stages: Stages) -> Iterator[Path]:
     """Where this job's files lie while they are timed; what an earlier attempt left is removed."""
-    folder = workspace.home.path / "timing" / f"job-{stages.job_id}"
+    folder = workspace.home.timing / f"job-{stages.job_id}"
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield folder

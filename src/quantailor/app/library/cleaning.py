@@ -178,6 +178,8 @@ def _items(workspace: Workspace) -> Iterator[KeptItem]:
             if kind == "covariances" and path.name in imported:
                 stays = "imported: they cannot be computed again"
             yield _item(kind, path, by_prefix.get(path.name[:16]) or names.get(key, ""), stays)
+    for path in sorted(home.timing.iterdir()) if home.timing.is_dir() else ():
+        yield _item("leftovers", path, "", None)
     for path in sorted(home.path.glob(f"{home.database.name}*")):
         yield _item("store", path, "", None)
 
