@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from clocks import Clock
+from quantailor.analysis.evals import greedy
 from quantailor.app.jobs import run_job, submit
 from quantailor.app.measuring.cost import CostReport, job_cost, outline
 from quantailor.app.measuring.counted import StageCost
@@ -16,13 +17,14 @@ from quantailor.costs.model_size import ModelSize
 from quantailor.errors import CorpusError, TypeUnavailableError
 from quantailor.jobs import resolve
 from quantailor.pipeline import LEVELS, LadderStep, MakeStep, StudyStep
-from quantailor.session import Workspace
+from quantailor.records import EvalItem
+from quantailor.session import HELDOUT_TEXT, Workspace
 from quantailor.steps.calibration.calibrate import CalibrateStep
 from quantailor.steps.calibration.imatrix import ImatrixStep
 from quantailor.steps.measure import MeasureStep
-from quantailor.steps.options import Compute
+from quantailor.steps.options import Compute, Evals
 from quantailor.steps.plan import PlanOptions
-from quantailor.store import Pace, Store
+from quantailor.store import EvalKey, Pace, Store
 from tiny_models import write_tiny
 
 
@@ -202,3 +204,22 @@ def test_bad_input_is_named(workspace: Workspace, books_llama_base: Path, tmp_pa
         job_cost(workspace, StudyStep(model=model, types=("Q9_K",)))
     with pytest.raises(CorpusError, match=r"missing\.txt"):
         job_cost(workspace, StudyStep(model=model, text=str(tmp_path / "missing.txt")))
+
+
+def test_evaluations_are_counted_and_what_was_answered_is_not(workspace: Workspace, small_base: Path) -> None:
+    plain = MakeStep(model=str(small_base), output="out", plan=PlanOptions(like="Q4_K_M"), against=())
+    greedily, both = (dataclasses.replace(plain, evals=Evals(names=names, prompts=100)) for names in (("greedy",), ("greedy", "choices")))
+    assert "evaluations" not in [each.stage for each in job_cost(workspace, plain).stages]
+    some, all_of_it = (job_cost(workspace, task) for task in (greedily, both))
+    assert [each.stage for each in all_of_it.stages][-2:] == ["verify", "evaluations"]
+    assert 0 < stage(some, "evaluations").passes[0] < stage(all_of_it, "evaluations").passes[0]
+    several = job_cost(workspace, dataclasses.replace(greedily, against=("Q4_K_M", "Q3_K_M")))
+    assert stage(several, "evaluations").passes[0] == pytest.approx(2 * stage(some, "evaluations").passes[0], abs=1)
+    with workspace.model(small_base) as model:
+        corpus = workspace.corpus(model, HELDOUT_TEXT)
+        prompts = greedy.prompts(model.source, small_base, HELDOUT_TEXT, corpus, 100)
+        base = EvalKey(model.fingerprint, greedy.key_of(prompts), "base's text", greedily.compute.devices.engine)
+    workspace.store.record_answers(base, [EvalItem(index, (1.0,) * 32) for index in range(100)])
+    known = stage(job_cost(workspace, greedily), "evaluations")
+    assert known.share_done == pytest.approx(0.5, abs=0.05)
+    assert known.passes[0] == pytest.approx(stage(some, "evaluations").passes[0] / 2, abs=1)

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from quantailor.analysis.covariances.capture import BUDGET_BYTES, expected_bytes
 from quantailor.analysis.scores.fidelity import NULL_CHUNKS
@@ -33,6 +34,7 @@ from quantailor.app.measuring.counted import (
     middle_of,
     scaled_by,
 )
+from quantailor.app.measuring.evaluated import EVALS, evaluations, judged_files
 from quantailor.app.measuring.gains import expected_gain
 from quantailor.app.measuring.passes import (
     NOTHING,
@@ -65,7 +67,7 @@ from quantailor.jobs import Phase
 from quantailor.models.abilities import why_no_predictions
 from quantailor.pipeline import LadderStep, MakeStep, StudyStep
 from quantailor.qtypes import needs_imatrix
-from quantailor.records import RoundingWish, TensorInfo
+from quantailor.records import EvalName, RoundingWish, TensorInfo
 from quantailor.session import AUTO, NONE, Workspace
 from quantailor.steps.calibration.calibrate import CalibrateStep
 from quantailor.steps.calibration.imatrix import ImatrixStep
@@ -107,8 +109,6 @@ MEASURED = ("convert", "imatrix", "calibrate", "measure")
 PLAN_SECONDS: Range = (0.3, 2.0)
 TENSOR_SECONDS: Range = (2e-3, 2e-2)
 """A plan, and each tensor in it."""
-USUAL_PRESETS = 2
-"""Of a verdict: those on either side of the file's size, or the one that has it."""
 _TYPICAL, _SHARING_CODES = "Q4_K", "IQ3_S"
 """Stand for the types of a plan that is still to be made."""
 
@@ -223,6 +223,8 @@ def _counted(workspace: Workspace, task: Pipeline, probes: ProbeStep | None = No
 
 def _estimates(at: Counted) -> list[StageEstimate]:
     names = [stage for part in at.task.parts(at.workspace, at.model) for stage in _STAGES_OF.get(part, (part,))]
+    if isinstance(at.task, Making) and at.task.evals.names and "verify" in names:
+        names.insert(names.index("verify") + 1, EVALS)
     plans = at.task.asked if isinstance(at.task, LadderStep) else {}
     sizes = {f"build {label}": plan for label, plan in plans.items()}
     return [replace(_build(at, sizes[name]), stage=name) if name in sizes else _ESTIMATES[name](at) for name in names]
@@ -412,14 +414,8 @@ def _file_bytes(at: Counted, plan: PlanOptions | None = None) -> int:
 
 def _verify(at: Counted) -> StageEstimate:
     """The base, our files and presets on the held-out text; presets are quantized by llama.cpp first."""
-    task = at.task
-    plans = list(task.asked.values()) if isinstance(task, LadderStep) else [task.plan] if isinstance(task, MakeStep) else []
-    against = task.against if isinstance(task, Making) else None
-    named = {plan.like for plan in plans if plan.like}
-    n_presets = (
-        len(against) if against is not None else len(named) + USUAL_PRESETS * sum(not plan.like for plan in plans or [PlanOptions()])
-    )
-    n_files = 1 + max(1, len(plans)) + n_presets + (isinstance(task, MakeStep) and task.beside is not None)
+    plans, n_presets, n_others = judged_files(at.task)
+    n_files = 1 + n_others
     n_chunks = n_files * at.n_heldout_chunks + min(NULL_CHUNKS, at.n_heldout_chunks)
     loading = scaled_by(write_seconds(at.size.tensor_bytes), n_files)
     seconds = at.scoring(n_chunks) + Seconds(beside=added(scaled_by(_writing(at), n_presets), loading))
@@ -489,7 +485,13 @@ _ESTIMATES: Mapping[str, Callable[[Counted], StageEstimate]] = {
     "plan": _plan,
     "build": _build,
     "verify": _verify,
+    EVALS: evaluations,
 }
-_PHASE_STAGES = {"probes": ("null control", "probes", "weighing"), "mixes": ("whole mixes", "anchor"), "verify": ("reference", "plain")}
+_PHASE_STAGES = {
+    "probes": ("null control", "probes", "weighing"),
+    "mixes": ("whole mixes", "anchor"),
+    "verify": ("reference", "plain"),
+    EVALS: get_args(EvalName),
+}
 _STAGES_OF = {"probes": TIMED}
 """Parts of a job that are told as several stages."""

@@ -32,7 +32,8 @@ from quantailor.pipeline import LadderStep, MakeStep, StudyStep
 from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, NONE, OpenedModel, Workspace
 from quantailor.session.covariances import KeptCovariances
 from quantailor.session.imatrices import KeptImatrices
-from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX
+from quantailor.steps.judged.evaluating import Files, tokens_left, tokens_of_file
+from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX, Evals
 from quantailor.steps.probe import ProbeStep
 from quantailor.store import CalibrationRecord, ImatrixKey, SwapKey
 
@@ -159,10 +160,23 @@ class Counted:
     @cached_property
     def n_heldout_chunks(self) -> int:
         """Of the text on which a file is verified."""
+        limit = (self.task.chunks if isinstance(self.task, Making) else None) or sys.maxsize
+        return min(limit, self._n_chunks_of(self.heldout_text))
+
+    @property
+    def heldout_text(self) -> Path:
+        """On which a file is verified."""
         task = self.task
-        text = Path(task.verify_text) if isinstance(task, Making) and task.verify_text else HELDOUT_TEXT
-        limit = (task.chunks if isinstance(task, Making) else None) or sys.maxsize
-        return min(limit, self._n_chunks_of(text))
+        return Path(task.verify_text) if isinstance(task, Making) and task.verify_text else HELDOUT_TEXT
+
+    def eval_tokens(self, evals: Evals, n_files: int) -> float:
+        """About how many tokens the base and so many files that are still to be made run for what is not answered yet."""
+        if self.base is None:
+            return (1 + n_files) * tokens_of_file(evals)
+        with self.workspace.model(self.base) as model:
+            corpus = self.workspace.corpus(model, self.heldout_text)
+            files = Files((), n_files, self.task.compute.devices.engine)
+            return tokens_left(self.workspace, model, evals, self.heldout_text, corpus, files)
 
     def _n_chunks_of(self, text: Path) -> int:
         if self.base is None:

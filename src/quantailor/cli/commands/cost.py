@@ -29,6 +29,7 @@ from quantailor.present import words
 def cost(
     target: TargetOptions,
     asked: options.WholeWay,
+    evaluations: options.Evaluations,
     answer: options.Answer,
     sizes: Annotated[str | None, typer.Option("--sizes", help="Cost of several files, as for `make`.", rich_help_panel="Target")] = None,
     level: Annotated[
@@ -56,6 +57,8 @@ def cost(
     if sizes is not None and (level is not None or any(value is not None for value in target.target(needed=False).values())):
         raise typer.BadParameter("--sizes goes with neither --level nor another size")
     if level is not None:
+        if evaluations.evals.names:
+            raise typer.BadParameter("--level costs a study, which verifies nothing: --eval goes without it")
         task = StudyStep(**asked.fields(imatrix or AUTO), level=level)
     else:
         made = MakeStep if sizes is None else partial(LadderStep, sizes=split_list(sizes))
@@ -69,6 +72,7 @@ def cost(
             verify=verify,
             chunks=chunks,
             against=None if against is None else split_list(against),
+            evals=evaluations.evals,
         )
     tell_cost(task, answer, "cost")
 

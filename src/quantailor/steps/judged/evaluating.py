@@ -23,6 +23,8 @@ from quantailor.steps.stages import Stages
 from quantailor.store import EvalKey
 
 LETTERS_PER_TOKEN = 4.0
+WRITING_TOKENS = 8 * greedy.N_WRITTEN
+"""What the tokens that are written after a prompt, each run alone, count as."""
 WRITTEN = "base's text"
 """Under what the base's continuations are kept."""
 
@@ -116,21 +118,30 @@ def _choices(asked: Enquiry, questions: Questions) -> Evaluated:
     return Evaluated("choices", questions.name, questions.sha256, answers, tuple(each.right for each in questions.items))
 
 
+def tokens_of_file(evals: Evals) -> float:
+    """About how many tokens one file has to run for all of them, counted like `tokens_left`. Raises CorpusError for the questions."""
+    greedily = evals.prompts * (greedy.PROMPT_TOKENS + WRITING_TOKENS) if "greedy" in evals.names else 0
+    return greedily + (_tokens_of(_questions(evals)) if "choices" in evals.names else 0.0)
+
+
+def _tokens_of(questions: Questions) -> float:
+    return sum(len(item.text) + sum(map(len, item.choices)) for item in questions.items) / LETTERS_PER_TOKEN
+
+
 def tokens_left(workspace: Workspace, model: OpenedModel, evals: Evals, text: Path, corpus: Corpus, files: Files) -> float:
     """About how many tokens files, those too that are still to be made, have to run for what is not answered yet.
 
-    A token that is run alone counts as eight.
+    A token that is run alone counts as eight (`WRITING_TOKENS`).
 
     Raises CorpusError, as `evaluate` does.
     """
     asked = list[tuple[str, str, int, float]]()
     if "greedy" in evals.names:
         prompts = greedy.prompts(model.source, gguf_path(model), text, corpus, evals.prompts)
-        asked.append((greedy.key_of(prompts), WRITTEN, len(prompts), sum(map(len, prompts)) / len(prompts) + 8 * greedy.N_WRITTEN))
+        asked.append((greedy.key_of(prompts), WRITTEN, len(prompts), sum(map(len, prompts)) / len(prompts) + WRITING_TOKENS))
     if "choices" in evals.names:
         questions = _questions(evals)
-        letters = sum(len(item.text) + sum(map(len, item.choices)) for item in questions.items)
-        asked.append((choices.key_of(questions), BASE, len(questions.items), letters / len(questions.items) / LETTERS_PER_TOKEN))
+        asked.append((choices.key_of(questions), BASE, len(questions.items), _tokens_of(questions) / len(questions.items)))
     total = 0.0
     for key, of_base, n_items, n_tokens in asked:
         names = (of_base, *files.contents)
