@@ -14,6 +14,7 @@ import quantailor as q
 from made_up_timings import SLOW, record, takes
 from quantailor import cli
 from quantailor.analysis.speed import groups
+from quantailor.evidence.speeds import reference_file
 from quantailor.models.opening import open_model
 
 SIZE = 5_200_000
@@ -188,3 +189,41 @@ def test_a_prediction_says_how_fast_the_file_is(quantailor: Command, probed: Wor
     assert predicted["speed"] == planned["speed"]
     line = quantailor("plan", probed.base, "--size", SIZE, "--speed", "100000tok/s", "--home", probed.home).error_line
     assert "at a predicted KLD of" in line
+
+
+def test_two_choices_of_types_are_compared_by_speed_too(quantailor: Command, timed: Workbench, measured_home: Path) -> None:
+    words = ("diff", timed.base, "Q4_K_M", "Q8_0", "--home")
+    outcome = quantailor(*words, timed.home, "--json")
+    validate(outcome.out)
+    small, large = (outcome.result[side]["speed"]["generation_tokens_per_second"] for side in ("a", "b"))
+    assert small > large
+    assert large == pytest.approx(1 / of_reference(timed.base))
+    assert "tokens per second (predicted)" in " ".join(quantailor(*words, timed.home).out.split())
+    assert quantailor(*words, measured_home, "--json").result["a"]["speed"] is None
+    assert "tokens per second" not in quantailor(*words, measured_home).out
+
+
+def of_reference(base: Path) -> float:
+    """Seconds of a token on the made-up machine with every matrix at Q8_0."""
+    source = open_model(base)
+    found = takes(source, reference_file(source).types)
+    source.close()
+    return found
+
+
+@pytest.mark.slow
+def test_a_verdict_says_how_fast_its_files_are(quantailor: Command, timed: Workbench, tmp_path: Path) -> None:
+    home = ("--home", shutil.copytree(timed.home, tmp_path / "home"))
+    quantailor("build", timed.base, "Q8_0", "-o", tmp_path / "large.gguf", "--imatrix", "none", "--rounding", "plain", *home)
+    words = ("verify", tmp_path / "large.gguf", "--base", timed.base, "--against", "Q3_K_M", "--chunks", 2, "--imatrix", "none", *home)
+    outcome = quantailor(*words, "--json")
+    validate(outcome.out)
+    speeds = {label: each["generation_tokens_per_second"] for label, each in outcome.result["speeds"].items()}
+    assert set(speeds) == {"base", "large", "Q3_K_M"}
+    assert speeds["base"] < speeds["large"] == pytest.approx(1 / of_reference(timed.base))
+    shown = quantailor("verdicts", timed.base, *home)
+    assert "tokens per second" in shown.out
+    stored = quantailor("verdicts", timed.base, *home, "--json")
+    validate(stored.out)
+    again = {label: each["generation_tokens_per_second"] for label, each in stored.result["speeds"].items()}
+    assert again == pytest.approx(speeds)

@@ -326,6 +326,40 @@ def test_the_speed_of_the_file_stands_beside_its_size(visit: Callable[..., Visit
     page.sees("tokens per second ± 0 %")
 
 
+def test_a_least_speed_is_a_limit_once_types_are_timed(
+    chromium: Browser, workbench: Workbench, project: ProjectReport, tmp_path: Path
+) -> None:
+    home = Path(shutil.copytree(workbench.home, tmp_path / "home"))
+    field = '.qt-dialog input[aria-label="Least speed"]'
+    with serving(home) as server:
+        chromium.enter(server, _path(project, "slow"))
+        settled(chromium)
+        chromium.click("Rule and limits")
+        assert not chromium.find(field).is_displayed()
+        record(home, workbench.base)
+        chromium.enter(server, _path(project, "fast"))
+        settled(chromium)
+        with Workspace.open(home) as workspace, Planner.open(workspace, workbench.base) as desk:
+            free = kept(home, workbench.base, "fast")[0]
+            speed = desk.speed(free.strategy(desk).types)
+            assert speed is not None
+        faster = f"{1.02 * speed.generation_tokens_per_second:.4f}tok/s"
+        chromium.click("Rule and limits")
+        chromium.find(field).send_keys(faster)
+        chromium.click("Apply")
+        chromium.until(lambda: kept(home, workbench.base, "fast")[0].options.speed == faster, "solved for the speed")
+        with Workspace.open(home) as workspace, Planner.open(workspace, workbench.base) as desk:
+            found = desk.speed(kept(home, workbench.base, "fast")[0].strategy(desk).types)
+        assert found is not None
+        assert found.generation_tokens_per_second >= 1.02 * speed.generation_tokens_per_second * (1 - 1e-6)
+        chromium.click("Rule and limits")
+        assert chromium.find(field).get_attribute("value") == faster
+        chromium.find(field).send_keys(Keys.CONTROL + "a")
+        chromium.find(field).send_keys("fast")
+        chromium.click("Apply")
+        chromium.sees("is no speed")
+
+
 def test_nothing_measured_says_what_to_do(visit: Callable[..., Visitor], workbench: Workbench, tmp_path: Path) -> None:
     home = tmp_path / "new"
     with Workspace.open(home) as workspace:

@@ -84,6 +84,22 @@ def speed_at(workspace: Workspace, place: str | Path, types: Mapping[str, str]) 
         return predicted_speed(known_speeds(workspace, source), source, types)
 
 
+def speeds_of_files(workspace: Workspace, source: ModelSource, files: Mapping[str, Path]) -> dict[str, PredictedSpeed]:
+    """What files of a model will reach, label -> speed, by the types in their headers; without those of which that is not known.
+
+    Raises ModelError where a file cannot be read.
+    """
+    speeds, found = known_speeds(workspace, source), dict[str, PredictedSpeed]()
+    if speeds is None:
+        return found
+    for label, path in files.items():
+        with workspace.source(path) as file:
+            predicted = predicted_speed(speeds, source, {tensor.name: tensor.type_name for tensor in file.tensors})
+        if predicted is not None:
+            found[label] = predicted
+    return found
+
+
 def predicted_speed(speeds: Speeds | None, source: ModelSource, types: Mapping[str, str]) -> PredictedSpeed | None:
     """The same of a model that is open, by what is known of its speed."""
     own = {tensor.name: tensor.type_name for tensor in source.tensors}

@@ -252,6 +252,17 @@ def speed_figure(speed: PredictedSpeed | None) -> tuple[str, str]:
     return figure(speed.generation_tokens_per_second), f"tokens per second{error}"
 
 
+PREDICTED_SPEED = "tokens per second (predicted)"
+
+
+def generation_speed(speed: PredictedSpeed | None) -> str:
+    """ "41.2 ± 2.0 %"; nothing where it is not known."""
+    if speed is None:
+        return ""
+    error = "" if speed.generation_error is None else f" ± {percent(speed.generation_error, 1)}"
+    return f"{figure(speed.generation_tokens_per_second)}{error}"
+
+
 def tokens_per_second(speed: PredictedSpeed) -> str:
     """ "41.2 tokens per second of generation (± 2.0 %), 512 of a prompt (± 5.1 %), with 2 threads"."""
     layers = f" and {plural(speed.n_gpu_layers, 'layer')} on the GPU" if speed.n_gpu_layers else ""

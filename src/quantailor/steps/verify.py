@@ -16,6 +16,7 @@ from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
 from quantailor.errors import OptionError, OutputError
 from quantailor.evidence.presets import presets_around
+from quantailor.evidence.speeds import speeds_of_files
 from quantailor.evidence.strategies import embedded_strategy
 from quantailor.evidence.written import plain_twin, reference
 from quantailor.ggml import library
@@ -23,7 +24,7 @@ from quantailor.ggml.reference import preset_name
 from quantailor.making import judging
 from quantailor.models.abilities import require_predictions
 from quantailor.processes.crews import ModelFiles
-from quantailor.records import PLAIN_TWIN, RowKind, Verdict
+from quantailor.records import PLAIN_TWIN, PredictedSpeed, RowKind, Verdict
 from quantailor.session import AUTO, HELDOUT_TEXT, OpenedModel, Workspace, gguf_path, require_finite
 from quantailor.steps.checks.inputs import check_texts
 from quantailor.steps.checks.verified import other_words, require_held_out, require_presets, require_same_model, reservations
@@ -46,6 +47,8 @@ class VerifyResult(StepResult):
 
     verdict: Verdict
     files: tuple[str, ...]
+    speeds: Mapping[str, PredictedSpeed] = field(default_factory=dict)
+    """Label -> what its file is predicted to reach on this machine, of those whose types were all timed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +188,7 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             )
             for name, score in scores:
                 workspace.store.record_chunk_scores(keys[name], [score])
-            for path in self.files:
+            for path in candidates.values():
                 workspace.identity(path)  # of one that was built a moment ago it is only kept now, and lists of files read none
             contents = {name: keys[name].candidate for name in candidates}
             evaluated = evaluate(Enquiry(workspace, model, candidates, contents, self.compute, stages), self.evals, text, corpus)
@@ -200,7 +203,8 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             )
             workspace.store.record_verdict(verdict)
             written = judging.write_verdict(verdict, self.stem)
-            return VerifyResult(verdict, tuple(map(str, written)))
+            speeds = speeds_of_files(workspace, model.source, {BASE: gguf_path(model), **candidates})
+            return VerifyResult(verdict, tuple(map(str, written)), speeds)
 
     def needs(self, workspace: Workspace) -> Needs:
         """References that no earlier run made, whatever the importance matrix; and the base in memory."""

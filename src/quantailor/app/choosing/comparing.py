@@ -15,13 +15,14 @@ from quantailor.evidence.damages import kld_of
 from quantailor.evidence.knowledge import Knowledge, load_knowledge
 from quantailor.evidence.measurements import measured
 from quantailor.evidence.presets import types_of_preset
+from quantailor.evidence.speeds import Speeds, known_speeds, predicted_speed
 from quantailor.evidence.strategies import embedded_strategy, is_gguf, read_strategy, require_whole, rounding_of, strategy_imatrix
 from quantailor.files import expanded
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
 from quantailor.making import building
 from quantailor.models.source import ModelSource
-from quantailor.records import RoundingWish, Strategy, TensorInfo
+from quantailor.records import PredictedSpeed, RoundingWish, Strategy, TensorInfo
 from quantailor.session import AUTO, NONE, OpenedModel, Workspace, quantizable_tensors
 
 
@@ -42,6 +43,8 @@ class DiffSide:
     no_prediction: str | None
     type_counts: Mapping[str, int]
     """Of the tensors whose type is a choice."""
+    speed: PredictedSpeed | None = None
+    """On this machine; None where a type was not timed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,8 @@ def compare_strategies(
     with workspace.model(base, allow_requantize=True) as model:
         sides = [_choice(workspace, model, side, imatrix) for side in (a, b)]
         lookup = cache(lambda matrix, rounding: what_is_known(workspace, model, matrix, rounding))
-        first, second = (_side(model, choice, lookup(choice.imatrix, choice.rounding)) for choice in sides)
+        speeds = known_speeds(workspace, model.source)
+        first, second = (_side(model, choice, lookup(choice.imatrix, choice.rounding), speeds) for choice in sides)
         one, other = sides[0].types, sides[1].types
         tensors = tuple(
             tensor_difference(each, one[each.name], other[each.name]) for each in model.source.tensors if one[each.name] != other[each.name]
@@ -236,7 +240,7 @@ def what_is_known(workspace: Workspace, model: OpenedModel, imatrix: str, roundi
     return Known(known, "" if known else f"{model.source.name} has not been probed")
 
 
-def _side(model: OpenedModel, choice: _Choice, known: Known) -> DiffSide:
+def _side(model: OpenedModel, choice: _Choice, known: Known, speeds: Speeds | None) -> DiffSide:
     qtypes, source = library.stored_types(), model.source
     tensor_bytes = sum(qtypes[choice.types[tensor.name]].tensor_bytes(tensor) for tensor in source.tensors)
     predicted, reason = known.kld(source, choice.types)
@@ -251,6 +255,7 @@ def _side(model: OpenedModel, choice: _Choice, known: Known) -> DiffSide:
         kld_interval_nats=None if predicted is None else predicted.interval(0.95),
         no_prediction=reason,
         type_counts=dict(counts.most_common()),
+        speed=predicted_speed(speeds, source, choice.types),
     )
 
 

@@ -73,6 +73,9 @@ class Difference:
     theirs: Prediction
     tensors: tuple[TensorDiff, ...]
     """The largest difference in bytes first."""
+    our_speed: PredictedSpeed | None = None
+    their_speed: PredictedSpeed | None = None
+    """On this machine; None where a type was not timed."""
 
 
 class Planner(Closing):
@@ -216,7 +219,8 @@ class Planner(Closing):
                 for name, type_name in a.types.items()
                 if b.types[name] != type_name
             ]
-            return Difference(a.prediction, b.prediction, tuple(sorted(found, key=lambda item: -abs(item.bytes_more))))
+            ranked = tuple(sorted(found, key=lambda item: -abs(item.bytes_more)))
+            return Difference(a.prediction, b.prediction, ranked, self.speed(a.types), self.speed(b.types))
 
     def by_hand(self, types: Mapping[str, str], pins: Pins, origin: Strategy) -> Strategy:
         """A strategy with these very types, its size exact.

@@ -28,7 +28,7 @@ def judged_files(task: Pipeline) -> tuple[Sequence[PlanOptions], int, int]:
 
 
 def evaluations(at: Counted) -> StageEstimate:
-    """The same files asked, after all of them are there; tokens count as chunks of the text's length."""
+    """The same files asked, after all of them are there; tokens count as chunks of the text's length. Raises TypeError for a study."""
     if not isinstance(at.task, Making):
         raise TypeError(f"a {at.task.kind} has no evaluations")
     evals, (*_, n_others) = at.task.evals, judged_files(at.task)

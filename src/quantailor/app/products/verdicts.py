@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,13 +17,14 @@ from quantailor.costs.model_size import ModelSize
 from quantailor.costs.paces import Paces, at_pace
 from quantailor.costs.seconds import Seconds, quantize_seconds, score_seconds
 from quantailor.errors import OutputError, StoreError
+from quantailor.evidence.speeds import known_speeds, speeds_of_files
 from quantailor.evidence.written import known_plain_twin
 from quantailor.ggml import library
 from quantailor.making import judging
 from quantailor.present.charts.drawing import draw
 from quantailor.present.charts.verdict import Measure, verdict_chart, verdict_csv
 from quantailor.present.words import figure, percent, plural
-from quantailor.records import PLAIN_TWIN, Comparison, Verdict, VerdictRow
+from quantailor.records import PLAIN_TWIN, Comparison, PredictedSpeed, Verdict, VerdictRow
 from quantailor.session import HELDOUT_TEXT, OpenedModel, Workspace
 from quantailor.steps.judged.evaluating import Files, tokens_left
 from quantailor.steps.verify import BASE, NULL_CONTROL, VerifyStep, verify_imatrix
@@ -58,6 +59,8 @@ class VerdictsReport:
 
     verdicts: tuple[StoredVerdict, ...]
     exported: str | None = None
+    speeds: Mapping[str, PredictedSpeed] = field(default_factory=dict)
+    """Of the files of a single verdict: label -> what is predicted on this machine, see `verdict_speeds`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,24 @@ def verdicts_on(workspace: Workspace, file: Path, verdicts: Sequence[StoredVerdi
         return []
     identity = workspace.identity(file) if may_read else workspace.known_identity(file)
     return [item for item in candidates if identity is not None and item.ours.content == identity.fingerprint]
+
+
+def verdict_speeds(workspace: Workspace, base: str | Path, verdict: Verdict) -> dict[str, PredictedSpeed]:
+    """Label -> tokens per second that are predicted on this machine, of files that this home built and still knows, and of the base.
+
+    Raises ModelError where the base cannot be read.
+    """
+    with workspace.source(base) as source:
+        if known_speeds(workspace, source) is None:
+            return {}
+        built = (location.path for location in workspace.store.every_location("build"))
+        labels = {row.content: row.label for row in verdict.rows}
+        files = dict[str, Path]()
+        for path in (Path(base), *workspace.home.references.glob("*.gguf"), *built):
+            identity = workspace.known_identity(path) if path.is_file() else None
+            if identity is not None and identity.fingerprint in labels:
+                files[labels[identity.fingerprint]] = path
+        return speeds_of_files(workspace, source, files)
 
 
 def compare_files(workspace: Workspace, ours: StoredVerdict, other: StoredVerdict, label: str) -> Comparison | None:

@@ -85,8 +85,11 @@ def diff(
 
 def _show_diff(found: StrategyDiff, *, most: int | None) -> None:
     out = console()
-    columns = {"": "left", "kind": "left", "size": "right", "bits per weight": "right", "predicted KLD (95 %)": "left", "types": "left"}
-    out.print(table(found.model_name, columns, [_side_row("A", found.a), _side_row("B", found.b)]))
+    is_timed = found.a.speed is not None or found.b.speed is not None
+    columns = {"": "left", "kind": "left", "size": "right", "bits per weight": "right", "predicted KLD (95 %)": "left"}
+    columns |= {words.PREDICTED_SPEED: "right"} if is_timed else {}
+    sides = [_side_row(name, side, is_timed=is_timed) for name, side in (("A", found.a), ("B", found.b))]
+    out.print(table(found.model_name, {**columns, "types": "left"}, sides))
     for name, side in (("A", found.a), ("B", found.b)):
         if side.no_prediction:
             out.print(f"{name} has no prediction: {side.no_prediction}", markup=False)
@@ -104,10 +107,12 @@ def _show_diff(found: StrategyDiff, *, most: int | None) -> None:
         out.print(f"and {len(found.tensors) - len(shown)} more; --all shows them")
 
 
-def _side_row(name: str, side: DiffSide) -> tuple[str, ...]:
+def _side_row(name: str, side: DiffSide, *, is_timed: bool) -> tuple[str, ...]:
     kld = words.kld(side.kld_nats, side.kld_interval_nats, side.no_prediction)
     types = ", ".join(f"{count} x {type_name}" for type_name, count in side.type_counts.items())
-    return (f"{name}: {side.label}".replace("[", r"\["), side.kind, words.size(side.size_bytes), f"{side.bits_per_weight:.3f}", kld, types)
+    speed = (words.generation_speed(side.speed),) if is_timed else ()
+    head = (f"{name}: {side.label}".replace("[", r"\["), side.kind, words.size(side.size_bytes), f"{side.bits_per_weight:.3f}")
+    return (*head, kld, *speed, types)
 
 
 @command(epilog="Example: quantailor card out.gguf --base base.gguf -o README.md")

@@ -11,11 +11,11 @@ import typer
 from quantailor.app.products.builds import BuiltFile, list_builds
 from quantailor.app.products.fitting import FitReport, FittingFile, fit
 from quantailor.app.products.verdicts import (
-    StoredVerdict,
     VerdictsReport,
     export_verdict,
     find_verdict,
     list_verdicts,
+    verdict_speeds,
 )
 from quantailor.app.steps import absolute
 from quantailor.cli import options
@@ -50,17 +50,20 @@ def verdicts(
         if export is not None:
             place = Path(absolute(export))
             written = str(export_verdict(workspace, fingerprint, place, fingerprint=found[0].fingerprint, measure=measure, overwrite=force))
-    answer.tell("verdicts", VerdictsReport(found, written), lambda: _show(found, measure, written))
+        speeds = verdict_speeds(workspace, base, found[0].verdict) if len(found) == 1 else {}
+    report = VerdictsReport(found, written, speeds)
+    answer.tell("verdicts", report, lambda: _show(report, measure))
 
 
-def _show(found: tuple[StoredVerdict, ...], measure: Measure, written: str | None) -> None:
-    out = console()
+def _show(report: VerdictsReport, measure: Measure) -> None:
+    out, found, written = console(), report.verdicts, report.exported
     for item in found:
         out.print(f"{item.fingerprint[:_SHORT]}  {item.verdict.sentence}", markup=False, soft_wrap=True)
     if not found:
         out.print("No verdict yet; make one with: quantailor verify FILE --base BASE")
     if len(found) == 1:
         columns = {"file": "left", "size": "right", "bits per weight": "right", measure.upper(): "right", "95 %": "left"}
+        columns |= {words.PREDICTED_SPEED: "right"} if report.speeds else {}
         points = verdict_points(found[0].verdict, measure)
         rows = [
             (
@@ -69,6 +72,7 @@ def _show(found: tuple[StoredVerdict, ...], measure: Measure, written: str | Non
                 f"{point.bits_per_weight:.2f}",
                 words.figure(point.value, 4),
                 words.interval((point.low, point.high), 4),
+                *((words.generation_speed(report.speeds.get(point.label)),) if report.speeds else ()),
             )
             for point in points
         ]

@@ -14,7 +14,7 @@ from quantailor.cli.show.choosing import planned
 from quantailor.present import words
 from quantailor.present.evals import eval_tables
 from quantailor.present.words import plural
-from quantailor.records import Verdict, VerdictRow
+from quantailor.records import PredictedSpeed, Verdict, VerdictRow
 
 
 def converted(result: ConvertResult) -> None:
@@ -45,7 +45,7 @@ def built(report: BuildReport) -> None:
 def verified(result: VerifyResult) -> None:
     """The verdict table and its sentence."""
     out = console()
-    out.print(_verdict_table(result.verdict))
+    out.print(_verdict_table(result.verdict, result.speeds))
     if any(row.kind == "rival" for row in result.verdict.rows):
         out.print(_pair_table(result.verdict))
     if result.verdict.standings:
@@ -91,12 +91,15 @@ def laddered(result: LadderResult) -> None:
     out.print(f"wrote     {result.card}", markup=False)
 
 
-def _verdict_table(verdict: Verdict) -> Any:
+def _verdict_table(verdict: Verdict, speeds: Mapping[str, PredictedSpeed]) -> Any:
     columns = {"file": "left", "size": "right", "bpw": "right", "PPL": "right", "ln PPL ratio": "right", "mean KLD": "right"}
     columns |= {"median": "right", "p99": "right", "p99.9": "right", "same top-1": "right", "KLD ours / its": "right"}
     is_ladder = sum(row.kind == "ours" for row in verdict.rows) > 1  # whose files each stand beside the presets' line, below
     ratios = {} if is_ladder else {item.reference: item for item in verdict.comparisons}
     rows = [_verdict_row(row, ratios) for row in verdict.rows]
+    if speeds:
+        columns |= {words.PREDICTED_SPEED: "right"}
+        rows = [(*cells, words.generation_speed(speeds.get(row.label))) for cells, row in zip(rows, verdict.rows, strict=True)]
     return table(f"{verdict.corpus_name}, {plural(verdict.rows[0].statistics.n_chunks, 'chunk')} of {verdict.n_ctx}", columns, rows)
 
 

@@ -22,7 +22,7 @@ from quantailor.gui.frame import address
 from quantailor.gui.picker import pick
 from quantailor.gui.widgets import TableCell, box, card, chip, copy, icon_button, note, quiet, scrolling_table, table, text, told
 from quantailor.present import words
-from quantailor.present.words import figure, kld, percent, plural, size, size_change
+from quantailor.present.words import PREDICTED_SPEED, figure, generation_speed, kld, percent, plural, size, size_change
 from quantailor.records import Strategy
 
 STRATEGY_KINDS: tuple[EntryKind, ...] = ("text", "file", "gguf")
@@ -245,7 +245,11 @@ class DiffCard:
 
 def _show_difference(found: StrategyDiff) -> None:
     columns = {"Types of": False, "Size": True, "Bytes": True, "Bits per weight": True, "Predicted KLD (95 %)": True}
-    table(columns, [_side(found.a), _side(found.b)], caption="Both sides")
+    sides: list[tuple[str, ...]] = [_side(found.a), _side(found.b)]
+    if found.a.speed is not None or found.b.speed is not None:
+        columns[PREDICTED_SPEED.capitalize()] = True
+        sides = [(*cells, generation_speed(side.speed)) for cells, side in zip(sides, (found.a, found.b), strict=True)]
+    table(columns, sides, caption="Both sides")
     if not found.tensors:
         note("No tensor differs: both give every tensor the same type.")
         return

@@ -21,7 +21,7 @@ from quantailor.gui.pages.choose.rule_dialog import PRESETS
 from quantailor.gui.theme import palette
 from quantailor.gui.widgets import box, chip, named, note, quiet, scrolling_table, table, text, told
 from quantailor.present.charts.colours import blend
-from quantailor.present.words import kld, plural, size, size_change
+from quantailor.present.words import PREDICTED_SPEED, generation_speed, kld, plural, size, size_change
 
 MAX_ROWS = 60
 HERE = "here"
@@ -113,6 +113,8 @@ def _show_difference(found: Difference, one: str, other: str, desk: Planner) -> 
         ("bits per weight", f"{found.ours.bits_per_weight:.3f}", f"{found.theirs.bits_per_weight:.3f}"),
         ("predicted KLD", *(kld(side.kld_nats, side.kld_interval_nats, side.no_prediction) for side in (found.ours, found.theirs))),
     ]
+    if desk.knows_speeds:
+        rows.append((PREDICTED_SPEED, generation_speed(found.our_speed), generation_speed(found.their_speed)))
     table({"": False, one: True, other: True}, rows, caption="Figures of both")
     if not found.tensors:
         note("No tensor differs.")

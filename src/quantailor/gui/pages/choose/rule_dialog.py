@@ -10,10 +10,11 @@ from typing import Any
 from nicegui import ui
 
 from quantailor.app.choosing.rules import plan_rule, short_word
-from quantailor.app.steps import Method, PlanOptions, type_bits
+from quantailor.app.steps import Method, PlanOptions, speed_asked, type_bits
 from quantailor.errors import StrategyError
 from quantailor.gui.widgets import box, named, primary, quiet, text, told
 from quantailor.present.words import parse_size
+from quantailor.records import SpeedOf
 
 METHODS: dict[Method, str] = {
     "optimal": "Optimal: the least damage for the bytes",
@@ -26,14 +27,15 @@ PENALTIES = ("damage", "rmse", "max_error")
 TIES = {"qkv": "Q, K and V of a layer", "gate_up": "gate and up of a layer", "layer": "whole layers", "role": "a role in all layers"}
 PRESETS = ("Q2_K", "IQ3_XXS", "Q3_K_M", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0")
 TARGETS = {"size": "File size, MiB", "bpw": "Bits per weight", "like": "As large as a preset", "kld": "Predicted KLD, nats", "none": "None"}
+SPEEDS: dict[SpeedOf, str] = {"generation": "generation", "prompt": "prompts"}
 _MIB = 2**20
 
 
 class RuleDialog:
     """`open(options)` shows the form; `on_apply` hears the new options."""
 
-    def __init__(self, *, probed: bool, on_apply: Callable[[PlanOptions], Any]) -> None:
-        self._on_apply = on_apply
+    def __init__(self, *, probed: bool, timed: bool, on_apply: Callable[[PlanOptions], Any]) -> None:
+        self._on_apply, self._timed = on_apply, timed
         targets = {key: label for key, label in TARGETS.items() if probed or key != "kld"}
         with named(ui.dialog(), "Rule and limits") as self._dialog, ui.card().classes("qt-dialog"):
             text("Rule and limits", "qt-title", tag="h2")
@@ -62,6 +64,10 @@ class RuleDialog:
                 self._maximum = ui.input("Most bits or type", placeholder="6.6 or attn_v=Q8_0").props("outlined dense")
                 self._pins = ui.input("Pins by pattern", placeholder="attn_v=Q6_K, output=Q8_0").props("outlined dense")
                 self._budgets = ui.input("Bytes for a pattern", placeholder="*_exps=8000000").props("outlined dense")
+                self._speed = ui.input("Least speed", placeholder="0.95 or 40tok/s").props(
+                    'outlined dense hint="Of the preset of that size, or tokens per second. Counts when you apply it or let the size go."'
+                )
+                self._speed_of = ui.select(dict(SPEEDS), label="Speed of", value="generation").props("outlined dense")
             text("Patterns are names or roles with * and ?, or layer:0-3. Several are separated by commas.", "qt-small qt-muted")
             with box("qt-row"):
                 primary("Apply", told(self._apply))
@@ -85,6 +91,8 @@ class RuleDialog:
         for field, values in ((self._minimum, options.minimum), (self._maximum, options.maximum), (self._pins, options.pins)):
             field.set_value(", ".join(values))
         self._budgets.set_value(", ".join(options.budgets))
+        self._speed.set_value(options.speed or "")
+        self._speed_of.set_value(options.speed_of)
         self._show_fields()
         self._dialog.open()
 
@@ -97,6 +105,8 @@ class RuleDialog:
         self._bins.set_visibility(method == "bins")
         self._amount.set_visibility(target in ("size", "bpw", "kld"))
         self._preset.set_visibility(target == "like")
+        for field in (self._speed, self._speed_of):
+            field.set_visibility(self._timed and method == "optimal")
 
     async def _apply(self) -> None:
         options = PlanOptions(
@@ -108,11 +118,20 @@ class RuleDialog:
             maximum=_parts(self._maximum.value),
             ties=tuple(self._ties.value),
             budgets=_parts(self._budgets.value),
+            **self._least_speed(),
         )
         result = self._on_apply(options)
         if result is not None:
             await result
         self._dialog.close()
+
+    def _least_speed(self) -> dict[str, Any]:
+        """Empty where it cannot be seen: other rules hold no speed. Raises OptionError for what is none."""
+        asked = (self._speed.value or "").strip()
+        if not asked or not self._timed or self._method.value != "optimal":
+            return {}
+        speed_asked(asked)
+        return {"speed": asked, "speed_of": self._speed_of.value}
 
     def _rule_text(self) -> str | None:
         if self._method.value == "knee":

@@ -87,7 +87,7 @@ class ChooseScreen:
 
     def build(self) -> None:
         """Put the screen into the page."""
-        self._rule = RuleDialog(probed=self._desk.basis == "probes", on_apply=self._solve)
+        self._rule = RuleDialog(probed=self._desk.basis == "probes", timed=self._desk.knows_speeds, on_apply=self._solve)
         self._difference = DifferenceDialog(self._project, self._desk, lambda: self._draft, on_take=self._take)
         self._files = FilesDialog(self._project, self._desk, lambda: self._draft, on_text=self._load_text, on_compare=self._difference.open)
         if self._desk.n_unmeasured:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from quantailor.app.products.verdicts import (
     headline,
     render_verdict,
     size_difference,
+    verdict_speeds,
 )
 from quantailor.gui.context import workspace
 from quantailor.gui.pages.verify.form import PLAIN
@@ -29,8 +30,8 @@ from quantailor.gui.widgets import box, card, named, quiet, segment, table, text
 from quantailor.present.charts import echarts
 from quantailor.present.charts.verdict import Measure, point_words, verdict_chart, verdict_points
 from quantailor.present.evals import eval_tables
-from quantailor.present.words import around, figure, kld, percent_with_error, size, with_error
-from quantailor.records import PLAIN_TWIN, Comparison, Estimate, Verdict, VerdictRow
+from quantailor.present.words import PREDICTED_SPEED, around, figure, generation_speed, kld, percent_with_error, size, with_error
+from quantailor.records import PLAIN_TWIN, Comparison, Estimate, PredictedSpeed, Verdict, VerdictRow
 
 MEDIA: dict[VerdictFormat, str] = {"png": "image/png", "svg": "image/svg+xml", "csv": "text/csv"}
 _MEASURES: dict[Measure, str] = {"kld": "KL divergence", "ppl": "Perplexity"}
@@ -71,7 +72,7 @@ class VerdictCards:
             _domains(stored.verdict)
             _evals(stored.verdict)
             with card("All figures"):
-                _figures(stored.verdict)
+                _figures(stored.verdict, verdict_speeds(workspace(), self._project.base, stored.verdict) if self._project.base else {})
 
     def _graph(self, verdict: Verdict) -> None:
         with card("Size against what it costs"):
@@ -223,10 +224,14 @@ _COLUMNS = {
 }
 
 
-def _figures(verdict: Verdict) -> None:
-    rows = [_row(row) for row in sorted(verdict.rows, key=lambda row: -row.size_bytes)]
+def _figures(verdict: Verdict, speeds: Mapping[str, PredictedSpeed]) -> None:
+    columns, shown = _COLUMNS, sorted(verdict.rows, key=lambda row: -row.size_bytes)
+    rows = [_row(row) for row in shown]
+    if speeds:
+        columns = {**columns, PREDICTED_SPEED.capitalize(): True}
+        rows = [(*cells, generation_speed(speeds.get(row.label))) for cells, row in zip(rows, shown, strict=True)]
     with box("qt-wide"):
-        table(_COLUMNS, rows, caption="All figures; ± is one standard error over chunks")
+        table(columns, rows, caption="All figures; ± is one standard error over chunks")
     text(
         "± is one standard error over chunks; differences to the base's perplexity are paired by chunk. KLD is in nats, its median "
         "and 99 % are over tokens; same top: tokens whose most likely successor is the base's; bpw: bits per weight.",
