@@ -25,9 +25,10 @@ from quantailor.making import judging
 from quantailor.models.abilities import require_predictions
 from quantailor.processes.crews import ModelFiles
 from quantailor.records import PLAIN_TWIN, PredictedSpeed, RowKind, Verdict
-from quantailor.session import AUTO, HELDOUT_TEXT, OpenedModel, Workspace, gguf_path, require_finite
+from quantailor.session import HELDOUT_TEXT, OpenedModel, Workspace, gguf_path, require_finite
 from quantailor.steps.checks.inputs import check_texts
 from quantailor.steps.checks.verified import other_words, require_held_out, require_presets, require_same_model, reservations
+from quantailor.steps.judged.calibrated import references_imatrix
 from quantailor.steps.judged.evaluating import Enquiry, check_evals, evaluate
 from quantailor.steps.judged.scored import judged
 from quantailor.steps.options import DEFAULT_N_CTX, Evals
@@ -87,6 +88,10 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
         named = [preset_name(str(each.target["like"])) for each in strategies if each is not None and "like" in each.target]
         return presets_around(model, imatrix, sizes, named)
 
+    def choose_imatrix(self, workspace: Workspace, model: OpenedModel) -> tuple[Imatrix | None, list[str]]:
+        """The importance matrix for the references, and what to say where the one that our file was made with is not here."""
+        return references_imatrix(workspace, model, Path(self.file), self.imatrix) if self.against != () else (None, [])
+
     def check(self, workspace: Workspace) -> None:
         """The text, the presets, the files. Raises CorpusError, TypeUnavailableError, OptionError, StrategyMismatchError."""
         super(VerifyStep, self).check(workspace)
@@ -145,7 +150,7 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
         with workspace.model(self.base) as model:
             require_predictions(model.source)
             n_ctx = chunk_length(model.source, self.n_ctx, stages.warn)
-            imatrix, told = verify_imatrix(workspace, model, self)
+            imatrix, told = self.choose_imatrix(workspace, model)
             workspace.require_runnable(model)
             ours = Path(self.file)
             for path in self.files:
@@ -211,7 +216,7 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
         with workspace.model(self.base) as model:
             size, description = ModelSize.of(model.source), model.description
             is_there = Path(self.file).is_file()
-            imatrix = verify_imatrix(workspace, model, self)[0] if is_there else None
+            imatrix = self.choose_imatrix(workspace, model)[0] if is_there else None
             presets = self.presets(workspace, model, imatrix) if is_there or self.against is not None else ()
         folder, n_bytes = workspace.home.references, 0
         for preset in presets:
@@ -226,19 +231,3 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
 def _main_type(preset: str) -> str:
     """The type that most weights of a preset have; "" where none is named like it."""
     return max((name for name in library.types() if preset.startswith(name)), key=len, default="")
-
-
-def verify_imatrix(workspace: Workspace, model: OpenedModel, step: VerifyStep) -> tuple[Imatrix | None, list[str]]:
-    """The importance matrix for the references, by default the one that our file was made with; and what to say where it is not here."""
-    if step.against == ():
-        return None, []
-    if step.imatrix != AUTO:
-        return workspace.imatrices.choose(model, step.imatrix), []
-    embedded = embedded_strategy(workspace, Path(step.file)) if Path(step.file).is_file() else None  # it may be still to be made
-    if embedded is None:
-        return workspace.imatrices.default(model.fingerprint), []
-    recorded = str(embedded.inputs.get("imatrix") or "")
-    if not recorded or workspace.imatrices.path(model.fingerprint, recorded).exists():
-        return (workspace.imatrices.read(model.fingerprint, recorded) if recorded else None), []
-    missing = f"The importance matrix {recorded[:12]} that the file was made with is not here (--imatrix names its file)"
-    return None, [f"{missing}, so the presets were made without one and look worse than they could."]

@@ -27,7 +27,7 @@ from quantailor.present.words import figure, percent, plural
 from quantailor.records import PLAIN_TWIN, Comparison, PredictedSpeed, Verdict, VerdictRow
 from quantailor.session import HELDOUT_TEXT, OpenedModel, Workspace
 from quantailor.steps.judged.evaluating import Files, tokens_left
-from quantailor.steps.verify import BASE, NULL_CONTROL, VerifyStep, verify_imatrix
+from quantailor.steps.verify import BASE, NULL_CONTROL, VerifyStep
 from quantailor.store import ScoreKey
 
 VerdictFormat = Literal["png", "svg", "csv"]
@@ -271,7 +271,7 @@ def verify_cost(workspace: Workspace, task: VerifyStep) -> VerifyCost:
         n_ctx = chunk_length(model.source, task.n_ctx)
         n_text_chunks = corpus.n_chunks(n_ctx)
         n_chunks = min(task.chunks or n_text_chunks, n_text_chunks)
-        imatrix, _ = verify_imatrix(workspace, model, task)
+        imatrix, _ = task.choose_imatrix(workspace, model)
         references = task.presets(workspace, model, imatrix)
         folder = workspace.home.references
         places = {name: judging.reference_path(model.description, name, imatrix=imatrix, folder=folder) for name in references}
