@@ -87,7 +87,7 @@ def test_a_base_that_cannot_run_is_named_before_any_work(run: Command, kind: str
         assert not store.result_rows()["cells"]
     assert not {"s.yaml", "built.gguf", "copy.gguf"} & {path.name for path in tmp_path.iterdir()}
     assert said in run("inspect", base, "--json").result["defect"]
-    assert "llama.cpp cannot run this model" in run("inspect", base).out
+    assert "This model cannot be used as it is" in run("inspect", base).out
     with Workspace.open(tmp_path / "home") as workspace:
         assert said in (model_defect(workspace, open_project(workspace, base)) or "")
 

@@ -62,10 +62,10 @@ def test_a_model_that_cannot_run_is_told_where_it_is_looked_at(page: Visitor, tm
     norm = np.full(HIDDEN, np.nan, np.float32)
     ask(page, str(write_llama(tmp_path / "broken.gguf", arrays={"blk.0.attn_norm.weight": norm})))
     page.until(lambda: page.address.endswith("/model"), "its page opens")
-    page.sees(f"llama.cpp cannot run this model: blk.0.attn_norm.weight has {HIDDEN} weights that are NaN or Inf.")
+    page.sees(f"This model cannot be used as it is: blk.0.attn_norm.weight has {HIDDEN} weights that are NaN or Inf.")
     page.click("Look at its structure")
     page.until(lambda: page.address.endswith("/structure"), "Structure opens")
-    page.sees("llama.cpp cannot run this model: blk.0.attn_norm.weight")
+    page.sees("This model cannot be used as it is: blk.0.attn_norm.weight")
 
 
 def test_what_can_be_computed_again_is_removed(page: Visitor, books_llama_base: Path, tmp_path: Path) -> None:

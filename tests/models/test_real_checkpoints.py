@@ -476,19 +476,8 @@ def small_numbers(values: Values) -> None:
     values[4] *= 1e-3
 
 
-@pytest.mark.parametrize(
-    ("dtype", "change", "n_lost"),
-    [
-        ("F32", small_row, 1),
-        ("F32", small_matrix, 64),
-        ("F32", coarse_matrix, 64),
-        ("F32", small_numbers, 0),
-        ("BF16", small_matrix, 0),
-    ],
-)
-def test_rows_that_float16_loses_are_told_and_single_weights_are_not(
-    dtype: str, change: Callable[[Values], None], n_lost: int, quantailor: Command, folder: Path, tmp_path: Path
-) -> None:
+def with_query(folder: Path, dtype: str, change: Callable[[Values], None]) -> None:
+    """A checkpoint of one type whose query matrix was changed."""
     arrays: Arrays = {}
     for name, (_, shape, _data) in arrays_of(folder).items():
         values = numbers(name, shape)
@@ -496,6 +485,25 @@ def test_rows_that_float16_loses_are_told_and_single_weights_are_not(
             change(values)
         arrays[name] = (dtype, shape, packed(values, dtype))
     write_arrays(folder, arrays)
+
+
+def all_but_one_row(values: Values) -> None:
+    values[1:] *= 1e-10
+
+
+@pytest.mark.parametrize(
+    ("dtype", "change", "n_lost"),
+    [
+        ("F32", small_row, 1),
+        ("F32", all_but_one_row, 63),
+        ("F32", small_numbers, 0),
+        ("BF16", small_matrix, 0),
+    ],
+)
+def test_rows_that_float16_loses_are_told_and_single_weights_are_not(
+    dtype: str, change: Callable[[Values], None], n_lost: int, quantailor: Command, folder: Path, tmp_path: Path
+) -> None:
+    with_query(folder, dtype, change)
     said = f"blk.0.attn_q.weight has {n_lost} of 64 rows whose weights are too small for F16" if n_lost else ""
     home = ("--home", tmp_path / "home")
     measuring = ("measure", folder, "--types", "Q8_0", "--tensors", "attn_k", *home)
@@ -505,8 +513,41 @@ def test_rows_that_float16_loses_are_told_and_single_weights_are_not(
         assert said in done.err
         assert ("too small" in done.err) == bool(n_lost)
         assert ("save the checkpoint in bfloat16" in done.err) == bool(n_lost)
+    assert ("too small" in quantailor("inspect", folder).out) == bool(n_lost)
+    planned = quantailor("plan", folder, "--types-of", "Q8_0", "-o", tmp_path / "s.yaml", *home)
+    assert (planned.code, "too small" in planned.out) == (0, bool(n_lost))
+    built = quantailor("build", folder, tmp_path / "s.yaml", "-o", tmp_path / "built.gguf", *home)
+    assert (built.code, "too small" in built.err) == (0, bool(n_lost))
     base = quantailor("measure", tmp_path / "base.gguf", "--types", "Q8_0", "--tensors", "attn_k", *home)
     assert (base.code, "too small" in base.err) == (0, False)
+
+
+def small_matrix_and_rows_of_zeros(values: Values) -> None:
+    values *= 1e-9
+    values[:10] = 0
+
+
+@pytest.mark.parametrize("change", [small_matrix, coarse_matrix, small_matrix_and_rows_of_zeros])
+def test_a_matrix_of_which_float16_holds_nothing_is_refused_by_every_command(
+    change: Callable[[Values], None], quantailor: Command, folder: Path, tmp_path: Path
+) -> None:
+    with_query(folder, "F32", change)
+    said, base, home = "all weights of blk.0.attn_q.weight are too small for F16", tmp_path / "base.gguf", ("--home", tmp_path / "home")
+    for _ in range(2):  # as it is read, and as it is remembered
+        for words in (
+            ("convert", folder, "-o", base),
+            ("measure", folder, "--types", "Q8_0"),
+            ("plan", folder, "--types-of", "Q8_0"),
+            ("build", folder, "Q8_0", "-o", tmp_path / "built.gguf"),
+            ("make", folder, "--bpw", "9", "-o", tmp_path / "made"),
+        ):
+            error = quantailor(*words, *home).error_line
+            assert said in error, words
+            assert "bfloat16" in error, words
+    assert said in quantailor("inspect", folder).out
+    assert not base.exists()
+    with_query(folder, "BF16", change)
+    assert quantailor("convert", folder, "-o", base, *home).code == 0
 
 
 @pytest.mark.parametrize(("name", "found"), [("model.norm.weight", "output_norm.weight"), (f"{QUERY}.weight", "blk.0.attn_q.weight")])

@@ -126,8 +126,8 @@ class HuggingFaceSource:
         """Rows as they are stored, (stop - start, row_bytes)."""
         return self._plan(name).raw_rows(start, stop)
 
-    def lost_rows(self, name: str, start: int, stop: int) -> int:
-        """How many of these rows the base's type does not hold."""
+    def lost_rows(self, name: str, start: int, stop: int) -> tuple[int, int]:
+        """How many of these rows the base's type does not hold, and how many are not zero."""
         return self._plan(name).lost_rows(start, stop)
 
     def rows(self, name: str, start: int, stop: int) -> Floats:

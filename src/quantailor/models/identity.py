@@ -57,6 +57,8 @@ class Identity:
     """The first tensor that holds NaN or Inf, in words; empty where none does."""
     lost: str = ""
     """Which rows the type that they are converted to does not hold, in words; empty where it holds all."""
+    lost_whole: str = ""
+    """The first tensor of which that type holds no row at all, in words; empty where there is none."""
 
 
 def identify(source: ModelSource, *, control: Control = QUIET) -> Identity:
@@ -76,17 +78,19 @@ def identify(source: ModelSource, *, control: Control = QUIET) -> Identity:
             digest.update(encode_entry(key, source.metadata[key]))
     tensors = sorted(source.tensors, key=lambda info: info.name)
     progress = ProgressCounter(control, sum(tensor.size_bytes for tensor in tensors))
-    not_finite, lost = "", list[str]()
+    not_finite, lost, lost_whole = "", list[str](), ""
     pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="identify")
     try:
         for tensor in tensors:
-            rows, n_bad, n_lost = xxhash.xxh3_128(), 0, 0
+            rows, n_bad, n_lost, n_filled = xxhash.xxh3_128(), 0, 0, 0
             step = max(1, BLOCK_BYTES * tensor.n_rows // max(1, tensor.size_bytes))
-            for block, n_bytes, bad, gone in pool.map(functools.partial(_block, source, tensor, step), range(0, tensor.n_rows, step)):
+            read = functools.partial(_block, source, tensor, step)
+            for block, n_bytes, bad, (gone, filled) in pool.map(read, range(0, tensor.n_rows, step)):
                 control.check()
                 rows.update(block)
                 n_bad += bad
                 n_lost += gone
+                n_filled += filled
                 progress.add(n_bytes, tensor.name)
             digest.update(f"{json.dumps([tensor.name, tensor.shape, tensor.type_name])} {rows.hexdigest()}\n".encode())
             if n_bad and not not_finite:
@@ -94,6 +98,8 @@ def identify(source: ModelSource, *, control: Control = QUIET) -> Identity:
                     words.not_finite(n_bad) if tensor.type_name in _INFINITY else f"{plural(n_bad, 'row')} with weights that are NaN or Inf"
                 )
                 not_finite = f"{tensor.name} has {found}"
+            if n_lost and n_lost == n_filled and not lost_whole:
+                lost_whole = f"all weights of {tensor.name} are too small for {tensor.type_name}"
             if n_lost:
                 lost.append(
                     f"{tensor.name} has {n_lost} of {plural(tensor.n_rows, 'row')} whose weights are too small for {tensor.type_name}"
@@ -101,7 +107,7 @@ def identify(source: ModelSource, *, control: Control = QUIET) -> Identity:
     finally:
         pool.shutdown(cancel_futures=True)
     more = f" (and {len(lost) - 1} more tensors have such rows)" if len(lost) > 1 else ""
-    return Identity(digest.hexdigest(), not_finite, f"{lost[0]}{more}" if lost else "")
+    return Identity(digest.hexdigest(), not_finite, f"{lost[0]}{more}" if lost else "", lost_whole)
 
 
 def fingerprint(source: ModelSource) -> str:
@@ -122,11 +128,11 @@ def description(source: ModelSource, fingerprint: str) -> str:
     return digest.hexdigest()
 
 
-def _block(source: ModelSource, tensor: TensorInfo, step: int, start: int) -> tuple[bytes, int, int, int]:
-    """A block's digest, its bytes, how many of its weights (of quantized types: rows) are NaN or Inf, and how many rows are lost."""
+def _block(source: ModelSource, tensor: TensorInfo, step: int, start: int) -> tuple[bytes, int, int, tuple[int, int]]:
+    """A block's digest, its bytes, how many of its weights (of quantized types: rows) are NaN or Inf, and its `lost_rows`."""
     stop = min(start + step, tensor.n_rows)
     data = np.ascontiguousarray(source.raw_rows(tensor.name, start, stop))
-    lost = source.lost_rows(tensor.name, start, stop) if isinstance(source, ConvertedSource) else 0
+    lost = source.lost_rows(tensor.name, start, stop) if isinstance(source, ConvertedSource) else (0, 0)
     return xxhash.xxh3_128_digest(data.data), data.nbytes, _n_not_finite(data, tensor), lost
 
 

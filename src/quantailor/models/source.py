@@ -68,8 +68,11 @@ class ModelSource(Protocol):
 class ConvertedSource(ModelSource, Protocol):
     """A source whose weights are stored in other types than they are shown in."""
 
-    def lost_rows(self, name: str, start: int, stop: int) -> int:
-        """How many of rows [start, stop) the type that they are shown in does not hold: next to nothing is left of their weights."""
+    def lost_rows(self, name: str, start: int, stop: int) -> tuple[int, int]:
+        """How many of rows [start, stop) the type that they are shown in does not hold, and how many are not zero.
+
+        Next to nothing is left of the weights of a lost row. (0, 0) where that type is the one that they are stored in.
+        """
 
 
 _MAX_NAME = 200

@@ -51,14 +51,24 @@ def require_finite(identity: Identity) -> None:
         raise NonFiniteWeightError(identity.not_finite, remedy="Get an intact copy of the model")
 
 
+def require_held(identity: Identity) -> None:
+    """Raise NonFiniteWeightError where the base would hold nothing of a tensor, as where it cannot hold a weight."""
+    if identity.lost_whole:
+        raise NonFiniteWeightError(
+            f"{identity.lost_whole}, which makes them zero or nearly so",
+            remedy='Save the checkpoint in bfloat16, which holds them (model.to(torch.bfloat16).save_pretrained("..."))',
+        )
+
+
 def require_runnable(model: OpenedModel) -> None:
     """Refuse, before any work, a model that llama.cpp could not run. What a directory's base lacks its conversion refuses.
 
     Raises:
-        NonFiniteWeightError: weights are NaN or Inf, norms and biases included.
+        NonFiniteWeightError: weights are NaN or Inf, norms and biases included; or the base would hold nothing of a tensor.
         ModelFormatError: a tensor that llama.cpp needs is missing or has another shape.
     """
     require_finite(model.identity)
+    require_held(model.identity)
     if isinstance(model.source, GGUFSource) and (unmet := unmet_tensor(gguf_path(model))):
         raise ModelFormatError(f"{model.source.location} {unmet}", remedy="Convert the model again, or get an intact copy of the file")
 
@@ -72,11 +82,11 @@ def defect(require: Callable[[OpenedModel], None], model: OpenedModel) -> str | 
     return None
 
 
-def lost_words(model: OpenedModel) -> str | None:
-    """What of a checkpoint's weights is not in its base, and what to do, in words; None where all is."""
-    if not model.identity.lost:
+def lost_words(identity: Identity) -> str | None:
+    """What of a checkpoint's weights is not in its base, and what to do, in words; None where all is, and where `require_held` refuses it."""
+    if not identity.lost or identity.lost_whole:
         return None
-    return f"{model.identity.lost}, which makes them zero or nearly so: save the checkpoint in bfloat16, which holds them."
+    return f"{identity.lost}, which makes them zero or nearly so: save the checkpoint in bfloat16, which holds them."
 
 
 def gguf_path(model: OpenedModel) -> Path:

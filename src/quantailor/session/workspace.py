@@ -32,7 +32,7 @@ from quantailor.models.upstream.checkpoint import checkpoint_digest, checkpoint_
 from quantailor.processes.crews import ModelFiles
 from quantailor.session.covariances import KeptCovariances
 from quantailor.session.imatrices import KeptImatrices
-from quantailor.session.opened import OpenedModel, gguf_path, plain_label, require_runnable
+from quantailor.session.opened import OpenedModel, gguf_path, plain_label, require_held, require_runnable
 from quantailor.store import ModelRecord, Store
 
 SEEN_EVERY_S = 60.0
@@ -163,6 +163,7 @@ class Workspace(Closing):
 
     def require_runnable(self, model: OpenedModel) -> None:
         """Refuse a model that llama.cpp could not run, as `opened.require_runnable`; a sound one's header is read once in a home."""
+        require_held(model.identity)  # a base of the same fingerprint may be sound: it is the model that is left of the weights
         known = f"{library.engine()}:{model.fingerprint}"
         if not self.store.locations("sound", known):
             require_runnable(model)
@@ -256,7 +257,7 @@ class Workspace(Closing):
         """Remember it, unless a change would leave no trace because the files were changed a moment ago."""
         if files.is_settled(state):
             self._identities[name, state] = identity
-            self.store.record_identity(name, _text_of(state), identity.fingerprint, identity.not_finite, identity.lost)
+            self.store.record_identity(name, _text_of(state), identity.fingerprint, identity.not_finite, identity.lost, identity.lost_whole)
 
     def corpus(self, model: OpenedModel, text: Path) -> Corpus:
         """A text cut into the model's tokens. Raises CorpusError and more as `load_corpus` does, UnsupportedModelError for a directory."""

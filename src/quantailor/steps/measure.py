@@ -73,7 +73,7 @@ class MeasureStep(WeightedStep[MeasureResult], kind="measure", result=MeasureRes
         settings = MeasureSettings(exhaustive=self.exhaustive)
         with workspace.model(self.base, allow_requantize=self.allow_requantize) as model:
             workspace.require_runnable(model)
-            if lost := lost_words(model):
+            if lost := lost_words(model.identity):
                 stages.warn(lost)
             imatrix = workspace.imatrices.choose(model, self.imatrix, stages.warn)
             rounding = measuring_rounding(workspace, model, imatrix, self.rounding, self.covariances)

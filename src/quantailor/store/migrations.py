@@ -56,6 +56,12 @@ def lost_rows_schema(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE identities ADD COLUMN lost TEXT NOT NULL DEFAULT ''")
 
 
+def lost_tensors_schema(connection: sqlite3.Connection) -> None:
+    """Of which tensor a base holds nothing; checkpoints with lost rows are read again."""
+    connection.execute("ALTER TABLE identities ADD COLUMN lost_whole TEXT NOT NULL DEFAULT ''")
+    connection.execute("DELETE FROM identities WHERE lost <> ''")
+
+
 def timings_schema(connection: sqlite3.Connection) -> None:
     """What files of one structure took on this machine, whichever model they are of."""
     connection.execute(
@@ -74,6 +80,7 @@ MIGRATIONS: dict[str, Migration] = {
     "0016 answers of evaluations": answers_schema,
     "0017 rows that a base does not hold": lost_rows_schema,
     "0018 what files take": timings_schema,
+    "0019 tensors that a base does not hold": lost_tensors_schema,
 }
 
 

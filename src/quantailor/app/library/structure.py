@@ -22,7 +22,7 @@ from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource
 from quantailor.qtypes import IMATRIX_EXEMPT, QType, availability, fallback, needs_imatrix, never_quantized
 from quantailor.records import MetadataValue, TensorInfo
-from quantailor.session import OpenedModel, Workspace, defect, require_runnable
+from quantailor.session import OpenedModel, Workspace, defect, lost_words, require_runnable
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,9 @@ class ModelReport:
     other_contents: str | None
     """What the file holds where that is no language model, in words, with what to do; None for a model."""
     defect: str | None
-    """Why llama.cpp could not run it, in words, with what to do: NaN, or a tensor that is missing; None for a sound model."""
+    """Why it is refused, in words, with what to do: NaN, a tensor that is missing or that its base would lose; None for a sound model."""
+    lost: str | None
+    """Which rows of a checkpoint its base does not hold, in words, with what to do; None where it holds all."""
     config_files: tuple[str, ...]
     metadata: Mapping[str, MetadataValue]
     tensors: tuple[TensorReport, ...]
@@ -344,6 +346,7 @@ def _report(source: ModelSource, identity: Identity, require: Callable[[OpenedMo
         is_quantized=bool(library.quantized_types(source.tensors)),
         other_contents=None if found is None else f"{found.what}, not a language model. {found.remedy}",
         defect=None if found is not None else defect(require, OpenedModel(source, identity)),
+        lost=lost_words(identity),
         config_files=source.config_files,
         metadata=dict(source.metadata),
         tensors=tuple(tensor_report(tensor, source.architecture, qtypes) for tensor in source.tensors),

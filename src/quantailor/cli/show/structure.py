@@ -27,7 +27,9 @@ def model(report: ModelReport, *, all_types: bool = False) -> None:
     elif report.is_quantized:
         out.print("[yellow]This model is quantized already; quantizing it again loses quality twice.[/yellow]")
     if report.defect is not None:
-        out.print(f"[yellow]llama.cpp cannot run this model: {plain(report.defect)}.[/yellow]")
+        out.print(f"[yellow]This model cannot be used as it is: {plain(report.defect)}.[/yellow]")
+    if report.lost is not None:
+        out.print(f"[yellow]{plain(report.lost)}[/yellow]")
     out.print()
     configuration(out, report.metadata)
     out.print()

@@ -1,4 +1,4 @@
-"""What a screen says of a model that llama.cpp could not run: NaN among the weights, a tensor that is missing."""
+"""What a screen says of a model that every job refuses: NaN among the weights, a tensor that is missing or that its base would lose."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ def warn_of_defect(project: ProjectReport) -> None:
         if found is not None:
             place.set_visibility(True)
             with place:
-                note(f"llama.cpp cannot run this model: {found}.", "warn")
+                note(f"This model cannot be used as it is: {found}.", "warn")
 
     ui.timer(0.1, told(show), once=True)

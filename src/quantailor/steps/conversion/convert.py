@@ -167,7 +167,7 @@ def _natively(workspace: Workspace, step: ConvertStep, stages: Stages) -> Conver
         said = [f"the {source.family} family", *source.notes] if isinstance(source, HuggingFaceSource) else ["it is GGUF already"]
         why = f"native: {'; '.join(said)}"
         stages.note(why)
-        if lost := lost_words(model):
+        if lost := lost_words(model.identity):
             stages.warn(lost)
         left_out_why = left_out_words(source, has_projector=step.mmproj is not None)
         path = Path(step.output)

@@ -61,14 +61,18 @@ class PlannedTensor:
                 remedy='Save the checkpoint in bfloat16, which holds it (model.to(torch.bfloat16).save_pretrained("..."))',
             ) from error
 
-    def lost_rows(self, start: int, stop: int) -> int:
-        """How many of rows [start, stop) lose more than `LOST_ENERGY` to F16, whose least step is 2^-24: whole rows become zero."""
+    def lost_rows(self, start: int, stop: int) -> tuple[int, int]:
+        """How many of rows [start, stop) lose more than `LOST_ENERGY` to F16, whose least step is 2^-24, and how many are not zero.
+
+        (0, 0) where the base takes every weight as it is.
+        """
         if self.info.type_name != "F16" or self.source.dtype == "F16" or start == stop:
-            return 0
+            return 0, 0
         values = _to_float32(self.source.read(start, stop).reshape(-1), self.source.dtype).reshape(stop - start, -1)
-        small = values[(np.abs(values).max(axis=1) < np.finfo(np.float16).smallest_normal)].astype(np.float64)  # (rows, n_cols)
+        largest = np.abs(values).max(axis=1)  # (n_rows,)
+        small = values[largest < np.finfo(np.float16).smallest_normal].astype(np.float64)  # (rows, n_cols)
         lost = np.square(small - small.astype(np.float16)).sum(axis=1)
-        return int(np.count_nonzero(lost > LOST_ENERGY * np.square(small).sum(axis=1)))
+        return int(np.count_nonzero(lost > LOST_ENERGY * np.square(small).sum(axis=1))), int(np.count_nonzero(largest))
 
 
 # Views
