@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,15 +39,16 @@ def write_llama(
     arrays: Mapping[str, npt.NDArray[np.generic]] | None = None,
     tensors_per_shard: int = 0,
     specials: tuple[str, str] = ("<s>", "</s>"),
+    tokens: Sequence[str] | None = None,
 ) -> Path:
     """A Llama of one layer with a byte-level vocabulary and two `specials`; `metadata`, `more` (name -> shape), `arrays` come on top.
 
-    The output matrix of a `flat` one is zero.
+    The output matrix of a `flat` one is zero; 256 `tokens` take the place of the bytes.
     """
     writer, weight = _begin(path, architecture, context, tensors_per_shard), _Weights()
     writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-5)
     _add(writer, metadata or {})
-    _add_bytes(writer, pre, specials)
+    _add_bytes(writer, pre, specials, tokens)
     tensors: Arrays = {
         "token_embd.weight": weight(N_BPE, HIDDEN),
         "output_norm.weight": np.ones(HIDDEN, np.float32),
@@ -146,12 +147,12 @@ def _add(writer: GGUFWriter, metadata: Mapping[str, int | bool]) -> None:
         (writer.add_bool if isinstance(value, bool) else writer.add_uint32)(name, value)
 
 
-def _add_bytes(writer: GGUFWriter, pre: str, specials: tuple[str, str] = ("<s>", "</s>")) -> None:
+def _add_bytes(writer: GGUFWriter, pre: str, specials: tuple[str, str] = ("<s>", "</s>"), tokens: Sequence[str] | None = None) -> None:
     """A vocabulary of bytes, and two control tokens."""
     letters = byte_letters()
     writer.add_string("tokenizer.ggml.model", "gpt2")
     writer.add_string("tokenizer.ggml.pre", pre)
-    writer.add_array("tokenizer.ggml.tokens", [*(letters[byte] for byte in range(256)), *specials])
+    writer.add_array("tokenizer.ggml.tokens", [*(tokens or (letters[byte] for byte in range(256))), *specials])
     writer.add_array("tokenizer.ggml.token_type", [1] * 256 + [3] * SPECIAL)
     writer.add_array("tokenizer.ggml.merges", ["a b"])
     _add(writer, {"tokenizer.ggml.bos_token_id": 256, "tokenizer.ggml.eos_token_id": 257, "tokenizer.ggml.add_bos_token": False})

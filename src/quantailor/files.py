@@ -7,6 +7,7 @@ process left behind is removed by the next one that writes the same file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -69,6 +70,19 @@ def expanded(path: Path | str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+def refuse_streams(path: Path) -> None:
+    """Raise OSError for a pipe, which would keep us waiting, and for a device, which may never end; also for what is not there."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is a pipe or a device. Save what it gives as a file, and give that", str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """A whole file. Raises OSError, as `refuse_streams` does too."""
+    refuse_streams(path)
+    return path.read_bytes()
 
 
 def temporary_path(path: Path) -> Path:

@@ -106,6 +106,37 @@ def test_a_text_that_is_no_text_is_refused(quantailor: Command, workbench: Workb
     assert word in quantailor("imatrix", workbench.base, "-f", text, "--home", tmp_path / "home").error_line
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
+def test_pipes_and_devices_are_refused_and_not_waited_for(run: Command, tmp_path: Path) -> None:
+    """`-f <(zcat ...)` is one; whoever opens it waits for a writer, and a text is read twice."""
+    base, pipe = write_llama(tmp_path / "base.gguf"), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    questions, mix = tmp_path / "questions", tmp_path / "mix.yaml"
+    questions.symlink_to(pipe)
+    mix.write_text("texts: [{file: pipe}]", encoding="utf-8")
+    for words in (
+        ("imatrix", base, "-f", pipe),
+        ("imatrix", base, "-f", mix),
+        ("imatrix", base, "--import", pipe),
+        ("measure", base, "--imatrix", pipe),
+        ("probe", base, "-f", "/dev/zero"),
+        ("verify", base, "--base", base, "-f", pipe),
+        ("verify", base, "--base", base, "--eval", "choices", "--choices", questions),
+        ("plan", base, "--types-of", pipe),
+        ("build", base, pipe, "-o", tmp_path / "out.gguf"),
+        ("make", base, "--recipe", pipe, "-o", tmp_path / "out"),
+    ):
+        outcome = run(*words)
+        assert "it is a pipe or a device. Save what it gives as a file" in outcome.err, (words, outcome)
+    for path in (pipe, "/dev/zero"):
+        assert str(path) in run("inspect", path).error_line
+
+
+def test_a_vocabulary_without_tokens_for_a_text_is_told(run: Command, tmp_path: Path, calibration_text: Path) -> None:
+    base = write_llama(tmp_path / "base.gguf", tokens=[f"token{number}" for number in range(256)])
+    assert "has no token for anything in calibration.txt" in run("imatrix", base, "-f", calibration_text).error_line
+
+
 def test_no_command_writes_over_what_it_reads(run: Command, tmp_path: Path) -> None:
     model, text = write_llama(tmp_path / "model.gguf"), tmp_path / "text.txt"
     text.write_text("words", encoding="utf-8")

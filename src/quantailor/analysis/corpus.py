@@ -202,11 +202,15 @@ def chunks(corpus: Corpus, n_ctx: int, *, limit: int | None = None) -> Tokens:
     """The chunks of a corpus, at most `limit` of them: (n_chunks, n_ctx) int32.
 
     Raises:
-        CorpusError: chunks below `MIN_N_CTX` tokens, or a text that does not fill one.
+        CorpusError: chunks below `MIN_N_CTX` tokens, or a text that does not fill one or that the vocabulary has no tokens for.
     """
     if n_ctx < MIN_N_CTX:
         raise CorpusError(f"chunks of {n_ctx} tokens are too short", remedy=f"Take at least {MIN_N_CTX}")
     order = corpus.chunk_parts(n_ctx)
+    if not order and not sum(part.tokens.size for part in corpus.parts):
+        raise CorpusError(
+            f"the model's vocabulary has no token for anything in {corpus.name}", remedy="Convert the model again, with its own tokenizer"
+        )
     if not order:
         raise CorpusError(f"{_too_short(corpus)} and fills no chunk of {n_ctx}", remedy="Give a longer text or a smaller context")
     if limit is not None:

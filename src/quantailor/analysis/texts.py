@@ -20,6 +20,7 @@ import yaml
 
 from quantailor.analysis import chats
 from quantailor.errors import CorpusError
+from quantailor.files import read_bytes
 
 MIX_SUFFIXES = (".yaml", ".yml")
 _KEYS = frozenset(("file", "share", "name"))
@@ -118,7 +119,7 @@ def mixed_digest(parts: Sequence[tuple[float, str]]) -> str:
 def read_text(path: Path) -> tuple[str, str]:
     """The text without its last newline, and the SHA-256 of its bytes. Raises CorpusError: it cannot be read, is empty or not UTF-8."""
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise CorpusError(f"cannot read {path}: {error.strerror or error}") from error
     try:

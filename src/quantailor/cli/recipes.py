@@ -9,7 +9,7 @@ import typer
 import yaml
 
 from quantailor.errors import OptionError
-from quantailor.files import expanded
+from quantailor.files import expanded, read_bytes
 from quantailor.present.recipes import MADE
 
 _PATHS = ("model", "file", "verify-text", "imatrix", "covariances", "converter", "choices")
@@ -44,7 +44,7 @@ def from_recipe(context: typer.Context, place: Path | None) -> Path | None:
 
 def _read(place: Path) -> dict[str, object]:
     try:
-        document = yaml.safe_load(expanded(place).read_text(encoding="utf-8"))
+        document = yaml.safe_load(read_bytes(expanded(place)).decode("utf-8"))
     except OSError as error:
         raise OptionError(f"cannot read the recipe {place}: {error.strerror or error}", remedy="Give the path of a recipe.yaml") from error
     except (yaml.YAMLError, UnicodeError) as error:

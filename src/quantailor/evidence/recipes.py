@@ -12,7 +12,7 @@ from pathlib import Path
 from quantailor.errors import ModelError, StrategyError, TypeUnavailableError
 from quantailor.evidence.presets import types_of_preset
 from quantailor.evidence.strategies import STRATEGY_KEY, is_gguf, strategy_of
-from quantailor.files import expanded
+from quantailor.files import expanded, read_bytes
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
 from quantailor.models.opening import open_model
@@ -67,7 +67,7 @@ def recipe_of(workspace: Workspace, model: OpenedModel, reference: str, imatrix:
         types, reason = _types_in(path, model, tensors), f"as in {path.name}"
     else:
         path, method = Path(reference), "manual"
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_bytes(path).decode("utf-8", errors="replace")
         types = from_tensor_types(text, [tensor.name for tensor in tensors], name=str(path), known_types=library.types())
         reason = f"as {path.name} says"
     if not types:

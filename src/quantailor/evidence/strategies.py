@@ -25,6 +25,8 @@ _MAGIC = b"GGUF"
 def is_gguf(path: Path) -> bool:
     """Whether a file starts as GGUF files do; False where it cannot be read."""
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as stream:
             return stream.read(len(_MAGIC)) == _MAGIC
     except OSError:

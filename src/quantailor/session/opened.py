@@ -83,7 +83,7 @@ def defect(require: Callable[[OpenedModel], None], model: OpenedModel) -> str | 
 
 
 def lost_words(identity: Identity) -> str | None:
-    """What of a checkpoint's weights is not in its base, and what to do, in words; None where all is, and where `require_held` refuses it."""
+    """What of a checkpoint's weights is not in its base, and what to do, in words; None where all is, or `require_held` refuses it."""
     if not identity.lost or identity.lost_whole:
         return None
     return f"{identity.lost}, which makes them zero or nearly so: save the checkpoint in bfloat16, which holds them."

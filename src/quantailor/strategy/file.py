@@ -162,7 +162,7 @@ def read(path: Path | str, *, known_types: Collection[str] | None = None) -> Str
     try:
         if file.stat().st_size > MAX_FILE_BYTES:
             raise StrategyFormatError(f"{file} is larger than any strategy", remedy="Give the YAML or JSON file that `plan` wrote")
-        text = file.read_bytes().decode("utf-8-sig")
+        text = files.read_bytes(file).decode("utf-8-sig")
     except OSError as error:
         raise StrategyError(f"cannot read {file}: {error.strerror or error}", remedy="Check the path") from error
     except UnicodeDecodeError:

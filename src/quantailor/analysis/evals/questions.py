@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantailor.errors import CorpusError
+from quantailor.files import read_bytes
 
 MOST_CHOICES = 100
 """Of a question; llama.cpp's own limit."""
@@ -50,7 +51,7 @@ def read_questions(path: Path) -> Questions:
         CorpusError: it cannot be read or is empty; a question that cannot be read, or whose answer is not among its choices.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise CorpusError(f"cannot read {path}: {error.strerror or error}", remedy=_REMEDY) from error
     items = _of_binary(data, path) if b"\0" in data[:4] else _of_lines(data, path)

@@ -20,7 +20,7 @@ import numpy as np
 
 from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry
 from quantailor.errors import ImatrixError, ModelError
-from quantailor.files import whole_file
+from quantailor.files import refuse_streams, whole_file
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_format import MAGIC, MAX_NAME_BYTES
 from quantailor.models.gguf_writer import GGUFWriter, layout
@@ -48,6 +48,7 @@ def read_imatrix(path: Path) -> Imatrix:
         ImatrixError: the file cannot be read, is truncated or corrupt, or holds values that no sum of squares has.
     """
     try:
+        refuse_streams(path)
         with path.open("rb") as stream:
             is_gguf = stream.read(len(MAGIC)) == MAGIC
         return _read_gguf(path) if is_gguf else _read_legacy(path.read_bytes(), path)
