@@ -63,16 +63,43 @@ def binary(found: list[Question]) -> bytes:
     return struct.pack(f"<{1 + len(tasks)}I", len(tasks), *places) + b"".join(tasks)
 
 
+def hellaswag(found: list[Question]) -> str:
+    """Questions as llama-perplexity reads HellaSwag."""
+    return "".join(f"{each.text}\n{each.right[0]}\n" + "".join(f"{choice}\n" for choice in each.choices) for each in found)
+
+
+def winogrande(found: list[Question]) -> str:
+    """Of each question a sentence that lacks two words, as llama-perplexity reads Winogrande: the right choice's, or those of the next one.
+
+    Without those that its reader could not tell apart.
+    """
+    rows = list[str]()
+    for each in found:
+        right, other = ((each.choices[(each.right[0] + more) % 4]).split() for more in (0, 1))
+        options = [" ".join(words[:2]) for words in (right, other)]
+        sentence = f"{each.text} _ {' '.join(right[2:])}"
+        if not set('",_') & set("".join(options)) and sentence.count("_") == 1 and '"' not in sentence and options[0] != options[1]:
+            answer = 1 + len(rows) % 2
+            rows.append(f'{len(rows)},"{sentence}",{",".join(options[:: 3 - 2 * answer])},{answer}\n')
+    return "".join(rows)
+
+
 def main() -> None:
-    """Write them, or with --binary the same for llama-perplexity."""
+    """Write them, or the same as llama-perplexity reads them."""
     parser = argparse.ArgumentParser(description="Write the questions that ship with Quantailor")
     parser.add_argument("--binary", type=Path, help="write them here in llama.cpp's format instead")
-    place = parser.parse_args().binary
+    parser.add_argument("--hellaswag", type=Path, help="or as HellaSwag's text")
+    parser.add_argument("--winogrande", type=Path, help="or sentences made of them as Winogrande's table")
+    places = parser.parse_args()
     found = questions((DATA / "heldout.txt").read_text(encoding="utf-8"))
-    if place is None:
-        (DATA / "choices.jsonl").write_text(lines(found), encoding="utf-8")
+    if places.binary is not None:
+        places.binary.write_bytes(binary(found))
+    elif places.hellaswag is not None:
+        places.hellaswag.write_text(hellaswag(found), encoding="utf-8")
+    elif places.winogrande is not None:
+        places.winogrande.write_text(winogrande(found), encoding="utf-8")
     else:
-        place.write_bytes(binary(found))
+        (DATA / "choices.jsonl").write_text(lines(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

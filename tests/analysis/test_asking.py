@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tools.choices import binary, lines, questions
+from tools.choices import binary, hellaswag, lines, questions, winogrande
 
 from quantailor.analysis.corpus import load_corpus
 from quantailor.analysis.evals import choices, greedy
@@ -25,6 +25,7 @@ from quantailor.numerics import Tokens
 from quantailor.session import CHOICES
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "choices-books-llama.json"
+GOLDEN_FORMATS = GOLDEN.with_name("choices-formats-books-llama.json")
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,41 @@ def test_choices_are_those_of_llama_perplexity(books_llama_base: Path, tmp_path:
     assert sum(right) / len(right) > 0.25 + 5 * (0.25 * 0.75 / len(right)) ** 0.5, "clearly above chance"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["", "Q3_K_M"])
+def test_hellaswag_and_winogrande_are_those_of_llama_perplexity(
+    books_llama_base: Path, heldout_text: Path, tmp_path: Path, preset: str
+) -> None:
+    golden, name = json.loads(GOLDEN_FORMATS.read_text(encoding="utf-8")), preset or "F16"
+    path = quantize_reference(books_llama_base, tmp_path / "q.gguf", preset=preset) if preset else books_llama_base
+    shipped, source = questions(heldout_text.read_text(encoding="utf-8")), open_model(books_llama_base)
+    (tmp_path / "h.txt").write_text(hellaswag(shipped), encoding="utf-8")
+    (tmp_path / "w.csv").write_text(winogrande(shipped), encoding="utf-8")
+    answers = {}
+    for place in ("h.txt", "w.csv"):
+        asked = read_questions(tmp_path / place)
+        items = choices.tokenized(source, books_llama_base, asked)
+        answers[place] = [(answer.values, item.right) for (_, answer), item in zip(ask({"q": path}, items), asked.items, strict=True)]
+    source.close()
+    assert [tuple(item.choices) for item in read_questions(tmp_path / "h.txt").items] == [each.choices for each in shipped]
+    n_close = sum(bool(np.diff(np.sort(values))[-1] < 0.01) for values, _ in answers["h.txt"])
+    n_right = sum(int(np.argmax(values)) in right for values, right in answers["h.txt"])
+    assert abs(n_right - golden["hellaswag_percent"][name] * 3) <= n_close
+    wanted = golden["winogrande"][name]
+    assert np.array([values for values, _ in answers["w.csv"]])[: len(wanted)] == pytest.approx(np.array(wanted), abs=0.02)
+
+
+def test_few_words_after_the_choices_leave_the_choices_to_decide(books_llama_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "w.csv").write_text('1,The _ sat.,cat,dog,2\n2,"He said, _ was far better than all of the others.",this,that,1\n')
+    asked = read_questions(tmp_path / "w.csv")
+    assert asked.items[1] == Question("He said, ", ("this", "that"), (0,), " was far better than all of the others.")
+    source = open_model(books_llama_base)
+    short, long = choices.tokenized(source, books_llama_base, asked)
+    source.close()
+    assert short.n_uncounted == (0, 0)
+    assert min(long.n_uncounted) > 0
+
+
 def test_all_choices_at_once_are_each_by_itself(books_llama_base: Path) -> None:
     source, asked = open_model(books_llama_base), read_questions(CHOICES)
     items = choices.tokenized(source, books_llama_base, asked)[:3]
@@ -119,6 +155,31 @@ def test_an_answer_may_be_the_choice_itself(tmp_path: Path) -> None:
     place = tmp_path / "q.jsonl"
     place.write_text('{"question": "The sky is", "choices": ["green", "blue"], "answer": "blue"}\n\n')
     assert read_questions(place).items == (Question("The sky is", ("green", "blue"), (1,)),)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("h.txt", "a\n0\nb\nc\nd\n", "has 5 lines, and HellaSwag six for each question"),
+        ("h.txt", "a\nb\n0\nc\nd\ne\n", "line 2 of"),
+        ("h.txt", "a\n4\nb\nc\nd\ne\n", "has the answer 4, and 4 choices. Give one from 0 to 3"),
+        ("w.csv", "1,no place,a,b,1\n", "line 1 of"),
+        ("w.csv", "1,a _ b,c,d,1\n2,a _ b,c,d,3\n", "line 2 of"),
+        ("w.csv", "1,a _ b,c,d\n", "number,sentence,choice,choice,answer"),
+        ("w.csv", "1,a _ b,,d,1\n", "has an empty choice"),
+    ],
+)
+def test_damaged_tables_and_texts_are_refused(tmp_path: Path, name: str, content: str, said: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CorpusError) as refused:
+        read_questions(tmp_path / name)
+    assert said in str(refused.value)
+
+
+def test_json_lines_may_have_any_name(tmp_path: Path) -> None:
+    for name in ("q.txt", "q.csv", "q"):
+        (tmp_path / name).write_text(GOOD)
+        assert read_questions(tmp_path / name).items == (Question("a", ("b", "c"), (1,)),)
 
 
 GOOD = '{"question": "a", "choices": ["b", "c"], "answer": 1}'

@@ -1,7 +1,10 @@
-"""Multiple choice by log-probabilities, as `llama-perplexity --multiple-choice` computes it.
+"""Multiple choice by log-probabilities, as `llama-perplexity --multiple-choice`, `--hellaswag` and `--winogrande` compute it.
 
 A file chooses what it finds likeliest: of each choice, written behind the question with a space between, the mean log-probability of the
 tokens that are not common to all choices.
+
+Where something follows the choices (Winogrande), it is what follows that counts, without its last token: a word may be rare and yet right.
+Only where some choice leaves no more than three tokens that differ, these count, the choice's own among them.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from quantailor.numerics import Tokens
 from quantailor.processes import apart
 
 _VERSION = "choices-1"
+MIN_TRAILING = 3
+"""Tokens; llama.cpp's k_min_trailing_ctx."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +38,8 @@ class Choosing:
     """What all choices have in common, (n_tokens,) int32."""
     ends: tuple[Tokens, ...]
     """What each choice has of its own, (n_end,) int32 each."""
+    n_uncounted: tuple[int, ...] = ()
+    """Tokens at the beginning of each end that do not count; none where this is empty."""
 
     @property
     def n_tokens(self) -> int:
@@ -46,10 +53,10 @@ class Choosing:
 
     def answer(self, model: Writer) -> tuple[float, ...]:
         """The mean log-probabilities. Raises InferenceError."""
-        found = []
-        for end, logits in zip(self.ends, model.branches(self.beginning, self.ends), strict=True):
+        found, all_logits = [], model.branches(self.beginning, self.ends)
+        for end, logits, first in zip(self.ends, all_logits, self.n_uncounted or (0,) * len(self.ends), strict=True):
             logp = numerics.log_softmax(logits)[np.arange(len(end)), end]
-            found.append(float(logp.mean(dtype=np.float64)))
+            found.append(float(logp[first:].mean(dtype=np.float64)))
         return tuple(found)
 
 
@@ -67,7 +74,7 @@ def tokenized(source: ModelSource, model_path: Path, questions: Questions) -> li
     """
     room = min(filter(None, (n_positions(source), trained_context(source))), default=None)
     found = []
-    for number, tokens in enumerate(apart.call(_tokenize, model_path, questions.items), 1):
+    for number, (tokens, n_until_after) in enumerate(apart.call(_tokenize, model_path, questions.items), 1):
         what, shortest = f"question {number} of {questions.name}", min(map(len, tokens))
         alike = np.all([each[:shortest] == tokens[0][:shortest] for each in tokens], axis=0)
         n_common = shortest if alike.all() else int(alike.argmin())
@@ -81,11 +88,34 @@ def tokenized(source: ModelSource, model_path: Path, questions: Questions) -> li
             raise CorpusError(
                 f"{what} has {max(map(len, tokens)):,} tokens, and the model a context of {room:,}", remedy="Shorten it, or take it out"
             )
-        found.append(Choosing(tokens[0][:n_common], tuple(each[n_common:] for each in tokens)))
+        ends = tuple(each[n_common:] for each in tokens)
+        beginning = tokens[0][:n_common]
+        found.append(_counting_what_follows(beginning, ends, n_until_after) if n_until_after else Choosing(beginning, ends))
     return found
 
 
-def _tokenize(model_path: Path, items: Sequence[Question]) -> list[list[Tokens]]:
-    """Each choice of each question with what stands before it, (n_tokens,) int32."""
+def _counting_what_follows(beginning: Tokens, ends: tuple[Tokens, ...], n_until_after: Sequence[int]) -> Choosing:
+    """`n_until_after` is how many tokens each choice has with what stands before it.
+
+    Same as winogrande_score in llama.cpp's perplexity.cpp, but where few tokens follow: there that takes, and says so, another position's
+    prediction for the first token of the second choice.
+    """
+    firsts = [max(0, n_tokens - len(beginning)) for n_tokens in n_until_after]
+    if min(map(len, ends)) <= MIN_TRAILING or any(first >= len(end) for first, end in zip(firsts, ends, strict=True)):
+        firsts = [0] * len(ends)
+    counted = tuple(end[:-1] if len(end) - first > 1 else end for first, end in zip(firsts, ends, strict=True))
+    return Choosing(beginning, counted, tuple(firsts))
+
+
+def _tokenize(model_path: Path, items: Sequence[Question]) -> list[tuple[list[Tokens], list[int]]]:
+    """Each choice of each question with what stands around it, (n_tokens,) int32; and how many tokens it has without what follows, if any
+    does.
+    """
     with runtime.tokenizer(model_path) as vocabulary:
-        return [[vocabulary.tokenize(f"{item.text} {choice}") for choice in item.choices] for item in items]
+        return [
+            (
+                [vocabulary.tokenize(item.told(choice)) for choice in item.choices],
+                [len(vocabulary.tokenize(f"{item.text}{choice}")) for choice in item.choices if item.after],
+            )
+            for item in items
+        ]

@@ -1,4 +1,4 @@
-"""Files of multiple-choice questions: JSON Lines, or llama.cpp's binary format (`llama-perplexity --multiple-choice`).
+"""Files of multiple-choice questions: JSON Lines, or what `llama-perplexity` reads for `--multiple-choice`, `--hellaswag`, `--winogrande`.
 
     {"question": "The sky is", "choices": ["blue", "green"], "answer": 0}
 
@@ -7,19 +7,28 @@
 The binary format is little-endian: the number of questions, the position of each (both uint32), then of each its text and two lists of
 choices, the second of which is read past. A text is its length in bytes (uint32) and UTF-8; a list is their number (uint32), that many
 texts, and for each an int32 that is 1 where it is right.
+
+HellaSwag is a text (`.txt`) of six lines a question: what stands before the choices, the number of the right one from 0, four choices.
+Winogrande is a table (`.csv`): number, a sentence with `_` where the choices go, two choices, the right one as 1 or 2. A file of such a
+name that begins with `{` is JSON Lines all the same.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from quantailor.errors import CorpusError
 from quantailor.files import read_bytes
 
+LINES_OF_HELLASWAG = 6
+_WINOGRANDE = ("number", "sentence", "choice", "choice", "answer")
 MOST_CHOICES = 100
 """Of a question; llama.cpp's own limit."""
 _REMEDY = 'Write one per line: {"question": "...", "choices": ["...", "..."], "answer": 0}, or give a file of llama.cpp\'s own format'
@@ -32,6 +41,12 @@ class Question:
     text: str
     choices: tuple[str, ...]
     right: tuple[int, ...]
+    after: str | None = None
+    """What follows every choice, and is to tell which is right; None where the choices themselves are."""
+
+    def told(self, choice: str) -> str:
+        """The text with a choice in it."""
+        return f"{self.text} {choice}" if self.after is None else f"{self.text}{choice}{self.after}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +69,7 @@ def read_questions(path: Path) -> Questions:
         data = read_bytes(path)
     except OSError as error:
         raise CorpusError(f"cannot read {path}: {error.strerror or error}", remedy=_REMEDY) from error
-    items = _of_binary(data, path) if b"\0" in data[:4] else _of_lines(data, path)
+    items = _of_binary(data, path) if b"\0" in data[:4] else _of_text(data, path)
     if not items:
         raise CorpusError(f"{path} has no questions", remedy=_REMEDY)
     for number, item in enumerate(items, 1):
@@ -75,11 +90,53 @@ def _check(item: Question, what: str) -> None:
         )
 
 
-def _of_lines(data: bytes, path: Path) -> tuple[Question, ...]:
+def _of_text(data: bytes, path: Path) -> tuple[Question, ...]:
     try:
-        lines = data.decode().split("\n")
+        text = data.decode()
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not UTF-8 (byte {error.start})", remedy=_REMEDY) from error
+    ending = "" if text.lstrip().startswith("{") else path.suffix.lower()
+    if ending == ".csv":
+        return _of_winogrande(text, path)
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return _of_hellaswag(lines, path) if ending == ".txt" else _of_lines(lines, path)
+
+
+def _of_hellaswag(lines: Sequence[str], path: Path) -> tuple[Question, ...]:
+    while lines and not lines[-1].strip():
+        lines = lines[:-1]
+    if len(lines) % LINES_OF_HELLASWAG:
+        raise CorpusError(
+            f"{path} has {len(lines):,} lines, and HellaSwag six for each question",
+            remedy="Give one that llama-perplexity takes, or .jsonl",
+        )
+    found = []
+    for at in range(0, len(lines), LINES_OF_HELLASWAG):
+        text, answer, *choices = lines[at : at + LINES_OF_HELLASWAG]
+        if not answer.strip().isdecimal():
+            said = f"line {at + 2} of {path} is {answer.strip()[:20]!r}, not the number of the right choice"
+            raise CorpusError(said, remedy="Give one from 0 to 3, as HellaSwag's text for llama-perplexity has it")
+        found.append(Question(text, tuple(choices), (int(answer),)))
+    return tuple(found)
+
+
+def _of_winogrande(text: str, path: Path) -> tuple[Question, ...]:
+    found = []
+    rows = csv.reader(io.StringIO(text))
+    try:
+        for row in rows:
+            if row:
+                if len(row) != len(_WINOGRANDE) or row[1].count("_") != 1 or row[4].strip() not in ("1", "2"):
+                    said = f"line {rows.line_num} of {path} is no Winogrande question"
+                    raise CorpusError(said, remedy=f"Write {','.join(_WINOGRANDE)}, with one _ in the sentence and 1 or 2 as the answer")
+                before, after = row[1].split("_")
+                found.append(Question(before, (row[2], row[3]), (int(row[4]) - 1,), after))
+    except csv.Error as error:
+        raise CorpusError(f"line {rows.line_num} of {path} cannot be read: {error}", remedy=_REMEDY) from error
+    return tuple(found)
+
+
+def _of_lines(lines: Sequence[str], path: Path) -> tuple[Question, ...]:
     found = []
     for number, line in enumerate(lines, 1):
         if line.strip():

@@ -116,7 +116,8 @@ ChoicesFile = Annotated[
     Path | None,
     typer.Option(
         "--choices",
-        help="Questions for choices instead of those that ship: .jsonl lines with question, choices and answer, or llama.cpp's own format.",
+        help="Questions for choices instead of those that ship: .jsonl lines with question, choices and answer, or what "
+        "llama-perplexity reads for multiple choice, HellaSwag (.txt) or Winogrande (.csv).",
         rich_help_panel="Evaluations",
     ),
 ]
