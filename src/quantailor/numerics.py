@@ -51,7 +51,7 @@ def log_softmax(logits: Floats, *, n_threads: int = 1) -> Floats:
         log_sums = np.log(np.exp(shifted).sum(axis=1, dtype=np.float64))
         np.subtract(shifted, log_sums[:, None], out=result[rows], casting="same_kind")
 
-    _over_rows(logits.shape, work, n_threads)
+    over_rows(logits.shape, work, n_threads)
     return result
 
 
@@ -68,7 +68,7 @@ def kl_divergence(base_logp: Floats, logp: Floats, *, n_threads: int = 1) -> Dou
         terms *= base_logp[rows] - logp[rows]
         result[rows] = terms.sum(axis=1, dtype=np.float64)
 
-    _over_rows(base_logp.shape, work, n_threads)
+    over_rows(base_logp.shape, work, n_threads)
     return result
 
 
@@ -110,7 +110,7 @@ def pack_probabilities(logp: Floats, *, n_threads: int = 1) -> tuple[Codes, Doub
         codes[rows] = np.rint(np.exp(logp[rows] * np.float32(1 / 3)) * np.float32(MAX_CODE)).clip(max=MAX_CODE)
         mass[rows] = _probabilities(codes[rows]).sum(axis=1, dtype=np.float64)
 
-    _over_rows(logp.shape, work, n_threads)
+    over_rows(logp.shape, work, n_threads)
     return codes, mass
 
 
@@ -145,7 +145,7 @@ def divergence_from_packed(codes: Codes, mass: Doubles, logits: Floats, *, n_thr
         divergences[rows] = apart.sum(axis=1, dtype=np.float64) + (log_sum - rounded) * mass[rows] + (1 - mass[rows])
         log_sums[rows] = largest[:, 0] + log_sum
 
-    _over_rows(codes.shape, work, n_threads)
+    over_rows(codes.shape, work, n_threads)
     return divergences, log_sums
 
 
@@ -165,8 +165,8 @@ def _packed_logarithms() -> Floats:
     return logarithms
 
 
-def _over_rows(shape: tuple[int, ...], work: Callable[[slice], None], n_threads: int) -> None:
-    """Call `work` for all blocks of rows."""
+def over_rows(shape: tuple[int, ...], work: Callable[[slice], None], n_threads: int) -> None:
+    """Call `work` for all blocks of rows of a matrix, (n_rows, n_cols), of a few million numbers each."""
     blocks = _row_blocks(shape)
     if min(n_threads, len(blocks)) <= 1:
         for rows in blocks:

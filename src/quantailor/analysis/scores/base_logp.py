@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -57,10 +57,27 @@ class BaseChunk:
     def of(cls, index: int, tokens: Tokens, logits: Floats, *, n_threads: int = 1) -> BaseChunk:
         """From the base's logits of the positions from `first_scored` on, (n_tokens - first, n_vocab)."""
         targets = tokens[first_scored(len(tokens)) + 1 :]
-        logp = numerics.log_softmax(logits[: len(targets)], n_threads=n_threads)
-        codes, mass = numerics.pack_probabilities(logp, n_threads=n_threads)
-        rows = np.arange(len(targets))
-        return cls(index, targets, codes, mass, logp[rows, targets], logp.argmax(axis=1).astype(np.int32))
+        return cls.of_parts(index, targets, logits.shape[1], [logits[: len(targets)]], n_threads=n_threads)
+
+    @classmethod
+    def of_parts(cls, index: int, targets: Tokens, n_vocab: int, parts: Iterable[Floats], *, n_threads: int = 1) -> BaseChunk:
+        """The same from some positions after the other, (n_rows, n_vocab) each, so that not all logits need be in memory."""
+        n_scored = len(targets)
+        codes, mass = np.empty((n_scored, n_vocab), dtype=np.uint16), np.empty(n_scored, dtype=np.float64)
+        observed, top = np.empty(n_scored, dtype=np.float32), np.empty(n_scored, dtype=np.int32)
+        start = 0
+        for part in parts:
+
+            def work(rows: slice, part: Floats = part, start: int = start) -> None:
+                logp = numerics.log_softmax(part[rows])
+                of = slice(start + rows.start, start + rows.start + len(logp))
+                codes[of], mass[of] = numerics.pack_probabilities(logp)
+                observed[of] = logp[np.arange(len(logp)), targets[of]]
+                top[of] = logp.argmax(axis=1)
+
+            numerics.over_rows(part.shape, work, n_threads)
+            start += len(part)
+        return cls(index, targets, codes, mass, observed, top)
 
     def score(self, logits: Floats, *, n_threads: int = 1) -> ChunkScore:
         """Another model's score on this chunk, without the divergences of single tokens.
@@ -169,9 +186,9 @@ class BaseLogp:
     def _recomputed(self, index: int, targets: Tokens, rows: npt.NDArray[np.void]) -> BaseChunk:
         if self._stage is None:
             raise ValueError("it needs the base's weights")
-        logits = self._stage.logits(KeptInputs(rows["inputs"], float(rows["scale"][0])))
-        codes, mass = numerics.pack_probabilities(numerics.log_softmax(logits))
-        chunk = BaseChunk(index, targets, codes, mass, rows["observed"].copy(), rows["top"].copy())
+        parts = self._stage.logits(KeptInputs(rows["inputs"], float(rows["scale"][0])))
+        found = BaseChunk.of_parts(index, targets, self._stage.n_vocab, parts)
+        chunk = replace(found, observed=rows["observed"].copy(), top=rows["top"].copy())
         self._cache(chunk)
         return chunk
 

@@ -105,7 +105,7 @@ class MixScorer(Swapper):
         try:
             self.rest_finer()
             doing(f"running chunk 1 through {self.path}")
-            self.logits(self._chunks[0])
+            self.logits(self._chunks[0], first=first_scored(self.n_ctx), view=True)
         except (InferenceError, TypeUnavailableError) as error:
             logger.info("the base stays as it is stored: %s", error)
             self.rest_finer(back=True)

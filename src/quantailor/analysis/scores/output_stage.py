@@ -10,6 +10,7 @@ Whether a model's stage is this one is never assumed: `kept` tries, and compares
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from quantailor.numerics import Floats
 MAX_SPREAD_NATS = 1e-5
 """See `numerics.logit_spread`: keeps the mean divergence of a chunk within 1e-6 nats, and 1e-6 of itself where that is more."""
 _BLOCK_WEIGHTS = 1 << 23
+_BLOCK_LOGITS = 1 << 24
 
 _Narrow = npt.NDArray[Any]
 """Inputs as they are kept: float16, float32, or the upper halves of float32 (BF16) as uint16."""
@@ -50,13 +52,22 @@ class OutputStage:
         scale = _number(source, "logit_scale")
         self._ways = [(kind, factor) for factor in ((scale, 1 / scale) if scale else (1.0,)) for kind in _KINDS]
 
-    def logits(self, kept: KeptInputs) -> Floats:
-        """(n_positions, n_vocab) float32."""
-        inputs = _widened(kept.inputs) * np.float32(kept.scale)
-        found = np.empty((len(inputs), self._matrix.n_rows), dtype=np.float32)
+    @property
+    def n_vocab(self) -> int:
+        """Logits of a position."""
+        return self._matrix.n_rows
+
+    def logits(self, kept: KeptInputs) -> Iterator[Floats]:
+        """Of some positions after the other, (n_rows, n_vocab) float32 each: of all at once they may take hundreds of MB."""
+        step = max(1, _BLOCK_LOGITS // self.n_vocab)
+        for start in range(0, len(kept.inputs), step):
+            yield self._logits(_widened(kept.inputs[start : start + step]) * np.float32(kept.scale))
+
+    def _logits(self, inputs: Floats) -> Floats:
+        found = np.empty((len(inputs), self.n_vocab), dtype=np.float32)
         step = max(1, _BLOCK_WEIGHTS // self._matrix.n_cols)
-        for start in range(0, self._matrix.n_rows, step):
-            stop = min(start + step, self._matrix.n_rows)
+        for start in range(0, self.n_vocab, step):
+            stop = min(start + step, self.n_vocab)
             found[:, start:stop] = inputs @ self._source.rows(self._matrix.name, start, stop).T
         if self._bias is not None:
             found += self._bias
@@ -77,11 +88,19 @@ class OutputStage:
             return None
         for way in list(self._ways):
             kept = KeptInputs(_narrowed(inputs, way[0]), way[1])
-            if np.isfinite(_widened(kept.inputs)).all() and numerics.logit_spread(logits, self.logits(kept)) <= MAX_SPREAD_NATS:
+            if np.isfinite(_widened(kept.inputs)).all() and self._spread(kept, logits) <= MAX_SPREAD_NATS:
                 self._ways.remove(way)
                 self._ways.insert(0, way)  # what fits one chunk fits the next
                 return kept
         return None
+
+    def _spread(self, kept: KeptInputs, logits: Floats) -> float:
+        """`numerics.logit_spread` of llama.cpp's logits, (n_positions, n_vocab), and those of kept inputs."""
+        start, total = 0, 0.0
+        for part in self.logits(kept):
+            total += len(part) * numerics.logit_spread(logits[start : start + len(part)], part) ** 2
+            start += len(part)
+        return math.sqrt(total / start)
 
 
 _KINDS = ("F16", "BF16", "F32")
