@@ -15,3 +15,9 @@ def share_one_heap() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_TRIM_THRESHOLD, 1 << 16)
+
+
+def give_back() -> None:
+    """Give the system what was freed: glibc keeps blocks of up to 32 MB, and after work on many matrices that is most of a process."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # other C libraries have no such thing
+        ctypes.CDLL(None).malloc_trim(0)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from quantailor.control import Control, Timed
 from quantailor.jobs import JobControl
 from quantailor.processes.crews import HERE, Executor
+from quantailor.processes.heap import give_back
 
 
 class Stages:
@@ -48,6 +49,7 @@ class Stages:
     def begin(self, name: str) -> Control:
         """Start a stage and return what its work reports to."""
         self._control.check()
+        give_back()  # what the stage before needed
         self._control.stage(name, self._unit_of(name))
         self._control.log(f"{name} begins")
         return self._control if self._moment is None else Timed(self._control, self._moment)

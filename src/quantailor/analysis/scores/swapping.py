@@ -32,6 +32,7 @@ from quantailor.ggml.runtime import DEFAULT_N_CTX
 from quantailor.ggml.swapping import WritableModel
 from quantailor.models.source import ModelSource
 from quantailor.numerics import Bytes
+from quantailor.processes.heap import give_back
 
 Kernels = Literal["as built", "values"]
 
@@ -105,6 +106,8 @@ class Swapper(WritableModel):
             if self._mix.get(name) != type_name:
                 self._mix[name] = type_name  # before the first byte: what fails half-way must be put back
                 self._swap(name, type_name)
+        if wanted:
+            give_back()
 
     def _swap(self, name: str, type_name: str) -> None:
         qtypes = library.types()

@@ -42,6 +42,7 @@ from quantailor.models.identity import fingerprint
 from quantailor.models.source import ModelSource
 from quantailor.numerics import Bytes, Doubles, Floats, Integers
 from quantailor.present.words import not_finite
+from quantailor.processes.heap import give_back
 from quantailor.qtypes import QType, unavailable
 from quantailor.records import Estimate, TensorInfo, WeightError
 
@@ -127,6 +128,7 @@ def measure_cells(
             for batch in _batches(tensor, measurable, settings):
                 measurement = _Measurement(source, tensor, weights, rounding, settings, seed, workers)
                 yield from measurement.cells(batch)
+                give_back()
                 progress.add(expected_work(tensor, len(batch), settings), tensor.name)
 
 
