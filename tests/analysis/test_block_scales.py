@@ -31,6 +31,7 @@ def known(qtype: QType) -> BlockScales:
     return scales
 
 
+@pytest.mark.slow
 def test_types_whose_scales_are_known() -> None:
     scalar = [qtype for qtype in library.types().values() if qtype.is_quantized and scalar_codes(qtype) is not None]
     assert {qtype.name for qtype in scalar} == set(SCALAR)

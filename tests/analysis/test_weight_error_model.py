@@ -161,6 +161,7 @@ def few_loud_rows() -> MemorySource:
     return MemorySource({f"blk.{index}.attn_q.weight": matrix(index) for index in range(4)})
 
 
+@pytest.mark.slow
 def test_sampled_output_errors_are_honest_where_a_few_rows_hold_much_of_the_output() -> None:
     """A sample without those rows does not know what it lacks: W^T H W must be known of all rows."""
     source, types = few_loud_rows(), ("Q4_0", "Q5_0", "IQ4_NL", "Q8_0")

@@ -28,6 +28,7 @@ def test_an_answer_is_the_likeliest_token_every_time(books_llama_base: Path) -> 
     assert text.isprintable()
 
 
+@pytest.mark.slow
 def test_an_answer_that_nobody_waits_for_ends(books_llama_base: Path) -> None:
     stream = answer(books_llama_base, TEXT, n_most=400)
     next(stream)

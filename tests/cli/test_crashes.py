@@ -59,6 +59,7 @@ def test_a_token_that_is_there_twice_is_named(run: Command, tmp_path: Path) -> N
         assert "Convert the model again" in line
 
 
+@pytest.mark.slow
 def test_what_llama_cpp_does_not_load_comes_with_a_remedy(run: Command, tmp_path: Path) -> None:
     model = write_llama(tmp_path / "odd.gguf", architecture="notyet")
     for command in ("imatrix", model, "--chunks", 1), ("fit", model, "--memory", "1GiB", "--ctx", 128):

@@ -114,6 +114,7 @@ def test_the_ways_that_the_refusal_names_work(run: Command, text: Path, tmp_path
     assert run("make", model, "--bpw", 12, "--basis", "ranking", "--no-verify", "-o", tmp_path / "made", *few).code == 0
 
 
+@pytest.mark.slow
 def test_logits_that_are_all_equal_are_no_predictions(run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An encoder whose header does not say that it is one."""
     model = write_llama(tmp_path / "flat.gguf", flat=True)

@@ -144,6 +144,7 @@ def made(quantailor: Command, timed: Workbench, tmp_path: Path) -> Command:
     return run
 
 
+@pytest.mark.slow
 def test_make_holds_a_speed_and_its_recipe_says_so(made: Command, timed: Workbench, tmp_path: Path) -> None:
     found = made("--size", SIZE, "--speed", "0.9", "--home", timed.home, "--json")
     assert found.result["plan"]["speed"]["generation_tokens_per_second"] > 0
@@ -169,6 +170,7 @@ def test_make_refuses_a_speed_before_any_work_where_nothing_was_timed(made: Comm
     assert not list((tmp_path / "made").glob("*.gguf"))
 
 
+@pytest.mark.slow
 def test_fit_says_how_fast_each_file_is(quantailor: Command, timed: Workbench) -> None:
     words = ("fit", timed.base, "--memory", "100MiB", "--ctx", 512, "--home", timed.home)
     found = {each["name"]: each["speed"] for each in quantailor(*words, "--json").result["files"]}

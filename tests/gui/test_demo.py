@@ -29,6 +29,7 @@ def test_the_first_page_offers_a_measured_model_on_which_choose_works(visit: Cal
     assert TRY not in page.text()
 
 
+@pytest.mark.slow
 def test_a_tour_of_three_steps_leads_through_choose_once_in_a_home(visit: Callable[..., Visitor], tmp_path: Path) -> None:
     page = visit(tmp_path)
     page.go("/")
