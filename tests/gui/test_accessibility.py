@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Browser, Server
+from browser import Browser, Server, serving
+from hub_server import HubServer, running_hub
 from studied import SCREENS, screen_path
+
+from quantailor.app.jobs import submit
+from quantailor.app.steps import MeasureStep
+from quantailor.session import Workspace
 
 pytestmark = pytest.mark.slow
 _RUN = """
@@ -39,6 +45,14 @@ def axe() -> str:
     assert package is not None
     assert package.origin is not None
     return (Path(package.origin).parent / "axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A hub of our own, where nobody is logged in."""
+    with running_hub() as server:
+        server.use(monkeypatch, tmp_path)
+        yield server
 
 
 @pytest.mark.parametrize("theme", ["dark", "light"])
@@ -78,26 +92,89 @@ def test_the_check_finds_what_is_wrong(chromium: Browser, studied_server: Server
     assert {"button-name", "color-contrast"} <= rules
 
 
+DIALOGS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("choose", ("Rule and limits",)),
+    ("choose", ("Compare",)),
+    ("choose", ("Versions and files",)),
+    ("build", ("Open a file",)),
+    ("build", ("Browse for: Folder",)),
+    ("build", ("Compare with a file",)),
+    ("measure", ("Measure more", "Import a file", "Browse")),
+    ("measure", ("Measure more", "Compute it from a text of yours", "Browse")),
+    ("verify", ("Browse for: Save as",)),
+    ("open", ("Browse",)),
+    ("model", ("Free disk space …",)),
+)
+"""Screen -> what is clicked, one after the other, until a dialog is open."""
+_CLICK = """
+const named = [...document.querySelectorAll('button, .q-radio, .q-item')].find(
+  (item) => item.offsetParent && (item.getAttribute('aria-label') === arguments[0] || item.innerText.trim() === arguments[0]
+    || [...item.querySelectorAll('*')].some((part) => part.childElementCount === 0 && part.textContent.trim() === arguments[0])));
+named?.click();
+return !!named;
+"""
+
+
+def no_serious_finding_in_the_dialog(chromium: Browser, axe: str, what: object) -> None:
+    """Wait for a dialog, and have axe look at it."""
+    dialog = chromium.find('.q-dialog[role="dialog"]')
+    assert dialog.get_attribute("aria-label"), what
+    chromium.until(lambda: chromium.all(".q-dialog .q-card"), "it is open")
+    chromium.settle()
+    chromium.js(axe)
+    found = chromium.driver.execute_async_script(_RUN)
+    assert isinstance(found, list), found
+    for item in found:  # what lies behind the dialog cannot be seen, and axe takes its colours for others
+        item["nodes"] = [node for node in item["nodes"] if chromium.all(f".q-dialog {node['target'][0]}")]
+    assert _told(found) == [], what
+
+
 @pytest.mark.parametrize("theme", ["dark", "light"])
 def test_no_serious_finding_in_open_dialogs(chromium: Browser, studied_server: Server, axe: str, theme: str) -> None:
-    for screen, button in (
-        ("choose", "Rule and limits"),
-        ("choose", "Compare"),
-        ("choose", "Versions and files"),
-        ("build", "Open a file"),
-        ("open", "Browse"),
-        ("model", "Free disk space …"),
-    ):
+    for screen, clicks in DIALOGS:
         chromium.enter(studied_server, screen_path(studied_server.home, screen), theme=theme)
         chromium.settle()
-        chromium.click(button)
-        dialog = chromium.find('.q-dialog[role="dialog"]')
-        assert dialog.get_attribute("aria-label")
-        chromium.until(lambda: chromium.all(".q-dialog .q-card"), "it is open")
-        chromium.settle()
-        chromium.js(axe)
-        found = chromium.driver.execute_async_script(_RUN)
-        assert isinstance(found, list), found
-        for item in found:  # what lies behind the dialog cannot be seen, and axe takes its colours for others
-            item["nodes"] = [node for node in item["nodes"] if chromium.all(f".q-dialog {node['target'][0]}")]
-        assert _told(found) == [], button
+        for label in clicks:
+            chromium.until(partial(chromium.js, _CLICK, label), f"{label} is there")
+        no_serious_finding_in_the_dialog(chromium, axe, (screen, clicks))
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_no_serious_finding_in_the_question_before_a_job_is_cancelled(
+    chromium: Browser, small_base: Path, axe: str, theme: str, tmp_path: Path
+) -> None:
+    with Workspace.open(tmp_path / "home") as workspace:
+        submit(workspace, MeasureStep(base=str(small_base), types=("Q8_0",), imatrix="none"))
+    with serving(tmp_path / "home") as server:
+        chromium.enter(server, "/", theme=theme)
+        chromium.click("Cancel the job")
+        no_serious_finding_in_the_dialog(chromium, axe, "cancel")
+        chromium.click("Keep it")
+        chromium.until(lambda: not chromium.all(".q-dialog .q-card"), "it is closed")
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_no_serious_finding_in_the_choice_of_a_token_file(
+    chromium: Browser, hub: HubServer, books_llama_dir: Path, axe: str, theme: str, tmp_path: Path
+) -> None:
+    hub.add("books/gated", books_llama_dir, gated="auto")
+    with serving(tmp_path / "home", "--allow", str(tmp_path)) as server:
+        chromium.enter(server, "/open?model=books/gated", theme=theme)
+        chromium.click("Choose a token file")
+        no_serious_finding_in_the_dialog(chromium, axe, "token file")
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_no_serious_finding_in_the_editor_of_a_type_and_in_an_explanation(
+    chromium: Browser, studied_server: Server, axe: str, theme: str
+) -> None:
+    chromium.enter(studied_server, screen_path(studied_server.home, "choose"), theme=theme)
+    chromium.settle()
+    chromium.js("document.querySelector('.qt-choose-top [aria-description]').focus()")
+    chromium.find(".qt-why")
+    chromium.until(lambda: not chromium.js("return document.getAnimations().length"), "it has faded in")
+    chromium.js(axe)
+    assert _told(chromium.driver.execute_async_script(_RUN)) == []
+    chromium.find('.ag-row .ag-cell[col-id="type"]').click()
+    chromium.find(".qt-type-editor")
+    assert _told(chromium.driver.execute_async_script(_RUN)) == []

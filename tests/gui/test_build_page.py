@@ -72,7 +72,7 @@ def test_the_file_has_the_draft_s_types(visit: Callable[..., Visitor], home: Pat
     page.go(address(home, workbench.base, "build") + "?draft=mine")
     page.sees("bytes, exactly", seconds=SECONDS)
     kind = str(page.field("File name").value).partition("bpw-")[2].removesuffix(".gguf")
-    page.until(lambda: page.field("Beside").value == f"preset:{kind}", "the preset of its kind stands beside it")
+    page.until(lambda: page.field("Compare with").value == f"preset:{kind}", "the preset of its kind stands beside it")
     page.sees(f"llama.cpp's {kind}")
     page.fill("File name", "mine.gguf")
     page.fill("Folder", str(tmp_path))

@@ -192,6 +192,101 @@ def test_keys_alone_can_edit(page: Browser, server: Server, project: ProjectRepo
     assert page.errors() == []
 
 
+def test_tab_goes_from_row_to_row_and_out_of_the_table(page: Browser) -> None:
+    where = "return document.activeElement.closest('.ag-row')?.getAttribute('row-index') ?? null"
+    grid = "getElement(document.querySelector('.qt-choose-grid').id.slice(1)).api"
+    page.js(f"{grid}.setFocusedCell(0, 'name')")
+    page.until(lambda: page.js(where) == "0", "the first row has the focus")
+    rows = [page.js(where)]
+    while page.js(where) is not None and len(rows) < 70:
+        ActionChains(page.driver).send_keys(Keys.TAB).perform()
+        page.until(lambda: page.js(where) != rows[-1], "Tab goes on")
+        rows.append(page.js(where))
+    assert rows == [*map(str, range(58)), None]
+    assert page.js("return document.activeElement.closest('.qt-choose-side') !== null"), "on to the tensor's panel"
+    page.js(f"{grid}.setFocusedCell(5, 'type')")
+    ActionChains(page.driver).key_down(Keys.SHIFT).send_keys(Keys.TAB).key_up(Keys.SHIFT).send_keys(Keys.ARROW_LEFT).perform()
+    page.until(lambda: page.js(where) == "4", "back goes to the row above")
+    assert page.js("return document.activeElement.getAttribute('col-id')") == "damage", "arrow keys move within a row"
+    assert page.errors() == []
+
+
+def test_a_figure_is_explained_to_the_pointer_and_to_the_keyboard(page: Browser) -> None:
+    figures = page.all(".qt-choose-top [aria-description]")
+    assert [figure.text.split("\n")[-1] for figure in figures][1] == "bits per weight"
+    assert len(figures) == 4
+    for figure, said in zip(
+        figures, ("counted to the byte", "over the number of their weights", "KL divergence", "until they are unpinned"), strict=True
+    ):
+        assert said in str(figure.get_attribute("aria-description"))
+        ActionChains(page.driver).move_to_element(figure).perform()
+        page.until(lambda said=said: any(said in tip.text for tip in page.all(".qt-why")), f"the pointer shows {said!r}")  # type: ignore[misc]
+        ActionChains(page.driver).move_to_element(page.find(".qt-title")).perform()
+        page.until(lambda: not page.all(".qt-why"), "it goes with the pointer")
+        page.js("arguments[0].focus()", figure)
+        page.until(lambda said=said: any(said in tip.text for tip in page.all(".qt-why")), f"the focus shows {said!r}")  # type: ignore[misc]
+        ActionChains(page.driver).send_keys(Keys.ESCAPE).perform()
+        page.until(lambda: not page.all(".qt-why"), "Escape closes it")
+    page.js("arguments[0].focus()", page.find(".qt-choose-grounds [aria-description]"))
+    page.until(lambda: any("A probe runs a text" in tip.text for tip in page.all(".qt-why")), "what the plan stands on is explained too")
+    assert page.errors() == []
+
+
+def test_the_plain_view_hides_rules_and_limits_on_every_screen(page: Browser, server: Server, project: ProjectReport, draft: str) -> None:
+    def shown(label: str) -> bool:
+        return bool(
+            page.js(
+                "return [...document.querySelectorAll('button')].some(b => b.offsetParent && b.innerText.includes(arguments[0]))", label
+            )
+        )
+
+    assert shown("Rule and limits")
+    page.click("Fewer settings")
+    page.until(lambda: page.all(".qt-plain-view"), "the page is plain")
+    page.find(".qt-choose-grid .ag-row")
+    assert not shown("Rule and limits")
+    assert shown("Build")
+    page.go(server, f"/p/{project.fingerprint[:16]}/measure")
+    page.js("document.querySelector('.qt-more-form .q-item').click()")
+    page.sees("What it takes")
+    page.until(lambda: "Balanced" in page.text(".qt-more-form"), "the form is open")
+    said = page.text(".qt-more-form")
+    assert not any(word in said for word in ("Candidate types", "Measure for at most", "Compensated rounding", "Threads"))
+    page.click("All settings")
+    page.until(lambda: not page.all(".qt-plain-view"), "all settings are back")
+    page.js("document.querySelector('.qt-more-form .q-item').click()")
+    page.sees("Candidate types")
+    page.go(server, _path(project, draft))
+    page.until(lambda: shown("Rule and limits"), "on Choose too")
+    assert page.errors() == []
+
+
+def test_the_difference_of_two_choices_is_on_a_map(page: Browser) -> None:
+    page.click("Compare")
+    page.sees("tensors differ")
+    page.find(".qt-dialog .qt-map canvas")
+    seen = "getElement(document.querySelector('.qt-dialog .qt-map').id.slice(1))"
+    page.until(lambda: page.js(f"return {seen}.width > 0"), "the map is drawn")
+    assert page.js(f"return {seen}.all.length") == 58
+    assert "in this draft than in llama.cpp's Q4_K_M" in page.text(".qt-dialog .qt-map-legend")
+    tensor, ours, theirs, _ = page.find(".qt-dialog .qt-scroll tbody tr").text.split(maxsplit=3)
+    canvas = page.find(".qt-dialog .qt-map canvas")
+    page.js("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    x, y = page.js(
+        f"const map = {seen}, cell = map.byName.get(arguments[0]);"
+        "return [map.x(cell[2]) + map.columnWidth / 2, (cell[1] + 0.5) * map.rowHeight]",
+        tensor,
+    )
+    to = (round(x - canvas.size["width"] / 2), round(y - canvas.size["height"] / 2))
+    ActionChains(page.driver).move_to_element_with_offset(canvas, *to).perform()
+    told = f"{ours} in this draft, {theirs} in llama.cpp's Q4_K_M"
+    page.until(lambda: told in page.text(".qt-dialog .qt-map-tip"), f"the map says {told!r}")
+    same = page.js(f"return {seen}.all.filter(cell => cell[3].label === 'the same type').length")
+    assert f"{58 - same} tensors differ" in page.text(".qt-dialog")
+    page.click("Close")
+    assert page.errors() == []
+
+
 def test_the_one_click_editor_in_the_table(page: Browser, home: Path, workbench: Workbench, draft: str) -> None:
     cell = page.find('.ag-row[row-id="output.weight"] .ag-cell[col-id="type"]')
     cell.click()

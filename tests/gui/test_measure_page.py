@@ -19,6 +19,7 @@ from browser import Browser, Server, serving
 from commands import Workbench
 from nicegui import ui
 from selenium.webdriver.common.keys import Keys
+from studied import screen_path
 from visitor import Visitor, words_of
 
 from quantailor.app.library.projects import list_projects, open_project
@@ -264,6 +265,38 @@ def test_the_map_fills_in_and_choose_opens_on_partial_results(chromium: Browser,
         chromium.until(lambda: "/choose" in chromium.driver.current_url, "the Choose screen opens")
         study.stop()
         assert [message for message in chromium.errors() if "/choose" not in message] == []
+
+
+def test_curves_of_roles_lie_apart_on_an_axis_of_one_notation_and_alpha_is_explained(
+    chromium: Browser, studied_home: Path, studied_server: Server
+) -> None:
+    chart = "getElement(document.querySelector('.qt-bands').id.slice(1)).chart"
+    labels = f"return {chart}.getModel().getComponent('yAxis').axis.getViewLabels().map(label => label.formattedLabel)"
+    medians = (
+        f"return {chart}.getOption().series.filter(line => line.name && line.data.length)"
+        ".map(line => [line.name, line.data.map(point => (point.value ?? point).slice(0, 2))])"
+    )
+    chromium.enter(studied_server, screen_path(studied_home, "measure"))
+    chromium.find(".qt-bands canvas, .qt-bands svg")
+    chromium.sees("1 is the usual error at that many bits")
+    heights: dict[float, set[float]] = {}
+    for _, points in chromium.js(medians):
+        for bits, height in points:
+            heights.setdefault(bits, set()).add(round(height, 4))
+    measured = [heights[bits] for bits in (2.625, 4.5, 8.5)]
+    assert all(len(each) >= 8 and max(each) > 1.3 * min(each) for each in measured), heights
+    for kind in ("Relative", "Per cent"):
+        chromium.click(kind)
+        chromium.until(lambda kind=kind: ("%" in "".join(chromium.js(labels))) == (kind == "Per cent"), f"the axis is {kind}")  # type: ignore[misc]
+        shown = [label for label in chromium.js(labels) if label]
+        assert len(shown) >= 3
+        assert len({"e" in label for label in shown}) == 1, shown
+    chromium.js("arguments[0].click()", chromium.find('.qt-probes [col-id="tensor"].ag-cell'))
+    figure = chromium.find(".qt-chosen-tensor [aria-description]")
+    assert figure.text.startswith("alpha ")
+    chromium.js("arguments[0].focus()", figure)
+    chromium.until(lambda: any("nats of KL divergence" in tip.text for tip in chromium.all(".qt-why")), "alpha is explained")
+    assert chromium.errors() == []
 
 
 def summary(chromium: Browser) -> str:

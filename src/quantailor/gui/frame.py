@@ -14,7 +14,7 @@ from quantailor.errors import QuantailorError
 from quantailor.gui import theme
 from quantailor.gui.context import outside
 from quantailor.gui.jobs.dock import dock
-from quantailor.gui.widgets import box, error_note, heading, note, primary, quiet, text
+from quantailor.gui.widgets import box, error_note, heading, named, note, primary, quiet, text
 from quantailor.present.words import plural
 
 Read = TypeVar("Read")
@@ -74,7 +74,7 @@ def frame(
     ui.add_head_html(_THEME_SCRIPT)
     ui.dark_mode(theme.theme() == "dark")
     ui.colors(primary=theme.palette().accent, negative=theme.palette().bad, positive=theme.palette().good)
-    with box("qt-app"):
+    with box("qt-app qt-plain-view" if theme.is_plain() else "qt-app"):
         _rail(screen, project)
         with ui.element("main").classes("qt-main").props('id="main" tabindex="0"') as main:
             ui.skip_link("Skip to the content", target=main)
@@ -135,6 +135,7 @@ def _rail(screen: str, project: ProjectReport | None) -> None:
             _entry("Open a model", "/open", "add", current=screen == "model")
         with box("qt-rail-foot"):
             _entry("Compare models", "/compare", "compare_arrows", current=screen == "compare")
+            _view_toggle()
             _theme_toggle()
 
 
@@ -174,10 +175,23 @@ def _entry(label: str, target: str, mark: str, *, current: bool) -> None:
         ui.label(label)
 
 
+def _view_toggle() -> None:
+    """Plain pages leave out what has a default; what is marked `qt-advanced` is that."""
+    plain = theme.is_plain()
+    what = "rules, limits and other settings that have a default"
+    label, meaning = ("All settings", f"show {what}") if plain else ("Fewer settings", f"hide {what}")
+    _cookie_button(label, "tune", meaning, theme.PLAIN_COOKIE, "no" if plain else "yes")
+
+
 def _theme_toggle() -> None:
     dark = theme.theme() == "dark"
     wanted = "light" if dark else "dark"
-    script = f"() => {{ document.cookie = '{theme.COOKIE}={wanted};path=/;max-age=31536000;samesite=strict'; location.reload(); }}"
-    button = ui.button("Light" if dark else "Dark", icon="light_mode" if dark else "dark_mode", color=None)
-    button.props(f'flat no-caps align="left" aria-label="Switch to the {wanted} theme"').classes("qt-theme").style("color: var(--qt-muted)")
-    button.on("click", js_handler=script)
+    label, icon = ("Light", "light_mode") if dark else ("Dark", "dark_mode")
+    _cookie_button(label, icon, f"switch to the {wanted} theme", theme.COOKIE, wanted)
+
+
+def _cookie_button(label: str, icon: str, meaning: str, cookie: str, value: str) -> None:
+    """A button of the rail that keeps a choice in this browser and shows the page anew."""
+    script = f"() => {{ document.cookie = '{cookie}={value};path=/;max-age=31536000;samesite=strict'; location.reload(); }}"
+    button = ui.button(label, icon=icon, color=None).props('flat no-caps align="left"').classes("qt-rail-button")
+    named(button, f"{label}: {meaning}").on("click", js_handler=script)

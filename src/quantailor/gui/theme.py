@@ -11,6 +11,7 @@ from quantailor.app.steps import type_bits
 from quantailor.present.charts.colours import PALETTES, Palette, ThemeName, bits_colour
 
 COOKIE = "quantailor_theme"
+PLAIN_COOKIE = "quantailor_plain"
 
 
 @cache
@@ -22,6 +23,11 @@ def type_colours() -> dict[str, str]:
 def theme() -> ThemeName:
     """The theme of the page that is being built."""
     return "dark" if ui.context.client.request.cookies.get(COOKIE) == "dark" else "light"
+
+
+def is_plain() -> bool:
+    """Whether the visitor wants pages without rules, limits and other settings that have a default."""
+    return ui.context.client.request.cookies.get(PLAIN_COOKIE) == "yes"
 
 
 def palette() -> Palette:

@@ -35,13 +35,25 @@ def named(element: Element, name: str) -> Element:
     return element
 
 
+def explained(element: Element, words: str) -> Element:
+    """Say what something is where the pointer rests on it or the keyboard comes to it; Escape closes that again."""
+    element.props["tabindex"], element.props["aria-description"] = "0", words
+    with element:
+        tip = ui.tooltip(words).classes("qt-why")
+    for event, verb in (("focus", "show"), ("blur", "hide"), ("keydown.escape", "hide")):
+        element.on(event, js_handler=f"() => getElement({tip.id})?.{verb}()")
+    return element
+
+
 @contextmanager
-def card(title: str | None = None, classes: str = "") -> Iterator[ui.element]:
-    """A surface with a small heading; a section with a name for screen readers."""
+def card(title: str | None = None, classes: str = "", *, hint: str = "") -> Iterator[ui.element]:
+    """A surface with a small heading, which `hint` explains; a section with a name for screen readers."""
     with ui.element("section").classes(f"qt-card {classes}".strip()) as section:
         if title is not None:
             named(section, title)
-            heading(title, 2, "qt-card-title")
+            with heading("" if hint else title, 2, "qt-card-title"):
+                if hint:
+                    explained(text(title, "qt-hinted", tag="span"), hint)
         yield section
 
 
@@ -58,15 +70,15 @@ def box(classes: str, tag: str = "div") -> Iterator[ui.element]:
 
 
 class Stat:
-    """A large figure over a small label; `set` changes the figure."""
+    """A large figure over a small label, `hint` explains it; `set` changes the figure."""
 
     def __init__(self, label: str, value: str = "", *, hint: str = "") -> None:
         with ui.element("div") as self.element:
             self.value = ui.label(value).classes("qt-stat-value")
             self.label = ui.label(label).classes("qt-stat-label")
-            if hint:
-                self.label.classes("qt-hinted")
-                ui.tooltip(hint)
+        if hint:
+            explained(self.element, hint)
+            self.label.classes("qt-hinted")
 
     def set(self, value: str, label: str | None = None) -> None:
         """Show another figure, and perhaps another label."""

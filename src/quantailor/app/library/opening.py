@@ -36,7 +36,7 @@ _WORDS = {
     "calibrate": "the importance matrix and the covariances of all inputs",
     "measure": "weight errors",
     "probes": "cached answers of the base",
-    "mixes": "cached answers of the base; one anchor file, deleted afterwards",
+    "mixes": "cached answers of the base; one quantized file, deleted afterwards",
     "sweep": "scores",
 }
 

@@ -7,7 +7,7 @@ export default {
       <svg ref="svg" :width="width" :height="height" role="group" :aria-label="title" style="display: block; touch-action: none">
         <g v-for="tick in yTicks" :key="'y' + tick">
           <line :x1="left" :x2="width - right" :y1="y(tick)" :y2="y(tick)" class="qt-grid-line"></line>
-          <text :x="left - 8" :y="y(tick) + 4" text-anchor="end" class="qt-axis">1e{{ tick }}</text>
+          <text :x="left - 8" :y="y(tick) + 4" text-anchor="end" class="qt-axis">{{ power(tick) }}</text>
         </g>
         <g v-for="tick in xTicks" :key="'x' + tick">
           <line :x1="x(tick)" :x2="x(tick)" :y1="top" :y2="height - bottom" class="qt-grid-line"></line>
@@ -86,6 +86,9 @@ export default {
     y(error) {
       const [low, high] = this.yRange;
       return TOP + ((high - error) / (high - low)) * (this.height - TOP - BOTTOM);
+    },
+    power(tick) {
+      return Math.abs(tick) > 4 ? `1e${tick}` : String(+(10 ** tick).toPrecision(1));
     },
     grab(event) {
       event.target.setPointerCapture(event.pointerId);

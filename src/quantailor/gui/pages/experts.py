@@ -13,7 +13,7 @@ from quantailor.app.library import projects
 from quantailor.app.library.experts import ExpertLayer, ExpertsReport, ExpertTensor
 from quantailor.app.library.projects import ProjectReport
 from quantailor.errors import ImatrixError, QuantailorError, UnsupportedModelError
-from quantailor.gui import theme
+from quantailor.gui import meanings, theme
 from quantailor.gui.context import workspace
 from quantailor.gui.elements.heat import HeatScale, heat_legend, heat_table
 from quantailor.gui.frame import address, frame, opened
@@ -103,11 +103,19 @@ def _stats(report: ExpertsReport) -> None:
     n_unseen = sum(len(layer.unseen) for layer in report.layers)
     with card(), box("qt-row qt-spread"):
         Stat("experts in a layer", str(report.n_experts))
-        Stat("work on each token", str(report.n_used) if report.n_used else "unknown")
+        Stat(
+            "work on each token",
+            str(report.n_used) if report.n_used else "unknown",
+            hint="The router sends every token through so many experts of each layer, those that it rates highest.",
+        )
         Stat("layers with experts", str(len(report.layers)))
         Stat("tokens of the text", count(report.n_tokens))
-        Stat("evenness, lowest to highest", f"{min(entropies):.2f} – {max(entropies):.2f}")
-        Stat("experts no token reached", str(n_unseen))
+        Stat("evenness, lowest to highest", f"{min(entropies):.2f} – {max(entropies):.2f}", hint=meanings.EVENNESS)
+        Stat(
+            "experts no token reached",
+            str(n_unseen),
+            hint="Of all layers together. Nothing is known of their inputs, so errors there are unweighted.",
+        )
 
 
 def _unseen_note(report: ExpertsReport) -> None:

@@ -257,5 +257,22 @@
     api.setNodesSelected({ nodes: names.map((name) => api.getRowNode(name)).filter(Boolean), newValue: true });
   };
 
-  window.quantailorChoose = { spark, chosen, pin, TypeEditor, change, setTypes, bits, size, told, count, load, tick, mark, filter, isFiltered, passes, isCurrent, damage, figure, tell: describe };
+  // On to what follows the table; the grid's own way out leads back into rows that are drawn beyond its edge.
+  const leave = () => {
+    const grid = document.querySelector(".qt-choose-grid");
+    const follows = (part) => grid.compareDocumentPosition(part) & Node.DOCUMENT_POSITION_FOLLOWING && !grid.contains(part);
+    const parts = [...document.querySelectorAll("a[href], button:enabled, input:enabled, [tabindex='0']")];
+    const next = parts.find((part) => follows(part) && part.tabIndex >= 0 && part.getClientRects().length);
+    setTimeout(() => next?.focus());
+    return true;
+  };
+  // Tab goes from row to row, arrow keys within one; above the first row are the headings, and behind the last one it leaves the table.
+  const nextRow = ({ api, backwards, editing, nextCellPosition, previousCellPosition: { rowIndex, rowPinned, column } }) => {
+    if (editing) return nextCellPosition ?? false;
+    const next = rowIndex + (backwards ? -1 : 1);
+    if (next >= api.getDisplayedRowCount()) return leave();
+    return { rowIndex: next, rowPinned, column };
+  };
+
+  window.quantailorChoose = { nextRow, spark, chosen, pin, TypeEditor, change, setTypes, bits, size, told, count, load, tick, mark, filter, isFiltered, passes, isCurrent, damage, figure, tell: describe };
 })();

@@ -27,6 +27,7 @@ from quantailor.app.products.builds import (
 )
 from quantailor.app.products.card import suggested_file_name
 from quantailor.errors import QuantailorError
+from quantailor.gui import meanings
 from quantailor.gui.context import context, show_address, workspace
 from quantailor.gui.desks import desk_of_draft
 from quantailor.gui.frame import address, frame, opened
@@ -120,14 +121,16 @@ class _Screen:
         with card("Strategy"):
             with box("qt-row"):
                 options = {key: choice.label for key, choice in self._choices.items()}
-                self._select = ui.select(options, label="Build", on_change=told(self._choose)).props("outlined dense").classes("qt-grow")
+                self._select = ui.select(options, label="Strategy", on_change=told(self._choose)).props("outlined dense").classes("qt-grow")
                 quiet("Open a file", told(self._pick_strategy), icon="folder_open")
             with box("qt-row qt-build-stats"):
                 waiting = "–" if self._first is None else "…"
-                self._size = Stat("file", waiting)
-                self._bits = Stat("bits per weight", waiting)
-                self._kld = Stat("predicted KLD", waiting)
-                self._n_tensors = Stat("tensors chosen", waiting)
+                self._size = Stat("file", waiting, hint=meanings.SIZE)
+                self._bits = Stat("bits per weight", waiting, hint=meanings.BITS)
+                self._kld = Stat("predicted KLD", waiting, hint=meanings.KLD)
+                self._n_tensors = Stat(
+                    "tensors chosen", waiting, hint="Tensors whose type is a choice; norms and other small ones keep theirs."
+                )
             nothing = "" if self._first is not None else _NOTHING if self._project.n_cells else _UNMEASURED
             self._exact = text(nothing, "qt-small qt-muted qt-build-exact")
             self._chips = ui.element("div").classes("qt-row qt-wrap qt-chips")
@@ -187,7 +190,7 @@ class _Screen:
             self._name.on_value_change(refresh)
             self._folder = path_input("Folder", ("folder",), title="Where the file goes")
             self._folder.props('debounce="400"').on_value_change(refresh)
-            with box("qt-row"):
+            with box("qt-row qt-advanced"):
                 self._split = ui.number("Largest part (MB)", min=1, precision=0, placeholder="one file").props("outlined dense clearable")
                 self._split.classes("qt-grow").props('debounce="400" hint="Leave empty for a single file"').on_value_change(refresh)
                 self._overwrite = ui.checkbox("Replace a file of that name", on_change=refresh)
@@ -288,7 +291,7 @@ class _Screen:
     # Commands
 
     def _commands_card(self) -> None:
-        with card("The same from a terminal"):
+        with card("The same from a terminal", "qt-advanced"):
             self._commands = ui.element("div").classes("qt-stack qt-commands")
             with self._commands:
                 text("Choose a strategy to see its commands.", "qt-muted")

@@ -194,9 +194,9 @@ class DiffCard:
         with card("What differs"):
             with box("qt-row"):
                 self._select = (
-                    ui.select({}, label="Beside", on_change=told(self._compare)).props("outlined dense").classes("qt-diff-select")
+                    ui.select({}, label="Compare with", on_change=told(self._compare)).props("outlined dense").classes("qt-diff-select")
                 )
-                quiet("Beside a file", told(self._pick), icon="folder_open")
+                quiet("Compare with a file", told(self._pick), icon="folder_open")
                 self._busy = ui.spinner(size="sm").classes("qt-muted")
             self._body = ui.element("div").classes("qt-stack qt-diff")
         self._busy.set_visibility(False)

@@ -12,13 +12,18 @@ from quantailor.present.charts import echarts
 from quantailor.present.words import plural
 from quantailor.records import role_of
 
+USUAL_TOLD = (
+    "1 is the usual error at that many bits: the geometric mean of all roles' medians. Thin lines are medians of roles, bands hold 80 % of"
+    " a role's tensors; the thick line is the chosen tensor with the best type of so many bits, its dots are all types."
+)
+
 
 class AllCurves:
     """A chart beside the map: what is usual for each role, and where the chosen tensor lies."""
 
     def __init__(self, fingerprint: str) -> None:
         self._fingerprint = fingerprint
-        with card("Roles side by side: error as a multiple of the usual one", "qt-all-curves"):
+        with card("Roles side by side: error as a multiple of the usual one", "qt-all-curves", hint=USUAL_TOLD):
             self._chart = (
                 ui.echart({})
                 .classes("qt-all-curves-chart")

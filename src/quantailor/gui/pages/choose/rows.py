@@ -117,7 +117,12 @@ def candidate_hint(cell: Cell, chosen: Cell) -> tuple[str, str]:
     ratio = cell.damage / chosen.damage
     if ratio < LARGE_GAIN:  # "−100 %" would say that nothing is left
         return bytes_told, f"÷{figure(1 / ratio, 2)}"
-    return bytes_told, f"×{ratio:.3g}" if ratio >= 3 else f"{'+' if ratio >= 1 else '−'}{percent(abs(ratio - 1), 0)}"
+    return bytes_told, f"×{_times(ratio)}" if ratio >= 3 else f"{'+' if ratio >= 1 else '−'}{percent(abs(ratio - 1), 0)}"
+
+
+def _times(ratio: float) -> str:
+    """Three figures, and never more letters than the column has room for: "3.37", "844", "3,280", "1e+05"."""
+    return f"{ratio:.3g}" if ratio < 1000 else f"{float(f'{ratio:.3g}'):,.0f}" if ratio < 1e5 else f"{ratio:.0e}"
 
 
 def beaten(tensor: PlannerTensor) -> frozenset[str]:

@@ -18,7 +18,7 @@ from quantailor.app.library import projects
 from quantailor.app.library.projects import ProjectReport
 from quantailor.app.steps import PlanOptions, type_bits
 from quantailor.errors import QuantailorError
-from quantailor.gui import desks
+from quantailor.gui import desks, meanings
 from quantailor.gui.context import outside, show_address, workspace
 from quantailor.gui.elements.frontier import FrontierControl
 from quantailor.gui.elements.tensor_map import TensorMap
@@ -31,7 +31,7 @@ from quantailor.gui.pages.choose.rule_dialog import RuleDialog, with_size, with_
 from quantailor.gui.pages.choose.table import TensorTable
 from quantailor.gui.pages.choose.tensor_panel import TensorPanel
 from quantailor.gui.pages.choose.tour import Stop, Tour
-from quantailor.gui.widgets import Stat, box, card, icon_button, note, primary, quiet, segment, tell_error, text, told
+from quantailor.gui.widgets import Stat, box, card, explained, icon_button, note, primary, quiet, segment, tell_error, text, told
 from quantailor.present.words import figure, grounds, interval, kld, plural, rounding, size, speed_figure
 from quantailor.records import Prediction, role_of
 
@@ -45,9 +45,10 @@ MAP_TOLD = (
     "A row is a role, a column a layer, and the colour says how many bits the tensor has. A click shows what other types would cost it;"
     " what you set by hand stays when the size changes."
 )
-KLD_TOLD = (
-    "How far the file's probabilities of the next token are from the original's: their KL divergence in nats, 0 where they are the same."
-    " Below it the interval that holds it with 95 % probability."
+PINS_TOLD = "Tensors whose type was set by hand or pinned: they keep it whatever size is asked for, until they are unpinned."
+SPEED_TOLD = (
+    "Of generated text, predicted: the time that each type took on this machine, summed over the tensors of the file. The ± is how far"
+    " predictions were from files that were timed."
 )
 GROUNDS_TOLD = (
     "A probe runs a text through the model with one tensor quantized, a mix with all of them; the text is cut into chunks."
@@ -126,8 +127,7 @@ class ChooseScreen:
         found, reason = self._desk.grounds, self._desk.evaluate(self._draft.types_known_to(self._desk)).prediction.no_prediction
         with box("qt-row qt-wrap qt-choose-grounds"):
             self._build_rounding()
-            with text(f"Based on {grounds(found)}.", "qt-small qt-muted qt-hinted"):
-                ui.tooltip(GROUNDS_TOLD)
+            explained(text(f"Based on {grounds(found)}.", "qt-small qt-muted qt-hinted"), GROUNDS_TOLD)
         if found is None:
             why = "Without probes there is a ranking, but no predicted KLD"
         elif reason is not None:
@@ -165,17 +165,17 @@ class ChooseScreen:
     def actions(self) -> None:
         """Buttons beside the heading."""
         icon_button("help_outline", "Show the tour", self._tour.begin)
-        quiet("Rule and limits", lambda: self._rule.open(self._draft.options), icon="tune").props("dense")
+        quiet("Rule and limits", lambda: self._rule.open(self._draft.options), icon="tune").props("dense").classes("qt-advanced")
         quiet("Compare", told(self._difference.open), icon="difference").props("dense")
         quiet("Versions and files", told(self._files.open), icon="folder_open").props("dense")
 
     def _build_top(self) -> ui.element:
         """The figures, the curve, and the button that goes on, which is given."""
-        self._size = Stat("predicted file")
-        self._bits = Stat("bits per weight")
-        self._kld = Stat("predicted KLD", hint=KLD_TOLD)
-        self._speed = Stat("tokens per second") if self._desk.knows_speeds else None
-        self._edits = Stat("pinned by hand")
+        self._size = Stat("predicted file", hint=meanings.SIZE)
+        self._bits = Stat("bits per weight", hint=meanings.BITS)
+        self._kld = Stat("predicted KLD", hint=meanings.KLD)
+        self._speed = Stat("tokens per second", hint=SPEED_TOLD) if self._desk.knows_speeds else None
+        self._edits = Stat("pinned by hand", hint=PINS_TOLD)
         with box("qt-choose-target"):
             target = ui.input("Size or bits", placeholder="4.2 GiB or 4.5 bpw").props("outlined dense stack-label").classes("qt-target")
             target.on("keydown.enter", told(self._typed), js_handler="event => emit(event.target.value)")

@@ -26,6 +26,7 @@ COLUMNS: tuple[dict[str, Any], ...] = (
     },
     {
         "headerName": "Error vs bits",
+        "headerTooltip": "What fewer bits would do to this tensor; all rows have one scale, and the dot is the chosen type",
         "colId": "spark",
         "width": 116,
         "cellClass": "qt-spark",
@@ -53,13 +54,21 @@ COLUMNS: tuple[dict[str, Any], ...] = (
     },
     {
         "headerName": "bpw",
+        "headerTooltip": "Bits per weight of the chosen type",
         "colId": "bits",
         "width": 58,
         "type": "rightAligned",
         ":valueGetter": "params => window.quantailorChoose.bits(params.data.type)",
         ":valueFormatter": "params => params.value.toFixed(2)",
     },
-    {"headerName": "Pin", "field": "pinned", "width": 48, "pinned": "right", ":cellRenderer": "window.quantailorChoose.pin"},
+    {
+        "headerName": "Pin",
+        "headerTooltip": "A pinned tensor keeps its type whatever size is asked for",
+        "field": "pinned",
+        "width": 48,
+        "pinned": "right",
+        ":cellRenderer": "window.quantailorChoose.pin",
+    },
 )
 
 
@@ -101,6 +110,7 @@ class TensorTable:
                     "headerHeight": 34,
                     "singleClickEdit": True,
                     "stopEditingWhenCellsLoseFocus": True,
+                    ":tabToNextCell": "params => window.quantailorChoose.nextRow(params)",
                     "rowSelection": {"mode": "multiRow", "enableClickSelection": False, "checkboxes": True, "headerCheckbox": True},
                     "selectionColumnDef": {"width": 44},
                     "rowBuffer": 6,

@@ -29,7 +29,7 @@ from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.jobs.dock import JobButtons
 from quantailor.gui.measured import Mode
 from quantailor.gui.pages.measure.setup import STAGES, Setup
-from quantailor.gui.widgets import Stat, box, card, chip, named, primary, segment, table, text, told
+from quantailor.gui.widgets import Stat, box, card, chip, explained, named, primary, segment, table, text, told
 from quantailor.present.charts import echarts
 from quantailor.present.words import percent, plural, rounding, with_error
 from quantailor.records import Sensitivity
@@ -189,9 +189,9 @@ class _Summary:
         self.has_job = False
         with card(classes="qt-measure-summary"):
             self._cells = Stat("cells measured", hint="A cell is one tensor at one type.")
-            self._tensors = Stat("tensors done")
+            self._tensors = Stat("tensors done", hint="Tensors of which every type that was asked for, and that suits them, is measured.")
             self._probed = Stat("tensors probed", hint="A text ran through the model with this tensor quantized, by itself or in a group.")
-            self._rate = Stat("cells per second")
+            self._rate = Stat("cells per second", hint="Over the last while; large tensors take longer than small ones.")
             self._state = text("", "qt-muted qt-grow qt-state").props('role="status"')
             names = {"compensated": "Compensated", "plain": "Plain"}
             self._rounding = segment(names, None, "Rounding that is shown", lambda event: told(on_rounding)(event.value))
@@ -319,8 +319,7 @@ class _Chosen:
                 return
             with box("qt-row qt-spread"):
                 text(tensor.name, "qt-mono qt-ellipsis")
-                with text(_sensitivity(tensor.sensitivity), "qt-small qt-muted qt-num"):
-                    ui.tooltip(ALPHA)
+                explained(text(_sensitivity(tensor.sensitivity), "qt-small qt-muted qt-num qt-hinted"), ALPHA)
             with box("qt-type-errors"):
                 for point in reversed(curve):
                     with box("qt-row qt-tight"):
@@ -397,10 +396,10 @@ class _Probes:
                             **number,
                             ":valueFormatter": "p => p.value.toPrecision(3)",
                         },
-                        {"field": "se", "headerName": "± (1 s.e.)", **number, ":valueFormatter": "p => p.value.toPrecision(2)"},
+                        {"field": "se", "headerName": "Std. error", **number, ":valueFormatter": "p => p.value.toPrecision(2)"},
                         {
                             "field": "error",
-                            "headerName": "± in %",
+                            "headerName": "In per cent",
                             **number,
                             ":valueFormatter": "p => p.value == null ? '' : p.value.toFixed(1)",
                         },
@@ -418,7 +417,7 @@ class _Probes:
             self._grid.props('role="group" aria-label="Sensitivities"')
             self._grid.on("cellClicked", lambda event: on_pick(event.args["data"]["tensor"]), ["data"])
             text(
-                f"{ALPHA} Drowned: too small to stand out from the floor; alpha is an upper bound.",
+                f"{ALPHA} Beside it one standard error. Drowned: too small to stand out from the floor; alpha is an upper bound.",
                 "qt-small qt-muted",
             )
         self._rows: list[dict[str, Any]] = []

@@ -164,14 +164,14 @@ class Setup:
                 presets.props('role="group" aria-label="How thoroughly"')
                 self._cards = {level: _PresetCard(level, self._choose) for level in LEVELS}
             with box("qt-measure-form"):
-                with box("qt-stack"), card("Candidate types", "qt-fill"):
+                with box("qt-stack qt-advanced"), card("Candidate types", "qt-fill"):
                     self._build_types()
                 with box("qt-stack"):
-                    with card("Importance matrix"):
+                    with card("Importance matrix", "qt-advanced"):
                         self._build_matrix()
-                    with card("Rounding"), box("qt-rounding"):
+                    with card("Rounding", "qt-advanced"), box("qt-rounding"):
                         self._build_rounding()
-                    with card("Time"), box("qt-stack qt-m-tight"):
+                    with card("Time", "qt-advanced"), box("qt-stack qt-m-tight"):
                         self._build_time()
                     with card("What it takes", "qt-fill"):
                         self._stages = ui.element("div")

@@ -14,6 +14,7 @@ from quantailor.app.library.opening import ModelFile, ModelOverview, Repository,
 from quantailor.app.library.projects import KeptCalibration, ProjectReport, open_project
 from quantailor.app.steps import UNQUANTIZED, conversion_offer
 from quantailor.errors import QuantailorError
+from quantailor.gui import meanings
 from quantailor.gui.context import context, show_address, workspace
 from quantailor.gui.elements.disk_bar import disk_bar
 from quantailor.gui.elements.home_disk import home_disk
@@ -151,7 +152,7 @@ def _facts(project: ProjectReport, overview: ModelOverview) -> None:
             Stat("layers", str(overview.n_layers))
             Stat("tensors", f"{overview.n_tensors:,}")
             Stat("all tensors", size(project.size_bytes))
-            Stat("bits per weight", f"{bits:.2f}")
+            Stat("bits per weight", f"{bits:.2f}", hint=meanings.BITS)
             Stat("licence", LICENSE_LINKS.get(overview.license or "", overview.license or "not stated"))
         with box("qt-row qt-wrap"):
             for type_name, number in overview.types:

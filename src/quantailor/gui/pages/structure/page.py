@@ -17,7 +17,7 @@ from quantailor.app.library import projects
 from quantailor.app.library.projects import ProjectReport
 from quantailor.app.library.structure import Refusal, TensorRow, TensorTypes, largest_tensors, tensor_rows, tensor_types
 from quantailor.errors import QuantailorError
-from quantailor.gui import theme
+from quantailor.gui import meanings, theme
 from quantailor.gui.context import outside, show_address, workspace
 from quantailor.gui.elements.tensor_map import Look, MapCell, Scale, TensorMap, type_look
 from quantailor.gui.frame import address, frame, opened
@@ -139,7 +139,7 @@ class _Structure:
             Stat("tensors", f"{len(self._rows):,}")
             Stat("parameters", count(self._project.n_parameters))
             Stat("bytes of all tensors", size(total))
-            Stat("bits per weight", f"{8 * total / max(1, self._project.n_parameters):.2f}")
+            Stat("bits per weight", f"{8 * total / max(1, self._project.n_parameters):.2f}", hint=meanings.BITS)
             self._largest()
 
     def _largest(self) -> None:

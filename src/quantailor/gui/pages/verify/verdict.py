@@ -135,7 +135,7 @@ def _sentence(stored: StoredVerdict, builds: Sequence[BuiltFile]) -> None:
 def _predicted(stored: StoredVerdict, builds: Sequence[BuiltFile]) -> str:
     found = next((item for item in builds if stored.fingerprint in item.verdicts), None)
     if found is None or found.predicted_kld_nats is None:
-        return "Nothing was predicted."
+        return "No divergence was predicted for it."
     return f"Predicted: {kld(found.predicted_kld_nats, found.predicted_interval_nats)}, on the text that was probed."
 
 
@@ -191,7 +191,7 @@ def _settings(verdict: Verdict, rounding: RoundingReport | None) -> None:
     figures = verdict.rows[0].statistics
     rows = [
         ("Text", Path(verdict.corpus_name).name),
-        ("Chunks", f"{figures.n_chunks:,} of {verdict.n_ctx} tokens"),
+        ("Chunks", f"{figures.n_chunks:,}, of {verdict.n_ctx} tokens each"),
         ("Tokens scored", f"{figures.n_tokens:,}"),
         ("Floor", f"{verdict.floor_kld_nats:.2g} nats, the base against itself"),
     ]
@@ -253,4 +253,5 @@ def _row(row: VerdictRow) -> tuple[str, ...]:
 def _change(ln_ratio: Estimate) -> str:
     """A ratio's logarithm as a change in percent: "+0.17 ± 0.03 %"."""
     factor = math.exp(ln_ratio.value)
-    return f"{'+' if factor >= 1 else ''}{percent_with_error(Estimate(factor - 1, factor * ln_ratio.se))}"
+    change = percent_with_error(Estimate(factor - 1, factor * ln_ratio.se))
+    return f"+{change}" if factor >= 1 else change.replace("-", "−")
