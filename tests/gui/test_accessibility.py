@@ -31,7 +31,7 @@ return [...document.querySelectorAll('.qt-main *')]
   .map(([part]) => part.tagName + '.' + part.className);
 """
 """What lies beyond the right edge of the window and nowhere within something that scrolls."""
-_FITS = """return [...document.querySelectorAll('.qt-choose-grid, .qt-m-grid-table')].every((grid) => {
+_FITS = """return [...document.querySelectorAll('.qt-choose-grid, .qt-m-grid-table, .qt-probes')].every((grid) => {
     const view = grid.querySelector('.ag-center-cols-viewport');
     return view && view.scrollWidth <= view.clientWidth + 1;
 })"""

@@ -20,7 +20,7 @@ from quantailor.session import Workspace
 
 pytestmark = pytest.mark.slow
 
-PLAIN_TOO = "And its own types with plain rounding"
+PLAIN_TOO = "Compare with its own types, rounded plainly"
 FEW = ("--chunks", 2, "--n-ctx", 64, "--threads", 1)
 
 

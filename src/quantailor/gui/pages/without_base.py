@@ -21,7 +21,10 @@ def without_base(project: ProjectReport, use: str) -> None:
         empty("The model's file is gone", "Open it again from where it is now.", action="Open a model", target="/open")
     elif project.n_cells:
         with card("There is no GGUF base yet"), box("qt-stack") as place:
-            text(f"The model is measured. Its 16-bit base of {size(project.size_bytes)} is missing: once it is written, {use}.")
+            text(
+                "The model is measured. Its 16-bit base"
+                f" of {size(project.size_bytes)} is missing, the same model as a GGUF file: once it is written, {use}."
+            )
         ui.timer(0.05, told(partial(_offer, place, project)), once=True)
     else:
         empty(

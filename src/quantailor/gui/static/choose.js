@@ -118,6 +118,8 @@
       return this.element;
     }
     afterGuiAttached() {
+      // The grid's popup is a dialog to screen readers, and has no name of its own.
+      this.element.closest('[role="dialog"]')?.setAttribute("aria-label", this.element.getAttribute("aria-label"));
       this.element.focus();
       this.current()?.scrollIntoView({ block: "center" });
     }

@@ -17,3 +17,5 @@
   document.addEventListener("DOMContentLoaded", offer);
   window.quantailorNotify = { ask, tell };
 })();
+// Quasar's bar on top of the page, which shows that something is fetched, has no name for screen readers.
+addEventListener("load", () => document.querySelectorAll(".q-loading-bar").forEach((bar) => bar.setAttribute("aria-label", "Loading")));

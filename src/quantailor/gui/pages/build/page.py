@@ -213,8 +213,9 @@ class _Screen:
             self._calibrate.set_visibility(False)
 
     def _default_folder(self) -> Path:
-        """Where the last file went, else beside the base, else the first folder that may be used."""
-        candidates = [*(Path(item.path).parent for item in self._built.items[:1]), self._base.parent]
+        """Where the last file went, else beside the base, but not in Quantailor's home: there the folder that the server was started in."""
+        beside = Path.cwd() if self._base.is_relative_to(workspace().home.path) else self._base.parent
+        candidates = [*(Path(item.path).parent for item in self._built.items[:1]), beside]
         for folder in candidates:
             try:
                 return context().allowed(folder)

@@ -43,6 +43,9 @@ PROBE_POLLS = 12
 """Sensitivities take longer to read: while probes run, only every so many polls."""
 _MODES: dict[Mode, str] = {"progress": "Progress", "error": "Error", "sensitivity": "Sensitivity"}
 ALPHA = "Alpha: nats of KL divergence that the model gains per unit of a tensor's error, as probes of single tensors and groups say."
+_PROBES_FIT = """(event) => [[["probes"], 820], [["error"], 660], [["status"], 580], [["se"], 380]].forEach(
+    ([columns, least]) => event.api.setColumnsVisible(columns, event.clientWidth >= least))"""
+"""What a narrow table of sensitivities leaves out."""
 _FIGURE_BITS = (2.625, 3.4375, 4.5, 5.5, 8.5)
 
 
@@ -384,11 +387,11 @@ class _Probes:
 
     def __init__(self, on_pick: Any) -> None:
         with card("Sensitivity: what each tensor's error does to the model") as self._card:
-            number = {"type": "numericColumn", "cellClass": "qt-num", "width": 130}
+            number = {"type": "numericColumn", "cellClass": "qt-num", "width": 108}
             self._grid = ui.aggrid(
                 {
                     "columnDefs": [
-                        {"field": "tensor", "headerName": "Tensor", "cellClass": "qt-mono", "flex": 2, "minWidth": 220},
+                        {"field": "tensor", "headerName": "Tensor", "cellClass": "qt-mono", "flex": 2, "minWidth": 160},
                         {
                             "field": "alpha",
                             "headerName": "Alpha",
@@ -411,6 +414,7 @@ class _Probes:
                     "rowHeight": 30,
                     "headerHeight": 34,
                     "suppressCellFocus": False,
+                    ":onGridSizeChanged": _PROBES_FIT,
                 },
                 auto_size_columns=False,
             ).classes("qt-probes")

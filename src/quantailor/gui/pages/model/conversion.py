@@ -58,7 +58,8 @@ def conversion_form(source: str, suggested: str, label: str, on_done: Callable[[
             with watched:
                 watch_job(job.id, on_done, on_stop=button.enable)
 
-    button = primary(label, told(start))
+    with box("qt-row"):
+        button = primary(label, told(start))
     text("The same as a command:", "qt-small qt-muted")
     command = ("quantailor", "convert", source, "-o", suggested)
     shown = ui.element("div")

@@ -28,8 +28,8 @@ from quantailor.present.words import plural, size, span
 
 OTHER = "other"
 _COST_SECONDS = 0.4
-_EVALS = {"greedy": "For how many tokens it writes what the base writes", "choices": "Multiple-choice questions, by log-probability"}
-PLAIN = "And its own types with plain rounding"
+_EVALS = {"greedy": "Count for how many tokens it writes what the base writes", "choices": "Ask multiple-choice questions"}
+PLAIN = "Compare with its own types, rounded plainly"
 _PLAIN_MEANING = "What compensated rounding alone gains. The second file is built in Quantailor's home."
 _PLAIN_ALREADY = "This file's rounding is plain, so there is nothing to compare."
 
@@ -85,7 +85,7 @@ class VerifyForm:
 
     def _beside(self) -> None:
         with box("qt-row qt-wrap"):
-            text("Beside llama.cpp's", "qt-muted")
+            text("Compare with llama.cpp's", "qt-muted")
             self._chips = ui.element("div").classes("qt-row qt-wrap qt-chips")
             self._add = ui.select([], label="Add a preset", on_change=self._added).props("outlined dense").classes("qt-add-preset")
         self._show_chips()

@@ -23,10 +23,11 @@ from quantailor.app.products.verdicts import (
     size_difference,
     verdict_speeds,
 )
+from quantailor.gui import meanings
 from quantailor.gui.context import workspace
 from quantailor.gui.pages.verify.form import PLAIN
 from quantailor.gui.theme import palette
-from quantailor.gui.widgets import box, card, named, quiet, segment, table, text, told
+from quantailor.gui.widgets import box, card, explained, named, quiet, segment, table, text, told
 from quantailor.present.charts import echarts
 from quantailor.present.charts.verdict import Measure, point_words, verdict_chart, verdict_points
 from quantailor.present.evals import eval_tables
@@ -128,7 +129,8 @@ def _sentence(stored: StoredVerdict, builds: Sequence[BuiltFile]) -> None:
         ui.icon(icon).classes(f"qt-sentence-icon {tone}").props('aria-hidden="true"')
         with box("qt-stack qt-m-tight"):
             text(headline(verdict), "qt-sentence-text")
-            text(f"Measured: {with_error(stored.ours.statistics.kld_mean)} nats per token. {_predicted(stored, builds)}")
+            measured = f"Measured: {with_error(stored.ours.statistics.kld_mean)} nats per token. {_predicted(stored, builds)}"
+            explained(text(measured, "qt-hinted"), meanings.MEASURED)
             text(verdict.sentence, "qt-small qt-muted")
 
 
