@@ -172,7 +172,7 @@ def test_no_serious_finding_in_the_editor_of_a_type_and_in_an_explanation(
     chromium.settle()
     chromium.js("document.querySelector('.qt-choose-top [aria-description]').focus()")
     chromium.find(".qt-why")
-    chromium.until(lambda: not chromium.js("return document.getAnimations().length"), "it has faded in")
+    chromium.until(lambda: chromium.js("return getComputedStyle(document.querySelector('.qt-why')).opacity") == "1", "it has faded in")
     chromium.js(axe)
     assert _told(chromium.driver.execute_async_script(_RUN)) == []
     chromium.find('.ag-row .ag-cell[col-id="type"]').click()

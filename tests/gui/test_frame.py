@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +13,7 @@ from visitor import Visitor, words_of
 
 from quantailor.app.jobs import submit
 from quantailor.app.library.projects import list_projects, open_project
+from quantailor.gui import pages
 from quantailor.session import Workspace
 from quantailor.steps.measure import MeasureStep
 from tiny_models import write_tiny
@@ -107,7 +107,7 @@ def test_a_page_that_fails_says_so_and_has_a_way_back(
         raise RuntimeError("the moon is full")
 
     monkeypatch.setattr(app, "_exception_handlers", [])
-    monkeypatch.setattr(sys.modules["quantailor.gui.pages.home"], "list_projects", broken)
+    monkeypatch.setitem(pages.home.__globals__, "list_projects", broken)
     found = page.fetch("/", accept="text/html")
     assert found.status_code == 500
     assert "This is a fault in Quantailor, not something you did: RuntimeError: the moon is full." in found.text

@@ -134,7 +134,7 @@ def test_build_takes_types_that_others_chose(
     page = visit(tmp_path / "home", tmp_path)
     page.go(f"{place(tmp_path / 'home')}/build")
     page.sees("or take the types of a preset")
-    page.fill("Build", "preset:Q8_0")
+    page.fill("Strategy", "preset:Q8_0")
     page.sees("bytes, exactly")
     assert page.field("Compensated rounding").value is True
     page.sees("--rounding compensated")

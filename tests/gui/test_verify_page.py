@@ -93,7 +93,7 @@ def test_ours_stands_beside_the_presets_with_error_bars(
     assert bars == sorted([point.size_bytes / 2**20, point.low, point.high, int(point.kind == "ours")] for point in points.values())
     assert all(low < high for _, low, high, _ in bars)
     assert verdict.sentence in chromium.text(".qt-sentence")
-    for words in ("mine-4.5bpw", *REFERENCES, "the unquantized base", f"{CHUNKS} of 512 tokens"):
+    for words in ("mine-4.5bpw", *REFERENCES, "the unquantized base", f"{CHUNKS}, of 512 tokens each"):
         assert words in chromium.text("main")
     chromium.click("Perplexity")
     chromium.until(lambda: "perplexity" in chromium.js(f"return {CHART}.getOption().yAxis[0].name"), "perplexity is shown")
@@ -178,7 +178,7 @@ def test_a_verdict_from_the_page(visit: Callable[..., Visitor], place: str, veri
     page.sees("4 of 393 chunks", seconds=SECONDS)
     page.until(lambda: page.button("Verify").enabled, "it can start")
     page.click("Verify")
-    page.sees("4 of 512 tokens", seconds=SECONDS)
+    page.sees("4, of 512 tokens each", seconds=SECONDS)
     verdict = latest(home, workbench.base)
     assert [row.label for row in verdict.rows if row.kind == "reference"] == ["Q3_K_M"]
     page.until(lambda: "?verdict=" in page.address, "the address names the verdict")
