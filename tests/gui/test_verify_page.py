@@ -16,10 +16,12 @@ from commands import Workbench
 from studied import run
 from visitor import Visitor
 
-from quantailor.app.products.verdicts import find_verdict
+from made_up_timings import record
+from quantailor.app.products.verdicts import find_verdict, verdict_speeds
 from quantailor.making.evals import Evaluated, judge
 from quantailor.present.charts.echarts import INTERVALS
 from quantailor.present.charts.verdict import verdict_points
+from quantailor.present.words import figure
 from quantailor.records import EvalItem, Verdict
 from quantailor.session import Workspace
 
@@ -146,6 +148,24 @@ def test_the_model_card_is_shown_and_saved(visit: Callable[..., Visitor], place:
     page.sees("Saved ")
     saved = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert yaml.safe_load(saved.split("---\n")[1]) == front
+
+
+def test_figures_have_the_predicted_speed_once_types_are_timed(
+    visit: Callable[..., Visitor], place: str, verified: Path, workbench: Workbench, tmp_path: Path
+) -> None:
+    home = Path(shutil.copytree(verified / "home", tmp_path / "home"))
+    page = visit(home, verified)
+    page.go(place)
+    page.sees("All figures", seconds=SECONDS)
+    assert "Tok/s" not in page.text()
+    record(home, workbench.base)
+    page.go(place)
+    page.sees("as predicted for this machine", seconds=SECONDS)
+    with Workspace.open(home) as workspace:
+        speeds = verdict_speeds(workspace, workbench.base, latest(home, workbench.base))
+    assert {"base", "mine-4.5bpw"} <= speeds.keys()  # the references are a copy, which was not read here
+    for each in speeds.values():
+        assert figure(each.generation_tokens_per_second) in page.text()
 
 
 def test_what_files_do_is_a_table_where_they_were_asked(

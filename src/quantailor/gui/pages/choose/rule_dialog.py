@@ -65,7 +65,7 @@ class RuleDialog:
                 self._pins = ui.input("Pins by pattern", placeholder="attn_v=Q6_K, output=Q8_0").props("outlined dense")
                 self._budgets = ui.input("Bytes for a pattern", placeholder="*_exps=8000000").props("outlined dense")
                 self._speed = ui.input("Least speed", placeholder="0.95 or 40tok/s").props(
-                    'outlined dense hint="Of the preset of that size, or tokens per second. Counts when you apply it or let the size go."'
+                    'outlined dense hint="Of the preset of that size, or tokens per second"'
                 )
                 self._speed_of = ui.select(dict(SPEEDS), label="Speed of", value="generation").props("outlined dense")
             text("Patterns are names or roles with * and ?, or layer:0-3. Several are separated by commas.", "qt-small qt-muted")

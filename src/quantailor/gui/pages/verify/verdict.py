@@ -31,7 +31,7 @@ from quantailor.gui.widgets import box, card, explained, named, quiet, segment, 
 from quantailor.present.charts import echarts
 from quantailor.present.charts.verdict import Measure, point_words, verdict_chart, verdict_points
 from quantailor.present.evals import eval_tables
-from quantailor.present.words import PREDICTED_SPEED, around, figure, generation_speed, kld, percent_with_error, size, with_error
+from quantailor.present.words import around, figure, kld, percent_with_error, size, with_error
 from quantailor.records import PLAIN_TWIN, Comparison, Estimate, PredictedSpeed, Verdict, VerdictRow
 
 MEDIA: dict[VerdictFormat, str] = {"png": "image/png", "svg": "image/svg+xml", "csv": "text/csv"}
@@ -230,13 +230,17 @@ def _figures(verdict: Verdict, speeds: Mapping[str, PredictedSpeed]) -> None:
     columns, shown = _COLUMNS, sorted(verdict.rows, key=lambda row: -row.size_bytes)
     rows = [_row(row) for row in shown]
     if speeds:
-        columns = {**columns, PREDICTED_SPEED.capitalize(): True}
-        rows = [(*cells, generation_speed(speeds.get(row.label))) for cells, row in zip(rows, shown, strict=True)]
+        columns = {**columns, "Tok/s": True}
+        found = [speeds.get(row.label) for row in shown]
+        rows = [
+            (*cells, "" if each is None else figure(each.generation_tokens_per_second)) for cells, each in zip(rows, found, strict=True)
+        ]
     with box("qt-wide"):
         table(columns, rows, caption="All figures; ± is one standard error over chunks")
     text(
         "± is one standard error over chunks; differences to the base's perplexity are paired by chunk. KLD is in nats, its median "
-        "and 99 % are over tokens; same top: tokens whose most likely successor is the base's; bpw: bits per weight.",
+        "and 99 % are over tokens; same top: tokens whose most likely successor is the base's; bpw: bits per weight."
+        + (" Tok/s: tokens per second of generation, as predicted for this machine." if speeds else ""),
         "qt-small qt-muted qt-below",
     )
 
