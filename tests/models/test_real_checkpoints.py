@@ -412,6 +412,22 @@ def test_two_tokens_with_one_id_are_refused(folder: Path) -> None:
     assert "has two tokens with the id 32: 'A' and 'B'" in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    ("merges", "said"),
+    [
+        ([], "has no merges, which llama.cpp needs"),
+        (None, "has no merges, which llama.cpp needs"),
+        (["Ġ t", "q zz"], "has the merge 'q zz', which its vocabulary does not have"),
+        ([["Ġ", "t"], ["z", "q"]], "which its vocabulary does not have"),
+        (["Ġ t", "a b c"], "has the merge 'a b c'"),
+        (["Ġ t", 7], "has the merge '7'"),
+    ],
+)
+def test_merges_that_make_no_vocabulary_are_refused(merges: object, said: str, folder: Path) -> None:
+    edit(folder / "tokenizer.json", lambda stored: stored["model"].update(merges=merges))
+    assert said in refusal(folder)
+
+
 def test_a_vocabulary_of_added_tokens_alone_is_refused(folder: Path) -> None:
     edit(folder / "tokenizer.json", lambda stored: stored["model"].update(vocab={}))
     assert "tokenizer.json has no token" in refusal(folder)

@@ -185,9 +185,11 @@ class BpeTokenizer:
         return Vocabulary("llama", "default", tuple(tokens), tuple(kinds), (_UNSCORED,) * len(tokens))
 
     def merges(self) -> dict[str, MetadataValue]:
-        """`tokenizer.ggml.merges`."""
+        """`tokenizer.ggml.merges`. Raises ModelFormatError where there are none, or one that is not of the vocabulary's tokens."""
         texts = self._merge_texts()
-        return {"tokenizer.ggml.merges": MetadataValue("array", tuple(texts), "string")} if texts else {}
+        if not texts:
+            raise ModelFormatError(f"{self.path} has no merges, which llama.cpp needs to load its vocabulary", remedy=INTACT)
+        return {"tokenizer.ggml.merges": MetadataValue("array", tuple(texts), "string")}
 
     def _merge_texts(self) -> list[str]:
         """ "a b", whichever of its two formats tokenizer.json uses; merges.txt where it has none."""
@@ -200,11 +202,13 @@ class BpeTokenizer:
         return [self._merge(merge, pairs=isinstance(stored[0], list)) for merge in stored]
 
     def _merge(self, merge: Any, *, pairs: bool) -> str:
-        if not pairs and isinstance(merge, str):
-            return merge
-        if pairs and isinstance(merge, list) and len(merge) == 2 and all(isinstance(part, str) for part in merge):
-            return " ".join(part.replace(" ", _SPACE) for part in merge)
-        raise ModelFormatError(f"{self.path} has the merge {str(merge)[:80]!r}", remedy=INTACT)
+        parts = merge.split(" ") if not pairs and isinstance(merge, str) else merge if pairs and isinstance(merge, list) else []
+        if len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+            raise ModelFormatError(f"{self.path} has the merge {str(merge)[:80]!r}", remedy=INTACT)
+        # The library that wrote the file takes no others: both parts and what they give are tokens.
+        if not self._model.get("continuing_subword_prefix") and not {*parts, "".join(parts)} <= self._model["vocab"].keys():
+            raise ModelFormatError(f"{self.path} has the merge {str(merge)[:80]!r}, which its vocabulary does not have", remedy=INTACT)
+        return " ".join(part.replace(" ", _SPACE) for part in parts)
 
 
 def decoded(text: str) -> str:
