@@ -106,6 +106,30 @@ def test_a_text_that_is_no_text_is_refused(quantailor: Command, workbench: Workb
     assert word in quantailor("imatrix", workbench.base, "-f", text, "--home", tmp_path / "home").error_line
 
 
+def test_brackets_in_a_path_are_shown_as_they_are(run: Command, tmp_path: Path) -> None:
+    """Square brackets mean styles to the library that prints: [red] vanished, and [/b] ended the command in a traceback."""
+    folder = tmp_path / "[red]old" / "["
+    folder.mkdir(parents=True)
+    base, strategy, built = write_llama(folder / "b].gguf"), folder / "s].yaml", folder / "q].gguf"
+    for words, shown in (
+        (("inspect", base), base),
+        (("measure", base, "--types", "Q8_0"), None),
+        (("plan", base, "--bpw", 9, "-o", strategy), strategy),
+        (("build", base, strategy, "-o", built), built),
+        (("convert", base, "-o", folder / "copy].gguf"), folder / "copy].gguf"),
+        (("imatrix", base, "--chunks", 1), None),
+        (("status", base), None),
+        (("models",), "b]"),
+        (("jobs",), "b].gguf"),
+        (("jobs", "show", 1), "b].gguf"),
+        (("diff", base, strategy, "Q8_0"), "s]"),
+        (("clean",), None),
+    ):
+        outcome = run(*words)
+        assert outcome.code == 0, (words, outcome.err)
+        assert shown is None or str(shown) in outcome.out.replace("\n", ""), words
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
 def test_pipes_and_devices_are_refused_and_not_waited_for(run: Command, tmp_path: Path) -> None:
     """`-f <(zcat ...)` is one; whoever opens it waits for a writer, and a text is read twice."""

@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from quantailor.errors import QuantailorError
 
@@ -26,13 +28,13 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, soft_wrap=not stream.isatty(), width=None if stream.isatty() else _PLAIN_WIDTH)
 
 
-def table(title: str, columns: Mapping[str, str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table; `columns` maps a heading to "left" or "right"."""
-    result = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+def table(title: str, columns: Mapping[str, str], rows: Sequence[Sequence[str | Text]]) -> Table:
+    """A table; `columns` maps a heading to "left" or "right". Brackets in texts are brackets, whatever stands in them."""
+    result = Table(title=escape(title), title_justify="left", header_style="bold", box=None, pad_edge=False)
     for heading, justify in columns.items():
-        result.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=justify != "wrap")
+        result.add_column(escape(heading), justify="right" if justify == "right" else "left", no_wrap=justify != "wrap")
     for row in rows:
-        result.add_row(*row)
+        result.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     return result
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, get_args
 import typer
 
 from quantailor.app.library.cleaning import CLEANED, CleanReport, KeptItem, KeptKind, clean
-from quantailor.cli import options, show
+from quantailor.cli import options
 from quantailor.cli.output import console, table
 from quantailor.cli.root import command
 from quantailor.present import words
@@ -52,7 +52,7 @@ def _show(found: CleanReport) -> None:
         for (kind, why), items in groups.items()
     ]
     columns = {"kind": "left", "things": "right", "size": "right", "": "wrap", "computed again from": "wrap"}
-    out.print(table(f"What {show.plain(found.home)} holds", columns, rows))
+    out.print(table(f"What {found.home} holds", columns, rows))
     for item in (item for item in found.items if item.stays is None):
         out.print(f"{words.size(item.size_bytes):>12}  {item.path}  {item.model}", markup=False, soft_wrap=True)
     done = "removed" if found.removed else "can be removed"

@@ -121,7 +121,7 @@ def publish(
 def published(result: PublishResult) -> None:
     """The files of a repository, and what became of each."""
     out = console()
-    rows = [(show.plain(file.name), words.size(file.size_bytes), file.state) for file in result.files]
+    rows = [(file.name, words.size(file.size_bytes), file.state) for file in result.files]
     out.print(table(result.url, {"file": "left", "size": "right", "state": "left"}, rows))
     for note in result.notes:
         out.print(f"note      {note}", markup=False)
@@ -155,7 +155,7 @@ def _needs(report: PeekReport) -> None:
     cached = report.size_bytes - report.download_bytes
     out.print(f"download  {words.size(report.download_bytes)}" + (f", {words.size(cached)} are here already" if cached else ""))
     rows = [(need.step, words.size(need.size_bytes), need.what) for need in report.disk]
-    out.print(f"disk      {words.size(report.free_bytes)} free at {report.cache_folder}")
+    out.print(f"disk      {words.size(report.free_bytes)} free at {report.cache_folder}", markup=False)
     short = sum(need.size_bytes for need in report.disk) - report.free_bytes
     if short > 0:
         out.print(f"[yellow]All steps on that disk would need {words.size(short)} more.[/yellow]")
@@ -165,7 +165,7 @@ def _needs(report: PeekReport) -> None:
 
 def _files(report: PeekReport) -> None:
     out = console()
-    rows = [(show.plain(file.name), words.size(file.size_bytes), "yes" if file.cached else "") for file in report.files if file.needed]
+    rows = [(file.name, words.size(file.size_bytes), "yes" if file.cached else "") for file in report.files if file.needed]
     others = len(report.files) - len(rows)
     out.print()
     out.print(table("Files to download", {"file": "left", "size": "right", "cached": "left"}, rows))
@@ -181,9 +181,9 @@ def downloaded(result: DownloadResult) -> None:
     out.print(f"{result.repo_id} at {result.sha}: {plural(len(result.files), 'file')}, {words.size(result.size_bytes)}, checksums verified")
     out.print(f"fetched   {words.size(result.fetched_bytes)}")
     if result.path:
-        out.print(f"model     {result.path}")
+        out.print(f"model     {result.path}", markup=False)
     for path in result.imatrix_files:
-        out.print(f"imatrix   {path}")
+        out.print(f"imatrix   {path}", markup=False)
 
 
 show.SHOW[DownloadResult] = downloaded

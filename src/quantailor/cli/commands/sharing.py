@@ -111,7 +111,7 @@ def _side_row(name: str, side: DiffSide, *, is_timed: bool) -> tuple[str, ...]:
     kld = words.kld(side.kld_nats, side.kld_interval_nats, side.no_prediction)
     types = ", ".join(f"{count} x {type_name}" for type_name, count in side.type_counts.items())
     speed = (words.generation_speed(side.speed),) if is_timed else ()
-    head = (f"{name}: {side.label}".replace("[", r"\["), side.kind, words.size(side.size_bytes), f"{side.bits_per_weight:.3f}")
+    head = (f"{name}: {side.label}", side.kind, words.size(side.size_bytes), f"{side.bits_per_weight:.3f}")
     return (*head, kld, *speed, types)
 
 

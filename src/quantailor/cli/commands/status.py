@@ -13,6 +13,7 @@ from quantailor.app.measuring.progress import COMMON_TYPE, MeasurementMap, Tenso
 from quantailor.cli import options
 from quantailor.cli.output import console, table
 from quantailor.cli.root import command
+from quantailor.cli.show.text import plain
 from quantailor.present import words
 
 TypeOption = Annotated[str, typer.Option("--type", help="The type at which tensors are compared, or the measured type nearest to it.")]
@@ -33,7 +34,7 @@ def status(
 
 def _show(found: MeasurementMap) -> None:
     out = console()
-    out.print(f"[bold]{found.model_name}[/bold]")
+    out.print(f"[bold]{plain(found.model_name)}[/bold]")
     if not found.settings:
         out.print("cells     nothing is measured yet; `quantailor study MODEL` does it")
     else:
@@ -52,7 +53,7 @@ def _show(found: MeasurementMap) -> None:
             out.print(f"next      {found.evidence[0].command}", markup=False, soft_wrap=True)
     if found.job is not None:
         job = found.job
-        out.print(f"job       {job.id}: {job.kind}, {job.state}, {job.message} {words.time_left(job.eta_seconds)}".rstrip())
+        out.print(f"job       {job.id}: {job.kind}, {job.state}, {job.message} {words.time_left(job.eta_seconds)}".rstrip(), markup=False)
     if len(found.evidence) > 1:
         rows = [(item.name, words.grounds(item), str(item.n_ctx), (item.imatrix or "none")[:12]) for item in found.evidence]
         columns = {"--evidence": "left", "what it is": "wrap", "tokens": "right", "imatrix": "left"}

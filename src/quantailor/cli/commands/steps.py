@@ -107,7 +107,7 @@ def _largest(model: Path, n: int, answer: options.Answer) -> None:
 
 
 def _show_largest(found: inspection.LargestTensors) -> None:
-    rows = [(show.plain(item.name), words.size(item.size_bytes), words.percent(item.share, 1)) for item in found.tensors]
+    rows = [(item.name, words.size(item.size_bytes), words.percent(item.share, 1)) for item in found.tensors]
     out = console()
     out.print(table("Largest tensors", {"tensor": "left", "size": "right", "share": "right"}, rows))
     whole = f"{words.size(found.size_bytes)} of {words.size(found.total_bytes)}"

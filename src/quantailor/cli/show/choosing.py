@@ -67,7 +67,7 @@ def planned(result: PlanResult, *, all_tensors: bool = False) -> None:
         columns = {"tensor": "left", "type": "left", "knee": "left", "damage": "right", "reason": "wrap"}
         out.print(table("Choices", columns, rows))
     if result.path:
-        out.print(f"saved     {result.path}")
+        out.print(f"saved     {result.path}", markup=False)
 
 
 def refined(result: RefineResult) -> None:
@@ -84,7 +84,7 @@ def refined(result: RefineResult) -> None:
     out.print(f"file      {words.size(result.prediction.file_size_bytes)}")
     _show_kld(out, "predicted mean KLD", result.prediction, result.grounds)
     _show_grounds(out, result.grounds)
-    out.print(f"saved     {result.path}")
+    out.print(f"saved     {result.path}", markup=False)
 
 
 def _show_kld(out: Console, label: str, prediction: Prediction, found: Grounds | None, more: str = "") -> None:
@@ -108,7 +108,7 @@ def reported(result: ReportResult) -> None:
     """What a report holds."""
     out = console()
     out.print(
-        f"{result.model_name}: {plural(result.n_tensors, 'tensor')}, {result.n_probed} of them probed, "
+        f"{plain(result.model_name)}: {plural(result.n_tensors, 'tensor')}, {result.n_probed} of them probed, "
         f"{plural(result.n_cells, 'cell')} measured in the model, "
         f"{plural(result.n_mixes, 'whole mix')}, {plural(result.n_verdicts, 'verdict')}"
     )
@@ -116,7 +116,7 @@ def reported(result: ReportResult) -> None:
     with_covariances = f", covariances {result.covariances}" if result.covariances else ""
     out.print(f"rounding  {result.rounding}{with_covariances}", markup=False)
     for path in result.paths:
-        out.print(f"wrote     {path}")
+        out.print(f"wrote     {path}", markup=False)
 
 
 def compared(result: CompareResult) -> None:
@@ -133,7 +133,7 @@ def compared(result: CompareResult) -> None:
         if n:
             out.print(f"left out  {plural(n, 'tensor')} of {plain(name)}: not probed or not measured")
     for path in result.paths:
-        out.print(f"wrote     {path}")
+        out.print(f"wrote     {path}", markup=False)
 
 
 def _share(share: Estimate | None, weights: float | None) -> str:

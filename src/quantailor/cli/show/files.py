@@ -7,10 +7,13 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from quantailor.app.products.verdicts import MIN_CHUNKS
 from quantailor.app.steps import BuildReport, ConvertResult, LadderResult, MakeResult, Projector, VerifyResult
 from quantailor.cli.output import console, table
 from quantailor.cli.show.choosing import planned
+from quantailor.cli.show.text import plain
 from quantailor.present import words
 from quantailor.present.evals import eval_tables
 from quantailor.present.words import plural
@@ -18,7 +21,7 @@ from quantailor.records import PredictedSpeed, Verdict, VerdictRow
 
 
 def converted(result: ConvertResult) -> None:
-    console().print(f"{result.path}: {plural(result.n_tensors, 'tensor')}, {words.size(result.size_bytes)}")
+    console().print(f"{result.path}: {plural(result.n_tensors, 'tensor')}, {words.size(result.size_bytes)}", markup=False)
     console().print(result.why, markup=False, soft_wrap=True)
     for line in result.left_out_why:
         console().print(f"left out: {line}", markup=False, soft_wrap=True)
@@ -37,7 +40,7 @@ def _projector(found: Projector | None) -> None:
 def built(report: BuildReport) -> None:
     """The file that was written."""
     out = console()
-    out.print(f"{', '.join(report.paths)}: {words.exact_size(report.size_bytes)}, {report.bits_per_weight:.3f} bpw")
+    out.print(f"{', '.join(report.paths)}: {words.exact_size(report.size_bytes)}, {report.bits_per_weight:.3f} bpw", markup=False)
     if report.size_bytes != report.predicted_size_bytes:
         out.print(f"[red]the prediction was {report.predicted_size_bytes:,} bytes[/red]")
 
@@ -54,11 +57,11 @@ def verified(result: VerifyResult) -> None:
         out.print(_domain_table(result.verdict))
     for each in eval_tables(result.verdict):
         columns = {name: "right" if number else "left" for number, name in enumerate(each.columns)}
-        out.print(table(each.title, columns, [tuple(cell.replace("[", r"\[") for cell in row) for row in each.rows]))
+        out.print(table(each.title, columns, each.rows))
     out.print(f"floor (base through the same pipeline): {words.figure(result.verdict.floor_kld_nats, 2)} nats")
-    out.print(f"[bold]{result.verdict.sentence}[/bold]")
+    out.print(f"[bold]{plain(result.verdict.sentence)}[/bold]")
     for path in result.files:
-        out.print(f"wrote     {path}")
+        out.print(f"wrote     {path}", markup=False)
 
 
 def made(result: MakeResult) -> None:
@@ -117,7 +120,7 @@ def _standing_table(verdict: Verdict) -> Any:
     rows = []
     for each in verdict.standings:
         low, high = (exp(value) for value in each.interval)
-        ratio = f"{exp(each.ln_kld_ratio):.3f} [{low:.3f}, {high:.3f}]".replace("[", r"\[")
+        ratio = f"{exp(each.ln_kld_ratio):.3f} [{low:.3f}, {high:.3f}]"
         rows.append((each.file, " to ".join(each.presets), ratio, each.outcome))
     columns = {"file": "left", "presets": "left", "its KLD / the line's": "right", "it is": "left"}
     few = "" if verdict.rows[0].statistics.n_chunks >= MIN_CHUNKS else f"; a claim needs {MIN_CHUNKS} chunks"
@@ -134,9 +137,9 @@ def _domain_table(verdict: Verdict) -> Any:
     return table("Mean KLD by text", columns, rows)
 
 
-def _verdict_row(row: VerdictRow, ratios: Mapping[str, Any]) -> tuple[str, ...]:
+def _verdict_row(row: VerdictRow, ratios: Mapping[str, Any]) -> tuple[str | Text, ...]:
     s = row.statistics
-    head = (f"[bold]{row.label}[/bold]" if row.kind == "ours" else row.label, words.size(row.size_bytes), f"{row.bits_per_weight:.2f}")
+    head = (Text(row.label, style="bold" if row.kind == "ours" else ""), words.size(row.size_bytes), f"{row.bits_per_weight:.2f}")
     ppl = f"{s.perplexity.value:.4f} ± {s.perplexity.se:.3f}"
     if row.kind == "base":
         return (*head, ppl, "", "", "", "", "", "", "")
@@ -157,4 +160,4 @@ def _ratio(comparison: Any) -> str:
     if comparison is None:
         return ""
     low, high = (exp(value) for value in comparison.interval)
-    return f"{exp(comparison.ln_kld_ratio):.3f} [{low:.3f}, {high:.3f}] {comparison.outcome}".replace("[", r"\[")
+    return f"{exp(comparison.ln_kld_ratio):.3f} [{low:.3f}, {high:.3f}] {comparison.outcome}"

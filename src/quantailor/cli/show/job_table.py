@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from quantailor.app.jobs import JobReport, told_workers
 from quantailor.cli.output import console, table
-from quantailor.cli.show.text import plain
 from quantailor.present import words
 
 
@@ -37,7 +36,7 @@ def _workers(report: JobReport) -> None:
     for worker in cluster.workers:
         rate = "" if worker.per_second is None else f"{worker.per_second:.2g} per second"
         state = worker.words or ("slower than most" if worker.is_slow else worker.state)
-        rows.append((plain(worker.name), plain(worker.host), words.count(worker.n_done), rate, plain(state)))
+        rows.append((worker.name, worker.host, words.count(worker.n_done), rate, state))
     what = report.unit if report.unit == "chunks" else "cells"
     columns = {"worker": "left", "on": "left", what: "right", "rate": "right", "state": "left"}
     out.print(table("Workers", columns, rows))
@@ -50,13 +49,13 @@ def job(report: JobReport) -> None:
     elapsed = "" if report.elapsed_seconds is None else f"after {words.duration(report.elapsed_seconds)}"
     parts = (f"{stage}{words.percent(report.progress, 0)}", elapsed, words.time_left(report.eta_seconds))
     out.print(f"job {report.id}: {report.kind}, {_state(report)}, {'  '.join(part for part in parts if part)}")
-    out.print(f"what      {report.title}")
+    out.print(f"what      {report.title}", markup=False)
     if report.origin:
-        out.print(f"model     {report.origin}")
+        out.print(f"model     {report.origin}", markup=False)
     if report.message:
-        out.print(f"now       {report.message}")
+        out.print(f"now       {report.message}", markup=False)
     if report.error:
-        out.print(f"error     {report.error}")
+        out.print(f"error     {report.error}", markup=False)
     _workers(report)
     for line in report.log:
         out.print(line, markup=False)

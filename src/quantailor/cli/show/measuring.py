@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from rich.console import Console
-from rich.markup import escape
 
 from quantailor.app.steps import (
     CalibrateReport,
@@ -18,7 +17,7 @@ from quantailor.app.steps import (
     SweepResult,
 )
 from quantailor.cli.output import console, table
-from quantailor.cli.show.text import several
+from quantailor.cli.show.text import plain, several
 from quantailor.present import words
 from quantailor.present.words import plural
 from quantailor.records import WeightError
@@ -31,12 +30,12 @@ def imatrix(report: ImatrixReport) -> None:
         f"importance matrix {report.fingerprint[:12]}: {plural(report.n_tensors, 'tensor')}, "
         + (f"{plural(report.chunk_count, 'chunk')} of {report.chunk_size}" if report.chunk_count else "an unknown number of chunks")
     )
-    out.print(f"file      {report.path}")
-    out.print(f"text      {', '.join(report.datasets) or 'unknown'}")
+    out.print(f"file      {report.path}", markup=False)
+    out.print(f"text      {', '.join(report.datasets) or 'unknown'}", markup=False)
     if not report.chunk_count:
         out.print("[yellow]The file says that it saw no chunk: there is no telling how reliable its figures are.[/yellow]")
     if report.missing_tensors:
-        out.print(f"[yellow]It lacks {several(report.missing_tensors)}: types that need it are unavailable there.[/yellow]")
+        out.print(f"[yellow]It lacks {plain(several(report.missing_tensors))}: types that need it are unavailable there.[/yellow]")
     if report.left_out:
         out.print(f"[yellow]Left out, because their lengths are not those of this model's tensors: {several(report.left_out)}.[/yellow]")
     if report.unseen_tensors:
@@ -45,7 +44,7 @@ def imatrix(report: ImatrixReport) -> None:
         what = several([f"{item.tensor} ({item.n_unseen_experts} of {item.n_experts})" for item in unseen])
         out.print(f"[yellow]Experts that no token reached, in which all columns count alike: {what}.[/yellow]")
     if report.passed_over:
-        out.print(f"[yellow]{escape(report.passed_over)}[/yellow]", soft_wrap=True)
+        out.print(f"[yellow]{plain(report.passed_over)}[/yellow]", soft_wrap=True)
     rows = [
         (
             item.tensor,
@@ -72,9 +71,9 @@ def calibrated(report: CalibrateReport) -> None:
         f"covariances {report.fingerprint[:12]}: {plural(report.n_inputs, 'input')}, {plural(report.n_matrices, 'matrix', 'matrices')}, "
         f"{plural(report.chunk_count, 'chunk')} of {report.chunk_size}"
     )
-    out.print(f"file      {report.path}, {words.size(report.size_bytes)}")
+    out.print(f"file      {report.path}, {words.size(report.size_bytes)}", markup=False)
     if report.missing_tensors:
-        out.print(f"[yellow]llama.cpp does not show the inputs of {several(report.missing_tensors)}.[/yellow]")
+        out.print(f"[yellow]llama.cpp does not show the inputs of {plain(several(report.missing_tensors))}.[/yellow]")
     if report.n_few:
         few = plural(report.n_few, "matrix", "matrices")
         out.print(
@@ -93,9 +92,8 @@ def measured(result: MeasureResult) -> None:
     )
     out.print(f"{result.n_already_measured:,} were already there, {result.n_unavailable:,} are unavailable")
     if result.without_importances:
-        out.print(
-            f"[yellow]The importance matrix has nothing that fits {several(result.without_importances)}: measured without it.[/yellow]"
-        )
+        names = plain(several(result.without_importances))
+        out.print(f"[yellow]The importance matrix has nothing that fits {names}: measured without it.[/yellow]")
     if result.unseen_experts:
         total = sum(result.unseen_experts.values())
         out.print(f"[yellow]{total} experts in {plural(len(result.unseen_experts), 'tensor')} saw no calibration token.[/yellow]")
@@ -204,14 +202,14 @@ def _curve(out: Console, result: ProbeResult) -> None:
 def swept(result: SweepResult) -> None:
     """A summary of a sweep, one line per type, and the cells that cost most."""
     out = console()
-    out.print(f"{plural(result.n_cells, 'cell')} on {result.corpus_name}, {plural(result.n_chunks, 'chunk')} of {result.n_ctx}")
+    out.print(f"{plural(result.n_cells, 'cell')} on {plain(result.corpus_name)}, {plural(result.n_chunks, 'chunk')} of {result.n_ctx}")
     out.print(f"{result.n_already_measured:,} were already there, {result.n_skipped:,} were skipped because the probes predict them")
     by_type: dict[str, list[SweepCellReport]] = {}
     for cell in result.cells:
         by_type.setdefault(cell.type_name, []).append(cell)
-    rows = [_sweep_row(name, cells) for name, cells in by_type.items()]
+    rows = sorted((_sweep_row(name, cells) for name, cells in by_type.items()), key=lambda row: float(row[1]))
     columns = {"type": "left", "bits": "right", "cells": "right", "sum of KLD": "right", "largest": "right", "at": "left"}
-    out.print(table("Every tensor alone at this type (KLD in nats)", columns, sorted(rows, key=lambda row: float(row[1]))))
+    out.print(table("Every tensor alone at this type (KLD in nats)", columns, rows))
 
 
 def _sweep_row(name: str, cells: list[SweepCellReport]) -> tuple[str, ...]:

@@ -16,14 +16,14 @@ from quantailor.records import MetadataValue
 def model(report: ModelReport, *, all_types: bool = False) -> None:
     """The structure of a model."""
     out = console()
-    out.print(f"[bold]{report.name}[/bold]  {report.architecture}, {words.count(report.n_parameters)} parameters")
+    out.print(f"[bold]{plain(report.name)}[/bold]  {plain(report.architecture)}, {words.count(report.n_parameters)} parameters")
     out.print(f"tensors   {len(report.tensors)}, {words.size(report.tensor_bytes)}, {words.bits(report.bits_per_weight)}")
-    out.print(f"location  {report.location}")
+    out.print(f"location  {report.location}", markup=False)
     out.print(f"identity  {report.fingerprint}")
     if report.config_files:
-        out.print(f"files     {', '.join(report.config_files)}")
+        out.print(f"files     {', '.join(report.config_files)}", markup=False)
     if report.other_contents is not None:
-        out.print(f"[yellow]This is {report.other_contents}.[/yellow]")
+        out.print(f"[yellow]This is {plain(report.other_contents)}.[/yellow]")
     elif report.is_quantized:
         out.print("[yellow]This model is quantized already; quantizing it again loses quality twice.[/yellow]")
     if report.defect is not None:
@@ -52,8 +52,7 @@ def tensors(out: Console, reports: Sequence[TensorReport], *, all_types: bool) -
 
 def _short(value: object) -> str:
     text = f"[{len(value)} values]" if isinstance(value, tuple) else str(value).replace("\n", " ")
-    text = text if len(text) <= 100 else text[:97] + "..."
-    return plain(text)
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _type_summary(item: TensorReport) -> str:
@@ -73,7 +72,7 @@ def _reasons(out: Console, reports: Sequence[TensorReport], all_types: bool) -> 
         for type_name, reason in item.unavailable_types.items():
             grouped.setdefault((type_name, reason), []).append(item.name)
         if all_types and item.available_types:
-            out.print(f"{item.name}: {', '.join(item.available_types)}")
+            out.print(f"{item.name}: {', '.join(item.available_types)}", markup=False)
     if grouped:
         out.print()
         rows = [

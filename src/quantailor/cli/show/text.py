@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.markup import escape
+
 
 def plain(text: str) -> str:
-    """Text from elsewhere without markup."""
-    return text.replace("[", r"\[")
+    """Text from elsewhere, whose brackets are no markup."""
+    return escape(text)
 
 
 def several(names: Sequence[str]) -> str:
