@@ -30,6 +30,8 @@ FAILURES: dict[str, Callable[[int], None]] = {
 }
 TYPES = "Q2_K,Q4_K,Q6_K,Q8_0"
 MAKE: Words = ("--types", TYPES, "--bpw", 5, "--probe-chunks", 1, "--imatrix-chunks", 2, "--chunks", 2, "--against", "Q4_K_M")
+EVALS: Words = ("--eval", "greedy", "--prompts", 4)
+"""They run on this machine whoever does the rest."""
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +92,14 @@ def test_make_on_two_workers_is_make(base: Path, text: Path, tmp_path: Path) -> 
     made = {}
     for name, words in (("one", ()), ("two", ("--cluster", "local:2"))):
         folder = tmp_path / name
-        command = start(folder / "home", "make", base, "-f", text, *MAKE, "--threads", 1, "-o", folder / "out", *words)
+        command = start(folder / "home", "make", base, "-f", text, *MAKE, *EVALS, "--threads", 1, "-o", folder / "out", *words)
         made[name] = result(command)
     assert same_rows(tmp_path / "one" / "home", tmp_path / "two" / "home") is None
     for pattern in ("out/*.gguf", "out/strategy.yaml", "out/verdict.json", "home/references/*.gguf"):
         ours, theirs = (sorted((tmp_path / name).glob(pattern)) for name in made)
         assert [path.name for path in ours] == [path.name for path in theirs] != []
         assert all(one.read_bytes() == two.read_bytes() for one, two in zip(ours, theirs, strict=True)), pattern
+    assert made["one"]["verify"]["verdict"]["evals"][0]["n_items"] == 4
     assert made["one"]["verify"]["verdict"] == made["two"]["verify"]["verdict"]
 
 
