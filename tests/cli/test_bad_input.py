@@ -106,6 +106,16 @@ def test_a_text_that_is_no_text_is_refused(quantailor: Command, workbench: Workb
     assert word in quantailor("imatrix", workbench.base, "-f", text, "--home", tmp_path / "home").error_line
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux alone")
+def test_a_name_that_is_not_unicode_is_told_by_jobs_too(run: Command, tmp_path: Path) -> None:
+    base = write_llama(tmp_path / "base.gguf").rename(tmp_path / os.fsdecode(b"na\xefve.gguf"))
+    for words in (("imatrix", base, "--chunks", 1), ("measure", base), ("status", base)):
+        line = run(*words).error_line
+        assert r"cannot hold a text that is not Unicode: '" in line, line
+        assert r"na\udcefve.gguf" in line, line
+    assert run("jobs", "--json").result == []
+
+
 def test_brackets_in_a_path_are_shown_as_they_are(run: Command, tmp_path: Path) -> None:
     """Square brackets mean styles to the library that prints: [red] vanished, and [/b] ended the command in a traceback."""
     folder = tmp_path / "[red]old" / "["

@@ -181,7 +181,7 @@ def test_numpy_scalars_are_taken_as_numbers(store: Store) -> None:
 
 
 def test_a_name_that_is_not_unicode_is_refused_in_one_line(store: Store) -> None:
-    with pytest.raises(StoreError, match=r"cannot hold a value .*rename it"):
+    with pytest.raises(StoreError, match=r"cannot hold a text that is not Unicode: .*rename that"):
         store.record_model(replace(MODEL, name="caf\udce9"), TENSORS)
     assert store.model(MODEL.fingerprint) == MODEL
 
@@ -303,7 +303,7 @@ def test_mixes_of_an_unknown_model_are_refused(store: Store) -> None:
 
 
 def test_a_mix_that_cannot_be_kept_takes_its_batch_with_it(store: Store) -> None:
-    with pytest.raises(StoreError, match="cannot hold a value"):
+    with pytest.raises(StoreError, match="cannot hold a text that is not Unicode"):
         store.record_mixes(MODEL.fingerprint, "curve", [MIX, Mix.of({"caf\udce9": "Q4_K"})])
     assert store.mixes(MODEL.fingerprint, "curve") == []
 
@@ -347,7 +347,7 @@ def test_a_nan_among_the_scores_of_mixes_is_refused_and_its_batch_with_it(store:
 def test_scores_that_the_database_refuses_leave_no_run_behind(store: Store) -> None:
     store.record_mix_scores(RUN, [(MIX.id, a_mix_score(0))])
     other = replace(RUN, n_ctx=1024)
-    with pytest.raises(StoreError, match="cannot hold a value"):
+    with pytest.raises(StoreError, match="cannot hold a text that is not Unicode"):
         store.record_mix_scores(other, [(MIX.id, a_mix_score(0)), ("caf\udce9", a_mix_score(0))])
     with pytest.raises(StoreError, match="Record the model and its tensors first"):
         store.record_mix_scores(replace(RUN, model="unknown"), [(MIX.id, a_mix_score(0))])

@@ -182,13 +182,19 @@ class Database:
             yield
         except sqlite3.Error as error:
             raise _translated(error, self.path) from error
+        except UnicodeEncodeError as error:
+            around = error.object[max(0, error.start - _AROUND) : error.end + _AROUND]
+            raise StoreError(f"the database {self.path} cannot hold a text that is not Unicode: {around!a}", remedy=_ODD_NAME) from error
         except (OverflowError, UnicodeError) as error:
             raise StoreError(f"the database {self.path} cannot hold a value ({error})", remedy=_ODD_VALUE) from error
 
 
 _ELSEWHERE = "Choose another place with --home or QUANTAILOR_HOME"
 
-_ODD_VALUE = "If a file or folder has a name that is not Unicode, rename it"
+_ODD_VALUE = "Check the options and the model's metadata"
+_ODD_NAME = "If it is the name of a file or folder, rename that"
+_AROUND = 40
+"""Characters that are shown on either side of one that is not Unicode."""
 
 _MEANINGS = {
     "SQLITE_BUSY": ("is locked by another program", "Try again when that program has ended"),

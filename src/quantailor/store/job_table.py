@@ -145,7 +145,8 @@ class JobTable:
 
     def create(self, kind: str, arguments: Mapping[str, Any]) -> Job:
         """A new queued job. `arguments` are plain data, enough to run the job in another process."""
-        row = (kind, json.dumps(arguments), self._database.now())
+        # Escaped, a path that is not Unicode would be stored and could never be read again.
+        row = (kind, json.dumps(arguments, ensure_ascii=False), self._database.now())
         return self.get(self._database.insert("INSERT INTO jobs (kind, arguments, created, state) VALUES (?, ?, ?, 'queued')", row))
 
     def get(self, job_id: int) -> Job:
