@@ -106,6 +106,16 @@ def test_a_text_that_is_no_text_is_refused(quantailor: Command, workbench: Workb
     assert word in quantailor("imatrix", workbench.base, "-f", text, "--home", tmp_path / "home").error_line
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["https://huggingface.co/org/name-1.5B", "https://huggingface.co/org/name-1.5B/tree/main", "hf.co/org/name-1.5B", "hf://org/name-1.5B"],
+)
+@pytest.mark.parametrize("command", [("inspect",), ("measure",), ("convert", "-o", "base.gguf")])
+def test_an_address_of_the_hub_is_answered_with_the_name(run: Command, address: str, command: tuple[str, ...]) -> None:
+    line = run(command[0], address, *command[1:]).error_line
+    assert line.endswith("Give a repository on the hub by its name: org/name-1.5B")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux alone")
 def test_a_name_that_is_not_unicode_is_told_by_jobs_too(run: Command, tmp_path: Path) -> None:
     base = write_llama(tmp_path / "base.gguf").rename(tmp_path / os.fsdecode(b"na\xefve.gguf"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from pathlib import Path
 
 from quantailor.errors import AlreadyQuantizedError, ModelError
@@ -13,6 +14,9 @@ from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_shards import SHARD_NAME
 from quantailor.models.random_access import unreadable
 from quantailor.models.source import ModelSource
+
+_ADDRESS = re.compile(r"(?:.*/)?(?:(?:https?:/+)?(?:www\.)?(?:huggingface\.co|hf\.co)|hf:)/+([\w.-]+/[\w.-]+)(?:[/?#].*)?")
+"""A repository's address on the hub, whose slashes a path may have merged."""
 
 
 def open_model(path: Path | str) -> ModelSource:
@@ -32,7 +36,11 @@ def open_model(path: Path | str) -> ModelSource:
 
         return HuggingFaceSource(place)
     if not exists:
-        raise ModelError(f"there is no model at {place}", remedy="Give a GGUF file or a Hugging Face directory")
+        pasted = _ADDRESS.fullmatch(str(path))
+        remedy = (
+            "Give a GGUF file or a Hugging Face directory" if pasted is None else f"Give a repository on the hub by its name: {pasted[1]}"
+        )
+        raise ModelError(f"there is no model at {place}", remedy=remedy)
     return GGUFSource(place)
 
 
