@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from quantailor.app.measuring.counted import Counted, Making, Pipeline, StageEstimate, scaled_by
+from quantailor.costs.machine import Range
 from quantailor.costs.seconds import Seconds, write_seconds
 from quantailor.pipeline import LadderStep, MakeStep
 from quantailor.steps.judged.evaluating import tokens_of_file
@@ -12,6 +13,8 @@ from quantailor.steps.plan import PlanOptions
 
 EVALS = "evaluations"
 """What comes after a verdict's scores."""
+ALONE: Range = (1.0, 3.0)
+"""What a token that is run alone takes over what is counted for it: small models take longer to begin a graph than to run it."""
 USUAL_PRESETS = 2
 """Of a verdict: those on either side of the file's size, or the one that has it."""
 
@@ -36,6 +39,6 @@ def evaluations(at: Counted) -> StageEstimate:
     tokens = at.eval_tokens(evals, n_others)
     share = max(0.0, 1.0 - tokens / everything) if everything else 1.0
     loading = Seconds(beside=scaled_by(write_seconds(at.size.tensor_bytes), 1 + n_others))
-    left, total = (at.scoring(n_tokens / at.n_ctx) + loading for n_tokens in (tokens, everything))
+    left, total = (at.scoring(n_tokens / at.n_ctx).times(*ALONE) + loading for n_tokens in (tokens, everything))
     n_chunks = tokens / at.n_ctx
     return at.estimate(EVALS, left, total, share, 0, at.running_bytes(), passes=(n_chunks, n_chunks))
