@@ -90,7 +90,7 @@ def verify(browser: Browser) -> str:
     fill(browser, "Chunks of 512 tokens", "4")
     browser.sees("4 of 393 chunks", seconds=SECONDS)
     browser.click("Verify")
-    browser.sees("4 of 512 tokens", seconds=SECONDS)
+    browser.sees("4, of 512 tokens each", seconds=SECONDS)
     browser.sees("--against")
     return browser.text(".qt-main")
 
