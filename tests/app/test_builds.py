@@ -140,7 +140,7 @@ def test_listing_built_files_reads_their_headers_alone(tmp_path: Path, quantailo
         assert quantailor("build", base, strategy, "-o", file, "--home", home).code == 0
     with Workspace.open(home) as workspace, workspace.model(base) as model:
         made = verdict(model.fingerprint)
-        ours = dataclasses.replace(made.rows[1], size_bytes=judged.stat().st_size, content=workspace.identity(judged).fingerprint)
+        ours = dataclasses.replace(made.rows[1], size_bytes=judged.stat().st_size, content=workspace.keep_identity(judged).fingerprint)
         workspace.store.record_verdict(dataclasses.replace(made, rows=(made.rows[0], ours, *made.rows[2:])))
     read: list[str] = []
     rows_of = GGUFSource.raw_rows
@@ -156,6 +156,6 @@ def test_listing_built_files_reads_their_headers_alone(tmp_path: Path, quantailo
         assert [len(found[file].verdicts) for file in (judged, other, later)] == [1, 0, 0]
         assert {item.size_bytes for item in found.values()} == {judged.stat().st_size}
         assert read == []
-        workspace.identity(other)
+        workspace.keep_identity(other)
         assert set(read) == {str(other)}
         assert {Path(item.path).stem for item in list_builds(workspace, made.model_fingerprint) if item.verdicts} == {"judged", "other"}

@@ -29,7 +29,7 @@ def test_a_file_that_has_changed_has_no_verdict(built: Path, quantailor: Command
     home, base = built.parent / "home", built.parent / "base.gguf"
     with Workspace.open(home) as workspace, workspace.model(base) as model:
         made = verdict(model.fingerprint)
-        content = workspace.identity(built).fingerprint
+        content = workspace.keep_identity(built).fingerprint
         ours = dataclasses.replace(made.rows[1], size_bytes=built.stat().st_size, content=content)
         workspace.store.record_verdict(dataclasses.replace(made, rows=(made.rows[0], ours, *made.rows[2:])))
 

@@ -84,6 +84,7 @@ def test_a_split_file_takes_as_much_of_the_gpu_as_fits_there(quantailor: Command
     assert f"-ngl {N_LAYERS} " in quantailor(*words, whole["gpu"]["needs_bytes"] - 1).out
 
 
+@pytest.mark.slow
 def test_where_no_split_fits_the_least_memory_is_named(quantailor: Command, books_moe_base: Path, tmp_path: Path) -> None:
     def asked(memory: int | str, *more: str) -> tuple[str | Path | int, ...]:
         return ("fit", books_moe_base, "--ctx", 512, "--home", tmp_path, "--gpu-memory", "1MiB", "--memory", memory, *more)
@@ -101,6 +102,7 @@ def test_where_no_split_fits_the_least_memory_is_named(quantailor: Command, book
     assert "beside 1.00 MiB on the GPU with f16, more than 1.00 MiB" in line
 
 
+@pytest.mark.slow
 def test_experts_stay_with_the_processor_longest(quantailor: Command, books_moe_base: Path, tmp_path: Path) -> None:
     words = ("fit", books_moe_base, "--ctx", 512, "--memory", "64MiB", "--home", tmp_path, "--json", "--gpu-memory")
     needs = dict[tuple[int, int], int]()

@@ -146,6 +146,11 @@ class Workspace(Closing):
         with self._opened(path) as (source, state):
             return self._identified(source, state)
 
+    def keep_identity(self, path: Path) -> Identity:
+        """The same, and known from then on, of a file that was written a moment ago too. Raises ModelError."""
+        files.wait_until_settled(_state_of_model(path))
+        return self.identity(path)
+
     def located(self, path: Path) -> ModelFiles:
         """A model for work that reads it, wherever that is done. Raises ModelError."""
         return ModelFiles(path, self.identity(path).fingerprint, _state_of_model(path))

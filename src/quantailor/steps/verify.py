@@ -194,7 +194,7 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             for name, score in scores:
                 workspace.store.record_chunk_scores(keys[name], [score])
             for path in candidates.values():
-                workspace.identity(path)  # of one that was built a moment ago it is only kept now, and lists of files read none
+                workspace.keep_identity(path)  # lists of files read none
             contents = {name: keys[name].candidate for name in candidates}
             evaluated = evaluate(Enquiry(workspace, model, candidates, contents, self.compute, stages), self.evals, text, corpus)
             found = [*told, *reservations(workspace, model, ours, text)]
