@@ -315,6 +315,7 @@ def test_what_a_repository_says_of_itself_cannot_control_the_terminal(hub: HubSe
 # Stopping
 
 
+@pytest.mark.slow
 def test_a_download_pauses_at_once_and_goes_on(hub: HubServer, tmp_path: Path) -> None:
     files = checkpoint(3, n_weights=100_000)
     hub.add("org/name", files)

@@ -55,6 +55,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         yield server
 
 
+_NOTHING_FADES = "return [...document.querySelectorAll('.q-tooltip')].every((tip) => !tip.getAnimations().length);"
+
+
 @pytest.mark.parametrize("theme", ["dark", "light"])
 @pytest.mark.parametrize("screen", SCREENS)
 def test_no_serious_finding(chromium: Browser, studied_server: Server, axe: str, screen: str, theme: str) -> None:
@@ -172,9 +175,10 @@ def test_no_serious_finding_in_the_editor_of_a_type_and_in_an_explanation(
     chromium.settle()
     chromium.js("document.querySelector('.qt-choose-top [aria-description]').focus()")
     chromium.find(".qt-why")
-    chromium.until(lambda: chromium.js("return getComputedStyle(document.querySelector('.qt-why')).opacity") == "1", "it has faded in")
+    chromium.until(lambda: bool(chromium.js(_NOTHING_FADES)), "it has faded in")
     chromium.js(axe)
     assert _told(chromium.driver.execute_async_script(_RUN)) == []
     chromium.find('.ag-row .ag-cell[col-id="type"]').click()
     chromium.find(".qt-type-editor")
+    chromium.until(lambda: bool(chromium.js(_NOTHING_FADES)), "the explanation has faded out")
     assert _told(chromium.driver.execute_async_script(_RUN)) == []

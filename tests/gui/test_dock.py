@@ -205,7 +205,7 @@ def test_a_killed_worker_s_job_goes_on_and_its_log_follows(visit: Callable[..., 
     page.until(lambda: [pid for pid in workers(home) if pid != worker], "another process takes it up", seconds=PATIENCE)
     page.until(lambda: page.button("Pause"), "it runs", seconds=PATIENCE)
     page.click("Cancel the job")
-    page.sees("What it found so far is kept")
+    page.sees("What it has found so far is kept")
     page.trigger(next(item for item in page.find(".qt-ask").descendants() if getattr(item, "text", "") == "Cancel the job"), "click")
     says(page, "No job is running")
     with Workspace.open(home) as workspace:

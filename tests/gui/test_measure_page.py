@@ -147,7 +147,7 @@ def test_a_limit_of_time_shortens_the_cost_and_says_when_it_ends(
     expansion = page.find(".qt-more-form")
     assert isinstance(expansion, ui.expansion)
     page.act(expansion.open)
-    page.until(lambda: "all is done by" in page.text(".qt-more-form"), "the end is told", seconds=SLOW_SECONDS)
+    page.until(lambda: "everything is done by" in page.text(".qt-more-form"), "the end is told", seconds=SLOW_SECONDS)
     before = page.text(".qt-stage-costs")
 
     def shortens(label: str, limit: object) -> None:

@@ -138,6 +138,7 @@ class Cancelling(NullControl):
         raise Cancelled("enough")
 
 
+@pytest.mark.slow
 def test_a_cancelled_reference_leaves_nothing(books_llama_base: Path, tmp_path: Path) -> None:
     with pytest.raises(Cancelled):
         ensure_reference(books_llama_base, "Q8_0", imatrix=None, folder=tmp_path, control=Cancelling())

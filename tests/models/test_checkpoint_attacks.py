@@ -285,7 +285,7 @@ def test_ids_around_a_text_do_not_multiply(byte_level: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "name", "change", "message"),
     [
-        ("Olmo2ForCausalLM", "tokenizer.json", lambda t: t["model"]["merges"].extend(f"a{i} b" for i in range(300_000)), ""),
+        ("Olmo2ForCausalLM", "tokenizer.json", lambda t: t["model"].update(merges=t["model"]["merges"] * 2_000), ""),
         (
             "Olmo2ForCausalLM",
             "tokenizer.json",
