@@ -7,6 +7,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,11 @@ def page(chromium: Browser, server: Server, project: ProjectReport, draft: str) 
 
 def _path(project: ProjectReport, draft: str, tensor: str = "") -> str:
     return f"/p/{project.fingerprint[:16]}/choose?draft={draft}" + (f"&tensor={tensor}" if tensor else "")
+
+
+def is_explained(page: Browser, said: str) -> bool:
+    """Whether an explanation with these words is shown."""
+    return any(said in tip.text for tip in page.all(".qt-why"))
 
 
 def settled(page: Browser) -> None:
@@ -220,11 +226,11 @@ def test_a_figure_is_explained_to_the_pointer_and_to_the_keyboard(page: Browser)
     ):
         assert said in str(figure.get_attribute("aria-description"))
         ActionChains(page.driver).move_to_element(figure).perform()
-        page.until(lambda said=said: any(said in tip.text for tip in page.all(".qt-why")), f"the pointer shows {said!r}")  # type: ignore[misc]
+        page.until(partial(is_explained, page, said), f"the pointer shows {said!r}")
         ActionChains(page.driver).move_to_element(page.find(".qt-title")).perform()
         page.until(lambda: not page.all(".qt-why"), "it goes with the pointer")
         page.js("arguments[0].focus()", figure)
-        page.until(lambda said=said: any(said in tip.text for tip in page.all(".qt-why")), f"the focus shows {said!r}")  # type: ignore[misc]
+        page.until(partial(is_explained, page, said), f"the focus shows {said!r}")
         ActionChains(page.driver).send_keys(Keys.ESCAPE).perform()
         page.until(lambda: not page.all(".qt-why"), "Escape closes it")
     page.js("arguments[0].focus()", page.find(".qt-choose-grounds [aria-description]"))

@@ -285,9 +285,13 @@ def test_curves_of_roles_lie_apart_on_an_axis_of_one_notation_and_alpha_is_expla
             heights.setdefault(bits, set()).add(round(height, 4))
     measured = [heights[bits] for bits in (2.625, 4.5, 8.5)]
     assert all(len(each) >= 8 and max(each) > 1.3 * min(each) for each in measured), heights
+
+    def shows(kind: str) -> bool:
+        return ("%" in "".join(chromium.js(labels))) == (kind == "Per cent")
+
     for kind in ("Relative", "Per cent"):
         chromium.click(kind)
-        chromium.until(lambda kind=kind: ("%" in "".join(chromium.js(labels))) == (kind == "Per cent"), f"the axis is {kind}")  # type: ignore[misc]
+        chromium.until(partial(shows, kind), f"the axis is {kind}")
         shown = [label for label in chromium.js(labels) if label]
         assert len(shown) >= 3
         assert len({"e" in label for label in shown}) == 1, shown
