@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from commands import Command, validate
+from vision_models import projector_bytes, write_projector, write_vision
 
 from quantailor import cli
 from quantailor.ggml.memory.context import context_memory
+from quantailor.models.gguf_file import GGUFSource
+from quantailor.present.words import size
 from small_base import HIDDEN, INNER, N_LAYERS, write_small_base
 
 N_CTX = 4096
@@ -162,3 +166,115 @@ def test_a_file_needs_what_a_process_takes(quantailor: Command, books_moe_base: 
         words = (sys.executable, PEAK, path, n_ctx, kv_type)
         peak = int(subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True).stdout)
         assert needs[str(path)] == pytest.approx(peak, rel=0.05, abs=NOISE_BYTES)
+
+
+@pytest.fixture
+def seeing(tmp_path: Path) -> Path:
+    """A base with its projector beside it."""
+    write_projector(tmp_path / "mmproj-F16.gguf", text_width=HIDDEN)
+    return write_small_base(tmp_path / "seeing.gguf")
+
+
+def test_a_projector_beside_the_model_counts_and_is_in_the_command(quantailor: Command, seeing: Path, tmp_path: Path) -> None:
+    words = ("fit", seeing, "--ctx", N_CTX, "--memory", "1GiB", "--home", tmp_path / "home")
+    outcome = quantailor(*words, "--json")
+    validate(outcome.out)
+    found, alone = outcome.result, quantailor(*words, "--mmproj", "none", "--json").result
+    mmproj, path = found["mmproj"], seeing.with_name("mmproj-F16.gguf")
+    with closing(GGUFSource(path)) as source:
+        assert mmproj["weights_bytes"] == sum(tensor.size_bytes for tensor in source.tensors)
+    assert mmproj["picture"] == [224, 224]
+    assert mmproj["inputs_bytes"] == 3 * 224 * 224 * 3 * 4
+    assert mmproj["work_bytes"] == 16 * 16 * HIDDEN * 2
+    assert mmproj["compute_bytes"] > 16 * 16 * (128 + 3 * 64) * 4
+    parts = sum(mmproj[f"{part}_bytes"] for part in ("weights", "compute", "work", "inputs", "program"))
+    assert alone["room_bytes"] - found["room_bytes"] == pytest.approx(parts, abs=MIB)
+    assert alone["mmproj"] is None
+    assert found["run_command"].startswith(f"llama-server -m {seeing} --mmproj {path} -c {N_CTX}")
+    assert "--mmproj" not in alone["run_command"]
+    shown = " ".join(quantailor(*words).out.split())
+    assert f"projector mmproj-F16.gguf: weights {size(mmproj['weights_bytes'])}, compute buffers" in shown
+    assert "while it encodes a picture of 224 x 224" in shown
+
+
+def test_a_projector_goes_to_the_gpu_where_it_fits(quantailor: Command, seeing: Path, tmp_path: Path) -> None:
+    words = ("fit", seeing, "--ctx", N_CTX, "--memory", "64MiB", "--home", tmp_path / "home", "--json", "--gpu-memory")
+    path = seeing.with_name("mmproj-F16.gguf")
+    on_gpu = quantailor(*words, "64MiB").result
+    taken = on_gpu["mmproj"]["weights_bytes"] + on_gpu["mmproj"]["compute_bytes"]
+    split = on_gpu["files"][0]["split"]
+    assert on_gpu["mmproj"]["on_gpu"]
+    assert split["gpu"]["mmproj_bytes"] == taken
+    assert split["host"]["mmproj_bytes"] == on_gpu["mmproj"]["inputs_bytes"] + on_gpu["mmproj"]["program_bytes"]
+    assert f"--mmproj {path} -ngl {N_LAYERS + 1} " in on_gpu["run_command"]
+    whole = quantailor(*words, "64MiB", "--mmproj", "none").result["files"][0]["split"]["gpu"]
+    assert split["gpu"]["needs_bytes"] == whole["needs_bytes"] + taken
+
+
+@pytest.mark.slow
+def test_a_projector_and_layers_share_the_gpu(quantailor: Command, seeing: Path, tmp_path: Path) -> None:
+    words = ("fit", seeing, "--ctx", N_CTX, "--memory", "64MiB", "--home", tmp_path / "home", "--json", "--gpu-memory")
+    path = seeing.with_name("mmproj-F16.gguf")
+    mmproj = quantailor(*words, "64MiB").result["mmproj"]
+    taken = mmproj["weights_bytes"] + mmproj["compute_bytes"]
+    whole = quantailor(*words, "64MiB", "--mmproj", "none").result["files"][0]["split"]["gpu"]
+    assert quantailor(*words, whole["needs_bytes"]).result["files"][0]["split"]["n_gpu_layers"] <= N_LAYERS
+    stays = quantailor(*words, whole["needs_bytes"], "--no-mmproj-offload").result
+    assert stays["files"][0]["split"]["n_gpu_layers"] == N_LAYERS + 1
+    assert f"--mmproj {path} --no-mmproj-offload -ngl {N_LAYERS + 1} " in stays["run_command"]
+
+    alone = quantailor(*words, taken).result
+    assert (alone["mmproj"]["on_gpu"], alone["files"][0]["split"]["n_gpu_layers"]) == (True, 0)
+    assert f"--mmproj {path} -ngl 0 --no-op-offload " in alone["run_command"]
+    too_small = quantailor(*words, taken - 1).result
+    assert (too_small["mmproj"]["on_gpu"], too_small["files"][0]["split"]["gpu"]["mmproj_bytes"]) == (False, 0)
+    assert too_small["notes"] == ["The projector does not fit the GPU: the processor runs it."]
+
+
+def test_a_projector_beside_a_built_file_is_found(quantailor: Command, base: Path, tmp_path: Path) -> None:
+    home = ("--home", tmp_path / "home")
+    (tmp_path / "out").mkdir()
+    assert quantailor("build", base, "Q8_0", "-o", tmp_path / "out" / "Q8_0.gguf", "--imatrix", "none", *home).code == 0
+    for name in ("mmproj-F16.gguf", "mmproj-Q8_0.gguf"):
+        write_projector(tmp_path / "out" / name, text_width=HIDDEN)
+    outcome = quantailor("fit", base, "--ctx", 512, "--memory", "1GiB", *home)
+    assert "projector mmproj-F16.gguf: weights" in outcome.out
+    assert "Beside it: mmproj-Q8_0.gguf. --mmproj FILE counts another projector." in " ".join(outcome.out.split())
+
+
+def test_a_projector_that_cannot_run_beside_the_model_is_told(quantailor: Command, seeing: Path, tmp_path: Path) -> None:
+    words = ("fit", seeing, "--ctx", 512, "--home", tmp_path / "home", "--memory")
+    other = write_projector(tmp_path / "other.gguf", text_width=HIDDEN // 2)
+    line = quantailor(*words, "1GiB", "--mmproj", other).error_line
+    assert f"cannot load the projector {other} beside this model: mismatch between text model (n_embd = {HIDDEN})" in line
+    assert "Give --mmproj the projector that was made with this model, or none" in line
+    assert f"{seeing} is not a projector. Give --mmproj the file that" in quantailor(*words, "1GiB", "--mmproj", seeing).error_line
+    assert f"there is no file {tmp_path / 'none.gguf'}" in quantailor(*words, "1GiB", "--mmproj", tmp_path / "none.gguf").error_line
+    line = quantailor(*words, "1MiB").error_line
+    assert "a context of 512 tokens and the projector take" in line
+    assert "--mmproj none, or more --memory" in line
+
+    place = seeing.with_name("mmproj-F16.gguf")
+    place.write_bytes(projector_bytes(tmp_path, width=HIDDEN))  # without a tower
+    outcome = quantailor(*words, "1GiB", "--json")
+    assert outcome.result["mmproj"] is None
+    assert outcome.result["notes"][0].startswith(f"{place} is not counted. llama.cpp cannot load the projector")
+
+
+def test_a_tower_without_its_file_is_told(quantailor: Command, tmp_path: Path) -> None:
+    model = write_vision(tmp_path / "model")
+    words = ("fit", model, "--ctx", 512, "--memory", "1GiB", "--home", tmp_path / "home")
+    assert "tower for images or sound is not counted: `quantailor convert --mmproj FILE` makes the file" in quantailor(*words).out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a process's peak is read from /proc")
+def test_a_file_needs_with_a_projector_what_a_process_takes(quantailor: Command, base: Path, tmp_path: Path) -> None:
+    projector = write_projector(tmp_path / "tower.gguf", text_width=HIDDEN, width=256, inner=1024, n_layers=2, side=896)
+    asked = ("--memory", "1GiB", "--ctx", 512, "--mmproj", projector)
+    (file,) = (each for each in quantailor("fit", base, *asked, "--home", tmp_path, "--json").result["files"] if each["kind"] == "this")
+    words = (sys.executable, PEAK, base, 512, "f16", projector, 896)
+    peak = int(subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True).stdout)
+    assert peak > 64 * MIB
+    picture_bytes = 896 * 896 * 3 * 4
+    assert 0.97 * peak <= file["needs_bytes"] <= 1.05 * peak + picture_bytes  # of the picture's three copies, a small tower's run has two

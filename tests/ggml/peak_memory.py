@@ -1,20 +1,43 @@
-"""Runs a prompt as long as the context and prints by how many bytes this process grew at most: peak_memory.py FILE N_CTX KV_TYPE."""
+"""Runs a prompt as long as the context and prints by how many bytes this process grew at most.
+
+Usage: peak_memory.py FILE N_CTX KV_TYPE [MMPROJ SIDE].
+
+With a projector, a black picture of SIDE x SIDE is encoded after it.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from pathlib import Path
 
 import llama_cpp
 import numpy as np
 import psutil
+from llama_cpp import mtmd_cpp
 
 from quantailor.ggml import library
 from quantailor.ggml.memory.context import N_BATCH, UNQUANTIZED_KV
 from quantailor.ggml.runtime import MAX_UBATCH, take_log
 
 
-def main(path: str, n_ctx: int, kv_type: str) -> None:
+def encode(model: int, projector: str, side: int) -> None:
+    """On the processor, with one thread."""
+    parameters = mtmd_cpp.mtmd_context_params_default()
+    parameters.use_gpu, parameters.print_timings, parameters.n_threads = False, False, 1
+    context = mtmd_cpp.mtmd_init_from_file(projector.encode(), model, parameters)
+    bitmap = mtmd_cpp.mtmd_bitmap_init(side, side, (ctypes.c_uint8 * (3 * side * side))())
+    prompt = mtmd_cpp.mtmd_input_text(text=b"<__media__>", text_len=11, add_special=True, parse_special=True)
+    chunks = mtmd_cpp.mtmd_input_chunks_init()
+    if mtmd_cpp.mtmd_tokenize(context, chunks, ctypes.byref(prompt), (ctypes.c_void_p * 1)(bitmap), 1):
+        raise SystemExit("libmtmd takes no picture")
+    for index in range(mtmd_cpp.mtmd_input_chunks_size(chunks)):
+        chunk = mtmd_cpp.mtmd_input_chunks_get(chunks, index)
+        if mtmd_cpp.mtmd_input_chunk_get_type(chunk) != mtmd_cpp.MTMD_INPUT_CHUNK_TYPE_TEXT and mtmd_cpp.mtmd_encode_chunk(context, chunk):
+            raise SystemExit("libmtmd cannot encode the picture")
+
+
+def main(path: str, n_ctx: int, kv_type: str, projector: str = "", side: int = 0) -> None:
     """One conversation, weights read and not mapped: as the flags of `fit` say."""
     kv_id = library.type_named(kv_type.upper()).id
     take_log()
@@ -36,10 +59,13 @@ def main(path: str, n_ctx: int, kv_type: str) -> None:
         batch = llama_cpp.llama_batch_get_one(piece.ctypes.data_as(llama_cpp.llama_token_p), len(piece))
         if llama_cpp.llama_decode(context, batch):
             raise SystemExit("llama.cpp cannot run it")
+    if projector:
+        encode(model, projector, side)
     status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
     print(peak * 1024 - before)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    arguments = [*sys.argv[1:], "", "0"]
+    main(arguments[0], int(arguments[1]), arguments[2], arguments[3], int(arguments[4]))

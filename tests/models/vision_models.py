@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from benchmarks.in_memory import MemorySource
 from test_families import HIDDEN, write_small
 
@@ -65,6 +66,44 @@ def write_vision(place: Path, **fake: Any) -> Path:
     arrays |= {name: ("BF16", shape, packed(numbers(name, shape), "BF16")) for name, shape in TOWER.items()}
     (place / "model.safetensors").write_bytes(safetensors_bytes(arrays))
     (place / "projector.data").write_bytes(projector_bytes(place))
+    return place
+
+
+def write_projector(place: Path, *, text_width: int, width: int = 64, inner: int = 128, n_layers: int = 1, side: int = 224) -> Path:
+    """Write a Gemma 3 tower that libmtmd runs: pictures of `side` pixels, in vectors of `text_width` for the text model."""
+    counts = {
+        "image_size": side,
+        "patch_size": 14,
+        "embedding_length": width,
+        "feed_forward_length": inner,
+        "block_count": n_layers,
+        "projection_dim": text_width,
+        "attention.head_count": width // 32,
+    }
+    metadata = {
+        "general.architecture": MetadataValue("string", "clip"),
+        "general.type": MetadataValue("string", "mmproj"),
+        "clip.has_vision_encoder": MetadataValue("bool", True),
+        "clip.projector_type": MetadataValue("string", "gemma3"),
+        "clip.use_gelu": MetadataValue("bool", True),
+        **{f"clip.vision.{key}": MetadataValue("uint32", count) for key, count in counts.items()},
+        "clip.vision.attention.layer_norm_epsilon": MetadataValue("float32", 1e-6),
+        "clip.vision.image_mean": MetadataValue("array", (0.5, 0.5, 0.5), "float32"),
+        "clip.vision.image_std": MetadataValue("array", (0.5, 0.5, 0.5), "float32"),
+    }
+    matrices = {"attn_q": (width, width), "attn_k": (width, width), "attn_v": (width, width), "attn_out": (width, width)}
+    matrices |= {"ffn_up": (inner, width), "ffn_down": (width, inner)}
+    shapes: dict[str, tuple[int, ...]] = {"v.patch_embd.weight": (width, 3, 14, 14), "v.patch_embd.bias": (width,)}
+    shapes |= {"v.position_embd.weight": ((side // 14) ** 2, width), "v.post_ln.weight": (width,), "v.post_ln.bias": (width,)}
+    for layer in range(n_layers):
+        for name, shape in {**matrices, "ln1": (width,), "ln2": (width,)}.items():
+            shapes |= {f"v.blk.{layer}.{name}.weight": shape, f"v.blk.{layer}.{name}.bias": shape[:1]}
+    shapes |= {"mm.input_projection.weight": (width, text_width), "mm.soft_emb_norm.weight": (width,)}
+    arrays: dict[str, npt.NDArray[np.floating]] = {
+        name: (numbers(name, shape) / 20).astype(np.float16 if len(shape) > 1 and "position" not in name else np.float32)
+        for name, shape in shapes.items()
+    }
+    write_base(MemorySource(arrays, metadata=metadata), place)
     return place
 
 

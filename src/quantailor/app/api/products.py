@@ -132,15 +132,41 @@ def ladder(model: Model, output: str | Path, sizes: Sequence[str], **options: ob
     return run_on(model, step)
 
 
-def fit(model: Model, memory_bytes: int, *, n_ctx: int, kv_type: str = "f16", gpu_memory_bytes: int | None = None) -> FitReport:
+def fit(
+    model: Model,
+    memory_bytes: int,
+    *,
+    n_ctx: int,
+    kv_type: str = "f16",
+    gpu_memory_bytes: int | None = None,
+    mmproj: str | Path = "auto",
+    mmproj_offload: bool = True,
+) -> FitReport:
     """Which files of a model run in so much memory with a context, by llama.cpp's own accounting; the best, and how to run it.
 
-    With `gpu_memory_bytes`, files are split: so much on a GPU, the rest in `memory_bytes`.
+    Args:
+        model: a Hugging Face directory or a GGUF file.
+        memory_bytes: what there is.
+        n_ctx: tokens of the context.
+        kv_type: of keys and values, as llama.cpp's `-ctk` takes it.
+        gpu_memory_bytes: splits files: so much on a GPU, the rest in `memory_bytes`.
+        mmproj: the vision tower's or audio encoder's file, which counts, too; "auto" takes the one beside the model or its built files,
+            "none" none.
+        mmproj_offload: False leaves it to the processor.
 
-    Raises OptionError where the context alone takes more, InferenceError where llama.cpp cannot run the model; with a split
-    NativeLibraryError where llama.cpp has neither a GPU here nor the RPC backend.
+    Raises OptionError where the context alone takes more, or that file is none, InferenceError where llama.cpp cannot run the model or the
+    file; with a split NativeLibraryError where llama.cpp has neither a GPU here nor the RPC backend.
     """
-    return fit_files(model.workspace, model.path, memory_bytes, n_ctx=n_ctx, kv_type=kv_type, gpu_memory_bytes=gpu_memory_bytes)
+    return fit_files(
+        model.workspace,
+        model.path,
+        memory_bytes,
+        n_ctx=n_ctx,
+        kv_type=kv_type,
+        gpu_memory_bytes=gpu_memory_bytes,
+        mmproj=mmproj,
+        mmproj_offload=mmproj_offload,
+    )
 
 
 def check(model: Model, strategy: Strategy, file: str | Path) -> BuildCheck:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from quantailor.app.products.builds import list_builds
+from quantailor.app.products.projectors import AUTO, ProjectorNeeds, choose_projector, projector_needs
 from quantailor.app.products.splitting import FileSplit, Splitting
 from quantailor.app.products.verdicts import list_verdicts
 from quantailor.errors import OptionError
@@ -83,10 +84,22 @@ class FitReport:
     """None where nothing is split. The figures of the context above are those without a GPU."""
     shortfall: str | None = None
     """Where no file fits: what the least of them needs, in words."""
+    mmproj: ProjectorNeeds | None = None
+    """The vision tower or audio encoder that counts, too."""
+    notes: tuple[str, ...] = ()
+    """Of projectors: one that does not count, another that could."""
 
 
 def fit(
-    workspace: Workspace, place: Path, memory_bytes: int, *, n_ctx: int, kv_type: str = "f16", gpu_memory_bytes: int | None = None
+    workspace: Workspace,
+    place: Path,
+    memory_bytes: int,
+    *,
+    n_ctx: int,
+    kv_type: str = "f16",
+    gpu_memory_bytes: int | None = None,
+    mmproj: str | Path = AUTO,
+    mmproj_offload: bool = True,
 ) -> FitReport:
     """What a model's files need with a context, and the best that runs in so much memory.
 
@@ -100,19 +113,24 @@ def fit(
         n_ctx: tokens of the context.
         kv_type: of keys and values, as llama.cpp's `-ctk` takes it.
         gpu_memory_bytes: what a GPU has beside it; None puts everything in the one memory.
+        mmproj: which projector counts, see `choose_projector`: "auto", "none" or a file.
+        mmproj_offload: False leaves it to the processor, though there is room on the GPU.
 
     Raises:
-        OptionError: no such type, the context alone takes more, or the model does not say how many layers it has.
-        InferenceError: llama.cpp cannot run the model.
+        OptionError: no such type, no projector, the context alone takes more, or the model does not say how many layers it has.
+        ModelError: the model or the projector cannot be read.
+        InferenceError: llama.cpp cannot run the model or the projector.
         NativeLibraryError: of a split, where llama.cpp has neither a GPU here nor the RPC backend.
     """
     if kv_type.lower() not in KV_TYPES:
         raise OptionError(f"llama.cpp cannot keep keys and values in {kv_type}", remedy=f"Give --kv {', '.join(KV_TYPES)}")
     kv_type = kv_type.lower()
     with workspace.model(place, allow_requantize=True) as model:
+        chosen = choose_projector(workspace, model, mmproj)
         with header_path(model) as header:
             found = context_memory(header, n_ctx=n_ctx, kv_type=kv_type)
-            taken = found.total_bytes
+            projector, notes = projector_needs(chosen, header, gpu_memory_bytes=gpu_memory_bytes, offloads=mmproj_offload)
+            taken = found.total_bytes + (0 if projector is None else projector.host_bytes)
             splitting = None
             if gpu_memory_bytes is not None:
                 splitting = Splitting(
@@ -123,13 +141,15 @@ def fit(
                     program_bytes=found.program_bytes,
                     gpu_bytes=gpu_memory_bytes,
                     memory_bytes=memory_bytes,
+                    projector=projector,
                 )
             try:
                 room = memory_bytes - taken if splitting is None else splitting.room_bytes()
                 if room <= 0:
+                    beside, without = (" takes", "") if projector is None else (" and the projector take", "--mmproj none, ")
                     raise OptionError(
-                        f"a context of {n_ctx:,} tokens takes {words.size(taken)} with {kv_type}, more than {words.size(memory_bytes)}",
-                        remedy="Give a smaller --ctx, another --kv such as q8_0, or more --memory",
+                        f"a context of {n_ctx:,} tokens{beside} {words.size(taken)} with {kv_type}, more than {words.size(memory_bytes)}",
+                        remedy=f"Give a smaller --ctx, another --kv such as q8_0, {without}or more --memory",
                     )
                 files = tuple(sorted(_files(workspace, model, taken, memory_bytes, splitting), key=lambda each: -each.size_bytes))
             finally:
@@ -150,10 +170,12 @@ def fit(
             room_bytes=room,
             files=files,
             best=None if best is None else best.name,
-            run_command=None if best is None else shlex.join(("llama-server", "-m", best.name, *_flags(n_ctx, kv_type, best.split))),
+            run_command=None if best is None else shlex.join(_run_words(best, projector, n_ctx, kv_type)),
             make_command=command_line(workspace, "make", place, "--size", str(room), "-o", "out"),
             gpu_memory_bytes=gpu_memory_bytes,
             shortfall=_shortfall(files, gpu_memory_bytes),
+            mmproj=projector,
+            notes=notes,
         )
 
 
@@ -165,12 +187,30 @@ def _shortfall(files: Sequence[FittingFile], gpu_memory_bytes: int | None) -> st
     return f"None of these files fits: {least.shown_name} needs least, {words.size(least.host_bytes)} of memory{beside}."
 
 
-def _flags(n_ctx: int, kv_type: str, split: FileSplit | None) -> tuple[str, ...]:
+def _run_words(file: FittingFile, projector: ProjectorNeeds | None, n_ctx: int, kv_type: str) -> tuple[str, ...]:
     """One conversation, no others kept beside it; weights read, not mapped: mapped, those that are repacked would be there twice."""
+    stays = ("--no-mmproj-offload",) if file.split is not None and projector is not None and not projector.on_gpu else ()
+    beside = () if projector is None else ("--mmproj", projector.path, *stays)
     kv = () if kv_type == "f16" else ("-ctk", kv_type, "-ctv", kv_type)
     attention = () if kv_type in UNQUANTIZED_KV else ("-fa", "on")
-    layers = () if split is None else split.flags
-    return (*layers, "-c", str(n_ctx), *kv, *attention, "-np", "1", "--cache-ram", "0", "--load-mode", "none")
+    layers = () if file.split is None else file.split.flags
+    return (
+        "llama-server",
+        "-m",
+        file.name,
+        *beside,
+        *layers,
+        "-c",
+        str(n_ctx),
+        *kv,
+        *attention,
+        "-np",
+        "1",
+        "--cache-ram",
+        "0",
+        "--load-mode",
+        "none",
+    )
 
 
 def _files(workspace: Workspace, model: OpenedModel, taken: int, memory_bytes: int, splitting: Splitting | None) -> Sequence[FittingFile]:

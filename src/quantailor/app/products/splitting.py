@@ -5,7 +5,8 @@ experts take most of its bytes and are each used seldom, so they are what stays 
 embeddings always stay there; where they are the output matrix too, the GPU has a copy.
 
 While it reads a prompt, llama.cpp multiplies on the GPU by weights that are not there, too, and copies them one after the other: the
-largest needs room there. Its accounts of a GPU lack what the GPU's driver takes for itself.
+largest needs room there. Its accounts of a GPU lack what the GPU's driver takes for itself. A projector's part of either side is taken
+before any layer's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantailor.app.products.projectors import ProjectorNeeds
 from quantailor.errors import OptionError
 from quantailor.ggml import library
 from quantailor.ggml.memory.context import EXPERTS, ContextMemory, Split, SplitMemory, split_memory
@@ -40,6 +42,8 @@ class SideMemory:
     program_bytes: int
     copies_bytes: int
     """On the GPU: room for the largest weight of the processor's, which llama.cpp copies there for prompts."""
+    mmproj_bytes: int
+    """The projector's part."""
     needs_bytes: int
     """All of it."""
 
@@ -61,7 +65,7 @@ class FileSplit:
     def flags(self) -> tuple[str, ...]:
         """How llama.cpp is told."""
         if not self.n_gpu_layers:
-            return ("--device", "none")
+            return ("-ngl", "0", "--no-op-offload") if self.gpu.mmproj_bytes else ("--device", "none")
         return ("-ngl", str(self.n_gpu_layers), *(("--n-cpu-moe", str(self.n_cpu_moe)) if self.n_cpu_moe else ()))
 
 
@@ -85,15 +89,26 @@ class Splitting:
         program_bytes: what the program takes beside.
         gpu_bytes: the GPU's memory.
         memory_bytes: the processor's.
+        projector: what one beside the model takes of either.
 
     Raises OptionError where the header does not say how many layers there are.
     """
 
     def __init__(
-        self, source: ModelSource, header: Path, *, n_ctx: int, kv_type: str, program_bytes: int, gpu_bytes: int, memory_bytes: int
+        self,
+        source: ModelSource,
+        header: Path,
+        *,
+        n_ctx: int,
+        kv_type: str,
+        program_bytes: int,
+        gpu_bytes: int,
+        memory_bytes: int,
+        projector: ProjectorNeeds | None = None,
     ) -> None:
         self._source, self._header, self._n_ctx, self._kv_type = source, header, n_ctx, kv_type
         self._program_bytes, self._gpu_bytes, self._memory_bytes = program_bytes, gpu_bytes, memory_bytes
+        self._projector_gpu_bytes, self._projector_host_bytes = (0, 0) if projector is None else (projector.gpu_bytes, projector.host_bytes)
         self._known: dict[Split, SplitMemory] = {}
         stated = source.metadata.get(f"{source.architecture}.block_count")
         if stated is None or not isinstance(stated.value, int):
@@ -128,7 +143,7 @@ class Splitting:
 
         def scales(split: Split) -> tuple[float, float]:
             memory, weights = self._memory(split), self._weights(split, sizes)
-            rooms = self._gpu_bytes - memory.gpu.total_bytes, self._memory_bytes - memory.host.total_bytes
+            rooms = self._gpu_bytes - self._taken(memory)[0], self._memory_bytes - self._taken(memory)[1]
             gpu, host = (
                 room / n_bytes if n_bytes else float("inf" if room >= 0 else "-inf")
                 for room, n_bytes in zip(rooms, (weights.gpu + weights.copies, weights.host), strict=True)
@@ -138,13 +153,18 @@ class Splitting:
         at = self._splits.index(self._last(lambda split: scales(split)[0] >= scales(split)[1]))
         room = max(min(scales(split)) for split in self._splits[max(0, at - 1) : at + 2]) * sum(sizes.values())
         if room <= 0:
-            least = self._memory(self._last(lambda split: self._memory(split).gpu.total_bytes <= self._gpu_bytes)).host
+            least = self._memory(self._last(lambda split: self._taken(self._memory(split))[0] <= self._gpu_bytes))
+            beside, without = (" with the projector", "--mmproj none, ") if self._projector_host_bytes else ("", "")
             raise OptionError(
-                f"a context of {self._n_ctx:,} tokens takes at least {words.size(least.total_bytes)} of memory beside "
+                f"a context of {self._n_ctx:,} tokens{beside} takes at least {words.size(self._taken(least)[1])} of memory beside "
                 f"{words.size(self._gpu_bytes)} on the GPU with {self._kv_type}, more than {words.size(self._memory_bytes)}",
-                remedy="Give a smaller --ctx, another --kv such as q8_0, or more --memory or --gpu-memory",
+                remedy=f"Give a smaller --ctx, another --kv such as q8_0, {without}or more --memory or --gpu-memory",
             )
         return int(room)
+
+    def _taken(self, memory: SplitMemory) -> tuple[int, int]:
+        """What is gone of the GPU's memory and of the processor's before weights."""
+        return memory.gpu.total_bytes + self._projector_gpu_bytes, memory.host.total_bytes + self._projector_host_bytes
 
     def _last(self, fits: Callable[[Split], bool]) -> Split:
         """The last of the splits that fits, where those before it do, too; the first, which leaves the GPU alone, always does."""
@@ -196,12 +216,12 @@ class Splitting:
             n_gpu_layers=split.n_gpu_layers,
             n_layers=self.n_layers,
             n_cpu_moe=split.n_cpu_moe,
-            gpu=_side(memory.gpu, weights.gpu, weights.copies),
-            host=_side(memory.host, weights.host + n_header_bytes, 0),
+            gpu=_side(memory.gpu, weights.gpu, weights.copies, self._projector_gpu_bytes),
+            host=_side(memory.host, weights.host + n_header_bytes, 0, self._projector_host_bytes),
         )
 
 
-def _side(memory: ContextMemory, weights_bytes: int, copies_bytes: int) -> SideMemory:
+def _side(memory: ContextMemory, weights_bytes: int, copies_bytes: int, mmproj_bytes: int) -> SideMemory:
     return SideMemory(
         weights_bytes=weights_bytes,
         kv_bytes=memory.kv_bytes,
@@ -209,5 +229,6 @@ def _side(memory: ContextMemory, weights_bytes: int, copies_bytes: int) -> SideM
         output_bytes=memory.output_bytes,
         program_bytes=memory.program_bytes,
         copies_bytes=copies_bytes,
-        needs_bytes=memory.total_bytes + weights_bytes + copies_bytes,
+        mmproj_bytes=mmproj_bytes,
+        needs_bytes=memory.total_bytes + weights_bytes + copies_bytes + mmproj_bytes,
     )

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from quantailor.app.products.builds import BuiltFile, list_builds
 from quantailor.app.products.fitting import FitReport, FittingFile, fit
+from quantailor.app.products.projectors import AUTO, NONE, ProjectorNeeds
 from quantailor.app.products.verdicts import (
     VerdictsReport,
     export_verdict,
@@ -113,11 +115,31 @@ def fitting(
         str | None,
         typer.Option("--gpu-memory", help="Split the model: this much on a GPU, without what its driver takes, and --memory beside it."),
     ] = None,
+    mmproj: Annotated[
+        str,
+        typer.Option(
+            "--mmproj",
+            metavar="FILE|auto|none",
+            help="The vision tower or audio encoder that counts, too; auto: the one beside the model or beside a file built from it.",
+        ),
+    ] = "auto",
+    mmproj_offload: Annotated[
+        bool, typer.Option("--mmproj-offload/--no-mmproj-offload", help="Put it on the GPU, as llama.cpp does, if it fits there.")
+    ] = True,
 ) -> None:
     """Show which files of a model fit in this much memory with a context, by llama.cpp's own accounting; the best, and how to run it."""
     gpu_bytes = None if gpu_memory is None else parse_size(gpu_memory)
     with answer.workspace() as workspace:
-        found = fit(workspace, model, parse_size(memory), n_ctx=ctx, kv_type=kv, gpu_memory_bytes=gpu_bytes)
+        found = fit(
+            workspace,
+            model,
+            parse_size(memory),
+            n_ctx=ctx,
+            kv_type=kv,
+            gpu_memory_bytes=gpu_bytes,
+            mmproj=mmproj if mmproj in (AUTO, NONE) else absolute(mmproj),
+            mmproj_offload=mmproj_offload,
+        )
     answer.tell("fit", found, lambda: _show_fit(found))
 
 
@@ -130,6 +152,10 @@ def _show_fit(found: FitReport) -> None:
     out.print(f"context   {found.n_ctx:,} tokens, {found.kv_type}{without}: {parts}, {rest}", markup=False, soft_wrap=True)
     if found.n_ctx_trained is not None and found.n_ctx > found.n_ctx_trained:
         out.print(f"[yellow]The model was made for {found.n_ctx_trained:,} tokens.[/yellow]")
+    if found.mmproj is not None:
+        out.print(f"projector {_projector(found.mmproj, is_split=is_split)}", markup=False, soft_wrap=True)
+    for note in found.notes:
+        out.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
     room = f"about {words.size(found.room_bytes)}" if is_split else words.exact_size(found.room_bytes)
     out.print(f"room      {room} for the file")
     columns = {"file": "left", "kind": "left", "size": "right"}
@@ -143,6 +169,15 @@ def _show_fit(found: FitReport) -> None:
     if found.run_command:
         out.print(f"run       {found.run_command}", markup=False, soft_wrap=True)
     out.print(f"make      {found.make_command}", markup=False, soft_wrap=True)
+
+
+def _projector(needs: ProjectorNeeds, *, is_split: bool) -> str:
+    """A projector's parts, and what runs it."""
+    encoded = "sound" if needs.picture is None else f"a picture of {needs.picture[0]} x {needs.picture[1]}"
+    what = f"{words.size(needs.inputs_bytes + needs.work_bytes)} while it encodes {encoded}"
+    parts = f"weights {words.size(needs.weights_bytes)}, compute buffers {words.size(needs.compute_bytes)}, {what}"
+    where = "" if not is_split else "on the GPU: " if needs.on_gpu else "with the processor: "
+    return f"{Path(needs.path).name}: {where}{parts}, program {words.size(needs.program_bytes)}"
 
 
 def _fitting_row(each: FittingFile) -> tuple[str, ...]:
