@@ -213,6 +213,11 @@ class Browser:
 
         self.until(clicked, f"the button {label!r} works")
 
+    def dialog_closes(self) -> None:
+        """Wait until no dialog is open; one may still be fading out."""
+        caught = "return [...document.querySelectorAll('.q-dialog__backdrop')].some((it) => getComputedStyle(it).pointerEvents !== 'none')"
+        self.until(lambda: not self.js(caught), "the dialog closes")
+
     def text(self, css: str = "body") -> str:
         """What a user reads there, also where the page draws it anew meanwhile."""
         while True:

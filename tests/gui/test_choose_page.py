@@ -389,10 +389,12 @@ def test_rules_presets_and_versions(page: Browser, home: Path, workbench: Workbe
     page.find('.qt-dialog input[aria-label="Amount"]').send_keys(Keys.CONTROL + "a")
     page.find('.qt-dialog input[aria-label="Amount"]').send_keys("6")
     page.click("Apply")
-    page.until(lambda: kept(home, workbench.base, draft)[0].options.size_bytes == 6 * 2**20, "solved for 6 MiB")
+    page.dialog_closes()
+    assert kept(home, workbench.base, draft)[0].options.size_bytes == 6 * 2**20
     page.click("Compare")
     page.sees("tensors differ")
     page.click("Close")
+    page.dialog_closes()
     page.click("Versions and files")
     page.find('.qt-dialog input[aria-label="Save a version as"]').send_keys("six")
     page.click("Save version")
@@ -400,6 +402,26 @@ def test_rules_presets_and_versions(page: Browser, home: Path, workbench: Workbe
     with Workspace.open(home) as workspace:
         assert {item.name for item in list_drafts(workspace, _fingerprint(workbench.base))} >= {draft, "six"}
     assert page.errors() == []
+
+
+_NOTE_WHAT_IS_HIT = """
+window.hits = []
+new MutationObserver(() => {
+  if (!document.querySelector('.q-dialog__backdrop[class*=-leave-active]')) return
+  const place = arguments[0].getBoundingClientRect()
+  const hit = document.elementFromPoint(place.x + place.width / 2, place.y + place.height / 2)
+  window.hits.push(arguments[0].contains(hit))
+}).observe(document.body, { subtree: true, attributes: true, attributeFilter: ['class'] })
+"""
+
+
+@pytest.mark.parametrize("label", ["Rule and limits", "Compare"])
+def test_a_dialog_that_fades_out_takes_no_clicks(page: Browser, label: str) -> None:
+    page.click(label)
+    page.js(_NOTE_WHAT_IS_HIT, page.button("Versions and files"))
+    page.click("Close")
+    page.until(lambda: not page.all(".q-dialog__backdrop"), "it has faded out")
+    assert set(page.js("return window.hits")) == {True}
 
 
 def _fingerprint(base: Path) -> str:
