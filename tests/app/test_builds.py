@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,6 +139,7 @@ def test_listing_built_files_reads_their_headers_alone(tmp_path: Path, quantailo
     judged, other, later = (tmp_path / f"{name}.gguf" for name in ("judged", "other", "later"))
     for file in (judged, other, later):
         assert quantailor("build", base, strategy, "-o", file, "--home", home).code == 0
+        os.utime(file)  # of a file as it is now nothing is known, however long ago building looked at it
     with Workspace.open(home) as workspace, workspace.model(base) as model:
         made = verdict(model.fingerprint)
         ours = dataclasses.replace(made.rows[1], size_bytes=judged.stat().st_size, content=workspace.keep_identity(judged).fingerprint)

@@ -87,7 +87,18 @@ def odd_field(rng: random.Random) -> bytes:
     return joined(changes)
 
 
+def header(path: Path, *, with_arrays: bool) -> object:
+    """What is not an array of a header, or the error's words."""
+    try:
+        with contextlib.closing(GGUFSource(path, with_arrays=with_arrays)) as source:
+            scalars = [(key, repr(item)) for key, item in source.metadata.items() if item.value_type != "array"]
+            return scalars, source.tensors, source.size_bytes
+    except QuantailorError as error:
+        return str(error)
+
+
 def read_model(path: Path) -> None:
+    assert header(path, with_arrays=False) == header(path, with_arrays=True)
     with contextlib.closing(GGUFSource(path)) as source:
         fingerprint(source)
         for tensor in source.tensors:

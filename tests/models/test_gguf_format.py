@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import mmap
 import struct
 import tracemalloc
@@ -212,6 +213,20 @@ def test_whatever_is_written_is_read_back(metadata: dict[str, MetadataValue], in
     assert [stored.info for stored in header.tensors] == infos
     assert header.data_offset == len(data)
     assert all(stored.offset % header.alignment == 0 for stored in header.tensors)
+    without = parse_header(memoryview(data), 2**40, "drawn.gguf", with_arrays=False)
+    scalars = {key: value for key, value in metadata.items() if value.value_type != "array"}
+    assert without == dataclasses.replace(header, metadata=scalars)
+
+
+def test_a_vocabulary_that_is_passed_over_is_not_decoded() -> None:
+    tokens = MetadataValue("array", tuple(f"token-{number}" for number in range(100_000)), "string")
+    data = encode_header({"tokenizer.ggml.tokens": tokens, "x": MetadataValue("uint8", 3)}, [])
+    tracemalloc.start()
+    header = parse_header(memoryview(data), len(data), "vocabulary.gguf", with_arrays=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert header.metadata == {"x": MetadataValue("uint8", 3)}
+    assert peak < len(data) / 10
 
 
 @pytest.mark.parametrize(

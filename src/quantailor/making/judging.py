@@ -77,7 +77,7 @@ def file_size(path: Path) -> tuple[int, float]:
 @lru_cache(maxsize=256)
 def _parts_and_bits(path: Path, _state: tuple[int, int, int]) -> tuple[tuple[Path, ...], float]:
     """`_state` is the file's: another file of that name is read anew."""
-    with closing(open_model(path)) as source:
+    with closing(open_model(path, with_arrays=False)) as source:
         return tuple(source.files), bits_per_weight(source.tensors)
 
 

@@ -20,10 +20,10 @@ from quantailor.records import MetadataValue, TensorInfo
 class _Part(RandomAccessFile):
     """One file: its header, read at once, and its rows."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, with_arrays: bool) -> None:
         super().__init__(path)
         try:
-            self.header = self._read_header()
+            self.header = self._read_header(with_arrays=with_arrays)
         except ModelFormatError as error:
             self.close()
             raise piece_of(path) or error from error
@@ -34,7 +34,7 @@ class _Part(RandomAccessFile):
             self.close()
             raise
 
-    def _read_header(self) -> Header:
+    def _read_header(self, *, with_arrays: bool) -> Header:
         if self.size_bytes == 0:
             raise ModelFormatError(f"{self.path} is empty", remedy=INTACT)
         with (
@@ -42,7 +42,7 @@ class _Part(RandomAccessFile):
             mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
             memoryview(mapped) as view,
         ):
-            return parse_header(view, self.size_bytes, str(self.path))
+            return parse_header(view, self.size_bytes, str(self.path), with_arrays=with_arrays)
 
     def behind(self) -> bytes:
         """The first bytes behind the last tensor, where another file would begin; none at the end of the file."""
@@ -54,6 +54,10 @@ class _Part(RandomAccessFile):
 class GGUFSource:
     """A GGUF model; see `models.source.ModelSource`. Any shard of a split model opens all of them.
 
+    Args:
+        path: the file, or any shard.
+        with_arrays: whether its metadata keep arrays; without them it is opened for its tensors alone.
+
     Raises:
         ModelError: a file cannot be read, is damaged, or is not of this model.
     """
@@ -61,11 +65,11 @@ class GGUFSource:
     config_files: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, with_arrays: bool = True) -> None:
         self._parts: list[_Part] = []
         try:
             for file in all_files(Path(path)):
-                self._parts.append(_Part(file))
+                self._parts.append(_Part(file, with_arrays=with_arrays))
             self._tensors, self._places = self._collect()
             check_shards([(part.path, part.header.metadata, part.behind()) for part in self._parts], len(self._tensors))
         except BaseException:

@@ -19,8 +19,12 @@ _ADDRESS = re.compile(r"(?:.*/)?(?:(?:https?:/+)?(?:www\.)?(?:huggingface\.co|hf
 """A repository's address on the hub, whose slashes a path may have merged."""
 
 
-def open_model(path: Path | str) -> ModelSource:
+def open_model(path: Path | str, *, with_arrays: bool = True) -> ModelSource:
     """Open a GGUF file (any shard of a split one) or a Hugging Face directory.
+
+    Args:
+        path: the file or the directory.
+        with_arrays: whether a GGUF file's metadata keep arrays: whoever wants its tensors alone need not wait for a large vocabulary.
 
     Raises:
         ModelError: there is nothing, nothing that is a model, or a damaged one.
@@ -41,7 +45,7 @@ def open_model(path: Path | str) -> ModelSource:
             "Give a GGUF file or a Hugging Face directory" if pasted is None else f"Give a repository on the hub by its name: {pasted[1]}"
         )
         raise ModelError(f"there is no model at {place}", remedy=remedy)
-    return GGUFSource(place)
+    return GGUFSource(place, with_arrays=with_arrays)
 
 
 def model_files(path: Path) -> list[Path]:
