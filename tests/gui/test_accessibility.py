@@ -31,6 +31,23 @@ return [...document.querySelectorAll('.qt-main *')]
   .map(([part]) => part.tagName + '.' + part.className);
 """
 """What lies beyond the right edge of the window and nowhere within something that scrolls."""
+_SQUEEZED = """
+return [...document.querySelectorAll('.qt-main *, .qt-dock *')]
+  .map((part) => [part, [...part.childNodes].filter((it) => it.nodeType === 3).map((it) => it.textContent).join(' ').trim()])
+  .filter(([part, words]) => words.length > 24 && words.includes(' ') && part.clientWidth && part.clientWidth < 80)
+  .filter(([part]) => part.clientHeight > 90)
+  .map(([part, words]) => part.className + ': ' + words);
+"""
+"""Sentences that stand in a column of a word or less."""
+_OUT_OF_CARD = """
+const scrolls = (part, card) => part !== card && (getComputedStyle(part).overflowX !== 'visible' || scrolls(part.parentElement, card));
+return [...document.querySelectorAll('.qt-card')].flatMap((card) => [...card.querySelectorAll('*')]
+  .filter((part) => part.clientWidth && !part.closest('svg') && getComputedStyle(part).position !== 'absolute')
+  .filter((part) => part.getBoundingClientRect().right > card.getBoundingClientRect().right + 1 && !scrolls(part.parentElement, card))
+  .filter(() => getComputedStyle(card).overflowX === 'visible')
+  .map((part) => part.tagName + '.' + part.className + ': ' + part.textContent.slice(0, 40)));
+"""
+"""What sticks out of its card at the right."""
 _FITS = """return [...document.querySelectorAll('.qt-choose-grid, .qt-m-grid-table, .qt-probes')].every((grid) => {
     const view = grid.querySelector('.ag-center-cols-viewport');
     return view && view.scrollWidth <= view.clientWidth + 1;
@@ -58,6 +75,11 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
 _NOTHING_FADES = "return [...document.querySelectorAll('.q-tooltip')].every((tip) => !tip.getAnimations().length);"
 
 
+def is_free(page: Browser, script: str) -> bool:
+    """Whether a script finds nothing."""
+    return not page.js(script)
+
+
 @pytest.mark.parametrize("theme", ["dark", "light"])
 @pytest.mark.parametrize("screen", SCREENS)
 def test_no_serious_finding(chromium: Browser, studied_server: Server, axe: str, screen: str, theme: str) -> None:
@@ -69,9 +91,10 @@ def test_no_serious_finding(chromium: Browser, studied_server: Server, axe: str,
     assert isinstance(found, list), found
     assert _told(found) == []
     try:
-        for width in (375, 640, 1280):
+        for width in (375, 640, 800, 1000, 1200, 1280):
             chromium.size(width, 800)
-            chromium.until(lambda: not chromium.js(_CUT_OFF), f"nothing is cut off at {width} pixels")
+            for script, what in ((_CUT_OFF, "cut off"), (_OUT_OF_CARD, "out of its card"), (_SQUEEZED, "squeezed")):
+                chromium.until(partial(is_free, chromium, script), f"nothing is {what} at {width} pixels")
             chromium.until(lambda: chromium.js(_FITS), f"tables fit at {width} pixels")
     finally:
         chromium.size(1280, 800)

@@ -12,7 +12,7 @@ from quantailor.gui.context import workspace
 from quantailor.gui.widgets import box, named, primary, quiet, text
 
 MARKED = "qt-tour-place"
-NARROW = 760
+NARROW = 999
 """Pixels of a window in which the page has to scroll, as the style sheet has it."""
 
 
