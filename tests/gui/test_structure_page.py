@@ -151,7 +151,7 @@ def test_the_table_s_rows_come_with_the_token_only(large: tuple[Server, str]) ->
         "name": "token_embd.weight",
         "role": "token_embd",
         "layer": None,
-        "shape": "4096 × 512",
+        "shape": "4096 x 512",
         "weights": 4096 * 512,
         "type": "F16",
         "bytes": 2 * 4096 * 512,

@@ -242,7 +242,7 @@ export default {
       }
       if (written) {
         for (const [, row, column, look, side] of seen) {
-          const letters = [look[written], look.short].find((each) => each.length * LETTER <= (w - gap) * side);
+          const letters = (h - 2) * side < 9 ? null : [look[written], look.short].find((each) => each.length * LETTER + 2 <= (w - gap) * side);
           if (!letters) continue;
           pen.fillStyle = inkOn(look.colour);
           pen.fillText(letters, origin + column * w + (w - gap) / 2, row * h + h / 2 - 0.5);

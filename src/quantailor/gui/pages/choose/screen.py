@@ -177,7 +177,7 @@ class ChooseScreen:
         self._speed = Stat("tokens per second", hint=SPEED_TOLD) if self._desk.knows_speeds else None
         self._edits = Stat("pinned by hand", hint=PINS_TOLD)
         with box("qt-choose-target"):
-            target = ui.input("Size or bits", placeholder="4.2 GiB or 4.5 bpw").props("outlined dense stack-label").classes("qt-target")
+            target = ui.input("Size or bits", placeholder="4.2 GiB, 4.5 bpw").props("outlined dense stack-label").classes("qt-target")
             target.on("keydown.enter", told(self._typed), js_handler="event => emit(event.target.value)")
             build = primary("Build", lambda: ui.navigate.to(f"{address(self._project, 'build')}?{urlencode({'draft': self._draft.name})}"))
         self._control = FrontierControl(on_drag=self._drag, on_release=told(self._release))

@@ -25,7 +25,7 @@ from quantailor.gui.pages.structure.configuration import Configuration
 from quantailor.gui.pages.unsound import warn_of_defect
 from quantailor.gui.widgets import Stat, box, card, chip, heading, icon_button, quiet, segment, text, told
 from quantailor.present.charts.colours import LogScale, bits_colour
-from quantailor.present.words import count, percent, plural, size
+from quantailor.present.words import count, percent, plural, shape, size
 
 DEFAULT_LARGEST = 10
 MAX_LARGEST = 200
@@ -58,17 +58,12 @@ def _table_row(row: TensorRow) -> dict[str, object]:
         "name": row.name,
         "role": row.role,
         "layer": row.layer,
-        "shape": shape_text(row.shape),
+        "shape": shape(row.shape),
         "weights": row.n_elements,
         "type": row.type_name,
         "bytes": row.size_bytes,
         "types": row.n_types,
     }
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    """ "256 × 768", rows before columns."""
-    return " × ".join(map(str, shape))
 
 
 async def structure(fingerprint: str) -> None:
@@ -205,7 +200,7 @@ class _Structure:
 
     def _looks(self) -> tuple[dict[str, Look], Scale | None]:
         """Every tensor's colour and letters, and what shades mean."""
-        labels = {row.name: f"{row.type_name}, {size(row.size_bytes)}, {shape_text(row.shape)}" for row in self._rows}
+        labels = {row.name: f"{row.type_name}, {size(row.size_bytes)}, {shape(row.shape)}" for row in self._rows}
         if self._colour.value == "type":
             return {row.name: type_look(row.type_name, labels[row.name]) for row in self._rows}, None
         shades = theme.palette().shades
@@ -325,7 +320,7 @@ def _tensor(found: TensorTypes) -> None:
     experts = f", {row.n_slices} experts" if row.n_slices > 1 else ""
     text(f"{row.role}, {place}{experts}", "qt-muted qt-small")
     with ui.element("dl").classes("qt-m-pairs"):
-        _pair("shape", shape_text(row.shape))
+        _pair("shape", shape(row.shape))
         _pair("weights", f"{row.n_elements:,}")
         _pair("size", f"{size(row.size_bytes)}, {_percent(found.share)} of all")
         with ui.element("dt"):
