@@ -11,7 +11,7 @@ import pytest
 from commands import Command
 
 from gguf_models import HEADS, HIDDEN, write_gpt2, write_llama
-from quantailor.app.library.opening import model_defect
+from quantailor.app.library.opening import model_reservations
 from quantailor.app.library.projects import open_project
 from quantailor.jobs import resolve
 from quantailor.models.gguf_writer import GGUFWriter, layout
@@ -37,10 +37,10 @@ def ones(value: float) -> npt.NDArray[np.float32]:
 
 
 def without(base: Path, name: str) -> Path:
-    """A copy of a model that lacks a tensor."""
+    """A copy of a model that lacks a tensor, or a metadata key."""
     source, path = open_model(base), base.with_name("lacking.gguf")
     tensors = [tensor for tensor in source.tensors if tensor.name != name]
-    with GGUFWriter(path, layout(source.metadata, tensors)) as writer:
+    with GGUFWriter(path, layout({key: value for key, value in source.metadata.items() if key != name}, tensors)) as writer:
         for tensor in tensors:
             writer.write(source.raw_rows(tensor.name, 0, tensor.n_rows))
     source.close()
@@ -89,7 +89,9 @@ def test_a_base_that_cannot_run_is_named_before_any_work(run: Command, kind: str
     assert said in run("inspect", base, "--json").result["defect"]
     assert "This model cannot be used as it is" in run("inspect", base).out
     with Workspace.open(tmp_path / "home") as workspace:
-        assert said in (model_defect(workspace, open_project(workspace, base)) or "")
+        (sentence,) = model_reservations(workspace, open_project(workspace, base))
+        assert sentence.startswith("This model cannot be used as it is: ")
+        assert said in sentence
 
 
 def test_what_a_model_may_do_without_is_not_missed(run: Command, tmp_path: Path) -> None:
@@ -100,7 +102,9 @@ def test_what_a_model_may_do_without_is_not_missed(run: Command, tmp_path: Path)
     partial = write_llama(tmp_path / "partial.gguf", arrays={"rope_freqs.weight": factors})
     unknown = write_llama(tmp_path / "unknown.gguf", architecture="not-in-llama-cpp")
     for base in (tied, partial, unknown):
-        assert run("inspect", base, "--json").result["defect"] is None
+        report = run("inspect", base, "--json").result
+        assert report["defect"] is None
+        assert (report["unrunnable"] is None) == (base != unknown)
         assert run("measure", base, "--types", "Q8_0", "--tensors", "attn_q").code == 0
     factors[0] = np.nan
     broken = write_llama(tmp_path / "broken.gguf", arrays={"rope_freqs.weight": factors})
@@ -109,7 +113,7 @@ def test_what_a_model_may_do_without_is_not_missed(run: Command, tmp_path: Path)
 
 def test_llama_cpp_is_asked_once_of_a_sound_base(run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, asked = write_llama(tmp_path / "base.gguf"), list[Path]()
-    monkeypatch.setattr("quantailor.session.opened.unmet_tensor", asked.append)
+    monkeypatch.setattr("quantailor.session.opened.refusal", asked.append)
     for command in ("measure", "measure", "plan"):
         words = {"measure": ("--types", "Q8_0"), "plan": ("--bpw", 9)}[command]
         assert run(command, base, *words).code == 0
@@ -117,3 +121,80 @@ def test_llama_cpp_is_asked_once_of_a_sound_base(run: Command, tmp_path: Path, m
     write_llama(base, arrays={"blk.0.attn_norm.weight": ones(2)})
     assert run("measure", base, "--types", "Q8_0").code == 0
     assert asked == [base, base]
+
+
+AGAIN = "Convert the model again, or get an intact copy of the file"
+UNRUNNABLE: Mapping[str, tuple[Callable[[Path], Path], str, str]] = {
+    "no key": (
+        lambda path: without(write_llama(path), "llama.attention.layer_norm_rms_epsilon"),
+        "lacks the metadata key llama.attention.layer_norm_rms_epsilon, which llama.cpp needs",
+        AGAIN,
+    ),
+    "no vocabulary's kind": (
+        lambda path: without(write_llama(path), "tokenizer.ggml.model"),
+        "lacks the metadata key tokenizer.ggml.model, which llama.cpp needs",
+        AGAIN,
+    ),
+    "a key of another type": (
+        lambda path: write_llama(path, metadata={"llama.rope.dimension_count": True}),
+        "has the metadata key llama.rope.dimension_count as bool, where llama.cpp needs u32",
+        AGAIN,
+    ),
+    "a tensor that is not known": (
+        lambda path: write_llama(path, more={"blk.0.odd.weight": (HIDDEN, HIDDEN)}),
+        "holds 13 tensors, of which llama.cpp knows 12",
+        "if it is newer than the llama.cpp installed here, update llama-cpp-python",
+    ),
+    "another architecture": (
+        lambda path: write_llama(path, architecture="notyet"),
+        "unknown model architecture: 'notyet'",
+        "if it is newer than the llama.cpp installed here, update llama-cpp-python",
+    ),
+    "another tokenizer": (
+        lambda path: write_llama(path, pre="notyet"),
+        "unknown pre-tokenizer type: 'notyet'",
+        "if it is newer than the llama.cpp installed here, update llama-cpp-python",
+    ),
+}
+RUNNING: Mapping[str, tuple[object, ...]] = {
+    "imatrix": ("--chunks", 1),
+    "probe": ("--chunks", 1),
+    "speed": ("--types", "Q8_0"),
+    "study": ("--level", "balanced", "--imatrix", "none"),
+    "make": ("--bpw", 9, "--imatrix", "none", "-o", "made"),
+}
+
+
+@pytest.mark.parametrize("kind", UNRUNNABLE)
+def test_what_llama_cpp_cannot_run_is_measured_with_a_word_and_refused_before_it_is_to_run(
+    run: Command, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write, said, remedy = UNRUNNABLE[kind]
+    base = write(tmp_path / "base.gguf")
+    for command, words in RUNNING.items():
+        line = run(command, base, *words).error_line
+        assert said in line, command
+        assert remedy in line
+        assert str(base) in line
+    with Store(resolve(tmp_path / "home").database) as store:
+        assert not store.result_rows()["cells"]
+    outcome = run("measure", base, "--types", "Q8_0", "--tensors", "attn_q")
+    assert outcome.code == 0, outcome.err
+    told = " ".join(outcome.err.split())
+    assert said in told
+    assert f"(it can be measured and built, but not run). {AGAIN if remedy == AGAIN else 'Convert the model again'}" in told
+    report = run("inspect", base, "--json").result
+    assert report["defect"] is None
+    assert said in report["unrunnable"]
+    assert said in " ".join(run("inspect", base).out.split())
+    with Workspace.open(tmp_path / "home") as workspace:
+        assert model_reservations(workspace, open_project(workspace, base)) == (report["unrunnable"],)
+
+
+def test_a_file_to_judge_that_cannot_run_is_refused_before_the_base_is_scored(run: Command, tmp_path: Path) -> None:
+    base = write_llama(tmp_path / "base.gguf")
+    theirs = without(write_llama(tmp_path / "theirs.gguf"), "llama.attention.layer_norm_rms_epsilon")
+    line = run("verify", theirs, "--base", base, "--against", "Q8_0", "--chunks", 1).error_line
+    assert f"{theirs} lacks the metadata key llama.attention.layer_norm_rms_epsilon, which llama.cpp needs. {AGAIN}" in line
+    assert run("jobs", "show", 1, "--json").result["state"] == "failed"

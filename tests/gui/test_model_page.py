@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from visitor import Visitor
 
 from gguf_models import HIDDEN, write_llama
 from quantailor.ggml.reference import quantize_reference
+from quantailor.models.safetensors_file import SafetensorsFile
+from tiny_models import numbers, packed, safetensors_bytes, write_tiny
 
 pytestmark = pytest.mark.slow
 
@@ -66,6 +69,33 @@ def test_a_model_that_cannot_run_is_told_where_it_is_looked_at(page: Visitor, tm
     page.click("Look at its structure")
     page.until(lambda: page.address.endswith("/structure"), "Structure opens")
     page.sees("This model cannot be used as it is: blk.0.attn_norm.weight")
+
+
+def test_rows_that_a_base_loses_are_told_where_the_checkpoint_is_looked_at(page: Visitor, tmp_path: Path) -> None:
+    """In the words of `inspect`."""
+    folder, arrays = write_tiny("llama3", tmp_path), {}
+    with closing(SafetensorsFile(folder / "model.safetensors")) as file:
+        for name, array in file.arrays.items():
+            values = numbers(name, array.shape)
+            if name.endswith("0.self_attn.q_proj.weight"):
+                values[5] *= 1e-10
+            arrays[name] = ("F32", array.shape, packed(values, "F32"))
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(arrays))
+    ask(page, str(folder))
+    page.until(lambda: page.address.endswith("/model"), "its page opens")
+    page.sees("blk.0.attn_q.weight has 1 of 64 rows whose weights are too small for F16")
+    page.sees("save the checkpoint in bfloat16, which holds them.")
+    assert "cannot be used" not in page.text()
+    page.click("Look at its structure")
+    page.until(lambda: page.address.endswith("/structure"), "Structure opens")
+    page.sees("blk.0.attn_q.weight has 1 of 64 rows whose weights are too small for F16")
+
+
+def test_a_model_that_llama_cpp_does_not_know_is_told_where_it_is_looked_at(page: Visitor, tmp_path: Path) -> None:
+    ask(page, str(write_llama(tmp_path / "new.gguf", architecture="notyet")))
+    page.until(lambda: page.address.endswith("/model"), "its page opens")
+    page.sees("unknown model architecture: 'notyet' (it can be measured and built, but not run).")
+    page.sees("update llama-cpp-python")
 
 
 def test_what_can_be_computed_again_is_removed(page: Visitor, books_llama_base: Path, tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ def refusal(folder: Path) -> str:
 # Rope parameters in two places
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 128}
 
 
 @pytest.mark.parametrize(
@@ -138,6 +139,56 @@ def test_ropes_by_kind_of_layer_are_read_where_they_are_one_and_refused_where_th
     found = metadata(write_small("Gemma3ForCausalLM", tmp_path / "gemma", rope_theta=None, rope_scaling=None, rope_parameters=flat))
     assert found["gemma3.rope.freq_base"].value == 5e5
     assert found["gemma3.rope.scaling.factor"].value == 2.0
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"rope_scaling": YARN, "original_max_position_embeddings": 64},
+            "rope_scaling of config.json has original_max_position_embeddings = 128, and beside it the value is 64: the latter is taken",
+        ),
+        (
+            {"rope_parameters": {**YARN, "type": "linear", "rope_theta": 1e4}},
+            "rope_parameters of config.json has rope_type = 'yarn' and type = 'linear': the former is taken, as transformers does",
+        ),
+    ],
+)
+def test_what_ropes_say_twice_and_differently_is_told(changed: dict[str, Any], said: str, tmp_path: Path) -> None:
+    assert said in " ".join(notes(write_small("Qwen3ForCausalLM", tmp_path, **changed)))
+
+
+def test_a_length_that_only_the_rope_of_a_phi_has_is_told_to_be_overruled(tmp_path: Path) -> None:
+    rope = {"rope_type": "longrope", "long_factor": [2.0] * 8, "short_factor": [1.0] * 8, "original_max_position_embeddings": 64}
+    folder = write_small("Phi3ForCausalLM", tmp_path, rope_parameters=rope, rope_scaling=None)
+    edit(folder / "config.json", lambda config: config.pop("original_max_position_embeddings"))
+    said = " ".join(notes(folder))
+    assert "rope_parameters of config.json has original_max_position_embeddings = 64, and beside it the value is 4096, which" in said
+
+
+def test_both_names_of_one_rope_type_agree(tmp_path: Path) -> None:
+    factors = {"long_factor": [2.0] * 8, "short_factor": [1.0] * 8}
+    newer, older = {"rope_type": "longrope", **factors}, {"type": "su", **factors}
+    folder = write_small("Phi3ForCausalLM", tmp_path, rope_parameters=newer, rope_scaling=older)
+    assert not notes(folder)
+    assert "rope_factors_long.weight" in [tensor.name for tensor in HuggingFaceSource(folder).tensors]
+
+
+@pytest.mark.parametrize(
+    ("family", "rope", "said"),
+    [
+        ("Qwen3ForCausalLM", {"rope_scaling": LLAMA3}, "has the rope type 'llama3', which llama.cpp does not have for this family"),
+        ("Gemma3ForCausalLM", {"rope_scaling": LLAMA3}, "has the rope type 'llama3', which llama.cpp does not have for this family"),
+        (
+            "Gemma3ForCausalLM",
+            {"rope_scaling": None, "rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}},
+            "has the rope type 'linear' for sliding attention, which llama.cpp does not have for this family",
+        ),
+        ("Qwen3ForCausalLM", {"rope_scaling": {**YARN, "factor": "4.0"}}, "has factor = '4.0', which is no number"),
+    ],
+)
+def test_a_rope_that_llama_cpp_would_not_turn_is_refused(family: str, rope: dict[str, Any], said: str, tmp_path: Path) -> None:
+    assert said in refusal(write_small(family, tmp_path, **rope))
 
 
 # Vocabularies and rows

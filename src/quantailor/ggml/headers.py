@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +13,6 @@ from quantailor.ggml import library
 from quantailor.ggml.runtime import NOT_LOADED, said_by
 from quantailor.processes import apart
 from quantailor.processes.messages import doing
-
-_COMPLAINT = re.compile(
-    r"tensor '(?P<name>[^']+)' (?:(?P<missing>not found)|has wrong shape; expected +(?P<wanted>.+), got +(?P<found>.+))"
-)
 
 
 class _BufferOverride(ctypes.Structure):
@@ -66,25 +61,9 @@ def _processor_buffers() -> int:
     return int(function())
 
 
-def unmet_tensor(path: Path) -> str | None:
-    """Which tensor of a GGUF file keeps llama.cpp from running it, and why, in words: it is missing, or of another shape.
-
-    None where all are as it needs them, and where it cannot say: it does not know the architecture, for one.
-
-    Args:
-        path: the file, or the first of its shards.
-    """
-    try:
-        apart.call(_read, path)
-    except InferenceError as error:
-        complaint = _COMPLAINT.search(error.message)
-        if complaint is None:
-            return None
-        if complaint["missing"]:
-            return f"lacks the tensor {complaint['name']}, which llama.cpp needs"
-        wanted, found = (" ".join(complaint[key].split()) for key in ("wanted", "found"))
-        return f"has the tensor {complaint['name']} in the shape {found}, where llama.cpp needs {wanted}"
-    return None
+def read_header(path: Path) -> None:
+    """Let llama.cpp read a header in a process of its own. Raises InferenceError with what llama.cpp says of one that does not load."""
+    apart.call(_read, path)
 
 
 def _read(path: Path) -> None:

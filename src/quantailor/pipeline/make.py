@@ -245,6 +245,8 @@ class MakingStep(PipelineStep[Answer]):
         with workspace.model(step.model, allow_requantize=True) as model:
             step = step.decided(workspace, model.source)
             step.refuse_other_result(model)
+            if step.runs_the_model(workspace):
+                workspace.require_runnable(model)
             for words in left_out_words(model.source, has_projector=projector is not None):
                 stages.note(f"left out: {words}")
         known, covariances = step.known_imatrix(workspace), step.known_covariances(workspace)

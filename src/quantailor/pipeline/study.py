@@ -125,6 +125,8 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
             if step.settings.probe_chunks:
                 require_predictions(model.source)
             step = step.decided(model.source)
+            if step.takes_turns:
+                workspace.require_runnable(model)
             parts = Parts(step.parts(workspace, model), stages)
             base = str(step.known_base(workspace, model) or step.base_place(workspace, model))
         if parts.begin("convert"):

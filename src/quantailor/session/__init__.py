@@ -6,15 +6,14 @@ from pathlib import Path
 
 from quantailor.session.imatrices import AUTO, NONE, fitted
 from quantailor.session.opened import (
+    Condition,
     OpenedModel,
-    defect,
+    condition,
     gguf_path,
     header_path,
-    lost_words,
     plain_label,
     quantizable_tensors,
-    require_finite,
-    require_runnable,
+    require_intact,
 )
 from quantailor.session.workspace import Workspace
 

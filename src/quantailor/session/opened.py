@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantailor.errors import ModelError, ModelFormatError, NonFiniteWeightError, UnsupportedModelError
+from quantailor.errors import ModelError, NonFiniteWeightError, UnsupportedModelError
 from quantailor.files import FilesState
-from quantailor.ggml.headers import unmet_tensor
 from quantailor.models.convert.description.model_names import given_name
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_writer import layout, write_hollow
@@ -20,6 +19,7 @@ from quantailor.models.identity import Identity, description
 from quantailor.models.source import ModelSource
 from quantailor.qtypes import never_quantized
 from quantailor.records import TensorInfo
+from quantailor.session.loading import LoadRefusal, refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,11 @@ def require_held(identity: Identity) -> None:
         )
 
 
-def require_runnable(model: OpenedModel) -> None:
-    """Refuse, before any work, a model that llama.cpp could not run. What a directory's base lacks its conversion refuses.
+def require_intact(model: OpenedModel) -> LoadRefusal | None:
+    """Refuse, before any work, a model that is damaged. What a directory's base lacks its conversion refuses.
+
+    Returns:
+        Why llama.cpp cannot run an intact one, for another reason than a tensor: it can still be measured and built. None where it can.
 
     Raises:
         NonFiniteWeightError: weights are NaN or Inf, norms and biases included; or the base would hold nothing of a tensor.
@@ -69,17 +72,56 @@ def require_runnable(model: OpenedModel) -> None:
     """
     require_finite(model.identity)
     require_held(model.identity)
-    if isinstance(model.source, GGUFSource) and (unmet := unmet_tensor(gguf_path(model))):
-        raise ModelFormatError(f"{model.source.location} {unmet}", remedy="Convert the model again, or get an intact copy of the file")
+    refused = refusal(gguf_path(model)) if isinstance(model.source, GGUFSource) else None
+    if refused is not None and refused.is_of_tensors:
+        raise refused.error
+    return refused
 
 
-def defect(require: Callable[[OpenedModel], None], model: OpenedModel) -> str | None:
-    """What `require`, which is one of `require_runnable`, says of a model that llama.cpp could not run; None for a sound one."""
+def require_runnable(refused: LoadRefusal | None) -> None:
+    """Refuse what llama.cpp cannot run, after `require_intact`.
+
+    Raises:
+        ModelFormatError: a metadata key that llama.cpp needs is missing or of another type.
+        UnsupportedModelError: there are tensors that it does not know.
+        InferenceError: it does not know the architecture or the vocabulary, or ends its process.
+    """
+    if refused is not None:
+        raise refused.error
+
+
+def unrunnable_words(refused: LoadRefusal | None) -> str | None:
+    """What that says of a model that is measured all the same, in words, with what to do."""
+    if refused is None:
+        return None
+    return f"{refused.error.message} (it can be measured and built, but not run). {refused.error.remedy}."
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What stands against using a model, each in words, with what to do; None where nothing does."""
+
+    defect: str | None
+    """Why it is refused altogether."""
+    unrunnable: str | None
+    """Why llama.cpp cannot run it."""
+    lost: str | None
+    """Which rows of a checkpoint its base does not hold."""
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """All of it."""
+        refused = None if self.defect is None else f"This model cannot be used as it is: {self.defect}."
+        return tuple(each for each in (refused, self.unrunnable, self.lost) if each is not None)
+
+
+def condition(require: Callable[[OpenedModel], LoadRefusal | None], model: OpenedModel) -> Condition:
+    """What `require`, which is one of `require_intact`, and the model's identity say of it."""
+    lost = lost_words(model.identity)
     try:
-        require(model)
+        return Condition(None, unrunnable_words(require(model)), lost)
     except ModelError as error:
-        return str(error)
-    return None
+        return Condition(str(error), None, lost)
 
 
 def lost_words(identity: Identity) -> str | None:

@@ -32,7 +32,18 @@ from quantailor.models.upstream.checkpoint import checkpoint_digest, checkpoint_
 from quantailor.processes.crews import ModelFiles
 from quantailor.session.covariances import KeptCovariances
 from quantailor.session.imatrices import KeptImatrices
-from quantailor.session.opened import OpenedModel, gguf_path, plain_label, require_held, require_runnable
+from quantailor.session.loading import LoadRefusal
+from quantailor.session.opened import (
+    Condition,
+    OpenedModel,
+    gguf_path,
+    lost_words,
+    plain_label,
+    require_held,
+    require_intact,
+    require_runnable,
+    unrunnable_words,
+)
 from quantailor.store import ModelRecord, Store
 
 SEEN_EVERY_S = 60.0
@@ -166,14 +177,24 @@ class Workspace(Closing):
             files.wait_until_settled(_state_of_model(path))
             self._keep(str(path.absolute()), _state_of_model(path), replace(model.identity, lost=""))
 
-    def require_runnable(self, model: OpenedModel) -> None:
-        """Refuse a model that llama.cpp could not run, as `opened.require_runnable`; a sound one's header is read once in a home."""
+    def require_intact(self, model: OpenedModel) -> LoadRefusal | None:
+        """Refuse a damaged model, as `opened.require_intact`; the header of one that llama.cpp can run is read once in a home."""
         require_held(model.identity)  # a base of the same fingerprint may be sound: it is the model that is left of the weights
         known = f"{library.engine()}:{model.fingerprint}"
-        if not self.store.locations("sound", known):
-            require_runnable(model)
-            if not model.path.is_dir():
-                self.store.record_location("sound", known, model.path)
+        if self.store.locations("sound", known):
+            return None
+        refused = require_intact(model)
+        if refused is None and not model.path.is_dir():
+            self.store.record_location("sound", known, model.path)
+        return refused
+
+    def reservations(self, model: OpenedModel) -> tuple[str, ...]:
+        """What is to be told of a model that is used without running it, in words. Raises as `require_intact`."""
+        return Condition(None, unrunnable_words(self.require_intact(model)), lost_words(model.identity)).sentences
+
+    def require_runnable(self, model: OpenedModel) -> None:
+        """Refuse a model that llama.cpp could not run, as `opened.require_runnable` does after `require_intact`."""
+        require_runnable(self.require_intact(model))
 
     def holds(self, path: Path, description: str) -> bool:
         """Whether the model at a path can be read and is the one of that description; see `OpenedModel.description`."""
@@ -265,7 +286,10 @@ class Workspace(Closing):
             self.store.record_identity(name, _text_of(state), identity.fingerprint, identity.not_finite, identity.lost, identity.lost_whole)
 
     def corpus(self, model: OpenedModel, text: Path) -> Corpus:
-        """A text cut into the model's tokens. Raises CorpusError and more as `load_corpus` does, UnsupportedModelError for a directory."""
+        """A text cut into the model's tokens.
+
+        Raises CorpusError and more as `load_corpus` does, UnsupportedModelError for a directory; and what `require_runnable` raises.
+        """
         path = gguf_path(model)
         corpora = {} if self._thread.kept is None else self._thread.kept.corpora
         try:
@@ -273,6 +297,7 @@ class Workspace(Closing):
         except OSError as error:
             raise CorpusError(f"cannot read {error.filename}: {error.strerror or error}") from error
         if key not in corpora:
+            self.require_runnable(model)  # tokens are there to be run
             corpora[key] = load_corpus(path, text)
         return corpora[key]
 

@@ -16,7 +16,7 @@ from quantailor.evidence.strategies import require_whole, strategy_of
 from quantailor.evidence.written import recipe
 from quantailor.making import building
 from quantailor.records import Strategy
-from quantailor.session import OpenedModel, Workspace, lost_words
+from quantailor.session import OpenedModel, Workspace
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Screen, StepResult, WeightedStep
 from quantailor.store import StrategyRecord
@@ -66,8 +66,8 @@ class BuildStep(WeightedStep[BuildReport], kind="build", result=BuildReport):
         """Write it, and record which strategy it was built from."""
         with workspace.model(self.base, allow_requantize=self.allow_requantize) as model:
             strategy, rounding = self._planned(workspace, model)
-            if lost := lost_words(model.identity):
-                stages.warn(lost)
+            for words in workspace.reservations(model):
+                stages.warn(words)
             predicted = building.predict(model.source, strategy, imatrix=rounding.imatrix, split_max_bytes=self.split_max_bytes)
             result = building.build(
                 model.source,
@@ -96,7 +96,7 @@ class BuildStep(WeightedStep[BuildReport], kind="build", result=BuildReport):
 
     def _planned(self, workspace: Workspace, model: OpenedModel) -> tuple[Strategy, Rounding]:
         """What is written, and how its weights become codes. Raises StrategyError, CovarianceError, ImatrixError, ModelError."""
-        workspace.require_runnable(model)
+        workspace.require_intact(model)
         strategy = recipe_of(workspace, model, self.strategy, self.imatrix)
         require_whole(strategy, model)
         rounding = strategy_rounding(workspace, model, strategy, imatrix=self.imatrix, wish=self.rounding, covariances=self.covariances)

@@ -16,7 +16,7 @@ from quantailor.ggml import library
 from quantailor.processes.crews import ModelFiles
 from quantailor.qtypes import IMATRIX_EXEMPT
 from quantailor.records import WeightError
-from quantailor.session import Workspace, lost_words
+from quantailor.session import Workspace
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Screen, StepResult, WeightedStep
 from quantailor.store import MeasurementKey
@@ -72,9 +72,8 @@ class MeasureStep(WeightedStep[MeasureResult], kind="measure", result=MeasureRes
         type_names = known_types(self.types)
         settings = MeasureSettings(exhaustive=self.exhaustive)
         with workspace.model(self.base, allow_requantize=self.allow_requantize) as model:
-            workspace.require_runnable(model)
-            if lost := lost_words(model.identity):
-                stages.warn(lost)
+            for words in workspace.reservations(model):
+                stages.warn(words)
             imatrix = workspace.imatrices.choose(model, self.imatrix, stages.warn)
             rounding = measuring_rounding(workspace, model, imatrix, self.rounding, self.covariances)
             tensors = [tensor.name for tensor in chosen_tensors(model.source, self.tensors)]

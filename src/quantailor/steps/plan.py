@@ -29,7 +29,7 @@ from quantailor.ggml.reference import preset_name
 from quantailor.making import building, judging
 from quantailor.models.abilities import require_predictions
 from quantailor.records import Grounds, PredictedSpeed, Prediction, RoundingWish, SpeedOf, Strategy, TensorCells, TensorChoice
-from quantailor.session import AUTO, OpenedModel, Workspace, lost_words
+from quantailor.session import AUTO, OpenedModel, Workspace
 from quantailor.steps.checks.limits import constraints_of, too_little, too_slow
 from quantailor.steps.step import StepResult
 from quantailor.strategy import file as strategy_file
@@ -156,8 +156,7 @@ def plan(
         files.refuse_existing(output, overwrite=overwrite)
     preset_size = passed_over = None
     with workspace.model(base) as model:
-        workspace.require_runnable(model)
-        lost = lost_words(model.identity)
+        reservations = workspace.reservations(model)
         which = named_rounding(workspace, model, rounding, covariances)
         if isinstance(wanted, str):
             strategy, grounds = _same_types(workspace, model, wanted, imatrix, which)
@@ -167,7 +166,7 @@ def plan(
     if output is not None:
         strategy_file.write(strategy, output, overwrite=overwrite)
     result = plan_result(workspace, strategy, output, preset_size, grounds, base=base, origin=origin)
-    return dataclasses.replace(result, notes=(*result.notes, *(each for each in (passed_over, lost) if each is not None)))
+    return dataclasses.replace(result, notes=(*result.notes, *([] if passed_over is None else [passed_over]), *reservations))
 
 
 def _same_types(workspace: Workspace, model: OpenedModel, reference: str, imatrix: str, rounding: str) -> tuple[Strategy, Grounds | None]:

@@ -160,6 +160,7 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
             stages.limit(self.seconds)
         with workspace.model(self.base) as model:
             require_predictions(model.source)
+            workspace.require_runnable(model)
             rounding = probing_rounding(workspace, model, self.imatrix, self.rounding, self.covariances, stages.warn)
             measurement = measured_with(workspace, model, self, rounding, self.types, stages)
             try:

@@ -87,6 +87,7 @@ class SweepStep(ScoringStep[SweepResult], kind="sweep", result=SweepResult):
         """Measure every missing cell, chunk by chunk; each score is stored as it comes."""
         with workspace.model(self.base) as model:
             require_predictions(model.source)
+            workspace.require_runnable(model)
             rounding = probing_rounding(workspace, model, self.imatrix, self.rounding, self.covariances, stages.warn)
             measurement = measured_with(workspace, model, self, rounding, known_types(self.types) if self.types else (), stages)
             with scoring(workspace, model, rounding, self, stages) as at:

@@ -25,7 +25,7 @@ from quantailor.making import judging
 from quantailor.models.abilities import require_predictions
 from quantailor.processes.crews import ModelFiles
 from quantailor.records import PLAIN_TWIN, PredictedSpeed, RowKind, Verdict
-from quantailor.session import HELDOUT_TEXT, OpenedModel, Workspace, gguf_path, require_finite
+from quantailor.session import HELDOUT_TEXT, OpenedModel, Workspace, gguf_path
 from quantailor.steps.checks.inputs import check_texts
 from quantailor.steps.checks.verified import other_words, require_held_out, require_presets, require_same_model, reservations
 from quantailor.steps.judged.calibrated import references_imatrix
@@ -167,7 +167,8 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             candidates = dict(zip(labels, self.files, strict=True))
             threads, executor = self.compute.n_threads, stages.executor
             for path in self.files:
-                require_finite(workspace.identity(path))
+                with workspace.model(path, allow_requantize=True) as opened_file:
+                    workspace.require_runnable(opened_file)
             for preset in presets:
                 control = stages.begin(f"reference {preset}")
                 candidates[preset] = reference(workspace, model, preset, imatrix, n_threads=threads, control=control, executor=executor)

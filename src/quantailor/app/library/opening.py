@@ -19,7 +19,7 @@ from quantailor.models.json_files import read_json_if_there
 from quantailor.models.upstream import speaks_of_tower
 from quantailor.pipeline import StudyStep
 from quantailor.present.cards import stated
-from quantailor.session import OpenedModel, Workspace, defect
+from quantailor.session import OpenedModel, Workspace, condition
 from quantailor.steps.conversion.convert import ConvertStep
 
 EntryKind = Literal["folder", "huggingface", "gguf", "imatrix", "text", "file"]
@@ -170,12 +170,12 @@ def _projectors(workspace: Workspace, folder: Path) -> list[Path]:
     return [path for path in dict.fromkeys(paths) if path.is_file()]
 
 
-def model_defect(workspace: Workspace, project: ProjectReport) -> str | None:
-    """Why llama.cpp could not run a project's model, in words; None for a sound one, and where it is gone. Raises ModelError."""
+def model_reservations(workspace: Workspace, project: ProjectReport) -> tuple[str, ...]:
+    """What stands against using a project's model, in sentences; none for a sound one, and where it is gone. Raises ModelError."""
     if project.source is None:
-        return None
+        return ()
     with workspace.model(project.source) as model:
-        return defect(workspace.require_runnable, model) if model.fingerprint == project.fingerprint else None
+        return condition(workspace.require_intact, model).sentences if model.fingerprint == project.fingerprint else ()
 
 
 def disk_plan(workspace: Workspace, project: ProjectReport) -> DiskPlan:

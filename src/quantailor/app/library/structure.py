@@ -22,7 +22,8 @@ from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource
 from quantailor.qtypes import IMATRIX_EXEMPT, QType, availability, fallback, needs_imatrix, never_quantized
 from quantailor.records import MetadataValue, TensorInfo
-from quantailor.session import OpenedModel, Workspace, defect, lost_words, require_runnable
+from quantailor.session import Condition, OpenedModel, Workspace, condition, require_intact
+from quantailor.session.loading import LoadRefusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +57,18 @@ class ModelReport:
     """What the file holds where that is no language model, in words, with what to do; None for a model."""
     defect: str | None
     """Why it is refused, in words, with what to do: NaN, a tensor that is missing or that its base would lose; None for a sound model."""
+    unrunnable: str | None
+    """Why llama.cpp cannot run a sound model, in words, with what to do: it can be measured and built; None where it can."""
     lost: str | None
     """Which rows of a checkpoint its base does not hold, in words, with what to do; None where it holds all."""
     config_files: tuple[str, ...]
     metadata: Mapping[str, MetadataValue]
     tensors: tuple[TensorReport, ...]
+
+    @property
+    def reservations(self) -> tuple[str, ...]:
+        """What stands against using it, in sentences."""
+        return Condition(self.defect, self.unrunnable, self.lost).sentences
 
 
 MAX_TEXT_BYTES = 256 << 10
@@ -325,14 +333,15 @@ def inspect(model: str | Path, *, listener: Listener | None = None) -> ModelRepo
             workspace = None
         begin = partial(Told, listener or (lambda _: None))
         if workspace is None or contents(source) is not None:
-            return _report(source, identify(source, control=begin("identify")), require_runnable)
+            return _report(source, identify(source, control=begin("identify")), require_intact)
         with workspace.watched(begin):
-            return _report(source, workspace.identity(model), workspace.require_runnable)
+            return _report(source, workspace.identity(model), workspace.require_intact)
 
 
-def _report(source: ModelSource, identity: Identity, require: Callable[[OpenedModel], None]) -> ModelReport:
+def _report(source: ModelSource, identity: Identity, require: Callable[[OpenedModel], LoadRefusal | None]) -> ModelReport:
     qtypes = library.types()
     found = contents(source)
+    state = Condition(None, None, None) if found is not None else condition(require, OpenedModel(source, identity))
     n_parameters = sum(tensor.n_elements for tensor in source.tensors)
     tensor_bytes = sum(tensor.size_bytes for tensor in source.tensors)
     return ModelReport(
@@ -345,8 +354,9 @@ def _report(source: ModelSource, identity: Identity, require: Callable[[OpenedMo
         bits_per_weight=8 * tensor_bytes / max(1, n_parameters),
         is_quantized=bool(library.quantized_types(source.tensors)),
         other_contents=None if found is None else f"{found.what}, not a language model. {found.remedy}",
-        defect=None if found is not None else defect(require, OpenedModel(source, identity)),
-        lost=lost_words(identity),
+        defect=state.defect,
+        unrunnable=state.unrunnable,
+        lost=state.lost,
         config_files=source.config_files,
         metadata=dict(source.metadata),
         tensors=tuple(tensor_report(tensor, source.architecture, qtypes) for tensor in source.tensors),

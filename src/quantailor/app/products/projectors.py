@@ -12,6 +12,7 @@ llama.cpp puts a projector on the GPU; `--no-mmproj-offload` leaves it to the pr
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +140,8 @@ def _beside(workspace: Workspace, model: OpenedModel) -> Sequence[Projector]:
 def _tower_notes(model: OpenedModel) -> tuple[str, ...]:
     if not model.path.is_dir() or not upstream.has_tower(model.path):
         return ()
-    return ("The model's tower for images or sound is not counted: `quantailor convert --mmproj FILE` makes the file that it needs.",)
+    command = shlex.join(("quantailor", "convert", str(model.path), "-o", "base.gguf", "--mmproj", f"{upstream.MARK}.gguf"))
+    return (f"The model's tower for images or sound is not counted: `{command}` makes the file that it needs.",)
 
 
 def _counted(projector: Projector, header: Path, gpu_memory_bytes: int | None) -> ProjectorNeeds:

@@ -26,10 +26,8 @@ def model(report: ModelReport, *, all_types: bool = False) -> None:
         out.print(f"[yellow]This is {plain(report.other_contents)}.[/yellow]")
     elif report.is_quantized:
         out.print("[yellow]This model is quantized already; quantizing it again loses quality twice.[/yellow]")
-    if report.defect is not None:
-        out.print(f"[yellow]This model cannot be used as it is: {plain(report.defect)}.[/yellow]")
-    if report.lost is not None:
-        out.print(f"[yellow]{plain(report.lost)}[/yellow]")
+    for sentence in report.reservations:
+        out.print(f"[yellow]{plain(sentence)}[/yellow]")
     out.print()
     configuration(out, report.metadata)
     out.print()

@@ -22,7 +22,7 @@ from quantailor.models.huggingface import HuggingFaceSource, refuse_unconvertibl
 from quantailor.models.source import ModelSource
 from quantailor.models.upstream import ProjectorType
 from quantailor.present.words import plural
-from quantailor.session import Workspace, lost_words
+from quantailor.session import Workspace
 from quantailor.steps.conversion.projector import Projector, ProjectorWork, projector_bytes
 from quantailor.steps.conversion.upstream_run import located, run_converter
 from quantailor.steps.options import Conversion, Way
@@ -163,12 +163,12 @@ def native_refusal(workspace: Workspace, model: Path, way: Way = "auto") -> str 
 def _natively(workspace: Workspace, step: ConvertStep, stages: Stages) -> ConvertResult:
     with workspace.model(step.model) as model:
         source = model.source
-        workspace.require_runnable(model)
+        reservations = workspace.reservations(model)
         said = [f"the {source.family} family", *source.notes] if isinstance(source, HuggingFaceSource) else ["it is GGUF already"]
         why = f"native: {'; '.join(said)}"
         stages.note(why)
-        if lost := lost_words(model.identity):
-            stages.warn(lost)
+        for words in reservations:
+            stages.warn(words)
         left_out_why = left_out_words(source, has_projector=step.mmproj is not None)
         path = Path(step.output)
         if not step.overwrite and workspace.holds(path, model.description):

@@ -21,7 +21,7 @@ from quantailor.gui.elements.home_disk import home_disk
 from quantailor.gui.frame import address, frame, next_step, opened, results_of
 from quantailor.gui.pages.model.conversion import conversion_form, offered_conversion
 from quantailor.gui.pages.model.hub import HubCard
-from quantailor.gui.pages.unsound import warn_of_defect
+from quantailor.gui.pages.unsound import warn_of_reservations
 from quantailor.gui.picker import MODEL, pick
 from quantailor.gui.widgets import Stat, box, card, chip, error_note, heading, note, primary, quiet, table, text, told
 from quantailor.present.words import count, plural, size
@@ -125,7 +125,7 @@ async def known(fingerprint: str) -> None:
     project, overview, known = found
     with frame("model", "Model", project=project, subtitle=project.source or "its files are gone"), box("qt-stack"):
         _facts(project, overview)
-        warn_of_defect(project)
+        warn_of_reservations(project)
         with box("qt-grid qt-m-halves"):
             with box("qt-stack"):
                 if overview.suggested_base is not None:

@@ -22,7 +22,7 @@ from quantailor.gui.context import outside, show_address, workspace
 from quantailor.gui.elements.tensor_map import Look, MapCell, Scale, TensorMap, type_look
 from quantailor.gui.frame import address, frame, opened
 from quantailor.gui.pages.structure.configuration import Configuration
-from quantailor.gui.pages.unsound import warn_of_defect
+from quantailor.gui.pages.unsound import warn_of_reservations
 from quantailor.gui.widgets import Stat, box, card, chip, heading, icon_button, quiet, segment, text, told
 from quantailor.present.charts.colours import LogScale, bits_colour
 from quantailor.present.words import count, percent, plural, shape, size
@@ -102,7 +102,7 @@ class _Structure:
         with ui.tab_panels(tabs, value=first, animated=False).classes("qt-m-panels"):
             with ui.tab_panel("tensors"), box("qt-stack"):
                 self._summary()
-                warn_of_defect(self._project)
+                warn_of_reservations(self._project)
                 with box("qt-m-structure"):
                     with box("qt-stack"):
                         self._show_map()

@@ -16,6 +16,8 @@ MAX_COUNT = 2**31 - 1
 COMPLETE = "Complete rope_parameters (or rope_scaling), or take the entry out where the model's makers did without"
 _KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 """Of layers that may have rope parameters of their own."""
+LONG_ROPE = ("longrope", "su")
+"""One rope type: Phi's first files have its other name."""
 ROPE_KEYS = ("rope_theta", "rope_local_base_freq", "rope_parameters", "rope_scaling")
 
 
@@ -46,12 +48,16 @@ def assumed(**values: Any) -> dict[str, Any]:
     return {_SHORT.get(key, key): value for key, value in values.items()}
 
 
+def _is_same_type(one: object, other: object) -> bool:
+    return one == other or (one in LONG_ROPE and other in LONG_ROPE)
+
+
 class Config:
     """Values of one configuration; an absent key takes the family's default, a null one has no value."""
 
     def __init__(self, values: JsonObject, defaults: JsonObject, place: str) -> None:
         self.place = place
-        self._values = {**defaults, **values}
+        self._values, self._stated = {**defaults, **values}, values.keys()
         if values.get("rope_scaling"):
             self._values["rope_parameters"] = values.get("rope_parameters")
 
@@ -75,7 +81,9 @@ class Config:
 
     def as_number(self, key: str, value: object) -> float:
         """A value as a finite number. Raises ModelFormatError, which names `key`."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e38 or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.wrong(key, value, ", which is no number")
+        if abs(value) > 1e38 or not math.isfinite(value):
             raise self.wrong(key, value)
         return float(value)
 
@@ -93,12 +101,16 @@ class Config:
             raise self.wrong(key, value)
         return int(number)
 
-    def wrong(self, key: str, value: Any) -> ModelFormatError:
-        return ModelFormatError(f"{self.place} has {key} = {str(value)[:80]!r}", remedy="Check the file or download the model again")
+    def wrong(self, key: str, value: Any, why: str = "") -> ModelFormatError:
+        return ModelFormatError(f"{self.place} has {key} = {str(value)[:80]!r}{why}", remedy="Check the file or download the model again")
 
     @property
     def overruled_ropes(self) -> list[str]:
-        """Bases of rotation that contradict the entry which transformers 5 takes them from, in words; earlier versions take these."""
+        """What config.json says twice and differently of rotations, in words, with what is taken."""
+        return [*self._overruled_bases(), *self._overruled_lengths(), *self._overruled_types()]
+
+    def _overruled_bases(self) -> list[str]:
+        """Bases of rotation that contradict the entry which transformers 5 takes them from; earlier versions take these."""
         stored, scaling = self._objects("rope_parameters"), self._objects("rope_scaling")
         entries = (
             ("rope_theta", "rope_parameters", stored),
@@ -112,6 +124,30 @@ class Config:
             for key, place, entry in entries
             if None not in (self.get(key), entry.get("rope_theta")) and self.get(key) != entry["rope_theta"]
         ]
+
+    def _overruled_lengths(self) -> list[str]:
+        """Lengths that a model was trained for first, in an entry, where transformers takes the one beside it."""
+        outer = self.get("original_max_position_embeddings")
+        assumed = "" if "original_max_position_embeddings" in self._stated else ", which transformers assumes"
+        return [
+            f"{place} of config.json has original_max_position_embeddings = {str(entry['original_max_position_embeddings'])[:40]}, and "
+            f"beside it the value is {str(outer)[:40]}{assumed}: the latter is taken, as transformers does; correct the wrong one"
+            for place, entry in self._entries()
+            if None not in (outer, entry.get("original_max_position_embeddings")) and outer != entry["original_max_position_embeddings"]
+        ]
+
+    def _overruled_types(self) -> list[str]:
+        return [
+            f"{place} of config.json has rope_type = {str(entry['rope_type'])[:40]!r} and type = {str(entry['type'])[:40]!r}: the former "
+            "is taken, as transformers does; remove the wrong one"
+            for place, entry in self._entries()
+            if entry.get("rope_type") and entry.get("type") and not _is_same_type(entry["rope_type"], entry["type"])
+        ]
+
+    def _entries(self) -> list[tuple[str, JsonObject]]:
+        stored = self._objects("rope_parameters")
+        kinds = [(f"rope_parameters.{kind}", mapping(stored.get(kind))) for kind in sorted(_KINDS & stored.keys())]
+        return [*(kinds or [("rope_parameters", stored)]), ("rope_scaling", self._objects("rope_scaling"))]
 
     @property
     def rope(self) -> dict[str, Any]:
@@ -127,7 +163,7 @@ class Config:
             stored = kinds[0]
         rope = self._merged(stored, self._objects("rope_scaling"))
         rope.setdefault("rope_theta", self.get("rope_theta") if self.get("rope_theta") is not None else self.get("default_rope_theta"))
-        if rope["rope_type"] in ("llama3", "yarn", "longrope", "su"):
+        if rope["rope_type"] in ("llama3", "yarn", *LONG_ROPE):
             outer = self.get("original_max_position_embeddings")
             rope.setdefault("original_max_position_embeddings", self.get("max_position_embeddings"))
             if outer is not None:
@@ -158,7 +194,7 @@ class Config:
             plain = {key: value for key, value in side.items() if key not in ("rope_type", "type")}
             sides.append(plain if kind in (None, "default") else {**plain, "rope_type": kind})
         for key in sides[0].keys() & sides[1].keys():
-            if sides[0][key] != sides[1][key]:
+            if sides[0][key] != sides[1][key] and not (key == "rope_type" and _is_same_type(*(side[key] for side in sides))):
                 said = [str(side[key])[:40] for side in sides]
                 raise ModelFormatError(
                     f"{self.place} has {key} = {said[0]!r} in rope_parameters and {said[1]!r} in rope_scaling",

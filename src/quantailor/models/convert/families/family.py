@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from quantailor.errors import AlreadyQuantizedError, ModelFormatError, UnsupportedModelError
 from quantailor.models.convert.checkpoint import START_FROM, plain_name
 from quantailor.models.convert.families.config import ROPE_KEYS, Config, float32, uint32
-from quantailor.models.convert.families.rope import llama3_tensor, rope_metadata
+from quantailor.models.convert.families.rope import llama3_tensor, no_such_rope, rope_metadata
 from quantailor.models.convert.families.rows import (
     ITEM_BYTES,
     PlannedTensor,
@@ -222,7 +222,9 @@ class Family:
     def _first(self) -> Iterable[PlannedTensor]:
         """Tensors before all others: rope factors."""
         rope = self.config.rope
-        if str(rope["rope_type"]).lower() == "llama3":
+        if rope["rope_type"] == "llama3":
+            if not self._has_factors:
+                raise no_such_rope(self.config, "llama3")
             yield llama3_tensor(self.config, rope, self.rope_dim)
 
     @property
@@ -477,7 +479,12 @@ class Family:
         return self.config.optional_count("head_dim")
 
     def _rope_entries(self) -> dict[str, MetadataValue]:
-        return rope_metadata(self.config, self.config.rope, self.notes)
+        return rope_metadata(self.config, self.config.rope, self.notes, factors=self._has_factors)
+
+    @property
+    def _has_factors(self) -> bool:
+        """Whether llama.cpp has a tensor for the factors of llama3."""
+        return "rope_freqs.weight" in self.outer_optional()
 
     def _expert_entries(self) -> dict[str, MetadataValue]:
         return {}

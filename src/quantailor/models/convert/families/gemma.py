@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from quantailor.models.convert.families.config import assumed, float32, uint32
 from quantailor.models.convert.families.family import LLAMA_NAMES, QK_NORMS, Family, Key, Shape, Text
-from quantailor.models.convert.families.rope import rope_metadata
+from quantailor.models.convert.families.rope import no_such_rope, rope_metadata
 from quantailor.models.convert.families.rows import PlannedTensor, Rows, plus_one
 from quantailor.models.safetensors_file import StoredArray
 from quantailor.records import MetadataValue
@@ -94,6 +94,8 @@ class Gemma3(Gemma2):
 
     def _rope_entries(self) -> dict[str, MetadataValue]:
         full, local = self.config.ropes({"full_attention": 1_000_000.0, "sliding_attention": 10_000.0})
+        if local["rope_type"] != "default":
+            raise no_such_rope(self.config, local["rope_type"], " for sliding attention")
         entries = rope_metadata(self.config, full, self.notes)
         entries["rope.freq_base_swa"] = float32(self.config.above_zero("rope_theta", local["rope_theta"]))
         return entries

@@ -7,16 +7,22 @@ import math
 import numpy as np
 
 from quantailor.errors import ModelFormatError, UnsupportedModelError
-from quantailor.models.convert.families.config import COMPLETE, Config, float32, uint32
+from quantailor.models.convert.families.config import COMPLETE, LONG_ROPE, Config, float32, uint32
 from quantailor.models.convert.families.rows import PlannedTensor, constant
 from quantailor.models.json_files import INSIST, JsonObject
 from quantailor.records import MetadataValue
 
-_LONG = ("su", "longrope")
+
+def no_such_rope(config: Config, kind: object, layers: str = "") -> UnsupportedModelError:
+    """The error for a rope type that llama.cpp cannot turn some `layers` of a family by."""
+    what = f"{config.place} has the rope type {str(kind)[:40]!r}{layers}, which llama.cpp does not have for this family"
+    return UnsupportedModelError(what, remedy=INSIST)
 
 
-def rope_metadata(config: Config, rope: JsonObject, notes: list[str], *, long: bool = False) -> dict[str, MetadataValue]:
-    """`rope.scaling.*` and `rope.freq_base` of full attention; `long` where the family knows longrope.
+def rope_metadata(
+    config: Config, rope: JsonObject, notes: list[str], *, long: bool = False, factors: bool = False
+) -> dict[str, MetadataValue]:
+    """`rope.scaling.*` and `rope.freq_base` of full attention; `long` where the family knows longrope, `factors` where it knows llama3.
 
     What llama.cpp cannot do is told in `notes`.
 
@@ -37,12 +43,10 @@ def rope_metadata(config: Config, rope: JsonObject, notes: list[str], *, long: b
         entries["rope.scaling.factor"] = float32(config.above_zero("factor", factor))
     if kind == "yarn" and factor is not None:
         entries.update(_yarn_metadata(config, rope))
-    if long and kind in _LONG:
+    if long and kind in LONG_ROPE:
         entries["rope.scaling.type"] = MetadataValue("string", "longrope")
-    if kind not in ("default", "linear", "yarn", "llama3", "dynamic", *(_LONG if long else ())):
-        raise UnsupportedModelError(
-            f"{config.place} has the rope type {str(kind)[:40]!r}, which llama.cpp does not have for this family", remedy=INSIST
-        )
+    if kind not in ("default", "linear", "yarn", "dynamic", *(LONG_ROPE if long else ()), *(("llama3",) if factors else ())):
+        raise no_such_rope(config, kind)
     entries["rope.freq_base"] = float32(base)
     return entries
 
