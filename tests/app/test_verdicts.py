@@ -88,7 +88,7 @@ Q8, Q4, Q3 = ("Q8_0", 8.9e6, 0.05, 0.1), ("Q4_K_M", 5.302e6, 2.5, 0.1), ("Q3_K_M
             (Q4, ("Q5_K_M", 6.36e6, 1.5, 0.1)),
             "Better than Q4_K_M (40 % of its divergence) at its size, and better than Q5_K_M, which is 20 % larger.",
         ),
-        ((Q8, ("Q5_K_M", 6.36e6, 1.5, 0.1)), "Better than Q5_K_M, which is 20 % larger."),
+        ((Q8, ("Q5_K_M", 6.36e6, 1.5, 0.1)), "Better than Q5_K_M (67 % of its divergence), which is 20 % larger."),
         ((Q8,), "No preset of its size was measured: all are larger."),
         ((Q8, ("Q3_K_M", 4.24e6, 0.5, 0.1)), "Worse than Q3_K_M (2.0 times its divergence), which is 20 % smaller."),
         ((Q3,), "Better than Q3_K_M, which is 17 % smaller; no larger preset was measured."),

@@ -10,7 +10,7 @@ import pytest
 from browser import Browser, serving, wait_for
 from commands import Workbench
 from selenium.webdriver.common.keys import Keys
-from visitor import Visitor
+from visitor import Visitor, marks
 
 from quantailor.app.choosing.drafts import Draft
 from quantailor.app.choosing.planner import Planner
@@ -79,8 +79,10 @@ def test_the_file_has_the_draft_s_types(visit: Callable[..., Visitor], home: Pat
     page.sees(f"one file: {tmp_path / 'mine.gguf'}", seconds=SECONDS)
     page.sees("ranking only")
     assert "llama-quantize" in page.text(".qt-commands")
+    assert marks(page)["Build"] == "5"
     page.click("Build")
     page.sees("exactly as predicted", seconds=SECONDS)
+    assert marks(page)["Build"] == "✓"
     page.sees("Every tensor has the type that the strategy says")
     found = types_in(tmp_path / "mine.gguf")
     assert {name: found[name] for name in wanted} == wanted

@@ -63,7 +63,7 @@ def test_from_the_demonstration_it_goes_on_to_a_built_file(visit: Callable[..., 
     page.click(TRY)
     page.until(lambda: "bytes" in page.text(".qt-choose-top"), "the size is shown")
     page.go(page.address.replace("/choose", "/build"))
-    page.sees("Its 16-bit base of 16.02 MiB is missing")
+    page.sees("the same model as a 16-bit GGUF file of 16.02 MiB")
     page.click("Write the base")
     page.sees("the file that a strategy describes")
     page.until(lambda: page.field("File name").value, "the page has come back with what it can build now", seconds=60)

@@ -8,8 +8,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from nicegui import app, ui
-from visitor import Visitor, words_of
+from nicegui import app
+from visitor import Visitor, marks
 
 from quantailor.app.jobs import submit
 from quantailor.app.library.projects import list_projects, open_project
@@ -22,15 +22,6 @@ from tiny_models import write_tiny
 def opened(home: Path, model: Path) -> str:
     with Workspace.open(home) as workspace:
         return f"/p/{open_project(workspace, model).fingerprint[:16]}"
-
-
-def marks(page: Visitor) -> dict[str, str]:
-    """What stands before each entry of the rail: a number, a tick, or an icon's name."""
-    found = {}
-    for link in page.all(".qt-step"):
-        mark, label = link.default_slot.children
-        found[words_of(label)] = str(mark.props.get("name")) if isinstance(mark, ui.icon) else words_of(mark)
-    return found
 
 
 def test_an_unconverted_model_is_not_said_to_be_gone(visit: Callable[..., Visitor], tmp_path: Path) -> None:

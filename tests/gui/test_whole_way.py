@@ -28,6 +28,11 @@ def fill(browser: Browser, label: str, content: str) -> None:
     field.send_keys(content)
 
 
+def steps_done(browser: Browser) -> list[str]:
+    """What the rail has a tick before."""
+    return [link.text.removeprefix("✓").strip() for link in browser.all(".qt-step.qt-done") if link.text.startswith("✓")]
+
+
 def open_model(browser: Browser, server: Server, model: Path) -> None:
     browser.enter(server, "/open")
     browser.find(".qt-main input").send_keys(str(model))
@@ -101,6 +106,7 @@ def test_from_a_model_to_a_verdict(chromium: Browser, books_llama_base: Path, tm
     with serving(tmp_path / "home", "--allow", str(tmp_path)) as server:
         open_model(chromium, server, model)
         measure_quick(chromium)
+        assert steps_done(chromium) == ["Model", "Structure", "Measure"]
         wanted = choose(chromium)
         assert {name: wanted[name] for name in EDITS} == EDITS
         built = build(chromium, tmp_path)
@@ -108,6 +114,7 @@ def test_from_a_model_to_a_verdict(chromium: Browser, books_llama_base: Path, tm
         assert {name: types[name] for name in wanted} == wanted
         told = verify(chromium)
         assert "diverges from the base by" in told
+        assert steps_done(chromium) == ["Model", "Structure", "Measure", "Choose", "Build", "Verify"]
         with Workspace.open(tmp_path / "sizes") as workspace, workspace.model(model) as opened:
             command = re.search(r"--against (\S+)", told)
             assert command, told

@@ -228,6 +228,15 @@ async def _ended(loop: asyncio.AbstractEventLoop) -> None:
     await loop.shutdown_default_executor()
 
 
+def marks(page: Visitor) -> dict[str, str]:
+    """What stands before each entry of the rail: a number, a tick, or an icon's name."""
+    found = {}
+    for link in page.all(".qt-step"):
+        mark, label = link.default_slot.children
+        found[words_of(label)] = str(mark.props.get("name")) if isinstance(mark, ui.icon) else words_of(mark)
+    return found
+
+
 def words_of(element: ui.element) -> str:
     """What a user reads in an element, a line an element."""
     return "\n".join(words for item in (element, *_visible(element)) for words in _own_words(item) if words)

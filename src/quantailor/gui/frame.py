@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from nicegui import run, ui
+from nicegui import ElementFilter, run, ui
 
 from quantailor.app.library.projects import ProjectReport
 from quantailor.errors import QuantailorError
@@ -18,6 +18,8 @@ from quantailor.gui.widgets import box, error_note, heading, named, note, primar
 from quantailor.present.words import plural
 
 Read = TypeVar("Read")
+TICK = "✓"
+_SIGN = "qt-sign"
 _THEME_SCRIPT = f"""
 <script>
 (() => {{
@@ -125,7 +127,8 @@ def _rail(screen: str, project: ProjectReport | None) -> None:
         if project is not None:
             done = done_steps(project)
             for number, step in enumerate(STEPS, start=1):
-                _entry(step.label, address(project, step.key), "✓" if step.key in done else str(number), current=screen == step.key)
+                mark = TICK if step.key in done else str(number)
+                _entry(step.label, address(project, step.key), mark, current=screen == step.key).mark(_marker(step.key))
             if project.n_builds:
                 _entry("Try it", address(project, "try"), "forum", current=screen == "try")
             if project.is_moe:
@@ -137,6 +140,19 @@ def _rail(screen: str, project: ProjectReport | None) -> None:
             _entry("Compare models", "/compare", "compare_arrows", current=screen == "compare")
             _view_toggle()
             _theme_toggle()
+
+
+def tick(*steps: str) -> None:
+    """Mark steps in the rail as done: the page saw it happen."""
+    for step in steps:
+        for link in ElementFilter(kind=ui.link, marker=_marker(step)):
+            link.classes("qt-done")
+            for sign in ElementFilter(kind=ui.label, marker=_SIGN).within(instance=link):
+                sign.set_text(TICK)
+
+
+def _marker(step: str) -> str:
+    return f"qt-step-{step}"
 
 
 def done_steps(project: ProjectReport) -> set[str]:
@@ -164,15 +180,16 @@ def next_step(project: ProjectReport) -> Stage:
     return next((step for step in STEPS if step.key not in done), STEPS[-1])
 
 
-def _entry(label: str, target: str, mark: str, *, current: bool) -> None:
+def _entry(label: str, target: str, mark: str, *, current: bool) -> ui.link:
     """`mark` is a number, a tick, or an icon's name."""
-    link = ui.link(target=target).classes("qt-step" + (" qt-done" if mark == "✓" else ""))
+    link = ui.link(target=target).classes("qt-step" + (" qt-done" if mark == TICK else ""))
     if current:
         link.props('aria-current="page"')
     with link:
-        sign = ui.label(mark) if mark == "✓" or mark.isdecimal() else ui.icon(mark, size="16px")
-        sign.classes("qt-mark").props('aria-hidden="true"')
+        sign = ui.label(mark) if mark == TICK or mark.isdecimal() else ui.icon(mark, size="16px")
+        sign.classes("qt-mark").props('aria-hidden="true"').mark(_SIGN)
         ui.label(label)
+    return link
 
 
 def _view_toggle() -> None:

@@ -213,7 +213,7 @@ def headline(verdict: Verdict) -> str:
         also = "" if beaten is None else f", and better than {_with_size(beaten)}"
         return f"{_stands(equal)} at its size{also}."
     if beaten is not None:
-        return f"Better than {_with_size(beaten)}."
+        return f"{_stands(beaten)}, which is {_far(size_difference(beaten))} larger."
     smaller = [each for each in presets if size_difference(each) < 0]
     if (against := max((each for each in smaller if each.outcome != "better"), key=size_difference, default=None)) is not None:
         return f"{_stands(against)}, which is {_far(size_difference(against))} smaller."

@@ -233,6 +233,7 @@ class _Dock:
         for element in (self._middle, self._times):
             element.set_visibility(moves)
         self._row.classes(add="" if moves else "qt-dock-still", remove="qt-dock-still" if moves else "")
+        self._title.classes(add="qt-muted" if job is None else "", remove="" if job is None else "qt-muted")
         self._log_button.set_visibility(job is not None)
         self._notify.set_visibility(state == "running")
         self._wave.set_visibility(state == "done")

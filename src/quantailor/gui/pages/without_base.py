@@ -22,8 +22,8 @@ def without_base(project: ProjectReport, use: str) -> None:
     elif project.n_cells:
         with card("There is no GGUF base yet"), box("qt-stack") as place:
             text(
-                "The model is measured. Its 16-bit base"
-                f" of {size(project.size_bytes)} is missing, the same model as a GGUF file: once it is written, {use}."
+                "The model is measured, and one thing is still to be written: its base, the same model as a 16-bit GGUF file"
+                f" of {size(project.size_bytes)}. Once it is there, {use}."
             )
         ui.timer(0.05, told(partial(_offer, place, project)), once=True)
     else:

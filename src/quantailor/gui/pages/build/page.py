@@ -30,7 +30,7 @@ from quantailor.errors import QuantailorError
 from quantailor.gui import meanings
 from quantailor.gui.context import context, show_address, workspace
 from quantailor.gui.desks import desk_of_draft
-from quantailor.gui.frame import address, frame, opened
+from quantailor.gui.frame import address, frame, opened, tick
 from quantailor.gui.jobs.job_card import JobCard, unfinished
 from quantailor.gui.page_words import on_page
 from quantailor.gui.pages.build.parts import STRATEGY_KINDS, BuiltList, CheckCard, DiffCard
@@ -287,6 +287,7 @@ class _Screen:
     async def _finished(self, _: JobReport) -> None:
         await self._built.refresh()
         if self._built.items:
+            tick("choose", "build")
             await self._check.show(self._built.items[0])
 
     # Commands

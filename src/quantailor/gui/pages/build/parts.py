@@ -20,7 +20,7 @@ from quantailor.control import NullControl
 from quantailor.gui.context import context, workspace
 from quantailor.gui.frame import address
 from quantailor.gui.picker import pick
-from quantailor.gui.widgets import TableCell, box, card, chip, copy, icon_button, note, quiet, scrolling_table, table, text, told
+from quantailor.gui.widgets import TableCell, box, card, chip, copy, icon_button, note, primary, quiet, scrolling_table, table, text, told
 from quantailor.present import words
 from quantailor.present.words import PREDICTED_SPEED, figure, generation_speed, kld, percent, plural, size, size_change
 from quantailor.records import Strategy
@@ -89,7 +89,7 @@ class CheckCard:
                 text(item.path, "qt-mono qt-ellipsis qt-grow")
                 icon_button("content_copy", "Copy the path", partial(copy, item.path))
         with box("qt-row"):
-            quiet("Verify", lambda: to_verify(self._project, item), icon="balance")
+            primary("Verify", lambda: to_verify(self._project, item), icon="balance")
             quiet("Show in Structure", told(partial(to_structure, item)), icon="grid_on")
             quiet("Hide", self.hide)
 

@@ -25,7 +25,7 @@ from quantailor.errors import QuantailorError
 from quantailor.gui import measured, theme
 from quantailor.gui.context import show_address, workspace
 from quantailor.gui.elements.tensor_map import MapCell, TensorMap
-from quantailor.gui.frame import address, frame, opened
+from quantailor.gui.frame import address, frame, opened, tick
 from quantailor.gui.jobs.dock import JobButtons
 from quantailor.gui.measured import Mode
 from quantailor.gui.pages.measure.setup import STAGES, Setup
@@ -76,6 +76,7 @@ class _Page:
     def __init__(self, project: ProjectReport, watch: MeasurementWatch, chosen: str | None) -> None:
         self._project, self._watch = project, watch
         self._polls, self._was_active, self._stage = 0, watch.is_active, ""
+        self._is_ticked = watch.has_cells
         found = watch.map()
         with box("qt-stack") as self._live:
             self._summary = _Summary(project, self._look_at)
@@ -149,6 +150,9 @@ class _Page:
         plain = not active and not self._live.visible
         self._expansion.classes(add="qt-plain" if plain else "", remove="" if plain else "qt-plain")
         self._form.set_visibility(not active)
+        if self._watch.has_cells and not self._is_ticked:
+            self._is_ticked = True
+            tick("structure", "measure")
         self._watch_costs()
 
     def _watch_costs(self) -> None:

@@ -14,7 +14,7 @@ from quantailor.app.products.builds import BuiltFile, list_builds
 from quantailor.app.products.verdicts import StoredVerdict, headline, list_verdicts
 from quantailor.errors import StoreError
 from quantailor.gui.context import show_address, workspace
-from quantailor.gui.frame import address, frame, opened
+from quantailor.gui.frame import address, frame, opened, tick
 from quantailor.gui.jobs.job_card import JobCard, unfinished
 from quantailor.gui.pages.verify.form import VerifyForm
 from quantailor.gui.pages.verify.model_card import CardCard
@@ -100,6 +100,8 @@ class _Screen:
         self._verdicts = await run.io_bound(list_verdicts, workspace(), self._project.fingerprint) or []
         self._builds = await run.io_bound(list_builds, workspace(), self._project.fingerprint) or []
         self._card.builds = self._builds
+        if self._verdicts:
+            tick("verify")
         latest = self._verdicts[0].fingerprint if self._verdicts else None
         is_same = self._history.value == latest
         self._history.set_options(self._names(), value=latest)
