@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from scipy import special
 from quantailor import numerics
 from quantailor.analysis.scores import fidelity
 from quantailor.analysis.scores.base_logp import LARGE_BYTES, BaseChunk, BaseLogp
+from quantailor.analysis.scores.output_stage import OutputStage
 from quantailor.control import NullControl
 from quantailor.errors import InferenceError, Paused
 from quantailor.ggml.runtime import LoadedModel
@@ -43,6 +44,13 @@ class FakeModel:
         found: Floats = (3 * base + self.apart * noise).astype(np.float32)[first:]
         return found
 
+    def logit_parts(self, tokens: Tokens, *, first: int = 0) -> Iterator[Floats]:
+        yield from np.array_split(self.logits(tokens, first=first), 3)
+
+    @property
+    def n_vocab(self) -> int:
+        return N_VOCAB
+
 
 class PauseAfter(NullControl):
     """Pauses when so many chunks are done."""
@@ -58,15 +66,19 @@ class PauseAfter(NullControl):
         self.seen.append((done, total))
 
 
+def of(index: int, tokens: Tokens, logits: Floats) -> BaseChunk:
+    """What a base with these logits, (n_tokens / 2, n_vocab), says of a chunk."""
+    return BaseChunk.of(index, tokens[33:], logits.shape[1], [logits])
+
+
 # Scores
 
 
 @pytest.mark.parametrize("apart", [0.0, 0.01, 0.3, 2.0])
 def test_a_score_is_that_of_exact_log_probabilities(tokens: Tokens, apart: float) -> None:
     base, logits = FakeModel().logits(tokens, first=32), FakeModel(apart).logits(tokens, first=32)
-    found = BaseChunk.of(3, tokens, base).score(logits)
-    logp, logq = (numerics.log_softmax(part[:-1]) for part in (base, logits))
-    expected = fidelity.score(3, logp, logq, tokens[33:])
+    found = of(3, tokens, base).score([logits])
+    expected = fidelity.score(3, numerics.log_softmax(base[:-1]), [logits], tokens[33:])
     assert (found.index, found.n_tokens, found.klds) == (3, N_SCORED, ())
     assert found.top_agreement == expected.top_agreement
     assert found.nll_sum == pytest.approx(expected.nll_sum, rel=1e-6)
@@ -76,17 +88,17 @@ def test_a_score_is_that_of_exact_log_probabilities(tokens: Tokens, apart: float
 
 def test_the_bases_own_score_is_its_perplexity(tokens: Tokens) -> None:
     logits = FakeModel().logits(tokens, first=32)
-    found = BaseChunk.of(3, tokens, logits).base_score
+    found = of(3, tokens, logits).base_score
     exact = special.log_softmax(logits.astype(np.float64), axis=1)[np.arange(N_SCORED), tokens[33:]]
     assert found == ChunkScore(3, N_SCORED, found.nll_sum, kld_sum=0.0, top_agreement=N_SCORED, dp_square_sum=0.0)
     assert found.nll_sum == pytest.approx(-exact.sum(), rel=1e-6)
 
 
 def test_the_last_position_has_no_target_and_does_not_count(tokens: Tokens) -> None:
-    chunk, logits = BaseChunk.of(0, tokens, FakeModel().logits(tokens, first=32)), FakeModel(0.3).logits(tokens, first=32)
-    shorter, changed = chunk.score(logits[:-1]), logits.copy()
+    chunk, logits = of(0, tokens, FakeModel().logits(tokens, first=32)), FakeModel(0.3).logits(tokens, first=32)
+    shorter, changed = chunk.score([logits[:-1]]), logits.copy()
     changed[-1] = 0
-    assert chunk.score(logits) == chunk.score(changed) == shorter
+    assert chunk.score([logits]) == chunk.score([changed]) == chunk.score([logits[:7], logits[7:30], logits[30:]]) == shorter
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
@@ -95,13 +107,13 @@ def test_a_model_that_gives_no_numbers_is_refused(tokens: Tokens, broken: float)
     logits = base.copy()
     logits[5, 17] = broken
     with pytest.raises(InferenceError, match="NaN or Inf"):
-        BaseChunk.of(0, tokens, base).score(logits)
+        of(0, tokens, base).score([logits])
 
 
 def test_a_model_with_another_vocabulary_is_refused(tokens: Tokens) -> None:
     base = FakeModel().logits(tokens, first=32)
     with pytest.raises(InferenceError, match=r"has 1990 tokens, the base has 2000.*the same model"):
-        BaseChunk.of(0, tokens, base).score(base[:, :1990])
+        of(0, tokens, base).score([base[:, :1990]])
 
 
 # Files
@@ -110,8 +122,8 @@ def test_a_model_with_another_vocabulary_is_refused(tokens: Tokens) -> None:
 def test_a_chunk_comes_back_as_it_was(chunks: Tokens, tmp_path: Path) -> None:
     kept, logits = BaseLogp(tmp_path / "new", chunks), FakeModel(0.3).logits(chunks[2], first=32)
     kept.compute(model(), [2])
-    found, fresh = kept.chunk(2), BaseChunk.of(2, chunks[2], FakeModel().logits(chunks[2], first=32))
-    assert found.score(logits) == fresh.score(logits)
+    found, fresh = kept.chunk(2), of(2, chunks[2], FakeModel().logits(chunks[2], first=32))
+    assert found.score([logits]) == fresh.score([logits])
     assert found.base_score == fresh.base_score
 
 
@@ -240,7 +252,7 @@ def test_a_large_vocabulary_keeps_what_the_output_matrix_was_given_and_scores_as
         exact = codes.chunk(0)
         for again in (kept, BaseLogp(tmp_path / "kept", tokens, source)):
             for apart in (0.0, 0.1, 1.0):
-                found, expected = again.chunk(0).score(logits + apart * noise), exact.score(logits + apart * noise)
+                found, expected = again.chunk(0).score([logits + apart * noise]), exact.score([logits + apart * noise])
                 assert found.kld_sum / n_scored == pytest.approx(expected.kld_sum / n_scored, abs=1e-6)
                 assert (found.nll_sum, found.dp_square_sum, found.n_tokens) == (expected.nll_sum, expected.dp_square_sum, expected.n_tokens)
                 assert found.top_agreement == expected.top_agreement
@@ -295,3 +307,37 @@ def loaded(path: Path) -> LoadedModel:
 
 def written(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def test_inputs_are_kept_in_numbers_that_fit_every_position() -> None:
+    rng = np.random.default_rng(2)
+    matrix = rng.standard_normal((50, 8)).astype(np.float32)
+    stage = OutputStage(MemorySource({"token_embd.weight": matrix}, architecture="llama"))
+    fine, large = (
+        np.full((3, 8), 1 + 2**-9, dtype=np.float32),
+        np.full((3, 8), 2.0**17, dtype=np.float32),
+    )  # BF16 has no such, F16 none so large
+    keeping, n_looks = stage.keeping(), 0
+    while n_looks == 0 or keeping.needs_another_look:
+        for _ in keeping.watch((inputs @ matrix.T, inputs) for inputs in (fine, large)):
+            pass
+        n_looks += 1
+    kept = keeping.kept(5)
+    assert kept is not None
+    assert n_looks == 2, "the first half fits 16 bits"
+    assert np.array_equal(kept.inputs, np.concatenate([fine, large])[:5])
+    assert kept.inputs.dtype == np.float32
+
+
+def test_parts_of_a_chunk_are_scored_as_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, tokens = write_model(tmp_path, "plain"), large_chunks(n_ctx=128)
+    scores = []
+    for name, n_bytes in (("whole", 1 << 30), ("parts", 40 * LARGE_VOCAB)):
+        monkeypatch.setattr("quantailor.ggml.runtime.PART_BYTES", n_bytes)
+        with closing(open_model(path)) as source, loaded(path) as base:
+            kept = BaseLogp(tmp_path / name, tokens, source)
+            kept.compute(base, [0])
+            scores.append(kept.chunk(0).base_score)
+            again = kept.chunk(0).score(base.logit_parts(tokens[0], first=64))
+            assert again.kld_sum == pytest.approx(0, abs=1e-4)
+    assert scores[1].nll_sum == pytest.approx(scores[0].nll_sum, rel=1e-4), "kernels round inputs to F16"

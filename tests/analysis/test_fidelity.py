@@ -118,7 +118,7 @@ def test_a_file_that_is_no_model(books_llama_base: Path, short_chunks: Tokens, t
 def test_a_chunks_sums() -> None:
     base = np.log(np.array([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1]], dtype=np.float32))
     model = np.log(np.array([[0.25, 0.5, 0.25], [0.7, 0.2, 0.1]], dtype=np.float32))
-    found = score(7, base, model, np.array([0, 0], dtype=np.int32))
+    found = score(7, base, [model[:1], model[1:]], np.array([0, 0], dtype=np.int32))
     klds = [0.5 * np.log(2) - 0.25 * np.log(2), 0.8 * np.log(8 / 7) - 0.1 * np.log(2)]
     assert (found.index, found.n_tokens, found.top_agreement) == (7, 2, 1)
     assert found.nll_sum == pytest.approx(-np.log(0.25) - np.log(0.7))

@@ -18,9 +18,10 @@ from commands import Command
 
 from gguf_models import write_llama
 from quantailor.errors import NativeLibraryError, OptionError, RpcError
-from quantailor.ggml import library, rpc
+from quantailor.ggml import library
 from quantailor.ggml.devices import Devices
-from quantailor.ggml.rpc_silence import Watch
+from quantailor.ggml.remote import rpc
+from quantailor.ggml.remote.rpc_silence import Watch
 
 on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone tells what a thread waits for")
 

@@ -15,7 +15,7 @@ import llama_cpp
 
 from quantailor.ggml import library
 from quantailor.ggml.memory.context import N_BATCH, UNQUANTIZED_KV
-from quantailor.ggml.rpc import accounted_device
+from quantailor.ggml.remote.rpc import accounted_device
 from quantailor.ggml.runtime import MAX_UBATCH, said_by
 
 BUFFER = re.compile(r"(\S+) +(model|KV|RS|output|compute) buffer size = +([\d.]+) MiB")

@@ -55,6 +55,42 @@ def test_logits_from_a_position_on(books_llama_base: Path) -> None:
         np.testing.assert_allclose(half, whole[32:], atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["books_llama_base", "books_moe_base"])
+@pytest.mark.parametrize("n_ctx", [64, 600])
+def test_what_matrices_are_given_is_seen_without_the_output_s_product(name: str, n_ctx: int, request: pytest.FixtureRequest) -> None:
+    seen: dict[bool, list[tuple[str, bytes]]] = {}
+    for ends in (False, True):
+        found = seen[ends] = list[tuple[str, bytes]]()
+
+        def capture(activation: Activation, found: list[tuple[str, bytes]] = found) -> None:
+            found.append((activation.name, activation.x.tobytes()))
+
+        path = request.getfixturevalue(name)
+        with LoadedModel(path, n_ctx=n_ctx, n_threads=1, capture=capture, ends_before_output=ends) as model:
+            tokens = model.tokenize(8 * TEXT)[:n_ctx]
+            assert not found, "a look at the graph is no input"
+            for _ in range(2):
+                model.decode(tokens)
+    assert seen[True] == seen[False]
+    assert [name for name, _ in seen[True]].count("output.weight") == 2 * -(-n_ctx // 512)
+
+
+@pytest.mark.parametrize(("n_ctx", "first", "n_rows"), [(64, 32, 10), (64, 0, 7), (600, 300, 130), (64, 63, 5), (64, 32, 1000)])
+def test_logits_come_in_parts_that_fit_a_limit(
+    books_llama_base: Path, monkeypatch: pytest.MonkeyPatch, n_ctx: int, first: int, n_rows: int
+) -> None:
+    with LoadedModel(books_llama_base, n_ctx=n_ctx, n_threads=1) as model:
+        tokens = model.tokenize(8 * TEXT)[:n_ctx]
+        assert len(tokens) == n_ctx
+        whole = model.logits(tokens, first=first)
+        monkeypatch.setattr("quantailor.ggml.runtime.PART_BYTES", 4 * model.n_vocab * n_rows)
+        parts = [part.copy() for part in model.logit_parts(tokens, first=first)]
+        assert len(parts) == -(-(n_ctx - first) // n_rows)
+        assert max(map(len, parts)) <= n_rows
+        np.testing.assert_allclose(np.concatenate(parts), whole, atol=0.1)  # BF16 kernels round inputs
+        assert np.array_equal(model.logits(tokens, first=first), whole), "nothing is left of parts in the next chunk"
+
+
 def test_capture_sees_every_matrix_of_a_dense_model(books_llama_base: Path) -> None:
     seen: dict[str, tuple[int, ...]] = {}
 

@@ -12,7 +12,8 @@ from visitor import Visitor
 
 from quantailor.app.library.projects import list_projects
 from quantailor.errors import OutputError, QuantailorError
-from quantailor.ggml import library, rpc
+from quantailor.ggml import library
+from quantailor.ggml.remote import rpc
 from quantailor.gui.context import Context
 from quantailor.gui.page_words import on_page
 from quantailor.gui.server import _kept_token

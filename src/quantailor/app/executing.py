@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from quantailor.cluster import Listeners, Places, connected
-from quantailor.ggml.rpc import NO_AUTHENTICATION
+from quantailor.ggml.remote.rpc import NO_AUTHENTICATION
 from quantailor.jobs import JobControl
 from quantailor.processes.crews import HERE, Executor
 from quantailor.session import Workspace

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from quantailor.errors import CrashError, RpcError
-from quantailor.ggml import rpc
+from quantailor.ggml.remote import rpc
 from quantailor.processes import apart
 
 

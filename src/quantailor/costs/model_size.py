@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from quantailor.analysis.scores.base_logp import CACHE_BYTES, LARGE_BYTES
+from quantailor.analysis.scores.base_logp import LARGE_BYTES
 from quantailor.analysis.scores.resting import resting_bytes
+from quantailor.ggml.runtime import PART_BYTES
 from quantailor.models.source import ModelSource
 from quantailor.qtypes import IMATRIX_EXEMPT, never_quantized
 from quantailor.records import TensorInfo
@@ -96,9 +97,13 @@ class ModelSize:
         """Logits of the second half of a chunk, in 32 bits."""
         return _F32_BYTES * self.n_vocab * n_ctx // 2
 
+    def part_bytes(self, n_ctx: int) -> int:
+        """Those of them that a processor computes at a time (`LoadedModel.logit_parts`)."""
+        return min(self.logits_bytes(n_ctx), max(PART_BYTES, _F32_BYTES * self.n_vocab))
+
     def context_bytes(self, n_ctx: int) -> int:
         """What llama.cpp holds beside the weights at the least: keys, values, logits."""
-        return self.kv_bytes_per_token * n_ctx + self.logits_bytes(n_ctx)
+        return self.kv_bytes_per_token * n_ctx + self.part_bytes(n_ctx)
 
     def chunk_bytes(self, n_ctx: int) -> int:
         """What llama.cpp holds, nearly, for one chunk that runs with others: keys, values, all its logits, and inputs of some matrices."""
@@ -106,7 +111,8 @@ class ModelSize:
 
     def scoring_bytes(self, n_ctx: int) -> int:
         """What scoring a chunk holds beside the model and llama.cpp's context."""
-        return 4 * self.logits_bytes(n_ctx) + CACHE_BYTES if self.computes_base_again(n_ctx) else 3 * self.logits_bytes(n_ctx)
+        codes = self.logits_bytes(n_ctx) // 2 if self.computes_base_again(n_ctx) else 0
+        return codes + 4 * self.part_bytes(n_ctx)
 
     def base_logp_bytes(self, n_ctx: int) -> int:
         """One chunk of the base's log-probabilities on disk (`analysis.base_logp`): two bytes per token of the vocabulary, or inputs."""

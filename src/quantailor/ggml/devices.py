@@ -23,7 +23,7 @@ class Devices:
 
     @property
     def has_kernels_of_processors(self) -> bool:
-        """Whether F16 weights are multiplied as on a processor: here, and on RPC servers as `ggml.rpc.serve` sets them up."""
+        """Whether F16 weights are multiplied as on a processor: here, and on RPC servers as `ggml.remote.rpc.serve` sets them up."""
         return not self.is_used or bool(self.rpc)
 
     @property

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,25 @@ class Enough(Exception):
     """
 
 
+@dataclass(slots=True)
+class OutputSeen:
+    """What a graph was seen to multiply its output matrix with."""
+
+    matrix: str = ""
+    """The output matrix."""
+    name: bytes = b""
+    """Of the node that it is multiplied with."""
+    is_last: bool = False
+    """Whether no other weight is multiplied after it."""
+    names: list[bytes] = field(default_factory=list)
+    """Of all nodes."""
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether a graph can be ended at the node of that name."""
+        return self.is_last and bool(self.name) and self.names.count(self.name) == 1
+
+
 class Observer:
     """Turns ggml's graph callback into calls of a `Capture`, for all weights or those of some names."""
 
@@ -69,7 +89,23 @@ class Observer:
         self._source, self._sharing = 0, set[str]()
         self._copies: dict[int, Any] = {}
         """What was copied from a GPU for the weights in `_sharing`, which are multiplied with the same `_source`."""
+        self._looking: OutputSeen | None = None
+        self._output: OutputSeen | None = None
         self.callback = library.load().llama.ggml_backend_sched_eval_callback(self._on_node)
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Inside the block a graph is only looked at, for what its output matrix is multiplied with; graphs after it stop there.
+
+        That is seen as all inputs are, and the product, which may be the largest of the model, is left out. Only for a model that
+        runs on the CPU as a whole, and where nobody asks for its logits.
+        """
+        seen = self._looking = OutputSeen()
+        try:
+            yield
+        finally:
+            self._looking = None
+        self._output = seen if seen.is_clear else None
 
     def reraise(self) -> None:
         """Raise what the capture raised during the last graph, if anything."""
@@ -87,21 +123,44 @@ class Observer:
             return False
 
     def _visit(self, node: GgmlTensor, ask: bool) -> bool:
+        if self._looking is not None:
+            self._look(self._looking, node)
+            return False
+        if self._output is not None and node.name == self._output.name and node.type == _F32_ID:
+            return ask or self._stop(self._output.matrix, node)
         if node.op not in self._ops:
             return False
         weight, source = node.src[0].contents, node.src[1].contents
         if ask:
             name = weight_name(weight.name)
             return source.type == _F32_ID and is_weight(name) and (not self._names or name in self._names)
+        self._show(self._activations(node, weight, source))
+        return self._failure is None
+
+    def _show(self, activations: Iterable[Activation]) -> None:
+        """Hand over all of them, then raise Enough where one was."""
         enough: Enough | None = None
-        for activation in self._activations(node, weight, source):
+        for activation in activations:
             try:
                 self._capture(activation)
             except Enough as error:
                 enough = error
         if enough is not None:
             raise enough
-        return self._failure is None
+
+    def _look(self, seen: OutputSeen, node: GgmlTensor) -> None:
+        seen.names.append(node.name)
+        if node.op in self._ops and is_weight(name := weight_name(node.src[0].contents.name)):
+            seen.is_last = name in OUTPUT_MATRICES
+            if seen.is_last:
+                seen.matrix, seen.name = name, node.src[1].contents.name
+
+    def _stop(self, name: str, inputs: GgmlTensor) -> bool:
+        """Show what the output matrix is multiplied with, and end the graph."""
+        if not self._names or name in self._names:
+            parts, origin = self._split(self._read(inputs, np.float32), name), (ctypes.addressof(inputs), 0)
+            self._show(Activation(name, part.reshape(-1, 1, part.shape[-1]), None, 1, origin, number) for number, part in enumerate(parts))
+        return False
 
     def _activations(self, node: GgmlTensor, weight: GgmlTensor, source: GgmlTensor) -> Iterator[Activation]:
         """One for each chunk."""

@@ -23,9 +23,10 @@ import numpy as np
 
 from quantailor.errors import InferenceError
 from quantailor.files import Closing
-from quantailor.ggml import library, rpc
+from quantailor.ggml import library
 from quantailor.ggml.devices import PROCESSOR, Devices
 from quantailor.ggml.observing import OUTPUT_MATRICES, Capture, Observer
+from quantailor.ggml.remote import rpc
 from quantailor.numerics import Floats, Tokens
 from quantailor.processes.messages import doing
 
@@ -37,6 +38,10 @@ MAX_UBATCH = 512
 """Tokens per graph, llama.cpp's own default; longer chunks run in several graphs."""
 NOT_LOADED = "Convert the model again; if it is newer than the llama.cpp installed here, update llama-cpp-python"
 """What to do about a model that llama.cpp refuses."""
+PART_BYTES = 96 << 20
+"""Logits that `logit_parts` holds at a time: llama.cpp has them twice, and 256 positions of 262,144 tokens take 268 MB.
+
+Smaller parts are slower."""
 ALL_LAYERS = 999
 _LOG_ERROR, _LOG_CONTINUES = 4, 5
 _N_LOG_LINES = 50
@@ -204,6 +209,7 @@ class LoadedModel(Tokenizer):
         n_threads: None takes all processors.
         devices: what takes layers from the processor.
         capture: called with the input of every weight matrix while a chunk runs.
+        ends_before_output: nobody asks for logits, so that a graph on the processor ends where the output matrix's input is known.
         writable: keep the weights where and as they are in the file, so that `ggml.swapping` can write them.
         n_branches: sequences at most that one chunk may end in, see `branches`.
         n_together: chunks at most that run side by side, see `decode_together`. With more than one, weights stay in the mapped file, and no
@@ -221,6 +227,7 @@ class LoadedModel(Tokenizer):
         n_threads: int | None = None,
         devices: Devices = PROCESSOR,
         capture: Capture | None = None,
+        ends_before_output: bool = False,
         writable: bool = False,
         n_branches: int = 1,
         n_together: int = 1,
@@ -235,6 +242,9 @@ class LoadedModel(Tokenizer):
         self._offload_kqv, self._offload_products = devices.is_used, devices.is_used and not writable
         try:
             self._open_context(self._observer.callback if self._observer else None)
+            if self._observer and ends_before_output and not devices.is_used:
+                with self._observer.looking():
+                    self.decode(np.zeros(1, dtype=np.int32))
         except BaseException:
             self.close()
             raise
@@ -315,17 +325,19 @@ class LoadedModel(Tokenizer):
             if self._observer:
                 self._observer.n_sequences = 1
 
-    def _run(self) -> None:
+    def _run(self, *, goes_on: bool = False) -> None:
+        """Run the batch; one that `goes_on` follows what was run before."""
         self._log.clear()
-        self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
+        if not goes_on:
+            self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
         status = self._llama.llama_decode(self._context, self._batch)
         if self._observer:
             self._observer.reraise()
         if status:
             raise InferenceError(f"llama.cpp cannot run {self.path} (status {status}): {self._log.last_error()}")
 
-    def _fill(self, tokens: Tokens, first: int, *, at: int = 0) -> None:
-        """Tokens of one chunk, in the batch from some place on, where it ends."""
+    def _fill(self, tokens: Tokens, first: int, *, at: int = 0, begin: int = 0) -> None:
+        """Tokens of one chunk from position `begin` on, in the batch from some place on, where it ends; outputs as of `decode`."""
         n_tokens, batch = len(tokens), self._batch
         if batch is None:
             raise InferenceError(f"{self.path} is closed")
@@ -335,8 +347,8 @@ class LoadedModel(Tokenizer):
             raise InferenceError(f"the chunk has tokens that {self.path} does not have", remedy="Tokenize with the same model")
         batch.n_tokens = end = at + n_tokens
         np.ctypeslib.as_array(batch.token, (end,))[at:] = tokens
-        np.ctypeslib.as_array(batch.pos, (end,))[at:] = np.arange(n_tokens)
-        np.ctypeslib.as_array(batch.logits, (end,))[at:] = np.arange(n_tokens) >= first
+        np.ctypeslib.as_array(batch.pos, (end,))[at:] = positions = np.arange(begin, begin + n_tokens)
+        np.ctypeslib.as_array(batch.logits, (end,))[at:] = positions >= first
 
     def logits(self, tokens: Tokens, *, first: int = 0, view: bool = False) -> Floats:
         """Run one chunk and return the logits from position `first` on: (n_tokens - first, n_vocab) float32.
@@ -347,6 +359,21 @@ class LoadedModel(Tokenizer):
         self.decode(tokens, first=first)
         values = self._outputs(len(tokens) - first)
         return values if view else values.copy()
+
+    def logit_parts(self, tokens: Tokens, *, first: int = 0) -> Iterator[Floats]:
+        """The same logits, some positions after the other, (n_rows, n_vocab) each: views of llama.cpp's memory, as small as `PART_BYTES`.
+
+        A GPU computes all at once, as it is slow at few tokens. Raises InferenceError as `logits` does.
+        """
+        most, n_outputs = max(1, PART_BYTES // (4 * self.n_vocab)), len(tokens) - first
+        n_rows = n_outputs if self._offload_kqv else -(-n_outputs // -(-n_outputs // most))  # as many in each part
+        begin = 0
+        for start in range(first, len(tokens), n_rows):
+            stop = min(start + n_rows, len(tokens))
+            self._fill(tokens[begin:stop], start, begin=begin)
+            self._run(goes_on=begin > 0)
+            yield self._outputs(stop - start)
+            begin = stop
 
     def branches(self, beginning: Tokens, ends: Sequence[Tokens]) -> list[Floats]:
         """Run a beginning, (n_tokens,), that is followed by several ends, (n_end,) each, as if each followed it alone.
@@ -391,8 +418,8 @@ class LoadedModel(Tokenizer):
             raise InferenceError(f"{self.path} gives logits that are NaN or Inf", remedy="Check the file; its weights may be damaged")
         return values
 
-    def logits_and_inputs(self, tokens: Tokens, *, first: int = 0) -> tuple[Floats, Floats | None]:
-        """The logits, and what the output matrix was multiplied with to give them: (n_tokens - first, n_vocab) and (..., n_cols).
+    def logit_parts_and_inputs(self, tokens: Tokens, *, first: int = 0) -> Iterator[tuple[Floats, Floats | None]]:
+        """The logits in parts, and what the output matrix was multiplied with to give them: (n_rows, n_vocab) and (n_rows, n_cols).
 
         The second is None where the graph does not show it. Takes a context of its own, which costs some milliseconds.
         Raises InferenceError as `logits` does.
@@ -403,10 +430,11 @@ class LoadedModel(Tokenizer):
         try:
             self._close_context()
             self._open_context(watching.callback)
-            logits = self.logits(tokens, first=first)
+            for logits in self.logit_parts(tokens, first=first):
+                inputs = np.concatenate(seen) if len({part.shape[1] for part in seen}) == 1 else None
+                seen.clear()
+                yield logits, inputs if inputs is not None and len(inputs) == len(logits) else None
         finally:
             self._observer = before
             self._close_context()
             self._open_context(before.callback if before else None)
-        inputs = np.concatenate(seen) if len({part.shape[1] for part in seen}) == 1 else None
-        return logits, inputs if inputs is not None and len(inputs) == len(logits) else None

@@ -301,11 +301,14 @@ def _write_tensors(
     work = BlockWork(ModelFiles(path, fingerprint, state_of(model_files(path))), rounding, n_threads, source)
     numbers = {tensor.name: number for number, tensor in enumerate(planned.tensors)}
     row_bytes = {tensor.name: tensor.size_bytes // max(1, tensor.n_rows) for tensor in planned.tensors}
-    with executor.on(work) as crew:
-        pieces = crew.do(list(blocks_of(planned.tensors, rounding)), control=control)
-        with contextlib.closing(cast("Generator[BlockBytes, None, None]", pieces)):
-            for piece in pieces:
-                writer.place(numbers[piece.name], piece.start * row_bytes[piece.name], piece.data)
+    try:
+        with executor.on(work) as crew:
+            pieces = crew.do(list(blocks_of(planned.tensors, rounding)), control=control)
+            with contextlib.closing(cast("Generator[BlockBytes, None, None]", pieces)):
+                for piece in pieces:
+                    writer.place(numbers[piece.name], piece.start * row_bytes[piece.name], piece.data)
+    finally:
+        rounding.forget()
 
 
 def _check_written(paths: Sequence[Path], tensors: Sequence[TensorInfo], planned: FileLayout) -> None:

@@ -144,8 +144,8 @@ class Scoring:
             if wanted:
                 raise TimeUp(USED_UP)
             return
-        file = build()
         self.scorer.make_way()
+        file = build()
         try:
             for score in self.files.score(file, missing, control=begin()):
                 self.workspace.store.record_mix_scores(key, [(mix.id, score)])
@@ -181,7 +181,10 @@ def scoring(
     tokens: npt.NDArray[np.int32] = chunks(corpus, n_ctx)
     threads, devices = step.compute.n_threads, step.compute.devices
     engine = devices.engine  # another one rounds otherwise
-    folder = workspace.home.base_logp / f"{model.fingerprint[:16]}-{corpus.sha256[:16]}-{n_ctx}-{engine.replace(' ', '-')}"
+    size = ModelSize.of(model.source)
+    in_parts = not devices.is_used and size.part_bytes(n_ctx) < size.logits_bytes(n_ctx)  # kernels round a little differently then
+    how = f"{n_ctx}-{engine.replace(' ', '-')}{'-in-parts' if in_parts else ''}"
+    folder = workspace.home.base_logp / f"{model.fingerprint[:16]}-{corpus.sha256[:16]}-{how}"
     names = [tensor.name for tensor in quantizable_tensors(model.source)]
     files = FileScorer(path, tokens, folder, n_threads=threads, devices=devices)
     at_8_bits = None
@@ -193,10 +196,9 @@ def scoring(
     work = MixWork(files_of_base, frozenset(names), tokens, folder, rounding, threads, devices, at_8_bits)
     with scoring_mixes(work, executor) as scorer:
         fingerprint = rounding.imatrix.fingerprint if rounding.imatrix else ""
-        how = (engine, rounding.bytes_key, "" if at_8_bits is None else RESTING)
-        key = SwapKey(model.fingerprint, fingerprint, corpus.sha256, n_ctx, "as built", scorer.base_kernels, *how)
-        n_vocab = ModelSize.of(model.source).n_vocab
-        yield Scoring(workspace, key, scorer, files, corpus, tuple(spread(len(tokens))), n_vocab)
+        last = (engine, rounding.bytes_key, "" if at_8_bits is None else RESTING)
+        key = SwapKey(model.fingerprint, fingerprint, corpus.sha256, n_ctx, "as built", scorer.base_kernels, *last)
+        yield Scoring(workspace, key, scorer, files, corpus, tuple(spread(len(tokens))), size.n_vocab)
 
 
 def measured_with(

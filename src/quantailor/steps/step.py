@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from quantailor.cluster import Places, check_address
 from quantailor.costs.needs import Needs
 from quantailor.errors import JobError, OptionError
-from quantailor.ggml.rpc import check_devices
+from quantailor.ggml.remote.rpc import check_devices
 from quantailor.records import RoundingWish
 from quantailor.session import AUTO, Workspace
 from quantailor.steps.checks.ranges import check_ranges

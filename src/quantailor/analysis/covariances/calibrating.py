@@ -146,7 +146,8 @@ class _TurnBench(Bench[int, Turn]):
         )
         self._watching = Watching(self._run)
         n_ctx, see = work.chunks.shape[1], self._watching.see
-        self._model = LoadedModel(work.model.path, n_ctx=n_ctx, n_threads=work.n_threads, devices=work.devices, capture=see)
+        path, threads, devices = work.model.path, work.n_threads, work.devices
+        self._model = LoadedModel(path, n_ctx=n_ctx, n_threads=threads, devices=devices, capture=see, ends_before_output=True)
         self._stack.callback(self._model.close)
         self._pool = self._stack.enter_context(ThreadPoolExecutor(work.n_threads or os.cpu_count() or 1))
         self._stack.enter_context(threadpool_limits(1, user_api="blas"))

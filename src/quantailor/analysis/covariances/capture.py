@@ -161,6 +161,7 @@ def calibrate(run: Calibration, chunks: Tokens, *, control: Control) -> ImatrixS
                 n_threads=run.n_threads,
                 devices=run.devices,
                 capture=watching.see,
+                ends_before_output=True,
                 n_together=run.n_together,
             ) as model,
         ):

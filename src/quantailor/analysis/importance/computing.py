@@ -304,6 +304,7 @@ class _ImatrixBench(Bench[int, ChunkTotals]):
             n_threads=work.n_threads,
             devices=work.devices,
             capture=self._see,
+            ends_before_output=True,
             n_together=work.n_together,
         )
 

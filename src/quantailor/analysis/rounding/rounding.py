@@ -21,8 +21,8 @@ from quantailor.records import TensorInfo
 
 COMPENSATED, PLAIN_MEASURED = "compensated-3", "plain"
 """Versions of what covariances are used for, in keys of results."""
-CACHE_BYTES = 1 << 28
-"""Memory for covariances and their factors."""
+CACHE_BYTES = 1 << 27
+"""Memory for covariances and their factors; two, between which matrices of a layer alternate, may take twice as much."""
 
 
 class Rounding:
@@ -89,9 +89,17 @@ class Rounding:
                     return None
                 self._metrics[key] = Metric(covariance)
             self._metrics.move_to_end(key)
-            while len(self._metrics) > 1 and sum(metric.n_bytes for metric in self._metrics.values()) > CACHE_BYTES:
+            while len(self._metrics) > 1 and self._held_bytes() > CACHE_BYTES * (2 if len(self._metrics) == 2 else 1):
                 self._metrics.popitem(last=False)
             return self._metrics[key]
+
+    def _held_bytes(self) -> int:
+        return sum(metric.n_bytes for metric in self._metrics.values())
+
+    def forget(self) -> None:
+        """Give up what is held to round the next tensor; it is read and computed again where it is wanted."""
+        with self._lock:
+            self._metrics.clear()
 
     def quantize(self, tensor: TensorInfo, index: int, values: Floats, qtype: QType) -> Bytes:
         """Rows of one of a tensor's matrices, (n_rows, n_cols) and already checked, as the type's bytes: (n_rows, row_bytes).

@@ -6,13 +6,15 @@ token, the probability of the token that followed, the most likely one, and one 
     codes     of the base's probabilities, 16 bits each (`numerics.pack_probabilities`), memory-mapped when they are read
     inputs    of the output matrix, from which the codes are computed again (`output_stage`): a chunk of a vocabulary of
               262,144 tokens takes 134 MB as codes and, of a model 1,152 wide, 0.6 MB as inputs. Codes that were computed
-              stay in memory as long as they fit into `CACHE_BYTES`.
+              stay in files without names as long as they fit into `CACHE_BYTES`: their pages give way where memory is wanted,
+              and they end with the process.
 
 Inputs are kept where codes would take more than `LARGE_BYTES` a chunk and where they were seen to give the same logits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 from collections.abc import Iterable, Sequence
@@ -23,8 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from quantailor import files, numerics
-from quantailor.analysis.scores.fidelity import chunk_score, first_scored
+from quantailor import files, numerics, paged
+from quantailor.analysis.scores.fidelity import chunk_score, first_scored, in_place
 from quantailor.analysis.scores.output_stage import KeptInputs, OutputStage
 from quantailor.control import QUIET, Control
 from quantailor.errors import InferenceError
@@ -36,7 +38,7 @@ from quantailor.records import ChunkScore
 
 LARGE_BYTES = 8 << 20
 """Codes of one chunk that take more are not kept on disk: a vocabulary of 16,384 tokens at 512 tokens a chunk."""
-CACHE_BYTES = 512 << 20
+CACHE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,21 +56,14 @@ class BaseChunk:
     top: Tokens
 
     @classmethod
-    def of(cls, index: int, tokens: Tokens, logits: Floats, *, n_threads: int = 1) -> BaseChunk:
-        """From the base's logits of the positions from `first_scored` on, (n_tokens - first, n_vocab)."""
-        targets = tokens[first_scored(len(tokens)) + 1 :]
-        return cls.of_parts(index, targets, logits.shape[1], [logits[: len(targets)]], n_threads=n_threads)
-
-    @classmethod
-    def of_parts(cls, index: int, targets: Tokens, n_vocab: int, parts: Iterable[Floats], *, n_threads: int = 1) -> BaseChunk:
-        """The same from some positions after the other, (n_rows, n_vocab) each, so that not all logits need be in memory."""
+    def of(cls, index: int, targets: Tokens, n_vocab: int, parts: Iterable[Floats], *, n_threads: int = 1) -> BaseChunk:
+        """From the base's logits of the scored positions, some after the other, (n_rows, n_vocab) each; what is more is ignored."""
         n_scored = len(targets)
         codes, mass = np.empty((n_scored, n_vocab), dtype=np.uint16), np.empty(n_scored, dtype=np.float64)
         observed, top = np.empty(n_scored, dtype=np.float32), np.empty(n_scored, dtype=np.int32)
-        start = 0
-        for part in parts:
+        for place, part in in_place(parts, n_scored):
 
-            def work(rows: slice, part: Floats = part, start: int = start) -> None:
+            def work(rows: slice, part: Floats = part, start: int = place.start) -> None:
                 logp = numerics.log_softmax(part[rows])
                 of = slice(start + rows.start, start + rows.start + len(logp))
                 codes[of], mass[of] = numerics.pack_probabilities(logp)
@@ -76,29 +71,30 @@ class BaseChunk:
                 top[of] = logp.argmax(axis=1)
 
             numerics.over_rows(part.shape, work, n_threads)
-            start += len(part)
         return cls(index, targets, codes, mass, observed, top)
 
-    def score(self, logits: Floats, *, n_threads: int = 1) -> ChunkScore:
+    def score(self, parts: Iterable[Floats], *, n_threads: int = 1) -> ChunkScore:
         """Another model's score on this chunk, without the divergences of single tokens.
 
         Args:
-            logits: the model's, of the same positions, (n_scored, n_vocab); one row more is ignored.
+            parts: the model's logits of the same positions, some after the other, (n_rows, n_vocab) each; what is more is ignored.
             n_threads: that share the positions.
 
         Raises:
             InferenceError: a logit is NaN or Inf, or the model has another vocabulary.
         """
-        n_vocab = self.codes.shape[1]
-        if logits.shape[1] != n_vocab:
-            message = f"the model has {logits.shape[1]} tokens, the base has {n_vocab}"
-            raise InferenceError(message, remedy="Compare files of the same model")
-        logits = logits[: len(self.targets)]
-        klds, log_sums = numerics.divergence_from_packed(self.codes, self.mass, logits, n_threads=n_threads)
-        if not (np.isfinite(log_sums) & np.isfinite(klds)).all():
-            raise InferenceError("the model gives logits that are NaN or Inf", remedy="Leave out the type that breaks it")
-        observed = logits[np.arange(len(self.targets)), self.targets].astype(np.float64) - log_sums
-        n_same_top = int(np.count_nonzero(logits.argmax(axis=1) == self.top))
+        n_scored, n_vocab = self.codes.shape
+        observed, klds, n_same_top = np.empty(n_scored), np.empty(n_scored), 0
+        for rows, logits in in_place(parts, n_scored):
+            if logits.shape[1] != n_vocab:
+                message = f"the model has {logits.shape[1]} tokens, the base has {n_vocab}"
+                raise InferenceError(message, remedy="Compare files of the same model")
+            klds[rows], log_sums = numerics.divergence_from_packed(self.codes[rows], self.mass[rows], logits, n_threads=n_threads)
+            if not (np.isfinite(log_sums) & np.isfinite(klds[rows])).all():
+                raise InferenceError("the model gives logits that are NaN or Inf", remedy="Leave out the type that breaks it")
+            observed[rows] = logits[np.arange(len(logits)), self.targets[rows]].astype(np.float64) - log_sums
+            n_same_top += int(np.count_nonzero(logits.argmax(axis=1) == self.top[rows]))
+            paged.let_go(self.codes)
         return chunk_score(self.index, observed, self.observed, klds, n_same_top)
 
     @property
@@ -143,13 +139,18 @@ class BaseLogp:
     def _compute(self, model: LoadedModel, index: int) -> None:
         tokens = self._chunks[index]
         first, stage = first_scored(len(tokens)), self._stage
-        n_targets = len(tokens) - first - 1
-        if stage is None or 2 * n_targets * model.n_vocab <= LARGE_BYTES:
-            self._write(BaseChunk.of(index, tokens, model.logits(tokens, first=first, view=True), n_threads=model.n_threads), None)
+        targets = tokens[first + 1 :]
+        if stage is None or 2 * len(targets) * model.n_vocab <= LARGE_BYTES:
+            parts = model.logit_parts(tokens, first=first)
+            self._write(BaseChunk.of(index, targets, model.n_vocab, parts, n_threads=model.n_threads), None)
             return
-        logits, inputs = model.logits_and_inputs(tokens, first=first)
-        kept = stage.kept(None if inputs is None else inputs[:n_targets], logits[:n_targets])
-        chunk = BaseChunk.of(index, tokens, logits, n_threads=model.n_threads)
+        keeping = stage.keeping()
+        while True:
+            watched = keeping.watch(model.logit_parts_and_inputs(tokens, first=first))
+            chunk = BaseChunk.of(index, targets, model.n_vocab, watched, n_threads=model.n_threads)
+            if not keeping.needs_another_look:
+                break
+        kept = keeping.kept(len(targets))
         self._write(chunk, kept)
         if kept is not None:
             self._cache(chunk)
@@ -157,7 +158,8 @@ class BaseLogp:
     def _cache(self, chunk: BaseChunk) -> None:
         # What does not fit is computed each time: chunks are read in turn, so that giving one up for another gains nothing.
         if sum(known.codes.nbytes for known in self._cached.values()) + chunk.codes.nbytes <= CACHE_BYTES:
-            self._cached[chunk.index] = chunk
+            with contextlib.suppress(OSError):  # no room on the disk
+                self._cached[chunk.index] = replace(chunk, codes=paged.in_file(chunk.codes, self._folder))
 
     def chunk(self, index: int) -> BaseChunk:
         """One chunk from its file.
@@ -187,7 +189,7 @@ class BaseLogp:
         if self._stage is None:
             raise ValueError("it needs the base's weights")
         parts = self._stage.logits(KeptInputs(rows["inputs"], float(rows["scale"][0])))
-        found = BaseChunk.of_parts(index, targets, self._stage.n_vocab, parts)
+        found = BaseChunk.of(index, targets, self._stage.n_vocab, parts)
         chunk = replace(found, observed=rows["observed"].copy(), top=rows["top"].copy())
         self._cache(chunk)
         return chunk

@@ -13,15 +13,16 @@ loaded again and sent down the same way: its divergence is the floor of all figu
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal, cast
 
 import numpy as np
 
-from quantailor import numerics
+from quantailor import numerics, paged
 from quantailor.control import QUIET, Control, ProgressCounter
 from quantailor.errors import InferenceError
 from quantailor.ggml.devices import PROCESSOR, Devices
@@ -36,6 +37,8 @@ NULL_CONTROL = "null control"
 NULL_CHUNKS = 8
 """Enough to see whether the same model gives the same figures twice; more would cost as much as another file."""
 BLOCK_BYTES = 512 * 2**20
+IN_MEMORY_BYTES = 64 * 2**20
+"""The base's log-probabilities on a chunk that take more are held in a file without a name."""
 _TOGETHER = 4
 """Chunks that one worker scores all files on."""
 MIN_KLD_NATS = 1e-12
@@ -53,6 +56,19 @@ def first_scored(n_ctx: int) -> int:
 def wanted_chunks(label: str, n_chunks: int) -> set[int]:
     """The chunks that a file is scored on, of so many."""
     return set(range(min(n_chunks, NULL_CHUNKS) if label == NULL_CONTROL else n_chunks))
+
+
+def in_place(parts: Iterable[Floats], n_scored: int) -> Iterator[tuple[slice, Floats]]:
+    """Logits of some positions after the other, (n_rows, n_vocab) each, with the rows of the scored positions that they are of.
+
+    The last position has no target: what comes after the scored ones is left out.
+    """
+    start = 0
+    for part in parts:
+        wanted = part[: n_scored - start]
+        if len(wanted):
+            yield slice(start, start + len(wanted)), wanted
+        start += len(wanted)
 
 
 ScoreTask = tuple[str, int]
@@ -175,8 +191,8 @@ class _FidelityBench(Bench[ScoreTask, LabelledScore]):
                 observed = self._held[index][np.arange(len(targets)), targets]
                 yield BASE, chunk_score(index, observed, observed, np.zeros(len(observed)), len(observed))
             else:
-                model, logp = self._run(label, index)
-                yield label, score(index, self._held[index], logp, targets, n_threads=model.n_threads)
+                model, parts = self._run(label, index)
+                yield label, score(index, self._held[index], parts, targets, n_threads=model.n_threads)
             progress.add(1, self._work.label((label, index)))
 
     def _next_chunks(self, tasks: Sequence[ScoreTask]) -> list[int]:
@@ -189,12 +205,22 @@ class _FidelityBench(Bench[ScoreTask, LabelledScore]):
                 control.check()
                 while len(self._held) >= self._n_held:
                     del self._held[next((each for each in self._held if each not in indexes), next(iter(self._held)))]
-                self._held[index] = self._run(BASE, index)[1]
+                model, parts = self._run(BASE, index)
+                logp = np.empty((len(self._targets[index]), model.n_vocab), dtype=np.float32)
+                for rows, logits in in_place(parts, len(logp)):
+                    logp[rows] = numerics.log_softmax(logits, n_threads=model.n_threads)
+                self._held[index] = self._aside(logp)
 
-    def _run(self, label: str, index: int) -> tuple[LoadedModel, Floats]:
-        model = self._loaded(label)
+    def _aside(self, logp: Floats) -> Floats:
+        if logp.nbytes > IN_MEMORY_BYTES:
+            with contextlib.suppress(OSError):  # no room for temporary files
+                return paged.in_file(logp)
+        return logp
+
+    def _run(self, label: str, index: int) -> tuple[LoadedModel, Iterator[Floats]]:
+        model, chunk = self._loaded(label), self._work.chunks[index]
         doing(f"running chunk {index + 1} through {self._path(label)}")
-        return model, _log_probabilities(model, self._work.chunks[index])
+        return model, model.logit_parts(chunk, first=first_scored(len(chunk)))
 
     def _loaded(self, label: str) -> LoadedModel:
         """The model of a label; the null control is the base loaded again."""
@@ -218,11 +244,6 @@ class _FidelityBench(Bench[ScoreTask, LabelledScore]):
             self._model = None
 
 
-def _log_probabilities(model: LoadedModel, chunk: Tokens) -> Floats:
-    """(n_scored, n_vocab): the last position has no target and is left out."""
-    return numerics.log_softmax(model.logits(chunk, first=first_scored(len(chunk)), view=True)[:-1], n_threads=model.n_threads)
-
-
 def chunk_score(index: int, observed: Floats | Doubles, base_observed: Floats, klds: Doubles, n_same_top: int) -> ChunkScore:
     """One chunk's sums, without the divergences of single tokens.
 
@@ -238,19 +259,30 @@ def chunk_score(index: int, observed: Floats | Doubles, base_observed: Floats, k
     return ChunkScore(index, len(logp), float(-logp.sum()), float(klds.sum()), n_same_top, dp_square_sum)
 
 
-def score(index: int, base_logp: Floats, logp: Floats, targets: Tokens, *, n_threads: int = 1) -> ChunkScore:
+def score(index: int, base_logp: Floats, parts: Iterable[Floats], targets: Tokens, *, n_threads: int = 1) -> ChunkScore:
     """One chunk's sums, and the divergence of every token.
 
     Args:
         index: the chunk's number.
         base_logp: the base's log-probabilities, (n_scored, n_vocab).
-        logp: the model's, the same shape.
+        parts: the model's logits of the same positions, some after the other, (n_rows, n_vocab) each; what is more is ignored.
         targets: the tokens that followed, (n_scored,).
         n_threads: that share the positions.
     """
-    rows, klds = np.arange(len(targets)), numerics.kl_divergence(base_logp, logp, n_threads=n_threads)
-    n_same_top = int(np.count_nonzero(base_logp.argmax(axis=1) == logp.argmax(axis=1)))
-    sums = chunk_score(index, logp[rows, targets], base_logp[rows, targets], klds, n_same_top)
+    n_scored = len(targets)
+    observed, klds, same_top = np.empty(n_scored, dtype=np.float32), np.empty(n_scored), np.empty(n_scored, dtype=np.bool_)
+    for place, logits in in_place(parts, n_scored):
+
+        def work(rows: slice, logits: Floats = logits, start: int = place.start) -> None:
+            logp = numerics.log_softmax(logits[rows])
+            of = slice(start + rows.start, start + rows.start + len(logp))
+            observed[of] = logp[np.arange(len(logp)), targets[of]]
+            klds[of] = numerics.kl_divergence(base_logp[of], logp)
+            same_top[of] = base_logp[of].argmax(axis=1) == logp.argmax(axis=1)
+
+        numerics.over_rows(logits.shape, work, n_threads)
+        paged.let_go(base_logp)
+    sums = chunk_score(index, observed, base_logp[np.arange(n_scored), targets], klds, int(np.count_nonzero(same_top)))
     return replace(sums, klds=tuple(klds.tolist()))
 
 

@@ -26,7 +26,7 @@ from quantailor.models.opening import open_model
 from quantailor.models.source import ModelSource
 from quantailor.numerics import Tokens
 from quantailor.processes import apart
-from quantailor.processes.crews import HERE, Bench, Crew, Executor, ModelFiles, Work
+from quantailor.processes.crews import APART, HERE, Bench, Crew, Executor, ModelFiles, Work
 from quantailor.processes.messages import doing
 from quantailor.records import ChunkScore, Mix
 
@@ -105,7 +105,8 @@ class MixScorer(Swapper):
         try:
             self.rest_finer()
             doing(f"running chunk 1 through {self.path}")
-            self.logits(self._chunks[0], first=first_scored(self.n_ctx), view=True)
+            for _ in self.logit_parts(self._chunks[0], first=first_scored(self.n_ctx)):
+                pass
         except (InferenceError, TypeUnavailableError) as error:
             logger.info("the base stays as it is stored: %s", error)
             self.rest_finer(back=True)
@@ -140,8 +141,8 @@ class MixScorer(Swapper):
             control.check()
             self.set_mix(mix.types)
             doing(f"running chunk {index + 1} through {self.path}, {_shown(mix)}")
-            logits = self.logits(self._chunks[index], first=first_scored(self.n_ctx), view=True)
-            yield mix, self._base.chunk(index).score(logits, n_threads=self.n_threads)
+            parts = self.logit_parts(self._chunks[index], first=first_scored(self.n_ctx))
+            yield mix, self._base.chunk(index).score(parts, n_threads=self.n_threads)
             progress.add(1, _shown(mix))
 
 
@@ -214,8 +215,8 @@ class CrewScorer:
         return self._crew
 
     def make_way(self) -> None:
-        """Unload the base until a mix is scored again, where somebody else needs its place: an RPC server serves one process at a time."""
-        if self._work.devices.rpc:
+        """Unload the base until a mix is scored again, where another needs its place: memory, or an RPC server that serves one process."""
+        if self._work.devices.rpc or self._executor in (HERE, APART):
             self._stack.close()
             self._is_loaded = False
 
@@ -293,8 +294,8 @@ class FileScorer:
                 for n_done, index in enumerate(indexes):
                     tokens = self._chunks[index]
                     doing(f"running chunk {index + 1} through {file}")
-                    logits = model.logits(tokens, first=first_scored(len(tokens)), view=True)
-                    yield kept.chunk(index).score(logits, n_threads=model.n_threads)
+                    parts = model.logit_parts(tokens, first=first_scored(len(tokens)))
+                    yield kept.chunk(index).score(parts, n_threads=model.n_threads)
                     control.advance(n_done + 1, len(indexes), f"{file.name}, chunk {index + 1}")
 
     def _load(self, path: Path) -> LoadedModel:

@@ -4,13 +4,13 @@
 
 The inputs of a position are its hidden state after the last norm, some thousand numbers where the logits are hundreds of
 thousands. A kernel rounds them to the precision of the output matrix (F16, BF16), so that 16 bits are often all of them.
-Whether a model's stage is this one is never assumed: `kept` tries, and compares what comes out with llama.cpp's own logits.
+Whether a model's stage is this one is never assumed: `fits` tries, and compares what comes out with llama.cpp's own logits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,10 @@ _BLOCK_LOGITS = 1 << 24
 
 _Narrow = npt.NDArray[Any]
 """Inputs as they are kept: float16, float32, or the upper halves of float32 (BF16) as uint16."""
+
+
+Way = tuple[str, float]
+"""The kind of numbers that inputs are kept as, and the factor of the logits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,22 +81,22 @@ class OutputStage:
             found *= np.float32(self._cap)
         return found
 
-    def kept(self, inputs: Floats | None, logits: Floats) -> KeptInputs | None:
-        """The inputs in the fewest bits that give these logits again; None where none does.
+    def keeping(self) -> Keeping:
+        """To find the inputs to keep of one chunk."""
+        return Keeping(self, self._ways)
+
+    def fits(self, way: Way, inputs: Floats | None, logits: Floats) -> bool:
+        """Whether inputs of some positions give llama.cpp's logits of them.
 
         Args:
-            inputs: (n_positions, n_cols), None where they are not known.
-            logits: llama.cpp's, (n_positions, n_vocab).
+            way: how they would be kept.
+            inputs: (n_positions, n_cols); None where they are not known.
+            logits: (n_positions, n_vocab).
         """
         if inputs is None or (inputs.shape[1], logits.shape[1]) != (self._matrix.n_cols, self._matrix.n_rows):
-            return None
-        for way in list(self._ways):
-            kept = KeptInputs(_narrowed(inputs, way[0]), way[1])
-            if np.isfinite(_widened(kept.inputs)).all() and self._spread(kept, logits) <= MAX_SPREAD_NATS:
-                self._ways.remove(way)
-                self._ways.insert(0, way)  # what fits one chunk fits the next
-                return kept
-        return None
+            return False
+        kept = KeptInputs(_narrowed(inputs, way[0]), way[1])
+        return bool(np.isfinite(_widened(kept.inputs)).all()) and self._spread(kept, logits) <= MAX_SPREAD_NATS
 
     def _spread(self, kept: KeptInputs, logits: Floats) -> float:
         """`numerics.logit_spread` of llama.cpp's logits, (n_positions, n_vocab), and those of kept inputs."""
@@ -101,6 +105,45 @@ class OutputStage:
             total += len(part) * numerics.logit_spread(logits[start : start + len(part)], part) ** 2
             start += len(part)
         return math.sqrt(total / start)
+
+
+class Keeping:
+    """The inputs of one chunk in the fewest bits that give its logits again, found while these go by.
+
+    Args:
+        stage: of the model.
+        ways: kinds of numbers, each with the factor of the logits, the likeliest first; what fits is put there.
+    """
+
+    def __init__(self, stage: OutputStage, ways: list[Way]) -> None:
+        self._stage, self._ways, self._left = stage, ways, list(ways)
+        self._inputs: list[Floats] = []
+        self._is_in_doubt = False
+
+    def watch(self, parts: Iterable[tuple[Floats, Floats | None]]) -> Iterator[Floats]:
+        """Logits, (n_rows, n_vocab) each, while they are compared with those that their inputs, (n_rows, n_cols), give."""
+        self._inputs, self._is_in_doubt = [], False
+        for logits, inputs in parts:
+            while self._left and not self._stage.fits(self._left[0], inputs, logits):
+                del self._left[0]
+                self._is_in_doubt = bool(self._inputs)
+            if inputs is not None:
+                self._inputs.append(inputs)
+            yield logits
+
+    @property
+    def needs_another_look(self) -> bool:
+        """Whether a way was given up after some logits had gone by that the next one was not tried with."""
+        return self._is_in_doubt and bool(self._left)
+
+    def kept(self, n_positions: int) -> KeptInputs | None:
+        """Inputs of so many positions; None where none give the logits."""
+        if not self._left:
+            return None
+        kind, scale = way = self._left[0]
+        self._ways.remove(way)
+        self._ways.insert(0, way)  # what fits one chunk fits the next
+        return KeptInputs(_narrowed(np.concatenate(self._inputs)[:n_positions], kind), scale)
 
 
 _KINDS = ("F16", "BF16", "F32")

@@ -110,26 +110,30 @@ def measure_cells(
     seed = seed or fingerprint(source)
     ready: set[str] = set()
     progress = ProgressCounter(control, sum(expected_work(tensor, len(qtypes), settings) for tensor, qtypes in missing))
-    with Workers(n_threads, control) as workers:
-        for tensor, qtypes in missing:
-            control.check()
-            weights = UNWEIGHTED if weights_of is None else weights_of(tensor)
-            measurable = []
-            for qtype in qtypes:
-                held = weights.quantizer is not None
-                reason = unavailable(tensor, qtype, architecture=source.architecture, has_imatrix=held, qtypes=library.types())
-                if reason is None:
-                    measurable.append(qtype)
-                else:
-                    yield weight_error.unavailable_cell(tensor, qtype, reason)
-            _set_up([qtype for qtype in measurable if qtype.name not in ready], control)
-            ready.update(qtype.name for qtype in measurable)
-            progress.add(expected_work(tensor, len(qtypes) - len(measurable), settings), tensor.name)
-            for batch in _batches(tensor, measurable, settings):
-                measurement = _Measurement(source, tensor, weights, rounding, settings, seed, workers)
-                yield from measurement.cells(batch)
-                give_back()
-                progress.add(expected_work(tensor, len(batch), settings), tensor.name)
+    try:
+        with Workers(n_threads, control) as workers:
+            for tensor, qtypes in missing:
+                control.check()
+                weights = UNWEIGHTED if weights_of is None else weights_of(tensor)
+                measurable = []
+                for qtype in qtypes:
+                    held = weights.quantizer is not None
+                    reason = unavailable(tensor, qtype, architecture=source.architecture, has_imatrix=held, qtypes=library.types())
+                    if reason is None:
+                        measurable.append(qtype)
+                    else:
+                        yield weight_error.unavailable_cell(tensor, qtype, reason)
+                _set_up([qtype for qtype in measurable if qtype.name not in ready], control)
+                ready.update(qtype.name for qtype in measurable)
+                progress.add(expected_work(tensor, len(qtypes) - len(measurable), settings), tensor.name)
+                for batch in _batches(tensor, measurable, settings):
+                    measurement = _Measurement(source, tensor, weights, rounding, settings, seed, workers)
+                    yield from measurement.cells(batch)
+                    give_back()
+                    progress.add(expected_work(tensor, len(batch), settings), tensor.name)
+    finally:
+        if rounding is not None:
+            rounding.forget()
 
 
 def _batches(tensor: TensorInfo, qtypes: Sequence[QType], settings: MeasureSettings) -> Iterator[Sequence[QType]]:

@@ -21,7 +21,7 @@ import psutil
 from quantailor.errors import InferenceError
 from quantailor.ggml import library
 from quantailor.ggml.headers import loaded_header
-from quantailor.ggml.rpc import accounted_device
+from quantailor.ggml.remote.rpc import accounted_device
 from quantailor.ggml.runtime import MAX_UBATCH, said_by, take_log
 from quantailor.processes import apart
 

@@ -25,7 +25,7 @@ from ctypes import c_char_p, c_int, c_size_t, c_void_p
 from quantailor.errors import NativeLibraryError, OptionError, RpcError
 from quantailor.ggml import library
 from quantailor.ggml.devices import Devices
-from quantailor.ggml.rpc_silence import PATIENCE_VARIABLE, Watch, patience_seconds
+from quantailor.ggml.remote.rpc_silence import PATIENCE_VARIABLE, Watch, patience_seconds
 from quantailor.processes.messages import doing, ending
 
 CONNECT_SECONDS = 10.0

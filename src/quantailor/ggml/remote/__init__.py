@@ -1,0 +1,1 @@
+"""llama.cpp's RPC servers: layers on other machines."""
