@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 from elsewhere import Elsewhere
 from quantailor.analysis.corpus import chunks, load_corpus
 from quantailor.analysis.scores.fidelity import BASE, NULL_CHUNKS, NULL_CONTROL, FidelityWork, compare, score, score_chunks, statistics_of
-from quantailor.control import Control, NullControl
+from quantailor.control import QUIET, Control, NullControl
 from quantailor.errors import InferenceError, Paused
 from quantailor.ggml.reference import quantize_reference
 from quantailor.numerics import Tokens
@@ -91,6 +92,21 @@ def test_chunks_that_are_scored_elsewhere_in_any_order_score_the_same(small_base
     here, there = (dict(score_chunks_by_task(work, executor)) for executor in (HERE, elsewhere))
     assert here == there
     assert len(here) == len(elsewhere.done) == 18
+
+
+def test_what_is_held_in_files_scores_the_same(
+    small_base: Path, heldout_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = quantize_reference(small_base, tmp_path / "Q4_0.gguf", preset="Q4_0")
+    tokens = chunks(load_corpus(small_base, heldout_text), 32, limit=2)
+    work = FidelityWork(ModelFiles(small_base), {"ours": ModelFiles(file)}, tokens, n_threads=1)
+    found = []
+    for n_bytes in (0, 1 << 30):
+        monkeypatch.setattr("quantailor.analysis.scores.fidelity.IN_MEMORY_BYTES", n_bytes)
+        with closing(work.bench()) as bench:
+            found.append(list(bench.do([(label, index) for label in (BASE, "ours") for index in (0, 1)], control=QUIET)))
+    assert found[0] == found[1]
+    assert all(score.kld_sum > 0 for label, score in found[0] if label == "ours")
 
 
 def test_what_is_done_needs_no_model(tmp_path: Path, short_chunks: Tokens) -> None:

@@ -153,13 +153,15 @@ class BaseLogp:
         kept = keeping.kept(len(targets))
         self._write(chunk, kept)
         if kept is not None:
-            self._cache(chunk)
+            self._cached_or(chunk)
 
-    def _cache(self, chunk: BaseChunk) -> None:
+    def _cached_or(self, chunk: BaseChunk) -> BaseChunk:
+        """The chunk, kept where there is room for it."""
         # What does not fit is computed each time: chunks are read in turn, so that giving one up for another gains nothing.
         if sum(known.codes.nbytes for known in self._cached.values()) + chunk.codes.nbytes <= CACHE_BYTES:
             with contextlib.suppress(OSError):  # no room on the disk
                 self._cached[chunk.index] = replace(chunk, codes=paged.in_file(chunk.codes, self._folder))
+        return self._cached.get(chunk.index, chunk)
 
     def chunk(self, index: int) -> BaseChunk:
         """One chunk from its file.
@@ -190,9 +192,7 @@ class BaseLogp:
             raise ValueError("it needs the base's weights")
         parts = self._stage.logits(KeptInputs(rows["inputs"], float(rows["scale"][0])))
         found = BaseChunk.of(index, targets, self._stage.n_vocab, parts)
-        chunk = replace(found, observed=rows["observed"].copy(), top=rows["top"].copy())
-        self._cache(chunk)
-        return chunk
+        return self._cached_or(replace(found, observed=rows["observed"].copy(), top=rows["top"].copy()))
 
     def _write(self, chunk: BaseChunk, kept: KeptInputs | None) -> None:
         fields: dict[str, npt.NDArray[np.generic]] = {"mass": chunk.mass, "observed": chunk.observed, "top": chunk.top}

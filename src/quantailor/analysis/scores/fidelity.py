@@ -4,8 +4,8 @@ Of every chunk of n_ctx tokens the second half is scored: the predictions at pos
 divergence is of the whole distribution, KL(base || model) in nats. (llama-perplexity keeps the base's
 log-probabilities in 16 bits over a range of 16 nats and skips what is below; ours are exact to float32.)
 
-The base's log-probabilities are kept in memory for a block of chunks at a time and the candidates are loaded one after
-the other for every block, so memory is one model and one block whatever the number of candidates.
+The base's log-probabilities are kept for a block of chunks at a time, large ones in files whose pages give way, and the
+candidates are loaded one after the other for every block, so memory is one model and one block whatever their number.
 
 Standard errors are over chunks, because the tokens of one chunk are not independent. The null control is the base
 loaded again and sent down the same way: its divergence is the floor of all figures.
@@ -91,7 +91,7 @@ class FidelityWork(Work[ScoreTask, LabelledScore]):
     devices: Devices = PROCESSOR
     """What takes layers from the processor."""
     block_bytes: int = BLOCK_BYTES
-    """Memory for the base's log-probabilities; at least one chunk's are held."""
+    """For the base's log-probabilities; at least one chunk's are held."""
     is_apart: ClassVar[bool] = True
 
     @property
@@ -129,9 +129,10 @@ class FidelityWork(Work[ScoreTask, LabelledScore]):
         return f"{task[0]}, chunk {task[1] + 1}"
 
     def n_held(self, n_vocab: int) -> int:
-        """Chunks whose log-probabilities of the base are held at a time."""
+        """Chunks whose log-probabilities of the base are held at a time, twice as many where these lie in files."""
         n_ctx: int = self.chunks.shape[1]
-        return max(1, self.block_bytes // (4 * n_vocab * (n_ctx - 1 - first_scored(n_ctx))))
+        n_bytes = 4 * n_vocab * (n_ctx - 1 - first_scored(n_ctx))
+        return max(1, self.block_bytes * (2 if n_bytes > IN_MEMORY_BYTES else 1) // n_bytes)
 
 
 def score_chunks(
@@ -189,6 +190,7 @@ class _FidelityBench(Bench[ScoreTask, LabelledScore]):
             targets = self._targets[index]
             if label == BASE:
                 observed = self._held[index][np.arange(len(targets)), targets]
+                paged.let_go(self._held[index])
                 yield BASE, chunk_score(index, observed, observed, np.zeros(len(observed)), len(observed))
             else:
                 model, parts = self._run(label, index)
@@ -270,19 +272,20 @@ def score(index: int, base_logp: Floats, parts: Iterable[Floats], targets: Token
         n_threads: that share the positions.
     """
     n_scored = len(targets)
-    observed, klds, same_top = np.empty(n_scored, dtype=np.float32), np.empty(n_scored), np.empty(n_scored, dtype=np.bool_)
+    observed, base_observed = np.empty((2, n_scored), dtype=np.float32)
+    klds, same_top = np.empty(n_scored), np.empty(n_scored, dtype=np.bool_)
     for place, logits in in_place(parts, n_scored):
 
         def work(rows: slice, logits: Floats = logits, start: int = place.start) -> None:
             logp = numerics.log_softmax(logits[rows])
             of = slice(start + rows.start, start + rows.start + len(logp))
-            observed[of] = logp[np.arange(len(logp)), targets[of]]
+            observed[of], base_observed[of] = (each[np.arange(len(logp)), targets[of]] for each in (logp, base_logp[of]))
             klds[of] = numerics.kl_divergence(base_logp[of], logp)
             same_top[of] = base_logp[of].argmax(axis=1) == logp.argmax(axis=1)
 
         numerics.over_rows(logits.shape, work, n_threads)
         paged.let_go(base_logp)
-    sums = chunk_score(index, observed, base_logp[np.arange(n_scored), targets], klds, int(np.count_nonzero(same_top)))
+    sums = chunk_score(index, observed, base_observed, klds, int(np.count_nonzero(same_top)))
     return replace(sums, klds=tuple(klds.tolist()))
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from quantailor.analysis.covariances.capture import BUDGET_BYTES, expected_bytes
-from quantailor.analysis.scores.fidelity import BLOCK_BYTES, NULL_CHUNKS
+from quantailor.analysis.scores.fidelity import BLOCK_BYTES, IN_MEMORY_BYTES, NULL_CHUNKS
 from quantailor.analysis.sensitivity import groups_of
 from quantailor.analysis.weight_errors.measure import MeasureSettings
 from quantailor.analysis.weight_errors.weight_error import DEFINITION_VERSION
@@ -419,7 +419,9 @@ def _verify(at: Counted) -> StageEstimate:
     n_chunks = n_files * at.n_heldout_chunks + min(NULL_CHUNKS, at.n_heldout_chunks)
     loading = scaled_by(write_seconds(at.size.tensor_bytes), n_files)
     seconds = at.scoring(n_chunks) + Seconds(beside=added(scaled_by(_writing(at), n_presets), loading))
-    held = max(at.size.logits_bytes(at.n_ctx), min(BLOCK_BYTES, at.n_heldout_chunks * at.size.logits_bytes(at.n_ctx)))
+    held = at.size.logits_bytes(at.n_ctx)
+    if held <= IN_MEMORY_BYTES:
+        held = max(held, min(BLOCK_BYTES, at.n_heldout_chunks * held))
     memory = at.running_bytes() + 3 * at.size.part_bytes(at.n_ctx) + held
     disk = n_presets * max(_file_bytes(at, plan) for plan in plans or [PlanOptions()])
     return at.estimate("verify", seconds, seconds, 0.0, disk, memory, passes=(n_chunks, n_chunks), counted=n_chunks)
