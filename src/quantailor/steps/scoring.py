@@ -179,21 +179,20 @@ def scoring(
     corpus = workspace.seen_corpus(model, step.text_path)
     n_ctx = chunk_length(model.source, step.n_ctx, None if stages is None else stages.warn)
     tokens: npt.NDArray[np.int32] = chunks(corpus, n_ctx)
-    threads, devices = step.compute.n_threads, step.compute.devices
+    threads, devices, size = step.compute.n_threads, step.compute.devices, ModelSize.of(model.source)
     engine = devices.engine  # another one rounds otherwise
-    size = ModelSize.of(model.source)
     in_parts = not devices.is_used and size.part_bytes(n_ctx) < size.logits_bytes(n_ctx)  # kernels round a little differently then
     how = f"{n_ctx}-{engine.replace(' ', '-')}{'-in-parts' if in_parts else ''}"
     folder = workspace.home.base_logp / f"{model.fingerprint[:16]}-{corpus.sha256[:16]}-{how}"
-    names = [tensor.name for tensor in quantizable_tensors(model.source)]
     files = FileScorer(path, tokens, folder, n_threads=threads, devices=devices)
     at_8_bits = None
     executor = HERE if stages is None else stages.executor
     if step.rest != "16":
         control = QUIET if stages is None else stages.begin(RESTS)
         at_8_bits = resting_base(workspace, model, n_threads=threads, control=control, executor=executor)
+    names = frozenset(tensor.name for tensor in quantizable_tensors(model.source))
     files_of_base = ModelFiles(path, model.fingerprint, model.files)
-    work = MixWork(files_of_base, frozenset(names), tokens, folder, rounding, threads, devices, at_8_bits)
+    work = MixWork(files_of_base, names, tokens, folder, rounding, threads, devices, at_8_bits)
     with scoring_mixes(work, executor) as scorer:
         fingerprint = rounding.imatrix.fingerprint if rounding.imatrix else ""
         last = (engine, rounding.bytes_key, "" if at_8_bits is None else RESTING)
