@@ -83,8 +83,8 @@ check: setup
 	@echo "== ruff"
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
-	@echo "== mypy --strict, and beside it the loops that numba compiles, once for all tests"
-	@$(RUN)/python -m tools.compile_loops & loops=$$!; $(RUN)/mypy && wait $$loops
+	@echo "== mypy --strict; beside it, loops and tests are compiled once for all processes that run them"
+	@$(RUN)/python -m tools.compile_ahead & ahead=$$!; $(RUN)/mypy && wait $$ahead
 	@echo "== import-linter"
 	$(RUN)/lint-imports
 	@echo "== deptry: every import declared, every dependency used"

@@ -1,9 +1,12 @@
-"""Compile the loops of compensated rounding: `python -m tools.compile_loops`.
+"""Compile what every process of a fresh checkout would compile for itself: `python -m tools.compile_ahead`.
 
-Numba keeps them on disk from then on. Otherwise every process of a fresh checkout that rounds would compile them for itself.
+Numba keeps the loops of compensated rounding on disk, and pytest the tests, in whose assertions it writes what to say when they fail.
 """
 
 from __future__ import annotations
+
+import subprocess
+import sys
 
 import numpy as np
 
@@ -17,13 +20,26 @@ TYPES = ("Q4_0", "IQ2_XXS")
 N_COLS = 256
 
 
-def main() -> None:
+def compile_loops() -> None:
     """Round a few rows to these types."""
     rng = np.random.default_rng(0)
     inputs = rng.standard_normal((2 * N_COLS, N_COLS)).astype(np.float32)
     metric = Metric(InputCovariance("blk.0", inputs.T @ inputs, len(inputs)))
     for name in TYPES:
         round_rows(rng.standard_normal((1, N_COLS)).astype(np.float32), library.types()[name], metric)
+
+
+def compile_tests() -> None:
+    """Collect all tests. Raises SystemExit with what pytest says where one cannot be."""
+    collected = subprocess.run([sys.executable, "-m", "pytest", "-q", "-n", "0", "--collect-only"], capture_output=True, text=True)
+    if collected.returncode != 0:
+        sys.exit(collected.stdout + collected.stderr)
+
+
+def main() -> None:
+    """Both."""
+    compile_tests()
+    compile_loops()
 
 
 if __name__ == "__main__":
