@@ -96,8 +96,8 @@ check: setup
 	OPENBLAS_NUM_THREADS=1 $(RUN)/pytest -q -n $(FAST_WORKERS) -m "not slow and not oracle" --durations=10
 
 test: check
-	@echo "== slow tests: kills, fuzzing, every type against llama.cpp"
-	$(RUN)/pytest -q -n $(SLOW_WORKERS) -m "slow and not oracle" --durations=40
+	@echo "== slow tests: kills, fuzzing, every type against llama.cpp; numpy's threads sleep once they have nothing to do"
+	OPENBLAS_THREAD_TIMEOUT=4 $(RUN)/pytest -q -n $(SLOW_WORKERS) -m "slow and not oracle" --durations=40
 
 fuzz: setup
 	@echo "== every case of the fuzzers, and a kill at every moment"

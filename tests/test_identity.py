@@ -355,7 +355,7 @@ def paused(control: object) -> None:
 # What is written
 
 
-@pytest.mark.parametrize("template", ["{{ a }}", "{{ b }}"])
+@pytest.mark.parametrize("template", ["{{ a }}", pytest.param("{{ b }}", marks=pytest.mark.slow)])
 def test_a_file_is_built_again_where_what_it_copies_changed(run: Command, checkpoint: Path, template: str, tmp_path: Path) -> None:
     model = shutil.copytree(checkpoint, tmp_path / "model")
     words = ("make", model, "--types", "Q4_0,Q8_0", "--basis", "ranking", "--no-verify", "--imatrix", "none", "--bpw", 6)

@@ -29,6 +29,7 @@ print(found.hexdigest())
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_codes_do_not_depend_on_who_compiled_the_loops(tmp_path: Path) -> None:
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "OPENBLAS_NUM_THREADS": "1"}

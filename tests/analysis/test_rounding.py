@@ -162,6 +162,7 @@ def test_the_diagonal_is_raised_by_a_part_of_its_mean() -> None:
     assert np.allclose(raised, DAMPING * np.diagonal(metric.covariance.matrix).mean(), rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_written_it_compiles_all_the_same(tmp_path: Path) -> None:
     """An installed package in folders that are for reading only, and a user without a home, as in many containers."""
     program = (

@@ -69,6 +69,7 @@ def test_what_does_not_fit_at_all_is_told(quantailor: Command, base: Path, tmp_p
     assert "cannot keep keys and values in q9_9. Give --kv f32, f16" in quantailor(*words, "--memory", "1GiB", "--kv", "q9_9").error_line
 
 
+@pytest.mark.slow
 def test_a_split_file_takes_as_much_of_the_gpu_as_fits_there(quantailor: Command, base: Path, tmp_path: Path) -> None:
     words = ("fit", base, "--ctx", N_CTX, "--memory", "64MiB", "--home", tmp_path, "--gpu-memory")
     everything, nothing = (quantailor(*words, size, "--json") for size in ("64MiB", "1KiB"))

@@ -242,7 +242,7 @@ def broken(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
 Break = Callable[[HubServer, pytest.MonkeyPatch], None]
 
 
-@pytest.mark.parametrize("away", [offline, unreachable, broken])
+@pytest.mark.parametrize("away", [offline, *(pytest.param(away, marks=pytest.mark.slow) for away in (unreachable, broken))])
 def test_what_the_cache_has_whole_needs_no_hub(
     hub: HubServer, run: Command, repo: str, monkeypatch: pytest.MonkeyPatch, away: Break
 ) -> None:
@@ -277,7 +277,9 @@ def steps(repo: str, folder: Path) -> tuple[tuple[object, ...], ...]:
     return (("make", repo, "--bpw", 6, "-o", folder / "out"), ("build", repo, strategy, "-o", folder / "out.gguf"))
 
 
-@pytest.mark.parametrize("access", ["not-requested", "pending", "rejected", "no-permission"])
+@pytest.mark.parametrize(
+    "access", ["not-requested", *(pytest.param(access, marks=pytest.mark.slow) for access in ("pending", "rejected", "no-permission"))]
+)
 def test_a_gated_repository_names_the_page(
     hub: HubServer, run: Command, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, access: Access
 ) -> None:

@@ -177,6 +177,7 @@ def test_without_probes_a_file_is_better_than_the_preset_of_its_size(quantailor:
     assert comparison["interval"][1] < math.log(0.9)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["books_llama_base", "books_moe_base"])
 def test_types_alone_do_not_lose_to_a_small_preset_without_probes(

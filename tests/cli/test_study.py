@@ -53,7 +53,7 @@ def test_a_second_study_takes_what_is_there(quantailor: Command, model: Path, te
     assert all(stage["share_done"] == 1 and stage["seconds"] == [0, 0] for stage in cost["stages"])
 
 
-@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize("is_whole", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_base_of_which_nothing_is_recorded_is_in_nobodys_way(
     quantailor: Command, model: Path, text: Path, tmp_path: Path, *, is_whole: bool
 ) -> None:

@@ -91,6 +91,7 @@ def stop(server: subprocess.Popen[str]) -> None:
         each.suspend()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("fail", "words"), [(kill, "was lost"), (stop, "gave no sign of life for 15 seconds")])
 def test_a_server_that_fails_is_named_and_the_job_goes_on(
     fail: Callable[[subprocess.Popen[str]], None], words: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

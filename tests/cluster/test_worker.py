@@ -137,6 +137,7 @@ def test_a_pair_that_names_no_two_folders_is_refused(tmp_path: Path) -> None:
         Places.of(tmp_path, ("/data",))
 
 
+@pytest.mark.slow
 def test_threads_of_a_blas_are_no_other_arithmetic() -> None:
     words = (sys.executable, "-c", "from quantailor.cluster.arithmetic import arithmetic; print(arithmetic())")
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

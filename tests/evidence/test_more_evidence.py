@@ -75,8 +75,13 @@ CASES: dict[str, tuple[tuple[Probes, ...], tuple[Probes, ...]]] = {
     ),
     "another chunk": ((("tensor", ("Q2_K",), range(1)),), (("tensor", ("Q2_K",), range(2)),)),
 }
-MANY_PROBES = ("a type on few chunks", "single tensors on one chunk beside groups")
-"""Whose scores alone take a second to make up."""
+MANY_PROBES = (
+    "a type on few chunks",
+    "single tensors on one chunk beside groups",
+    "a type that tells neither alpha alone nor noise",
+    "groups beside single tensors",
+)
+"""Whose scores take up to a second to make up."""
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in MANY_PROBES else []) for name in CASES])

@@ -14,7 +14,9 @@ from quantailor.models.opening import open_model
 TINY = Shape(n_layers=2, n_hidden=256, n_inner=512, n_heads=4, n_heads_kv=2, n_vocab=4200)
 
 
-@pytest.mark.parametrize(("of", "type_name"), [("books_llama_base", "BF16"), ("books_moe_base", "Q8_0")])
+@pytest.mark.parametrize(
+    ("of", "type_name"), [("books_llama_base", "BF16"), pytest.param("books_moe_base", "Q8_0", marks=pytest.mark.slow)]
+)
 def test_a_made_up_model_runs_with_the_vocabulary_of_another(
     of: str, type_name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -155,6 +155,7 @@ def no_serious_finding_in_the_dialog(chromium: Browser, axe: str, what: object) 
     assert _told(found) == [], what
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("theme", ["dark", "light"])
 def test_no_serious_finding_in_open_dialogs(chromium: Browser, studied_server: Server, axe: str, theme: str) -> None:
     for screen, clicks in DIALOGS:

@@ -115,6 +115,7 @@ document.body.classList.add('qt-can-ask');
 """In place of the browser's own notifications, which only a person can allow and see."""
 
 
+@pytest.mark.long
 def test_the_browser_tells_of_an_end_that_nobody_watches_and_asks_once(chromium: Browser, home: Path, books_llama_base: Path) -> None:
     queue(home, measuring(books_llama_base, *SLOW, exhaustive=True))
     with serving(home) as server:

@@ -161,6 +161,7 @@ def test_a_growing_measurement_takes_no_type_and_no_pin_away(
     assert draft().types == {**now.types, "blk.1.attn_q.weight": "Q6_K"}
 
 
+@pytest.mark.slow
 def test_the_page_shows_about_what_it_will_be_while_the_first_plan_is_made(
     visit: Callable[..., Visitor], held: HeldRule, workbench: Workbench
 ) -> None:
@@ -177,6 +178,7 @@ def test_the_page_shows_about_what_it_will_be_while_the_first_plan_is_made(
     assert "Planning" not in page.text(".qt-reason")
 
 
+@pytest.mark.slow
 def test_versions_lie_side_by_side_and_any_two_are_compared(visit: Callable[..., Visitor], workbench: Workbench) -> None:
     with Workspace.open(workbench.home) as workspace, Planner.open(workspace, workbench.base) as planner:
         for name, bits in (("slim", 3.5), ("wide", 6.5), ("other", 5.0)):

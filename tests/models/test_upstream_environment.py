@@ -49,6 +49,7 @@ def test_the_user_may_name_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         interpreter(begin=Stages().begin, needed=NEEDED, cache=tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_one_is_made_once_where_something_is_missing(index: PackageIndex, tmp_path: Path) -> None:
     index.add("tailored-thread", "tailored_thread-2.1-py3-none-any.whl", wheel("tailored_thread", "2.1"))
@@ -74,6 +75,7 @@ def version_in(python: Path) -> str:
     return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_the_index_does_not_have_leaves_nothing_behind(index: PackageIndex, tmp_path: Path) -> None:
     index.add("tailored-thread", "tailored_thread-1.0-py3-none-any.whl", wheel("tailored_thread", "1.0"))
