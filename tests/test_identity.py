@@ -440,8 +440,9 @@ TABLES = {
     "weight errors": "cells",
     "scores": "chunk_scores",
     "mixes": "mix_scores",
+    "reference": "reference_files",
 }
-FOLDERS = {"reference": "references", "base log-probabilities": "base-logp", "importance matrix": "imatrices", "covariances": "covariances"}
+FOLDERS = {"base log-probabilities": "base-logp", "importance matrix": "imatrices", "covariances": "covariances"}
 
 
 def results_of(home: Path, thing: str) -> object:

@@ -25,7 +25,7 @@ from quantailor.ggml.timing import kernels
 from quantailor.models.source import ModelSource
 from quantailor.records import PredictedSpeed
 from quantailor.session import Workspace
-from quantailor.store import TimingKey
+from quantailor.store import ReferenceFile, TimingKey
 
 MOST_ELEMENTS = 500_000_000
 """A model with more weights is timed by its first layers."""
@@ -84,7 +84,7 @@ def speed_at(workspace: Workspace, place: str | Path, types: Mapping[str, str]) 
         return predicted_speed(known_speeds(workspace, source), source, types)
 
 
-def speeds_of_files(workspace: Workspace, source: ModelSource, files: Mapping[str, Path]) -> dict[str, PredictedSpeed]:
+def speeds_of_files(workspace: Workspace, source: ModelSource, files: Mapping[str, Path | ReferenceFile]) -> dict[str, PredictedSpeed]:
     """What files of a model will reach, label -> speed, by the types in their headers; without those of which that is not known.
 
     Raises ModelError where a file cannot be read.
@@ -92,12 +92,16 @@ def speeds_of_files(workspace: Workspace, source: ModelSource, files: Mapping[st
     speeds, found = known_speeds(workspace, source), dict[str, PredictedSpeed]()
     if speeds is None:
         return found
-    for label, path in files.items():
-        with workspace.source(path) as file:
-            predicted = predicted_speed(speeds, source, {tensor.name: tensor.type_name for tensor in file.tensors})
+    for label, file in files.items():
+        predicted = predicted_speed(speeds, source, file.types if isinstance(file, ReferenceFile) else _types_of(workspace, file))
         if predicted is not None:
             found[label] = predicted
     return found
+
+
+def _types_of(workspace: Workspace, path: Path) -> dict[str, str]:
+    with workspace.source(path) as file:
+        return {tensor.name: tensor.type_name for tensor in file.tensors}
 
 
 def predicted_speed(speeds: Speeds | None, source: ModelSource, types: Mapping[str, str]) -> PredictedSpeed | None:

@@ -16,6 +16,7 @@ from quantailor.making import building, judging
 from quantailor.processes.crews import HERE, Executor
 from quantailor.records import Strategy, TensorChoice
 from quantailor.session import AUTO, OpenedModel, Workspace, gguf_path
+from quantailor.store import ReferenceFile
 from quantailor.strategy import file as strategy_file
 
 
@@ -106,6 +107,22 @@ def plain_twin(
         return None
     strategy, rounding, path, _ = found
     return _written(workspace, model, strategy, rounding, path, n_threads=n_threads, control=control, executor=executor)
+
+
+def known_reference(workspace: Workspace, model: OpenedModel, preset: str, imatrix: Imatrix | None) -> ReferenceFile | None:
+    """What the file of a preset is, whether it is there or not; None where none was judged. Raises TypeUnavailableError."""
+    path = judging.reference_path(model.description, preset, imatrix=imatrix, folder=workspace.home.references)
+    return workspace.store.reference_file(path.name)
+
+
+def let_go(workspace: Workspace, path: Path) -> None:
+    """Remove a reference that was judged and keep what it is, so that its scores serve without it."""
+    size_bytes, bits = judging.file_size(path)
+    with workspace.source(path) as source:
+        types = {tensor.name: tensor.type_name for tensor in source.tensors}
+    content = workspace.identity(path).fingerprint
+    workspace.store.record_reference_file(ReferenceFile(path.name, content, size_bytes, bits, types))
+    path.unlink(missing_ok=True)
 
 
 def resting_base(

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -18,8 +19,7 @@ from quantailor.errors import OptionError, OutputError
 from quantailor.evidence.presets import presets_around
 from quantailor.evidence.speeds import speeds_of_files
 from quantailor.evidence.strategies import embedded_strategy
-from quantailor.evidence.written import plain_twin, reference
-from quantailor.ggml import library
+from quantailor.evidence.written import plain_twin
 from quantailor.ggml.reference import preset_name
 from quantailor.making import judging
 from quantailor.models.abilities import require_predictions
@@ -30,6 +30,7 @@ from quantailor.steps.checks.inputs import check_texts
 from quantailor.steps.checks.verified import other_words, require_held_out, require_presets, require_same_model, reservations
 from quantailor.steps.judged.calibrated import references_imatrix
 from quantailor.steps.judged.evaluating import Enquiry, check_evals, evaluate
+from quantailor.steps.judged.references import missing_bytes, references
 from quantailor.steps.judged.scored import judged
 from quantailor.steps.options import DEFAULT_N_CTX, Evals
 from quantailor.steps.stages import Stages
@@ -38,8 +39,6 @@ from quantailor.store import ScoreKey
 
 BASE = "base"
 NULL_CONTROL = "null control"
-PRESET_SHARE = 0.8
-"""A preset's file is hardly smaller than this share of all weights at its main type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,26 +168,35 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             for path in self.files:
                 with workspace.model(path, allow_requantize=True) as opened_file:
                     workspace.require_runnable(opened_file)
-            for preset in presets:
-                control = stages.begin(f"reference {preset}")
-                candidates[preset] = reference(workspace, model, preset, imatrix, n_threads=threads, control=control, executor=executor)
+            engine = self.compute.devices.engine
+            key_of = partial(ScoreKey, model.fingerprint, corpus.sha256, n_ctx, engine=engine)
+            made = references(
+                workspace,
+                model,
+                presets,
+                imatrix,
+                key_of=None if self.evals.names else key_of,
+                n_chunks=len(tokens),
+                n_threads=threads,
+                stages=stages,
+            )
+            candidates |= made.files
             if self.beside:
                 twin = plain_twin(workspace, model, ours, n_threads=threads, control=stages.begin(PLAIN_TWIN), executor=executor)
                 if twin is None:
                     stages.warn(f"{ours.name} does not say that its rounding is compensated, so --beside plain adds nothing.")
                 else:
                     candidates[PLAIN_TWIN] = twin
-            engine = self.compute.devices.engine
-            keys = {name: ScoreKey(model.fingerprint, corpus.sha256, n_ctx, name, engine) for name in (BASE, NULL_CONTROL)}
             files = {name: workspace.located(path) for name, path in candidates.items()}
-            for name, file in files.items():
-                keys[name] = ScoreKey(model.fingerprint, corpus.sha256, n_ctx, file.fingerprint, engine)
+            known = {name: each.content for name, each in made.remembered.items()}
+            contents = {name: file.fingerprint for name, file in files.items()} | known
+            keys = {name: key_of(content) for name, content in {BASE: BASE, NULL_CONTROL: NULL_CONTROL, **contents}.items()}
             work = fidelity.FidelityWork(
                 ModelFiles(gguf_path(model), model.fingerprint, model.files), files, tokens, threads, self.compute.devices
             )
             scores = fidelity.score_chunks(
                 work,
-                done={name: workspace.store.scored_chunks(key) for name, key in keys.items()},
+                done={name: workspace.store.scored_chunks(keys[name]) for name in (BASE, NULL_CONTROL, *files)},
                 control=stages.begin("verify"),
                 executor=executor,
             )
@@ -196,7 +204,6 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
                 workspace.store.record_chunk_scores(keys[name], [score])
             for path in candidates.values():
                 workspace.keep_identity(path)  # lists of files read none
-            contents = {name: keys[name].candidate for name in candidates}
             evaluated = evaluate(Enquiry(workspace, model, candidates, contents, self.compute, stages), self.evals, text, corpus)
             found = [*told, *reservations(workspace, model, ours, text)]
             for path in self.files[1:]:
@@ -204,31 +211,24 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             for reservation in found:
                 stages.warn(reservation)
             kinds: dict[str, RowKind] = dict.fromkeys(labels, "ours" if self.is_ladder else "rival") | {labels[0]: "ours"}
-            verdict = judged(
-                workspace, model, keys, candidates, kinds, len(tokens), corpus=corpus, n_ctx=n_ctx, limits=found, evals=evaluated
-            )
+            sizes = {name: judging.file_size(path) for name, path in candidates.items()}
+            sizes |= {name: (each.size_bytes, each.bits_per_weight) for name, each in made.remembered.items()}
+            sizes = {name: sizes[name] for name in (*labels, *presets, PLAIN_TWIN) if name in sizes}
+            verdict = judged(workspace, model, keys, sizes, kinds, len(tokens), corpus=corpus, n_ctx=n_ctx, limits=found, evals=evaluated)
             workspace.store.record_verdict(verdict)
             written = judging.write_verdict(verdict, self.stem)
-            speeds = speeds_of_files(workspace, model.source, {BASE: gguf_path(model), **candidates})
+            speeds = speeds_of_files(workspace, model.source, {BASE: gguf_path(model), **candidates, **made.remembered})
+            made.let_go(workspace, stages.job_id)
             return VerifyResult(verdict, tuple(map(str, written)), speeds)
 
     def needs(self, workspace: Workspace) -> Needs:
         """References that no earlier run made, whatever the importance matrix; and the base in memory."""
         with workspace.model(self.base) as model:
-            size, description = ModelSize.of(model.source), model.description
+            size = ModelSize.of(model.source)
             is_there = Path(self.file).is_file()
             imatrix = self.choose_imatrix(workspace, model)[0] if is_there else None
             presets = self.presets(workspace, model, imatrix) if is_there or self.against is not None else ()
-        folder, n_bytes = workspace.home.references, 0
-        for preset in presets:
-            if not any(folder.glob(f"{description[:16]}-*-{preset}.gguf")):
-                bits = [qtype.bits_per_weight for name, qtype in library.types().items() if name == _main_type(preset)]
-                n_bytes += size.bytes_at(PRESET_SHARE * sum(bits))
+            folder, n_bytes = workspace.home.references, missing_bytes(workspace, model, presets, imatrix)
         if self.beside and Path(self.file).is_file():
             n_bytes += judging.file_size(Path(self.file))[0]
         return Needs(((folder, n_bytes),)) + run_as_it_is(size, self.n_ctx, self.compute.n_gpu_layers)
-
-
-def _main_type(preset: str) -> str:
-    """The type that most weights of a preset have; "" where none is named like it."""
-    return max((name for name in library.types() if preset.startswith(name)), key=len, default="")

@@ -8,6 +8,7 @@ from quantailor.store.keys import (
     Location,
     MeasurementKey,
     ModelRecord,
+    ReferenceFile,
     ResultCounts,
     ScoreKey,
     StrategyRecord,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -42,6 +42,20 @@ class ModelRecord:
             n_elements=sum(tensor.n_elements for tensor in tensors),
             size_bytes=sum(tensor.size_bytes for tensor in tensors),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceFile:
+    """A file that is compared with others, which can be made again and need not be there."""
+
+    name: str
+    """Of the file: everything that goes into it."""
+    content: str
+    """Its identity."""
+    size_bytes: int
+    bits_per_weight: float
+    types: Mapping[str, str]
+    """Tensor -> type."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,14 @@ def timings_schema(connection: sqlite3.Connection) -> None:
     )
 
 
+def reference_files_schema(connection: sqlite3.Connection) -> None:
+    """What presets' files of a home are, whether they are still there or not."""
+    connection.execute(
+        "CREATE TABLE reference_files (name TEXT NOT NULL PRIMARY KEY, content TEXT NOT NULL, size_bytes INTEGER NOT NULL,"
+        " bits_per_weight REAL NOT NULL, types TEXT NOT NULL) WITHOUT ROWID"
+    )
+
+
 MIGRATIONS: dict[str, Migration] = {
     FIRST: first_schema,
     "0013 paces": paces_schema,
@@ -81,6 +89,7 @@ MIGRATIONS: dict[str, Migration] = {
     "0017 rows that a base does not hold": lost_rows_schema,
     "0018 what files take": timings_schema,
     "0019 tensors that a base does not hold": lost_tensors_schema,
+    "0020 what presets' files are": reference_files_schema,
 }
 
 

@@ -18,6 +18,7 @@ RESULT_TABLES = {
     "swap_runs": "SELECT * FROM swap_runs ORDER BY run",
     "mixes": "SELECT * FROM mixes ORDER BY model, mix, purpose",
     "mix_scores": "SELECT * FROM mix_scores ORDER BY run, mix, chunk",
+    "reference_files": "SELECT * FROM reference_files ORDER BY name",
     "timings": "SELECT * FROM timings ORDER BY structure, kernels, n_threads, n_gpu_layers, definition_version, timed",
 }
 """Every row of every result table, by key."""
@@ -143,6 +144,12 @@ class SQL:
     answers = """
         SELECT item, figures FROM answers
         WHERE model = :model AND evaluation = :evaluation AND candidate = :candidate ORDER BY item"""
+
+    record_reference_file = _upsert("reference_files", "name", "name, content, size_bytes, bits_per_weight, types", named=True)
+    reference_file = "SELECT name, content, size_bytes, bits_per_weight, types FROM reference_files WHERE name = ?"
+    reference_files_of = """
+        SELECT name, content, size_bytes, bits_per_weight, types FROM reference_files
+        WHERE content IN (SELECT value FROM json_each(?)) ORDER BY name"""
 
     record_timing = _upsert(
         "timings",

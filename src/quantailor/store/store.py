@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -36,6 +36,7 @@ from quantailor.store.keys import (
     LocationKind,
     MeasurementKey,
     ModelRecord,
+    ReferenceFile,
     ResultCounts,
     ScoreKey,
     StrategyRecord,
@@ -336,6 +337,18 @@ class Store(Closing):
         """A model's verdicts, the latest recorded first."""
         return [_verdict(row) for row in self._database.query(SQL.verdicts, (model,))]
 
+    def record_reference_file(self, file: ReferenceFile) -> None:
+        """Record what a preset's file is, for when it is there no longer."""
+        self._database.change(SQL.record_reference_file, {**asdict(file), "types": json.dumps(dict(file.types))})
+
+    def reference_file(self, name: str) -> ReferenceFile | None:
+        """What the file of that name is."""
+        return _only(_reference_file(row) for row in self._database.query(SQL.reference_file, (name,)))
+
+    def reference_files_of(self, contents: Collection[str]) -> list[ReferenceFile]:
+        """Those that hold one of these models."""
+        return [_reference_file(row) for row in self._database.query(SQL.reference_files_of, (json.dumps(sorted(contents)),))]
+
     # Drafts
 
     def record_draft(self, model: str, name: str, document: str) -> None:
@@ -492,6 +505,11 @@ def _mix_score_row(run: str, mix: str, score: ChunkScore) -> dict[str, Value]:
 def _calibration(row: Row) -> CalibrationRecord:
     model, fingerprint, datasets, chunk_count, chunk_size, origin = row
     return CalibrationRecord(model, fingerprint, tuple(json.loads(datasets)), chunk_count, chunk_size, origin)
+
+
+def _reference_file(row: Row) -> ReferenceFile:
+    name, content, size_bytes, bits, types = row
+    return ReferenceFile(str(name), str(content), int(str(size_bytes)), float(str(bits)), json.loads(str(types)))
 
 
 def _verdict(row: Row) -> VerdictRecord:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -27,8 +28,9 @@ from quantailor.present.words import figure, percent, plural
 from quantailor.records import PLAIN_TWIN, Comparison, PredictedSpeed, Verdict, VerdictRow
 from quantailor.session import HELDOUT_TEXT, OpenedModel, Workspace
 from quantailor.steps.judged.evaluating import Files, tokens_left
+from quantailor.steps.judged.references import is_scored
 from quantailor.steps.verify import BASE, NULL_CONTROL, VerifyStep
-from quantailor.store import ScoreKey
+from quantailor.store import ReferenceFile, ScoreKey
 
 VerdictFormat = Literal["png", "svg", "csv"]
 MIN_CHUNKS = judging.MIN_CHUNKS
@@ -129,7 +131,7 @@ def verdict_speeds(workspace: Workspace, base: str | Path, verdict: Verdict) -> 
             return {}
         built = (location.path for location in workspace.store.every_location("build"))
         labels = {row.content: row.label for row in verdict.rows}
-        files = dict[str, Path]()
+        files: dict[str, Path | ReferenceFile] = {labels[each.content]: each for each in workspace.store.reference_files_of(labels)}
         for path in (Path(base), *workspace.home.references.glob("*.gguf"), *built):
             identity = workspace.known_identity(path) if path.is_file() else None
             if identity is not None and identity.fingerprint in labels:
@@ -276,18 +278,18 @@ def verify_cost(workspace: Workspace, task: VerifyStep) -> VerifyCost:
         folder = workspace.home.references
         places = {name: judging.reference_path(model.description, name, imatrix=imatrix, folder=folder) for name in references}
         there = {name: path for name, path in places.items() if workspace.is_as_written(path, path.name)}
-        new = tuple(name for name in places if name not in there)
+        known = {name: file for name in places if (file := workspace.store.reference_file(places[name].name)) is not None}
+        key_of = partial(ScoreKey, model.fingerprint, corpus.sha256, n_ctx, engine=task.compute.devices.engine)
+        enough = {name for name, file in known.items() if not task.evals.names and is_scored(workspace, key_of(file.content), n_chunks)}
+        new = tuple(name for name in places if name not in there and name not in enough)
         twin = known_plain_twin(workspace, model, Path(task.file)) if task.beside and Path(task.file).is_file() else None
         builds_twin = twin is not None and not twin[1]
-        engine = task.compute.devices.engine
         judged = (*task.files, *there.values(), *([] if twin is None or builds_twin else [twin[0]]))
-        keys = {workspace.identity(path).fingerprint for path in judged if path.is_file()}
-        done = {
-            key: workspace.store.scored_chunks(ScoreKey(model.fingerprint, corpus.sha256, n_ctx, key, engine))
-            for key in (BASE, NULL_CONTROL, *keys)
-        }
-        asked = tokens_left(workspace, model, task.evals, text, corpus, Files(keys, len(new) + builds_twin, engine))
-        n_runs = _n_runs(done, n_chunks, n_new=len(new) + builds_twin) + math.ceil(asked / n_ctx)
+        keys = {workspace.identity(path).fingerprint for path in judged if path.is_file()} | {file.content for file in known.values()}
+        done = {key: workspace.store.scored_chunks(key_of(key)) for key in (BASE, NULL_CONTROL, *keys)}
+        n_unknown = len(set(new) - set(known)) + builds_twin
+        asked = tokens_left(workspace, model, task.evals, text, corpus, Files(keys, n_unknown, task.compute.devices.engine))
+        n_runs = _n_runs(done, n_chunks, n_new=n_unknown) + math.ceil(asked / n_ctx)
         seconds = _seconds(workspace, model, task, n_runs, [*map(_main_type, new), *([TWIN_TYPE] if builds_twin else [])])
         return VerifyCost(n_text_chunks, n_chunks, n_runs, references, new, builds_twin, seconds)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from quantailor.analysis.corpus import Corpus, domains
 from quantailor.analysis.scores.fidelity import BASE, NULL_CONTROL
@@ -18,7 +17,7 @@ def judged(
     workspace: Workspace,
     model: OpenedModel,
     keys: Mapping[str, ScoreKey],
-    candidates: Mapping[str, Path],
+    sizes: Mapping[str, tuple[int, float]],
     kinds: Mapping[str, RowKind],
     n_chunks: int,
     *,
@@ -33,7 +32,7 @@ def judged(
         workspace: whose store has the scores.
         model: the base.
         keys: label -> what its scores are filed under.
-        candidates: label -> file, of all but the base.
+        sizes: label -> bytes and bits per weight, of all files but the base, in the verdict's order.
         kinds: label -> kind, of those that are no references.
         n_chunks: of the text, so many.
         corpus: the text.
@@ -44,9 +43,9 @@ def judged(
     scores: dict[str, Sequence[ChunkScore]] = {
         name: [score for score in workspace.store.chunk_scores(key) if score.index < n_chunks] for name, key in keys.items()
     }
-    scored = [_scored(BASE, "base", gguf_path(model), scores[BASE], model.fingerprint)]
-    for name, path in candidates.items():
-        scored.append(_scored(name, kinds.get(name, "reference"), path, scores[name], keys[name].candidate))
+    scored = [judging.ScoredFile(BASE, "base", *judging.file_size(gguf_path(model)), scores[BASE], model.fingerprint)]
+    for name, size in sizes.items():
+        scored.append(judging.ScoredFile(name, kinds.get(name, "reference"), *size, scores[name], keys[name].candidate))
     return judging.make_verdict(
         scored,
         scores[NULL_CONTROL],
@@ -58,8 +57,3 @@ def judged(
         reservations=limits,
         evals=evals,
     )
-
-
-def _scored(label: str, kind: RowKind, path: Path, scores: Sequence[ChunkScore], content: str) -> judging.ScoredFile:
-    size_bytes, bits = judging.file_size(path)
-    return judging.ScoredFile(label, kind, size_bytes, bits, scores, content)
