@@ -33,6 +33,7 @@ from quantailor.store import (
     ImatrixKey,
     MeasurementKey,
     ModelRecord,
+    ReferenceFile,
     ScoreKey,
     Store,
     StrategyRecord,
@@ -42,6 +43,7 @@ from quantailor.store import (
 from stores import first_difference, table_names
 
 TIMINGS = TimingKey("s" * 64, "a processor; a llama.cpp", 2, 0, 1)
+A_REFERENCE = ReferenceFile("base-none-1-Q4_0.gguf", "r" * 64, 1_000, 4.5, {"a.weight": "Q4_0", "b.weight": "F32"})
 A_TIMING = Timing(Estimate(0.8, 0.01), Estimate(1.2, 0.02), 1e-4, 1e-3)
 TENSORS = [
     TensorInfo("token_embd.weight", (512, 256), "F16", 262144),
@@ -265,6 +267,15 @@ def test_timings_come_back_by_name_and_say_what_they_were_timed_with(store: Stor
     assert store.timed_with(TIMINGS.structure, TIMINGS.kernels, TIMINGS.definition_version) == [(4, 0), (2, 0)]
 
 
+def test_what_a_reference_is_comes_back_by_its_name_and_its_content(store: Store) -> None:
+    assert store.reference_file(A_REFERENCE.name) is None
+    store.record_reference_file(replace(A_REFERENCE, size_bytes=1))
+    store.record_reference_file(A_REFERENCE)
+    assert store.reference_file(A_REFERENCE.name) == A_REFERENCE
+    assert store.reference_files_of(["another", A_REFERENCE.content]) == [A_REFERENCE]
+    assert store.reference_files_of(["another"]) == []
+
+
 def test_answers_come_back_by_item(store: Store) -> None:
     answers = [EvalItem(index, tuple(float(index) for _ in range(index))) for index in range(4)]
     store.record_answers(ANSWERS, reversed(answers))
@@ -445,6 +456,7 @@ def record_everything(store: Store) -> None:
     store.record_chunk_scores(SCORES, [a_score(0)])
     store.record_answers(ANSWERS, [EvalItem(0, (1.5,))])
     store.record_timing(TIMINGS, "dense=Q4_K", A_TIMING)
+    store.record_reference_file(A_REFERENCE)
     store.record_strategy(StrategyRecord.of(MODEL.fingerprint, "optimal", "{}"))
     store.record_verdict(a_verdict())
     store.record_mixes(MODEL.fingerprint, "curve", [MIX])
