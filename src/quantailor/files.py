@@ -61,6 +61,9 @@ _TICK_S = 0.05
 """File systems count changes in steps of at most some milliseconds; a change within a step leaves no trace."""
 _COARSE_TICK_S = 2.0
 """The same where times are whole seconds."""
+POINTER_BYTES = 64
+_POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/", b"version http://git-media.io/v/")
+"""Git LFS's, and what it was called before."""
 _REMEDY = "Check the folder, its permissions and the free space"
 
 
@@ -73,10 +76,25 @@ def expanded(path: Path | str) -> Path:
 
 
 def refuse_streams(path: Path) -> None:
-    """Raise OSError for a pipe, which would keep us waiting, and for a device, which may never end; also for what is not there."""
+    """Raise OSError for a pipe, which would keep us waiting, and for a device, which may never end; also for what is not there.
+
+    A link to nothing and a Git LFS pointer are not there either, and are called what they are.
+    """
+    if path.is_symlink() and not path.exists():
+        raise OSError(errno.ENOENT, f"it is a link to {path.readlink()}, which is not there", str(path))
     mode = path.stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise OSError(errno.EINVAL, "it is a pipe or a device. Save what it gives as a file, and give that", str(path))
+    if stat.S_ISREG(mode):
+        with path.open("rb") as stream:
+            if is_pointer(stream.read(POINTER_BYTES)):
+                why = "it is a Git LFS pointer, not the file itself. Run `git lfs pull` there, or download the file"
+                raise OSError(errno.ENOENT, why, str(path))
+
+
+def is_pointer(start: bytes) -> bool:
+    """Whether these are the first `POINTER_BYTES` of what Git LFS leaves in place of a file."""
+    return start.removeprefix(b"\xef\xbb\xbf").startswith(_POINTERS)
 
 
 def read_bytes(path: Path) -> bytes:

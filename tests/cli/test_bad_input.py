@@ -18,6 +18,7 @@ from quantailor.jobs import resolve
 from quantailor.models.gguf_writer import GGUFWriter, layout
 from quantailor.models.opening import open_model
 from quantailor.store import Store
+from tiny_models import write_tiny
 
 
 def cells_in(home: Path) -> int:
@@ -247,3 +248,46 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(workbench: Workbench, tmp_pa
     assert next(line for line in done.stderr.splitlines() if line.startswith("error: ")).startswith("error: cannot write")
     assert list(output.parent.iterdir()) == []
     assert cells_in(tmp_path / "home") == before
+
+
+NOT_FETCHED = "it is a Git LFS pointer, not the file itself. Run `git lfs pull` there, or download the file"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("measure", "BASE", "--types", "Q8_0", "--imatrix", "IT"),
+        ("imatrix", "BASE", "--import", "IT"),
+        ("imatrix", "BASE", "-f", "IT", "--chunks", 1, "--n-ctx", 32),
+        ("build", "BASE", "IT", "-o", "built.gguf"),
+        ("make", "-r", "IT", "-o", "made"),
+    ],
+)
+def test_what_stands_in_place_of_a_file_is_called_what_it_is(
+    words: tuple[object, ...], quantailor: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base, place = write_llama(tmp_path / "base.gguf"), tmp_path / "it.yaml"
+    named = [{"BASE": base, "IT": place}.get(str(word), word) for word in words]
+    place.write_bytes(b"\xef\xbb\xbf" + f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 12345\n".encode())
+    assert NOT_FETCHED in quantailor(*named, "--home", tmp_path / "home").error_line
+    place.unlink()
+    place.symlink_to("/nowhere/it.yaml")
+    assert "it is a link to /nowhere/it.yaml, which is not there" in quantailor(*named, "--home", tmp_path / "home").error_line
+
+
+def test_a_model_that_is_no_file_is_called_what_it_is(quantailor: Command, tmp_path: Path) -> None:
+    place = tmp_path / "m.gguf"
+    place.symlink_to("/nowhere/m.gguf")
+    assert f"{place} is a link to /nowhere/m.gguf, which is not there" in quantailor("inspect", place).error_line
+    place.unlink()
+    os.mkfifo(place)
+    assert f"there is no file {place} (it is a pipe or a device)" in quantailor("inspect", place).error_line
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.jinja", "config.json"])
+def test_a_directory_in_place_of_a_model_s_file_is_told(name: str, quantailor: Command, tmp_path: Path) -> None:
+    folder = write_tiny("llama3", tmp_path)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    assert f"{folder / name} is a directory where a file belongs" in quantailor("inspect", folder).error_line

@@ -268,8 +268,11 @@ def test_a_shard_of_another_model_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model-00000-of-00003.gguf", "model-00004-of-00003.gguf", "model-00001-of-00000.gguf"])
 def test_shard_numbers_must_make_sense(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ModelFormatError, match="is not one of"):
+    with pytest.raises(ModelFormatError, match="is a whole model, though its name says shard"):
         GGUFSource(write(tmp_path, joined(), name))
+    (tmp_path / name).unlink()
+    with pytest.raises(ModelFormatError, match="is not one of"):
+        GGUFSource(tmp_path / name)
 
 
 def test_a_single_shard_is_a_model(tmp_path: Path) -> None:

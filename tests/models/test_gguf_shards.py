@@ -154,3 +154,65 @@ def test_shards_under_any_stem_open(shards: list[Path], tmp_path: Path) -> None:
         paths = copied(shards, tmp_path / stem, lambda number, stem=stem: f"{stem}-{number:05d}-of-00003.gguf")  # type: ignore[misc]
         with closing(open_model(paths[2])) as source:
             assert len(source.tensors) == 12
+
+
+def test_shards_joined_under_the_name_of_the_first(shards: list[Path]) -> None:
+    data = b"".join(shard.read_bytes() for shard in shards)
+    for shard in shards:
+        shard.unlink()
+    shards[0].write_bytes(data)
+    assert "is shards joined byte by byte" in refused(shards[0])
+
+
+def test_whole_files_joined_byte_by_byte(whole: Path) -> None:
+    whole.write_bytes(whole.read_bytes() * 2)
+    assert f"{whole} is several GGUF files joined byte by byte: another one begins behind its last tensor" in refused(whole)
+
+
+def test_a_whole_file_that_is_called_a_shard(whole: Path, tmp_path: Path) -> None:
+    path = whole.rename(tmp_path / "m-00001-of-00003.gguf")
+    assert f"{path} is a whole model, though its name says shard 1 of 3. Give it another name, such as m.gguf" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [(lambda k: f"t-{k - 1:05d}-of-00003.gguf", "0 of 3"), (lambda k: f"t-{k:05d}-of-00004.gguf", "1 of 4")]
+)
+def test_shards_that_are_counted_in_another_way(shards: list[Path], tmp_path: Path, name: Callable[[int], str], says: str) -> None:
+    path = copied(shards, tmp_path / "counted", name)[0]
+    line = refused(path)
+    assert f"{path} says that it is shard 1 of 3; its name says {says}" in line
+    assert "Name the shards t-00001-of-00003.gguf, t-00002-of-00003.gguf, t-00003-of-00003.gguf" in line
+
+
+def test_pieces_as_split_calls_them(whole: Path, tmp_path: Path) -> None:
+    data, folder = whole.read_bytes(), tmp_path / "cut"
+    folder.mkdir()
+    pieces = [folder / "xaa", folder / "xab"]
+    for piece, part in zip(pieces, (data[: len(data) // 2], data[len(data) // 2 :]), strict=True):
+        piece.write_bytes(part)
+    for piece in pieces:
+        line = refused(piece)
+        assert f"{piece} is a piece of a file that was cut apart with split" in line
+        assert f"cat {pieces[0]} {pieces[1]} > {folder / 'model.gguf'}" in line
+
+
+def test_half_a_download_is_called_one(whole: Path) -> None:
+    path = whole.with_name("m.gguf.crdownload")
+    path.write_bytes(whole.read_bytes()[:-1000])
+    assert f"{path} is a download that was not finished. Finish it" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (b"PK\x03\x04", "is a zip archive or a PyTorch checkpoint, not a GGUF file. Unpack it"),
+        (b"\x1f\x8b\x08\x00", "is a gzip archive, not a GGUF file. Unpack it"),
+        (b"tjgg\x03\x00\x00\x00", "is in a format of ggml older than GGUF, which llama.cpp no longer reads"),
+        (b'\x40\x00\x00\x00\x00\x00\x00\x00{"a":', "is a safetensors file. Give the directory that it lies in"),
+        (b"whatever", "is not a GGUF file. Give a GGUF file or a Hugging Face directory"),
+    ],
+)
+def test_a_file_of_another_format_is_called_by_its_name(start: bytes, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(start + bytes(1000))
+    assert f"{path} {said}" in refused(path)

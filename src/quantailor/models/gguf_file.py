@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from quantailor.errors import ModelFormatError, TensorNotFoundError
+from quantailor.errors import ModelError, ModelFormatError, TensorNotFoundError
 from quantailor.ggml import codec, library
 from quantailor.models.gguf_format import INTACT, MAGIC, Header, aligned, parse_header
-from quantailor.models.gguf_shards import all_files, check_shards, piece_of
+from quantailor.models.gguf_shards import all_files, check_shards, piece_of, why_misnamed
 from quantailor.models.random_access import RandomAccessFile, unreadable
 from quantailor.models.source import name_of
 from quantailor.numerics import Bytes, Floats
@@ -51,6 +52,20 @@ class _Part(RandomAccessFile):
         return self.read(start, min(start + len(MAGIC), self.size_bytes)).tobytes()
 
 
+def _files(path: Path) -> list[Path]:
+    """The file, or all shards; where one is missing, the file that there is may tell why. Raises ModelError."""
+    try:
+        return all_files(path)
+    except ModelError as error:
+        raise _misnamed(path) or error from None
+
+
+def _misnamed(path: Path) -> ModelFormatError | None:
+    with contextlib.suppress(ModelError), contextlib.closing(_Part(path, with_arrays=False)) as part:
+        return why_misnamed(path, part.header.metadata, part.behind())
+    return None
+
+
 class GGUFSource:
     """A GGUF model; see `models.source.ModelSource`. Any shard of a split model opens all of them.
 
@@ -68,7 +83,7 @@ class GGUFSource:
     def __init__(self, path: Path | str, *, with_arrays: bool = True) -> None:
         self._parts: list[_Part] = []
         try:
-            for file in all_files(Path(path)):
+            for file in _files(Path(path)):
                 self._parts.append(_Part(file, with_arrays=with_arrays))
             self._tensors, self._places = self._collect()
             check_shards([(part.path, part.header.metadata, part.behind()) for part in self._parts], len(self._tensors))

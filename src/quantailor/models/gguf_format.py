@@ -33,6 +33,15 @@ MAX_HEADER_BYTES = 2**28
 """Longest header that we read; the largest vocabularies take some 20 MiB."""
 ALIGNMENT_KEY = "general.alignment"
 INTACT = "Get an intact copy of the file"
+_ARCHIVES = {
+    b"PK\x03\x04": "a zip archive or a PyTorch checkpoint",
+    b"\x1f\x8b": "a gzip archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
+    b"7z\xbc\xaf": "a 7z archive",
+}
+_OLDER_MAGICS = (b"lmgg", b"fmgg", b"tjgg", b"algg")
+"""ggml, ggmf, ggjt, ggla."""
 
 _SCALARS: Mapping[int, tuple[str, str]] = {
     0: ("uint8", "B"),
@@ -169,10 +178,22 @@ def parse_header(data: memoryview, file_size: int, name: str, *, with_arrays: bo
         return _parsed(_Cursor(start, name), file_size, with_arrays=with_arrays)
 
 
+def _other_format(name: str, start: bytes) -> ModelFormatError:
+    """The error for a file that begins with these bytes, which are not a GGUF file's."""
+    if kind := next((kind for magic, kind in _ARCHIVES.items() if start.startswith(magic)), None):
+        return ModelFormatError(f"{name} is {kind}, not a GGUF file", remedy="Unpack it, and give the GGUF file or the directory in it")
+    if start.startswith(_OLDER_MAGICS):
+        what = f"{name} is in a format of ggml older than GGUF, which llama.cpp no longer reads"
+        return ModelFormatError(what, remedy="Get the model as GGUF, or as a Hugging Face directory")
+    if start[8:10] == b'{"':
+        return ModelFormatError(f"{name} is a safetensors file", remedy="Give the directory that it lies in, with its config.json")
+    return ModelFormatError(f"{name} is not a GGUF file", remedy="Give a GGUF file or a Hugging Face directory")
+
+
 def _parsed(cursor: _Cursor, file_size: int, *, with_arrays: bool) -> Header:
     name = cursor.name
     if bytes(cursor.data[:4]) != MAGIC:
-        raise ModelFormatError(f"{name} is not a GGUF file", remedy="Give a GGUF file or a Hugging Face directory")
+        raise _other_format(name, bytes(cursor.data[:16]))
     cursor.position = 4
     version = cursor.number("I", "the version")
     if version not in READABLE_VERSIONS:

@@ -16,6 +16,10 @@ SHARD_NAME = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.g
 _PIECE = re.compile(
     r"(?P<whole>.+?\.gguf)[.-](?:part|split|piece)?[-_.]?(?:(?P<number>\d+)[-_]?of[-_]?(?P<count>\d+)|\d+|[a-z]{1,2})", re.I
 )
+_CUT_BY_SPLIT = re.compile(r"x[a-z]{2}")
+"""What the program calls pieces by itself."""
+_UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".incomplete", ".opdownload", ".aria2", ".tmp")
+_MAGIC = b"GGUF"
 _ORDINALS = ("first", "second", "third", "fourth", "fifth")
 
 
@@ -57,6 +61,11 @@ def check_shards(parts: Sequence[tuple[Path, Mapping[str, MetadataValue], bytes]
     Raises:
         ModelFormatError: they do not belong together, or are not called as shards are.
     """
+    if len(parts) == 1 and _number(parts[0][1], "split.count", 0) in (0, 1) and parts[0][2].startswith(_MAGIC):
+        raise ModelFormatError(
+            f"{parts[0][0]} is several GGUF files joined byte by byte: another one begins behind its last tensor",
+            remedy="Get the files again, and give the one that is meant",
+        )
     for number, (path, metadata, behind) in enumerate(parts, start=1):
         stated, count = _number(metadata, "split.no", number - 1), _number(metadata, "split.count", len(parts))
         if (stated, count) == (number - 1, len(parts)) or (count == 0 and len(parts) == 1):  # as llama-gguf-split --merge writes
@@ -65,11 +74,8 @@ def check_shards(parts: Sequence[tuple[Path, Mapping[str, MetadataValue], bytes]
             raise ModelFormatError(
                 f"{path} says {stated!r} of {count!r} where a shard's number is", remedy="Get an intact copy of the file"
             )
-        if len(parts) == 1 and behind.startswith(b"GGUF"):
-            raise ModelFormatError(
-                f"{path} is shards joined byte by byte, which gives no GGUF file (it begins with shard {stated + 1} of {count})",
-                remedy="Get the shards and give the first, or merge them with `llama-gguf-split --merge FIRST_SHARD OUTPUT`",
-            )
+        if len(parts) == 1 and behind.startswith(_MAGIC):
+            raise _joined(path, stated, count)
         if len(parts) == 1:
             raise ModelFormatError(
                 f"{path} is shard {stated + 1} of {count}, which its name does not say", remedy=_names_wanted("NAME", count)
@@ -87,8 +93,39 @@ def check_shards(parts: Sequence[tuple[Path, Mapping[str, MetadataValue], bytes]
         )
 
 
+def why_misnamed(path: Path, metadata: Mapping[str, MetadataValue], behind: bytes) -> ModelFormatError | None:
+    """Why a file that is called a shard, of which others are missing, is none, or another one; None where its name is right."""
+    match = SHARD_NAME.match(path.name)
+    stated, count = _number(metadata, "split.no", 0), _number(metadata, "split.count", 0)
+    if match is None or not isinstance(stated, int) or not isinstance(count, int):
+        return None
+    number, named = int(match["number"]), int(match["count"])
+    if count > 1 and behind.startswith(_MAGIC):
+        return _joined(path, stated, count)
+    if count <= 1:
+        what = f"{path} is a whole model, though its name says shard {number} of {named}"
+        return ModelFormatError(what, remedy=f"Give it another name, such as {match['stem']}.gguf")
+    if (stated + 1, count) != (number, named):
+        what = f"{path} says that it is shard {stated + 1} of {count}; its name says {number} of {named}"
+        return ModelFormatError(what, remedy=_names_wanted(match["stem"], count))
+    return None
+
+
+def _joined(path: Path, stated: int, count: int) -> ModelFormatError:
+    return ModelFormatError(
+        f"{path} is shards joined byte by byte, which gives no GGUF file (it begins with shard {stated + 1} of {count})",
+        remedy="Get the shards and give the first, or merge them with `llama-gguf-split --merge FIRST_SHARD OUTPUT`",
+    )
+
+
 def piece_of(path: Path) -> ModelFormatError | None:
-    """Why a file cannot be read that is a piece of one cut into pieces; None where its name does not say so."""
+    """Why a file cannot be read that is a piece of one cut into pieces, or half a download; None where its name does not say so."""
+    if path.suffix.lower() in _UNFINISHED:
+        return ModelFormatError(f"{path} is a download that was not finished", remedy="Finish it, or download the file again")
+    if _CUT_BY_SPLIT.fullmatch(path.name):
+        cut = sorted(str(file) for file in path.parent.iterdir() if _CUT_BY_SPLIT.fullmatch(file.name))
+        joined = f"{shlex.join(['cat', *cut])} > {shlex.quote(str(path.with_name('model.gguf')))}"
+        return ModelFormatError(f"{path} is a piece of a file that was cut apart with split", remedy=f"Join them byte by byte: {joined}")
     match = _PIECE.fullmatch(path.name)
     if match is None:
         return None

@@ -67,6 +67,8 @@ def is_there(path: Path) -> bool:
     """Whether there is such a file. Raises ModelError where that cannot be told, and for a link to nothing."""
     try:
         refuse_missing(path)
+        if path.is_dir():
+            raise ModelError(f"{path} is a directory where a file belongs", remedy=INTACT)
         return path.is_file()
     except OSError as error:
         raise unreadable(path, error, remedy=INTACT) from error

@@ -12,7 +12,7 @@ from quantailor.files import expanded
 from quantailor.ggml.library import quantized_types
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_shards import SHARD_NAME
-from quantailor.models.random_access import unreadable
+from quantailor.models.random_access import refuse_missing, unreadable
 from quantailor.models.source import ModelSource
 
 _ADDRESS = re.compile(r"(?:.*/)?(?:(?:https?:/+)?(?:www\.)?(?:huggingface\.co|hf\.co)|hf:)/+([\w.-]+/[\w.-]+)(?:[/?#].*)?")
@@ -40,6 +40,7 @@ def open_model(path: Path | str, *, with_arrays: bool = True) -> ModelSource:
 
         return HuggingFaceSource(place)
     if not exists:
+        refuse_missing(place)
         pasted = _ADDRESS.fullmatch(str(path))
         remedy = (
             "Give a GGUF file or a Hugging Face directory" if pasted is None else f"Give a repository on the hub by its name: {pasted[1]}"

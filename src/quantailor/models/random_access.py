@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from quantailor.errors import ModelError, ModelFormatError
+from quantailor.files import POINTER_BYTES, is_pointer
 from quantailor.numerics import Bytes
 
 _MOST_AT_ONCE = 1 << 30
 """Bytes of one read; some systems refuse 2 GiB."""
-_POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/", b"version http://git-media.io/v/")
-"""Git LFS's, and what it was called before."""
 _PAGES = (b"<!doctype html", b"<html")
 _FREE = (".md", ".jinja", ".txt")
 """Files that may begin with anything."""
@@ -31,7 +30,8 @@ class RandomAccessFile:
         try:
             refuse_missing(path)
             if not path.is_file():
-                raise ModelError(f"there is no file {path}", remedy="Check the path")
+                kind = " (it is a directory)" if path.is_dir() else " (it is a pipe or a device)" if path.exists() else ""
+                raise ModelError(f"there is no file {path}{kind}", remedy="Check the path")
             flags = os.O_RDONLY
             if sys.platform == "win32":
                 flags |= os.O_BINARY
@@ -40,7 +40,7 @@ class RandomAccessFile:
             raise unreadable(path, error) from error
         self._closing = weakref.finalize(self, os.close, self._descriptor)
         self.size_bytes = os.fstat(self._descriptor).st_size
-        refuse_pointer(path, self.read(0, min(self.size_bytes, 64)).tobytes())
+        refuse_pointer(path, self.read(0, min(self.size_bytes, POINTER_BYTES)).tobytes())
 
     def read(self, start: int, stop: int) -> Bytes:
         """Bytes [start, stop) as a fresh array, (stop - start,).
@@ -95,7 +95,7 @@ def refuse_pointer(path: Path, start: bytes) -> None:
 
     That is what git keeps of a large file, a web page, or the text of a link.
     """
-    if start.startswith(_POINTERS):
+    if is_pointer(start):
         raise ModelFormatError(f"{path} is a Git LFS pointer, not the file itself", remedy="Run `git lfs pull` there, or download the file")
     if path.suffix in _FREE:
         return

@@ -160,6 +160,7 @@ def read(path: Path | str, *, known_types: Collection[str] | None = None) -> Str
     """Load a strategy file; see `loads`. Raises StrategyError where the file cannot be read."""
     file = Path(path)
     try:
+        files.refuse_streams(file)
         if file.stat().st_size > MAX_FILE_BYTES:
             raise StrategyFormatError(f"{file} is larger than any strategy", remedy="Give the YAML or JSON file that `plan` wrote")
         text = files.read_bytes(file).decode("utf-8-sig")
