@@ -45,6 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
     Every commit and every file is flushed to the disk, and a real one takes milliseconds each time.
     """
     fuzzing.choose_seed()
+    if "PYTEST_XDIST_WORKER" in os.environ or not config.getoption("numprocesses", None):
+        gc.disable()  # until all tests are collected: a quarter of that time went into looking for garbage
     # What a shell starts with `&` ignores SIGINT, and so would all that the tests start and stop.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -80,9 +82,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     """What collecting made stays until the end: the garbage collector need not look at it in every test, nor look so often."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:
