@@ -24,7 +24,7 @@ def disk_bar(needs: Sequence[DiskNeed], free_bytes: int | None, folder: str) -> 
         note(f"{size(total - free_bytes)} more would be needed for all of these steps: free that much, or choose another disk.", "bad")
     if shown:
         rows = [(need.step, size(need.size_bytes), need.what) for need in shown]
-        table({"step": False, "at most": True, "for": False}, rows, caption="Disk that each step needs")
+        table({"Step": False, "At most": True, "For": False}, rows, caption="Disk that each step needs")
     else:
         text("Everything is there already; nothing large will be written.", "qt-small qt-muted")
 

@@ -24,7 +24,7 @@ async def _ask() -> None:
     with named(ui.dialog(value=True), "Free disk space") as dialog, ui.card().classes("qt-ask"):
         heading("Free disk space", 2, "qt-empty-title")
         text(f"{found.home} holds {size(found.size_bytes)}.", "qt-muted")
-        table({"kind": False, "things": True, "size": True, "": False}, _rows(found), caption="What the home holds")
+        table({"Kind": False, "Things": True, "Size": True, "": False}, _rows(found), caption="What the home holds")
         if busy := next((item.stays for item in found.items if item.stays and item.stays.startswith("job ")), None):
             note(f"Nothing can be removed now: {busy}.", "warn")
         with box("qt-row qt-end-row"):

@@ -129,5 +129,5 @@ def _show_difference(found: Difference, one: str, other: str, desk: Planner) -> 
         (partial(text, item.tensor, "qt-mono"), partial(chip, item.type_a), partial(chip, item.type_b), size_change(item.bytes_more))
         for item in found.tensors[:MAX_ROWS]
     ]
-    columns = {"Tensor": False, one: False, other: False, "bytes more": True}
+    columns = {"Tensor": False, one: False, other: False, "Larger by": True}
     scrolling_table(columns, changes, caption="Tensors that differ")

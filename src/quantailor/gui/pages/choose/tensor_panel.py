@@ -11,7 +11,7 @@ from quantailor.app.choosing.planner import PlannerTensor
 from quantailor.gui.elements.curve import ErrorCurve
 from quantailor.gui.pages.choose import rows
 from quantailor.gui.widgets import box, card, chip, text
-from quantailor.present.words import plural, shape
+from quantailor.present.words import listed, plural, shape
 from quantailor.records import Cell
 
 
@@ -58,8 +58,8 @@ class TensorPanel:
         shown = [cell for cell in tensor.cells if self._all_types or cell.type_name not in no_gain]
         with self._radios:
             with box("qt-radio qt-radio-head qt-small qt-muted"):
-                for label in ("", "type", "size", "error"):
-                    text(label, "qt-num" if label in ("size", "error") else "", tag="span")
+                for label in ("", "Type", "Size", "Error"):
+                    text(label, "qt-num" if label in ("Size", "Error") else "", tag="span")
             here = next((cell for cell in tensor.cells if cell.type_name == chosen), None)
             for cell in sorted(shown, key=lambda cell: -cell.bits_per_weight):
                 self._radio(cell, here or cell, chosen=cell.type_name == chosen, beaten=cell.type_name in no_gain)
@@ -69,7 +69,8 @@ class TensorPanel:
         self._not_offered.clear()
         with self._not_offered:
             for reason, names in self._refused.items():
-                text(f"{', '.join(names)}: {reason}", "qt-small qt-muted")
+                told = reason if len(names) == 1 else reason.replace("needs", "need", 1).replace("of its block", "of their block")
+                text(f"{listed(names)}: {told}", "qt-small qt-muted")
 
     def _radio(self, cell: Cell, here: Cell, *, chosen: bool, beaten: bool) -> None:
         with ui.element("label").classes("qt-radio"):

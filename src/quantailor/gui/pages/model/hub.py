@@ -152,7 +152,7 @@ class HubCard:
         with card(f"Files: {_TAKEN.get(report.kind, report.kind)}"):
             if needed:
                 rows = [(file.name, size(file.size_bytes), "here" if file.cached else "to download") for file in needed]
-                table({"file": False, "size": True, "state": False}, rows, caption="Files that a download takes").classes("qt-m-files")
+                table({"File": False, "Size": True, "State": False}, rows, caption="Files that a download takes").classes("qt-m-files")
             others = [file for file in report.files if not file.needed]
             if others:
                 text(f"{len(others)} other {'file is' if len(others) == 1 else 'files are'} not needed.", "qt-small qt-muted")

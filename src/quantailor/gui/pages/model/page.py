@@ -217,7 +217,7 @@ def _seen(item: KeptCalibration) -> str:
 def _group(files: Sequence[ModelFile], caption: str) -> None:
     text(str(Path(files[0].path).parent), "qt-mono qt-small qt-muted qt-m-break")
     rows = [(Path(file.path).name, size(file.size_bytes)) for file in files]
-    table({"file": False, "size": True}, rows, caption=caption).classes("qt-m-files")
+    table({"File": False, "Size": True}, rows, caption=caption).classes("qt-m-files")
 
 
 def _next(project: ProjectReport) -> None:

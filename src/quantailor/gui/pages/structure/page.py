@@ -248,20 +248,20 @@ class _Structure:
         number = {"type": "rightAligned"}
         return {
             "columnDefs": [
-                {"field": "name", "headerName": "tensor", "flex": 3, "minWidth": 184, "cellClass": "qt-mono"},
-                {"field": "role", "headerName": "role", "flex": 2, "minWidth": 104},
-                {"field": "layer", "headerName": "layer", "width": 52, **number},
-                {"field": "shape", "headerName": "shape", "flex": 1, "minWidth": 118, ":comparator": _BY_WEIGHTS, **number},
-                {"field": "type", "headerName": "type", "width": 72, ":cellRenderer": _chip_renderer()},
+                {"field": "name", "headerName": "Tensor", "flex": 3, "minWidth": 184, "cellClass": "qt-mono"},
+                {"field": "role", "headerName": "Role", "flex": 2, "minWidth": 104},
+                {"field": "layer", "headerName": "Layer", "width": 52, **number},
+                {"field": "shape", "headerName": "Shape", "flex": 1, "minWidth": 118, ":comparator": _BY_WEIGHTS, **number},
+                {"field": "type", "headerName": "Type", "width": 72, ":cellRenderer": _chip_renderer()},
                 {
                     "field": "bytes",
-                    "headerName": "size",
+                    "headerName": "Size",
                     "width": 104,
                     ":valueFormatter": _SIZE,
                     ":getQuickFilterText": "() => ''",
                     **number,
                 },
-                {"field": "types", "headerName": "types", "headerTooltip": "How many types it can take", "width": 58, **number},
+                {"field": "types", "headerName": "Types", "headerTooltip": "How many types it can take", "width": 58, **number},
             ],
             "defaultColDef": {"sortable": True, "resizable": True, "suppressHeaderMenuButton": True},
             "rowSelection": {"mode": "singleRow", "checkboxes": False, "enableClickSelection": True},

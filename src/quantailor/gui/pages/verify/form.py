@@ -28,7 +28,7 @@ from quantailor.present.words import plural, size, span
 
 OTHER = "other"
 _COST_SECONDS = 0.4
-_EVALS = {"greedy": "Count for how many tokens it writes what the base writes", "choices": "Ask multiple-choice questions"}
+_EVALS = {"greedy": "Count how many tokens in a row it writes as the base does", "choices": "Ask multiple-choice questions"}
 PLAIN = "Compare with its own types, rounded plainly"
 _PLAIN_MEANING = "What compensated rounding alone gains. The second file is built in Quantailor's home."
 _PLAIN_ALREADY = "This file's rounding is plain, so there is nothing to compare."

@@ -20,7 +20,6 @@ from quantailor.app.products.verdicts import (
     counts_against,
     headline,
     render_verdict,
-    size_difference,
     verdict_speeds,
 )
 from quantailor.gui import meanings
@@ -36,13 +35,6 @@ from quantailor.records import PLAIN_TWIN, Comparison, Estimate, PredictedSpeed,
 
 MEDIA: dict[VerdictFormat, str] = {"png": "image/png", "svg": "image/svg+xml", "csv": "text/csv"}
 _MEASURES: dict[Measure, str] = {"kld": "KL divergence", "ppl": "Perplexity"}
-
-
-def ratio_words(comparison: Comparison) -> str:
-    """ "better than Q4_K_M", "worse than Q5_K_M (larger)"."""
-    difference = size_difference(comparison)
-    beside = f" ({'larger' if difference > 0 else 'smaller'})" if difference else ""
-    return f"{comparison.outcome} than {comparison.reference}{beside}"
 
 
 class VerdictCards:
@@ -150,7 +142,8 @@ def _comparisons(verdict: Verdict, rounding: RoundingReport | None) -> None:
             return
         enough = verdict.rows[0].statistics.n_chunks >= MIN_CHUNKS
         rows = [_comparison(comparison, enough) for comparison in comparisons]
-        table({"Ours is" if enough else "Ours": False, "Its size": True, "KLD ratio (95 %)": True}, rows, caption="Comparisons")
+        table({"Ours is" if enough else "Ours": False, "Size of ours": True, "KLD ratio (95 %)": True}, rows, caption="Comparisons")
+        text("KLD ratio: the divergence of ours over the other's. Below 1, ours is the closer one to the base.", "qt-small qt-muted")
 
 
 def _domains(verdict: Verdict) -> None:
@@ -176,7 +169,7 @@ def _evals(verdict: Verdict) -> None:
 
 def _comparison(comparison: Comparison, enough: bool) -> tuple[str, ...]:
     low, high = (math.exp(end) for end in comparison.interval)
-    words = ratio_words(comparison) if enough else f"against {comparison.reference}"
+    words = f"{comparison.outcome} than {comparison.reference}" if enough else f"against {comparison.reference}"
     return (words, _size_words(comparison.size_ratio), around(math.exp(comparison.ln_kld_ratio), (low, high)))
 
 
