@@ -14,6 +14,7 @@ from quantailor.errors import ImatrixError, InferenceError
 from quantailor.ggml import library
 from quantailor.ggml.observing import Activation, is_weight, weight_name
 from quantailor.ggml.runtime import LoadedModel, tokenizer
+from quantailor.numerics import Floats
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 4
 
@@ -73,6 +74,24 @@ def test_what_matrices_are_given_is_seen_without_the_output_s_product(name: str,
                 model.decode(tokens)
     assert seen[True] == seen[False]
     assert [name for name, _ in seen[True]].count("output.weight") == 2 * -(-n_ctx // 512)
+
+
+def test_room_for_logits_that_nobody_asks_for_is_limited(books_llama_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[int, dict[str, list[Floats]]] = {}
+    for n_rows in (1000, 23):
+        found = seen[n_rows] = {}
+
+        def capture(activation: Activation, found: dict[str, list[Floats]] = found) -> None:
+            found.setdefault(activation.name, []).append(activation.x[:, 0].copy())
+
+        with LoadedModel(books_llama_base, n_ctx=64, n_threads=1, capture=capture, ends_before_output=True) as model:
+            monkeypatch.setattr("quantailor.ggml.runtime.ROOM_BYTES", 4 * model.n_vocab * n_rows)
+            model.decode_together(model.tokenize(TEXT)[None, :64])
+    assert seen[1000].keys() == seen[23].keys()
+    for name, (whole,) in seen[1000].items():
+        assert [len(part) for part in seen[23][name]] == [22, 22, 20], name
+        scale = float(np.abs(whole).max())
+        np.testing.assert_allclose(np.concatenate(seen[23][name]), whole, atol=0.05 * scale)  # BF16 kernels round inputs
 
 
 @pytest.mark.parametrize(("n_ctx", "first", "n_rows"), [(64, 32, 10), (64, 0, 7), (600, 300, 130), (64, 63, 5), (64, 32, 1000)])

@@ -42,6 +42,8 @@ PART_BYTES = 96 << 20
 """Logits that `logit_parts` holds at a time: llama.cpp has them twice, and 256 positions of 262,144 tokens take 268 MB.
 
 Smaller parts are slower."""
+ROOM_BYTES = 192 << 20
+"""Room for logits that nobody asks for: inputs of all matrices of the last layer are only computed for tokens with outputs."""
 ALL_LAYERS = 999
 _LOG_ERROR, _LOG_CONTINUES = 4, 5
 _N_LOG_LINES = 50
@@ -236,7 +238,7 @@ class LoadedModel(Tokenizer):
         self._batch: ctypes.Structure | None = None
         super().__init__(path, vocab_only=False, devices=devices, writable=writable, copies=n_together == 1)
         self.n_ctx, self._n_branches, self._n_together = n_ctx, n_branches, n_together
-        self._observer = None if capture is None else Observer(capture)
+        self._observer, self._ends_before_output = None if capture is None else Observer(capture), ends_before_output
         self.n_threads = n_threads or os.cpu_count() or 1
         # A writable model computes where its weights lie: what the graph shows must be a weight, not its copy on a GPU.
         self._offload_kqv, self._offload_products = devices.is_used, devices.is_used and not writable
@@ -309,7 +311,7 @@ class LoadedModel(Tokenizer):
         if batch is None or n_chunks > self._n_together:
             raise InferenceError(f"{self.path} was not opened for {n_chunks} chunks at once")
         if n_chunks == 1:
-            self.decode(chunks[0])
+            self._decode_for_capture(chunks[0])
             return
         for number, tokens in enumerate(chunks):
             self._fill(tokens, 0, at=number * n_tokens)
@@ -324,6 +326,17 @@ class LoadedModel(Tokenizer):
             self._follow_alone(n_chunks * n_tokens)
             if self._observer:
                 self._observer.n_sequences = 1
+
+    def _decode_for_capture(self, tokens: Tokens) -> None:
+        """Run one chunk; where nobody asks for logits, with outputs of a limited number of tokens at a time.
+
+        llama.cpp makes room for their logits all the same.
+        """
+        most = len(tokens) if self._offload_kqv or not self._ends_before_output else max(1, ROOM_BYTES // (4 * self.n_vocab))
+        n_tokens = -(-len(tokens) // -(-len(tokens) // most))
+        for begin in range(0, len(tokens), n_tokens):
+            self._fill(tokens[begin : begin + n_tokens], 0, begin=begin)
+            self._run(goes_on=begin > 0)
 
     def _run(self, *, goes_on: bool = False) -> None:
         """Run the batch; one that `goes_on` follows what was run before."""

@@ -173,7 +173,7 @@ class _TurnBench(Bench[int, Turn]):
         for number, tokens in enumerate(work.chunks):
             control.check()
             doing(f"running chunk {number + 1} through {work.model.path}")
-            self._model.decode(tokens)
+            self._model.decode_together(tokens[None])
         found = tuple(matrices_of(self._run, progress, work.imatrix, len(work.chunks), self._pool))
         return Turn(turn, found, tuple((number, progress.n_rows[number]) for number in sorted({number for number, _ in matrices})))
 

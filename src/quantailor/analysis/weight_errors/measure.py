@@ -134,6 +134,7 @@ def measure_cells(
     finally:
         if rounding is not None:
             rounding.forget()
+        give_back()
 
 
 def _batches(tensor: TensorInfo, qtypes: Sequence[QType], settings: MeasureSettings) -> Iterator[Sequence[QType]]:
