@@ -63,6 +63,22 @@ def test_too_few_positions_for_any_chunk(run: Command, tmp_path: Path) -> None:
     assert "short has 16 positions, too few to run it: chunks have at least 32 tokens" in line
 
 
+def test_what_needs_more_positions_is_refused_before_any_work(run: Command, tmp_path: Path) -> None:
+    short = write_gpt2(tmp_path / "short.gguf", positions=16)
+    for words in (("probe", short), ("sweep", short, "--types", "Q8_0")):
+        assert "short has 16 positions, too few to run it: chunks have at least 32 tokens" in run(*words).error_line
+    with Store(resolve(tmp_path / "home").database) as store:
+        assert not store.result_rows()["cells"]
+    assert "short has 16 positions, too few to time it: a run has 96 tokens" in run("speed", short, "--types", "Q8_0").error_line
+    assert run("fit", short, "--memory", "1GiB", "--ctx", 32).error_line.endswith(
+        "short has 16 positions, too few for a context of 32 tokens"
+    )
+    longer = write_gpt2(tmp_path / "longer.gguf", positions=64)
+    line = run("fit", longer, "--memory", "1GiB", "--ctx", 65).error_line
+    assert "longer has 64 positions, too few for a context of 65 tokens. Give --ctx 64 or less" in line
+    assert run("fit", longer, "--memory", "1GiB", "--ctx", 64).code == 0
+
+
 def test_computed_positions_set_no_limit(run: Command, tmp_path: Path) -> None:
     model = write_llama(tmp_path / "rope.gguf", context=64)
     done = run("imatrix", model, "--chunks", 1, "--json", *FEW)

@@ -19,6 +19,14 @@ def n_positions(source: ModelSource) -> int | None:
     return next((tensor.n_rows for tensor in source.tensors if tensor.name == _POSITIONS), None)
 
 
+def require_positions(source: ModelSource, n_tokens: int) -> None:
+    """Raise UnsupportedModelError where a model has learned fewer positions than a run to time it takes."""
+    positions = n_positions(source)
+    if positions is not None and positions < n_tokens:
+        what = f"{source.name} has {positions} positions, too few to time it: a run has {n_tokens} tokens"
+        raise UnsupportedModelError(what, remedy="Plan without a speed")
+
+
 def trained_context(source: ModelSource) -> int | None:
     """Tokens that the model was made for, where it says so."""
     stated = source.metadata.get(f"{source.architecture}.context_length")

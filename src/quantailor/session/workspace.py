@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Self
 
 from quantailor import files
-from quantailor.analysis.corpus import Corpus, load_corpus
+from quantailor.analysis.corpus import Corpus, chunk_length, load_corpus
 from quantailor.analysis.texts import files_of, is_chat, parts_of
 from quantailor.control import QUIET, Control
 from quantailor.errors import CorpusError, ModelError, QuantailorError
 from quantailor.files import Closing, FilesState
 from quantailor.ggml import library
 from quantailor.jobs import Home, resolve
+from quantailor.models.abilities import require_predictions
 from quantailor.models.contents import require_language_model
 from quantailor.models.identity import DEFINITION, Identity, description, identify
 from quantailor.models.opening import model_files, open_model, require_unquantized
@@ -195,6 +196,15 @@ class Workspace(Closing):
     def require_runnable(self, model: OpenedModel) -> None:
         """Refuse a model that llama.cpp could not run, as `opened.require_runnable` does after `require_intact`."""
         require_runnable(self.require_intact(model))
+
+    def require_scored(self, model: OpenedModel, n_ctx: int) -> None:
+        """Refuse, before anything is measured for it, a model that cannot be scored on chunks of that length.
+
+        Raises as `require_runnable`, UnsupportedModelError where it predicts no next tokens, CorpusError where it has fewer positions.
+        """
+        require_predictions(model.source)
+        self.require_runnable(model)
+        chunk_length(model.source, n_ctx)
 
     def holds(self, path: Path, description: str) -> bool:
         """Whether the model at a path can be read and is the one of that description; see `OpenedModel.description`."""

@@ -25,7 +25,6 @@ from quantailor.evidence.measurements import Measured, usual_table
 from quantailor.evidence.roundings import probing_rounding
 from quantailor.ggml import library
 from quantailor.making import building
-from quantailor.models.abilities import require_predictions
 from quantailor.present.words import plural
 from quantailor.records import Curve, Grounds, Mix, Sensitivity, Strategy, TensorCells, TensorChoice, TensorInfo
 from quantailor.session import OpenedModel, Workspace, quantizable_tensors
@@ -159,8 +158,7 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
         if self.seconds is not None:
             stages.limit(self.seconds)
         with workspace.model(self.base) as model:
-            require_predictions(model.source)
-            workspace.require_runnable(model)
+            workspace.require_scored(model, self.n_ctx)
             rounding = probing_rounding(workspace, model, self.imatrix, self.rounding, self.covariances, stages.warn)
             measurement = measured_with(workspace, model, self, rounding, self.types, stages)
             try:

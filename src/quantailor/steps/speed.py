@@ -19,6 +19,7 @@ from quantailor.evidence.speeds import Speeds, TimedFile, files_to_time, referen
 from quantailor.ggml import library
 from quantailor.ggml.timing import N_PROMPT, N_WRITTEN
 from quantailor.making.timing_files import timing_layout, write_timing_file
+from quantailor.models.abilities import require_positions
 from quantailor.models.source import ModelSource
 from quantailor.records import Timing
 from quantailor.session import Workspace
@@ -89,6 +90,7 @@ class SpeedStep(ModelStep[SpeedResult], kind="speed", result=SpeedResult):
         """Time what was not timed before; each file's figures are stored as they come."""
         with workspace.model(self.base) as model:
             workspace.require_runnable(model)
+            require_positions(model.source, N_PROMPT + N_WRITTEN)
             key = timing_key(model.source, self.compute.n_threads, self.compute.devices)
             files = files_to_time(model.source, self._type_names, self.mixes)
             before = workspace.store.timings(key)

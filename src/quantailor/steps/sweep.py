@@ -17,7 +17,6 @@ from quantailor.evidence.knowledge import Knowledge, errors_by_tensor, load_know
 from quantailor.evidence.measurements import Measured, chosen_tensors, usual_types
 from quantailor.evidence.roundings import probing_rounding
 from quantailor.ggml import library
-from quantailor.models.abilities import require_predictions
 from quantailor.records import Mix, SwapCell, TensorInfo
 from quantailor.session import OpenedModel, Workspace
 from quantailor.steps.measure import known_types
@@ -86,8 +85,7 @@ class SweepStep(ScoringStep[SweepResult], kind="sweep", result=SweepResult):
     def run(self, workspace: Workspace, stages: Stages) -> SweepResult:
         """Measure every missing cell, chunk by chunk; each score is stored as it comes."""
         with workspace.model(self.base) as model:
-            require_predictions(model.source)
-            workspace.require_runnable(model)
+            workspace.require_scored(model, self.n_ctx)
             rounding = probing_rounding(workspace, model, self.imatrix, self.rounding, self.covariances, stages.warn)
             measurement = measured_with(workspace, model, self, rounding, known_types(self.types) if self.types else (), stages)
             with scoring(workspace, model, rounding, self, stages) as at:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from quantailor.analysis.corpus import MIN_N_CTX
 from quantailor.app.products.builds import list_builds
 from quantailor.app.products.projectors import AUTO, ProjectorNeeds, choose_projector, projector_needs
 from quantailor.app.products.splitting import FileSplit, Splitting
@@ -19,7 +20,7 @@ from quantailor.evidence.speeds import known_speeds, predicted_speed
 from quantailor.evidence.strategies import STORED, strategy_of
 from quantailor.ggml import library
 from quantailor.ggml.memory.context import KV_TYPES, UNQUANTIZED_KV, context_memory
-from quantailor.models.abilities import trained_context
+from quantailor.models.abilities import n_positions, trained_context
 from quantailor.present import words
 from quantailor.processes import apart
 from quantailor.records import PredictedSpeed
@@ -117,7 +118,8 @@ def fit(
         mmproj_offload: False leaves it to the processor, though there is room on the GPU.
 
     Raises:
-        OptionError: no such type, no projector, the context alone takes more, or the model does not say how many layers it has.
+        OptionError: no such type, no projector, fewer learned positions than tokens, a context that alone takes more, or a model that does
+            not say how many layers it has.
         ModelError: the model or the projector cannot be read.
         InferenceError: llama.cpp cannot run the model or the projector.
         NativeLibraryError: of a split, where llama.cpp has neither a GPU here nor the RPC backend.
@@ -126,6 +128,10 @@ def fit(
         raise OptionError(f"llama.cpp cannot keep keys and values in {kv_type}", remedy=f"Give --kv {', '.join(KV_TYPES)}")
     kv_type = kv_type.lower()
     with workspace.model(place, allow_requantize=True) as model:
+        positions = n_positions(model.source)
+        if positions is not None and n_ctx > positions:
+            what = f"{model.source.name} has {positions:,} positions, too few for a context of {n_ctx:,} tokens"
+            raise OptionError(what, remedy=f"Give --ctx {positions} or less" if positions >= MIN_N_CTX else None)
         chosen = choose_projector(workspace, model, mmproj)
         with header_path(model) as header:
             found = context_memory(header, n_ctx=n_ctx, kv_type=kv_type)
