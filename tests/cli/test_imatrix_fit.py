@@ -94,6 +94,21 @@ def test_a_tensor_of_zeros_is_weighted_evenly_and_named(run: Command, model: Pat
     assert slice_errors(output, model, "blk.0.attn_q.weight")[0] < 0.02
 
 
+def test_what_no_token_reached_is_named_where_it_is_measured(run: Command, model: Path, values: Arrays, tmp_path: Path) -> None:
+    values["blk.0.attn_q.weight"][:] = 0
+    matrix = write_legacy(tmp_path / "zeros.dat", values)
+    shown = " ".join(run("measure", model, "--imatrix", matrix, "--types", "Q4_K").out.split())
+    assert "No token reached 1 of the matrices in blk.0.attn_q.weight: all columns count alike there." in shown
+
+
+def test_an_importance_matrix_of_zeros_is_refused(run: Command, model: Path, values: Arrays, tmp_path: Path) -> None:
+    matrix = write_legacy(tmp_path / "zeros.dat", {name: array * 0 for name, array in values.items()})
+    for words in (("imatrix", model, "--import", matrix), ("measure", model, "--imatrix", matrix, "--types", "Q4_K")):
+        line = run(*words).error_line
+        assert f"the importance matrix says nothing: all values of its {len(values)} tensors are zero" in line
+        assert "--imatrix none" in line
+
+
 def test_columns_of_zeros_are_not_given_up(run: Command, model: Path, values: Arrays, tmp_path: Path) -> None:
     values["blk.0.attn_q.weight"][: HIDDEN // 2] = 0
     output = built(run, model, write_legacy(tmp_path / "half.dat", values), tmp_path, "blk.0.attn_q.weight=Q4_K")

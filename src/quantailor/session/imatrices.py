@@ -131,6 +131,11 @@ def fitted(imatrix: Imatrix, source: ModelSource) -> tuple[Imatrix, tuple[str, .
             f"the importance matrix is of another model: {source.name} has {len(known)} of its {plural(len(imatrix.entries), 'tensor')}",
             remedy="Use one of this model",
         )
+    if not any(imatrix.entries[name].sum2.any() for name in known):
+        raise ImatrixError(
+            f"the importance matrix says nothing: all values of its {plural(len(known), 'tensor')} are zero",
+            remedy="Compute it again, or do without one (--imatrix none)",
+        )
     odd = tuple(name for name in known if name not in TOKEN_EMBEDDINGS and not fits(imatrix.entries[name], tensors[name]))
     if 2 * len(odd) > len(known):
         entry, tensor = imatrix.entries[odd[0]], tensors[odd[0]]

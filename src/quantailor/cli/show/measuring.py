@@ -96,7 +96,8 @@ def measured(result: MeasureResult) -> None:
         out.print(f"[yellow]The importance matrix has nothing that fits {names}: measured without it.[/yellow]")
     if result.unseen_experts:
         total = sum(result.unseen_experts.values())
-        out.print(f"[yellow]{total} experts in {plural(len(result.unseen_experts), 'tensor')} saw no calibration token.[/yellow]")
+        where = plain(several(list(result.unseen_experts)))
+        out.print(f"[yellow]No token reached {total:,} of the matrices in {where}: all columns count alike there.[/yellow]")
     by_type: dict[str, list[WeightError]] = {}
     for cell in result.cells:
         if cell.unavailable is None:
