@@ -250,7 +250,7 @@ class _Structure:
             "columnDefs": [
                 {"field": "name", "headerName": "Tensor", "flex": 3, "minWidth": 184, "cellClass": "qt-mono"},
                 {"field": "role", "headerName": "Role", "flex": 2, "minWidth": 104},
-                {"field": "layer", "headerName": "Layer", "width": 52, **number},
+                {"field": "layer", "headerName": "Layer", "width": 64, **number},
                 {"field": "shape", "headerName": "Shape", "flex": 1, "minWidth": 118, ":comparator": _BY_WEIGHTS, **number},
                 {"field": "type", "headerName": "Type", "width": 72, ":cellRenderer": _chip_renderer()},
                 {
@@ -402,7 +402,7 @@ _LOAD = """async (params) => {
 }"""
 _FILTER = "(value) => getElement(%d).api.setGridOption('quickFilterText', value ?? '')"
 _CHOSEN = "(event) => { if (event.node.isSelected() && event.source !== 'api') getElement(%d).$emit('choose', event.data.name); }"
-_FIT = """(event) => [[["role", "layer"], 680], [["types"], 540], [["shape"], 480], [["type"], 370]].forEach(
+_FIT = """(event) => [[["role", "layer"], 710], [["types"], 540], [["shape"], 480], [["type"], 370]].forEach(
     ([columns, least]) => event.api.setColumnsVisible(columns, event.clientWidth >= least))"""
 """What a narrow table leaves out; names hold roles and layers too."""
 _COUNT = """(params) => {
