@@ -115,13 +115,13 @@ def known_reference(workspace: Workspace, model: OpenedModel, preset: str, imatr
     return workspace.store.reference_file(path.name)
 
 
-def let_go(workspace: Workspace, path: Path) -> None:
-    """Remove a reference that was judged and keep what it is, so that its scores serve without it."""
+def let_go(workspace: Workspace, model: OpenedModel, path: Path) -> None:
+    """Remove a reference of a model that was judged and keep what it is, so that its scores serve without it."""
     size_bytes, bits = judging.file_size(path)
     with workspace.source(path) as source:
         types = {tensor.name: tensor.type_name for tensor in source.tensors}
     content = workspace.identity(path).fingerprint
-    workspace.store.record_reference_file(ReferenceFile(path.name, content, size_bytes, bits, types))
+    workspace.store.record_reference_file(ReferenceFile(model.fingerprint, path.name, content, size_bytes, bits, types))
     path.unlink(missing_ok=True)
 
 

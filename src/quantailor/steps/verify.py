@@ -218,7 +218,7 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             workspace.store.record_verdict(verdict)
             written = judging.write_verdict(verdict, self.stem)
             speeds = speeds_of_files(workspace, model.source, {BASE: gguf_path(model), **candidates, **made.remembered})
-            made.let_go(workspace, stages.job_id)
+            made.let_go(workspace, model, stages.job_id)
             return VerifyResult(verdict, tuple(map(str, written)), speeds)
 
     def needs(self, workspace: Workspace) -> Needs:

@@ -48,6 +48,8 @@ class ModelRecord:
 class ReferenceFile:
     """A file that is compared with others, which can be made again and need not be there."""
 
+    model: str
+    """The base's identity."""
     name: str
     """Of the file: everything that goes into it."""
     content: str

@@ -75,7 +75,8 @@ def timings_schema(connection: sqlite3.Connection) -> None:
 def reference_files_schema(connection: sqlite3.Connection) -> None:
     """What presets' files of a home are, whether they are still there or not."""
     connection.execute(
-        "CREATE TABLE reference_files (name TEXT NOT NULL PRIMARY KEY, content TEXT NOT NULL, size_bytes INTEGER NOT NULL,"
+        "CREATE TABLE reference_files (model TEXT NOT NULL REFERENCES models (fingerprint) ON DELETE CASCADE,"
+        " name TEXT NOT NULL PRIMARY KEY, content TEXT NOT NULL, size_bytes INTEGER NOT NULL,"
         " bits_per_weight REAL NOT NULL, types TEXT NOT NULL) WITHOUT ROWID"
     )
 

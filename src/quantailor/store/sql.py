@@ -145,10 +145,10 @@ class SQL:
         SELECT item, figures FROM answers
         WHERE model = :model AND evaluation = :evaluation AND candidate = :candidate ORDER BY item"""
 
-    record_reference_file = _upsert("reference_files", "name", "name, content, size_bytes, bits_per_weight, types", named=True)
-    reference_file = "SELECT name, content, size_bytes, bits_per_weight, types FROM reference_files WHERE name = ?"
+    record_reference_file = _upsert("reference_files", "name", "model, name, content, size_bytes, bits_per_weight, types", named=True)
+    reference_file = "SELECT model, name, content, size_bytes, bits_per_weight, types FROM reference_files WHERE name = ?"
     reference_files_of = """
-        SELECT name, content, size_bytes, bits_per_weight, types FROM reference_files
+        SELECT model, name, content, size_bytes, bits_per_weight, types FROM reference_files
         WHERE content IN (SELECT value FROM json_each(?)) ORDER BY name"""
 
     record_timing = _upsert(

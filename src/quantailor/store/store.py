@@ -508,8 +508,8 @@ def _calibration(row: Row) -> CalibrationRecord:
 
 
 def _reference_file(row: Row) -> ReferenceFile:
-    name, content, size_bytes, bits, types = row
-    return ReferenceFile(str(name), str(content), int(str(size_bytes)), float(str(bits)), json.loads(str(types)))
+    model, name, content, size_bytes, bits, types = row
+    return ReferenceFile(str(model), str(name), str(content), int(str(size_bytes)), float(str(bits)), json.loads(str(types)))
 
 
 def _verdict(row: Row) -> VerdictRecord:

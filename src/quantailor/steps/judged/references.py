@@ -28,11 +28,11 @@ class References:
     remembered: dict[str, ReferenceFile]
     """Preset -> what its file was, where all that is asked is known of it."""
 
-    def let_go(self, workspace: Workspace, job_id: int) -> None:
+    def let_go(self, workspace: Workspace, model: OpenedModel, job_id: int) -> None:
         """Remove the files, unless another job than that one is running, which may read them: what they are stays known."""
         if not any(job.id != job_id for job in workspace.store.jobs.all(states=("running",))):
             for path in self.files.values():
-                let_go(workspace, path)
+                let_go(workspace, model, path)
 
 
 def references(
