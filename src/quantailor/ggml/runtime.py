@@ -333,7 +333,7 @@ class LoadedModel(Tokenizer):
         llama.cpp makes room for their logits all the same.
         """
         most = len(tokens) if self._offload_kqv or not self._ends_before_output else max(1, ROOM_BYTES // (4 * self.n_vocab))
-        n_tokens = -(-len(tokens) // -(-len(tokens) // most))
+        n_tokens = _evenly(len(tokens), most)
         for begin in range(0, len(tokens), n_tokens):
             self._fill(tokens[begin : begin + n_tokens], 0, begin=begin)
             self._run(goes_on=begin > 0)
@@ -379,7 +379,7 @@ class LoadedModel(Tokenizer):
         A GPU computes all at once, as it is slow at few tokens. Raises InferenceError as `logits` does.
         """
         most, n_outputs = max(1, PART_BYTES // (4 * self.n_vocab)), len(tokens) - first
-        n_rows = n_outputs if self._offload_kqv else -(-n_outputs // -(-n_outputs // most))  # as many in each part
+        n_rows = n_outputs if self._offload_kqv else _evenly(n_outputs, most)
         begin = 0
         for start in range(first, len(tokens), n_rows):
             stop = min(start + n_rows, len(tokens))
@@ -451,3 +451,8 @@ class LoadedModel(Tokenizer):
             self._observer = before
             self._close_context()
             self._open_context(before.callback if before else None)
+
+
+def _evenly(n: int, most: int) -> int:
+    """How many at a time, `most` at most, so that parts are as few and as equal as they can be."""
+    return -(-n // -(-n // most))

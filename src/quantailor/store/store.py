@@ -11,20 +11,18 @@ A new kind of result (probes, for example) is a new migration with its table, a 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
-from quantailor.errors import StoreError
 from quantailor.files import Closing
 from quantailor.ggml import library
 from quantailor.records import ChunkScore, Estimate, EvalItem, Mix, TensorInfo, Timing, Verdict, WeightError
 from quantailor.store import encoding
-from quantailor.store.database import BUSY_TIMEOUT_S, Database, Row, Value
+from quantailor.store.database import BUSY_TIMEOUT_S, Database, Value
 from quantailor.store.job_table import JobTable
 from quantailor.store.keys import (
     ENGINE,
@@ -44,14 +42,19 @@ from quantailor.store.keys import (
     TimingKey,
     VerdictRecord,
 )
+from quantailor.store.rows import (
+    calibration_of,
+    cell_of,
+    cell_row,
+    mix_score_row,
+    reference_file_of,
+    score_of,
+    score_row,
+    verdict_of,
+)
 from quantailor.store.sql import MEASUREMENT_TABLES, RESULT_TABLES, SQL
 
 Found = TypeVar("Found")
-
-_CELL_FIELDS = tuple(field.name for field in fields(WeightError))
-_MIX_SCORE_FIELDS = tuple(field.name for field in fields(ChunkScore) if field.name != "klds")
-_CELL_BLOBS = ("error_quantiles", "error_quantiles_se", "histogram")
-_BLOB_PLACES, _NAME_PLACES = ([_CELL_FIELDS.index(name) for name in names] for names in (_CELL_BLOBS, ("tensor", "type_name")))
 
 
 class Store(Closing):
@@ -117,7 +120,7 @@ class Store(Closing):
 
     def record_cells(self, key: MeasurementKey, cells: Iterable[WeightError]) -> None:
         """Record measured (or unavailable) cells, all of them or none."""
-        self._database.change_many(SQL.record_cell, [_cell_row(key, cell) for cell in cells])
+        self._database.change_many(SQL.record_cell, [cell_row(key, cell) for cell in cells])
 
     def cells(self, key: MeasurementKey, *, tensor: str | None = None, distributions: bool = True) -> list[WeightError]:
         """Cells in the file order of their tensors, then by type name.
@@ -127,7 +130,7 @@ class Store(Closing):
             tensor: only this tensor's.
             distributions: with quantiles and histograms, which take ten times the memory of all the rest.
         """
-        return self._database.each(SQL.cells, {**key.row, "tensor": tensor, "distributions": distributions}, _cell)
+        return self._database.each(SQL.cells, {**key.row, "tensor": tensor, "distributions": distributions}, cell_of)
 
     def recorded_cells(self, key: MeasurementKey) -> frozenset[tuple[str, str]]:
         """(tensor, type) of every recorded cell."""
@@ -183,15 +186,15 @@ class Store(Closing):
 
     def imatrix(self, model: str, fingerprint: str) -> CalibrationRecord | None:
         """The importance matrix of that fingerprint."""
-        return _only(_calibration(row) for row in self._database.query(SQL.imatrix, (model, fingerprint)))
+        return _only(calibration_of(row) for row in self._database.query(SQL.imatrix, (model, fingerprint)))
 
     def imatrices(self, model: str) -> list[CalibrationRecord]:
         """A model's importance matrices, the latest recorded first."""
-        return [_calibration(row) for row in self._database.query(SQL.imatrices, (model,))]
+        return [calibration_of(row) for row in self._database.query(SQL.imatrices, (model,))]
 
     def computed_imatrix(self, key: ImatrixKey) -> CalibrationRecord | None:
         """What that computation gave, if it was finished."""
-        return _only(_calibration(row) for row in self._database.query(SQL.computed_imatrix, key.row))
+        return _only(calibration_of(row) for row in self._database.query(SQL.computed_imatrix, key.row))
 
     def imatrix_texts(self, model: str, fingerprint: str = "") -> set[str]:
         """SHA-256 of the texts that an importance matrix was computed from, or all of a model's for none."""
@@ -214,21 +217,21 @@ class Store(Closing):
 
     def covariances(self, model: str) -> list[CalibrationRecord]:
         """A model's covariances, the latest recorded first."""
-        return [_calibration(row) for row in self._database.query(SQL.covariances, (model,))]
+        return [calibration_of(row) for row in self._database.query(SQL.covariances, (model,))]
 
     def computed_covariances(self, key: ImatrixKey) -> CalibrationRecord | None:
         """What that computation gave, if it was finished."""
-        return _only(_calibration(row) for row in self._database.query(SQL.computed_covariances, key.row))
+        return _only(calibration_of(row) for row in self._database.query(SQL.computed_covariances, key.row))
 
     # Fidelity
 
     def record_chunk_scores(self, key: ScoreKey, scores: Iterable[ChunkScore]) -> None:
         """Record scored chunks, all of them or none."""
-        self._database.change_many(SQL.record_chunk_score, [_score_row(key, score) for score in scores])
+        self._database.change_many(SQL.record_chunk_score, [score_row(key, score) for score in scores])
 
     def chunk_scores(self, key: ScoreKey) -> list[ChunkScore]:
         """Scores by chunk index."""
-        return [_score(row) for row in self._database.query(SQL.chunk_scores, key.row)]
+        return [score_of(row) for row in self._database.query(SQL.chunk_scores, key.row)]
 
     def scored_chunks(self, key: ScoreKey) -> frozenset[int]:
         """Indexes of the chunks that are recorded."""
@@ -282,7 +285,7 @@ class Store(Closing):
 
     def record_mix_scores(self, key: SwapKey, scores: Iterable[tuple[str, ChunkScore]]) -> None:
         """Record scored chunks of mixes, (mix id, score), all of them or none."""
-        rows = [_mix_score_row(key.run, mix, score) for mix, score in scores]
+        rows = [mix_score_row(key.run, mix, score) for mix, score in scores]
         with self.transaction():
             self._database.change(SQL.record_swap_run, {**asdict(key), "run": key.run})
             self._database.change_many(SQL.record_mix_score, rows)
@@ -331,11 +334,11 @@ class Store(Closing):
 
     def verdict(self, fingerprint: str) -> VerdictRecord | None:
         """The verdict of that fingerprint."""
-        return _only(_verdict(row) for row in self._database.query(SQL.verdict, (fingerprint,)))
+        return _only(verdict_of(row) for row in self._database.query(SQL.verdict, (fingerprint,)))
 
     def verdicts(self, model: str) -> list[VerdictRecord]:
         """A model's verdicts, the latest recorded first."""
-        return [_verdict(row) for row in self._database.query(SQL.verdicts, (model,))]
+        return [verdict_of(row) for row in self._database.query(SQL.verdicts, (model,))]
 
     def record_reference_file(self, file: ReferenceFile) -> None:
         """Record what a preset's file is, for when it is there no longer."""
@@ -343,11 +346,11 @@ class Store(Closing):
 
     def reference_file(self, name: str) -> ReferenceFile | None:
         """What the file of that name is."""
-        return _only(_reference_file(row) for row in self._database.query(SQL.reference_file, (name,)))
+        return _only(reference_file_of(row) for row in self._database.query(SQL.reference_file, (name,)))
 
     def reference_files_of(self, contents: Collection[str]) -> list[ReferenceFile]:
         """Those that hold one of these models."""
-        return [_reference_file(row) for row in self._database.query(SQL.reference_files_of, (json.dumps(sorted(contents)),))]
+        return [reference_file_of(row) for row in self._database.query(SQL.reference_files_of, (json.dumps(sorted(contents)),))]
 
     # Drafts
 
@@ -463,55 +466,3 @@ def _only(found: Iterable[Found]) -> Found | None:
 
 def _shape_text(info: TensorInfo) -> str:
     return ",".join(str(length) for length in info.shape)
-
-
-def _cell_row(key: MeasurementKey, cell: WeightError) -> dict[str, Value]:
-    if cell.definition_version != key.definition_version:
-        what = f"{cell.tensor} at {cell.type_name}"
-        raise StoreError(f"{what} was measured by definition {cell.definition_version}, not {key.definition_version}")
-    figures = {name: encoding.plain(getattr(cell, name)) for name in _CELL_FIELDS}
-    encoding.refuse_nan(figures, f"{cell.tensor} at {cell.type_name}")
-    figures.update({name: encoding.floats_to_blob(figures[name]) for name in _CELL_BLOBS})
-    figures.update(key.row)
-    return figures
-
-
-def _cell(row: Row) -> WeightError:
-    figures = list(row)  # by place: large models have hundreds of thousands of cells
-    for place in _BLOB_PLACES:
-        figures[place] = encoding.floats_from_blob(figures[place])
-    for place in _NAME_PLACES:
-        figures[place] = sys.intern(figures[place])
-    return WeightError(*figures)
-
-
-def _score_row(key: ScoreKey, score: ChunkScore) -> dict[str, Value]:
-    figures = {field.name: encoding.plain(getattr(score, field.name)) for field in fields(ChunkScore)}
-    encoding.refuse_nan(figures, f"chunk {score.index} of {key.candidate}")
-    return {**figures, **key.row, "klds": encoding.floats_to_blob(score.klds)}
-
-
-def _score(row: Row) -> ChunkScore:
-    index, n_tokens, nll_sum, kld_sum, top_agreement, dp_square_sum, klds = row
-    return ChunkScore(index, n_tokens, nll_sum, kld_sum, top_agreement, dp_square_sum, encoding.floats_from_blob(klds))
-
-
-def _mix_score_row(run: str, mix: str, score: ChunkScore) -> dict[str, Value]:
-    figures = {name: encoding.plain(getattr(score, name)) for name in _MIX_SCORE_FIELDS}
-    encoding.refuse_nan(figures, f"chunk {score.index} of {mix}")
-    return {**figures, "run": run, "mix": mix}
-
-
-def _calibration(row: Row) -> CalibrationRecord:
-    model, fingerprint, datasets, chunk_count, chunk_size, origin = row
-    return CalibrationRecord(model, fingerprint, tuple(json.loads(datasets)), chunk_count, chunk_size, origin)
-
-
-def _reference_file(row: Row) -> ReferenceFile:
-    model, name, content, size_bytes, bits, types = row
-    return ReferenceFile(str(model), str(name), str(content), int(str(size_bytes)), float(str(bits)), json.loads(str(types)))
-
-
-def _verdict(row: Row) -> VerdictRecord:
-    fingerprint, strategy, document = row
-    return VerdictRecord(fingerprint, encoding.verdict_from_json(document), strategy)
