@@ -14,6 +14,7 @@ from quantailor.app.library.cleaning import clean
 from quantailor.errors import CovarianceError
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.session import Workspace
+from small_base import write_small_base
 
 
 @pytest.fixture
@@ -94,6 +95,17 @@ def test_covariances_of_another_model_are_refused(
         # A file that says that it is of this model, and is not.
         with CovarianceFile(out) as file, pytest.raises(CovarianceError, match="which needs 1 x 256"):
             file.of(model.source.tensor("output.weight"))
+
+
+def test_covariances_of_another_model_are_refused_before_anything_is_computed(
+    run: Command, small_base: Path, text: Path, tmp_path: Path
+) -> None:
+    out, other = tmp_path / "out.gguf", write_small_base(tmp_path / "other.gguf", seed="other")
+    run("calibrate", small_base, "-f", text, *FEW, "-o", out)
+    n_jobs = len(run("jobs", "list", "--json").result)
+    for words in (("make", other, "--bpw", 5, "-o", tmp_path / "made"), ("study", other)):
+        assert "out.gguf holds covariances of model" in run(*words, "--covariances", out).error_line
+    assert len(run("jobs", "list", "--json").result) == n_jobs
 
 
 def test_a_file_of_covariances_is_no_model(run: Command, small_base: Path, text: Path, tmp_path: Path) -> None:

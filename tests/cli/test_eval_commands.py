@@ -10,6 +10,7 @@ import yaml
 from commands import Command, validate
 from test_chats_and_mixes import mix, talk
 
+from gguf_models import write_gpt2
 from quantailor.analysis.corpus import load_corpus
 from quantailor.analysis.evals.greedy import prompts
 from quantailor.ggml import runtime
@@ -99,7 +100,14 @@ def test_what_cannot_be_asked_is_refused_before_anything_runs(
     assert quantailor("jobs", "list", "--home", tmp_path / "home", "--json").result == []
 
 
-@pytest.mark.slow
+def nothing_ran(home: Path) -> bool:
+    """Whether no weight was looked at and no reference begun."""
+    with Workspace.open(home) as workspace:
+        rows = workspace.store.result_rows()
+    worked = ("cells", "chunk_scores", "imatrix_computations", "imatrix_progress", "answers", "mixes")
+    return not any(rows[table] for table in worked) and not any((home / "references").glob("*"))
+
+
 @pytest.mark.parametrize(
     ("eval", "text", "said"),
     [
@@ -108,14 +116,43 @@ def test_what_cannot_be_asked_is_refused_before_anything_runs(
         ("choices", "same.jsonl", "question 1 of same.jsonl has a choice that is the beginning of another"),
     ],
 )
-def test_what_does_not_fit_the_model_is_told(quantailor: Command, base: Path, tmp_path: Path, eval: str, text: str, said: str) -> None:
+def test_what_does_not_fit_the_model_is_told_before_anything_is_scored(
+    quantailor: Command, base: Path, tmp_path: Path, eval: str, text: str, said: str
+) -> None:
     long = [{"role": "user", "content": "word " * 120}, {"role": "assistant", "content": "yes"}]
     (tmp_path / "long.jsonl").write_text(json.dumps({"messages": long}))
     (tmp_path / "long questions.jsonl").write_text(json.dumps({**QUESTIONS[0], "question": "word " * 120}))
     (tmp_path / "same.jsonl").write_text(json.dumps({**QUESTIONS[0], "choices": ["one", "one two"], "answer": 0}))
-    words = ("-f", tmp_path / text) if eval == "greedy" else ("-f", tmp_path / "novel.txt", "--choices", tmp_path / text)
-    outcome = quantailor("verify", base, "--base", base, "--eval", eval, *words, *QUICK, "--against", "", "--home", tmp_path / "home")
-    assert said in outcome.error_line
+    words = (tmp_path / text,) if eval == "greedy" else (tmp_path / "novel.txt", "--choices", tmp_path / text)
+    home = ("--home", tmp_path / "home")
+    verified = quantailor("verify", base, "--base", base, "--eval", eval, "-f", *words, *QUICK, "--against", "Q8_0", *home)
+    assert said in verified.error_line
+    made = quantailor("make", base, "--bpw", 6, "--eval", eval, "--verify-text", *words, "-o", tmp_path / "out", "--threads", 1, *home)
+    assert made.error_line == verified.error_line
+    assert nothing_ran(tmp_path / "home")
+
+
+@pytest.mark.parametrize(
+    ("eval", "said"),
+    [
+        ("choices", "tokens, and the model a context of 36. Shorten it, or take it out"),
+        ("greedy", "short has a context of 36 tokens, too short for a prompt of 8 and 32 that follow. Leave out --eval greedy"),
+    ],
+)
+def test_a_model_of_few_positions_is_told_before_anything_is_scored(quantailor: Command, tmp_path: Path, eval: str, said: str) -> None:
+    short, home = write_gpt2(tmp_path / "short.gguf", positions=36), ("--home", tmp_path / "home")
+    words = ("verify", short, "--base", short, "--eval", eval, "--against", "Q8_0", "--chunks", 1, "--threads", 1, *home)
+    assert said in quantailor(*words).error_line
+    made = quantailor("make", short, "--bpw", 6, "--eval", eval, "-o", tmp_path / "out", "--threads", 1, *home)
+    assert said in made.error_line
+    assert nothing_ran(tmp_path / "home")
+
+
+def test_make_refuses_a_model_that_cannot_be_verified_before_it_measures(quantailor: Command, tmp_path: Path) -> None:
+    short = write_gpt2(tmp_path / "short.gguf", positions=16)
+    how = ("--imatrix", "none", "--basis", "ranking", "-o", tmp_path / "out", "--home", tmp_path / "home")
+    assert "short has 16 positions, too few to run it" in quantailor("make", short, "--bpw", 6, *how).error_line
+    assert nothing_ran(tmp_path / "home")
 
 
 @pytest.mark.slow

@@ -143,3 +143,46 @@ def test_values_that_no_sum_of_squares_has_are_refused_by_name(
     line = run("imatrix", model, "--import", write_legacy(tmp_path / "bad.dat", values)).error_line
     assert "blk.0.ffn_up.weight" in line
     assert "which a sum of squares cannot have" in line
+
+
+def of_deeper_model(values: Arrays, n_more: int) -> Arrays:
+    """The same with the entries of further layers."""
+    more = {name.replace("blk.0.", f"blk.{layer}."): array for layer in range(1, 1 + n_more) for name, array in values.items()}
+    return values | more
+
+
+def test_what_a_deeper_model_left_is_told_wherever_it_is_used(run: Command, model: Path, values: Arrays, tmp_path: Path) -> None:
+    matrix = write_legacy(tmp_path / "deeper.dat", of_deeper_model(values, 1))
+    said = "is probably another model's: it has 2 layers in place of 1, with 8 tensors that mixture lacks (blk.1.attn_q.weight and 7 more)"
+    assert said in " ".join(run("imatrix", model, "--import", matrix).out.split())
+    report = run("imatrix", model, "--import", matrix, "--json").result
+    assert (len(report["not_in_model"]), report["missing_tensors"]) == (8, [])
+    assert said in " ".join(run("measure", model, "--imatrix", matrix, "--types", "Q4_K,Q8_0").err.split())
+    strategy = tmp_path / "s.yaml"
+    planned = run("plan", model, "--bpw", 5, "--basis", "ranking", "--imatrix", matrix, "-o", strategy)
+    assert said in " ".join((planned.out + planned.err).split())
+    built_file = run("build", model, strategy, "--imatrix", matrix, "-o", tmp_path / "out.gguf")
+    assert said in " ".join(built_file.err.split())
+    made = run(
+        "make", model, "--bpw", 6, "--imatrix", matrix, "--basis", "ranking", "--rounding", "plain", "--no-verify", "-o", tmp_path / "o"
+    )
+    assert (made.code, " ".join(made.err.split()).count(said)) == (0, 1)
+
+
+def test_a_tensor_too_many_is_told_and_the_output_matrix_is_none(run: Command, values: Arrays, tmp_path: Path) -> None:
+    values |= {name: np.ones(HIDDEN, np.float32) for name in ("blk.0.ffn_gate_inp.weight", "output.weight")}
+    dense = write_llama(tmp_path / "dense.gguf")
+    shown = " ".join(run("imatrix", dense, "--import", write_legacy(tmp_path / "more.dat", values)).out.split())
+    assert "may be another model's: it holds 2 tensors that dense lacks (blk.0.ffn_up_exps.weight and 1 more)" in shown
+
+
+def test_a_matrix_most_of_which_does_not_fit_is_refused_before_anything_runs(
+    run: Command, model: Path, values: Arrays, tmp_path: Path
+) -> None:
+    """Of 16 tensors half have the model's names, and of these some have other lengths."""
+    few = dict.fromkeys(("blk.0.attn_q.weight", "blk.0.attn_k.weight"), np.ones(2 * HIDDEN, np.float32))
+    matrix = write_legacy(tmp_path / "part.dat", of_deeper_model(values, 1) | few)
+    for words in (("imatrix", model, "--import", matrix), ("make", model, "--bpw", 5, "--imatrix", matrix, "-o", tmp_path / "o")):
+        line = run(*words).error_line
+        assert "the importance matrix is of another model: of its 16 tensors mixture lacks 8, and 2 have other lengths" in line
+    assert run("jobs", "list", "--json").result == []

@@ -31,15 +31,15 @@ from quantailor.models.upstream import ProjectorWish
 from quantailor.pipeline.parts import Parts, PipelineStep
 from quantailor.pipeline.recipes import write_recipe
 from quantailor.records import Strategy
-from quantailor.session import AUTO, CALIBRATION_TEXT, NONE, OpenedModel, Workspace, plain_label
+from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, NONE, OpenedModel, Workspace, plain_label
 from quantailor.steps.build import BuildReport, BuildStep
 from quantailor.steps.checks.folder import alone_in, refuse_busy, refuse_other_result
-from quantailor.steps.checks.inputs import asked_bits, check_plan, check_possible, check_texts, require_long_texts
+from quantailor.steps.checks.inputs import asked_bits, check_plan, check_possible, check_texts, require_long_texts, require_ours
 from quantailor.steps.checks.limits import constraints_of
 from quantailor.steps.checks.verified import require_apart
 from quantailor.steps.conversion.convert import ConvertStep, left_out_words, with_base, with_known_base
 from quantailor.steps.conversion.projector import Projector, ProjectorWork, projector_bytes
-from quantailor.steps.judged.evaluating import check_evals
+from quantailor.steps.judged.evaluating import check_evals, check_room, require_askable
 from quantailor.steps.measure import known_types
 from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX, Evals
 from quantailor.steps.plan import PlanOptions, PlanResult, choose, plan_result, target_of
@@ -153,6 +153,8 @@ class MakingStep(PipelineStep[Answer]):
     def check_model(self, workspace: Workspace, model: OpenedModel) -> None:
         """Whether any types could meet the plan. Raises StrategyError."""
         self.decided(workspace, model.source).refuse_other_result(model)
+        if self.verify:
+            check_room(model.source, self.evals)
         for plan in self.plans.values():
             if plan.speed is not None:
                 require_speeds(workspace, model)
@@ -244,9 +246,7 @@ class MakingStep(PipelineStep[Answer]):
                 require_predictions(source)
         with workspace.model(step.model, allow_requantize=True) as model:
             step = step.decided(workspace, model.source)
-            step.refuse_other_result(model)
-            if step.runs_the_model(workspace):
-                workspace.require_runnable(model)
+            step.require_usable(workspace, model)
             for words in left_out_words(model.source, has_projector=projector is not None):
                 stages.note(f"left out: {words}")
         known, covariances = step.known_imatrix(workspace), step.known_covariances(workspace)
@@ -255,8 +255,6 @@ class MakingStep(PipelineStep[Answer]):
             and (passed_over := workspace.imatrices.passed_over(workspace.identity(step.model).fingerprint)) is not None
         ):
             stages.warn(passed_over)
-        if known not in (None, NONE):
-            read_imatrix(Path(known))  # one that cannot be read stops the run before anything is written
         base = step.find_base(workspace)[0] if step.runs_the_model(workspace) else None
         with workspace.model(step.model, allow_requantize=True) as model:
             parts, types = Parts(step.parts(workspace, model), stages), step.types_to_measure(model)
@@ -264,6 +262,8 @@ class MakingStep(PipelineStep[Answer]):
         if parts.begin("convert"):
             ConvertStep(model=step.model, output=weights, overwrite=True).run(workspace, stages)
         require_long_texts(workspace, weights, *([step.text] if step.probed else []), *([step.verify_text] if step.verify else []))
+        if step.verify:
+            require_askable(workspace, weights, step.evals, Path(step.verify_text) if step.verify_text else HELDOUT_TEXT)
         imatrix = known or NONE
         if parts.begin("imatrix"):
             imatrix = step.imatrix_step(weights, step.imatrix_chunks, step.folder / "imatrix.gguf").run(workspace, stages).path
@@ -284,6 +284,18 @@ class MakingStep(PipelineStep[Answer]):
             probed = probes.run(workspace, stages)
         evidence = None if probed is None else probed.grounds.name
         return step.finish(workspace, stages, Ready(self.model, base, weights, imatrix, evidence, parts, projector))
+
+    def require_usable(self, workspace: Workspace, model: OpenedModel) -> None:
+        """Refuse, before any work, what the model, the directory or a named file cannot do for it.
+
+        Raises as `refuse_other_result`, `require_ours`, and the workspace's `require_scored` or `require_runnable`.
+        """
+        self.refuse_other_result(model)
+        require_ours(workspace, model, self.imatrix, self.covariances)
+        if self.probed or self.verify:
+            workspace.require_scored(model, DEFAULT_N_CTX)
+        elif self.runs_the_model(workspace):
+            workspace.require_runnable(model)
 
     def make_projector(self, workspace: Workspace, stages: Stages) -> Projector | None:
         """The projector, where it was asked for; soon done, and so before what is long. Raises as `ProjectorWork.make` does."""

@@ -35,7 +35,7 @@ from quantailor.records import RoundingWish
 from quantailor.session import AUTO, NONE, OpenedModel, Workspace
 from quantailor.steps.calibration.calibrate import CalibrateStep
 from quantailor.steps.calibration.imatrix import ImatrixStep
-from quantailor.steps.checks.inputs import check_imatrix, check_texts
+from quantailor.steps.checks.inputs import check_imatrix, check_texts, require_ours
 from quantailor.steps.conversion.convert import WholeStep
 from quantailor.steps.measure import MeasureStep, known_types
 from quantailor.steps.probe import (
@@ -116,6 +116,7 @@ class PipelineStep(WholeStep[Answer]):
         if self.hub is None:
             with contextlib.suppress(UnsupportedModelError), workspace.model(self.model, allow_requantize=True) as model:
                 require_unquantized(model.source, allow_requantize=self.allow_requantize)
+                require_ours(workspace, model, self.imatrix, self.covariances)
                 self.check_model(workspace, model)
 
     def check_model(self, workspace: Workspace, model: OpenedModel) -> None:

@@ -21,7 +21,7 @@ from quantailor.pipeline.parts import LEVEL_SETTINGS, Level, LevelSettings, Part
 from quantailor.present.words import plural
 from quantailor.session import AUTO, CALIBRATION_TEXT, NONE, OpenedModel, Workspace
 from quantailor.steps.calibration.imatrix import use_imatrix
-from quantailor.steps.checks.inputs import require_long_texts
+from quantailor.steps.checks.inputs import require_long_texts, require_ours
 from quantailor.steps.conversion.convert import ConvertStep, with_base, with_known_base
 from quantailor.steps.measure import MeasureResult, known_types
 from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX
@@ -125,6 +125,7 @@ class StudyStep(PipelineStep[StudyResult], kind="study", result=StudyResult):
             if step.settings.probe_chunks:
                 require_predictions(model.source)
             step = step.decided(model.source)
+            require_ours(workspace, model, step.imatrix, step.covariances)
             if step.takes_turns:
                 workspace.require_runnable(model)
             parts = Parts(step.parts(workspace, model), stages)

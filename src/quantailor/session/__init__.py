@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quantailor.session.imatrices import AUTO, NONE, fitted
+from quantailor.session.imatrices import AUTO, NONE, fitted, other_words, others, require_fit
 from quantailor.session.opened import (
     Condition,
     OpenedModel,

@@ -32,11 +32,7 @@ class KeptCovariances:
         """
         with CovarianceFile(file) as found:
             description, fingerprint = found.description, found.fingerprint
-            if description.model != model:
-                raise CovarianceError(
-                    f"{file} holds covariances of model {description.model[:12]}, not of {model[:12]}",
-                    remedy="Compute them for this model with `quantailor calibrate`",
-                )
+            _require_of(model, found)
             place = self.path(model, fingerprint)
             if imported:
                 found.check()
@@ -54,6 +50,11 @@ class KeptCovariances:
         record = CalibrationRecord(model, fingerprint, *seen, "imported" if imported else "computed")
         self._store.record_covariances(record, computed=computed)
         return CovarianceFile(place)
+
+    def require_of(self, model: str, file: Path) -> None:
+        """Raise CovarianceError where a file is none of covariances, or of another model's."""
+        with CovarianceFile(file) as found:
+            _require_of(model, found)
 
     def intact(self, model: str, covariances: str) -> CovarianceFile | None:
         """The covariances of that fingerprint; None where their file is gone or is not what was written."""
@@ -92,3 +93,12 @@ class KeptCovariances:
             known = [record.fingerprint for record in self._store.covariances(model.fingerprint)]
             kept = self.intact(model.fingerprint, found.fingerprint) if found.fingerprint in known else None
         return kept or self.keep(model.fingerprint, Path(wanted), imported=True)
+
+
+def _require_of(model: str, found: CovarianceFile) -> None:
+    of = found.description.model
+    if of != model:
+        raise CovarianceError(
+            f"{found.path} holds covariances of model {of[:12]}, not of {model[:12]}",
+            remedy="Compute them for this model with `quantailor calibrate`",
+        )

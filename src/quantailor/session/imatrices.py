@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from quantailor.analysis.importance.imatrix import TOKEN_EMBEDDINGS, Imatrix, fits, quantizer_importance
+from quantailor.analysis.importance.imatrix import BLOCK_PREFIX, TOKEN_EMBEDDINGS, Imatrix, fits, quantizer_importance
 from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imatrix
 from quantailor.errors import ImatrixError
 from quantailor.jobs import Home
@@ -15,6 +16,8 @@ from quantailor.present.words import plural
 from quantailor.session.opened import OpenedModel, quantizable_tensors
 from quantailor.store import CalibrationRecord, ImatrixKey, Store
 
+_OUTPUT = "output.weight"
+_LAYER = re.compile(rf"{re.escape(BLOCK_PREFIX)}(\d{{1,9}})\.")
 AUTO, NONE = "auto", "none"
 """What an importance matrix may be instead of a file: the model's own (see `KeptImatrices.stored`), or none."""
 
@@ -97,17 +100,29 @@ class KeptImatrices:
     def choose(self, model: OpenedModel, wanted: str, tell: Callable[[str], None] | None = None) -> Imatrix | None:
         """What `--imatrix` means: "auto" the model's own, "none" nothing, else a file (which is then kept).
 
-        Where "auto" passes over the latest one, that is told to `tell`.
+        Where "auto" passes over the latest one, or one holds tensors that the model lacks, that is told to `tell`.
 
         Raises ImatrixError where the file cannot be read or belongs to another model.
         """
         if wanted == NONE:
             return None
-        if wanted == AUTO:
-            if tell is not None and (passed_over := self.passed_over(model.fingerprint)) is not None:
-                tell(passed_over)
-            return self.default(model.fingerprint)
-        imatrix, _ = fitted(read_imatrix(Path(wanted)), model.source)
+        found = self.default(model.fingerprint) if wanted == AUTO else self._of_file(model, Path(wanted))
+        if tell is not None:
+            for words in self._remarks(model, wanted, found):
+                tell(words)
+        return found
+
+    def remarks(self, model: OpenedModel, wanted: str) -> list[str]:
+        """What a user should know of the importance matrix that `choose` takes, one sentence each. Raises as `choose` does."""
+        return self._remarks(model, wanted, self.choose(model, wanted))
+
+    def _remarks(self, model: OpenedModel, wanted: str, found: Imatrix | None) -> list[str]:
+        passed_over = self.passed_over(model.fingerprint) if wanted == AUTO else None
+        return [words for words in (passed_over, found and other_words(found, model.source)) if words is not None]
+
+    def _of_file(self, model: OpenedModel, file: Path) -> Imatrix:
+        """What of a file fits the model, kept. Raises ImatrixError."""
+        imatrix, _ = fitted(read_imatrix(file), model.source)
         is_known = self._store.imatrix(model.fingerprint, imatrix.fingerprint) is not None
         if not is_known or not self.path(model.fingerprint, imatrix.fingerprint).exists():
             self.keep(model.fingerprint, imatrix, imported=True)
@@ -119,10 +134,46 @@ def n_tokens(record: CalibrationRecord) -> int:
     return record.chunk_count * record.chunk_size
 
 
+def require_fit(file: Path, source: ModelSource) -> None:
+    """Raise ImatrixError where a file is no importance matrix, or is another model's."""
+    fitted(read_imatrix(file), source)
+
+
+def others(imatrix: Imatrix, source: ModelSource) -> tuple[str, ...]:
+    """The names of entries whose tensors a model lacks: llama-quantize looks at none of them.
+
+    The output matrix does not count, which a conversion may store or leave out of one and the same model.
+    """
+    names = {tensor.name for tensor in source.tensors} | {_OUTPUT}
+    return tuple(name for name in imatrix.entries if name not in names)
+
+
+def other_words(imatrix: Imatrix, source: ModelSource) -> str | None:
+    """What is to be said of an importance matrix that holds tensors which a model lacks; None where it holds none."""
+    found = others(imatrix, source)
+    if not found:
+        return None
+    matrix, lacking = f"The importance matrix {imatrix.fingerprint[:12]}", plural(len(found), "tensor")
+    lacking += f" that {source.name} lacks ({found[0]}{f' and {len(found) - 1:,} more' if len(found) > 1 else ''})"
+    there, here = (1 + max(map(_layer, names), default=-1) for names in (imatrix.entries, [tensor.name for tensor in source.tensors]))
+    if there > here:
+        return (
+            f"{matrix} is probably another model's: it has {there:,} layers in place of {here:,}, with {lacking}. The rest of it is used."
+        )
+    return f"{matrix} may be another model's: it holds {lacking}. The rest of it is used."
+
+
+def _layer(name: str) -> int:
+    match = _LAYER.match(name)
+    return int(match[1]) if match else -1
+
+
 def fitted(imatrix: Imatrix, source: ModelSource) -> tuple[Imatrix, tuple[str, ...]]:
     """An importance matrix without the entries whose lengths are not the tensors', and the names of these.
 
-    Raises ImatrixError when it is another model's: most of its names or lengths are not this model's.
+    Entries whose tensors the model lacks stay (`others`).
+
+    Raises ImatrixError when it is another model's: most of its names, of its lengths, or of both are not this model's.
     """
     tensors = {tensor.name: tensor for tensor in source.tensors}
     known = [name for name in imatrix.entries if name in tensors]
@@ -142,6 +193,13 @@ def fitted(imatrix: Imatrix, source: ModelSource) -> tuple[Imatrix, tuple[str, .
         raise ImatrixError(
             f"the importance matrix is of another model: {len(odd)} of {len(known)} tensors have other lengths, "
             f"{odd[0]} {entry.sum2.size} values instead of {tensor.n_slices * tensor.n_cols}",
+            remedy="Use one of this model",
+        )
+    n_fitting, n_entries = len(known) - len(odd), len(imatrix.entries)
+    if 2 * n_fitting < n_entries:
+        raise ImatrixError(
+            f"the importance matrix is of another model: of its {plural(n_entries, 'tensor')} {source.name} lacks "
+            f"{n_entries - len(known)}, and {len(odd)} have other lengths",
             remedy="Use one of this model",
         )
     if odd:

@@ -16,7 +16,7 @@ from quantailor.evidence.strategies import require_whole, strategy_of
 from quantailor.evidence.written import recipe
 from quantailor.making import building
 from quantailor.records import Strategy
-from quantailor.session import OpenedModel, Workspace
+from quantailor.session import AUTO, OpenedModel, Workspace
 from quantailor.steps.stages import Stages
 from quantailor.steps.step import Screen, StepResult, WeightedStep
 from quantailor.store import StrategyRecord
@@ -66,7 +66,10 @@ class BuildStep(WeightedStep[BuildReport], kind="build", result=BuildReport):
         """Write it, and record which strategy it was built from."""
         with workspace.model(self.base, allow_requantize=self.allow_requantize) as model:
             strategy, rounding = self._planned(workspace, model)
-            for words in workspace.reservations(model):
+            for words in (
+                *([] if self.imatrix == AUTO else workspace.imatrices.remarks(model, self.imatrix)),
+                *workspace.reservations(model),
+            ):
                 stages.warn(words)
             predicted = building.predict(model.source, strategy, imatrix=rounding.imatrix, split_max_bytes=self.split_max_bytes)
             result = building.build(

@@ -154,19 +154,18 @@ def plan(
     """
     if output is not None:
         files.refuse_existing(output, overwrite=overwrite)
-    preset_size = passed_over = None
+    preset_size = None
     with workspace.model(base) as model:
-        reservations = workspace.reservations(model)
+        remarks = [*workspace.imatrices.remarks(model, imatrix), *workspace.reservations(model)]
         which = named_rounding(workspace, model, rounding, covariances)
         if isinstance(wanted, str):
             strategy, grounds = _same_types(workspace, model, wanted, imatrix, which)
         else:
             strategy, preset_size, grounds = choose(workspace, model, wanted, imatrix=imatrix, rounding=which)
-            passed_over = workspace.imatrices.passed_over(model.fingerprint) if imatrix == AUTO else None
     if output is not None:
         strategy_file.write(strategy, output, overwrite=overwrite)
     result = plan_result(workspace, strategy, output, preset_size, grounds, base=base, origin=origin)
-    return dataclasses.replace(result, notes=(*result.notes, *([] if passed_over is None else [passed_over]), *reservations))
+    return dataclasses.replace(result, notes=(*result.notes, *remarks))
 
 
 def _same_types(workspace: Workspace, model: OpenedModel, reference: str, imatrix: str, rounding: str) -> tuple[Strategy, Grounds | None]:

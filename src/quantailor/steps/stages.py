@@ -23,6 +23,7 @@ class Stages:
     def __init__(self, control: JobControl, unit_of: Callable[[str], str], executor: Executor = HERE, moment: float | None = None) -> None:
         self.executor = executor
         self._control, self._unit_of, self._moment = control, unit_of, moment
+        self._warned = set[str]()
 
     def until(self, moment: float) -> Stages:
         """The same, whose stages raise `control.TimeUp` from a moment of `time.monotonic` on."""
@@ -59,5 +60,7 @@ class Stages:
         self._control.log(message)
 
     def warn(self, message: str) -> None:
-        """The same for what a user should hear at once."""
-        self._control.log(message, level="warning")
+        """The same for what a user should hear at once, and once: several parts of a job may find it."""
+        if message not in self._warned:
+            self._warned.add(message)
+            self._control.log(message, level="warning")

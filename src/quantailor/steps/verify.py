@@ -25,11 +25,11 @@ from quantailor.making import judging
 from quantailor.models.abilities import require_predictions
 from quantailor.processes.crews import ModelFiles
 from quantailor.records import PLAIN_TWIN, PredictedSpeed, RowKind, Verdict
-from quantailor.session import HELDOUT_TEXT, OpenedModel, Workspace, gguf_path
+from quantailor.session import AUTO, HELDOUT_TEXT, OpenedModel, Workspace, gguf_path
 from quantailor.steps.checks.inputs import check_texts
 from quantailor.steps.checks.verified import other_words, require_held_out, require_presets, require_same_model, reservations
 from quantailor.steps.judged.calibrated import references_imatrix
-from quantailor.steps.judged.evaluating import Enquiry, check_evals, evaluate
+from quantailor.steps.judged.evaluating import Enquiry, check_evals, check_room, evaluate, prepared
 from quantailor.steps.judged.references import missing_bytes, references
 from quantailor.steps.judged.scored import judged
 from quantailor.steps.options import DEFAULT_N_CTX, Evals
@@ -103,6 +103,7 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             raise OptionError(f"{repeated[0]} is given twice", remedy="Name every file once")
         if self.hub is None and Path(self.file).exists():
             with workspace.source(self.base) as base:
+                check_room(base, self.evals)
                 for path in self.files:
                     with workspace.source(path) as file:
                         require_same_model(file, base)
@@ -150,6 +151,8 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             require_predictions(model.source)
             n_ctx = chunk_length(model.source, self.n_ctx, stages.warn)
             imatrix, told = self.choose_imatrix(workspace, model)
+            for words in workspace.imatrices.remarks(model, self.imatrix) if imatrix is not None and self.imatrix != AUTO else ():
+                stages.warn(words)
             workspace.require_runnable(model)
             ours = Path(self.file)
             for path in self.files:
@@ -159,6 +162,7 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
             text = Path(self.text) if self.text else HELDOUT_TEXT
             corpus = workspace.corpus(model, text)
             tokens = chunks(corpus, n_ctx, limit=self.chunks)
+            asked = prepared(model, self.evals, text, corpus)
             for path in self.files if len(tokens) >= judging.MIN_CHUNKS else ():  # so many make a claim; with fewer it is told
                 require_held_out(workspace, model, path, text)
             presets = self.presets(workspace, model, imatrix)
@@ -204,7 +208,7 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
                 workspace.store.record_chunk_scores(keys[name], [score])
             for path in candidates.values():
                 workspace.keep_identity(path)  # lists of files read none
-            evaluated = evaluate(Enquiry(workspace, model, candidates, contents, self.compute, stages), self.evals, text, corpus)
+            evaluated = evaluate(Enquiry(workspace, model, candidates, contents, self.compute, stages), self.evals, asked)
             found = [*told, *reservations(workspace, model, ours, text)]
             for path in self.files[1:]:
                 found += [f"{path.name}: {each}" for each in reservations(workspace, model, path, text) if each not in found]

@@ -80,6 +80,20 @@ def key_of(prompts: Sequence[Tokens]) -> str:
     return f"{_VERSION}:{digest.hexdigest()}"
 
 
+def prompt_length(source: ModelSource) -> int:
+    """Tokens of a plain text's prompts for a model. Raises CorpusError where its context has no room for one and what follows."""
+    room = _room(source)
+    length = PROMPT_TOKENS if room is None else min(PROMPT_TOKENS, room - N_WRITTEN)
+    if length < LEAST_PROMPT_TOKENS:
+        said = f"{source.name} has a context of {room} tokens, too short for a prompt of {LEAST_PROMPT_TOKENS} and {N_WRITTEN} that follow"
+        raise CorpusError(said, remedy="Leave out --eval greedy")
+    return length
+
+
+def _room(source: ModelSource) -> int | None:
+    return min(filter(None, (n_positions(source), trained_context(source))), default=None)
+
+
 def prompts(source: ModelSource, model_path: Path, text: Path, corpus: Corpus, n_prompts: int) -> list[Tokens]:
     """Prompts from a text: `n_prompts` that lie evenly in it, fewer where it has no more; of a mix, as many of each text as its share says.
 
@@ -100,11 +114,7 @@ def prompts(source: ModelSource, model_path: Path, text: Path, corpus: Corpus, n
     Raises:
         CorpusError: a conversation that does not fit the model's context with what is to be written, or nothing to take prompts from.
     """
-    room = min(filter(None, (n_positions(source), trained_context(source))), default=None)
-    length = PROMPT_TOKENS if room is None else min(PROMPT_TOKENS, room - N_WRITTEN)
-    if length < LEAST_PROMPT_TOKENS:
-        said = f"{source.name} has a context of {room} tokens, too short for a prompt of {LEAST_PROMPT_TOKENS} and {N_WRITTEN} that follow"
-        raise CorpusError(said, remedy="Leave out --eval greedy")
+    room, length = _room(source), prompt_length(source)
     ends = [round(n_prompts * share) for share in itertools.accumulate(part.share for part in corpus.parts)]
     found = list[Tokens]()
     for part, tokenized, begin, end in zip(texts.parts_of(text), corpus.parts, [0, *ends], ends, strict=False):

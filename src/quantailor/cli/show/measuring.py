@@ -38,6 +38,8 @@ def imatrix(report: ImatrixReport) -> None:
         out.print(f"[yellow]It lacks {plain(several(report.missing_tensors))}: types that need it are unavailable there.[/yellow]")
     if report.left_out:
         out.print(f"[yellow]Left out, because their lengths are not those of this model's tensors: {several(report.left_out)}.[/yellow]")
+    if report.other_model:
+        out.print(f"[yellow]{plain(report.other_model)}[/yellow]", soft_wrap=True)
     if report.unseen_tensors:
         out.print(f"[yellow]No token reached {several(report.unseen_tensors)}: all columns count alike there.[/yellow]")
     if unseen := [item for item in report.statistics if item.n_unseen_experts]:

@@ -20,7 +20,7 @@ from quantailor.evidence.grounds import command_line
 from quantailor.present import words
 from quantailor.processes.crews import ModelFiles
 from quantailor.qtypes import IMATRIX_EXEMPT
-from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, fitted, gguf_path, quantizable_tensors
+from quantailor.session import CALIBRATION_TEXT, OpenedModel, Workspace, fitted, gguf_path, other_words, others, quantizable_tensors
 from quantailor.steps.checks.inputs import check_texts
 from quantailor.steps.options import DEFAULT_N_CTX, Compute
 from quantailor.steps.stages import Stages
@@ -49,6 +49,10 @@ class ImatrixReport(StepResult):
     unseen_tensors: tuple[str, ...] = ()
     """Tensors whose importances are all zero or that no token reached: their columns count alike."""
     statistics: tuple[ImatrixStatistics, ...] = ()
+    not_in_model: tuple[str, ...] = ()
+    """Entries whose tensors the model lacks."""
+    other_model: str | None = None
+    """A sentence where these make it probable that the matrix is another model's."""
     passed_over: str | None = None
     """A sentence where later commands do not take this model's latest one by themselves."""
 
@@ -191,6 +195,8 @@ def imatrix_report(workspace: Workspace, model: OpenedModel, imatrix: Imatrix, l
         missing_tensors=tuple(name for name in needed if name not in imatrix.entries),
         left_out=left_out,
         unseen_tensors=tuple(name for name, entry in seen.entries.items() if not entry.counts.any()),
+        not_in_model=others(imatrix, model.source),
+        other_model=other_words(imatrix, model.source),
         passed_over=workspace.imatrices.passed_over(model.fingerprint),
         statistics=tuple(statistics(seen)),
     )

@@ -23,7 +23,7 @@ from quantailor.making import building
 from quantailor.models.gguf_writer import layout
 from quantailor.qtypes import IMATRIX_EXEMPT, unavailable
 from quantailor.records import Cell, Strategy, TensorCells, TensorChoice, TensorInfo
-from quantailor.session import AUTO, NONE, OpenedModel, Workspace, quantizable_tensors
+from quantailor.session import AUTO, NONE, OpenedModel, Workspace, quantizable_tensors, require_fit
 from quantailor.steps.checks.limits import constraints_of
 from quantailor.steps.options import COMPUTE, DEFAULT_N_CTX, REPO
 from quantailor.steps.plan import PlanOptions
@@ -52,6 +52,14 @@ def check_imatrix(imatrix: str) -> None:
     """Raise ImatrixError where a file that was named is not an importance matrix."""
     if imatrix not in (AUTO, NONE, COMPUTE, REPO):
         read_imatrix(Path(imatrix))
+
+
+def require_ours(workspace: Workspace, model: OpenedModel, imatrix: str, covariances: str) -> None:
+    """Raise ImatrixError or CovarianceError where a file that was named is another model's, or cannot be read."""
+    if imatrix not in (AUTO, NONE, COMPUTE, REPO):
+        require_fit(Path(imatrix), model.source)
+    if covariances not in (AUTO, NONE) and (file := Path(covariances)).exists():
+        workspace.covariances.require_of(model.fingerprint, file)
 
 
 def check_plan(options: PlanOptions) -> None:

@@ -15,6 +15,8 @@ from quantailor.analysis.evals.questions import Questions, read_questions
 from quantailor.analysis.scores.fidelity import BASE
 from quantailor.errors import OptionError
 from quantailor.making.evals import Evaluated
+from quantailor.models.source import ModelSource
+from quantailor.numerics import Tokens
 from quantailor.present import words
 from quantailor.records import EvalItem
 from quantailor.session import CHOICES, OpenedModel, Workspace, gguf_path
@@ -79,32 +81,68 @@ def check_evals(evals: Evals) -> None:
         _questions(evals)
 
 
-def evaluate(asked: Enquiry, evals: Evals, text: Path, corpus: Corpus) -> list[Evaluated]:
-    """What was asked for, in a fixed order.
+def check_room(source: ModelSource, evals: Evals) -> None:
+    """Raise CorpusError where a model's context holds none of what is asked, whatever the text."""
+    if "greedy" in evals.names:
+        greedy.prompt_length(source)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is put to files, as a model reads it; whatever cannot be asked was refused before."""
+
+    text: str
+    """The name of the text that prompts are from."""
+    prompts: Sequence[Tokens] | None
+    """(n_tokens,) int32 each; None where greedy text is not asked for."""
+    questions: Questions | None
+    items: Sequence[choices.Choosing]
+    """The questions in tokens."""
+
+
+def prepared(model: OpenedModel, evals: Evals, text: Path, corpus: Corpus) -> Asked:
+    """Everything that is asked for. No weight of the model is read for it.
 
     Raises:
-        CorpusError: nothing to take prompts from, or questions that cannot be read or are too long.
-        InferenceError: llama.cpp cannot run a file.
+        CorpusError: nothing to take prompts from, or prompts or questions that cannot be read or are too long for the model.
+        InferenceError: llama.cpp cannot read the vocabulary.
     """
-    found = []
+    source, path, prompts, questions = model.source, gguf_path(model), None, None
     if "greedy" in evals.names:
-        found.append(_greedy(asked, evals.prompts, text, corpus))
+        prompts = greedy.prompts(source, path, text, corpus, evals.prompts)
     if "choices" in evals.names:
-        found.append(_choices(asked, _questions(evals)))
+        questions = _questions(evals)
+    return Asked(corpus.name, prompts, questions, [] if questions is None else choices.tokenized(source, path, questions))
+
+
+def require_askable(workspace: Workspace, base: str, evals: Evals, text: Path) -> None:
+    """Raise CorpusError, as `prepared` does, where a later part of a job could not ask them of a base."""
+    if evals.names:
+        with workspace.model(base) as model:
+            prepared(model, evals, text, workspace.corpus(model, text))
+
+
+def evaluate(enquiry: Enquiry, evals: Evals, asked: Asked) -> list[Evaluated]:
+    """What was asked for, in a fixed order. Raises InferenceError where llama.cpp cannot run a file."""
+    found = []
+    if asked.prompts is not None:
+        if len(asked.prompts) < evals.prompts:
+            there = words.plural(len(asked.prompts), "prompt")
+            enquiry.stages.warn(f"{asked.text} gives {there}, fewer than the {evals.prompts:,} that were asked for.")
+        found.append(_greedy(enquiry, asked.prompts, asked.text))
+    if asked.questions is not None:
+        found.append(_choices(enquiry, asked.questions, asked.items))
     return found
 
 
-def _greedy(asked: Enquiry, n_prompts: int, text: Path, corpus: Corpus) -> Evaluated:
-    prompts = greedy.prompts(asked.model.source, gguf_path(asked.model), text, corpus, n_prompts)
-    if len(prompts) < n_prompts:
-        asked.stages.warn(f"{text.name} gives {words.plural(len(prompts), 'prompt')}, fewer than the {n_prompts:,} that were asked for.")
+def _greedy(asked: Enquiry, prompts: Sequence[Tokens], text: str) -> Evaluated:
     key = greedy.key_of(prompts)
     written = asked.all("greedy, the base's text", key, [greedy.Writing(prompt) for prompt in prompts], labels={WRITTEN: WRITTEN})[WRITTEN]
     tokens = [np.array(each.values, dtype=np.int32) for each in written]
     items = [greedy.Following(prompt, continuation) for prompt, continuation in zip(prompts, tokens, strict=True)]
     answers = asked.all("greedy", key, items, labels=asked.contents)
     answers[BASE] = [EvalItem(index, (float(greedy.N_WRITTEN),)) for index in range(len(prompts))]
-    return Evaluated("greedy", corpus.name, key.partition(":")[2], answers)
+    return Evaluated("greedy", text, key.partition(":")[2], answers)
 
 
 def _questions(evals: Evals) -> Questions:
@@ -112,8 +150,7 @@ def _questions(evals: Evals) -> Questions:
     return read_questions(Path(evals.choices) if evals.choices else CHOICES)
 
 
-def _choices(asked: Enquiry, questions: Questions) -> Evaluated:
-    items = choices.tokenized(asked.model.source, gguf_path(asked.model), questions)
+def _choices(asked: Enquiry, questions: Questions, items: Sequence[choices.Choosing]) -> Evaluated:
     answers = asked.all("choices", choices.key_of(questions), items, labels={BASE: BASE, **asked.contents})
     return Evaluated("choices", questions.name, questions.sha256, answers, tuple(each.right for each in questions.items))
 
@@ -133,7 +170,7 @@ def tokens_left(workspace: Workspace, model: OpenedModel, evals: Evals, text: Pa
 
     A token that is run alone counts as eight (`WRITING_TOKENS`).
 
-    Raises CorpusError, as `evaluate` does.
+    Raises CorpusError, as `prepared` does; questions are not looked at as tokens.
     """
     asked = list[tuple[str, str, int, float]]()
     if "greedy" in evals.names:
