@@ -118,7 +118,8 @@ class KeptImatrices:
 
     def _remarks(self, model: OpenedModel, wanted: str, found: Imatrix | None) -> list[str]:
         passed_over = self.passed_over(model.fingerprint) if wanted == AUTO else None
-        return [words for words in (passed_over, found and other_words(found, model.source)) if words is not None]
+        foreign = None if found is None else other_words(found, model.source)
+        return [words for words in (passed_over, foreign) if words is not None]
 
     def _of_file(self, model: OpenedModel, file: Path) -> Imatrix:
         """What of a file fits the model, kept. Raises ImatrixError."""
