@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from quantailor.analysis.importance.imatrix import Imatrix
 from quantailor.analysis.scores import fidelity
 from quantailor.costs.model_size import ModelSize
 from quantailor.costs.needs import Needs, run_as_it_is
-from quantailor.errors import OptionError, OutputError
+from quantailor.errors import OptionError
 from quantailor.evidence.presets import presets_around
 from quantailor.evidence.speeds import speeds_of_files
 from quantailor.evidence.strategies import embedded_strategy
@@ -25,11 +24,12 @@ from quantailor.making import judging
 from quantailor.models.abilities import require_predictions
 from quantailor.processes.crews import ModelFiles
 from quantailor.records import PLAIN_TWIN, PredictedSpeed, RowKind, Verdict
-from quantailor.session import AUTO, HELDOUT_TEXT, OpenedModel, Workspace, gguf_path
+from quantailor.session import HELDOUT_TEXT, OpenedModel, Workspace, gguf_path
+from quantailor.steps.checks.folder import refuse_other_verdict
 from quantailor.steps.checks.inputs import check_texts
 from quantailor.steps.checks.verified import other_words, require_held_out, require_presets, require_same_model, reservations
 from quantailor.steps.judged.calibrated import references_imatrix
-from quantailor.steps.judged.evaluating import Enquiry, check_evals, check_room, evaluate, prepared
+from quantailor.steps.judged.evaluating import Enquiry, check_evals, evaluate, prepared
 from quantailor.steps.judged.references import missing_bytes, references
 from quantailor.steps.judged.scored import judged
 from quantailor.steps.options import DEFAULT_N_CTX, Evals
@@ -87,23 +87,25 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
         named = [preset_name(str(each.target["like"])) for each in strategies if each is not None and "like" in each.target]
         return presets_around(model, imatrix, sizes, named)
 
-    def choose_imatrix(self, workspace: Workspace, model: OpenedModel) -> tuple[Imatrix | None, list[str]]:
+    def choose_imatrix(
+        self, workspace: Workspace, model: OpenedModel, tell: Callable[[str], None] | None = None
+    ) -> tuple[Imatrix | None, list[str]]:
         """The importance matrix for the references, and what to say where the one that our file was made with is not here."""
-        return references_imatrix(workspace, model, Path(self.file), self.imatrix) if self.against != () else (None, [])
+        return references_imatrix(workspace, model, Path(self.file), self.imatrix, tell) if self.against != () else (None, [])
 
     def check(self, workspace: Workspace) -> None:
         """The text, the presets, the files. Raises CorpusError, TypeUnavailableError, OptionError, StrategyMismatchError."""
         super(VerifyStep, self).check(workspace)
         check_texts(self.text)
         check_evals(self.evals)
-        self.refuse_other_verdict()
+        if not self.overwrite:
+            refuse_other_verdict(self.stem, Path(self.file))
         for name in self.against or ():
             preset_name(name)
         if repeated := [path for path, n in Counter(path.resolve() for path in self.files).items() if n > 1]:
             raise OptionError(f"{repeated[0]} is given twice", remedy="Name every file once")
         if self.hub is None and Path(self.file).exists():
             with workspace.source(self.base) as base:
-                check_room(base, self.evals)
                 for path in self.files:
                     with workspace.source(path) as file:
                         require_same_model(file, base)
@@ -130,29 +132,12 @@ class VerifyStep(WeightedStep[VerifyResult], kind="verify", result=VerifyResult)
         """Where the verdict's files go, without their endings."""
         return Path(self.output) if self.output else Path(self.file).with_suffix(".verdict")
 
-    def refuse_other_verdict(self) -> None:
-        """Raise OutputError where a verdict on another file would be replaced."""
-        place = self.stem.with_name(f"{self.stem.name}.json")
-        if self.overwrite or not place.exists():
-            return
-        try:
-            rows = json.loads(place.read_text(encoding="utf-8"))["rows"]
-            there = next(row["label"] for row in rows if row["kind"] == "ours").removesuffix(" (ours)")
-        except (OSError, ValueError, LookupError, TypeError, StopIteration):
-            there = "something else"
-        if there != Path(self.file).stem:
-            raise OutputError(
-                f"{place} already exists and is the verdict on {there}", remedy="Choose another name with -o, or give --force to replace it"
-            )
-
     def run(self, workspace: Workspace, stages: Stages) -> VerifyResult:
         """Score a file and its references against the base, chunk by chunk, and judge. Stored chunks are not scored again."""
         with workspace.model(self.base) as model:
             require_predictions(model.source)
             n_ctx = chunk_length(model.source, self.n_ctx, stages.warn)
-            imatrix, told = self.choose_imatrix(workspace, model)
-            for words in workspace.imatrices.remarks(model, self.imatrix) if imatrix is not None and self.imatrix != AUTO else ():
-                stages.warn(words)
+            imatrix, told = self.choose_imatrix(workspace, model, stages.warn)
             workspace.require_runnable(model)
             ours = Path(self.file)
             for path in self.files:

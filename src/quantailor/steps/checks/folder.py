@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -104,3 +105,19 @@ def _locked(folder: Path) -> FileLock:
             said = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
             raise OutputError(f"{said} is working in {folder}", remedy="Wait for it, or choose another directory with -o") from None
     return lock
+
+
+def refuse_other_verdict(stem: Path, file: Path) -> None:
+    """Raise OutputError where a verdict on another file than that one lies under that stem."""
+    place = stem.with_name(f"{stem.name}.json")
+    if not place.exists():
+        return
+    try:
+        rows = json.loads(place.read_text(encoding="utf-8"))["rows"]
+        there = next(row["label"] for row in rows if row["kind"] == "ours").removesuffix(" (ours)")
+    except (OSError, ValueError, LookupError, TypeError, StopIteration):
+        there = "something else"
+    if there != file.stem:
+        raise OutputError(
+            f"{place} already exists and is the verdict on {there}", remedy="Choose another name with -o, or give --force to replace it"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from quantailor.analysis.importance.imatrix import Imatrix
@@ -9,13 +10,16 @@ from quantailor.evidence.strategies import embedded_strategy
 from quantailor.session import AUTO, OpenedModel, Workspace
 
 
-def references_imatrix(workspace: Workspace, model: OpenedModel, file: Path, wanted: str) -> tuple[Imatrix | None, list[str]]:
+def references_imatrix(
+    workspace: Workspace, model: OpenedModel, file: Path, wanted: str, tell: Callable[[str], None] | None = None
+) -> tuple[Imatrix | None, list[str]]:
     """For "auto" the one that our file was made with, which may be still to be made; and what to say where it is not here.
+    `tell` hears what a user should know of a file that was named.
 
     Raises ImatrixError for one that cannot be read.
     """
     if wanted != AUTO:
-        return workspace.imatrices.choose(model, wanted), []
+        return workspace.imatrices.choose(model, wanted, tell), []
     embedded = embedded_strategy(workspace, file) if file.is_file() else None
     if embedded is None:
         return workspace.imatrices.default(model.fingerprint), []

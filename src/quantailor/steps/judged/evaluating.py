@@ -88,7 +88,7 @@ def check_room(source: ModelSource, evals: Evals) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Prepared:
     """What is put to files, as a model reads it; whatever cannot be asked was refused before."""
 
     text: str
@@ -100,7 +100,7 @@ class Asked:
     """The questions in tokens."""
 
 
-def prepared(model: OpenedModel, evals: Evals, text: Path, corpus: Corpus) -> Asked:
+def prepared(model: OpenedModel, evals: Evals, text: Path, corpus: Corpus) -> Prepared:
     """Everything that is asked for. No weight of the model is read for it.
 
     Raises:
@@ -112,7 +112,7 @@ def prepared(model: OpenedModel, evals: Evals, text: Path, corpus: Corpus) -> As
         prompts = greedy.prompts(source, path, text, corpus, evals.prompts)
     if "choices" in evals.names:
         questions = _questions(evals)
-    return Asked(corpus.name, prompts, questions, [] if questions is None else choices.tokenized(source, path, questions))
+    return Prepared(corpus.name, prompts, questions, [] if questions is None else choices.tokenized(source, path, questions))
 
 
 def require_askable(workspace: Workspace, base: str, evals: Evals, text: Path) -> None:
@@ -122,7 +122,7 @@ def require_askable(workspace: Workspace, base: str, evals: Evals, text: Path) -
             prepared(model, evals, text, workspace.corpus(model, text))
 
 
-def evaluate(enquiry: Enquiry, evals: Evals, asked: Asked) -> list[Evaluated]:
+def evaluate(enquiry: Enquiry, evals: Evals, asked: Prepared) -> list[Evaluated]:
     """What was asked for, in a fixed order. Raises InferenceError where llama.cpp cannot run a file."""
     found = []
     if asked.prompts is not None:
