@@ -18,6 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, Self
 
@@ -61,9 +62,27 @@ _TICK_S = 0.05
 """File systems count changes in steps of at most some milliseconds; a change within a step leaves no trace."""
 _COARSE_TICK_S = 2.0
 """The same where times are whole seconds."""
-POINTER_BYTES = 64
-_POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/", b"version http://git-media.io/v/")
-"""Git LFS's, and what it was called before."""
+START_BYTES = 512
+"""Of a file, to tell what stands in its place."""
+_LFS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/", b"version http://git-media.io/v/")
+"""Git LFS's pointers, and what it was called before."""
+_XET = re.compile(rb'# xet version \d[^\n]*\n\s*(filesize|hash)\b|\{\s*"hash"\s*:\s*"[0-9a-f]{64}"\s*,\s*"(file_)?size"')
+"""A TOML file whose first line tells the version (XetHub), or what newer clients of Xet store of a file."""
+_PAGES = (b"<!doctype html", b"<html", b"<head", b"<body")
+_ANSWERS = re.compile(
+    rb'<\?xml\b|<error>|\{\s*"(errors?|error_(code|message|type|description)|message|detail|status(_?code)?)"\s*:', re.IGNORECASE
+)
+"""How servers begin to say, as JSON or XML, why they do not give a file."""
+_SAID = re.compile(
+    rb"(entry|repository|revision|page|file) not found|not found|invalid (username or password|credentials|token)|unauthorized|forbidden|"
+    rb"access (to model [\w./-]{1,100} is restricted|denied)|nosuchkey|accessdenied|expiredtoken|too many requests|rate limit|"
+    rb"gateway time-?out|bad gateway|service unavailable|internal server error",
+    re.IGNORECASE,
+)
+"""What such messages say. Nothing else of a file is shown: a link may lead to what is nobody's business."""
+_SHORTEST_TEXT = 8
+"""Bytes; fewer may be anything."""
+_AGAIN = "Download the file again; where the server refuses it, sign in or ask for access first"
 _REMEDY = "Check the folder, its permissions and the free space"
 
 
@@ -78,7 +97,7 @@ def expanded(path: Path | str) -> Path:
 def refuse_streams(path: Path) -> None:
     """Raise OSError for a pipe, which would keep us waiting, and for a device, which may never end; also for what is not there.
 
-    A link to nothing and a Git LFS pointer are not there either, and are called what they are.
+    A link to nothing and a pointer of Git LFS or Xet are not there either, and are called what they are.
     """
     if path.is_symlink() and not path.exists():
         raise OSError(errno.ENOENT, f"it is a link to {path.readlink()}, which is not there", str(path))
@@ -87,14 +106,57 @@ def refuse_streams(path: Path) -> None:
         raise OSError(errno.EINVAL, "it is a pipe or a device. Save what it gives as a file, and give that", str(path))
     if stat.S_ISREG(mode):
         with path.open("rb") as stream:
-            if is_pointer(stream.read(POINTER_BYTES)):
-                why = "it is a Git LFS pointer, not the file itself. Run `git lfs pull` there, or download the file"
-                raise OSError(errno.ENOENT, why, str(path))
+            if found := pointer(stream.read(START_BYTES)):
+                raise OSError(errno.ENOENT, f"it is {found.what}, not the file itself. {found.remedy}", str(path))
 
 
-def is_pointer(start: bytes) -> bool:
-    """Whether these are the first `POINTER_BYTES` of what Git LFS leaves in place of a file."""
-    return start.removeprefix(b"\xef\xbb\xbf").startswith(_POINTERS)
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """Something that lies in place of a file."""
+
+    what: str
+    """With its article."""
+    remedy: str
+
+
+def pointer(start: bytes) -> StandIn | None:
+    """What a version control system leaves in place of a large file, from the first `START_BYTES`; None for anything else."""
+    start = start.removeprefix(b"\xef\xbb\xbf")
+    if start.startswith(_LFS):
+        return StandIn("a Git LFS pointer", "Run `git lfs pull` there, or download the file")
+    return StandIn("a Xet pointer", "Download the file, or fetch it with the program that cloned it") if _XET.match(start) else None
+
+
+def stand_in(start: bytes) -> StandIn | None:
+    """The same, and a web page, a server's message or the text of a link, which no file of a model begins like."""
+    begin = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if found := pointer(start):
+        return found
+    if begin.lower().startswith(_PAGES):
+        return StandIn("a web page", "Download the file: on the hub its address has /resolve/, not /blob/")
+    if _ANSWERS.match(begin):
+        return StandIn(f"an error message of a server{_quoted(begin)}", _AGAIN)
+    if start.startswith((b"../", b"/annex/")):
+        return StandIn("the text of a link", "Download the file, or copy what the link leads to")
+    return None
+
+
+def stand_in_for_binary(start: bytes) -> StandIn | None:
+    """The same, and any other text, for a file that begins with bytes no text has; "Entry not found" is one of the hub's."""
+    if found := stand_in(start):
+        return found
+    try:
+        text = start.decode("utf-8-sig", "strict" if len(start) < START_BYTES else "ignore")
+    except UnicodeDecodeError:
+        return None
+    if len(start) < _SHORTEST_TEXT or not all(letter.isprintable() or letter in "\t\n\r" for letter in text):
+        return None
+    return StandIn(f"a text{_quoted(start)}", _AGAIN)
+
+
+def _quoted(message: bytes) -> str:
+    match = _SAID.search(message)
+    return f' ("{match[0].decode()}")' if match else ""
 
 
 def read_bytes(path: Path) -> bytes:

@@ -781,6 +781,7 @@ def test_a_head_that_judges_texts_is_no_language_model(head: str, folder: Path) 
 # Pointers and links
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + 64 * "0" + "\nsize 1234\n"
+XET = "# xet version 0\nfilesize = 1234\nhash = '" + 64 * "0" + "'\n"
 READ = (
     *("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "added_tokens.json", "special_tokens_map.json"),
     *("chat_template.jinja", "additional_chat_templates/tools.jinja", "README.md", "model.safetensors", "model.safetensors.index.json"),
@@ -806,9 +807,18 @@ def test_a_pointer_and_a_dangling_link_are_called_so(name: str, folder: Path) ->
         ("<!DOCTYPE html>\n<html><body>Sign in</body></html>\n", "is a web page, not the file itself"),
         ("../../blobs/0123456789abcdef", "is the text of a link, not the file itself"),
         ("/annex/objects/SHA256E-s1--0", "is the text of a link, not the file itself"),
+        (XET, "is a Xet pointer, not the file itself. Download the file"),
+        ('{"hash": "' + 64 * "0" + '", "file_size": 1234}', "is a Xet pointer, not the file itself"),
+        ("\ufeff  <html lang='en'><head><title>504 Gateway Time-out", "is a web page, not the file itself"),
+        ('{"error":"Access to model org/x is restricted."}', 'is an error message of a server ("Access to model org/x is restricted")'),
+        ('{\n  "message": "Not Found", "status": 404}', 'is an error message of a server ("Not Found"), not the file itself'),
+        (
+            "<?xml version='1.0'?><Error><Code>NoSuchKey</Code></Error>",
+            'is an error message of a server ("NoSuchKey"), not the file itself',
+        ),
     ],
 )
-@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "generation_config.json"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "generation_config.json"])
 def test_what_stands_in_place_of_a_file_is_called_what_it_is(name: str, text: str, said: str, folder: Path) -> None:
     (folder / name).write_text(text, encoding="utf-8")
     assert f"{name} {said}" in refusal(folder)
@@ -830,9 +840,44 @@ def test_weights_under_another_name_are_told(name: str, said: str, folder: Path)
     assert said in line
 
 
-def test_a_pointer_in_place_of_a_gguf_file_is_called_so(quantailor: Command, tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_text(POINTER, encoding="utf-8")
-    assert "is a Git LFS pointer" in quantailor("inspect", tmp_path / "model.gguf").error_line
+@pytest.mark.parametrize("name", ["model.gguf", "model.safetensors", "matrix.dat", "matrix.gguf", "tokenizer.model"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (POINTER, "a Git LFS pointer"),
+        (XET, "a Xet pointer"),
+        ("<html><body>Sign in</body></html>", "a web page"),
+        ('{"error":"Invalid username or password."}', 'an error message of a server ("Invalid username or password")'),
+        ("Entry not found", 'a text ("Entry not found")'),
+    ],
+)
+def test_what_stands_in_place_of_weights_is_called_what_it_is(
+    name: str, text: str, said: str, folder: Path, quantailor: Command, tmp_path: Path
+) -> None:
+    place = (folder if name in ("model.safetensors", "tokenizer.model") else tmp_path) / name
+    place.write_text(text, encoding="utf-8")
+    if name == "tokenizer.model":
+        (folder / "tokenizer.json").unlink()
+    words: dict[str, tuple[object, ...]] = {
+        "model.gguf": ("measure", place),
+        "model.safetensors": ("measure", folder),
+        "tokenizer.model": ("convert", folder, "-o", tmp_path / "base.gguf"),
+    }
+    line = quantailor(*words.get(name, ("measure", folder, "--imatrix", place)), "--home", tmp_path / "home").error_line
+    assert f"{place}" in line
+    assert f" {said}" in line
+
+
+def test_texts_that_begin_like_stand_ins_are_texts(quantailor: Command, folder: Path, tmp_path: Path) -> None:
+    """Only pointers are refused as calibration texts, and cards may begin with a page."""
+    (folder / "README.md").write_text("<html><body>card</body></html>", encoding="utf-8")
+    assert quantailor("convert", folder, "-o", tmp_path / "base.gguf", "--home", tmp_path / "home").code == 0
+    place = tmp_path / "text.txt"
+    words = ("imatrix", tmp_path / "base.gguf", "-f", place, "--chunks", 1, "--n-ctx", 32, "--threads", 1, "--home", tmp_path / "home")
+    place.write_text("<html><body>" + 40 * "a page of letters ", encoding="utf-8")
+    assert quantailor(*words).code == 0
+    place.write_text(XET, encoding="utf-8")
+    assert "it is a Xet pointer, not the file itself. Download the file" in quantailor(*words).error_line
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "model.safetensors"])

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from quantailor.errors import ModelError, ModelFormatError
-from quantailor.models.random_access import refuse_missing, refuse_pointer, unreadable
+from quantailor.files import START_BYTES
+from quantailor.models.random_access import refuse_missing, refuse_stand_in, unreadable
 
 INTACT = "Download the model again"
 OTHER_WAY = "Run `quantailor convert` first, which uses llama.cpp's own converter for it, and give its output"
@@ -59,7 +60,7 @@ def read_bytes(path: Path) -> bytes:
             data = stream.read(size)
     except OSError as error:
         raise unreadable(path, error, remedy=INTACT) from error
-    refuse_pointer(path, data[:64])
+    refuse_stand_in(path, data[:START_BYTES])
     return data
 
 

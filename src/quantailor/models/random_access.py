@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from quantailor.errors import ModelError, ModelFormatError
-from quantailor.files import POINTER_BYTES, is_pointer
+from quantailor.files import START_BYTES, StandIn, pointer, stand_in, stand_in_for_binary
 from quantailor.numerics import Bytes
 
 _MOST_AT_ONCE = 1 << 30
 """Bytes of one read; some systems refuse 2 GiB."""
-_PAGES = (b"<!doctype html", b"<html")
 _FREE = (".md", ".jinja", ".txt")
 """Files that may begin with anything."""
 
@@ -40,7 +39,9 @@ class RandomAccessFile:
             raise unreadable(path, error) from error
         self._closing = weakref.finalize(self, os.close, self._descriptor)
         self.size_bytes = os.fstat(self._descriptor).st_size
-        refuse_pointer(path, self.read(0, min(self.size_bytes, POINTER_BYTES)).tobytes())
+        start = self.read(0, min(self.size_bytes, START_BYTES)).tobytes()
+        if found := stand_in_for_binary(start):
+            raise _stands_in_place(path, found)
 
     def read(self, start: int, stop: int) -> Bytes:
         """Bytes [start, stop) as a fresh array, (stop - start,).
@@ -90,20 +91,15 @@ def refuse_missing(path: Path) -> None:
         raise ModelError(f"{path} is a link to {path.readlink()}, which is not there", remedy="Download the model again")
 
 
-def refuse_pointer(path: Path, start: bytes) -> None:
-    """Raise ModelFormatError where a file's first bytes are those of something that stands in its place.
+def refuse_stand_in(path: Path, start: bytes) -> None:
+    """Raise ModelFormatError where a file's first `START_BYTES` are those of something that stands in its place.
 
-    That is what git keeps of a large file, a web page, or the text of a link.
+    That is what git keeps of a large file, a web page, a server's message, or the text of a link; templates and cards may be any of these
+    but the first.
     """
-    if is_pointer(start):
-        raise ModelFormatError(f"{path} is a Git LFS pointer, not the file itself", remedy="Run `git lfs pull` there, or download the file")
-    if path.suffix in _FREE:
-        return
-    if start.lstrip().lower().startswith(_PAGES):
-        raise ModelFormatError(
-            f"{path} is a web page, not the file itself", remedy="Download the file: on the hub its address has /resolve/, not /blob/"
-        )
-    if start.startswith((b"../", b"/annex/")):
-        raise ModelFormatError(
-            f"{path} is the text of a link, not the file itself", remedy="Download the file, or copy what the link leads to"
-        )
+    if found := pointer(start) if path.suffix in _FREE else stand_in(start):
+        raise _stands_in_place(path, found)
+
+
+def _stands_in_place(path: Path, found: StandIn) -> ModelFormatError:
+    return ModelFormatError(f"{path} is {found.what}, not the file itself", remedy=found.remedy)

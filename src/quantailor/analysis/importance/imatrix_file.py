@@ -20,7 +20,7 @@ import numpy as np
 
 from quantailor.analysis.importance.imatrix import Imatrix, ImatrixEntry
 from quantailor.errors import ImatrixError, ModelError
-from quantailor.files import refuse_streams, whole_file
+from quantailor.files import START_BYTES, refuse_streams, stand_in_for_binary, whole_file
 from quantailor.models.gguf_file import GGUFSource
 from quantailor.models.gguf_format import MAGIC, MAX_NAME_BYTES
 from quantailor.models.gguf_writer import GGUFWriter, layout
@@ -50,8 +50,10 @@ def read_imatrix(path: Path) -> Imatrix:
     try:
         refuse_streams(path)
         with path.open("rb") as stream:
-            is_gguf = stream.read(len(MAGIC)) == MAGIC
-        return _read_gguf(path) if is_gguf else _read_legacy(path.read_bytes(), path)
+            start = stream.read(START_BYTES)
+        if found := stand_in_for_binary(start):
+            raise ImatrixError(f"{path} is {found.what}, not the file itself", remedy=found.remedy)
+        return _read_gguf(path) if start.startswith(MAGIC) else _read_legacy(path.read_bytes(), path)
     except OSError as error:
         raise ImatrixError(f"cannot read {path}: {error.strerror or error}", remedy="Check the path") from error
 

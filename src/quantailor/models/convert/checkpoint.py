@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from quantailor.errors import AlreadyQuantizedError, ModelFormatError, UnsupportedModelError
+from quantailor.files import START_BYTES
 from quantailor.models.json_files import JsonObject, mapping
-from quantailor.models.random_access import refuse_missing, refuse_pointer, unreadable
+from quantailor.models.random_access import refuse_missing, refuse_stand_in, unreadable
 from quantailor.models.safetensors_file import StoredArray
 
 READABLE_METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt")
@@ -61,13 +62,13 @@ def plain_name(name: str) -> str:
 
 
 def refuse_files(paths: Iterable[Path]) -> None:
-    """Raise ModelError for a link to nothing and for a Git LFS pointer among small files, which need not be there."""
+    """Raise ModelError for a link to nothing and for what stands in place of a file among small files, which need not be there."""
     for path in paths:
         try:
             refuse_missing(path)
             if path.is_file():
                 with path.open("rb") as stream:
-                    refuse_pointer(path, stream.read(64))
+                    refuse_stand_in(path, stream.read(START_BYTES))
         except OSError as error:
             raise unreadable(path, error) from error
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from quantailor.errors import ModelFormatError
+from quantailor.files import START_BYTES, stand_in_for_binary
 from quantailor.models.convert.vocabulary.special_tokens import content
 from quantailor.models.convert.vocabulary.tokens import (
     CONTROL,
@@ -45,11 +46,13 @@ def read_pieces(path: Path) -> list[Piece]:
     from google.protobuf.message import DecodeError
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-    model = ModelProto()
+    model, data = ModelProto(), read_bytes(path)
     try:
-        model.ParseFromString(read_bytes(path))
+        model.ParseFromString(data)
     except DecodeError as error:
-        raise ModelFormatError(f"{path} is not an intact SentencePiece model", remedy=INTACT) from error
+        found = stand_in_for_binary(data[:START_BYTES])
+        but = "" if found is None else f", but {found.what}"
+        raise ModelFormatError(f"{path} is not an intact SentencePiece model{but}", remedy=INTACT) from error
     pieces = [Piece(piece.piece, piece.score, piece.type) for piece in model.pieces]
     if not pieces:
         raise ModelFormatError(f"{path} holds no SentencePiece vocabulary", remedy=INTACT)
