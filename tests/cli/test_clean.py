@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from commands import Command
+from hub_server import HubServer
+from huggingface_hub.utils import WeakFileLock
 
 from gguf_models import write_llama
 from quantailor.jobs import resolve, this_worker
 from quantailor.session import Workspace
 from quantailor.store import Store
+from tiny_models import write_tiny
 
 PREFIX = "0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of Quantailor that is nobody else's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "quantailor"
 
 
 @pytest.fixture
@@ -126,6 +138,50 @@ def test_files_of_a_killed_speed_go(run: Command, home: Path) -> None:
         store.jobs.set_state(job, "failed")
     assert run("clean", "--yes", "--kind", "leftovers", "--json").result["removable_bytes"] == 8000
     assert not any(folder.parent.iterdir())
+
+
+def test_the_converter_goes_where_it_is_named_and_nobody_runs_it(run: Command, home: Path, cache: Path) -> None:
+    environment, sources, half = cache / "convert-3.11-0123", cache / "converter-0.3.36", cache / ".convert-3.11-4567.999999999.part"
+    for folder, n_bytes in ((environment / "bin", 600), (sources, 70), (half, 8), (cache / "identities", 9)):
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(bytes(n_bytes))
+    (environment / "bin" / "python").symlink_to(sys.executable)
+    listed = run("clean", "--json").result
+    assert {item["path"]: item["size_bytes"] for item in listed["items"] if item["kind"] == "converter"} == {
+        str(environment): 600 + len(sys.executable),
+        str(sources): 70,
+    }
+    assert listed["outside_bytes"] == 678 + len(sys.executable)
+    assert (stays_of(run, environment), stays_of(run, half)) == ("not asked for: --kind converter", None)
+    assert stays_of(run, environment, "--kind", "converter", "--model", write_llama(home / "tiny.gguf")) == "of no model"
+    assert "what lies in caches" in run("clean").out
+
+    with subprocess.Popen([environment / "bin" / "python", "-c", "input()"], stdin=subprocess.PIPE) as user:
+        assert stays_of(run, environment, "--kind", "converter") == f"process {user.pid} runs it"
+        assert run("clean", "--yes", "--kind", "converter", "--json").result["removable_bytes"] == 70
+    assert run("clean", "--yes", "--kind", "converter", "--kind", "leftovers", "--json").result["removed"]
+    assert [path.name for path in cache.iterdir()] == ["identities"]
+
+
+def test_parts_of_our_downloads_go_and_nobody_else_s(run: Command, hub: HubServer, tmp_path: Path, home: Path) -> None:
+    hub.add("org/tiny", write_tiny("llama3", tmp_path / "tiny"))
+    kept = Path(run("download", "org/tiny", "--json").result["path"])
+    blob = (kept / "model.safetensors").resolve()
+    ours = blob.with_name(f"{blob.name}.0123abcd.incomplete")
+    theirs = blob.with_name(f"{'f' * 64}.0123abcd.incomplete")
+    for part in (ours, theirs):
+        part.write_bytes(bytes(900))
+    listed = [item for item in run("clean", "--json").result["items"] if item["kind"] == "downloads"]
+    assert [(item["path"], item["size_bytes"], item["model"], item["stays"]) for item in listed] == [
+        (str(ours), 900, "org/tiny", "not asked for: --kind downloads")
+    ]
+    lock = blob.parents[2] / ".locks" / blob.parents[1].name / f"{blob.name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        assert stays_of(run, ours, "--kind", "downloads") == "it is being downloaded"
+        assert run("clean", "--yes", "--kind", "downloads", "--json").result["removable_bytes"] == 0
+    assert run("clean", "--yes", "--kind", "downloads", "--json").result["removable_bytes"] == 900
+    assert (ours.exists(), theirs.exists(), blob.exists()) == (False, True, True)
 
 
 @pytest.mark.slow

@@ -98,7 +98,10 @@ def test_a_model_that_llama_cpp_does_not_know_is_told_where_it_is_looked_at(page
     page.sees("update llama-cpp-python")
 
 
-def test_what_can_be_computed_again_is_removed(page: Visitor, books_llama_base: Path, tmp_path: Path) -> None:
+def test_what_can_be_computed_again_is_removed(
+    page: Visitor, books_llama_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     ask(page, str(Path(shutil.copy(books_llama_base, tmp_path / "mine.gguf"))))
     page.sees("free at")
     chunk = tmp_path / "home" / "base-logp" / "0123456789abcdef-text-512" / "chunk-000000.npy"
@@ -110,8 +113,14 @@ def test_what_can_be_computed_again_is_removed(page: Visitor, books_llama_base: 
     page.click("Remove 4.88 KiB")
     page.until(lambda: not chunk.exists(), "it is gone")
     page.sees("4.88 KiB removed")
+    covariances = tmp_path / "home" / "covariances" / "0123456789abcdef-run-fedcba.state"
+    covariances.write_bytes(bytes(3000))
     page.click("Free disk space …")
     page.sees("3 things")
+    page.sees("on request; computed again from the base, run on the text again")
+    page.fill("Also remove covariances (2.93 KiB)", value=True)
+    page.click("Remove 2.93 KiB")
+    page.until(lambda: not covariances.exists(), "they are gone")
     assert (tmp_path / "home" / "quantailor.db").exists()
 
 

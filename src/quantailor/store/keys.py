@@ -16,7 +16,7 @@ ROUNDED = " rounded, "
 ENGINE = " on "
 """Between what else makes a key and the llama.cpp that gave the result, in the column that holds both."""
 
-LocationKind = Literal["model", "imatrix", "strategy", "build", "conversion", "written", "text", "part", "sound", "output"]
+LocationKind = Literal["model", "imatrix", "strategy", "build", "conversion", "written", "text", "part", "sound", "output", "download"]
 
 
 @dataclass(frozen=True, slots=True)

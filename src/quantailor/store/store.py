@@ -408,8 +408,8 @@ class Store(Closing):
         """Remember where the file of a model, imatrix, strategy, text (SHA-256) or build (by strategy) lies, or how it was written.
 
         A "part" is a text that a mix (by its SHA-256) is made of; "sound" is a model that llama.cpp can run (by both); "output" is a file
-        that a job gave its name (by job and file). A path holds one model or text, written in one way: what it held before is not
-        there any more.
+        that a job gave its name (by job and file); "download" is where the content of a hub's file goes (by repository and etag). A path
+        holds one model or text, written in one way: what it held before is not there any more.
         """
         place = str(Path(path).absolute())
         with self.transaction():

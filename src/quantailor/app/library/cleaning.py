@@ -1,4 +1,4 @@
-"""What a home holds by kind, and the removal of what can be computed again.
+"""What a home holds by kind, and what Quantailor keeps outside of it, and the removal of what can be computed or fetched again.
 
 Nothing is removed while a job waits or runs: things are set aside under another name while the store's write lock is held,
 so that no job can begin in between, and deleted afterwards. What a killed process leaves set aside is removed the next time.
@@ -19,9 +19,14 @@ import psutil
 
 from quantailor import files
 from quantailor.jobs import reconcile
+from quantailor.models.hub.fetching import is_downloaded_now, parts_of, remove_parts
+from quantailor.models.upstream.places import half_made, kept_folders, user_of
 from quantailor.session import Workspace
+from quantailor.store import Store
 
-KeptKind = Literal["log-probabilities", "references", "leftovers", "bases", "covariances", "imatrices", "logs", "store"]
+KeptKind = Literal[
+    "log-probabilities", "references", "leftovers", "bases", "covariances", "downloads", "converter", "imatrices", "logs", "store"
+]
 CLEANED: tuple[KeptKind, ...] = ("log-probabilities", "references", "leftovers")
 """Removed where no kind is named."""
 _AGAIN = {
@@ -30,19 +35,25 @@ _AGAIN = {
     "leftovers": "nothing: left by a process that was killed",
     "bases": "the model's directory, converted again",
     "covariances": "the base, run on the text again",
+    "downloads": "the hub, from the beginning: no download takes up what a killed one left",
+    "converter": "the network, when a conversion needs llama.cpp's converter",
 }
 _STAYS = {
     "imatrices": "importance matrices stay: measurements rest on them, and imported ones cannot be computed",
     "logs": "logs of jobs go with their jobs: `quantailor jobs remove`",
     "store": "everything that was measured",
 }
+REMOVABLE: tuple[KeptKind, ...] = tuple(kind for kind in get_args(KeptKind) if kind not in _STAYS)
+"""What may be named."""
+_OUTSIDE: tuple[KeptKind, ...] = ("downloads", "converter")
+NOT_ASKED = "not asked for"
 _LEFTOVER = re.compile(r"\..+\.(\d+)\.(?:part|old)")
 _DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
 class KeptItem:
-    """A file or folder of a home."""
+    """A file or folder of a home, or of a cache outside of it."""
 
     kind: KeptKind
     path: str
@@ -68,6 +79,8 @@ class CleanReport:
     """False where it was only listed."""
     size_bytes: int
     """Of all items."""
+    outside_bytes: int
+    """Of those outside the home: downloads that were begun for it, and the converter, which all homes share."""
     removable_bytes: int
     """Of those that were, or would be, removed."""
 
@@ -80,7 +93,9 @@ def clean(
     model: Path | None = None,
     remove: bool = False,
 ) -> CleanReport:
-    """List what a home holds, and remove what is asked for.
+    """List what a home holds and what Quantailor keeps in caches, and remove what is asked for.
+
+    Of the Hugging Face cache that is the parts of downloads which this home's jobs began; nothing else in it is looked at.
 
     Args:
         workspace: the home.
@@ -102,11 +117,11 @@ def clean(
         why = item.stays
         belongs = prefixes is None or Path(item.path).name[:16] in prefixes or item.path in bases
         if why is None and item.kind not in wanted:
-            why = f"not asked for: --kind {item.kind}"
+            why = f"{NOT_ASKED}: --kind {item.kind}"
         elif why is None and item.days < older_than_days:
             why = f"written less than {older_than_days:g} days ago"
         elif why is None and not belongs:
-            why = "of another model"
+            why = "of no model" if item.kind in _OUTSIDE else "of another model"
         found.append(replace(item, stays=why))
     found.sort(key=lambda item: (get_args(KeptKind).index(item.kind), -item.size_bytes))
     busy = _set_aside(workspace, [item for item in found if item.stays is None]) if remove else _busy(workspace)
@@ -117,6 +132,7 @@ def clean(
         items=tuple(found),
         removed=remove and not busy,
         size_bytes=sum(item.size_bytes for item in found),
+        outside_bytes=sum(item.size_bytes for item in found if not Path(item.path).is_relative_to(workspace.home.path)),
         removable_bytes=sum(item.size_bytes for item in found if item.stays is None),
     )
 
@@ -136,6 +152,10 @@ def _set_aside(workspace: Workspace, items: Sequence[KeptItem]) -> str | None:
             return busy
         for item in items:
             path = Path(item.path)
+            if item.kind == "downloads":
+                with files.writing(path):
+                    remove_parts(_blob_of(path))
+                continue
             place = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.old")
             with files.writing(path):
                 path.rename(place)
@@ -180,12 +200,33 @@ def _items(workspace: Workspace) -> Iterator[KeptItem]:
             yield _item(kind, path, by_prefix.get(path.name[:16]) or names.get(key, ""), stays)
     for path in sorted(home.timing.iterdir()) if home.timing.is_dir() else ():
         yield _item("leftovers", path, "", None)
+    yield from _outside(store)
     for path in sorted(home.path.glob(f"{home.database.name}*")):
         yield _item("store", path, "", None)
 
 
+def _outside(store: Store) -> Iterator[KeptItem]:
+    """What lies in caches: of the hub's no more than parts of downloads that jobs of this home began."""
+    for location in store.every_location("download"):
+        for part in parts_of(location.path):
+            busy = "it is being downloaded" if is_downloaded_now(location.path) else None
+            yield _item("downloads", part, location.key.rpartition(":")[0], busy)
+    for folder in kept_folders():
+        user = user_of(folder)
+        yield _item("converter", folder, "", None if user is None else f"process {user} runs it")
+    for folder in half_made():
+        leftover = _LEFTOVER.fullmatch(folder.name)
+        if leftover is not None and not psutil.pid_exists(int(leftover[1])):
+            yield _item("leftovers", folder, "", None)
+
+
+def _blob_of(part: Path) -> Path:
+    """The place of the content of which a download left that part."""
+    return part.with_name(part.name.partition(".")[0])
+
+
 def _item(kind: KeptKind, path: Path, model: str, stays: str | None) -> KeptItem:
-    parts = [part.stat() for part in (path.rglob("*") if path.is_dir() else (path,)) if part.is_file()]
+    parts = [part.lstat() for part in (path.rglob("*") if path.is_dir() else (path,)) if part.is_file()]
     newest = max((part.st_mtime for part in parts), default=time.time())
     return KeptItem(
         kind=kind,

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
-from quantailor.app.library.cleaning import CLEANED, CleanReport, KeptItem, KeptKind, clean
+from quantailor.app.library.cleaning import CLEANED, REMOVABLE, CleanReport, KeptItem, clean
 from quantailor.cli import options
 from quantailor.cli.output import console, table
 from quantailor.cli.root import command
 from quantailor.present import words
-
-_KINDS = get_args(KeptKind)[:5]
 
 
 @command("clean", epilog="Examples: quantailor clean | quantailor clean --yes --kind references --older-than 30")
 def clean_home(
     answer: options.Answer,
     kind: Annotated[
-        list[str] | None, typer.Option("--kind", help=f"What to remove: {', '.join(_KINDS)}; the first three where none is named.")
+        list[str] | None, typer.Option("--kind", help=f"What to remove: {', '.join(REMOVABLE)}; the first three where none is named.")
     ] = None,
     older_than: Annotated[
         float,
@@ -32,10 +30,13 @@ def clean_home(
     model: Annotated[Path | None, typer.Option("--model", metavar="PATH", help="Only what belongs to this model.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove it; otherwise it is only listed.")] = False,
 ) -> None:
-    """List what the home holds, and remove what can be computed again: never measurements, and nothing while a job runs."""
-    kinds = [name for name in _KINDS if name in (kind or ())]
+    """List what the home holds, with the converter's environment and half downloads, and remove what can be computed or fetched again.
+
+    Measurements are never removed, and nothing is while a job runs.
+    """
+    kinds = [name for name in REMOVABLE if name in (kind or ())]
     if unknown := sorted(set(kind or ()) - set(kinds)):
-        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(_KINDS)}", param_hint="--kind")
+        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(REMOVABLE)}", param_hint="--kind")
     with answer.workspace() as workspace:
         found = clean(workspace, kinds=kinds or CLEANED, older_than_days=older_than, model=model, remove=yes)
     answer.tell("clean", found, lambda: _show(found))
@@ -52,7 +53,7 @@ def _show(found: CleanReport) -> None:
         for (kind, why), items in groups.items()
     ]
     columns = {"kind": "left", "things": "right", "size": "right", "": "wrap", "computed again from": "wrap"}
-    out.print(table(f"What {found.home} holds", columns, rows))
+    out.print(table(f"What {found.home} holds{', and what lies in caches' if found.outside_bytes else ''}", columns, rows))
     for item in (item for item in found.items if item.stays is None):
         out.print(f"{words.size(item.size_bytes):>12}  {item.path}  {item.model}", markup=False, soft_wrap=True)
     done = "removed" if found.removed else "can be removed"

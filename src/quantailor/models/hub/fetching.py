@@ -126,7 +126,7 @@ class _StoppedError(Exception):
 
 
 def _fetch(repo: Repo, file: RepoFile, report: _Reporter) -> None:
-    _remove_parts(repo, file)
+    remove_parts(repo.blob(file))
     blob = repo.blob(file)
     # Content of another commit is used again unless its size is wrong already; its hash is compared afterwards.
     force = repo.snapshot(file).is_file() or (blob.is_file() and blob.stat().st_size != file.size_bytes)
@@ -155,16 +155,37 @@ def _fetch(repo: Repo, file: RepoFile, report: _Reporter) -> None:
         raise outcome[0]
 
 
-def _remove_parts(repo: Repo, file: RepoFile) -> None:
-    """Delete what killed downloads of this file left, unless one is alive and holds the lock."""
-    folder = repo.blob(file).parent
-    parts = [path for path in folder.glob(f"{file.etag}.*.incomplete") if _PART.fullmatch(path.name)]
+def parts_of(blob: Path) -> list[Path]:
+    """What downloads of a file left, or are writing, beside the place of its content; none is taken up again."""
+    return sorted(path for path in blob.parent.glob(f"{blob.name}.*.incomplete") if _PART.fullmatch(path.name))
+
+
+def is_downloaded_now(blob: Path) -> bool:
+    """Whether a process, ours or another program's, holds the lock on a file's download."""
+    lock = _lock_of(blob)
+    if not lock.exists():
+        return False
+    try:
+        with hub_module("utils").WeakFileLock(lock, timeout=_LOCK_TIMEOUT_S):
+            return False
+    except (TimeoutError, OSError):
+        return True
+
+
+def remove_parts(blob: Path) -> None:
+    """Delete what killed downloads of a file left, unless one is alive and holds the lock."""
+    parts = parts_of(blob)
     if not parts:
         return
-    lock = repo.settings.cache_folder / ".locks" / repo.settings.repo_folder(repo.repo_id).name / f"{file.etag}.lock"
-    with contextlib.suppress(TimeoutError, OSError), hub_module("utils").WeakFileLock(lock, timeout=_LOCK_TIMEOUT_S):
+    with contextlib.suppress(TimeoutError, OSError), hub_module("utils").WeakFileLock(_lock_of(blob), timeout=_LOCK_TIMEOUT_S):
         for path in parts:
             path.unlink(missing_ok=True)
+
+
+def _lock_of(blob: Path) -> Path:
+    """Where huggingface_hub has the lock of a file whose content lies in CACHE/REPOSITORY/blobs/ETAG."""
+    repository = blob.parents[1]
+    return repository.parent / ".locks" / repository.name / f"{blob.name}.lock"
 
 
 def _bar(report: _Reporter) -> type:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
+import psutil
 
 from quantailor import files
 from quantailor.errors import OutputError
@@ -17,6 +19,26 @@ from quantailor.errors import OutputError
 def cache_folder() -> Path:
     """The user's cache of Quantailor."""
     return platformdirs.user_cache_path("quantailor", appauthor=False)
+
+
+def kept_folders() -> list[Path]:
+    """What the user's cache holds for llama.cpp's converter: its sources, and the environments that were made for it."""
+    return sorted(path for pattern in ("convert-*", "converter-*") for path in cache_folder().glob(pattern) if path.is_dir())
+
+
+def half_made() -> list[Path]:
+    """What making them left, also where it still goes on: folders with a process's number in their names."""
+    return sorted(path for suffix in ("part", "old") for path in cache_folder().glob(f".convert*.{suffix}") if path.is_dir())
+
+
+def user_of(folder: Path) -> int | None:
+    """The number of a process that runs something of such a folder; None where there is none."""
+    inside = f"{folder}{os.sep}"
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(word.startswith(inside) for word in process.cmdline()):
+                return process.pid
+    return None
 
 
 @contextmanager

@@ -197,13 +197,13 @@ def _fetch(
     repo = _repo(workspace, wanted, stages)
     try:
         index = index_of(repo, wanted.gguf_file, imatrix_only)
-        fetched = 0 if index is None else _fetch_files(repo, [index], stages)
+        fetched = 0 if index is None else _fetch_files(workspace, repo, [index], stages)
         choice = choose_files(repo, wanted.gguf_file, imatrix_only)
         if check is not None:
             check(repo, choice)
         if not choice.by_name:
             check_header(choice, structure_of(repo, choice))
-        fetched += _fetch_files(repo, choice.files, stages, *STAGES[1:])
+        fetched += _fetch_files(workspace, repo, choice.files, stages, *STAGES[1:])
     except RepoFileNotFoundError as error:
         raise _not_whole(repo, error) from error
     if not was_pinned and not imatrix_only:
@@ -248,12 +248,16 @@ def _repo(workspace: Workspace, wanted: HubModel, stages: Stages) -> RepoAtCommi
     return repo
 
 
-def _fetch_files(repo: RepoAtCommit, files: Sequence[RepoFile], stages: Stages, checking: str | None = None, fetching: str = "") -> int:
+def _fetch_files(
+    workspace: Workspace, repo: RepoAtCommit, files: Sequence[RepoFile], stages: Stages, checking: str | None = None, fetching: str = ""
+) -> int:
     """Bytes that came over the network; as stages of their own where these are named."""
     control = stages.begin(checking) if checking else stages.control
     if isinstance(repo, Repo):
         missing = check_cached(repo, files, control)
         check_room(repo, missing)
+        for file in missing:  # what a kill leaves of them is ours to remove
+            workspace.store.record_location("download", f"{repo.repo_id}:{file.etag}", repo.blob(file))
         return fetch_all(repo, missing, stages.begin(fetching) if fetching else control)
     damaged = check_cached(repo, [file for file in files if file.etag], control)
     if damaged:
