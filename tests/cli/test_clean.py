@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from commands import Command
 from hub_server import HubServer
-from huggingface_hub.utils import WeakFileLock
+from huggingface_hub.utils._fixes import WeakFileLock
 
 from gguf_models import write_llama
 from quantailor.jobs import resolve, this_worker
@@ -231,7 +231,7 @@ def test_a_base_goes_only_while_its_directory_is_there(run: Command, books_llama
     assert "no longer exists" in (stays_of(run, base, "--kind", "bases") or "")
 
 
-def stays_of(run: Command, path: Path, *options: str) -> str | None:
+def stays_of(run: Command, path: Path, *options: object) -> str | None:
     """Why a file stays; None where it would go."""
     stays: str | None = next(item["stays"] for item in run("clean", *options, "--json").result["items"] if item["path"] == str(path))
     return stays
