@@ -11,15 +11,18 @@ them alone sends the same tokens elsewhere). Few mixes determine kappa and the s
 a prior. Random mixes say little of kernels; a file of the best types says most. c0 is what the base's own kernels cost, which
 files are compared with and mixes in memory are not.
 
+How a tensor's alpha is off shows in every mix that lost much of its quality in that tensor, so whole mixes tell of single tensors
+(`Learned`): those in which one tensor does most tell most of it.
+
 The interval of a new mix combines, as relative variances, each cause once:
 
-    tensors     what is not known of its tensors' alphas and types, independent from tensor to tensor: much where one tensor does most
+    tensors     what is still not known of its tensors' alphas and types: much where one tensor does most
     scatter     how far whole mixes lie from the curve beyond that
     curve       the uncertainty of the fit for its parts and its S
     text        the standard error over sections of the text of what all mixes have in common, and that of the text which is judged
     unseen      how much more or less other works of the same kind cost where weights are rounded
 
-with Student's t for the few degrees of freedom.
+with Student's t: of these, only the scatter is estimated from few mixes.
 
 Compensated rounding makes errors cancel in the inputs that a text gives. On other works of the same kind they cancel less well, and
 rounding weights costs e^`UNSEEN` times what it costs on the text of its covariances; rounding inputs does not. A prediction is of text
@@ -36,7 +39,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from quantailor.errors import StrategyError
-from quantailor.numerics import Doubles
+from quantailor.numerics import Doubles, Integers
 from quantailor.records import KERNELS, Curve, CurvePoint, Estimate
 
 LEVELS = (0.80, 0.95)
@@ -59,9 +62,34 @@ UNSEEN = Estimate(0.18, 0.05)
 the same for plain files; measured on two models. The standard error is also that of plain files, whose text is another one, too."""
 JUDGED_CHUNKS = 64
 """Chunks of the text that a prediction speaks of."""
-_LEAST_BEND, _LEAST_SCATTER = 1e-3, 1e-6
+_SCATTERS = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.055, 0.07, 0.09, 0.12, 0.16, 0.22, 0.3, 0.4)
+"""Those that are considered, and how far from the typical one, in logarithms, a model's may lie."""
+_LN_SCATTER_SD = 0.5
+_ROUNDS = 3
+_ANY_SD = 10.0
+"""Of a parameter that has no prior."""
+_LEAST_BEND, _MOST_DEGREES = 1e-3, 1e9
 _NONE = Estimate(0.0)
 _MAX_LN = math.log(1e9)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Makeup:
+    """Which tensors a mix's damage comes from, (n_tensors,) each, in an order that all mixes of a model have."""
+
+    shares: Doubles
+    """Of the sum S; 0 for a tensor that is as it is stored."""
+    alpha_sds: Doubles
+    """How far the tensor's alpha may be off, relative."""
+    type_sds: Doubles
+    """How far its type may depart from alpha x error + noise, relative."""
+    types: Integers
+    """Numbers of the types."""
+
+    def covariance(self, other: Makeup) -> float:
+        """Of ln S of two mixes, by what is not known of the tensors that both rest on."""
+        alike = self.alpha_sds * other.alpha_sds + (self.types == other.types) * self.type_sds * other.type_sds
+        return float(np.sum(self.shares * other.shares * alike))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +102,8 @@ class Damage:
     """The same by part; none where a mix of that sum is meant, like those that were measured."""
     spread: float = 0.0
     """How far S may be off, relative, by what is not known of single tensors."""
+    tied: tuple[float, ...] = ()
+    """How far what was fitted is tied to that: what each parameter of the curve would add to ln S if it were one higher."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +112,7 @@ class PredictedKld:
 
     kld_nats: float
     relative_sd: float
-    degrees_of_freedom: int
+    degrees_of_freedom: float
 
     def interval(self, level: float) -> tuple[float, float]:
         """The range that holds the KLD of the built file with this probability."""
@@ -101,7 +131,13 @@ class PredictedKld:
 
 
 def fit_curve(
-    points: Sequence[CurvePoint], *, seen: float = 0.0, floor: Estimate = _NONE, text_sd: float = 0.0, n_chunks: int = 0
+    points: Sequence[CurvePoint],
+    *,
+    makeups: Mapping[str, Makeup] | None = None,
+    seen: float = 0.0,
+    floor: Estimate = _NONE,
+    text_sd: float = 0.0,
+    n_chunks: int = 0,
 ) -> Curve:
     """Fit the curve to measured mixes. Points without damage or divergence say nothing and are left out.
 
@@ -109,53 +145,147 @@ def fit_curve(
 
     Args:
         points: the mixes; of those that were measured both in memory and as files, the files say no more.
+        makeups: mix -> which tensors its damage comes from; without, each mix is as unsure as its `spread`, and none like another.
         seen: the share of their chunks whose inputs the weights' rounding was fitted to; 0 for plain rounding.
         floor: what every file has beyond the same mix in memory, nats.
         text_sd: as of `Curve`.
         n_chunks: as of `Curve`.
     """
-    curve = _fitted(points, floor)
+    curve = _fitted(points, makeups or {}, floor)
     unseen = Estimate(seen * UNSEEN.value, UNSEEN.se)
     return dataclasses.replace(curve, c0_nats=floor.value, c0_se=floor.se, text_sd=text_sd, n_chunks=n_chunks, unseen=unseen)
 
 
-def _fitted(points: Sequence[CurvePoint], floor: Estimate) -> Curve:
+def _telling(points: Sequence[CurvePoint], floor_nats: float) -> list[CurvePoint]:
+    """The points that a curve is fitted to: first those in memory."""
     usable = [point for point in points if sum(point.parts.values()) > 0 and point.measured.value > 0]
     memory = [point for point in usable if point.kind == "memory"]
-    if len(memory) < MIN_POINTS:
-        return Curve(1.0, 0.0, 0.0, UNFITTED_SD, 1, tuple(points))
     there = {point.mix for point in memory}
-    files = [point for point in usable if point.kind == "file" and point.mix not in there and point.measured.value > floor.value]
-    names = sorted({name for point in memory for name in point.parts})
-    parts = np.array([[point.parts.get(name, 0.0) for name in names] for point in (*memory, *files)])
-    klds = np.array([*(point.measured.value for point in memory), *(point.measured.value - floor.value for point in files)])
-    errors = [math.hypot(point.measured.se, floor.se) / (point.measured.value - floor.value) for point in files]
-    weights = np.array([*(1.0 for _ in memory), *(TYPICAL_SCATTER / math.hypot(TYPICAL_SCATTER, error) for error in errors)])
-    priors = np.array([KERNELS_PRIOR_SD if name == KERNELS else SCALE_PRIOR_SD for name in names])
-    start = np.zeros(2 + len(names))
-    start[0] = np.log(klds / parts.sum(axis=1)).mean()
-    from scipy.optimize import least_squares
+    files = [point for point in usable if point.kind == "file" and point.mix not in there and point.measured.value > floor_nats]
+    return [*memory, *files] if len(memory) >= MIN_POINTS else []
 
-    fit = least_squares(_residuals, start, args=(parts, klds, weights, priors))
-    parameters: Doubles = fit.x
-    leverages = np.einsum("ij,ji->i", fit.jac, np.linalg.pinv(fit.jac))[: len(klds)]
-    degrees = max(1, round(len(klds) - leverages.sum()))  # what priors hold takes none
-    scatter = _scatter(_ln_ratio(parameters, parts, klds)[: len(memory)], leverages[: len(memory)])
+
+def _unlike(points: Sequence[CurvePoint], makeups: Mapping[str, Makeup], floor: Estimate) -> Doubles:
+    """The covariance (n_points, n_points) of ln KLD by what is not known of tensors, and by the errors of what files cost more."""
+    found: Doubles = np.diag([point.spread**2 for point in points])
+    for row, one in enumerate(points):
+        for column, other in enumerate(points[: row + 1]):
+            if one.mix in makeups and other.mix in makeups:
+                found[row, column] = found[column, row] = makeups[one.mix].covariance(makeups[other.mix])
+        if one.kind == "file":
+            found[row, row] += (math.hypot(one.measured.se, floor.se) / (one.measured.value - floor.value)) ** 2
+    return found
+
+
+def _fitted(points: Sequence[CurvePoint], makeups: Mapping[str, Makeup], floor: Estimate) -> Curve:
+    told = _telling(points, floor.value)
+    if not told:
+        return Curve(1.0, 0.0, 0.0, UNFITTED_SD, 1, tuple(points))
+    is_file = np.array([point.kind == "file" for point in told])
+    names = sorted({name for point in told if point.kind == "memory" for name in point.parts})
+    parts = np.array([[point.parts.get(name, 0.0) for name in names] for point in told])
+    klds = np.array([point.measured.value for point in told]) - floor.value * is_file
+    unlike = _unlike(told, makeups, floor)
+    priors = np.array([math.inf, KAPPA_PRIOR_SD, *(KERNELS_PRIOR_SD if name == KERNELS else SCALE_PRIOR_SD for name in names)])
+    parameters: Doubles = np.zeros(2 + len(names))
+    parameters[0] = np.log(klds / parts.sum(axis=1)).mean()
+    scatter = TYPICAL_SCATTER
+    for _ in range(_ROUNDS):
+        parameters, slopes = _least_squares(parameters, parts, klds, unlike + scatter**2 * np.eye(len(told)), priors)
+        scatter = _likeliest_scatter(_ln_ratio(parameters, parts, klds) + slopes @ parameters, slopes, unlike, priors)
+    information = slopes.T @ np.linalg.solve(unlike + scatter**2 * np.eye(len(told)), slopes)
+    covariance = np.linalg.inv(information + np.diag(priors**-2.0))
+    leverages = np.einsum("ij,jk,ik->i", slopes, np.linalg.inv(slopes.T @ slopes + TYPICAL_SCATTER**2 * np.diag(priors**-2.0)), slopes)
+    degrees = max(1, round(len(told) - leverages.sum()))  # what priors hold takes none
+    residual_sd = _residual_sd(_ln_ratio(parameters, parts, klds)[~is_file], leverages[~is_file])
     # The scales' common factor belongs to gamma.
     common = float(np.mean([value for name, value in zip(names, parameters[2:], strict=True) if name != KERNELS or len(names) == 1]))
     scales = {name: math.exp(value - common) for name, value in zip(names, parameters[2:], strict=True)}
     scaled = tuple(dataclasses.replace(point, damage_nats=scaled_damage(scales, point.parts)) for point in points)
     gamma, kappa = math.exp(parameters[0] + common), float(parameters[1] * math.exp(common))
-    told, held = fit.jac[: len(klds)], fit.jac[len(klds) :]
-    information = told.T @ told / max(scatter, _LEAST_SCATTER) ** 2 + held.T @ held / TYPICAL_SCATTER**2
     units = np.array([1.0, math.exp(common), *(1.0 for _ in names)])
-    covariance = np.linalg.pinv(information, hermitian=True) * np.outer(units, units)
-    return Curve(gamma, kappa, 0.0, scatter, degrees, scaled, scales, tuple(map(tuple, covariance.tolist())))
+    rows = tuple(map(tuple, (covariance * np.outer(units, units)).tolist()))
+    return Curve(gamma, kappa, 0.0, residual_sd, degrees, scaled, scales, rows, scatter_sd=scatter)
 
 
-def _scatter(residuals: Doubles, leverages: Doubles) -> float:
+def _least_squares(start: Doubles, parts: Doubles, klds: Doubles, covariance: Doubles, priors: Doubles) -> tuple[Doubles, Doubles]:
+    """The parameters (n_parameters,) that suit points with this covariance (n_points, n_points) best, and slopes of ln KLD there.
+
+    A prior counts as one more measurement, of 0.
+    """
+    from scipy.linalg import solve_triangular
+    from scipy.optimize import least_squares
+
+    root = np.linalg.cholesky(covariance)
+
+    def residuals(parameters: Doubles) -> Doubles:
+        return np.concatenate([solve_triangular(root, _ln_ratio(parameters, parts, klds), lower=True), parameters / priors])
+
+    fit = least_squares(residuals, start)
+    slopes: Doubles = -(root @ fit.jac[: len(klds)])
+    return fit.x, slopes
+
+
+def _likeliest_scatter(values: Doubles, slopes: Doubles, unlike: Doubles, priors: Doubles) -> float:
+    """The scatter under which values (n_points,) of ln KLD, less the sums' logarithms, are likeliest, near the typical one a priori."""
+    known = slopes @ np.diag(np.where(np.isinf(priors), _ANY_SD, priors) ** 2) @ slopes.T + unlike
+
+    def likelihood(scatter: float) -> float:
+        covariance = known + scatter**2 * np.eye(len(values))
+        told = values @ np.linalg.solve(covariance, values) + np.linalg.slogdet(covariance)[1]
+        return -float(told + (math.log(scatter / TYPICAL_SCATTER) / _LN_SCATTER_SD) ** 2) / 2
+
+    return max(_SCATTERS, key=likelihood)
+
+
+def _residual_sd(residuals: Doubles, leverages: Doubles) -> float:
     """Standard deviation of mixes about their curve, of (n,) each: with leverage h, a residual holds 1 - h of its mix's variance."""
     return math.sqrt(float((np.square(residuals) / np.maximum(1 - leverages, _LEAST_BEND)).mean()))
+
+
+class Learned:
+    """What whole mixes tell of single tensors: a mix that lies above its curve says that the tensors which do most in it do more.
+
+    Conditional normal distributions of what alphas and types are off by, given the mixes' distances from the curve.
+    """
+
+    def __init__(self, curve: Curve, makeups: Mapping[str, Makeup]) -> None:
+        """From a curve that was fitted with these makeups, mix -> what its damage comes from."""
+        floor = Estimate(curve.c0_nats, curve.c0_se)
+        told = [point for point in _telling(curve.points, curve.c0_nats) if point.mix in makeups]
+        self._makeups = [makeups[point.mix] for point in told]
+        covariance = _unlike(told, makeups, floor) + curve.scatter_sd**2 * np.eye(len(told))
+        self._inverse = np.linalg.inv(covariance)
+        self._slopes = np.array([_slopes(curve, point.damage_nats, _shares(curve, point.parts)) for point in told])
+        apart = [
+            math.log((point.measured.value - (curve.c0_nats if point.kind == "file" else 0.0)) / _above_floor(curve, point.damage_nats))
+            for point in told
+        ]
+        pull = self._inverse @ np.array(apart)
+        self._alphas = sum(
+            (weight * makeup.shares * makeup.alpha_sds for weight, makeup in zip(pull, self._makeups, strict=True)), start=np.zeros(1)
+        )
+        self._types: dict[tuple[int, int], float] = {}
+        for weight, makeup in zip(pull.tolist(), self._makeups, strict=True):
+            effects = (weight * makeup.shares * makeup.type_sds).tolist()
+            for number, (type_number, effect) in enumerate(zip(makeup.types.tolist(), effects, strict=True)):
+                if effect:
+                    self._types[number, type_number] = self._types.get((number, type_number), 0.0) + effect
+
+    def factor(self, tensor: int, type_number: int, alpha_sd: float, type_sd: float) -> float:
+        """How much more a tensor at a type does than its probes say."""
+        if not self._makeups:
+            return 1.0
+        return math.exp(alpha_sd * float(self._alphas[tensor]) + type_sd * self._types.get((tensor, type_number), 0.0))
+
+    def left(self, makeup: Makeup) -> tuple[float, tuple[float, ...]]:
+        """The `spread` and `tied` of a mix's damage, given the mixes that were measured."""
+        variance = makeup.covariance(makeup)
+        if not self._makeups:
+            return math.sqrt(variance), ()
+        alike = np.array([makeup.covariance(other) for other in self._makeups])
+        told = self._inverse @ alike
+        return math.sqrt(max(variance - float(alike @ told), 0.0)), tuple((-(told @ self._slopes)).tolist())
 
 
 def scaled_damage(scales: Mapping[str, float], parts: Mapping[str, float]) -> float:
@@ -171,15 +301,13 @@ def _ln_ratio(parameters: Doubles, parts: Doubles, klds: Doubles) -> Doubles:
     return result
 
 
-def _residuals(parameters: Doubles, parts: Doubles, klds: Doubles, weights: Doubles, prior_sds: Doubles) -> Doubles:
-    # A prior counts as one more measurement, in units of a typical scatter.
-    priors = np.array([parameters[1] / KAPPA_PRIOR_SD, *(parameters[2:] / prior_sds)])
-    return np.concatenate([weights * _ln_ratio(parameters, parts, klds), TYPICAL_SCATTER * priors])
-
-
 def curve_kld(curve: Curve, damage_nats: float) -> float:
     """The mean KLD of a file whose tensors' damages sum to `damage_nats`, nats."""
-    return curve.gamma * damage_nats * max(1 + curve.kappa * damage_nats, _LEAST_BEND) + curve.c0_nats
+    return _above_floor(curve, damage_nats) + curve.c0_nats
+
+
+def _above_floor(curve: Curve, damage_nats: float) -> float:
+    return curve.gamma * damage_nats * max(1 + curve.kappa * damage_nats, _LEAST_BEND)
 
 
 def damage_for(curve: Curve, kld_nats: float) -> float:
@@ -206,25 +334,33 @@ def damage_for(curve: Curve, kld_nats: float) -> float:
 def predict_kld(curve: Curve, damage: Damage, *, n_chunks: int = JUDGED_CHUNKS) -> PredictedKld:
     """Predict a mix from its damage, on a text of so many chunks; see the module docstring for the interval."""
     kld = curve_kld(curve, damage.nats)
-    memory = [point for point in curve.points if point.kind == "memory" and point.damage_nats > 0 and point.measured.value > 0]
-    variance = curve.residual_sd**2
-    if len(memory) >= MIN_POINTS:
-        parts = damage.parts or {name: curve.scales[name] * sum(point.parts.get(name, 0.0) for point in memory) for name in curve.scales}
-        shares = {name: value / (math.fsum(parts.values()) or 1.0) for name, value in parts.items()}
-        # What is not known of the points' own tensors is part of their scatter.
-        scatter = curve.residual_sd**2 - float(np.mean([point.spread**2 for point in memory]))
+    variance, degrees = curve.residual_sd**2, float(curve.degrees_of_freedom)
+    memory = [point for point in _telling(curve.points, curve.c0_nats) if point.kind == "memory"]
+    if memory:
+        parts = damage.parts or {name: sum(point.parts.get(name, 0.0) for point in memory) for name in curve.scales}
+        shares = _shares(curve, parts, are_scaled=bool(damage.parts))
         text = curve.text_sd**2 * (1 + curve.n_chunks / n_chunks)
         unseen = (curve.unseen.se * (1 - shares.get(KERNELS, 0.0))) ** 2
-        variance = damage.spread**2 + max(scatter, 0.0) + _curve_variance(curve, damage.nats, shares) + text + unseen
+        slopes = _slopes(curve, damage.nats, shares) + np.array(damage.tied or 0.0)
+        scatter = curve.scatter_sd**2
+        variance = damage.spread**2 + scatter + float(slopes @ np.array(curve.covariance) @ slopes) + text + unseen
+        # Of a sum of variances of which one was estimated (Welch, 1947; Satterthwaite, 1946).
+        degrees *= (variance / scatter) ** 2
     relative = math.sqrt(variance)
     if kld > 0:
         relative = math.hypot(relative * max(kld - curve.c0_nats, 0.0), curve.c0_se) / kld
-    return PredictedKld(kld, relative, curve.degrees_of_freedom)
+    return PredictedKld(kld, relative, min(degrees, _MOST_DEGREES))
 
 
-def _curve_variance(curve: Curve, damage_nats: float, shares: Mapping[str, float]) -> float:
-    """Of ln KLD, by what is not known of the fit, for a mix with these shares of its parts."""
+def _shares(curve: Curve, parts: Mapping[str, float], *, are_scaled: bool = False) -> dict[str, float]:
+    """What part of a mix's sum each part of the model has."""
+    scaled = {name: value if are_scaled else curve.scales.get(name, 1.0) * value for name, value in parts.items()}
+    total = math.fsum(scaled.values()) or 1.0
+    return {name: value / total for name, value in scaled.items()}
+
+
+def _slopes(curve: Curve, damage_nats: float, shares: Mapping[str, float]) -> Doubles:
+    """Of ln KLD over what was fitted, (n_parameters,), for a mix with these shares of its parts."""
     bend = max(1 + curve.kappa * damage_nats, _LEAST_BEND)
     steeper = 1 + curve.kappa * damage_nats / bend
-    slopes = np.array([1.0, damage_nats / bend, *(steeper * shares.get(name, 0.0) for name in curve.scales)])
-    return float(slopes @ np.array(curve.covariance) @ slopes)
+    return np.array([1.0, damage_nats / bend, *(steeper * shares.get(name, 0.0) for name in curve.scales)])

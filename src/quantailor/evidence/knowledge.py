@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
+
+import numpy as np
 
 from quantailor import records
 from quantailor.analysis import sensitivity as probing
 from quantailor.analysis.expected import expected_alphas, expected_noise
 from quantailor.analysis.pooling import Departures, Finding, pooled
-from quantailor.analysis.prediction import Damage, fit_curve
+from quantailor.analysis.prediction import Damage, Learned, Makeup, fit_curve
 from quantailor.analysis.sensitivity import NULL_MIX, ProbeGroup, Scores
 from quantailor.evidence.grounds import ANCHOR, CURVE, STORED, WEIGHING, chosen, file_key, groups, single, told
 from quantailor.ggml import library
@@ -63,6 +66,8 @@ class Knowledge:
     """How each tensor's measured cells differ from alpha x error + noise."""
     stored: Mapping[str, str] = field(default_factory=dict)
     """Tensor -> the type it has in the base."""
+    learned: Learned | None = None
+    """What whole mixes told of single tensors, beside their probes."""
 
     def carried(self, errors: Mapping[str, Mapping[str, float]]) -> Knowledge:
         """The same for files made with another importance matrix or rounded otherwise, whose weight errors these are.
@@ -77,13 +82,13 @@ class Knowledge:
         """Nats that this type of this tensor adds to S, scaled as the curve says.
 
         A cell that was measured counts by its own precision, beside alpha x error + noise; a type between measured ones
-        takes over how those differ from it.
+        takes over how those differ from it. Whole mixes tell how far tensors are off that do most of what a mix does.
         """
         if not qtype.is_quantized or tensor.type_name == qtype.name:
             return Estimate(0.0)
-        rounding, kernels, relative_se = self._told(tensor.name, qtype, error)
-        value = rounding + kernels
-        return Estimate(value, value * relative_se)
+        told = self._told(tensor.name, qtype, error)
+        value = told.rounding + told.kernels
+        return Estimate(value, value * math.hypot(told.alpha_sd, told.type_sd))
 
     def modelled(self, name: str, qtype: QType, error: float) -> float:
         """alpha x error + noise, nats, whether or not the cell was measured; 0 for a tensor that nothing is known of."""
@@ -92,28 +97,56 @@ class Knowledge:
 
     def mix(self, types: Mapping[str, str]) -> Damage:
         """What the tensors of a mix add up to; those that are not named, or whose error is not known, add nothing."""
-        qtypes, variance = library.types(), 0.0
-        parts: dict[str, float] = {}
-        for name, type_name in sorted(types.items()):  # in one order, so that the sums are the same to the last bit
-            if qtypes[type_name].is_quantized and type_name != self.stored.get(name):
-                rounding, kernels, relative_se = self._told(name, qtypes[type_name], self.errors.get(name, {}).get(type_name, 0.0))
-                parts[part_of(name)] = parts.get(part_of(name), 0.0) + rounding
-                parts[KERNELS] = parts.get(KERNELS, 0.0) + kernels
-                variance += (relative_se * (rounding + kernels)) ** 2
-        total = math.fsum(parts.values())
-        return Damage(total, parts, math.sqrt(variance) / (total or 1.0))
+        parts, makeup = self._added(types)
+        spread, tied = (math.sqrt(makeup.covariance(makeup)), ()) if self.learned is None else self.learned.left(makeup)
+        return Damage(math.fsum(parts.values()), parts, spread, tied)
 
-    def _told(self, name: str, qtype: QType, error: float) -> tuple[float, float, float]:
-        """What rounding a tensor's weights adds to S and what its kernel adds, nats, and how far both may be off, relative."""
+    def makeup(self, types: Mapping[str, str]) -> Makeup:
+        """Which tensors the damage of a mix comes from; the order is that of `sensitivities`."""
+        return self._added(types)[1]
+
+    def _added(self, types: Mapping[str, str]) -> tuple[dict[str, float], Makeup]:
+        qtypes, parts = library.types(), dict[str, float]()
+        damages, alpha_sds, type_sds = (np.zeros(len(self.sensitivities)) for _ in range(3))
+        numbers = np.full(len(self.sensitivities), -1)
+        for number, name in enumerate(self.sensitivities):
+            type_name = types.get(name)
+            if type_name is not None and qtypes[type_name].is_quantized and type_name != self.stored.get(name):
+                told = self._told(name, qtypes[type_name], self.errors.get(name, {}).get(type_name, 0.0))
+                parts[part_of(name)] = parts.get(part_of(name), 0.0) + told.rounding
+                parts[KERNELS] = parts.get(KERNELS, 0.0) + told.kernels
+                numbers[number] = qtypes[type_name].id
+                damages[number], alpha_sds[number], type_sds[number] = told.rounding + told.kernels, told.alpha_sd, told.type_sd
+        return parts, Makeup(damages / (math.fsum(parts.values()) or 1.0), alpha_sds, type_sds, numbers)
+
+    def _told(self, name: str, qtype: QType, error: float) -> _Told:
         known = self.sensitivities.get(name)
         if known is None:
-            return 0.0, 0.0, 0.0
+            return _Told(0.0, 0.0, 0.0, 0.0)
         curve, departure = self.curve, Estimate(0.0)
         if error > 0:
             departure = self.departures.get(name, _NONE_MEASURED).of(qtype.name, math.log(error))
-        rounding = curve.scales.get(part_of(name), 1.0) * math.exp(curve.unseen.value + departure.value) * known.alpha.value * error
-        kernels = curve.scales.get(KERNELS, 1.0) * math.exp(departure.value) * probing.kernel_noise(known, qtype)
-        return rounding, kernels, math.hypot(known.alpha.relative_se or 1.0, departure.se)
+        alpha_sd, factor = known.alpha.relative_se or 1.0, math.exp(departure.value)
+        if self.learned is not None:
+            factor *= self.learned.factor(self._numbers[name], qtype.id, alpha_sd, departure.se)
+        rounding = curve.scales.get(part_of(name), 1.0) * math.exp(curve.unseen.value) * factor * known.alpha.value * error
+        kernels = curve.scales.get(KERNELS, 1.0) * factor * probing.kernel_noise(known, qtype)
+        return _Told(rounding, kernels, alpha_sd, departure.se)
+
+    @functools.cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.sensitivities)}
+
+
+class _Told(NamedTuple):
+    """What a tensor at a type adds to S, nats, and how far that may be off, relative."""
+
+    rounding: float
+    """By rounding its weights."""
+    kernels: float
+    """By its kernel's rounding of inputs."""
+    alpha_sd: float
+    type_sd: float
 
 
 _NONE_MEASURED = Departures()
@@ -166,7 +199,8 @@ def load_knowledge(
         departures=departures,
         stored={tensor.name: tensor.type_name for tensor in tensors},
     )
-    known = dataclasses.replace(known, curve=_curve(workspace, known, scores, tensors, question))
+    curve, learned = _curve(workspace, known, scores, tensors, question)
+    known = dataclasses.replace(known, curve=curve, learned=learned)
     return known.carried(errors_by_tensor(cells)) if run.grounds.carried else known
 
 
@@ -313,25 +347,28 @@ def bits_per_weight(tensors: Sequence[TensorInfo], types: Mapping[str, str]) -> 
     return records.bits_per_weight([qtypes[types.get(tensor.name, tensor.type_name)].retyped(tensor) for tensor in tensors])
 
 
-def _curve(workspace: Workspace, known: Knowledge, scores: Scores, tensors: Sequence[TensorInfo], question: MeasurementKey) -> Curve:
+def _curve(
+    workspace: Workspace, known: Knowledge, scores: Scores, tensors: Sequence[TensorInfo], question: MeasurementKey
+) -> tuple[Curve, Learned]:
+    """The curve of the whole mixes, and what they tell of single tensors."""
     in_files = workspace.store.mix_scores(file_key(known.key))
     chunks = {score.index for score in scores.get(NULL_MIX.id, ())}  # those that the base can read
     in_files = {mix: [score for score in rows if score.index in chunks] or rows for mix, rows in in_files.items()}
     kinds: tuple[tuple[str, Literal["memory", "file"], Scores], ...] = ((CURVE, "memory", scores), (ANCHOR, "file", in_files))
-    points = [
-        _point(known, mix, kind, rows, tensors)
-        for purpose, kind, rows in kinds
-        for mix in workspace.store.mixes(known.key.model, purpose)
-        if mix.id in rows
+    mixes = [
+        (mix, kind, rows) for purpose, kind, rows in kinds for mix in workspace.store.mixes(known.key.model, purpose) if mix.id in rows
     ]
-    mixes = [scores[mix.id] for mix in workspace.store.mixes(known.key.model, CURVE) if mix.id in scores]
-    return fit_curve(
-        points,
+    makeups = {mix.id: known.makeup(mix.types) for mix, _, _ in mixes}
+    in_memory = [rows[mix.id] for mix, kind, rows in mixes if kind == "memory"]
+    curve = fit_curve(
+        [_point(known, mix, kind, rows, tensors) for mix, kind, rows in mixes],
+        makeups=makeups,
         seen=_seen(workspace, known, scores, question),
         floor=_floor_of_files(workspace, known.key, scores),
-        text_sd=_common_sd(mixes),
-        n_chunks=max(map(len, mixes), default=0),
+        text_sd=_common_sd(in_memory),
+        n_chunks=max(map(len, in_memory), default=0),
     )
+    return curve, Learned(curve, makeups)
 
 
 def _floor_of_files(workspace: Workspace, key: SwapKey, scores: Scores) -> Estimate:

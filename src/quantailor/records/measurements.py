@@ -162,3 +162,5 @@ class Curve:
     """Its standard error."""
     unseen: Estimate = Estimate(0.0)
     """ln of how much more rounding weights costs on text that it was not fitted to than on the text of the points."""
+    scatter_sd: float = 0.0
+    """How far whole mixes lie from the curve, relative, beyond what is not known of their tensors."""
