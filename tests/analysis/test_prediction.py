@@ -331,6 +331,23 @@ def test_the_texts_own_error_is_part_of_an_interval(rng: np.random.Generator) ->
         assert predict_kld(unsure, Damage(0.1), n_chunks=n_chunks).relative_sd == pytest.approx(expected)
 
 
+def test_what_a_text_does_to_small_sums_alone_tells_little_of_them(rng: np.random.Generator) -> None:
+    """In a few chunks routers flip, which doubles what mixes of little damage show there, and nothing else."""
+
+    def flipped(each: CurvePoint) -> CurvePoint:
+        small = each.damage_nats < 0.02
+        kld = each.measured.value * (2 if small else 1)
+        return dataclasses.replace(each, measured=Estimate(kld, (0.5 if small else 0.05) * kld))
+
+    points = [point({**(parts := random_parts(rng)), KERNELS: 1e-3}, true_kld(parts) + TRUTH.gamma * 1e-3) for _ in range(24)]
+    seen = [flipped(each) for each in points]
+    believed = [dataclasses.replace(each, measured=Estimate(each.measured.value)) for each in seen]
+    careful, rash = (fit_curve(each, text_sd=0.05, n_chunks=8) for each in (seen, believed))
+    assert abs(math.log(careful.scales[KERNELS])) < 0.5 * abs(math.log(rash.scales[KERNELS]))
+    near, far = (predict_kld(careful, Damage(damage), n_chunks=8).relative_sd for damage in (0.005, 0.3))
+    assert near > 0.4 > 0.2 > far
+
+
 def test_what_every_file_costs_has_no_relative_error(rng: np.random.Generator) -> None:
     curve = fit_curve(measured(rng, 12, scatter=0.07), floor=Estimate(0.01))
     assert predict_kld(curve, Damage(0.0)).interval(0.95) == (0.01, 0.01)

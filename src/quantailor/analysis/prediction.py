@@ -19,7 +19,8 @@ The interval of a new mix combines, as relative variances, each cause once:
     tensors     what is still not known of its tensors' alphas and types: much where one tensor does most
     scatter     how far whole mixes lie from the curve beyond that
     curve       the uncertainty of the fit for its parts and its S
-    text        the standard error over sections of the text of what all mixes have in common, and that of the text which is judged
+    text        the standard error over sections of the text of what all mixes have in common, and that of the text which is judged,
+                where mixes of like sums may have more
     unseen      how much more or less other works of the same kind cost where weights are rounded
 
 with Student's t: of these, only the scatter is estimated from few mixes.
@@ -151,7 +152,7 @@ def fit_curve(
         text_sd: as of `Curve`.
         n_chunks: as of `Curve`.
     """
-    curve = _fitted(points, makeups or {}, floor)
+    curve = _fitted(points, makeups or {}, floor, text_sd)
     unseen = Estimate(seen * UNSEEN.value, UNSEEN.se)
     return dataclasses.replace(curve, c0_nats=floor.value, c0_se=floor.se, text_sd=text_sd, n_chunks=n_chunks, unseen=unseen)
 
@@ -165,19 +166,27 @@ def _telling(points: Sequence[CurvePoint], floor_nats: float) -> list[CurvePoint
     return [*memory, *files] if len(memory) >= MIN_POINTS else []
 
 
-def _unlike(points: Sequence[CurvePoint], makeups: Mapping[str, Makeup], floor: Estimate) -> Doubles:
-    """The covariance (n_points, n_points) of ln KLD by what is not known of tensors, and by the errors of what files cost more."""
+def _unlike(points: Sequence[CurvePoint], makeups: Mapping[str, Makeup], floor: Estimate, text_sd: float) -> Doubles:
+    """The covariance (n_points, n_points) of ln KLD by what is not known of tensors, and by what the text does to mixes like these alone."""
     found: Doubles = np.diag([point.spread**2 for point in points])
     for row, one in enumerate(points):
         for column, other in enumerate(points[: row + 1]):
             if one.mix in makeups and other.mix in makeups:
                 found[row, column] = found[column, row] = makeups[one.mix].covariance(makeups[other.mix])
-        if one.kind == "file":
-            found[row, row] += (math.hypot(one.measured.se, floor.se) / (one.measured.value - floor.value)) ** 2
+    apart = np.array([math.sqrt(_text_excess(point, floor, text_sd)) for point in points])
+    sums = np.log([sum(point.parts.values()) for point in points])
+    found += np.outer(apart, apart) * np.exp(-np.square(sums[:, None] - sums) / 2)
     return found
 
 
-def _fitted(points: Sequence[CurvePoint], makeups: Mapping[str, Makeup], floor: Estimate) -> Curve:
+def _text_excess(point: CurvePoint, floor: Estimate, text_sd: float) -> float:
+    """The relative variance over sections of the text beyond what all mixes have in common."""
+    above = point.measured.value - (floor.value if point.kind == "file" else 0.0)
+    se = math.hypot(point.measured.se, floor.se) if point.kind == "file" else point.measured.se
+    return max(0.0, (se / above) ** 2 - text_sd**2)
+
+
+def _fitted(points: Sequence[CurvePoint], makeups: Mapping[str, Makeup], floor: Estimate, text_sd: float) -> Curve:
     told = _telling(points, floor.value)
     if not told:
         return Curve(1.0, 0.0, 0.0, UNFITTED_SD, 1, tuple(points))
@@ -185,7 +194,7 @@ def _fitted(points: Sequence[CurvePoint], makeups: Mapping[str, Makeup], floor: 
     names = sorted({name for point in told if point.kind == "memory" for name in point.parts})
     parts = np.array([[point.parts.get(name, 0.0) for name in names] for point in told])
     klds = np.array([point.measured.value for point in told]) - floor.value * is_file
-    unlike = _unlike(told, makeups, floor)
+    unlike = _unlike(told, makeups, floor, text_sd)
     priors = np.array([math.inf, KAPPA_PRIOR_SD, *(KERNELS_PRIOR_SD if name == KERNELS else SCALE_PRIOR_SD for name in names)])
     parameters: Doubles = np.zeros(2 + len(names))
     parameters[0] = np.log(klds / parts.sum(axis=1)).mean()
@@ -254,7 +263,7 @@ class Learned:
         floor = Estimate(curve.c0_nats, curve.c0_se)
         told = [point for point in _telling(curve.points, curve.c0_nats) if point.mix in makeups]
         self._makeups = [makeups[point.mix] for point in told]
-        covariance = _unlike(told, makeups, floor) + curve.scatter_sd**2 * np.eye(len(told))
+        covariance = _unlike(told, makeups, floor, curve.text_sd) + curve.scatter_sd**2 * np.eye(len(told))
         self._inverse = np.linalg.inv(covariance)
         self._slopes = np.array([_slopes(curve, point.damage_nats, _shares(curve, point.parts)) for point in told])
         apart = [
@@ -339,7 +348,8 @@ def predict_kld(curve: Curve, damage: Damage, *, n_chunks: int = JUDGED_CHUNKS) 
     if memory:
         parts = damage.parts or {name: sum(point.parts.get(name, 0.0) for point in memory) for name in curve.scales}
         shares = _shares(curve, parts, are_scaled=bool(damage.parts))
-        text = curve.text_sd**2 * (1 + curve.n_chunks / n_chunks)
+        alone = _alone(curve, damage.nats)
+        text = curve.text_sd**2 + (curve.text_sd**2 + alone) * curve.n_chunks / n_chunks
         unseen = (curve.unseen.se * (1 - shares.get(KERNELS, 0.0))) ** 2
         slopes = _slopes(curve, damage.nats, shares) + np.array(damage.tied or 0.0)
         scatter = curve.scatter_sd**2
@@ -350,6 +360,13 @@ def predict_kld(curve: Curve, damage: Damage, *, n_chunks: int = JUDGED_CHUNKS) 
     if kld > 0:
         relative = math.hypot(relative * max(kld - curve.c0_nats, 0.0), curve.c0_se) / kld
     return PredictedKld(kld, relative, min(degrees, _MOST_DEGREES))
+
+
+def _alone(curve: Curve, damage_nats: float) -> float:
+    """The relative variance that chunks like the curve's give a mix of this sum, beyond what they give all: that of points of like sums."""
+    floor, points = Estimate(curve.c0_nats, curve.c0_se), _telling(curve.points, curve.c0_nats)
+    likeness = np.exp(-np.square(np.log(max(damage_nats, 1e-12)) - np.log([point.damage_nats for point in points])) / 2) + 1e-9
+    return float(likeness @ [_text_excess(point, floor, curve.text_sd) for point in points] / likeness.sum())
 
 
 def _shares(curve: Curve, parts: Mapping[str, float], *, are_scaled: bool = False) -> dict[str, float]:
