@@ -167,7 +167,7 @@ def _telling(points: Sequence[CurvePoint], floor_nats: float) -> list[CurvePoint
 
 
 def _unlike(points: Sequence[CurvePoint], makeups: Mapping[str, Makeup], floor: Estimate, text_sd: float) -> Doubles:
-    """The covariance (n_points, n_points) of ln KLD by what is not known of tensors, and by what the text does to mixes like these alone."""
+    """The covariance (n_points, n_points) of ln KLD by what is not known of tensors, and by what the text does to like mixes alone."""
     found: Doubles = np.diag([point.spread**2 for point in points])
     for row, one in enumerate(points):
         for column, other in enumerate(points[: row + 1]):
