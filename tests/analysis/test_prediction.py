@@ -331,21 +331,16 @@ def test_the_texts_own_error_is_part_of_an_interval(rng: np.random.Generator) ->
         assert predict_kld(unsure, Damage(0.1), n_chunks=n_chunks).relative_sd == pytest.approx(expected)
 
 
-def test_what_a_text_does_to_small_sums_alone_tells_little_of_them(rng: np.random.Generator) -> None:
-    """In a few chunks routers flip, which doubles what mixes of little damage show there, and nothing else."""
-
-    def flipped(each: CurvePoint) -> CurvePoint:
-        small = each.damage_nats < 0.02
-        kld = each.measured.value * (2 if small else 1)
-        return dataclasses.replace(each, measured=Estimate(kld, (0.5 if small else 0.05) * kld))
-
-    points = [point({**(parts := random_parts(rng)), KERNELS: 1e-3}, true_kld(parts) + TRUTH.gamma * 1e-3) for _ in range(24)]
-    seen = [flipped(each) for each in points]
-    believed = [dataclasses.replace(each, measured=Estimate(each.measured.value)) for each in seen]
-    careful, rash = (fit_curve(each, text_sd=0.05, n_chunks=8) for each in (seen, believed))
-    assert abs(math.log(careful.scales[KERNELS])) < 0.5 * abs(math.log(rash.scales[KERNELS]))
-    near, far = (predict_kld(careful, Damage(damage), n_chunks=8).relative_sd for damage in (0.005, 0.3))
-    assert near > 0.4 > 0.2 > far
+def test_what_a_text_does_to_kernels_alone_tells_little_of_them(rng: np.random.Generator) -> None:
+    """In a few chunks routers flip, which doubles what kernels cost there, and nothing else."""
+    points = [point({**(parts := random_parts(rng)), KERNELS: 1e-4}, true_kld(parts) + TRUTH.gamma * 1e-4, se=1e-4) for _ in range(24)]
+    best = {"blocks": 1e-5, KERNELS: 1e-3}
+    kld = true_kld({"blocks": 1e-5}) + 2 * TRUTH.gamma * 1e-3
+    careful, rash = (fit_curve([*points, file_of(best, kld, se=se * kld)], text_sd=0.05, n_chunks=8) for se in (0.5, 0.05))
+    assert rash.scales[KERNELS] > 1.7
+    assert careful.scales[KERNELS] < 1.4
+    kernels, weights = (predict_kld(careful, of(careful, parts), n_chunks=8).relative_sd for parts in (best, {"blocks": 0.1}))
+    assert kernels > 0.5 > 0.2 > weights
 
 
 def test_what_every_file_costs_has_no_relative_error(rng: np.random.Generator) -> None:

@@ -20,7 +20,7 @@ The interval of a new mix combines, as relative variances, each cause once:
     scatter     how far whole mixes lie from the curve beyond that
     curve       the uncertainty of the fit for its parts and its S
     text        the standard error over sections of the text of what all mixes have in common, and that of the text which is judged,
-                where mixes of like sums may have more
+                where what kernels cost may have more
     unseen      how much more or less other works of the same kind cost where weights are rounded
 
 with Student's t: of these, only the scatter is estimated from few mixes.
@@ -167,23 +167,36 @@ def _telling(points: Sequence[CurvePoint], floor_nats: float) -> list[CurvePoint
 
 
 def _unlike(points: Sequence[CurvePoint], makeups: Mapping[str, Makeup], floor: Estimate, text_sd: float) -> Doubles:
-    """The covariance (n_points, n_points) of ln KLD by what is not known of tensors, and by what the text does to like mixes alone."""
+    """The covariance (n_points, n_points) of ln KLD by what is not known of tensors, and by what the text does to kernels alone."""
     found: Doubles = np.diag([point.spread**2 for point in points])
     for row, one in enumerate(points):
         for column, other in enumerate(points[: row + 1]):
             if one.mix in makeups and other.mix in makeups:
                 found[row, column] = found[column, row] = makeups[one.mix].covariance(makeups[other.mix])
-    apart = np.array([math.sqrt(_text_excess(point, floor, text_sd)) for point in points])
-    sums = np.log([sum(point.parts.values()) for point in points])
-    found += np.outer(apart, apart) * np.exp(-np.square(sums[:, None] - sums) / 2)
+    kernels = _kernel_shares(points)
+    found += _kernels_variance(points, floor, text_sd) * np.outer(kernels, kernels)
     return found
 
 
-def _text_excess(point: CurvePoint, floor: Estimate, text_sd: float) -> float:
-    """The relative variance over sections of the text beyond what all mixes have in common."""
-    above = point.measured.value - (floor.value if point.kind == "file" else 0.0)
-    se = math.hypot(point.measured.se, floor.se) if point.kind == "file" else point.measured.se
-    return max(0.0, (se / above) ** 2 - text_sd**2)
+def _kernel_shares(points: Sequence[CurvePoint]) -> Doubles:
+    """What part of each point's sum kernels have, (n_points,)."""
+    return np.array([point.parts.get(KERNELS, 0.0) / sum(point.parts.values()) for point in points])
+
+
+def _kernels_variance(points: Sequence[CurvePoint], floor: Estimate, text_sd: float) -> float:
+    """The relative variance of what kernels cost over sections of the text, beyond what sections do to all mixes.
+
+    By least squares, from how much more the points of which kernels are a part differ from section to section.
+    """
+    shares = np.square(_kernel_shares(points))
+    excess = np.array([_relative_se(point, floor) ** 2 - text_sd**2 for point in points])
+    return max(0.0, float(shares @ excess / (shares @ shares))) if shares.any() else 0.0
+
+
+def _relative_se(point: CurvePoint, floor: Estimate) -> float:
+    if point.kind == "memory":
+        return point.measured.relative_se
+    return math.hypot(point.measured.se, floor.se) / (point.measured.value - floor.value)
 
 
 def _fitted(points: Sequence[CurvePoint], makeups: Mapping[str, Makeup], floor: Estimate, text_sd: float) -> Curve:
@@ -344,12 +357,13 @@ def predict_kld(curve: Curve, damage: Damage, *, n_chunks: int = JUDGED_CHUNKS) 
     """Predict a mix from its damage, on a text of so many chunks; see the module docstring for the interval."""
     kld = curve_kld(curve, damage.nats)
     variance, degrees = curve.residual_sd**2, float(curve.degrees_of_freedom)
-    memory = [point for point in _telling(curve.points, curve.c0_nats) if point.kind == "memory"]
-    if memory:
+    told = _telling(curve.points, curve.c0_nats)
+    if told:
+        memory = [point for point in told if point.kind == "memory"]
         parts = damage.parts or {name: sum(point.parts.get(name, 0.0) for point in memory) for name in curve.scales}
         shares = _shares(curve, parts, are_scaled=bool(damage.parts))
-        alone = _alone(curve, damage.nats)
-        text = curve.text_sd**2 + (curve.text_sd**2 + alone) * curve.n_chunks / n_chunks
+        flips = _kernels_variance(told, Estimate(curve.c0_nats, curve.c0_se), curve.text_sd) * shares.get(KERNELS, 0.0) ** 2
+        text = curve.text_sd**2 + (curve.text_sd**2 + flips) * curve.n_chunks / n_chunks
         unseen = (curve.unseen.se * (1 - shares.get(KERNELS, 0.0))) ** 2
         slopes = _slopes(curve, damage.nats, shares) + np.array(damage.tied or 0.0)
         scatter = curve.scatter_sd**2
@@ -360,13 +374,6 @@ def predict_kld(curve: Curve, damage: Damage, *, n_chunks: int = JUDGED_CHUNKS) 
     if kld > 0:
         relative = math.hypot(relative * max(kld - curve.c0_nats, 0.0), curve.c0_se) / kld
     return PredictedKld(kld, relative, min(degrees, _MOST_DEGREES))
-
-
-def _alone(curve: Curve, damage_nats: float) -> float:
-    """The relative variance that chunks like the curve's give a mix of this sum, beyond what they give all: that of points of like sums."""
-    floor, points = Estimate(curve.c0_nats, curve.c0_se), _telling(curve.points, curve.c0_nats)
-    likeness = np.exp(-np.square(np.log(max(damage_nats, 1e-12)) - np.log([point.damage_nats for point in points])) / 2) + 1e-9
-    return float(likeness @ [_text_excess(point, floor, curve.text_sd) for point in points] / likeness.sum())
 
 
 def _shares(curve: Curve, parts: Mapping[str, float], *, are_scaled: bool = False) -> dict[str, float]:
