@@ -45,7 +45,8 @@ def test_one_trailing_newline_does_not_count(books_llama_base: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"", "is empty"), (b" \n\t\n", "is empty"), (b"caf\xe9 au lait", r"is not UTF-8 \(byte 3\)")]
+    ("content", "message"),
+    [(b"", "is empty"), (b" \n\t\n", "holds nothing but white space"), (b"caf\xe9 au lait", r"is not UTF-8 \(byte 3\)")],
 )
 def test_texts_that_are_refused(books_llama_base: Path, tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "text.txt"

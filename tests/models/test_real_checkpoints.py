@@ -356,6 +356,51 @@ def test_a_tensor_in_two_parts_is_told_with_both(folder: Path) -> None:
     assert f"{QUERY}.weight twice, in {FIRST} and {SECOND}" in refusal(folder)
 
 
+def test_a_whole_file_and_another_copy_of_a_part_beside_the_indexed_ones_are_told(folder: Path, run: Command, tmp_path: Path) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": split_in_two(folder)}), encoding="utf-8")
+    assert notes(folder) == ()
+    (folder / "model.safetensors").write_bytes(whole)
+    said = "model.safetensors.index.json names other files, so model.safetensors is not read, while transformers takes model.safetensors"
+    assert said in " ".join(notes(folder))
+    assert said in " ".join(run("convert", folder, "-o", tmp_path / "base.gguf").out.split())
+    (folder / "model.safetensors").rename(folder / "model-00002-of-00002 (1).safetensors")
+    assert "so model-00002-of-00002 (1).safetensors is not read" in " ".join(notes(folder))
+
+
+def test_an_adapter_beside_the_weights_is_told(folder: Path) -> None:
+    edit(folder / "adapter_config.json", lambda stored: stored.update(base_model_name_or_path="org/base"))
+    assert "an adapter lies beside the weights" in " ".join(notes(folder))
+
+
+@pytest.mark.parametrize("inner", ["checkpoint-500", "snapshots/0123abcd"])
+def test_a_directory_around_the_model_names_the_one_in_it(inner: str, folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "outer" / inner
+    place.parent.mkdir(parents=True)
+    folder.rename(place)
+    assert f"outer has no config.json, but there is one in {inner}. Give {place}" in refusal(tmp_path / "outer")
+    other = tmp_path / "outer" / "checkpoint-600"
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    assert "Give one of these directories" in refusal(tmp_path / "outer")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("consolidated.00.pth", "has consolidated.00.pth, which is in a program's own format, and no model*.safetensors"),
+        ("last.ckpt", "has last.ckpt, which is in a program's own format"),
+        ("iter_0000500/mp_rank_00/model_optim_rng.pt", "has the parts of sharded training (iter_0000500)"),
+        ("optimizer.pt", "has no model*.safetensors"),
+    ],
+)
+def test_weights_in_a_program_s_own_format_are_named(name: str, said: str, folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(b"PK")
+    assert said in refusal(folder)
+
+
 def test_files_beside_the_model_are_not_read(folder: Path) -> None:
     (folder / "consolidated.safetensors").write_bytes(b"none")
     (folder / "pytorch_model.bin").write_bytes(b"none")
@@ -646,6 +691,8 @@ PACKED: Mapping[str, tuple[str, dict[str, Entry]]] = {
     "HQQ": ("HQQ", {".W_q": U8, ".scale": FLOATS, ".zero": FLOATS}),
     "AQLM": ("AQLM", {".codes": U8, ".codebooks": FLOATS, ".scales": FLOATS}),
     "compressed-tensors": ("compressed-tensors", {".weight_packed": I32, ".weight_scale": FLOATS, ".weight_shape": I32}),
+    "NVFP4 of ModelOpt": ("ModelOpt", {".weight": U8, ".weight_scale": ("F8_E4M3", (4, 4), bytes(16)), ".weight_scale_2": FLOATS}),
+    "NVFP4": ("compressed-tensors", {".weight_packed": U8, ".weight_global_scale": FLOATS}),
     "EETQ": ("EETQ", {".weight": ("I8", (4, 4), bytes(16)), ".weight_scales": FLOATS}),
     "Quanto": ("Quanto", {".weight._data": U8, ".weight._scale": FLOATS}),
     "ExLlamaV2": ("ExLlamaV2", {".q_weight": I32, ".q_scale": I32, ".q_groups": ("I16", (4, 4), bytes(32))}),
@@ -672,6 +719,24 @@ def test_packed_weights_whose_method_nothing_tells(dtype: str, folder: Path) -> 
     assert f"is quantized already: it has {QUERY}.weight ({dtype}). Start from the 16-bit model" in refusal(folder)
     edit(folder / "config.json", lambda config: config.update(quantization_config={"bits": 4}))
     assert "is quantized already: it has" in refusal(folder)
+
+
+def test_codes_in_place_of_a_weight_are_quantized_whatever_they_are_called(folder: Path) -> None:
+    arrays = arrays_of(folder)
+    write_arrays(folder, {**arrays, f"{QUERY}.codes_of_tomorrow": U8, f"{QUERY}.scale": FLOATS})
+    assert "quantized" not in refusal(folder)  # beside the weight they are no more than a tensor that nobody knows
+    del arrays[f"{QUERY}.weight"]
+    write_arrays(folder, {**arrays, f"{QUERY}.codes_of_tomorrow": U8, f"{QUERY}.scale": FLOATS})
+    assert f"is quantized already: it has {QUERY}.codes_of_tomorrow (U8). Start from the 16-bit model" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [("h.attn.bias", ("U8", (1, 1, 4, 4), bytes(16))), ("h.attn.mask", U8), ("h.position_ids", ("I64", (1, 4), bytes(32)))],
+)
+def test_masks_and_positions_are_no_codes(name: str, entry: Entry, folder: Path) -> None:
+    write_arrays(folder, {**arrays_of(folder), name: entry, f"{name.rpartition('.')[0]}.class_embedding": FLOATS})
+    assert "quantized" not in refusal(folder)
 
 
 @pytest.mark.parametrize("entry", [{}, None, []])

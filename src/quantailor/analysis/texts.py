@@ -127,5 +127,6 @@ def read_text(path: Path) -> tuple[str, str]:
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not UTF-8 (byte {error.start})", remedy="Save it as UTF-8 text") from error
     if not text.strip():
-        raise CorpusError(f"{path} is empty", remedy="Give a text of some hundred kilobytes")
+        empty = "holds nothing but white space" if data else "is empty"
+        raise CorpusError(f"{path} {empty}", remedy="Give a text of some hundred kilobytes")
     return text.removesuffix("\n"), hashlib.sha256(data).hexdigest()

@@ -38,7 +38,10 @@ COMPARED_ROWS = 4096
 MAX_NAME = 200
 _MORE_NAMES = ("README.md", "merges.txt", "vocab.json")
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
-_SHARDS = ("global_step*", "*.distcp", "pytorch_model_fsdp*")
+_SHARDS = ("global_step*", "*.distcp", "pytorch_model_fsdp*", "iter_[0-9]*", "mp_rank_*", "*/mp_rank_*")
+_PICKLED = ("*.pth", "*.pt", "*.ckpt", "*.bin")
+_INNER = ("*/config.json", "snapshots/*/config.json")
+_MOST_NAMED = 3
 _WHICH = "Keep the one that belongs to the model, and move the other out of the directory"
 
 
@@ -82,7 +85,7 @@ class HuggingFaceSource:
                     "config.json ties the output to the embedding, but lm_head.weight differs from it: both are kept, while programs that "
                     "tie them run another model (set tie_word_embeddings to false, or take lm_head.weight out)"
                 )
-            self.notes = tuple(family.notes)
+            self.notes = (*family.notes, *_unread_words(self.folder, [file.path.name for file in self._files]))
             """What of the checkpoint is not in the base, for people."""
         except BaseException:
             self.close()
@@ -237,7 +240,14 @@ def checked_config(folder: Path) -> dict[str, Any]:
         refuse_files([*(folder / name for name in (*CONFIG_NAMES, *_MORE_NAMES)), templates, *sorted(templates.glob("*.jinja"))])
         return read_json(folder / "config.json")
     _refuse_adapter(folder)
-    raise ModelError(f"{folder} has no config.json", remedy="Give a GGUF file or a Hugging Face directory")
+    inner = sorted({str(path.parent.relative_to(folder)) for pattern in _INNER for path in folder.glob(pattern) if path.is_file()})
+    if not inner:
+        raise ModelError(f"{folder} has no config.json", remedy="Give a GGUF file or a Hugging Face directory")
+    more = f" and {len(inner) - _MOST_NAMED:,} more" if len(inner) > _MOST_NAMED else ""
+    raise ModelError(
+        f"{folder} has no config.json, but there is one in {', '.join(inner[:_MOST_NAMED])}{more}",
+        remedy=f"Give {folder / inner[0]}" if len(inner) == 1 else "Give one of these directories",
+    )
 
 
 def _refuse_adapter(folder: Path) -> None:
@@ -247,6 +257,25 @@ def _refuse_adapter(folder: Path) -> None:
             f"{folder} has only an adapter, for {str(base)[:120]}",
             remedy="Merge it into that model first (PEFT: merge_and_unload), and give what that saves",
         )
+
+
+def _may_hold_weights(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(("optimizer", "scheduler", "rng_state", "training_args"))
+
+
+def _unread_words(folder: Path, read: Sequence[str]) -> list[str]:
+    """What of a directory looks like the model's and is not in its base, one sentence each."""
+    beside = sorted(path.name for path in folder.glob("model*.safetensors") if path.name not in read)
+    found = []
+    if beside:
+        shown = f"{beside[0][:120]} and {len(beside) - 1} more are" if len(beside) > 1 else f"{beside[0][:120]} is"
+        other = ", while transformers takes model.safetensors where it is there" if "model.safetensors" in beside else ""
+        found.append(f"{INDEX_NAME} names other files, so {shown} not read{other}")
+    if (folder / "adapter_config.json").is_file():
+        found.append(
+            "an adapter lies beside the weights (adapter_config.json) and is not in them: merge it first if it belongs to the model"
+        )
+    return found
 
 
 def _no_weights(folder: Path) -> ModelError:
@@ -259,6 +288,11 @@ def _no_weights(folder: Path) -> ModelError:
             remedy="Gather them first (DeepSpeed: zero_to_fp32.py; FSDP: a full state dict), and save the model",
         )
     others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not others and (pickled := sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern) if _may_hold_weights(path))):
+        return ModelError(
+            f"{folder} has {pickled[0][:120]}, which is in a program's own format, and no model*.safetensors",
+            remedy="Download the model*.safetensors files, or save the model with save_pretrained",
+        )
     if not others:
         return ModelError(f"{folder} has no model*.safetensors", remedy="Download the model's weights as well")
     shown = f"{others[0][:120]} and {len(others) - 1} more" if len(others) > 1 else others[0][:120]

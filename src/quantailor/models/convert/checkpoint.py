@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -33,7 +34,8 @@ _MARKS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("AWQ", re.compile(r"\.(qweight|qzeros)$")),
     ("ExLlamaV2", re.compile(r"\.q_(weight|scale|groups|invperm)$")),
     ("ExLlamaV3", re.compile(r"\.trellis$")),
-    ("compressed-tensors", re.compile(r"\.weight_(packed|zero_point|shape)$")),
+    ("compressed-tensors", re.compile(r"\.weight_(packed|zero_point|shape|global_scale)$")),
+    ("ModelOpt", re.compile(r"\.weight_scale_2$")),
     ("VPTQ", re.compile(r"\.(res_)?centroids\b")),
     ("QuIP#", re.compile(r"\.Qidxs$")),
     ("Quanto", re.compile(r"\.weight\._(data|scale)$")),
@@ -43,6 +45,8 @@ _MARKS: tuple[tuple[str, re.Pattern[str]], ...] = (
 """How arrays that go with packed weights are called; the order decides where several fit."""
 _ENTRIES = ("quantization_config", "quantization")
 _INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
+
+_NO_CODES = ("bias", "mask", "ids", "index")
 
 _ADAPTER = re.compile(
     r"(^|\.)(lora_[A-Za-z]|lora_(?:embedding_[AB]|magnitude_vector|down|up)|base_layer|ia3_l|hada_w\d_[ab]|lokr_w\d\w*|oft_[rR]|boft_\w|"
@@ -143,7 +147,7 @@ def _refuse_quantized(config: JsonObject, arrays: Mapping[str, StoredArray], pla
     if (asked or not methods) and method in (_ASKED_METHODS if asked else UPSTREAM_METHODS):
         return
     title = _TITLES.get(str(method).lower(), str(method)[:40])
-    packed = _packed(arrays)
+    packed = _packed(arrays) or (None if "mxfp4" in methods else _codes(arrays))
     if packed is not None:
         name, mark = packed
         by = f" by {title if method else mark}" if method or mark else ""
@@ -165,4 +169,21 @@ def _packed(arrays: Mapping[str, StoredArray]) -> tuple[str, str] | None:
         stem = name.removesuffix(".weight")
         if array.dtype in _INTEGERS and name != stem:
             return name, "MLX" if array.dtype == "U32" and f"{stem}.scales" in arrays else ""
+    return None
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _codes(arrays: Mapping[str, StoredArray]) -> tuple[str, str] | None:
+    """A matrix of integers in place of a module's weight and beside other arrays of it, its scales, by whatever names.
+
+    Masks, positions and indexes are integers too.
+    """
+    modules, sizes = {_module(name) for name in arrays if name.endswith(".weight")}, Counter(map(_module, arrays))
+    for name, array in arrays.items():
+        module, is_matrix = _module(name), array.dtype in _INTEGERS and "64" not in array.dtype and len(array.shape) in (2, 3)
+        if is_matrix and not name.endswith(_NO_CODES) and module and module not in modules and sizes[module] > 1:
+            return name, ""
     return None
