@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -80,46 +81,39 @@ def test_prompts_lie_evenly_in_the_text_and_do_not_overlap(books_llama_base: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["", "Q3_K_M"])
-def test_choices_are_those_of_llama_perplexity(books_llama_base: Path, tmp_path: Path, preset: str) -> None:
-    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+def test_choices_are_those_of_llama_perplexity(books_llama_base: Path, heldout_text: Path, tmp_path: Path, preset: str) -> None:
+    """Of multiple choice, of HellaSwag, which asks the same questions, and of Winogrande."""
+    golden, formats = (json.loads(path.read_text(encoding="utf-8")) for path in (GOLDEN, GOLDEN_FORMATS))
     path = quantize_reference(books_llama_base, tmp_path / "q.gguf", preset=preset) if preset else books_llama_base
-    asked = read_questions(CHOICES)
+    shipped, name = questions(heldout_text.read_text(encoding="utf-8")), preset or "F16"
+    (tmp_path / "h.txt").write_text(hellaswag(shipped), encoding="utf-8")
+    (tmp_path / "w.csv").write_text(winogrande(shipped), encoding="utf-8")
+    asked, of_hellaswag, of_winogrande = (read_questions(place) for place in (CHOICES, tmp_path / "h.txt", tmp_path / "w.csv"))
     assert asked.sha256 == golden["questions_sha256"]
-    source = open_model(books_llama_base)
-    items = choices.tokenized(source, books_llama_base, asked)
-    source.close()
-    answers = [answer.values for _, answer in ask({"file": path}, items, n_threads=2)]
+    with closing(open_model(books_llama_base)) as source:
+        items, same, further = (choices.tokenized(source, books_llama_base, each) for each in (asked, of_hellaswag, of_winogrande))
+    assert [tuple(item.choices) for item in of_hellaswag.items] == [each.choices for each in shipped]
+    assert [item.right for item in of_hellaswag.items] == [item.right for item in asked.items]
+    assert list(map(tokens_of, same)) == list(map(tokens_of, items)), "so that one set of answers is both's"
+
+    answers = [answer.values for _, answer in ask({"file": path}, items, n_threads=1)]
     right = [int(np.argmax(values)) in item.right for values, item in zip(answers, asked.items, strict=True)]
-    close = [np.diff(np.sort(values))[-1] < 0.01 for values in answers]
-    wanted = golden["right"][preset or "F16"]
+    close = [bool(np.diff(np.sort(values))[-1] < 0.01) for values in answers]
+    wanted = golden["right"][name]
     assert [is_right for is_right, is_close in zip(right, close, strict=True) if not is_close] == [
         mark == "1" for mark, is_close in zip(wanted, close, strict=True) if not is_close
     ]
     assert sum(right) / len(right) > 0.25 + 5 * (0.25 * 0.75 / len(right)) ** 0.5, "clearly above chance"
+    assert abs(sum(right) - formats["hellaswag_percent"][name] * 3) <= sum(close)
+
+    expected = np.array(formats["winogrande"][name])
+    values = [answer.values for _, answer in ask({"file": path}, further[: len(expected)], n_threads=1)]
+    assert np.array(values) == pytest.approx(expected, abs=0.02)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("preset", ["", "Q3_K_M"])
-def test_hellaswag_and_winogrande_are_those_of_llama_perplexity(
-    books_llama_base: Path, heldout_text: Path, tmp_path: Path, preset: str
-) -> None:
-    golden, name = json.loads(GOLDEN_FORMATS.read_text(encoding="utf-8")), preset or "F16"
-    path = quantize_reference(books_llama_base, tmp_path / "q.gguf", preset=preset) if preset else books_llama_base
-    shipped, source = questions(heldout_text.read_text(encoding="utf-8")), open_model(books_llama_base)
-    (tmp_path / "h.txt").write_text(hellaswag(shipped), encoding="utf-8")
-    (tmp_path / "w.csv").write_text(winogrande(shipped), encoding="utf-8")
-    answers = {}
-    for place in ("h.txt", "w.csv"):
-        asked = read_questions(tmp_path / place)
-        items = choices.tokenized(source, books_llama_base, asked)
-        answers[place] = [(answer.values, item.right) for (_, answer), item in zip(ask({"q": path}, items), asked.items, strict=True)]
-    source.close()
-    assert [tuple(item.choices) for item in read_questions(tmp_path / "h.txt").items] == [each.choices for each in shipped]
-    n_close = sum(bool(np.diff(np.sort(values))[-1] < 0.01) for values, _ in answers["h.txt"])
-    n_right = sum(int(np.argmax(values)) in right for values, right in answers["h.txt"])
-    assert abs(n_right - golden["hellaswag_percent"][name] * 3) <= n_close
-    wanted = golden["winogrande"][name]
-    assert np.array([values for values, _ in answers["w.csv"]])[: len(wanted)] == pytest.approx(np.array(wanted), abs=0.02)
+def tokens_of(item: choices.Choosing) -> tuple[object, ...]:
+    """All that an answer depends on."""
+    return item.beginning.tolist(), [end.tolist() for end in item.ends], item.n_uncounted
 
 
 def test_few_words_after_the_choices_leave_the_choices_to_decide(books_llama_base: Path, tmp_path: Path) -> None:
