@@ -65,14 +65,16 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What each worker begins with are the tests that take longest: at the end, none waits for the last of them.
 
-    Every worker is given as many tests in a row as the others, and takes some of another's when it has run out of its own.
+    Every worker is given as many tests in a row as the others, and takes some of another's when it has run out of its own. Those that
+    want ggml's tables all stand at the beginning of one worker's, which makes them once.
     """
     n_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    long = [item for item in items if item.get_closest_marker("long")]
-    others = [item for item in items if not item.get_closest_marker("long")]
+    tables, long, others = list[pytest.Item](), list[pytest.Item](), list[pytest.Item]()
+    for item in items:
+        (tables if item.get_closest_marker("tables") else long if item.get_closest_marker("long") else others).append(item)
     in_order: list[pytest.Item] = []
     for worker in range(n_workers):
-        first = long[worker::n_workers]
+        first = (tables if worker == 0 else []) + long[worker::n_workers]
         n_share = (len(items) - len(in_order)) // (n_workers - worker)
         n_others = max(0, n_share - len(first))
         in_order += first + others[:n_others]

@@ -355,7 +355,7 @@ def test_sampled_output_errors_are_honest_on_both_models(books_llama_base: Path,
     assert float(np.mean(ratios)) == pytest.approx(1, abs=0.01)
 
 
-@pytest.mark.long
+@pytest.mark.tables
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_sampling_is_honest_on_both_models(books_llama_base: Path, books_moe_base: Path) -> None:

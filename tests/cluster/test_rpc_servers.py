@@ -61,6 +61,7 @@ def scores(home: Path, kernels: str) -> list[tuple[object, ...]]:
     return sorted(row[1:] for row in rows["mix_scores"] if row[0] in runs)
 
 
+@pytest.mark.long
 def test_what_two_servers_find_is_what_one_process_finds(text: Path, tmp_path: Path) -> None:
     base, ports, klds = write_small_base(tmp_path / "base.gguf"), (free_port(), free_port()), {}
     with server(ports[0]), server(ports[1]):

@@ -113,6 +113,7 @@ def test_jobs_show_the_workers(base: Path, text: Path, tmp_path: Path) -> None:
     assert (worker["state"], worker["n_done"] > 0, worker["per_second"] > 0) == ("ready", True, True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", range(10 if fuzzing.LONG else 1))
 @pytest.mark.parametrize("what", ["killed", "stopped", "full"])
 def test_chaos_a_worker_that_fails_at_any_moment_changes_nothing(
