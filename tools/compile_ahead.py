@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numba
 import numpy as np
+from numba.core.registry import cpu_target
 from threadpoolctl import threadpool_limits
 
 from quantailor.analysis import rounding
@@ -56,13 +57,8 @@ def _kept() -> list[Path]:
 def _key() -> str:
     """What machine code depends on: the loops, when they were written, numba and the processor."""
     loops = [(path.name, path.stat().st_mtime_ns, path.read_text(encoding="utf-8")) for path in _loops()]
-    return hashlib.sha256(repr((loops, TYPES, numba.__version__, sys.version, numba.config.CPU_NAME, _processor())).encode()).hexdigest()
-
-
-def _processor() -> tuple[str, str]:
-    from llvmlite import binding
-
-    return binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
+    processor = cpu_target.target_context.codegen().magic_tuple()
+    return hashlib.sha256(repr((loops, TYPES, numba.__version__, sys.version, processor)).encode()).hexdigest()
 
 
 def noted_digest() -> str | None:
