@@ -115,6 +115,15 @@ def test_chunks_that_the_base_cannot_read_do_not_count() -> None:
     assert regrets(more, foreign=(1,)).mean() < regrets(few, foreign=(1,)).mean() + 0.005
 
 
+def test_probes_that_have_nothing_but_such_chunks_still_count() -> None:
+    """A first probe finds no chunk that the base can read, later ones do; what the first says is all there is of its types."""
+    model = made_up(0, foreign=(0,))
+    first, later = ("tensor", ("Q2_K",), range(1)), ("tensor", ("Q6_K",), range(1, 3))
+    known = model.known(first, later)
+    assert {name for _, name in known.cells} == {"Q2_K", "Q6_K"}
+    assert {cell.n_chunks for cell in known.cells.values()} == {1, 2}
+
+
 def test_routers_that_flip_are_not_taken_for_what_kernels_cost() -> None:
     departed = []
     for seed in range(3):

@@ -178,11 +178,11 @@ def load_knowledge(
     tensors, key, scores = quantizable_tensors(model.source), run.key, run.scores
     errors = errors_by_tensor(run.cells)
     n_vocab = max((tensor.n_rows for tensor in tensors if layer_of(tensor.name) is None), default=0)
-    scores = probing.readable(scores, scores.get(NULL_MIX.id, ()), n_vocab)
+    base = scores.get(NULL_MIX.id, [])
+    scores = probing.readable(scores, base, n_vocab)
     scores, uncertain_nats = told(tensors, scores, key.rest)
     floor, stored_nats = floor_of(workspace, key, scores)
     floor = max(floor, uncertain_nats)
-    base = scores.get(NULL_MIX.id, [])
     swept = {cell: probing.swap_cell(*cell, rows, base) for mix, rows in scores.items() if base and (cell := single(mix))}
     expected = expected_alphas(model.source, workspace.imatrices.intact(model.fingerprint, key.imatrix) if key.imatrix else None)
     sensitivities, departures = _sensitivities(workspace, model, tensors, errors, scores, floor, expected, tells_noise=not key.rest)
@@ -194,7 +194,7 @@ def load_knowledge(
         curve=fit_curve(()),
         floor_nats=floor,
         stored_nats=stored_nats,
-        n_chunks=max((cell.n_chunks for cell in swept.values()), default=len(base)),
+        n_chunks=max((cell.n_chunks for cell in swept.values()), default=len(scores.get(NULL_MIX.id, ()))),
         errors=errors,
         departures=departures,
         stored={tensor.name: tensor.type_name for tensor in tensors},
