@@ -94,3 +94,34 @@ def test_a_damaged_conversation_is_told_before_any_work(quantailor: Command, bas
     (tmp_path / "bad.jsonl").write_text('{"messages": []}', encoding="utf-8")
     line = quantailor("imatrix", base, "-f", tmp_path / "bad.jsonl", "--home", tmp_path / "home").error_line
     assert "line 1 of bad.jsonl is not a conversation" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("half.jsonl", '{"messages": [{"role": "user", "content": "half a pair: \\ud800"}]}', "line 1 of half.jsonl is not a conversation"),
+        ("half.yaml", 'texts: [{file: "\\ud800.txt"}]', "text 1 of half.yaml has a name that no file has: '\\ud800.txt'"),
+        ("nul.yaml", 'texts: [{file: "a\\0b.txt"}]', "text 1 of nul.yaml has a name that no file has: 'a\\x00b.txt'"),
+        ("white.txt", " \r\n\t" * 1000, "white.txt holds nothing but white space"),
+    ],
+)
+def test_what_no_text_can_hold_is_told_in_one_line(
+    name: str, text: str, said: str, quantailor: Command, base: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    line = quantailor("imatrix", base, "-f", tmp_path / name, "--chunks", 1, "--home", tmp_path / "home").error_line
+    assert said in line.replace(f"{tmp_path}/", "")
+
+
+def test_a_question_with_half_a_surrogate_pair_is_no_question(quantailor: Command, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "half.jsonl").write_text('{"question": "a \\ud800", "choices": ["b", "c"], "answer": 0}', encoding="utf-8")
+    asked = ("verify", base, "--base", base, "--eval", "choices", "--choices", tmp_path / "half.jsonl", "--home", tmp_path / "home")
+    assert "half.jsonl is not a question with choices and an answer" in quantailor(*asked).error_line
+
+
+def test_a_template_that_is_not_utf_8_is_told(quantailor: Command, tmp_path: Path) -> None:
+    model = write_small_base(tmp_path / "bytes.gguf", template="{% for m in messages %}QQQQ{{ m.content }}{% endfor %}")
+    model.write_bytes(model.read_bytes().replace(b"QQQQ", b"\xff\xfe\xfd\xfc"))
+    text = talk(tmp_path / "chat.jsonl", "one\ntwo\n" * 50)
+    line = quantailor("imatrix", model, "-f", text, "--chunks", 1, "--home", tmp_path / "home").error_line
+    assert "the model's chat template rejects conversation 1 of chat.jsonl: it has bytes that are not UTF-8" in line

@@ -15,6 +15,7 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 
 from gguf_models import HIDDEN, INNER, write_llama
+from quantailor.analysis.importance.imatrix import ImatrixEntry
 from quantailor.analysis.importance.imatrix_file import read_imatrix, write_imatrix
 
 EXPERTS, EXPERT = 4, "blk.0.ffn_up_exps.weight"
@@ -75,6 +76,31 @@ def test_an_expert_of_zeros_is_weighted_evenly_and_told(run: Command, model: Pat
     assert run("measure", model, "--imatrix", matrix, "--types", "Q4_K", "--json").result["unseen_experts"] == {EXPERT: 1}
     errors = slice_errors(built(run, model, matrix, tmp_path, f"{EXPERT}=Q4_K"), model, EXPERT)
     assert max(errors) < 0.02
+
+
+@pytest.mark.parametrize(("seen", "weight"), [(0, 0), (0, 1), (1, 0)])
+def test_an_expert_of_a_gguf_file_is_unseen_by_its_count_or_by_its_values(
+    run: Command, model: Path, values: Arrays, tmp_path: Path, seen: int, weight: int
+) -> None:
+    found = read_imatrix(write_legacy(tmp_path / "whole.dat", values))
+    sums, counts = found.entries[EXPERT].sum2.reshape(EXPERTS, HIDDEN).copy(), np.full(EXPERTS, CALLS * 512)
+    sums[-1] *= weight
+    counts[-1] *= seen
+    write_imatrix(dataclasses.replace(found, entries={**found.entries, EXPERT: ImatrixEntry(sums, counts)}), tmp_path / "unseen.gguf")
+    assert run("measure", model, "--imatrix", tmp_path / "unseen.gguf", "--types", "Q4_K", "--json").result["unseen_experts"] == {EXPERT: 1}
+    errors = slice_errors(built(run, model, tmp_path / "unseen.gguf", tmp_path, f"{EXPERT}=Q4_K"), model, EXPERT)
+    assert max(errors) < 0.02
+
+
+@pytest.mark.parametrize("n_experts", [1, EXPERTS - 1, 2 * EXPERTS])
+def test_experts_of_a_gguf_file_that_are_not_as_many_are_left_out(
+    run: Command, model: Path, values: Arrays, tmp_path: Path, n_experts: int
+) -> None:
+    found = read_imatrix(write_legacy(tmp_path / "whole.dat", values))
+    other = ImatrixEntry(np.ones((n_experts, HIDDEN), np.float32), np.full(n_experts, 512))
+    write_imatrix(dataclasses.replace(found, entries={**found.entries, EXPERT: other}), tmp_path / "other.gguf")
+    report = run("imatrix", model, "--import", tmp_path / "other.gguf", "--json").result
+    assert (report["left_out"], report["missing_tensors"], report["not_in_model"]) == ([EXPERT], [EXPERT], [])
 
 
 def test_a_file_that_says_it_saw_no_chunk_is_told(run: Command, model: Path, values: Arrays, tmp_path: Path) -> None:
@@ -173,7 +199,10 @@ def test_a_tensor_too_many_is_told_and_the_output_matrix_is_none(run: Command, v
     values |= {name: np.ones(HIDDEN, np.float32) for name in ("blk.0.ffn_gate_inp.weight", "output.weight")}
     dense = write_llama(tmp_path / "dense.gguf")
     shown = " ".join(run("imatrix", dense, "--import", write_legacy(tmp_path / "more.dat", values)).out.split())
-    assert "may be another model's: it holds 2 tensors that dense lacks (blk.0.ffn_up_exps.weight and 1 more)" in shown
+    assert (
+        "may be of another model, or of another conversion of it: it holds 2 tensors that dense lacks (blk.0.ffn_up_exps.weight and 1 more)"
+        in shown
+    )
 
 
 def test_a_matrix_most_of_which_does_not_fit_is_refused_before_anything_runs(

@@ -62,10 +62,18 @@ def read_conversations(text: str, name: str) -> tuple[Conversation, ...]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                found.append(_conversation(json.loads(line)))
+                found.append(_conversation(json_of(line)))
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 raise CorpusError(f"line {number} of {name} is not a conversation", remedy=_REMEDY) from None
     return tuple(found)
+
+
+def json_of(line: str) -> Any:
+    """What a line of JSON says. Raises ValueError where it is none, or has half of a surrogate pair, which no text can hold."""
+    value = json.loads(line)
+    if "\\ud" in line.lower():
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def _conversation(value: Any) -> Conversation:
@@ -130,8 +138,11 @@ def rendered(template: ChatTemplate, conversations: Sequence[Conversation], name
                     **template.special_tokens,
                 )
             )
+            found[-1].encode()
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             said = (str(error) or type(error).__name__).rstrip(".")
+            if isinstance(error, UnicodeEncodeError):
+                said = "it has bytes that are not UTF-8"
             raise CorpusError(
                 f"the model's chat template rejects conversation {number} of {name}: {said}",
                 remedy="Change that conversation or take it out; some templates allow no system message, or require speakers to alternate",

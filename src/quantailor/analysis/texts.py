@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,8 @@ def _with_shares(path: Path, listed: Sequence[object]) -> tuple[Part, ...]:
         entry = {"file": each} if isinstance(each, str) else each
         if not isinstance(entry, dict) or not isinstance(entry.get("file"), str) or not set(entry) <= _KEYS:
             raise CorpusError(f"text {number} of {path} cannot be read: {each}", remedy=_REMEDY)
+        if "\0" in entry["file"] or not _is_text(entry["file"]):
+            raise CorpusError(f"text {number} of {path} has a name that no file has: {entry['file']!r}", remedy="Correct it")
         share, place = entry.get("share", 1.0), path.parent / entry["file"]
         if isinstance(share, bool) or not isinstance(share, int | float) or not (0 < share < math.inf):
             raise CorpusError(f"the share of {entry['file']} in {path} is {share}", remedy="Give a number above 0")
@@ -86,6 +89,14 @@ def _with_shares(path: Path, listed: Sequence[object]) -> tuple[Part, ...]:
             raise CorpusError(f"{path} has the {what} {again[0]} twice", remedy=f"Give every text a {what} of its own")
     total = sum(part.share for part in found)
     return tuple(Part(part.name, part.path, part.share / total) for part in found)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def files_of(path: Path) -> tuple[Path, ...]:

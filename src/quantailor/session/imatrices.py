@@ -161,7 +161,7 @@ def other_words(imatrix: Imatrix, source: ModelSource) -> str | None:
         return (
             f"{matrix} is probably another model's: it has {there:,} layers in place of {here:,}, with {lacking}. The rest of it is used."
         )
-    return f"{matrix} may be another model's: it holds {lacking}. The rest of it is used."
+    return f"{matrix} may be of another model, or of another conversion of it: it holds {lacking}. The rest of it is used."
 
 
 def _layer(name: str) -> int:

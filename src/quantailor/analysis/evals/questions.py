@@ -18,12 +18,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantailor.analysis.chats import json_of
 from quantailor.errors import CorpusError
 from quantailor.files import read_bytes
 
@@ -141,7 +141,7 @@ def _of_lines(lines: Sequence[str], path: Path) -> tuple[Question, ...]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                found.append(_of_line(json.loads(line), f"line {number} of {path}"))
+                found.append(_of_line(json_of(line), f"line {number} of {path}"))
             except (ValueError, TypeError, KeyError, RecursionError):
                 raise CorpusError(f"line {number} of {path} is not a question with choices and an answer", remedy=_REMEDY) from None
     return tuple(found)
