@@ -68,7 +68,7 @@ def read_conversations(text: str, name: str) -> tuple[Conversation, ...]:
     return tuple(found)
 
 
-def json_of(line: str) -> Any:
+def json_of(line: str) -> object:
     """What a line of JSON says. Raises ValueError where it is none, or has half of a surrogate pair, which no text can hold."""
     value = json.loads(line)
     if "\\ud" in line.lower():

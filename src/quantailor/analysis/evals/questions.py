@@ -147,7 +147,9 @@ def _of_lines(lines: Sequence[str], path: Path) -> tuple[Question, ...]:
     return tuple(found)
 
 
-def _of_line(value: dict[str, object], what: str) -> Question:
+def _of_line(value: object, what: str) -> Question:
+    if not isinstance(value, dict):
+        raise TypeError
     text, choices, answer = value["question"], value["choices"], value["answer"]
     if not (isinstance(text, str) and isinstance(choices, list) and all(isinstance(each, str) for each in choices)):
         raise TypeError
