@@ -42,8 +42,10 @@ PART_BYTES = 96 << 20
 """Logits that `logit_parts` holds at a time: llama.cpp has them twice, and 256 positions of 262,144 tokens take 268 MB.
 
 Smaller parts are slower."""
-ROOM_BYTES = 192 << 20
-"""Room for logits that nobody asks for: inputs of all matrices of the last layer are only computed for tokens with outputs."""
+ROOM_BYTES = 144 << 20
+"""Room for logits that nobody asks for: inputs of all matrices of the last layer are only computed for tokens with outputs.
+
+Of 262,144 tokens it holds 144 positions, so that 512 of them go in four equal parts."""
 ALL_LAYERS = 999
 _LOG_ERROR, _LOG_CONTINUES = 4, 5
 _N_LOG_LINES = 50
