@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,11 +30,30 @@ REPACKED = 2e-3
 so that now and then an input of the next product is rounded to another code."""
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory, calibration_text: Path) -> Path:
-    path = tmp_path_factory.mktemp("text") / "short.txt"
-    path.write_text(calibration_text.read_text(encoding="utf-8")[:6_000], encoding="utf-8")
-    return path
+@pytest.fixture(scope="session")
+def base(share: Callable[..., Path]) -> Path:
+    return share("servers-base", lambda folder: write_small_base(folder / "base.gguf")) / "base.gguf"
+
+
+@pytest.fixture(scope="session")
+def text(share: Callable[..., Path], calibration_text: Path) -> Path:
+    short = calibration_text.read_text(encoding="utf-8")[:6_000]
+    return share("servers-text", lambda folder: (folder / "short.txt").write_text(short, encoding="utf-8")) / "short.txt"
+
+
+@pytest.fixture(scope="session")
+def swept_homes(base: Path, text: Path, share: Callable[..., Path]) -> Path:
+    """`measured`, a home in which weight errors are measured, to copy; and `alone`, that of a sweep that one process made."""
+
+    def make(folder: Path) -> None:
+        result(start(folder / "measured", "measure", base, "--types", TYPES, "--threads", 1))
+        result(start(shutil.copytree(folder / "measured", folder / "alone"), *swept(base, text)))
+
+    return share("servers-swept", make)
+
+
+def swept(base: Path, text: Path) -> Words:
+    return ("sweep", base, "-f", text, "--n-ctx", 64, "--types", TYPES, "--chunks", 12, "--threads", 1)
 
 
 @contextmanager
@@ -62,8 +82,8 @@ def scores(home: Path, kernels: str) -> list[tuple[object, ...]]:
 
 
 @pytest.mark.long
-def test_what_two_servers_find_is_what_one_process_finds(text: Path, tmp_path: Path) -> None:
-    base, ports, klds = write_small_base(tmp_path / "base.gguf"), (free_port(), free_port()), {}
+def test_what_two_servers_find_is_what_one_process_finds(base: Path, text: Path, tmp_path: Path) -> None:
+    ports, klds = (free_port(), free_port()), {}
     with server(ports[0]), server(ports[1]):
         for name, layers in (("here", ()), ("there", ("-ngl", 99, "--rpc", ",".join(f"127.0.0.1:{port}" for port in ports)))):
             home: Path = tmp_path / name
@@ -95,16 +115,20 @@ def stop(server: subprocess.Popen[str]) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize(("fail", "words"), [(kill, "was lost"), (stop, "gave no sign of life for 15 seconds")])
 def test_a_server_that_fails_is_named_and_the_job_goes_on(
-    fail: Callable[[subprocess.Popen[str]], None], words: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fail: Callable[[subprocess.Popen[str]], None],
+    words: str,
+    base: Path,
+    text: Path,
+    swept_homes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("QUANTAILOR_RPC_PATIENCE_SECONDS", "15")
-    base, home, ports = write_small_base(tmp_path / "base.gguf"), tmp_path / "home", (free_port(), free_port())
-    result(start(home, "measure", base, "--types", TYPES, "--threads", 1))
-    sweep: Words = ("sweep", base, "-f", text, "--n-ctx", 64, "--types", TYPES, "--chunks", 12, "--threads", 1)
+    home, ports = shutil.copytree(swept_homes / "measured", tmp_path / "home"), (free_port(), free_port())
     layers: Words = ("-ngl", 99, "--rpc", ",".join(f"127.0.0.1:{port}" for port in ports))
     with server(ports[0]):
         with server(ports[1]) as second:
-            command = start(home, *sweep, *layers)
+            command = start(home, *swept(base, text), *layers)
             wait_until(lambda: len(scores(home, "as built")) >= 20 or command.poll() is not None)
             fail(second)
             out, _ = command.communicate(timeout=PATIENCE_S)
@@ -113,9 +137,7 @@ def test_a_server_that_fails_is_named_and_the_job_goes_on(
         assert before
         with server(ports[1]):
             result(start(home, "jobs", "resume", 2))
-    result(start(tmp_path / "alone", "measure", base, "--types", TYPES, "--threads", 1))
-    result(start(tmp_path / "alone", *sweep))
     after = scores(home, "as built")
     assert len(before) < len(after)
     assert all(row in after for row in before)
-    assert after == scores(tmp_path / "alone", "as built")
+    assert after == scores(swept_homes / "alone", "as built")

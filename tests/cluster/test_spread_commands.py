@@ -34,36 +34,39 @@ EVALS: Words = ("--eval", "greedy", "--prompts", 4)
 """They run on this machine whoever does the rest."""
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small_base(tmp_path_factory.mktemp("base") / "base.gguf")
+@pytest.fixture(scope="session")
+def base(share: Callable[..., Path]) -> Path:
+    return share("spread-base", lambda folder: write_small_base(folder / "base.gguf")) / "base.gguf"
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory, calibration_text: Path) -> Path:
-    path = tmp_path_factory.mktemp("text") / "short.txt"
-    path.write_text(calibration_text.read_text(encoding="utf-8")[:6_000], encoding="utf-8")
-    return path
+@pytest.fixture(scope="session")
+def text(share: Callable[..., Path], calibration_text: Path) -> Path:
+    short = calibration_text.read_text(encoding="utf-8")[:6_000]
+    return share("spread-text", lambda folder: (folder / "short.txt").write_text(short, encoding="utf-8")) / "short.txt"
 
 
 def swept(base: Path, text: Path) -> Words:
     return ("sweep", base, "-f", text, "--n-ctx", 64, "--types", TYPES, "--chunks", 12, "--threads", 1)
 
 
-@pytest.fixture(scope="module")
-def measured(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def measured(base: Path, share: Callable[..., Path]) -> Path:
     """A home in which weight errors are measured, to copy."""
-    home = tmp_path_factory.mktemp("measured") / "home"
-    result(start(home, "measure", base, "--types", TYPES, "--threads", 1))
-    return home
+
+    def make(folder: Path) -> None:
+        result(start(folder / "home", "measure", base, "--types", TYPES, "--threads", 1))
+
+    return share("spread-measured", make) / "home"
 
 
-@pytest.fixture(scope="module")
-def alone(base: Path, text: Path, measured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def alone(base: Path, text: Path, measured: Path, share: Callable[..., Path]) -> Path:
     """The home of a sweep that one process made."""
-    home = shutil.copytree(measured, tmp_path_factory.mktemp("alone") / "home")
-    result(start(home, *swept(base, text)))
-    return home
+
+    def make(folder: Path) -> None:
+        result(start(shutil.copytree(measured, folder / "home"), *swept(base, text)))
+
+    return share("spread-alone", make) / "home"
 
 
 @pytest.fixture
