@@ -28,11 +28,11 @@ class _Asked:
 
     def __init__(self, found: CleanReport) -> None:
         self._found, self._more = found, dict[KeptKind, ui.checkbox]()
-        with named(ui.dialog(value=True), "Free disk space") as self._dialog, ui.card().classes("qt-ask"):
+        with named(ui.dialog(value=True), "Free disk space") as self._dialog, ui.card().classes("qt-ask qt-disk-dialog"):
             heading("Free disk space", 2, "qt-empty-title")
             outside = f", and {size(found.outside_bytes)} lie in caches outside of it" if found.outside_bytes else ""
             text(f"{found.home} holds {size(found.size_bytes - found.outside_bytes)}{outside}.", "qt-muted")
-            table({"Kind": False, "Things": True, "Size": True, "": False}, _rows(found), caption="What the home holds")
+            table({"Kind": False, "Size": True, "": False}, _rows(found), caption="What the home holds")
             if busy := next((item.stays for item in found.items if item.stays and item.stays.startswith("job ")), None):
                 note(f"Nothing can be removed now: {busy}.", "warn")
             for kind, n_bytes in _on_request(found).items() if busy is None else ():
@@ -66,12 +66,12 @@ def _on_request(found: CleanReport) -> dict[KeptKind, int]:
     return {kind: sum(item.size_bytes for item in asked if item.kind == kind) for kind in kinds}
 
 
-def _rows(found: CleanReport) -> list[tuple[str, str, str, str]]:
+def _rows(found: CleanReport) -> list[tuple[str, str, str]]:
     kinds = dict.fromkeys((item.kind, item.stays) for item in found.items)
-    rows: list[tuple[str, str, str, str]] = []
+    rows: list[tuple[str, str, str]] = []
     for kind, stays in kinds:
         items = [item for item in found.items if (item.kind, item.stays) == (kind, stays)]
         again = f"computed again from {items[0].again}"
         what = f"on request; {again}" if stays and stays.startswith(NOT_ASKED) else stays or f"can be removed; {again}"
-        rows.append((kind, plural(len(items), "thing"), size(sum(item.size_bytes for item in items)), what))
+        rows.append((f"{kind}, {plural(len(items), 'thing')}", size(sum(item.size_bytes for item in items)), what))
     return rows
