@@ -296,6 +296,16 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture
+def quantizing_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Llama.cpp quantizes in this process, where ggml's tables are made already: for what it can write."""
+
+    def stream(function: Callable[..., Iterator[object]], *arguments: object, **options: object) -> Iterator[object]:
+        return function(*arguments, **options)
+
+    monkeypatch.setattr("quantailor.ggml.reference.apart.stream", stream)
+
+
+@pytest.fixture
 def empty_server(tmp_path: Path) -> Iterator[Server]:
     """A server on a home without anything."""
     with serving(tmp_path / "home") as server:

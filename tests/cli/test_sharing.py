@@ -122,6 +122,7 @@ class Arguments:
 
 
 @pytest.mark.tables
+@pytest.mark.usefixtures("quantizing_here")
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["books_llama_base", "books_moe_base"])
 def test_llama_cpp_gives_the_same_types(

@@ -358,6 +358,7 @@ imatrix_or_none = pytest.mark.parametrize("with_imatrix", [False, True], ids=["w
 
 
 @pytest.mark.tables
+@pytest.mark.usefixtures("quantizing_here")
 @pytest.mark.slow
 @imatrix_or_none
 def test_every_tensor_at_every_type_has_the_bytes_that_llama_cpp_writes(small: Path, tmp_path: Path, with_imatrix: bool) -> None:
@@ -370,6 +371,7 @@ def test_every_tensor_at_every_type_has_the_bytes_that_llama_cpp_writes(small: P
 
 
 @pytest.mark.tables
+@pytest.mark.usefixtures("quantizing_here")
 @pytest.mark.slow
 @imatrix_or_none
 def test_every_type_in_every_role_has_the_bytes_that_llama_cpp_writes(trained: ModelSource, tmp_path: Path, with_imatrix: bool) -> None:
