@@ -105,6 +105,7 @@ def test_covariances_of_another_model_are_refused_before_anything_is_computed(
     n_jobs = len(run("jobs", "list", "--json").result)
     for words in (("make", other, "--bpw", 5, "-o", tmp_path / "made"), ("study", other)):
         assert "out.gguf holds covariances of model" in run(*words, "--covariances", out).error_line
+        assert "gone.gguf" in run(*words, "--covariances", tmp_path / "gone.gguf").error_line
     assert len(run("jobs", "list", "--json").result) == n_jobs
 
 

@@ -18,12 +18,17 @@ from quantailor.session import AUTO, NONE, OpenedModel, Workspace
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 
 
+def is_fingerprint(wanted: str) -> bool:
+    """Whether `--covariances` names some of the home by the beginning of their fingerprint, and no file."""
+    return _FINGERPRINT.fullmatch(wanted) is not None
+
+
 def covariances_of(workspace: Workspace, model: OpenedModel, wanted: str) -> Covariances | None:
     """The input covariances that `--covariances` means, or those of the home whose fingerprint begins like that.
 
     Raises CovarianceError where they are gone or cannot be used.
     """
-    if not _FINGERPRINT.fullmatch(wanted):
+    if not is_fingerprint(wanted):
         return workspace.covariances.choose(model, wanted)
     place = workspace.covariances.path(model.fingerprint, wanted)
     if not place.is_file():

@@ -16,6 +16,7 @@ from quantailor.analysis.texts import check_text
 from quantailor.errors import InfeasibleError
 from quantailor.evidence.measurements import model_facts
 from quantailor.evidence.presets import preset_size_bytes
+from quantailor.evidence.roundings import is_fingerprint
 from quantailor.evidence.speed_limits import speed_asked
 from quantailor.ggml import library
 from quantailor.ggml.reference import preset_name
@@ -58,8 +59,8 @@ def require_ours(workspace: Workspace, model: OpenedModel, imatrix: str, covaria
     """Raise ImatrixError or CovarianceError where a file that was named is another model's, or cannot be read."""
     if imatrix not in (AUTO, NONE, COMPUTE, REPO):
         require_fit(Path(imatrix), model.source)
-    if covariances not in (AUTO, NONE) and (file := Path(covariances)).exists():
-        workspace.covariances.require_of(model.fingerprint, file)
+    if covariances not in (AUTO, NONE) and not is_fingerprint(covariances):
+        workspace.covariances.require_of(model.fingerprint, Path(covariances))
 
 
 def check_plan(options: PlanOptions) -> None:
