@@ -83,15 +83,11 @@ check: setup
 	@echo "== ruff"
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
-	@echo "== mypy --strict; beside it, loops and tests are compiled once for all processes that run them"
-	@$(RUN)/python -m tools.compile_ahead & ahead=$$!; $(RUN)/mypy && wait $$ahead
-	@echo "== import-linter"
-	$(RUN)/lint-imports
-	@echo "== deptry: every import declared, every dependency used"
-	$(RUN)/deptry src
-	$(RUN)/deptry tests tools benchmarks examples --ignore DEP001,DEP002,DEP004
-	@echo "== the rules of the house that can be counted"
-	$(RUN)/python -m tools.house
+	@echo "== mypy --strict, import-linter, deptry (every import declared, every dependency used) and the rules of the house that can be counted;"
+	@echo "   beside them, loops and tests are compiled once for all processes that run them"
+	@$(RUN)/python -m tools.compile_ahead & ahead=$$!; \
+	$(RUN)/mypy && $(RUN)/lint-imports && $(RUN)/deptry src && \
+	$(RUN)/deptry tests tools benchmarks examples --ignore DEP001,DEP002,DEP004 && $(RUN)/python -m tools.house && wait $$ahead
 	@echo "== fast tests; numpy's own threads, which spin while they wait, are on in the slow ones alone"
 	OPENBLAS_NUM_THREADS=1 $(RUN)/pytest -q -n $(FAST_WORKERS) -m "not slow and not oracle" --durations=10
 

@@ -306,12 +306,12 @@ def _z_scores(source: ModelSource, with_matrix: bool) -> list[float]:
     """(sampled - exhaustive) / standard error of weighted_mse for every cell that sampling did not exhaust.
 
     The truth takes most of the time: a short run draws three samples of the first layer and of what belongs to none, and looks at
-    the types that take longest in large tensors alone, which are sampled and not exhausted.
+    the types that take longest in large tensors alone, which are sampled and not exhausted, and only with importances.
     """
     slow = [name for name in library.types() if name.startswith(("IQ1", "IQ2", "IQ3"))]
     fast = [name for name in library.types() if name not in slow]
     scores = []
-    for types, least_rows in ((fast, 0), (slow, 1000)):
+    for types, least_rows in ((fast, 0), (slow, 1000))[: 2 if fuzzing.LONG or with_matrix else 1]:
         names = [
             tensor.name
             for tensor in source.tensors

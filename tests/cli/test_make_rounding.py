@@ -73,6 +73,7 @@ def test_told_to_round_plainly_it_makes_what_its_parts_make(quantailor: Command,
     assert not list((tmp_path / "home of its own" / "covariances").glob("*"))
 
 
+@pytest.mark.tables
 def test_types_that_no_plan_takes_by_itself_are_measured_where_they_are_named(quantailor: Command, base: Path, tmp_path: Path) -> None:
     options = [word for word in FEW if word not in ("--types", TYPES)]
     words = ("make", base, "--imatrix", "none", *options, "--rounding", "plain", "--home")

@@ -100,6 +100,7 @@ def test_what_we_write_the_gguf_package_reads(tmp_path: Path) -> None:
         assert reader.fields[f"{name}s"].contents() == values
 
 
+@pytest.mark.tables
 @pytest.mark.slow
 def test_rows_of_every_type_are_weights(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
