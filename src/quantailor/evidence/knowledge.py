@@ -102,14 +102,14 @@ class Knowledge:
         return Damage(math.fsum(parts.values()), parts, spread, tied)
 
     def makeup(self, types: Mapping[str, str]) -> Makeup:
-        """Which tensors the damage of a mix comes from; the order is that of `sensitivities`."""
+        """Which tensors the damage of a mix comes from, in the order of their names."""
         return self._added(types)[1]
 
     def _added(self, types: Mapping[str, str]) -> tuple[dict[str, float], Makeup]:
         qtypes, parts = library.types(), dict[str, float]()
         damages, alpha_sds, type_sds = (np.zeros(len(self.sensitivities)) for _ in range(3))
         numbers = np.full(len(self.sensitivities), -1)
-        for number, name in enumerate(self.sensitivities):
+        for name, number in self._numbers.items():  # in one order, so that sums are the same to the last bit
             type_name = types.get(name)
             if type_name is not None and qtypes[type_name].is_quantized and type_name != self.stored.get(name):
                 told = self._told(name, qtypes[type_name], self.errors.get(name, {}).get(type_name, 0.0))
@@ -135,7 +135,7 @@ class Knowledge:
 
     @functools.cached_property
     def _numbers(self) -> dict[str, int]:
-        return {name: number for number, name in enumerate(self.sensitivities)}
+        return {name: number for number, name in enumerate(sorted(self.sensitivities))}
 
 
 class _Told(NamedTuple):

@@ -14,7 +14,7 @@ from quantailor.evidence.strategies import embedded_strategy
 from quantailor.files import write_text
 from quantailor.ggml.reference import preset_name
 from quantailor.pipeline.ladder_card import CARD, Shown, is_as_written, ladder_card
-from quantailor.pipeline.make import MakingStep, Ready
+from quantailor.pipeline.whole_way import MakingStep, Ready
 from quantailor.present import words
 from quantailor.records import Strategy
 from quantailor.session import NONE, Workspace, plain_label

@@ -17,7 +17,7 @@ from quantailor.session import CALIBRATION_TEXT, HELDOUT_TEXT, OpenedModel
 from quantailor.steps.plan import PlanOptions
 
 if TYPE_CHECKING:
-    from quantailor.pipeline.make import MakingStep
+    from quantailor.pipeline.whole_way import MakingStep
     from quantailor.steps.step import StepResult
 
 _SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})(?:/(.+))?$")
