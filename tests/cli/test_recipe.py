@@ -51,9 +51,13 @@ def test_what_is_typed_goes_before_the_recipe(quantailor: Command, base: Path, t
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
         f"model: {base}\nsizes: [Q4_K_M, 5bpw]\ntypes: [Q8_0, Q4_K]\nimatrix: none\nbasis: ranking\nverify: false\npin: output=Q8_0\n"
+        "eval: greedy\nchunks: 3\ngroup: role\n"
     )
     words = ("make", "-r", recipe, "-o", tmp_path / "out", "--sizes", "6bpw", "--home", tmp_path / "home", "--json")
-    assert [rung["size"] for rung in quantailor(*words).result["rungs"]] == ["6bpw"]
+    outcome = quantailor(*words)
+    assert [rung["size"] for rung in outcome.result["rungs"]] == ["6bpw"]
+    assert "no effect of --eval and --chunks: --no-verify makes no verdict" in outcome.err
+    assert "no effect of --group: --basis ranking makes no probes" in outcome.err
     assert yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["pin"] == ["output=Q8_0"]
 
 

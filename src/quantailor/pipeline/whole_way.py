@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -30,6 +30,7 @@ from quantailor.models.source import ModelSource
 from quantailor.models.upstream import ProjectorWish
 from quantailor.pipeline.parts import Parts, PipelineStep
 from quantailor.pipeline.recipes import write_recipe
+from quantailor.present.words import listed
 from quantailor.records import Strategy
 from quantailor.session import AUTO, CALIBRATION_TEXT, HELDOUT_TEXT, NONE, OpenedModel, Workspace
 from quantailor.steps.build import BuildReport, BuildStep
@@ -219,6 +220,8 @@ class MakingStep(PipelineStep[Answer]):
         began = time.monotonic()
         if self.seconds is not None:
             stages.limit(self.seconds)
+        for words in self.idle_options():
+            stages.warn(words)
         projector = self.make_projector(workspace, stages)
         step = with_base(workspace, self, self.folder / "base.gguf", stages, overwrite=True)
         if step.probed or step.verify:
@@ -276,6 +279,24 @@ class MakingStep(PipelineStep[Answer]):
             workspace.require_scored(model, DEFAULT_N_CTX)
         elif self.runs_the_model(workspace):
             workspace.require_runnable(model)
+
+    def idle_options(self) -> Iterator[str]:
+        """Which options this run has no use for, and why: a recipe may hold them, and so they are told and not refused."""
+        evals, probes = self.evals, {"--probe-chunks": self.probe_chunks != DEFAULT_PROBE_CHUNKS, "--group": self.group is not None}
+        verdict = {
+            "--eval": bool(evals.names),
+            "--verify-text": self.verify_text is not None,
+            "--chunks": self.chunks is not None,
+            "--against": self.against is not None,
+            "--beside": self.beside is not None,
+        }
+        unused = {
+            "--no-verify makes no verdict": {} if self.verify else verdict,
+            "--basis ranking makes no probes": {} if self.probed else probes,
+        }
+        for why, options in unused.items():
+            if named := [option for option, is_given in options.items() if is_given]:
+                yield f"no effect of {listed(named)}: {why}"
 
     def make_projector(self, workspace: Workspace, stages: Stages) -> Projector | None:
         """The projector, where it was asked for; soon done, and so before what is long. Raises as `ProjectorWork.make` does."""
