@@ -30,13 +30,13 @@ KeptKind = Literal[
 CLEANED: tuple[KeptKind, ...] = ("log-probabilities", "references", "leftovers")
 """Removed where no kind is named."""
 _AGAIN = {
-    "log-probabilities": "the base, run on the text again",
-    "references": "the base, quantized by llama.cpp again",
-    "leftovers": "nothing: left by a process that was killed",
-    "bases": "the model's directory, converted again",
-    "covariances": "the base, run on the text again",
-    "downloads": "the hub, from the beginning: no download takes up what a killed one left",
-    "converter": "the network, when a conversion needs llama.cpp's converter",
+    "log-probabilities": "computed again by running the base on the text",
+    "references": "made again from the base by llama.cpp",
+    "leftovers": "of no more use: a process that was killed left it",
+    "bases": "converted again from the model's directory",
+    "covariances": "computed again by running the base on the text",
+    "downloads": "fetched again from the beginning: no download takes up what a killed one left",
+    "converter": "set up again when a conversion needs llama.cpp's converter",
 }
 _STAYS = {
     "imatrices": "importance matrices stay: measurements rest on them, and imported ones cannot be computed",
@@ -63,7 +63,7 @@ class KeptItem:
     model: str
     """Its model's name, where that is known."""
     again: str | None
-    """What it can be computed again from; None for what is never removed."""
+    """How it comes back; None for what is never removed."""
     stays: str | None
     """Why it stays; None for what is, or would be, removed."""
 

@@ -52,7 +52,7 @@ def _show(found: CleanReport) -> None:
         (kind, str(len(items)), words.size(sum(item.size_bytes for item in items)), why or gone, items[0].again or "")
         for (kind, why), items in groups.items()
     ]
-    columns = {"kind": "left", "things": "right", "size": "right", "": "wrap", "computed again from": "wrap"}
+    columns = {"kind": "left", "things": "right", "size": "right", "": "wrap", "how it comes back": "wrap"}
     out.print(table(f"What {found.home} holds{', and what lies in caches' if found.outside_bytes else ''}", columns, rows))
     for item in (item for item in found.items if item.stays is None):
         out.print(f"{words.size(item.size_bytes):>12}  {item.path}  {item.model}", markup=False, soft_wrap=True)

@@ -71,7 +71,7 @@ def _rows(found: CleanReport) -> list[tuple[str, str, str]]:
     rows: list[tuple[str, str, str]] = []
     for kind, stays in kinds:
         items = [item for item in found.items if (item.kind, item.stays) == (kind, stays)]
-        again = f"computed again from {items[0].again}"
+        again = items[0].again
         what = f"on request; {again}" if stays and stays.startswith(NOT_ASKED) else stays or f"can be removed; {again}"
         rows.append((f"{kind}, {plural(len(items), 'thing')}", size(sum(item.size_bytes for item in items)), what))
     return rows
