@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from benchmarks.in_memory import MemorySource
 from commands import Command
+from numpy.typing import NDArray
 
 from quantailor.app.jobs import run_job, submit
 from quantailor.control import QUIET, Control
@@ -402,6 +403,38 @@ def test_weights_of_any_float_type_are_looked_at(dtype: type[np.floating]) -> No
     found = identity.identify(MemorySource({"blk.0.attn_q.weight": np.ones((2, 2), dtype), "blk.0.attn_v.weight": weights}))
     assert found.not_finite == "blk.0.attn_v.weight has 2 weights that are NaN or Inf"
     assert identity.identify(MemorySource({"blk.0.attn_v.weight": np.full((2, 32), 6e4, dtype)})).not_finite == ""
+
+
+def test_matrices_and_blocks_of_zeros_are_told_and_biases_are_not() -> None:
+    whole, hole, none = np.ones((4, 64), np.float32), np.ones((2048, 2048), np.float32), np.ones((3, 32), np.float16)
+    none[1:] = 0  # a block holds more than these
+    sound: dict[str, NDArray[np.floating]] = {
+        "blk.0.attn_q.bias": np.zeros(64, np.float32),
+        "blk.0.attn_v.weight": none,
+        "blk.1.ffn_up.weight": hole,
+    }
+    assert identity.identify(MemorySource(sound)).zeros == ""
+    whole[:], hole[512:1024] = 0, 0  # 4 MiB: the second of four blocks
+    found = identity.identify(MemorySource({**sound, "blk.0.attn_q.weight": whole}))
+    assert found.zeros == "all weights of blk.0.attn_q.weight are zero (so it is in 1 more tensor)"
+    assert identity.identify(MemorySource(sound)).zeros == "512 of 2,048 rows of blk.1.ffn_up.weight are zero"
+
+
+def test_a_model_with_a_hole_is_told_of_by_what_uses_it(quantailor: Command, checkpoint: Path, base: Path, tmp_path: Path) -> None:
+    def zero(rows: Bytes) -> None:
+        rows[:] = 0
+
+    holed, home = (
+        altered(base, tmp_path / "holed.gguf", Change(tensor="blk.0.ffn_down.weight", weights=zero)),
+        ("--home", tmp_path / "home"),
+    )
+    said = "all weights of blk.0.ffn_down.weight are zero, as in a file that was not downloaded whole"
+    for _ in range(2):  # as it is read, and as it is remembered
+        told = quantailor("measure", holed, "--types", "Q8_0", "--tensors", "attn_k", *home)
+        assert told.code == 0
+        assert said in told.err
+    assert said in quantailor("inspect", holed).out
+    assert "are zero" not in quantailor("measure", base, "--types", "Q8_0", "--tensors", "attn_k", *home).err
 
 
 # Every key

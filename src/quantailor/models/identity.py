@@ -12,8 +12,10 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -59,6 +61,8 @@ class Identity:
     """Which rows the type that they are converted to does not hold, in words; empty where it holds all."""
     lost_whole: str = ""
     """The first tensor of which that type holds no row at all, in words; empty where there is none."""
+    zeros: str = ""
+    """Which matrices are zero, all or whole blocks (`BLOCK_BYTES`) of them, in words; empty where none are."""
 
 
 def identify(source: ModelSource, *, control: Control = QUIET) -> Identity:
@@ -78,36 +82,44 @@ def identify(source: ModelSource, *, control: Control = QUIET) -> Identity:
             digest.update(encode_entry(key, source.metadata[key]))
     tensors = sorted(source.tensors, key=lambda info: info.name)
     progress = ProgressCounter(control, sum(tensor.size_bytes for tensor in tensors))
-    not_finite, lost, lost_whole = "", list[str](), ""
+    not_finite, lost, lost_whole, zeros = "", list[str](), "", list[str]()
     pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="identify")
     try:
         for tensor in tensors:
-            rows, n_bad, n_lost, n_filled = xxhash.xxh3_128(), 0, 0, 0
+            rows, n_bad, n_lost, n_filled, n_zero = xxhash.xxh3_128(), 0, 0, 0, 0
             step = max(1, BLOCK_BYTES * tensor.n_rows // max(1, tensor.size_bytes))
             read = functools.partial(_block, source, tensor, step)
-            for block, n_bytes, bad, (gone, filled) in pool.map(read, range(0, tensor.n_rows, step)):
+            for block, n_bytes, found in pool.map(read, range(0, tensor.n_rows, step)):
                 control.check()
                 rows.update(block)
-                n_bad += bad
-                n_lost += gone
-                n_filled += filled
+                n_bad += found.n_not_finite
+                n_lost += found.n_lost
+                n_filled += found.n_filled
+                n_zero += found.n_zero
                 progress.add(n_bytes, tensor.name)
             digest.update(f"{json.dumps([tensor.name, tensor.shape, tensor.type_name])} {rows.hexdigest()}\n".encode())
             if n_bad and not not_finite:
-                found = (
+                kind = (
                     words.not_finite(n_bad) if tensor.type_name in _INFINITY else f"{plural(n_bad, 'row')} with weights that are NaN or Inf"
                 )
-                not_finite = f"{tensor.name} has {found}"
+                not_finite = f"{tensor.name} has {kind}"
             if n_lost and n_lost == n_filled and not lost_whole:
                 lost_whole = f"all weights of {tensor.name} are too small for {tensor.type_name}"
             if n_lost:
                 lost.append(
                     f"{tensor.name} has {n_lost} of {plural(tensor.n_rows, 'row')} whose weights are too small for {tensor.type_name}"
                 )
+            if n_zero and len(tensor.shape) > 1:
+                part = "all weights" if n_zero == tensor.n_rows else f"{n_zero:,} of {plural(tensor.n_rows, 'row')}"
+                zeros.append(f"{part} of {tensor.name} are zero")
     finally:
         pool.shutdown(cancel_futures=True)
-    more = f" (and {len(lost) - 1} more tensors have such rows)" if len(lost) > 1 else ""
-    return Identity(digest.hexdigest(), not_finite, f"{lost[0]}{more}" if lost else "", lost_whole)
+    return Identity(digest.hexdigest(), not_finite, _first(lost), lost_whole, _first(zeros))
+
+
+def _first(found: Sequence[str]) -> str:
+    more = f" (so it is in {plural(len(found) - 1, 'more tensor')})" if len(found) > 1 else ""
+    return f"{found[0]}{more}" if found else ""
 
 
 def fingerprint(source: ModelSource) -> str:
@@ -128,12 +140,26 @@ def description(source: ModelSource, fingerprint: str) -> str:
     return digest.hexdigest()
 
 
-def _block(source: ModelSource, tensor: TensorInfo, step: int, start: int) -> tuple[bytes, int, int, tuple[int, int]]:
-    """A block's digest, its bytes, how many of its weights (of quantized types: rows) are NaN or Inf, and its `lost_rows`."""
+class _Found(NamedTuple):
+    """What a block holds that is to be told."""
+
+    n_not_finite: int
+    """Weights that are NaN or Inf; of quantized types rows with such."""
+    n_lost: int
+    """As `ConvertedSource.lost_rows`."""
+    n_filled: int
+    """As `ConvertedSource.lost_rows`."""
+    n_zero: int
+    """Its rows, where all of it is zero, else 0."""
+
+
+def _block(source: ModelSource, tensor: TensorInfo, step: int, start: int) -> tuple[bytes, int, _Found]:
+    """A block's digest, its bytes, and what it holds."""
     stop = min(start + step, tensor.n_rows)
     data = np.ascontiguousarray(source.raw_rows(tensor.name, start, stop))
     lost = source.lost_rows(tensor.name, start, stop) if isinstance(source, ConvertedSource) else (0, 0)
-    return xxhash.xxh3_128_digest(data.data), data.nbytes, _n_not_finite(data, tensor), lost
+    is_zero = not (data[0].any() or data.any())  # the first row mostly says it
+    return xxhash.xxh3_128_digest(data.data), data.nbytes, _Found(_n_not_finite(data, tensor), *lost, n_zero=len(data) if is_zero else 0)
 
 
 def _n_not_finite(data: Bytes, tensor: TensorInfo) -> int:

@@ -107,21 +107,23 @@ class Condition:
     """Why llama.cpp cannot run it."""
     lost: str | None
     """Which rows of a checkpoint its base does not hold."""
+    zeros: str | None
+    """Which matrices are zero."""
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """All of it."""
         refused = None if self.defect is None else f"This model cannot be used as it is: {self.defect}."
-        return tuple(each for each in (refused, self.unrunnable, self.lost) if each is not None)
+        return tuple(each for each in (refused, self.unrunnable, self.lost, self.zeros) if each is not None)
 
 
 def condition(require: Callable[[OpenedModel], LoadRefusal | None], model: OpenedModel) -> Condition:
     """What `require`, which is one of `require_intact`, and the model's identity say of it."""
-    lost = lost_words(model.identity)
+    lost, zeros = lost_words(model.identity), zeros_words(model.identity)
     try:
-        return Condition(None, unrunnable_words(require(model)), lost)
+        return Condition(None, unrunnable_words(require(model)), lost, zeros)
     except ModelError as error:
-        return Condition(str(error), None, lost)
+        return Condition(str(error), None, lost, zeros)
 
 
 def lost_words(identity: Identity) -> str | None:
@@ -129,6 +131,13 @@ def lost_words(identity: Identity) -> str | None:
     if not identity.lost or identity.lost_whole:
         return None
     return f"{identity.lost}, which makes them zero or nearly so: save the checkpoint in bfloat16, which holds them."
+
+
+def zeros_words(identity: Identity) -> str | None:
+    """Which matrices are zero, what that may be and what to do, in words; None where none are."""
+    if not identity.zeros:
+        return None
+    return f"{identity.zeros}, as in a file that was not downloaded whole: compare its checksum, unless the model was made so."
 
 
 def gguf_path(model: OpenedModel) -> Path:

@@ -11,7 +11,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -44,6 +44,7 @@ from quantailor.session.opened import (
     require_intact,
     require_runnable,
     unrunnable_words,
+    zeros_words,
 )
 from quantailor.store import ModelRecord, Store
 
@@ -191,7 +192,9 @@ class Workspace(Closing):
 
     def reservations(self, model: OpenedModel) -> tuple[str, ...]:
         """What is to be told of a model that is used without running it, in words. Raises as `require_intact`."""
-        return Condition(None, unrunnable_words(self.require_intact(model)), lost_words(model.identity)).sentences
+        return Condition(
+            None, unrunnable_words(self.require_intact(model)), lost_words(model.identity), zeros_words(model.identity)
+        ).sentences
 
     def require_runnable(self, model: OpenedModel) -> None:
         """Refuse a model that llama.cpp could not run, as `opened.require_runnable` does after `require_intact`."""
@@ -293,7 +296,7 @@ class Workspace(Closing):
         """Remember it, unless a change would leave no trace because the files were changed a moment ago."""
         if files.is_settled(state):
             self._identities[name, state] = identity
-            self.store.record_identity(name, _text_of(state), identity.fingerprint, identity.not_finite, identity.lost, identity.lost_whole)
+            self.store.record_identity(name, _text_of(state), astuple(identity))
 
     def corpus(self, model: OpenedModel, text: Path) -> Corpus:
         """A text cut into the model's tokens.

@@ -62,6 +62,12 @@ def lost_tensors_schema(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM identities WHERE lost <> ''")
 
 
+def zeros_schema(connection: sqlite3.Connection) -> None:
+    """Which matrices are zero; every model is read again."""
+    connection.execute("DELETE FROM identities")
+    connection.execute("ALTER TABLE identities ADD COLUMN zeros TEXT NOT NULL DEFAULT ''")
+
+
 def timings_schema(connection: sqlite3.Connection) -> None:
     """What files of one structure took on this machine, whichever model they are of."""
     connection.execute(
@@ -91,6 +97,7 @@ MIGRATIONS: dict[str, Migration] = {
     "0018 what files take": timings_schema,
     "0019 tensors that a base does not hold": lost_tensors_schema,
     "0020 what presets' files are": reference_files_schema,
+    "0021 matrices that are zero": zeros_schema,
 }
 
 

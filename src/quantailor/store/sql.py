@@ -215,8 +215,8 @@ class SQL:
     drafts = "SELECT name, changed FROM drafts WHERE model = ? ORDER BY changed DESC, name"
     forget_draft = "DELETE FROM drafts WHERE model = ? AND name = ?"
 
-    record_identity = _upsert("identities", "path", "path, files, fingerprint, not_finite, lost, lost_whole")
-    identity = "SELECT fingerprint, not_finite, lost, lost_whole FROM identities WHERE path = ? AND files = ?"
+    record_identity = _upsert("identities", "path", "path, files, fingerprint, not_finite, lost, lost_whole, zeros")
+    identity = "SELECT fingerprint, not_finite, lost, lost_whole, zeros FROM identities WHERE path = ? AND files = ?"
     forget_other_locations = "DELETE FROM locations WHERE kind = ? AND key <> ? AND path = ?"
     record_location = _upsert("locations", "kind, key, path", "kind, key, path, seen")
     locations = "SELECT path FROM locations WHERE kind = ? AND key = ? ORDER BY seen DESC, path"

@@ -395,14 +395,16 @@ class Store(Closing):
 
     # Files
 
-    def record_identity(self, path: str, files: str, fingerprint: str, not_finite: str, lost: str, lost_whole: str) -> None:
-        """Remember which model the files at a path are in this state of theirs, in place of an earlier one."""
-        self._database.change(SQL.record_identity, (path, files, fingerprint, not_finite, lost, lost_whole))
+    def record_identity(self, path: str, files: str, identity: Sequence[str]) -> None:
+        """Remember which model the files at a path are in this state of theirs, in place of an earlier one.
 
-    def identity(self, path: str, files: str) -> tuple[str, str, str, str] | None:
-        """What was recorded of the model at a path, the fingerprint first, if its files are in that state."""
-        rows = self._database.query(SQL.identity, (path, files))
-        return _only((str(fingerprint), str(not_finite), str(lost), str(whole)) for fingerprint, not_finite, lost, whole in rows)
+        `identity` is the fingerprint, and what is remarkable of the weights as `models.identity.Identity` has it.
+        """
+        self._database.change(SQL.record_identity, (path, files, *identity))
+
+    def identity(self, path: str, files: str) -> tuple[str, ...] | None:
+        """What was recorded of the model at a path, if its files are in that state."""
+        return _only(tuple(map(str, row)) for row in self._database.query(SQL.identity, (path, files)))
 
     def record_location(self, kind: LocationKind, key: str, path: Path) -> None:
         """Remember where the file of a model, imatrix, strategy, text (SHA-256) or build (by strategy) lies, or how it was written.

@@ -61,6 +61,8 @@ class ModelReport:
     """Why llama.cpp cannot run a sound model, in words, with what to do: it can be measured and built; None where it can."""
     lost: str | None
     """Which rows of a checkpoint its base does not hold, in words, with what to do; None where it holds all."""
+    zeros: str | None
+    """Which matrices are zero, in words, with what to do; None where none are."""
     config_files: tuple[str, ...]
     metadata: Mapping[str, MetadataValue]
     tensors: tuple[TensorReport, ...]
@@ -68,7 +70,7 @@ class ModelReport:
     @property
     def reservations(self) -> tuple[str, ...]:
         """What stands against using it, in sentences."""
-        return Condition(self.defect, self.unrunnable, self.lost).sentences
+        return Condition(self.defect, self.unrunnable, self.lost, self.zeros).sentences
 
 
 MAX_TEXT_BYTES = 256 << 10
@@ -341,7 +343,7 @@ def inspect(model: str | Path, *, listener: Listener | None = None) -> ModelRepo
 def _report(source: ModelSource, identity: Identity, require: Callable[[OpenedModel], LoadRefusal | None]) -> ModelReport:
     qtypes = library.types()
     found = contents(source)
-    state = Condition(None, None, None) if found is not None else condition(require, OpenedModel(source, identity))
+    state = Condition(None, None, None, None) if found is not None else condition(require, OpenedModel(source, identity))
     n_parameters = sum(tensor.n_elements for tensor in source.tensors)
     tensor_bytes = sum(tensor.size_bytes for tensor in source.tensors)
     return ModelReport(
@@ -357,6 +359,7 @@ def _report(source: ModelSource, identity: Identity, require: Callable[[OpenedMo
         defect=state.defect,
         unrunnable=state.unrunnable,
         lost=state.lost,
+        zeros=state.zeros,
         config_files=source.config_files,
         metadata=dict(source.metadata),
         tensors=tuple(tensor_report(tensor, source.architecture, qtypes) for tensor in source.tensors),
