@@ -75,6 +75,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
 
 
 _NOTHING_FADES = "return [...document.querySelectorAll('.q-tooltip')].every((tip) => !tip.getAnimations().length);"
+_WEARS = "document.body.classList.replace(...(arguments[0] === 'dark' ? ['body--light', 'body--dark'] : ['body--dark', 'body--light']));"
+_NO_COLOUR_CHANGES = "return !document.getAnimations().some((animation) => animation instanceof CSSTransition);"
+THEMES = ("dark", "light")
 
 
 def is_free(page: Browser, script: str) -> bool:
@@ -82,7 +85,7 @@ def is_free(page: Browser, script: str) -> bool:
     return not page.js(script)
 
 
-@pytest.mark.parametrize("theme", ["dark", "light"])
+@pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("screen", SCREENS)
 def test_no_serious_finding(chromium: Browser, studied_server: Server, axe: str, screen: str, theme: str) -> None:
     chromium.enter(studied_server, screen_path(studied_server.home, screen), theme=theme)
@@ -92,6 +95,12 @@ def test_no_serious_finding(chromium: Browser, studied_server: Server, axe: str,
     found = chromium.driver.execute_async_script(_RUN, None)
     assert isinstance(found, list), found
     assert _told(found) == []
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_no_window_cuts_anything_off(chromium: Browser, studied_server: Server, screen: str) -> None:
+    chromium.enter(studied_server, screen_path(studied_server.home, screen))
+    chromium.settle()
     try:
         for width in (375, 640, 800, 1000, 1200, 1280):
             chromium.size(width, 800)
@@ -138,24 +147,31 @@ return !!named;
 """
 
 
+def no_serious_finding_in_either_theme(chromium: Browser, axe: str, within: str | None, what: object) -> None:
+    """Have axe look at a page as it is, first in one theme and then in the other."""
+    chromium.js(axe)
+    for theme in THEMES:
+        chromium.js(_WEARS, theme)
+        chromium.until(lambda: bool(chromium.js(_NO_COLOUR_CHANGES)), "no colour changes")
+        found = chromium.driver.execute_async_script(_RUN, within)
+        assert isinstance(found, list), found
+        assert _told(found) == [], (what, theme)
+
+
 def no_serious_finding_in_the_dialog(chromium: Browser, axe: str, what: object) -> None:
     """Wait for a dialog, and have axe look at it."""
     dialog = chromium.find('.q-dialog[role="dialog"]')
     assert dialog.get_attribute("aria-label"), what
     chromium.until(lambda: chromium.all(".q-dialog .q-card"), "it is open")
     chromium.settle()
-    chromium.js(axe)
     # What lies behind the dialog cannot be seen, and axe takes its colours for others.
-    found = chromium.driver.execute_async_script(_RUN, ".q-dialog")
-    assert isinstance(found, list), found
-    assert _told(found) == [], what
+    no_serious_finding_in_either_theme(chromium, axe, ".q-dialog", what)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("theme", ["dark", "light"])
-def test_no_serious_finding_in_open_dialogs(chromium: Browser, studied_server: Server, axe: str, theme: str) -> None:
+def test_no_serious_finding_in_open_dialogs(chromium: Browser, studied_server: Server, axe: str) -> None:
     for screen, dialogs in DIALOGS.items():
-        chromium.enter(studied_server, screen_path(studied_server.home, screen), theme=theme)
+        chromium.enter(studied_server, screen_path(studied_server.home, screen))
         chromium.settle()
         for clicks in dialogs:
             for label in clicks:
@@ -165,43 +181,37 @@ def test_no_serious_finding_in_open_dialogs(chromium: Browser, studied_server: S
             chromium.until(lambda: not chromium.all('.q-dialog[role="dialog"]'), "it is closed")
 
 
-@pytest.mark.parametrize("theme", ["dark", "light"])
 def test_no_serious_finding_in_the_question_before_a_job_is_cancelled(
-    chromium: Browser, small_base: Path, axe: str, theme: str, tmp_path: Path
+    chromium: Browser, small_base: Path, axe: str, tmp_path: Path
 ) -> None:
     with Workspace.open(tmp_path / "home") as workspace:
         submit(workspace, MeasureStep(base=str(small_base), types=("Q8_0",), imatrix="none"))
     with serving(tmp_path / "home") as server:
-        chromium.enter(server, "/", theme=theme)
+        chromium.enter(server, "/")
         chromium.click("Cancel the job")
         no_serious_finding_in_the_dialog(chromium, axe, "cancel")
         chromium.click("Keep it")
         chromium.until(lambda: not chromium.all(".q-dialog .q-card"), "it is closed")
 
 
-@pytest.mark.parametrize("theme", ["dark", "light"])
 def test_no_serious_finding_in_the_choice_of_a_token_file(
-    chromium: Browser, hub: HubServer, books_llama_dir: Path, axe: str, theme: str, tmp_path: Path
+    chromium: Browser, hub: HubServer, books_llama_dir: Path, axe: str, tmp_path: Path
 ) -> None:
     hub.add("books/gated", books_llama_dir, gated="auto")
     with serving(tmp_path / "home", "--allow", str(tmp_path)) as server:
-        chromium.enter(server, "/open?model=books/gated", theme=theme)
+        chromium.enter(server, "/open?model=books/gated")
         chromium.click("Choose a token file")
         no_serious_finding_in_the_dialog(chromium, axe, "token file")
 
 
-@pytest.mark.parametrize("theme", ["dark", "light"])
-def test_no_serious_finding_in_the_editor_of_a_type_and_in_an_explanation(
-    chromium: Browser, studied_server: Server, axe: str, theme: str
-) -> None:
-    chromium.enter(studied_server, screen_path(studied_server.home, "choose"), theme=theme)
+def test_no_serious_finding_in_the_editor_of_a_type_and_in_an_explanation(chromium: Browser, studied_server: Server, axe: str) -> None:
+    chromium.enter(studied_server, screen_path(studied_server.home, "choose"))
     chromium.settle()
     chromium.js("document.querySelector('.qt-choose-top [aria-description]').focus()")
     chromium.find(".qt-why")
     chromium.until(lambda: bool(chromium.js(_NOTHING_FADES)), "it has faded in")
-    chromium.js(axe)
-    assert _told(chromium.driver.execute_async_script(_RUN, None)) == []
+    no_serious_finding_in_either_theme(chromium, axe, None, "explanation")
     chromium.find('.ag-row .ag-cell[col-id="type"]').click()
     chromium.find(".qt-type-editor")
     chromium.until(lambda: bool(chromium.js(_NOTHING_FADES)), "the explanation has faded out")
-    assert _told(chromium.driver.execute_async_script(_RUN, None)) == []
+    no_serious_finding_in_either_theme(chromium, axe, None, "editor")
