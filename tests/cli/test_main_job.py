@@ -15,6 +15,8 @@ from commands import Command, Workbench
 
 from tiny_models import write_tiny
 
+GOLDEN = Path(__file__).parent.parent / "golden"
+
 
 def test_inspect_shows_structure_and_which_types_a_tensor_can_take(quantailor: Command, books_llama_base: Path) -> None:
     report = quantailor("inspect", books_llama_base, "--json").result
@@ -183,14 +185,14 @@ FITTING = "Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ3_XXS,IQ3_S,IQ4_XS"
 
 @pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["books_llama_base", "books_moe_base"])
+@pytest.mark.parametrize("model", ["books_llama", "books_moe"])
 def test_types_alone_do_not_lose_to_a_small_preset_without_probes(
     model: str, quantailor: Command, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    few = ("--rounding", "plain", "--types", FITTING, "--imatrix-chunks", 20, "--chunks", 12, "--threads", 1, "--home", tmp_path / "home")
-    made = quantailor(
-        "make", request.getfixturevalue(model), "--like", "Q3_K_M", "--basis", "ranking", *few, "-o", tmp_path / "out", "--json"
-    )
+    matrix = GOLDEN / f"imatrix-{model.replace('_', '-')}.gguf"
+    few = ("--rounding", "plain", "--types", FITTING, "--imatrix", matrix, "--chunks", 12, "--threads", 1, "--home", tmp_path / "home")
+    base = request.getfixturevalue(f"{model}_base")
+    made = quantailor("make", base, "--like", "Q3_K_M", "--basis", "ranking", *few, "-o", tmp_path / "out", "--json")
     (comparison,) = made.result["verify"]["verdict"]["comparisons"]
     assert comparison["reference"] == "Q3_K_M"
     assert comparison["interval"][0] < 0

@@ -152,7 +152,7 @@ def _measured(verdict: Verdict | None, graph: str) -> str:
     return (
         f"## Measured\n\n![Size against divergence]({graph})\n\n{where}\n\n{cards.table(columns, rows)}{cards.evaluations(verdict)}\n"
         f"**{_claim(verdict)}**\n\n"
-        f"On this text, the unquantized model itself has a divergence of {verdict.floor_kld_nats:.1e}.\n\nNot measured:\n\n{missing}\n"
+        f"{cards.floor(verdict)}\n\nNot measured:\n\n{missing}\n"
     )
 
 

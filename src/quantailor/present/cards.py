@@ -92,6 +92,12 @@ def with_error(value: Estimate, digits: int) -> str:
     return f"{value.value:.{digits}f} ± {value.se:.{digits}f}"
 
 
+def floor(verdict: Verdict) -> str:
+    """What the base diverges from itself, below which figures say nothing, in a sentence."""
+    found = words.figure(verdict.floor_kld_nats, 2)
+    return f"The unquantized model compared with itself in the same way diverges by {found} nats."
+
+
 def evaluations(verdict: Verdict) -> str:
     """Tables of what files did beside diverging; "" where they were not asked."""
     return "".join(

@@ -266,7 +266,7 @@ def _measured(facts: _Facts) -> str:
     )
     columns = ("file", "size", "bits per weight", "perplexity", "mean KL divergence (nats)", "same most likely token")
     rows = [_verdict_row(row, facts.file) for row in verdict.rows]
-    end = f"\n**{verdict.sentence}**\n\nOn this text, the base itself has a KL divergence of {verdict.floor_kld_nats:.1e}.\n"
+    end = f"\n**{verdict.sentence}**\n\n{cards.floor(verdict)}\n"
     return f"## Measured\n\n{text}\n\n{cards.table(columns, rows)}{cards.evaluations(verdict)}{end}"
 
 
