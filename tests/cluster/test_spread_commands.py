@@ -29,7 +29,8 @@ FAILURES: dict[str, Callable[[int], None]] = {
     "full": fill_disk,
 }
 TYPES = "Q2_K,Q4_K,Q6_K,Q8_0"
-MAKE: Words = ("--types", TYPES, "--bpw", 5, "--probe-chunks", 1, "--imatrix-chunks", 2, "--chunks", 2, "--against", "Q4_K_M")
+FEW: Words = ("--group", "role", "--probe-chunks", 1, "--imatrix-chunks", 2, "--chunks", 2)
+MAKE: Words = ("--types", TYPES, "--bpw", 5, "--against", "Q4_K_M", *FEW)
 EVALS: Words = ("--eval", "greedy", "--prompts", 4)
 """They run on this machine whoever does the rest."""
 
