@@ -107,6 +107,13 @@ def test_ropes_that_contradict_each_other_are_told_with_both_keys(newer: dict[st
     assert "in rope_scaling" in line
 
 
+@pytest.mark.parametrize("rope", [{"partial_rotary_factor": 0.5}, {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.25}}])
+def test_heads_that_are_rotated_in_part_are_refused_where_llama_cpp_rotates_them_whole(rope: dict[str, Any], tmp_path: Path) -> None:
+    line = refusal(write_small("Qwen3ForCausalLM", tmp_path, **rope))
+    assert "and llama.cpp rotates whole heads of every Qwen3 model" in line
+    assert metadata(write_small("Qwen3ForCausalLM", tmp_path, partial_rotary_factor=1))
+
+
 @pytest.mark.parametrize(
     ("rope", "place"),
     [
@@ -257,6 +264,22 @@ def test_the_end_that_the_tokenizer_names_counts_wherever_its_id_stands(files: d
     assert metadata(folder)["tokenizer.ggml.eos_token_id"].value == SENTENCEPIECE_SIZE + 1
 
 
+def test_an_end_that_only_the_older_map_names_counts(tmp_path: Path) -> None:
+    folder = with_chat_tokens(tmp_path, 2, added_tokens=ADDED_TOKENS, special_tokens_map={"eos_token": {"content": CHAT[1]}})
+    edit(folder / "config.json", lambda config: config.update(eos_token_id=2))
+    edit(folder / "tokenizer_config.json", lambda settings: settings.pop("eos_token"))
+    assert metadata(folder)["tokenizer.ggml.eos_token_id"].value == SENTENCEPIECE_SIZE + 1
+    edit(folder / "tokenizer_config.json", lambda settings: settings.update({"eos_token": "</s>"}))
+    assert metadata(folder)["tokenizer.ggml.eos_token_id"].value == 2
+
+
+def test_of_several_ends_the_first_is_written(folder: Path) -> None:
+    ends = [BPE_SIZE - 3, BPE_SIZE - 4]
+    edit(folder / "config.json", lambda config: config.update(eos_token_id=ends))
+    edit(folder / "tokenizer_config.json", lambda settings: settings.pop("eos_token"))
+    assert metadata(folder)["tokenizer.ggml.eos_token_id"].value == ends[0]
+
+
 @pytest.mark.parametrize("files", [{"tokenizer": TOKENIZER}, {"added_tokens": ADDED_TOKENS}, {"tokenizer_config": DECODER}, {}])
 def test_an_end_of_text_without_a_row_is_refused(files: dict[str, Any], tmp_path: Path) -> None:
     line = refusal(with_chat_tokens(tmp_path, 0, **files))
@@ -275,6 +298,24 @@ def test_files_that_disagree_about_a_token_are_told(tmp_path: Path) -> None:
     other = {"added_tokens_decoder": {str(SENTENCEPIECE_SIZE): {"content": "<|other|>"}}}
     line = refusal(with_chat_tokens(tmp_path, 2, added_tokens=ADDED_TOKENS, tokenizer_config=other))
     assert "disagree about token 4096: '<|turn|>' and '<|other|>'" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("spiece.model", "Name it tokenizer.model"),
+        ("tokenizer.model.v3", "Name it tokenizer.model"),
+        *((name, "Save the tokenizer as tokenizer.json") for name in ("vocab.json", "tekken.json", "qwen.tiktoken")),
+    ],
+)
+@pytest.mark.parametrize("family", ["Qwen3ForCausalLM", "Phi3ForCausalLM"])
+def test_a_tokenizer_in_another_file_is_named(name: str, remedy: str, family: str, folder: Path, tmp_path: Path) -> None:
+    for place in (folder, write_small(family, tmp_path / family)):
+        for stored in ("tokenizer.model", "tokenizer.json"):
+            (place / stored).unlink(missing_ok=True)
+        (place / name).write_text("{}", encoding="utf-8")
+        if place == folder or family.startswith("Phi"):
+            assert f"has neither tokenizer.model nor tokenizer.json, but {name}. {remedy}" in refusal(place)
 
 
 @pytest.mark.parametrize("kind", ["GPT2Tokenizer", "GPT2TokenizerFast", "TokenizersBackend", None])
@@ -399,6 +440,55 @@ def test_weights_in_a_program_s_own_format_are_named(name: str, said: str, folde
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(b"PK")
     assert said in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tf_model.h5", "has tf_model.h5, which is in a program's own format"),
+        ("onnx/model.onnx", "has onnx/model.onnx, which is in a program's own format"),
+        ("original/consolidated.00.pth", "has original/consolidated.00.pth, which is in a program's own format"),
+        ("model.safetensors.crdownload", "the weights are not there yet. Finish the download"),
+        ("model.safetensors.dvc", "the weights are not there yet. Run `dvc pull` for model.safetensors.dvc"),
+        ("tiny.gguf", "tiny.gguf and no model*.safetensors. Give the GGUF file: "),
+        ("adapter_model.safetensors", "has only an adapter, and no adapter_config.json"),
+        ("adapter_model.bin", "has only an adapter, and no adapter_config.json"),
+    ],
+)
+def test_what_lies_in_place_of_the_weights_is_named(name: str, said: str, folder: Path) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / "model.safetensors").rename(folder / name)
+    assert said in refusal(folder)
+
+
+def test_weights_in_folders_of_one_training_are_named_in_its_order(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    for name in ("checkpoint-500", "checkpoint-1000"):
+        (folder / name).mkdir()
+    weights.rename(folder / "checkpoint-1000" / weights.name)
+    assert f"there are some in checkpoint-1000. Give {folder / 'checkpoint-1000'}" in refusal(folder)
+    (folder / "checkpoint-500" / "model-00001-of-00002.safetensors").touch()
+    assert "there are some in checkpoint-500, checkpoint-1000. Give one of these directories" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_small_file_in_place_of_its_directory_names_the_directory(name: str, folder: Path, quantailor: Command) -> None:
+    line = quantailor("inspect", folder / name).error_line
+    assert "is one file of a Hugging Face directory. Give the directory: " in " ".join(line.split())
+
+
+def test_a_file_that_is_still_downloaded_is_not_whole(folder: Path, quantailor: Command, tmp_path: Path) -> None:
+    base = tmp_path / "base.gguf"
+    assert quantailor("convert", folder, "-o", base, "--home", tmp_path / "home").code == 0
+    for path, command in ((base, "measure"), (folder / "model.safetensors", "convert")):
+        control = path.with_name(f"{path.name}.aria2")
+        control.write_bytes(b"\0\1")
+        given = folder if command == "convert" else path
+        output = ("-o", tmp_path / "other.gguf") if command == "convert" else ()
+        line = quantailor(command, given, *output, "--home", tmp_path / "home").error_line
+        assert f"{path} is not whole: {control.name} beside it says that aria2 has not finished" in line
+        assert not (tmp_path / "other.gguf").exists()
+        control.unlink()
 
 
 def test_files_beside_the_model_are_not_read(folder: Path) -> None:
@@ -695,6 +785,8 @@ PACKED: Mapping[str, tuple[str, dict[str, Entry]]] = {
     "NVFP4": ("compressed-tensors", {".weight_packed": U8, ".weight_global_scale": FLOATS}),
     "EETQ": ("EETQ", {".weight": ("I8", (4, 4), bytes(16)), ".weight_scales": FLOATS}),
     "Quanto": ("Quanto", {".weight._data": U8, ".weight._scale": FLOATS}),
+    "sparse": ("compressed-tensors", {".compressed": FLOATS, ".bitmask": U8, ".shape": ("I64", (2,), bytes(16))}),
+    "SpQR": ("SpQR", {".dense_weights": ("I64", (4, 4), bytes(128)), ".col_vals": ("I32", (4,), bytes(16))}),
     "ExLlamaV2": ("ExLlamaV2", {".q_weight": I32, ".q_scale": I32, ".q_groups": ("I16", (4, 4), bytes(32))}),
 }
 
@@ -768,6 +860,14 @@ def test_float8_with_a_scale_for_each_row_or_for_all_is_read(shape: tuple[int, .
     source.close()
 
 
+def test_scales_of_attention_and_of_caches_are_left_out(folder: Path) -> None:
+    attention, one = "model.layers.0.self_attn", ("F32", (1,), bytes(4))
+    plain = metadata(folder)
+    names = ("attn.q_scale", "attn.prob_output_scale", "k_proj.k_scale", "kv_scale")
+    write_arrays(folder, arrays_of(folder) | {f"{attention}.{name}": one for name in names})
+    assert metadata(folder) == plain
+
+
 # What training leaves
 
 
@@ -785,6 +885,40 @@ def emptied(arrays: Arrays) -> Arrays:
 
 def inside(part: str, inner: str) -> Callable[[Arrays], Arrays]:
     return lambda arrays: {name.replace(part, f"{part}.{inner}"): entry for name, entry in arrays.items()}
+
+
+FOREIGN = {
+    "Meta's": (("model.", ""), ("self_attn.q_proj", "attention.wq"), ("embed_tokens", "tok_embeddings")),
+    "torchtune's": (("model.", ""), ("self_attn", "attn"), ("embed_tokens", "tok_embeddings")),
+    "Megatron's": (("model.layers", "decoder.layers"), ("model.embed_tokens", "embedding.word_embeddings")),
+}
+
+
+@pytest.mark.parametrize("who", FOREIGN)
+def test_names_of_another_program_are_called_so(who: str, folder: Path) -> None:
+    arrays = arrays_of(folder)
+    for old, new in FOREIGN[who]:
+        arrays = {name.replace(old, new): entry for name, entry in arrays.items()}
+    write_arrays(folder, arrays)
+    line = refusal(folder)
+    assert f"its tensors have {who} names" in line
+    assert "Export the model to the format of transformers" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("model.layers.0.self_attn.rotary_emb.cos_cached", FLOATS),
+        ("model.layers.0.self_attn.masked_bias", FLOATS),
+        ("model.rotary_emb.original_inv_freq", FLOATS),
+        ("model.position_ids", ("I64", (1, 4), bytes(32))),
+        ("model.causal_mask", ("BOOL", (4, 4), bytes(16))),
+    ],
+)
+def test_what_a_model_computes_by_itself_is_left_out(name: str, entry: Entry, folder: Path) -> None:
+    plain = metadata(folder)
+    write_arrays(folder, {**arrays_of(folder), name: entry})
+    assert metadata(folder) == plain
 
 
 WRAPPERS = ("module.", "_orig_mod.", "_forward_module.", "base_model.model.", "policy.net.")
@@ -841,6 +975,53 @@ def test_parts_of_sharded_training_are_called_so(folder: Path) -> None:
 def test_a_head_that_judges_texts_is_no_language_model(head: str, folder: Path) -> None:
     edit(folder / "config.json", lambda config: config.update(architectures=[f"LlamaFor{head}"]))
     assert "does not predict next tokens" in refusal(folder)
+
+
+# Models for embeddings
+
+
+def pooled(folder: Path, way: str = "lasttoken") -> Path:
+    """The same with what Sentence Transformers writes beside it."""
+    modules = [{"path": "", "type": "sentence_transformers.models.Transformer"}]
+    modules.append({"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"})
+    (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    settings = {"pooling_mode_cls_token": False, f"pooling_mode_{way}": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(("way", "number"), [("mean_tokens", 1), ("cls_token", 2), ("lasttoken", 3), ("max_tokens", None)])
+def test_an_embedding_model_says_how_it_pools(way: str, number: int | None, tmp_path: Path) -> None:
+    found = metadata(pooled(write_small("Qwen3ForCausalLM", tmp_path), way)).get("qwen3.pooling_type")
+    assert (None if found is None else found.value) == number
+
+
+def test_an_embedding_model_is_not_probed_for_its_predictions(quantailor: Command, tmp_path: Path) -> None:
+    folder = pooled(write_small("Qwen3ForCausalLM", tmp_path / "model"))
+    line = quantailor("probe", folder, "--chunks", 1, "--home", tmp_path / "home").error_line
+    assert "does not predict next tokens (it is made for embeddings or rankings, pooling type last token)" in line
+
+
+def test_how_an_embedding_model_pools_is_told_where_its_file_cannot_say_so(folder: Path) -> None:
+    assert "give llama.cpp's programs `--pooling last`" in " ".join(notes(pooled(folder)))
+
+
+@pytest.mark.parametrize("entry", [{"is_causal": False}, {"use_bidirectional_attention": True}])
+def test_attention_that_is_not_causal_is_kept_and_told(entry: dict[str, bool], folder: Path) -> None:
+    assert "llama.attention.causal" not in metadata(folder)
+    edit(folder / "config.json", lambda config: config.update(entry))
+    assert metadata(folder)["llama.attention.causal"].value is False
+    assert "`--attention non-causal`" in " ".join(notes(folder))
+
+
+@pytest.mark.parametrize(("text", "said"), [("{", "modules.json is not valid JSON"), ("[]", ""), ('[{"type": 5}]', ""), ("{}", "")])
+def test_modules_that_say_nothing_are_no_embedding_model(text: str, said: str, folder: Path) -> None:
+    (folder / "modules.json").write_text(text, encoding="utf-8")
+    if said:
+        assert said in refusal(folder)
+    else:
+        assert notes(folder) == ()
 
 
 # Pointers and links

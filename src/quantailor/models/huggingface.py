@@ -17,6 +17,7 @@ from quantailor.files import expanded
 from quantailor.ggml import codec, library
 from quantailor.models.convert.checkpoint import refuse_arrays, refuse_files
 from quantailor.models.convert.description import described
+from quantailor.models.convert.description.pooling import NAMES, pooling_of
 from quantailor.models.convert.families import family_of
 from quantailor.models.convert.families.family import outtype
 from quantailor.models.convert.families.rows import PlannedTensor
@@ -39,7 +40,22 @@ MAX_NAME = 200
 _MORE_NAMES = ("README.md", "merges.txt", "vocab.json")
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 _SHARDS = ("global_step*", "*.distcp", "pytorch_model_fsdp*", "iter_[0-9]*", "mp_rank_*", "*/mp_rank_*")
-_PICKLED = ("*.pth", "*.pt", "*.ckpt", "*.bin")
+_OTHER_FORMATS = (
+    "*.pth",
+    "*.pt",
+    "*.ckpt",
+    "*.bin",
+    "*.h5",
+    "*.msgpack",
+    "*.npz",
+    "*.nemo",
+    "*.onnx",
+    "*.ot",
+    "*/*.onnx",
+    "original/*.pth",
+)
+_UNFINISHED = ("*.safetensors.*", "*.crdownload", "*.aria2")
+_INSIDE = ("*/model*.safetensors", "*/pytorch_model*.bin")
 _INNER = ("*/config.json", "snapshots/*/config.json")
 _MOST_NAMED = 3
 _WHICH = "Keep the one that belongs to the model, and move the other out of the directory"
@@ -61,6 +77,12 @@ class HuggingFaceSource:
         try:
             arrays = stored_arrays(self.folder, self._files)
             family = family_of(self.config, arrays, str(self.folder / "config.json"), str(self.folder))
+            family.pooling = pooling_of(self.folder)
+            if family.pooling is not None and not family.pools:
+                family.notes.append(
+                    f"it is an embedding model (modules.json), which a {family.architecture} file cannot say: give llama.cpp's programs "
+                    f"`--pooling {NAMES[family.pooling]}`"
+                )
             self.family = type(family).__name__
             """For people: "Llama"."""
             planned = family.plan(arrays)
@@ -288,13 +310,46 @@ def _no_weights(folder: Path) -> ModelError:
             remedy="Gather them first (DeepSpeed: zero_to_fp32.py; FSDP: a full state dict), and save the model",
         )
     others = sorted(path.name for path in folder.glob("*.safetensors"))
-    if not others and (pickled := sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern) if _may_hold_weights(path))):
+    if any(name.startswith("adapter_model") for name in others) or (folder / "adapter_model.bin").is_file():
+        return UnsupportedModelError(
+            f"{folder} has only an adapter, and no adapter_config.json that names its model",
+            remedy="Merge it into that model first (PEFT: merge_and_unload), and give what that saves",
+        )
+    return _other_weights(folder) if not others else _misnamed(folder, others)
+
+
+def _other_weights(folder: Path) -> ModelError:
+    """What a directory without a safetensors file has instead."""
+
+    def found(patterns: Sequence[str]) -> list[str]:
+        paths = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file() and _may_hold_weights(path)}
+        return sorted(str(path.relative_to(folder)) for path in paths)
+
+    if parts := [name for name in found(_UNFINISHED) if not name.endswith(".json")]:
+        remedy = f"Run `dvc pull` for {parts[0][:120]}" if parts[0].endswith(".dvc") else "Finish the download, or download the file again"
+        return ModelError(f"{folder} has {parts[0][:120]} and no model*.safetensors: the weights are not there yet", remedy=remedy)
+    if inside := sorted({PurePosixPath(name).parts[0] for name in (Path(each).as_posix() for each in found(_INSIDE))}, key=_by_number):
+        shown = ", ".join(inside[-_MOST_NAMED:]) + (f" and {len(inside) - _MOST_NAMED:,} more" if len(inside) > _MOST_NAMED else "")
+        remedy = f"Give {folder / inside[0]}" if len(inside) == 1 else "Give one of these directories"
+        return ModelError(f"{folder} has no weights, but there are some in {shown}", remedy=remedy)
+    if gguf := found(["*.gguf"]):
+        return ModelError(f"{folder} has {gguf[0][:120]} and no model*.safetensors", remedy=f"Give the GGUF file: {folder / gguf[0]}")
+    if other := found(_OTHER_FORMATS):
         return ModelError(
-            f"{folder} has {pickled[0][:120]}, which is in a program's own format, and no model*.safetensors",
+            f"{folder} has {other[0][:120]}, which is in a program's own format, and no model*.safetensors",
             remedy="Download the model*.safetensors files, or save the model with save_pretrained",
         )
-    if not others:
-        return ModelError(f"{folder} has no model*.safetensors", remedy="Download the model's weights as well")
+    return ModelError(f"{folder} has no model*.safetensors", remedy="Download the model's weights as well")
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    """Order of folders of one training: checkpoint-500 before checkpoint-1000."""
+    number = re.search(r"(\d{1,12})$", name)
+    return (int(number[1]) if number else -1, name)
+
+
+def _misnamed(folder: Path, others: Sequence[str]) -> ModelError:
+    """Safetensors files whose names are not those of a model's weights."""
     shown = f"{others[0][:120]} and {len(others) - 1} more" if len(others) > 1 else others[0][:120]
     if any(name.startswith("consolidated") for name in others):
         return ModelError(

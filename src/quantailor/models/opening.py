@@ -46,6 +46,8 @@ def open_model(path: Path | str, *, with_arrays: bool = True) -> ModelSource:
             "Give a GGUF file or a Hugging Face directory" if pasted is None else f"Give a repository on the hub by its name: {pasted[1]}"
         )
         raise ModelError(f"there is no model at {place}", remedy=remedy)
+    if place.suffix == ".json" and (place.parent / "config.json").is_file():
+        raise ModelError(f"{place} is one file of a Hugging Face directory", remedy=f"Give the directory: {place.parent}")
     return GGUFSource(place, with_arrays=with_arrays)
 
 
@@ -56,8 +58,11 @@ def model_files(path: Path) -> list[Path]:
     """
     path = expanded(path)
     if path.is_dir():
+        from quantailor.models.convert.vocabulary.special_tokens import TEMPLATES
+
         folder = Path(os.path.abspath(path))  # noqa: PTH100 - as HuggingFaceSource calls it, whatever ".." the path was typed with
-        found = sorted(file for file in folder.iterdir() if not file.name.startswith(".") and file.suffix.lower() != ".gguf")
+        listed = (*folder.iterdir(), *folder.glob("*_Pooling/config.json"), *folder.glob(f"{TEMPLATES}/*.jinja"))
+        found = sorted(file for file in listed if not file.name.startswith(".") and file.suffix.lower() != ".gguf")
     elif shard := SHARD_NAME.match(path.name):
         found = sorted(path.parent.glob(f"{glob.escape(shard['stem'])}-*-of-{shard['count']}.gguf"))
     else:

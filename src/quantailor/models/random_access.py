@@ -16,6 +16,8 @@ from quantailor.numerics import Bytes
 
 _MOST_AT_ONCE = 1 << 30
 """Bytes of one read; some systems refuse 2 GiB."""
+_UNFINISHED = ".aria2"
+"""Follows a file's name while aria2 downloads it; the file has its full size from the beginning, with holes."""
 _FREE = (".md", ".jinja", ".txt")
 """Files that may begin with anything."""
 
@@ -31,6 +33,12 @@ class RandomAccessFile:
             if not path.is_file():
                 kind = " (it is a directory)" if path.is_dir() else " (it is a pipe or a device)" if path.exists() else ""
                 raise ModelError(f"there is no file {path}{kind}", remedy="Check the path")
+            control = path.with_name(f"{path.name}{_UNFINISHED}")
+            if os.path.isfile(control):  # noqa: PTH113 - a name that is too long for it is no error
+                raise ModelFormatError(
+                    f"{path} is not whole: {control.name} beside it says that aria2 has not finished its download",
+                    remedy=f"Finish the download, or delete {control.name} if the file is whole",
+                )
             flags = os.O_RDONLY
             if sys.platform == "win32":
                 flags |= os.O_BINARY

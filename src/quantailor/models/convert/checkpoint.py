@@ -32,9 +32,10 @@ _MARKS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("AQLM", re.compile(r"\.codebooks$")),
     ("GPTQ", re.compile(r"\.g_idx$")),
     ("AWQ", re.compile(r"\.(qweight|qzeros)$")),
-    ("ExLlamaV2", re.compile(r"\.q_(weight|scale|groups|invperm)$")),
+    ("ExLlamaV2", re.compile(r"\.q_(weight|groups|perm|invperm)$")),
     ("ExLlamaV3", re.compile(r"\.trellis$")),
-    ("compressed-tensors", re.compile(r"\.weight_(packed|zero_point|shape|global_scale)$")),
+    ("compressed-tensors", re.compile(r"\.(weight_(packed|zero_point|shape|global_scale)|bitmask)$")),
+    ("SpQR", re.compile(r"\.(dense_weights|col_vals)$")),
     ("ModelOpt", re.compile(r"\.weight_scale_2$")),
     ("VPTQ", re.compile(r"\.(res_)?centroids\b")),
     ("QuIP#", re.compile(r"\.Qidxs$")),
@@ -56,6 +57,14 @@ _INNER = {"_orig_mod": "torch.compile", "_fsdp_wrapped_module": "FSDP", "_checkp
 _OUTER = {"module": "data-parallel training", "_forward_module": "Lightning", "base_model": "PEFT", "pretrained_model": "TRL"}
 _EMBEDDING = re.compile(r"^((?:[\w-]+\.)*?)(?:model\.)?embed_tokens\.weight$")
 
+_FOREIGN: Mapping[str, re.Pattern[str]] = {
+    "Meta's": re.compile(r"(^|\.)(attention\.w[qkvo]|feed_forward\.w[123]|attention_norm|ffn_norm)\."),
+    "torchtune's": re.compile(r"(^|\.)(attn\.([qkv]_proj|output_proj)|sa_norm|mlp_norm|mlp\.w[123])\."),
+    "Megatron's": re.compile(r"(^|\.)(decoder\.layers\.|linear_qkv\.|linear_proj\.|linear_fc[12]\.|word_embeddings\.)"),
+    "Meta's or torchtune's": re.compile(r"(^|\.)tok_embeddings\."),
+}
+"""How programs whose checkpoints hold the same models call arrays of theirs."""
+
 START_FROM = "Start from the 16-bit model"
 
 
@@ -63,6 +72,11 @@ def plain_name(name: str) -> str:
     """An array's name as the language model has it: not below `language_model`, and below `model` as with an output on top."""
     name = name.replace("language_model.", "", 1)
     return f"model.{name}" if name.startswith(("embed_tokens.", "layers.", "norm.")) else name
+
+
+def whose_name(name: str) -> str | None:
+    """Whose naming an array has that is not transformers', as in "Megatron's names"; None where that is not known."""
+    return next((who for who, pattern in _FOREIGN.items() if pattern.search(name)), None)
 
 
 def refuse_files(paths: Iterable[Path]) -> None:

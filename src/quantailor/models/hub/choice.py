@@ -14,13 +14,24 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Literal
 
 from quantailor.errors import RepoFileNotFoundError, UnsupportedModelError
+from quantailor.models.convert.description.pooling import MODULES
 from quantailor.models.gguf_shards import SHARD_NAME
 from quantailor.models.huggingface import CONFIG_NAMES, INDEX_NAME
 
 Kind = Literal["safetensors", "gguf", "imatrix"]
 
-COMPANIONS = (*CONFIG_NAMES, "README.md", "vocab.json", "merges.txt", "tekken.json", "preprocessor_config.json", "processor_config.json")
+COMPANIONS = (
+    *CONFIG_NAMES,
+    "README.md",
+    "vocab.json",
+    "merges.txt",
+    "tekken.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    MODULES,
+)
 """Beside the weights: configuration, tokenizer, and the model card with name and licence."""
+_POOLING = re.compile(r"\d+_Pooling/config\.json")
 _TOKENIZERS = re.compile(r"[^/]+\.(?:model|tiktoken)|[^/]*vocab[^/]*\.(?:json|jsonl|txt)|tokenizer\.jsonl")
 """Tokenizer files under other names, which llama.cpp's converter reads for families that we do not know."""
 _TYPES = (("bf16",), ("f16", "fp16"), ("f32", "fp32"))
@@ -121,7 +132,7 @@ def choose(
     weights = _safetensors(plain, weight_names, repo_id)
     if weights:
         companions = tuple(plain[name] for name in COMPANIONS if name in plain)
-        companions += tuple(file for name, file in plain.items() if _TOKENIZERS.fullmatch(name) and name not in COMPANIONS)
+        companions += tuple(file for name, file in plain.items() if _is_companion(name))
         return Choice("safetensors", weights, companions, imatrices)
     if ggufs:
         chosen, by_name = _sixteen_bit(ggufs, repo_id, has_imatrix=bool(imatrices))
@@ -140,6 +151,11 @@ def _safetensors(plain: dict[str, RepoFile], weight_names: Collection[str] | Non
         if "/" in name or name not in plain or not name.endswith(".safetensors"):
             raise RepoFileNotFoundError(f"{INDEX_NAME} of {repo_id} names {name[:120]!r}, which the repository does not have")
     return tuple(plain[name] for name in sorted(weight_names))
+
+
+def _is_companion(name: str) -> bool:
+    """Whether a file goes with the weights under a name that is not always the same."""
+    return name not in COMPANIONS and bool(_TOKENIZERS.fullmatch(name) or _POOLING.fullmatch(name))
 
 
 def _gguf_sets(files: Iterable[RepoFile]) -> dict[str, list[RepoFile]]:

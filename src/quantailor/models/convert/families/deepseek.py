@@ -28,6 +28,7 @@ class DeepseekV2(Experts):
     """`DeepseekV2ForCausalLM`."""
 
     architecture = "deepseek2"
+    rotates_part = True
     defaults = (
         assumed(vocab=102400, width=4096, feed_forward=11008, layers=32, heads=32, kv_heads=32)
         | assumed(context=2048, eps=1e-6, rope_base=10000.0)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from quantailor.errors import AlreadyQuantizedError, ModelFormatError, UnsupportedModelError
-from quantailor.models.convert.checkpoint import START_FROM, plain_name
+from quantailor.models.convert.checkpoint import START_FROM, plain_name, whose_name
 from quantailor.models.convert.families.config import ROPE_KEYS, Config, float32, uint32
 from quantailor.models.convert.families.rope import llama3_tensor, no_such_rope, rope_metadata
 from quantailor.models.convert.families.rows import (
@@ -34,10 +34,14 @@ from quantailor.records import MetadataValue, TensorInfo
 MAX_HEAD_DIM, MAX_LAYERS, MAX_VOCABULARY = 1 << 16, 10_000, 1 << 22
 """Beyond any model; what is counted up to them fits in memory."""
 FILE_TYPES = {"F16": 1, "BF16": 32}
-_IGNORED = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
+_IGNORED = (
+    *(".attention.masked_bias", ".attention.bias", ".masked_bias", ".causal_mask", ".position_ids"),
+    *(".rotary_emb.inv_freq", ".rotary_emb.original_inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached"),
+)
+"""Ends of the names of what a model computes from its configuration, which older programs saved as well."""
 _ACTIVATION_SCALES = (
     *(".activation_scale", "_activation_scale", ".input_scale", ".input_scale_ub", ".output_scale"),
-    *(".k_scale", ".v_scale", ".kv_scale", ".q_scale"),
+    *(".k_scale", ".v_scale", ".kv_scale", ".q_scale", ".prob_scale", ".prob_output_scale"),
 )
 _WEIGHT_SCALES = ("_scale_inv", "_scale")
 """Ends of the names of 8-bit matrices' scales, after the matrix's own name; all are multiplied."""
@@ -139,6 +143,10 @@ class Family:
     """Metadata after the common part."""
     rotates: ClassVar[bool] = False
     """Whether rows of the query and key matrices are interleaved for ggml's rope."""
+    pools: ClassVar[bool] = False
+    """Whether llama.cpp reads from the file how a text becomes one vector."""
+    rotates_part: ClassVar[bool] = False
+    """Whether `partial_rotary_factor` says how much of a head is rotated."""
     quantizations: ClassVar[Sequence[str]] = ()
     """Values of `quant_method` that are read beside 8-bit floats."""
     needs_output: ClassVar[bool] = False
@@ -169,7 +177,29 @@ class Family:
         """Arrays that are not part of the text model, after `plan`."""
         self.notes: list[str] = self.config.overruled_ropes
         """What config.json says twice, and after `vocabulary` what the tokenizer has and the base has not."""
+        self.pooling: int | None = None
+        """How the directory says that texts become one vector each, as llama.cpp counts the ways; None for other models."""
         self._scales: dict[str, StoredArray] = {}
+        self._check_rotated_part()
+        if self._reads_both_ways:
+            self.notes.append(
+                "config.json says that attention is not causal: it is kept as attention.causal, which llama.cpp heeds for few "
+                "architectures, so give its programs `--attention non-causal`"
+            )
+
+    @property
+    def _reads_both_ways(self) -> bool:
+        return self.config.get("is_causal") is False or self.config.get("use_bidirectional_attention") is True
+
+    def _check_rotated_part(self) -> None:
+        """Heads are rotated whole. Raises UnsupportedModelError where config.json says that a part of them is."""
+        part = mapping(self.config.get("rope_parameters")).get("partial_rotary_factor", self.config.get("partial_rotary_factor"))
+        if part is not None and not self.rotates_part and self.config.as_number("partial_rotary_factor", part) != 1:
+            raise UnsupportedModelError(
+                f"{self.config.place} has partial_rotary_factor = {str(part)[:40]}, and llama.cpp rotates whole heads of every "
+                f"{type(self).__name__} model",
+                remedy="No GGUF file can hold this model; if whole heads were rotated in its training, correct config.json",
+            )
 
     # Tensors
 
@@ -306,6 +336,11 @@ class Family:
             return UnsupportedModelError(
                 f"{self.config.place} has num_hidden_layers = {self.n_layers}, but {array.file.path} has a further layer, {array.name}",
                 remedy="Correct num_hidden_layers, or leave the further layers out of the files",
+            )
+        if who := whose_name(array.name):
+            return UnsupportedModelError(
+                f"{array.file.path} has the tensor {array.name[:120]}: its tensors have {who} names, not those of transformers",
+                remedy="Export the model to the format of transformers with the program that saved it, or download it in that format",
             )
         return UnsupportedModelError(
             f"{array.file.path} has the tensor {array.name[:120]}, which no {type(self).__name__} model of {self.n_layers} layers has",
@@ -454,8 +489,12 @@ class Family:
         if (dim := self.head_dim) is not None:
             entries["attention.key_length"] = entries["attention.value_length"] = uint32(dim)
         entries["general.file_type"] = file_type
+        if self.pooling is not None and self.pools:
+            entries["pooling_type"] = uint32(self.pooling)
         for key in self.keys:
             entries |= key.entry(self.config)
+        if self._reads_both_ways:
+            entries["attention.causal"] = MetadataValue("bool", False)
         return entries
 
     def common(self) -> dict[str, MetadataValue]:

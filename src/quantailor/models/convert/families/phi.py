@@ -28,6 +28,7 @@ class Phi3(Family):
         "mlp.gate_up_proj": "ffn_up",
     }
     vocabulary_kind = "phi3"
+    rotates_part = True
 
     def outer_optional(self) -> dict[str, Shape]:
         factors = {f"rope_factors_{name}.weight": (self.rope_dim // 2,) for name in ("long", "short")}

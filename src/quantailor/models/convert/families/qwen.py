@@ -17,6 +17,7 @@ class Qwen2(Family):
     defaults = assumed(vocab=151936, width=4096, feed_forward=22016, layers=32, heads=32, kv_heads=32) | assumed(
         context=32768, eps=1e-6, rope_base=10000.0
     )
+    pools = True
 
     @property
     def query_rows(self) -> int:

@@ -19,6 +19,17 @@ NEEDS_PIECES = "Put the tokenizer.model of the model that it was made from besid
 _CODE_LLAMA_SIZE = 32016
 _CODE_LLAMA_IDS = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
 _GRANITE_SIZE = 49152
+_PIECES = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model.")
+_OTHER_TOKENIZERS = (
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model.*",
+    "tekken.json",
+    "*.tiktoken",
+    "vocab.json",
+    "merges.txt",
+)
+"""What a tokenizer is stored in beside tokenizer.model and tokenizer.json, the first of them what SentencePiece writes."""
 
 
 def bpe_or_sentencepiece(folder: Path, config: JsonObject, vocab_size: int, notes: list[str]) -> Entries:
@@ -30,6 +41,8 @@ def bpe_or_sentencepiece(folder: Path, config: JsonObject, vocab_size: int, note
 
 def bpe_vocabulary(folder: Path, config: JsonObject, vocab_size: int) -> Entries:
     """A byte-level BPE tokenizer.json. Raises ModelError where there is none, UnsupportedModelError where it is of another kind."""
+    if not is_there(folder / "tokenizer.json"):
+        raise no_tokenizer(folder)
     tokenizer = BpeTokenizer(folder)
     if tokenizer.byte_fallback:
         raise UnsupportedModelError(f"{tokenizer.path} is not a byte-level vocabulary, which this family uses", remedy=NEEDS_PIECES)
@@ -50,13 +63,25 @@ def llama_vocabulary(folder: Path, config: JsonObject, vocab_size: int, notes: l
         entries |= vocabulary.metadata(folder) | (tokenizer.merges() if byte_level else {})
         entries |= special_metadata(folder, config, None if byte_level else len(vocabulary.tokens))
     else:
-        raise ModelError(f"{folder} has neither tokenizer.model nor tokenizer.json", remedy="Download the model's tokenizer as well")
+        raise no_tokenizer(folder)
     if vocab_size == _CODE_LLAMA_SIZE:
         for role, number in _CODE_LLAMA_IDS.items():
             entries[f"tokenizer.ggml.{role}_token_id"] = MetadataValue("uint32", number)
     if vocab_size == _GRANITE_SIZE:
         entries["tokenizer.ggml.add_bos_token"] = MetadataValue("bool", False)
     return entries
+
+
+def no_tokenizer(folder: Path) -> ModelError:
+    """The error for a directory without a tokenizer that conversion reads, which names what there is in its place."""
+    if found := next((path.name for pattern in _OTHER_TOKENIZERS for path in sorted(folder.glob(pattern))), None):
+        return ModelError(
+            f"{folder} has neither tokenizer.model nor tokenizer.json, but {found[:120]}",
+            remedy="Name it tokenizer.model"
+            if found.startswith(_PIECES)
+            else "Save the tokenizer as tokenizer.json: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
+        )
+    return ModelError(f"{folder} has neither tokenizer.model nor tokenizer.json", remedy="Download the model's tokenizer as well")
 
 
 def gemma_vocabulary(folder: Path, config: JsonObject, vocab_size: int, notes: list[str]) -> Entries:

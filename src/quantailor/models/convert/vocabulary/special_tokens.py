@@ -27,6 +27,7 @@ _ID_KEYS: Mapping[str, str] = {
     "suffix": "suffix_token_id",
     "middle": "middle_token_id",
 }
+_ENDS = ("bos_token", "eos_token")
 _ADDED = ("bos", "eos", "sep")
 
 
@@ -41,6 +42,10 @@ def special_metadata(folder: Path, config: JsonObject, vocab_size: int | None) -
     tokenizer = read_json_if_there(folder / "tokenizer.json")
     settings = dict(read_json_if_there(folder / "tokenizer_config.json"))
     has_settings = bool(settings)
+    if "added_tokens_decoder" not in settings:
+        # As transformers reads files of before it wrote that entry.
+        named = read_json_if_there(folder / "special_tokens_map.json")
+        settings.update({key: named[key] for key in _ENDS if settings.get(key) is None and content(named.get(key))})
     roles, added = list(ROLES), dict[str, bool]()
     if tokenizer:
         _post_processing(mapping(tokenizer.get("post_processor")), settings, has_settings, roles, added)
@@ -96,7 +101,9 @@ def _ids(
             candidates.append((role, next((token.get("id") for token in tokens if token.get("content") == text), None)))
     text_model = mapping(config.get("text_config"))
     for key, role in ((f"{role}_token_id", role) for role in roles):
-        candidates.append((role, config.get(key) if config.get(key) is not None else text_model.get(key)))
+        stated = config.get(key) if config.get(key) is not None else text_model.get(key)
+        # Of several ends, each of which ends a text, the first is the one that a file can name.
+        candidates.append((role, stated[0] if role == "eos" and isinstance(stated, list) and stated else stated))
     ids: dict[str, int] = {}
     for role, number in candidates:
         if type(number) is not int:

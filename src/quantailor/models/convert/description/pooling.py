@@ -1,0 +1,35 @@
+"""How a directory of Sentence Transformers says that a text becomes one vector."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+
+from quantailor.errors import ModelFormatError
+from quantailor.models.json_files import INTACT, is_there, mapping, objects, read_json_if_there, read_text
+
+MODULES = "modules.json"
+_MODULE = "sentence_transformers.models.Pooling"
+_WAYS = {"pooling_mode_mean_tokens": 1, "pooling_mode_cls_token": 2, "pooling_mode_lasttoken": 3}
+"""The ways that llama.cpp has, as it counts them (`llama_pooling_type` in its llama.h)."""
+NAMES = {1: "mean", 2: "cls", 3: "last"}
+"""How its programs call them (`--pooling`)."""
+
+
+def pooling_of(folder: Path) -> int | None:
+    """The way of pooling that modules.json names; None for a model that is no embedding model, or pools in another way.
+
+    Raises ModelError where a file cannot be read, or holds something else.
+    """
+    path = folder / MODULES
+    if not is_there(path):
+        return None
+    try:
+        stored = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise ModelFormatError(f"{path} is not valid JSON: {str(error)[:120]}", remedy=INTACT) from error
+    place = next((module.get("path") for module in objects(stored) if module.get("type") == _MODULE), None)
+    if not isinstance(place, str) or len(PurePosixPath(place).parts) != 1 or PurePosixPath(place).name != place:
+        return None
+    settings = mapping(read_json_if_there(folder / place / "config.json"))
+    return next((number for key, number in _WAYS.items() if settings.get(key) is True), None)
