@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from commands import Command
 
-from gguf_models import HEADS, HIDDEN, write_gpt2, write_llama
+from gguf_models import HEADS, HIDDEN, N_BPE, write_gpt2, write_llama
 from quantailor.app.library.opening import model_reservations
 from quantailor.app.library.projects import open_project
 from quantailor.jobs import resolve
@@ -123,6 +123,7 @@ def test_llama_cpp_is_asked_once_of_a_sound_base(run: Command, tmp_path: Path, m
     assert asked == [base, base]
 
 
+WRONG_TYPE = "with which llama.cpp cannot compute"
 AGAIN = "Convert the model again, or get an intact copy of the file"
 UNRUNNABLE: Mapping[str, tuple[Callable[[Path], Path], str, str]] = {
     "no key": (
@@ -145,6 +146,18 @@ UNRUNNABLE: Mapping[str, tuple[Callable[[Path], Path], str, str]] = {
         "holds 13 tensors, of which llama.cpp knows 12",
         "if it is newer than the llama.cpp installed here, update llama-cpp-python",
     ),
+    **{
+        f"{name} as {kind.__name__}": (
+            lambda path, name=name, shape=shape, kind=kind: write_llama(path, arrays={f"{name}.weight": np.ones(shape, kind)}),  # type: ignore[misc]
+            f"holds {name}.weight as {stored}, {WRONG_TYPE}",
+            "with these weights in F32, F16 or BF16",
+        )
+        for name, shape, kind, stored in (
+            ("blk.0.attn_norm", (HIDDEN,), np.float64, "F64"),
+            ("blk.0.attn_k", (HIDDEN, HIDDEN), np.int8, "I8"),
+            ("token_embd", (N_BPE, HIDDEN), np.int16, "I16"),
+        )
+    },
     "another architecture": (
         lambda path: write_llama(path, architecture="notyet"),
         "unknown model architecture: 'notyet'",
@@ -198,3 +211,27 @@ def test_a_file_to_judge_that_cannot_run_is_refused_before_the_base_is_scored(ru
     line = run("verify", theirs, "--base", base, "--against", "Q8_0", "--chunks", 1).error_line
     assert f"{theirs} lacks the metadata key llama.attention.layer_norm_rms_epsilon, which llama.cpp needs. {AGAIN}" in line
     assert run("jobs", "show", 1, "--json").result["state"] == "failed"
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int16, np.int32, np.int64, np.float64])
+def test_a_plan_reads_an_embedding_of_any_plain_type_and_advises_nothing_that_cannot_run(
+    run: Command, kind: type[np.generic], tmp_path: Path
+) -> None:
+    base = write_llama(tmp_path / "base.gguf", arrays={"token_embd.weight": np.ones((N_BPE, HIDDEN), kind)})
+    assert run("measure", base, "--types", "Q8_0,Q2_K").code == 0
+    planned = run("plan", base, "--bpw", 20, "--basis", "ranking", "-o", tmp_path / "s.yaml", "--json")
+    assert planned.result["probe_command"] is None
+    assert any(WRONG_TYPE in note for note in planned.result["notes"])
+    assert run("build", base, tmp_path / "s.yaml", "-o", tmp_path / "built.gguf").code == 0
+    source, built = open_model(base), open_model(tmp_path / "built.gguf")
+    assert np.array_equal(source.raw_rows("token_embd.weight", 0, N_BPE), built.raw_rows("token_embd.weight", 0, N_BPE))
+    assert np.all(built.rows("token_embd.weight", 0, N_BPE) == 1)
+    source.close()
+    built.close()
+
+
+def test_a_plan_for_a_model_without_predictions_advises_no_probes(run: Command, tmp_path: Path) -> None:
+    base = write_llama(tmp_path / "base.gguf", metadata={"llama.pooling_type": 3})
+    assert run("measure", base, "--types", "Q8_0,Q2_K").code == 0
+    planned = run("plan", base, "--bpw", 6, "--basis", "ranking", "-o", tmp_path / "s.yaml", "--json")
+    assert planned.result["probe_command"] is None

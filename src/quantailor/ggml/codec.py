@@ -22,6 +22,8 @@ from quantailor.qtypes import QType
 MAX_ABS_WEIGHT = 1e6
 """Largest weight we pass on; block scales are float16 and squares are summed in float32."""
 MAX_IMPORTANCE = 1e20
+_PLAIN = {"I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "F64": "<f8"}
+"""`UNTOUCHED` types as numpy calls them."""
 
 
 def check_weights(values: Floats, name: str) -> None:
@@ -96,7 +98,10 @@ def dequantize(data: npt.NDArray[np.generic], qtype: QType, n_cols: int) -> Floa
     if flat.size % row_bytes:
         raise TypeUnavailableError(f"{flat.size} bytes are not a whole number of {qtype.name} rows of {row_bytes} bytes")
     out = np.empty((flat.size // row_bytes, n_cols), dtype=np.float32)
-    if qtype.name == "F32":
+    if qtype.name in _PLAIN:
+        # ggml has no function that makes weights of these: a call would end the process.
+        out[:] = flat.view(_PLAIN[qtype.name]).reshape(out.shape)
+    elif qtype.name == "F32":
         out.view(np.uint8).reshape(-1)[:] = flat
     elif out.size:
         traits = library.load().ggml.ggml_get_type_traits(qtype.id).contents

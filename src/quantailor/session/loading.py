@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from quantailor.errors import InferenceError, ModelFormatError, QuantailorError, UnsupportedModelError
 from quantailor.ggml.headers import read_header
 from quantailor.ggml.runtime import NOT_LOADED
+from quantailor.qtypes import UNTOUCHED
+from quantailor.records import TensorInfo
 
 _TENSOR = re.compile(r"tensor '(?P<name>[^']+)' (?:(?P<missing>not found)|has wrong shape; expected +(?P<wanted>.+), got +(?P<found>.+))")
 _MISSING_KEY = re.compile(r"key not found in model: (?P<key>\S+)")
 _ODD_KEY = re.compile(r"key (?P<key>\S+) has wrong type (?P<found>\S+) but expected type (?P<wanted>\S+)")
 _MORE_TENSORS = re.compile(r"wrong number of tensors; expected (?P<stored>\d+), got (?P<known>\d+)")
+_WEIGHTS = re.compile(
+    r"(token_embd|output|output_norm|blk\.\d+\.((attn|ffn)_norm|attn_(q|k|v|qkv|output)(_norm)?|ffn_(gate|up|down|gate_up)(_exps|_shexp)?))"
+    r"\.(weight|bias)"
+)
+"""Names of tensors that architectures share and that a graph multiplies by or adds."""
 _REMEDY = "Convert the model again, or get an intact copy of the file"
 
 
@@ -42,6 +50,15 @@ def refusal(path: Path) -> LoadRefusal | None:
             what = f"{path} holds {more['stored']} tensors, of which llama.cpp knows {more['known']}"
             return LoadRefusal(UnsupportedModelError(what, remedy=NOT_LOADED), False)
         return LoadRefusal(error, False)
+    return None
+
+
+def not_computable(path: Path, tensors: Iterable[TensorInfo]) -> LoadRefusal | None:
+    """Why llama.cpp would end its process over a file that it loads: weights in a type that it only stores. None where there are none."""
+    for tensor in tensors:
+        if tensor.type_name in UNTOUCHED and _WEIGHTS.fullmatch(tensor.name):
+            what = f"{path} holds {tensor.name} as {tensor.type_name}, with which llama.cpp cannot compute"
+            return LoadRefusal(UnsupportedModelError(what, remedy="Convert the model again, with these weights in F32, F16 or BF16"), False)
     return None
 
 

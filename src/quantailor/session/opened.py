@@ -19,7 +19,7 @@ from quantailor.models.identity import Identity, description
 from quantailor.models.source import ModelSource
 from quantailor.qtypes import never_quantized
 from quantailor.records import TensorInfo
-from quantailor.session.loading import LoadRefusal, refusal
+from quantailor.session.loading import LoadRefusal, not_computable, refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,10 @@ def require_intact(model: OpenedModel) -> LoadRefusal | None:
     """
     require_finite(model.identity)
     require_held(model.identity)
-    refused = refusal(gguf_path(model)) if isinstance(model.source, GGUFSource) else None
+    refused = None
+    if isinstance(model.source, GGUFSource):
+        path = gguf_path(model)
+        refused = refusal(path) or not_computable(path, model.source.tensors)
     if refused is not None and refused.is_of_tensors:
         raise refused.error
     return refused

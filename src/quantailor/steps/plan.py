@@ -27,7 +27,7 @@ from quantailor.evidence.speeds import Speeds, speed_at
 from quantailor.evidence.strategies import is_gguf, require_whole, store_strategy
 from quantailor.ggml.reference import preset_name
 from quantailor.making import building, judging
-from quantailor.models.abilities import require_predictions
+from quantailor.models.abilities import require_predictions, why_no_predictions
 from quantailor.records import Grounds, PredictedSpeed, Prediction, RoundingWish, SpeedOf, Strategy, TensorCells, TensorChoice
 from quantailor.session import AUTO, OpenedModel, Workspace
 from quantailor.steps.checks.limits import constraints_of, too_little, too_slow
@@ -114,7 +114,7 @@ class PlanResult(StepResult):
     grounds: Grounds | None = None
     """What it stands on; None without probes."""
     probe_command: str | None = None
-    """What measures the damages that this plan only expects; None where it rests on probes."""
+    """What measures the damages that this plan only expects; None where it rests on probes, or the model cannot be probed."""
     notes: tuple[str, ...] = ()
     """What gave way to something else that was asked for, one sentence each."""
     speed: PredictedSpeed | None = None
@@ -157,6 +157,7 @@ def plan(
     preset_size = None
     with workspace.model(base) as model:
         remarks = [*workspace.imatrices.remarks(model, imatrix), *workspace.reservations(model)]
+        cannot_be_probed = why_no_predictions(model.source) or workspace.require_intact(model)
         which = named_rounding(workspace, model, rounding, covariances)
         if isinstance(wanted, str):
             strategy, grounds = _same_types(workspace, model, wanted, imatrix, which)
@@ -165,7 +166,8 @@ def plan(
     if output is not None:
         strategy_file.write(strategy, output, overwrite=overwrite)
     result = plan_result(workspace, strategy, output, preset_size, grounds, base=base, origin=origin)
-    return dataclasses.replace(result, notes=(*result.notes, *remarks))
+    advice = None if cannot_be_probed else result.probe_command
+    return dataclasses.replace(result, notes=(*result.notes, *remarks), probe_command=advice)
 
 
 def _same_types(workspace: Workspace, model: OpenedModel, reference: str, imatrix: str, rounding: str) -> tuple[Strategy, Grounds | None]:
