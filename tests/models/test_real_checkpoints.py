@@ -107,6 +107,24 @@ def test_ropes_that_contradict_each_other_are_told_with_both_keys(newer: dict[st
     assert "in rope_scaling" in line
 
 
+@pytest.mark.parametrize(
+    ("family", "config", "is_told"),
+    [
+        ("Qwen2ForCausalLM", {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 1}, True),
+        ("Qwen3ForCausalLM", {"sliding_window": 64, "use_sliding_window": True}, True),
+        ("Qwen2ForCausalLM", {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 2}, False),
+        ("Qwen2ForCausalLM", {"sliding_window": 64, "use_sliding_window": False}, False),
+        ("Qwen2ForCausalLM", {"sliding_window": 512, "use_sliding_window": True}, False),
+        ("Qwen2ForCausalLM", {"sliding_window": None, "use_sliding_window": True}, False),
+    ],
+)
+def test_limited_attention_that_llama_cpp_does_not_limit_is_told(
+    family: str, config: dict[str, Any], is_told: bool, tmp_path: Path
+) -> None:
+    said = " ".join(notes(write_small(family, tmp_path, **config)))
+    assert ("limits attention to 64 tokens, which llama.cpp does not for" in said) == is_told
+
+
 @pytest.mark.parametrize("rope", [{"partial_rotary_factor": 0.5}, {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.25}}])
 def test_heads_that_are_rotated_in_part_are_refused_where_llama_cpp_rotates_them_whole(rope: dict[str, Any], tmp_path: Path) -> None:
     line = refusal(write_small("Qwen3ForCausalLM", tmp_path, **rope))
@@ -271,6 +289,21 @@ def test_an_end_that_only_the_older_map_names_counts(tmp_path: Path) -> None:
     assert metadata(folder)["tokenizer.ggml.eos_token_id"].value == SENTENCEPIECE_SIZE + 1
     edit(folder / "tokenizer_config.json", lambda settings: settings.update({"eos_token": "</s>"}))
     assert metadata(folder)["tokenizer.ggml.eos_token_id"].value == 2
+
+
+@pytest.mark.parametrize("ends", [BPE_SIZE - 4, [BPE_SIZE - 4, BPE_SIZE - 3]])
+def test_an_end_that_only_the_generation_settings_name_counts_and_none_is_told(ends: object, folder: Path) -> None:
+    edit(folder / "config.json", lambda config: config.pop("eos_token_id"))
+    edit(folder / "tokenizer_config.json", lambda settings: settings.pop("eos_token"))
+    assert "no file names the token that ends a text" in " ".join(notes(folder))
+    edit(folder / "generation_config.json", lambda settings: settings.update(eos_token_id=ends))
+    assert metadata(folder)["tokenizer.ggml.eos_token_id"].value == BPE_SIZE - 4
+    assert notes(folder) == ()
+
+
+def test_a_token_without_a_row_is_named(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", lambda settings: settings.update(extra_special_tokens={"image_token": "<image>"}))
+    assert f"but the embedding has {BPE_SIZE} rows: '<image>' has none" in refusal(folder)
 
 
 def test_of_several_ends_the_first_is_written(folder: Path) -> None:
@@ -489,6 +522,12 @@ def test_a_file_that_is_still_downloaded_is_not_whole(folder: Path, quantailor: 
         assert f"{path} is not whole: {control.name} beside it says that aria2 has not finished" in line
         assert not (tmp_path / "other.gguf").exists()
         control.unlink()
+
+
+def test_a_directory_of_gguf_files_names_one(tmp_path: Path) -> None:
+    for name in ("b.gguf", "a.gguf"):
+        (tmp_path / name).touch()
+    assert f"has no config.json, but a.gguf and 1 more GGUF files. Give the GGUF file: {tmp_path / 'a.gguf'}" in refusal(tmp_path)
 
 
 def test_files_beside_the_model_are_not_read(folder: Path) -> None:
@@ -969,6 +1008,20 @@ def test_parts_of_sharded_training_are_called_so(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "global_step100").mkdir()
     assert "the parts of sharded training (global_step100)" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLMWithValueHead", "LlamaForProcessRewardModel"])
+def test_a_model_with_a_value_head_is_refused_before_anything_is_set_up(name: str, folder: Path) -> None:
+    edit(folder / "config.json", lambda config: config.update(architectures=[name]))
+    assert f"has the architecture {name!r}, which scores texts" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["PeftModelForCausalLM", "OptimizedModule", "AutoModelForCausalLM", "FSDPLlamaForCausalLM"])
+def test_a_wrapper_s_class_in_place_of_the_model_s_is_told(name: str, folder: Path) -> None:
+    edit(folder / "config.json", lambda config: config.update(architectures=[name]))
+    line = refusal(folder)
+    assert f"has the architecture {name!r}, a class around the model's own. Write the model's class there" in line
+    assert '"architectures": ["LlamaForCausalLM"]' in line
 
 
 @pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification", "RewardModel"])

@@ -102,6 +102,11 @@ class HuggingFaceSource:
                 "general.quantization_version": MetadataValue("uint32", QUANTIZATION_VERSION),
                 **family.vocabulary(self.folder, self.config),
             }
+            if "tokenizer.ggml.eos_token_id" not in self.metadata:
+                family.notes.append(
+                    "no file names the token that ends a text: programs may not stop where the model does (name it as eos_token in "
+                    "tokenizer_config.json, or as eos_token_id in config.json)"
+                )
             if family.config.get("tie_word_embeddings") and self._has_another_output():
                 family.notes.append(
                     "config.json ties the output to the embedding, but lm_head.weight differs from it: both are kept, while programs that "
@@ -264,7 +269,10 @@ def checked_config(folder: Path) -> dict[str, Any]:
     _refuse_adapter(folder)
     inner = sorted({str(path.parent.relative_to(folder)) for pattern in _INNER for path in folder.glob(pattern) if path.is_file()})
     if not inner:
-        raise ModelError(f"{folder} has no config.json", remedy="Give a GGUF file or a Hugging Face directory")
+        files = sorted(path.name for path in folder.glob("*.gguf") if path.is_file())
+        shown = f", but {files[0][:120]}" + (f" and {len(files) - 1:,} more GGUF files" if len(files) > 1 else "") if files else ""
+        remedy = f"Give the GGUF file: {folder / files[0]}" if files else "Give a GGUF file or a Hugging Face directory"
+        raise ModelError(f"{folder} has no config.json{shown}", remedy=remedy)
     more = f" and {len(inner) - _MOST_NAMED:,} more" if len(inner) > _MOST_NAMED else ""
     raise ModelError(
         f"{folder} has no config.json, but there is one in {', '.join(inner[:_MOST_NAMED])}{more}",

@@ -39,7 +39,9 @@ FAMILIES: Mapping[str, type[Family]] = {
     "GptOssForCausalLM": GptOss,
 }
 
-_HEAD = re.compile(r"(\w+)For(?:SequenceClassification|TokenClassification|RewardModel)")
+_HEAD = re.compile(r"(\w+)For(?:SequenceClassification|TokenClassification|RewardModel|ProcessRewardModel)|\w+WithValueHead")
+_WRAPPER = re.compile(r"Peft(?:Model\w*)?|OptimizedModule|DistributedDataParallel|FullyShardedDataParallel|DeepSpeedEngine|AutoModel\w*")
+"""Classes around a model, which training scripts write in place of its own."""
 
 
 def family_of(config: JsonObject, arrays: Mapping[str, StoredArray], place: str, where: str) -> Family:
@@ -64,10 +66,16 @@ def family_of(config: JsonObject, arrays: Mapping[str, StoredArray], place: str,
             f"{place} has architectures = {str(names)[:80]!r}, which should list the model's class",
             remedy='Write it there as the model\'s own repository has it, e.g. "architectures": ["LlamaForCausalLM"]',
         )
-    if family is None and (head := _HEAD.fullmatch(name)) and f"{head[1]}ForCausalLM" in FAMILIES:
+    if family is None and (head := _HEAD.fullmatch(name)) and (head[1] is None or f"{head[1]}ForCausalLM" in FAMILIES):
         raise UnsupportedModelError(
             f"{place} has the architecture {name!r}, which scores texts and does not predict next tokens",
             remedy="Use the language model itself",
+        )
+    inner = next((known for known in FAMILIES if name.endswith(known)), None)
+    if family is None and (inner or _WRAPPER.fullmatch(name)):
+        raise UnsupportedModelError(
+            f"{place} has the architecture {name[:80]!r}, a class around the model's own",
+            remedy=f'Write the model\'s class there as its repository has it, e.g. "architectures": ["{inner or "LlamaForCausalLM"}"]',
         )
     if family is None:
         raise ConverterNeededError(

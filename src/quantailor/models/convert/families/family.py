@@ -143,6 +143,8 @@ class Family:
     """Metadata after the common part."""
     rotates: ClassVar[bool] = False
     """Whether rows of the query and key matrices are interleaved for ggml's rope."""
+    window_keys: ClassVar[Sequence[str]] = ()
+    """Keys that together limit attention to the last `sliding_window` tokens, which llama.cpp does not for this architecture."""
     pools: ClassVar[bool] = False
     """Whether llama.cpp reads from the file how a text becomes one vector."""
     rotates_part: ClassVar[bool] = False
@@ -185,6 +187,16 @@ class Family:
             self.notes.append(
                 "config.json says that attention is not causal: it is kept as attention.causal, which llama.cpp heeds for few "
                 "architectures, so give its programs `--attention non-causal`"
+            )
+
+        window, length = (self.config.get(key) for key in ("sliding_window", "max_position_embeddings"))
+        limited = bool(self.window_keys) and all(self.config.get(key) for key in self.window_keys)
+        first = self.config.get("max_window_layers")
+        limited = limited and not (type(first) is int and first >= self.n_layers)
+        if limited and type(window) is int and type(length) is int and window < length:
+            self.notes.append(
+                f"config.json limits attention to {window:,} tokens, which llama.cpp does not for {self.architecture}: in longer texts the "
+                "file computes something else than the checkpoint"
             )
 
     @property

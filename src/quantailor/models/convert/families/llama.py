@@ -51,6 +51,7 @@ class Mistral(Llama):
     """`MistralForCausalLM`: Llama's arrays under other defaults."""
 
     defaults = Llama.defaults | assumed(feed_forward=14336, kv_heads=8, context=131072)
+    window_keys = ("sliding_window",)
 
 
 _SCALES: Mapping[str, str] = {

@@ -18,6 +18,7 @@ class Qwen2(Family):
         context=32768, eps=1e-6, rope_base=10000.0
     )
     pools = True
+    window_keys = ("use_sliding_window", "sliding_window")
 
     @property
     def query_rows(self) -> int:

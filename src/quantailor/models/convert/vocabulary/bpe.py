@@ -177,7 +177,7 @@ class BpeTokenizer:
         for number in range(len(texts)):
             tokens.append(texts[number])
             kinds.append(BYTE if _BYTE_TOKEN.fullmatch(texts[number]) else CONTROL if texts[number] in special else NORMAL)
-        refuse_rowless({*texts, *self.added}, vocab_size, str(self.path))
+        refuse_rowless(texts | {number: token.text for number, token in self.added.items()}, vocab_size, str(self.path))
         for number in range(len(texts), vocab_size):
             added = self.added.get(number)
             tokens.append(f"[PAD{number}]" if added is None else added.text)

@@ -86,7 +86,7 @@ Added = tuple[int, str, int]
 def _vocabulary(folder: Path, size: int, added: Iterable[Added], further: Iterable[Added], notes: list[str]) -> Vocabulary:
     """The pieces with `added` in their places, later ones before earlier ones, and `further` ones where nothing is yet."""
     pieces = read_pieces(folder / "tokenizer.model")
-    refuse_rowless(range(len(pieces)), size, str(folder / "tokenizer.model"))
+    refuse_rowless({number: piece.text for number, piece in enumerate(pieces)}, size, str(folder / "tokenizer.model"))
     entries = [(piece.text, piece.score, NORMAL if piece.kind == _PIECE_USER_DEFINED else piece.kind) for piece in pieces]
     entries += [(f"[PAD{number}]", _PAD_SCORE, UNUSED) for number in range(len(pieces), size)]
     rowless, named = dict[int, str](), dict[int, str]()

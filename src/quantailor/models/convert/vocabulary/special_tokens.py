@@ -86,7 +86,7 @@ def _ids(
     added: dict[str, bool],
     folder: Path,
 ) -> dict[str, int]:
-    """Ids by role: those that tokenizer_config.json names come first, then config.json's own.
+    """Ids by role: those that tokenizer_config.json names come first, then config.json's own, then the end of generation_config.json.
 
     Where a text begins and ends is told by any file that has the token's id; other roles are told as llama.cpp's converter does, by
     tokenizer.json alone.
@@ -104,6 +104,8 @@ def _ids(
         stated = config.get(key) if config.get(key) is not None else text_model.get(key)
         # Of several ends, each of which ends a text, the first is the one that a file can name.
         candidates.append((role, stated[0] if role == "eos" and isinstance(stated, list) and stated else stated))
+    chosen = read_json_if_there(folder / "generation_config.json").get("eos_token_id")
+    candidates.append(("eos", chosen[0] if isinstance(chosen, list) and chosen else chosen))
     ids: dict[str, int] = {}
     for role, number in candidates:
         if type(number) is not int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,11 +46,12 @@ class Vocabulary:
         return entries
 
 
-def refuse_rowless(ids: Collection[int], vocab_size: int, place: str) -> None:
+def refuse_rowless(ids: Mapping[int, str], vocab_size: int, place: str) -> None:
     """Raise ModelFormatError where a token has no row in the embedding."""
     if ids and max(ids) >= vocab_size:
         raise ModelFormatError(
-            f"{place} has {len(ids):,} tokens with ids up to {max(ids):,}, but the embedding has {vocab_size:,} rows",
+            f"{place} has {len(ids):,} tokens with ids up to {max(ids):,}, but the embedding has {vocab_size:,} rows: "
+            f"{ids[max(ids)][:80]!r} has none",
             remedy=OTHER_TOKENIZER,
         )
 
