@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from clocks import Clock
+from gguf_models import write_llama
 from quantailor.analysis.evals import greedy
 from quantailor.app.jobs import run_job, submit
 from quantailor.app.measuring.cost import CostReport, job_cost, outline
@@ -52,6 +53,12 @@ def test_a_higher_level_takes_longer(workspace: Workspace, books_llama_base: Pat
     assert all(0 < cost.seconds[0] < cost.seconds[1] for cost in costs)
     assert costs[0].disk_bytes < costs[1].disk_bytes
     assert all(cost.memory_bytes > 17_000_000 for cost in costs)
+
+
+def test_a_file_of_any_size_needs_no_more_room_than_its_base(workspace: Workspace, tmp_path: Path) -> None:
+    base = write_llama(tmp_path / "base.gguf")
+    task = MakeStep(model=str(base), output=str(tmp_path / "made"), plan=PlanOptions(size_bytes=1 << 50, basis="ranking"), verify=False)
+    assert stage(job_cost(workspace, task), "build").disk_bytes <= base.stat().st_size
 
 
 @pytest.mark.slow

@@ -402,11 +402,11 @@ def _build(at: Counted, plan: PlanOptions | None = None) -> StageEstimate:
 
 
 def _file_bytes(at: Counted, plan: PlanOptions | None = None) -> int:
-    """As large as was asked for, by a plan of its own or the task's; where that is not known, as a usual plan."""
+    """As large as was asked for, by a plan of its own or the task's, but not larger than the base; else as a usual plan."""
     if plan is None and isinstance(at.task, MakeStep):
         plan = at.task.plan
     if plan is not None and plan.size_bytes:
-        return plan.size_bytes
+        return min(plan.size_bytes, at.size.tensor_bytes)
     preset = (plan.like if plan else None) or _TYPICAL
     usual = max((name for name in library.types() if preset.startswith(name)), key=len, default=_TYPICAL)
     return at.size.bytes_at((plan.bits_per_weight if plan else None) or library.types()[usual].bits_per_weight)
