@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from quantailor.errors import AlreadyQuantizedError, ModelFormatError, UnsupportedModelError
 from quantailor.models.convert.checkpoint import START_FROM, plain_name, whose_name
+from quantailor.models.convert.families.attention import attention_notes, reads_both_ways, refuse_rotated_part
 from quantailor.models.convert.families.config import ROPE_KEYS, Config, float32, uint32
 from quantailor.models.convert.families.rope import llama3_tensor, no_such_rope, rope_metadata
 from quantailor.models.convert.families.rows import (
@@ -182,36 +183,9 @@ class Family:
         self.pooling: int | None = None
         """How the directory says that texts become one vector each, as llama.cpp counts the ways; None for other models."""
         self._scales: dict[str, StoredArray] = {}
-        self._check_rotated_part()
-        if self._reads_both_ways:
-            self.notes.append(
-                "config.json says that attention is not causal: it is kept as attention.causal, which llama.cpp heeds for few "
-                "architectures, so give its programs `--attention non-causal`"
-            )
-
-        window, length = (self.config.get(key) for key in ("sliding_window", "max_position_embeddings"))
-        limited = bool(self.window_keys) and all(self.config.get(key) for key in self.window_keys)
-        first = self.config.get("max_window_layers")
-        limited = limited and not (type(first) is int and first >= self.n_layers)
-        if limited and type(window) is int and type(length) is int and window < length:
-            self.notes.append(
-                f"config.json limits attention to {window:,} tokens, which llama.cpp does not for {self.architecture}: in longer texts the "
-                "file computes something else than the checkpoint"
-            )
-
-    @property
-    def _reads_both_ways(self) -> bool:
-        return self.config.get("is_causal") is False or self.config.get("use_bidirectional_attention") is True
-
-    def _check_rotated_part(self) -> None:
-        """Heads are rotated whole. Raises UnsupportedModelError where config.json says that a part of them is."""
-        part = mapping(self.config.get("rope_parameters")).get("partial_rotary_factor", self.config.get("partial_rotary_factor"))
-        if part is not None and not self.rotates_part and self.config.as_number("partial_rotary_factor", part) != 1:
-            raise UnsupportedModelError(
-                f"{self.config.place} has partial_rotary_factor = {str(part)[:40]}, and llama.cpp rotates whole heads of every "
-                f"{type(self).__name__} model",
-                remedy="No GGUF file can hold this model; if whole heads were rotated in its training, correct config.json",
-            )
+        if not self.rotates_part:
+            refuse_rotated_part(self.config, type(self).__name__)
+        self.notes += attention_notes(self.config, self.architecture, self.window_keys, self.n_layers)
 
     # Tensors
 
@@ -505,7 +479,7 @@ class Family:
             entries["pooling_type"] = uint32(self.pooling)
         for key in self.keys:
             entries |= key.entry(self.config)
-        if self._reads_both_ways:
+        if reads_both_ways(self.config):
             entries["attention.causal"] = MetadataValue("bool", False)
         return entries
 
