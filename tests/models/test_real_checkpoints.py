@@ -1050,6 +1050,14 @@ def test_an_embedding_model_says_how_it_pools(way: str, number: int | None, tmp_
     assert (None if found is None else found.value) == number
 
 
+def test_an_embedding_model_of_today_names_how_it_pools(tmp_path: Path) -> None:
+    folder = pooled(write_small("Qwen3ForCausalLM", tmp_path))
+    modules = [{"path": "1_Pooling", "type": "sentence_transformers.sentence_transformer.modules.Pooling"}]
+    (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "lasttoken"}), encoding="utf-8")
+    assert metadata(folder)["qwen3.pooling_type"].value == 3
+
+
 def test_an_embedding_model_is_not_probed_for_its_predictions(quantailor: Command, tmp_path: Path) -> None:
     folder = pooled(write_small("Qwen3ForCausalLM", tmp_path / "model"))
     line = quantailor("probe", folder, "--chunks", 1, "--home", tmp_path / "home").error_line

@@ -9,9 +9,10 @@ from quantailor.errors import ModelFormatError
 from quantailor.models.json_files import INTACT, is_there, mapping, objects, read_json_if_there, read_text
 
 MODULES = "modules.json"
-_MODULE = "sentence_transformers.models.Pooling"
 _WAYS = {"pooling_mode_mean_tokens": 1, "pooling_mode_cls_token": 2, "pooling_mode_lasttoken": 3}
 """The ways that llama.cpp has, as it counts them (`llama_pooling_type` in its llama.h)."""
+_WORDS = {"mean": 1, "cls": 2, "lasttoken": 3}
+"""The same where `pooling_mode` names one."""
 NAMES = {1: "mean", 2: "cls", 3: "last"}
 """How its programs call them (`--pooling`)."""
 
@@ -28,8 +29,8 @@ def pooling_of(folder: Path) -> int | None:
         stored = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise ModelFormatError(f"{path} is not valid JSON: {str(error)[:120]}", remedy=INTACT) from error
-    place = next((module.get("path") for module in objects(stored) if module.get("type") == _MODULE), None)
+    place = next((module.get("path") for module in objects(stored) if str(module.get("type")).endswith("Pooling")), None)
     if not isinstance(place, str) or len(PurePosixPath(place).parts) != 1 or PurePosixPath(place).name != place:
         return None
     settings = mapping(read_json_if_there(folder / place / "config.json"))
-    return next((number for key, number in _WAYS.items() if settings.get(key) is True), None)
+    return next((number for key, number in _WAYS.items() if settings.get(key) is True), _WORDS.get(str(settings.get("pooling_mode"))))
