@@ -405,7 +405,7 @@ def test_weights_of_any_float_type_are_looked_at(dtype: type[np.floating]) -> No
     assert identity.identify(MemorySource({"blk.0.attn_v.weight": np.full((2, 32), 6e4, dtype)})).not_finite == ""
 
 
-def test_matrices_and_blocks_of_zeros_are_told_and_biases_are_not() -> None:
+def test_matrices_norms_and_blocks_of_zeros_are_told_and_biases_are_not() -> None:
     whole, hole, none = np.ones((4, 64), np.float32), np.ones((2048, 2048), np.float32), np.ones((3, 32), np.float16)
     none[1:] = 0  # a block holds more than these
     sound: dict[str, NDArray[np.floating]] = {
@@ -417,6 +417,8 @@ def test_matrices_and_blocks_of_zeros_are_told_and_biases_are_not() -> None:
     whole[:], hole[512:1024] = 0, 0  # 4 MiB: the second of four blocks
     found = identity.identify(MemorySource({**sound, "blk.0.attn_q.weight": whole}))
     assert found.zeros == "all weights of blk.0.attn_q.weight are zero (so it is in 1 more tensor)"
+    norm = {"blk.0.attn_norm.weight": np.zeros(64, np.float32)}
+    assert identity.identify(MemorySource(norm)).zeros == "all weights of blk.0.attn_norm.weight are zero"
     assert identity.identify(MemorySource(sound)).zeros == "512 of 2,048 rows of blk.1.ffn_up.weight are zero"
 
 

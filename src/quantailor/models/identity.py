@@ -62,7 +62,7 @@ class Identity:
     lost_whole: str = ""
     """The first tensor of which that type holds no row at all, in words; empty where there is none."""
     zeros: str = ""
-    """Which matrices are zero, all or whole blocks (`BLOCK_BYTES`) of them, in words; empty where none are."""
+    """Which matrices and norms are zero, all or whole blocks (`BLOCK_BYTES`) of them, in words; empty where none are."""
 
 
 def identify(source: ModelSource, *, control: Control = QUIET) -> Identity:
@@ -109,7 +109,7 @@ def identify(source: ModelSource, *, control: Control = QUIET) -> Identity:
                 lost.append(
                     f"{tensor.name} has {n_lost} of {plural(tensor.n_rows, 'row')} whose weights are too small for {tensor.type_name}"
                 )
-            if n_zero and len(tensor.shape) > 1:
+            if n_zero and (len(tensor.shape) > 1 or tensor.name.endswith("norm.weight")):
                 part = "all weights" if n_zero == tensor.n_rows else f"{n_zero:,} of {plural(tensor.n_rows, 'row')}"
                 zeros.append(f"{part} of {tensor.name} are zero")
     finally:

@@ -111,7 +111,7 @@ class Condition:
     lost: str | None
     """Which rows of a checkpoint its base does not hold."""
     zeros: str | None
-    """Which matrices are zero."""
+    """Which matrices and norms are zero."""
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -137,7 +137,7 @@ def lost_words(identity: Identity) -> str | None:
 
 
 def zeros_words(identity: Identity) -> str | None:
-    """Which matrices are zero, what that may be and what to do, in words; None where none are."""
+    """Which matrices and norms are zero, what that may be and what to do, in words; None where none are."""
     if not identity.zeros:
         return None
     return f"{identity.zeros}, as in a file that was not downloaded whole: compare its checksum, unless the model was made so."

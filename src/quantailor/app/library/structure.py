@@ -62,7 +62,7 @@ class ModelReport:
     lost: str | None
     """Which rows of a checkpoint its base does not hold, in words, with what to do; None where it holds all."""
     zeros: str | None
-    """Which matrices are zero, in words, with what to do; None where none are."""
+    """Which matrices and norms are zero, in words, with what to do; None where none are."""
     config_files: tuple[str, ...]
     metadata: Mapping[str, MetadataValue]
     tensors: tuple[TensorReport, ...]
