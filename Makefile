@@ -34,6 +34,9 @@ define install_llama
 	$(1)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$$wheels"/$(subst ==,-,$(LLAMA))-*.whl
 endef
 
+# Without compiling all that is installed: Python compiles what is imported, once.
+PIP_OPTIONS := --quiet --disable-pip-version-check --no-compile
+
 READY := $(VENV)/.ready$(PROCESSOR)
 
 # The tests start hundreds of processes: modules are compiled once, whatever the shell says.
@@ -60,17 +63,17 @@ $(READY): Makefile pyproject.toml requirements/dev.txt
 	@echo "== Setting up $(VENV). The first build of llama-cpp-python takes some minutes; the wheel is kept."
 	$(PYTHON) -m venv $(VENV)
 	$(call install_llama,$(RUN))
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(RUN)/python -m pip install $(PIP_OPTIONS) -r requirements/dev.txt
+	$(RUN)/python -m pip install $(PIP_OPTIONS) --no-deps -e .
 	@rm -f $(VENV)/.ready* && touch $@
 
 $(ORACLE_VENV)/.ready: Makefile pyproject.toml requirements/dev.txt requirements/oracle.txt
 	@echo "== Setting up $(ORACLE_VENV) with torch and transformers."
 	$(PYTHON) -m venv $(ORACLE_VENV)
 	$(call install_llama,$(ORACLE))
-	$(ORACLE)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
-	$(ORACLE)/python -m pip install --quiet --disable-pip-version-check -r requirements/oracle.txt
-	$(ORACLE)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(ORACLE)/python -m pip install $(PIP_OPTIONS) -r requirements/dev.txt
+	$(ORACLE)/python -m pip install $(PIP_OPTIONS) -r requirements/oracle.txt
+	$(ORACLE)/python -m pip install $(PIP_OPTIONS) --no-deps -e .
 	@touch $@
 
 demo: setup
@@ -114,7 +117,7 @@ docs: $(VENV)/.docs-ready
 	NO_MKDOCS_2_WARNING=1 $(RUN)/python -m mkdocs build --strict --quiet
 
 $(VENV)/.docs-ready: $(READY) requirements/docs.txt
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
+	$(RUN)/python -m pip install $(PIP_OPTIONS) -r requirements/docs.txt
 	@touch $@
 
 dist: setup
