@@ -1024,6 +1024,13 @@ def test_a_wrapper_s_class_in_place_of_the_model_s_is_told(name: str, folder: Pa
     assert '"architectures": ["LlamaForCausalLM"]' in line
 
 
+@pytest.mark.parametrize("name", ["RWKV6Qwen2ForCausalLM", "Eagle3LlamaForCausalLM"])
+def test_another_family_whose_name_ends_like_one_goes_to_llama_cpp_s_converter(name: str, folder: Path) -> None:
+    edit(folder / "config.json", lambda config: config.update(architectures=[name]))
+    with pytest.raises(ConverterNeededError, match=name):
+        HuggingFaceSource(folder)
+
+
 @pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification", "RewardModel"])
 def test_a_head_that_judges_texts_is_no_language_model(head: str, folder: Path) -> None:
     edit(folder / "config.json", lambda config: config.update(architectures=[f"LlamaFor{head}"]))

@@ -40,8 +40,11 @@ FAMILIES: Mapping[str, type[Family]] = {
 }
 
 _HEAD = re.compile(r"(\w+)For(?:SequenceClassification|TokenClassification|RewardModel|ProcessRewardModel)|\w+WithValueHead")
-_WRAPPER = re.compile(r"Peft(?:Model\w*)?|OptimizedModule|DistributedDataParallel|FullyShardedDataParallel|DeepSpeedEngine|AutoModel\w*")
-"""Classes around a model, which training scripts write in place of its own."""
+_WRAPPER = re.compile(
+    r"Peft(?:Model\w*)?|OptimizedModule|DistributedDataParallel|FullyShardedDataParallel|DeepSpeedEngine|AutoModel\w*"
+    r"|(?:FSDP|DDP|Peft|Compiled)(?P<inner>\w+)"
+)
+"""Classes around a model, which training scripts write in place of its own; `inner` is the model's own where the name says it."""
 
 
 def family_of(config: JsonObject, arrays: Mapping[str, StoredArray], place: str, where: str) -> Family:
@@ -71,11 +74,11 @@ def family_of(config: JsonObject, arrays: Mapping[str, StoredArray], place: str,
             f"{place} has the architecture {name!r}, which scores texts and does not predict next tokens",
             remedy="Use the language model itself",
         )
-    inner = next((known for known in FAMILIES if name.endswith(known)), None)
-    if family is None and (inner or _WRAPPER.fullmatch(name)):
+    if family is None and (wrapper := _WRAPPER.fullmatch(name)):
+        inner = wrapper["inner"] if wrapper["inner"] in FAMILIES else "LlamaForCausalLM"
         raise UnsupportedModelError(
             f"{place} has the architecture {name[:80]!r}, a class around the model's own",
-            remedy=f'Write the model\'s class there as its repository has it, e.g. "architectures": ["{inner or "LlamaForCausalLM"}"]',
+            remedy=f'Write the model\'s class there as its repository has it, e.g. "architectures": ["{inner}"]',
         )
     if family is None:
         raise ConverterNeededError(
