@@ -68,6 +68,11 @@ def test_a_checkpoint_takes_weights_configuration_and_tokenizer_only() -> None:
     assert sorted(chosen(*others, *needed)) == sorted(needed)
 
 
+def test_an_embedding_model_takes_what_says_how_it_pools() -> None:
+    needed = ("config.json", "model.safetensors", "modules.json", "1_Pooling/config.json")
+    assert set(chosen(*needed, "2_Dense/model.safetensors", "2_Dense/config.json", "sentence_bert_config.json")) == set(needed)
+
+
 def test_the_index_says_which_weights() -> None:
     names = ("config.json", "a.safetensors", "b.safetensors", "model.safetensors", "model.safetensors.index.json")
     assert set(chosen(*names, weight_names={"a.safetensors", "b.safetensors"})) == set(names) - {"model.safetensors"}
