@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -148,7 +149,7 @@ UNRUNNABLE: Mapping[str, tuple[Callable[[Path], Path], str, str]] = {
     ),
     **{
         f"{name} as {kind.__name__}": (
-            lambda path, name=name, shape=shape, kind=kind: write_llama(path, arrays={f"{name}.weight": np.ones(shape, kind)}),  # type: ignore[misc]
+            partial(write_llama, arrays={f"{name}.weight": np.ones(shape, kind)}),
             f"holds {name}.weight as {stored}, {WRONG_TYPE}",
             "with these weights in F32, F16 or BF16",
         )

@@ -104,14 +104,19 @@ def unrunnable_words(refused: LoadRefusal | None) -> str | None:
 class Condition:
     """What stands against using a model, each in words, with what to do; None where nothing does."""
 
-    defect: str | None
+    defect: str | None = None
     """Why it is refused altogether."""
-    unrunnable: str | None
+    unrunnable: str | None = None
     """Why llama.cpp cannot run it."""
-    lost: str | None
+    lost: str | None = None
     """Which rows of a checkpoint its base does not hold."""
-    zeros: str | None
+    zeros: str | None = None
     """Which matrices and norms are zero."""
+
+    @classmethod
+    def of(cls, identity: Identity, *, defect: str | None = None, unrunnable: str | None = None) -> Condition:
+        """What is known of a model's files, with what its weights say of themselves."""
+        return cls(defect, unrunnable, lost_words(identity), zeros_words(identity))
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -122,11 +127,10 @@ class Condition:
 
 def condition(require: Callable[[OpenedModel], LoadRefusal | None], model: OpenedModel) -> Condition:
     """What `require`, which is one of `require_intact`, and the model's identity say of it."""
-    lost, zeros = lost_words(model.identity), zeros_words(model.identity)
     try:
-        return Condition(None, unrunnable_words(require(model)), lost, zeros)
+        return Condition.of(model.identity, unrunnable=unrunnable_words(require(model)))
     except ModelError as error:
-        return Condition(str(error), None, lost, zeros)
+        return Condition.of(model.identity, defect=str(error))
 
 
 def lost_words(identity: Identity) -> str | None:

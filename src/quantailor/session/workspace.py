@@ -38,13 +38,11 @@ from quantailor.session.opened import (
     Condition,
     OpenedModel,
     gguf_path,
-    lost_words,
     plain_label,
     require_held,
     require_intact,
     require_runnable,
     unrunnable_words,
-    zeros_words,
 )
 from quantailor.store import ModelRecord, Store
 
@@ -192,9 +190,7 @@ class Workspace(Closing):
 
     def reservations(self, model: OpenedModel) -> tuple[str, ...]:
         """What is to be told of a model that is used without running it, in words. Raises as `require_intact`."""
-        return Condition(
-            None, unrunnable_words(self.require_intact(model)), lost_words(model.identity), zeros_words(model.identity)
-        ).sentences
+        return Condition.of(model.identity, unrunnable=unrunnable_words(self.require_intact(model))).sentences
 
     def require_runnable(self, model: OpenedModel) -> None:
         """Refuse a model that llama.cpp could not run, as `opened.require_runnable` does after `require_intact`."""

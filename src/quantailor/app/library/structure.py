@@ -343,7 +343,7 @@ def inspect(model: str | Path, *, listener: Listener | None = None) -> ModelRepo
 def _report(source: ModelSource, identity: Identity, require: Callable[[OpenedModel], LoadRefusal | None]) -> ModelReport:
     qtypes = library.types()
     found = contents(source)
-    state = Condition(None, None, None, None) if found is not None else condition(require, OpenedModel(source, identity))
+    state = Condition() if found is not None else condition(require, OpenedModel(source, identity))
     n_parameters = sum(tensor.n_elements for tensor in source.tensors)
     tensor_bytes = sum(tensor.size_bytes for tensor in source.tensors)
     return ModelReport(
