@@ -416,7 +416,7 @@ def test_matrices_norms_and_blocks_of_zeros_are_told_and_biases_are_not() -> Non
     assert identity.identify(MemorySource(sound)).zeros == ""
     whole[:], hole[512:1024] = 0, 0  # 4 MiB: the second of four blocks
     found = identity.identify(MemorySource({**sound, "blk.0.attn_q.weight": whole}))
-    assert found.zeros == "all weights of blk.0.attn_q.weight are zero (so it is in 1 more tensor)"
+    assert found.zeros == "all weights of blk.0.attn_q.weight are zero (1 more tensor is like it)"
     norm = {"blk.0.attn_norm.weight": np.zeros(64, np.float32)}
     assert identity.identify(MemorySource(norm)).zeros == "all weights of blk.0.attn_norm.weight are zero"
     assert identity.identify(MemorySource(sound)).zeros == "512 of 2,048 rows of blk.1.ffn_up.weight are zero"
@@ -430,7 +430,7 @@ def test_a_model_with_a_hole_is_told_of_by_what_uses_it(quantailor: Command, che
         altered(base, tmp_path / "holed.gguf", Change(tensor="blk.0.ffn_down.weight", weights=zero)),
         ("--home", tmp_path / "home"),
     )
-    said = "all weights of blk.0.ffn_down.weight are zero, as in a file that was not downloaded whole"
+    said = "All weights of blk.0.ffn_down.weight are zero, as in a file that was not downloaded whole"
     for _ in range(2):  # as it is read, and as it is remembered
         told = quantailor("measure", holed, "--types", "Q8_0", "--tensors", "attn_k", *home)
         assert told.code == 0

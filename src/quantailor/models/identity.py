@@ -118,7 +118,9 @@ def identify(source: ModelSource, *, control: Control = QUIET) -> Identity:
 
 
 def _first(found: Sequence[str]) -> str:
-    more = f" (so it is in {plural(len(found) - 1, 'more tensor')})" if len(found) > 1 else ""
+    """What is said of the first tensor, and how many more it could be said of."""
+    n_more = len(found) - 1
+    more = f" ({plural(n_more, 'more tensor')} {'is' if n_more == 1 else 'are'} like it)" if n_more > 0 else ""
     return f"{found[0]}{more}" if found else ""
 
 

@@ -144,7 +144,8 @@ def zeros_words(identity: Identity) -> str | None:
     """Which matrices and norms are zero, what that may be and what to do, in words; None where none are."""
     if not identity.zeros:
         return None
-    return f"{identity.zeros}, as in a file that was not downloaded whole: compare its checksum, unless the model was made so."
+    said = f"{identity.zeros[0].upper()}{identity.zeros[1:]}"
+    return f"{said}, as in a file that was not downloaded whole: compare its checksum, unless the model was made so."
 
 
 def gguf_path(model: OpenedModel) -> Path:
