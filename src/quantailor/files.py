@@ -15,7 +15,7 @@ import stat
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -80,6 +80,18 @@ _SAID = re.compile(
     re.IGNORECASE,
 )
 """What such messages say. Nothing else of a file is shown: a link may lead to what is nobody's business."""
+_UNPACK = "Unpack it, and give the files or the directory in it"
+_FORMATS: Mapping[bytes, tuple[str, str]] = {
+    b"GGUF": ("a GGUF file", "Give that file itself as the model"),
+    b"PK\x03\x04": ("a zip archive or a PyTorch checkpoint", f"{_UNPACK}, or save the PyTorch model as safetensors"),
+    b"\x1f\x8b": ("a gzip archive", _UNPACK),
+    b"\xfd7zXZ": ("an xz archive", _UNPACK),
+    b"\x28\xb5\x2f\xfd": ("a zstd archive", _UNPACK),
+    b"7z\xbc\xaf": ("a 7z archive", _UNPACK),
+    b"!<symlink>": ("a link of Cygwin or Samba", "Copy what the link leads to"),
+    b"L\x00\x00\x00\x01\x14\x02\x00": ("a Windows shortcut", "Copy what the shortcut leads to"),
+}
+"""How files of other formats begin; what they are, and what to do."""
 _SHORTEST_TEXT = 8
 """Bytes; fewer may be anything."""
 _AGAIN = "Download the file again; where the server refuses it, sign in or ask for access first"
@@ -152,6 +164,15 @@ def stand_in_for_binary(start: bytes) -> StandIn | None:
     if len(start) < _SHORTEST_TEXT or not all(letter.isprintable() or letter in "\t\n\r" for letter in text):
         return None
     return StandIn(f"a text{_quoted(start)}", _AGAIN)
+
+
+def other_format(start: bytes) -> StandIn | None:
+    """A file of another format, or one that begins with zeros alone, from the first `START_BYTES` of what is not in the expected format."""
+    if found := next((found for magic, found in _FORMATS.items() if start.startswith(magic)), None):
+        return StandIn(*found)
+    if len(start) >= _SHORTEST_TEXT and not any(start):
+        return StandIn("a file that begins with zeros alone, as an unfinished download does", "Download the file again")
+    return None
 
 
 def _quoted(message: bytes) -> str:

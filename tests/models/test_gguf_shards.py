@@ -209,6 +209,8 @@ def test_half_a_download_is_called_one(whole: Path) -> None:
         (b"\x1f\x8b\x08\x00", "is a gzip archive, not a GGUF file. Unpack it"),
         (b"tjgg\x03\x00\x00\x00", "is in a format of ggml older than GGUF, which llama.cpp no longer reads"),
         (b'\x40\x00\x00\x00\x00\x00\x00\x00{"a":', "is a safetensors file. Give the directory that it lies in"),
+        (bytes(8), "is a file that begins with zeros alone, as an unfinished download does, not a GGUF file. Download the file again"),
+        (b"L\x00\x00\x00\x01\x14\x02\x00", "is a Windows shortcut, not a GGUF file. Copy what the shortcut leads to"),
         (b"whatever", "is not a GGUF file. Give a GGUF file or a Hugging Face directory"),
     ],
 )

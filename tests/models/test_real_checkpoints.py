@@ -1138,6 +1138,45 @@ def test_what_stands_in_place_of_a_file_is_called_what_it_is(name: str, text: st
     assert f"{name} {said}" in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (b"GGUF\x03\x00\x00\x00", "is a GGUF file, not a safetensors file. Give that file itself as the model"),
+        (b"PK\x03\x04", "is a zip archive or a PyTorch checkpoint, not a safetensors file. Unpack it"),
+        (b"\x1f\x8b\x08\x00", "is a gzip archive, not a safetensors file. Unpack it"),
+        (b"!<symlink>", "is a link of Cygwin or Samba, not a safetensors file. Copy what the link leads to"),
+        (bytes(8), "is a file that begins with zeros alone, as an unfinished download does, not a safetensors file. Download"),
+        (b"\xff\xff\xff\xff\xff\xff\xff\x7f", "is not an intact safetensors file: its header says 9,223,372,036,854,775,807 bytes"),
+    ],
+)
+def test_weights_in_another_format_are_called_by_its_name(start: bytes, said: str, folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(start + bytes(1000))
+    assert f"model.safetensors {said}" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b'{"a": 1,\n  // ours\n  "b": 2}', "has a comment in line 2, which JSON does not allow. Remove the comment"),
+        (b'# ours\n{"a": 1}', "has a comment in line 1, which JSON does not allow. Remove the comment"),
+        (b'{\n<<<<<<< HEAD\n"a": 1\n=======\n"a": 2\n>>>>>>> b\n}', "holds both sides of a merge conflict (line 2). Resolve the conflict"),
+        ('{"a": 1}'.encode("utf-16"), "is not UTF-8 text (it looks like UTF-16). Save it as UTF-8"),
+        (b"\x1f\x8b\x08\x00" + bytes(100), "is a gzip archive, not JSON. Unpack it"),
+        (bytes(600), "is a file that begins with zeros alone, as an unfinished download does, not JSON. Download the file again"),
+        (b'{"a": 1', "is not valid JSON: Expecting ',' delimiter: line 1 column 8"),
+    ],
+)
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "modules.json"])
+def test_what_is_no_json_is_told_with_its_cause(name: str, data: bytes, said: str, folder: Path) -> None:
+    (folder / name).write_bytes(data)
+    assert f"{name} {said}" in refusal(folder)
+
+
+def test_a_card_in_another_encoding_says_how_to_save_it(folder: Path) -> None:
+    (folder / "README.md").write_bytes("---\nlicense: mit\n---\nÜber dieses Modell".encode("latin-1"))
+    assert "README.md is not UTF-8 text. Save it as UTF-8" in refusal(folder)
+
+
 def test_a_folder_of_templates_that_leads_nowhere_is_told(folder: Path) -> None:
     (folder / "additional_chat_templates").symlink_to("/nowhere/templates")
     assert "additional_chat_templates is a link to /nowhere/templates, which is not there" in refusal(folder)
@@ -1258,6 +1297,20 @@ def test_chat_templates_are_those_that_transformers_takes(
 def test_a_chat_template_that_is_none_is_told(folder: Path) -> None:
     edit(folder / "tokenizer_config.json", lambda settings: settings.update(chat_template=7))
     assert "tokenizer_config.json has chat_template = '7'" in refusal(folder)
+
+
+def test_a_file_s_name_is_no_chat_template(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", lambda settings: settings.update(chat_template="templates/chat.jinja"))
+    assert "has the chat template 'templates/chat.jinja', which is a file's name. Put the file's text there" in refusal(folder)
+    (folder / "chat_template.jinja").write_text(NEW, encoding="utf-8")
+    assert metadata(folder)["tokenizer.chat_template"].value == NEW
+
+
+def test_special_tokens_that_no_file_numbers_are_told(tmp_path: Path) -> None:
+    folder = write_tiny("llama2", tmp_path)
+    edit(folder / "tokenizer_config.json", lambda settings: settings.update(additional_special_tokens=["<s>", "<|tool|>"]))
+    told = " ".join(notes(folder))
+    assert "1 special token of tokenizer_config.json was left out for want of an id: <|tool|>; added_tokens.json can give it" in told
 
 
 @pytest.mark.parametrize(

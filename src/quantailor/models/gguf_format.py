@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantailor.errors import ModelFormatError, UnsupportedModelError
+from quantailor.files import other_format
 from quantailor.ggml import library
 from quantailor.qtypes import QType
 from quantailor.records import MetadataValue, TensorInfo
@@ -33,13 +34,6 @@ MAX_HEADER_BYTES = 2**28
 """Longest header that we read; the largest vocabularies take some 20 MiB."""
 ALIGNMENT_KEY = "general.alignment"
 INTACT = "Get an intact copy of the file"
-_ARCHIVES = {
-    b"PK\x03\x04": "a zip archive or a PyTorch checkpoint",
-    b"\x1f\x8b": "a gzip archive",
-    b"\xfd7zXZ": "an xz archive",
-    b"\x28\xb5\x2f\xfd": "a zstd archive",
-    b"7z\xbc\xaf": "a 7z archive",
-}
 _OLDER_MAGICS = (b"lmgg", b"fmgg", b"tjgg", b"algg")
 """ggml, ggmf, ggjt, ggla."""
 
@@ -180,8 +174,8 @@ def parse_header(data: memoryview, file_size: int, name: str, *, with_arrays: bo
 
 def _other_format(name: str, start: bytes) -> ModelFormatError:
     """The error for a file that begins with these bytes, which are not a GGUF file's."""
-    if kind := next((kind for magic, kind in _ARCHIVES.items() if start.startswith(magic)), None):
-        return ModelFormatError(f"{name} is {kind}, not a GGUF file", remedy="Unpack it, and give the GGUF file or the directory in it")
+    if found := other_format(start):
+        return ModelFormatError(f"{name} is {found.what}, not a GGUF file", remedy=found.remedy)
     if start.startswith(_OLDER_MAGICS):
         what = f"{name} is in a format of ggml older than GGUF, which llama.cpp no longer reads"
         return ModelFormatError(what, remedy="Get the model as GGUF, or as a Hugging Face directory")

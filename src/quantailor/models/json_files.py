@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from quantailor.errors import ModelError, ModelFormatError
-from quantailor.files import START_BYTES
+from quantailor.files import START_BYTES, other_format
 from quantailor.models.random_access import refuse_missing, refuse_stand_in, unreadable
 
 INTACT = "Download the model again"
+NOT_UTF8 = "Save it as UTF-8, or download the model again"
 OTHER_WAY = "Run `quantailor convert` first, which uses llama.cpp's own converter for it, and give its output"
 INSIST = "A newer llama.cpp may know it: convert with `--way llama.cpp --converter FOLDER`"
+_COMMENTS = ("//", "/*", "#")
 MAX_FILE_BYTES = 64 << 20
 """Twice the largest tokenizer that is known."""
 
@@ -24,6 +26,15 @@ JsonObject = Mapping[str, Any]
 
 def parse_json(data: bytes, name: str, *, unique: bool = False) -> dict[str, Any]:
     """A JSON object from UTF-8 text, where `unique` without a key that is there twice. Raises ModelFormatError naming `name`."""
+    value = parse_any_json(data, name, unique=unique)
+    if not isinstance(value, dict):
+        raise ModelFormatError(f"{name} does not hold a JSON object", remedy=INTACT)
+    return value
+
+
+def parse_any_json(data: bytes, name: str, *, unique: bool = False) -> Any:
+    """The same for any JSON value."""
+    text = ""
     try:
         text = str(data, "utf-8-sig")
         value = json.loads(text, object_pairs_hook=_unique if unique else None)
@@ -31,10 +42,23 @@ def parse_json(data: bytes, name: str, *, unique: bool = False) -> dict[str, Any
             # Half of a surrogate pair is not text and could not be written.
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise ModelFormatError(f"{name} is not valid JSON: {str(error)[:120]}", remedy=INTACT) from error
-    if not isinstance(value, dict):
-        raise ModelFormatError(f"{name} does not hold a JSON object", remedy=INTACT)
+        what, remedy = _no_json(data, text, error)
+        raise ModelFormatError(f"{name} {what}", remedy=remedy) from error
     return value
+
+
+def _no_json(data: bytes, text: str, error: Exception) -> tuple[str, str]:
+    """What is wrong with text that is not JSON, and the remedy."""
+    if found := other_format(data[:START_BYTES]):
+        return f"is {found.what}, not JSON", found.remedy
+    if b"\x00" in data[:4]:
+        return "is not UTF-8 text (it looks like UTF-16)", NOT_UTF8
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("<<<<<<< "):
+            return f"holds both sides of a merge conflict (line {number})", "Resolve the conflict, or download the model again"
+    if isinstance(error, json.JSONDecodeError) and text[error.pos :].startswith(_COMMENTS):
+        return f"has a comment in line {error.lineno}, which JSON does not allow", "Remove the comment, or download the model again"
+    return f"is not valid JSON: {str(error)[:120]}", INTACT
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -80,7 +104,7 @@ def read_text(path: Path) -> str:
     try:
         return str(read_bytes(path), "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ModelFormatError(f"{path} is not UTF-8 text", remedy=INTACT) from error
+        raise ModelFormatError(f"{path} is not UTF-8 text", remedy=NOT_UTF8) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantailor.errors import ModelFormatError, UnsupportedModelError
+from quantailor.files import START_BYTES, other_format
 from quantailor.models.json_files import INTACT, parse_json
 from quantailor.models.random_access import RandomAccessFile
 from quantailor.numerics import Bytes
@@ -75,7 +76,9 @@ class SafetensorsFile(RandomAccessFile):
         if self.size_bytes < 8:
             raise self._corrupt(f"it has {self.size_bytes} bytes")
         length = int.from_bytes(self.read(0, 8).tobytes(), "little")
-        if length > min(self.size_bytes - 8, MAX_HEADER_BYTES):
+        if not 0 < length <= min(self.size_bytes - 8, MAX_HEADER_BYTES):
+            if found := other_format(self.read(0, min(self.size_bytes, START_BYTES)).tobytes()):
+                raise ModelFormatError(f"{self.path} is {found.what}, not a safetensors file", remedy=found.remedy)
             raise self._corrupt(f"its header says {length:,} bytes, the file has {self.size_bytes:,}")
         header = parse_json(self.read(8, 8 + length).tobytes(), f"the header of {self.path}", unique=True)
         arrays = {name: self._array(name, entry, 8 + length) for name, entry in sorted(header.items()) if name != "__metadata__"}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePosixPath
 
-from quantailor.errors import ModelFormatError
-from quantailor.models.json_files import INTACT, is_there, mapping, objects, read_json_if_there, read_text
+from quantailor.models.json_files import is_there, mapping, objects, parse_any_json, read_bytes, read_json_if_there
 
 MODULES = "modules.json"
 _WAYS = {"pooling_mode_mean_tokens": 1, "pooling_mode_cls_token": 2, "pooling_mode_lasttoken": 3}
@@ -25,11 +23,8 @@ def pooling_of(folder: Path) -> int | None:
     path = folder / MODULES
     if not is_there(path):
         return None
-    try:
-        stored = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise ModelFormatError(f"{path} is not valid JSON: {str(error)[:120]}", remedy=INTACT) from error
-    place = next((module.get("path") for module in objects(stored) if str(module.get("type")).endswith("Pooling")), None)
+    modules = objects(parse_any_json(read_bytes(path), str(path)))
+    place = next((module.get("path") for module in modules if str(module.get("type")).endswith("Pooling")), None)
     if not isinstance(place, str) or len(PurePosixPath(place).parts) != 1 or PurePosixPath(place).name != place:
         return None
     settings = mapping(read_json_if_there(folder / place / "config.json"))

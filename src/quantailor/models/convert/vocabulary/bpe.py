@@ -12,7 +12,7 @@ from typing import Any
 from quantailor.errors import ModelFormatError, UnsupportedModelError
 from quantailor.models.convert.vocabulary.fingerprint import known_name
 from quantailor.models.convert.vocabulary.pretokenizers import pretokenizer_name
-from quantailor.models.convert.vocabulary.special_tokens import ROLES, content
+from quantailor.models.convert.vocabulary.special_tokens import ROLES, content, further_special
 from quantailor.models.convert.vocabulary.tokens import (
     BYTE,
     CONTROL,
@@ -65,7 +65,8 @@ class BpeTokenizer:
         self.base = {text: self._id(number) for text, number in self._model["vocab"].items()}
         self._refuse_unusable()
         settings = read_json_if_there(folder / "tokenizer_config.json")
-        self._roles, self._extra = _named_tokens(settings)
+        roles = (content(settings.get(f"{role}_token")) for role in ROLES)
+        self._roles, self._extra = tuple(text for text in roles if text is not None), further_special(settings)
         self.added = self._added([*objects(stored.get("added_tokens")), *_repeated(settings)])
         self._add_further(read_json_if_there(folder / "added_tokens.json"))
         self.byte_fallback = self._model.get("byte_fallback") is True
@@ -225,16 +226,6 @@ def byte_letters() -> Mapping[str, int]:
     plain = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}
-
-
-def _named_tokens(settings: JsonObject) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Tokens that tokenizer_config.json gives a role, and its further special tokens."""
-    extra: list[Any] = []
-    for key in ("additional_special_tokens", "extra_special_tokens"):
-        stored = settings.get(key)
-        extra += stored.values() if isinstance(stored, dict) else stored if isinstance(stored, list) else ()
-    roles = [content(settings.get(f"{role}_token")) for role in ROLES]
-    return tuple(text for text in roles if text is not None), tuple(text for item in extra if (text := content(item)) is not None)
 
 
 def _repeated(settings: JsonObject) -> list[dict[str, Any]]:

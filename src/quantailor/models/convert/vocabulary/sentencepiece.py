@@ -13,7 +13,7 @@ from typing import Any
 
 from quantailor.errors import ModelFormatError
 from quantailor.files import START_BYTES, stand_in_for_binary
-from quantailor.models.convert.vocabulary.special_tokens import content
+from quantailor.models.convert.vocabulary.special_tokens import content, further_special
 from quantailor.models.convert.vocabulary.tokens import (
     CONTROL,
     NORMAL,
@@ -106,6 +106,11 @@ def _vocabulary(folder: Path, size: int, added: Iterable[Added], further: Iterab
         shown = ", ".join(text[:40] for text in list(rowless.values())[:_MOST_SHOWN])
         were = "was" if len(rowless) == 1 else "were"
         notes.append(f"{words.plural(len(rowless), 'token')} without a row in the embedding {were} left out: {shown}")
+    known = {*tokens, *rowless.values()}
+    if unnumbered := [text for text in further_special(read_json_if_there(folder / "tokenizer_config.json")) if text not in known]:
+        were, shown = "was" if len(unnumbered) == 1 else "were", ", ".join(text[:40] for text in unnumbered[:_MOST_SHOWN])
+        told = f"{words.plural(len(unnumbered), 'special token')} of tokenizer_config.json {were} left out for want of an id: {shown}"
+        notes.append(f"{told}; added_tokens.json can give it")
     return Vocabulary("llama", "default", tokens, kinds, scores)
 
 

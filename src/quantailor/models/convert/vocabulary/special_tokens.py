@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ _ID_KEYS: Mapping[str, str] = {
     "suffix": "suffix_token_id",
     "middle": "middle_token_id",
 }
+_FILE_NAME = re.compile(r"[^{}\n]{1,200}\.(jinja2?|j2|json|txt)")
+"""What is no template, which would have a brace."""
 _ENDS = ("bos_token", "eos_token")
 _ADDED = ("bos", "eos", "sep")
 
@@ -67,6 +70,15 @@ def content(entry: object) -> str | None:
     """A token's text: itself, or the `content` of its object."""
     text = entry.get("content") if isinstance(entry, dict) else entry
     return text if isinstance(text, str) else None
+
+
+def further_special(settings: JsonObject) -> tuple[str, ...]:
+    """The texts of tokenizer_config.json's special tokens that have no role."""
+    extra: list[object] = []
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        stored = settings.get(key)
+        extra += stored.values() if isinstance(stored, dict) else stored if isinstance(stored, list) else ()
+    return tuple(text for item in extra if (text := content(item)) is not None)
 
 
 def _further_tokens(folder: Path, settings: JsonObject) -> list[JsonObject]:
@@ -162,6 +174,12 @@ def _chat_templates(folder: Path, settings: JsonObject) -> dict[str, MetadataVal
     files = [path for path in (folder / "chat_template.jinja",) if is_there(path)]
     read = {path: read_text(path) for path in (*files, *sorted((folder / TEMPLATES).glob("*.jinja")))}
     templates |= {"default" if path in files else path.stem: template for path, template in read.items() if template}
+    for template in templates.values():
+        if _FILE_NAME.fullmatch(template):
+            raise ModelFormatError(
+                f"{folder} has the chat template {template[:80]!r}, which is a file's name",
+                remedy=f"Put the file's text there, or save it as {folder / 'chat_template.jinja'}",
+            )
     named: dict[str, str] = {}
     for name, template in templates.items():
         plain = "".join(letter if letter in string.ascii_letters + string.digits else "_" for letter in name)
