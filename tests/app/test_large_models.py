@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from quantailor.analysis.sensitivity import groups_of
 from quantailor.app.jobs import run_job, submit
 from quantailor.app.measuring.cost import job_cost
-from quantailor.app.measuring.passes import passes_before_mixes
+from quantailor.app.measuring.passes import passes_of_mixes
 from quantailor.costs.model_size import QUICK_TYPES
 from quantailor.evidence.grounds import CURVE
 from quantailor.pipeline import MakeStep, StudyStep
@@ -75,11 +76,10 @@ def test_what_is_probed_is_rounded_plainly_the_file_is_compensated_and_passes_ar
         strategy = strategy_file.read(Path(result.strategy))
         assert strategy.inputs["rounding"] == "compensated"
         with workspace.model(task.model) as model:
-            (run,) = workspace.store.swap_runs(model.fingerprint)[:1]
+            scores = [workspace.store.mix_scores(run) for run in workspace.store.swap_runs(model.fingerprint)]
             mixes = workspace.store.mixes(model.fingerprint, CURVE)
         assert {name for mix in mixes for name in mix.types.values()} <= set(QUICK_TYPES)
-        scores = workspace.store.mix_scores(run)
-        assert any(mix.id in scores for mix in mixes), "whole mixes come before passes are used up"
+        assert all(any(mix.id in of_run for of_run in scores) for mix in mixes), "whole mixes come before passes are used up"
         before = scored(workspace, task)
         again = made(workspace, dataclasses.replace(task, imatrix="auto"))
         assert scored(workspace, task) == before, "passes are counted over all runs"
@@ -104,8 +104,16 @@ def test_who_says_how_much_is_probed_gets_it(task: MakeStep, tmp_path: Path) -> 
 def test_the_cost_is_of_these_passes(task: MakeStep, tmp_path: Path) -> None:
     with Workspace.open(tmp_path / "home") as workspace:
         stages = {each.stage: each for each in job_cost(workspace, task).stages}
-        with workspace.model(task.model) as model:
-            tensors = quantizable_tensors(model.source)
-            before = passes_before_mixes(tensors, task.decided(workspace, model.source).probes(task.model, "auto", model.source))
-    assert 0 < stages["mixes"].passes[1] == N_PASSES - before
     assert stages["probes"].passes[1] + stages["mixes"].passes[1] == N_PASSES
+    assert stages["mixes"].passes[1] > 0
+
+
+def test_whole_mixes_come_behind_roles_and_again_behind_roles_by_depth(task: MakeStep, tmp_path: Path) -> None:
+    with Workspace.open(tmp_path / "home") as workspace, workspace.model(task.model) as model:
+        probing = task.decided(workspace, model.source).probes(task.model, "auto", model.source)
+        tensors = quantizable_tensors(model.source)
+    n_roles, n_groups = (len(groups_of(tensors, group)) for group in ("role", "role-depth"))
+    behind_roles, n_files = len(DEFAULT_PROBE_TYPES) * n_roles, probing.mixes + probing.anchors
+    counted = [passes_of_mixes(tensors, probing, n) for n in (behind_roles, behind_roles + 1, behind_roles + 2 * n_files + n_groups)]
+    assert counted == [0, 1, 2 * n_files]
+    assert passes_of_mixes(tensors, probing, behind_roles + n_groups + 4 * n_files) == 4 * n_files

@@ -56,8 +56,8 @@ Level = Literal["quick", "balanced", "thorough", "exhaustive"]
 LEVELS: tuple[Level, ...] = ("quick", "balanced", "thorough", "exhaustive")
 LARGE_MIXES, LARGE_ANCHORS = 10, 1
 """Whole mixes, and files of such, of a model that is large."""
-LARGE_PASSES = 128
-"""What a large model is given on a CPU where nobody says: two to three times as long as covariances of 100 chunks (docs/LOG.md)."""
+LARGE_PASSES = 64
+"""What a large model is given on a CPU where nobody says: with weight errors about as long as covariances of 100 chunks (docs/LOG.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,10 @@ class PipelineStep(WholeStep[Answer]):
 
         `quickly` is what `probes_quickly` says.
         """
-        limits = TIMED_EFFORT if self.is_limited else Effort(types, n_chunks)
+        if self.total_passes is not None:
+            limits = Effort(DEFAULT_PROBE_TYPES, TIMED_EFFORT.chunks)  # others come on more chunks than so few passes reach
+        else:
+            limits = TIMED_EFFORT if self.is_limited else Effort(types, n_chunks)
         return ProbeStep(
             base=base,
             text=self.text,

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from quantailor.analysis.weight_errors.cells import CellWork
-from quantailor.analysis.weight_errors.measure import MeasureSettings
+from quantailor.analysis.weight_errors.measure import LARGE_OUTPUT_SES, OUTPUT_SES, MeasureSettings
 from quantailor.analysis.weight_errors.weight_error import DEFINITION_VERSION
+from quantailor.costs.model_size import is_large
 from quantailor.evidence.measurements import chosen_tensors
 from quantailor.evidence.roundings import measuring_rounding
 from quantailor.ggml import library
@@ -70,8 +71,8 @@ class MeasureStep(WeightedStep[MeasureResult], kind="measure", result=MeasureRes
     def run(self, workspace: Workspace, stages: Stages) -> MeasureResult:
         """Measure every missing cell and store each as it comes."""
         type_names = known_types(self.types)
-        settings = MeasureSettings(exhaustive=self.exhaustive)
         with workspace.model(self.base, allow_requantize=self.allow_requantize) as model:
+            settings = MeasureSettings(exhaustive=self.exhaustive, output_ses=LARGE_OUTPUT_SES if is_large(model.source) else OUTPUT_SES)
             for words in workspace.reservations(model):
                 stages.warn(words)
             imatrix = workspace.imatrices.choose(model, self.imatrix, stages.warn)

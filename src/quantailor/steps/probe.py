@@ -98,6 +98,8 @@ FIRST_CHUNKS = 1
 """Chunks of the first round; each further round doubles them."""
 LEAST_CHUNKS = 4
 """Before so many, chunks do not tell how far they are apart, and so not whether there are enough."""
+FEW_MIX_CHUNKS = 2
+"""Of whole mixes where passes are few."""
 ENOUGH_SHARE = 0.9
 """Probing stops when this share of the tensors that did not drown reach the target error."""
 MANY_TENSORS = 4
@@ -206,16 +208,16 @@ class ProbeStep(ScoringStep[ProbeResult], kind="probe", result=ProbeResult):
         null_control(at, model, one, stages)
         at = dataclasses.replace(at, passes=Passes(self.passes if self.total_passes is None else self.total_passes - n_passes(at)))
         other = [index for index in at.first(2 * FIRST_CHUNKS) if index not in one] or one
-        few = dataclasses.replace(self, mix_chunks=min(self.mix_chunks, LEAST_CHUNKS))
         rounds = first_rounds(quantizable_tensors(model.source), self)
-        for number, (group, n_types, is_first, mixes_follow) in enumerate(rounds):
+        for number, (group, n_types, is_first, mix_chunks) in enumerate(rounds):
             if number and moment is not None:
                 if number == 1 and time.monotonic() >= moment:
                     stages.warn("One probe of every role, and what comes before, took longer than --time allows; probing ends there.")
                 stages = stages.until(moment)
             wanted = dataclasses.replace(self, group=group, types=self.types[:n_types])
             _Probes(at, model, found, wanted).score(one if is_first else other, stages.begin(f"probes, {ROUNDS[group]}"))
-            if mixes_follow:
+            if mix_chunks:
+                few = dataclasses.replace(self, mix_chunks=min(self.mix_chunks, mix_chunks))
                 score_whole_mixes(at, model, rounding, found, few, stages)
         n_chunks, is_last = FIRST_CHUNKS, False
         while not is_last:
@@ -242,23 +244,25 @@ class Round(NamedTuple):
     """At the first so many of the types."""
     is_first: bool
     """On the first chunk, or on another."""
-    mixes_follow: bool = False
-    """Whether whole mixes are scored after it."""
+    mix_chunks: int = 0
+    """On how many chunks whole mixes are scored after it."""
 
 
 def first_rounds(tensors: Sequence[TensorInfo], step: ProbeStep) -> Iterator[Round]:
     """What is probed first, where passes are few.
 
-    Roles tell more per pass than anything else, and their probes at types of small errors tell what kernels cost. Roles by depth are worth
-    their passes where there are many more tensors, or few passes; a first prediction then comes before each tensor alone.
+    Roles tell more per pass than anything else, and their probes at types of small errors tell what kernels cost. Where passes are counted
+    over all runs, they are few, and whole mixes come next, which tell what all alphas have in common. Roles by depth are worth their passes
+    there, or where there are many more tensors; a first prediction comes before each tensor alone.
     """
-    group, many = step.group, MANY_TENSORS if step.total_passes is None else 1
+    group, is_short = step.group, step.total_passes is not None
+    many = 1 if is_short else MANY_TENSORS
     yield Round("role", 1, True)
-    yield Round("role", len(DEFAULT_PROBE_TYPES), True)
+    yield Round("role", len(DEFAULT_PROBE_TYPES), True, mix_chunks=FEW_MIX_CHUNKS if is_short and group != "role" else 0)
     if group != "role" and len(tensors) >= many * len(analysis.groups_of(tensors, "role-depth")):
-        yield Round("role-depth", 1, False, mixes_follow=group != "role-depth")
+        yield Round("role-depth", 1, False, mix_chunks=0 if group == "role-depth" else LEAST_CHUNKS)
     yield Round(group, 1, False)
-    yield Round(group, 1, True, mixes_follow=True)
+    yield Round(group, 1, True, mix_chunks=LEAST_CHUNKS)
 
 
 def n_passes(at: Scoring) -> int:

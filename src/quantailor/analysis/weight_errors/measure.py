@@ -49,6 +49,8 @@ from quantailor.records import Estimate, TensorInfo, WeightError
 DEFAULT_RELATIVE_SE = 0.01
 OUTPUT_SES = 3.0
 """Where output_mse is measured it decides, and may be so much less precise: alphas, its other factor, are known to a tenth at best."""
+LARGE_OUTPUT_SES = 5.0
+"""The same in large models, of which less is known of alphas, and rounding rows takes most of a measurement."""
 SAMPLED = "sampled-"
 """How the settings of a sampled measurement begin."""
 OUTPUT_SAMPLING = "-2"
@@ -74,7 +76,9 @@ class MeasureSettings:
     exhaustive: bool = False
     relative_se: float = DEFAULT_RELATIVE_SE
     """Sampling goes on until the relative standard error of weighted_mse is at most this; or that of output_mse, where there is one,
-    `OUTPUT_SES` times this."""
+    `output_ses` times this."""
+    output_ses: float = OUTPUT_SES
+    """No part of `key`: whatever was measured until another figure of it stands with its own standard error."""
 
     def __post_init__(self) -> None:
         if not 0 < self.relative_se < 1:
@@ -353,7 +357,8 @@ class _Measurement:
                 weighted = self._total(plan, n, samples[qtype], samples[qtype].sums.weighted, energies.weighted)
                 relative_se = weighted.relative_se
                 if self._has_metric:
-                    relative_se = self._total(plan, n, samples[qtype], samples[qtype].sums.full, energies.weighted).relative_se / OUTPUT_SES
+                    output = self._total(plan, n, samples[qtype], samples[qtype].sums.full, energies.weighted)
+                    relative_se = output.relative_se / self._settings.output_ses
                 if relative_se <= self._settings.relative_se or not math.isfinite(weighted.value):
                     energy = Energy(float(energies.plain.sum()), float(energies.weighted.sum()), float(energies.full.sum()))
                     cells[qtype.name] = self._record(qtype, self._estimated(plan, n, energies, samples[qtype]), energy)

@@ -42,7 +42,7 @@ from quantailor.app.measuring.passes import (
     SwapWork,
     anchor_bits,
     n_base_chunks,
-    passes_before_mixes,
+    passes_of_mixes,
     single_work,
     sweep_work,
     whole_work,
@@ -345,15 +345,10 @@ def _passes_left(at: Counted) -> tuple[int, int] | None:
 
 
 def _passes_of_mixes(at: Counted, limit: tuple[int, int]) -> tuple[int, int]:
-    """Of so many passes, left and in all, those of whole mixes: a few chunks at first, half of what the next probes of tensors leave."""
-    task, tensors = at.probing, at.size.tensors
-    before, done = passes_before_mixes(tensors, task), at.n_scored if task.passes is None else 0
-    first = (task.mixes + task.anchors) * min(LEAST_CHUNKS, task.mix_chunks)
-
-    def share(room: int) -> int:
-        return max(0, min(room, first)) + max(0, room - first - 2 * len(tensors)) // 2
-
-    return share(limit[0] - max(0, before - done)), share(limit[1] - before)
+    """Of so many passes, left and in all, those of whole mixes."""
+    tensors = at.size.tensors
+    total = passes_of_mixes(tensors, at.probing, limit[1])
+    return total - passes_of_mixes(tensors, at.probing, limit[1] - limit[0]), total
 
 
 def _mixes(at: Counted) -> StageEstimate:

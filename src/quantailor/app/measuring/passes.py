@@ -124,14 +124,17 @@ def whole_work(size: ModelSize, task: ProbeStep, n_text_chunks: int, scored: Sco
     return SwapWork((n_runs, n_runs), (n_put * one_mix[0] / 2, n_put * one_mix[1] * 2), base_runs)
 
 
-def passes_before_mixes(tensors: Sequence[TensorInfo], task: ProbeStep) -> int:
-    """Passes of a limited number that are made before whole mixes are scored for the first time."""
-    done = set[tuple[str, bool, int]]()
-    for group, n_types, is_first, mixes_follow in first_rounds(tensors, task):
-        done |= {(each.name, is_first, number) for each in groups_of(tensors, group) for number in range(n_types)}
-        if mixes_follow:
-            break
-    return len(done)
+def passes_of_mixes(tensors: Sequence[TensorInfo], task: ProbeStep, n_passes: int) -> int:
+    """Of the first so many passes those of whole mixes: rounds in their order, then half of what these leave."""
+    done, left, n_chunks, of_mixes = set[tuple[str, bool, int]](), n_passes, 0, 0
+    for group, n_types, is_first, mix_chunks in first_rounds(tensors, task):
+        new = {(each.name, is_first, number) for each in groups_of(tensors, group) for number in range(n_types)} - done
+        done |= new
+        left -= min(left, len(new))
+        more = max(0, min(mix_chunks, task.mix_chunks) - n_chunks)
+        whole = min(left, (task.mixes + task.anchors) * more)
+        left, n_chunks, of_mixes = left - whole, n_chunks + more, of_mixes + whole
+    return of_mixes + left // 2
 
 
 def sweep_work(size: ModelSize, task: SweepStep, n_text_chunks: int, scored: Scored, *, compensated: bool) -> SwapWork:
