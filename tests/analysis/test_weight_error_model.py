@@ -148,6 +148,18 @@ def test_sampling_reaches_its_target_for_the_outputs_too(kind: str) -> None:
         assert cell.error == pytest.approx(exact[cell.tensor, cell.type_name].error, abs=4 * cell.error_se)
 
 
+def test_outputs_can_be_sampled_less_precisely() -> None:
+    finer, coarser = MeasureSettings(relative_se=0.02), MeasureSettings(relative_se=0.02, output_ses=5 * OUTPUT_SES)
+    assert finer.key == coarser.key, "both stand in one table, each figure with its own standard error"
+    fine, coarse = (
+        {cell.tensor: cell for cell in cells_with("plain, with covariances", each) if cell.type_name == "Q4_0"} for each in (finer, coarser)
+    )
+    assert sum(cell.n_rows_measured for cell in coarse.values()) < sum(cell.n_rows_measured for cell in fine.values())
+    for name, cell in coarse.items():
+        if cell.output_mse is not None:
+            assert cell.output_mse_se <= coarser.output_ses * coarser.relative_se * cell.output_mse, name
+
+
 @functools.cache
 def few_loud_rows() -> MemorySource:
     """Matrices of which one row in thirty goes with what their inputs have in common, and holds most of the output."""

@@ -17,6 +17,8 @@ from quantailor.evidence.grounds import CURVE
 from quantailor.pipeline import MakeStep, StudyStep
 from quantailor.pipeline.make import MakeResult
 from quantailor.session import Workspace, quantizable_tensors
+from quantailor.steps.calibration.calibrate import CalibrateStep
+from quantailor.steps.measure import MeasureResult, MeasureStep
 from quantailor.steps.options import Compute
 from quantailor.steps.plan import PlanOptions
 from quantailor.steps.probe import DEFAULT_PROBE_TYPES, TIMED_EFFORT, Effort
@@ -117,3 +119,16 @@ def test_whole_mixes_come_behind_roles_and_again_behind_roles_by_depth(task: Mak
     counted = [passes_of_mixes(tensors, probing, n) for n in (behind_roles, behind_roles + 1, behind_roles + 2 * n_files + n_groups)]
     assert counted == [0, 1, 2 * n_files]
     assert passes_of_mixes(tensors, probing, behind_roles + n_groups + 4 * n_files) == 4 * n_files
+
+
+def test_weight_errors_of_large_models_are_sampled_less_precisely(task: MakeStep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worst = []
+    for number, weights in enumerate((1, 10**9)):
+        monkeypatch.setattr("quantailor.costs.model_size.LARGE_MODEL_WEIGHTS", weights)
+        with Workspace.open(tmp_path / f"home{number}") as workspace:
+            run_job(workspace, submit(workspace, CalibrateStep(base=task.model, text=task.text, n_ctx=64, compute=task.compute)))
+            measure = MeasureStep(base=task.model, types=("Q4_0", "Q3_K"), rounding="plain", compute=task.compute)
+            result = run_job(workspace, submit(workspace, measure))
+        assert isinstance(result, MeasureResult)
+        worst.append(max(cell.output_mse_se / cell.output_mse for cell in result.cells if cell.output_mse))
+    assert worst[1] <= 0.03 < worst[0] <= 0.05
