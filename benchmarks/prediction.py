@@ -50,7 +50,7 @@ from quantailor.evidence.measurements import usual_table
 from quantailor.evidence.presets import types_of_preset
 from quantailor.evidence.roundings import writing_rounding
 from quantailor.ggml import library
-from quantailor.records import Curve, Estimate, Mix, TensorCells, part_of
+from quantailor.records import Curve, CurvePoint, Estimate, Mix, TensorCells, part_of
 from quantailor.session import AUTO, quantizable_tensors
 from quantailor.steps.options import Compute
 from quantailor.steps.plan import Evidence, PlanOptions, solve
@@ -152,15 +152,27 @@ def parts_of(tables: Tables, mix: Mix) -> dict[str, float]:
     return parts
 
 
-def fitted(at: Probed, tables: Tables) -> Curve:
-    """A curve for these damages, fitted to the same whole mixes as the probes' own."""
-    mixes, own = {mix.id: mix for mix in at.workspace.store.mixes(at.model.fingerprint, CURVE)}, at.known.curve
-    points = [
+def points_of(at: Probed, tables: Tables) -> list[CurvePoint]:
+    """The whole mixes in memory that the probes' curve was fitted to, with these damages."""
+    mixes = {mix.id: mix for mix in at.workspace.store.mixes(at.model.fingerprint, CURVE)}
+    return [
         dataclasses.replace(point, parts=parts_of(tables, mixes[point.mix]), spread=0.0)
         for point in at.known.curve.points
         if point.kind == "memory" and point.mix in mixes
     ]
-    return fit_curve(points, floor=Estimate(own.c0_nats, own.c0_se), text_sd=own.text_sd, n_chunks=own.n_chunks)
+
+
+def in_nats(at: Probed, tables: Tables) -> list[TensorCells]:
+    """The tables with damages in a unit in which whole mixes do what was measured, on average; what is expected of a curve is in nats."""
+    ratios = [point.measured.value / math.fsum(point.parts.values()) for point in points_of(at, tables)]
+    unit = statistics.geometric_mean(ratios)
+    return redefined(tables, lambda table, index: unit * table.cells[index].damage)
+
+
+def fitted(at: Probed, tables: Tables) -> Curve:
+    """A curve for these damages, fitted to the same whole mixes as the probes' own."""
+    own = at.known.curve
+    return fit_curve(points_of(at, tables), floor=Estimate(own.c0_nats, own.c0_se), text_sd=own.text_sd, n_chunks=own.n_chunks)
 
 
 def redefined(tables: Tables, damage: Callable[[TensorCells, int], float]) -> list[TensorCells]:
@@ -183,6 +195,7 @@ def bases(at: Probed) -> dict[str, tuple[Callable[[Mix], Damage], Curve]]:
         "imatrix": redefined(at.found.tables, lambda table, index: table.cells[index].weighted_mse),
         "shuffled": with_shuffled_damage(probes, seed=0),
     }
+    found = {name: in_nats(at, tables) for name, tables in found.items()}
     own: dict[str, tuple[Callable[[Mix], Damage], Curve]] = {"probes": (lambda mix: at.known.mix(mix.types), at.known.curve)}
     return own | {name: (partial(damage_of, tables, curve := fitted(at, tables)), curve) for name, tables in found.items()}
 

@@ -92,6 +92,15 @@ def test_points_carry_the_sums_that_the_curve_speaks_of(rng: np.random.Generator
     assert [each.damage_nats for each in found.points] == pytest.approx([scaled_damage(found.scales, each.parts) for each in points])
 
 
+def test_the_fit_does_not_stay_where_sums_are_right_on_average(rng: np.random.Generator) -> None:
+    """An optimizer whose first step is as long as its start would not move from a start that is zero but for rounding."""
+    parts = [random_parts(rng) for _ in range(40)]
+    logs = [math.log(true_kld(each) / sum(each.values())) for each in parts]
+    middle = math.exp(sum(logs) / len(logs) - 1e-14)
+    found = fit_curve([point(each, true_kld(each) / middle) for each in parts])
+    assert found.kappa == pytest.approx(0.9, rel=0.1)
+
+
 def test_one_part_alone_has_the_scale_1(rng: np.random.Generator) -> None:
     damages = np.geomspace(0.01, 0.3, 100).tolist()
     found = fit_curve([point({"blocks": damage}, 0.7 * damage * (1 + 0.5 * damage)) for damage in damages])

@@ -67,6 +67,7 @@ _SCATTERS = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.055, 0.07, 0.09, 0.12, 0.16
 """Those that are considered, and how far from the typical one, in logarithms, a model's may lie."""
 _LN_SCATTER_SD = 0.5
 _ROUNDS = 3
+_LEAST_START = 1e-6
 _ANY_SD = 10.0
 """Of a parameter that has no prior."""
 _LEAST_BEND, _MOST_DEGREES = 1e-3, 1e9
@@ -243,7 +244,8 @@ def _least_squares(start: Doubles, parts: Doubles, klds: Doubles, covariance: Do
     def residuals(parameters: Doubles) -> Doubles:
         return np.concatenate([solve_triangular(root, _ln_ratio(parameters, parts, klds), lower=True), parameters / priors])
 
-    fit = least_squares(residuals, start)
+    # Its first steps are no longer than the start is, unless that is 0.
+    fit = least_squares(residuals, start if np.linalg.norm(start) > _LEAST_START else np.zeros_like(start))
     slopes: Doubles = -(root @ fit.jac[: len(klds)])
     return fit.x, slopes
 
