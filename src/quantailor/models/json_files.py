@@ -33,7 +33,7 @@ def parse_json(data: bytes, name: str, *, unique: bool = False) -> dict[str, Any
 
 
 def parse_any_json(data: bytes, name: str, *, unique: bool = False) -> Any:
-    """The same for any JSON value."""
+    """The same for any JSON value. Raises ModelFormatError."""
     text = ""
     try:
         text = str(data, "utf-8-sig")
