@@ -1144,6 +1144,7 @@ def test_what_stands_in_place_of_a_file_is_called_what_it_is(name: str, text: st
         (b"GGUF\x03\x00\x00\x00", "is a GGUF file, not a safetensors file. Give that file itself as the model"),
         (b"PK\x03\x04", "is a zip archive or a PyTorch checkpoint, not a safetensors file. Unpack it"),
         (b"\x1f\x8b\x08\x00", "is a gzip archive, not a safetensors file. Unpack it"),
+        (b"\x1f\x8b\x08\x00" + bytes(560_000), "is a gzip archive, not a safetensors file. Unpack it"),
         (b"!<symlink>", "is a link of Cygwin or Samba, not a safetensors file. Copy what the link leads to"),
         (bytes(8), "is a file that begins with zeros alone, as an unfinished download does, not a safetensors file. Download"),
         (b"\xff\xff\xff\xff\xff\xff\xff\x7f", "is not an intact safetensors file: its header says 9,223,372,036,854,775,807 bytes"),

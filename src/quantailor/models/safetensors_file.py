@@ -72,15 +72,23 @@ class SafetensorsFile(RandomAccessFile):
     def _corrupt(self, what: str) -> ModelFormatError:
         return ModelFormatError(f"{self.path} is not an intact safetensors file: {what}", remedy=INTACT)
 
+    def _refuse_other_format(self) -> None:
+        """Raise ModelFormatError where the file begins like one of another format, as the length of a header seldom does."""
+        if found := other_format(self.read(0, min(self.size_bytes, START_BYTES)).tobytes()):
+            raise ModelFormatError(f"{self.path} is {found.what}, not a safetensors file", remedy=found.remedy)
+
     def _read_header(self) -> dict[str, StoredArray]:
         if self.size_bytes < 8:
             raise self._corrupt(f"it has {self.size_bytes} bytes")
         length = int.from_bytes(self.read(0, 8).tobytes(), "little")
-        if not 0 < length <= min(self.size_bytes - 8, MAX_HEADER_BYTES):
-            if found := other_format(self.read(0, min(self.size_bytes, START_BYTES)).tobytes()):
-                raise ModelFormatError(f"{self.path} is {found.what}, not a safetensors file", remedy=found.remedy)
+        if length > min(self.size_bytes - 8, MAX_HEADER_BYTES):
+            self._refuse_other_format()
             raise self._corrupt(f"its header says {length:,} bytes, the file has {self.size_bytes:,}")
-        header = parse_json(self.read(8, 8 + length).tobytes(), f"the header of {self.path}", unique=True)
+        try:
+            header = parse_json(self.read(8, 8 + length).tobytes(), f"the header of {self.path}", unique=True)
+        except ModelFormatError:
+            self._refuse_other_format()
+            raise
         arrays = {name: self._array(name, entry, 8 + length) for name, entry in sorted(header.items()) if name != "__metadata__"}
         placed = sorted(arrays.values(), key=lambda array: (array.offset, array.size_bytes))
         for before, after in itertools.pairwise(placed):

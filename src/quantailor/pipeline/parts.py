@@ -57,7 +57,7 @@ LEVELS: tuple[Level, ...] = ("quick", "balanced", "thorough", "exhaustive")
 LARGE_MIXES, LARGE_ANCHORS = 10, 1
 """Whole mixes, and files of such, of a model that is large."""
 LARGE_PASSES = 64
-"""What a large model is given on a CPU where nobody says: with weight errors one to two times as long as covariances of 100 chunks (docs/LOG.md)."""
+"""What a large model is given on a CPU where nobody says; with weight errors one to two times as long as covariances of 100 chunks."""
 
 
 @dataclass(frozen=True, slots=True)
