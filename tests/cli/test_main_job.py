@@ -62,6 +62,9 @@ def test_convert_writes_a_base_once(quantailor: Command, books_llama_dir: Path, 
 def test_imatrix_is_shown_exported_and_imported(quantailor: Command, workbench: Workbench, tmp_path: Path) -> None:
     export = tmp_path / "imatrix.gguf"
     shown = quantailor("imatrix", workbench.base, "--show", "-o", export, "--home", workbench.home, "--json").result
+    printed = quantailor("imatrix", workbench.base, "--show", "--home", workbench.home).out
+    assert "Statistics of E[x2]" in printed
+    assert "\\" not in printed, "brackets are no markup"
     assert shown["chunk_count"] == 8
     assert shown["missing_tensors"] == []
     elsewhere = ("--home", tmp_path / "home", "--json")

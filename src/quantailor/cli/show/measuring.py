@@ -62,8 +62,8 @@ def imatrix(report: ImatrixReport) -> None:
         for item in report.statistics
     ]
     if rows:
-        headings = ("sum E\\[x2]", "min", "max", "mean", "sd", "active", "entropy", "unseen")
-        out.print(table("Statistics of E\\[x2]", {"tensor": "left", **dict.fromkeys(headings, "right")}, rows))
+        headings = ("sum E[x2]", "min", "max", "mean", "sd", "active", "entropy", "unseen")
+        out.print(table("Statistics of E[x2]", {"tensor": "left", **dict.fromkeys(headings, "right")}, rows))
 
 
 def calibrated(report: CalibrateReport) -> None:
