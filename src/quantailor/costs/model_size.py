@@ -80,9 +80,9 @@ class ModelSize:
             is_bfloat=any(tensor.type_name == "BF16" for tensor in tensors),
         )
 
-    def score_flops(self, n_ctx: int) -> float:
-        """Floating point operations of one chunk with logits for its second half, and the base's where they are not kept."""
-        n_outputs = 2 if self.computes_base_again(n_ctx) else 1
+    def score_flops(self, n_ctx: int, *, base_is_held: bool = False) -> float:
+        """Floating point operations of one chunk with logits for its second half, and the base's unless they are kept or `base_is_held`."""
+        n_outputs = 2 if self.computes_base_again(n_ctx) and not base_is_held else 1
         return self.decode_flops(n_ctx) + 2.0 * n_outputs * self.n_output * n_ctx / 2
 
     def computes_base_again(self, n_ctx: int) -> bool:

@@ -25,7 +25,7 @@ CELL_SECONDS: Range = (0.5e-3, 8e-3)
 THREADS_SHARE: Range = (1.0, 0.6)
 """What a thread among several does, compared with one alone."""
 SETUP_SHARE: Range = (0.5, 1.5)
-SCORE_SECONDS: Range = (2e-9, 20e-9)
+SCORE_SECONDS: Range = (2e-9, 8e-9)
 """Per token of the text and of the vocabulary: comparing a model's logits with the base's."""
 COMPENSATION_FLOPS: Range = (1.0, 3.0)
 """For each pair of columns of a row."""
@@ -150,9 +150,12 @@ def quantize_seconds(n_weights_by_type: Mapping[str, float], *, n_threads: int |
     return total / _threads(n_threads)
 
 
-def score_seconds(size: ModelSize, n_chunks: float, n_ctx: int, *, n_threads: int | None, n_gpu_layers: int) -> Seconds:
-    """Running so many chunks and comparing their logits with the base's."""
-    running = inference_seconds(n_chunks * size.score_flops(n_ctx), n_threads=n_threads, n_gpu_layers=n_gpu_layers)
+def score_seconds(
+    size: ModelSize, n_chunks: float, n_ctx: int, *, n_threads: int | None, n_gpu_layers: int, base_is_held: bool = False
+) -> Seconds:
+    """Running so many chunks and comparing their logits with the base's, which are computed again where large unless they are held."""
+    flops = n_chunks * size.score_flops(n_ctx, base_is_held=base_is_held)
+    running = inference_seconds(flops, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
     logits = n_chunks * size.n_vocab * n_ctx / 2
     return Seconds(running, (logits * SCORE_SECONDS[0] / _threads(n_threads), logits * SCORE_SECONDS[1]))
 

@@ -413,7 +413,7 @@ def _verify(at: Counted) -> StageEstimate:
     n_files = 1 + n_others
     n_chunks = n_files * at.n_heldout_chunks + min(NULL_CHUNKS, at.n_heldout_chunks)
     loading = scaled_by(write_seconds(at.size.tensor_bytes), n_files)
-    seconds = at.scoring(n_chunks) + Seconds(beside=added(scaled_by(_writing(at), n_presets), loading))
+    seconds = at.scoring(n_chunks, base_is_held=True) + Seconds(beside=added(scaled_by(_writing(at), n_presets), loading))
     held = at.size.logits_bytes(at.n_ctx)
     if held <= IN_MEMORY_BYTES:
         held = max(held, min(BLOCK_BYTES, at.n_heldout_chunks * held))

@@ -252,10 +252,16 @@ class Counted:
         compute = self.task.compute
         return Seconds(inference_seconds(flops, n_threads=compute.n_threads, n_gpu_layers=compute.n_gpu_layers))
 
-    def scoring(self, n_chunks: float) -> Seconds:
+    def scoring(self, n_chunks: float, *, base_is_held: bool = False) -> Seconds:
         """So many chunks run and compared with the base, by the trial of the machine."""
-        threads, layers = self.task.compute.n_threads, self.task.compute.n_gpu_layers
-        return seconds_module.score_seconds(self.size, n_chunks, self.n_ctx, n_threads=threads, n_gpu_layers=layers)
+        return seconds_module.score_seconds(
+            self.size,
+            n_chunks,
+            self.n_ctx,
+            n_threads=self.task.compute.n_threads,
+            n_gpu_layers=self.task.compute.n_gpu_layers,
+            base_is_held=base_is_held,
+        )
 
     def estimate(
         self,

@@ -305,14 +305,15 @@ def _n_runs(done: Mapping[str, frozenset[int]], n_chunks: int, *, n_new: int) ->
 def _seconds(workspace: Workspace, model: OpenedModel, task: VerifyStep, n_runs: int, written: Sequence[str]) -> Range:
     size, threads = ModelSize.of(model.source), min(task.compute.n_threads or machine.n_threads(), machine.n_threads())
     building = sum(quantize_seconds({type_name: size.n_weights}, n_threads=threads) for type_name in written)
-    running = score_seconds(size, n_runs, task.n_ctx, n_threads=threads, n_gpu_layers=task.compute.n_gpu_layers)
+    layers = task.compute.n_gpu_layers
+    running = score_seconds(size, n_runs, task.n_ctx, n_threads=threads, n_gpu_layers=layers, base_is_held=True)
     return at_pace(
         Paces(workspace.store.jobs.paces()),
         "verify",
         running + Seconds(beside=(building / 2, 2 * building)),
         compensated=False,
         n_threads=threads,
-        on_gpu=task.compute.n_gpu_layers != 0,
+        on_gpu=layers != 0,
     )
 
 
