@@ -105,6 +105,21 @@ def test_of_experts_only_those_that_run_count(workspace: Workspace, books_moe_ba
     assert size.n_active < sum(tensor.n_elements for tensor in size.tensors if tensor.layer is not None)
 
 
+def test_a_verdict_computes_the_base_once_and_probes_of_a_large_vocabulary_again(
+    workspace: Workspace, books_llama_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with workspace.model(books_llama_base) as model:
+        size = ModelSize.of(model.source)
+    task = MakeStep(model=str(books_llama_base), output="out", plan=PlanOptions(like="Q4_K_M"))
+    output = 2.0 * size.n_output * 512 / 2
+    before = stage(job_cost(workspace, task), "verify").seconds
+    assert size.score_flops(512) == size.decode_flops(512) + output
+    monkeypatch.setattr("quantailor.costs.model_size.LARGE_BYTES", 1)
+    assert size.score_flops(512) == size.decode_flops(512) + 2 * output
+    assert size.score_flops(512, base_is_held=True) == size.decode_flops(512) + output
+    assert stage(job_cost(workspace, task), "verify").seconds == pytest.approx(before, rel=0.01)
+
+
 def test_what_the_store_has_is_taken_off(workspace: Workspace, tmp_path: Path) -> None:
     model = write_tiny("llama2", tmp_path)
     task = StudyStep(model=str(model), level="quick", types=("Q4_0", "Q5_0", "Q8_0"), imatrix="none")
