@@ -21,7 +21,7 @@ from quantailor.steps.calibration.calibrate import CalibrateStep
 from quantailor.steps.measure import MeasureResult, MeasureStep
 from quantailor.steps.options import Compute
 from quantailor.steps.plan import PlanOptions
-from quantailor.steps.probe import DEFAULT_PROBE_TYPES, TIMED_EFFORT, Effort
+from quantailor.steps.probe import DEFAULT_PROBE_TYPES
 from quantailor.store import SwapKey
 from quantailor.strategy import file as strategy_file
 from small_base import write_small_base
@@ -33,8 +33,6 @@ N_PASSES = 48
 def every_model_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quantailor.costs.model_size.LARGE_MODEL_WEIGHTS", 1)
     monkeypatch.setattr("quantailor.pipeline.parts.LARGE_PASSES", N_PASSES)
-    # Those of passes have types for which ggml makes tables for 10 seconds; that they are taken is told in test_api.
-    monkeypatch.setattr("quantailor.pipeline.parts.TIMED_EFFORT", Effort(DEFAULT_PROBE_TYPES, TIMED_EFFORT.chunks))
 
 
 @pytest.fixture

@@ -101,22 +101,22 @@ def _vocabulary(folder: Path, size: int, added: Iterable[Added], further: Iterab
         elif not only_unused or entries[number][2] == UNUSED:
             entries[number] = (text, _ADDED_SCORE, kind)
     tokens, scores, kinds = zip(*entries, strict=True)
-    _refuse_roles(folder, rowless, tokens, size)
+    settings = read_json_if_there(folder / "tokenizer_config.json")
+    _refuse_roles(folder, settings, rowless, tokens, size)
     if rowless:
         shown = ", ".join(text[:40] for text in list(rowless.values())[:_MOST_SHOWN])
         were = "was" if len(rowless) == 1 else "were"
         notes.append(f"{words.plural(len(rowless), 'token')} without a row in the embedding {were} left out: {shown}")
     known = {*tokens, *rowless.values()}
-    if unnumbered := [text for text in further_special(read_json_if_there(folder / "tokenizer_config.json")) if text not in known]:
+    if unnumbered := [text for text in further_special(settings) if text not in known]:
         were, shown = "was" if len(unnumbered) == 1 else "were", ", ".join(text[:40] for text in unnumbered[:_MOST_SHOWN])
         told = f"{words.plural(len(unnumbered), 'special token')} of tokenizer_config.json {were} left out for want of an id: {shown}"
         notes.append(f"{told}; added_tokens.json can give it")
     return Vocabulary("llama", "default", tokens, kinds, scores)
 
 
-def _refuse_roles(folder: Path, rowless: Mapping[int, str], tokens: Collection[str], size: int) -> None:
+def _refuse_roles(folder: Path, settings: JsonObject, rowless: Mapping[int, str], tokens: Collection[str], size: int) -> None:
     """Raise ModelFormatError where the begin or end of a text is a token that has no row, or is none at all."""
-    settings = read_json_if_there(folder / "tokenizer_config.json")
     known = {*tokens}
     for role in ("bos", "eos"):
         text = content(settings.get(f"{role}_token"))
