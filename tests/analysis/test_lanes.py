@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantailor.analysis.rounding.loops.kernels import improve_codes
-from quantailor.analysis.rounding.loops.lanes import LANES, add_lower, add_products, to_halves
+from quantailor.analysis.rounding.loops.lanes import LANES, Grid, add_lower, add_products, products_with_lower, settle, to_halves
+from quantailor.analysis.rounding.loops.scale_changes import add_to_some
+from quantailor.numerics import Floats
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -29,11 +31,11 @@ def test_halves_are_those_that_numpy_rounds_to(seed: int) -> None:
 @pytest.mark.parametrize("way", [1, -1])
 def test_products_are_added(way: int) -> None:
     rng = np.random.default_rng(0)
-    rows, shares = rng.normal(size=(40, LANES)).astype(np.float32), rng.normal(size=(40, 48)).astype(np.float32)
+    rows, shares = rng.normal(size=(40, LANES)).astype(np.float32), rng.normal(size=(48, 40)).astype(np.float32)
     targets = rng.normal(size=(48, LANES)).astype(np.float32)
     used = slice(8, 32)
     expected = targets.copy()
-    expected[16:24] += shares[used, 16:24].T @ rows[used]
+    expected[16:24] += shares[16:24, used] @ rows[used]
     add_products(rows, 8 if way == 1 else 31, way, 24, shares, targets, 16, 24)
     np.testing.assert_allclose(targets, expected, rtol=1e-4, atol=1e-4)
 
@@ -42,8 +44,41 @@ def test_rows_of_a_lower_triangle_are_added() -> None:
     rng = np.random.default_rng(0)
     rows, lower = rng.normal(size=(32, LANES)).astype(np.float32), np.tril(rng.normal(size=(32, 64)).astype(np.float32), 32)
     targets = np.zeros((64, LANES), dtype=np.float32)
-    add_lower(rows, lower, 32, targets)
+    add_lower(rows, np.ascontiguousarray(lower.T), 32, targets)
     np.testing.assert_allclose(targets, lower.T @ rows, rtol=1e-4, atol=1e-4)
+
+
+def test_a_lower_triangle_is_multiplied() -> None:
+    rng = np.random.default_rng(0)
+    rows, lower = rng.normal(size=(32, LANES)).astype(np.float32), np.tril(rng.normal(size=(32, 32)).astype(np.float32))
+    products = np.full((32, LANES), np.nan, dtype=np.float32)
+    products_with_lower(rows, lower, products)
+    np.testing.assert_allclose(products, lower @ rows, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_changed", [0, 1, 5, 62, LANES])
+def test_changes_are_added_to_what_changed_alone(n_changed: int) -> None:
+    rng = np.random.default_rng(n_changed)
+    changed = np.zeros(LANES, dtype=np.bool_)
+    changed[rng.permutation(LANES)[:n_changed]] = True
+    rows, changes = rng.normal(size=(16, 96)).astype(np.float32), rng.normal(size=(16, LANES)).astype(np.float32) * changed
+    before = rng.normal(size=(LANES, 96)).astype(np.float32)
+    targets = before.copy()
+    add_to_some(rows, changes, changed, targets)
+    np.testing.assert_array_equal(targets[~changed], before[~changed])
+    np.testing.assert_allclose(targets, before + changes.T @ rows, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_middles", [1, 3, 5, 7, 15])
+def test_places_become_the_nearest_values_of_a_table(n_middles: int) -> None:
+    rng = np.random.default_rng(n_middles)
+    table = np.sort(rng.normal(size=n_middles + 1)).astype(np.float32)
+    nought = np.float32(0)
+    middles: Floats = (table[1:] + table[:-1]) / np.float32(2)
+    grid = Grid(table, middles, np.diff(table), nought, nought, nought, np.ones((2, 2), dtype=np.int64), False)
+    places, values = rng.normal(size=LANES).astype(np.float32), np.empty(LANES, dtype=np.float32)
+    settle(places, grid, values)
+    np.testing.assert_allclose(values, table[np.abs(places[:, None] - table).argmin(axis=1)], rtol=1e-5, atol=1e-6)
 
 
 def test_codes_are_looked_at_one_after_another_from_the_last() -> None:

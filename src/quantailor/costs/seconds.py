@@ -29,7 +29,7 @@ SCORE_SECONDS: Range = (2e-9, 8e-9)
 """Per token of the text and of the vocabulary: comparing a model's logits with the base's."""
 COMPENSATION_FLOPS: Range = (1.0, 3.0)
 """For each pair of columns of a row."""
-SCALAR_CODES: Range = (0.8, 2.5)
+SCALAR_CODES: Range = (0.5, 1.5)
 VECTOR_CODES: Range = (5.0, 13.0)
 """Choosing codes of a weight, looked at several times, over what quantizing one to Q4_K takes: alone, or in groups that share one."""
 _IN_GROUPS = ("IQ1", "IQ2", "IQ3")

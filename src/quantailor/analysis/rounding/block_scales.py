@@ -118,7 +118,9 @@ def block_scales(qtype: QType) -> BlockScales | None:
             return None
         offsets = of_offsets[0]
     ends = np.array([numbers.ends, (1, 1) if offsets is None else offsets.ends])
-    grid = Grid(layout.table, layout.middles, np.float32(zero), np.float32(unit), np.float32(sign), ends, offsets is not None)
+    grid = Grid(
+        layout.table, layout.middles, np.diff(layout.table), np.float32(zero), np.float32(unit), np.float32(sign), ends, offsets is not None
+    )
     return BlockScales(layout, members, grid, numbers, offsets, backwards)
 
 

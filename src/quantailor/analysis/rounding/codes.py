@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantailor.analysis.rounding.bits import Fields, Settings, clearest_block, fields_of
+from quantailor.analysis.rounding.compiling import compiled
 from quantailor.ggml import codec
 from quantailor.numerics import Bytes, Doubles, Floats, Integers
 from quantailor.qtypes import QType
@@ -71,8 +72,9 @@ class ScalarCodes:
 
     def places(self, values: Floats) -> CodeOf:
         """The codes that stand for values of the table, (n, ...): (n, ...)."""
-        found = np.nan_to_num(values) if self.affine else np.searchsorted(self.middles, values)
-        return found.astype(np.uint8)
+        codes = np.empty(values.shape, dtype=np.uint8)
+        find_places(values.reshape(-1), self.middles, codes.reshape(-1))
+        return codes
 
     @property
     def kept(self) -> Bytes:
@@ -101,10 +103,7 @@ class ScalarCodes:
         """Blocks, (n, type_size), with the scales of the data and these codes, (n, block_size)."""
         out = data.copy()
         for kind in self._kinds:
-            number = codes[:, kind.fields.weights[:, 0]].astype(np.intp)
-            for weights in kind.fields.weights.T[1:]:
-                number = number * self.n_codes + codes[:, weights]
-            kind.fields.put(out, kind.setting_of[number])
+            put_codes(out, codes, kind.fields.weights, kind.setting_of, self.n_codes, kind.fields.runs)
         return out
 
     def unpack(self, data: Bytes) -> CodeOf:
@@ -113,6 +112,42 @@ class ScalarCodes:
         for kind in self._kinds:
             out[:, kind.fields.weights] = kind.codes_of[kind.fields.take(data)]
         return out
+
+
+@compiled
+def find_places(values: Floats, middles: Floats, places: CodeOf) -> None:
+    """Where values, (n,), stand among the middles, (n,), or, without these, in whole numbers; NaN stands first."""
+    if len(middles):
+        places[:] = np.uint8(0)
+        for middle in middles:
+            for k in range(len(values)):
+                places[k] += np.uint8(values[k] > middle)
+    else:
+        for k in range(len(values)):
+            places[k] = np.uint8(np.int32(values[k] if values[k] > np.float32(0) else np.float32(0)))
+
+
+@compiled
+def put_codes(data: Bytes, codes: CodeOf, weights: Integers, setting_of: Settings, n_codes: int, runs: Integers) -> None:
+    """Write codes into fields of blocks, (n, type_size).
+
+    Args:
+        data: blocks.
+        codes: (n, block_size).
+        weights: see `Fields`, (n_fields, n_weights).
+        setting_of: see `_Kind`.
+        n_codes: of the type.
+        runs: see `Fields`, (n_fields, n_runs, 4).
+    """
+    for field in range(weights.shape[0]):
+        for run in range(runs.shape[1]):
+            byte, shift, first, mask = runs[field, run]
+            others = ~np.uint8(mask << shift)
+            for row in range(data.shape[0] if mask else 0):
+                number = 0
+                for k in range(weights.shape[1]):
+                    number = number * n_codes + codes[row, weights[field, k]]
+                data[row, byte] = (data[row, byte] & others) | np.uint8(((setting_of[number] >> first) & mask) << shift)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import numpy as np
 from quantailor.analysis.rounding.block_scales import block_scales
 from quantailor.analysis.rounding.codes import CodeOf, ScalarCodes, scalar_codes
 from quantailor.analysis.rounding.loops.kernels import improve_codes
-from quantailor.analysis.rounding.loops.lanes import Grid
+from quantailor.analysis.rounding.loops.lanes import LANES, Grid
 from quantailor.analysis.rounding.loops.scale_search import choose_values
 from quantailor.analysis.rounding.metric import Factor, FactorBlock, Metric, Span
 from quantailor.analysis.rounding.scale_choice import round_with_scales
@@ -25,8 +25,8 @@ from quantailor.ggml import codec
 from quantailor.numerics import Bytes, Floats
 from quantailor.qtypes import QType
 
-PANEL_ROWS = 64
-"""Rows that go through together. Always as many, so that a row's bytes do not depend on its neighbours."""
+PANEL_ROWS = 256
+"""Rows whose products with what they lost so far are computed together, at most; a multiple of `LANES`."""
 DOUBTFUL = 0.6
 """Rows that lose more than this part of what ggml's rounding usually does are compared with it, and keep that where it loses less: with few
 bits a weight, what there is to make up for can grow from block to block."""
@@ -57,7 +57,8 @@ def round_rows(values: Floats, qtype: QType, metric: Metric) -> Bytes:
     factor = metric.factor(qtype.block_size) if vectors is None else metric.factor(qtype.block_size, vectors.groups.shape[1])
     for start in range(0, n_rows, PANEL_ROWS):
         part = values[start : start + PANEL_ROWS]
-        panel = np.zeros((PANEL_ROWS, n_cols), dtype=np.float32)
+        n_padded = -(-len(part) // LANES) * LANES  # always a multiple, so that a row's bytes do not depend on its neighbours
+        panel = np.zeros((n_padded, n_cols), dtype=np.float32)
         panel[: len(part)] = part
         with np.errstate(over="ignore", invalid="ignore"):  # of scales near a type's limit; such rows are rounded as ggml does
             out[start : start + PANEL_ROWS] = _round_panel(panel, qtype, factor)[: len(part)]
@@ -67,17 +68,19 @@ def round_rows(values: Floats, qtype: QType, metric: Metric) -> Bytes:
 def _round_panel(values: Floats, qtype: QType, factor: Factor) -> Bytes:
     n_rows, n_cols = values.shape
     layout = scalar_codes(qtype) or vector_codes(qtype)
-    weights = values[:, factor.order]
+    weights = np.take(values, factor.order, axis=1)
     errors = np.zeros_like(weights)
     lost = np.zeros(n_rows)
     data = np.empty((n_rows, n_cols // qtype.block_size, qtype.type_size), dtype=np.uint8)
     for span in factor.spans:
         carried = errors[:, span.stop :] @ span.below  # what later columns add to these of d L
         own = np.ascontiguousarray(weights[:, span.start : span.stop])
-        data[:, [block.index for block in span.blocks]], errors[:, span.start : span.stop], more = _round_span(
-            own, carried, qtype, layout, span
-        )
-        lost += more
+        for first in range(0, n_rows, LANES):
+            rows = slice(first, first + LANES)
+            data[rows, [block.index for block in span.blocks]], errors[rows, span.start : span.stop], more = _round_span(
+                own[rows], carried[rows], qtype, layout, span
+            )
+            lost[rows] += more
     rounded = data.reshape(n_rows, -1)
     doubtful = np.flatnonzero(~(lost <= DOUBTFUL * usual_loss(qtype) * (np.square(weights) @ factor.importance)))
     if len(doubtful):
@@ -145,10 +148,11 @@ def _chosen(
     `shift` becomes the block's columns of d L with the errors as they were before that.
     """
     offset, step = scales
-    grid = Grid(layout.table, layout.middles, np.float32(0), np.float32(1), np.float32(1), np.ones((2, 2), dtype=np.int64), True)
-    carried, values, made = (np.ascontiguousarray(each.T) for each in (shift, weights, weights))
-    steps, offsets = np.ascontiguousarray(step.T), np.ascontiguousarray(offset.T)
-    choose_values(np.ascontiguousarray(weights.T), block.lower, np.arange(len(carried)), steps, offsets, grid, carried, values, made)
+    one, whole = np.float32(1), np.ones((2, 2), dtype=np.int64)
+    grid = Grid(layout.table, layout.middles, np.diff(layout.table), np.float32(0), one, one, whole, True)
+    of_rows = (weights, block.lower, step, offset, shift, weights, weights)
+    columns, upper, steps, offsets, carried, values, made = (np.ascontiguousarray(each.T) for each in of_rows)
+    choose_values(columns, upper, np.arange(len(carried)), steps, offsets, grid, carried, values, made)
     shift[:], errors = carried.T, np.ascontiguousarray(made.T)
     codes = np.ascontiguousarray(layout.places(values.T))
     if again:

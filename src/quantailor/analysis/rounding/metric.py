@@ -52,13 +52,15 @@ class Span:
     stop: int
     lower: Floats
     """Their part of L, (n_cols, n_cols)."""
+    upper: Floats
+    """That, turned."""
     below: Floats
     """What stands under it in L, (n_behind, n_cols)."""
     gram: Floats
     """L L^T of that part, (n_cols, n_cols)."""
     blocks: tuple[FactorBlock, ...]
     inverse: Floats
-    """Of each block's part of L, (n_blocks, size, size)."""
+    """Of each block's part of L, turned, (n_blocks, size, size)."""
     importance: Floats
     """Of each column where all before it can still make up for it: the diagonals of the blocks' metrics, (n_cols,)."""
     natural: Integers
@@ -79,7 +81,7 @@ class Factor:
     @property
     def n_bytes(self) -> int:
         """Memory that it takes, nearly."""
-        return sum(6 * span.lower.nbytes + span.below.nbytes for span in self.spans)
+        return sum(7 * span.lower.nbytes + span.below.nbytes for span in self.spans)
 
     def losses(self, deltas: Floats) -> Doubles:
         """|d L|^2 of rows of errors, (n_rows, n_cols) in that order: (n_rows,)."""
@@ -162,11 +164,11 @@ def _span(lower: Floats, order: Integers, size: int, start: int, stop: int) -> S
         _block(part[first : first + size, first : first + size], order[start + first : start + first + size], size)
         for first in range(0, stop - start, size)
     )
-    inverse = np.stack([block.inverse for block in blocks])
+    inverse = np.ascontiguousarray([block.inverse.T for block in blocks])
     importance = np.concatenate([block.importance[block.within] for block in blocks])
     natural = np.concatenate([number * size + block.natural for number, block in enumerate(blocks)])
     below = np.ascontiguousarray(lower[stop:, start:stop])
-    return Span(start, stop, part, below, part @ part.T, blocks, inverse, importance, natural)
+    return Span(start, stop, part, np.ascontiguousarray(part.T), below, part @ part.T, blocks, inverse, importance, natural)
 
 
 def _block(part: Floats, columns: Integers, size: int) -> FactorBlock:

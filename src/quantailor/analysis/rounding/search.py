@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from quantailor.analysis.rounding.compiling import compiled, compiled_loosely
+from quantailor.analysis.rounding.loops.vector_signs import improve_vectors
 from quantailor.numerics import Floats, Integers
 
 LANES = 64
@@ -233,11 +234,21 @@ def nearest_rows(
             for i in range(n_part):
                 units[row, first + i] = book[entries[row, part] // LANES, i, entries[row, part] % LANES]
     if signed:
-        rest = np.empty_like(x)
-        begin(x, metric, even, signs, units, rest)
-        for _ in range(_SWEEPS):
-            change_entries(metric, book, candidates, entries, signs, units, rest)
-            change_signs(metric, even, signs, units, rest)
+        tried = np.empty((entries.shape[1], n_picked, n_part, n), np.float32)
+        take_entries(book, candidates, tried)
+        improve_vectors(x, metric, even, tried, candidates, _SWEEPS, entries, signs, units)
+
+
+@compiled
+def take_entries(book: Floats, candidates: Integers, tried: Floats) -> None:
+    """The entries of a book, (n_chunks, n_part, LANES), by number, (n, n_parts, n_picked), into (n_parts, n_picked, n_part, n)."""
+    n, n_parts, n_picked = candidates.shape
+    for row in range(n):
+        for part in range(n_parts):
+            for k in range(n_picked):
+                number = candidates[row, part, k]
+                for i in range(book.shape[1]):
+                    tried[part, k, i, row] = book[number // LANES, i, number % LANES]
 
 
 @compiled_loosely
@@ -288,91 +299,3 @@ def pick(book: Floats, sizes: Floats, pull: Floats, out: Integers) -> None:
             if k + 1 < out.shape[1]:
                 scores[place, best] = -np.inf
                 tops[best] = scores[:, best].max()
-
-
-@compiled
-def begin(x: Floats, metric: Floats, even: bool, signs: Floats, units: Floats, rest: Floats) -> None:
-    """Give entries the signs of x, but for the cheapest where an even number must be negative; all of x is (n, n_weights).
-
-    Args:
-        x: the vectors.
-        metric: (n_weights, n_weights).
-        even: see `Book`.
-        signs: to fill, (n, n_weights).
-        units: entries, which are given signs, (n, n_weights).
-        rest: to fill with M (x - units).
-    """
-    for row in range(x.shape[0]):
-        odd, cheapest, cost = False, 0, np.inf
-        for i in range(x.shape[1]):
-            signs[row, i] = -1 if x[row, i] < 0 else 1
-            odd ^= x[row, i] < 0
-            loss = metric[i, i] * abs(x[row, i]) * units[row, i]
-            if loss < cost:
-                cheapest, cost = i, loss
-        if odd and even:
-            signs[row, cheapest] = -signs[row, cheapest]
-        for i in range(x.shape[1]):
-            units[row, i] *= signs[row, i]
-        for i in range(x.shape[1]):
-            rest[row, i] = 0
-            for j in range(x.shape[1]):
-                rest[row, i] += metric[i, j] * (x[row, j] - units[row, j])
-
-
-@compiled
-def change_entries(
-    metric: Floats, book: Floats, candidates: Integers, entries: Integers, signs: Floats, units: Floats, rest: Floats
-) -> None:
-    """Take the candidate, (n, n_parts, n_picked), that serves each part best in the full metric; the rest as in `begin`, and kept so."""
-    n_part = book.shape[1]
-    for row in range(units.shape[0]):
-        for part in range(candidates.shape[1]):
-            first = part * n_part
-            least, chosen = np.float32(0), entries[row, part]
-            for entry in candidates[row, part]:
-                change = np.float32(0)
-                for i in range(n_part):
-                    slope = -2 * rest[row, first + i]
-                    for j in range(n_part):
-                        new = signs[row, first + j] * book[entry // LANES, j, entry % LANES]
-                        slope += metric[first + i, first + j] * (new - units[row, first + j])
-                    new = signs[row, first + i] * book[entry // LANES, i, entry % LANES]
-                    change += slope * (new - units[row, first + i])
-                if change < least:
-                    least, chosen = change, entry
-            if chosen != entries[row, part]:
-                entries[row, part] = chosen
-                for i in range(n_part):
-                    step = signs[row, first + i] * book[chosen // LANES, i, chosen % LANES] - units[row, first + i]
-                    units[row, first + i] += step
-                    for j in range(units.shape[1]):
-                        rest[row, j] -= metric[j, first + i] * step
-
-
-@compiled
-def change_signs(metric: Floats, even: bool, signs: Floats, units: Floats, rest: Floats) -> None:
-    """Change signs, one or a pair at a time, while that helps; arrays as in `begin`, (n, n_weights), and kept so."""
-    n_weights = units.shape[1]
-    for row in range(units.shape[0]):
-        for _ in range(n_weights):
-            least, first, second = np.float32(0), -1, -1
-            for i in range(n_weights):
-                step = -2 * units[row, i]
-                alone = step * (step * metric[i, i] - 2 * rest[row, i])
-                if not even and alone < least:
-                    least, first = alone, i
-                for j in range(i if even else 0):
-                    other = -2 * units[row, j]
-                    pair = alone + other * (other * metric[j, j] - 2 * rest[row, j] + 2 * step * metric[i, j])
-                    if pair < least:
-                        least, first, second = pair, i, j
-            for i in (first, second):
-                if i >= 0:
-                    step = -2 * units[row, i]
-                    signs[row, i] = -signs[row, i]
-                    units[row, i] += step
-                    for j in range(n_weights):
-                        rest[row, j] -= metric[j, i] * step
-            if first < 0:
-                break

@@ -19,36 +19,40 @@ TOGETHER = 16
 
 
 @compiled
-def wanted_codes(
+def wanted_code(place: np.float32, middles: Floats, last: np.float32) -> int:
+    """The code nearest to a place, in steps from the first: by the middles of the table, (n_codes - 1,), or of 0 to the last."""
+    if len(middles):
+        code = 0
+        for middle in middles:
+            code += 1 if place > middle else 0
+        return code
+    return int(np.floor(min(max(place + np.float32(0.5), np.float32(0)), last)))
+
+
+@compiled
+def last_to_change(
     weights: Floats,
     errors: Floats,
     slopes: Floats,
     own_gram: Floats,
     offset: Floats,
     inverse: Floats,
-    middles: Floats,
-    last: np.float32,
-    first: int,
-    wanted: Floats,
-) -> None:
-    """The best codes of the columns from the first, each beside all others as they are, into wanted, (n_together,).
+    low: Floats,
+    high: Floats,
+    n: int,
+) -> np.int32:
+    """The last of the first n columns whose code is not the nearest to what is best beside all others as they are; -1 for none.
 
-    All else is as in `improve_codes`, of one row, (size,), with gram's diagonal, the inverse of steps, and the last code.
+    All else is as in `improve_codes`, of one row and some columns, (n_together,), with gram's diagonal, the inverse of steps, and the
+    places between which each column's code is the nearest.
     """
-    zero, one = np.float32(0), np.float32(1)
-    half_step, places = zero if len(middles) else np.float32(0.5), np.empty(TOGETHER, dtype=np.float32)
-    for k in range(TOGETHER):
-        column = first + k
-        best = weights[column] + errors[column] - slopes[column] / own_gram[column]
-        places[k] = (best - offset[column]) * inverse[column] + half_step
-    if len(middles):
-        wanted[:] = zero
-        for middle in middles:
-            for k in range(TOGETHER):
-                wanted[k] += one if places[k] > middle else zero
-    else:
-        for k in range(TOGETHER):
-            wanted[k] = np.floor(min(max(places[k], zero), last))
+    found = np.int32(-1)
+    for k in range(np.int32(TOGETHER)):
+        best = weights[k] + errors[k] - slopes[k] / own_gram[k]
+        place = (best - offset[k]) * inverse[k]
+        off = (place < low[k]) | (place > high[k])
+        found = max(found, np.int32(k) if off & (k < n) else np.int32(-1))
+    return found
 
 
 @compiled
@@ -83,7 +87,11 @@ def improve_codes(
     n_rows, size = weights.shape
     one, zero, last = np.float32(1), np.float32(0), np.float32(len(table) - 1)
     inverse, own_gram = np.empty(size, dtype=np.float32), np.empty(size, dtype=np.float32)
-    wanted = np.empty(TOGETHER, dtype=np.float32)
+    low, high = np.empty(size, dtype=np.float32), np.empty(size, dtype=np.float32)
+    ends = np.empty(len(table) + 1, dtype=np.float32)  # of the places where a code is the nearest
+    ends[0], ends[-1] = -np.inf, np.inf
+    for code in range(1, len(table)):
+        ends[code] = middles[code - 1] if len(middles) else np.float32(code) - np.float32(0.5)
     for column in range(size):
         own_gram[column] = gram[column, column]
     for row in range(n_rows):
@@ -91,21 +99,25 @@ def improve_codes(
         own_codes, own_errors, slope = codes[row], errors[row], slopes[row]
         for column in range(size):
             inverse[column] = one / own_step[column] if own_step[column] != zero else zero
+            low[column], high[column] = ends[own_codes[column]], ends[own_codes[column] + 1]
         for _ in range(n_sweeps):
             changed = False
             for first in range(size - TOGETHER, -1, -TOGETHER):
-                to_do = TOGETHER
+                to_do, stop = TOGETHER, first + TOGETHER
+                of_columns = (
+                    *(own_weights[first:stop], own_errors[first:stop], slope[first:stop], own_gram[first:stop]),
+                    *(own_offset[first:stop], inverse[first:stop], low[first:stop], high[first:stop]),
+                )
                 while to_do > 0:
-                    wanted_codes(own_weights, own_errors, slope, own_gram, own_offset, inverse, middles, last, first, wanted)
-                    to_change = -1
-                    for k in range(TOGETHER):
-                        to_change = k if k < to_do and wanted[k] != np.float32(own_codes[first + k]) else to_change
-                    to_do = to_change
-                    if to_change >= 0:
-                        column, code, changed = first + to_change, int(wanted[to_change]), True
+                    to_do = int(last_to_change(*of_columns, to_do))
+                    if to_do >= 0:
+                        column = first + to_do
+                        best = own_weights[column] + own_errors[column] - slope[column] / own_gram[column]
+                        code = wanted_code((best - own_offset[column]) * inverse[column], middles, last)
                         change = own_offset[column] + own_step[column] * table[code] - own_weights[column] - own_errors[column]
                         lost[row] += change * (2 * slope[column] + change * own_gram[column])
-                        own_codes[column] = code
+                        changed = changed or code != own_codes[column]
+                        own_codes[column], low[column], high[column] = code, ends[code], ends[code + 1]
                         own_errors[column] += change
                         for other in range(size):
                             slope[other] += change * gram[column, other]

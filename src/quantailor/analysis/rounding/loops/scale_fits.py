@@ -17,6 +17,38 @@ from quantailor.numerics import Floats, Integers
 
 
 @compiled
+def add_points(x: Floats, importance: Floats, columns: Integers, grid: Grid, inverse: Floats, pull: Floats, squares: Floats) -> None:
+    """Sums over a sub-block's columns, with points as what the nearest codes stand for in steps: of points times weights, and of squares.
+
+    Args:
+        x: weights of the block, (n_cols, LANES).
+        importance: of each, (n_cols,).
+        columns: of the sub-block, (width,).
+        grid: of the type.
+        inverse: of the step, (LANES,).
+        pull: sums of points times weights, are written, (LANES,).
+        squares: sums of squares of points, are written, (LANES,).
+    """
+    nought, half_step, last = np.float32(0), np.float32(0.5), grid.table[-1]
+    places, values = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    pull[:] = nought
+    squares[:] = nought
+    for column in columns:
+        own, share = x[column], importance[column]
+        if len(grid.middles):
+            for lane in range(LANES):
+                places[lane] = own[lane] * inverse[lane] - grid.zero
+            settle(places, grid, values)
+        else:
+            for lane in range(LANES):
+                values[lane] = np.floor(min(max(own[lane] * inverse[lane] - grid.zero + half_step, nought), last))
+        for lane in range(LANES):
+            point = values[lane] + grid.zero
+            pull[lane] += share * point * own[lane]
+            squares[lane] += share * point * point
+
+
+@compiled
 def fit_steps(x: Floats, importance: Floats, members: Integers, grid: Grid, reaches: Floats, found: Floats) -> None:
     """Steps of sub-blocks without offsets.
 
@@ -32,7 +64,6 @@ def fit_steps(x: Floats, importance: Floats, members: Integers, grid: Grid, reac
     low, high = grid.zero + grid.table[0], grid.zero + grid.table[-1]
     largest, inverse, best = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     pull, squares = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    places, values = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     found[:] = nought
     for sub in range(len(members)):
         largest[:] = nought
@@ -46,17 +77,7 @@ def fit_steps(x: Floats, importance: Floats, members: Integers, grid: Grid, reac
                 reach = end - reaches[k] if end < 0 else end + reaches[k]
                 for lane in range(LANES):
                     inverse[lane] = reach / largest[lane] if largest[lane] != nought else nought
-                pull[:] = nought
-                squares[:] = nought
-                for column in members[sub]:
-                    own, share = x[column], importance[column]
-                    for lane in range(LANES):
-                        places[lane] = own[lane] * inverse[lane] - grid.zero
-                    settle(places, grid, values)
-                    for lane in range(LANES):
-                        point = values[lane] + grid.zero
-                        pull[lane] += share * point * own[lane]
-                        squares[lane] += share * point * point
+                add_points(x, importance, members[sub], grid, inverse, pull, squares)
                 for lane in range(LANES):
                     gain = pull[lane] * pull[lane] / squares[lane] if squares[lane] > nought else nought
                     if gain > best[lane]:

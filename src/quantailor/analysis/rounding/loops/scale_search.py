@@ -12,71 +12,87 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantailor.analysis.rounding.compiling import compiled
-from quantailor.analysis.rounding.loops.lanes import LANES, TILE, Grid, add_lower, add_products, keep, settle, to_halves
+from quantailor.analysis.rounding.compiling import Compiled, compiled
+from quantailor.analysis.rounding.loops.lanes import LANES, TILE, Grid, add_lower, add_products, columns_of, products_of, settle, to_halves
 from quantailor.analysis.rounding.loops.scale_fits import fit_lines, fit_scales, fit_steps
 from quantailor.numerics import Floats, Integers
 
+FACTORS = np.array([1.0, 0.94, 0.97, 1.03, 1.06, 1.09, 1.12], dtype=np.float32)
+"""Multiples of a block's scales that are tried with the codes that go with them, all beside each other."""
+TRIED = len(FACTORS) * LANES
+"""Lanes of all trials: each factor's follow those of the factor before."""
+add_tried = products_of(TRIED)
 
-@compiled
-def choose_values(
-    weights: Floats,
-    lower: Floats,
-    sub_of: Integers,
-    step: Floats,
-    offset: Floats,
-    grid: Grid,
-    carried: Floats,
-    values: Floats,
-    errors: Floats,
-) -> None:
-    """Choose the codes of a block whose scales stand.
 
-    Args:
-        weights: (block_size, LANES).
-        lower: the block's part of L, (block_size, block_size).
-        sub_of: sub-block of each column, (block_size,).
-        step: of each sub-block, (n_sub, LANES).
-        offset: (n_sub, LANES).
-        grid: of the type.
-        carried: what other errors add to the columns of d L; becomes carried + d L, (block_size, LANES).
-        values: of the table, are written, (block_size, LANES).
-        errors: d, is written, (block_size, LANES).
-    """
-    nought, one = np.float32(0), np.float32(1)
-    place, inverse = np.empty(LANES, np.float32), np.empty_like(step)
-    for sub in range(len(step)):
-        for lane in range(LANES):
-            inverse[sub, lane] = one / step[sub, lane] if step[sub, lane] != nought else nought
-    size = len(weights)
-    for start in range(size - TILE, -1, -TILE):
-        add_products(errors, size - 1, -1, size - start - TILE, lower, carried, start, start + TILE)
-        for column in range(start + TILE - 1, start - 1, -1):
-            own, behind, share, sub = weights[column], carried[column], one / lower[column, column], sub_of[column]
-            for lane in range(LANES):
-                place[lane] = (own[lane] - behind[lane] * share - offset[sub, lane]) * inverse[sub, lane] - grid.zero
-            settle(place, grid, values[column])
-            error = errors[column]
-            for lane in range(LANES):
-                error[lane] = offset[sub, lane] + step[sub, lane] * (grid.zero + values[column, lane]) - own[lane]
-            for other in range(start, column + 1):
-                share, target = lower[column, other], carried[other]
-                for lane in range(LANES):
-                    target[lane] += error[lane] * share
+def choice_of(lanes: int) -> Compiled[[Floats, Floats, Integers, Floats, Floats, Grid, Floats, Floats, Floats], None]:
+    """`choose_values` for `LANES` or `TRIED` lanes, (n_columns, lanes)."""
+
+    def choose_values(
+        weights: Floats,
+        upper: Floats,
+        sub_of: Integers,
+        step: Floats,
+        offset: Floats,
+        grid: Grid,
+        carried: Floats,
+        values: Floats,
+        errors: Floats,
+    ) -> None:
+        """Choose the codes of a block whose scales stand.
+
+        Args:
+            weights: (block_size, lanes).
+            upper: the block's part of L, turned, (block_size, block_size).
+            sub_of: sub-block of each column, (block_size,).
+            step: of each sub-block, (n_sub, lanes).
+            offset: (n_sub, lanes).
+            grid: of the type.
+            carried: what other errors add to the columns of d L; becomes carried + d L, (block_size, lanes).
+            values: of the table, are written, (block_size, lanes).
+            errors: d, is written, (block_size, lanes).
+        """
+        nought, one, zero = np.float32(0), np.float32(1), grid.zero
+        place, inverse = columns_of(1, lanes)[0], columns_of(len(step), lanes)
+        for sub in range(len(step)):
+            for lane in range(lanes):
+                inverse[sub, lane] = one / step[sub, lane] if step[sub, lane] != nought else nought
+        size = len(weights)
+        for start in range(size - TILE, -1, -TILE):
+            if lanes == TRIED:
+                add_tried(errors, size - 1, -1, size - start - TILE, upper, carried, start, start + TILE)
+            else:
+                add_products(errors, size - 1, -1, size - start - TILE, upper, carried, start, start + TILE)
+            for column in range(start + TILE - 1, start - 1, -1):
+                share, sub = one / upper[column, column], sub_of[column]
+                own, behind, error, value = weights[column], carried[column], errors[column], values[column]
+                own_step, own_offset, own_inverse = step[sub], offset[sub], inverse[sub]
+                for lane in range(lanes):
+                    place[lane] = (own[lane] - behind[lane] * share - own_offset[lane]) * own_inverse[lane] - zero
+                settle(place, grid, value)
+                for lane in range(lanes):
+                    error[lane] = own_offset[lane] + own_step[lane] * (zero + value[lane]) - own[lane]
+                for other in range(start, column + 1):
+                    share, target = upper[other, column], carried[other]
+                    for lane in range(lanes):
+                        target[lane] += error[lane] * share
+
+    return compiled(choose_values)
+
+
+choose_values, choose_tried = choice_of(LANES), choice_of(TRIED)
 
 
 @compiled
 def choose_blocks(
     weights: Floats,
     carried: Floats,
-    lower: Floats,
+    upper: Floats,
     inverse: Floats,
     importance: Floats,
     members: Integers,
     grid: Grid,
     reaches: Floats,
     n_tries: int,
-    factors: Floats,
     scales: Floats,
     numbers: Floats,
     values: Floats,
@@ -87,29 +103,27 @@ def choose_blocks(
     Args:
         weights: (n_cols, LANES).
         carried: see `choose_values`, (n_cols, LANES).
-        lower: L, (n_cols, n_cols).
-        inverse: of each block's part of L, (n_blocks, block_size, block_size).
+        upper: L, turned, (n_cols, n_cols).
+        inverse: of each block's part of L, turned, (n_blocks, block_size, block_size).
         importance: of each column where all before it can still make up for it, (n_cols,).
         members: columns of each sub-block within each block, (n_blocks, n_sub, width).
         grid: of the type.
         reaches: see `fit_steps` and `fit_lines`, (n_tries,).
         n_tries: see `fit_scales`.
-        factors: multiples of the scales that are tried, (n_factors,).
         scales: (n_blocks, 2, LANES), written as by `fit_scales`, as are the numbers.
         numbers: (n_blocks, n_sub, 2, LANES).
         values: of the table, are written, (n_cols, LANES).
         errors: d, is written, (n_cols, LANES).
     """
-    block_size, n_sub, sub_of = inverse.shape[1], members.shape[1], np.empty(inverse.shape[1], np.int64)
-    best_values, best_errors = np.empty((block_size, LANES), np.float32), np.empty((block_size, LANES), np.float32)
-    found, scaled = np.empty((n_sub, 6, LANES), np.float32), np.zeros((2, LANES), np.float32)
-    step, offset = np.empty((n_sub, LANES), np.float32), np.empty((n_sub, LANES), np.float32)
-    least, lost, better = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.bool_)
-    best_scaled = np.zeros((2, LANES), np.float32)
+    size, n_sub, sub_of = inverse.shape[1], members.shape[1], np.empty(inverse.shape[1], np.int64)
+    found, x = np.empty((n_sub, 6, LANES), np.float32), columns_of(size, LANES)
+    tried_weights, tried_carried = columns_of(size, TRIED), columns_of(size, TRIED)
+    tried_values, tried_errors = columns_of(size, TRIED), columns_of(size, TRIED)
+    scaled, step, offset = np.zeros((2, TRIED), np.float32), columns_of(n_sub, TRIED), columns_of(n_sub, TRIED)
+    lost, chosen = np.empty(TRIED, np.float32), np.empty(LANES, np.int64)
     for number in range(len(inverse) - 1, -1, -1):
-        first, stop = number * block_size, (number + 1) * block_size
-        own_lower = lower[first:stop, first:stop].copy()
-        x = weights[first:stop].copy()
+        first, stop = number * size, (number + 1) * size
+        x[:] = weights[first:stop]
         add_lower(carried[first:stop], -inverse[number], 0, x)
         if grid.has_offsets:
             fit_lines(x, importance[first:stop], members[number], grid, reaches, found)
@@ -119,42 +133,71 @@ def choose_blocks(
         for sub in range(n_sub):
             for column in members[number, sub]:
                 sub_of[column] = sub
-        least[:] = np.inf
-        for factor in factors:
-            scale_by(factor, scales[number], numbers[number], grid, scaled, step, offset)
-            tried = carried[first:stop].copy()
-            choose_values(weights[first:stop], own_lower, sub_of, step, offset, grid, tried, values[first:stop], errors[first:stop])
-            square_sums(tried, lost)
+        scale_all(scales[number], numbers[number], grid, scaled, step, offset)
+        repeat(weights[first:stop], tried_weights)
+        repeat(carried[first:stop], tried_carried)
+        own_upper = upper[first:stop, first:stop].copy()
+        choose_tried(tried_weights, own_upper, sub_of, step, offset, grid, tried_carried, tried_values, tried_errors)
+        square_sums(tried_carried, lost)
+        choose_trial(lost, chosen)
+        take(tried_values, chosen, values[first:stop])
+        take(tried_errors, chosen, errors[first:stop])
+        take(tried_carried, chosen, carried[first:stop])
+        take(scaled, chosen, scales[number])
+        add_products(errors[first:stop], 0, 1, size, upper[:first, first:stop].copy(), carried, 0, first)
+
+
+@compiled
+def repeat(x: Floats, trials: Floats) -> None:
+    """Give each trial, of (n, TRIED), the columns, (n, LANES)."""
+    for row in range(len(x)):
+        for trial in range(len(FACTORS)):
             for lane in range(LANES):
-                better[lane] = lost[lane] < least[lane] or factor == factors[0]
-            keep(better, lost.reshape(1, -1), least.reshape(1, -1))
-            keep(better, scaled, best_scaled)
-            keep(better, values[first:stop], best_values)
-            keep(better, errors[first:stop], best_errors)
-        scales[number], values[first:stop], errors[first:stop] = best_scaled, best_values, best_errors
-        add_lower(best_errors, lower[first:stop], first, carried)
+                trials[row, trial * LANES + lane] = x[row, lane]
+
+
+@compiled
+def take(trials: Floats, chosen: Integers, x: Floats) -> None:
+    """Of trials, (n, TRIED), those at the places that were chosen, (LANES,), into x, (n, LANES)."""
+    for row in range(len(x)):
+        for lane in range(LANES):
+            x[row, lane] = trials[row, chosen[lane]]
+
+
+@compiled
+def choose_trial(lost: Floats, chosen: Integers) -> None:
+    """Where among trials, (n_tried,), each lane loses least, (n_lanes,); the first trial's where nothing can be compared."""
+    for lane in range(LANES):
+        chosen[lane] = lane
+        for trial in range(1, len(FACTORS)):
+            place = trial * LANES + lane
+            chosen[lane] = place if lost[place] < lost[chosen[lane]] else chosen[lane]
 
 
 @compiled
 def square_sums(x: Floats, sums: Floats) -> None:
-    """Sums of the squares of columns, (n, LANES), into sums, (LANES,)."""
-    squares = np.empty(LANES, np.float32)
+    """Sums of the squares of columns, (n, TRIED), into sums, (TRIED,)."""
+    squares = np.empty(TRIED, np.float32)
     sums[:] = np.float32(0)
     for row in range(len(x)):
-        for lane in range(LANES):
+        for lane in range(TRIED):
             squares[lane] = x[row, lane] * x[row, lane]
-        for lane in range(LANES):
+        for lane in range(TRIED):
             sums[lane] += squares[lane]
 
 
 @compiled
-def scale_by(factor: np.float32, scales: Floats, numbers: Floats, grid: Grid, scaled: Floats, step: Floats, offset: Floats) -> None:
-    """Scales of a block, (2, LANES), times a factor, into scaled, (2, LANES), and what sub-blocks then have, (n_sub, LANES) both."""
+def scale_all(scales: Floats, numbers: Floats, grid: Grid, scaled: Floats, step: Floats, offset: Floats) -> None:
+    """Scales of a block, (2, LANES), times each factor, (2, TRIED), and what sub-blocks then have, (n_sub, TRIED) both."""
     for what in range(2 if grid.has_offsets else 1):
-        for lane in range(LANES):
-            scaled[what, lane] = scales[what, lane] * factor
-        to_halves(scaled[what])
+        for trial in range(len(FACTORS)):
+            own = scaled[what, trial * LANES : (trial + 1) * LANES]
+            for lane in range(LANES):
+                own[lane] = scales[what, lane] * FACTORS[trial]
+            to_halves(own)
     for sub in range(len(numbers)):
-        for lane in range(LANES):
-            step[sub, lane] = grid.unit * scaled[0, lane] * numbers[sub, 0, lane]
-            offset[sub, lane] = grid.sign * scaled[1, lane] * numbers[sub, 1, lane]
+        for trial in range(len(FACTORS)):
+            for lane in range(LANES):
+                place = trial * LANES + lane
+                step[sub, place] = grid.unit * scaled[0, place] * numbers[sub, 0, lane]
+                offset[sub, place] = grid.sign * scaled[1, place] * numbers[sub, 1, lane]
