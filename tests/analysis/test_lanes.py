@@ -42,9 +42,9 @@ def test_products_are_added(way: int) -> None:
 
 def test_rows_of_a_lower_triangle_are_added() -> None:
     rng = np.random.default_rng(0)
-    rows, lower = rng.normal(size=(32, LANES)).astype(np.float32), np.tril(rng.normal(size=(32, 64)).astype(np.float32), 32)
-    targets = np.zeros((64, LANES), dtype=np.float32)
-    add_lower(rows, np.ascontiguousarray(lower.T), 32, targets)
+    rows, lower = rng.normal(size=(32, LANES)).astype(np.float32), np.tril(rng.normal(size=(32, 32)).astype(np.float32))
+    targets = np.zeros((32, LANES), dtype=np.float32)
+    add_lower(rows, np.ascontiguousarray(lower.T), targets)
     np.testing.assert_allclose(targets, lower.T @ rows, rtol=1e-4, atol=1e-4)
 
 

@@ -104,6 +104,7 @@ def improve_codes(
             changed = False
             for first in range(size - TOGETHER, -1, -TOGETHER):
                 to_do, stop = TOGETHER, first + TOGETHER
+                # Slices, whose columns count from 0: a number that might be negative counts from the end, which numba looks up one by one.
                 of_columns = (
                     *(own_weights[first:stop], own_errors[first:stop], slope[first:stop], own_gram[first:stop]),
                     *(own_offset[first:stop], inverse[first:stop], low[first:stop], high[first:stop]),

@@ -57,7 +57,10 @@ def to_halves(values: Floats) -> None:
 
 @compiled
 def add_jumps(places: Floats, middles: Floats, jumps: Floats, sums: Floats) -> None:
-    """Add to sums, (n_lanes,), the jumps, (n_middles,), of all middles below each place, (n_lanes,), one after another from the first."""
+    """Add to sums, (n_lanes,), the jumps, (n_middles,), of all middles below each place, (n_lanes,), one after another from the first.
+
+    Five at a time, between which a sum does not leave the processor's registers.
+    """
     nought, n = np.float32(0), len(middles)
     for k in range(0, n - n % 5, 5):
         m0, m1, m2, m3, m4 = middles[k], middles[k + 1], middles[k + 2], middles[k + 3], middles[k + 4]
@@ -124,15 +127,13 @@ add_products = products_of(LANES)
 
 
 @compiled
-def add_lower(rows: Floats, upper: Floats, first: int, targets: Floats) -> None:
-    """Add rows, (n, LANES), times their rows of a lower triangle to targets, (n_columns, LANES), the first row first.
+def add_lower(rows: Floats, upper: Floats, targets: Floats) -> None:
+    """Add rows, (n, LANES), times their rows of a lower triangle to targets, (n, LANES), the first row first.
 
-    Row k begins at column 0 and ends at column first + k. `upper` is the triangle turned, with zeros below it: (n_columns, n).
+    `upper` is the triangle turned, with zeros below it: (n, n).
     """
-    n = len(rows)
-    add_products(rows, 0, 1, n, upper, targets, 0, first)
-    for start in range(0, n, TILE):
-        add_products(rows, start, 1, n - start, upper, targets, first + start, first + start + TILE)
+    for start in range(0, len(rows), TILE):
+        add_products(rows, start, 1, len(rows) - start, upper, targets, start, start + TILE)
 
 
 @compiled

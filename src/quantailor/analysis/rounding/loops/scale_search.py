@@ -124,7 +124,7 @@ def choose_blocks(
     for number in range(len(inverse) - 1, -1, -1):
         first, stop = number * size, (number + 1) * size
         x[:] = weights[first:stop]
-        add_lower(carried[first:stop], -inverse[number], 0, x)
+        add_lower(carried[first:stop], -inverse[number], x)
         if grid.has_offsets:
             fit_lines(x, importance[first:stop], members[number], grid, reaches, found)
         else:
